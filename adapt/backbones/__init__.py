@@ -1,1 +1,1 @@
-"""The parts of a frozen model: towers, loading, preprocessing, quantisation."""
+"""Frozen pre-trained models: loading them, mapping their towers, preprocessing images, quantisation."""

@@ -1,4 +1,4 @@
-"""Blocks that were cut out of a backbone: nothing of them is left, and only an edit can take their place."""
+"""Backbones without some of their blocks: a cut-out block can only be replaced by an edit that bypasses it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapt.errors import AdaptError
 
 
 class Absent(nn.Module):
-    """A stand-in for the block `name`, which was cut out. Raises AdaptError if it is called and no edit bypasses it."""
+    """A placeholder for a block that was cut out; calling it raises AdaptError, unless an edit bypasses the block."""
 
     precision: Tensor
 
@@ -24,7 +24,7 @@ class Absent(nn.Module):
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)  # follows `.to(dtype)`
 
     def get_weight_dtype(self) -> torch.dtype:
-        """Return the model's precision, which open_clip reads off the first block of a tower."""
+        """Return the model's precision: open_clip calls this method on the first block of a tower."""
         return self.precision.dtype
 
     def forward(self, *args: object, **kwargs: object) -> NoReturn:
@@ -35,7 +35,7 @@ class Absent(nn.Module):
 
 
 def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
-    """Return the paths in the backbone's model of the blocks of these names, such as vision.3."""
+    """Return the module path in the backbone's model of each block in `names`, such as vision.3."""
     paths = {id(module): path for path, module in backbone.model.named_modules()}
     return {
         f"{tower.name}.{i}": paths[id(block.module)]
@@ -46,7 +46,7 @@ def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
 
 
 def cut_out(backbone: Backbone, names: Collection[str]) -> None:
-    """Put an `Absent` in the place of these blocks; their modules are no longer part of the model."""
+    """Replace the named blocks (such as vision.3) by `Absent` modules, which removes their weights from the model."""
     for name, path in block_paths(backbone, names).items():
         tower, _, index = name.partition(".")
         absent, blocks = Absent(name, backbone.dtype), list(backbone.towers[tower].blocks)

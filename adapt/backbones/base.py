@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Let tensors made inside take part in training, even if the caller is in `torch.inference_mode()`."""
+    """Leave `torch.inference_mode()` in the `with` block, so that tensors made in it can be trained."""
     if not torch.is_inference_mode_enabled():
         yield  # leaving a mode that is not on would switch gradients on
         return
@@ -37,9 +37,9 @@ def outside_inference_mode() -> Iterator[None]:
 
 
 class Backbone:
-    """A frozen model with its tokenizer and preprocessing, described by its towers. Nothing here changes the model.
+    """A frozen model with its tokenizer and preprocessing, described by its towers. No method changes the model.
 
-    Build one with `adapt.load_backbone(spec)`, or from a model that you hold: `Backbone.from_open_clip`,
+    Build one with `adapt.load_backbone(spec)`, or from a model that is already loaded: `Backbone.from_open_clip`,
     `Backbone.from_transformers`, `VisionLLM(...)`.
     """
 
@@ -92,7 +92,7 @@ class Backbone:
         return build(model, processor, name)
 
     def tower(self, name: str) -> Tower:
-        """Return the tower called `name`. Raises AdaptError if this model has none whose blocks can be edited."""
+        """Return the tower called `name`. Raises AdaptError if this model has no such tower with editable blocks."""
         if name not in self.towers:
             raise AdaptError(
                 f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; "
@@ -106,15 +106,15 @@ class Backbone:
     def transform(self, train: bool) -> Transform:
         """Return a transform from a PIL image to `(3, h, w)`.
 
-        For training it is the papers' augmentation, otherwise the model's own transform.
+        With `train`, it is the random augmentation used in the papers; otherwise it is the model's own transform.
         """
         transform = self.preprocess.training() if train else self._eval_transform or self.preprocess.evaluation()
         return OfUpright(transform) if self.preprocess.turned else transform
 
     def turning(self, turned: bool) -> Self:
-        """Return a backbone over the same model that reads images turned upright by EXIF, or as they are stored.
+        """Return a backbone on the same model that turns images upright by EXIF (`turned`), or reads them as stored.
 
-        This one stays as it is: it may serve other models.
+        This backbone is left unchanged, because other methods may use it.
         """
         if self.preprocess.turned == turned:
             return self
@@ -124,11 +124,11 @@ class Backbone:
 
     @property
     def sees(self) -> tuple[int, int, Preprocess]:
-        """The identity of all that decides how the backbone sees a picture: its model, and how it reads pictures."""
+        """A key of the model and its preprocessing: two backbones with equal keys read every image in the same way."""
         return id(self.model), id(self._eval_transform), self.preprocess
 
     def export(self, folder: Path, model: nn.Module) -> None:
-        """Write `model`, a changed copy of this backbone's, to `folder` in the library's own format."""
+        """Write `model`, an edited copy of this backbone's model, to `folder` in the format of its library."""
         if self._export is None:
             raise AdaptError(
                 f"{self.describe()} was not built from a name or folder, so its format is not known: save it yourself"
@@ -141,12 +141,12 @@ class Backbone:
         return fingerprint.of_model(self.model)
 
     def content(self) -> str:
-        """Return hex digits that stand for every value of the model, which cached features depend on."""
+        """Return a hash, in hex digits, of all weights and buffers of the model: part of the key of cached features."""
         return self._known_content[0] if self._known_content else fingerprint.content(self.model)
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Hash all values only once inside, where the caller promises to change none."""
+        """Hash the model's weights only once in the `with` block; the caller promises not to change them in it."""
         self._known_content.append(fingerprint.content(self.model))
         try:
             yield
@@ -154,11 +154,11 @@ class Backbone:
             self._known_content.clear()
 
     def reading(self) -> dict[str, Any]:
-        """Return how inputs are prepared, which an adapter records and which must be the same where it is loaded."""
+        """Return how inputs are prepared, as an adapter records it; to load the adapter, a backbone must match."""
         return self.preprocess.to_dict()
 
     def read_as(self, reading: dict[str, Any]) -> None:
-        """Take over from an adapter's record what is the user's choice about reading: here, nothing."""
+        """Take the input settings that a user may choose from an adapter's record; a plain backbone has none."""
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +166,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision in which images are read."""
+        """The precision that images are converted to before they enter the model."""
         return self._parameter.dtype
 
     @property
@@ -180,7 +180,7 @@ class Backbone:
 
 
 class DualEncoder(Backbone):
-    """A CLIP or SigLIP of one of the supported libraries, which maps images and texts to features of one space.
+    """A CLIP or SigLIP of a supported library, which maps images and texts to features in one space.
 
     `encode_image` and `encode_text` are the library's own forward, untouched.
     """
@@ -195,18 +195,18 @@ class DualEncoder(Backbone):
         self.encode_text = encode_text  # (n, context length) -> (n, e)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return the ids `(n, context length)` of texts. Raises AdaptError if a text is too long."""
+        """Return the token ids `(n, context length)` of `texts`. Raises AdaptError if a text is too long."""
         return pad_rows([self.tokenizer.row(text) for text in texts], self.tokenizer)
 
     @cached_property
     def embed_dim(self) -> int:
-        """The width `e` of the features, measured on one text."""
+        """The width `e` of the features, measured by encoding an empty text."""
         with torch.inference_mode():
             return int(self.encode_text(self.tokenize([""]).to(self.device)).shape[-1])
 
     @property
     def logit_scale(self) -> float:
-        """The exponential of the learned log scale."""
+        """The factor that cosine similarities are multiplied by: the exponential of the learned log scale."""
         return float(self._parameter.detach().float().exp())
 
     @property
@@ -217,12 +217,12 @@ class DualEncoder(Backbone):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the towers' weights, in which images are read; the scale may have a higher one."""
+        """The precision of the towers' weights, which images are converted to; the logit scale's may be higher."""
         return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
 
     @cached_property
     def _entrance(self) -> nn.Conv2d | None:
-        """The convolution where images enter, None if they enter elsewhere."""
+        """The model's first convolution, which embeds the patches of images; None if it has no convolution."""
         return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
 
     @property

@@ -1,4 +1,4 @@
-"""The configuration of a model: all settings that change its values, as plain JSON."""
+"""The configuration of a model as plain JSON: all settings, besides the weights, that affect its outputs."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ Configuration = dict[str, JSON]
 
 
 def of_model(model: nn.Module) -> Configuration:
-    """Return all configuration that changes values, by its place in the model.
+    """Return all settings that affect the outputs of `model`, by module path and attribute name.
 
-    It covers the hyper-parameters of modules, functions without parameters, and computed buffers. The blocks of a stack
-    share an entry, a list of their values if these differ. The result is the same however the model was loaded, in any
-    precision and on any device.
+    These are the hyper-parameters of modules, activation functions, and computed buffers. The blocks of a stack share
+    one entry, which is a list where their values differ. The result does not depend on how the model was loaded, its
+    precision or its device.
     """
     entries: dict[str, list[JSON]] = {}
     for path, module in model.named_modules():
@@ -80,7 +80,7 @@ def _of_module(module: nn.Module) -> Configuration:
 
 
 def _of_library(config: object) -> Configuration:
-    """Return what else a transformers configuration says, including the configurations of towers inside it."""
+    """Return the entries of a transformers config that affect outputs, including the configs nested in it."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         return {}
@@ -109,7 +109,7 @@ def _plain(value: object) -> JSON:
 
 
 def _sampled(buffer: Tensor | None) -> list[JSON] | None:
-    """Return the shape and three entries of a computed buffer, such as a mask or the frequencies of positions."""
+    """Return the shape and three entries of a computed buffer, such as a mask or rotary position frequencies."""
     if buffer is None:
         return None
     if buffer.is_meta or not buffer.is_floating_point() or not buffer.numel():
@@ -120,10 +120,10 @@ def _sampled(buffer: Tensor | None) -> list[JSON] | None:
 
 
 def _function(module: nn.Module) -> JSON:
-    """Return what a module without parameters computes, found by trying it: libraries have many names for one function.
+    """Return a name for the function of a parameter-free module, such as gelu, recognised by its output.
 
-    The result is a name, or the values at some numbers; torch's name of the module if it does not take a single row;
-    None for any other module.
+    Libraries have many class names for one function. An unknown function is described by its values at a few numbers. A
+    torch module that cannot run on a vector gives its class name; any other module gives None.
     """
     probe = torch.tensor(_PROBE)
     try:
@@ -137,7 +137,10 @@ def _function(module: nn.Module) -> JSON:
 
 
 def differences(one: Configuration, other: Configuration, tolerance: float) -> list[str]:
-    """Return where two configurations disagree. An entry of only one is left out: another release may say more."""
+    """Return where two configurations disagree.
+
+    An entry that only one configuration has is left out, since another release of a library may record more.
+    """
     shared = sorted(one.keys() & other.keys())
     return [
         f"{place} is {brief(one[place])}, not {brief(other[place])}"
@@ -147,7 +150,7 @@ def differences(one: Configuration, other: Configuration, tolerance: float) -> l
 
 
 def _same(one: JSON, other: JSON, tolerance: float) -> bool:
-    """Return whether two values are equal, up to the rounding of numbers computed in another precision."""
+    """Return whether two settings are equal; floats may differ by `tolerance`, since precisions round differently."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))
     if isinstance(one, float) and isinstance(other, int | float):

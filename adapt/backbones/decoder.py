@@ -1,4 +1,4 @@
-"""A map of the decoder blocks of transformers' causal language models to a tower."""
+"""The decoder of a transformers causal language model, described as a tower of editable blocks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def decoder_tower(llm: PreTrainedModel) -> Tower:
-    """Return the decoder of a causal language model.
+    """Return the decoder of a causal language model as a tower.
 
-    Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them are known. Raises AdaptError if its blocks
-    have another form.
+    Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them are known. Raises AdaptError if the model's
+    blocks have another form.
     """
     config = llm.config.get_text_config()
     layers = getattr(llm.base_model, "layers", None)
@@ -71,7 +71,7 @@ def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projectio
 
 
 def _mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the projections of an MLP, none for a mixture of experts."""
+    """Return the projections of an MLP by their short names; empty for a mixture of experts."""
     fused = getattr(mlp, "gate_up_proj", None)
     if isinstance(fused, nn.Linear):
         parts = zip(("gate", "up"), fused_rows([fused.out_features // 2] * 2))
@@ -84,7 +84,7 @@ def _mlp(mlp: nn.Module) -> dict[str, Projection]:
 
 
 def _first(owner: nn.Module, *names: str) -> nn.Module:
-    """Return the first of these modules that `owner` has."""
+    """Return the first submodule of `owner` that has one of `names`. Raises AdaptError if `owner` has none of them."""
     for name in names:
         if hasattr(owner, name):
             return owner.get_submodule(name)

@@ -1,4 +1,4 @@
-"""The model that an adapter belongs to: names, shapes, a few sampled values, and how it computes with them."""
+"""Fingerprints of models, by which an adapter recognises the model that it was trained on."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TOLERANCE = 0.01  # relative; bf16 rounds by 0.4 %
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The identity of a model: its structure, sampled values and configuration.
+    """The identity of a model: its structure, sampled weights and configuration.
 
-    `structure` hashes the parameters' names and shapes, `values` are sampled entries, one of each chosen parameter, and
-    `configuration` says what the model computes with them.
+    `structure` hashes the names and shapes of the parameters. `values` are single entries of a few of the parameters.
+    `configuration` holds the settings that affect the model's outputs.
     """
 
     structure: str
@@ -29,11 +29,11 @@ class Fingerprint:
     configuration: configuration.Configuration
 
     def matches(self, other: Fingerprint) -> bool:
-        """Return whether both belong to the same model, in any precision."""
+        """Return whether both fingerprints belong to the same model, in any precision."""
         return self.difference(other) is None
 
     def difference(self, other: Fingerprint) -> str | None:
-        """Return what distinguishes the models, the first thing of each kind; None if they are the same."""
+        """Return the first difference between two models, as text for a message; None if they are the same."""
         if self.structure != other.structure or len(self.values) != len(other.values):
             return "another architecture"
         if not all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values)):
@@ -53,9 +53,9 @@ def _text(configured: configuration.Configuration) -> str:
 
 
 def content(model: nn.Module) -> str:
-    """Return a hash of all parameters and buffers, to the bit and with their types, and of the configuration.
+    """Return a hash of all parameters and buffers, exact to the bit and including dtypes, and of the configuration.
 
-    It takes about a second for each gigabyte.
+    Hashing takes about a second for each gigabyte.
     """
     digest = hashlib.blake2b(_text(configuration.of_model(model)).encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
@@ -65,12 +65,12 @@ def content(model: nn.Module) -> str:
 
 
 def sampled(name: str, parameter: Tensor) -> Tensor:
-    """Return the entry that stands for a parameter, at a place that its name chooses."""
+    """Return the one entry that represents `parameter` in a fingerprint, at an index derived from its name."""
     return parameter.detach().flatten()[zlib.crc32(name.encode()) % parameter.numel()].float().cpu()
 
 
 def of_model(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of `model`, whatever the order of its parameters."""
+    """Return the fingerprint of `model`, which does not depend on the order of its parameters."""
     parameters = dict(sorted(model.named_parameters()))
     described = ";".join(f"{name}:{tuple(value.shape)}" for name, value in parameters.items())
     chosen = sorted(parameters, key=lambda name: zlib.crc32(name.encode()))[:SAMPLES]

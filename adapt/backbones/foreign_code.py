@@ -1,4 +1,4 @@
-"""Refusal of code that comes with a model: a setting that would make a library run it is an error, by name."""
+"""Refusal of models that bring their own code: a setting that would make a library run it raises AdaptError."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_
 
 
 def check_source(source: str | Path) -> None:
-    """Raise AdaptError if a configuration file in a folder, or of that name on the hub, would cause code to run."""
+    """Raise AdaptError if a configuration file of `source`, a folder or a hub name, would cause code to run."""
     for path in _configurations(source):
         if path.name == "adapter_config.json":
             raise AdaptError(
@@ -52,7 +52,7 @@ def read_configuration(path: Path) -> Any:
 
 
 def check_configuration(configuration: object, source: str, place: str = "") -> None:
-    """Raise AdaptError for a key of a configuration, at any depth, that would cause code to run."""
+    """Raise AdaptError if a key of `configuration`, at any depth, would make a library run foreign code."""
     if isinstance(configuration, list):
         for value in configuration:
             check_configuration(value, source, place)
@@ -78,7 +78,7 @@ def check_configuration(configuration: object, source: str, place: str = "") -> 
 
 
 def _names_readers(auto_map: object) -> bool:
-    """Return whether `auto_map` names a tokenizer or processor; for a model, transformers' own class stands in."""
+    """Return whether `auto_map` names a custom tokenizer or processor; a custom model class is ignored."""
     return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
 
 
@@ -91,9 +91,9 @@ def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
 
 @contextmanager
 def no_questions() -> Iterator[None]:
-    """Make transformers refuse a model that needs its own code, where it would ask at the terminal.
+    """Make transformers raise an error for a model that needs its own code, instead of asking at the terminal.
 
-    It asks if a library above it, such as open_clip, does not say `trust_remote_code=False`.
+    Transformers asks if its caller, such as open_clip, does not pass `trust_remote_code=False`.
     """
     from transformers import dynamic_module_utils
 
@@ -106,7 +106,7 @@ def no_questions() -> Iterator[None]:
 
 
 def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
-    """Return the error to raise if transformers refused to run a model's code; None if `error` is another one."""
+    """Return the AdaptError to raise if `error` means that a model needs its own code; None for any other error."""
     if "custom code" not in str(error) and "trust_remote_code" not in str(error):
         return None
     named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Maps of transformers' ViLT and BridgeTower, encoders of an image together with a question."""
+"""Backbones of transformers' ViLT and BridgeTower, which encode an image together with a question."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _LONGEST = 40  # words of a question, as published, unless the model takes fewer
 
 
 class FusionEncoder(Backbone):
-    """A frozen encoder of an image with a question: `encode(images, questions)` to features `(b, d)`.
+    """A frozen encoder of an image with a question: `encode(images, questions)` returns features `(b, d)`.
 
-    Images are resized to a square; the published code keeps their shapes.
+    Images are resized to a square, whereas the published code keeps their aspect ratios.
     """
 
     family = "fusion encoder"
@@ -46,7 +46,7 @@ class FusionEncoder(Backbone):
         self.classifier, self.answers = classifier, answers  # the model's own, if it was trained to answer
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask` `(b, l)`. Raises AdaptError if a question is too long."""
+        """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError if any is too long."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         if tokens["input_ids"].shape[1] > self._longest:
             longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]
@@ -54,17 +54,18 @@ class FusionEncoder(Backbone):
         return {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
     def encode(self, images: Tensor, questions: Sequence[str]) -> Tensor:
-        """Return features `(b, d)` of images `(b, 3, h, w)` with a question each, by the library's own forward."""
+        """Return features `(b, d)` of images `(b, 3, h, w)`, each with its question, by the library's own forward."""
         return self._encode(images.to(self.dtype), self.tokenize(questions))
 
     def knows(self, answers: Sequence[str]) -> bool:
-        """Return whether the model's own head tells these answers apart."""
+        """Return whether the model's own classifier has a class for every one of `answers`."""
         return set(answers) <= set(self.answers)
 
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
-        """Return a head `(b, d) -> (b, answers)` of ViLT's form.
+        """Return a trainable classifier `(b, d) -> (b, answers)` with the layers of ViLT's classifier.
 
-        It is a copy of the model's own head if that knows the answers.
+        It is copied from the model's own classifier if that has all the answers; otherwise it starts from random
+        weights.
         """
         if self.classifier is not None and self.knows(answers):
             head = copy.deepcopy(self.classifier).float()
@@ -82,7 +83,7 @@ class FusionEncoder(Backbone):
 def build_vilt(
     model: ViltForQuestionAnswering | ViltModel, processor: Processor, name: str | None = None
 ) -> FusionEncoder:
-    """Return the backbone of a `ViltForQuestionAnswering` or a `ViltModel` and its processor."""
+    """Return the backbone of a `ViltForQuestionAnswering` or `ViltModel` with its processor."""
     answering = isinstance(model, ViltForQuestionAnswering)
     vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
     config = cast("transformers.PreTrainedConfig", model.config)
@@ -104,9 +105,10 @@ def build_vilt(
 
 
 def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-    """Return ViLT's features, always shuffling an image's patches alike, which affects only the last bits.
+    """Return ViLT's features. The image's patches are shuffled, as ViLT does, but with a fixed seed.
 
-    Nothing else is drawn from that seed, such as the dropout of a method inside the blocks.
+    The order of patches affects only the last bits. The fixed seed does not affect other random numbers, such as the
+    dropout of a method inside the blocks.
     """
     seen = torch.ones(len(images), *images.shape[-2:], device=images.device)
     with torch.random.fork_rng(devices=[]):
@@ -121,7 +123,7 @@ def build_bridgetower(
     processor: Processor,
     name: str | None = None,
 ) -> FusionEncoder:
-    """Return the backbone of a BridgeTower model and its processor; its two cross-modal streams are two towers."""
+    """Return the backbone of a BridgeTower model with its processor; each cross-modal stream is a tower."""
     bridge = model if isinstance(model, BridgeTowerModel) else model.bridgetower
     config = cast("transformers.PreTrainedConfig", bridge.config)
     streams = {"text": bridge.cross_modal_text_layers, "vision": bridge.cross_modal_image_layers}
@@ -159,7 +161,7 @@ def _vilt_block(layer: nn.Module) -> Block:
 
 
 def _cross_block(layer: nn.Module) -> Block:
-    """Return a post-norm block: a site reads the stream itself, and its output is the stream after it."""
+    """Return a BridgeTower layer as a post-norm block: each branch's output is the residual stream after it."""
     part = layer.get_submodule
     attention, cross = part("attention"), part("crossattention")
     norm1, norm2, act = map(

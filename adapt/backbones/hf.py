@@ -1,4 +1,4 @@
-"""Maps of transformers' CLIP and SigLIP models to towers."""
+"""Backbones of transformers' CLIP and SigLIP models, described as a text tower and a vision tower."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
-    """Return the backbone of a transformers `CLIPModel` or `SiglipModel` and its processor."""
+    """Return the backbone of a transformers `CLIPModel` or `SiglipModel` with its processor."""
     if not isinstance(model, transformers.CLIPModel | transformers.SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
     text_config = cast("transformers.PreTrainedConfig", model.config.text_config)
@@ -87,7 +87,7 @@ def vision_tower(
     config: transformers.PreTrainedConfig,
     projection: LastProjection | None = None,
 ) -> Tower:
-    """Return the vision tower of CLIP or SigLIP, which may be part of another model."""
+    """Return the vision tower of a CLIP or SigLIP vision model, which may belong to a larger model such as LLaVA."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
     project = nn.Identity() if projection is None else getattr(projection.owner, projection.name)
     return Tower(
@@ -111,7 +111,7 @@ def _read(model: _VisionModel, x: Tensor, norm: Norm) -> Tensor:
 
 
 def export_folder(processor: Processor, folder: Path, model: transformers.PreTrainedModel) -> None:
-    """Write a model and its processor in transformers' format."""
+    """Write a model and its processor to `folder` in transformers' format."""
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
@@ -157,10 +157,10 @@ def _block(layer: nn.Module) -> Block:
 def preprocess_of(
     image_processor: ImageProcessor, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
-    """Return how an image processor of transformers reads images for a model of square images of this size.
+    """Return the `Preprocess` equal to a transformers image processor, for a model with square inputs.
 
-    With `resize`, images are resized in that way instead of its own. Raises AdaptError, naming the setting, for a
-    processor that does anything else with pictures.
+    `resize` replaces the processor's own way of resizing. Raises AdaptError, naming the setting, if the processor does
+    anything that `Preprocess` cannot express.
     """
     _check_settings(image_processor, resize is not None)
     how, edge = (resize, None) if resize else _resizing(image_processor, image_size)
@@ -198,7 +198,7 @@ def _check_settings(image_processor: ImageProcessor, resized_our_way: bool) -> N
 
 
 def _of_colours(values: object, above: float) -> bool:
-    """Return whether `values` are a number for each colour, each of them above a bound."""
+    """Return whether `values` are three finite numbers, one for each colour channel, all greater than `above`."""
     return (
         isinstance(values, list | tuple)
         and len(values) == 3
@@ -207,7 +207,7 @@ def _of_colours(values: object, above: float) -> bool:
 
 
 def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
-    """Return how pictures become squares, and the length of their shorter edge if that is not `image_size`."""
+    """Return how images become squares (shortest or squash), and the shorter edge if it is not `image_size`."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
     square = {"height": image_size, "width": image_size}
@@ -223,10 +223,11 @@ def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal
 
 
 def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
-    """Return whether it resizes in torch, which has Lanczos since torchvision 0.27, but no box or Hamming filter.
+    """Return whether the image processor resizes in torch, rather than with Pillow.
 
-    Without Lanczos in torch, transformers' own processors take bicubic and warn, up to 22 of 255 away. Here it is then
-    Pillow's, as their warning advises: the filter that the model was trained with, whatever is installed.
+    Torch has Lanczos since torchvision 0.27, but no box or Hamming filter. Without Lanczos in torch, transformers' own
+    processors fall back to bicubic and warn; pixels then differ by up to 22 of 255. Here Pillow resizes instead, as the
+    warning advises, so that the filter is always the one that the model was trained with.
     """
     from torchvision import __version__
 

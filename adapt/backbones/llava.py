@@ -1,4 +1,4 @@
-"""LLaVA checkpoints of transformers as the source of a vision tower and a language model."""
+"""Backbones of LLaVA checkpoints: the vision tower and the language model, without the projector between them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def build(model: LlavaForConditionalGeneration, processor: Processor, name: str | None = None) -> VisionLLM:
-    """Return both towers of a LLaVA model without its projector: the `projector` method learns, or imports, one.
+    """Return the vision tower and language model of a LLaVA; the `projector` method trains or imports the projector.
 
-    The language model's head is joined to its blocks again, with all weights shared with `model`. Raises AdaptError if
-    patch features come from several layers, keep the class token, or lack a patch.
+    The language model gets its head back, and shares all weights with `model`. Raises AdaptError if the model takes its
+    patch features from several layers, keeps the class token, or drops a patch.
     """
     config, eyes = model.config, model.model.vision_tower
     vision_config = cast("PreTrainedConfig", config.vision_config)
@@ -37,7 +37,7 @@ def build(model: LlavaForConditionalGeneration, processor: Processor, name: str 
 
 
 def _language_model(model: LlavaForConditionalGeneration) -> PreTrainedModel:
-    """Return a causal language model around the blocks and the head that `model` holds."""
+    """Return a causal language model made of LLaVA's decoder and `lm_head`, sharing their weights."""
     import torch
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Loading a backbone from a name or a folder."""
+"""Loading a backbone (a frozen CLIP or similar model) from a name or a folder."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def load_backbone(spec: str, device: str | torch.device = ..., quantize: str | N
 
 
 def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | None = None) -> Backbone:
-    """Build the backbone that `spec` names; see `adapt backbones` for the forms.
+    """Load the backbone named `spec`; `adapt backbones` lists the forms of names.
 
-    By default `device` is the accelerator of this process if there is one (see `adapt.devices`); `quantize` keeps the
-    linears of its blocks as nf4 or int8. Raises AdaptError for an unknown form, architecture, weight tag, folder,
-    device or quantisation, and if bitsandbytes (the extra `quantize`) is needed and missing.
+    By default, `device` is the accelerator of this process if there is one (see `adapt.devices`). With `quantize`, nf4
+    or int8, the linears in the backbone's blocks are quantised. Raises AdaptError for an unknown form, architecture,
+    weight tag, folder, device or quantisation, and if bitsandbytes (the extra `quantize`) is needed and missing.
     """
     from adapt.backbones import quantize as quantized
 
@@ -67,7 +67,7 @@ def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | 
 
 
 def of_one_model(spec: str, device: torch.device) -> Backbone:
-    """Return the backbone that `spec` names, on the device that its family chooses."""
+    """Return the backbone named `spec`, not quantised and not yet moved to `device`."""
     folder = Path(spec.removeprefix("hf:"))
     if (folder / COMPACT).is_file():
         raise AdaptError(
@@ -79,7 +79,7 @@ def of_one_model(spec: str, device: torch.device) -> Backbone:
 
 
 def hollow(path: Path, name: str | None) -> Backbone:
-    """Return the backbone that a folder's configuration describes, with tensors on the meta device, without memory."""
+    """Return the backbone that a folder's configuration describes, without weights (tensors on the meta device)."""
     import torch
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Maps of open_clip models (`CLIP`, `CustomTextCLIP`; native and timm ViT trunks) to towers."""
+"""Backbones of open_clip's `CLIP` and `CustomTextCLIP`, with native or timm ViT trunks, described as towers."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def build(
     name: str | None = None,
     config: Mapping[str, object] | None = None,
 ) -> DualEncoder:
-    """Return the backbone of an open_clip `model`; `preprocess` is the evaluation transform that came with it, if any.
+    """Return the backbone of an open_clip `model`; `preprocess` is its evaluation transform, if known.
 
-    `config` is the `model_cfg` that the model was built from; with it, changed copies can be written as folders.
+    `config` is the `model_cfg` that the model was built from; edited copies can be exported only if it is given.
     """
     if not isinstance(model, CLIP | CustomTextCLIP):
         raise AdaptError(
@@ -75,7 +75,7 @@ def build(
 def _export(
     config: Mapping[str, object], tokenizer: SimpleTokenizer | HFTokenizer, folder: Path, model: nn.Module
 ) -> None:
-    """Write a folder that open_clip's `local-dir:` loads, recording QuickGELU if the weights forced it."""
+    """Write a folder that open_clip's `local-dir:` loads; its config says whether the model uses QuickGELU."""
     activations = {type(module).__name__ for module in model.modules()}
     cfg = {
         "model_cfg": {**config, "quick_gelu": "QuickGELU" in activations},
@@ -132,7 +132,7 @@ def _block(module: ResidualAttentionBlock) -> Block:
 
 
 def _native_blocks(transformer: Transformer) -> tuple[Block, ...] | None:
-    """Return the blocks of open_clip's own `Transformer`; None if they are a variant with other arithmetic."""
+    """Return the blocks of open_clip's own `Transformer`; None if it or a block is of another class."""
     if type(transformer) is not Transformer:
         return None
     if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
@@ -141,7 +141,7 @@ def _native_blocks(transformer: Transformer) -> tuple[Block, ...] | None:
 
 
 def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
-    """Return the text tower, which CLIP keeps inline and CustomTextCLIP in `.text`, with the same names of parts."""
+    """Return the text tower of an open_clip model; None if its text encoder is not open_clip's own transformer."""
     owner = model.text if isinstance(model, CustomTextCLIP) else model
     if owner is not model and type(owner) is not TextTransformer:
         return None
@@ -173,7 +173,7 @@ def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> To
 
 
 def _last(owner: nn.Module, name: str) -> LastProjection | None:
-    """Return the map to features that `owner` keeps as `name`; None if it is neither a parameter nor a linear map."""
+    """Return the final projection that `owner` holds as `name`; None if it is neither parameter nor linear layer."""
     known = isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear)
     return LastProjection(owner, name) if known else None
 
@@ -256,7 +256,7 @@ _MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate"
 
 
 def _timm_mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the projections of an MLP, none if its form is not known."""
+    """Return the projections of a timm MLP by their short names; empty if its form is not known."""
     names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
     return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
 

@@ -1,4 +1,4 @@
-"""Transforms of pictures to the tensors of a vision tower: the model's own, and the papers' augmentation."""
+"""Transforms of PIL images to input tensors: the model's own for evaluation, and the papers' augmentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Picture = TypeVar("Picture", bound="Image | Tensor")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The way a model reads an image: all that an adapter must record to be used elsewhere."""
+    """How a model preprocesses an image; an adapter records it, so that images are read alike elsewhere."""
 
     size: int
     mean: tuple[float, ...]
@@ -32,7 +32,10 @@ class Preprocess:
     on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds differently from Pillow
 
     def to_dict(self) -> dict[str, object]:
-        """Return what an adapter records, without a library's rounding: fingerprints tell libraries apart."""
+        """Return the settings that an adapter records, without those that only reproduce a library's rounding.
+
+        The fingerprint already tells models of different libraries apart.
+        """
         recorded = asdict(self)
         del recorded["floor_crop"], recorded["on_tensors"]
         if self.edge is None:
@@ -40,7 +43,7 @@ class Preprocess:
         return recorded
 
     def evaluation(self) -> Transform:
-        """Resize (the smaller edge and centre crop, or both edges), then normalise."""
+        """Return the evaluation transform: resize (shorter edge and centre crop, or squash), then normalise."""
         from torchvision.transforms import v2
 
         exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # as Pillow's always is
@@ -49,16 +52,16 @@ class Preprocess:
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
 
     def placing(self, interpolation: str | None = None) -> Callable[[Image], Image]:
-        """Return a function from a picture to the part that the model reads, at its size.
+        """Return a function that resizes and crops a PIL image to the square that the model reads.
 
-        For a mask, `interpolation` is nearest.
+        For a mask, set `interpolation` to nearest.
         """
         from torchvision.transforms import v2
 
         return v2.Compose(self._resized(interpolation or self.interpolation))
 
     def _resized(self, interpolation: str) -> list[nn.Module]:
-        """Return the steps that resize: the smaller edge and centre crop, or both edges."""
+        """Return the transforms that make a square: resize the shorter edge and centre crop, or resize both edges."""
         from torchvision.transforms import InterpolationMode, v2
 
         mode = InterpolationMode(interpolation)
@@ -68,7 +71,10 @@ class Preprocess:
         return [v2.Resize(self.edge or self.size, interpolation=mode), crop]
 
     def training(self) -> Transform:
-        """Random resized crop (scale 0.08 to 1, bicubic), horizontal flip, normalise: as CoOp and CLIP-LoRA do."""
+        """Return the augmentation of CoOp and CLIP-LoRA: random resized crop, horizontal flip, normalise.
+
+        The crop covers 0.08 to 1 of the image's area, and is resized with bicubic interpolation.
+        """
         from torchvision.transforms import InterpolationMode, v2
 
         crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
@@ -83,7 +89,7 @@ class Preprocess:
 
 
 class OfUpright:
-    """A transform of pictures that the caller has turned upright by EXIF, before regions are cut out."""
+    """A transform of images that the caller has already turned upright by EXIF, before cutting out any region."""
 
     turned = True
 
@@ -95,7 +101,7 @@ class OfUpright:
 
 
 def _floor_crop(picture: Picture, size: int) -> Picture:
-    """Return the central square of a picture or its pixels, padded with black if it is too small."""
+    """Return the central square of an image or tensor, padded with black where the image is smaller."""
     from torchvision.transforms.v2 import functional as F
 
     height, width = (max(size, edge) for edge in F.get_size(picture))
@@ -105,10 +111,10 @@ def _floor_crop(picture: Picture, size: int) -> Picture:
 
 
 def from_torchvision(transform: Transform, image_size: int | tuple[int, int]) -> Preprocess:
-    """Read size, statistics and resizing off a torchvision `Compose`, as open_clip's factory builds it.
+    """Read size, mean, std and resizing from a torchvision `Compose` such as open_clip builds.
 
-    If the transform has no `Normalize` (a function of the user's own), CLIP's statistics are assumed for the training
-    transform; evaluation uses the transform itself.
+    If the transform has no `Normalize`, as a user's own function may not, CLIP's mean and std are assumed. They are
+    then used only for training; evaluation uses the transform itself.
     """
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 

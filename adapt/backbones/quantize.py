@@ -1,6 +1,6 @@
-"""Quantisation of the linears in a backbone's blocks to 4 or 8 bits, by bitsandbytes; on the CPU too.
+"""Quantisation of the linears in a backbone's blocks to 4 or 8 bits by bitsandbytes, which also runs on the CPU.
 
-Adapters train in full precision on top (QLoRA). Embeddings, norms and heads stay as they are.
+Adapters train in full precision on top (QLoRA). Embeddings, norms and heads are not quantised.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ B = TypeVar("B", bound=Backbone)
 def quantize(backbone: B, kind: str) -> B:
     """Quantise every linear inside the blocks of all towers, in place, and return `backbone`.
 
-    The fingerprint is taken before. Fused attention first becomes separate linears, copies of the weight's parts, and
-    the originals are freed. Raises AdaptError as `check_can` does, or for a backbone that is already quantised.
+    The fingerprint is that of the weights before quantisation. Fused attention is first split into separate linears
+    with copied weights, and the fused weight is freed. Raises AdaptError if `kind` is unknown, bitsandbytes is missing,
+    or the backbone is quantised already.
     """
     check_can(kind)
     if backbone.quantization is not None:
@@ -40,7 +41,7 @@ def quantize(backbone: B, kind: str) -> B:
 
 
 def check_can(kind: str) -> None:
-    """Raise AdaptError for an unknown kind, with the nearest, and if bitsandbytes is not installed."""
+    """Raise AdaptError if `kind` is not nf4 or int8, or if bitsandbytes is not installed."""
     if kind not in KINDS:
         raise AdaptError(f"quantize is {kind!r}; {nearest(kind, KINDS)}")
     if find_spec("bitsandbytes") is None:
@@ -48,7 +49,7 @@ def check_can(kind: str) -> None:
 
 
 def _quantized(block: Block, kind: str) -> Block:
-    """Return `block` over quantised linears, which take the place of the original ones inside its module."""
+    """Replace the linears in a block's module by quantised ones, in place; return the block that describes them."""
     from adapt.backbones import quantized_linears
 
     make = quantized_linears.nf4 if kind == "nf4" else quantized_linears.int8
@@ -69,7 +70,7 @@ def _quantized(block: Block, kind: str) -> Block:
 
 
 def _split(block: Block) -> Block:
-    """Return `block` with separate q, k, v and out linears if its attention is torch's fused one."""
+    """Return `block` with separate q, k, v and out linears if its attention is `nn.MultiheadAttention`."""
     if not isinstance(block.attn, nn.MultiheadAttention):
         return block
     split = SplitAttention(block.attn)
@@ -83,7 +84,7 @@ def _split(block: Block) -> Block:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return the memory of the parameters and buffers of `module`, including the scales of quantised weights."""
+    """Return the bytes that the parameters and buffers of `module` take, including scales of quantised weights."""
     tensors: dict[int, Tensor] = {}
     for part in module.modules():
         for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False), *_scales(part)):

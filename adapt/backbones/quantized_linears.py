@@ -1,4 +1,4 @@
-"""Linears of bitsandbytes, made of frozen ones, that can be padded, moved and pickled."""
+"""Quantised linears of bitsandbytes, made from frozen `nn.Linear`s, that can be padded, moved and pickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Made = TypeVar("Made", bound=nn.Module)
 
 
 class _Pickled(nn.Module):
-    """A linear whose weight keeps its class when it is unpickled: torch pickles any parameter as a plain one."""
+    """A linear whose quantised weight keeps its class when unpickled: torch restores a plain `nn.Parameter`."""
 
     weight_type: ClassVar[type[Tensor]]
 
@@ -30,9 +30,9 @@ class _Pickled(nn.Module):
 
 
 class NF4Linear(_Pickled, bnb.nn.Linear4bit):
-    """A linear in 4 bits, the rows of whose weight are padded to whole blocks.
+    """A linear in 4 bits, whose weight rows are padded to a multiple of the quantisation block (64 values).
 
-    On the CPU bitsandbytes 0.50 reads wrong scales where a row ends inside a block.
+    Without padding, bitsandbytes 0.50 reads wrong scales on the CPU where a row ends inside a block.
     """
 
     weight_type = bnb.nn.Params4bit
@@ -44,7 +44,7 @@ class NF4Linear(_Pickled, bnb.nn.Linear4bit):
 
 
 class Int8Linear(_Pickled, bnb.nn.Linear8bitLt):
-    """A linear in 8 bits whose scales are moved with its weight, and whose bias no product changes."""
+    """A linear in 8 bits whose scales move between devices with the weight, and whose bias keeps its precision."""
 
     weight_type = bnb.nn.Int8Params
 
@@ -62,7 +62,7 @@ class Int8Linear(_Pickled, bnb.nn.Linear8bitLt):
 
 
 def nf4(linear: nn.Linear) -> NF4Linear:
-    """Return `linear` in 4 bits."""
+    """Return a copy of `linear` quantised to 4 bits."""
     made = NF4Linear(
         linear.in_features, linear.out_features, linear.bias is not None,
         compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta",
@@ -75,7 +75,7 @@ def nf4(linear: nn.Linear) -> NF4Linear:
 
 
 def int8(linear: nn.Linear) -> Int8Linear:
-    """Return `linear` in 8 bits."""
+    """Return a copy of `linear` quantised to 8 bits."""
     # bitsandbytes says at every product of fp32 that it rounds the input to fp16
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     made = Int8Linear(

@@ -1,4 +1,4 @@
-"""Sources of backbones: bundled folders and the hub, and the errors that libraries raise while they load."""
+"""Where a backbone comes from (bundled folder, local folder, hub), and the errors of libraries that load it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt")
 
 
 def bundled(name: str = "mini-clip") -> Path:
-    """Return the folder of a bundled checkpoint: inside the installed package, or beside it in a source checkout."""
+    """Return the folder of a bundled checkpoint, in the installed package or in a source checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_checkpoints" / name, package.parent / "checkpoints" / name):
         if (folder / "tokenizer.json").is_file():
@@ -24,17 +24,17 @@ def bundled(name: str = "mini-clip") -> Path:
 
 
 def hub_names(spec: str | None) -> list[str]:
-    """Return the hub's names of the models in `spec`, none for bundled ones, folders and random weights."""
+    """Return the hub repositories of the models in `spec`; bundled models, folders and random weights have none."""
     return [name for part in (spec or "").split("+") if (name := _hub_name(part)) is not None]
 
 
 def is_portable(spec: str | None) -> bool:
-    """Return whether `spec` names the same model on any machine, as bundled models and those on the hub do."""
+    """Return whether `spec` names the same model on any machine, as bundled models and hub models do."""
     return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
 
 
 def is_here(spec: str) -> bool:
-    """Return whether all of `spec` is on this machine, bundled or in folders, without using the network."""
+    """Return whether all models in `spec` are bundled or local folders, so that loading needs no network."""
     parts = [spec] if os.path.isdir(spec) else spec.split("+")  # False for a name too long for a file
     return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
@@ -56,7 +56,7 @@ def _hub_name(spec: str) -> str | None:
 
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
-    """Raise AdaptError if transformers cannot load `source` inside, or would have to run code that comes with it."""
+    """Turn transformers' errors while it loads `source` into AdaptError; refuse models that need their own code."""
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
     with nullcontext() if os.path.isdir(source) else hub.asked_once():
@@ -76,21 +76,21 @@ def fetching(source: str) -> Iterator[None]:
 
 
 def errors_of_data() -> tuple[type[Exception], ...]:
-    """Return the errors that libraries raise for a configuration that makes no sense."""
+    """Return the exception classes that libraries raise for a configuration that makes no sense."""
     from huggingface_hub.errors import StrictDataclassError
 
     return TypeError, LookupError, AttributeError, ArithmeticError, ImportError, StrictDataclassError
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that libraries raise for missing or damaged files."""
+    """Return the exception classes that libraries raise for missing or damaged files."""
     from safetensors import SafetensorError
 
     return SafetensorError, RuntimeError, OSError, ValueError, AssertionError
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of a library's message, and the next one if the first announces it."""
+    """Return the first line of an exception's message; if it ends in a colon, the next line is added."""
     lines = str(error).strip().splitlines() or [""]
     message = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
     named = isinstance(error, RuntimeError | OSError | ValueError) and message

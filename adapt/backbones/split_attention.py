@@ -1,4 +1,4 @@
-"""Separate q, k, v and out linears over open_clip's fused attention, for tools that find linears by name."""
+"""Separate q, k, v and out linears in place of fused attention, for tools such as peft that find linears by name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class SplitAttention(nn.Module):
-    """An `nn.MultiheadAttention` with `q_proj`, `k_proj`, `v_proj` and `out_proj` as modules.
+    """An `nn.MultiheadAttention` split into the modules `q_proj`, `k_proj`, `v_proj` and `out_proj`.
 
-    The three linears are views of the fused weight: nothing is copied.
+    The weights of the linears are views of the fused weights: nothing is copied.
     """
 
     q_proj: nn.Linear
@@ -33,7 +33,7 @@ class SplitAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Return `(b, l, d)`, or `(l, b, d)` if the attention was built so."""
+        """Return the output `(b, l, d)`, or `(l, b, d)` if `batch_first` is false, and None for the weights."""
         linears = {name[0]: getattr(self, name) for name in _PARTS} | {"out": self.out_proj}
         return attend(linears, self.num_heads, self.batch_first, query, key, value, attn_mask), None
 
@@ -47,7 +47,7 @@ def attend(
     value: Tensor,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """Compute what `nn.MultiheadAttention` does from the projections q, k, v and out."""
+    """Return the attention output that `nn.MultiheadAttention` would compute, from `linears` called q, k, v and out."""
     if not batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (
@@ -59,7 +59,7 @@ def attend(
 
 
 def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a frozen linear over the given tensors themselves, not copies."""
+    """Return a frozen linear that holds `weight` and `bias` themselves, not copies."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -68,9 +68,9 @@ def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def split_attention(model: nn.Module) -> nn.Module:
-    """Replace every `nn.MultiheadAttention` of `model` by its split form, in place, and return `model`.
+    """Replace every `nn.MultiheadAttention` in `model` by a `SplitAttention`, in place, and return `model`.
 
-    peft and quantisers then find the linears by name; the model computes the same.
+    The model's outputs stay the same, and tools such as peft then find the linears by name.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():

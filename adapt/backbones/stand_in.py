@@ -1,4 +1,4 @@
-"""Linears in place of a backbone's frozen projections, for tools that wrap a linear."""
+"""Linears that stand in for a backbone's frozen projections, for libraries that wrap an `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _GIVEN: ContextVar[Mapping[int, Tensor]] = ContextVar("_GIVEN", default=MappingP
 
 
 class StandIn(nn.Linear):
-    """A linear that computes a frozen projection, and holds one number in place of a weight.
+    """A linear that computes a frozen projection but stores only one number as its weight.
 
-    Copying, saving or comparing it therefore leaves the backbone's weight alone.
+    Copying, saving or comparing it therefore never touches the backbone's weight.
     """
 
     def __init__(self, projection: Projection) -> None:
@@ -28,7 +28,7 @@ class StandIn(nn.Linear):
         self.place()
 
     def place(self) -> None:
-        """Put its one number, in a weight's shape, on the device of the backbone's weight."""
+        """Set the weight: one number, expanded to the projection's shape, on the device of the backbone's weight."""
         device = getattr(self.projection.module, self.projection.weight_name).device
         if self.weight is None or self.weight.device != device:
             number = torch.zeros(1, device=device).expand(self.projection.shape)
@@ -40,7 +40,7 @@ class StandIn(nn.Linear):
 
     @contextmanager
     def giving(self, output: Tensor) -> Iterator[None]:
-        """Give `output`, if it has been computed already, in place of computing it inside, in this thread."""
+        """Make this linear return `output`, computed earlier, in the `with` block; other threads still compute it."""
         token = _GIVEN.set({**_GIVEN.get(), id(self): output})
         try:
             yield
@@ -56,10 +56,10 @@ class StandIn(nn.Linear):
 
 
 class ViewedWeight(StandIn):
-    """A stand-in for tools that read the weight itself: a view of the backbone's, or a copy of a quantised one."""
+    """A stand-in with the real weight, for tools that read it: a view, or a copy if the weight is quantised."""
 
     def place(self) -> None:
-        """Point at the backbone's weight, even after it was moved or replaced."""
+        """Set the weight to a view of the backbone's weight; again, if the backbone's was moved or replaced."""
         weight, bias = self.projection.weight, self.projection.bias
         if self.weight is None or self.weight.data_ptr() != weight.data_ptr():
             self.weight = nn.Parameter(weight, requires_grad=False)

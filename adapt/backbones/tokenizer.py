@@ -1,4 +1,4 @@
-"""One interface to the libraries' tokenizers: rows of ids without padding, and the bare pieces of a text."""
+"""A common interface to the tokenizers of open_clip and transformers, with the token ids that prompts need."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 class TextTokenizer(Protocol):
-    """A tokenizer as prompts need it."""
+    """The interface of a tokenizer: token ids of a text, with or without special tokens, but without padding."""
 
     context_length: int
     pad_id: int
 
     def __hash__(self) -> int:
-        """Return a number that equal tokenizers share."""
+        """Return a hash; tokenizers that compare equal have the same."""
 
     def row(self, text: str) -> list[int]:
-        """Return the ids of `text` with the start and end tokens that the model expects, unpadded and untruncated."""
+        """Return the ids of `text` with the start and end tokens that the model expects, not padded or truncated."""
 
     def pieces(self, text: str) -> list[int]:
-        """Return the ids of `text` itself."""
+        """Return the ids of `text` without start and end tokens."""
 
     def token(self, token_id: int) -> str:
-        """Return how token `token_id` reads."""
+        """Return the text of the token `token_id`."""
 
 
 class SimpleText:
-    """open_clip's own BPE tokenizer: start, pieces, end; padded with zeros."""
+    """open_clip's own BPE tokenizer: a start token, the text, an end token, then zeros as padding."""
 
     pad_id = 0
 
@@ -54,10 +54,10 @@ class SimpleText:
 
 
 class HFText:
-    """A tokenizer of transformers, by itself or inside open_clip's wrapper, which has options of its own.
+    """A transformers tokenizer, used directly or with the extra options of open_clip's `HFTokenizer`.
 
-    The wrapper cleans the text first, may replace the separator by 0 (`strip_sep`, CLIPA), and may put a class token at
-    the end of the context, after the padding (`class_token_last`, CLIPS).
+    These options clean the text first (`clean`), replace the separator token by 0 (`strip_sep`, CLIPA), and put a class
+    token at the end of the context, after the padding (`class_token_last`, CLIPS).
     """
 
     def __init__(
@@ -101,7 +101,7 @@ _PROBES = (
 
 
 def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Tensor], name: str) -> None:
-    """Raise AdaptError unless our padded rows equal those of the library's own call for a few texts."""
+    """Raise AdaptError if `tokenizer` gives other ids than the library's own tokenizer for a few test texts."""
     for text in _PROBES:
         row = tokenizer.row(text)
         if len(row) > tokenizer.context_length:
@@ -116,9 +116,9 @@ def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Ten
 
 
 def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:
-    """Return unpadded rows as `(n, context length)`.
+    """Return lists of token ids, padded to the context length, as one tensor `(n, context length)`.
 
-    Raises AdaptError if a row is longer than the context, instead of silently cutting a class name.
+    Raises AdaptError if a list is longer than the context, instead of silently cutting a class name.
     """
     rows = list(rows)
     length = tokenizer.context_length

@@ -1,4 +1,4 @@
-"""The parts of a frozen model that edits act on: towers, blocks and projections."""
+"""A common description of transformers, for edits: towers, their blocks, and the linear maps in a block."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map of a block, as some output rows of a module's weight.
+    """One linear map of a block, such as q or fc1: a module's weight, or some of its output rows.
 
-    A fused query-key-value weight is three projections over one module, addressed without being taken apart. Rows that
-    are interleaved by heads are an index `(out,)`.
+    A fused query-key-value weight gives three projections on one module. `rows` is an index `(out,)` where the heads'
+    q, k and v are interleaved.
     """
 
     module: nn.Module
@@ -33,7 +33,7 @@ class Projection:
     bias_name: str = "bias"
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map `(..., in)` to `(..., out)` by the frozen weight, whatever replaces the module during a call."""
+        """Map `(..., in)` to `(..., out)` with the frozen weight, even while an edit overrides the module's forward."""
         if not self.quantized:
             return F.linear(x, self.weight, self.bias)
         output: Tensor = type(self.module).forward(self.module, x)
@@ -41,20 +41,20 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight `(out, in)`, detached, so that no gradient ever reaches the backbone.
+        """The frozen weight `(out, in)`, detached, so that no gradient reaches the backbone.
 
-        It is a view, but a copy if rows are interleaved or the weight is quantised, then in full precision.
+        It is a view of the module's weight, but a copy if rows are interleaved, and a full-precision copy if quantised.
         """
         return self._rows_of(full_weight(self.module) if self.quantized else getattr(self.module, self.weight_name))
 
     @property
     def is_view(self) -> bool:
-        """Whether `weight` shares memory with the module's."""
+        """Whether `weight` shares memory with the module's parameter."""
         return not self.quantized and not isinstance(self.rows, Tensor)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of its computation, also if the weight is quantised."""
+        """The precision that this linear map computes in, also if its weight is quantised."""
         stored: torch.dtype = getattr(self.module, self.weight_name).dtype
         return getattr(self.module, "int8_original_dtype", stored)
 
@@ -64,13 +64,13 @@ class Projection:
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen bias `(out,)`, or None."""
+        """The frozen bias `(out,)`; None if the map has no bias."""
         bias = getattr(self.module, self.bias_name)
         return None if bias is None else self._rows_of(bias)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Output and input width, also if the weight is quantised and packed."""
+        """The output and input widths `(out, in)`, also if the weight is stored quantised."""
         module = self.module
         rows, columns = (
             (module.out_features, module.in_features)
@@ -85,7 +85,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Site:
-    """A part of a block that adds to the residual stream."""
+    """One branch of a block, such as attention or MLP, whose output is added to the residual stream."""
 
     read: nn.Module  # its first input is the residual stream `(b, l, d)`
     added: nn.Module  # its output, or the first of them, joins the stream
@@ -93,10 +93,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer layer.
+    """One transformer layer, described by the modules that edits act on.
 
-    In CLIP and SigLIP it is pre-norm: `x + scale1(attn(norm1(x)))`, then `x + scale2(fc2(act(fc1(norm2(x)))))`.
-    Elsewhere only `sites` say how its parts are joined.
+    In CLIP and SigLIP it is pre-norm: `x + scale1(attn(norm1(x)))`, then `x + scale2(fc2(act(fc1(norm2(x)))))`. In
+    other models, only `sites` say how the branches join the residual stream.
     """
 
     module: nn.Module
@@ -116,19 +116,19 @@ class Block:
     quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
 
     def norm_of(self, site: str) -> nn.Module | None:
-        """Return the norm through which a site, or the block, reads the residual stream; None in a post-norm block."""
+        """Return the norm before a branch (attn, mlp) or before the whole `block`; None in a post-norm block."""
         read = next(iter(self.sites.values())).read if site == "block" else self.sites[site].read
         return read if read is self.norm1 or read is self.norm2 else None
 
 
 def tokens_of(output: BlockOutput) -> Tensor:
-    """Return the tokens in what a block's module returns, whether or not there is more."""
+    """Return the tokens `(b, l, d)` from a block module's output, which is a tensor or a tuple that starts with one."""
     return output[0] if isinstance(output, tuple) else output
 
 
 @dataclass(frozen=True)
 class Form:
-    """The kind of transformer that a tower is, which decides which edits and fast paths it supports."""
+    """Properties of a tower's transformer (masking, pooling) that decide which edits and fast paths it supports."""
 
     causal: bool
     pooling: Pooling
@@ -138,7 +138,7 @@ class Form:
 
 @dataclass(frozen=True)
 class TextParts:
-    """The parts around the blocks of a text tower."""
+    """The layers of a text tower before and after its blocks."""
 
     embedding: nn.Embedding
     positions: Callable[[], Tensor]  # () -> (context length, d)
@@ -148,7 +148,7 @@ class TextParts:
 
 @dataclass(frozen=True)
 class VisionParts:
-    """The parts around the blocks of a vision tower."""
+    """The layers of a vision tower before and after its blocks."""
 
     embed: Callable[[Tensor], Tensor]  # (b, 3, h, w) -> (b, l, d), before the pre-norm
     read: Callable[[Tensor, Norm], Tensor]  # (b, l, d) and the final norm -> pooled (b, d)
@@ -157,14 +157,14 @@ class VisionParts:
 
 @dataclass(frozen=True)
 class LastProjection:
-    """The map from pooled tokens `(n, d)` to features `(n, e)`: a parameter `(d, e)`, or a linear map."""
+    """The final map of pooled tokens `(n, d)` to features `(n, e)`: a parameter `(d, e)`, or a linear layer."""
 
     owner: nn.Module
     name: str  # of the parameter, or the module, in its owner
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight `(e, d)`."""
+        """The frozen weight `(e, d)` of the final map."""
         part = getattr(self.owner, self.name)
         weight: Tensor = part.weight if isinstance(part, nn.Linear) else part.T
         return weight.detach()
@@ -175,7 +175,7 @@ NORMS = ("norm1", "norm2")  # of a block, before its attention and before its ML
 
 @dataclass(frozen=True)
 class Tower:
-    """One transformer stack of a backbone. Sizes are read from the model."""
+    """One transformer stack of a backbone, such as CLIP's text tower, with sizes read from the model."""
 
     name: str
     width: int
@@ -190,24 +190,24 @@ class Tower:
 
     @property
     def parts(self) -> dict[str, nn.Module | LastProjection]:
-        """The parts outside the blocks, by the names that edits use."""
+        """The editable modules outside the blocks, by name: pre_norm, final_norm and projection, where present."""
         named = {"pre_norm": self.pre_norm, "final_norm": self.final_norm, "projection": self.projection}
         return {name: part for name, part in named.items() if part is not None}
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The precision of its blocks' weights, None if no block is left; embeddings and norms may have a higher."""
+        """The precision of the blocks' weights, None if no block is left; embeddings may have a higher one."""
         there = (block for block in self.blocks if any(True for _ in block.module.parameters()))  # not cut out
         return next((each.dtype for block in there for each in block.projections.values()), None)
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """The letters that every block of this tower has."""
+        """The names of the linear maps in every block of this tower, such as q, k, v, out, fc1 and fc2."""
         return tuple(self.blocks[0].projections)
 
 
 def check_parts(tower: Tower, model: nn.Module) -> None:
-    """Raise AdaptError if a part of `tower` is no longer in `model`: editing it would have no effect."""
+    """Raise AdaptError if a module of a block in `tower` is not in `model` any more: edits would have no effect."""
     inside = set(model.modules())
     for index, block in enumerate(tower.blocks):
         projections = (projection.module for projection in block.projections.values())
@@ -221,9 +221,9 @@ def check_parts(tower: Tower, model: nn.Module) -> None:
 
 
 def as_one(projections: Sequence[Projection]) -> Projection | None:
-    """Return one projection that computes all of these, with their outputs concatenated.
+    """Return one projection whose output is the concatenated outputs of `projections`.
 
-    None unless they are slices of one weight in floating point, each next to the one before.
+    Returns None unless the projections are adjacent slices, in order, of one weight that is not quantised.
     """
     first = projections[0]
     if first.quantized or not all(each.module is first.module and isinstance(each.rows, slice) for each in projections):
@@ -235,7 +235,7 @@ def as_one(projections: Sequence[Projection]) -> Projection | None:
 
 
 def full_weight(module: nn.Module) -> Tensor:
-    """Return the weight `(out, in)` of a linear of bitsandbytes, in full precision."""
+    """Return the dequantised weight `(out, in)` of a bitsandbytes linear, in full precision."""
     import bitsandbytes as bnb
 
     if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit):
@@ -251,12 +251,12 @@ def full_weight(module: nn.Module) -> Tensor:
 def fused_qkv(
     module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias"
 ) -> dict[str, Projection]:
-    """Return q, k and v as the three thirds of one weight `(3 * width, in)`."""
+    """Return the projections q, k and v, the three thirds of one fused weight `(3 * width, in)`."""
     rows = fused_rows([width] * 3)
     return {letter: Projection(module, part, weight_name, bias_name) for letter, part in zip("qkv", rows)}
 
 
 def fused_rows(sizes: Sequence[int]) -> list[slice]:
-    """Return the rows of one weight that holds maps of these output widths, one after the other."""
+    """Return the slices of rows in a fused weight, one for each of the output widths `sizes`, in order."""
     ends = list(accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends)]

@@ -1,4 +1,4 @@
-"""A key of a transform for cached features: the steps that libraries define, with their settings."""
+"""Keys of image transforms for cached features, made from the transforms' classes and settings."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")
 
 
 class _Unknown(Exception):
-    """A part of a transform that only its author can compare with another."""
+    """The error for a transform with code that cannot be identified, such as a user's own function."""
 
 
 def transform_key(transform: object) -> str | None:
-    """Return a key that two transforms share only if they do the same, also in other processes; None if unknown.
+    """Return a key that is equal only for transforms that do the same; None if the transform is not known.
 
-    Transforms of torchvision, open_clip and adapt are known, by their settings and these libraries' versions. Other
-    code may do anything.
+    Transforms of torchvision, open_clip and adapt are known, and identified by their settings and the versions of these
+    libraries. A key stays valid in other processes.
     """
     try:
         described = repr((_versions(), _said_of(transform)))
@@ -40,7 +40,7 @@ def _versions() -> tuple[str, ...]:
 
 
 def _said_of(value: object) -> object:
-    """Return `value` in numbers, texts and names."""
+    """Return a description of `value` by numbers, strings and names. Raises _Unknown for code of the user's own."""
     if value is object or isinstance(value, Enum | torch.dtype):
         return str(value)
     if isinstance(value, None | bool | int | float | str):
@@ -57,14 +57,14 @@ def _said_of(value: object) -> object:
 
 
 def _named(value: FunctionType | type) -> str:
-    """Return the name of a library's function or class."""
+    """Return the qualified name of a library's function or class. Raises _Unknown for the user's own."""
     if value.__module__.partition(".")[0] not in _KNOWN or "<locals>" in value.__qualname__:
         raise _Unknown
     return f"{value.__module__}.{value.__qualname__}"
 
 
 def _settings(step: object) -> dict[str, object]:
-    """Return the attributes of a step; they do not describe one that holds modules or hooks."""
+    """Return the attributes of a transform. Raises _Unknown if it is a module with submodules, parameters or hooks."""
     if not isinstance(step, nn.Module):
         return vars(step)
     bare = vars(nn.Module()) | {"training": step.training}

@@ -1,4 +1,4 @@
-"""Loading models of transformers, and the kind of backbone that each becomes."""
+"""Loading of transformers models, and the choice of backbone class for each type of model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ImageProcessor(Protocol):
-    """The settings of an image processor of transformers that say which pixels a model reads."""
+    """The settings of a transformers image processor that decide which pixels a model gets."""
 
     resample: int
     do_normalize: bool
@@ -31,7 +31,7 @@ class ImageProcessor(Protocol):
 
 
 class Processor(Protocol):
-    """A processor of transformers, or any other object with these two."""
+    """A transformers processor, or any other object with a `tokenizer` and an `image_processor`."""
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: ImageProcessor
@@ -48,10 +48,10 @@ _CLASSES = {
 
 
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
-    """Return the backbone at a name or in a folder, called `name`; safetensors only, never with remote code.
+    """Return the backbone at a hub name or in a folder. Reads only safetensors, and never runs remote code.
 
-    Without `tensors`, the model is made from its configuration alone. Raises AdaptError for a model of another kind,
-    and if transformers cannot load it.
+    `name` becomes the backbone's name. Without `tensors`, the model is made from its configuration alone. Raises
+    AdaptError for an unsupported type of model, and if transformers cannot load it.
     """
     import transformers
 
@@ -73,9 +73,9 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
 
 
 def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
-    """Return the model of class `kind` at `source`.
+    """Return the model of class `kind` from `source`, with all its weights.
 
-    Raises AdaptError if a tensor is missing, for which transformers draws random values.
+    Raises AdaptError if a tensor is missing: transformers would fill it with random values.
     """
     native = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = kind.from_pretrained(source, **native, **options)
@@ -89,7 +89,7 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
-    """Return the backbone of a transformers model and its processor. Raises AdaptError for a model of another kind."""
+    """Return the backbone of a transformers model with its processor. Raises AdaptError for an unsupported type."""
     from adapt.backbones import fusion, hf, llava
 
     builders: dict[str | None, Callable[..., Backbone]] = {

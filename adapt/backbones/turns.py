@@ -1,7 +1,7 @@
-"""Turns on a frozen model: calls that do not edit its modules run side by side, one that does runs alone.
+"""Locks on a frozen model: calls that only read it run side by side, and a call that edits it runs alone.
 
-A turn lasts for one forward, or the recomputation of one block, and never while a caller's own code runs.
-The modes of the methods on a model have turns of their own, taken before those on the model itself.
+A lock is held for one forward pass, or for the recomputation of one block, but never while a caller's own code runs. A
+second lock, taken before the first, protects the training or evaluation modes of the methods on a model.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 class _Turns:
-    """The turns of one model by thread, each of which may nest its own.
+    """A reentrant readers-writer lock of one model, for threads.
 
-    A thread that waits to be alone goes before those that come later to share.
+    A thread that waits to run alone goes before threads that come later to share.
     """
 
     def __init__(self) -> None:
@@ -76,22 +76,22 @@ _MODES: _AllTurns = WeakKeyDictionary()
 
 
 def roots(model: nn.Module) -> list[nn.Module]:
-    """Return the models that are frozen and edited as one: a vision LLM's two models also serve by themselves."""
+    """Return the models to lock: `model` itself, or both models of a vision LLM, which may also be used separately."""
     return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
 
 
 def sharing(model: nn.Module) -> AbstractContextManager[None]:
-    """Run while no call edits `model`."""
+    """Hold the shared lock of `model`: calls that edit the model wait, other calls run at the same time."""
     return _entered(_TURNS, model, _Turns.shared)
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
-    """Run while no other thread's call runs on `model`. Raises RuntimeError in a thread that already shares it."""
+    """Hold the exclusive lock of `model`. Raises RuntimeError in a thread that already holds the shared lock."""
     return _entered(_TURNS, model, _Turns.alone)
 
 
 def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
-    """Return a deep copy of an object that `model` belongs to, while no other thread has it frozen or edited."""
+    """Return a deep copy of `owner`, made while no other thread runs or edits its `model`."""
     copied = memo[id(owner)] = object.__new__(type(owner))
     with alone(model):
         vars(copied).update(copy.deepcopy(vars(owner), memo))
@@ -99,12 +99,15 @@ def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
 
 
 def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Run while no other thread turns methods on `model` from training to evaluation, or back."""
+    """Hold the shared mode lock: no other thread switches methods on `model` between training and evaluation."""
     return _entered(_MODES, model, _Turns.shared)
 
 
 def changing_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Run while no other call on `model` reads a method's mode. Raises RuntimeError in a thread that keeps them."""
+    """Hold the exclusive mode lock, to switch methods on `model` between training and evaluation.
+
+    Raises RuntimeError in a thread that already holds the shared mode lock.
+    """
     return _entered(_MODES, model, _Turns.alone)
 
 

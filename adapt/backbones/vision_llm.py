@@ -1,4 +1,4 @@
-"""A frozen vision tower beside a frozen decoder language model; a method says how they are connected."""
+"""A frozen vision tower together with a frozen decoder language model; a method connects the two."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT = f"{IMAGE} question: {{}} answer:"
 
 @dataclass(frozen=True)
 class Vision:
-    """A vision tower by itself."""
+    """A vision tower with its model, preprocessing and forward, for a `VisionLLM`."""
 
     model: nn.Module
     tower: Tower
@@ -39,10 +39,11 @@ class Vision:
 
 
 class VisionLLM(Backbone):
-    """Any mapped vision tower with any decoder language model of transformers that `decoder_tower` knows.
+    """A vision tower together with a decoder language model of transformers.
 
-    `prompt` has {} for the question and <image> for the image; by default it is the tokenizer's chat template, or plain
-    words if there is none. `patch_block` is the vision block whose output is taken as patch features, as in LLaVA.
+    `prompt` has {} for the question and <image> for the image. By default, it is made from the tokenizer's chat
+    template; without a template, it is a plain `question: ... answer:`. `patch_block` is the vision block whose output
+    gives the patch features, as in LLaVA.
     """
 
     family = "vision LLM"
@@ -80,7 +81,7 @@ class VisionLLM(Backbone):
         self._encode, self._vision = vision.encode, vision.model
 
     def patches(self, images: Tensor) -> Tensor:
-        """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: a vision block's output but the class token."""
+        """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: `patch_block`'s output, without class token."""
         tower = self.towers["vision"]
         block, outputs = tower.blocks[self.patch_block], list[Tensor]()
         with alone(self.model):  # a hook hears every thread's calls
@@ -95,7 +96,7 @@ class VisionLLM(Backbone):
         return features[:, 1:] if tower.form.pooling == "class" else features
 
     def patch_shape(self) -> tuple[int, int]:
-        """Return how many patches an image has, and their width, measured on one pass."""
+        """Return the number of patches of an image and the width of a patch feature, measured on one pass."""
         size = self.preprocess.size
         with torch.inference_mode():
             _, count, width = self.patches(torch.zeros(1, 3, size, size, device=self.device)).shape
@@ -110,7 +111,7 @@ class VisionLLM(Backbone):
 
     @property
     def longest(self) -> int:
-        """The most tokens that the language model takes."""
+        """The maximum number of tokens that the language model accepts."""
         return int(getattr(self.llm.config.get_text_config(), "max_position_embeddings", 2**31))
 
     @property
@@ -119,7 +120,7 @@ class VisionLLM(Backbone):
 
 
 def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the prompt of one turn by the tokenizer's chat template, None if it has none."""
+    """Return a prompt of one user turn from the tokenizer's chat template; None if the tokenizer has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     from jinja2 import TemplateError

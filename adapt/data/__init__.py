@@ -1,4 +1,4 @@
-"""Data: readers, few-shot sampling, decoding, loading, and the cache of image features.
+"""Data sets: readers, few-shot sampling, decoding and loading of images, and the cache of image features.
 
 The names are listed in `__init__.pyi`, and imported on first use: reading a split does not import torch.
 """

@@ -1,4 +1,4 @@
-"""A check that images decode, in worker processes, before anything is trained on them."""
+"""Checks that all images of a data set can be decoded, in worker processes, before training starts."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ _NAMED = 3
 
 
 def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
-    """Return the reasons why `adapt.data.open_image` would refuse images or masks, by path, in the order of `items`.
+    """Return why images and masks cannot be used, as {path: reason}, in the order of `items`.
 
-    `progress` is given the number of files done, and of all. A file that several items share is checked once.
+    The reasons are the messages of `adapt.data.open_image`. `progress` is called with the number of files checked and
+    the number of all files. A file that several items share is checked once.
     """
     turned = {path: item.turned for item in items for path in item.files}
     problems = _of_each(_problem, turned, progress)
@@ -42,13 +43,16 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
-    """Return facts about each file of `items`, including masks, by path; `progress` is as for `broken_images`."""
+    """Return the facts about each file of `items`, masks included, as {path: facts}.
+
+    `progress` is called with the number of files checked and the number of all files.
+    """
     turned = {parted(path)[0]: item.turned for item in items for path in item.files}
     return dict(zip(turned, _of_each(facts_of, turned, progress), strict=True))
 
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
-    """Return the reasons why regions and masks of readable files cannot be used, by their paths."""
+    """Return why regions and masks do not fit their images, as {path: reason}; unreadable files are left out."""
     problems: dict[str, str] = {}
     for item in items:
         for path in item.paths:
@@ -67,7 +71,7 @@ def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
 
 
 def check_root(split: Split) -> None:
-    """Raise AdaptError if no image is under the root: usually their paths start from another folder."""
+    """Raise AdaptError if none of the images exists: their paths usually start from a folder other than `root`."""
     items = [item for item in split.items() if item.paths]
     if not (split.root and items) or any(map(_may_be_there, items)):
         return
@@ -83,10 +87,10 @@ def _may_be_there(item: Item) -> bool:
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
-    """Return `split` with only images that decode: itself, or if `broken` is "skip" the rest, which is logged.
+    """Return `split` without the images that cannot be decoded, if `broken` is "skip"; they are logged.
 
-    Raises AdaptError, with their number, if images do not decode and `broken` is "refuse"; if a class has no training
-    image left; and if none of the images exists.
+    Raises AdaptError if an image cannot be decoded and `broken` is "refuse", if a class is left without a training
+    image, or if none of the images exists.
     """
     if broken not in get_args(Broken):
         raise AdaptError(f"the setting broken is {broken!r}; {nearest(broken, get_args(Broken))}")
@@ -119,7 +123,7 @@ def _first(problems: dict[str, str]) -> str:
 def _of_each(
     look: Callable[[str, bool], Known], turned: Mapping[str, bool], progress: Progress | None = None
 ) -> Iterator[Known]:
-    """Yield the results of `look` for each path and whether it is turned, in worker processes if there are many."""
+    """Yield `look(path, is_turned)` for each item of `turned`, computed in worker processes if there are many."""
     with ExitStack() as stack:
         results = map(look, turned, turned.values())
         if len(turned) >= _FEW:
@@ -138,7 +142,7 @@ def _problem(path: str, turned: bool) -> str:
 
 
 def _refusal(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:
-    """Return the message of the AdaptError that a check raises, "" if it raises none."""
+    """Call `check` and return the message of the AdaptError that it raises; "" if it raises none."""
     try:
         check(*args, **kwargs)
     except AdaptError as error:

@@ -1,7 +1,7 @@
-"""Checks of a data set, for what stops training and for what is worth knowing: one function each.
+"""Checks of a data set, one function each, for problems that stop training and for notes worth knowing.
 
-A check reads the facts about every file (`Looked`) and yields findings: a line for people, and rows for a list. Those
-that stop training are problems, the others notes.
+A check reads the facts about all files (`Looked`) and yields findings. A finding is a line for people, and rows for a
+list.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ListRow = dict[str, str | int]
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: a line for people, and a row for each file, class or part that it is about."""
+    """A result of a check: a line for people, and a row for each file or class that it is about."""
 
     list: str
     """The list that its rows go to, which findings of several checks may share."""
@@ -39,19 +39,19 @@ class Finding:
 
 
 def found_in(looked: Looked) -> list[Finding]:
-    """Return all findings: problems first, each kind in the order of the checks."""
+    """Run all checks on a data set and return their findings: first the problems that stop training, then the notes."""
     findings = [finding for check in CHECKS for finding in check(looked)]
     return sorted(findings, key=lambda finding: not finding.stops)
 
 
 def inconsistent(looked: Looked) -> Iterator[Finding]:
-    """Yield what prevents it from being a data set: a class without a training image, labels without names."""
+    """Yield the inconsistencies of a data set, such as a class without a training image or labels without names."""
     for problem in looked.inconsistent:
         yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
 
 
 def lacking(looked: Looked) -> Iterator[Finding]:
-    """Yield the files whose format needs a library that is not installed, a finding for each library."""
+    """Yield the files that need a library which is not installed, as one finding for each library."""
     of_library: dict[str, list[str]] = defaultdict(list)
     for path, facts in sorted(looked.facts.items()):
         if facts.problem and facts.lacks:
@@ -64,14 +64,14 @@ def lacking(looked: Looked) -> Iterator[Finding]:
 
 
 def unreadable(looked: Looked) -> Iterator[Finding]:
-    """Yield files that are missing, empty, truncated, or not pictures, a finding for each."""
+    """Yield files that are missing, empty, truncated, or not images, as one finding for each file."""
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
         yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
 
 
 def untrainable(looked: Looked) -> Iterator[Finding]:
-    """Yield that there are no training images, so that the data can only be used for evaluation."""
+    """Yield a finding if there are no training images: the data can then only be used for evaluation."""
     if looked.split.class_names and not looked.split.train:
         line = "no training images: the data can be used for evaluation, not training (their folder is called train)"
         yield Finding("classes", line, [])
@@ -87,7 +87,7 @@ def empty_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def lost_classes(looked: Looked) -> Iterator[Finding]:
-    """Yield classes none of whose training images can be read."""
+    """Yield classes whose training images are all unreadable."""
     listed = _by_class(item for part, item in looked.of_parts if part == "train")
     read = _by_class(item for part, item, _ in looked.usable if part == "train")
     for name in looked.split.class_names:
@@ -97,7 +97,7 @@ def lost_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def single(looked: Looked) -> Iterator[Finding]:
-    """Yield the classes with one training image."""
+    """Yield the classes that have only one training image, which leaves none for validation."""
     listed = _by_class(looked.split.train)
     names = [name for name in looked.split.class_names if listed[name] == 1]
     if names:
@@ -106,7 +106,7 @@ def single(looked: Looked) -> Iterator[Finding]:
 
 
 def skipped(looked: Looked) -> Iterator[Finding]:
-    """Yield files beside the data that look like pictures."""
+    """Yield files in the data's folder that look like images but are not part of the data."""
     if files := looked.passed_over:
         names = _named(looked, [each.path for each in files])
         line = f"{counted(files)} passed over ({by_suffix(files)}): {names}"
@@ -114,7 +114,7 @@ def skipped(looked: Looked) -> Iterator[Finding]:
 
 
 def contradictions(looked: Looked) -> Iterator[Finding]:
-    """Yield copies of one picture with different labels, in one part or in two."""
+    """Yield copies of an image that are labelled differently, in the same part (train, val, test) or in two."""
     rows = []
     for copies in looked.alike:
         if len({item.label for _, item in copies}) > 1:
@@ -125,7 +125,7 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
 
 
 def copies(looked: Looked) -> Iterator[Finding]:
-    """Yield copies of training images in val and test, with the same label."""
+    """Yield validation and test images that are copies of training images with the same label."""
     rows: dict[str, list[ListRow]] = {"val": [], "test": []}
     for group in looked.alike:
         training = [item for part, item in group if part == "train"]
@@ -139,7 +139,7 @@ def copies(looked: Looked) -> Iterator[Finding]:
 
 
 def duplicates(looked: Looked) -> Iterator[Finding]:
-    """Yield copies within one part, with the same label."""
+    """Yield copies of an image within one part (train, val, test) that have the same label."""
     rows = []
     for group in looked.alike:
         first: dict[tuple[str, object], Item] = {}
@@ -151,7 +151,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
 
 
 def turned(looked: Looked) -> Iterator[Finding]:
-    """Yield photographs that, by EXIF, were taken with a rotated camera."""
+    """Yield photographs whose EXIF orientation says that the camera was rotated."""
     files = looked.files(lambda path, facts: facts.held != 1)
     what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
     if not looked.split.turned:
@@ -161,7 +161,7 @@ def turned(looked: Looked) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class _Note:
-    """A property of files that is worth knowing, though it stops no training."""
+    """An unusual property of image files that is worth reporting, though it does not stop training."""
 
     list: str
     what: str
@@ -204,7 +204,7 @@ _NOTES = (
 
 
 def noted(looked: Looked) -> Iterator[Finding]:
-    """Yield images of unusual kinds, a finding for each kind."""
+    """Yield image files with unusual properties, as one finding for each property in `_NOTES`."""
     for note in _NOTES:
         yield from _noted(looked, note.list, note.what, looked.files(note.applies), note.why)
 
@@ -227,7 +227,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
 
 
 def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
-    """Return the rows of all findings, by the list that they belong to."""
+    """Return the rows of all findings, grouped by the name of the list that they belong to."""
     lists: dict[str, list[ListRow]] = defaultdict(list)
     for finding in findings:
         lists[finding.list] += finding.rows
@@ -255,7 +255,7 @@ def _named(looked: Looked, paths: Sequence[str]) -> str:
 
 
 def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
-    """Return copies, each with its original in brackets, and their labels if these differ."""
+    """Return text that names copies, each with its original in brackets, and their labels if these differ."""
 
     def of(row: ListRow, key: str) -> str:
         path = _short(looked, str(row[f"{key}path"]))
@@ -265,7 +265,7 @@ def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
 
 
 def _short(looked: Looked, path: str) -> str:
-    """Return a path relative to the data's own root."""
+    """Return `path` relative to the root of the data set."""
     inside = os.path.join(looked.split.root, "") if looked.split.root else ""
     return path.removeprefix(inside)
 

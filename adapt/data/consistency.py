@@ -1,4 +1,4 @@
-"""Refusal of inconsistent data: labels without names, parts of two kinds, a class without training images."""
+"""Checks that a split is consistent: labels have names, parts do not mix tasks, classes have training images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None
 
 @contextmanager
 def collecting() -> Iterator[list[str]]:
-    """Collect problems in place of raising them, so that the rest of a data set can be looked at."""
+    """Collect the problems of inconsistent data in a list in the `with` block, instead of raising AdaptError."""
     problems: list[str] = []
     before = _collected.set(problems)
     try:
@@ -31,7 +31,7 @@ def collecting() -> Iterator[list[str]]:
 
 
 def check_consistent(split: Split) -> None:
-    """Raise AdaptError, naming the item or the class, in the cases that `Split` documents."""
+    """Raise AdaptError, naming the item or the class, if `split` breaks a rule in the docstring of `Split`."""
     problems = _collected.get()
     for check in _CHECKS:
         try:
@@ -93,7 +93,10 @@ def _check_no_empty_class(split: Split) -> None:
 
 
 def _check_tasks(split: Split) -> None:
-    """Raise AdaptError for labels of two tasks in one part, and if only one of two parts has classes."""
+    """Raise AdaptError if one part of the split (train, val, test) mixes labels of different tasks.
+
+    Also raises AdaptError if labels of only some parts have classes, or for what the task itself refuses.
+    """
     for part in (split.train, split.val, split.test):
         of_tasks = {item.task: item for item in reversed(part)}
         _check_one([*of_tasks.values()], split.name)

@@ -1,4 +1,4 @@
-"""A contact sheet: a few images of every class under its name, as the model sees them (the middle square)."""
+"""A contact sheet: one picture with a few images of each class, cropped to the square that the model sees."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ def contact_sheet(
     font: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Image.Image:
-    """Draw `per_class` of the `items` of each class, evenly spaced, in blocks by label, left to right and down.
+    """Draw `per_class` images of each class under its name, in blocks from left to right and down.
 
-    An image that cannot be decoded is crossed out. `font` is a TrueType file, by default matplotlib's DejaVu Sans,
-    which has Latin, Greek, Cyrillic and more. `progress` is given the number of classes drawn, and of all.
+    The images of a class are evenly spaced in `items`. An image that cannot be decoded is crossed out. `font` is a
+    TrueType file, by default matplotlib's DejaVu Sans, which has Latin, Greek, Cyrillic and more. `progress` is called
+    with the number of classes drawn and the number of all classes.
 
     Raises AdaptError if there are no images to draw, or no font.
     """
@@ -70,7 +71,7 @@ def contact_sheet(
 
 
 def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
-    """Return a font with the letters of many languages: Pillow's own has English only."""
+    """Return a font for class names: the TrueType file `path`, or DejaVu Sans, which covers many alphabets."""
     if path is None:
         try:
             import matplotlib
@@ -85,7 +86,7 @@ def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
 
 
 def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
-    """Return `text`, or as much of its beginning as fits into `width` pixels."""
+    """Return `text`, shortened with an ellipsis if it is wider than `width` pixels."""
     if pen.textlength(text) <= width:
         return text
     length = len(text)
@@ -95,7 +96,7 @@ def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
 
 
 def _spaced(group: Sequence[Item], count: int) -> list[Item | None]:
-    """Return `count` evenly spaced members of the group; None stands for each that a small group lacks."""
+    """Return `count` evenly spaced members of `group`; if it has fewer, all of them, filled up with None."""
     if len(group) <= count:
         return [*group, *[None] * (count - len(group))]
     return [group[place * len(group) // count] for place in range(count)]

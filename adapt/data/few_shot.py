@@ -1,4 +1,4 @@
-"""Few-shot picks, exactly as two papers' code draws them from one random stream."""
+"""Few-shot sampling, with the same picks as the published code of CoOp and CLIP-LoRA for a seed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _MAX_VAL_SHOTS = 4
 def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) -> tuple[Items, Items]:
     """Return `shots` training and min(shots, 4) validation images of each class, in the order in which they are drawn.
 
-    `coop` (CoOp `ff61507`, Dassl): train, then val; a class with fewer images gives all of them.
-    `clip-lora` (CLIP-LoRA `358f0d7`): val, then train; a class with fewer images gives some of them several times.
-    Without validation images (ImageNet), one draw of train for both, the last of it being val.
+    `coop` (CoOp `ff61507`, Dassl): draws from train, then from val. A class with fewer images gives all of them.
 
-    Raises AdaptError for another rule, and if one draw for both finds too few images.
+    `clip-lora` (CLIP-LoRA `358f0d7`): draws from val, then from train. A class with fewer images gives some of them
+    more than once. Without validation images (ImageNet), both are drawn from train at once, and the last ones are the
+    validation images.
+
+    Raises AdaptError for another `sampling`, and if train has too few images to draw both from it.
     """
     if sampling not in get_args(Sampling):
         raise AdaptError(f"sampling is {sampling!r}; {nearest(sampling, get_args(Sampling))}")
@@ -41,7 +43,10 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
 
 
 def carve(train: Items, seed: int) -> set[Item]:
-    """Return a fifth of the images of each class, at least one, in full groups, one of which stays."""
+    """Return a fifth of the images of each class, at least one, for validation.
+
+    Images of one group stay together, and one group of each class stays in train.
+    """
     stream, taken, staying = random.Random(seed), set[str](), set[str]()
     for images in _by_stratum(train):
         groups: dict[str, list[Item]] = {}
@@ -82,7 +87,7 @@ def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tu
 
 
 def _by_stratum(items: Items) -> list[list[Item]]:
-    """Return the items of each class, classes in the order in which they first appear in the list."""
+    """Return the items of each class (or other stratum of the task), in the order in which classes first appear."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(item.stratum, []).append(item)

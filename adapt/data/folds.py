@@ -1,4 +1,4 @@
-"""Cross-validation: each image is predicted once by a model that has not seen it, nor others of its group."""
+"""Cross-validation: each image is predicted by a model that was trained on neither it nor others of its group."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MOST = 5  # folds by default
 
 
 def usual_count(items: Sequence[Item], most: int = MOST) -> int:
-    """Return how many folds to cut: the median number of images of a class, at least two and at most `most`.
+    """Return the default number of folds: the median number of images of a class, from two to `most`.
 
     Every model then learns from equally many images of each class. With two images a class and five folds, a model
-    would know two images of some classes and only one of the class it is tested on, which it then seldom predicts.
+    would know two images of some classes, and only one of the class it is tested on, which it then seldom predicts.
     """
     counts = Counter(item.stratum for item in items)
     return max(2, min(most, round(median(counts.values())))) if counts else 2
@@ -28,9 +28,9 @@ def usual_count(items: Sequence[Item], most: int = MOST) -> int:
 def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
     """Return the fold, from 0 to `count` - 1, of each of `items`: stratified by class, with groups kept together.
 
-    A group may have images of several classes. None marks the items of a class whose groups are all in one fold, such
-    as its only one: every model must learn from them, so none can be tested on them. Raises AdaptError for fewer than
-    two folds.
+    A group may have images of several classes. The fold is None for the items of a class whose groups are all in one
+    fold, such as a class with a single group: every model must learn from these items, so none can be tested on them.
+    Raises AdaptError for fewer than two folds.
     """
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2: what one is tried on must learn from the others")
@@ -52,7 +52,7 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
 
 
 def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield, for each fold with items, the places of the items to learn from, and of those held out."""
+    """Yield, for each fold that has items, the indices of the items to train on, and of the held-out items."""
     for fold in range(count):
         held = [place for place, own in enumerate(chosen) if own == fold]
         if held:
@@ -60,7 +60,7 @@ def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[li
 
 
 def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:
-    """Yield, for each fold, the split that trains on all other images and tests on its own, and their places."""
+    """Yield, for each fold, the split that trains on all other images and tests on the fold, and the fold's indices."""
     for learned, held_out in kept_and_held(chosen, count):
         train, test = (tuple(split.train[place] for place in own) for own in (learned, held_out))
         yield replace(split, train=train, test=test), held_out

@@ -1,4 +1,4 @@
-"""The facts about a data set that checks read: its items, their files, and other files beside them."""
+"""The facts about a data set that its checks use: its items, their files, and other files in the folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Looked:
-    """A data set, what is known of each of its files, and what lies beside them."""
+    """A data set as decoded for checks: facts about each of its files, and files in its folder that are left out."""
 
     split: Split
     facts: dict[str, Facts]
@@ -36,32 +36,32 @@ class Looked:
 
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:
-        """Each image with its part."""
+        """All images, each as (part, item), where the part is train, val or test."""
         return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.paths]
 
     @cached_property
     def usable(self) -> list[tuple[str, Item, Facts]]:
-        """Each readable image with its part and the facts about its file."""
+        """All readable images, each as (part, item, facts about its file)."""
         known = [(part, item, self.facts[parted(item.path)[0]]) for part, item in self.of_parts]
         return [each for each in known if not each[2].problem and each[1].path not in self.unfit]
 
     @cached_property
     def alike(self) -> list[list[tuple[str, Item]]]:
-        """Groups of at least two copies of an image, in any part, with the same question."""
+        """Groups of copies: images with the same pixels and question, in any part, at least two in a group."""
         groups: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
             groups[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
         return [copies for copies in groups.values() if len({item.path for _, item in copies}) > 1]
 
     def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
-        """Return the readable files for which `which` holds, sorted."""
+        """Return the readable files for which `which(path, facts)` holds, sorted by path."""
         return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
 
 
 def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
-    """Return the data, as far as it can be read, and the problems that keep it from being a data set.
+    """Return a data set as far as it can be read, and the problems that make it inconsistent.
 
-    Raises AdaptError where nothing could be looked at: what `source` names is no folder, and its list cannot be read.
+    Raises AdaptError if nothing can be read: `source` is not a folder, and its list cannot be read.
     """
     with collecting() as problems:
         try:
@@ -76,7 +76,7 @@ def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Sp
 
 
 def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
-    """Decode every file of `split`, which was read from `source`, and look for pictures beside them."""
+    """Decode every file of `split`, which was read from `source`; also find images in the folder that it leaves out."""
     items = list(split.items())
     facts = all_facts(items, progress)
     return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)

@@ -1,4 +1,4 @@
-"""A data set as lists of labelled files: few of them or all, of all classes or of one half."""
+"""A data set, divided into train, validation and test items, with few-shot and base/new subsets."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from adapt.tasks import Task
 
 @dataclass(frozen=True)
 class Split:
-    """Train, validation and test items of one data set; class `i` is called `class_names[i]`.
+    """The train, validation and test items of one data set; class `i` is called `class_names[i]`.
 
     Data of a task without classes, such as pairs of images and texts, has no class names.
 
-    `root` is what the paths have in common; it is not part of the fingerprint. `ratios` are the shares of train, val
-    and test by which a reader divided data that came without parts; None if it came with them. A split without any
-    training item is for evaluation only; otherwise every class must have one, unless the task can do without.
+    `root` is the folder that the paths have in common; it is not part of the fingerprint. `ratios` are the shares of
+    train, val and test by which a reader divided the data; None if the data came divided. A split without any training
+    item is for evaluation only. In any other split, every class must have a training item, unless the task can do
+    without.
 
-    Raises AdaptError if a class has no training item, if an item's class has no name, if a part has labels of two
-    tasks, or both images and texts, if texts are to be tested, and for what the task refuses.
+    Raises AdaptError if a class has no training item, if an item's class has no name, if a part (train, val, test) has
+    labels of two tasks, or both images and texts, if texts are to be tested, and for what the task refuses.
     """
 
     name: str
@@ -47,10 +48,9 @@ class Split:
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """Return `shots` training and min(shots, 4) validation images of each class, with all test images.
 
-        An image of several classes counts for the one in `label`, so that some classes have more images, or fewer.
-
-        Picks and order are those of the published code: CoOp's, or with `sampling="clip-lora"` CLIP-LoRA's (see
-        `adapt.data.few_shot`). The global random state is not touched.
+        An image of several classes counts only for one of them, usually the rarest, so some classes get more images, or
+        fewer. The images and their order are the same as in the published code: CoOp's, or with `sampling="clip-lora"`
+        CLIP-LoRA's (see `adapt.data.few_shot`). The global random state is not touched.
 
         Raises AdaptError if there is nothing to sample.
         """
@@ -63,14 +63,15 @@ class Split:
         return replace(self, train=train, val=val)
 
     def check_classes(self) -> None:
-        """Raise AdaptError if there are no classes, as in pairs of images and texts."""
+        """Raise AdaptError if the data has no classes, as pairs of images and texts have none."""
         if not self.class_names:
             raise AdaptError(f"data {self.name!r} are {self.task.items_are}, which have no classes")
 
     def with_validation(self, seed: int) -> Split:
-        """Return the same with a fifth of each class's training images for validation, drawn by `seed` in groups.
+        """Return a split with a fifth of each class's training images moved to validation, drawn by `seed`.
 
-        A class whose images are all in one group keeps them. Raises AdaptError if there are validation images.
+        Groups are moved as a whole; a class whose images are all in one group keeps them. Raises AdaptError if there
+        are validation images already.
         """
         if self.val:
             raise AdaptError(f"data {self.name!r} has validation images already")
@@ -79,10 +80,11 @@ class Split:
         return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: str) -> Split:
-        """Return all classes, the base or the new half of them (CoOp), or a part such as 2/3, labelled from 0.
+        """Return the split of some classes, renumbered from 0: "all", "base" or "new" (CoOp), or a share such as "2/3".
 
-        The parts are consecutive labels, the first ones with one more if they are not equal; base is 1/2 and new 2/2.
-        To get the published images, sample the shots first: the picks are drawn over all classes.
+        A share such as 2/3 is the second of three runs of consecutive classes; if their lengths cannot be equal, the
+        first runs have one class more. Base is 1/2 and new 2/2. To get the published images, take the few-shot sample
+        first: its images are drawn over all classes.
         """
         if classes == "all":
             return self
@@ -103,14 +105,15 @@ class Split:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """The domains of its items, sorted; empty if no item names one."""
+        """The names of the items' domains, sorted; empty if no item names one."""
         return tuple(sorted({item.domain for item in self.items()} - {""}))
 
     def leaving_out(self, domain: str) -> Split:
-        """Return the same with that domain's images only in the test, and with no others there.
+        """Return the split for domain generalisation that tests on `domain` and trains on all other domains.
 
-        Data without any test images is tested with all of the domain's. Raises AdaptError, listing the domains, for an
-        unknown one, and if it has no test images, or the rest no training image of some class.
+        Data without any test images is tested with all images of the domain. Raises AdaptError, listing the domains,
+        for an unknown domain. Also raises AdaptError if the domain has no test images, or the other domains lack a
+        training image of some class.
         """
         if domain not in self.domains:
             listed = ", ".join(map(repr, self.domains)) or "none"
@@ -122,9 +125,9 @@ class Split:
         return replace(self, train=train, val=val, test=test)
 
     def renamed(self, names: Mapping[str, str]) -> Split:
-        """Return the same classes under the names that `names` has for them; entries for others are ignored.
+        """Return the split with its classes renamed by `names`; names of other classes are ignored.
 
-        Raises AdaptError for a class without an entry, and for two classes of one name.
+        Raises AdaptError for a class without a new name, and if two classes get the same name.
         """
         missing = [name for name in self.class_names if name not in names]
         if missing:
@@ -136,25 +139,25 @@ class Split:
 
     @property
     def turned(self) -> bool:
-        """Whether its images are turned upright by their EXIF orientation."""
+        """Whether the images are turned upright by their EXIF orientation."""
         return are_turned(self.items())
 
     def turning(self, turned: bool) -> Split:
-        """Return the same with images `turned` upright, or taken as they are stored."""
+        """Return the split with images turned upright by EXIF (`turned`), or taken as they are stored."""
 
         return self._mapped(lambda items: (replace(item, turned=turned and bool(item.paths)) for item in items))
 
     def _mapped(
         self, change: Callable[[tuple[Item, ...]], Iterable[Item]], class_names: tuple[str, ...] | None = None
     ) -> Split:
-        """Return the same with each part changed by `change`, and other class names if given."""
+        """Return the split with the items of each part changed by `change`, and with `class_names` if given."""
         train, val, test = (tuple(change(part)) for part in (self.train, self.val, self.test))
         names = self.class_names if class_names is None else class_names
         return replace(self, class_names=names, train=train, val=val, test=test)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that identify the files (relative to `root`) and labels of all parts, in order."""
+        """A hash, 16 hex digits, of the files (relative to `root`) and labels of all parts, in order."""
         digest = hashlib.sha256()
         numbers = {name: number for number, name in enumerate(self.class_names)}
         for part, items in (("train", self.train), ("val", self.val), ("test", self.test)):
@@ -166,28 +169,28 @@ class Split:
 
     @property
     def task(self) -> Task:
-        """The task of the training items, or of the others if there are none."""
+        """The task of the training items, or of validation or test items if there are none."""
         return tasks.of(self.train or self.val or self.test)
 
     @property
     def kind(self) -> str:
-        """A description of its items in words."""
+        """A description of the items, such as "images of 10 classes"."""
         return f"images of {len(self.class_names):,} classes" if self.class_names else self.task.items_are
 
     def items(self) -> Iterator[Item]:
-        """Yield all items: train, then val, then test."""
+        """Yield all items: first train, then val, then test."""
         return chain(self.train, self.val, self.test)
 
 
 def are_turned(items: Iterable[Item]) -> bool:
-    """Return whether images are turned upright; either all of a data set's are, or none."""
+    """Return whether the images of a data set are turned upright by EXIF; either all of them are, or none."""
     return any(item.turned for item in items)
 
 
 def items_id(items: Sequence[Item]) -> str:
-    """Return 16 hex digits that identify these items by file name and label, in this order, in any folder.
+    """Return a hash, 16 hex digits, of items by file name and label, in this order; folders do not matter.
 
-    Classes count by their numbers in the order in which they come.
+    Classes count by their numbers in the order in which they first occur, not by name.
     """
     digest, numbers = hashlib.sha256(), dict[str, int]()
     for item in items:

@@ -1,4 +1,4 @@
-"""Agreement between the two paths to the same features."""
+"""A check that the fast path and the library's own forward (the plain path) give the same features."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adapt.edits import Bypass, Edit
 
 
 def bypassing_absent(tower: Tower) -> list[Edit]:
-    """Return edits under which a tower computes although blocks were cut out of it."""
+    """Return edits that skip the blocks which were cut out of `tower`, so that the tower can run without them."""
     return [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)]
 
 
 def same_features(backbone: Backbone, tower: Tower, plain: Tensor, fast: Tensor) -> bool:
-    """Return whether features `(n, e)` have the same direction, up to the rounding of their precision."""
+    """Return whether `plain` and `fast` features `(n, e)` have equal directions, up to rounding in their precision."""
     if plain.shape != fast.shape:
         return False
     difference = F.normalize(plain.float(), dim=-1) - F.normalize(fast.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""A bound on what building may allocate, so that no file, and no setting, asks for more memory than there is."""
+"""Limits on the memory that building a model may allocate, so that a file or setting cannot ask for too much."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BYTES = 4  # of a number
 
 
 class _Bounded(TorchDispatchMode):
-    """A context in which the numbers of new tensors are counted; AdaptError before a bound would be passed."""
+    """A context that counts the elements of new tensors, and raises AdaptError before they exceed a bound."""
 
     def __init__(self, bound: int, message: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Bounded(TorchDispatchMode):
 
 
 def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> Sequence[int] | None:
-    """Return the size of the tensor that `func` makes out of nothing, () on the meta device; None for any other."""
+    """Return the size of the tensor that `func`, such as zeros, creates (() on the meta device); else None."""
     arguments = func._schema.arguments
     names = [argument.name for argument in arguments]
     of_tensors = any(str(argument.type) == "Tensor" for argument in arguments)
@@ -51,9 +51,9 @@ def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, obj
 
 
 def at_most(numbers: int) -> TorchDispatchMode:
-    """Return a context in which new tensors may have only a few more elements than `numbers`, those of a file.
+    """Return a context that limits new tensors to a few times `numbers`, the number of elements in a file.
 
-    Raises AdaptError inside before more memory is taken.
+    Raises AdaptError in the `with` block, before more memory is allocated.
     """
     return _Bounded(
         _TIMES * numbers + _BESIDE,
@@ -63,9 +63,10 @@ def at_most(numbers: int) -> TorchDispatchMode:
 
 
 def within_memory(device: torch.device, what: str) -> TorchDispatchMode:
-    """Return a context in which new tensors hold no more than is free on `device`.
+    """Return a context that limits new tensors to the free memory of `device`.
 
-    Raises AdaptError inside, saying `what` was built, before more memory is taken.
+    Raises AdaptError in the `with` block, before more memory is allocated; the message calls the object being built
+    `what`.
     """
     free = free_bytes(device)
     return _Bounded(

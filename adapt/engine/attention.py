@@ -1,4 +1,4 @@
-"""Self-attention computed from its parts: over packed prompts on the fast path, with other weights on either."""
+"""Self-attention computed from separate projections, for packed prompts and for edits of the attention weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.engine.packing import Group, Packing
 def weighted_attention(
     linears: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, heads: int, weights: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return self-attention of `x` `(b, l, d)` whose weights are `weights(scaled scores (b, h, l, l))`."""
+    """Return self-attention of `x` `(b, l, d)`; `weights` maps scaled scores `(b, h, l, l)` to attention weights."""
     q, k, v = (linears[letter](x).unflatten(-1, (heads, -1)).transpose(1, 2) for letter in "qkv")
     mixed = weights(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)) @ v
     return linears["out"](mixed.transpose(1, 2).flatten(2))
@@ -24,10 +24,11 @@ def weighted_attention(
 def prefix_suffix_attention(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, heads: int, ends_only: bool, edit: Attention | None = None
 ) -> Tensor:
-    """Return causal attention over packed rows `(..., rows, d)` of `k` and `v`; leading dimensions are images.
+    """Return causal attention over packed prompts: a prefix that all classes share, and a suffix of each class.
 
-    `q` has all rows, or with `ends_only` one end-of-text row of each class in packed order. The result has one row for
-    each query: softmax, or `edit`'s weights, over the prefix's keys and the class's own up to the query.
+    `k` and `v` are `(..., rows, d)`, with images as leading dimensions. `q` has all rows, or with `ends_only` only the
+    end-of-text row of each class, in packed order. Each query attends to the prefix and to its own class's suffix up to
+    the query, by softmax or by the weights of `edit`. The result has one row for each query.
     """
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)
@@ -63,7 +64,7 @@ def prefix_suffix_attention(
 
 
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:
-    """Return attention among the prefix's rows `(..., h, prefix, d/h)`; `q` is scaled."""
+    """Return causal attention within the prefix rows `(..., h, prefix, d/h)`; `q` is already scaled."""
     if edit is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     future = torch.ones(packing.prefix, packing.prefix, dtype=torch.bool, device=q.device).triu(1)
@@ -72,7 +73,7 @@ def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: A
 
 
 def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, ends_only: bool) -> Tensor | None:
-    """Return which of a class's own keys its queries must not see `([n,] length, length)`; an end row sees all."""
+    """Return the mask `([n,] length, length)` of keys hidden from queries of their own class; None if none is."""
     if ends_only or group.length == 1:
         return None
     future = torch.ones(group.length, group.length, dtype=torch.bool, device=packing.ids.device).triu(1)
@@ -85,7 +86,7 @@ def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, 
 def _weights(
     scores: Tensor, packing: Packing, own: slice, classes: int, edit: Attention | None, ends_only: bool
 ) -> Tensor:
-    """Return the weights of scores `(..., n, queries, prefix + length)`."""
+    """Return attention weights from scores `(..., n, queries, prefix + length)`: softmax, or the weights of `edit`."""
     if edit is None:
         return scores.softmax(-1)
     learned = packing.learned[own].unflatten(0, (classes, -1))  # (n, length)

@@ -1,4 +1,4 @@
-"""Classes in parts: how many fit into a memory budget, and parts that recompute instead of keeping activations."""
+"""Encoding the prompts of many classes in chunks that fit into a memory budget."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Chunk = TypeVar("Chunk")
 def classes_within(
     budget: int, tower: Tower, classes: int, own_rows: float, prefix: int, length: int, keeps_activations: bool
 ) -> int:
-    """Return how many of `classes` to encode at once inside `budget` bytes, in parts of about equal size.
+    """Return how many of `classes` to encode in one chunk within `budget` bytes, so that chunks are about equal.
 
-    A class has `own_rows` rows of its own, `prefix` rows are shared, and a row attends to at most `length` keys.
+    A class has `own_rows` rows (tokens) of its own, `prefix` rows are shared, and a row attends to at most `length`
+    keys.
     """
     row = activation_bytes(tower, length, len(tower.blocks) if keeps_activations else 1)
     # half the budget, as the allocator keeps about as much again as is in use
@@ -30,19 +31,19 @@ def classes_within(
 
 
 def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
-    """Return about how many bytes a row leaves in memory for the backward pass of `blocks` blocks, in fp32.
+    """Return roughly how many bytes of fp32 activations one row keeps for the backward pass of `blocks` blocks.
 
-    The row attends to `keys` keys. Counted are the norms' inputs, q, k, v and the attention's result, the inside of the
-    MLP, and the attention's scores.
+    The row attends to `keys` keys. The estimate counts the inputs of the norms, q, k, v, the attention's output and
+    scores, and the hidden layer of the MLP.
     """
     inner = tower.blocks[0].projections["fc1"].weight.shape[0]
     return 4 * blocks * (8 * tower.width + 3 * inner + 3 * tower.heads * keys)
 
 
 def in_parts(parts: Sequence[Chunk], encode: Callable[[Chunk], Tensor], recompute: bool) -> Tensor:
-    """Return the parts' features `(..., n, e)` in one tensor.
+    """Encode each chunk of classes in `parts`, and return the features `(..., n, e)` joined along the classes.
 
-    With `recompute`, several parts keep no activations but compute again in the backward pass.
+    With `recompute`, and more than one chunk, activations are not kept but recomputed in the backward pass.
     """
     if len(parts) == 1:
         return encode(parts[0])

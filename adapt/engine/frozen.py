@@ -1,4 +1,4 @@
-"""A model frozen for a while, whatever its owner's flags, which are restored when the last call ends."""
+"""Freezing a model for the time of a call, and restoring its flags when the last such call ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from adapt.backbones.turns import roots, sharing
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold a model in evaluation mode, without gradients for its parameters or the library's checkpointing.
+    """Hold `model` in evaluation mode, without gradients for its weights and without the library's checkpointing.
 
-    All flags are restored afterwards. No other thread edits `model` meanwhile; those that do not share its frozen
-    state.
+    All flags are restored afterwards. Meanwhile no other thread can edit `model`; threads that only run it may share
+    its frozen state.
     """
     with sharing(model), ExitStack() as stack:
         for root in roots(model):
@@ -26,7 +26,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 class _Hold:
-    """The owner's flags of one model, while calls hold it frozen."""
+    """The flags (training, `requires_grad`, checkpointing) to restore on one model when its last frozen call ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

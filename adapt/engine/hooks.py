@@ -1,8 +1,7 @@
-"""The plain path: the library's own forward, with edits that act only inside one call.
+"""The plain path: the library's own forward, with edits that are applied only during one call.
 
-A replaced projection or attention is an instance attribute `forward` that lives for the call; learned tokens enter
-through hooks. All are gone when the call returns; a checkpointed block restores its own while it is recomputed
-in the backward pass.
+An edited projection or attention gets a temporary `forward`, and learned tokens enter through hooks. All of them are
+removed when the call returns. A checkpointed block applies its edits again while it is recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -42,13 +41,14 @@ def run(
     checkpointing: bool = False,
     merge: bool = False,
 ) -> Computed:
-    """Return `compute()` while the library's forward of `model` computes under edits of towers.
+    """Return `compute()`, called while the library's forward of `model` runs under the edits in `changes`.
 
-    `prompts` say where learned tokens stand in each row of text; `checkpointing` recomputes every block of these towers
-    in the backward pass; `merge` folds one image's low-rank updates into copies of the weights.
+    `changes` lists towers with their edits. `prompts` say where learned tokens are in each row of text. `checkpointing`
+    recomputes every block of these towers in the backward pass. `merge` folds the low-rank updates into copies of the
+    weights where there is only one image.
 
-    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower cannot carry, and if the tower
-    no longer belongs to the model.
+    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower does not support, and if the
+    tower no longer belongs to the model.
     """
     plans = [(tower, plan(tower, edits)) for tower, edits in changes]
     with alone(model), frozen(model), ExitStack() as stack:
@@ -86,7 +86,7 @@ def _edited(
 def _once(
     model: nn.Module, enter: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context that enters `enter` on a frozen model, unless it is entered already, as in a first pass."""
+    """Return a context that applies the edits of `enter` on a frozen model; a nested entry does nothing."""
     entered: list[bool] = []
 
     @contextmanager
@@ -107,7 +107,7 @@ def _once(
 
 @contextmanager
 def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
-    """Replace the parts of blocks while they compute, both the first time and again in the backward pass."""
+    """Apply the edits inside blocks, both in the forward pass and while a block is recomputed in the backward pass."""
     with ExitStack() as stack:
         for index in planned.replaced.keys() | planned.attention.keys():
             weights = None
@@ -131,7 +131,7 @@ def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge
 
 @contextmanager
 def _beside(site: Site, edit: Parallel) -> Iterator[None]:
-    """Add the output of the edit's module, which reads what the site reads, to the site's own output."""
+    """Add the output of a `Parallel` edit's module to a branch of a block; both read the same input."""
     read: list[Tensor] = []
 
     def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -148,9 +148,9 @@ def _beside(site: Site, edit: Parallel) -> Iterator[None]:
 def _join_block(
     block: Block, edit: Parallel, module: nn.Module, inputs: tuple[Tensor, ...], output: BlockOutput
 ) -> BlockOutput:
-    """Return a block's output joined by what the edit's module makes of the block's input.
+    """Add the output of a `Parallel` edit's module, which reads the block's input, to the block's output.
 
-    It runs outside the block, which may be computed again: a norm before it is computed once more.
+    This runs outside the block, so it is not recomputed with a checkpointed block; only a norm before it runs twice.
     """
     norm = block.norm_of("block") if edit.normed else None
     return _added(output, edit.module(inputs[0] if norm is None else norm(inputs[0])))
@@ -162,7 +162,7 @@ def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
 
 @contextmanager
 def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
-    """Replace the tower's own norms and last projection; one that is a parameter is left out."""
+    """Replace norms and final projection outside the blocks; a projection that is a bare parameter is set to None."""
     with ExitStack() as stack:
         for name, module in planned.outer.items():
             part = tower.parts[name]
@@ -177,7 +177,7 @@ def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
 
 
 def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
-    """Return the result after the new last projection, if the tower's own, a parameter, was left out."""
+    """Apply the new final projection to `result` if the tower's own is a bare parameter, which `_outer` set to None."""
     part, module = tower.projection, planned.outer.get("projection")
     if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
         return result
@@ -186,16 +186,16 @@ def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
 
 
 def _bypass(module: nn.Module, returns: int, x: Tensor, *args: object, **kwargs: object) -> BlockOutput:
-    """Return the output of `module` in place of a block, ignoring masks; None for the attention weights."""
+    """Return the output of `module`, which replaces a block, in the form in which the block returns it."""
     return (module(x), *[None] * (returns - 1)) if returns else module(x)
 
 
 def _forwards(
     block: Block, modules: dict[str, nn.Module], heads: int, weights: Callable[[Tensor], Tensor] | None
 ) -> Iterator[tuple[nn.Module, Callable[..., object]]]:
-    """Yield which modules of `block` compute differently, and how.
+    """Yield the modules of `block` that need a new forward, each with that forward.
 
-    `modules` replace its projections, `weights` makes attention weights from scaled scores.
+    `modules` replace the block's projections, and `weights` turns scaled scores into attention weights.
     """
     linears: dict[str, Linear] = {
         letter: modules.get(letter, projection) for letter, projection in block.projections.items()
@@ -216,7 +216,7 @@ def _forwards(
 
 
 def _side_by_side(linears: Sequence[Linear], rows: Sequence[slice | Tensor | None], x: Tensor) -> Tensor:
-    """Compute `(..., in) -> (..., sum of out)`, the output of a fused linear, from its parts and their rows."""
+    """Return the output of a fused linear, `(..., in)` to `(..., sum of out)`, computed by separate `linears`."""
     outputs = [linear(x) for linear in linears]
     if len(outputs) == 1:
         return outputs[0]
@@ -234,7 +234,7 @@ def _split_attention(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Compute what `nn.MultiheadAttention` does from separate projections, with None for its weights."""
+    """Compute `nn.MultiheadAttention` from separate projections; return its output, and None for the weights."""
     return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
@@ -247,7 +247,7 @@ def _weighted(
     *args: object,
     **inputs: Tensor,
 ) -> BlockOutput:
-    """Compute self-attention with other weights, under the library's signature; the mask is made anew."""
+    """Compute self-attention with an edit's weights; the library's mask is ignored, as `weights` applies the mask."""
     x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)
@@ -258,7 +258,7 @@ def _weighted(
 def _checkpointed(
     module: nn.Module, inside: Callable[[], AbstractContextManager[None]]
 ) -> AbstractContextManager[None]:
-    """Recompute `module` in the backward pass, under the edits of this call, which have ended by then."""
+    """Recompute `module` in the backward pass, and apply this call's edits again while it is recomputed."""
     forward = module.forward
 
     def again(*args: object, **kwargs: object) -> object:

@@ -1,4 +1,4 @@
-"""The memory that is free, and sizes in words."""
+"""Free memory of a device, and readable sizes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how many bytes can still be allocated on `device`; MPS has the memory of the CPU, and meta needs none."""
+    """Return how many bytes can still be allocated on `device`; for MPS, CPU memory; for meta, there is no limit."""
     if device.type == "meta":
         return sys.maxsize
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)
@@ -19,7 +19,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def readable_bytes(size: float) -> str:
-    """Return a size for people: '1.5 KiB' for 1536."""
+    """Return a size in bytes as readable text: '1.5 KiB' for 1536."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Prompts of many classes as one matrix of rows: the shared prefix once, then the suffixes grouped by length."""
+"""Packing the prompts of many classes into one sequence: the shared prefix once, then suffixes sorted by length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEW_ROWS = 160  # with more, attention to all rows, most of them hidden, takes l
 
 @dataclass(frozen=True)
 class Group:
-    """`classes` suffixes of `length` rows each; `start` counts suffix rows, without the prefix."""
+    """A group of `classes` suffixes of `length` tokens each; `start` is its first row, counted after the prefix."""
 
     start: int
     classes: int
@@ -26,13 +26,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Packing:
-    """The place of each token of each prompt among the `prefix + sum(suffix lengths)` rows.
+    """The layout of packed prompts: `prefix + sum(suffix lengths)` rows, one token each.
 
-    Rows: the prefix, then the suffixes sorted by length. `slot_rows` of them hold learned tokens: slot `slot_index` of
-    class `slot_class`; `learned` and `named` say of every row whether it is one, and whether it is part of the class
-    name. `ends` are the end-of-text rows in packed order, `order` sorts them back to the classes' order.
+    The prefix comes first, then the suffixes sorted by length. `slot_rows` are the rows with learned tokens: token
+    `slot_index` of class `slot_class`. `learned` and `named` are flags of every row: whether it holds a learned token,
+    and whether it is part of the class name. `ends` are the end-of-text rows in packed order, and `order` sorts them
+    back into the order of the classes.
 
-    `visible` `(rows, rows)` says which rows each attends to, if there are so few that attending to all is cheap.
+    `visible` `(rows, rows)` is the attention mask over all rows. It is None if there are so many rows that masked
+    attention would be slow.
     """
 
     prefix: int
@@ -54,7 +56,7 @@ class Packing:
 
 
 def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch.device) -> Packing:
-    """Pack `prompts`, whose first `prefix` tokens are the same; the first is class `first_class` of the full list."""
+    """Pack `prompts`, which share their first `prefix` tokens; `first_class` is the number of the first class."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     tokens = [(prompts[0], 0, position) for position in range(prefix)]
     groups: list[Group] = []
@@ -90,7 +92,7 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
 
 
 def _visible(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
-    """Return the rows that each attends to: those before it in the prefix and in its own class, and itself."""
+    """Return the attention mask `(rows, rows)`: a row sees the prefix and its own class, up to and including itself."""
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)
     related = (classes[:, None] == classes) | (rows < prefix)

@@ -1,4 +1,4 @@
-"""The edits of one call of one tower, sorted by where they act."""
+"""The edits of a tower for one call, checked and sorted by where in the tower they act."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TAKES_TOKENS = ("text", "vision", "decoder")
 
 @dataclass
 class Plan:
-    """The edits of one call: learned tokens that enter or overwrite, and modules in place of, or beside, others."""
+    """The edits of one call, sorted: tokens that enter or overwrite, and modules that replace or run beside others."""
 
     entering: Tokens | None = None
     overwriting: dict[int, Tokens] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def modules(self) -> Iterator[nn.Module]:
-        """All modules that compute something."""
+        """All modules that the edits run: replacements, parallel branches and bypasses."""
         yield from (*self.bypassed.values(), *self.outer.values())
         for modules in self.replaced.values():
             yield from modules.values()
@@ -38,12 +38,12 @@ class Plan:
 
     @property
     def images(self) -> int | None:
-        """The number of images with learned tokens of their own; None if all share them."""
+        """The number of images that have learned tokens of their own; None if all images share the learned tokens."""
         return len(self.entering.values) if self.entering is not None and self.entering.per_image else None
 
     @property
     def prefix_per_class(self) -> bool:
-        """Whether learned tokens come to differ from class to class, by their values or by what they look at."""
+        """Whether the learned tokens differ between classes, by their values or because they see the class name."""
         tokens = [self.entering, *self.overwriting.values()]
         return any(each is not None and each.per_class for each in tokens) or any(
             edit.names_seen for edit in self.attention.values()
@@ -51,10 +51,11 @@ class Plan:
 
 
 def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
-    """Return the edits of `tower` by where they act; None is a tower whose blocks are not mapped, which takes none.
+    """Return the edits of `tower`, sorted by where they act; `tower` may be None (unknown blocks) only without edits.
 
-    Raises AdaptError, by name, for a block, projection or site that the tower does not have, an edit that towers of its
-    kind cannot carry, two edits that claim one place, or tokens that overwrite where none have entered.
+    Raises AdaptError, naming it, for a block, projection or site (a branch of a block: attn, mlp) that the tower does
+    not have, and for an edit that this kind of tower does not support. Also raises AdaptError for two edits that claim
+    one place, and for tokens that overwrite others where none have entered.
     """
     sorted_out = Plan()
     for edit in edits:
@@ -88,7 +89,7 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
 
 
 def _place(tower: Tower, edit: Edit) -> str:
-    """Return where `edit` acts, in words. Raises AdaptError if the tower has no such place, or cannot carry it."""
+    """Return in words which block or module `edit` acts on. Raises AdaptError if `tower` cannot take the edit."""
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
         raise AdaptError(f"learned tokens cannot enter {where}; those that take some: {', '.join(_TAKES_TOKENS)}")

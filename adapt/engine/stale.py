@@ -1,7 +1,8 @@
-"""Whether the inputs of a stored result are still the same.
+"""Whether a stored result can be reused, since its inputs (edits and model weights) have not changed.
 
-Edits are compared bit by bit, whether an optimiser, `vector_to_parameters`, a buffer or a selection changed them. The
-backbone is too large for that: its tensors count as changed if their version, memory, or a sampled value differs.
+Edits are compared bit by bit, which notices changes by an optimiser, by `vector_to_parameters`, to a buffer or to a
+selection. The backbone is too large for that: its tensors count as changed if their version, memory address or a
+sampled entry differs.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from adapt.edits import Edit
 
 
 class Values:
-    """A detached copy of values, such as a list of edits, to compare later ones with."""
+    """A detached copy of a value, such as a list of edits, to compare with later values."""
 
     def __init__(self, values: object) -> None:
         self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
 
     def same(self, values: object) -> bool:
-        """Return whether `values` equal these. An object that cannot be inspected equals only itself."""
+        """Return whether `values` equals the stored copy. An object that cannot be inspected equals only itself."""
         leaves = list(_leaves(values))
         return len(leaves) == len(self._leaves) and all(map(_same, self._leaves, leaves))
 
@@ -39,7 +40,7 @@ _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """Yield what `value` is made of: tensors, plain values, and objects that cannot be inspected."""
+    """Yield the leaves of a nested value: tensors, plain values, and objects that cannot be inspected."""
     if isinstance(value, StandIn):  # stands for the backbone's own tensors, which `Weights` compares
         yield type(value)
     elif isinstance(value, Edit | nn.Module):
@@ -60,7 +61,7 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 class Weights:
-    """The tensors and modules of a model as they were, compared in a fraction of a call's time."""
+    """A record of a model's tensors and modules, to detect changes in a fraction of the time of a forward."""
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
@@ -74,7 +75,7 @@ class Weights:
         self._values = self._sampled()
 
     def same(self) -> bool:
-        """Return whether the model has the same tensors in the same modules, and the values that were sampled."""
+        """Return whether the model still has the same tensors in the same modules, and the same sampled entries."""
         held = self._found()
         return (
             len(held) == len(self._held)
@@ -95,7 +96,7 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """Return a view `(1,)` of the entry in the middle of each axis."""
+    """Return a view `(1,)` of the entry at the middle of every axis of `tensor`."""
     view = tensor.data
     for axis, size in enumerate(tensor.shape):
         view = view.narrow(axis, size // 2, 1)

@@ -1,6 +1,6 @@
-"""The modules of a tower at the moment, and whether any of them needs the library's own forward.
+"""The current modules of a tower, and whether any of them has a hook, so that the library's forward must run.
 
-The fast paths compute a tower from its parameters and call few of its modules: a hook would not fire, and a
+The fast paths compute a tower from its weights and call few of its modules. A hook on a module would not fire, and a
 replaced forward would not be called.
 """
 
@@ -22,7 +22,7 @@ _HOOKS = (
 
 
 def structure(backbone: Backbone, name: str) -> Structure:
-    """Return the modules of the model except those of its other towers, while no call has replaced parts."""
+    """Return the current modules of the model, except those of its other towers, and whether each has hooks."""
     blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
     own = blocks.pop(name, set())
     others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
@@ -31,7 +31,7 @@ def structure(backbone: Backbone, name: str) -> Structure:
 
 
 def hooked(modules: Structure) -> bool:
-    """Return whether hooks of any kind, or a replaced forward, are on one of these modules."""
+    """Return whether any module in `modules` has a hook of any kind, or a forward that was replaced."""
     return any(asks for _, asks in modules)
 
 
@@ -42,7 +42,7 @@ def _asks(module: nn.Module) -> bool:
 def _within(
     module: nn.Module, own: set[nn.Module], others: set[nn.Module], seen: set[nn.Module]
 ) -> tuple[list[nn.Module], bool, bool]:
-    """Return `module` and its descendants but those that hold only blocks of others; whether it holds either kind."""
+    """Return `module` and its descendants, without other towers; whether it holds blocks of its own, or of others."""
     seen.add(module)
     modules, holds_own, holds_others = [module], module in own, module in others
     for child in module._modules.values():

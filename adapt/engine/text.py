@@ -1,7 +1,7 @@
-"""The fast path of text: the exact class features of a causal text tower, without redundant work.
+"""The fast path for class prompts: the exact text features of a causal text tower, without redundant work.
 
-Rows after the end of text are never computed, the prefix that all classes share is computed once, classes are packed
-by suffix length, and the last block computes end-of-text rows only. Every linear sees all rows as one matrix.
+Tokens after the end of text are not computed. The prefix that all classes share is computed once. Classes are packed by
+suffix length, and the last block computes only end-of-text tokens. Every linear sees all tokens as one matrix.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from adapt.prompts import Prompt, shared_prefix
 
 
 def reason_against(tower: Tower | None) -> str | None:
-    """Return why the fast path does not serve `tower`, or None if it does."""
+    """Return why the fast path does not support the text tower `tower`; None if it does."""
     if tower is None or tower.text is None:
         return "its blocks are not mapped"
     if not tower.form.causal:
@@ -42,7 +42,7 @@ def reason_against(tower: Tower | None) -> str | None:
 
 @torch.no_grad()
 def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
-    """Return whether both paths give the same features for the shortest and the longest prompt."""
+    """Return whether the fast path and the library's forward give equal features for shortest and longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget, absent = free_bytes(backbone.device), bypassing_absent(backbone.tower("text"))
@@ -51,13 +51,16 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
 
 
 def active_dropout(module: nn.Module) -> bool:
-    """Return whether `module` draws random numbers now."""
+    """Return whether `module` has dropout that is active now, so that its outputs are random."""
     return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in module.modules())
 
 
 @dataclass(eq=False)
 class PlainText:
-    """The library's own forward over padded prompts, which serves every tower and is the oracle of the fast path."""
+    """The plain path for class prompts: the library's own forward, which works for every text tower.
+
+    The fast path is checked against it.
+    """
 
     backbone: DualEncoder
     prompts: Sequence[Prompt]
@@ -69,9 +72,10 @@ class PlainText:
             return pad_rows([list(prompt.ids) for prompt in self.prompts], self.backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return features before normalisation, inside about `budget` bytes of activations.
+        """Return text features before normalisation, using about `budget` bytes for activations.
 
-        `(n, e)`, or `(b, n, e)` if the learned tokens belong to `b` images, which are encoded one after the other.
+        Features are `(n, e)`. If `b` images have learned tokens of their own, features are `(b, n, e)`, and the images
+        are encoded one after the other.
         """
         images = plan(self.backbone.towers.get("text"), edits).images
         if images is None:
@@ -107,7 +111,7 @@ class PlainText:
 
 
 def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
-    """Return the edits of one image, whose learned tokens are `(k, d)` or `(n, k, d)`."""
+    """Return the edits of image number `image`, whose learned tokens become `(k, d)` or `(n, k, d)`."""
     return [
         replace(edit, values=edit.values[image] if edit.per_class else edit.values[image, 0])
         if isinstance(edit, Tokens) and edit.per_image
@@ -118,7 +122,7 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
 
 @dataclass(eq=False)
 class FastText:
-    """An encoder of the prompts of one list of classes; packings are made once and reused by every step."""
+    """The fast path for the prompts of one list of classes; it packs the prompts once, and reuses the packing."""
 
     backbone: DualEncoder
     prompts: Sequence[Prompt]
@@ -126,9 +130,9 @@ class FastText:
     _packings: dict[tuple[int, int, torch.device], list[Packing]] = field(default_factory=dict, init=False)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return features before normalisation, inside about `budget` bytes of activations.
+        """Return text features before normalisation, using about `budget` bytes for activations.
 
-        `(n, e)`, or `(b, n, e)` if the learned tokens belong to `b` images.
+        Features are `(n, e)`, or `(b, n, e)` if `b` images have learned tokens of their own.
         """
         tower = self.backbone.tower("text")  # looked up anew: blocks may have been cut out of it
         planned = plan(tower, edits)
@@ -158,7 +162,7 @@ class FastText:
         return packings
 
     def _encode(self, tower: Tower, packing: Packing, planned: Plan) -> Tensor:
-        """Return features `([b,] n, e)` of one packing."""
+        """Return the features `([b,] n, e)` of the classes in one packing."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self.backbone.model):
             check_parts(tower, self.backbone.model)
@@ -181,7 +185,7 @@ class FastText:
     def _block(
         self, block: Block, index: int, planned: Plan, packing: Packing, heads: int, last: bool, x: Tensor
     ) -> Tensor:
-        """Return one block's output `(..., rows, d)`; for the last block only end-of-text rows `(..., n, d)`."""
+        """Return a block's output `(..., rows, d)`; the last block gives only end-of-text rows `(..., n, d)`."""
         attend = partial(
             prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=planned.attention.get(index)
         )
@@ -190,7 +194,7 @@ class FastText:
 
 
 def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
-    """Return `x` `([b,] rows, d)` with the learned tokens in their places."""
+    """Return token embeddings `x` `([b,] rows, d)` with the learned tokens written into their rows."""
     values = edit.values if edit.values.ndim > 2 else edit.values[None]
     chosen = values[..., packing.slot_class if edit.per_class else 0, packing.slot_index, :]
     if edit.per_image:

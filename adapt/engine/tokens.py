@@ -1,4 +1,4 @@
-"""Learned tokens on the plain path: they enter and are overwritten through hooks on the library's modules."""
+"""Learned tokens on the plain path, which enter the library's forward through hooks on its modules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 
 @contextmanager
 def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
-    """Run the library's forward of `tower` with the learned tokens of `asked`."""
+    """Insert the learned tokens in `planned` whenever the library's forward of `tower` runs in the `with` block."""
     with ExitStack() as stack:
         for edit in (planned.entering, *planned.overwriting.values()):
             if edit is not None:
@@ -31,7 +31,7 @@ def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[
 
 
 def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[RemovableHandle]:
-    """Put learned tokens `(k, d)`, or `(n, k, d)` for each prompt, in the places that `prompts` keep for them."""
+    """Write learned tokens `(k, d)`, or `(n, k, d)` for each prompt, into the slots of the prompts."""
     places = [
         (row, position, slot)
         for row, prompt in enumerate(prompts)
@@ -52,7 +52,7 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
 
 
 def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
-    """Put learned tokens `(k, d)` or `(b, k, d)` after the patches, hidden from pooling."""
+    """Append learned tokens `(k, d)` or `(b, k, d)` to the patches, until pooling; with a block, replace them there."""
     count = edit.values.shape[-2]
 
     def appended(x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _before(block: Block, change: Change) -> RemovableHandle:
 
 
 def _oriented(block: Block, change: Change) -> Change:
-    """Return `change` for the tokens that the library hands to `block`, which may be `(l, b, d)`."""
+    """Return `change`, which expects tokens `(b, l, d)`, adapted to a `block` that may get `(l, b, d)`."""
     return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
 
 
@@ -81,7 +81,7 @@ def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
 
 
 def masked(tower: Tower, planned: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
-    """Return `edit`'s weights as a function of scores `(b, h, l, l)` to which no mask has been applied."""
+    """Return a function from unmasked scores `(b, h, l, l)` to `edit`'s attention weights; it applies a causal mask."""
     if tower.name == "text":
         return partial(_text_weights, edit, prompts, tower.form.causal)
     count = planned.entering.values.shape[-2]  # type: ignore[union-attr]

@@ -1,8 +1,8 @@
-"""Local features: one for each patch of an image, by a second way through the same frozen blocks.
+"""Local features of an image, one for each patch, by value-value attention in the frozen blocks of a CLIP.
 
-In the last blocks of a CLIP, attention mixes information from the entire image into every patch. A second stream, fed
-by the unchanged ordinary one, attends by the similarity of values, so that patches only mix with similar ones, and
-skips the MLPs (AnoVL, arXiv 2308.15939).
+In the last blocks of a CLIP, attention mixes information from the entire image into every patch. A second stream of
+tokens avoids this. It gets its values from the ordinary stream, attends by the similarity of the values, so that
+patches only mix with similar ones, and skips the MLPs (AnoVL, arXiv 2308.15939).
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from adapt.errors import AdaptError
 
 
 def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return features `(b, rows, columns, e)` of the patches of images `(b, 3, h, w)`, and `(b, e)` of the images.
+    """Return patch features `(b, rows, columns, e)` and image features `(b, e)` of images `(b, 3, h, w)`.
 
-    Both are before normalisation; the ordinary stream gives the latter, so that one pass is enough.
-
-    Raises AdaptError for a vision tower without a class token, or whose blocks have another form than CLIP's.
+    Both are before normalisation, and come from one pass. Raises AdaptError for a vision tower without a class token,
+    or with blocks of another form than CLIP's.
     """
     reason = vision.reason_against(backbone)
     tower, nothing = backbone.towers.get("vision"), Plan()

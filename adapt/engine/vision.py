@@ -1,10 +1,10 @@
-"""The fast path of images: the exact features of a vision tower, without redundant work.
+"""The fast path for images: the exact features of a vision tower, without redundant work.
 
 Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` transposes to `(l, b, d)`, which makes
-autograd compute one small product for each position under a frozen weight. If the class token is pooled, the last
-block computes its row only. Blocks before the first edit have no graph, as nothing in them needs a gradient.
+autograd compute one small product for each position under a frozen weight. If the class token is pooled, the last block
+computes only the class token. Blocks before the first edit have no graph, as nothing in them needs a gradient.
 
-Callers first ask `reason_against`, which also checks that the tower's modules still belong to the model.
+Callers must first call `reason_against`, which also checks that the tower's modules still belong to the model.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ CLASS_ROW = slice(1)
 
 
 def reason_against(backbone: DualEncoder) -> str | None:
-    """Return why the fast path does not serve the vision tower as it is now, or None if it does.
+    """Return why the fast path does not support the vision tower as it is now; None if it does.
 
-    The answer is kept until modules change: checking it then costs a forward no more than a comparison.
+    The answer is cached until a module changes, so that a forward only pays for a comparison.
     """
     now = structure(backbone, "vision"), backbone.encode_image
     known, reason = _REASONS.get(backbone, (None, None))
@@ -62,7 +62,7 @@ def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
 
 @torch.no_grad()
 def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
-    """Return whether both paths give the same features of two images of noise."""
+    """Return whether the fast path and the library's own forward give the same features for two images of noise."""
     size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
 
 
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)` under edits of the vision tower."""
+    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)` by a vision tower with `edits`."""
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
     with frozen(backbone.model):
@@ -89,9 +89,9 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
 def encode_from(
     backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
 ) -> Tensor:
-    """Return the same from the input `(b, l, d)` of block `block`, computed by the backbone without edits.
+    """Return features `(b, e)` of images, as `encode` does, given the input `(b, l, d)` of block number `block`.
 
-    Raises AdaptError if edits change an earlier block.
+    This input must have been computed without edits. Raises AdaptError if an edit changes an earlier block.
     """
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
@@ -105,7 +105,7 @@ def encode_from(
 
 @torch.no_grad()
 def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
-    """Return the input `(b, l, d)` of block `block` without edits, for images or for the input of block `begun`."""
+    """Return the input `(b, l, d)` of block `block` without edits. `images` are images, or inputs of block `begun`."""
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):
         x = entered(tower, nothing, images) if begun is None else images
@@ -113,7 +113,7 @@ def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int |
 
 
 def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
-    """Return the first block that edits change, or whose input they change; the number of blocks if none."""
+    """Return the index of the first block that an edit affects; the number of blocks if none is affected."""
     return _first_edited(tower, plan(tower, edits))
 
 
@@ -130,7 +130,7 @@ def _parts(tower: Tower) -> VisionParts:
 
 
 def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
-    """Return the input of the first block `(b, l, d)`."""
+    """Return the input `(b, l, d)` of the first block: embedded images, with the learned tokens that enter."""
     x = _parts(tower).embed(images)
     if planned.entering is not None:
         x = torch.cat([x, _learned(planned.entering.values, x)], dim=1)
@@ -139,7 +139,7 @@ def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
 
 
 def _learned(values: Tensor, x: Tensor) -> Tensor:
-    """Return learned tokens `([b,] k, d)` for each image of a batch."""
+    """Return the learned tokens, `(k, d)` or `(b, k, d)`, as `(b, k, d)` for the batch `x`."""
     return values.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
@@ -152,7 +152,7 @@ def _through(
     checkpointing: bool = False,
     until: int | None = None,
 ) -> Tensor:
-    """Return `x` `(b, l, d)` after the blocks from `first` on, or only those before `until`."""
+    """Return `x` `(b, l, d)` after the blocks from number `first` to the last, or to the one before `until`."""
     learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
@@ -170,7 +170,7 @@ def _through(
 
 
 def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return attention of `q` `(b, queries, d)` over `k` and `v` `(b, l, d)`; the last `learned` rows are tokens."""
+    """Return attention of `q` `(b, queries, d)` over `k`, `v` `(b, l, d)`, whose last `learned` are learned tokens."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -182,7 +182,7 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
 
 
 def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
-    """Return features `(b, e)` of the last block's output."""
+    """Return features `(b, e)` from the tokens that the last block returned."""
     parts = _parts(tower)
     if planned.entering is not None and tower.form.pooling != "class":
         x = x[:, : -planned.entering.values.shape[-2]]

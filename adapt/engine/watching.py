@@ -1,4 +1,4 @@
-"""The inputs and outputs of the blocks of a tower."""
+"""Recording the inputs and outputs of a tower's blocks while a model runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 
 @contextmanager
 def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str]) -> Iterator[Seen]:
-    """Yield a dict in which blocks such as vision.3 leave the input and output `(b, l, d)` of their last call inside.
+    """Yield a dict that gets the last input and output `(b, l, d)` of each block in `names`, such as vision.3.
 
     No other thread's call runs on `model`, which the towers belong to, meanwhile.
     """

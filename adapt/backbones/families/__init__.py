@@ -1,6 +1,6 @@
-"""Families of backbones, one file each: `open_clip_models.py` holds the family called `open_clip_models`.
+"""Families of backbones, such as open_clip's models: each is a file here, named after its family.
 
-Other packages add families by an entry point in the group `adapt.backbones`, with the family's name, or by `register`.
+Other packages add a family by `register`, or by an entry point in the group `adapt.backbones` with the family's name.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ names, register = _listing.names, _listing.register
 
 
 def forms() -> dict[str, str]:
-    """Return the forms of names that all families take, and what each stands for."""
+    """Return the forms that a backbone's name can take, such as `hf:NAME_OR_PATH`, each with its description."""
     return {form: text for family in _families() for form, text in family.forms.items()}
 
 
 def of(spec: str) -> Family:
-    """Return the family that builds the backbone `spec`. Raises AdaptError if there is none, or two claim it."""
+    """Return the family that loads the backbone named `spec`. Raises AdaptError if no family, or two, claim it."""
     claims = [family for family in _families() if family.claims(spec)]
     if len(claims) == 1:
         return claims[0]
@@ -41,7 +41,7 @@ def of(spec: str) -> Family:
 
 
 def of_folder(path: Path) -> Family:
-    """Return the family whose format a folder has. Raises AdaptError if there is none."""
+    """Return the family that can load the model folder `path`. Raises AdaptError if there is none."""
     family = next((each for each in _families() if each.claims_folder(path)), None)
     if family is None:
         raise AdaptError(f"{path} is not a model folder: it has neither open_clip_config.json nor config.json")

@@ -1,4 +1,4 @@
-"""The interface of a family, a file that says which names of backbones it takes, and builds them."""
+"""The interface of a family of backbones, which decides which backbone names it accepts, and loads them."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """The base of all families. Another package's family has an entry point in the group `adapt.backbones`."""
+    """The base class of families. A family in another package needs an entry point in the group `adapt.backbones`."""
 
     name: ClassVar[str]
     forms: ClassVar[dict[str, str]]
     """The forms of names that it takes, and what each stands for."""
 
     def claims(self, spec: str) -> bool:
-        """Return whether it builds the backbone that `spec` names."""
+        """Return whether this family loads the backbone named `spec`."""
         raise NotImplementedError
 
     def load(self, spec: str, device: torch.device) -> Backbone:
-        """Return the backbone, which is moved to `device` afterwards.
+        """Return the backbone named `spec`; the caller then moves it to `device`.
 
-        Raises AdaptError, saying what to do, if it cannot be loaded.
+        Raises AdaptError, with a remedy, if the backbone cannot be loaded.
         """
         raise NotImplementedError
 
     def claims_folder(self, path: Path) -> bool:
-        """Return whether a folder holds a model in its format."""
+        """Return whether `path` is a folder with a model in this family's format."""
         return False
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        """Return the backbone in such a folder; without `tensors` it is made from the configuration alone."""
+        """Return the backbone in the folder `path`; without `tensors`, no weights are read, only its configuration."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The models that come with adapt."""
+"""The small models that are installed with adapt."""
 
 from __future__ import annotations
 

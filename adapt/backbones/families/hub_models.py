@@ -1,4 +1,4 @@
-"""Models of transformers, by a name on the hub, and folders in its format."""
+"""Transformers models, named by their hub repository, and folders in transformers' format."""
 
 from __future__ import annotations
 

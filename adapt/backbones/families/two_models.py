@@ -1,4 +1,4 @@
-"""A vision tower and a language model, each by its own name."""
+"""A vision tower joined to a language model, named as VISION+LLM."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class TwoModels(Family):
 
 
 def with_language_model(encoder: Backbone, spec: str, device: torch.device, name: str | None = None) -> VisionLLM:
-    """Return the vision tower of `encoder` joined to the causal language model `spec`: hf:NAME, a folder, or mini-lm.
+    """Return `encoder`'s vision tower joined to the causal language model `spec`: hf:NAME, a folder or mini-lm.
 
-    The language model keeps the precision of its checkpoint, but fp16 becomes fp32 on the CPU, which is slow in fp16.
-    Raises AdaptError if `encoder` is not a CLIP or SigLIP, or the language model cannot be loaded.
+    The language model keeps the precision of its checkpoint. The exception is fp16, which becomes fp32 on the CPU,
+    where fp16 is slow. Raises AdaptError if `encoder` is not a CLIP or SigLIP, or the language model cannot be loaded.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""Decoding of image files to tensors, and the cache of their features."""
+"""Decoding of image files to tensors, data loading, and the cache of image features."""

@@ -1,4 +1,4 @@
-"""Image files at web addresses, fetched only if the caller allows it, within limits."""
+"""Download of images from web addresses, within limits of time and size, and only if the caller allows it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _SECONDS = 10.0  # from the first step to the last byte, including redirects
 
 
 def is_address(source: str) -> bool:
-    """Return whether it begins like a web address."""
+    """Return whether `source` starts with http:// or https://."""
     return re.match(r"https?://", source, re.IGNORECASE) is not None
 
 
 def fetched(address: str) -> bytes:
-    """Return the content of an http or https address, at most as many bytes as an image's file may have.
+    """Return the content of an http or https address, which may be no larger than an image file may be (256 MiB).
 
-    Raises AdaptError if it has not arrived within 10 seconds, however slowly it trickles in, if the server answers with
-    an error or more bytes, and if it redirects to anything other than http and https.
+    Raises AdaptError if the content has not arrived completely within 10 seconds, if the server answers with an error
+    or too many bytes, and if it redirects to anything other than http and https.
     """
     until = time.monotonic() + _SECONDS
     try:
@@ -48,7 +48,7 @@ def fetched(address: str) -> bytes:
 
 
 class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
-    """A handler that follows redirects to http and https only; urllib's own follows to ftp too."""
+    """A handler that follows redirects only to http and https, whereas urllib's own also follows them to ftp."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -59,7 +59,7 @@ class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
 
 
 def _left(until: float) -> float:
-    """Return the seconds until then. Raises TimeoutError if none are left."""
+    """Return the seconds left until the time `until`. Raises TimeoutError if it has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")  # as a socket says it
@@ -67,7 +67,7 @@ def _left(until: float) -> float:
 
 
 class _Until(urllib.request.AbstractHTTPHandler):
-    """A handler of urllib whose connections end at a given time: urllib's own timeout restarts with each byte."""
+    """A urllib handler with a deadline for the entire request: urllib's own timeout restarts with each byte."""
 
     def __init__(self, until: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Https(_Until, urllib.request.HTTPSHandler):
 
 
 class _Reading(io.RawIOBase):
-    """The bytes that a socket receives until a given time, in place of the socket from which an answer is read."""
+    """A readable stream over a socket that raises TimeoutError when the deadline has passed."""
 
     def __init__(self, own: socket, until: float) -> None:
         self._socket, self._bytes, self._until = own, own.makefile("rb", buffering=0), until

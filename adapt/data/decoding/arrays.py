@@ -1,4 +1,4 @@
-"""Pictures that are arrays or tensors of pixels."""
+"""Conversion of arrays and tensors of pixels to PIL images."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ _NO_PIXELS = ("O", "U", "S", "T")  # numpy's kinds of objects and texts
 
 
 def is_array(source: object) -> TypeGuard[Pixels]:
-    """Return whether `source` is a numpy array, a tensor, or converts to an array with axes, except numpy's texts."""
+    """Return whether `source` is a numpy array, a tensor, or an object that converts to an array, but not a string."""
     return not isinstance(source, str) and all(hasattr(source, name) for name in ("__array__", "ndim", "shape"))
 
 
 def is_sequence(array: Pixels) -> bool:
-    """Return whether an array holds several pictures along its first axis, or paths, bytes and other objects."""
+    """Return whether an array is a batch, of images along its first axis or of objects such as paths, not one image."""
     return array.ndim > 3 or (array.ndim > 0 and getattr(array.dtype, "kind", None) in _NO_PIXELS)
 
 
 def picture_of(source: Pixels) -> Image.Image:
-    """Return the picture whose pixels are an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`.
+    """Return a PIL image from an array `(h, w)` or `(h, w, c)`, or from a tensor `(h, w)` or `(c, h, w)`.
 
-    It has 1, 3 or 4 channels, as uint8, or as floats from 0 to 1. Raises AdaptError for another shape, type or range.
+    Pixels are uint8, or floats from 0 to 1, with 1, 3 or 4 channels. Raises AdaptError for another shape, type or
+    range.
     """
     import numpy as np
 
@@ -59,7 +60,7 @@ def picture_of(source: Pixels) -> Image.Image:
 
 
 def _of(tensor: Tensor) -> NDArray[np.generic]:
-    """Return pixels `(h, w)` or `(h, w, c)` of a tensor on any device, whose channels come first."""
+    """Return a numpy array `(h, w)` or `(h, w, c)` of a tensor `(h, w)` or `(c, h, w)` on any device."""
     on_cpu = tensor.detach().cpu()
     values: NDArray[np.generic] = (on_cpu.float() if on_cpu.is_floating_point() else on_cpu).numpy()
     return values.transpose(1, 2, 0) if values.ndim == 3 else values

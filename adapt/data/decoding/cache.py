@@ -1,4 +1,4 @@
-"""Image features kept on disk by the backbone and transform (the key), the image, and the view."""
+"""A cache of image features on disk, by backbone and transform (the key), image content, and augmented view."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ _told: set[Path] = set()  # the directories about whose failure this process has
 
 
 class FeatureCache:
-    """Features of images, computed once, in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
+    """A disk cache of image features in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
 
-    Data sets, few-shot samples and processes share the features of the images that they have in common. Above
-    `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB) the shards that have not been used for longest are deleted. If
-    the disk fails, is full or read-only, its content is used and the rest is computed each time; that is logged once.
+    Features of an image are computed once, also if it occurs in different data sets, few-shot samples or processes.
+    Above `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB), the shards that have not been used for longest are
+    deleted. If the disk fails, is full or read-only, cached features are still used and all others are computed each
+    time; a warning is logged once.
 
     Raises AdaptError if `$ADAPT_CACHE_GIB` is not a positive number.
     """
@@ -46,7 +47,7 @@ class FeatureCache:
         self.max_bytes = _limit() if max_bytes is None else max_bytes
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Return files and bytes of each folder in the cache, one for each backbone, transform and way to draw."""
+        """Return the number of files and bytes in each folder of the cache; a folder belongs to one key."""
         folders: dict[str, tuple[int, int]] = {}
         for folder, size in shards.sizes(self.directory):
             files, total = folders.get(folder.name, (0, 0))
@@ -54,7 +55,7 @@ class FeatureCache:
         return folders
 
     def clear(self) -> None:
-        """Delete every shard; other files in the directory stay."""
+        """Delete all cached features; other files in the directory stay."""
         shards.trim(self.directory, 0)
 
     def features(
@@ -69,14 +70,17 @@ class FeatureCache:
         workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Return the features of `items` on the CPU: (n, d), or with `views` of a random transform (n, views, d).
+        """Return the features of `items` on the CPU, `(n, d)`, computing only those that are not cached.
 
-        `encode` takes images (b, 3, h, w), runs under inference mode and returns (b, d). `key` stands for the backbone
-        and the transform: another key, another feature; with None nothing is read from disk or kept there. A view's
-        seed is made of the image's content and the view's number, so view 0 of an image is the same in every data set.
-        Only images without an entry are decoded; `progress` is given the number of them done, and of all.
+        With `views`, they are `(n, views, d)`, for that many random augmentations of each image by `transform`. The
+        seed of a view is made of the image's content and the view's number, so that view 0 of an image is the same in
+        every data set.
 
-        Raises AdaptError if there are no items, or a file cannot be decoded.
+        `encode` maps images (b, 3, h, w) to features (b, d), and runs in inference mode. `key` identifies the backbone
+        and the transform; with None, the cache is not used. `progress` is called with the number of images encoded and
+        the number of images to encode.
+
+        Raises AdaptError if there are no items, or an image cannot be decoded.
         """
         if not items:
             raise AdaptError("there are no images to take features of: the part of the data is empty")
@@ -105,7 +109,7 @@ class FeatureCache:
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Go on if the disk fails inside, with a warning once in a process: training takes features of several sets."""
+        """Log a warning, once for each cache directory, if the disk fails in the `with` block; do not raise."""
         try:
             yield
         except AdaptError as error:
@@ -126,7 +130,7 @@ def _limit() -> int:
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
-    """Return the ids of the item's rows, made of its content and the view, if there are views."""
+    """Return the cache ids of an item: hashes of its image's content, one for each view, or just one without views."""
     content = hashlib.blake2b(read_bytes(item.path))
     ids = []
     for view in range(views) if views else [""]:
@@ -143,7 +147,7 @@ def _compute(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[dict[bytes, Tensor]]:
-    """Yield the missing rows, each (d,), a shard at a time."""
+    """Encode the images that are missing in the cache, and yield their features (d,) by id, one shard at a time."""
     if not missing:  # or workers would be started for nothing
         return
     ids = list(missing)

@@ -1,4 +1,4 @@
-"""Image files as bytes, including those that are drawn when they are read, as `SET.scenes!PART/NUMBER.png`."""
+"""Reading image files as bytes, including bundled images that are drawn on demand (`SET.scenes!PART/NUMBER.png`)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from adapt.data.emoji import defects, questions
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file as `adapt.data.decoding.files.open_file` does, including bundled drawings."""
+    """Open an image file: on disk, in an archive, or a bundled drawing (see `adapt.data.decoding.files.open_file`)."""
     return files.open_file(path, _DRAWN)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read as `adapt.data.decoding.files.read_bytes` does, including drawings; a region's box follows the bytes."""
+    """Return the bytes of an image file or a bundled drawing; for a region, the text of its box is appended."""
     image, box = parted(os.fspath(path))
     return files.read_bytes(image, _DRAWN) + (b"" if box is None else repr(box).encode())
 

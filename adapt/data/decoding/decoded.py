@@ -1,4 +1,4 @@
-"""Decoding in workers: batches in a fixed order, errors as they were raised, no worker left behind."""
+"""Decoding images in worker processes: batches come in a fixed order, and errors as they were raised."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*
 
 
 class Decoded:
-    """Batches of draws from a dataset as images (b, 3, h, w) and their items, each time it is iterated.
+    """An iterable of decoded batches: images (b, 3, h, w) and their items, in the order given by `draws`.
 
-    Items of several images give a list of as many batches of images. Iterating raises AdaptError for a file that cannot
-    be decoded, also in a worker, and if the machine has no shared memory for what workers decode. There are at most as
-    many workers as processors, since more would not help and torch warns of them, and none in a process that cannot
-    start any, such as a worker of joblib. `pinned` memory is for copies to CUDA while the CPU goes on.
+    If items have several images each, a batch has a list of that many tensors. Iterating raises AdaptError for a file
+    that cannot be decoded, also in a worker, and if the machine has too little shared memory for the workers.
+
+    There are never more workers than processors. There are none in a process that cannot start any, such as a worker of
+    joblib. With `pinned`, images are in page-locked memory, from which they are copied to CUDA asynchronously.
     """
 
     def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int, pinned: bool = False) -> None:
@@ -74,14 +75,14 @@ class Decoded:
 
 
 class Loader(Decoded):
-    """The result of `adapt.data.loader`: one epoch each time it is iterated, and after a full epoch the next one."""
+    """The data loader that `adapt.data.loader` returns: iterating it gives one epoch, and then the next one."""
 
     def __init__(self, dataset: ImageSet, epochs: Epochs, workers: int) -> None:
         super().__init__(dataset, epochs, workers)
         self.epochs = epochs
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Go to `epoch`, skipping its first `step` batches undecoded, so that a resumed run gets its own batches."""
+        """Continue at batch `step` of `epoch`, without decoding earlier batches, as a resumed training run needs."""
         self.epochs.epoch, self.epochs.step = epoch, step
 
     def __iter__(self) -> Iterator[tuple[Any, list[Item]]]:
@@ -90,9 +91,9 @@ class Loader(Decoded):
 
 
 class _Drawn:
-    """The dataset as workers see it: indexed by draws, with an AdaptError as a value.
+    """The data set for torch's workers: indexed by `Draw`s, and returning an AdaptError instead of raising it.
 
-    Raised in a worker, it would reach the user inside torch's traceback.
+    An error that is raised in a worker would reach the user inside torch's traceback.
     """
 
     def __init__(self, dataset: ImageSet) -> None:
@@ -114,13 +115,13 @@ def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
 
 
 def _may_start_workers() -> bool:
-    """Return whether this process can start torch's workers; daemons and unusual start methods cannot."""
+    """Return whether this process can start torch's workers; a daemon process cannot."""
     way = multiprocessing.get_start_method(allow_none=True)  # allow_none, so that asking does not set it
     return way in (None, *multiprocessing.get_all_start_methods()) and not multiprocessing.current_process().daemon
 
 
 def processors() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Random draws by name: those of one image depend on their purpose, not on earlier draws."""
+"""Seeds derived from names, so that an image's augmentation does not depend on what was drawn before."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 
 
 class Draw(NamedTuple):
-    """One image to load: its position in the data set, and the seed of its augmentation."""
+    """One image to load: its position in the data set and the seed of its augmentation."""
 
     position: int
     seed: int
 
 
 def seed_for(*names: object) -> int:
-    """Return a seed of 63 bits for `names`, the same in every process."""
+    """Return a 63-bit seed derived from `names`, the same in every process."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -41,9 +41,9 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run with torch's CPU generator and Python's `random` seeded, then restore both.
+    """Seed torch's CPU generator and Python's `random` for the `with` block, then restore their states.
 
-    One thread runs at a time.
+    Only one thread at a time can be in the block.
     """
     with _turn, torch.random.fork_rng(devices=[]):
         state = random.getstate()

@@ -1,4 +1,4 @@
-"""The images in each batch, epoch after epoch, as a function of the seed, the epoch and the step."""
+"""A batch sampler whose batches depend only on the seed, the epoch and the step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from adapt.data.decoding.draws import Draw, seed_for
 
 
 class Epochs:
-    """A batch sampler whose state is an epoch and a step; iterating it goes from there to the epoch's end.
+    """A batch sampler that can start at any epoch and step; iterating it goes from there to the end of the epoch.
 
-    `together` items of the same one of the `entities` `(size,)` follow each other, so that they are in one batch.
+    With `together` above 1, up to that many items of the same entity (`entities` names one for each item) follow each
+    other, so that a batch contains them.
     """
 
     def __init__(

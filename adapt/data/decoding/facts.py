@@ -1,4 +1,4 @@
-"""Facts about an image file that was decoded: whether it can be used, and what is unusual about it."""
+"""Facts about an image file, found by decoding it: whether it can be used, and what is unusual about it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):
-    """Facts about one file. If there is a `problem`, it cannot be used, and only `lacks` is known."""
+    """Facts about one image file; with a `problem`, the file cannot be used, and only `lacks` is also known."""
 
     problem: str = ""
     lacks: str = ""
@@ -34,9 +34,9 @@ class Facts(NamedTuple):
 
 
 def facts_of(path: str, turned: bool) -> Facts:
-    """Return the facts of the file at `path`, all of whose data is decoded.
+    """Decode the file at `path` and return the facts about it.
 
-    A JPEG is decoded at an eighth of its size, which reads all of it.
+    A JPEG is decoded at an eighth of its size, which is faster but still reads all of its data.
     """
     lacks = ""
     try:
@@ -64,6 +64,6 @@ def _digest(size: tuple[int, int], content: bytes) -> bytes:
 
 
 def _is_wide(picture: Image.Image) -> bool:
-    """Return whether a picture that is not loaded yet has 16 bits a channel, judged by how its parts are stored."""
+    """Return whether a PIL image has 16 bits per channel; the image has been opened but not yet decoded."""
     parts = getattr(picture, "tile", ())
     return picture.mode.startswith("I") or any(";16" in str(part) for part in parts)

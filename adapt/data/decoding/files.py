@@ -1,4 +1,4 @@
-"""Image files as bytes: on disk, or `ARCHIVE.zip!MEMBER`, `TABLE.arrow!COLUMN/ROW`."""
+"""Reading image files as bytes: on disk, in a zip (`ARCHIVE.zip!MEMBER`), or in a table (`TABLE.arrow!COLUMN/ROW`)."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _UNREADABLE = (
 
 
 def zip_root(archive: str | os.PathLike[str]) -> str:
-    """Return the prefix that makes a member's name a path: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
+    """Return the prefix of the paths of an archive's members: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
     return f"{os.fspath(archive)}!"
 
 
 def under(root: str, path: str, where: str) -> str:
-    """Return `path` joined to the absolute folder `root`, unless that is "".
+    """Return `path` joined to the absolute folder `root`; if `root` is "", return `path` itself.
 
-    Raises AdaptError if it leads out of `root`, or cannot be a file's name.
+    Raises AdaptError, which starts with `where`, if the path leads out of `root` or cannot be a file's name.
     """
     if not _may_exist(path):
         raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out")
@@ -67,10 +67,10 @@ def _may_exist(path: str) -> bool:
 
 
 def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> BinaryIO:
-    """Open the file at `path`: one on disk is read as needed, one in an archive at once.
+    """Open the image file at `path`, which may be in an archive; a file in an archive is read into memory.
 
-    `more` are readers of other containers than archives and tables, by their suffix. Raises AdaptError, naming the
-    file, if it is missing, cannot be opened, or is not a regular file.
+    `more` has readers for further kinds of containers, by suffix; zip and arrow are built in. Raises AdaptError, naming
+    the file, if it is missing, cannot be opened, or is not a regular file.
     """
     path = os.fspath(path)
     with _named(path):
@@ -82,7 +82,7 @@ def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | N
 
 
 def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> bytes:
-    """Return the content of the file at `path`.
+    """Return the content of the image file at `path`, which may be in an archive.
 
     Raises AdaptError, naming the file, if it is missing, cannot be read, or takes more than 256 MiB.
     """
@@ -92,7 +92,7 @@ def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | 
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Raise the errors of the file system and of archives as an AdaptError that names the file."""
+    """Turn errors of the file system and of archives in the `with` block into an AdaptError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -145,7 +145,7 @@ def _open_arrow(table: str) -> Table:
 
 
 def _missing_folder(path: str) -> str:
-    """Return a hint with the topmost missing folder above `path`, usually a wrong root."""
+    """Return a hint that names the topmost missing folder above `path`, as its root is usually wrong; "" if none."""
     missing, folder = "", os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)

@@ -1,4 +1,4 @@
-"""The images of items by their numbers, and batches of them. This module does not import torch."""
+"""A torch data set of an item list's images, and loaders of batches. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not accept quoted n
 
 
 class ImageSet:
-    """A map-style torch dataset: item `i` as its transformed image (3, h, w), or several of them, and its number.
+    """A map-style torch data set: `dataset[i]` is the transformed image (3, h, w) of item `i`, and `i` itself.
 
-    Images are turned upright if the transform says so.
+    An item with several images gives a tuple of them. Images are turned upright by EXIF if the transform asks for that.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
@@ -33,7 +33,10 @@ class ImageSet:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Pictures, int]:
-        """Return the images of an item. Raises AdaptError, naming the file, if one cannot be decoded."""
+        """Return the image of an item, or a tuple of its images, and `index`.
+
+        Raises AdaptError, naming the file, if an image cannot be decoded.
+        """
         item = self.items[index]
         if len(item.paths) < 2:
             return self.transform(open_image(item, turned=self._turned)), index
@@ -50,14 +53,15 @@ def loader(
     workers: int = 0,
     drop_last: bool | None = None,
 ) -> Loader:
-    """Return a loader of images (b, 3, h, w) with their b items, for training or in order.
+    """Return a data loader of batches: images (b, 3, h, w) and a list of their b items.
 
-    Items of several images give a list of as many batches of images.
+    If items have several images each, a batch has a list of that many tensors.
 
-    For training, as in the published code: shuffled, and the last short batch is dropped if there is a full one (or by
-    `drop_last`). Order and augmentation depend on `seed`, the epoch and the image only; see `Loader.set_epoch`.
+    With `train`, items are shuffled, and the last batch is dropped if it is short and not the only one, as in the
+    published code; `drop_last` overrides that. Order and augmentation depend only on `seed`, the epoch and the image;
+    see `Loader.set_epoch`.
 
-    Raises AdaptError if there is nothing to load; iterating raises it for a file that cannot be decoded.
+    Raises AdaptError if there are no items; iterating raises AdaptError for a file that cannot be decoded.
     """
     from adapt.data.decoding.decoded import Loader
     from adapt.data.decoding.epochs import Epochs

@@ -1,4 +1,4 @@
-"""Pictures from any source: items, paths, bytes, arrays, tensors, addresses, and pictures themselves."""
+"""Opening images from any source: items, paths, bytes, arrays, tensors, web addresses and PIL images."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a te
 
 
 def open_image(source: object, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
-    """Return the picture of `source`, in mode RGB.
+    """Return the image of `source` as a PIL image in mode RGB.
 
-    `source` is an item or a path (also `ARCHIVE.zip!MEMBER`, and of a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`), the bytes
-    of an image file, a PIL image, an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of
-    floats from 0 to 1; with `urls` also an http or https address, which is fetched. If it is to be `turned`, it is
-    turned upright by its EXIF orientation before a region is cut out. `name` is used in messages if it has no path.
+    `source` is an item; a path, also `ARCHIVE.zip!MEMBER`, or for a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`; the bytes of
+    an image file; a PIL image; an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of
+    floats from 0 to 1; with `urls` also an http or https address, which is fetched. With `turned`, the image is turned
+    upright by its EXIF orientation before a region is cut out. Messages call the image `name` if it has no path.
 
-    Raises AdaptError, naming the file, if it is missing or broken, for a picture too large or too narrow, a region that
-    is not inside its image, an array of another shape or range, an address without `urls`, and for anything else.
+    Raises AdaptError, naming the file, if it is missing or broken, if the image is too large or too narrow, or if a
+    region is not inside its image. Also raises AdaptError for an array of another shape or range, an address without
+    `urls`, and any other source.
     """
     if isinstance(source, Image.Image):
         with naming(name):
@@ -63,16 +64,16 @@ def open_image(source: object, *, turned: bool = False, urls: bool = False, name
 def picture_batches(
     images: object, size: int, *, turned: bool = False, urls: bool = False
 ) -> Iterator[list[Image.Image]]:
-    """Yield lists of up to `size` pictures, as `open_image` returns them.
+    """Yield lists of up to `size` images, opened as `open_image` does.
 
-    `images` is one that it accepts, an iterable of such, or an array of them along its first axis. Raises AdaptError as
-    it does.
+    `images` is one source that `open_image` accepts, an iterable of such sources, or an array with images along its
+    first axis. Raises AdaptError as `open_image` does.
     """
     yield from in_batches((open_image(image, turned=turned, urls=urls) for image in each_of(images)), size)
 
 
 def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
-    """Yield lists of up to `size` elements."""
+    """Yield lists of up to `size` consecutive elements of an iterable."""
     batch: list[Opened] = []
     for one in each:
         batch.append(one)
@@ -84,7 +85,10 @@ def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
 
 
 def each_of(images: object) -> Iterable[object]:
-    """Return the images that a caller gives as one image, an iterable, or an array along its first axis."""
+    """Return an iterable of image sources, from `images`: one source, an iterable, or an array of several images.
+
+    Raises AdaptError if it is none of these.
+    """
     single = (str, os.PathLike, Image.Image, Item, *_BYTES)
     if isinstance(images, single) or (is_array(images) and not is_sequence(images)):
         return (images,)
@@ -94,10 +98,10 @@ def each_of(images: object) -> Iterable[object]:
 
 
 def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:
-    """Raise AdaptError for what `open_image` refuses, in less time and memory.
+    """Raise AdaptError if `open_image` would refuse an image; this takes less time and memory than opening it.
 
-    A JPEG is decoded at an eighth of its size, which reads all of its data; a picture above the limit is refused by its
-    header.
+    A JPEG is decoded at an eighth of its size, which reads all of its data. An image above the size limit is refused by
+    its header alone.
     """
     path, box = _parted(source)
     with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
@@ -111,7 +115,7 @@ def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> 
 
 
 def _parted(source: object) -> tuple[str, Box | None]:
-    """Return the path of the full image, and the box if it is a region."""
+    """Return the path of the full image and, if `source` is a region, its box, otherwise None."""
     path, box = parted(_path(source))
     if box is None:
         check_form(path)

@@ -1,4 +1,4 @@
-"""Masks of images: where an image is defective, as a picture of the same size."""
+"""Defect masks: pictures of an image's size that are bright where the image is defective."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def check_masks(items: Sequence[Item], turned: bool = False) -> None:
-    """Raise AdaptError, naming it, for a mask that is missing, not a picture, or does not have its image's size."""
+    """Raise AdaptError, naming the mask, if a mask is missing, not a picture, or not of its image's size."""
     for item in items:
         check_mask(item, turned)
 
 
 def check_mask(item: Item, turned: bool = False) -> None:
-    """Raise AdaptError in the same cases for one image, which may have no mask."""
+    """Raise AdaptError if the mask of `item` is missing, not a picture, or not of its image's size; no mask is fine."""
     for path in item.label.files:
         if (image := _size(item.path, turned)) == (mask := _size(path, turned)):
             continue
@@ -38,16 +38,17 @@ def check_mask(item: Item, turned: bool = False) -> None:
 
 
 def _size(path: str, turned: bool) -> tuple[int, int]:
-    """Return width and height, by the header alone."""
+    """Return the width and height of an image file, read from its header."""
     with open_file(path) as file, opened(file, path) as picture:
         return size_of(picture, turned)
 
 
 def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], turned: bool = False) -> Tensor:
-    """Return which pixels of an image are defective `(h, w)`, resized and cropped by `place` as the image is.
+    """Return the mask of an image as bool `(h, w)`, true where defective, resized and cropped by `place`.
 
-    Without a mask, none are. It is `turned` upright as its image is. Bright is above half of the brightest pixel, so
-    that masks of 0 and 1 count too. Raises AdaptError, naming the file, if it cannot be decoded.
+    `place` and `turned` (upright by EXIF) must be those used for the image. An image without a mask is not defective
+    anywhere. A pixel is defective if it is above half of the mask's brightest pixel, so masks of 0 and 1 work too.
+    Raises AdaptError, naming the file, if the mask cannot be decoded.
     """
     import torch
 

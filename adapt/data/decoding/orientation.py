@@ -1,7 +1,7 @@
-"""EXIF orientation: how a camera was held, and pictures turned upright by it.
+"""EXIF orientation (how the camera was held), and turning images upright by it.
 
 People see photographs turned upright, while published pipelines take pixels as they are stored. The data that a model
-learned from decides between the two, and its adapter records it.
+is trained on decides between the two, and its adapter records it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError
 
 
 def orientation(picture: Image.Image) -> int:
-    """Return EXIF's orientation of `picture`, from 1 (upright) to 8."""
+    """Return the EXIF orientation of a PIL image, from 1 (upright) to 8."""
     if picture.format in _DECODED_UPRIGHT:
         return _UPRIGHT
     try:
@@ -38,7 +38,7 @@ def orientation(picture: Image.Image) -> int:
 
 
 def upright(picture: Image.Image, held: int) -> Image.Image:
-    """Return `picture` turned from the orientation `held`, without the entry for it, so that it is not turned twice."""
+    """Return a PIL image turned upright from EXIF orientation `held`, without the EXIF entry that says so."""
     if held == _UPRIGHT:
         return picture
     turned = picture.transpose(_TURNS[held])
@@ -47,11 +47,11 @@ def upright(picture: Image.Image, held: int) -> Image.Image:
 
 
 def size_of(picture: Image.Image, turned: bool) -> tuple[int, int]:
-    """Return width and height of a picture that is not decoded yet, perhaps after it is `turned`."""
+    """Return the width and height of an opened PIL image, without decoding it; `turned` gives the size once upright."""
     width, height = picture.size
     return (height, width) if turned and orientation(picture) in _SIDEWAYS else (width, height)
 
 
 def turns(transform: object) -> bool:
-    """Return whether `transform`, as a backbone gives it, expects pictures turned upright."""
+    """Return whether `transform`, which comes from a backbone, expects images that are turned upright by EXIF."""
     return bool(getattr(transform, "turned", False))

@@ -1,9 +1,9 @@
-"""Decoding: every image file becomes an RGB picture, or an error that names the file.
+"""Decoding an image file to a PIL image in mode RGB, or to an AdaptError that names the file.
 
 Decisions: transparency is laid over white; 16-bit grey keeps its high byte, as Pillow does for 16-bit colour; only the
 first frame of an animation is read. EXIF orientation is applied if the caller says so: people's own photographs are
-turned upright, and published data sets stay as they are stored, because the published pipelines (torchvision's folder
-readers, Dassl) do not turn them, and turning would change their numbers (see `orientation`).
+turned upright, and published data sets stay as they are stored. The published pipelines (torchvision's folder readers,
+Dassl) do not turn images, and turning would change their numbers (see `orientation`).
 
 HEIC is read by pillow-heif, an extra that is imported when needed, and AVIF by Pillow from 11.3 on.
 
@@ -66,9 +66,9 @@ _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 
 def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
-    """Return the picture in `file`, in mode RGB, turned upright if `turned`.
+    """Return the image in `file` as a PIL image in mode RGB, turned upright by EXIF if `turned`.
 
-    Raises AdaptError, naming it `name`, for a broken, too large or too narrow one.
+    Raises AdaptError, which calls the image `name`, if it is broken, too large or too narrow.
     """
     with opened(file, name) as picture:
         return to_rgb(picture, turned)
@@ -76,7 +76,7 @@ def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
 
 @contextmanager
 def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
-    """Open the picture in `file` without decoding it; Pillow's errors inside name it."""
+    """Open the image in `file` without decoding it; Pillow's errors in the `with` block become an AdaptError."""
     with naming(repr(name)):
         picture = _opened(file)
         check_size(picture)
@@ -84,7 +84,7 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 
 
 def _opened(file: BinaryIO) -> Image.Image:
-    """Return the picture in `file`, opened by its first bytes."""
+    """Return the undecoded PIL image in `file`, whose format is recognised by its first bytes."""
     kind = _container_of(file)
     if lacks := _lacking(kind):
         raise ValueError(lacks)
@@ -97,7 +97,7 @@ def _opened(file: BinaryIO) -> Image.Image:
 
 
 def lacking(file: BinaryIO) -> str:
-    """Return which library to install before the picture in `file` can be read here; "" where none is missing."""
+    """Return a message on the missing library that the image in `file` needs; "" if no library is missing."""
     return _lacking(_container_of(file))
 
 
@@ -113,7 +113,7 @@ def _lacking(kind: str) -> str:
 
 
 def _container_of(file: BinaryIO) -> str:
-    """Return HEIF or AVIF by the first bytes of `file`, else ""; the file is then at its start again."""
+    """Return HEIF or AVIF if the first bytes of `file` say so, else ""; then rewind the file."""
     start = file.read(64)
     if not start:
         raise ValueError("the file is empty")
@@ -127,7 +127,7 @@ def _container_of(file: BinaryIO) -> str:
 
 
 def check_size(picture: Image.Image) -> None:
-    """Raise ValueError for a picture whose header claims more memory than any photograph needs."""
+    """Raise ValueError if an image's header claims too many pixels, or sides of too different lengths."""
     shorter, longer = sorted(picture.size)
     if longer > RATIO * shorter:
         raise ValueError(f"it is {picture.width} x {picture.height} pixels; one side may be {RATIO} times the other")
@@ -139,7 +139,7 @@ def check_size(picture: Image.Image) -> None:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Raise Pillow's errors as an AdaptError that names the image."""
+    """Turn Pillow's errors in the `with` block into an AdaptError that names the image."""
     try:
         yield
     except _BROKEN as error:
@@ -148,7 +148,7 @@ def naming(name: str) -> Iterator[None]:
 
 
 def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
-    """Return `picture` in mode RGB, turned upright if `turned`."""
+    """Return a PIL image in mode RGB, turned upright by its EXIF orientation if `turned`."""
     converted = _in_rgb(picture)
     return upright(converted, orientation(picture)) if turned else converted
 
@@ -164,7 +164,7 @@ def _in_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Return `picture` converted to RGB, some rows at a time, so that intermediate pictures are small."""
+    """Return an image converted to RGB by `convert`, a band of rows at a time, to save memory."""
     rows = max(1, _BAND // picture.width)
     if picture.height <= rows:
         return convert(picture)
@@ -181,7 +181,10 @@ def _over_white(picture: Image.Image) -> Image.Image:
 
 
 def _high_byte(picture: Image.Image) -> Image.Image:
-    """Return 16-bit grey as 8-bit grey, in RGB. Pillow's own conversion clips at 255 in some versions: all white."""
+    """Return a 16-bit grey image as 8-bit grey, in RGB.
+
+    Pillow's own conversion clips at 255 in some versions, which makes the image all white.
+    """
     wide = picture.convert("I")
     _, highest = cast(tuple[int, int], wide.getextrema())
     if highest > 0xFFFF:

@@ -1,4 +1,4 @@
-"""Regions of images: `photo.jpg#xywh=X,Y,WIDTH,HEIGHT`, in pixels from the upper left corner (W3C Media Fragments)."""
+"""Regions of images, as paths `photo.jpg#xywh=X,Y,WIDTH,HEIGHT` in pixels from the upper left (W3C Media Fragments)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DO
 
 
 def region(path: str, edges: tuple[float, float, float, float]) -> str:
-    """Return the path of the region between edges of the image at `path`, in full pixels that contain it.
+    """Return the path of a region of the image at `path`: the whole pixels that contain the rectangle `edges`.
 
-    Edges are left, upper, right and lower. Raises ValueError if they contain no pixel, or begin outside the image.
+    `edges` are left, upper, right and lower. Raises ValueError if they contain no pixel, or begin outside the image.
     """
     left, upper, right, lower = floor(edges[0]), floor(edges[1]), ceil(edges[2]), ceil(edges[3])
     if min(left, upper) < 0 or edges[0] >= edges[2] or edges[1] >= edges[3]:
@@ -25,7 +25,7 @@ def region(path: str, edges: tuple[float, float, float, float]) -> str:
 
 
 def parted(path: str) -> tuple[str, Box | None]:
-    """Return the path of the full image, and the box of the region; None for a path that is not a region's."""
+    """Split the path of a region into the path of its image and its box; any other path is returned with None."""
     match = _REGION.fullmatch(path)
     if match is None:
         return path, None
@@ -34,7 +34,7 @@ def parted(path: str) -> tuple[str, Box | None]:
 
 
 def check_form(path: str) -> None:
-    """Raise AdaptError for a path that was meant as a region's, but is not one to `parted`."""
+    """Raise AdaptError for a path that contains `#xywh=` but is not a valid region, and not an existing file."""
     image, mark, box = path.rpartition("#xywh=")
     if mark and not os.path.exists(path):
         raise AdaptError(
@@ -44,7 +44,7 @@ def check_form(path: str) -> None:
 
 
 def check_inside(box: Box, size: tuple[int, int], path: str) -> None:
-    """Raise AdaptError for a region that is empty, reaches out of its picture, or is too narrow."""
+    """Raise AdaptError if a region's box is empty, reaches out of its image, or is too narrow."""
     left, upper, right, lower = box
     empty = left >= right or upper >= lower
     if empty or right > size[0] or lower > size[1]:

@@ -1,4 +1,4 @@
-"""Feature rows on disk: immutable safetensors files that each hold some rows and, in front, the list of their ids.
+"""Storage of the feature cache: immutable safetensors files (shards), each with some features and their ids.
 
 A shard's name is its checksum, and a rename puts it in place: any number of processes may write and read one folder.
 """
@@ -26,9 +26,9 @@ _STALE_SECONDS = 3600
 
 
 def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
-    """Return the rows, each (d,), that the shards in `folder` have of the `wanted` ids.
+    """Return the cached features (d,) of the `wanted` ids that the shards in `folder` contain.
 
-    A damaged shard is deleted, so that its rows are computed again. Raises AdaptError if the disk fails.
+    A damaged shard is deleted, so that its features are computed again. Raises AdaptError if the disk fails.
     """
     rows: dict[bytes, Tensor] = {}
     with _disk(folder, "read"):
@@ -48,9 +48,9 @@ def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
 
 
 def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
-    """Add a shard with `rows`, each (d,), to `folder`.
+    """Write the features (d,) in `rows` to a new shard in `folder`.
 
-    Raises AdaptError if the disk does not accept it; no part of it is left then.
+    Raises AdaptError if the disk does not accept it; no incomplete file is left then.
     """
     ids = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(-1, ID_BYTES)
     features = torch.stack(list(rows.values()))
@@ -69,10 +69,10 @@ def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
 
 
 def trim(directory: Path, max_bytes: int) -> None:
-    """Delete the shards in `directory` that have not been used for longest, until the rest takes `max_bytes`.
+    """Delete the least recently used shards in `directory` until the rest takes at most `max_bytes`.
 
-    Also deletes half-written files of a killed process. Others may trim at the same time. Raises AdaptError if the disk
-    fails.
+    Also deletes half-written files of a killed process. Other processes may trim at the same time. Raises AdaptError if
+    the disk fails.
     """
     shards = []
     with _disk(directory, "trimmed"):
@@ -92,7 +92,7 @@ def trim(directory: Path, max_bytes: int) -> None:
 
 
 def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
-    """Yield folder and bytes of every shard in `directory`."""
+    """Yield the folder and the size in bytes of every shard in `directory`."""
     for path in sorted(directory.rglob(f"*{_SUFFIX}")):
         with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
             if path.is_file():
@@ -100,7 +100,7 @@ def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
 
 
 class _DamagedError(Exception):
-    """A shard whose content does not match its name."""
+    """The error for a shard whose content does not match its name, which is a checksum."""
 
 
 def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:

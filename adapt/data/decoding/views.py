@@ -1,4 +1,4 @@
-"""An image and random views of it as one stack, the same wherever it is read."""
+"""An image and random augmentations (views) of it as one stack, the same wherever the image is read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """A transform that gives `(1 + count, 3, h, w)`: the image by `plain`, then `count` draws of `random`.
+    """A transform to `(1 + count, 3, h, w)`: the image by `plain`, then `count` random augmentations by `random`.
 
-    A draw's seed is made of the picture's pixels and the view's number.
+    The seed of an augmentation is made of the image's pixels and the augmentation's number.
     """
 
     def __init__(self, plain: Transform, random: Transform, count: int) -> None:
@@ -26,7 +26,7 @@ class Views:
 
     @property
     def turned(self) -> bool:
-        """Whether pictures are turned upright before."""
+        """Whether images must be turned upright by EXIF before this transform."""
         return turns(self.plain)
 
     def __call__(self, image: Image) -> Tensor:

@@ -1,1 +1,1 @@
-"""The bundled sets: emoji, and questions about scenes of them."""
+"""The data sets bundled with adapt: emoji in several drawing styles, and scenes composed of emoji."""

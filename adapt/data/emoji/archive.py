@@ -1,4 +1,4 @@
-"""The drawings: one zip beside this file, with an index of its own."""
+"""The bundled emoji drawings: a zip beside this file, with an index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DrawnItem = TypedDict(
 
 
 class DrawingIndex(TypedDict):
-    """The index of the drawings that the zip holds."""
+    """The contents of index.json in the zip: styles, classes and an entry for each drawing."""
 
     styles: list[str]
     classes: list[str]
@@ -29,7 +29,7 @@ class DrawingIndex(TypedDict):
 
 
 def index() -> DrawingIndex:
-    """Return the zip's own index: "styles", "classes", and "items", an entry for each drawing."""
+    """Return the index of the bundled drawings: "styles", "classes", and "items" with an entry for each drawing."""
     return _index(ARCHIVE)
 
 

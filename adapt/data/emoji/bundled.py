@@ -1,19 +1,20 @@
-"""The bundled sets: emoji in several drawing styles, one zip beside this file, decoded as needed.
+"""The names of the bundled data sets of emoji, and their readers; drawings are in one zip beside this file.
+
+Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 
 `emoji`           classes are groups of concepts ("animal mammal"), drawn in the styles that the bundled backbone knows
-`emoji@STYLE`     the same classes and concepts, all three parts in one style; `emoji@fluent-3d` is the unseen one
-`emoji-concepts`  classes are the concepts ("dog face"); the seen styles are a class's shots, the unseen style its test
-                  set. The concepts that the backbone knows come first; the held-out ones, never seen in any style, come
-                  after them: `concept_names()` gives both lists, for a base/new cut by name.
-`emoji-texts`     the classes of `emoji`, and no image to learn from: the names of the training concepts in a few
-                  templates stand in their place; validation and test images are those of `emoji`
-`emoji-counts`    scenes of one to four copies of a drawing, and how many they are, also `emoji-counts@STYLE`
-`emoji-defects`   drawings, half of those to be tested with a scratch or a stain, and where it is; also
-                  `emoji-defects@STYLE`
-`emoji-labels`    scenes of one to four different things, and all their names, also `emoji-labels@STYLE`
-`emoji-captions`  pairs: scenes of emoji with a sentence each, also `emoji-captions@STYLE`
-`emoji-records`   pairs: drawings, each with its concept's name misread, to be linked by concept
-`emoji-questions` questions about scenes of emoji, also `emoji-questions@STYLE`: see `adapt.data.emoji.questions`
+`emoji@STYLE`     the same classes and concepts, with train, val and test in one style; `fluent-3d` is the unseen style
+`emoji-concepts`  classes are the concepts ("dog face"). Training images are in the seen styles, test images in the
+                  unseen style. The concepts that the backbone knows come first, then the held-out concepts, which it
+                  has seen in no style; `concept_names()` gives both lists, for a base/new split by name
+`emoji-texts`     the classes of `emoji`, with texts in place of training images: the names of the training concepts in
+                  a few prompt templates. Validation and test images are those of `emoji`
+`emoji-counts`    (@) scenes of one to four copies of a drawing, labelled with their number
+`emoji-defects`   (@) drawings with masks; half of the validation and test images have a scratch or a stain
+`emoji-labels`    (@) scenes of one to four different things, labelled with all their names
+`emoji-captions`  (@) pairs of a scene and a caption
+`emoji-records`   pairs of a drawing and its concept's name with misread letters, to be linked by concept
+`emoji-questions` (@) questions about scenes, see `adapt.data.emoji.questions`
 """
 
 from __future__ import annotations
@@ -48,25 +49,28 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
 
 
 def is_bundled(spec: str) -> bool:
-    """Return whether `spec` names a bundled set, with a style that exists or not."""
+    """Return whether `spec` names a bundled data set; a style after `@` need not exist."""
     return spec in (_CONCEPTS, _TEXTS, _RECORDS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
-    """Return all the names that `read_bundled` takes."""
+    """Return all names of bundled data sets, including those with a style (`emoji@STYLE`)."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
     return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the concepts that the bundled backbone was trained on, and the held-out ones, each sorted."""
+    """Return the names of the concepts that the bundled backbone was trained on, and of the held-out ones.
+
+    Each of the two tuples is sorted.
+    """
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
     base, new = (tuple(sorted(name for name, held in held_out.items() if held is flag)) for flag in (False, True))
     return base, new
 
 
 def read_bundled(spec: str) -> Split:
-    """Return the bundled set `spec`; the domain of each item is its style, its group the concept, if it has one.
+    """Return the bundled data set called `spec`; an item's domain is its drawing style, its group the concept, if any.
 
     Raises AdaptError for an unknown style.
     """
@@ -96,7 +100,7 @@ def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
 
 
 def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Return the names of the drawn concepts, each in all templates."""
+    """Return text items for the concepts in `images`: the name of each concept in every prompt template."""
     named = dict.fromkeys((item.label, item.group) for item in images)
     return tuple(
         Item((), label, group=concept, text=template.replace("{}", concept))

@@ -1,10 +1,9 @@
-"""The bundled images with masks: drawings, half of them with a scratch or a stain at a random place.
+"""The bundled data set for anomaly localisation: drawings with masks, half of them with a scratch or a stain.
 
-`emoji-defects`        drawings in the seen styles
-`emoji-defects@STYLE`  drawings in one style
+`emoji-defects` has drawings in the seen styles, `emoji-defects@STYLE` drawings in one style.
 
-The path of a drawing with a defect is `SET.defects!PART/NUMBER.png`, and that of its mask ends in `_mask.png`. Nothing
-is planted in training images.
+The path of a drawing with a defect is `SET.defects!PART/NUMBER.png`, and that of its mask ends in `_mask.png`. Training
+images have no defects.
 """
 
 from __future__ import annotations
@@ -31,7 +30,10 @@ _COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
 
 
 def read_defects(spec: str) -> Split:
-    """Return the existing variant `spec`; the domain of an item is the style, its group the concept."""
+    """Return the data set `spec` (`emoji-defects` or `emoji-defects@STYLE`).
+
+    An item's domain is its drawing style, and its group the concept.
+    """
     train, val, test = (tuple(_items(spec, part)) for part in ("train", "val", "test"))
     return Split(spec, CLASSES, train, val, test, root=zip_root(archive.ARCHIVE))
 
@@ -57,7 +59,10 @@ def _entries(spec: str, part: str) -> list[archive.DrawnItem]:
 
 @lru_cache(maxsize=8)
 def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
-    """Return the drawings in a style, or in all seen ones; the archive, the bundled one, is part of the cache key."""
+    """Return the drawings of one part in `style`, or in all seen styles if it is "".
+
+    `drawings`, the path of the archive, is only part of the cache key.
+    """
     return [
         entry
         for entry in archive.index()["items"]
@@ -68,7 +73,10 @@ def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
 
 
 def png(spec: str, member: str) -> bytes:
-    """Return the drawing `PART/NUMBER.png` of the variant `spec`, or its mask. Raises LookupError if there is none."""
+    """Return a drawing with a defect, or its mask, as PNG bytes; `member` is its name in the data set `spec`.
+
+    Raises LookupError if there is no such drawing.
+    """
     part, _, name = member.partition("/")
     number = int(name.removesuffix(".png").removesuffix("_mask"))
     path = zip_root(archive.ARCHIVE) + _entries(spec, part)[number]["file"]
@@ -81,7 +89,7 @@ def png(spec: str, member: str) -> bytes:
 
 
 def planted(drawing: Image.Image, stream: Random) -> tuple[Image.Image, Image.Image]:
-    """Return the drawing with a defect, and its mask in mode L, both of the drawing's size."""
+    """Return a copy of `drawing` with a random defect, and the defect's mask in mode L, of the same size."""
     side = drawing.width * _FINER
     picture, mask = drawing.resize((side, side)), Image.new("L", (side, side), 0)
     (_scratch if stream.choice(KINDS) == "scratch" else _stain)(picture, mask, stream)
@@ -95,7 +103,7 @@ def _place(side: int, stream: Random) -> tuple[float, float]:
 
 
 def _scratch(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
-    """Draw a line with a bend, a fifth to a third of the side long."""
+    """Draw a scratch on `picture` and `mask`: a line with a bend, a fifth to a third of the side long."""
     side = picture.width
     (x, y), angle, half = _place(side, stream), stream.uniform(0, pi), side * stream.uniform(0.1, 0.16)
     bend = stream.uniform(-0.03, 0.03) * side, stream.uniform(-0.03, 0.03) * side
@@ -107,7 +115,7 @@ def _scratch(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
 
 
 def _stain(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
-    """Draw a spot with a ragged edge, an eighth to a fifth of the side wide."""
+    """Draw a stain on `picture` and `mask`: a spot with a ragged edge, an eighth to a fifth of the side wide."""
     side = picture.width
     (x, y), radius, corners = _place(side, stream), side * stream.uniform(0.06, 0.11), 12
     turns = (2 * pi * corner / corners for corner in range(corners))

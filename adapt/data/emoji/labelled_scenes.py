@@ -1,7 +1,7 @@
-"""Bundled sets of scenes of emoji: a sentence about each, how many copies it shows, or all things in it.
+"""Bundled data sets of emoji scenes with captions, with counts, or with the names of all things in the scene.
 
-`emoji-captions`, `emoji-counts` and `emoji-labels` have drawings in the seen styles, `emoji-captions@STYLE` and so on
-those in one style. The domain of an item is the style, "" if scenes mix styles.
+`emoji-captions`, `emoji-counts` and `emoji-labels` have drawings in the seen styles; `emoji-captions@STYLE` and so on
+have drawings in one style. An item's domain is the style, or "" if scenes mix styles.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adapt.data.split import Split
 
 
 def read_captions(spec: str) -> Split:
-    """Return the pairs of the variant `spec`: the scenes that questions are asked about, each with a sentence."""
+    """Return the data set `spec` (`emoji-captions...`): scenes of `emoji-questions`, each paired with a caption."""
 
     def captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
@@ -24,7 +24,10 @@ def read_captions(spec: str) -> Split:
 
 
 def caption(scene: Scene, turned: bool) -> str:
-    """Return a sentence about a scene: one thing, several of a kind, or one left of another, perhaps `turned` round."""
+    """Return a caption of `scene`, such as "three times a dog".
+
+    A scene of two things can be described from left to right or, with `turned`, from right to left.
+    """
     first, *others = [with_article(concept.name) for concept in scene.concepts]
     if scene.kind == "pair":
         return f"{others[0]} right of {first}" if turned else f"{first} left of {others[0]}"
@@ -32,12 +35,15 @@ def caption(scene: Scene, turned: bool) -> str:
 
 
 def with_article(name: str) -> str:
-    """Return a name with its article."""
+    """Return `name` with its indefinite article, a or an."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def read_counts(spec: str) -> Split:
-    """Return the variant `spec` of scenes of one to four copies of a drawing; an item's group is the concept."""
+    """Return the data set `spec` (`emoji-counts...`): scenes of one to four copies of a drawing, with their number.
+
+    An item's group is the concept that is drawn.
+    """
 
     def counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         if scene.kind == "several":
@@ -48,7 +54,7 @@ def read_counts(spec: str) -> Split:
 
 
 def read_labels(spec: str) -> Split:
-    """Return the variant `spec` of scenes of one to four different things, with the names of all of them."""
+    """Return the data set `spec` (`emoji-labels...`): scenes of one to four different things, with all their names."""
     names = tuple(concept.name for concept in questions.concepts().values())
 
     def labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:

@@ -1,10 +1,11 @@
-"""The bundled set of questions about images: scenes of emoji, drawn when they are read.
+"""The bundled data set for visual question answering: questions about scenes of emoji, drawn when they are read.
 
-`emoji-questions`        drawings in the seen styles; of each concept's four drawings one is in the test scenes only
-`emoji-questions@STYLE`  drawings in one style, the same ones in all three parts; `@fluent-3d` is the unseen style
+`emoji-questions` has drawings in the seen styles; of each concept's four drawings, one is only in the test scenes.
+`emoji-questions@STYLE` has drawings in one style, the same ones in train, val and test; `fluent-3d` is the unseen
+style.
 
-A scene's path is `SET.scenes!PART/NUMBER.png`; there are several questions about one. The answers are the classes, the
-same in every variant, with the same numbers.
+A scene's path is `SET.scenes!PART/NUMBER.png`; there are several questions about each scene. The answers are the
+classes, the same in every variant, with the same numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _MADE = {
 
 
 def read_questions(spec: str) -> Split:
-    """Return the existing variant `spec`; the domain of an item is the style, "" if scenes mix styles."""
+    """Return the data set `spec`; an item's domain is the drawing style, or "" if scenes mix styles."""
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         for question, answer in asked(scene):
@@ -49,10 +50,10 @@ def read_questions(spec: str) -> Split:
 def split_of(
     name: str, spec: str, class_names: tuple[str, ...], items: Callable[[str, int, Scene, str], Iterable[Item]]
 ) -> Split:
-    """Return the split called `name` of the scenes of the variant `spec`.
+    """Return a split called `name` of the scenes of the data set `spec`.
 
-    `items` makes those of a scene, given its path, its number among all, itself, and the style, "" if scenes mix
-    styles.
+    `items` makes the items of a scene from its path, its number, the scene itself, and the style ("" if scenes mix
+    styles).
     """
     root, style = f"{spec}.scenes!", spec.partition("@")[2]
     parts: dict[str, list[Item]] = {part: [] for part in PARTS}
@@ -63,17 +64,17 @@ def split_of(
 
 
 def scene(spec: str, member: str) -> Scene:
-    """Return the scene `PART/NUMBER.png` of the variant `spec`. Raises KeyError if there is none."""
+    """Return the scene `PART/NUMBER.png` of the data set `spec`. Raises KeyError if there is none."""
     return scenes_of(spec)[member]
 
 
 def scenes_of(spec: str) -> dict[str, Scene]:
-    """Return all scenes of the variant `spec` by `PART/NUMBER.png`."""
+    """Return all scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}."""
     return _scenes(spec, archive.ARCHIVE)
 
 
 def asked(scene: Scene) -> Iterator[tuple[str, str]]:
-    """Yield the questions that are asked about a scene, each with its answer."""
+    """Yield the questions about `scene`, each with its answer."""
     first = scene.concepts[0]
     if scene.kind == "one":
         yield WHAT, first.name
@@ -92,7 +93,7 @@ def asked(scene: Scene) -> Iterator[tuple[str, str]]:
 
 @cache
 def concepts() -> dict[str, Concept]:
-    """Return the concepts that questions are about, by the concept's name in the bundled index."""
+    """Return the concepts that can be in scenes, by their names in the index of bundled drawings."""
     groups = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     return {
         row.get("concept", row["name"]): Concept(row["name"], group, row.get("colour", ""))
@@ -103,14 +104,14 @@ def concepts() -> dict[str, Concept]:
 
 @cache
 def answers() -> tuple[str, ...]:
-    """Return every possible answer, which serve as classes: names of drawings, groups, colours and numbers."""
+    """Return every possible answer, in the order of class numbers: names of drawings, groups, colours and numbers."""
     known = list(concepts().values())
     listed = [*(each.name for each in known), *(each.group for each in known), *(each.colour for each in known)]
     return tuple(dict.fromkeys(answer for answer in (*listed, *NUMBERS) if answer))
 
 
 def drawings(spec: str, part: str) -> list[list[Drawing]]:
-    """Return the drawings of each concept from which the scenes of one part are made."""
+    """Return the drawings for the scenes of one part (train, val, test), as one list for each concept."""
     wanted = spec.partition("@")[2]
     if wanted:
         return _drawn(lambda number, style: style == wanted)
@@ -119,7 +120,7 @@ def drawings(spec: str, part: str) -> list[list[Drawing]]:
 
 
 def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
-    """Return the drawings whose concept's number and style are wanted."""
+    """Return the drawings for which `wanted(concept number, style)` holds, as one list for each concept."""
     drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
     number = {name: place for place, name in enumerate(concepts())}
     root = zip_root(archive.ARCHIVE)
@@ -132,7 +133,10 @@ def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
 
 @lru_cache(maxsize=8)
 def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
-    """Return scenes by `PART/NUMBER.png`; the archive, the bundled one, is part of the cache key."""
+    """Return the scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}.
+
+    `archive`, the path of the drawings, is only part of the cache key.
+    """
     base, _, style = spec.partition("@")
     made, of_all_styles, of_a_style = _MADE[base]
     sizes = of_a_style if style else of_all_styles

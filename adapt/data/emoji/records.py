@@ -1,7 +1,7 @@
-"""The bundled records: drawings with their concept's name as a machine might misread it, for record linkage.
+"""The bundled data set for record linkage: drawings, each paired with its concept's name as if misread by OCR.
 
-Training, validation and test have different concepts; the test includes those that the backbone never saw, and
-drawings in the unseen style.
+Train, val and test have different concepts. Test includes concepts that the backbone never saw, and drawings in the
+unseen style.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbon
 
 
 def read_records() -> Split:
-    """Return the records; the domain of an item is its style, its entity the concept."""
+    """Return the records; an item's domain is its drawing style, and its entity is the concept."""
     part_of = _parts()
     root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in archive.index()["items"]:
@@ -35,7 +35,7 @@ def read_records() -> Split:
 
 
 def _parts() -> dict[str, str]:
-    """Return the part of each concept."""
+    """Return the part (train, val, test) of each concept."""
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in archive.index()["items"]}
     known = sorted(concept for concept, held in held_out.items() if not held)
     Random(NAME).shuffle(known)
@@ -45,7 +45,7 @@ def _parts() -> dict[str, str]:
 
 
 def misread(name: str, stream: Random) -> str:
-    """Return a name with some letters replaced, some missing, and some swapped."""
+    """Return `name` with some letters replaced, dropped, or swapped at random."""
     letters = list(name)
     for place, letter in enumerate(name):
         if letter == " " or stream.random() >= MISREAD:

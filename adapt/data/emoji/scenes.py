@@ -1,4 +1,4 @@
-"""Scenes: drawings laid out on a small picture by a seeded stream; plain data until they are drawn."""
+"""Scenes of emoji: random layouts of drawings on a small picture, which is only drawn when it is needed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Concept(NamedTuple):
-    """A thing that is drawn; `colour` is "" if its drawings differ in colour."""
+    """A thing that is drawn, such as a dog; `colour` is "" if its drawings differ in colour."""
 
     name: str
     group: str
@@ -37,14 +37,14 @@ class Concept(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """One drawing of a concept; `path` has one of the forms of `adapt.data.decoding.files`."""
+    """One drawing of a concept; `path` is an image path as `adapt.data.decoding.files` reads it."""
 
     concept: Concept
     path: str
 
 
 class Piece(NamedTuple):
-    """A drawing's place in a scene: a square of `side` pixels."""
+    """A drawing in a scene: its position, the side of its square in pixels, and whether it is mirrored."""
 
     drawing: Drawing
     left: int
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A concept, several copies of one, two of them with the left one first, or a mixture."""
+    """A layout of drawings: one, copies of one, a pair (the left one first), or a mixture of different ones."""
 
     kind: Layout
     pieces: tuple[Piece, ...]
@@ -63,11 +63,11 @@ class Scene:
 
     @property
     def concepts(self) -> list[Concept]:
-        """The concept of each piece."""
+        """The concept of each drawing in the scene."""
         return [piece.drawing.concept for piece in self.pieces]
 
     def draw(self) -> Image.Image:
-        """Return the picture, in mode RGB, 64 pixels wide and high."""
+        """Draw the scene and return it as a picture in mode RGB, 64 pixels wide and high."""
         picture = Image.new("RGB", (SIDE, SIDE), self.background)
         for piece in self.pieces:
             place = (piece.left, piece.top, piece.left + piece.side, piece.top + piece.side)
@@ -78,16 +78,17 @@ class Scene:
         return picture
 
     def png(self) -> bytes:
-        """Return the picture as a PNG file."""
+        """Draw the scene and return it as the bytes of a PNG file."""
         file = BytesIO()
         self.draw().save(file, "PNG")
         return file.getvalue()
 
 
 def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random) -> Iterator[Scene]:
-    """Yield `per_kind` scenes of each of the three kinds, by turns; `drawings` has those of each concept.
+    """Yield `per_kind` random scenes of each kind (one drawing, copies, pair), the kinds in alternation.
 
-    Every concept has its turn in each kind before any has its second one, and so has every number of copies.
+    `drawings` has a list for each concept. In each kind of scene, every concept is used before any is used again, and
+    so is every number of copies.
     """
     single, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
     for number in range(per_kind):
@@ -99,7 +100,7 @@ def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random)
 
 
 def mixtures(drawings: Sequence[Sequence[Drawing]], count: int, stream: Random) -> Iterator[Scene]:
-    """Yield `count` scenes of one to four different concepts; `drawings` has those of each concept, by turns."""
+    """Yield `count` random scenes of one to four different concepts; `drawings` has a list for each concept."""
     turns = _turns(drawings, stream)
     for number in range(count):
         chosen: list[Sequence[Drawing]] = []
@@ -126,12 +127,12 @@ def _pair(left: Drawing, right: Drawing, stream: Random) -> Scene:
 
 
 def _cells(stream: Random, count: int) -> list[tuple[int, int, int, int]]:
-    """Return `count` different quarters of the picture."""
+    """Return `count` different quarters of the picture, at random."""
     return stream.sample([(left, top, _CELL, _CELL) for top in (0, _CELL) for left in (0, _CELL)], count)
 
 
 def _placed(drawing: Drawing, box: tuple[int, int, int, int], sides: tuple[int, int], stream: Random) -> Piece:
-    """Return the drawing at a random place in `box` (left, top, width, height)."""
+    """Return `drawing` at a random position in `box` (left, top, width, height), with a random side from `sides`."""
     left, top, width, height = box
     side = stream.randint(*sides)
     across, down = stream.randint(0, width - side), stream.randint(0, height - side)
@@ -143,14 +144,14 @@ def _background(stream: Random) -> tuple[int, int, int]:
 
 
 def _turns(members: Sequence[T], stream: Random) -> Iterator[T]:
-    """Yield all members in random order, then in another one, without end."""
+    """Yield all members in random order, then all again in another order, without end."""
     while True:
         yield from stream.sample(members, len(members))
 
 
 @lru_cache(maxsize=512)
 def _cut_out(path: str) -> tuple[Image.Image, Image.Image]:
-    """Return a drawing, and a mask in mode L that is white on the paper around it and on its outermost pixels."""
+    """Return a drawing, and a mask in mode L of its background: the white paper around it, and its outermost pixels."""
     with open_file(path) as file:
         drawing = decoded(file, path)
     framed = ImageOps.expand(drawing, 1, _WHITE)

@@ -1,4 +1,4 @@
-"""Readers, one file each: `csv_file.py` holds the reader called `csv_file`.
+"""Readers of data sets, such as CSV files or image folders: each is a file here, named after its reader.
 
 Other packages add readers by an entry point in the group `adapt.readers`, with the reader's name, or by `register`.
 `load` calls the reader that claims a name, folder or file.
@@ -29,13 +29,13 @@ names, register = _listing.names, _listing.register
 
 
 def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:
-    """Return the data set `spec`: a name, a folder or a file that one of the readers takes.
+    """Return the data set `spec`: a name, a folder or a file that one of the readers accepts.
 
-    A name wins over a folder of that name; write `./emoji` for the folder. `root` is the folder that paths inside a
-    list start from, or that holds published data sets. `names` is a file with other names for the classes, see
+    A name wins over a folder of that name; write `./emoji` for the folder. `root` is the folder from which the paths in
+    a list start, or which holds the published data sets. `names` is a file with other names for the classes, see
     `read_names`.
 
-    Raises AdaptError if no reader takes `spec`, or as the reader does.
+    Raises AdaptError if no reader accepts `spec`, or if its reader cannot read it.
     """
     given, split = os.fspath(spec), None
     reader = _reader_of(given)
@@ -53,7 +53,7 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
 
 
 def folder_of(spec: _Path) -> str | None:
-    """Return the folder of `spec`, all of whose pictures should be in the data; None for a name or a list."""
+    """Return the folder of the data set `spec`, all of whose images should be in it; None for a name or a list."""
     reader = _reader_of(os.fspath(spec))
     return None if reader is None else reader.folder(os.fspath(spec))
 
@@ -63,7 +63,7 @@ def _readers() -> Iterator[Reader]:
 
 
 def _reader_of(spec: str) -> Reader | None:
-    """Return the reader of `spec`, None if there is none. Raises AdaptError if two claim it."""
+    """Return the reader that accepts `spec`; None if there is none. Raises AdaptError if two readers claim it."""
     claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
     claims = [each for each in claims if each.fallback == claims[0].fallback]
     if len(claims) > 1:

@@ -1,4 +1,4 @@
-"""The interface of a reader, a file that says which data it takes, and reads it."""
+"""The interface of a reader, which decides which data it accepts, and reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """The base of all readers. Another package's reader has an entry point in the group `adapt.readers`."""
+    """The base class of readers. A reader in another package needs an entry point in the group `adapt.readers`."""
 
     name: ClassVar[str]
     takes: ClassVar[str]
@@ -24,17 +24,17 @@ class Reader:
     """Whether it takes only what no other reader takes."""
 
     def claims(self, spec: str) -> bool:
-        """Return whether it reads the data that `spec` names, looking only at what tells."""
+        """Return whether this reader accepts the data that `spec` names, looking at no more than necessary."""
         return bool(self.prefix) and spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
-        """Return the data set, without opening an image. Raises AdaptError, naming it, for data of another form."""
+        """Return the data set, without opening images. Raises AdaptError, naming it, if its form is not as expected."""
         raise NotImplementedError
 
     def specs(self) -> Sequence[str]:
-        """Return the names that it takes, if it takes names."""
+        """Return the names of data sets that this reader accepts; empty if it does not go by names."""
         return ()
 
     def folder(self, spec: str) -> str | None:
-        """Return the folder all of whose pictures should be in the data; None for a name or a list."""
+        """Return the folder of `spec`, all of whose images should be in the data; None for a name or a list."""
         return None

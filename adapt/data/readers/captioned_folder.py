@@ -1,4 +1,4 @@
-"""Folders of images with texts: beside each `NAME.jpg` a `NAME.txt`, each line of which is a text."""
+"""Folders of images with captions: beside each `NAME.jpg` a `NAME.txt` with one text on each line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.errors import AdaptError
 
 
 def is_captioned(root: str | os.PathLike[str]) -> bool:
-    """Return whether images outside class folders have texts beside them, in the folder itself or in a part's."""
+    """Return whether `root`, or its folder of a part (train, val, test), has an image with a .txt file beside it."""
     root = os.path.abspath(root)
     homes = (root, *(os.path.join(root, part) for part in parts.ALIASES))
     return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))
@@ -24,8 +24,8 @@ def is_captioned(root: str | os.PathLike[str]) -> bool:
 def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
     """Return pairs of the images at any depth in `root` with the lines of the text files beside them.
 
-    Folders `train/`, perhaps `val/` and `test/`, say the parts; else images are divided by `ratios` and `seed`. Raises
-    AdaptError, naming the image, if one has no text, or an empty one.
+    The folders `train/`, and perhaps `val/` and `test/`, are the parts of the split. Without them, images are divided
+    by `ratios` and `seed`. Raises AdaptError, naming the image, if one has no text, or an empty one.
     """
     root = os.path.abspath(root)
     rows: list[Listed] = []

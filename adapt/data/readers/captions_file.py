@@ -1,4 +1,4 @@
-"""Pairs of images and captions in JSON: a list, JSON lines, and the two forms of COCO's captions."""
+"""Pairs of images and captions in JSON: a list, JSON lines, COCO's annotations, or Karpathy's split of COCO."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # the beginning of 
 
 
 def is_captions_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a JSON file holds captions: lines, a list, or an object of images, not one of parts."""
+    """Return whether a JSON file holds captions, and not one of CoOp's split files.
+
+    Captions are JSON lines, a list, or an object with images.
+    """
     if os.fspath(path).endswith(".jsonl"):
         return True
     try:
@@ -46,13 +49,14 @@ def read_captions_file(
 ) -> Split:
     """Return the pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
 
-    A list, or lines, of objects with `image` (or `path`, `file_name`), `caption` (or `captions`, `text`), a text or a
-    list of texts, and perhaps `split`; COCO's `{"images": ..., "annotations": ...}`; or Karpathy's `{"images": [...]}`
-    with `sentences`. Paths start from `root`, by default the file's folder, and must stay under it. Without a `split`
-    the images are divided by `ratios` (train, val, test) and `seed`.
+    The file has one of three forms. The first is a list, or lines, of objects with `image` (or `path`, `file_name`),
+    `caption` (or `captions`, `text`), which is a text or a list of texts, and perhaps `split`. The others are COCO's
+    `{"images": ..., "annotations": ...}`, and Karpathy's `{"images": [...]}` with `sentences`. Paths start from `root`,
+    by default the file's folder, and must stay under it. Without a `split` the images are divided by `ratios` (train,
+    val, test) and `seed`.
 
-    Raises AdaptError, naming the entry, for any other form, an empty caption, an image without one, and if only some
-    entries have a split.
+    Raises AdaptError, naming the entry, for any other form, an empty caption, an image without a caption, and if only
+    some entries have a split.
     """
     source = os.fspath(path)
     where = f"captions {source!r}"
@@ -76,7 +80,7 @@ def read_captions_file(
 
 
 def _lines(text: str) -> Iterator[object]:
-    """Yield the content of each line of a .jsonl. Raises ValueError, with its number, for a damaged one."""
+    """Yield the content of each line of a .jsonl. Raises ValueError, with the line's number, for a damaged line."""
     for number, line in enumerate(text.splitlines(), 1):
         try:
             if line.strip():
@@ -86,7 +90,7 @@ def _lines(text: str) -> Iterator[object]:
 
 
 def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
-    """Yield each entry's name for messages, its image, its texts and its part, "" if it has none."""
+    """Yield a name for messages, the image, the texts and the part (train, val, test or "") of each entry."""
     match content:
         case {"images": list(images), "annotations": list(annotations)}:
             listed = _of_coco(images, annotations, where)
@@ -114,7 +118,7 @@ def _are_texts(texts: object) -> TypeGuard[list[str]]:
 
 
 def _of_karpathy(entry: object) -> object:
-    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) in the plain form; another one as it is."""
+    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) in the plain form; other entries unchanged."""
     match entry:
         case {"filename": str(name), "sentences": list(sentences), **others}:
             texts = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
@@ -125,7 +129,10 @@ def _of_karpathy(entry: object) -> object:
 
 
 def _of_coco(images: list[dict[str, object]], annotations: list[object], where: str) -> list[object]:
-    """Return COCO's images, each with the captions that name its id. Raises AdaptError for a caption of no image."""
+    """Return COCO's images in the plain form, each with its captions.
+
+    Raises AdaptError for a caption whose image id is unknown.
+    """
     texts: dict[object, list[object]] = {}
     for number, image in enumerate(images, 1):
         match image:

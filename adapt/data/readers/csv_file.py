@@ -1,4 +1,4 @@
-"""CSV files that list images, or texts in their place, with labels and other columns."""
+"""CSV files that list images (or texts to learn from in their place), with labels and other columns."""
 
 from __future__ import annotations
 
@@ -43,19 +43,20 @@ def read_csv(
 
     `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
     folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
-    `seed`. `group` names images that are more alike than others of their class, such as one object's photographs.
+    `seed`. `group` names images that are more alike than others of their class, such as photographs of one object.
 
-    A line with a `text` and no path is a text to learn from. Without a column `label` each other line is a pair of an
-    image and a text, of which an image may have several; `rephrased`, unless it is empty, says the same as the text.
-    Pairs of one `entity` belong together, and stay in one part if the CSV does not divide them. A `target` is a number,
-    such as a grade, and its `label` a word for it, or else one of bad, poor, fair, good and perfect, by fifths of the
-    range between the extremes. A column `labels` in place of `label` has the names of all classes in the image,
-    separated by `|`, or nothing. A `mask` is the path of a picture that is bright where the image is defective.
+    A line with a `text` and no path is a text to learn from. Without a column `label`, each other line is a pair of an
+    image and a text; an image may have several texts. A column `rephrased` has the text in other words, or is empty.
+    Pairs of one `entity` belong together, and stay in one part of the split if the CSV does not divide them. A `target`
+    is a number, such as a quality score, and its `label` a word for it. Without a `label`, the word is one of bad,
+    poor, fair, good and perfect, by fifths of the range between the extremes. A column `labels` in place of `label` has
+    the names of all classes in the image, separated by `|`, or nothing. A `mask` is the path of a picture that is
+    bright where the image is defective.
 
     Columns `x0,y0,x1,y1` are the edges of a region in pixels: left, upper, right and lower. Each region is an image by
-    itself, a line without them is the full image, and regions of one image stay together. `overlap` beside a `label` is
-    how much a region and its object's box overlap: intersection over union, 0 to 1. Files that symbolic links list
-    again count once. Cells may be guarded as in `adapt.cells`.
+    itself, a line without edges is the full image, and regions of one image stay together. `overlap` beside a `label`
+    is how much a region and its object's box overlap: intersection over union, 0 to 1. A file that is listed again
+    through symbolic links counts once. Cells may be guarded as in `adapt.cells`.
 
     Raises AdaptError, naming the line, if a column or a value is not as expected.
     """
@@ -70,10 +71,10 @@ def read_csv(
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
-    """Return the images with their texts that a CSV file lists as `path,text[,entity]`, of all parts, in its order.
+    """Return all pairs of an image and a text in a CSV file with the columns `path,text[,entity]`, in its order.
 
-    Each comes with the image's path from `root`, where paths start, by default the CSV's folder. Raises AdaptError,
-    naming the line, as `read_csv` does, and for a line that is not a pair.
+    Each pair comes with the path of its image relative to `root`, from which paths start; by default the CSV's folder.
+    Raises AdaptError, naming the line, as `read_csv` does, and for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
     items = [row.item for row in _listed(os.fspath(path), folder)]
@@ -87,7 +88,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
 
 
 def _listed(source: str, folder: str) -> list[Listed]:
-    """Return the lines of a CSV."""
+    """Return the lines of a CSV as items, each with its part of the split."""
     where = f"CSV {source!r}"
     with readable(where):
         rows = list(_rows(csv_reader(source), folder, where))
@@ -97,10 +98,10 @@ def _listed(source: str, folder: str) -> list[Listed]:
 
 
 def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Return the images that a CSV file lists in its column `path`, or their regions, ignoring other columns.
+    """Return the images, or regions of images, in the column `path` of a CSV file, ignoring other columns.
 
-    Each comes with its name in the file; paths start from its folder. Raises AdaptError, naming the line, for a path
-    that leads out of it, and for an impossible box.
+    Each path comes with its name in the file. Paths start from the file's folder. Raises AdaptError, naming the line,
+    for a path that leads out of this folder, and for an impossible box.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
@@ -134,13 +135,13 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
 
 
 def _hint(column: str) -> str:
-    """Return the column that an unknown one was probably meant to be."""
+    """Return a hint for an unknown column, which names the column that was probably meant."""
     meant = _OTHER_WORDS.get(column.strip().casefold())
     return f"did you mean {meant!r}? Rename it" if meant else nearest(column, tasks.known_columns(), "docs/own_data.md")
 
 
 def _row(record: dict[str | None, str | None], task: Task, folder: str, where: str) -> Listed:
-    """Return the item and part of a line."""
+    """Return the item of a line, with its part of the split."""
     cells = _cells(record, where)
     part = ""
     if "split" in cells:
@@ -164,7 +165,7 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
 
 
 def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:
-    """Return the images of a line; none if all are empty. Raises AdaptError if some are."""
+    """Return the image paths of a line, none if all are empty. Raises AdaptError if only some are empty."""
     given = [column for column in task.images if cells.get(column)]
     if given and len(given) < len(task.images):
         missing = next(column for column in task.images if column not in given)
@@ -180,14 +181,14 @@ def _check_box(columns: Sequence[str], where: str) -> None:
 
 
 def _cells(record: dict[str | None, str | None], where: str) -> dict[str, str]:
-    """Return the cells of a line by column; one too many has the key None, one too few the value None."""
+    """Return the cells of a line, by column. Raises AdaptError if the line has too many or too few cells."""
     if None in record or None in record.values():
         raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma")
     return {column or "": unguarded((value or "").strip()) for column, value in record.items()}
 
 
 def _path(cells: dict[str, str], folder: str, where: str) -> str:
-    """Return the image of a line, or its region."""
+    """Return the path of a line's image, or of the region if the line has a box."""
     path = under(folder, cells["path"], where)
     if not any(cells.get(edge) for edge in _BOX):
         return path

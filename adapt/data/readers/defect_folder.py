@@ -1,4 +1,4 @@
-"""Folders of defects, as MVTec AD and similar sets come: `test/KIND/IMAGE`, and masks in `ground_truth/KIND`."""
+"""Folders for anomaly localisation, as in MVTec AD: images in `test/KIND`, and masks in `ground_truth/KIND`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ NORMAL, ABNORMAL, _GOOD, _MASKS = "normal", "abnormal", "good", "ground_truth"
 
 
 def read_defect_folder(root: str | os.PathLike[str]) -> Split:
-    """Return one object's folder of `train/good`, `test/good`, `test/KIND` of each defect, and `ground_truth/KIND`.
+    """Return the data of one object: `train/good`, `test/good`, `test/KIND` of each defect, `ground_truth/KIND`.
 
-    Images in `good` have the class normal, all others are abnormal, with their kind as the domain. A mask has the name
-    of its image, perhaps followed by `_mask`.
+    Images in `good` have the class normal. All others have the class abnormal, with the kind of defect as the domain. A
+    mask has the name of its image, perhaps followed by `_mask`.
 
     Raises AdaptError if there are no such folders, and for a defect without a mask.
     """
@@ -37,7 +37,7 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
 
 
 def _masks(root: str, kind: str) -> dict[str, str]:
-    """Return the masks of a kind by the names of their images, without suffixes."""
+    """Return the masks of one kind of defect, by the names of their images without suffixes."""
     folder = os.path.join(root, _MASKS, kind)
     if not os.path.isdir(folder):
         raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, and no masks of them in {_MASKS}/{kind}")

@@ -1,4 +1,4 @@
-"""Descriptors of classes, short phrases on how one looks, in a CSV or JSON file."""
+"""Class descriptors, short phrases on how a class looks, in a CSV or JSON file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUNDLED = {"emoji": Path(__file__).parent.parent / "emoji" / "descriptors.json"}
 
 
 def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Return the descriptors of each class, from a bundled set by its name, or from a file.
+    """Return the descriptors of each class, from a file or from a bundled set by its name.
 
     A `.csv` has the first line `class,descriptor` and a line for each descriptor, a `.json` an object `{class:
     [descriptor, ...]}`. Raises AdaptError, naming the entry, for a file of another form, an empty descriptor, and a
@@ -37,7 +37,7 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
 
 
 def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield a class and its descriptors, entry by entry."""
+    """Yield the class and descriptors of each entry. Raises AdaptError for an entry of another form."""
     for number, entry in enumerate(entries, 1):
         match entry:
             case [str(name), str(phrase)] if csv and name.strip() and phrase.strip():

@@ -1,4 +1,4 @@
-"""Folders of domains, as PACS and similar sets come: `DOMAIN/CLASS/IMAGE`."""
+"""Folders for domain generalisation, as in PACS: `DOMAIN/CLASS/IMAGE`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RATIOS = (
 
 
 def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
-    """Return a folder of domains, each a folder of class folders; hidden ones are passed over.
+    """Return the data set in a folder of domains, each a folder of class folders; hidden ones are ignored.
 
-    A fifth of the images of each class and domain, drawn by `seed`, is for validation, and none for the test: a domain
-    that is left out is tested with all of its images. Raises AdaptError if there are no such folders, or links list an
-    image for two domains or classes.
+    A fifth of the images of each class and domain, drawn by `seed`, is for validation. There are no test images, since
+    a domain that is left out is tested with all of its images. Raises AdaptError if there are no such folders, or if
+    links list an image for two domains or classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):

@@ -1,4 +1,4 @@
-"""The bundled sets by their names."""
+"""The reader of bundled data sets, by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image folders: one folder of images per class."""
+"""Image folders: a folder with one folder of images for each class."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 
 
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return a folder of class folders, or of `train/`, `val/` (`valid/`, `validation/`), `test/` with class folders.
+    """Return the data in a folder of class folders, or of `train/`, `val/`, `test/` with class folders.
 
-    Images count at any depth below their class folder; other files and hidden ones are passed over (see
-    `adapt.data.readers.passed_over`). Symbolic links are followed, and a picture counts once: by its own path, if it
-    has one here. `ratios` (train, val, test) and `seed` divide a folder that has no parts; they do nothing to one that
-    has.
+    `val/` may also be called `valid/` or `validation/`. Images count at any depth below their class folder; other files
+    and hidden ones are passed over (see `adapt.data.readers.passed_over`). Symbolic links are followed. An image counts
+    once, by its own path if that is in the folder, not by a link. `ratios` (train, val, test) and `seed` divide a
+    folder without parts, and have no effect on one with parts.
 
-    Raises AdaptError if the folder is missing, if a part or a class is empty, or if links put one picture from
-    elsewhere into two parts or classes.
+    Raises AdaptError if the folder is missing, if a part or a class is empty, or if links put one image from elsewhere
+    into two parts or classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
@@ -41,7 +41,7 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
 
 
 def _part_folders(root: str) -> list[tuple[str, str]]:
-    """Return folders of class folders with their parts; the root itself, with part "", if it has no parts."""
+    """Return (folder of class folders, part of the split); if there are no parts, the root itself with part ""."""
     # A class may be called "train": it then holds images, where a part holds the folders of the classes.
     names = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
     part_of = {name: parts.ALIASES[name] for name in names}
@@ -51,7 +51,7 @@ def _part_folders(root: str) -> list[tuple[str, str]]:
 
 
 def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
-    """Return the images of all class folders in `folder`, sorted; `real` gets the real path of each."""
+    """Return the images of all class folders in `folder`, sorted; adds the real path of each image to `real`."""
     rows: list[Listed] = []
     for name in subfolders(folder):
         images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
@@ -73,15 +73,15 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
 def images_in(folder: str) -> list[str]:
     """Return the paths of the images at any depth in `folder`, sorted, without hidden ones.
 
-    Symbolic links are followed. A picture is listed once, by a path without a link if it has one.
+    Symbolic links are followed. An image is listed once, by a path without links if it has one.
     """
     return sorted(real_files(folder, IMAGE_SUFFIXES))
 
 
 def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]:
-    """Return the real path of each file at any depth in `folder`, by its path, of these `suffixes` or of all.
+    """Return {path: real path} of the files at any depth in `folder`, with one of `suffixes`.
 
-    Both are the same without links; which paths are listed is as in `images_in`.
+    The real path has no symbolic links. A file is listed once, by a path without links if it has one.
     """
     path_of: dict[str, str] = {}  # path by real path
     here, behind, linked = [folder], list[str](), list[str]()
@@ -106,7 +106,7 @@ def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]
 
 
 def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Return the entries of `folder` that are not hidden, sorted."""
+    """Return the entries of `folder` that are not hidden, sorted by name."""
     try:
         with os.scandir(os.fspath(folder)) as entries:
             return sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face library `datasets`, read from its Arrow files without a copy."""
+"""Data sets of the Hugging Face library `datasets`, read from its Arrow files without making copies."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return the data set in a folder that `save_to_disk` wrote, or of that name on the hub (fetched by the library).
+    """Return a Hugging Face data set: a folder written by `save_to_disk`, or a name on the hub.
 
-    It has one column of images and one of class labels; a text column `domain` is read if there is one. Classes keep
-    their numbers. `ratios` (train, val, test) and `seed` divide one that has no parts, or `train` only.
+    The library fetches a data set from the hub. It must have one column of images and one of class labels; a text
+    column `domain` is read if there is one. Classes keep their numbers. `ratios` (train, val, test) and `seed` divide a
+    data set without parts, or with `train` only.
 
     Raises AdaptError if the library is missing or finds no such data set, or for other columns.
     """
@@ -41,7 +42,7 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
 
 
 def _parts(source: str) -> dict[str, Dataset]:
-    """Return the data set's parts by our names for them."""
+    """Return the data set's parts by adapt's names for them: train, val, test."""
     try:
         import datasets
     except ImportError:
@@ -58,7 +59,7 @@ def _parts(source: str) -> dict[str, Dataset]:
 
 
 def _only(features: Features, kind: str, source: str) -> str:
-    """Return the name of the only column of that kind."""
+    """Return the name of the only column of type `kind`. Raises AdaptError if there are none or several."""
     columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(columns) != 1:
         raise AdaptError(
@@ -69,7 +70,10 @@ def _only(features: Features, kind: str, source: str) -> str:
 
 
 def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
-    """Yield path, label and domain of each row; the path is the image's own, or its cell in an Arrow file."""
+    """Yield the image path, label and domain of each row.
+
+    An image that is stored inside an Arrow file has the path of its cell, `TABLE.arrow!COLUMN/ROW`.
+    """
     from pyarrow import compute
 
     if dataset._indices is not None:  # rows chosen or shuffled after they were written
@@ -87,7 +91,7 @@ def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tupl
 
 
 def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
-    """Yield the Arrow file of each row, and its place there."""
+    """Yield the Arrow file of each row of the data set, and the row's number in that file."""
     import pyarrow
 
     for entry in dataset.cache_files:

@@ -1,12 +1,12 @@
-"""ImageNet and its four variants, whose class folders are named by WordNet ids or by numbers.
+"""Readers of ImageNet and its four variants, whose class folders are named by WordNet ids or by numbers.
 
-Their readable names come from CoOp's `classnames.txt`, a line `WORDNET_ID NAME` for each of the 1,000 classes in the
-order of their ids. Two names stand for two classes each ("missile", "sunglasses"), but names must identify classes.
-The second one gets a `_` at its end: prompts read that as a space, which CLIP's tokenizer drops, so that both classes
-keep the published prompt, and with it the published accuracies.
+The readable names come from CoOp's `classnames.txt`, a line `WORDNET_ID NAME` for each of the 1,000 classes in the
+order of their ids. Two names stand for two classes each ("missile", "sunglasses"), but names must identify classes. The
+second class gets a `_` at the end of its name. Prompts read it as a space, which CLIP's tokenizer drops, so that both
+classes keep the published prompt, and with it the published accuracies.
 
 CoOp takes the images of a class in the order of the file system; here they are sorted, so that a seed picks the same
-ones everywhere.
+images everywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adapt.shown import first_of
 
 
 def by_synsets(data: Published, home: Path) -> Split:
-    """Return labels by the order of the WordNet ids of folders: all (ImageNet, -Sketch) or 200 (-A, -R)."""
+    """Return the split of class folders named by WordNet ids: all 1,000 (ImageNet, -Sketch) or 200 of them (-A, -R)."""
     names = _class_names(home / data.lists[0])
     synsets = subfolders(home / data.images[0])
     for synset in synsets:
@@ -34,13 +34,13 @@ def by_synsets(data: Published, home: Path) -> Split:
 
 
 def by_numbers(data: Published, home: Path) -> Split:
-    """Return the split of folders that are named by the label, from 0 (ImageNetV2)."""
+    """Return the split of class folders named by class number, from 0 (ImageNetV2)."""
     names = list(_class_names(home / data.lists[0]).values())
     return _split(data, home, [str(label) for label in range(len(names))], names)
 
 
 def _class_names(path: Path) -> dict[str, str]:
-    """Return names by WordNet id, no two of them the same."""
+    """Return the class names by WordNet id, made unique by a `_` at the end."""
     names: dict[str, str] = {}
     for line in read_lines(path):
         synset, _, name = line.partition(" ")
@@ -51,7 +51,10 @@ def _class_names(path: Path) -> dict[str, str]:
 
 
 def _split(data: Published, home: Path, folders: Sequence[str], names: Sequence[str]) -> Split:
-    """Return a split; class folder `i` holds label `i`, the first of two image folders is train, the last is test."""
+    """Return the split of class folders; folder `i` of `folders` holds class `i`, which is called `names[i]`.
+
+    Of two image folders, the first is train and the second is test; a single one is test.
+    """
     parts = []
     for images in data.images:
         _check_folders(data, home / images, folders)

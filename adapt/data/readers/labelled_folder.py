@@ -1,4 +1,4 @@
-"""Folders of images with a `labels.csv` that lists the classes in each, several or none."""
+"""Folders of images with a `labels.csv` that lists the classes of each image: several, one or none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIST = "labels.csv"
 
 
 def is_labelled(root: str | os.PathLike[str]) -> bool:
-    """Return whether the folder has a `labels.csv` with a column `path`; others are passed over."""
+    """Return whether `root` has a `labels.csv` with a column `path`."""
     try:
         return "path" in (csv_reader(os.path.join(root, LIST)).fieldnames or ())
     except (*UNREADABLE, csv.Error):
@@ -28,9 +28,9 @@ def is_labelled(root: str | os.PathLike[str]) -> bool:
 
 
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return the split in `labels.csv` of the folder, as `read_csv` reads it.
+    """Return the split in the `labels.csv` of the folder `root`, which is read as by `read_csv`.
 
-    Raises AdaptError as that does, and, naming it, for an image in the folder that is not listed.
+    Raises AdaptError as `read_csv` does, and for an image in the folder that is not listed, which it names.
     """
     root = os.path.abspath(root)
     split = read_csv(os.path.join(root, LIST), root, ratios, seed)

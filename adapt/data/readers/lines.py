@@ -1,4 +1,4 @@
-"""Text files that list something, read at once, within bounds."""
+"""Reading text files that list data, within limits of size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a list, also gzipped (`.gz`), without a byte order mark.
+    """Return the text of a file, which may be gzipped (`.gz`), without a byte order mark.
 
     Raises OSError or EOFError if there is no such file or it is too large, ValueError if it is not UTF-8.
     """
@@ -39,7 +39,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Raise AdaptError, which calls the file `where`, for a list that cannot be read or parsed inside."""
+    """Turn errors of reading and parsing a list in the `with` block into an AdaptError that calls the file `where`."""
     try:
         yield
     except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with thousands of brackets
@@ -47,11 +47,11 @@ def readable(where: str) -> Iterator[None]:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Return the lines that are not empty, without the space around them. Raises AdaptError as `readable` does."""
+    """Return the lines of a file that are not empty, stripped. Raises AdaptError if it cannot be read."""
     with readable(f"list {os.fspath(path)!r}"):
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
-    """Return a reader of the lines of a CSV file. Raises as `read_text` does; csv.Error while it is iterated."""
+    """Return a reader of the rows of a CSV file. Raises as `read_text` does, and csv.Error while it is iterated."""
     return csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)

@@ -1,4 +1,4 @@
-"""Readable names for classes, in a CSV or JSON file beside the data."""
+"""Files (CSV or JSON) with readable names for the classes of a data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.shown import brief
 
 
 def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return names by class, from a `.csv` with the first line `class,name` or a `.json` object `{class: name}`.
+    """Return a new name for each class, from a `.csv` with the header `class,name` or a `.json` `{class: name}`.
 
     Raises AdaptError, naming the entry, for a file of another form and for a class with two names.
     """
@@ -33,9 +33,9 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_entries(source: str, where: str, columns: tuple[str, str]) -> Sequence[object]:
-    """Return the entries of the file at `source`, pairs of a class and a value that are not checked yet.
+    """Return the entries of the file `source`: pairs of a class and a value, which are not checked yet.
 
-    A `.csv` has the first line `columns`, a `.json` an object of values by class. Raises AdaptError, which calls the
+    A `.csv` has the first line `columns`, a `.json` is an object of values by class. Raises AdaptError, which calls the
     file `where`, for a file of another form.
     """
     if not source.endswith((".csv", ".json")):

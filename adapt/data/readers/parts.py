@@ -1,4 +1,4 @@
-"""Train, val and test: the names of parts, and seeded parts for data without them."""
+"""The parts of a split (train, val, test): their names, and a seeded division of data that has none."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> list[str]:
     """Return the part ("train", "val" or "test") of each image, given each image's class.
 
-    Every class is shuffled by a stream of its own, so that adding a class leaves the parts of the others as they were,
-    and is cut by `ratios`; at least one of its images is for training.
+    Each class is shuffled with a seed of its own and divided by `ratios`, so that adding a class does not change the
+    parts of other classes. At least one image of each class is for training.
 
     Raises AdaptError if `ratios` is not three shares that add up to 1.
     """

@@ -1,4 +1,4 @@
-"""Files of a folder that look like pictures but that no reader takes, counted and named."""
+"""Files in a data set's folder that look like images but are not part of the data set."""
 
 from __future__ import annotations
 
@@ -28,19 +28,22 @@ UNREAD = (
 
 
 class PassedOver(NamedTuple):
-    """A file that looks like a picture, and why it is not in the data."""
+    """A file in a data set's folder that looks like an image, and why it is not in the data set."""
 
     path: str
     why: str
 
     @property
     def suffix(self) -> str:
-        """Suffix of its name, in words."""
+        """The suffix of the file's name in lower case, or "without a suffix"."""
         return os.path.splitext(self.path)[1].lower() or "without a suffix"
 
 
 def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver]:
-    """Return files in the folder `source` that look like pictures and are not in `split`; none for a list or name."""
+    """Return the files in the folder `source` that look like images and are not in `split`.
+
+    There are none if `source` is a list or a name.
+    """
     folder = folder_of(source)
     if folder is None:
         return []
@@ -48,7 +51,7 @@ def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver
 
 
 def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedOver]:
-    """Return the files in `folder`, at any depth, that look like pictures and are not among those `used`."""
+    """Return the files in `folder`, at any depth, that look like images and are not among the paths `used`."""
     real_used = {os.path.realpath(path) for path in used}
     others = sorted(path for path, real in real_files(os.fspath(folder)).items() if real not in real_used)
     files = [PassedOver(path, _why(path)) for path in others]
@@ -56,18 +59,18 @@ def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedO
 
 
 def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
-    """Log how many files were passed over, and their suffixes, if there are any."""
+    """Log a warning with the number of passed-over files by suffix, if there are any."""
     note_files(split.name, passed_over(source, split), ". `adapt data check` names them")
 
 
 def note_files(name: str, files: Sequence[PassedOver], where: str = "") -> None:
-    """Log the files that were passed over in the folder called `name`, if there are any."""
+    """Log a warning that `files` in the folder called `name` were passed over, if there are any."""
     if files:
         logger.warning("%s: %s passed over: %s%s", shown(name), counted(files), by_suffix(files), where)
 
 
 def counted(files: Sequence[PassedOver]) -> str:
-    """Return the number of files in words, including the verb."""
+    """Return the number of files in words, such as "3 files that look like pictures are"."""
     return (
         "1 file that looks like a picture is"
         if len(files) == 1
@@ -76,13 +79,13 @@ def counted(files: Sequence[PassedOver]) -> str:
 
 
 def by_suffix(files: Sequence[PassedOver]) -> str:
-    """Return the number of files of each suffix, the most frequent first."""
+    """Return the number of files of each suffix as text, the most frequent suffix first."""
     count = Counter(each.suffix for each in files)
     return ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(count.items(), key=lambda each: -each[1]))
 
 
 def _why(path: str) -> str:
-    """Return why a file that looks like a picture is not in the data; "" for one that does not look like one."""
+    """Return why a file that looks like an image is not in the data; "" if it does not look like an image."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return "in no folder of a class"
@@ -93,7 +96,7 @@ def _why(path: str) -> str:
 
 
 def _kind_of(path: str) -> str:
-    """Return the picture format of a file by its first bytes, whatever its name; "" if it is no picture."""
+    """Return the image format of a file, recognised by its first bytes; "" if it is not an image."""
     try:
         with open_file(path) as file, opened(file, path) as picture:
             return str(picture.format)

@@ -1,4 +1,4 @@
-"""The fifteen data sets of the papers: the records of published.toml, by either name."""
+"""The fifteen published data sets of CLIP adaptation papers, as described in published.toml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GUIDE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 
 @dataclass(frozen=True)
 class Published:
-    """One data set; the fields are explained at the head of the table."""
+    """The description of one published data set; the fields are explained at the head of published.toml."""
 
     name: str
     coop_name: str
@@ -31,35 +31,35 @@ class Published:
     source: str
 
     def missing(self, root: str) -> list[str]:
-        """Return the data set's own folder, image folders and lists that are missing under `root`."""
+        """Return the folders and lists of the data set that are missing under `root`, in words."""
         home = Path(root, self.folder)
         folders = [f"folder {path}" for path in (home, *(home / name for name in self.images)) if not path.is_dir()]
         return folders + [f"file {home / name}" for name in self.lists if not (home / name).is_file()]
 
     @property
     def advice(self) -> str:
-        """A sentence on what to fetch, and where its official source is described."""
+        """A sentence on which files to fetch for this data set, and where its official source is described."""
         return f"Fetch {self.fetch}, as {self.source} says"
 
 
 @cache
 def sets() -> dict[str, Published]:
-    """Return the fifteen data sets by our names, in the order of the papers."""
+    """Return the fifteen data sets by adapt's names for them, in the order of the papers."""
     return {name: _record(name, row) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
 
 
 def trained() -> list[str]:
-    """Return the names of those with training images: the eleven of the few-shot papers."""
+    """Return the names of the data sets with training images: the eleven of the few-shot papers."""
     return [name for name, each in sets().items() if each.sizes[0]]
 
 
 def find(name: str) -> Published | None:
-    """Return the data set that is called `name` here (`oxford_pets`) or in CoOp's code (`OxfordPets`)."""
+    """Return the data set called `name`, in adapt (`oxford_pets`) or in CoOp's code (`OxfordPets`); None if unknown."""
     return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)
 
 
 def _record(name: str, row: Mapping[str, Any]) -> Published:
-    """Return a row of the table as a record; a set without lists of its own has CoOp's split file."""
+    """Return a row of published.toml as a `Published`; without lists of its own, a data set has CoOp's split file."""
     split_file = f"split_zhou_{row['coop_name']}.json"
     fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"
     fields: dict[str, Any] = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []}

@@ -1,4 +1,4 @@
-"""The published data sets as splits: most have a split file over an image folder; Aircraft and ImageNet differ."""
+"""The reader of the published data sets: most have an image folder and a split file; Aircraft and ImageNet differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapt.errors import AdaptError
 
 
 def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
-    """Return the data set in its own folder under `root`, which all published data sets share (CoOp's `$DATA`).
+    """Return a published data set, in its own folder under `root` (CoOp's `$DATA`).
 
     Raises AdaptError, saying what to fetch, for a missing folder or list, and if the number of classes is not the
     published one. Images are neither opened nor counted; `adapt data check` does both.
@@ -39,19 +39,19 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
 
 
 def _hint(data: Published, root: str) -> str:
-    """Return advice for a caller who gave the data set's own folder."""
+    """Return a hint if the caller gave the data set's own folder as `root`, and not the folder above it."""
     own = os.path.basename(root) == data.folder and os.path.isdir(root)
     return f" Give the folder that holds {data.folder}/ as root, not that folder itself." if own else ""
 
 
 def _by_split_file(data: Published, home: Path) -> Split:
-    """Return the file's labels, order and class names. StanfordCars' paths, in two folders, start above them."""
+    """Return the split in CoOp's split file. StanfordCars has two image folders; its paths start above them."""
     (source,) = data.lists
     return read_split(home / source, home / data.images[0] if len(data.images) == 1 else home, turned=False)
 
 
 def _by_variants(data: Published, home: Path) -> Split:
-    """Return FGVCAircraft: `variants.txt` numbers the classes, and each part's list has lines `IMAGE VARIANT`."""
+    """Return FGVCAircraft: `variants.txt` has the classes in order, and each part's list has lines `IMAGE VARIANT`."""
     variants, *parts = (read_lines(home / name) for name in data.lists)
     images = home / data.images[0]
 

@@ -1,4 +1,4 @@
-"""A split from listed images: numbers for the classes, and parts if the list does not say them."""
+"""Making a split from listed images: class numbers, and a division into parts if the list does not give it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of 
 
 
 class Listed(NamedTuple):
-    """An item, and its part; "" if the data set does not say it."""
+    """An item with its part of the split (train, val, test); the part is "" if the data set does not give it."""
 
     item: Item
     part: str = ""
 
 
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
-    """Return an image with the `cells` of a list, by the names of the columns."""
+    """Return the item of an image, with `cells` (values by column name, such as label) and its part."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
 
 
@@ -42,10 +42,11 @@ def to_split(
     seed: int,
     turned: bool = True,
 ) -> Split:
-    """Return the split of `rows`, with `class_names` or those in the rows, of images that are `turned` upright by EXIF.
+    """Return the split of `rows`; images are turned upright by EXIF if `turned`.
 
-    Rows without a part are divided by `ratios` and `seed`; if some are texts, these are for training and the images for
-    the test. Raises AdaptError if a class has no training image.
+    Without `class_names`, classes are taken from the rows. Rows without a part are divided by `ratios` and `seed`. If
+    some of them are texts, the texts are for training and the images for the test. Raises AdaptError if a class has no
+    training image.
     """
     rows, task = _completed(rows, name), tasks.of([row.item for row in rows])
     items = [row.item for row in rows]
@@ -63,7 +64,7 @@ def to_split(
 
 
 def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
-    """Return the rows with labels that may depend on all others of their task."""
+    """Return the rows with complete labels: some tasks make a label from the labels of all items."""
     try:
         labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
     except AdaptError as error:
@@ -72,9 +73,10 @@ def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
 
 
 def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:
-    """Return the part of each item; regions of one image share a part, but several questions need not.
+    """Return the part (train, val, test) of each item, drawn by `ratios` and `seed`, and balanced by class.
 
-    If all of an image, or of an entity, shares its part, this is drawn by the rarest of its strata.
+    Regions of one image share a part, and so do items of one entity. The part is then drawn by the rarest of their
+    classes. Questions about one image need not share a part.
     """
     if not (task.stays_whole or any(parted(item.path)[1] for item in items)):
         return parts.assign([item.stratum for item in items], ratios, seed)
@@ -88,7 +90,7 @@ def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: 
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """Raise AdaptError for a picture listed for two parts or classes, unless several questions are about it."""
+    """Raise AdaptError for an image listed in two parts, classes or entities, unless its task allows that."""
     seen: dict[tuple[str, str], str] = {}
     for item, part in rows:
         if not (item.paths and item.task.once_an_image):
@@ -107,11 +109,11 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
 
 
 def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
-    """Return `rows` without those whose path is a symbolic link to a picture that another path has.
+    """Return `rows` without those whose path is a symbolic link to an image that another row lists.
 
-    Paths are below `root`; `real` has each path's real one. The path without a link stays, or else the first one; what
-    another part or class loses is logged. Raises AdaptError if only links put a picture into two parts or classes:
-    neither is the right one.
+    Paths are below `root`; `real` maps each path to its path without links. Of several rows of one image, the row
+    without a link stays, or else the first one. If a row with another part or class is left out, a warning is logged.
+    Raises AdaptError if only links put an image into two parts or classes, as neither is the right one.
     """
     home = os.path.realpath(root)
     own = {row.item.path for row in rows if real[row.item.path] == home + row.item.path.removeprefix(root)}
@@ -139,7 +141,7 @@ def _pair(row: Listed, other: Listed) -> str:
 
 
 def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
-    """Raise AdaptError if symbolic links list one picture in two parts; the same path may occur twice."""
+    """Raise AdaptError if symbolic links list one image in two parts; the same path may occur in two parts."""
     real = real_paths(item.path for listed in items.values() for item in listed)
     seen: dict[str, tuple[str, str]] = {}
     for part, listed in items.items():
@@ -153,7 +155,7 @@ def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
 
 
 def real_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Return each path without symbolic links; folders are resolved once, because they have many files."""
+    """Return {path: path without symbolic links} for all `paths`."""
     folders: dict[str, str] = {}
     real: dict[str, str] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""CoOp's split files, `split_zhou_*.json`."""
+"""The reader of CoOp's split files, `split_zhou_*.json`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _PARTS = ("train", "val", "test")
 def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, turned: bool = True) -> Split:
     """Return the split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
 
-    With `root`, paths are joined to it and must stay under it; without, they stay as they are in the file. Images are
-    `turned` upright by their EXIF orientation, or taken as they are stored.
+    With `root`, paths are joined to it and must stay under it; without it, they stay as they are in the file. Images
+    are turned upright by EXIF if `turned`, or else taken as they are stored.
 
-    Raises AdaptError when the file is not of this form, when a label has two names or none, or when a symbolic link
-    puts one picture into two parts.
+    Raises AdaptError if the file is not of this form, if a label has two names or none, or if a symbolic link puts one
+    image into two parts.
     """
     source = os.fspath(path)
     folder = "" if root is None else os.path.abspath(root)
@@ -51,7 +51,7 @@ def _read(source: str) -> dict[str, list[object]]:
 
 
 def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
-    """Return the item of an entry; `names` collects the class names by label."""
+    """Return the item of one entry in a split file, and add its class name to `names`, by label."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
             pass

@@ -1,4 +1,4 @@
-"""Files of texts, such as captions: a CSV with a column of texts, or a list with one a line."""
+"""Readers of texts, such as captions: a column of a CSV, or a file with one text on each line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adapt.errors import AdaptError
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """Return the column `text`, ignoring others. Raises AdaptError if there is none, or a text is empty."""
+    """Return the column `text` of a CSV. Raises AdaptError if there is no such column, or a text is empty."""
     where = f"CSV {os.fspath(path)!r}"
     with readable(where):
         rows = csv_reader(path)
@@ -28,9 +28,9 @@ def read_texts(path: str | os.PathLike[str]) -> list[str]:
 
 
 def read_list(path: str | os.PathLike[str]) -> Split:
-    """Return the split of texts to learn from, one a line; a repeated text counts once.
+    """Return a split of texts to learn from, one on each line of the file; a repeated text counts once.
 
-    Raises AdaptError for a list that is empty or cannot be read.
+    Raises AdaptError if the file is empty or cannot be read.
     """
     texts = dict.fromkeys(read_lines(path))
     if not texts:

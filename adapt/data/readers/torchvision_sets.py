@@ -1,7 +1,7 @@
-"""torchvision's data sets of image files with class names. Nothing is downloaded.
+"""The reader of torchvision's data sets of image files with class names. Nothing is downloaded.
 
 torchvision keeps the files and labels of a data set in attributes that differ from class to class and are often
-private; all their names are here, and a data set without any of them is refused.
+private. All their names are listed here, and a data set without any of them is refused.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ _FILES, _LABELS, _PAIRS = ("_image_files", "_images"), ("_labels",), ("samples",
 
 
 def names() -> list[str]:
-    """Return the data sets that `read_torchvision` takes."""
+    """Return the names of the data sets that `read_torchvision` can read."""
     return list(_PARTS)
 
 
 def read_torchvision(
     name: str, root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0
 ) -> Split:
-    """Return torchvision's data set `name` under `root`, where torchvision would put it.
+    """Return torchvision's data set `name` in the folder `root`, where torchvision puts it.
 
-    `ratios` (train, val, test) and `seed` divide one that torchvision does not divide. Files, class names and parts are
-    torchvision's, which differ from those of the papers: for these, give the data set's published name.
+    A data set that torchvision does not divide is divided by `ratios` (train, val, test) and `seed`. Files, class names
+    and parts are torchvision's, which differ from those of the papers: for the papers' split, give the data set's
+    published name.
 
     Raises AdaptError for an unknown name, and if torchvision finds no such data set under `root`.
     """
@@ -77,7 +78,7 @@ def _open(name: str, root: str, **options: str) -> VisionDataset:
 
 
 def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
-    """Return the files and labels of a torchvision data set, in its order."""
+    """Return the image path and label of each image of a torchvision data set, in its order."""
     held = vars(dataset)
     pairs = next((held[key] for key in _PAIRS if key in held), None)
     if pairs is None:
