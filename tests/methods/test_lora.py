@@ -161,7 +161,7 @@ def test_a_tuner_that_shares_state_is_refused(open_clip: Backbone) -> None:
 
 
 def test_an_unknown_tuner_is_refused_with_the_nearest(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="no tuner 'lohaa'; did you mean 'loha'"):
+    with pytest.raises(AdaptError, match="lora: tuner is 'lohaa', which peft does not have; did you mean 'loha'"):
         adapt.wrap(open_clip, LoRA(tuner="lohaa"), NAMES)
 
 
