@@ -99,7 +99,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the most probable label of each image `(n,)`."""
-        labels: np.ndarray = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        most_probable = self.predict_proba(X).argmax(axis=1)  # first: it refuses an estimator that is not fitted
+        labels: np.ndarray = self.classes_[most_probable]
         return labels
 
     def predict_proba(self, X: Any) -> np.ndarray:
