@@ -26,7 +26,7 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
 from adapt.methods.base.space import Projects
-from adapt.methods.base.traits import Reports
+from adapt.methods.base.traits import Reports, StandsAlone
 from adapt.methods.close import noisy
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import readable, several
@@ -53,7 +53,7 @@ class XBTConfig(MethodConfig):
     """The old backbone's space; training sets it, and a trained adapter does not need the old backbone."""
 
 
-class XBT(Method[ImageStep], Projects, Reports):
+class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
     """`XBT(old)` holds `weight` `(e, d)`, and with `hidden` also trains `fc1` and `fc2`."""
 
     name = "xbt"
