@@ -3,7 +3,7 @@
 Paper: Deng et al., AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization, arXiv 2308.15939.
 Reference: AnoVL `3a70bfd`, `open_clip/transformer.py`, `model.py`, `prompt_ensemble.py`, `vl_test.py`.
 Deviations:
-* An image's own score comes from one view; the reference's script for MVTec AD averages 22 views. The score is scaled
+* The score of an image comes from one view; the reference's script for MVTec AD averages 22 views. The score is scaled
   by the backbone's scale, which keeps the ranking; maps are not scaled, as in the reference.
 * At test time every image gets a fresh optimiser and the same initial weights and noise; in the reference, moments
   carry over from image to image. The adapter is the one for MVTec AD; VisA's single linear map and its tiles are left
