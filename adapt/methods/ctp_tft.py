@@ -13,7 +13,7 @@ here is "CTP + TFT as in the paper". The claims of the abstract, and our choices
   features of its prompt, attends to the same tokens, and the result, mapped to the features' width, is added to the
   image's features. So an image has features for each class, and a class's logit depends on no other class.
 * The loss is the cross-entropy over the classes.
-* The last linear maps of CTP and of TFT start at zero, so the method starts as CoOp. The context starts as CoCoOp's does.
+* The last maps of CTP and TFT start at zero, so the method starts as CoOp. The context starts as CoCoOp's does.
 """
 
 from __future__ import annotations

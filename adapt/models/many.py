@@ -61,7 +61,7 @@ def predict_many_stream(
 
 
 class SideBySide:
-    """Models for the same images, which are all one stream.
+    """Several models that predict the same images; all the images are one stream.
 
     Raises AdaptError if there is no model, or one does not classify.
     """

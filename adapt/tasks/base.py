@@ -256,7 +256,7 @@ class Task:
         """Fit, on the training items, what the answers of a model and its baseline need besides logits."""
 
     def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
-        """Fit the same on these items for a baseline alone."""
+        """Fit, on `items`, what the answers of a baseline need besides logits, without an adapted model."""
 
     # scoring
 

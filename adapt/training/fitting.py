@@ -155,7 +155,7 @@ class Fitting:
         return self._features[key]
 
     def folds(self) -> list[Fold]:
-        """Return five folds of the training images, each of which holds out one part and learns from the others.
+        """Return five folds of the training images; every fold holds out a fifth and learns from the rest.
 
         Folds are stratified by class and keep groups together. An image that every model must learn from, such as the
         only one of its class, is never held out; if this is so for all images, there are no folds.
