@@ -100,7 +100,7 @@ class Labels(Task):
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:
-        """Return whether the top class is one of the image's; for an image without any, whether the answer is none."""
+        """Return whether the top class is one of the image's; without classes, whether none is predicted."""
         import torch
 
         best = step.logits.max(-1)
