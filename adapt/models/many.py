@@ -150,5 +150,5 @@ def _keeps_modes(model: AdaptedModel) -> bool:
 
 
 def _begins(model: AdaptedModel) -> int:
-    """Return the first vision block that the model cannot share with others; 0 if it needs the images."""
+    """Return the index of the first vision block that the model cannot share with other models; 0 to share none."""
     return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks

@@ -72,7 +72,7 @@ class StepBytes:
 
 
 def step_bytes(model: AdaptedModel, block: int | None = None) -> StepBytes:
-    """Return the memory of steps that begin at `block` of the vision tower, or with images."""
+    """Return the memory of training steps that start from inputs of vision `block`, or else from images."""
     return StepBytes(_of_classes(model), *_of_an_image(model, block), by_image=model.method.per_image)
 
 
