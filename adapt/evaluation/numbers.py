@@ -15,7 +15,7 @@ TITLES = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "
 
 @dataclass(frozen=True)
 class GradedScores(Scores):
-    """Scores of the images' words, with the `targets` and the predicted numbers `said`, in the images' order."""
+    """Regression scores: `targets` and the predicted numbers `said`, in the images' order, besides scores of words."""
 
     targets: tuple[float, ...] = ()
     said: tuple[float, ...] = ()

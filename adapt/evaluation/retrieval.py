@@ -124,7 +124,7 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
 
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
-    """Return the scores of the pairs whose entity has several, from unit-length features `(n, e)` of all `items`."""
+    """Return scores of the pairs whose entity has several pairs, from unit-length features `(n, e)` of all `items`."""
     sizes = _sizes_of_entities(items)
     queries = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
     cosines, nearest = list[float](), list[int]()

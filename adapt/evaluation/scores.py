@@ -82,7 +82,7 @@ class Scores:
         return {"balanced": f"{100 * self.figures()['mean_class_accuracy']:5.1f} %  (each class counted once)"}
 
     def lines(self, of: str) -> Iterator[str]:
-        """Yield the lines of a text summary; `of` says how many items there are, and of what kind."""
+        """Yield the lines of a text summary; `of` is the number and kind of items, in words."""
         balanced = self.figures()["mean_class_accuracy"]
         yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %"
 

@@ -39,7 +39,7 @@ class Metrics(_Stored):
 
 
 class Measured(Metrics):
-    """The content of metrics.json of a run with scores."""
+    """The content of metrics.json for a run that has scores on test images."""
 
     adapted: _Scores
     zero_shot: _Scores

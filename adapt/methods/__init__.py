@@ -77,7 +77,7 @@ def find(name: str) -> type[Method]:
 
 
 def register(cls: M) -> M:
-    """Register a method under its name in this process; also as a decorator.
+    """Register a method under its name in this process; also usable as a decorator.
 
     Raises AdaptError if `cls` is not a method, has no name, or has the name of another method.
     """
@@ -87,13 +87,13 @@ def register(cls: M) -> M:
 
 @contextmanager
 def known(cls: type[Method]) -> Iterator[None]:
-    """Register a method, unless it is already known, for the duration of a `with` block."""
+    """Register a method for the duration of a `with` block, unless it is registered already."""
     with _listing.known(cls):
         yield
 
 
 def classes_of(module: ModuleType) -> list[type[Method]]:
-    """Return the method classes that `module` itself defines with a name, without their unnamed bases."""
+    """Return the method classes that `module` defines and that have a `name`, without unnamed base classes."""
     return _listing.classes_of(module)
 
 

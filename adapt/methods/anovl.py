@@ -3,7 +3,7 @@
 Paper: Deng et al., AnoVL: Adapting Vision-Language Models for Unified Zero-shot Anomaly Localization, arXiv 2308.15939.
 Reference: AnoVL `3a70bfd`, `open_clip/transformer.py`, `model.py`, `prompt_ensemble.py`, `vl_test.py`.
 Deviations:
-* An image's own score comes from one view; the reference's script for MVTec AD averages 22 views. The score is scaled
+* The score of an image comes from one view; the reference's script for MVTec AD averages 22 views. The score is scaled
   by the backbone's scale, which keeps the ranking; maps are not scaled, as in the reference.
 * At test time every image gets a fresh optimiser and the same initial weights and noise; in the reference, moments
   carry over from image to image. The adapter is the one for MVTec AD; VisA's single linear map and its tiles are left
@@ -91,7 +91,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
                 raise AdaptError(f"anovl: states has {name!r}, which is no class; {nearest(name, class_names)}")
 
     def _states(self, class_name: str) -> tuple[str, ...]:
-        """Return the phrases of a class; one without phrases in the settings is described by its own name."""
+        """Return the phrases that the setting `states` has for a class, or else the class name as the only phrase."""
         states: dict[str, tuple[str, ...]] = self.config.states
         return states.get(class_name) or (f"{readable(class_name)} {{}}",)
 
@@ -118,9 +118,9 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
 
     @torch.compiler.disable  # steps of an optimiser cannot be traced
     def _adapted(self, patches: Tensor, classes: Tensor, texts: Tensor, normal: int) -> Tensor:
-        """Return features `(rows, columns, e)` of an image's patches under an adapter trained on them.
+        """Return the features `(rows, columns, e)` of an image's patches, after an adapter has been trained on them.
 
-        The adapter learns to make their classes certain: normal without noise, and abnormal under noise.
+        The adapter learns to classify the patches with certainty: as normal without noise, and as abnormal with noise.
         """
         with torch.inference_mode(False), torch.enable_grad():  # an inference tensor cannot enter a graph
             patches, classes, texts = (each.detach().float().clone() for each in (patches, classes, texts))
@@ -154,7 +154,10 @@ class PatchAdapter(torch.nn.Module):
 
 
 def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int) -> Tensor:
-    """Return the entropy of adapted patches `(..., e)` plus half of the loss against the wrong states of both."""
+    """Return the loss of an adapter that should make `patches` surely normal and `noisy` patches abnormal: `(..., e)`.
+
+    It is the entropy of `patches`, plus half of the cross-entropies of `patches` with normal and of `noisy` with
+    abnormal."""
     log_p = _log_p(patches, classes)
     entropy = -(log_p.exp() * log_p).sum(-1).mean()
     against = -torch.log1p(-_log_p(noisy, classes)[..., normal].exp()) - log_p[..., normal]
@@ -162,7 +165,7 @@ def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int
 
 
 def _log_p(patches: Tensor, classes: Tensor) -> Tensor:
-    """Return log-probabilities `(..., n)` of the classes for patches `(..., e)`, by cosines unscaled, as published."""
+    """Return log-probabilities `(..., n)` of classes for patches `(..., e)`, from unscaled cosines, as published."""
     return (F.normalize(patches, dim=-1) @ classes.to(patches.dtype).T).log_softmax(-1)
 
 
@@ -171,7 +174,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _pictures(kinds: Sequence[str]) -> list[str]:
-    """Return 22 phrases for a picture of each of these kinds, with {} for its content."""
+    """Return 22 templates for each kind of picture, such as "a photo of the {}", with {} for the content."""
     phrases = []
     for kind in kinds:
         article = "an" if kind[0] in "aeiou" else "a"

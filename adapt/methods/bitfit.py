@@ -1,4 +1,4 @@
-"""BitFit: the biases of both towers, and nothing else.
+"""BitFit: trains the biases of both towers, and nothing else.
 
 Papers: Ben Zaken et al., BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models,
 ACL 2022; also the first stage of Farina et al., CVPR 2025.
@@ -71,12 +71,12 @@ class BitFit(Method[Step], InsideBlocks):
 
 
 def _linears(block: Block) -> list[tuple[str, tuple[str, str]]]:
-    """Return the entries of `LINEARS` that a block has."""
+    """Return the entries of `LINEARS` whose projection the block has."""
     return [(letter, names) for letter, names in LINEARS.items() if letter in block.projections]
 
 
 def _outer(tower: Tower) -> list[tuple[str, str]]:
-    """Return the norms outside the blocks of a tower."""
+    """Return the names of a tower's layer norms outside its blocks, in the tower and in CLIP's own state."""
     return [
         (part, called)
         for part, called in OUTER[tower.name].items()
@@ -95,7 +95,7 @@ class _Bias(nn.Module):
 
 
 class _Norm(nn.Module):
-    """A frozen layer norm with another bias."""
+    """A frozen layer norm whose bias is replaced by a trained bias."""
 
     def __init__(self, norm: nn.LayerNorm, own: Any) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Norm(nn.Module):
 
 
 class _Linear(nn.Module):
-    """A frozen projection with another bias."""
+    """A frozen projection whose bias is replaced by a trained bias."""
 
     def __init__(self, projection: Projection, own: Any) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ class CLAP(Method[ImageStep]):
         self.register_buffer("_multipliers", torch.zeros(classes, device=device), persistent=False)
 
     def prepare(self, training: Training) -> None:
-        """Start from the text, and measure the text's mean probability of each class on the training images."""
+        """Initialise the prototypes with the class features, and measure the zero-shot probability of each class."""
         base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)
@@ -67,7 +67,7 @@ class CLAP(Method[ImageStep]):
         return []  # the template is read by the frozen model alone
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
-        """Return for each class `(n,)` the mean zero-shot probability of its own images; each class needs one."""
+        """Return the mean zero-shot probability `(n,)` of each class on its own images. No class may lack images."""
         base = step.frozen_class_features(several(self.config.template), "raw")
         own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])[:, 0]
         sums = own.new_zeros(len(base)).index_add(0, labels, own)

@@ -39,7 +39,7 @@ class CLIPPINGSConfig(PlainLoRAConfig):
 
 
 class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
-    """`CLIPPINGS(image_share, temperature)` trains what `LoRA` does, on pairs of which some share an entity."""
+    """`CLIPPINGS(image_share, temperature)` trains the tensors of `LoRA` on pairs, some of which show one entity."""
 
     name = "clippings"
     title = "CLIPPINGS (Arora et al., 2023)"
@@ -80,7 +80,8 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
 def supervised_contrast(logits: Tensor, same: Tensor) -> Tensor:
     """Return the supervised contrastive loss (SupCon) of logits `(b, b)`, where `same` `(b, b)` marks positives.
 
-    It is the mean over rows with a positive other than themselves. 0 if all rows are of one entity, or no two are.
+    It is the mean over rows that have a positive besides themselves. It is 0 if there are no such rows, or if all rows
+    are of one entity.
     """
     itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
     right = same & ~itself

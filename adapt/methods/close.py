@@ -51,5 +51,5 @@ class Close(Method[ImageStep]):
 
 
 def noisy(features: Tensor, scale: float) -> Tensor:
-    """Add Gaussian noise of this scale to unit-length features `(b, e)`, and normalise them again."""
+    """Return unit-length features `(b, e)` with Gaussian noise of standard deviation `scale`, normalised again."""
     return F.normalize(features + scale * torch.randn_like(features), dim=-1)

@@ -13,7 +13,7 @@ here is "CTP + TFT as in the paper". The claims of the abstract, and our choices
   features of its prompt, attends to the same tokens, and the result, mapped to the features' width, is added to the
   image's features. So an image has features for each class, and a class's logit depends on no other class.
 * The loss is the cross-entropy over the classes.
-* The last map of each part starts at zero, so the method starts as CoOp. The context starts as CoCoOp's does.
+* The last maps of CTP and TFT start at zero, so the method starts as CoOp. The context starts as CoCoOp's does.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CTPTFT(CoCoOp):
 
 
 class ClassAttention(nn.Module):
-    """An attention from each class `([b,] n, e)` to images' tokens `(b, l, d)`: unit-length `(b, n, d)`."""
+    """Attention of classes `([b,] n, e)` to images' tokens `(b, l, d)`, with unit-length outputs `(b, n, d)`."""
 
     def __init__(self, class_width: int, token_width: int, width: int) -> None:
         super().__init__()

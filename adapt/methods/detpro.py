@@ -5,8 +5,8 @@ Reference: detpro `9a14699`, `prompt/trainer.py`, `prompt/run.py`, its published
 Deviations:
 * The reference trains on features of proposed regions. Here the items are images, or regions cut out of images, and
   the background is the class named by `background`.
-* The contexts of the overlap grades train together, each on the regions of its grade in a batch and on all background
-  in it; the reference has a run for each grade.
+* A grade is a range of overlap between a region and its object's box. The contexts of all grades train together, each
+  on the regions of its grade and on all background in a batch; the reference has a run for each grade.
 * Background is recognised by a threshold on the largest probability, which is ours. It is chosen on the validation
   images, or else on the training images, for the best mean accuracy on known classes and background.
 * As in CoOp here, `ctx_init` is counted in tokens.
@@ -57,7 +57,8 @@ class DetProConfig(CoOpConfig):
 class DetPro(CoOp, LearnsOverlaps):
     """`DetPro(background="none")` trains `ctx` `(n_ctx, d)`, and keeps a `threshold` `()` for the background.
 
-    With `grades`, `ctx` is `(grades, n_ctx, d)`, and the features of a class are the mean over them.
+    With `grades` of overlap between a region and its object's box, `ctx` is `(grades, n_ctx, d)`, and the features of a
+    class are the mean over the grades.
     """
 
     name = "detpro"
@@ -91,7 +92,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return bool(self.config.grades)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return one prompt, or one for each grade, with its own learned tokens."""
+        """Return one prompt for a class, or a prompt for each overlap grade with learned tokens of its own."""
         [prompt] = super().prompts(tokenizer, class_name)
         n_ctx = self.ctx.shape[-2]
         starts = range(0, n_ctx * max(1, len(self.config.grades)), n_ctx)
@@ -116,7 +117,7 @@ class DetPro(CoOp, LearnsOverlaps):
         self.set_counts(counts, names)
 
     def _overlaps(self, training: Training) -> Tensor:
-        """Return the overlaps of the training regions `(n,)`. Raises AdaptError for a class's region in no grade."""
+        """Return the training regions' overlaps `(n,)`. Raises AdaptError if a region of a class is in no grade."""
         overlaps = training.values("train").float()
         for item, overlap in zip(training.items("train"), overlaps.tolist(), strict=True):
             if item.answer != self.config.background and overlap < self.config.grades[0]:
@@ -127,9 +128,9 @@ class DetPro(CoOp, LearnsOverlaps):
         return overlaps
 
     def set_counts(self, images: Tensor, class_names: Sequence[str]) -> None:
-        """Set the class weights from numbers of training images `(n,)` or `(grades, n)`.
+        """Set the class weights from the classes' numbers of training images, `(n,)` or `(grades, n)`.
 
-        A class's weight is an even share of the images over its own share.
+        Weights are inverse to these numbers, so that background counts half, and known classes equally.
         """
         known = self._known(class_names)
         shares = 2 * images / images.sum(-1, keepdim=True)
@@ -140,7 +141,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return {"weights": self._weights}
 
     def finish(self, training: Training) -> None:
-        """Choose the threshold, if there are images of both known classes and background."""
+        """Choose the threshold for background, if there are images of both known classes and background."""
         model = training.classifier
         part: Part = "val" if training.items("val") else "train"
         unknown = ~torch.isin(training.labels(part), torch.tensor(self._known(model.class_names)))
@@ -184,7 +185,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return {"known": losses[target >= 0].sum(), "background": losses[target < 0].sum()}
 
     def _learning(self, labels: Tensor, overlaps: Tensor | None, class_names: Sequence[str]) -> Tensor:
-        """Return which images each grade learns from, bool `(grades, b)`: its own and all background."""
+        """Return which images each grade learns from, bool `(grades, b)`: regions of the grade and all background."""
         if not self.config.grades:
             return torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
         if overlaps is None:
@@ -201,7 +202,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return torch.stack(step.prompt_features, dim=1) if self.config.grades else step.class_features[None]
 
     def _of_known(self, step: ImageStep) -> Tensor:
-        """Return logits among the known classes `(b, c)`."""
+        """Return logits `(b, c)` over the c known classes, without background."""
         # with grades, step.class_features would encode the prompts a second time in a training step
         features = F.normalize(self._of_grades(step).mean(0), dim=-1) if self.config.grades else step.class_features
         return step.cosine_logits(features[self._known(step.model.class_names)])

@@ -10,7 +10,7 @@ For a query q, attention over the prompts P and the instance tokens X is exactly
 over the keys of S that q may see. Queries of X and of P give four sub-processes: X to X, X to P, P to X, P to P. Our
 choices:
 
-* Each part has a strength. `mix` is the softmax's own, a constant, or learned: the softmax's own odds `Z_P / Z_X` times
+* Each has a strength. `mix` is the softmax's own, a constant, or learned: the softmax's own odds `Z_P / Z_X` times
   a factor for each block, which starts at one. With the softmax's own mix and all strengths at one, the attention is
   ordinary and the method is IVLP.
 * Language-conditioned textual prompting (`reads_names`): in a causal text tower prompts also attend to the class
@@ -76,7 +76,7 @@ class DPLConfig(IVLPConfig):
 
     @property
     def ordinary(self) -> bool:
-        """Whether the attention is unchanged."""
+        """Whether these settings leave the attention unchanged."""
         return self.mix == "softmax" and self.strengths == (1, 1, 1, 1) and not self.reads_names
 
 

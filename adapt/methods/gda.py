@@ -145,6 +145,6 @@ def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
 
 
 def classifier(means: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight `(n, e)` and bias `(n,)` for equally likely classes with these means and one precision `(e, e)`."""
+    """Return weight `(n, e)` and bias `(n,)` for equally likely Gaussians of one inverse covariance `precision`."""
     weight = means @ precision
     return weight, -torch.tensor(float(len(means))).log() - (weight * means).sum(-1) / 2

@@ -107,7 +107,7 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
             self.vision = self._prompts(backbone.tower("vision"), first, config.depth_vision).to(backbone.device)
 
     def _prompts(self, tower: Tower, first: Tensor, depth: int | None) -> nn.ParameterList:
-        """Return `first` for the input of a tower, and draws from N(0, 0.02) for each deeper block."""
+        """Return a tower's initial prompts: `first` for its input, and draws from N(0, 0.02) for deeper blocks."""
         depth = depth_in((tower,), depth, self.published_share, self.name, f"depth_{tower.name}")
         self.config = self.config.model_copy(update={f"depth_{tower.name}": depth})
         return nn.ParameterList([first, *(torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1))])

@@ -32,7 +32,7 @@ class KgCoOpConfig(CoOpConfig):
 
 
 class KgCoOp(CoOp):
-    """`KgCoOp(n_ctx, ctx_init, weight, template)` trains `ctx` `(n_ctx, d)`, as CoOp does."""
+    """`KgCoOp(n_ctx, ctx_init, weight, template)` trains the context `ctx` `(n_ctx, d)` of CoOp."""
 
     name = "kgcoop"
     title = "KgCoOp (Yao et al., CVPR 2023)"

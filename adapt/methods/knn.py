@@ -64,7 +64,7 @@ class KNN(PlainClassifier, ChecksAdapter):
         self.config = self.config.model_copy(update={"rows": len(features)})
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return the logarithms of the classes' shares of the votes `(b, n_classes)`."""
+        """Return the logarithm of each class's share of the nearest neighbours' votes `(b, n_classes)`."""
         count = min(self.config.neighbours or 1, len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
         votes = self.features.new_full((features.shape[0], self._classes), BESIDE)

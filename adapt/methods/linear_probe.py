@@ -45,7 +45,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
     _tolerance = EXACT
 
     def prepare(self, training: Training) -> None:
-        """Fit the classifier; an image with shares in several classes counts in each by its share."""
+        """Fit the classifier; an image with a soft label counts for each class by the label's share of the class."""
         shares = training.shares("train")
         rows, labels = shares.nonzero(as_tuple=True)
         self.set(*self.solve(training.features("train").double()[rows], labels, shares[rows, labels]))
@@ -59,7 +59,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
         return bool(self.config.class_weights == "balanced")
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield the trials of `Grid.trials`, at a tolerance that takes a tenth of the time."""
+        """Yield trials as `Grid.trials` does, with a looser solver tolerance that takes a tenth of the time."""
         self._tolerance = ROUGH
         try:
             yield from super().trials(training, choices, learned)
@@ -67,7 +67,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
             self._tolerance = EXACT
 
     def solve(self, features: Tensor, labels: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return weight and bias as `LinearClassifier.solve` does, with image weights `counts` `(n,)`."""
+        """Return weight and bias as `LinearClassifier.solve` does; `counts` `(n,)` weigh the images."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 

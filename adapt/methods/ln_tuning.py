@@ -1,4 +1,4 @@
-"""LayerNorm tuning: the layer norms inside the blocks of both towers.
+"""LayerNorm tuning: trains the layer norms inside the blocks of both towers.
 
 Paper: Farina et al., Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, CVPR 2025; its
 first stage alone.
@@ -60,7 +60,7 @@ class LNTuning(Method[Step], InsideBlocks):
 
 
 def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) -> None:
-    """Store modules for the blocks of a tower in `method`, under the names of CLIP's own state."""
+    """Register a tower's modules, given by block, as submodules of `method`, under CLIP's own names."""
     modules = {str(index): nn.ModuleDict(own) for index, own in blocks.items()}
     transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(modules)})
     if tower == "text":
@@ -76,7 +76,7 @@ def held(method: Method, tower: str) -> Iterator[tuple[str, nn.ModuleDict]]:
 
 
 def layer_norm(module: object, method: Method) -> nn.LayerNorm:
-    """Return `module` itself. Raises AdaptError if it is another kind of norm."""
+    """Return `module` itself. Raises AdaptError if it is no LayerNorm."""
     if not isinstance(module, nn.LayerNorm):
         raise AdaptError(
             f"{method.name} tunes layer norms, and the blocks of this backbone have {type(module).__name__}: use "

@@ -77,7 +77,7 @@ class LPPlusPlus(Method[ImageStep]):
             training.note(solver=self._fit(training, rows, labels, texts, val))
 
     def start(self, features: Tensor, labels: Tensor, cosines: Tensor) -> None:
-        """Set the initial weights and multipliers."""
+        """Set the initial class weights and text multipliers."""
         classes = len(self.weight)
         self.weight = torch.zeros_like(self.weight).index_add(0, labels, features)
         own = cosines.gather(1, labels[:, None])[:, 0]
@@ -87,7 +87,7 @@ class LPPlusPlus(Method[ImageStep]):
     def _fit(
         self, training: Training, features: Tensor, labels: Tensor, texts: Tensor, val: tuple[Tensor, Tensor] | None
     ) -> dict[str, float]:
-        """Take all steps; with validation images, restore the last of the epochs with the best accuracy."""
+        """Train for all epochs; with validation images, restore the best epoch, the last one in a tie."""
         best: tuple[float, int, dict[str, Tensor]] = (-1.0, self.config.epochs, {})
         for epoch in self.steps(features, labels, features @ texts.T):
             if val is None:
@@ -102,7 +102,7 @@ class LPPlusPlus(Method[ImageStep]):
         return {"epoch": best[1], "val_accuracy": best[0]}
 
     def steps(self, features: Tensor, labels: Tensor, cosines: Tensor) -> Iterator[int]:
-        """Take the steps of all epochs, and yield the number of each, from 1."""
+        """Train for all epochs, with one step each, and yield the number of each finished epoch, from 1."""
         lr_weight, lr_alpha = rates(features, cosines)
         target = F.one_hot(labels, len(self.weight)).to(features.dtype)
         momenta = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
@@ -119,7 +119,7 @@ class LPPlusPlus(Method[ImageStep]):
 
 
 def rates(features: Tensor, cosines: Tensor) -> tuple[float, float]:
-    """Return the learning rates of weights and of multipliers, from bounds on the loss's curvature."""
+    """Return the learning rates of class weights and of text multipliers, from bounds on the loss's curvature."""
     count = len(features)
     largest = torch.linalg.eigvalsh(doubled(features).T @ doubled(features))[-1]
     return float(4 * count / largest), float(count / (4 * cosines.square().sum(0).max()))

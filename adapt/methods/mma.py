@@ -83,7 +83,7 @@ def _ends(width: int, dim: int) -> nn.ModuleDict:
 
 
 class _Adapter(nn.Module):
-    """The adapter `scale * up(shared(down(x)))`, whose own tensors get the gradients of scale 1."""
+    """The adapter `scale * up(shared(down(x)))`, whose tensors get gradients as if the scale were 1."""
 
     def __init__(self, down: nn.Module, shared: nn.Module, up: nn.Module, scale: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Adapter(nn.Module):
 
 
 class _GradientTimes(torch.autograd.Function):
-    """The identity, which multiplies the gradient by a factor."""
+    """The identity function, whose gradient is multiplied by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:

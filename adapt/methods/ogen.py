@@ -59,7 +59,7 @@ class OGENConfig(CoOpConfig):
 
 
 class OGEN(CoOp):
-    """`OGEN(unknown_names)` trains `ctx` `(n_ctx, d)`, as CoOp does, and a generator that adapters do not hold."""
+    """`OGEN(unknown_names)` trains the context `ctx` `(n_ctx, d)` of CoOp. Adapters leave out its generator."""
 
     name = "ogen"
     title = "OGEN (Zang et al., ICLR 2024)"
@@ -94,7 +94,7 @@ class OGEN(CoOp):
         self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # epochs done, and all
 
     def _unknown_prompts(self, backbone: DualEncoder, class_names: Sequence[str]) -> list[Prompt]:
-        """Return the prompts of the unknown names. Raises AdaptError for an invalid name, or that of a known class."""
+        """Return the prompts of `unknown_names`. Raises AdaptError for an invalid name or a known class's name."""
         if not self.config.unknown_names:
             return []
         names = check_class_names(self.config.unknown_names)
@@ -130,7 +130,7 @@ class OGEN(CoOp):
         self.set_statistics(torch.stack([own.mean(0) for own in groups]), spread)
 
     def set_statistics(self, mean: Tensor, spread: Tensor) -> None:
-        """Set the mean and standard deviation of each class's features `(n, e)`, and the nearest classes of each."""
+        """Set the mean and standard deviation of each class's features `(n, e)`, and find its nearest classes."""
         similarity = (mean @ mean.T).fill_diagonal_(-torch.inf)
         self._mean, self._spread = mean, spread
         self._near = similarity.topk(self._k).indices
@@ -164,7 +164,7 @@ class OGEN(CoOp):
         return terms
 
     def _sampled(self, labels: Tensor) -> Tensor:
-        """Sample features `(b, k, e)` around the means of classes near those of the batch, with one draw for all."""
+        """Return features `(b, k, e)` sampled around the means of the k classes nearest to each label, by one draw."""
         near = self._near[labels]
         return self._mean[near] + torch.rand(1, self._mean.shape[-1]).to(self._mean) * self._spread[near]
 
@@ -176,7 +176,7 @@ class OGEN(CoOp):
         return F.cross_entropy(step.cosine_logits(new, generated).float(), chosen.flatten())
 
     def _teacher_loss(self, step: ImageStep) -> Tensor:
-        """Return the mean squared distance of the answers to those of the mean context of the last epochs."""
+        """Return the mean squared error of probabilities against a teacher's: the mean context of the last epochs."""
         done = int(self._done)
         if not done:
             return 0 * step.logits.sum()

@@ -76,7 +76,7 @@ class ProLIP(Method[ImageStep]):
         training.note(solver={"first_loss": losses[0], "last_loss": losses[-1]})
 
     def steps(self, rows: Tensor, labels: Tensor, texts: Tensor) -> Iterator[float]:
-        """Take all steps on views of the projection's input `(v, n, d)`, and yield the cross-entropy of each."""
+        """Train on views `(v, n, d)` of the projection's inputs, and yield the cross-entropy of each step."""
         start, trained = self.proj.clone(), nn.Parameter(self.proj.clone())
         weight = self.config.weight
         if weight is None:

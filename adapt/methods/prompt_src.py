@@ -3,7 +3,7 @@
 Paper: Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV 2023 (PromptSRC).
 Reference: PromptSRC `bb95c77`, `trainers/promptsrc.py`.
 Deviations:
-* Those of IVLP.
+* All deviations of IVLP.
 * The Gaussian average over epochs is set by recipes: `train.average: {gaussian: {mean: 15, std: 1}}`.
 """
 
@@ -96,7 +96,7 @@ class PromptSRCConfig(IVLPConfig):
 
 
 class PromptSRC(IVLP):
-    """`PromptSRC(n_ctx_text, n_ctx_vision, depth_text, depth_vision)` trains what IVLP does."""
+    """`PromptSRC(n_ctx_text, n_ctx_vision, depth_text, depth_vision)` trains the prompts of IVLP."""
 
     name = "prompt_src"
     title = "PromptSRC (Khattak et al., ICCV 2023)"
@@ -116,6 +116,6 @@ class PromptSRC(IVLP):
 
 
 def divergence(logits: Tensor, known: Tensor) -> Tensor:
-    """Return the KL divergence of logits `(b, n)` from `known` ones, averaged over images and classes."""
+    """Return the KL divergence of logits `(b, n)` from `known` logits, averaged over images and classes."""
     log_p, log_q = logits.float().log_softmax(-1), known.float().log_softmax(-1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).mean()

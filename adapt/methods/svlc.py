@@ -68,7 +68,7 @@ class SVLCConfig(PlainLoRAConfig):
 
 
 class SVLC(LoRA[PairStep]):
-    """`SVLC(words)` trains what `LoRA` does, on pairs of images and texts; for classes it is `LoRA`."""
+    """`SVLC(words)` trains the tensors of `LoRA` on pairs of images and texts; for classes it equals `LoRA`."""
 
     name = "svlc"
     title = "SVLC (Doveh et al., CVPR 2023)"
@@ -127,15 +127,15 @@ class SVLC(LoRA[PairStep]):
 
 
 def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
-    """Return the mean cross-entropy of texts with logits `(m,)` against their negatives `(m,)` or `(m, k)`."""
+    """Return the mean cross-entropy of captions' logits `(m,)` against their negatives' logits `(m,)` or `(m, k)`."""
     logits = torch.cat([right[:, None], wrong.reshape(len(right), -1)], dim=-1)
     return -logits.float().log_softmax(-1)[:, 0].mean()
 
 
 def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
-    """Return the mean cross-entropy of images, and of texts, by paraphrases; the diagonals of `(b, b)` are right.
+    """Return the mean cross-entropy of logits `(b, b)` of images, and of texts, by paraphrases.
 
-    `symmetric` adds that of paraphrases by images, and by texts.
+    The right paraphrases are on the diagonals. `symmetric` also classifies paraphrases by images, and by texts.
     """
     if symmetric:
         return (contrast(of_images) + contrast(of_texts)) / 2

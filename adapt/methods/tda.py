@@ -63,7 +63,7 @@ class Remembered:
 
 @dataclass
 class Memory:
-    """The caches of a stream, with images by their predicted class."""
+    """The caches of a stream: its most certain images and its unsure ones, by predicted class."""
 
     sure: dict[int, list[Remembered]] = field(default_factory=dict)
     unsure: dict[int, list[Remembered]] = field(default_factory=dict)
@@ -99,13 +99,13 @@ class TDA(Method[ImageStep], Stream):
         return [Remembered(*each) for each in zip(features, logits, probabilities, entropies.tolist())]
 
     def _surest(self, step: ImageStep, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return means over the most certain views `(v, e)` of an image: features, logits and probabilities."""
+        """Return the mean features, logits and probabilities of the most certain of an image's `views` `(v, e)`."""
         logits = step.cosine_logits(step.class_features, views)
         best = surest(logits, self.config.kept)
         return views[best].mean(0), logits[best].mean(0), logits[best].softmax(-1).mean(0)
 
     def _answer(self, image: Remembered, memory: Memory) -> Tensor:
-        """Return logits `(n,)` of an image, after caching it."""
+        """Cache an image in `memory`, and return its logits `(n,)`."""
         config, classes = self.config, len(image.logits)
         predicted = int(image.logits.argmax())
         remember(memory.sure.setdefault(predicted, []), image, config.shots)
@@ -123,12 +123,12 @@ class TDA(Method[ImageStep], Stream):
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Return `x` in at least fp32."""
+    """Return `x` in fp32, or in its own precision if it is higher."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def remember(cached: list[Remembered], image: Remembered, most: int) -> None:
-    """Add an image to those of its class; if there are `most`, it replaces the least certain, unless less certain."""
+    """Add an image to a class's `cached` images, of which only the `most` most certain ones remain."""
     if len(cached) == most:
         if image.entropy >= cached[-1].entropy:
             return
@@ -138,6 +138,6 @@ def remember(cached: list[Remembered], image: Remembered, most: int) -> None:
 
 
 def similarity(image: Remembered, cached: Sequence[Remembered], beta: float) -> Tensor:
-    """Return the similarity of an image to each cached one `(k,)`: 1 for equal features."""
+    """Return the similarity `(k,)` of an image to each of k cached images: 1 for equal features."""
     cosines = torch.stack([each.features for each in cached]) @ image.features
     return (beta * (cosines - 1)).exp()

@@ -100,7 +100,7 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
         }
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield the trials of `Grid.trials`; images and keys are compared once, and similarities summed once a beta."""
+        """Yield trials as `Grid.trials` does; images and keys are compared once, similarities summed once a beta."""
         if not learned:
             self.prepare(training)
         features = training.features("val").to(self.keys.device)
@@ -118,13 +118,13 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
         return step.cosine_logits(step.class_features) + self.config.alpha * votes
 
     def _votes(self, features: Tensor, beta: float) -> Tensor:
-        """Return the table's logits `(b, n_classes)` of unit-length features `(b, e)`."""
+        """Return the look-up table's logits `(b, n_classes)` for unit-length features `(b, e)`."""
         similar = (beta * (features @ self.keys.T - 1)).exp()
         return similar.new_zeros(similar.shape[0], self._classes).index_add(1, self.labels, similar)
 
 
 class _Table:
-    """A table of keys `(n, e)` with labels, for unit-length features `(b, e)` at several sharpnesses.
+    """A look-up table of keys `(n, e)` with labels, for unit-length features `(b, e)` at several sharpnesses.
 
     Keys are sorted by class, and classes by their number of keys, so that a sum within classes is a sum over an axis.
     """
@@ -144,7 +144,7 @@ class _Table:
         return self._keys @ features.T - 1
 
     def votes(self, beta: float) -> Tensor:
-        """Return the sum of each class's similarities `(b, n_classes)`."""
+        """Return the sum `(b, n_classes)` of each image's similarities to the keys of each class."""
         parts = map(self._nearness_of, self._images) if self._nearness is None else self._nearness
         return torch.cat([self._by_class((beta * part).exp_()) for part in parts], dim=1).T.contiguous()
 

@@ -1,4 +1,4 @@
-"""2SFS: first the norms, or the biases, of both towers, and then a classifier on the tuned features.
+"""2SFS: first trains the norms, or the biases, of both towers, and then a classifier on the tuned features.
 
 Paper: Farina et al., Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, CVPR 2025 (2SFS).
 Reference: rethinking_fewshot_vlms `64ac143`, `fs/twostage.py`, `fs/utils/model_utils.py`.
@@ -76,7 +76,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
 
     @contextmanager
     def first_stage(self) -> Iterator[None]:
-        """Answer by cosines with the text, without the classifier, during a `with` block."""
+        """During a `with` block, classify by cosines with class texts, without the trained classifier."""
         self._unclassified = True
         try:
             yield
@@ -99,7 +99,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         return step.cosine_logits(F.normalize(self._rows(step), dim=-1))
 
     def _rows(self, step: ImageStep) -> Tensor:
-        """Return the classifier rows `(n, e)` of the model's classes."""
+        """Return the classifier's rows `(n, e)` for the model's classes; new classes have their text features."""
         names = step.model.class_names
         if names == self._names:
             return self.classifier

@@ -98,7 +98,7 @@ class VL2V(Method[ImageStep], EncodesImages):
 
 
 def drawn_to(step: ImageStep, image_share: float) -> Terms:
-    """Return one minus the mean cosine of features with the teacher's image features, and class features, weighted."""
+    """Return one minus the mean cosine with the teacher's image features and with class features, as weighted terms."""
     features = step.features.float()
     to_images = (features * step.frozen_features.float()).sum(-1)
     to_texts = (features * step.class_features.float()[step.labels]).sum(-1)

@@ -169,10 +169,11 @@ class VLoRA(Method[Step], ReadsPublished):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        """Read the reference's `mm_projector.bin`; give rank, heads, skip and letters if they are not the defaults.
+        """Return the tensors and settings of the reference's `mm_projector.bin`.
 
-        Tensors of a generator for each letter are `gen.0.NAME`, `gen.1.NAME` and so on; those of one for all letters
-        (`weights_sep=False`) are `gen.NAME`.
+        The caller must give rank, heads, skip and letters if they are not the defaults. If each letter has a generator,
+        its tensors are `gen.0.NAME`, `gen.1.NAME` and so on; one generator for all letters (`weights_sep=False`) has
+        `gen.NAME`.
         """
         own = {key.rpartition("mm_projector.")[2]: tensor for key, tensor in state.items()}
         rows = own["Bs"].shape[1]  # letters times blocks
@@ -245,10 +246,10 @@ class VLoRA(Method[Step], ReadsPublished):
 
 
 def _published_letters(given: str, generators: int, rows: int) -> str:
-    """Return the letters of a published checkpoint, which has `rows` in `Bs` and no names: the given ones, or all.
+    """Return the projection letters of a published checkpoint, which does not name them: `given`, or all letters.
 
-    `generators` is the number of numbered generators, 0 if one serves all letters. Raises AdaptError if letters do
-    not fit.
+    `rows` is the length of its `Bs`. `generators` is the number of numbered generators, 0 if one serves all letters.
+    Raises AdaptError if letters do not fit.
     """
     letters = given or "".join(SITES)
     advice = "give the letters of its training, in their order, as in letters=qkv"
@@ -273,7 +274,7 @@ def _stacked(name: str, of_generators: list[Tensor]) -> Tensor:
 
 
 def _widths(tower: Tower, block: Block, letters: str) -> dict[str, tuple[int, int]]:
-    """Return input and output width for each letter. Raises AdaptError if the block has no such projection."""
+    """Return the input and output width of each lettered projection. Raises AdaptError if the block lacks one."""
     widths = {}
     for letter in letters:
         projection = block.projections.get(SITES[letter])

@@ -117,7 +117,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
             )
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
-        """Train all parameters on text features of the new backbone `(n, e)`, with noise, and of the old `(n, d)`."""
+        """Train all parameters to map noisy text features `(n, e)` of the new backbone to the old one's `(n, d)`."""
         config = self.config
         noise = 0.04 * sqrt(768 / rows.shape[-1]) if config.noise is None else config.noise
         optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr)
@@ -152,7 +152,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
     @torch.no_grad()
     def finish(self, training: Training) -> None:
-        """Measure whether new queries retrieve better than old ones in an old index, on validation pairs."""
+        """Measure, on validation pairs, whether new queries retrieve better than old queries in an old index."""
         training.note(compatible=self._compared(training) if any(item.path for item in training.items("val")) else None)
 
     def _compared(self, training: Training) -> dict[str, object]:
@@ -187,7 +187,7 @@ def _words(item: Item) -> str:
 
 
 def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:
-    """Return the share of queries `(q, d)` whose nearest of the gallery `(g, d)` is one of their `own` `(q, g)`."""
+    """Return the share of queries `(q, d)` whose nearest gallery item `(g, d)` is right, by the mask `own` `(q, g)`."""
     nearest = (queries @ gallery.T).argmax(-1, keepdim=True).cpu()
     return float(own.gather(1, nearest).double().mean())
 
@@ -195,7 +195,7 @@ def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:
 def procrustes(rows: Tensor, targets: Tensor) -> Tensor:
     """Return the orthogonal matrix `(e, d)` that brings `rows` `(n, e)` nearest to `targets` `(n, d)`.
 
-    Its columns are orthonormal, or its rows if a target has more values.
+    The columns of the matrix are orthonormal, or its rows if d is larger than e.
     """
     left, _, right = torch.linalg.svd(rows.double().T @ targets.double(), full_matrices=False)
     return (left @ right).to(rows.dtype)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
-    """Raise AdaptError unless there is a list with one text of this kind for each image `(b, 3, h, w)`."""
+    """Raise AdaptError unless a list has one text, such as a question, for each image `(b, 3, h, w)`."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         given = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
         raise AdaptError(f"images are {given}; expected (b, 3, h, w), one image for each {kind}")
@@ -25,7 +25,7 @@ def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
 
 
 def of_each(images: Tensor, question: str | None) -> list[str]:
-    """Return the question once for each image. Raises AdaptError if there is none."""
+    """Return a list with the same question for each image. Raises AdaptError if there is no question."""
     if question is None:
         raise AdaptError("this model answers questions about images, and there is no question: give one")
     return [question] * len(images)

@@ -229,7 +229,7 @@ class Adapted(nn.Module, Generic[B]):
             yield result
 
     def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
-        """Yield batches of the model's inputs for images of `predict`: `(b, 3, h, w)`, or views `(b, v, 3, h, w)`."""
+        """Yield batches of inputs for the images passed to `predict`: `(b, 3, h, w)`, or views `(b, v, 3, h, w)`."""
         yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
 
     def start_anew(self) -> None:
@@ -308,7 +308,7 @@ class Adapted(nn.Module, Generic[B]):
 def pixel_batches(
     images: object, transform: Transform, size: int, device: torch.device, *, urls: bool = False
 ) -> Iterator[Tensor]:
-    """Yield batches of up to `size` images of `predict`, read by `transform`, on `device`."""
+    """Yield batches of up to `size` of the images passed to `predict`, preprocessed with `transform`, on `device`."""
     for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):
         yield torch.stack([transform(picture) for picture in pictures]).to(device)
 

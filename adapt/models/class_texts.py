@@ -133,7 +133,7 @@ class ClassTexts:
         return hooked(structure(self._backbone, "text"))
 
     def _precision(self) -> tuple[object, ...]:
-        """Return what else the values depend on: the model's device and precision, and that of autocast."""
+        """Return what else the features depend on: the model's device and precision, and autocast's precision."""
         device = self._backbone.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         return device, self._backbone.dtype, lower

@@ -92,7 +92,7 @@ def ends(backbone: VisionLLM) -> list[int]:
 
 
 def padding(tokenizer: Any) -> int:
-    """Return a token to pad rows; any would serve, because it is masked."""
+    """Return a token to pad rows; any token would serve, because padding is masked."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 

@@ -61,7 +61,7 @@ def predict_many_stream(
 
 
 class SideBySide:
-    """Models for the same images, which are all one stream.
+    """Several models that predict the same images; all the images are one stream.
 
     Raises AdaptError if there is no model, or one does not classify.
     """
@@ -150,5 +150,5 @@ def _keeps_modes(model: AdaptedModel) -> bool:
 
 
 def _begins(model: AdaptedModel) -> int:
-    """Return the first vision block that the model cannot share with others; 0 if it needs the images."""
+    """Return the index of the first vision block that the model cannot share with other models; 0 to share none."""
     return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks

@@ -180,7 +180,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
 
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
-        """Yield one answer for each image, whatever `top_k` is wanted."""
+        """Yield a prediction with one answer for each image, even if the request's `top_k` is larger."""
         asking.check_featureless(self, wanted)
         for answer in self.generate(pixels, asking.of_each(pixels, wanted.question)):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))

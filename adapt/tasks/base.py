@@ -228,7 +228,7 @@ class Task:
         return F.one_hot(self.numbers(items, class_names), len(class_names)).to(torch.float64)
 
     def values(self, items: Sequence[Item]) -> Tensor | None:
-        """Return the number of each item besides its class `(n,)`, such as a grade; None if there are none."""
+        """Return the number that labels each item `(n,)`, such as a quality score; None if the task has no numbers."""
         return None
 
     def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
@@ -236,7 +236,7 @@ class Task:
         return self.numbers(items, class_names)
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
-        """Return the step of a batch for a method; `inputs` are the items' images, or cached features."""
+        """Return a batch as a method sees it; `inputs` are the items' images, or cached features."""
         return model.step(inputs).of(self, items)
 
     def loss(self, step: Step) -> Terms:
@@ -248,7 +248,7 @@ class Task:
         return step.right
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the weight of an image of each class `(c,)`, with which all classes weigh the same."""
+        """Return the weight `(c,)` of each class's images with which all classes count the same in the loss."""
         counts = self.numbers(items, class_names).bincount(minlength=len(class_names)).clamp_min(1)
         return 1 / counts
 
@@ -256,7 +256,7 @@ class Task:
         """Fit, on the training items, what the answers of a model and its baseline need besides logits."""
 
     def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
-        """Fit the same on these items for a baseline alone."""
+        """Fit, on `items`, what the answers of a baseline need besides logits, without an adapted model."""
 
     # scoring
 

@@ -100,7 +100,7 @@ class Labels(Task):
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:
-        """Return whether the top class is one of the image's; for an image without any, whether the answer is none."""
+        """Return whether the top class is one of the image's; without classes, whether none is predicted."""
         import torch
 
         best = step.logits.max(-1)
@@ -113,7 +113,7 @@ class Labels(Task):
         return (len(items) - counts) / counts
 
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Fit the bias with which both models answer each class by itself.
+        """Fit the bias on the logits with which the model and its baseline decide each class separately.
 
         It depends only on the baseline's logits of the training images, at the baseline's scale and at the method's, so
         that a resumed run has the same bias, whatever the method starts from.

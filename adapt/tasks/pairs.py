@@ -60,7 +60,7 @@ class Pairs(Task):
         return self.name in method.tasks
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the number of each item's image or entity `(n,)`."""
+        """Return a number for each item `(n,)`, equal for items with the same image or entity."""
         import torch
 
         place: dict[str, int] = {}

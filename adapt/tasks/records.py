@@ -11,7 +11,7 @@ from adapt.tasks.pairs import Pair, Pairs
 
 @dataclass(frozen=True)
 class Record(Pair):
-    """A pair with the entity that it shows; a pair without one belongs to no other."""
+    """A pair with the name of the entity that it shows; a pair without a name is an entity of its own."""
 
     entity: str = ""
 

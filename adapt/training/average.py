@@ -47,7 +47,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Replace the parameters by their average."""
+        """Replace the module's parameters by their average over the training."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self.values[name])
 

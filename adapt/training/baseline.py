@@ -44,7 +44,7 @@ def baseline_of(model: Adapted, template: str) -> Model:
 
 
 def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, object]:
-    """Return the baseline's figures on the test images."""
+    """Return the unadapted backbone's figures on the test images."""
     figures = training.score(baseline, test_set, training.model.baseline).figures()
     return figures | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
 

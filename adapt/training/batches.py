@@ -71,7 +71,7 @@ class ImageBatches:
 
 
 class Shares(Epochs):
-    """The shares that one process has of a training's batches; `full()` yields the full batches."""
+    """One process's share of every batch of a training; `full()` yields the full batches."""
 
     def __init__(
         self,

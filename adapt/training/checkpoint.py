@@ -76,7 +76,7 @@ def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
 
 
 def load(path: Path, trained: Trained, recipe: str) -> Position:
-    """Restore the trained tensors and the random state, and return how far training was.
+    """Restore the trained tensors and the random state, and return the position of the training.
 
     Raises AdaptError if the checkpoint is missing, damaged, or of another recipe.
     """

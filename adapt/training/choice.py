@@ -1,4 +1,4 @@
-"""The choice of settings that a recipe leaves to the data, on validation images or by cross-validation.
+"""The choice of settings that are tuned on the data: on validation images, or else by cross-validation.
 
 With validation images the rule is that of the published code: the combination of values with the highest accuracy, and
 the first one in a tie. Without them each training image is held out once, by stratified folds that keep groups

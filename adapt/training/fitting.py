@@ -155,7 +155,7 @@ class Fitting:
         return self._features[key]
 
     def folds(self) -> list[Fold]:
-        """Return five folds of the training images, each of which holds out one part and learns from the others.
+        """Return five folds of the training images; every fold holds out a fifth and learns from the rest.
 
         Folds are stratified by class and keep groups together. An image that every model must learn from, such as the
         only one of its class, is never held out; if this is so for all images, there are no folds.
@@ -268,7 +268,7 @@ class Fold(Fitting):
 
     @classmethod
     def of(cls, training: Fitting, learned: list[int], held_out: list[int]) -> Fold:
-        """Return the fold of `training` that learns from its images at `learned` and validates on those `held_out`."""
+        """Return the fold of `training` that learns from images at indices `learned`, and validates at `held_out`."""
         places: dict[Part, list[int]] = {"train": learned, "val": held_out}
         items = {part: [training.train_set[place] for place in own] for part, own in places.items()}
         changed = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}

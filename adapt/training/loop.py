@@ -174,7 +174,7 @@ class Trainer:
         return dict(means), float(torch.cat(correct).cpu().double().mean()) if correct else None
 
     def _keep(self) -> None:
-        """Replace the checkpoint, unless the trained values are no longer finite."""
+        """Write a new checkpoint in place of the old one, unless a trained value is no longer finite."""
         if not checkpoint.finite(self.model.method):
             return
         if self.run is not None and self.run.writes:
@@ -211,7 +211,7 @@ def followed(terms: Terms, method: str) -> Terms:
 
 
 def precision_on(device: torch.device, precision: str, through_towers: bool) -> str:
-    """Return the precision that is meant: `auto` is bf16 for steps through a tower on a device with bf16 hardware."""
+    """Return the precision meant: `auto` is bf16 for steps through a tower on a device with bf16 hardware."""
     if precision != AUTO:
         return precision
     return "bf16" if through_towers and prefers_bf16(device) else "fp32"

@@ -107,7 +107,7 @@ ALONE = Processes()
 
 
 def check_alone() -> None:
-    """Raise AdaptError in one of several processes that train together: they would write the same runs."""
+    """Raise AdaptError if several processes train together, because they would write the same runs."""
     if is_launched():
         raise AdaptError(
             "several processes were launched, which can only train one run together: use --jobs for many runs"

@@ -104,7 +104,7 @@ class Run:
         return self.resume and self.checkpoint.is_file()
 
     def kept(self, name: str) -> Path:
-        """Return the file for what a method keeps. Raises AdaptError if `name` is one of the run's own files."""
+        """Return the path of a method's stored result. Raises AdaptError if `name` is one of the run's own files."""
         if name in ("metrics", "environment", "targets", "explanations", "tracking"):
             raise AdaptError(f"{name}.json is one of the run's own files: keep the method's result under another name")
         return self.path / f"{name}.json"

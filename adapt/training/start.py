@@ -53,7 +53,7 @@ def check_can_start(method: Method, steps: bool, place: str) -> None:
 
 
 def _check_kin(method: Method, class_names: Sequence[str], described: Header, file: Path) -> None:
-    """Raise AdaptError unless the adapter's method uses its tensors as `method` does, for the same classes."""
+    """Raise AdaptError unless the adapter's method and `method` use tensors alike, for the same classes."""
     earlier = method_of(described, file)
     if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
         raise AdaptError(

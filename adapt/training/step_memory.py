@@ -72,7 +72,7 @@ class StepBytes:
 
 
 def step_bytes(model: AdaptedModel, block: int | None = None) -> StepBytes:
-    """Return the memory of steps that begin at `block` of the vision tower, or with images."""
+    """Return the memory of training steps that start from inputs of vision `block`, or else from images."""
     return StepBytes(_of_classes(model), *_of_an_image(model, block), by_image=model.method.per_image)
 
 
@@ -124,7 +124,7 @@ def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
 
 @contextmanager
 def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
-    """Restore the modes of modules and the values of buffers, such as those of a batch norm, afterwards."""
+    """After a `with` block, restore the modes of modules and the values of buffers, such as a batch norm's."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

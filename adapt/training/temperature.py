@@ -47,7 +47,7 @@ def check_calibration(model: Adapted, train_set: Sequence[Item], val_set: Sequen
 def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
     """Return logits `(n, classes)` of the training images by cross-validation, and their labels.
 
-    Afterwards the method is as the last fold left it: it still has to learn from all images.
+    Afterwards the method is fitted to the last fold, and still has to learn from all images.
     """
     model, logits, labels = training.classifier, list[Tensor](), list[Tensor]()
     answers = replace(model.answers, temperature=1.0)  # without an earlier temperature

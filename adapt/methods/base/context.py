@@ -28,14 +28,14 @@ class Context:
         return self._read("features", tower)
 
     def tokens(self, tower: str) -> Tensor:
-        """Return features `(b, l, d)` of the patches of this call's images, as the backbone reads them off `tower`.
+        """Return the patch features `(b, l, d)` of this call's images that the backbone reads from `tower`.
 
-        On a dual encoder they are the output of the last block, including that of a class token.
+        On a dual encoder they are the outputs of the last block for all tokens, including a class token.
         """
         return self._read("tokens", tower)
 
     def class_features(self, templates: Sequence[str]) -> Tensor:
-        """Return unit-length features `(n, e)` of the classes in hand-written templates, by the backbone alone."""
+        """Return unit-length features `(n, e)` of the classes in hand-written templates, without edits."""
         if self._class_features is None:
             raise AdaptError("the method reads class features, and this model has none: use a dual encoder")
         return self._class_features(templates)

@@ -9,7 +9,9 @@ from adapt.errors import AdaptError
 
 
 def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:
-    """Return `depth`, by default a `share` of the blocks of the smallest tower. Raises as `check_depth` does."""
+    """Return `depth`, or by default the fraction `share` of the number of blocks in the tower that has the fewest.
+
+    Raises AdaptError as `check_depth` does."""
     if depth is None:
         depth = max(1, int(share * min(len(tower.blocks) for tower in towers)))
     for tower in towers:

@@ -1,4 +1,4 @@
-"""Settings chosen on the data: the values to try, and the logits of a method under each."""
+"""Settings that are tuned on the data: the values to try, and the logits of a method under each value."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
 
 
 def configure(method: Method, settings: Mapping[str, object]) -> None:
-    """Set `settings` of a grid in the method's config."""
+    """Replace the method's values of `settings` in its config."""
     method.config = method.config.model_copy(update=dict(settings))
 
 
 class Grid(Trait):
-    """The data chooses some settings: see `adapt.training.choice`."""
+    """Some of the method's settings are tuned on the data: see `adapt.training.choice`."""
 
     at_answer: ClassVar[frozenset[str]] = frozenset()
     """The settings that change only the answers, so that one fit serves all their values."""
 
     @property
     def balanced(self) -> bool:
-        """Whether each class has the same weight in the choice, whatever its number of images."""
+        """Whether all classes count equally when settings are compared, whatever their numbers of images."""
         return False
 
     @abstractmethod
     def grid(self, training: Training) -> dict[str, Choice]:
-        """Return the settings that the data chooses, with the values to try."""
+        """Return the settings that are tuned on the data, with the values to try for each setting."""
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield the logits of the validation images under each combination of `choices`.
+        """Yield each combination of the values in `choices`, with the logits of the validation images under it.
 
-        The method is fitted to the training images once for each combination of settings other than `at_answer`, and
-        never if it has `learned` already.
+        The method is fitted to the training images once for each combination of the settings outside `at_answer`. If it
+        has `learned` from these images already, it is not fitted at all.
         """
         method: Method = training.model.method
         fits = {name: choice for name, choice in choices.items() if name not in self.at_answer}

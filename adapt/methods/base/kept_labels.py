@@ -1,4 +1,4 @@
-"""Labels of the training images in an adapter."""
+"""A check of the training images' labels that some methods store in their adapters."""
 
 from __future__ import annotations
 

@@ -87,17 +87,17 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def per_class(self) -> bool:
-        """Whether some tensor belongs to one class, so that the method cannot serve other class names."""
+        """Whether a tensor belongs to particular classes, so that the method cannot serve other class names."""
         return False
 
     @property
     def per_image(self) -> bool:
-        """Whether class features depend on the classified image."""
+        """Whether class features depend on the image that is being classified."""
         return False
 
     @property
     def logit_scale(self) -> float | None:
-        """A fixed scale of the logits; None means the backbone's own."""
+        """A fixed logit scale, or None for the backbone's own."""
         return None
 
     @property
@@ -107,54 +107,53 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def parts(self) -> Mapping[str, Method]:
-        """The methods that make up this one, by name: itself, unless it composes others."""
+        """The methods of a composition, by name; for a method that is no composition, only the method itself."""
         return {self.name: self}
 
     # changes inside the backbone
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        """Allocate the parameters, with sizes from the backbone's towers. Called by `wrap`, and for a fresh start."""
+        """Allocate the parameters, sized by the backbone's towers. Called by `wrap`, and for a fresh training."""
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return the prompts of a class, whose features are averaged; none if logits need no class features.
+        """Return the prompts for a class, whose features are averaged; none if the logits need no class features.
 
-        By default they are the templates in the setting `template`, and none for a method without this setting.
+        By default they come from the templates in the setting `template`. A method without this setting has no prompts.
         """
         templates = getattr(self.config, "template", ())
         return from_templates(tokenizer, templates, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        """Return the edits of `tower` for this call."""
+        """Return the changes that the method makes inside `tower` in this call of the model."""
         return []
 
     # learning
 
     def logits(self, step: StepT) -> Tensor:
-        """Return the logits of a batch `(b, n)`, or those of a language model's answers `(b, l, v)`.
+        """Return the logits `(b, n)` of a batch, or the logits `(b, l, v)` of a language model's answers.
 
-        By default they are scaled cosines of images with class features.
+        By default they are the cosine similarities of images and class features, times the logit scale.
         """
         logits: Tensor = step.model.own_logits(step)
         return logits
 
     def loss(self, step: StepT) -> Terms:
-        """Return the terms of a batch's loss by name. The loss is their sum; the log shows each."""
+        """Return the terms of a batch's loss by name. The loss is the sum of the terms; the log shows every term."""
         return step.task_loss()
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the method is trained by steps; by default, if it has parameters."""
+        """Whether the method is trained by gradient steps; by default, if it has parameters."""
         return any(True for _ in self.parameters())
 
     def trains(self) -> Iterable[nn.Parameter]:
-        """Return the parameters for the optimiser, including those that learn but are in no adapter."""
+        """Return the parameters for the optimiser, including trained parameters that adapter files leave out."""
         return self.parameters()
 
     def prepare(self, training: Training) -> None:
-        """Do the work before the first step, or instead of steps: closed forms, caches, statistics, a search.
+        """Do the work before, or instead of, training steps: closed forms, caches, statistics, a search.
 
-        A resumed run calls it too. The values of what its steps train then come from the checkpoint
-        (`training.resumed`).
+        A resumed run (`training.resumed`) also calls it, and then restores the trained values from the checkpoint.
         """
 
     def backward(self, terms: Terms) -> None:
@@ -162,19 +161,19 @@ class Method(nn.Module, Generic[StepT]):
         total(terms).backward()
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
-        """Do the work after `epoch`, counted from 0, of `epochs`."""
+        """Do the method's own work at the end of an epoch: number `epoch`, counted from 0, of `epochs`."""
 
     def finish(self, training: Training) -> None:
-        """Do the work after the last step, such as a choice on validation images."""
+        """Do the method's own work after the last training step, such as a choice on validation images."""
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return tensors that only training needs, by name. Checkpoints hold them; adapters do not."""
+        """Return, by name, the tensors that only training needs. Checkpoints hold them; adapters do not."""
         return {}
 
     def infer(self, step: StepT) -> Tensor:
         """Return the logits `(b, n)` of a batch at test time. Changes nothing, so several threads may call it at once.
 
-        A method for streams stores what it remembers of the batch in `step.memory`.
+        A method for streams of images stores what it remembers of the batch in `step.memory`.
         """
         logits: Tensor = step.logits
         return logits

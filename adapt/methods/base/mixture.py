@@ -22,10 +22,11 @@ Combination = Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_
 
 @dataclass(frozen=True)
 class Mixture:
-    """The weight of each member, and the way that weight changes are combined, under peft's names.
+    """How to mix adapters: a factor for each adapter, and peft's name for the way their changes are combined.
 
-    `density` is the share of a change's entries that every combination but `linear` keeps. `rank` is the rank of a
-    low-rank result; None keeps the rank that the combination gives. `seed` draws the entries that `dare_...` drops.
+    `density` is the fraction of entries that a change keeps, in every combination but `linear`. `rank` is the rank of a
+    low-rank result; None keeps the rank that the combination gives. `seed` is for drawing the entries that `dare_...`
+    drops.
 
     Raises AdaptError for an unknown combination, and for a density or rank that does not fit it.
     """
@@ -60,7 +61,7 @@ class Mixture:
         return reduce(torch.add, (weight * tensor for weight, tensor in zip(self.weights, tensors, strict=True)))
 
     def of_changes(self, changes: Sequence[Tensor]) -> Tensor:
-        """Combine several changes of a weight `(out, in)` into one; each call draws its own entries to drop."""
+        """Combine the adapters' changes of one weight `(out, in)`; each call draws anew which entries to drop."""
         if self.is_linear:
             return self.mean(changes)
         from peft.utils import merge_utils
@@ -71,35 +72,35 @@ class Mixture:
 
 
 def default_weights(members: int, combination: str) -> tuple[float, ...]:
-    """Return the weights of a mean, or 1 each for a combination that itself averages the entries that agree."""
+    """Return `1 / members` for each adapter, or 1 for a combination that itself averages the entries that agree."""
     return (1.0 if "ties" in combination else 1 / members,) * members
 
 
 class Mixes(Trait):
-    """Adapters of the method are mixed otherwise than as the mean of their tensors."""
+    """The method has its own way to mix adapters, in place of the mean of their tensors."""
 
     @classmethod
     @abstractmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the settings and tensors of one method mixed from members with the same settings.
+        """Return the settings and tensors of the mixture of several adapters that have the same settings.
 
-        Raises AdaptError for a mixture that their tensors do not allow.
+        Raises AdaptError for a mixture that the adapters' tensors do not allow.
         """
 
 
 def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the settings and tensors of one method mixed from members with the same settings.
+    """Return the settings and tensors of the mixture of several adapters that have the same settings.
 
-    Raises AdaptError for a mixture that their tensors do not allow.
+    Raises AdaptError for a mixture that the adapters' tensors do not allow.
     """
     cls = type(members[0])
     return cls.mixed(members, mixture) if issubclass(cls, Mixes) else mean_of(members, mixture)
 
 
 def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the settings of the members and the mean of their trained tensors.
+    """Return the settings that all members have, and the mean of the members' trained tensors.
 
-    Raises AdaptError if the mixture is not a mean, or if tensors that no step trained differ.
+    Raises AdaptError if the mixture is not a mean, or if the members differ in a tensor that is not trained.
     """
     first = members[0]
     if not mixture.is_linear:

@@ -1,4 +1,4 @@
-"""Plain classifiers of image features, fitted without steps, which a practitioner tries first."""
+"""Plain classifiers of image features, fitted without gradient steps, which a practitioner tries first."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PlainClassifier(Method[ImageStep], Grid):
         return [] if self.config.words == 0 else super().prompts(tokenizer, class_name)
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return the classifier's own logits `(b, n_classes)` of unit-length features `(b, e)`."""
+        """Return the classifier's own logits `(b, n_classes)` for unit-length features `(b, e)`."""
         raise NotImplementedError
 
     def logits(self, step: ImageStep) -> Tensor:
@@ -53,7 +53,7 @@ class PlainClassifier(Method[ImageStep], Grid):
 
 
 class LinearClassifier(PlainClassifier):
-    """A plain classifier of one matrix: `solve` gives its `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+    """A linear classifier, whose `weight` `(n_classes, e)` and `bias` `(n_classes,)` are computed by `solve`."""
 
     scale: float
     """The backbone's factor of cosines."""
@@ -73,7 +73,7 @@ class LinearClassifier(PlainClassifier):
             self.bias.copy_(bias)
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Fit weight `(n_classes, e)` and bias `(n_classes,)` to unit-length features `(n, e)` with labels `(n,)`."""
+        """Return weight `(n_classes, e)` and bias `(n_classes,)`, fitted to unit-length `features` `(n, e)`."""
         raise NotImplementedError
 
     def scores(self, features: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class LinearClassifier(PlainClassifier):
 
 
 def _names_help(training: Training) -> bool:
-    """Return whether zero-shot, which learned from no image, is clearly better than chance on the training images."""
+    """Return whether zero-shot classification by class names is clearly better than chance on the training images."""
     step = ImageStep(training.classifier, Encoded(training.features("train")))
     zero_shot, labels = step.cosine_logits(step.class_features), training.labels("train")
     chance = 1 / zero_shot.shape[1]

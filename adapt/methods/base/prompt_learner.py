@@ -1,4 +1,4 @@
-"""The tensors of published prompt learners."""
+"""Tensors of prompt learners in published checkpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP
 
 
 def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors of a published prompt learner under `prefix`, without its buffers of frozen tokens."""
+    """Return a published prompt learner's tensors, stored under `prefix`, without its buffers of frozen tokens."""
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}

@@ -41,19 +41,19 @@ class Space(BaseModel):
 
 
 class Projects(Trait):
-    """Features of both towers are projected before comparison, perhaps into another backbone's space."""
+    """Features of both towers are projected before they are compared, perhaps into another backbone's feature space."""
 
     @property
     @abstractmethod
     def space(self) -> Space | None:
-        """The other backbone's space, or None for a space of the method's own."""
+        """The other backbone's feature space, or None if the method projects into a space of its own."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
-        """Return projections `(..., d)` of features `(..., e)` of either tower. The caller normalises them again."""
+        """Return projections `(..., d)` of features `(..., e)` of either tower, which the caller normalises."""
 
 
 def space_of(method: Method) -> Space | None:
-    """Return the other backbone's space in which a method compares features, or None."""
+    """Return the other backbone's feature space, if the method compares features in it, or else None."""
     projects = trait(method, Projects)
     return None if projects is None else projects.space

@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 class BlockInputs(NamedTuple):
     """A batch of inputs `(b, l, d)` to `block` of the vision tower, without the images.
 
-    No block before it is edited.
+    The method edits no earlier block.
     """
 
     block: int
@@ -46,7 +46,7 @@ class BlockInputs(NamedTuple):
 
 
 class Step:
-    """A batch of items: their labels in the task's form, and their logits `(b, n)`, computed on first use."""
+    """A batch of items with labels, in the form that their task defines, and with logits `(b, n)`."""
 
     task: Task | None = None
     """The task of the items; None for a step made by hand, whose loss is its own cross-entropy."""
@@ -59,13 +59,13 @@ class Step:
         self.model, self.inputs, self._labels = model, inputs, labels
 
     def of(self, task: Task, items: Sequence[Item]) -> Self:
-        """Set the items of the step and their task, and return the step."""
+        """Set the items of this batch and their task, and return the batch."""
         self.task, self.items = task, items
         return self
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """The labels of the items `(b,)` or `(b, n)`, in the task's form, or None if unknown."""
+        """The labels of the items, `(b,)` or `(b, n)` as their task defines, or None if unknown."""
         labels = self._labels
         if labels is None and self.task is not None:
             labels = self.task.labels(self.items, self.model.class_names)
@@ -73,18 +73,18 @@ class Step:
 
     @cached_property
     def values(self) -> Tensor | None:
-        """The number of each item `(b,)`, such as a quality score, or None if the task has no numbers."""
+        """The number that labels each item `(b,)`, such as a quality score, or None if the task has no numbers."""
         values = None if self.task is None else self.task.values(self.items)
         return None if values is None else moved(values.float(), self.model.backbone.device)
 
     def task_loss(self) -> Terms:
-        """Return the terms of the task's loss, which training minimises if the method adds no term."""
+        """Return the terms of the task's own loss, which is the complete loss if the method adds no term."""
         terms: Terms = {"cross_entropy": self.cross_entropy} if self.task is None else self.task.loss(self)
         return terms
 
     @property
     def right(self) -> Tensor:
-        """Whether each item has its largest logit at its label `(b,)`."""
+        """Whether the largest logit of each item is the logit of its label, `(b,)`."""
         assert self.labels is not None
         return self.logits.argmax(-1).eq(self.labels)
 
@@ -96,16 +96,16 @@ class Step:
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The mean cross-entropy with labels `(b,)`, or shares of the classes `(b, n)`, in fp32."""
+        """The mean cross-entropy of the logits with labels `(b,)` or soft labels `(b, n)`, in fp32."""
         assert self.labels is not None
         return F.cross_entropy(self.logits.float(), self.labels, self.model.class_weights)
 
     def again(self) -> Self:
-        """Return the same batch for a method that has changed since, with only frozen results retained."""
+        """Return the same batch for a method that has changed: only results of the frozen backbone are retained."""
         return self._alike(type(self)(self.model, self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
-        """Return `other`, a step of the same batch, with what this step already knows of the batch."""
+        """Copy the items, and other results that no method changes, to `other`, the same batch, and return it."""
         other.task, other.items, other.whole = self.task, self.items, self.whole
         return other
 
@@ -127,7 +127,7 @@ class ImageStep(Step):
         """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
     def under(self, method: Method) -> ImageStep:
-        """Return the same batch under another method of the same kind, such as a copy that learns from it."""
+        """Return the same batch with another method of the same class, such as a copy that is tuned on the batch."""
         return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
@@ -137,12 +137,12 @@ class ImageStep(Step):
 
     @cached_property
     def memory(self) -> Any:
-        """The method's memory of the stream of this batch; outside a stream, the batch is a stream of its own."""
+        """The method's memory of the stream of images that the batch belongs to; outside a stream, a new memory."""
         return self.model.stream().memory if self.model.memory is None else self.model.memory
 
     @cached_property
     def images(self) -> Tensor:
-        """The images `(b, 3, h, w)`. Raises AdaptError if the batch has only features, or a share of the images."""
+        """The images `(b, 3, h, w)`. Raises AdaptError if the batch is of features, or is divided among processes."""
         if self.whole is not None:
             raise AdaptError(
                 f"{self.model.method.name} reads the images of a batch themselves, and each of several processes has "
@@ -162,7 +162,7 @@ class ImageStep(Step):
 
     @cached_property
     def view_features(self) -> Tensor:
-        """Unit-length features of the views of each image `(b, v, e)`, the image itself first.
+        """Unit-length features `(b, v, e)` of the views of each image, of which the first is the image itself.
 
         Raises AdaptError if the batch has no views.
         """
@@ -185,9 +185,9 @@ class ImageStep(Step):
         )
 
     def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the inputs and outputs `(b, l, d)` of blocks of the backbone alone, such as vision.3.
+        """Return the input and output `(b, l, d)` of each named block, such as vision.3, in the backbone without edits.
 
-        They carry no gradient.
+        The tensors carry no gradient.
         """
         pairs = self.model.frozen_blocks(self._images, names)
         return {name: (self._of_all(before), self._of_all(after)) for name, (before, after) in pairs.items()}
@@ -199,7 +199,7 @@ class ImageStep(Step):
 
     @cached_property
     def _own_features(self) -> Tensor:
-        """The features of this process's share of the images."""
+        """Unit-length features of the images that this process encodes, which may be only some of the batch."""
         if isinstance(self.inputs, Encoded):
             return moved(self.inputs.features, self.model.backbone.device)
         features: Tensor = self.model.image_features(self._entering)
@@ -210,26 +210,26 @@ class ImageStep(Step):
 
     @property
     def _entering(self) -> Tensor | BlockInputs:
-        """The input of the vision tower."""
+        """The input of the vision tower: images, or the inputs of a later block."""
         return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
 
     @cached_property
     def local_features(self) -> Tensor:
-        """Features `(b, rows, columns, e)` of the images' patches, not normalised, by the backbone alone.
+        """Features `(b, rows, columns, e)` of the images' patches, not normalised, by the backbone without edits.
 
-        They carry no gradient; see `adapt.engine.values`. The same pass gives `frozen_features`.
+        They carry no gradient; see `adapt.engine.values`. The same forward pass computes `frozen_features`.
         """
         patches, self._frozen["features"] = self.model.local_features(self.images)
         return patches
 
     @cached_property
     def image_tokens(self) -> Tensor:
-        """The output of the vision tower's last block `(b, l, d)`, by the backbone alone, without gradient."""
+        """The output `(b, l, d)` of the last vision block in the backbone without edits, without gradient."""
         return self._of_all(self._own_tokens)
 
     @cached_property
     def _own_tokens(self) -> Tensor:
-        """The tokens of this process's share of the images."""
+        """The last vision block's output for the images that this process encodes."""
         tokens: Tensor = self.model.image_tokens(self._images)
         return tokens
 
@@ -247,21 +247,21 @@ class ImageStep(Step):
 
     @cached_property
     def prompt_features(self) -> tuple[Tensor, ...]:
-        """Unit-length features `(m, e)` of the prompts of each class; m may differ between classes."""
+        """For each class, the unit-length features `(m, e)` of its m prompts; m may differ between classes."""
         features: tuple[Tensor, ...] = self._once("prompt_features", self.model.prompt_features)
         return features
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts other than the classes', under the method's text edits.
+        """Return unit-length features `(m, e)` of prompts that belong to no class, under the method's text edits.
 
-        They cannot contain learned tokens that belong to a class or an image.
+        The prompts cannot contain learned tokens that belong to a class or an image.
         """
         features: Tensor = self.model.encode(prompts)
         return features
 
     @property
     def frozen_features(self) -> Tensor:
-        """Unit-length features of the images `(b, e)` by the backbone alone, without gradient."""
+        """Unit-length features of the images `(b, e)` by the backbone without edits, without gradient."""
         if isinstance(self.inputs, Encoded):  # no edits act on them
             return self.features
         if "features" not in self._frozen:
@@ -270,10 +270,10 @@ class ImageStep(Step):
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return features of the classes `(n, e)` by the backbone alone, without gradient.
+        """Return features of the classes `(n, e)` in `templates`, by the backbone without edits, without gradient.
 
-        `unit`: the normalised mean of the unit-length features of the templates; `raw`: the mean of the tower's
-        outputs, not normalised.
+        The `average` over templates is `unit`, the normalised mean of unit-length features, or `raw`, the mean of the
+        tower's outputs, not normalised.
         """
         key = tuple(templates), average
         features: Tensor = self._once(key, lambda: self.model.frozen_class_features(*key))
@@ -281,12 +281,12 @@ class ImageStep(Step):
 
     @property
     def scale(self) -> float:
-        """The factor of cosines: the method's own scale, or else the backbone's."""
+        """The logit scale that cosine similarities are multiplied by: the method's own, or else the backbone's."""
         return float(self._once("scale", lambda: self.model.method.logit_scale or self.model.backbone.logit_scale))
 
     @property
     def bias(self) -> float:
-        """The bias added to scaled cosines: SigLIP's, or 0."""
+        """The bias that is added to scaled cosine similarities: SigLIP's, or 0 for other backbones."""
         return float(self._once("bias", lambda: self.model.backbone.logit_bias))
 
     def _once(self, name: Hashable, compute: Callable[[], T]) -> T:
@@ -296,9 +296,9 @@ class ImageStep(Step):
         return known
 
     def cosine_logits(self, class_features: Tensor, features: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n)`: scaled cosines with `class_features` `(n, e)` or, for each image, `(b, n, e)`.
+        """Return logits `(b, n)`: scaled cosines with `class_features`, `(n, e)` or, for each image, `(b, n, e)`.
 
-        Unit-length `features` `(b, e)` are by default those of the images. The scale is the method's own, or else the
+        Unit-length `features` `(b, e)` replace the images' own. The logit scale is the method's, or else the
         backbone's; SigLIP's bias is added.
         """
         features = self.features if features is None else features
@@ -314,10 +314,10 @@ class ImageStep(Step):
 
 
 class PairStep(ImageStep):
-    """A batch of images `(b, 3, h, w)` with a text for each, `[images, texts]`.
+    """A batch `[images, texts]` of images `(b, 3, h, w)` with a text for each image.
 
-    `labels` number the images, or the entities that they belong to. An optional third list has a paraphrase of each
-    text, or "".
+    `labels` are numbers of the images, or of the entities that the images show. An optional third list has a paraphrase
+    of each text, or "" for a text without one.
     """
 
     def __init__(self, model: DualEncoderView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
@@ -342,7 +342,7 @@ class PairStep(ImageStep):
 
     @property
     def right(self) -> Tensor:
-        """Whether each image `(b,)` is nearest to its own text, leaving out other texts that are also right for it."""
+        """Whether each image's nearest text is its own `(b,)`, leaving out other texts that are also right for it."""
         nearest = self.without_same(self.logits).argmax(-1)
         return nearest == torch.arange(len(nearest), device=nearest.device)
 
@@ -360,8 +360,10 @@ class PairStep(ImageStep):
 
     @cached_property
     def same(self) -> Tensor:
-        """Whether another image's text is also right for an image `(b, b)`: an equal text, or the same image or
-        entity."""
+        """Whether the text of column j is also right for the image of row i, `(b, b)`; false on the diagonal.
+
+        The text is also right if it equals the image's own text, or if the two pairs have the same image or entity.
+        """
         assert self.labels is not None
         number = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
         texts = torch.tensor([number[text] for text in self.texts], device=self.labels.device)
@@ -369,14 +371,15 @@ class PairStep(ImageStep):
         return alike.fill_diagonal_(False)
 
     def without_same(self, logits: Tensor) -> Tensor:
-        """Return logits `(b, b)` of images by texts, with minus infinity where another text is also right."""
+        """Return `logits` `(b, b)` of images (rows) and texts, with minus infinity where another text is also right."""
         return logits.masked_fill(self.same, -torch.inf)
 
 
 def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
     """Return the contrastive loss: the mean cross-entropy of logits `(b, b)` over both directions.
 
-    The diagonal of images by texts is right. `wrong` `(b, m)` are logits of more texts, wrong for every image.
+    Rows are images, columns are texts, and the diagonal has the right pairs. `wrong` `(b, m)` are the images' logits of
+    further texts, which are wrong for every image.
     """
     right = torch.arange(len(logits), device=logits.device)
     with_wrong = logits if wrong is None else torch.cat([logits, wrong], dim=-1)

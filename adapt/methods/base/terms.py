@@ -13,13 +13,13 @@ from adapt.shown import brief
 
 
 def total(terms: Terms) -> Tensor:
-    """Return the sum of the terms."""
+    """Return the loss, which is the sum of its terms."""
     first, *others = terms.values()
     return sum(others, first)
 
 
 def checked(terms: object, method: str) -> Terms:
-    """Return `terms` if they are the terms of a loss. Raises AdaptError, naming the method, if not."""
+    """Return `terms`. Raises AdaptError, naming the method, unless they are a dict of tensors with one number each."""
     expected = "expected a dict of the terms by name, each a tensor with one number"
     if not isinstance(terms, dict) or not terms:
         raise AdaptError(f"{method}: its loss returned {brief(terms)}; {expected}")
@@ -31,7 +31,7 @@ def checked(terms: object, method: str) -> Terms:
 
 
 def distill(step: ImageStep) -> Tensor:
-    """Return the mean cosine distance of image features from those of the backbone alone."""
+    """Return the mean cosine distance between the images' features and their features in the frozen backbone."""
     return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
 
 

@@ -19,7 +19,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Training(Protocol):
-    """The training that `prepare` and `finish` receive. There may be no validation images."""
+    """A method's training, which `prepare` and `finish` receive. There may be no validation images."""
 
     @property
     def model(self) -> ModelView:
@@ -27,7 +27,7 @@ class Training(Protocol):
 
     @property
     def classifier(self) -> DualEncoderView:
-        """The model, on a dual encoder. Raises AdaptError if the backbone is of another kind."""
+        """The adapted model, if it is a dual encoder. Raises AdaptError if its backbone is of another kind."""
 
     seed: int
     seconds: float
@@ -35,35 +35,36 @@ class Training(Protocol):
 
     @property
     def settings(self) -> Any:
-        """The settings of the steps. Raises AdaptError for a method without steps."""
+        """The settings of the gradient steps, such as `lr`. Raises AdaptError for a method without gradient steps."""
 
     def items(self, part: Part) -> Sequence[Item]:
-        """Return the images of a part."""
+        """Return the items of one part of the split: train or val."""
 
     def labels(self, part: Part) -> Tensor:
-        """Return the class numbers of the items `(n,)`."""
+        """Return the class numbers `(n,)` of the items in one part of the split."""
 
     def shares(self, part: Part) -> Tensor:
-        """Return the share of each item that belongs to each class `(n, c)`; rows add up to 1."""
+        """Return the soft labels `(n, c)` of the items in one part of the split; rows add up to 1."""
 
     def values(self, part: Part) -> Tensor:
-        """Return each item's number `(n,)`, such as a quality score. Raises AdaptError if the task has no numbers."""
+        """Return the numbers `(n,)` of a part's items, such as quality scores. Raises AdaptError if there are none."""
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        """Return features of the images `(n, e)`, or of random views of each `(n, views, e)`, of `unit` length or not.
+        """Return features `(n, e)` of the images in a part of the split, or `(n, views, e)` of their random views.
 
-        They come from the cache, on the CPU, by a vision tower without edits. If not `projected`, they are the input
-        of the tower's last projection `(..., d)`, for a method that replaces it.
+        They are computed by the vision tower without edits, cached, and on the CPU. With `unit`, they have unit length.
+        If not `projected`, they are the inputs `(..., d)` of the tower's last projection, for a method that replaces
+        this projection.
         """
 
     def alone(self, backbone: str | None = None) -> Training:
-        """Return the same images and texts under a backbone without a method: the model's, or the one of a name.
+        """Return a training on the same items without a method: with the model's backbone, or the one named `backbone`.
 
         Raises AdaptError for an unknown name, and for a backbone that does not compare images with texts.
         """
 
     def held_back(self) -> Iterator[Step]:
-        """Yield batches of the validation images without end, preprocessed as in a test."""
+        """Yield batches of validation images without end, preprocessed as at test time."""
 
     def train(
         self,
@@ -74,20 +75,20 @@ class Training(Protocol):
         after: Callable[[dict[str, Any]], None] = lambda entry: None,
         **changed: Any,
     ) -> float:
-        """Run a stage of steps over the training images and return its seconds; `changed` replaces settings for it.
+        """Run a stage of training and return its seconds; `changed` are training settings for this stage only.
 
-        Trains `parameters`, by default all, on `loss`, by default the method's, and calls `after` with the log entry of
-        every step. With another `loss` than the method's, batches hold images, not features.
+        Trains `parameters`, by default all, to minimise `loss`, by default the method's own, and calls `after` with the
+        log entry of every step. If `loss` is given, batches hold images, not features.
         """
 
     def loss(self, step: Step) -> Tensor:
-        """Return the loss of a batch as in training, with the recipe's terms and precision."""
+        """Return the loss of a batch as in training, with the extra terms and the precision that the recipe sets."""
 
     def flops(self, towers: Collection[str]) -> float:
-        """Return the operations of these towers for one image and one class, or for one answer, as the model is now."""
+        """Return the operations of `towers` for one image and one class, or for one answer, as the model is now."""
 
     def restart(self) -> None:
-        """Build everything that trains afresh, from the seed, with the method's present settings."""
+        """Build all trained tensors afresh, from the seed, with the method's present settings."""
 
     @property
     def started(self) -> bool:
@@ -95,13 +96,13 @@ class Training(Protocol):
 
     @property
     def resumed(self) -> bool:
-        """Whether the tensors' values will come from a checkpoint, after `prepare` has allocated them."""
+        """Whether the run is resumed: a checkpoint then gives the values of tensors that `prepare` has allocated."""
 
     def keep(self, name: str, data: BaseModel) -> None:
-        """Store a costly result for a resumed run, as `name`.json in the run directory."""
+        """Store a costly result of the method as `name`.json in the run directory, for a resumed run."""
 
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:
-        """Return the stored result of this run or of the run it resumes. Raises AdaptError if the file is damaged."""
+        """Return what `keep` stored in this or the resumed run, or None. Raises AdaptError for a damaged file."""
 
     def note(self, **figures: object) -> None:
-        """Add figures of the method to metrics.json."""
+        """Add the method's own figures to metrics.json."""

@@ -1,7 +1,8 @@
 """Traits: abilities of only some methods, each a class beside `Method` in the class statement.
 
 `class AnoVL(Method, DrawsMaps)` draws maps. Code that needs maps calls `trait(method, DrawsMaps)`, which also looks
-into the parts of a composition. Two parts with one trait are refused, unless `Compose` has the trait and combines them.
+into the parts of a composition. Two parts with the same trait are refused, unless `Compose` has it too and combines
+them.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ T = TypeVar("T", bound=Trait)
 
 
 def trait(method: Method, kind: type[T]) -> T | None:
-    """Return the method, or its part, that has a trait, or None."""
+    """Return the method, or the part of a composition, that has the trait `kind`, or None if there is none."""
     carriers: Iterable[object] = (method, *method.parts.values())
     return next((part for part in carriers if isinstance(part, kind)), None)
 
 
 def has_trait(method: Method | type[Method], kind: type[Trait]) -> bool:
-    """Return whether a method, or every method of a class, has a trait."""
+    """Return whether a method, or every method of a class, has the trait `kind`."""
     return issubclass(method, kind) if isinstance(method, type) else trait(method, kind) is not None
 
 
@@ -50,7 +51,7 @@ class LearnedTokens(Trait):
 
     @property
     def owns_prompts(self) -> bool:
-        """Whether the method, with its settings, puts tokens into the prompts."""
+        """Whether the method, with its present settings, puts learned tokens into the prompts."""
         return True
 
     @property
@@ -60,7 +61,7 @@ class LearnedTokens(Trait):
 
 
 class AveragesPrompts(Trait):
-    """The features of a class's prompts are averaged otherwise than as the normalised mean of unit-length ones."""
+    """A class's feature is not the normalised mean of its prompts' unit-length features, but a `prompt_average`."""
 
     prompt_average: ClassVar[Literal["mean", "raw"]]
     """`mean`: the mean of unit-length features, not normalised; `raw`: the mean of the tower's outputs."""
@@ -79,7 +80,7 @@ class Grades(Trait):
 
     @abstractmethod
     def score(self, logits: Tensor) -> Tensor:
-        """Return the numbers `(b,)` for logits `(b, n)`."""
+        """Return the numbers `(b,)` that logits `(b, n)` stand for."""
 
 
 class DrawsMaps(Trait):
@@ -100,7 +101,7 @@ class Stream(Trait):
 
     @abstractmethod
     def memory(self) -> Any:
-        """Return a new memory of a stream of images."""
+        """Return an empty memory for a new stream of images."""
 
 
 class StandsAlone(Trait):
@@ -110,44 +111,44 @@ class StandsAlone(Trait):
 
 
 class EncodesImages(StandsAlone):
-    """A model of the method encodes images in place of the vision tower."""
+    """The method has an image model of its own, which encodes images in place of the vision tower."""
 
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)`, of any length: the model normalises them."""
+        """Return features `(b, e)` of images `(b, 3, h, w)`. The caller normalises the features."""
 
 
 class PoolsPairs(Trait):
-    """The feature of a pair is not the mean of those of its image and its text."""
+    """The feature of an image-text pair is not the mean of the image's feature and the text's feature."""
 
     @abstractmethod
     def pool(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Return features `(b, e)` of pairs, from unit-length features of their images and texts `(b, e)`.
+        """Return features `(b, e)` of image-text pairs, from the unit-length features `(b, e)` of images and of texts.
 
-        The caller normalises them.
+        The caller normalises the pairs' features.
         """
 
 
 class GroupsEntities(Trait):
-    """Records of one entity are adjacent in training (record linkage)."""
+    """Records of the same entity follow each other in training batches (record linkage)."""
 
     @property
     @abstractmethod
     def together(self) -> int:
-        """The number of records of one entity in a row."""
+        """The number of records of the same entity that follow each other."""
 
 
 class LearnsOverlaps(Trait):
-    """The method can learn from the overlap of a region with the box of its object."""
+    """The method can learn from the overlap of an image region with the box of the object that it shows."""
 
     @property
     @abstractmethod
     def of_overlaps(self) -> bool:
-        """Whether it learns from overlaps with its present settings."""
+        """Whether the method learns from overlaps with its present settings."""
 
 
 class LearnsShares(Trait):
-    """`prepare` learns from `training.shares`, and so every task whose items belong to classes by shares."""
+    """`prepare` learns from soft labels (`training.shares`), so the method learns every task that has soft labels."""
 
     of_each_part = True
 
@@ -162,26 +163,26 @@ class SkipsBlocks(Trait):
 
 
 class InsideBlocks(Trait):
-    """The method has tensors for the inside of blocks."""
+    """The method has tensors that act inside the blocks of a tower."""
 
     of_each_part = True
     absent: frozenset[str] = frozenset()
     """The blocks that another part of a composition skips, such as vision.3; they get no tensors."""
 
     def present(self, tower: Tower) -> Iterator[tuple[int, Block]]:
-        """Yield the index and the block for each block of `tower` that is not absent."""
+        """Yield the index of each block of `tower` that is not absent, and the block itself."""
         for index, block in enumerate(tower.blocks):
             if f"{tower.name}.{index}" not in self.absent:
                 yield index, block
 
 
 class ChoosesOnValidation(Trait):
-    """Training chooses a setting on validation images."""
+    """Training chooses one of the method's settings on validation images."""
 
     @property
     @abstractmethod
     def chosen_on_validation(self) -> str | None:
-        """The name of the setting, or None if the user set it."""
+        """The name of the setting that is chosen on validation images, or None if the user set it."""
 
 
 class ReadsPublished(Trait):
@@ -192,7 +193,7 @@ class ReadsPublished(Trait):
     @classmethod
     @abstractmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        """Return this method's tensors from the state of a published checkpoint, and the settings that they imply.
+        """Return this method's tensors from a published checkpoint's `state`, and the settings that the tensors imply.
 
         `given` are settings from the caller, which the tensors do not reveal. Raises KeyError for a missing tensor.
         """
@@ -207,7 +208,7 @@ class ChecksAdapter(Trait):
     """The method checks an adapter file beyond names, shapes and types."""
 
     def check_settings(self) -> None:
-        """Raise AdaptError if the settings of a file depend on another file. Called before the method is built."""
+        """Raise AdaptError if settings in an adapter file refer to another file. Called before the method is built."""
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Raise AdaptError if tensors from `source`, with the right names, shapes and types, hold unusable values."""
@@ -223,7 +224,7 @@ class Reports(Trait):
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Draw plots of the results in a run directory, into that directory."""
+        """Draw plots of the results in a run directory, and save them in the same directory."""
 
 
 def skipped_blocks(method: Method) -> frozenset[str]:
@@ -233,7 +234,7 @@ def skipped_blocks(method: Method) -> frozenset[str]:
 
 
 def chosen_setting(method: Method) -> str | None:
-    """Return the setting that a method chooses on validation images, or None."""
+    """Return the name of the setting that a method chooses on validation images, or None if there is none."""
     chooses = trait(method, ChoosesOnValidation)
     return None if chooses is None else chooses.chosen_on_validation
 
@@ -245,7 +246,7 @@ def owns_prompts(method: Method) -> bool:
 
 
 def normal_label(method: Method, class_names: Sequence[str]) -> int:
-    """Return the number of the normal class. Raises AdaptError if the method or the classes have none."""
+    """Return the number of the normal class. Raises AdaptError if the method has none, or the classes lack it."""
     maps = trait(method, DrawsMaps)
     if maps is None:
         raise AdaptError(

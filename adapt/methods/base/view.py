@@ -1,4 +1,4 @@
-"""The model as its method sees it: what a step may ask of the frozen backbone."""
+"""The adapted model as its method sees it: the features that a batch may request."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class ModelView(Protocol):
     def backbone(self) -> Backbone: ...
 
     def own_logits(self, step: Any) -> Tensor:
-        """Return the default logits `(b, n)` of a batch, for a method that defines none."""
+        """Return the default logits `(b, n)` of a batch, for a method that does not define its own."""
 
     def stream(self) -> Self:
-        """Return the same model for one stream of images."""
+        """Return the same model with a memory of its own, for one stream of images."""
 
 
 class DualEncoderView(ModelView, Protocol):
@@ -45,25 +45,25 @@ class DualEncoderView(ModelView, Protocol):
         """Return features `(b, e)` of images `(b, 3, h, w)` under the method's edits."""
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return unit-length features `(b, e)` by the backbone alone."""
+        """Return unit-length features `(b, e)` of images by the backbone without edits."""
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the inputs and outputs `(b, l, d)` of blocks of the backbone alone, such as vision.3."""
+        """Return the input and output `(b, l, d)` of each named block, such as vision.3, without edits."""
 
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features of patches `(b, rows, columns, e)` and of images `(b, e)` by the backbone alone."""
+        """Return features of patches `(b, rows, columns, e)` and of images `(b, e)` by the backbone without edits."""
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Return the output of the backbone's last vision block for images, `(b, l, d)`, without edits."""
+        """Return the output `(b, l, d)` of the last vision block for images, in the backbone without edits."""
 
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
         """Return features of the classes `(n, e)`, or `(b, n, e)` if they depend on the image."""
 
     def prompt_features(self) -> tuple[Tensor, ...]:
-        """Return unit-length features `(m, e)` of the m prompts of each class."""
+        """Return, for each class, the unit-length features `(m, e)` of its m prompts."""
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return features of the classes `(n, e)` by the backbone alone, in hand-written templates."""
+        """Return features of the classes `(n, e)` in hand-written templates, by the backbone without edits."""
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return unit-length features `(m, e)` of prompts under the method's edits."""
@@ -72,10 +72,10 @@ class DualEncoderView(ModelView, Protocol):
         """Return unit-length features `(m, e)` of texts under the method's edits."""
 
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Return features `(m, e)` of texts by the backbone alone, or `edited` by the method; no gradient."""
+        """Return features `(m, e)` of texts, without gradient, under the method's edits only if `edited`."""
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Return unit-length features `(b, e)` of pairs, from the features of their images and texts."""
+        """Return unit-length features `(b, e)` of image-text pairs, from the features of images and of texts."""
 
     def under(self, method: Method) -> DualEncoderView:
-        """Return the same backbone and texts under another method of the same kind."""
+        """Return the model of the same backbone and texts with another method of the same class."""

@@ -83,7 +83,7 @@ class DASConfig(MethodConfig):
 
     @property
     def count(self) -> int | None:
-        """The number of skipped blocks, or None if a share of the operations decides."""
+        """The number of blocks to skip, or None if the setting `keep_flops` decides how many."""
         if self.keep_flops is not None or self.skip is not None:
             return self.skip
         return DEFAULT_SKIP if self.skipped is None else len(self.skipped)
@@ -95,7 +95,7 @@ class DASConfig(MethodConfig):
 
 
 class Adapter(nn.Module):
-    """The adapter `up(relu(down(norm(x))))`, plus the input with `residual`: `(..., d) -> (..., d)`."""
+    """The adapter `up(relu(down(norm(x))))`, to which `residual` adds the input: `(..., d) -> (..., d)`."""
 
     def __init__(self, width: int, hidden: int, residual: bool) -> None:
         super().__init__()
@@ -114,8 +114,8 @@ class Adapter(nn.Module):
 class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
     """`DAS(skip, towers)` trains `TOWER.BLOCK.SITE` in remaining blocks, `TOWER.BLOCK.bypass` in place of skipped ones.
 
-    The sites are attn and mlp, and cross if a block attends to another stream. During a search, every block has all
-    adapters, and `select` sets which blocks are skipped.
+    Sites are the sublayers of a block: attn, mlp, and cross if the block attends to another stream. During a search,
+    every block has all adapters, and `select` sets which blocks are skipped.
     """
 
     name = "das"
@@ -140,7 +140,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Draw the gates of a search into search.png."""
+        """Plot the gates of a run's search for blocks, and save the plot as search.png in the run directory."""
         if (run / "search.json").is_file():
             plot_search(Found.model_validate_json((run / "search.json").read_text()), run / "search.png")
 
@@ -159,7 +159,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @property
     def most(self) -> dict[str, int]:
-        """The greatest number of blocks that can be skipped in each tower; at least one remains."""
+        """The greatest number of blocks that can be skipped in each tower; at least one block of a tower remains."""
         skippable, every = (Counter(name.partition(".")[0] for name in names) for names in (self.blocks, self._widths))
         return {tower: min(skippable[tower], count - 1) for tower, count in every.items()}
 
@@ -186,7 +186,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         self.select(self.skipped)
 
     def _check(self) -> None:
-        """Raise AdaptError if too many blocks would be skipped, or one that does not exist or cannot be skipped."""
+        """Raise AdaptError if the settings skip too many blocks, or a block that is missing or cannot be skipped."""
         blocks, count, most = self.blocks, self.config.count or 0, sum(self.most.values())
         if count > most:
             limit = f", of which {most} may be skipped" if most < len(self._widths) - 1 else ""
@@ -206,18 +206,18 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
                 raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(blocks)}")
 
     def select(self, names: Collection[str]) -> None:
-        """Skip these blocks, and no others, from now on."""
+        """From now on, skip the blocks with these names and no other blocks."""
         self.selected = frozenset(names)
 
     def _settle(self, names: Collection[str]) -> None:
-        """Set these blocks as skipped in the settings."""
+        """Write the names of these blocks into the method's settings, as the blocks to skip."""
         places = {name: place for place, name in enumerate(self.blocks)}
         skipped = tuple(sorted(names, key=lambda name: places.get(name, -1)))  # `_check` refuses unknown names later
         chosen = {"skipped": skipped, "skip": len(skipped), "keep_flops": None}
         self.config = self.config.model_copy(update=chosen)
 
     def prepare(self, training: Training) -> None:
-        """Search for the blocks to skip, unless they are set, and start afresh; then imitate blocks."""
+        """Search for the blocks to skip, unless they are set, and start afresh; then let bypasses imitate blocks."""
         if self.config.searches:
             result = training.kept("search", Found) or self._search(training)
             self._settle(result.chosen)
@@ -249,7 +249,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             training.note(search=result.summary(training.seconds))
 
     def _allocate(self, kinds: Mapping[str, tuple[str, ...]]) -> None:
-        """Create the adapters of the given kinds for each block, as `TOWER.BLOCK.KIND`."""
+        """Create the adapters `TOWER.BLOCK.KIND`; `kinds` has the kinds of each block: sites or bypass."""
         for tower in self.config.towers:
             setattr(self, tower, nn.ModuleDict())
         for name, block_kinds in kinds.items():

@@ -17,9 +17,9 @@ IMAGES = 4  # in a step: few, because an adapter learns from every token of an i
 
 
 def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) -> float:
-    """Train only the adapters in place of blocks, such as vision.3, and return the seconds of this training.
+    """Train only `bypasses`, the adapters in place of blocks such as vision.3, and return the seconds it took.
 
-    Learning rate and schedule are the training's, without warm-up epochs; a step has at most four images.
+    Learning rate and schedule are the recipe's, without warm-up epochs; a batch has at most four images.
     """
 
     def loss(step: ImageStep) -> Terms:
@@ -37,9 +37,9 @@ def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) 
 
 
 def lacking_blocks(bypasses: Mapping[str, nn.Module], step: ImageStep) -> Tensor:
-    """Return the sum of the relative errors of bypasses, compared with their blocks in the full backbone.
+    """Return the sum of the bypasses' relative errors in imitating their blocks of the full backbone.
 
-    The class token is one of many, and the one that counts if the tower is read there, so it also has its own term.
+    If the tower's output is read at the class token, the error of this token is also a term of its own.
     """
     read_at_class = step.model.backbone.tower("vision").form.pooling == "class"
     errors = []
@@ -53,5 +53,5 @@ def lacking_blocks(bypasses: Mapping[str, nn.Module], step: ImageStep) -> Tensor
 
 
 def _relative_error(before: Tensor, imitated: Tensor, after: Tensor) -> Tensor:
-    """Return the squared error of `imitated` for `after`, over that of `before`, all `(..., d)`: 0 if exact."""
+    """Return `|imitated - after|^2 / |before - after|^2` for a block's imitation, output and input `(..., d)`."""
     return (imitated - after).square().sum() / (after - before).square().sum()

@@ -24,7 +24,7 @@ LEAST_CHANCE = 1e-4  # of drawing a block, so that very low gates still allow di
 
 
 class Update(BaseModel):
-    """The gates after a comparison of subsets by their losses."""
+    """The gates after one update, with the compared subsets of skipped blocks and their losses."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -35,7 +35,7 @@ class Update(BaseModel):
 
 
 class Found(BaseModel):
-    """The result of a search, stored as search.json of a run."""
+    """The result of a search for blocks to skip, stored as search.json in the run directory."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -46,7 +46,7 @@ class Found(BaseModel):
     seconds: float
 
     def summary(self, training_seconds: float) -> dict[str, object]:
-        """Return the entry for metrics.json."""
+        """Return the search's entry in metrics.json."""
         return {
             "chosen": self.chosen,
             "gates": dict(zip(self.blocks, self.trace[-1].gates)) if self.trace else {},
@@ -71,14 +71,14 @@ class Skipping(Protocol):
         """The greatest number of blocks that can be skipped in each tower."""
 
     def select(self, names: Collection[str]) -> None:
-        """Skip these blocks, and no others, from now on."""
+        """From now on, skip the blocks with these names and no other blocks."""
 
 
 class Search:
-    """A search, with a gate for each block and the trace of their updates.
+    """A search for blocks to skip, with a gate for each block and a trace of the gates' updates.
 
-    Draws from torch's global random state. Raises AdaptError if the share of operations cannot be reached, or there are
-    too few subsets to compare.
+    Draws from torch's global random state. Raises AdaptError if skipping cannot save as much as `keep_flops` asks, or
+    if there are fewer subsets of blocks than an update compares.
     """
 
     def __init__(self, method: Skipping, training: Training) -> None:
@@ -130,7 +130,7 @@ class Search:
         )
 
     def _after(self, entry: dict[str, Any]) -> None:
-        """Compare subsets after a step if it is time, and select another subset."""
+        """Update the gates if an update is due after this training step, and skip a new random subset of blocks."""
         self.since_update += 1
         if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
             self.since_update = 0
@@ -138,12 +138,12 @@ class Search:
         self._select(self._draw())
 
     def _draw(self) -> tuple[int, ...]:
-        """Draw a random subset of blocks, more often with blocks of larger gates."""
+        """Return a random subset of blocks to skip; blocks with larger gates are drawn more often."""
         chances = self.gates.sigmoid().clamp_min(LEAST_CHANCE)
         return self._enough(torch.multinomial(chances, len(self.names)).tolist())
 
     def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
-        """Return the first blocks of `order` that together reach the goal, within the limit of each tower."""
+        """Return the first blocks of `order` whose gains reach the goal, with at most `most` blocks of each tower."""
         taken: list[int] = []
         left = dict(self.most)
         for block in order:
@@ -177,9 +177,9 @@ class Search:
 
 
 def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, float]]:
-    """Return the operations of the searched towers with all blocks, and those saved by skipping each block.
+    """Return the operations of the searched towers with all blocks, and the saving from skipping each block.
 
-    Leaves the method's selection of blocks empty.
+    Afterwards the method skips no block.
     """
     towers = {name: name.partition(".")[0] for name in method.blocks}
     method.select(())
@@ -194,9 +194,10 @@ def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, 
 
 
 def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Sequence[float], lr: float) -> Tensor:
-    """Return `g_i + lr (R_k - mean R) p_i (1 - p_i)` over subsets k and their blocks i, R = exp(-loss), p = sigmoid(g).
+    """Return updated gates: `g_i += lr (R_k - mean R) p_i (1 - p_i)` for every block i of every subset k.
 
-    Probabilities come from the gates `(blocks,)` before the update; a larger gate means a more redundant block.
+    `R = exp(-loss)` is the reward of a subset, and `p = sigmoid(g)` comes from the gates `(blocks,)` before the update.
+    A larger gate means a more redundant block.
     """
     rewards = torch.tensor(losses, dtype=gates.dtype).neg().exp()
     advantages = rewards - rewards.mean()
@@ -209,9 +210,9 @@ def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Seque
 
 
 def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Mapping[str, int]) -> int:
-    """Return the number of sets of blocks, each with its tower and gain, whose last block reaches `goal`.
+    """Return the number of subsets of `blocks`, given as (tower, gain), whose gains just reach `goal`.
 
-    Without its largest gain, a set does not reach the goal. A set has at most `most` blocks of each tower.
+    Without its largest gain, a subset does not reach the goal. A subset has at most `most` blocks of each tower.
     """
     sizes = Counter(blocks)  # blocks of a tower mostly have the same gain
     subsets = 0

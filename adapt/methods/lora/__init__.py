@@ -114,7 +114,7 @@ class LoRAConfig(MethodConfig):
 
 
 class PlainLoRAConfig(LoRAConfig):
-    """Settings for papers that say only "LoRA", and keep the backbone's learned scale."""
+    """Settings for papers that say only "LoRA", and keep the backbone's logit scale."""
 
     published = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
     logit_scale: float | None = Field(default=None, gt=0)
@@ -172,7 +172,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
     def _tied(self, site: Place) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
-        """Register the parameters of peft's layer at `site` here, and yield their places in the layer and here."""
+        """Register the parameters of peft's layer at `site` in this module too, and yield both places of each."""
         tower, block, letter = site
         for name, held in peft_layers.parameters(self._shell[_key(site)]).items():
             parameter = held.module._parameters[held.name]
@@ -199,7 +199,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
                     yield (name, index, letter), block.projections[letter]
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
-        """Yield peft's layers with this module's present parameters and the backbone's present weights."""
+        """Yield each adapted projection with its peft layer, brought up to date with this module and the backbone."""
         for site in self._sites_of:
             layer = self._shell[_key(site)]
             for held, own in self._ties[site]:
@@ -216,7 +216,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         return tuple(self._sites_of)
 
     def pair(self, tower: str, block: int, projection: str) -> tuple[Tensor, Tensor]:
-        """Return the factors of a projection: A `(r, in)` and B `(out, r)`."""
+        """Return the LoRA factors of a projection: A `(r, in)` and B `(out, r)`."""
         site = (tower, block, "out" if projection == "o" else projection)
         if site not in self._sites_of:
             raise AdaptError(f"lora has no pair at {site}; adapted: {', '.join(map(_key, self._sites_of))}")
@@ -224,12 +224,12 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
     def merged(self) -> dict[Place, Tensor]:
-        """Return the weight `(out, in)` of every adapted projection with the adapter merged, changing nothing."""
+        """Return the weight `(out, in)` of every adapted projection with its update added; the model is unchanged."""
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Mix the weight changes of the members; see `adapt.methods.lora.mixing`."""
+        """Return the settings and tensors of a mixture of weight changes; see `adapt.methods.lora.mixing`."""
         adapters: list[Any] = list(members)
         sites, config = adapters[0].sites, adapters[0].config
         if not config.plain:

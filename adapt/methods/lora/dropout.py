@@ -23,7 +23,7 @@ class Dropout(nn.Dropout):
 
 
 def kept(shape: torch.Size, p: float) -> Tensor:
-    """Return a mask of `shape`, true with probability 1 - p: exactly if 8 bits suffice for p, else to 32 bits."""
+    """Return a random mask, true with probability 1 - p, where p is exact if it has 8 bits, else rounded to 32."""
     dtype = torch.uint8 if (256 * p).is_integer() else torch.int32
     count, each = math.prod(shape), dtype.itemsize
     words = torch.empty(-(-count * each // 8), dtype=torch.int64).random_(-(2**63), None)

@@ -17,10 +17,10 @@ Factors = tuple[Tensor, Tensor]  # A `(r, in)` and B `(out, r)`
 
 
 def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture) -> list[Factors]:
-    """Return the factors of one adapter for each place of a backbone, at the scaling of the members.
+    """Return the mixture's LoRA factors for each adapted projection, at the scaling of the mixed adapters.
 
-    A linear mixture is exact, and its rank is the sum of the members' ranks (peft's `cat`). Any other mixture, or one
-    of a given rank, is the nearest of that rank, or else of the members' rank, by singular values (peft's `..._svd`).
+    A linear mixture is exact, and its rank is the sum of the adapters' ranks (peft's `cat`). Any other mixture, or a
+    lower `mixture.rank`, is approximated by singular values, by default at the adapters' rank (peft's `..._svd`).
     """
     rank = sum(a.shape[0] for a, _ in places[0])
     if mixture.is_linear and (mixture.rank is None or mixture.rank >= rank):
@@ -37,13 +37,13 @@ def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture)
 
 
 def _side_by_side(members: Sequence[Factors], mixture: Mixture) -> Factors:
-    """Return factors whose product is the weighted sum of the members' products."""
+    """Return factors A and B whose product B A is the weighted sum of the adapters' products."""
     weighted = [weight * b for weight, (_, b) in zip(mixture.weights, members, strict=True)]
     return torch.cat([a for a, _ in members]), torch.cat(weighted, dim=1)
 
 
 def _nearest(change: Tensor, rank: int) -> Factors:
-    """Return the factors of the nearest change of this rank, padded with zeros if the change has a lower rank."""
+    """Return factors of the change of rank `rank` that is nearest to `change`, padded with zeros if necessary."""
     u, values, v = torch.linalg.svd(change, full_matrices=False)
     short = max(0, rank - len(values))
     root = values[:rank].sqrt()

@@ -27,8 +27,9 @@ def inject(
 ) -> nn.ModuleDict:
     """Return a layer of peft's `tuner` for every projection.
 
-    `settings` are rank, alpha and dropout, of which None is ignored; `options` are peft's own. Raises AdaptError for an
-    unknown tuner, for settings and options that it does not have, and for a tuner whose layers share state.
+    `settings` are rank, alpha and dropout; a setting of None is ignored. `options` are peft's own. Raises AdaptError
+    for an unknown tuner, for settings and options that the tuner does not have, and for a tuner whose layers share
+    state.
     """
     kinds = _known()
     if tuner not in kinds:
@@ -61,7 +62,7 @@ def _known() -> dict[str, type[Any]]:
 
 
 def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings other than None, under the names of peft's config `kind`."""
+    """Return the settings that are not None, under their names in peft's config class `kind`."""
     fields = {field.name for field in dataclasses.fields(kind)}
     named: dict[str, Any] = {"use_rslora": True} if tuner == "lora" else {}
     for ours, value in settings.items():
@@ -80,7 +81,7 @@ def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Ma
 
 
 def _stand_in(projection: Projection, plain: bool, tuner: str) -> StandIn:
-    """Return the frozen linear layer for peft; tuners other than the plain one read its weight."""
+    """Return a stand-in for a frozen projection; unless `plain`, the tuner reads its weight."""
     if plain:
         return StandIn(projection)
     if not projection.is_view:
@@ -102,14 +103,14 @@ def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
 
 
 class Held(NamedTuple):
-    """The place of a parameter: its module and its name there."""
+    """The place of a parameter: the module that holds it, and its name in this module."""
 
     module: nn.Module
     name: str
 
 
 def parameters(layer: Any) -> dict[str, Held]:
-    """Return the places of the layer's adapter parameters in peft, by names such as `lora_A.weight`."""
+    """Return the places of a peft layer's adapter parameters, by names such as `lora_A.weight`."""
     places: dict[str, Held] = {}
     for attribute in layer.adapter_layer_names:
         holder: Any = getattr(layer, attribute, {})
