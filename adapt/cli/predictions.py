@@ -77,7 +77,7 @@ class Columns:
 
 
 def _print_csv(rows: Iterable[Sequence[str]]) -> None:
-    """Print CSV rows in UTF-8, with formulas and control characters escaped; paths in other encodings keep their bytes."""
+    """Print CSV rows in UTF-8, with formulas and control characters escaped; paths in other encodings are unchanged."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
