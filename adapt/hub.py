@@ -22,7 +22,7 @@ _TOKEN = "`hf auth login`, or the variable HF_TOKEN"
 
 
 def is_name(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a name on the hub."""
+    """Return whether `path` is a name on the hub, such as `hf://user/name`."""
     return _PREFIX.match(os.fspath(path)) is not None
 
 

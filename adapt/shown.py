@@ -16,7 +16,7 @@ _brief.maxstring = _brief.maxother = 200
 
 
 def unseen(text: str) -> bool:
-    """Whether `text` has a character that breaks a line, controls a terminal, reorders text, or is invisible."""
+    """Return whether `text` has a character that breaks a line, controls a terminal, reorders text, or is invisible."""
     # the quick check is enough for almost all text
     return not text.isprintable() and any(
         letter in _TURNING or unicodedata.category(letter) in _UNSEEN for letter in text

@@ -171,7 +171,7 @@ class Comparison:
         return one_thread() if small else nullcontext()
 
     def _behind(self, fold: _Fold, best: Compared, errors: float) -> str:
-        """Return a message if accuracy on a fold is behind `best` by more than `errors` standard errors; otherwise ""."""
+        """Return a message if a fold's accuracy is over `errors` standard errors behind `best`; otherwise ""."""
         numbers = {place: number for number, place in enumerate(self._places)}
         held = [numbers[place] for place in fold.held]
         right = self._right(fold.probabilities, fold.held)

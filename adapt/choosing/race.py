@@ -83,7 +83,7 @@ class _Race:
         return f"{more}, and the budget is {readable_time(self._budget)}"
 
     def result(self, name: str, others: Sequence[Candidate]) -> str:
-        """Return a line on the last candidate `name`: its accuracy, or why it has none, and the time that `others` need."""
+        """Return a line on the last candidate `name`: its accuracy, or why it has none, and the time for `others`."""
         left = f"  (about {readable_time(self._left(others))} left)" if others else ""
         if name in self.left_out:
             return f"{name:22} left out: {self.left_out[name]}{left}"

@@ -33,7 +33,7 @@ class Confusions:
 
 
 def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
-    """Return the confusion matrix for the rows of predictions.csv; of many classes, only the most confused are shown."""
+    """Return the confusion matrix for the rows of predictions.csv; of many classes, the most confused are shown."""
     counts = Counter((row["class"], row["predicted"]) for row in rows)
     of_class = Counter(row["class"] for row in rows)
     every = sorted({name for pair in counts for name in pair})

@@ -87,7 +87,7 @@ _LISTS = (
 
 
 def learned_turned(run: Path) -> bool:
-    """Whether the run's adapter was trained on photographs turned upright."""
+    """Return whether the run's adapter was trained on photographs turned upright."""
     adapter = run / NAME
     return adapter.is_file() and bool(read_header(adapter).preprocess["turned"])
 

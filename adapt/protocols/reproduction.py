@@ -134,7 +134,7 @@ def reproduce(
     cache: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Reproduction:
-    """Measure zero-shot accuracy on the test images, and the accuracy of `runs`, and compare both with the published ones.
+    """Measure zero-shot accuracy on the test images, and the accuracy of `runs`; compare both with published ones.
 
     `called` is the papers' name of the backbone, or None. Raises AdaptError for a backbone that is not a dual encoder,
     if there are no test images, and as `run_protocol` does.
