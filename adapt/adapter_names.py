@@ -12,12 +12,12 @@ _SUFFIX = ".safetensors"
 
 
 def name_of_adapter(path: Path) -> str:
-    """Return the name of the run, or of the file without its suffix."""
+    """Return the short name of the adapter at `path`: its run's folder, or its file name without the suffix."""
     return _parts(path)[-1]
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each adapter, with as many parent folders as it takes to distinguish them."""
+    """Return a name for each adapter; adapters with equal names get as many parent folders as tell them apart."""
     of_each = [_parts(path) for path in paths]
     lengths = [1] * len(paths)
     while True:
@@ -31,7 +31,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    """Return the folders of an adapter, followed by its name."""
+    """Return the parts of an adapter's path: its parent folders, then its short name."""
     if hub.is_name(path):
         return tuple(hub.spelled(path).removeprefix(hub.SCHEME).split("/"))
     path = path.resolve()

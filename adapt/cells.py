@@ -1,8 +1,8 @@
 """Cells of CSV files that a spreadsheet does not run as formulas.
 
-A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@`, a tab or a line end for a formula, which may start a
-program. An apostrophe in front makes it text; our readers remove it again. A text that already has apostrophes before
-such a character gets one more, so that every text is restored exactly. Numbers are unchanged.
+A spreadsheet treats a cell that begins with `=`, `+`, `-`, `@`, a tab or a line end as a formula, which may start a
+program. An apostrophe in front makes the cell text; our readers remove the apostrophe again. A text that already has
+apostrophes before such a character gets one more, so that every text is restored exactly. Numbers are unchanged.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _GUARDED = re.compile(r"''*[=+\-@\t\r\n]")
 
 
 def guarded(value: T) -> T | str:
-    """Return what to write into a CSV for `value`."""
+    """Return `value` as a CSV cell: a text that a spreadsheet would run as a formula gets an apostrophe in front."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
 
 
 def unguarded(text: str) -> str:
-    """Return the text that `guarded` was given."""
+    """Return a CSV cell without the apostrophe that `guarded` put in front of it."""
     return text[1:] if _GUARDED.match(text) else text
 
 

@@ -1,8 +1,8 @@
-"""Devices: the meaning of `auto`, what is available, and the differences between kinds.
+"""Torch devices: the meaning of `auto`, the available accelerators, and differences between kinds of device.
 
 `auto` is the accelerator of this process (CUDA, ROCm, XPU or MPS, whichever torch finds), or the CPU if there is none.
-A process uses one accelerator: the first, the one with its number among jobs (`take`), or the one with its number among
-the processes of a training, which `accelerate launch` and torchrun set in `LOCAL_RANK`.
+A process uses one accelerator, by default the first. `take` chooses another by number. In a training by several
+processes, `LOCAL_RANK`, which `accelerate launch` and torchrun set, is the number.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 def chosen(device: str | torch.device = AUTO) -> torch.device:
-    """Return the device that is meant. Raises AdaptError if it cannot be used here."""
+    """Return the torch device that `device` names, such as `auto`. Raises AdaptError if it cannot be used here."""
     import torch
 
     if "LOCAL_RANK" in os.environ:
@@ -45,7 +45,7 @@ def is_launched() -> bool:
 
 
 def accelerator() -> torch.device | None:
-    """Return the accelerator of this process; None if there is none."""
+    """Return the accelerator that this process uses; None if the machine has no accelerator."""
     import torch
 
     if not torch.accelerator.is_available():
@@ -56,7 +56,7 @@ def accelerator() -> torch.device | None:
 
 
 def count() -> int:
-    """Return the number of accelerators."""
+    """Return the number of accelerators of this machine."""
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
@@ -71,7 +71,7 @@ def take(number: int) -> None:
 
 
 def described(device: torch.device) -> str:
-    """Return `cpu`, or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
+    """Return the device in words: `cpu`, or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
     import torch
 
     name = getattr(torch.get_device_module(device), "get_device_name", None)
@@ -79,7 +79,7 @@ def described(device: torch.device) -> str:
 
 
 def prefers_bf16(device: torch.device) -> bool:
-    """Return whether the device has hardware for bf16, which is several times as fast as fp32."""
+    """Return whether the device has hardware for bf16, and so computes several times faster in bf16 than in fp32."""
     import torch
 
     if device.type == "cuda":
@@ -88,17 +88,17 @@ def prefers_bf16(device: torch.device) -> bool:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`; copies from pinned memory to CUDA are asynchronous."""
+    """Return `tensor` on `device`; a copy from pinned memory to a CUDA device is asynchronous."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """Return `tensor` in double precision, on the CPU if its device (such as MPS) does not have it."""
+    """Return `tensor` in double precision; on the CPU if its device, such as MPS, has no double precision."""
     return (tensor if tensor.device.type in ("cpu", "cuda", "xpu") else tensor.cpu()).double()
 
 
 def rng_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of the random generators that `device` uses, by kind of device."""
+    """Return the states of torch's random generators for the CPU and for `device`, by kind of device such as `cuda`."""
     import torch
 
     states = {"cpu": torch.get_rng_state()}
@@ -108,7 +108,7 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Restore the states of the generators that belong to this kind of device."""
+    """Set the random generators of the CPU and, if `states` has its kind, of `device` to `states`."""
     import torch
 
     torch.set_rng_state(states["cpu"])
@@ -122,7 +122,7 @@ def _numbered(device: torch.device) -> tuple[torch.device, ...]:
 
 @contextmanager
 def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Restore the random generators of `device` afterwards; inside they start from `seed`, if one is given."""
+    """Seed torch's random generators with `seed`, if given, for the block, and restore their states after it."""
     import torch
 
     states = rng_states(device)
@@ -136,7 +136,7 @@ def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch and the solvers of scikit-learn on one thread inside."""
+    """Limit torch and scikit-learn's solvers to one thread for the block."""
     import torch
     from threadpoolctl import threadpool_limits
 

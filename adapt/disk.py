@@ -21,7 +21,7 @@ _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCH
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise OSError unless `path` is a regular file: a pipe or a device may block, or never end."""
+    """Raise OSError unless `path` is a regular file: reading a pipe or a device may block, or never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
@@ -31,13 +31,13 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open the file at `path` for reading. Raises OSError as `check_regular` does, before opening anything."""
+    """Open the file at `path` for reading. Raises OSError, before it is opened, if it is not a regular file."""
     check_regular(path)
     return open(path, "rb")
 
 
 def read_bounded(file: BinaryIO, most: int) -> bytes:
-    """Read the rest of `file`. Raises OSError if it has more than `most` bytes, without reading them all."""
+    """Read `file` to its end. Raises OSError as soon as more than `most` bytes have been read."""
     parts: list[bytes] = []
     left = most
     # in small parts, because decompression may make each thousands of times as large
@@ -50,14 +50,14 @@ def read_bounded(file: BinaryIO, most: int) -> bytes:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise AdaptError if no file can be written at `path`, before its content is computed."""
+    """Raise AdaptError if no file can be written at `path`; call this before computing the content."""
     if os.path.isdir(path):
         raise AdaptError(f"cannot write {path}: it is a folder; name a file")
     _check_above(Path(path))
 
 
 def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
-    """Raise AdaptError if no new folder (or other `what`) can be made at `path`."""
+    """Raise AdaptError if something exists at `path` already, or no folder (or `what`) can be created there."""
     if os.path.lexists(path):
         raise AdaptError(f"{path} exists already; name a new {what}")
     _check_above(Path(path))
@@ -73,9 +73,9 @@ def _check_above(path: Path) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, and move it to `path` atomically when the body has succeeded.
+    """Yield a temporary path beside `path`; the file written there replaces `path` atomically if the block succeeds.
 
-    Raises AdaptError if the disk does not take it; `path` is then unchanged, and no part of the new file is left.
+    Raises AdaptError if writing fails, as on a full disk; `path` is then unchanged, and the temporary file removed.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -108,9 +108,9 @@ def _umask() -> int:
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and rename it to `path` when the body has succeeded.
+    """Yield a temporary folder beside `path`, and rename it to `path` if the block succeeds.
 
-    Raises AdaptError if `path` exists, or the disk does not take it; nothing new is left then.
+    Raises AdaptError if `path` exists, or if writing fails, as on a full disk; the temporary folder is then removed.
     """
     check_free(path)
     path = Path(path)
@@ -126,13 +126,13 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace the content of `path` by `text`."""
+    """Write `text` to the file at `path` atomically, in place of its former content."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows, which have the same keys, to a CSV atomically. Texts that look like formulas are escaped."""
+    """Write rows, which all have the same keys, to a CSV file atomically. Texts that look like formulas are escaped."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

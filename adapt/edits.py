@@ -1,7 +1,7 @@
 """The changes that a method can make to a tower, as data. Only the engine applies them.
 
-Modules act on each token independently, `(..., d)`: the fast paths pass only the tokens that matter, and rows of
-several classes together.
+The modules of edits must act on each token `(..., d)` independently: the fast paths pass them only the tokens that
+matter, and the tokens of several classes together.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Tokens:
-    """`k` learned tokens of a tower.
+    """`k` learned tokens of a tower, at its input or at the input of one block.
 
-    Without `block` they enter with the tower's own tokens: in text they take the places that prompts reserve for them,
-    before positions are added; in vision they are appended to the patches, after positions and before the pre-norm; in
-    a decoder they replace the image of the prompt. With `block` they overwrite the outputs of earlier learned tokens at
-    the input of that block.
+    Without `block` they enter with the tower's own tokens: in text they take the positions that prompts reserve for
+    them, before position embeddings are added; in vision they are appended to the patches, after position embeddings
+    and before the pre-norm; in a decoder they replace the image of the prompt. With `block` they overwrite, at the
+    input of that block, the outputs for the learned tokens of earlier blocks.
 
     `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` is shared, `(n, k, d)` differs by class,
     `(b, 1, k, d)` by image (text and decoder), `(b, n, k, d)` by image and class (text).
@@ -44,11 +44,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Replace:
-    """A `module` in place of a frozen part of one block.
+    """A `module` in place of one frozen layer of a block or of the tower.
 
-    The part is a projection `(..., in) -> (..., out)`: q, k, v, out, fc1, fc2, or in a decoder gate, up, down; or a
-    norm `(..., d) -> (..., d)`: norm1, norm2. Without `block` it is a part of the tower: pre_norm, final_norm, or
-    projection, which maps pooled outputs `(n, d)` to features `(n, e)`.
+    `part` names the layer. In a block it is a projection `(..., in) -> (..., out)`: q, k, v, out, fc1, fc2, or in a
+    decoder gate, up, down; or a norm `(..., d) -> (..., d)`: norm1, norm2. Without `block` it is a layer of the tower:
+    pre_norm, final_norm, or projection, which maps pooled outputs `(n, d)` to features `(n, e)`.
     """
 
     block: int | None
@@ -61,11 +61,11 @@ AttentionWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Attention:
-    """A replacement of the softmax in the self-attention of one block that has learned tokens.
+    """A replacement of the softmax in the self-attention of one block whose input includes learned tokens.
 
     `weights(scores, learned_queries, learned_keys)` maps scaled scores `(..., q, k)`, which are minus infinity where
-    attention is masked, and masks of the learned tokens among queries `(..., q)` and keys `(..., k)` to weights
-    `(..., q, k)`. With `names_seen`, learned tokens of a causal tower also attend to the class name that follows them.
+    attention is masked, to weights `(..., q, k)`; its masks mark the learned tokens among queries `(..., q)` and keys
+    `(..., k)`. With `names_seen`, learned tokens of a causal tower also attend to the class name that follows them.
     """
 
     block: int
@@ -75,11 +75,11 @@ class Attention:
 
 @dataclass(frozen=True)
 class Parallel:
-    """A `module` parallel to one site of a block, or to the block.
+    """A `module` parallel to a sublayer of a block (`site`: attn, cross or mlp) or to the entire block (block).
 
-    It maps the residual stream `(..., d)` at the input of the site, or of the block, to an output that is added to that
-    of the site (after its layer scale or, in a post-norm block, its norm) or of the block. With `normed` its input is
-    the output of the site's norm, or of the block's first norm.
+    It maps the residual stream `(..., d)` at the input of the sublayer or block to an output that is added to the
+    output of the same sublayer (after its layer scale or, in a post-norm block, its norm) or block. With `normed` the
+    module's input is the output of the sublayer's norm, or of the block's first norm.
     """
 
     block: int
@@ -98,10 +98,10 @@ class Bypass:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A low-rank update of one linear map of a decoder block, with factors for each image.
+    """A low-rank update of one linear layer of a decoder block, with its own factors for each image.
 
-    It adds `scale * x @ down @ up.T` to the output for `x`; `down` is `(b, in, r)`, `up` `(b or 1, out, r)`. Rows of
-    one image are adjacent: of `n` rows, row `i` belongs to image `i // (n // b)`.
+    The update adds `scale * x @ down @ up.T` to the output for `x`; `down` is `(b, in, r)`, `up` `(b or 1, out, r)`.
+    The rows of `x` for one image are adjacent: of `n` rows, row `i` belongs to image `i // (n // b)`.
     """
 
     block: int

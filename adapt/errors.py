@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 class AdaptError(Exception):
-    """A mistake in what the user gave. The message names the thing, its value, what was expected and what to do.
+    """A mistake of the user. The message names the wrong thing and its value, what was expected, and what to do.
 
-    The command line prints it as one line and exits with status 2.
+    The command line prints the message as one line and exits with status 2.
     """
 
 
 def missing(what: str, library: str, extra: str) -> AdaptError:
-    """Return the error that `what` needs `library`, which the extra named `extra` installs."""
+    """Return the error for a missing `library` that `what` needs; its advice is to install adapt's extra `extra`."""
     return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
 
 
@@ -24,7 +24,7 @@ _LISTED = 12  # choices that are all listed; of more, only the nearest few
 def nearest(word: str, choices: Iterable[str], listed_by: str = "") -> str:
     """Return a hint for an unknown `word`: the closest valid choice if one is near, and all choices if they are few.
 
-    `listed_by`, such as "`adapt recipes`", is named as what lists the choices if they are many and none is near.
+    If there are many choices and none is near, the hint refers to `listed_by`, such as "`adapt recipes`".
     """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1)

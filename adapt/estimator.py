@@ -33,7 +33,7 @@ _DATA = "the images of fit"  # the name of the data in the recipe; no data set i
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str, quantize: str | None) -> Backbone:
-    """Load a backbone once; each fit copies it, because the user may move a fitted model or change its type."""
+    """Load a backbone once per process; `fit` copies it, as the user may move a fitted model or change its dtype."""
     return load_backbone(name, device, quantize)
 
 
@@ -46,8 +46,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
     `{"train.lr": 0.01}`, also in a grid search. `random_state` is the seed, by default the recipe's.
 
     `X` is a list or array of images as `predict` takes them (paths, PIL images, arrays, ...), `y` their labels of any
-    type. All images are used unless `overrides` has `data.shots`. A method without steps chooses its settings by
-    cross-validation; one with steps chooses, if it has to, on a fifth of the images of each class.
+    type. All images are used unless `overrides` has `data.shots`. A method without training steps has its
+    settings tuned by cross-validation. A method with training steps, if it has to be tuned, is tuned on a fifth of
+    the images of each class.
 
     After fitting there are `classes_` `(n_classes,)`, sorted, `model_`, which can save an adapter, and `metrics_`.
     Raises AdaptError for an unreadable image, and as the recipe's training does; ValueError for invalid labels.
@@ -113,7 +114,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return probabilities
 
     def _names(self, classes: np.ndarray) -> tuple[str, ...]:
-        """Return the labels' names for prompts. Raises AdaptError if `class_names` leaves one out."""
+        """Return the class names for prompts, in the order of the labels. Raises AdaptError if a label has no name."""
         labels = classes.tolist()
         given = {label: str(label) for label in labels} if self.class_names is None else self.class_names
         names = given if isinstance(given, Mapping) else dict(enumerate(given))
@@ -122,7 +123,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return tuple(names[label] for label in labels)
 
     def _recipe(self) -> Recipe:
-        """Return the recipe with the changes of this estimator."""
+        """Return the method's recipe, changed by the arguments of this estimator."""
         changes: dict[str, object] = {"data.shots": None, "device": self.device}
         if self.backbone is not None:
             named = self.backbone.name if isinstance(self.backbone, Backbone) else self.backbone
@@ -143,7 +144,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 @contextmanager
 def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
-    """Yield images with their labels as items of a data set; those without a file are written to one, losslessly."""
+    """Yield data set items for images and labels; images that are not files are saved losslessly to temporary files."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(
             Item.of(path=_path(image, Path(folder, f"{number}.ppm"), turned), label=names[label], turned=turned)
@@ -152,7 +153,7 @@ def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool)
 
 
 def _path(image: Any, file: Path, turned: bool) -> str:
-    """Return the path of a picture, which is written to `file` if it has none."""
+    """Return the path of an image; an image that is not a path is saved to `file`."""
     if isinstance(image, str | os.PathLike):
         return str(os.fspath(image))
     open_image(image, turned=turned).save(file)

@@ -1,4 +1,4 @@
-"""Features of a data set, from the cache on disk or computed: of images, or of texts in their place."""
+"""Features of a data set's images, or of texts in place of images, from the cache on disk or computed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batc
 
 
 def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
-    """Return whether features can replace images: the vision tower is unedited, and the method reads no images."""
+    """Return whether cached features can replace images: the vision tower is unedited, the method reads no images."""
     if not (cache and isinstance(model, AdaptedModel)):
         return False
     own_space = has_trait(model.method, Projects)  # the cache holds features in the backbone's space
@@ -37,7 +37,7 @@ def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
 
 
 def of_texts(items: Sequence[Item]) -> bool:
-    """Return whether items are texts in the place of images; a part of a data set has only one of the two."""
+    """Return whether `items` are texts instead of images; all items of one part (train, val, test) are of one kind."""
     return bool(items) and not items[0].paths
 
 
@@ -53,12 +53,13 @@ def item_features(
     projected: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Return features `(n, e)`, or `(n, views, e)`, of `unit` length or as the tower gives them.
+    """Return the features `(n, e)` of `items`, or `(n, views, e)` of random views of their images.
 
-    Unless `projected`, they are the backbone's features before its last projection `(..., d)`, whatever the method
-    edits. Texts in the place of images have features of the text tower, without views or such a projection.
+    With `unit` they have unit length; without, the length that the tower gives them. With `projected` false they are
+    the backbone's features before its last projection `(..., d)`, whatever the method edits. Texts in place of images
+    get features of the text tower; random views and unprojected features of texts are refused.
 
-    They come from the cache on disk, unless it is off or the transform has no key; views need the cache. Raises
+    Features come from the cache on disk, unless it is off or the transform has no key; views need the cache. Raises
     AdaptError if the method edits the vision tower, because the cache holds the backbone's own features.
     """
     if of_texts(items):
@@ -84,7 +85,7 @@ def item_features(
 
 
 def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:
-    """Return the features of texts. Raises AdaptError if `unavailable` names what only images have."""
+    """Return the features of texts. Raises AdaptError if `unavailable` names a request that only images allow."""
     if unavailable:
         raise AdaptError(
             f"{model.method.name} takes {unavailable} of images, and the data has texts in their place: set "
@@ -94,7 +95,7 @@ def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, unava
 
 
 def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:
-    """Return unit-length features `(n, v, e)` for prediction: of each image itself, then of its views."""
+    """Return unit-length features `(n, v, e)` for prediction: first of the image itself, then of its random views."""
     _check_unedited(model)
     backbone, transform = model.backbone, model.transform()
     views = 1 + model.method.views
@@ -115,9 +116,9 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
 def block_inputs(
     model: AdaptedModel, items: Sequence[Item], block: int, *, workers: int, progress: Progress | None
 ) -> Tensor | None:
-    """Return the inputs `(n, l, d)` of `block` of the vision tower for each image, from the cache on disk.
+    """Return the inputs `(n, l, d)` of the vision tower's `block` for each image, from the cache on disk.
 
-    None, with a warning, if they are larger than the cache may be, or than half of the free memory.
+    Warns and returns None if these inputs exceed the size limit of the cache, or half of the free memory.
     """
     backbone, transform = model.backbone, model.backbone.transform(train=False)
     width = backbone.tower("vision").width
@@ -140,7 +141,7 @@ def block_inputs(
 
 
 def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) -> str | None:
-    """Return the key of all that an image's features, or other `output`, depend on; None for an unknown transform."""
+    """Return the cache key for `output` of a backbone under `transforms`; None if a transform is unknown."""
     keys = [key for each in transforms if (key := transform_key(each)) is not None]
     if len(keys) < len(transforms):
         _note_unknown()
@@ -150,7 +151,7 @@ def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) ->
 
 @functools.cache
 def _note_unknown() -> None:
-    """Warn, once in a process, that features are not cached."""
+    """Warn, once per process, that features are not cached because the transform is unknown."""
     logger.warning(
         "images are transformed by code that is neither torchvision's nor open_clip's, so their features are not "
         "cached on disk but computed each time"

@@ -22,14 +22,14 @@ _TOKEN = "`hf auth login`, or the variable HF_TOKEN"
 
 
 def is_name(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a name on the hub."""
+    """Return whether `path` is a name on the hub, such as `hf://user/name`."""
     return _PREFIX.match(os.fspath(path)) is not None
 
 
 def parse(name: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Return the repository and the revision in `hf://user/name@revision`; scheme and revision are optional.
+    """Split `hf://user/name@revision` into repository and revision; scheme and revision are optional.
 
-    Raises AdaptError for another form.
+    Raises AdaptError if `name` does not have this form.
     """
     text = _PREFIX.sub("", os.fspath(name))
     parts = _REPOSITORY.fullmatch(text)
@@ -41,15 +41,15 @@ def parse(name: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def spelled(name: str | os.PathLike[str]) -> str:
-    """Return `name` with both slashes, which a Path folds into one."""
+    """Return `name` with both slashes of `hf://`, which a Path folds into one."""
     return _PREFIX.sub(SCHEME, os.fspath(name))
 
 
 def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
-    """Return a folder in the hub's cache with those of `files` that the repository has at its revision.
+    """Download the `files` that a repository has, and return their folder in the hub's cache.
 
-    `files` may be patterns such as `*.json`. Raises AdaptError if there is no such repository or revision, it is gated
-    or private, or it is neither in the cache nor within reach.
+    `files` may be patterns such as `*.json`. Raises AdaptError if the repository or revision does not exist, is gated
+    or private, or is not in the cache while the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -60,9 +60,9 @@ def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
 
 @contextmanager
 def asked_once() -> Iterator[str | None]:
-    """Make libraries use the cache or fail at once inside, if the hub does not answer; yield the reason or None.
+    """Ask the hub once; if it does not answer, libraries use only the cache inside the block. Yield the reason or None.
 
-    Otherwise they would retry for each file, and wait for minutes.
+    Otherwise libraries would retry for each file, and wait for minutes.
     """
     from huggingface_hub import constants, errors, get_session
 
@@ -86,8 +86,8 @@ def commit(
 ) -> str:
     """Add the files of `folder` to a repository in one commit, and return the repository's address.
 
-    A missing repository is created, `private` or not. The commit also deletes those of `replaced` that `folder` lacks.
-    Raises AdaptError if the hub refuses it, or cannot be reached.
+    A missing repository is created, `private` or not. The commit also deletes the files in `replaced` that `folder`
+    lacks. Raises AdaptError if the hub refuses the commit, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -103,7 +103,7 @@ def commit(
 
 @contextmanager
 def _explaining(repository: str, revision: str | None) -> Iterator[None]:
-    """Raise AdaptError, with advice, if the hub refuses a request inside, or cannot be reached."""
+    """Turn errors of the hub inside the block (a refused request, no connection) into AdaptError with advice."""
     from huggingface_hub import errors
 
     name = SCHEME + repository + (f"@{revision}" if revision else "")
@@ -147,12 +147,12 @@ def _silence() -> str:
 
 
 def _refusal(error: BaseException | None) -> str:
-    """Return the server's message, and advice if a token is needed."""
+    """Return the hub's message for an error, with advice if a token is needed."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     message = getattr(error, "server_message", None) or _line(error)
     return message + (f": give a token with write access ({_TOKEN})" if status in (401, 403) else "")
 
 
 def _line(error: BaseException | None) -> str:
-    """Return a library's message on one line, or else the type of the error."""
+    """Return the message of `error` on one line, or the name of its type if the message is empty."""
     return one_line(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Discovery of classes by name: in the files of a package, by entry points, or by registration."""
+"""Discovery of classes (such as methods) by name: in the files of a package, by entry points, or by registration."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ T = TypeVar("T")
 
 
 class Listing(Generic[T]):
-    """Subclasses of `base` by `name`: `coop.py` in the package `package` defines the one called `coop`.
+    """The subclasses of `base`, found by their attribute `name`.
 
-    Others come from entry points in the group `group`, which have their names, or from `register`.
+    The file `coop.py` of the package `package` defines the class called `coop`. More classes come from entry points
+    in the group `group`, under the entry points' names, or from `register`.
     """
 
     def __init__(
@@ -40,11 +41,11 @@ class Listing(Generic[T]):
         self._registered: dict[str, type[T]] = {}
 
     def names(self) -> list[str]:
-        """Return all names: of the package's files, of installed packages, and of registered classes."""
+        """Return the names of all classes: the package's own, those of entry points, and registered ones."""
         return sorted({*self.files(), *self._entry_points(), *self._registered})
 
     def find(self, name: str) -> type[T]:
-        """Return the class called `name`. Raises AdaptError with the nearest names, or if it cannot be loaded."""
+        """Return the class called `name`. Raises AdaptError, with near names, if it is unknown, or if loading fails."""
         if name in self.files():
             module = importlib.import_module(f"{self._package}.{name}")
             return next(cls for cls in self.classes_of(module) if cls.name == name)  # type: ignore[attr-defined]
@@ -68,7 +69,7 @@ class Listing(Generic[T]):
 
     @contextmanager
     def known(self, cls: type[T]) -> Iterator[None]:
-        """Register a class inside, if its name is unknown."""
+        """Register a class for the block, unless its name is known already."""
         before = dict(self._registered)
         if not ((name := self._checked(cls)) in self.files() or name in self._entry_points()):
             self.register(cls)
@@ -79,13 +80,13 @@ class Listing(Generic[T]):
             self._registered.update(before)
 
     def classes_of(self, module: ModuleType) -> list[type[T]]:
-        """Return the classes that `module` itself defines with a name, without imported ones and base classes."""
+        """Return the named classes that `module` itself defines, without imported classes and nameless bases."""
         base = self._base()
         own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         return [cls for cls in own if cls.__module__ == module.__name__ and "name" in vars(cls)]
 
     def files(self) -> list[str]:
-        """Return the names of the package's own files."""
+        """Return the names of the package's modules that define a class."""
         return [module.name for module in pkgutil.iter_modules(self._path) if module.name not in self._others]
 
     def _entry_points(self) -> dict[str, EntryPoint]:

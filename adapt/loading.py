@@ -83,13 +83,14 @@ def load(
 ) -> Model:
     """Load the adapted model that was saved at `path`, in evaluation mode.
 
-    Unless a backbone is given, it is loaded by its recorded name, onto this process's accelerator if there is one, or
-    onto another `device`; a given one is not moved. `class_names` replaces the classes. `path` may be a folder with an
-    `adapter.safetensors`, such as a run's, an adapter on the hub (`hf://user/name` or `hf://user/name@revision`), a
-    folder in peft's layout, which holds a LoRA, or a compact folder with its own backbone (`adapt.formats.compact`).
+    Unless `backbone` is given, it is loaded by the name that the adapter records, onto `device`: by default this
+    process's accelerator if there is one. A given backbone is not moved. `class_names` replaces the classes. `path` may
+    be an adapter file, a folder with an `adapter.safetensors`, such as a run's, an adapter on the hub
+    (`hf://user/name` or `hf://user/name@revision`), a folder in peft's layout, which holds a LoRA, or a compact folder
+    with its own backbone (`adapt.formats.compact`).
 
-    Raises AdaptError if file and backbone do not fit each other, as `read_header` and `read_tensors` do, and if the hub
-    has no such adapter or cannot be reached.
+    Raises AdaptError if the file does not fit the backbone, if the file is missing, damaged or not an adapter, and if
+    the hub has no such adapter or cannot be reached.
     """
     if not (backbone is None or isinstance(backbone, Backbone)):
         raise AdaptError(f"backbone is {brief(backbone)}; expected one, such as adapt.load_backbone(NAME)")
@@ -116,7 +117,7 @@ def load_many(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> list[Model]:
-    """Load the models that were saved at `paths` as `load` does; models with the same backbone share it."""
+    """Load the models that were saved at `paths`, as `load` does; models with equal backbones share one in memory."""
     if isinstance(paths, str | Path):
         raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single path call load")
     shared: dict[str, Backbone] = {}
@@ -130,7 +131,7 @@ def load_many(
 
 
 def backbone_key(path: str | Path) -> str | None:
-    """Return a key for the backbone that an adapter names and its preprocessing; None for a folder with its own."""
+    """Return a key for the backbone and preprocessing that an adapter names; None if it names no backbone."""
     place = located(path)
     described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
@@ -149,9 +150,9 @@ def class_names_of(path: str | Path) -> Sequence[str]:
 
 
 def located(path: str | Path) -> Path:
-    """Return the adapter's file in a folder such as a run's, or what a name on the hub fetches.
+    """Return the path of the adapter file in a folder such as a run's; a name on the hub is downloaded first.
 
-    A compact folder, or one in peft's layout, is returned unchanged. Raises AdaptError as `publishing.fetch` does.
+    A compact folder, or a folder in peft's layout, is returned unchanged. Raises AdaptError as `publishing.fetch` does.
     """
     if hub.is_name(path):
         return publishing.fetch(path)
@@ -162,7 +163,7 @@ def located(path: str | Path) -> Path:
 
 
 def _in_compact(folder: Path) -> Path:
-    """Return the adapter's file in a compact folder. Raises AdaptError for a folder that holds no adapter."""
+    """Return the path of the adapter file in a compact folder. Raises AdaptError if `folder` is not a compact one."""
     if not (folder / compact.TENSORS).is_file():
         raise AdaptError(f"there is no adapter in the folder {folder}: expected {NAME}, as in a run directory")
     return folder / NAME
@@ -203,7 +204,7 @@ def _of_file(
 
 
 def method_of(described: Header, path: Path) -> Method:
-    """Return the method that the header names, not yet built."""
+    """Return the method that a header names, with its settings, not yet built on a backbone."""
     try:
         kind = methods.find(described.method)
         method = kind(**described.config)

@@ -18,7 +18,7 @@ _LARGEST = 2**63
 
 
 def parse(text: str | bytes, most: int | None = None) -> Any:
-    """Parse JSON; texts may have any length.
+    """Parse JSON strictly; strings may have any length.
 
     Raises ValueError for invalid JSON, NaN, Infinity, a duplicate key, or data that `check` refuses.
     """
@@ -46,7 +46,7 @@ def within(value: object, *keys: str, kind: type[T]) -> T | None:
 
 
 def leaves(values: Mapping[str, object], joint: str = ".") -> Iterator[tuple[str, object]]:
-    """Yield the values in nested objects, with their keys joined, such as `train.lr`."""
+    """Yield the innermost values of nested objects, each with its joined keys, such as `train.lr`."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}{joint}{inner}", leaf) for inner, leaf in leaves(value, joint))
@@ -57,7 +57,7 @@ def leaves(values: Mapping[str, object], joint: str = ".") -> Iterator[tuple[str
 def check(value: object, longest: int | None = TEXT, most: int | None = None, depth: int = DEPTH) -> None:
     """Raise ValueError for data that is nested too deeply, or has more than `most` values in a list or object.
 
-    Texts over `longest` characters and integers beyond 64 bits are refused too.
+    Strings over `longest` characters and integers beyond 64 bits are refused too.
     """
     if isinstance(value, dict | list | tuple):
         if depth == 0:

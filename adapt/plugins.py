@@ -16,14 +16,14 @@ _loaded: dict[Path, None] = {}
 
 
 def loaded() -> tuple[Path, ...]:
-    """Return the files that this process has run, for its worker processes."""
+    """Return the plug-in files that this process has run, so that its worker processes can run them too."""
     return tuple(_loaded)
 
 
 def load(paths: Iterable[Path]) -> None:
-    """Run these Python files, each once, and register their methods. Raises AdaptError if one defines none.
+    """Run plug-in files, each once, and register the methods they define. Raises AdaptError if a file defines none.
 
-    A file may import others in its folder, by names that no library has.
+    A plug-in may import other files in its folder, if no library has their names.
     """
     for path in paths:
         if path.resolve() not in _loaded:

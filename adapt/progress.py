@@ -16,20 +16,20 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Reporter(Protocol):
-    """A callback for every step of a training."""
+    """A callback that is called with the log entry of every training step."""
 
     def __call__(self, entry: dict[str, Any]) -> None: ...
 
 
 def _describe(entry: dict[str, Any]) -> str:
-    """Return `loss 0.42  accuracy 87.5 %  310 images/s`, with the accuracy if there is one."""
+    """Return a log entry as text: `loss 0.420  accuracy 87.5 %  310 images/s`, without an accuracy if it has none."""
     accuracy = f"accuracy {100 * entry['accuracy']:.1f} %  " if "accuracy" in entry else ""
     return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s"
 
 
 @contextmanager
 def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Reporter]:
-    """Yield a reporter of training steps, of which `done` of `total` are finished."""
+    """Yield a callback that shows the progress of training, which starts with `done` of `total` steps finished."""
     if not show:
         yield lambda entry: None
     elif sys.stderr.isatty():
@@ -41,7 +41,7 @@ def training_bar(total: int, done: int, show: bool, title: str = "training") -> 
 
 @contextmanager
 def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
-    """Yield a callback for work that counts itself, such as filling the feature cache; None if nothing is shown."""
+    """Yield a callback that shows a bar when called with the number done and the total; None if nothing is shown."""
     if not (show and sys.stderr.isatty()):
         yield None
         return
@@ -51,7 +51,7 @@ def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
 
 @contextmanager
 def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
-    """Yield rich's `update` of a progress bar."""
+    """Show a progress bar on stderr, and yield the function that updates it (rich's `Progress.update`)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -82,7 +82,7 @@ def _lines(title: str, total: int, done: int) -> Reporter:
 
 
 def readable_time(seconds: float) -> str:
-    """Return a duration such as `40 s`, `12 min` or `2 h 5 min`."""
+    """Return a number of seconds in words: `40 s`, `12 min` or `2 h 5 min`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     hours, minutes = divmod(round(seconds / 60), 60)

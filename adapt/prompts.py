@@ -1,4 +1,4 @@
-"""Prompts as data: the ids of one text, some of which are placeholders for learned tokens."""
+"""Prompts as data: the token ids of a text, some of which are placeholders for learned tokens."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ PLACEHOLDER = "X"  # as in CoOp; its embedding is overwritten
 class Prompt:
     """One tokenised text, from the start token to the end token, unpadded.
 
-    `slots[i]` is the index of the learned token at position `i`, or None for a token of the text. `name` are the
-    positions of the class name, if they are known.
+    `slots[i]` is the index of the learned token at position `i`, or None for a token of the text. `name` is
+    the range of positions of the class name, empty if unknown.
     """
 
     ids: tuple[int, ...]
@@ -36,7 +36,7 @@ class Prompt:
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names as a tuple. Raises AdaptError unless there is at least one, and none is empty or repeated."""
+    """Return `class_names` as a tuple. Raises AdaptError for an empty list, and for an empty, repeated or long name."""
     names = tuple(class_names)
     if isinstance(class_names, str) or not names:
         raise AdaptError(f"class_names is {class_names!r}; expected a list of at least one name")
@@ -63,31 +63,31 @@ def readable(class_name: str) -> str:
 
 
 def from_template(tokenizer: TextTokenizer, template: str, class_name: str) -> Prompt:
-    """Return the prompt of a hand-written template with `{}` for the class name."""
+    """Return the prompt of a class from a template such as `a photo of a {}.`"""
     return of_text(tokenizer, template.replace("{}", readable(class_name)))
 
 
 def of_text(tokenizer: TextTokenizer, text: str) -> Prompt:
-    """Return the prompt of a text without learned tokens."""
+    """Return a text as a prompt without learned tokens."""
     ids = tokenizer.row(text)
     return Prompt(tuple(ids), (None,) * len(ids))
 
 
 def from_templates(tokenizer: TextTokenizer, templates: str | Sequence[str], class_name: str) -> list[Prompt]:
-    """Return the prompts of one template, or of several."""
+    """Return the prompts of a class, one for each template."""
     return [from_template(tokenizer, each, class_name) for each in several(templates)]
 
 
 def several(templates: str | Sequence[str]) -> Sequence[str]:
-    """Return a single template as a list."""
+    """Return templates as a sequence; a single template becomes a list of one."""
     return [templates] if isinstance(templates, str) else templates
 
 
 def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: str) -> Prompt:
-    """Return the prompt of the context, the class name and a full stop; the first `n_ctx` context tokens are learned.
+    """Return the prompt `CONTEXT NAME.`, in which the first `n_ctx` tokens of the context are learned.
 
-    The context is `words`, whose other tokens remain text (MaPLe), or `n_ctx` placeholders. Raises AdaptError if the
-    tokenizer does not encode the words independently.
+    The context is `words`, whose tokens after the first `n_ctx` remain text (MaPLe), or `n_ctx` placeholders if
+    `words` is empty. Raises AdaptError if the tokenizer does not encode the words independently.
     """
     name = readable(class_name)
     context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
@@ -104,7 +104,7 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
 
 @lru_cache(maxsize=16)  # the same for all classes
 def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, ...]]:
-    """Return how many special tokens precede a text, and the pieces of `context`."""
+    """Return the number of special tokens in front of a text, and the token ids of `context`."""
     start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])
     return start, tuple(tokenizer.pieces(context))
 
@@ -133,7 +133,7 @@ def of_classes(
 
 
 def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: str) -> None:
-    """Raise AdaptError, saying `what` is too long and what to `shorten`, if the text tower cannot read all of it."""
+    """Raise AdaptError, naming `what` is too long and what to `shorten`, if the text tower cannot read `prompt`."""
     if len(prompt.ids) > tokenizer.context_length:
         raise AdaptError(
             f"{what} has {len(prompt.ids)} tokens but the text tower reads {tokenizer.context_length}: shorten "
@@ -142,9 +142,9 @@ def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: s
 
 
 def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:
-    """Return how many tokens are learned: `n_ctx`, or the number of tokens in `words`, or None.
+    """Return the number of learned context tokens: `n_ctx`, or else the number of tokens in `words`, or else None.
 
-    Raises AdaptError if the two disagree.
+    Raises AdaptError if both are given and disagree.
     """
     count = len(tokenizer.pieces(readable(words)))
     if words and n_ctx not in (None, count):
@@ -156,9 +156,9 @@ def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> i
 
 
 def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
-    """Return the initial learned tokens `(n_ctx, d)` in fp32: the first tokens of `words`, or N(0, 0.02) without words.
+    """Return the initial learned tokens `(n_ctx, d)` in fp32: embeddings of `words`, or N(0, 0.02) if `words` is empty.
 
-    Raises AdaptError if there are fewer words than tokens.
+    Raises AdaptError if `words` has fewer than `n_ctx` tokens.
     """
     tower = backbone.tower("text")
     if not words:
@@ -175,14 +175,14 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
 
 
 def published_words(n_ctx: int) -> str:
-    """Return the words of published MaPLe, IVLP and VPT checkpoints, which have none for more than four tokens."""
+    """Return the initial context words of published MaPLe, IVLP and VPT checkpoints; "" for more than four tokens."""
     return "a photo of a" if n_ctx <= 4 else ""
 
 
 def shared_prefix(prompts: Sequence[Prompt], per_class: bool) -> int:
-    """Return how many leading positions all prompts share, without the end token.
+    """Return the number of leading tokens that all prompts share, without the end token.
 
-    With `per_class` the learned tokens differ between classes, so the first one ends the prefix.
+    With `per_class` the learned tokens differ between classes, so the first learned token ends the prefix.
     """
     length = 0
     for column in zip(*(zip(prompt.ids, prompt.slots) for prompt in prompts)):

@@ -1,4 +1,4 @@
-"""Foreign text on one line of ours: detect or escape what would break a line or control a terminal."""
+"""Text from others in our output: detect or escape characters that would break a line or control a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _brief.maxstring = _brief.maxother = 200
 
 
 def unseen(text: str) -> bool:
-    """Whether `text` has a character that breaks a line, controls a terminal, reorders text, or is invisible."""
+    """Return whether `text` has a character that breaks a line, controls a terminal, reorders text, or is invisible."""
     # the quick check is enough for almost all text
     return not text.isprintable() and any(
         letter in _TURNING or unicodedata.category(letter) in _UNSEEN for letter in text
@@ -24,7 +24,7 @@ def unseen(text: str) -> bool:
 
 
 def shown(text: object) -> str:
-    r"""Return `text` on one line: a newline as `\n`, an escape as `\x1b`, and so on; all else unchanged."""
+    r"""Return `text` on one line: a newline as `\n`, an escape as `\x1b`, and so on; all other text is unchanged."""
     return "".join(repr(letter)[1:-1] if unseen(letter) else letter for letter in str(text))
 
 
@@ -34,7 +34,7 @@ def one_line(text: object) -> str:
 
 
 def first_of(names: Sequence[object], most: int = 5, between: str = ", ") -> str:
-    """Return the first `most` of `names` and how many follow: `a, b and 3 more`."""
+    """Return the first `most` names, and the number of the rest: `a, b and 3 more`."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return between.join(map(shown, names[:most])) + more
 

@@ -32,7 +32,7 @@ Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) 
 
 
 class _Member(NamedTuple):
-    """A model with its name in messages."""
+    """A model of a soup, with its name in messages."""
 
     name: str
     model: Model
@@ -52,19 +52,21 @@ def soup(
 ) -> Model:
     """Combine several adapted models that differ only in what they learned into one.
 
-    `adapters` are paths, names on the hub, or models. `weights` has one weight for each: by default the mean, or 1 each
-    for the two ties methods, which average themselves. For LoRA the weight updates are mixed, not the factors: `linear`
-    is exact, with the sum of the ranks; `magnitude_prune`, `ties`, `dare_linear` and `dare_ties` are peft's, with a
-    `density`, the share of entries to keep. Their results, and any with a given `rank`, are the nearest updates of that
-    rank, by default that of the adapters. Other methods have only `linear`, with weights that sum to 1.
+    `adapters` are paths, names on the hub, or models. `weights` has one weight per adapter: by default equal ones
+    that sum to 1, or 1 each for the two `ties` combinations, which average themselves. For LoRA the weight updates are
+    mixed, not the factors: `linear` is exact, and its rank is the sum of the ranks; `magnitude_prune`, `ties`,
+    `dare_linear` and `dare_ties` are peft's, and `density` is the share of entries that they keep. Their results, and
+    any result if `rank` is given, are approximated by the nearest update of that rank, by default the rank of the
+    adapters. Methods other than LoRA have only `linear`, with weights that sum to 1.
 
-    With `validation` images the soup is greedy: starting from the best adapter, each one is kept, in order of accuracy,
-    unless it makes the mean worse on these images. `tried` is called for each.
+    With `validation` images the soup is greedy: starting from the best adapter, each adapter is added, in order of
+    accuracy, unless it makes the mean worse on these images. `tried` is called after each adapter with its name, the
+    accuracy (or mAP) with it, and whether it was kept.
 
-    If images may have several classes, the bias of the logits is the weighted mean of theirs.
+    If images may have several classes, the logit bias of the soup is the weighted mean of the adapters' biases.
 
-    Raises AdaptError, by name, if the adapters differ in method, settings, backbone, classes or answers, and if their
-    method has no such mixture.
+    Raises AdaptError, naming two adapters, if they differ in method, settings, backbone, classes or answers, and if
+    their method does not support the combination.
     """
     members = _loaded(adapters, backbone)
     if validation is not None:
@@ -80,7 +82,7 @@ def soup(
 
 
 def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -> list[_Member]:
-    """Load the models, on a shared backbone if they name the same. Raises AdaptError if they cannot be combined."""
+    """Load the models; those that name the same backbone share it. Raises AdaptError if they cannot be combined."""
     if isinstance(adapters, str | Path) or not adapters:
         raise AdaptError(f"soup got {brief(adapters)}; expected a list of adapters, at least one")
     loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], backbone))
@@ -96,7 +98,7 @@ def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -
 
 
 def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> None:
-    """Raise AdaptError if two adapters differ in more than what they learned."""
+    """Raise AdaptError if two adapters differ in more than their learned tensors, such as in settings or classes."""
     for what in ("method", "config", "fingerprint", "preprocess", "class_names", "answers"):
         a, b = getattr(one, what), getattr(other, what)
         if what == "answers" and a and b and {"logit_bias"} <= a.keys() & b.keys():  # the soup takes their mean
@@ -129,7 +131,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
 
 
 def _mean_bias(models: Sequence[Model], mixture: Mixture) -> float | None:
-    """Return the weighted mean of the logit biases; it lies between them, whatever the weights sum to."""
+    """Return the mean of the models' logit biases, weighted by the mixture's absolute weights; None without biases."""
     biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
     sizes = [abs(weight) for weight in mixture.weights]
     return fmean(biases, sizes if any(sizes) else None) if biases else None  # all of them have one, or none has
@@ -140,7 +142,7 @@ def _mean(members: Sequence[_Member], rank: int | None) -> Model:
 
 
 def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
-    """Make a greedy soup, the second recipe of Wortsman et al."""
+    """Return the greedy soup of Wortsman et al.: an adapter is added only if the mean does not get worse with it."""
     figures = [evaluate(member.model, validation).figures() for member in members]
     figure, _ = main_figure(figures[0])
     scores = [each[figure] for each in figures]

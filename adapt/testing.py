@@ -1,4 +1,4 @@
-"""The contract of methods and backbones: `check_method(Mine)` raises if your method does not keep it."""
+"""Checks for your own methods and backbones: `check_method(Mine)` raises if the method `Mine` fails one."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ CLASSES, IMAGES = 3, 4  # number of classes in a check, and of images of each
 def check_method(
     method: type[Method], backbone: Backbone | None = None, data_set: data.Split | None = None, **settings: object
 ) -> list[str]:
-    """Run all checks on `method` with `settings`, by default its `example`, and return the names of the checks.
+    """Run all checks on `method` with `settings`, by default `method.example`, and return the names of the checks.
 
-    `backbone` is by default the bundled one of the first kind that the method serves, and `data_set` a few bundled
-    items of the first task that it learns. The method need not be registered. Raises AssertionError, naming the check
+    `backbone` is by default a bundled backbone of the first kind in `method.serves`, and `data_set` a few bundled items
+    of the first task that the method learns. The method need not be registered. Raises AssertionError, naming the check
     and what failed, for any error in a check.
     """
     chosen = settings or method.example
@@ -55,7 +55,7 @@ def check_method(
 
 
 def _passed(checks: Sequence[Callable[[Subject], None]], subject: Subject, name: str) -> list[str]:
-    """Run checks on `subject`, called `name`, and return their names. Raises AssertionError if one fails."""
+    """Run `checks` on `subject`, and return the names of the checks. Raises AssertionError if one fails."""
     for check in checks:
         try:
             check(subject)
@@ -67,7 +67,7 @@ def _passed(checks: Sequence[Callable[[Subject], None]], subject: Subject, name:
 
 @dataclass
 class Case:
-    """A method with the settings, data and backbone that it is checked with."""
+    """A method under test, with the settings, data and backbone that it is checked with."""
 
     method: type[Method]
     settings: dict[str, Any]
@@ -76,7 +76,7 @@ class Case:
 
     @cached_property
     def split(self) -> data.Split:
-        """The given data set, or a few bundled items of three classes, or questions, of a task that it learns."""
+        """The given data set, or else bundled items of a task that the method learns: three classes, or questions."""
         if self.data_set is not None:
             return self.data_set
         family, every_task = self.backbone.family, map(tasks.named, tasks.names())
@@ -95,7 +95,7 @@ class Case:
         return data.Split("few", names, train, val, test[:6])
 
     def new(self, **options: Any) -> Adapted:
-        """Return a new model, always with the same initial values."""
+        """Return a new untrained model of the method, always with the same initial values."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model: Adapted = wrap(self.backbone, self.method(**self.settings), self.split.class_names, **options)
@@ -219,7 +219,7 @@ def a_stopped_training_goes_on_exactly(case: Case) -> None:
 
 
 def _counted(model: Adapted, stop: int | None) -> list[int]:
-    """Return a list that grows with every loss of `model`, which raises InterruptedError in place of loss `stop`."""
+    """Return a list that grows with each loss of `model`; loss number `stop` raises InterruptedError instead."""
     losses, taken = model.losses, list[int]()
 
     def counting(step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
@@ -337,7 +337,7 @@ BACKBONE_CHECKS: tuple[Callable[[Backbone], None], ...] = (
 
 @torch.no_grad()
 def _features(backbone: Backbone, method: Method) -> tuple[Tensor, Tensor]:
-    """Return features of two classes and two images under a method with random values, after comparing both paths."""
+    """Return class and image features with random method parameters, after checking that fast and plain path agree."""
     assert isinstance(backbone, DualEncoder), (
         f"{backbone.describe()} is a {backbone.family}; only dual encoders can be checked"
     )

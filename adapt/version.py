@@ -1,4 +1,4 @@
-"""The version of the installed distribution, which pyproject.toml names."""
+"""The version of adapt, read from the installed distribution."""
 
 from __future__ import annotations
 

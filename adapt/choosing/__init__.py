@@ -1,1 +1,1 @@
-"""Choose a method for a set of images: compare many by cross-validation, and train the best choice."""
+"""Choice of a method for a set of images: many are compared by cross-validation, and the chosen one is trained."""

@@ -1,4 +1,4 @@
-"""Advice on the images of a data set, from features that are already computed: what is wrong, and what is missing."""
+"""Advice on a data set, from computed features: classes with few images, wrong labels, confusions and duplicates."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ AT_ONCE = 1024  # rows of similarities computed at once
 
 @dataclass(frozen=True)
 class Advice:
-    """Four lists of images, the worst first.
+    """Advice on a data set as four lists of images, the worst first.
 
-    `few` has the images of classes with fewer than half the usual number of images, or with only one group; `confused`
-    images that were mistaken for another class, of the most often confused pairs of classes; `suspects` training images
-    that look like another class; `duplicates` test and validation images that almost duplicate a training image.
+    `few` lists the images of classes that have fewer than half the median number of images, or only one group of
+    images. `confused` lists misclassified images of the most often confused pairs of classes. `suspects` lists training
+    images that look like another class. `duplicates` lists test and validation images that almost duplicate a training
+    image.
     """
 
     few: list[ListedImage]
@@ -40,7 +41,7 @@ class Advice:
     duplicates: list[ListedImage]
 
     def write(self, folder: Path) -> None:
-        """Write a CSV file for each list that is not empty."""
+        """Write each list that is not empty to a CSV file in `folder`, such as few.csv."""
         for name, rows in vars(self).items():
             if rows:
                 write_csv(folder / f"{name}.csv", rows)
@@ -68,9 +69,10 @@ class Advice:
 
 
 def advise(split: Split, features: dict[str, Tensor], held_out: Sequence[Item], winner: Compared | None) -> Advice:
-    """Return advice on the images of `split`, from unit-length `features` `(n, e)` of its parts by name.
+    """Return advice on the images of `split`; `features` has unit-length features `(n, e)` for train, val and test.
 
-    `held_out` are the images that `winner` was evaluated on; empty and None if nothing could be compared.
+    `held_out` are the images that the chosen candidate `winner` was evaluated on; they are empty, and `winner` is None,
+    if nothing could be compared.
     """
     return Advice(
         few=_few(split.train),
@@ -108,7 +110,10 @@ def _confused(names: Sequence[str], held_out: Sequence[Item], winner: Compared) 
 
 
 def _suspects(split: Split, features: Tensor) -> list[ListedImage]:
-    """Return training images that resemble another class much more than their own, if that has enough other images."""
+    """Return the training images that resemble another class much more than their own class.
+
+    Images are listed only if their class has at least three other images.
+    """
     labels = split.task.numbers(split.train, split.class_names)
     votes = _votes(features, labels, len(split.class_names))
     most, likeliest = votes.max(-1)
@@ -130,7 +135,7 @@ def _suspects(split: Split, features: Tensor) -> list[ListedImage]:
 def _votes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return how much each image resembles each class `(n, classes)`: the mean vote of the class's other images.
 
-    An image at cosine c votes with weight exp(s c); s is larger where cosines differ little.
+    An image at cosine c has a vote in proportion to exp(s c); s is larger if cosines in the data set differ little.
     """
     members = torch.nn.functional.one_hot(labels, classes).float()
     sharpness = SHARPNESS / _spread(features)

@@ -1,4 +1,4 @@
-"""The candidates of a comparison: methods by their shipped recipes, and the variants that a recipe names."""
+"""The candidates that `adapt recommend` compares: methods by their recipes, and the variants that recipes name."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Cost(IntEnum):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A method with its settings, its name in tables, and the command that trains it.
+    """A method to compare, with its recipe, its name in tables, and the command that trains it.
 
-    It is compared `always`, or only if every method is; a `preferred` one is chosen if the others are no better beyond
-    the noise.
+    Without `always` it is compared only on request or if time is left. A `preferred` candidate is chosen if no other is
+    better beyond the noise.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Candidate:
 
     @property
     def final(self) -> Recipe:
-        """The recipe that `command` trains: with a temperature too, if that costs no image and was not refused."""
+        """The recipe that `command` trains: `recipe`, with calibration (a temperature) if `calibrate`."""
         return self.recipe.model_copy(update={"calibrate": True}) if self.calibrate else self.recipe
 
 
 def candidates(source: str, changes: dict[str, object], every: bool) -> list[Candidate]:
     """Return the candidates for the data `source`, the cheapest first; `changes` apply to all their recipes.
 
-    These are the methods without steps, those with steps on cached features, and those whose recipes ask to be
-    compared; with `every` also the others, whose steps pass through a tower. Methods are left out that predict from
-    several views of an image or from earlier images, that learn from texts alone or from numbers, or that localise
-    anomalies.
+    The candidates are the methods without training steps, the methods whose steps are on cached features, and the
+    methods whose recipes ask to be compared. With `every` the other methods, whose steps pass through a tower, are
+    added. Left out are methods that predict from several views of an image or from earlier images, that learn from
+    texts alone or from numbers, or that localise anomalies.
     """
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]
@@ -87,7 +87,7 @@ def _of_recipe(name: str, source: str, changes: dict[str, object], every: bool) 
 
 
 def _classifies_images(method: Method) -> bool:
-    """Whether it predicts the class of one image by itself, on a dual encoder in the encoder's own feature space."""
+    """Return whether a method classifies single images, on a dual encoder and in the encoder's own feature space."""
     own_space = not has_trait(method, Projects)
     one_image = not (method.views or has_trait(method, Stream))
     labelled = "classes" in method.tasks and not has_trait(method, DrawsMaps)
@@ -102,7 +102,10 @@ def _cost(recipe: Recipe, method: Method) -> Cost:
 
 
 def encoded_once(recipe: Recipe, method: Method) -> dict[str, object]:
-    """Return settings that replace fresh crops by stored views, if the method's steps are on cached features."""
+    """Return settings that replace random crops at each step by a few cached views, if the method allows it.
+
+    It does if its steps are on cached features; otherwise the settings are empty.
+    """
     train = recipe.train
     if train is None or "vision" in method.touches or "images" in method.reads:
         return {}
@@ -110,6 +113,6 @@ def encoded_once(recipe: Recipe, method: Method) -> dict[str, object]:
 
 
 def _as_yaml(value: object) -> str:
-    """Return `value` as --set reads it: as it prints if that is the same, otherwise as JSON."""
+    """Return `value` as text that --set reads as the same value: plain if possible, otherwise as JSON."""
     word = str(value)
     return word if pair(f"key={word}")[1] == value else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Cross-validation of candidates on the same folds of the training images, and the choice among them."""
+"""Cross-validation of candidate methods on the same folds of the training images, and the choice among them."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _PROBE: dict[str, object] = {  # a few steps, whatever the recipe's schedule
 
 @dataclass(frozen=True)
 class Compared:
-    """A candidate's predictions on held-out images: probabilities `(n, classes)`, and which of them are `right`.
+    """A candidate's predictions on held-out images: probabilities `(n, classes)`, and which predictions are `right`.
 
-    `seconds` is the time of one training, without encoding; `size` the bytes of its adapter; `held_back` the number of
-    held-out images over the number that a model learned from, or 0 if nothing is learned.
+    `seconds` is the time of one training, without encoding, and `size` the size of the adapter in bytes. `held_back` is
+    the number of held-out images over the number that a model learned from, or 0 if nothing is learned.
     """
 
     candidate: Candidate
@@ -64,7 +64,7 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """The standard error of the accuracy, as an estimate for a model that learns from such images.
+        """The standard error of the accuracy, as an estimate for a model that learns from other images of this kind.
 
         Predictions of different folds are not independent: their models learned from much the same images, and other
         images would have given other models. So the variance is multiplied by 1 + `held_back`, which is k / (k - 1)
@@ -78,18 +78,22 @@ class Compared:
         return float(of_images * (1 + self.held_back) ** 0.5)
 
     def behind(self, other: Compared) -> tuple[float, float]:
-        """Return how far its accuracy is below another's on the same images, and the paired standard error."""
+        """Return how far this accuracy is below that of `other` on the same images, and the paired standard error."""
         return _difference(other.right, self.right, self.groups)
 
 
 def _difference(one: Tensor, other: Tensor, groups: Sequence[str]) -> tuple[float, float]:
-    """Return the mean paired difference of two lists of right predictions, and its standard error."""
+    """Return the mean paired difference of two lists of whether predictions are right, and its standard error."""
     apart = one.double() - other.double()
     return float(apart.mean()), standard_error(apart, groups)
 
 
 class _Fold(NamedTuple):
-    """The probabilities `(n, classes)` of the images at the places `held`, and what one training took and gave."""
+    """The result on one fold: probabilities `(n, classes)` of the training images with indices `held`.
+
+    `seconds` is the time of the training, and `size` the size of the adapter in bytes; `learned` is whether it has
+    tensors.
+    """
 
     held: Sequence[int]
     probabilities: Tensor
@@ -99,7 +103,7 @@ class _Fold(NamedTuple):
 
 
 class Comparison:
-    """The folds of one set of training images, on which candidates are evaluated one after the other."""
+    """A comparison by cross-validation: all candidates are evaluated on the same folds of the training images."""
 
     def __init__(self, split: Split, backbone: Backbone, count: int, seed: int) -> None:
         self._split, self._backbone, self.count = split, backbone, count
@@ -109,24 +113,24 @@ class Comparison:
 
     @property
     def items(self) -> list[Item]:
-        """The images that are held out once; empty if every class has only one image, or images of one group."""
+        """The training images that are held out once; none if every class has only one image or one group of images."""
         return [self._split.train[place] for place in self._places]
 
     @property
     def trainings(self) -> int:
-        """How often a candidate that keeps up is trained: on each fold, and at last on all images."""
+        """How often a candidate that is not dropped is trained: once for each fold, and finally on all images."""
         return len(self._parts) + 1
 
     def run(self, candidate: Candidate) -> Compared:
-        """Train the candidate once for each fold, and predict the images held out. Raises AdaptError as `fit` does."""
+        """Train the candidate once for each fold, and predict the held-out images. Raises AdaptError as `fit` does."""
         return self._pooled(candidate, [self._tried(candidate, part, held) for part, held in self._parts])
 
     def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
-        """Return the candidate as `run` does, or why it was dropped after the first fold.
+        """Evaluate the candidate as `run` does, or return why it was dropped: it is behind `best` on the first fold.
 
-        One without steps is dropped if it is more than two standard errors behind `best` there; one with steps, which
-        has to be better to be chosen, if it is behind at all; and one whose steps pass through a tower if it is behind
-        after an eighth of its steps.
+        A candidate without training steps is dropped if it is more than two standard errors behind. A candidate with
+        steps, which has to be better to be chosen, is dropped if it is behind at all. If its steps pass through a
+        tower, it is dropped even earlier if it is behind after an eighth of its steps.
         """
         part, held = self._parts[0]
         if candidate.cost is Cost.STEPS_THROUGH_TOWERS:
@@ -143,7 +147,7 @@ class Comparison:
         return self._pooled(candidate, [first, *(self._tried(candidate, *each) for each in self._parts[1:])])
 
     def estimate(self, candidate: Candidate) -> float:
-        """Return the seconds that its steps take on one fold, timed over a few of them; 0 if it takes none."""
+        """Return the seconds that training takes on one fold, estimated from a few steps; 0 if it takes no steps."""
         if candidate.recipe.train is None:
             return 0.0
         part, _ = self._parts[0]
@@ -160,14 +164,14 @@ class Comparison:
         return candidate.recipe.train.at(candidate.recipe.data.shots or images_a_class(part))
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
-        """Use one thread for steps and solvers on few features, where several mostly wait for one another."""
+        """Return a context with one thread for candidates on few features, where threads mostly wait for others."""
         assert isinstance(self._backbone, DualEncoder)
         numbers = len(self._split.train) * self._backbone.embed_dim * len(self._split.class_names)
         small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
         return one_thread() if small else nullcontext()
 
     def _behind(self, fold: _Fold, best: Compared, errors: float) -> str:
-        """Say how far behind `best` a fold is, if that is more than `errors` standard errors; "" otherwise."""
+        """Return a message if a fold's accuracy is over `errors` standard errors behind `best`; otherwise ""."""
         numbers = {place: number for number, place in enumerate(self._places)}
         held = [numbers[place] for place in fold.held]
         right = self._right(fold.probabilities, fold.held)
@@ -213,7 +217,7 @@ class Comparison:
 def _trained(
     candidate: Candidate, split: Split, backbone: Backbone, changes: dict[str, object] | None = None
 ) -> tuple[AdaptedModel, Result]:
-    """Train the candidate on the split's own images, with `changes` of its training settings."""
+    """Train the candidate on the training images of `split`, with `changes` to its training settings."""
     recipe = candidate.recipe
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, AdaptedModel)  # candidates are for dual encoders
@@ -222,11 +226,11 @@ def _trained(
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
-    """Return the method to choose, and all that are as good as the best within the noise, the best first.
+    """Return the method to choose, and all methods that are as good as the best within the noise, the best first.
 
     A method is as good if it is behind the best by no more than two standard errors of the paired difference. Among
-    these a preferred one is chosen, or else the most accurate of those that cost least to train (`Cost`). The choice
-    does not depend on measured seconds, nor on luck among methods that are alike.
+    these methods a preferred one is chosen, or else the most accurate in the cheapest class of training cost (`Cost`).
+    The choice does not depend on measured seconds, nor on luck among methods that are equally good.
     """
     best = max(compared, key=lambda each: each.accuracy)
     alike = []
@@ -239,7 +243,7 @@ def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the messages of the many trainings inside."""
+    """Silence log messages below errors for the block, which trains many models."""
     logger = logging.getLogger("adapt")
     level = logger.level
     logger.setLevel(logging.ERROR)

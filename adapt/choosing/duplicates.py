@@ -1,6 +1,7 @@
-"""Near duplicates across the parts of a data set: images that were resized, recompressed or mirrored.
+"""Near duplicates between the parts of a data set (train, val, test): resized, recompressed or mirrored images.
 
-Features pick the candidates, and thumbnails decide: features alone take two drawings of one object for the same image.
+Features select possible duplicates, and thumbnails decide: by features alone, two drawings of one object would count as
+the same image.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ListedImage = dict[str, str | float]  # a row of a list: the image's path and cl
 def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[ListedImage]:
     """Return a row for each test or validation image that almost duplicates a training image, the most alike first.
 
-    `features` are the unit-length features `(n, e)` of the parts by name.
+    `features` has unit-length features `(n, e)` for train, val and test.
     """
     thumbnail = lru_cache(KEPT)(_thumbnail)
     rows: list[ListedImage] = []
@@ -52,7 +53,7 @@ def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[ListedIma
 
 
 def _thumbnail(path: str, turned: bool) -> Tensor:
-    """Return a thumbnail `(3, s, s)` with mean 0 and norm 1."""
+    """Return a thumbnail of an image as a tensor `(3, s, s)` with mean 0 and norm 1."""
     small = open_image(path, turned=turned).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     pixels = pil_to_tensor(small).float()
     pixels = pixels - pixels.mean()
@@ -60,5 +61,5 @@ def _thumbnail(path: str, turned: bool) -> Tensor:
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
-    """Return the correlation of two thumbnails, or of one and the other mirrored, whichever is larger."""
+    """Return the correlation of two thumbnails, or the correlation with the second one mirrored if it is larger."""
     return max(float((one * other).sum()), float((one * other.flip(-1)).sum()))

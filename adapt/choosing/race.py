@@ -1,4 +1,4 @@
-"""A comparison of candidates one after the other, in which those that fall behind are dropped."""
+"""A comparison of candidate methods one after the other, in which methods that fall behind are dropped."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ KEPT_UP = 1, 4  # prior for the time left: of methods with steps, one in four ke
 def race(
     comparison: Comparison, listed: Sequence[Candidate], budget: float | None, progress: bool
 ) -> tuple[list[Compared], dict[str, str]]:
-    """Return all candidates that kept up, and by name why the others were dropped or could not be trained.
+    """Return the results of candidates that were not dropped, and by name why the others were dropped or failed.
 
-    Candidates that are not always compared run only while `budget`, in seconds, leaves time for them. Raises AdaptError
+    Candidates without `always` run only while `budget`, in seconds, leaves time for them. Raises AdaptError
     if no candidate could be trained.
     """
     runners = _Race(comparison, listed, budget)
@@ -39,7 +39,7 @@ def race(
 
 
 class _Race:
-    """A comparison under way: the candidates that kept up, those left out, and how long the rest takes."""
+    """A comparison in progress: results of candidates, reasons why candidates were left out, and times."""
 
     def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
         self.compared, self.left_out = list[Compared](), dict[str, str]()
@@ -53,7 +53,7 @@ class _Race:
                     self._seconds[candidate.name] = comparison.estimate(candidate)
 
     def run(self, candidate: Candidate) -> None:
-        """Compare the candidate, or note why not."""
+        """Evaluate a candidate, and store its result or the reason why it is left out."""
         started = time.monotonic()
         try:
             outcome = self._over_budget(candidate) or self._tried(candidate)
@@ -71,7 +71,7 @@ class _Race:
         return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.accuracy))
 
     def _over_budget(self, candidate: Candidate) -> str:
-        """Say why there is no time for the candidate; "" if there is."""
+        """Return a message if the budget leaves no time for the candidate; otherwise ""."""
         if self._budget is None or candidate.always:
             return ""
         left = self._budget - (time.monotonic() - self._started)
@@ -83,7 +83,7 @@ class _Race:
         return f"{more}, and the budget is {readable_time(self._budget)}"
 
     def result(self, name: str, others: Sequence[Candidate]) -> str:
-        """Return the figures of the last candidate, or why it has none, and the time left for the others."""
+        """Return a line on the last candidate `name`: its accuracy, or why it has none, and the time for `others`."""
         left = f"  (about {readable_time(self._left(others))} left)" if others else ""
         if name in self.left_out:
             return f"{name:22} left out: {self.left_out[name]}{left}"
@@ -91,7 +91,7 @@ class _Race:
         return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %{left}"
 
     def _left(self, others: Sequence[Candidate]) -> float:
-        """Return the seconds that the others take, if those with steps keep up as often as until now."""
+        """Return the seconds that `others` will take, if candidates with steps are dropped as often as until now."""
         plain = [seconds for candidate, seconds in self._ran if candidate.cost is Cost.NO_STEP]
         each_plain = sum(plain) / max(1, len(plain))
         stepped = [candidate.name for candidate, _ in self._ran if candidate.cost is not Cost.NO_STEP]

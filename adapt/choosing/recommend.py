@@ -109,7 +109,10 @@ def recommend(
 
 @contextmanager
 def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
-    """Make a new folder, and remove it again if nothing was written to it."""
+    """Create the folder `out` for the block, and remove it afterwards if nothing was written to it.
+
+    Raises AdaptError if `out` exists, cannot be created, or lies inside the data.
+    """
     check_alone()
     if out is None:
         yield None
@@ -132,7 +135,7 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
 
 
 def _check_comparable(split: Split) -> None:
-    """Raise AdaptError for data on which methods cannot be compared."""
+    """Raise AdaptError for data on which methods cannot be compared: texts, other tasks, or a single class."""
     if not split.train[0].paths:
         raise AdaptError(f"{split.name} has texts in place of images; methods are compared on images: train `close`")
     if split.task.comparable:
@@ -143,7 +146,7 @@ def _check_comparable(split: Split) -> None:
 
 
 def _dual_encoder(backbone: Backbone) -> DualEncoder:
-    """Return `backbone` itself. Raises AdaptError for one on which methods cannot be compared."""
+    """Return `backbone` itself. Raises AdaptError unless it is a dual encoder, on which methods can be compared."""
     if isinstance(backbone, DualEncoder):
         return backbone
     raise AdaptError(
@@ -153,7 +156,7 @@ def _dual_encoder(backbone: Backbone) -> DualEncoder:
 
 
 def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, object]:
-    """Return what the figures were measured on."""
+    """Return what a comparison was made on, as plain data: data set, backbone, folds, numbers of images and classes."""
     return {
         "data": recipe.data.source,
         "backbone": recipe.backbone,
@@ -168,7 +171,7 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, ob
 
 
 def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, Tensor]:
-    """Return the unit-length features `(n, e)` of all images by part, and leave them in the cache for later."""
+    """Return the unit-length features `(n, e)` of the images in train, val and test, and cache them for later."""
     model = wrap(backbone.turning(split.turned), ZeroShot(), split.class_names)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
@@ -176,7 +179,7 @@ def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, 
 
 
 def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -> list[str]:
-    """Return remarks on the figures: whether class names help, and which classes could not be held out."""
+    """Return remarks on a comparison: whether class names help, and which classes could not be held out."""
     if not comparison.items:
         return [
             "Every class has only one training image (or one group of images), so none can be held out: which method "
@@ -194,7 +197,7 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -
 
 
 def _on_class_names(zero_shot: Compared) -> str:
-    """Say whether the class names mean anything to the backbone."""
+    """Return a remark on whether class names help with this backbone, by comparing zero-shot accuracy with chance."""
     chance = 1 / zero_shot.probabilities.shape[1]
     figures = f"zero-shot accuracy {100 * zero_shot.accuracy:.1f} %, chance {100 * chance:.1f} %"
     if zero_shot.accuracy - chance < chance * (1 - chance):  # for many classes twice chance, for two 75 %

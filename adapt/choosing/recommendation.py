@@ -22,8 +22,8 @@ logger = logging.getLogger("adapt")
 class MethodRow(TypedDict):
     """The figures of one method, and the command that trains it.
 
-    `accuracy` in [0, 1] by cross-validation with its standard `error`; how far it is `behind` the best, with the
-    standard error of that difference.
+    `accuracy` in [0, 1] is by cross-validation, and `error` its standard error. `behind` is how far the accuracy is
+    below the best method's, and `behind_error` the standard error of this difference.
     """
 
     method: str
@@ -40,9 +40,9 @@ class MethodRow(TypedDict):
 class Recommendation:
     """A comparison of methods, the one that was chosen and trained, and advice on the images.
 
-    `rows` are the methods, the best first, and `alike` those that are as good as the best within the noise. `about`
-    says what they were compared on. `result` is the training of the chosen method on all images, measured on the test
-    images if there are any; None until it is trained.
+    `rows` are the methods, the best first, and `alike` the names of methods that are as good as the best within the
+    noise. `about` says what the methods were compared on. `result` is the training of the chosen method on all images,
+    measured on the test images if there are any; None until it is trained.
     """
 
     chosen: str
@@ -65,7 +65,7 @@ class Recommendation:
         return next(((row["accuracy"], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
 
     def as_json(self) -> dict[str, object]:
-        """Return everything that is plain data."""
+        """Return the recommendation as plain data, the content of recommendation.json."""
         return {
             **self.about,
             "chosen": self.chosen,
@@ -93,7 +93,7 @@ class Recommendation:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        """Return a line for each method, and one for all that have no figures."""
+        """Return the lines of a table: a line for each compared method, and one line for all methods left out."""
         width = max(len(row["method"]) for row in self.rows)
         lines = [f"{'':{width}}  accuracy, %    seconds  adapter"]
         for row in self.rows:
@@ -109,7 +109,7 @@ class Recommendation:
         return lines
 
     def _choice(self) -> list[str]:
-        """Return why the method was chosen, and what accuracy to expect."""
+        """Return sentences on why the method was chosen, and what accuracy to expect."""
         assert self.estimate is not None
         best = self.rows[0]["method"]
         alike = [name for name in self.alike if name not in (self.chosen, best)]
@@ -149,7 +149,7 @@ class Recommendation:
 
 
 def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
-    """Return a row for each method that was compared, the best first."""
+    """Return a row of figures for each method that was compared, the best first."""
     rows: list[MethodRow] = []
     ranked = sorted(compared, key=lambda each: -each.accuracy)
     for each in ranked:

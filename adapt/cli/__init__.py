@@ -80,7 +80,7 @@ class _Commands(click.Group):
             raise SystemExit(130) from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command. Exit codes: 0 done, 2 a mistake or a full machine (one line is printed), 130 after Ctrl-C."""
+        """Run a command. Exit codes: 0 done, 2 a mistake or no memory or disk left (one line), 130 after Ctrl-C."""
         try:
             _check_package()
             return super().main(*args, **kwargs)
@@ -96,7 +96,7 @@ class _Commands(click.Group):
 
 
 def _lacking(error: Exception) -> str | None:
-    """Return the resource that ran out, or None for another error; only the text of a library's error tells."""
+    """Return a message if `error` means that memory or disk ran out, by its type or text; None for other errors."""
     message = str(error).lower()
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk that is written to is full: free some space, or write elsewhere"
@@ -108,14 +108,14 @@ def _lacking(error: Exception) -> str | None:
 
 
 class _Shown(logging.Formatter):
-    """A formatter that escapes control characters, so that no name in a message steers the terminal."""
+    """A log formatter that escapes control characters, so that no name in a message controls the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(shown, super().format(record).splitlines()))
 
 
 def _check_package() -> None:
-    """Raise AdaptError if PyPI's `adapt`, another project with our package name, has replaced our `__init__.py`."""
+    """Raise AdaptError if PyPI's `adapt`, another project with our package's name, has overwritten our files."""
     import adapt
 
     if "wrap" not in getattr(adapt, "__all__", ()):

@@ -74,7 +74,7 @@ def chat(
 
 
 def _converse(answer: Callable[[str], str]) -> None:
-    """Answer what the user types, up to an empty line. A question that cannot be answered does not end the chat."""
+    """Answer each question that the user types, until an empty line. Errors are printed and do not end the chat."""
     for question in iter(_typed, ""):
         try:
             click.echo(_lines(answer(question)))
@@ -83,7 +83,7 @@ def _converse(answer: Callable[[str], str]) -> None:
 
 
 def _lines(answer: str) -> str:
-    """Return an answer with its line breaks, but without control characters that steer a terminal."""
+    """Return an answer with its line breaks, and with control characters escaped that would steer a terminal."""
     return "\n".join(map(shown, answer.split("\n")))
 
 

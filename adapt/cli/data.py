@@ -104,7 +104,7 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None) -
 
 
 def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:
-    """Print the problems, or that there are none, and then the notes."""
+    """Print the problems of a data set, or that it has none, and then the notes."""
     for finding in findings:
         if finding.stops:
             click.echo(shown(finding.line))

@@ -89,7 +89,7 @@ def export(
 
 
 def _print_record(out: Path) -> None:
-    """Print the folder, its size, and the measurements in its record."""
+    """Print an export's folder, its size, and the measurements in its export.json."""
     from adapt import plain
     from adapt.formats.export import RECORD
 

@@ -92,7 +92,7 @@ def _load(adapter: Path, backbone: str | None) -> Any:
 
 
 def _show_words(model: AdaptedModel, count: int) -> None:
-    """Print the words nearest to each learned token, by Euclidean distance to the token embeddings as in CoOp."""
+    """Print the words nearest to each learned token, by Euclidean distance between embeddings, as in CoOp."""
     embedding = model.backbone.tower("text").text.embedding.weight.detach()  # type: ignore[union-attr]
     from adapt.methods.base.traits import LearnedTokens, trait
 

@@ -139,7 +139,7 @@ def search(
 
 
 def _entries(source: Path) -> tuple[list[str], bool]:
-    """Return the entries to index, and whether they are images rather than texts."""
+    """Return the texts or image paths to index from `source`, and whether they are images."""
     from adapt.data.readers.lines import read_lines
     from adapt.data.readers.texts_file import read_texts
 
@@ -154,7 +154,7 @@ def _entries(source: Path) -> tuple[list[str], bool]:
 
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
-    """Return the model that encodes: an adapter's, or a backbone by itself."""
+    """Return the model that encodes: the adapter's, or a zero-shot model on the backbone if no adapter is given."""
     from adapt.backbones.base import DualEncoder
     from adapt.loading import load
     from adapt.methods.zero_shot import ZeroShot
@@ -175,7 +175,7 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
 
 
 def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:
-    """Encode a query: a text, an image file, or each pair of a .csv, named by its path."""
+    """Return a query's features as an index: one entry for a text or an image file, one for each pair of a .csv."""
     from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
 
@@ -193,7 +193,10 @@ def _lists_pairs(query: str) -> bool:
 
 
 def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _Encode:
-    """Return an encoder that also uses the index's own backbone. Raises AdaptError if the adapter is not for it."""
+    """Return a query encoder that interpolates (slerp) between the features of the index's backbone and of `model`.
+
+    Raises AdaptError if the adapter does not map into the index's feature space.
+    """
     from adapt.methods.base.space import space_of
     from adapt.retrieval.slerp import slerp
 

@@ -22,15 +22,15 @@ GRACE = 10.0  # seconds for the others to end by themselves once one has failed
 
 
 def is_main() -> bool:
-    """Return whether this process is the main one, which prints and writes the results, or the only one."""
+    """Return whether this process is the main or only one of a run, which prints and writes the results."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def launched(count: int, device: str) -> int:
     """Run this process's own command in `count` processes, and return their exit status: 0 if none failed.
 
-    The main one prints the results; the errors of the others are printed after it has ended. Ctrl-C reaches all of
-    them. Raises AdaptError if they would share an accelerator.
+    The main process prints the results. The other processes' errors are printed after all have ended. Ctrl-C reaches
+    all processes. Raises AdaptError if two processes would share an accelerator.
     """
     available = devices.count()
     if ":" in device:
@@ -72,7 +72,7 @@ def _meeting_place(count: int) -> dict[str, str]:
 
 
 def _ended(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all processes, and return the first exit status that is not 0. Once one fails, the others are ended."""
+    """Wait for all processes, and return the first nonzero exit status, or 0. If one fails, the others are killed."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:

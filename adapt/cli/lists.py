@@ -26,7 +26,7 @@ def methods(name: str | None) -> None:
 
 
 def _title(name: str) -> str:
-    """Return the title of a method, or the error if its package cannot be imported, so that the list goes on."""
+    """Return a method's title; if its package cannot be imported, the error, so that the listing goes on."""
     from adapt import methods as package
 
     try:

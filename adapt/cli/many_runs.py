@@ -1,4 +1,4 @@
-"""The options and the runner that commands which make many runs share."""
+"""Shared by commands that make many runs: their options, and the function that makes the runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def run(
     address: str | None,
     track: tuple[str, ...],
 ) -> None:
-    """Make the runs of `protocol` in `out`, report each one, and print the table."""
+    """Train and measure all runs of `protocol` in the folder `out`, print each result, and print the table."""
     from adapt.cli.quiet import quiet_libraries
 
     if address is not None and engine != "ray":

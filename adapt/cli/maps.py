@@ -63,7 +63,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
 def _draw(
     model: AdaptedModel, predicted: list[tuple[Prediction, Tensor]], files: list[ImageFile], out: Path, as_json: bool
 ) -> None:
-    """Write the heat map of each image, and print a line for it."""
+    """Write each image's heat map to the folder `out`, and print a line for each image."""
     from adapt import plain
     from adapt.data.decoding.images import open_image
     from adapt.models.heat import extremes_of, heat

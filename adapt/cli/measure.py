@@ -138,7 +138,7 @@ def zeroshot(
 
 
 def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:
-    """Return the message for data whose classes differ from those that an adapter learned."""
+    """Return the error message for data whose class names differ from the class names of an adapter."""
     unknown, lacking = ([name for name in one if name not in other] for one, other in ((own, learned), (learned, own)))
     differences = [f"{data} has other classes than {adapter}"]
     differences += [f"the adapter does not know {first_of(list(map(repr, unknown)), 3)}"] if unknown else []
@@ -147,7 +147,7 @@ def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequen
 
 
 def _measured(split: Split, part: str) -> tuple[Item, ...]:
-    """Return the items to measure: of one part all, of all parts those with images, as texts are only for training."""
+    """Return the items to measure: those of `part` (train, val or test), or all items with images for `all`."""
     if part == common.ALL:
         return tuple(item for item in split.items() if item.paths)
     items: tuple[Item, ...] = getattr(split, part)
@@ -155,12 +155,12 @@ def _measured(split: Split, part: str) -> tuple[Item, ...]:
 
 
 def _sizes(split: Split) -> dict[str, int]:
-    """Return the number of images in each part."""
+    """Return the number of images in each part (train, val, test)."""
     return {part: sum(1 for item in getattr(split, part) if item.paths) for part in common.PARTS}
 
 
 def _tell_parts(split: Split, part: str) -> None:
-    """Print which images were measured, if not all, and how the data was divided, if it came without parts."""
+    """Print which part (train, val, test) was measured, and how the data was divided if it came undivided."""
     sizes, noun = _sizes(split), split.task.noun
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)
@@ -178,7 +178,10 @@ def _tell_parts(split: Split, part: str) -> None:
 
 
 def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, blended: bool = False) -> None:
-    """Measure `model` and print its scores; JSON has the blend with zero-shot if it was asked for or is not 1."""
+    """Measure `model` on a part of the data (or all), and print its scores as text or JSON.
+
+    JSON includes `blend`, the weight against zero-shot predictions, if `blended` or if it is not 1.
+    """
     from adapt.evaluation.evaluate import evaluate
 
     items = _measured(split, part)

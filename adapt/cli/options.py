@@ -34,7 +34,7 @@ _KEYS = {
 
 
 class Options(TypedDict, total=False):
-    """The options of a command that takes a recipe; None if left out, so that the recipe decides."""
+    """The options of a command that takes a recipe. An option that is left out is None: the recipe's value applies."""
 
     data: str | None
     root: str | None
@@ -86,14 +86,14 @@ of_adapter = click.option("--backbone", help="Backbone, if the adapter does not 
 
 
 def default_backbone(source: str) -> str:
-    """Return the backbone for the data `source` if the user names none: the one of the zero-shot recipe."""
+    """Return the name of the default backbone for the data `source`: the backbone of the zero-shot recipe."""
     from adapt.recipe import read_recipe
 
     return read_recipe("zero_shot", data=source).backbone
 
 
 def say_backbone(name: str, source: str) -> None:
-    """Print to stderr which backbone a command uses, and warn if the data is beyond a bundled backbone."""
+    """Print the backbone's name to stderr; warn if it is a bundled one and the data is not the bundled emoji."""
     from adapt.backbones.sources import BUNDLED
     from adapt.data.emoji.bundled import is_bundled
 
@@ -107,14 +107,14 @@ def say_backbone(name: str, source: str) -> None:
 
 
 def given_backbone(spec: str | None, device: str) -> Backbone | None:
-    """Load the backbone that --backbone names; return None without it, so that the adapter decides."""
+    """Load the backbone that --backbone names; return None without --backbone: the adapter's own is used then."""
     from adapt.backbones.load import load_backbone
 
     return load_backbone(spec, device) if spec else None
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Combine decorators into one that applies them in their order."""
+    """Combine click options into one decorator that adds them in the given order."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -144,7 +144,7 @@ overrides = click.option(
 
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
-    """Return the comma-separated numbers of the option --`what`. Raises AdaptError for anything else."""
+    """Parse comma-separated numbers, the value of the option --`what`. Raises AdaptError for anything else."""
     try:
         return [kind(each) for each in text.split(",")]
     except ValueError:
@@ -154,7 +154,7 @@ def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
 
 
 def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: str | None = None) -> Recipe:
-    """Return the recipe of a command with its changes. Raises AdaptError if an option and a --set disagree on a key."""
+    """Read the recipe, changed by --set and the options. Raises AdaptError if --set and an option disagree on a key."""
     from adapt.recipe import read_recipe
 
     data = options.get("data")
@@ -165,7 +165,7 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
 
 
 def class_names(given: str | None) -> list[str] | None:
-    """Return the class names given by --classes, in a file or separated by commas."""
+    """Return the class names given by --classes, a file or a comma-separated list; None if it is left out."""
     from adapt.data.readers.lines import read_lines
 
     if given is None:
@@ -188,7 +188,7 @@ def _is_file(text: str) -> bool:
 
 
 def as_words(options: Options) -> list[str]:
-    """Return options as they are typed on the command line."""
+    """Return the options that are set, as they are typed on the command line: `--shots=4`."""
     return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
 

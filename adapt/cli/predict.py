@@ -35,7 +35,7 @@ ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in te
 
 
 class ImageFile(NamedTuple):
-    """An image file, and its name in the output: as in the .csv that lists it, or else its path as given."""
+    """An image file, and its name in the output: the name in the .csv that lists it, or else its path as given."""
 
     path: Path
     called: str
@@ -142,7 +142,7 @@ def predict(
 
 
 def _check_explained(explain: bool, threshold: float | None, as_csv: bool, adapters: Sequence[Path]) -> None:
-    """Raise AdaptError if --explain is combined with something it does not work with."""
+    """Raise AdaptError if --explain is combined with --threshold, --csv or several adapters."""
     if explain and threshold is not None:
         raise AdaptError("--explain shows the most probable classes, whatever their probability: leave --threshold out")
     if explain and (as_csv or len(adapters) > 1):
@@ -150,7 +150,7 @@ def _check_explained(explain: bool, threshold: float | None, as_csv: bool, adapt
 
 
 def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the adapters before the images. Raises AdaptError if there is no image, or if one adapter comes twice."""
+    """Return the adapters that precede the images. Raises AdaptError if no image follows or an adapter is repeated."""
     if not images:
         raise AdaptError(f"there is no image after {first}: expected an adapter, then images or folders of them")
     adapters = [first, *takewhile(_is_adapter, images[:-1])]
@@ -160,7 +160,7 @@ def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
 
 
 def _by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Says:
-    """Return a function that names images by words from an index of captions."""
+    """Return a function that predicts names for images: words from an index of captions (vocabulary-free)."""
 
     def answers(images: Callable[[set[bool]], OpenedImages]) -> Iterator[tuple[Prediction]]:
         from adapt.backbones.load import load_backbone
@@ -184,7 +184,7 @@ def _by_adapters(
     device: str,
     answering: Callable[[Sequence[Path], Sequence[Model], OpenedImages], Iterator[Any]],
 ) -> Says:
-    """Return a function that loads the adapters and gives their answers for images, as `answering` makes them."""
+    """Return a function that loads the adapters, and yields for images what `answering` computes with the models."""
 
     def answers(images: Callable[[set[bool]], OpenedImages]) -> Iterator[Any]:
         from adapt.loading import load_many
@@ -203,7 +203,7 @@ def _predictions(
     models: Sequence[Model],
     images: OpenedImages,
 ) -> Iterator[tuple[Prediction, ...]]:
-    """Yield the predictions of all models for each image."""
+    """Yield for each image the predictions of all models."""
     if len(models) == 1:
         _check_question(adapters[0], models[0], question)
         predictions = models[0].predict_stream(images, top_k, question=question, threshold=threshold)
@@ -235,7 +235,7 @@ def _classifies(model: Model) -> bool:
 
 
 def _check_question(adapter: Path, model: Model, question: str | None) -> None:
-    """Raise AdaptError if the model answers questions and there is none, or it does not and there is one."""
+    """Raise AdaptError if a model that answers questions gets no question, or a model that classifies gets one."""
     answers = not _classifies(model)
     if answers != (question is not None):
         need = "answers questions: give --question" if answers else "classifies images: leave --question out"
@@ -243,13 +243,13 @@ def _check_question(adapter: Path, model: Model, question: str | None) -> None:
 
 
 def _is_adapter(path: Path) -> bool:
-    """Return whether `path` is an adapter, a name on the hub, or a folder of a run, an exported model or peft."""
+    """Return whether `path` is an adapter file, a name on the hub, or a folder with an adapter, such as a run's."""
     inside = ("adapter.safetensors", "adapter_config.json")
     return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
 
 
 def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
-    """Yield files, and the images in folders. Raises AdaptError for an adapter, or a folder without images."""
+    """Yield the image files of files, folders and .csv lists. Raises AdaptError for an adapter or an empty folder."""
     for path in images:
         if _is_adapter(path) and not (path.is_dir() and images_in(str(path))):
             raise AdaptError(f"{path} is an adapter, and an image is expected here: adapters come first, then images")
@@ -268,9 +268,10 @@ def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
 
 
 def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set[bool]) -> Iterator[Image.Image | Path]:
-    """Yield images decoded, upright by EXIF or as stored; if `turnings` has both, yield paths for each model to decode.
+    """Yield the images that can be decoded; report the others, and append the files of decoded images to `read`.
 
-    The file of each image is appended to `read`. A file that cannot be read is reported.
+    `turnings` holds True for images turned upright by EXIF, False for images as stored. If it holds both, because
+    models differ, paths are yielded for each model to decode.
     """
     from adapt.data.decoding.images import open_image
 
@@ -285,7 +286,7 @@ def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set
 
 
 def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:
-    """Exit with status 2 if any file could not be read, and report how many."""
+    """If not all `files` were `read`, report how many were not, and exit with status 2."""
     if len(read) < len(files):
         click.echo(f"{len(files) - len(read)} of {len(files)} images could not be read", err=True)
         sys.exit(2)

@@ -26,7 +26,7 @@ Write = Callable[[str, Any], None]  # takes the name of an image and its predict
 
 
 def writer(adapters: Sequence[Path], as_json: bool, explain: bool) -> Write:
-    """Return a function that prints the predictions for an image, as text or JSON, of one adapter or several."""
+    """Return a function that prints one image's predictions, or its explanation, as text or JSON."""
     if explain:
         return _explained_json if as_json else _explained
     if len(adapters) > 1:
@@ -35,10 +35,10 @@ def writer(adapters: Sequence[Path], as_json: bool, explain: bool) -> Write:
 
 
 class Columns:
-    """CSV output, a row per image: the most probable class and its probability, of one adapter or of each by name.
+    """CSV output with a row per image: for each adapter, the most probable class and its probability.
 
-    Further columns are the number of a regression adapter, all classes of a multi-label adapter or, with a `threshold`,
-    the answer, which may be none, and then the next classes up to `ranks`.
+    Further columns are the number of a regression adapter; all classes of a multi-label adapter or, with a `threshold`,
+    the answer, which may be `none`; and the next most probable classes, up to `ranks` classes in all.
     """
 
     def __init__(self, adapters: Sequence[Path], threshold: bool, ranks: int) -> None:
@@ -46,7 +46,7 @@ class Columns:
         self._threshold, self._ranks, self._begun = threshold, ranks, False
 
     def begin(self, predictions: Sequence[Prediction] = ()) -> None:
-        """Print the header once, for adapters that make such predictions; without any, it has only class columns."""
+        """Print the header, if not printed yet, with the columns that the first image's `predictions` need."""
         if self._begun:
             return
         self._begun = True
@@ -66,7 +66,7 @@ class Columns:
         return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
 
     def _cells(self, prediction: Prediction) -> list[str]:
-        """Return the cells of one adapter; those after its last class are empty."""
+        """Return an adapter's cells for an image; they are empty where it has fewer than `ranks` classes."""
         ranked = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
         ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
         number = [] if prediction.number is None else [f"{prediction.number:.6g}"]
@@ -77,14 +77,14 @@ class Columns:
 
 
 def _print_csv(rows: Iterable[Sequence[str]]) -> None:
-    """Print rows in UTF-8, guarded as in files, without control characters. Other bytes of paths stay as they are."""
+    """Print CSV rows in UTF-8, with formulas and control characters escaped; paths in other encodings are unchanged."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
 
 
 def _cell(text: str) -> str:
-    """Escape a text as `shown` does, but keep bytes of a path that are not UTF-8, so that a shell can use the path."""
+    """Escape formulas and control characters, but keep bytes of a path that are not UTF-8: a shell can use the path."""
     if not unseen(text):
         return guarded(text)
     return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in text))
@@ -116,7 +116,7 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 
 
 def _answer(prediction: Prediction) -> str:
-    """Return the text beside an image's name: the number, and its classes or `none`, unless that is the top class."""
+    """Return the text after an image's name: the predicted number, and the answer if it is not just the top class."""
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
     if prediction.class_names is None and prediction.class_name == prediction.top[0][0]:
         return number

@@ -1,4 +1,4 @@
-"""The papers' protocols, from `adapt few-shot` to `adapt phases`; `adapt table` and `adapt report`"""
+"""The commands of the papers' protocols, from `adapt few-shot` to `adapt phases`; `adapt table`, `adapt report`"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Options(common.Options):
-    """The options of a protocol: changes of the recipe, and where its runs go."""
+    """The options of a protocol's command: changes to the recipe, the folder for its runs, and how they are run."""
 
     out: Path
     jobs: int
@@ -223,7 +223,7 @@ def _run(protocol: Protocol, options: _Options) -> None:
 
 
 def _target(spec: str, root: str | None) -> Target:
-    """Return data to measure on, named by the end of its path; `root` is for data with its images elsewhere."""
+    """Return the data set `spec` as a target to measure on; `root` is ignored if `spec` itself locates the images."""
     from adapt.protocols.papers import data_set
     from adapt.protocols.runs import Target
     from adapt.recipe import DataSection
@@ -234,7 +234,7 @@ def _target(spec: str, root: str | None) -> Target:
 
 
 def _needs_root(spec: str) -> bool:
-    """Return whether the data `spec` has its images elsewhere."""
+    """Return whether the images of the data `spec` lie under --root: published and torchvision sets, .csv and .json."""
     from adapt.protocols.papers import data_set
 
     return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))

@@ -1,4 +1,4 @@
-"""Silence for third-party libraries: only our own messages are ones that a user can act on."""
+"""Silence for third-party libraries: users can act on our messages, but not on the libraries'."""
 
 from __future__ import annotations
 

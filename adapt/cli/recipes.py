@@ -73,7 +73,7 @@ def _list(names: Iterable[str], as_json: bool) -> None:
 
 
 def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, Any]:
-    """Return what to show of a recipe: its settings are those for `data`, or without it those in the file."""
+    """Return the parts of a recipe to show. Its settings are resolved for `data`; without `data`, as in the file."""
     from adapt.recipe import read_recipe
     from adapt.recipe.shipped import of_method
 

@@ -20,7 +20,7 @@ class _Time(click.ParamType):
     name = "time"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds in `90s`, `10m` or `1.5h`."""
+        """Parse a duration such as `90s`, `10m` or `1.5h` into seconds."""
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
         if match is None or not float(match[1]):
             self.fail(f"{value!r} is not a time such as 90s, 10m or 1h", param, ctx)
@@ -103,12 +103,12 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
 
 
 def _plain(data: str) -> str:
-    """Return a name for a folder, made from the last part of `data`."""
+    """Return a folder name made from `data`: the file name without suffix of a path, or the name of a data set."""
     return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
 
 
 def _free(path: Path) -> Path:
-    """Return `path`, or the first of path-2, path-3, ... that does not exist."""
+    """Return the first of `path`, path-2, path-3, ... that does not exist."""
     number, free = 1, path
     while free.exists():
         number += 1

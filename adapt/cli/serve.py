@@ -125,7 +125,7 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Open a socket at that address, before a model is loaded. Raises AdaptError if that fails."""
+    """Open a socket that listens at `host` and `port`. Raises AdaptError if it cannot, such as for a port in use."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
@@ -135,7 +135,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _token(path: Path) -> str:
-    """Return the token in that file. Raises AdaptError if it cannot be read, or does not fit in a header."""
+    """Read the token in the file `path`. Raises AdaptError if it is unreadable, too short, or unfit for a header."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:

@@ -80,7 +80,7 @@ def soup(
 
 
 def _print(name: str, accuracy: float, taken: bool) -> None:
-    """Print whether an adapter was taken, and the accuracy with it."""
+    """Print whether the greedy soup took the adapter `name`, and the accuracy of the soup with it."""
     click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
 
 

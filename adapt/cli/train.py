@@ -126,7 +126,7 @@ def _begin(recipe: Recipe, quiet: bool) -> None:
 
 
 def _say(result: Result, plots: Path | None) -> None:
-    """Print the result of a run, and draw its curves in the folder `plots`."""
+    """Print the result of a run and, if a folder `plots` is given, draw the run's curves in it."""
     click.echo(str(result))
     if plots is not None:
         _plot(result, plots)
@@ -142,7 +142,7 @@ def _stopped(
     track: tuple[str, ...],
     options: common.Options,
 ) -> str:
-    """Return the message for a run that was stopped, with the command that continues it."""
+    """Return the message for an interrupted run, with the command that continues it."""
     from adapt import plugins
 
     if out is None:
@@ -181,7 +181,7 @@ def _plot(result: Result, out: Path) -> None:
 
 
 def _values(sweep: str) -> tuple[str, list[object]]:
-    """Return the key and the values in KEY=VALUES."""
+    """Parse KEY=VALUES of --sweep, such as train.lr=0.002,0.02, into the key and the list of values."""
     from adapt.recipe.file import pair
 
     key, _, values = sweep.partition("=")
@@ -192,7 +192,10 @@ def _values(sweep: str) -> tuple[str, list[object]]:
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the overrides with those of --keep-flops. Raises AdaptError if it does not apply, or contradicts one."""
+    """Return the overrides with those that --keep-flops means.
+
+    Raises AdaptError if the recipe's method has no such setting, or an override sets which blocks are skipped.
+    """
     from adapt import methods
 
     if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:

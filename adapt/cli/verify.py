@@ -109,7 +109,7 @@ def _runs(
 
 
 def _as_text(reproduction: Reproduction) -> str:
-    """Return the measured and published figures, what differs, and the verdict last."""
+    """Return a reproduction as text: measured and published figures, the conditions that differ, and the verdict."""
     from adapt.protocols.papers import backbones
 
     lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", _table(reproduction)]

@@ -1,1 +1,1 @@
-"""Formats: the adapter file, compact folders, published checkpoints, merged models, peft's layout, hub repositories."""
+"""File formats: adapter, compact folder, published checkpoint, merged model, peft's layout, hub repository, export."""

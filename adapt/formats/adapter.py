@@ -1,4 +1,4 @@
-"""The adapter file: a safetensors file of the method's tensors, with all that loading must check in its header."""
+"""The adapter file: a safetensors file of the method's tensors; its header holds what must be checked on loading."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ NAME = "adapter.safetensors"  # in the folder of a run, and in a repository of t
 
 
 def save(model: Adapted, path: str | Path) -> Path:
-    """Write `model`'s adapter to `path`, atomically.
+    """Write the adapter of `model` to `path`, atomically.
 
-    Raises AdaptError for values that are not finite, and for a method that could not be rebuilt from its settings.
+    Raises AdaptError if a value is not finite, or if the method could not be rebuilt from its settings.
     """
     from adapt.disk import replacing
     from adapt.formats.loadable import check_loadable
@@ -47,7 +47,7 @@ def save(model: Adapted, path: str | Path) -> Path:
 
 
 def header_of(model: Adapted) -> Header:
-    """Return the header of the file of `model`."""
+    """Return the header that the adapter file of `model` gets."""
     from adapt.models.answers import PLAIN
 
     backbone = model.backbone
@@ -67,13 +67,16 @@ def header_of(model: Adapted) -> Header:
 
 
 def _scale_of(model: Adapted) -> float | None:
-    """Return the scale of the cosines; None for a model whose logits are not cosines."""
+    """Return the logit scale that cosine similarities are multiplied by: the method's own, or else the backbone's.
+
+    None for a model whose logits are not cosine similarities.
+    """
     scale: float | None = model.method.logit_scale or getattr(model.backbone, "logit_scale", None)
     return scale
 
 
 def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
-    """Raise AdaptError if the header records another scale of logits than `model` has."""
+    """Raise AdaptError if the logit scale that a header records differs from the logit scale of `model`."""
     own, recorded = _scale_of(model), described.logit_scale
     if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):
         raise AdaptError(
@@ -83,7 +86,7 @@ def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of adapt and of the libraries that results depend on, if they are installed."""
+    """Return the installed versions of adapt and of the libraries that results depend on, by name."""
     import adapt
 
     installed = {"adapt": adapt.__version__}
@@ -94,14 +97,14 @@ def versions() -> dict[str, str]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of an adapter. Raises AdaptError if the file is damaged, or a value is not finite."""
+    """Read the tensors of an adapter file. Raises AdaptError if the file is damaged, or a value is not finite."""
     tensors = tensor_file.read(Path(path))
     tensor_file.check_finite(tensors, str(path))
     return tensors
 
 
 def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> None:
-    """Raise AdaptError unless `backbone` is the model that the adapter was trained on."""
+    """Raise AdaptError unless `backbone` has the weights and preprocessing that the adapter was trained with."""
     from adapt.backbones.fingerprint import Fingerprint
 
     known = described.fingerprint  # a newer adapt may have written more
@@ -115,7 +118,7 @@ def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> N
 
 
 def check_reading(recorded: Reading, backbone: Backbone, path: str | Path) -> None:
-    """Raise AdaptError unless `backbone` prepares inputs as recorded, apart from turning photographs upright."""
+    """Raise AdaptError if the preprocessing of `backbone` differs from `recorded`; turning by EXIF is ignored."""
     own = plain.parse(plain.dump(backbone.turning(recorded["turned"]).reading()))
     if recorded != own:
         raise AdaptError(

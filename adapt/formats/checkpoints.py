@@ -1,4 +1,4 @@
-"""Import published checkpoints. Only here are pickles read: weights only, by a narrow allow-list."""
+"""Import of published checkpoints. Only this module reads pickles: weights only, with a narrow allow-list."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from adapt.models.wrap import Model
 
 
 class _Inert:
-    """A stand-in for the training objects in Dassl's checkpoints, whose state is read and never used."""
+    """A stand-in for the optimiser and schedulers that Dassl pickles: their state is read but never used."""
 
 
 def _plain_dict(*factory: object) -> dict[object, object]:
-    """Return a dictionary in place of a `collections.defaultdict`, which torch's reader does not fill."""
+    """Return an empty dictionary in place of a pickled `collections.defaultdict`, which torch's reader cannot fill."""
     return {}
 
 
@@ -39,9 +39,9 @@ _ALLOWED = {
 
 
 def read_dassl(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a pickle: those in `state_dict` (Dassl's `model.pth.tar-50`), or all (`mm_projector.bin`).
+    """Read the tensors of a pickle: its `state_dict` (Dassl's `model.pth.tar-50`), or everything (`mm_projector.bin`).
 
-    Raises AdaptError for a missing file, one that names anything outside the allow-list, or one without tensors.
+    Raises AdaptError if the file is missing, names anything outside the allow-list, or holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +65,7 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
 
 
 def _refuse_packed(path: Path) -> None:
-    """Raise AdaptError for a compressed zip: torch writes its members uncompressed, but would read any."""
+    """Raise AdaptError for a compressed zip file: torch writes uncompressed ones only, but would unpack any."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -78,7 +78,7 @@ def _refuse_packed(path: Path) -> None:
 
 
 def _check_stored(state: dict[str, Tensor], path: Path) -> None:
-    """Raise AdaptError for tensors that are larger than the file, as expanded ones are, or not plain tensors."""
+    """Raise AdaptError for tensors that are not plain, or that are larger than the file, as expanded tensors are."""
     held = path.stat().st_size
     for name, tensor in state.items():
         if not isinstance(name, str) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
@@ -97,7 +97,7 @@ _REASON = re.compile(r"((?:Unsupported|Trying to load) .*?)(?:\. |\.?$)", re.MUL
 
 
 def _reason(error: Exception) -> str:
-    """Return the reader's own reason, without torch's advice to run the file's code."""
+    """Return the reason in an error of `torch.load`, without its advice to run the file's code."""
     reason = _REASON.search(str(error))
     return reason[1] if reason else f"it cannot be read as a checkpoint ({type(error).__name__})"
 
@@ -109,9 +109,9 @@ def import_published(
     class_names: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Return a published checkpoint of `method` as an adapted model, without its copies of CLIP and token buffers.
+    """Load a published checkpoint of `method` as an adapted model, without its copies of CLIP and token buffers.
 
-    `settings` are those that the file does not record, such as CoOp's `class_position`. A vision LLM has no class
+    `settings` are settings that the file does not record, such as CoOp's `class_position`. A vision LLM needs no class
     names. Raises AdaptError as `read_dassl` does, and if the tensors do not fit method, backbone or classes.
     """
     cls, given = methods.find(method), dict(settings or {})

@@ -1,8 +1,8 @@
 """Compact folders: an adapter with its backbone, without the blocks that the adapter skips.
 
-The folder holds the library's configuration of the full model, all tensors outside the skipped blocks, the unchanged
-adapter, and the entries of the missing tensors that a fingerprint samples. Loading builds the model without allocating
-its tensors, removes the blocks, and only then moves it to a device.
+A compact folder holds the library's configuration of the full model, all tensors outside the skipped blocks, and the
+unchanged adapter. Of each left-out tensor it holds the one entry that the fingerprint samples. Loading builds the model
+without allocating its tensors, removes the blocks, and only then moves the model to a device.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMAT = 1
 
 
 class _Record(BaseModel):
-    """A record of how the backbone was cut."""
+    """The file that records which blocks and tensors of the backbone were left out."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -48,9 +48,9 @@ class _Record(BaseModel):
 
 
 def export(model: Adapted, folder: str | Path) -> Path:
-    """Write `model` to the new `folder`, which `adapt.load(folder)` reads.
+    """Write `model` to a new compact `folder`, which `adapt.load(folder)` reads.
 
-    Raises AdaptError if no block is skipped, the backbone is quantised or compact, or its format is not known.
+    Raises AdaptError if no block is skipped, or if the backbone is quantised, compact already, or of unknown format.
     """
     backbone, skipped = model.backbone, sorted(skipped_blocks(model.method))
     if not skipped:
@@ -79,7 +79,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
 
 
 def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the tensors outside the skipped blocks, and the sampled entry of each parameter inside them."""
+    """Return the tensors outside the skipped blocks, and of each parameter inside them the fingerprint's entry."""
     paths = block_paths(backbone, skipped).values()
     if any(isinstance(backbone.model.get_submodule(path), Absent) for path in paths):
         raise AdaptError("this model was loaded from a compact folder: copy that folder")
@@ -91,15 +91,15 @@ def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, 
 
 
 def _outline(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` with one value in each tensor, whose configuration the library writes unchanged."""
+    """Return a tiny copy of `model`, one value per tensor, from which its library can write the configuration."""
     ones = {id(parameter): nn.Parameter(parameter.detach().new_ones(1)) for parameter in model.parameters()}
     return copy.deepcopy(model, ones | {id(buffer): buffer.new_ones(1) for buffer in model.buffers()})
 
 
 def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
-    """Return the backbone of a compact folder, on the CPU, and the names of the blocks that were cut out of it.
+    """Return the backbone of a compact folder, on the CPU, and the names of the blocks that it lacks.
 
-    Raises AdaptError if the folder is not a compact one, or damaged.
+    Raises AdaptError if the folder is damaged, or not a compact folder.
     """
     record = _record(folder)
     name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
@@ -135,9 +135,10 @@ def _record(folder: Path) -> _Record:
 
 
 def _fill(backbone: Backbone, tensors: dict[str, Tensor], cut: dict[str, float]) -> None:
-    """Give a hollow model its tensors; those of the cut blocks repeat their sampled entry, which takes no memory.
+    """Set the tensors of a model that was built without memory, so that its fingerprint equals the full model's.
 
-    The fingerprint is then the same as that of the full model.
+    Each tensor of a left-out block repeats its sampled entry, which takes no memory. Raises ValueError for tensors that
+    do not fit.
     """
     known = dict(backbone.model.named_parameters()) | dict(backbone.model.named_buffers())
     if wrong := known.keys() ^ (tensors.keys() | cut.keys()):

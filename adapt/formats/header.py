@@ -1,4 +1,4 @@
-"""The header of an adapter file: its metadata, validated as a recipe is."""
+"""The header of an adapter file: validated metadata such as method, settings, backbone and class names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribut
 
 @with_config(_STRICT | ConfigDict(extra="allow"))
 class RecordedFingerprint(TypedDict):
-    """The fingerprint of a backbone; a newer adapt may have recorded more."""
+    """The fingerprint of a backbone as recorded; a newer adapt may have added keys."""
 
     structure: str
     values: tuple[float, ...]
@@ -30,7 +30,7 @@ class RecordedFingerprint(TypedDict):
 
 @with_config(_STRICT | ConfigDict(extra="allow"))
 class Reading(TypedDict):
-    """The preparation of inputs, in the order of the file; a backbone may have recorded more."""
+    """A backbone's preparation of inputs as recorded, with keys in the order of the file; it may have more keys."""
 
     size: Annotated[int, Field(ge=1)]
     mean: NotRequired[object]
@@ -45,7 +45,7 @@ class Reading(TypedDict):
 
 @with_config(_STRICT | ConfigDict(extra="forbid"))
 class RecordedAnswers(TypedDict):
-    """The settings of `adapt.models.answers.Answers`."""
+    """The recorded settings of `adapt.models.answers.Answers`: how logits become predictions."""
 
     blend: Annotated[float, Field(ge=0, le=1)]
     template: tuple[str, ...]
@@ -85,17 +85,17 @@ class Header(BaseModel):
         return answers
 
     def metadata(self) -> dict[str, str]:
-        """Return the metadata of the file: JSON under each key that has a value."""
+        """Return the header as safetensors metadata: a JSON text for each key that has a value."""
         return {key: plain.dump(value) for key, value in self.model_dump().items() if value is not None}
 
 
 def checked_reading(value: object) -> Reading:
-    """Return `value` if it records how inputs are prepared. Raises ValueError otherwise."""
+    """Return `value` as a Reading. Raises ValueError if it does not record how inputs are prepared."""
     return TypeAdapter(Reading).validate_python(value)
 
 
 def make(**values: object) -> Header:
-    """Return the header of a model. Raises AdaptError for values that could not be read again."""
+    """Return a header with `values`. Raises AdaptError for values that `read_header` would refuse."""
     try:
         plain.check(values, longest=None, most=plain.NAMES)
         return Header.model_validate({"format": FORMAT} | values)

@@ -1,4 +1,4 @@
-"""Loading tensors into a method: building it, and checking that they fit."""
+"""Loading tensors into a method: the method is built, and the tensors are checked to fit it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_loadable(model: Adapted, tensors: dict[str, Tensor]) -> None:
-    """Raise AdaptError unless `tensors` fit a new method that is built from the settings of the model's method."""
+    """Raise AdaptError unless `tensors` would fit when the model's method is built anew from its settings."""
     kind, config = type(model.method), model.method.config.model_dump(mode="json")
     try:
         method = kind(**config)
@@ -38,7 +38,10 @@ def check_loadable(model: Adapted, tensors: dict[str, Tensor]) -> None:
 def build_within(
     method: Method, backbone: Backbone, class_names: Sequence[str], tensors: dict[str, Tensor], source: str
 ) -> tuple[str, ...]:
-    """Build `method` as `build` does, in little more memory than `tensors` take, and check that they fit it."""
+    """Build `method` on `backbone`, check that `tensors` fit it, and return the class names.
+
+    Building may allocate little more memory than `tensors` take. Raises AdaptError if it would, or if they do not fit.
+    """
     with keeping_rng(backbone.device):  # building draws initial values, which the tensors replace
         try:
             with at_most(sum(tensor.numel() for tensor in tensors.values())):
@@ -50,7 +53,7 @@ def build_within(
 
 
 def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `tensors` into `method`. Raises AdaptError, with nothing copied, if any does not fit it."""
+    """Copy `tensors` into `method`. Raises AdaptError, with nothing copied, if any tensor does not fit the method."""
     check_fit(method, tensors, source)
     expected = method.state_dict()
     cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
@@ -61,7 +64,7 @@ def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> Non
 
 
 def check_fit(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """Raise AdaptError for tensors that are missing or unknown, or of another shape or kind of numbers."""
+    """Raise AdaptError if `tensors` and `method` differ in names, shapes or kind of numbers (floating point or not)."""
     expected = method.state_dict()
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:

@@ -17,9 +17,10 @@ from adapt.models.classifier import AdaptedModel
 
 
 def merged_model(model: AdaptedModel) -> nn.Module:
-    """Return a copy of the backbone's model with the adapter in its weights, and the temperature in its scale.
+    """Return a copy of the backbone's model with LoRA merged into its weights and the temperature into its logit scale.
 
-    Raises AdaptError unless the method is LoRA, and for predictions that are blended with zero-shot ones.
+    Raises AdaptError unless the method is LoRA on a dual encoder, if predictions are blended with zero-shot ones, and
+    for multi-label adapters.
     """
     if not isinstance(model.method, LoRA):
         raise AdaptError(

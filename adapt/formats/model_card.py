@@ -30,7 +30,7 @@ class WithPeft(NamedTuple):
 def model_card(
     header: Header, family: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
 ) -> str:
-    """Return the text of the card for an adapter of a backbone of this family.
+    """Return the text of an adapter's model card; `family` is the kind of its backbone, such as `dual encoder`.
 
     `address` is the adapter's name for `adapt.load`, `place` its name for huggingface_hub and peft. Raises AdaptError
     for a licence that is not an identifier such as apache-2.0.
@@ -62,7 +62,7 @@ def model_card(
 
 
 def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool) -> ModelCardData:
-    """Return the metadata that the hub reads."""
+    """Return the metadata at the top of the card, which the hub reads: task, base model, tags, accuracy."""
     from huggingface_hub import EvalResult, ModelCardData
 
     task, data, base, measured = _task(header, family), _data(header), hub_names(header.backbone), None
@@ -81,7 +81,7 @@ def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool
 
 
 def _task(header: Header, family: str) -> str:
-    """Return the hub's name for what the model does."""
+    """Return the hub's name of the model's task, such as `zero-shot-image-classification`."""
     if family == "dual encoder":
         return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
     return "visual-question-answering" if header.class_names else "image-text-to-text"
@@ -98,7 +98,7 @@ def _scores(header: Header) -> dict[str, float]:
 
 
 def _backbone(header: Header) -> str:
-    """Return the backbone's public name; for a folder only its last part, because the path is private."""
+    """Return the backbone's public name; for a local folder only the folder's name, because its path is private."""
     name = header.backbone
     if name is None:
         return "a model without a name"
@@ -106,6 +106,6 @@ def _backbone(header: Header) -> str:
 
 
 def _data(header: Header) -> str | None:
-    """Return the name of the data set, or of its folder."""
+    """Return the name of the data set, or of its folder without the path; None if no recipe is recorded."""
     source = within(header.recipe, "data", "source", kind=str)
     return None if source is None else shown(Path(source).name)

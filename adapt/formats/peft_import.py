@@ -49,12 +49,13 @@ def load(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> Model:
-    """Return the model of a LoRA adapter in peft's layout.
+    """Load a LoRA adapter in peft's layout as an adapted model.
 
-    `peft_layout` records backbone and class names; a folder that peft itself wrote names the backbone, and class names
-    are given. Its logits have the backbone's own scale, and the template is LoRA's default.
+    A folder that `peft_layout` wrote records backbone and class names. A folder that peft itself wrote names only the
+    backbone: `class_names` must be given, the logit scale is the backbone's, and the template is LoRA's default.
 
-    Raises AdaptError for another peft method, or modules that are not projections of the backbone's towers.
+    Raises AdaptError for a peft method other than plain LoRA, or if it adapts modules other than the towers'
+    projections.
     """
     folder = Path(folder)
     config, note = _read_config(folder), _read_note(folder / TENSORS)
@@ -74,13 +75,13 @@ def load(
 
 
 def class_names_of(folder: Path) -> list[str]:
-    """Return the class names that a folder in peft's layout records; none if peft itself wrote it."""
+    """Return the class names that a folder in peft's layout records; an empty list if peft itself wrote it."""
     note = _read_note(folder / TENSORS)
     return note.class_names if note else []
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read peft's settings. Raises AdaptError if there are none, or if they are not those of a plain LoRA."""
+    """Read peft's adapter_config.json. Raises AdaptError if it is missing, or if the adapter is not a plain LoRA."""
     path = folder / CONFIG
     if not path.is_file():
         raise AdaptError(f"{folder} is not in peft's layout: it has no {CONFIG}")
@@ -96,7 +97,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_plain(config: dict[str, Any], folder: Path) -> None:
-    """Raise AdaptError for a setting that changes the meaning of the tensors, as any unknown one may."""
+    """Raise AdaptError for a setting of peft that changes the meaning of the tensors, as any unknown setting may."""
     for key in sorted(config.keys() - _READ - _INERT):
         if config[key] and config[key] != "none":
             raise AdaptError(
@@ -111,7 +112,7 @@ def _check_plain(config: dict[str, Any], folder: Path) -> None:
 
 
 def _read_note(path: Path) -> Note | None:
-    """Return what `peft_layout` noted beside the tensors; None if peft itself wrote them."""
+    """Read the note that `peft_layout` puts into the header of the tensors; None if peft itself wrote the file."""
     if not path.is_file() and (path.parent / "adapter_model.bin").is_file():
         raise AdaptError(f"{path.parent} holds a pickle, adapter_model.bin, which is not read: save it again with peft")
     noted = tensor_file.describe(path).metadata.get(OURS)
@@ -138,7 +139,7 @@ def _named_backbone(config: dict[str, Any], note: Note | None, folder: Path, dev
 def _placed(
     tensors: dict[str, Tensor], config: dict[str, Any], backbone: Backbone, folder: Path
 ) -> tuple[dict[str, Tensor], list[Place]]:
-    """Return the tensors under the method's names, and the projections that they adapt."""
+    """Return the tensors renamed as our LoRA names them, and the projections that they adapt."""
     sites = {name: site for site, name in module_names(backbone).items()}
     tower = _TOWERS.get(plain.within(config, "auto_mapping", "base_model_class", kind=str) or "", "")
     placed, adapted = {}, set()
@@ -155,7 +156,10 @@ def _placed(
 
 
 def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) -> dict[str, object]:
-    """Return the LoRA settings of a peft adapter. Ours scales by alpha / sqrt(rank), peft's usually by alpha / rank."""
+    """Return the settings of our LoRA for a peft adapter.
+
+    Our LoRA scales by alpha / sqrt(rank), peft usually by alpha / rank.
+    """
     rank, alpha = config["r"], config["lora_alpha"]
     return {
         "rank": rank,
@@ -168,7 +172,7 @@ def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) ->
 
 
 def _blocks(sites: list[Place], backbone: Backbone) -> tuple[int, int] | None:
-    """Return the range of blocks; None if all blocks of every tower are adapted."""
+    """Return the range of adapted blocks, first to last plus one; None if all blocks of the towers are adapted."""
     adapted = {name: {block for tower, block, _ in sites if tower == name} for name in {site[0] for site in sites}}
     if all(len(blocks) == len(backbone.tower(name).blocks) for name, blocks in adapted.items()):
         return None

@@ -1,7 +1,7 @@
 """LoRA in peft's own layout: a folder with adapter_config.json and adapter_model.safetensors.
 
-For a transformers model, `AutoPeftModel.from_pretrained(FOLDER)` loads it with its backbone; for an open_clip model,
-`PeftModel` does after `adapt.split_attention(model)`. `adapt.formats.peft_import` reads the layout.
+For a transformers model, `AutoPeftModel.from_pretrained(FOLDER)` loads the adapter with its backbone. For an open_clip
+model, `PeftModel` loads the adapter after `adapt.split_attention(model)`. `adapt.formats.peft_import` reads the layout.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OURS = "adapt"  # the key of our note in the header of the tensors
 
 
 class Note(BaseModel):
-    """The properties of our models that peft's layout cannot express."""
+    """The properties of our models that peft's settings cannot express, noted in the header of the tensors."""
 
     logit_scale: float | None
     template: str
@@ -44,7 +44,7 @@ class Note(BaseModel):
 
 
 def export(model: Adapted, folder: str | Path) -> Path:
-    """Write the LoRA adapter of `model` to `folder`, with a model card. Raises AdaptError for another method."""
+    """Write `model` to `folder` in peft's layout, with a model card. Raises AdaptError unless it is plain LoRA."""
     folder = Path(folder)
     write(model, folder)
     if model.answers != PLAIN:
@@ -58,7 +58,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
 
 
 def carried(model: Adapted) -> WithPeft | None:
-    """Return what plain peft needs to predict as `model` does, without adapt; None if it cannot."""
+    """Return the values that peft needs to predict as `model` does, without adapt; None if peft cannot."""
     method = model.method
     if not (isinstance(method, LoRA) and method.config.plain and model.answers == PLAIN):
         return None
@@ -74,7 +74,7 @@ def _with_peft(model: Adapted) -> WithPeft:
 
 
 def write(model: Adapted, folder: Path) -> None:
-    """Write the two files of peft's layout to `folder`. Raises AdaptError for another method than plain LoRA."""
+    """Write the two files of peft's layout to `folder`. Raises AdaptError unless the method is plain LoRA."""
     method = model.method
     if not (isinstance(method, LoRA) and method.config.plain):
         raise AdaptError(
@@ -112,7 +112,7 @@ def write(model: Adapted, folder: Path) -> None:
 
 
 def _auto_mapping(model: Adapted) -> dict[str, str] | None:
-    """Return where `AutoPeftModel` finds the backbone's class; None if that is not transformers' own."""
+    """Return peft's `auto_mapping`, by which `AutoPeftModel` finds the model class; None if not transformers' own."""
     kind = type(model.backbone.model)
     if not kind.__module__.startswith("transformers.") or model.backbone.name is None:
         return None
@@ -120,13 +120,13 @@ def _auto_mapping(model: Adapted) -> dict[str, str] | None:
 
 
 def _base(backbone: Backbone) -> str | None:
-    """Return the name by which the backbone's library loads it: on the hub, or the absolute path of a folder."""
+    """Return the name by which transformers loads the backbone: its name on the hub, or a folder's absolute path."""
     name = None if backbone.name is None else backbone.name.removeprefix("hf:")
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
 
 def module_names(backbone: Backbone) -> dict[Place, str]:
-    """Return the dotted name of every projection's linear, with fused attention split (`adapt.split_attention`)."""
+    """Return the dotted module name of every projection, as after `adapt.split_attention` splits fused attention."""
     names = {id(module): name for name, module in backbone.model.named_modules()}
     by_site = {}
     for tower in backbone.towers.values():

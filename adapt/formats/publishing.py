@@ -26,10 +26,10 @@ FETCHED = (adapter.NAME, *peft_layout.FILES, CARD)  # the only files that are ev
 
 
 def fetch(name: str | Path) -> Path:
-    """Fetch `hf://user/name` or `hf://user/name@revision` into the hub's cache.
+    """Download `hf://user/name` or `hf://user/name@revision` into the hub's cache, and return the adapter's path.
 
-    Returns the file of an adapter, or else a folder in peft's layout. Raises AdaptError as `hub.snapshot` does, and for
-    a repository that holds neither.
+    This is the adapter file, or else a folder in peft's layout. Raises AdaptError as `hub.snapshot` does, and for a
+    repository that holds neither.
     """
     folder = hub.snapshot(name, FETCHED)
     if (folder / adapter.NAME).is_file():
@@ -53,7 +53,7 @@ def push(
 ) -> str:
     """Publish `model` as `user/name`, and return the repository's address; see `Adapted.push_to_hub`.
 
-    `file` is the adapter's file if it is on disk already; it is published unchanged.
+    `file` is the adapter file if the model is saved already; the file is published unchanged.
     """
     repository, revision = hub.parse(name)
     if revision is not None:
@@ -77,7 +77,7 @@ def push(
 
 
 def write_folder(model: Adapted, folder: Path, repository: str, file: Path | None, license: str | None) -> None:
-    """Write the files of a repository of the hub to `folder`."""
+    """Write the files to publish to `folder`: adapter, model card and, if possible, peft's layout."""
     if file is None:
         model.save(folder / adapter.NAME)
     else:

@@ -1,4 +1,4 @@
-"""Rebuild a model from the tensors of a file, on the backbone that the file names."""
+"""Rebuilding of a model from the tensors of a file, on the backbone that the file names."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ logger = logging.getLogger("adapt")
 def named_backbone(
     name: str, device: str | torch.device, quantization: str | None, reading: Mapping[str, object]
 ) -> Backbone:
-    """Load the backbone that a file names, with the quantisation and the preparation of inputs that it records."""
+    """Load the backbone that a file names, with the quantisation and the preprocessing that the file records."""
     backbone: Backbone = load_backbone(name, device, quantization)
     backbone.read_as(dict(reading))
     return backbone
 
 
 def note_quantization(recorded: str | None, backbone: Backbone, path: Path) -> None:
-    """Warn if the backbone has another quantisation than the file records."""
+    """Warn if the quantisation of `backbone` differs from the quantisation that the file at `path` records."""
     if backbone.quantization != recorded:
         trained, given = (each or "no quantisation" for each in (recorded, backbone.quantization))
         logger.warning(
@@ -44,9 +44,9 @@ def build_for(
     source: str,
     fast: bool | None = None,
 ) -> Model:
-    """Build the model of `method` with the tensors of the file `source`.
+    """Build an adapted model of `method`, and load `tensors`, which come from `source`, into it.
 
-    Raises AdaptError if they do not fit each other, before anything larger than the tensors is built.
+    Raises AdaptError if the tensors do not fit, before anything much larger than the tensors is allocated.
     """
     names = build_within(method, backbone, class_names, tensors, source)
     model = assemble(backbone, method, names, fast)

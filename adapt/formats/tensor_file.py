@@ -1,7 +1,7 @@
-"""Checked safetensors files: a header that can be trusted, and a checksum over the content.
+"""Safetensors files with a strictly checked header, and a checksum over the content.
 
-The checksum covers metadata, names, types, shapes and bytes in sorted order, so that it does not depend on how a writer
-lays the tensors out. SHA-256 takes 0.6 ms for each MiB if the processor has instructions for it.
+The checksum covers metadata, names, types, shapes and bytes in sorted order, so that it does not depend on the order in
+which a writer stores the tensors. SHA-256 takes 0.6 ms for each MiB if the processor has instructions for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 class What(NamedTuple):
-    """The name of a kind of file in messages, and what to do about a damaged one."""
+    """A kind of file in error messages: its name, and the advice for a damaged file."""
 
     name: str
     advice: str
@@ -38,7 +38,7 @@ ADAPTER = What("adapter", "fetch or train the adapter again")
 
 @dataclass(frozen=True)
 class Described:
-    """The metadata of a file, and the checksum that it records."""
+    """The metadata of a safetensors file without its checksum, and the checksum that the file records."""
 
     metadata: dict[str, str]
     checksum: str | None
@@ -47,8 +47,7 @@ class Described:
 def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file; equal contents give equal bytes.
 
-    Raises OSError if the disk does not take it, as Python's own writers do, and AdaptError for a header that `read`
-    would refuse.
+    Raises OSError if writing fails, as on a full disk, and AdaptError for a header that is larger than `read` accepts.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -61,7 +60,7 @@ def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort the metadata by key: safetensors writes them in random order."""
+    """Sort the metadata in the file by key, because safetensors writes them in random order; check the header size."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -74,7 +73,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return `sha256:` and 64 hex digits."""
+    """Return the checksum of tensors and metadata: `sha256:` and 64 hexadecimal digits."""
     import torch
 
     kinds = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
@@ -87,7 +86,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 def describe(path: Path, what: What = ADAPTER) -> Described:
     """Read the header of the file at `path`. Raises AdaptError if it is missing, truncated, or has an invalid header.
 
-    safetensors itself accepts duplicate keys, and types that torch hardly supports.
+    Duplicate keys and unusual types, which safetensors itself accepts, are invalid here.
     """
     try:
         header = plain.parse(_header_text(path, what))
@@ -124,7 +123,7 @@ def _check_size(size: int, most: int, unit: str, source: object, advice: str = "
 
 
 def _check_tensor(name: str, entry: dict[str, Any]) -> None:
-    """Raise ValueError for a type or a shape that no tensor here has."""
+    """Raise ValueError if a tensor's entry in the header has an unknown type or an invalid shape."""
     shape = tuple(entry["shape"])
     if entry["dtype"] not in _TYPES:
         raise ValueError(f"tensor {name!r} is of type {entry['dtype']!r}; expected one of {', '.join(_TYPES)}")
@@ -148,7 +147,7 @@ def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
 
 
 def check_finite(tensors: dict[str, Tensor], source: str) -> None:
-    """Raise AdaptError for a tensor with values that are not finite."""
+    """Raise AdaptError if a tensor from `source` has values that are not finite."""
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise AdaptError(

@@ -1,1 +1,1 @@
-"""The papers' evaluation protocols: many runs, one table."""
+"""The papers' evaluation protocols, which make many runs of a recipe and one table of their results."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """The place where runs are computed: `at_once` in parallel, here or on Ray (at `address`, or a local cluster)."""
+    """Where runs are computed, `at_once` in parallel: on this machine, or on Ray (at `address`, or a local cluster)."""
 
     name: Literal["local", "ray"] = "local"
     at_once: int = 1
@@ -34,17 +34,17 @@ class Engine:
 
     @property
     def threads(self) -> int:
-        """CPU threads of each run."""
+        """The number of CPU threads that each run uses."""
         import torch
 
         return max(1, torch.get_num_threads() // self.at_once)
 
     def share(self, accelerators: int) -> float:
-        """Return the fraction of an accelerator that each run gets on a machine with `accelerators` of them."""
+        """Return the fraction of an accelerator that each run gets on a machine with this number of `accelerators`."""
         return 1 / -(-self.at_once // accelerators) if accelerators else 0
 
     def rows(self, runs: Sequence[PlannedRun], out: Path, track: Track = ()) -> Iterator[Row]:
-        """Yield each run's row, in the order of the runs."""
+        """Compute the runs in the folder `out`, and yield each run's row of results, in the order of the runs."""
         if self.name == "ray":
             return self._on_ray(runs, out, track)
         if self.at_once == 1:
@@ -88,7 +88,10 @@ class Engine:
                 ray.shutdown()
 
     def _start(self, ray: ModuleType) -> None:
-        """Start a local cluster for all parallel runs, or join the one at `address`, if a run fits on a node of it."""
+        """Connect to the Ray cluster at `address`, or start a local one with threads for all parallel runs.
+
+        Raises AdaptError if there is no cluster at `address`, or if none of its nodes has enough CPUs for a run.
+        """
         quiet = {"log_to_driver": False, "include_dashboard": False}
         if self.address is None:
             ray.init(num_cpus=self.threads * self.at_once, **quiet)
@@ -107,17 +110,17 @@ class Engine:
 
 
 def _accelerators(ray: ModuleType) -> int:
-    """Return the largest number of accelerators on a node; Ray calls all of them GPU."""
+    """Return the largest number of accelerators, which Ray calls GPU, on a node of the cluster."""
     return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
 def _begin(numbers: SimpleQueue[int]) -> None:
-    """Give a new process its number, and so its accelerator."""
+    """Take a number for this worker process from `numbers`, and with it the process's accelerator."""
     devices.take(numbers.get())
 
 
 def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequence[Path] = ()) -> Row:
-    """Compute a run in this process, which first loads `files`, the user's plug-ins."""
+    """Compute a run in this process with `threads` threads, after loading the user's plug-ins, `files`."""
     import torch
 
     plugins.load(files)

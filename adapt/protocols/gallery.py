@@ -1,4 +1,4 @@
-"""Thumbnails of the images in a run's lists, with file names and classes."""
+"""Galleries of a report: thumbnails of the images in a run's lists, such as duplicates.csv, with their classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as JPEG in base64 (None if it is gone), its path and file name, and its caption."""
+    """One image of a gallery: its path, file name and caption, and a JPEG in base64 (None if the file is gone)."""
 
     path: str
     name: str
@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """One list: its title, file and number of lines, and the first of them as one picture each, or a pair."""
+    """A list of images: its title, file and number of lines, and for each of the first lines one picture or two."""
 
     title: str
     file: str
@@ -47,7 +47,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _List:
-    """A list that a run may have: its file, its columns, and the images of a line."""
+    """A kind of list that a run may have: its file, title and columns, and a function for the images of a line."""
 
     file: str
     title: str
@@ -87,13 +87,13 @@ _LISTS = (
 
 
 def learned_turned(run: Path) -> bool:
-    """Whether the run's adapter was trained on photographs turned upright."""
+    """Return whether the run's adapter was trained on photographs turned upright."""
     adapter = run / NAME
     return adapter.is_file() and bool(read_header(adapter).preprocess["turned"])
 
 
 def galleries(run: Path) -> Iterator[Gallery]:
-    """Yield the lists of a run directory that are not empty. Raises AdaptError if a file is damaged."""
+    """Yield a gallery for each non-empty list of images in a run directory. Raises AdaptError if a list is damaged."""
     turned = learned_turned(run)
     for each in _LISTS:
         rows = read_rows(run / each.file, each.columns, "list of images")
@@ -104,9 +104,9 @@ def galleries(run: Path) -> Iterator[Gallery]:
 
 
 def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
-    """Read a CSV of a run, with its cells as before `guarded`; return no rows if there is no such file.
+    """Read the rows of a run's CSV file, with formulas unescaped; return no rows if there is no such file.
 
-    Raises AdaptError, saying that it holds no `what`, if it is damaged or lacks one of `columns`.
+    Raises AdaptError, saying that the file holds no `what`, if it is damaged or lacks one of `columns`.
     """
     if not file.is_file():
         return []
@@ -126,7 +126,7 @@ def _picture(path: str, caption: str, turned: bool) -> Picture:
 
 
 def small_image(path: str, turned: bool) -> Image.Image | None:
-    """Open the image in the size of a thumbnail, `turned` upright by EXIF or not; return None if it is gone."""
+    """Open an image in the size of a thumbnail, upright by EXIF if `turned`; return None if the file is gone."""
     from adapt.data.decoding.images import open_image
 
     try:
@@ -138,7 +138,7 @@ def small_image(path: str, turned: bool) -> Image.Image | None:
 
 
 def thumbnail(path: str, turned: bool) -> str | None:
-    """Return `small_image` as JPEG in base64."""
+    """Return the thumbnail of an image as JPEG in base64; None if the file is gone."""
     image = small_image(path, turned)
     if image is None:
         return None

@@ -23,25 +23,26 @@ PaperRow = dict[str, Any]
 
 @cache
 def rows() -> tuple[PaperRow, ...]:
-    """Return all rows: protocol, data, method, backbone, seeds, from, and values by column, as text."""
+    """Return all rows of papers.toml: protocol, data, method, backbone, seeds, from, and values by column, as text."""
     return tuple({"backbone": _BACKBONE, "seeds": _SEEDS} | row for row in _table()["row"])
 
 
 def backbones() -> dict[str, list[str]]:
-    """Return our names of the weights of each published backbone."""
+    """Return, for each backbone with published figures, our names of its weights."""
     names: dict[str, list[str]] = _table()["backbones"]
     return names
 
 
 def published_backbone(spec: str) -> str | None:
-    """Return the papers' name of the backbone `spec`; None if it is not published."""
+    """Return the papers' name of our backbone `spec`; None if there are no published figures for it."""
     return next((name for name, specs in backbones().items() if spec in specs), None)
 
 
 def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
-    """Return title and cells of the published rows that belong beside a protocol's results, if there are any.
+    """Return the published rows, each a title and cells, to show beside a protocol's results, if there are any.
 
-    They are for the results' backbone, or for ViT-B/16 if that is not published. Zero-shot is the same at all shots.
+    The rows are for the backbone of the results, or for ViT-B/16 if it has no published figures. Zero-shot accuracy is
+    the same for all numbers of shots.
     """
     recipe, protocol = results["recipe"], results["protocol"]
     name, backbone = data_set(recipe["data"]["source"]), published_backbone(recipe["backbone"]) or _BACKBONE
@@ -60,14 +61,14 @@ def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
 
 
 def zero_shot_of(data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the rows of zero-shot accuracy on the data set `data`, each with its `templates`."""
+    """Return the published zero-shot rows for a data set and backbone, each with the `templates` that it used."""
     own = [data_sets.sets()[data].template]
     confirmed = _confirmed(ZERO_SHOT, data, backbone)
     return [row | {"templates": _templates(row.get("templates", own))} for row in confirmed]
 
 
 def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the rows for the shipped recipe `recipe` at `shots` images a class, without those read off a plot."""
+    """Return the published rows for our recipe `recipe` at `shots` images a class, without values read off a plot."""
     ours = _table()["recipes"]
     return [
         row
@@ -77,7 +78,10 @@ def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> lis
 
 
 def data_set(source: str) -> str | None:
-    """Return our name of a published data set, given by name or as its split file (`split_zhou_EuroSAT.json`)."""
+    """Return our name of the data set that `source` names, or whose split file it is (`split_zhou_EuroSAT.json`).
+
+    None if it is not a published data set.
+    """
     stem = Path(source).name.removesuffix(".gz").removesuffix(".json")
     is_split_file = source.endswith((".json", ".json.gz")) and stem.startswith("split_zhou_")
     entry = data_sets.find(stem.removeprefix("split_zhou_") if is_split_file else source)
@@ -90,7 +94,7 @@ def _table() -> dict[str, Any]:
 
 
 def _confirmed(protocol: str, data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the rows whose source was read, without those that were only recalled."""
+    """Return the rows for a protocol, data set and backbone whose source was read, without figures only recalled."""
     wanted = (protocol, data, backbone)
     return [row for row in rows() if (row["protocol"], row["data"], row["backbone"]) == wanted and row["from"] != "R"]
 

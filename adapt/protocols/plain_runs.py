@@ -1,4 +1,4 @@
-"""Runs outside protocols, side by side: those that differ only by seed share a row."""
+"""Tables of runs that belong to no protocol; runs that differ only by seed share a row."""
 
 from __future__ import annotations
 
@@ -32,43 +32,43 @@ class PlainRun:
 
     @property
     def figure(self) -> str:
-        """The name of the figure that it is compared by."""
+        """The name of the figure by which runs are compared, such as accuracy."""
         return main_figure(self.metrics.get("adapted", {}))[0]
 
     @property
     def adapted(self) -> float | None:
-        """That figure on the test images, in [0, 1]; None if there were none."""
+        """The adapted model's figure on the test images, in [0, 1]; None if there were no test images."""
         return self.metrics["adapted"][self.figure] if "adapted" in self.metrics else None
 
     @property
     def zero_shot(self) -> float | None:
-        """The same for zero-shot classification."""
+        """The figure of zero-shot classification on the test images, in [0, 1]; None if it was not measured."""
         return self.metrics["zero_shot"][self.figure] if "zero_shot" in self.metrics else None
 
     @property
     def gain(self) -> float | None:
-        """The difference of the two."""
+        """The adapted model's figure minus the zero-shot figure; None if either was not measured."""
         return None if self.adapted is None or self.zero_shot is None else self.adapted - self.zero_shot
 
     @property
     def settings(self) -> dict[str, object]:
-        """All keys of the recipe with their values, except for the seed."""
+        """The settings of the recipe by dotted key, without the seed."""
         return {key: value for key, value in plain.leaves(self.recipe) if key != "seed"}
 
 
 def is_run(path: Path) -> bool:
-    """Whether the folder is a finished run."""
+    """Return whether the folder `path` is the directory of a finished run."""
     return (path / "metrics.json").is_file()
 
 
 def read_run(path: Path) -> PlainRun:
-    """Read the finished run in a folder. Raises AdaptError if it is damaged."""
+    """Read the finished run in the folder `path`. Raises AdaptError if its files are damaged."""
     metrics = stored.read(path / "metrics.json", stored.Metrics, "metrics of a finished run")
     return PlainRun(path, read_file(path / "recipe.yaml", str(path / "recipe.yaml")).settings, metrics)
 
 
 def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
-    """Group runs that differ only by seed, in the order of the first of each group."""
+    """Return groups of runs that differ only by seed, ordered by the first run of each group."""
     groups: list[list[PlainRun]] = []
     for run in runs:
         own = next((group for group in groups if group[0].settings == run.settings), None)
@@ -80,13 +80,16 @@ def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
 
 
 def plain_table(runs: Sequence[PlainRun]) -> Cells:
-    """Return a header, and a row for each group of runs; figures are empty for runs without test images."""
+    """Return a table: a header, and a row for each group of runs that differ only by seed.
+
+    Figures are empty for runs without test images.
+    """
     groups = pooled(runs)
     return [HEADER, *map(_row, names(groups), groups)]
 
 
 def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
-    """Return the run whose figure is nearest to the mean; the first one if none was measured."""
+    """Return the run of a group whose figure is nearest to the group's mean; the first run if none was measured."""
     measured = [run for run in group if run.adapted is not None]
     if not measured:
         return group[0]
@@ -95,13 +98,13 @@ def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
 
 
 def mean_gain(group: Sequence[PlainRun]) -> float | None:
-    """Return the mean gain over zero-shot classification; None if that was not measured."""
+    """Return the mean gain of a group of runs over zero-shot classification; None if no run has a gain."""
     gains = [run.gain for run in group if run.gain is not None]
     return statistics.mean(gains) if gains else None
 
 
 def names(groups: Sequence[Sequence[PlainRun]]) -> list[str]:
-    """Return the methods' names, with the settings that differ if several groups have the same method."""
+    """Return a name for each group of runs: its method, with settings where groups of the same method differ."""
     methods = [group[0].metrics["method"] for group in groups]
     return [
         _name(group[0], [other[0] for other, name in zip(groups, methods) if name == method])
@@ -145,7 +148,7 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
 
 
 def percent(values: Sequence[float], sign: bool = False) -> str:
-    """Return the mean in per cent, with the standard deviation if there are several values."""
+    """Return the mean of `values` in per cent as text, with the standard deviation if there are several values."""
     if not values:
         return ""
     mean = f"{100 * statistics.mean(values):{'+' if sign else ''}.1f}"

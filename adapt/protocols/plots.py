@@ -26,7 +26,7 @@ _plain_text = rc_context({"text.parse_math": False})  # names of classes and rec
 
 @_plain_text
 def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Draw mean accuracy, or mAP, by shots, with a band of one standard deviation; the frozen model is dashed."""
+    """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation; zero-shot is a dashed line."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for title, each in results:
@@ -53,7 +53,10 @@ def _shots(group: Summary) -> int:
 
 @_plain_text
 def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Draw a small dot for each seed and a large one for the mean; dashed lines mark the frozen model."""
+    """Draw accuracy on new classes over accuracy on base classes, with dashed lines for zero-shot.
+
+    Each result has a small dot for each seed, and a large dot for the mean.
+    """
     figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.subplots()
     frozen = results[0][1]["summary"][0]["zero_shot"]
@@ -73,7 +76,7 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
 
 @_plain_text
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Draw accuracy by confidence, one line for each of `bins` by name; the area of a dot shows its bin's images."""
+    """Draw accuracy over confidence, a line for each entry of `bins`; a dot's area shows its bin's number of images."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="gray", ls="--", lw=1, label="perfect calibration")
@@ -93,9 +96,9 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
 
 @_plain_text
 def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw accuracy by the share of images that are classified, with a labelled dot for each of `rows`.
+    """Draw accuracy over coverage, the share of images classified, with a labelled dot for each threshold in `rows`.
 
-    If hardly any image is classified, the accuracy is not reliable, and not drawn.
+    Accuracies at a coverage below 3 % are not reliable, and not drawn.
     """
     points = [point for point in points if point[0] >= LEAST_SHARE]
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
@@ -118,7 +121,7 @@ def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping
 
 @_plain_text
 def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) -> Figure:
-    """Draw accuracies by cross-validation with one standard error; methods `alike` the best are dark."""
+    """Draw each method's cross-validated accuracy with one standard error; methods as good as the best are dark."""
     figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
@@ -132,9 +135,9 @@ def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) ->
 
 @_plain_text
 def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Image.Image | None]) -> Figure:
-    """Draw each image with its predicted class, right or wrong, and its cosines with that class's best descriptors.
+    """Draw each image with its predicted class, and bars for its cosines with the best descriptors of this class.
 
-    `examples` are from explanations.json; an image that is gone is None.
+    Blue marks right predictions, red wrong ones. `examples` are from explanations.json; an image that is gone is None.
     """
     figure = Figure(figsize=(7.4, 1.75 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 2, width_ratios=[1, 3], squeeze=False)
@@ -157,7 +160,7 @@ def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Imag
 
 
 def svg(figure: Figure) -> str:
-    """Return the figure as an SVG element for a page; text stays text."""
+    """Return a figure as an SVG element for an HTML page; its text stays text instead of becoming paths."""
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "adapt", "font.family": "sans-serif"}):
         figure.savefig(text, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The papers' protocols: the runs that each makes of a recipe, and the figures of its table."""
+"""The papers' protocols: for each, the runs that it makes of a recipe, and the figures in its table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """The runs of a protocol. `figures` name the accuracies of a run; `derive` computes others from these."""
+    """A protocol's runs. `figures` are the names of a run's accuracies; `derive` computes more figures from them."""
 
     name: str
     recipe: Recipe
@@ -74,7 +74,7 @@ def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
 
 
 def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
-    """Train on one data set, and test on it and others: cross-dataset transfer, or domain generalisation."""
+    """Train on one data set, and test on it and on other data: cross-dataset transfer, or domain generalisation."""
     names = tuple(target.name for target in targets)
     if not names or len(set(names)) < len(names):
         raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give them by --to")
@@ -89,7 +89,7 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
 
 
 def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) -> Protocol:
-    """Train on all domains but one and test on that one, for each domain in turn (DomainBed).
+    """For each domain, train on all other domains and test on this domain (DomainBed).
 
     Shots are drawn from the training domains.
     """
@@ -114,8 +114,8 @@ def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) 
 def phases(recipe: Recipe, sections: Sequence[DataSection], seeds: Sequence[int]) -> Protocol:
     """Train on one part of the data after the other, each time from the previous adapter (continual learning).
 
-    `2 after 3` is the accuracy on part 2 after training on part 3, each part among its own names. `kept` is the mean
-    share of its accuracy that each part but the last keeps until the end.
+    `2 after 3` is the accuracy on part 2 after training on part 3, each part among its own names. `kept` is the
+    fraction of its first accuracy that a part has after the last phase, averaged over all parts but the last.
     """
     if len(sections) < 2:
         raise AdaptError(f"there are {len(sections)} phases; expected two or more: give more data, or cut the classes")
@@ -146,9 +146,9 @@ def _figure(part: int, phase: int) -> str:
 
 
 def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Sequence[int]) -> Protocol:
-    """Train a recipe with every combination of `settings`, values by key such as train.lr, over seeds.
+    """Train a recipe with every combination of `settings` (lists of values by key such as train.lr), over seeds.
 
-    Choose by the validation images: the best of many on the test images is an optimistic estimate.
+    Choose among the runs by the validation images: the best of many test accuracies is an optimistic estimate.
     """
     runs = []
     for values in product(*settings.values()):
@@ -164,7 +164,7 @@ def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Seque
 
 
 def with_settings(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
-    """Return `recipe` with other values of keys such as train.lr, validated."""
+    """Return a validated copy of `recipe` in which keys such as train.lr have the values in `settings`."""
     raw = recipe.model_dump(mode="json", exclude_unset=True)
     for key, value in settings.items():
         set_key(raw, (key, value))
@@ -183,7 +183,7 @@ def _seeded(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
 
 
 def changed(recipe: Recipe, data: dict[str, object] | None = None, **keys: object) -> Recipe:
-    """Return `recipe` with other keys, validated."""
+    """Return a validated copy of `recipe` with changed `keys`, and with the changes of `data` in its data section."""
     raw = recipe.model_dump(mode="json") | keys
     raw["data"] |= data or {}
     return build_recipe(raw, "the protocol's recipe")

@@ -1,4 +1,4 @@
-"""A self-contained HTML page of runs and protocols: tables, figures, and the most confident errors."""
+"""A self-contained HTML report on runs and protocols: tables, figures, and the most confident errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adapt.protocols.tables import Cells, read_results, table, titles
 
 @dataclass(frozen=True)
 class ProtocolPage:
-    """One protocol on one data set: a table of all results, and a figure if the protocol has one."""
+    """The content of a report on one protocol, data set and backbone: a table of all results, and perhaps a figure."""
 
     name: str
     data: str
@@ -32,7 +32,7 @@ class ProtocolPage:
 
 @dataclass(frozen=True)
 class GroupPage:
-    """Runs that differ only by seed; `nearest` is the index of the run nearest to the mean."""
+    """The content of a report on runs that differ only by seed; `nearest` is the index of the run nearest the mean."""
 
     name: str
     runs: list[RunPage]
@@ -42,7 +42,7 @@ class GroupPage:
 
 @dataclass(frozen=True)
 class RecommendationPage:
-    """The comparison of methods before a run: the content of recommendation.json, a figure, and lists of images."""
+    """The content of a report on a comparison of methods: recommendation.json, a figure, and galleries of images."""
 
     name: str
     content: dict[str, Any]
@@ -51,9 +51,9 @@ class RecommendationPage:
 
 
 def report(paths: Sequence[Path]) -> str:
-    """Return the page for run directories, and for folders that protocols wrote, with the runs inside.
+    """Return a report as HTML on run directories, and on folders that protocols wrote and the runs in them.
 
-    Raises AdaptError for a path that is neither.
+    Raises AdaptError for a path that is neither a run directory nor such a folder.
     """
     protocols: list[Results] = []
     folders: list[Path] = []

@@ -1,8 +1,7 @@
-"""Accuracies on a published data set beside the published ones, and the conditions that differ.
+"""Our accuracies on a published data set beside the published accuracies, and the conditions that differ.
 
 A figure depends on more than its method: on how images are resized, on templates and class names, on the test images.
-The conditions that are known for the published figures are compared too, so that a figure that is not reproduced can be
-explained.
+The known conditions of the published figures are compared too, which may explain why a figure is not reproduced.
 """
 
 from __future__ import annotations
@@ -39,9 +38,10 @@ Verdict = Literal["reproduced", "not reproduced", "no official figure"]
 
 @dataclass(frozen=True)
 class FigurePair:
-    """An accuracy beside a published one, in per cent.
+    """One of our accuracies (`here`) beside the published accuracy, in per cent.
 
-    `origin` is F or S, as in papers.toml; `templates` are given for zero-shot only.
+    `origin` says where the published figure was read, as in papers.toml: F for an official file, S for a secondary
+    source. `templates` are given for zero-shot only.
     """
 
     method: str
@@ -54,7 +54,7 @@ class FigurePair:
 
     @property
     def apart(self) -> float:
-        """The difference in points, rounded to the two decimals that are published."""
+        """Our accuracy minus the published accuracy in points, rounded to two decimals."""
         return round(self.here - self.published, 2)
 
     @property
@@ -64,7 +64,7 @@ class FigurePair:
 
 @dataclass(frozen=True)
 class Condition:
-    """Something that figures depend on, as published and as it is here."""
+    """A condition that figures depend on, such as the image size: as published, and as it is here."""
 
     what: str
     published: str
@@ -93,14 +93,14 @@ class Reproduction:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict, by figures whose primary source was read only."""
+        """The verdict, which counts only published figures that were read in an official file."""
         decisive = [each.reproduced for each in self.compared if each.origin == "F"]
         if not decisive:
             return "no official figure"
         return "reproduced" if all(decisive) else "not reproduced"
 
     def to_dict(self) -> dict[str, object]:
-        """Return it as plain data."""
+        """Return the reproduction as plain data."""
         compared = [asdict(each) | {"apart": each.apart, "reproduced": each.reproduced} for each in self.compared]
         conditions = [asdict(each) | {"same": each.same} for each in self.conditions]
         return {"verdict": self.verdict} | asdict(self) | {"compared": compared, "conditions": conditions}
@@ -108,7 +108,7 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class RecipeRuns:
-    """A shipped recipe to train beside zero-shot; `changed` are the keys that were set by hand."""
+    """A shipped recipe to train for a reproduction; `changed` are the keys that the user set by hand."""
 
     recipe: Recipe
     name: str
@@ -134,7 +134,7 @@ def reproduce(
     cache: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Reproduction:
-    """Measure zero-shot accuracy on the test images of `data`, and that of `runs`, beside the published ones.
+    """Measure zero-shot accuracy on the test images, and the accuracy of `runs`; compare both with published ones.
 
     `called` is the papers' name of the backbone, or None. Raises AdaptError for a backbone that is not a dual encoder,
     if there are no test images, and as `run_protocol` does.
@@ -174,7 +174,10 @@ def reproduce(
 def _zero_shot(
     backbone: DualEncoder, split: Split, rows: Sequence[papers.PaperRow], cache: bool
 ) -> tuple[dict[str, float], list[FigurePair]]:
-    """Measure each set of templates in `rows` once, or the data set's own template if there are no rows."""
+    """Return our zero-shot accuracies by title, and each published row beside ours.
+
+    Each set of templates in `rows` is measured once; if there are no rows, the data set's own template.
+    """
     titles = {row["templates"]: row["method"] for row in rows} or {(split.template,): "CLIP zero-shot"}
     accuracy = {}
     for templates in titles:
@@ -190,7 +193,7 @@ def _beside(row: papers.PaperRow, title: str, here: float, column: str, toleranc
 
 
 def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
-    """Compare the weights and the preprocessing; all published figures here use CLIP's own."""
+    """Return the conditions on weights and preprocessing; all published figures use CLIP's own preprocessing."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     here, known = backbone.describe(), papers.backbones().get(called or "", [])
@@ -200,7 +203,7 @@ def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
 
 
 def _described(preprocess: Preprocess) -> dict[str, str]:
-    """Describe the preprocessing in words; statistics to the decimals on which libraries agree."""
+    """Return the preprocessing in words; mean and std have the four decimals on which libraries agree."""
     edge = preprocess.edge or preprocess.size
     return {
         "image size": str(preprocess.size),

@@ -27,7 +27,7 @@ THRESHOLD = 0.6  # the one that the text mentions
 
 @dataclass(frozen=True)
 class Error:
-    """A wrong prediction, with the image as JPEG in base64, or None if it is gone."""
+    """A wrong prediction, with the image as JPEG in base64, or None if the image file is gone."""
 
     actual: str
     predicted: str
@@ -43,7 +43,7 @@ class Error:
 
 @dataclass(frozen=True)
 class RunPage:
-    """The content for one run directory; figures are SVG, or empty if there is nothing to draw."""
+    """The content of a report on one run directory; figures are SVG, or empty if there is nothing to draw."""
 
     name: str
     result: PlainRun
@@ -61,7 +61,7 @@ class RunPage:
 
 
 def run_page(run: PlainRun) -> RunPage:
-    """Return the section on a finished run. Raises AdaptError if its files are damaged."""
+    """Return the content of a report on a finished run. Raises AdaptError if the run's files are damaged."""
     rows, metrics = _predictions(run.path), run.metrics
     adapted: dict[str, Any] = metrics.get("adapted", {})
     by_class: dict[str, float] = adapted.get("by_class", {})
@@ -88,7 +88,7 @@ def run_page(run: PlainRun) -> RunPage:
 
 
 def name_of(path: Path) -> str:
-    """Return the run's folder with its parent folder, even for a relative path."""
+    """Return a run's name in reports: the names of its parent folder and its folder, such as `runs/first`."""
     absolute = Path(os.path.abspath(path))
     return shown(f"{absolute.parent.name}/{absolute.name}".lstrip("/"))
 
@@ -102,7 +102,7 @@ def _curves(run: PlainRun) -> str:
 
 
 def _made_with(run: Path, device: str | None) -> str:
-    """Return the machine and the libraries on one line."""
+    """Return the machine and the library versions that made a run, on one line; "" if they are not recorded."""
     path = run / "environment.json"
     if not path.is_file():
         return ""
@@ -117,12 +117,12 @@ def _made_with(run: Path, device: str | None) -> str:
 
 
 def _confidences(rows: Sequence[dict[str, str]]) -> tuple[list[float], list[bool]]:
-    """Return the confidence of each prediction, and whether it is right."""
+    """Return the confidence of each prediction in predictions.csv, and whether each prediction is right."""
     return [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
 
 
 def _coverage(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, Any]], str]:
-    """Return coverage and accuracy by threshold, as rows and as a figure."""
+    """Return the coverage and accuracy at each confidence threshold, as rows and as a figure (SVG)."""
     confidence, right = _confidences(rows)
     thresholds = by_threshold(confidence, right)
     return thresholds, svg(coverage_curve(coverage_and_accuracy(confidence, right), thresholds))
@@ -152,7 +152,7 @@ def _predictions(run: Path) -> list[dict[str, str]]:
 
 
 def _explained(run: Path) -> str:
-    """Draw predictions with the descriptors that explain them, if the run's method has some."""
+    """Return a figure (SVG) of predictions with the descriptors that explain them; "" if the run has none."""
     path = run / "explanations.json"
     if not path.is_file():
         return ""
@@ -162,7 +162,7 @@ def _explained(run: Path) -> str:
 
 
 def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
-    """Return the most confident wrong predictions."""
+    """Return the wrong predictions with the highest confidence."""
     wrong = [row for row in rows if row["class"] != row["predicted"]]
     wrong.sort(key=lambda row: -float(row["confidence"]))
     return [

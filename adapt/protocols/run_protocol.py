@@ -1,4 +1,4 @@
-"""Run a protocol and write its results: one JSON and one CSV file beside the run directories."""
+"""Running of a protocol, which writes its results to one JSON and one CSV file beside the run directories."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _Tried(TypedDict):
 
 
 class Summary(_Tried):
-    """Means and standard deviations over the seeds, in [0, 1], beside the figures of the frozen model.
+    """Means and standard deviations of figures over the seeds, in [0, 1], beside the zero-shot figures.
 
-    There is one for each number of shots, each `setting` of a sweep, or each domain that is left out.
+    There is one summary for each number of shots, each `setting` of a sweep, or each domain that is left out.
     """
 
     shots: int | None
@@ -57,10 +57,11 @@ def run_protocol(
     progress: Callable[[str], None] | None = None,
     track: Track = (),
 ) -> Results:
-    """Make the runs of `protocol` in `out`, write its files, and return its results.
+    """Make the runs of `protocol` in the folder `out`, write the results there, and return them.
 
-    Finished runs are not repeated, and an interrupted one is continued. `track` follows each, as in `fit`. Raises
-    AdaptError before anything is trained if a run would fail, and if a folder holds a run of another recipe.
+    Finished runs are not repeated, and an interrupted run is continued. The trackers in `track` follow each run, as in
+    `fit`. Raises AdaptError before anything is trained if a run would fail for its data or method, and later if a
+    run's folder holds a run of another recipe.
     """
     check_alone()
     trackers(track, out)
@@ -87,7 +88,7 @@ def run_protocol(
 
 
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:
-    """Return a summary of each group of rows that differ only by seed."""
+    """Return a summary for each group of runs' rows that differ only by seed."""
     groups: dict[tuple[int | None, str | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["shots"], row.get("setting")), []).append(row)

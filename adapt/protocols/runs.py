@@ -1,6 +1,7 @@
 """One run of a protocol: a recipe trained in its own directory, and its adapter tested on other data.
 
-Nothing is computed twice: a finished run is read, an interrupted one is continued, and the figures of targets are kept.
+Nothing is computed twice: a finished run is read, an interrupted run is continued, and the figures on other data are
+stored.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Row = dict[str, Any]  # run, shots, seed, train_set and, in [0, 1], figures by n
 
 @dataclass(frozen=True)
 class Target:
-    """Other test images than the recipe's, which a trained adapter classifies among their own class names."""
+    """Test images of other data than the recipe's, which a trained adapter classifies among their own class names."""
 
     name: str
     data: DataSection
@@ -43,10 +44,10 @@ class Target:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A `recipe` to train in the folder `name`; `own` names the accuracy on its own test images.
+    """A run to make: its `recipe` is trained in the folder `name`, and tested on its own test images and on `targets`.
 
-    `setting` is its setting in a sweep, or the domain that it leaves out. A run `after` another one continues from that
-    one's adapter, and includes its figures.
+    `own` is the name of the accuracy on its own test images. `setting` is the run's setting in a sweep, or the domain
+    that it leaves out. A run with `after` continues from the adapter of the run `after`, and includes its figures.
     """
 
     name: str
@@ -58,7 +59,7 @@ class PlannedRun:
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
-    """Raise AdaptError for what would otherwise fail after training, such as missing test images."""
+    """Raise AdaptError for problems that would appear only after training, such as missing test images."""
     measured: dict[str, DataSection] = {}
     for run in _with_those_before(runs):
         recipe = run.recipe
@@ -90,10 +91,11 @@ def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
 
 
 def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
-    """Return accuracies in [0, 1] under `run.own` and the targets' names; `zero_shot_` marks those of the frozen model.
+    """Make a run, and return its row of results: accuracies in [0, 1] under `run.own` and the targets' names.
 
-    If images may have several classes they are mean average precisions, and `figure` says so. Raises AdaptError if the
-    folder holds a run of another recipe.
+    Zero-shot accuracies have the prefix `zero_shot_`. If accuracy is not the task's main figure (mean average precision
+    for images of several classes), the values are that figure, and `figure` names it. Raises AdaptError if the folder
+    holds a run of another recipe.
     """
     before: Row = {}
     if run.after is not None:
@@ -126,7 +128,7 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
 
 
 def _recipe_in(file: Path) -> Recipe | None:
-    """Read the recipe in a file; return None if this version of adapt cannot."""
+    """Read the recipe in a file; return None if this version of adapt cannot read it."""
     try:
         return build_recipe(read_file(file, str(file)).settings, str(file))
     except AdaptError:
@@ -134,12 +136,12 @@ def _recipe_in(file: Path) -> Recipe | None:
 
 
 def _comparable(recipe: Recipe) -> Recipe:
-    """Return the recipe without `start`, a path that may be written differently, and without the device."""
+    """Return the recipe without its device and `start`, in which equal runs may differ: `start` is a path."""
     return recipe.model_copy(update={"start": None, "device": AUTO})
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return accuracies by target; measure those that are missing, and keep them in the run's targets.json."""
+    """Return a run's figures by target; measure missing ones, and store them in the run's targets.json."""
     file = folder / "targets.json"
     known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
     model: AdaptedModel | None = None

@@ -1,4 +1,4 @@
-"""Tables of protocols' results: our mean and standard deviation by method, beside the published figures."""
+"""Tables of protocols' results: for each method our mean and standard deviation, beside the published figures."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Cells = list[list[str]]
 def table(results: Sequence[Results], published: bool = True) -> Cells:
     """Return a header, a zero-shot row, one row for each of `results`, and the published rows if there are any.
 
-    Cells are percentages; the corner names the figure if it is not the accuracy. Few-shot curves have a column for each
-    number of shots, leave-one-out one for each domain, and other protocols one for each figure; sweeps have a row for
-    each setting. Raises AdaptError for results of different protocols or data.
+    Cells are percentages; the top left cell names the figure if it is not the accuracy. Few-shot curves have a column
+    for each number of shots, leave-one-out has a column for each domain, and other protocols have a column for each
+    figure; sweeps have a row for each setting. Raises AdaptError for results of different protocols or data.
     """
     first = results[0]
     for each in results:
@@ -47,7 +47,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
 
 def _settings_tried(results: Sequence[Results]) -> Cells:
-    """Return a row for each setting of sweeps: the validation accuracy, by which to choose, then the test accuracy."""
+    """Return a table of sweeps with a row for each setting: validation accuracy (to choose by) and test accuracy."""
     rows = [[figure_of(results[0]), "validation", "test"]]
     rows.append(["zero-shot", "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(titles(results), results):
@@ -60,20 +60,20 @@ def _settings_tried(results: Sequence[Results]) -> Cells:
 
 
 def as_text(cells: Cells) -> str:
-    """Align the columns for a terminal."""
+    """Return a table as text with aligned columns, for a terminal."""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def as_markdown(cells: Cells) -> str:
-    """Return a Markdown table."""
+    """Return a table in Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([lines[0], "| --- " * len(cells[0]) + "|", *lines[1:]])
 
 
 def as_csv(cells: Cells) -> str:
-    """Return CSV lines that a spreadsheet does not take for formulas."""
+    """Return a table as CSV, with escaped cells that a spreadsheet would run as formulas."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in cells)
     return text.getvalue().rstrip("\n")
@@ -88,12 +88,12 @@ def _subject(results: Results) -> str:
 
 
 def figure_of(results: Results) -> str:
-    """Return the name of the figure if it is not the accuracy."""
+    """Return the name of the figure that the results hold, such as mAP; "" if it is the accuracy."""
     return str(results["runs"][0].get("figure", "")) if results["runs"] else ""
 
 
 def titles(results: Sequence[Results]) -> list[str]:
-    """Return the methods' names, with their settings if another result has the same name."""
+    """Return a title for each result: its method's name, with its settings if another result has the same method."""
     methods = [dict(each["recipe"]["method"]) for each in results]
     names = [str(method.pop("name")) for method in methods]
     return [
@@ -105,7 +105,7 @@ def titles(results: Sequence[Results]) -> list[str]:
 
 
 def read_results(path: Path) -> list[Results]:
-    """Read the results in a file, or in a folder that a protocol wrote. Raises AdaptError if there are none."""
+    """Read protocols' results from a JSON file, or from a folder of them. Raises AdaptError if there are none."""
     if not path.exists():
         raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json, or a run")
     inside = [path / f"{name}.json" for name in PROTOCOLS]
@@ -116,12 +116,12 @@ def read_results(path: Path) -> list[Results]:
 
 
 def _columns(results: Sequence[Results]) -> list[str]:
-    """Return all columns, in the order of the results that have them."""
+    """Return the names of all columns of the results, in the order in which they first occur."""
     return list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
 
 
 def _of(results: Results, kind: Literal["mean", "std", "zero_shot"]) -> Figures:
-    """Return means, standard deviations or the frozen model's figures by column."""
+    """Return the means, the standard deviations, or the zero-shot figures of results by column."""
     if results["protocol"] == "few_shot":
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     if results["protocol"] == "leave_one_out":
@@ -132,7 +132,7 @@ def _of(results: Results, kind: Literal["mean", "std", "zero_shot"]) -> Figures:
 
 
 def _spread_of_averages(results: Results) -> float:
-    """Return the standard deviation over the seeds of the mean over the domains."""
+    """Return the standard deviation, over the seeds, of the mean accuracy over the domains."""
     by_seed: dict[int, list[float]] = {}
     for row in results["runs"]:
         by_seed.setdefault(row["seed"], []).append(row["test"])

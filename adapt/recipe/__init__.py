@@ -56,7 +56,7 @@ class DataSection(BaseModel):
         return check_template(value)
 
     def load(self) -> Split:
-        """Load the data set, before shots are drawn and classes are divided."""
+        """Load the data set with all its images and classes: shots are drawn, and classes divided, later."""
         from adapt.data.readers import load
 
         split = load(self.source, self.root, self.names)
@@ -107,7 +107,7 @@ class Recipe(BaseModel):
         return {key: value for key, value in self.method.items() if key != "name"}
 
     def new_method(self) -> Method:
-        """Make the recipe's method, not yet built on a backbone."""
+        """Return a new object of the recipe's method, not yet built on a backbone."""
         from adapt import methods
 
         return methods.find(self.method["name"])(**self.method_config)
@@ -151,7 +151,7 @@ def read_recipe(
 
 
 def build_recipe(raw: dict[str, object], where: str) -> Recipe:
-    """Check plain data as a recipe, including the method's own settings. Raises AdaptError, naming `where`."""
+    """Validate plain data as a recipe, with the method's settings. Raises AdaptError, naming the source `where`."""
     from adapt import methods
 
     try:

@@ -1,10 +1,10 @@
 """A recipe file: settings as plain data, and changes to them for certain data sets.
 
-Beside the keys of a recipe, a file may have five others. `on` holds changes by data set (`own` applies to all data that
-is not known by name); `expected` the papers' figures, for people. Three are for `adapt recommend`: `variants` are other
-settings that are compared under a name of their own; `compared` says that the method is compared by default although
-its steps pass through a tower; `preferred` names the variant that is chosen if the others are no better beyond the
-noise.
+Beside the keys of a recipe, a file may have five more keys. `on` holds changes by data set (`own` applies to all data
+that is not known by name). `expected` holds the papers' figures, for people. Three keys are for `adapt recommend`:
+`variants` are other settings of the method, each compared under its own name; `compared` says that the method is
+compared by default although its steps pass through a tower; `preferred` names the variant that is chosen if no other
+method is better beyond the noise.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ class RecipeFile:
         return self.comment.partition("\n")[0]
 
     def under(self, heading: str) -> str:
-        """Return what the comment says under a heading such as Departures, on one line; "" if it has none."""
+        """Return the text under a heading of the comment, such as Departures, on one line; "" if it is missing."""
         section = re.search(rf"^{heading}: (.*(?:\n .*)*)", self.comment, re.MULTILINE)
         return one_line(section[1]) if section else ""
 
     def source(self, overrides: Iterable[Override] = ()) -> object:
-        """Return the data that the file, or an override, names; None if neither does."""
+        """Return the data source that the file, or an override, names; None if neither names any."""
         return source_of(copy.deepcopy(self.settings), overrides)
 
     def on_data(self, source: str) -> dict[str, object]:
-        """Return the settings for the data `source`: those of the file, with the changes that it has for the data."""
+        """Return the settings for the data `source`: the file's settings, with its changes (`on`) for this data set."""
         changes = next((self.on[name] for name in _names(source) if name in self.on), {})
         raw = copy.deepcopy(_merged(self.settings, changes))
         if isinstance(data := raw.setdefault("data", {}), dict):
@@ -69,11 +69,11 @@ class RecipeFile:
         return raw
 
     def expected_on(self, source: str) -> str | None:
-        """Return the papers' figures for the data `source`, if the file has them."""
+        """Return the papers' figures on the data `source`; None if the file has none."""
         return next((self.expected[name] for name in _names(source) if name in self.expected), None)
 
     def needs_data(self) -> AdaptError:
-        """Return the error for a recipe that nobody gave any data."""
+        """Return the error for a missing data source: neither the recipe nor the user names one."""
         known = [*(name for name in self.on if bundled.is_bundled(name)), *published.trained()]
         return AdaptError(
             f"the recipe {self.name} names no data: add --data with a folder of images, a .csv, or one of "
@@ -82,7 +82,7 @@ class RecipeFile:
 
 
 def read_file(path: Path, name: str) -> RecipeFile:
-    """Read the file at `path`, called `name` in errors. Raises AdaptError if it is missing, or no valid recipe file."""
+    """Read the recipe file at `path`, called `name` in errors. Raises AdaptError if it is missing or invalid."""
     if not path.is_file():
         raise AdaptError(f"there is no recipe at {path}; `adapt recipes` lists the shipped ones")
     try:
@@ -117,7 +117,7 @@ def read_file(path: Path, name: str) -> RecipeFile:
 
 
 def source_of(raw: dict[str, object], overrides: Iterable[Override] = ()) -> object:
-    """Apply the overrides to `raw`, and return the data that it then names; None if there is none."""
+    """Apply the overrides to `raw`, and return the data source that `raw` then names; None if it names none."""
     for override in overrides:
         set_key(raw, override)
     data = raw.get("data")
@@ -125,14 +125,14 @@ def source_of(raw: dict[str, object], overrides: Iterable[Override] = ()) -> obj
 
 
 def add_the_sets_own(raw: dict[str, object], source: str) -> None:
-    """Add the root and the template of a published data set to `raw`, unless they are given."""
+    """Add the default root and the template of a published data set to `raw`, unless `raw` has them."""
     entry, data = published.find(source), raw.get("data")
     if entry is not None and isinstance(data, dict):
         raw["data"] = {"root": _ROOT, "template": entry.template} | data
 
 
 def set_key(raw: dict[str, object], override: Override) -> None:
-    """Set a key such as `data.shots=4` in `raw`. Raises AdaptError if it does not have that form."""
+    """Set a key in `raw` by an override such as `data.shots=4`. Raises AdaptError if the override is malformed."""
     key, value = override if isinstance(override, tuple) else pair(override)
     *parents, leaf = key.split(".")
     section = raw
@@ -145,7 +145,7 @@ def set_key(raw: dict[str, object], override: Override) -> None:
 
 
 def one_length(raw: dict[str, object], overrides: Iterable[Override]) -> None:
-    """Remove the recipe's length of training from `raw` if the overrides give another one."""
+    """Remove the recipe's own length of training (such as epochs) from `raw` if an override gives another."""
     keys = [override[0] if isinstance(override, tuple) else override.partition("=")[0] for override in overrides]
     train = raw.get("train")
     if isinstance(train, dict) and any(f"train.{name}" in keys and train[name] is not None for name in _LENGTHS):
@@ -153,7 +153,7 @@ def one_length(raw: dict[str, object], overrides: Iterable[Override]) -> None:
 
 
 def pair(override: str) -> tuple[str, Any]:
-    """Split `key=value` and parse the value as YAML. Raises AdaptError for another form."""
+    """Split `key=value` and parse the value as YAML. Raises AdaptError if `override` does not have this form."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise AdaptError(f"override {brief(override)} is not of the form key=value, such as data.shots=4")
@@ -164,7 +164,7 @@ def pair(override: str) -> tuple[str, Any]:
 
 
 def _by_data(section: object, key: str, name: str) -> dict[str, Any]:
-    """Return `section` itself. Raises AdaptError unless it is a mapping by names of data sets."""
+    """Return `section` itself. Raises AdaptError unless it is a mapping whose keys are known data sets or `own`."""
     if not isinstance(section, dict):
         raise AdaptError(f"{name}: {key} is {brief(section)}; expected names of data sets, each with its value")
     for data in section:
@@ -178,7 +178,7 @@ def _by_data(section: object, key: str, name: str) -> dict[str, Any]:
 
 
 def _names(source: str) -> tuple[str, ...]:
-    """Return the keys that apply to the data `source`, the most specific first; a style of emoji has three."""
+    """Return the keys of `on` that apply to the data `source`, the most specific first; `own` for unknown data."""
     entry = published.find(source)
     if entry is not None:
         return (entry.name,)
@@ -186,7 +186,7 @@ def _names(source: str) -> tuple[str, ...]:
 
 
 def _merged(base: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
-    """Merge `changes` into `base`, section by section; a null replaces a section."""
+    """Return `base` with `changes`, merged section by section; a null in `changes` replaces an entire section."""
     merged = base | changes
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(section := base.get(key), dict):
@@ -205,7 +205,7 @@ def _comment(content: bytes) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses deep nesting, duplicate keys, and references, with which a short file fills memory."""
+    """A YAML loader that refuses deep nesting, duplicate keys, and references, which let a short file fill memory."""
 
     depth = 0
 
@@ -226,7 +226,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _resolver(tag: str, pattern: re.Pattern[str]) -> tuple[str, re.Pattern[str]]:
-    """Return the resolver without numbers in base 60, as in YAML 1.2."""
+    """Return a YAML resolver that does not read `1:30` as a number in base 60, as in YAML 1.2."""
     plain_number = re.compile(rf"(?!.*:)(?:{pattern.pattern})", pattern.flags)
     return tag, plain_number if tag.endswith((":int", ":float")) else pattern
 
@@ -239,7 +239,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _parsed(text: str | bytes) -> Any:
-    """Parse YAML. Raises YAMLError or ValueError if it is broken, or holds what no recipe may."""
+    """Parse YAML. Raises YAMLError if it is broken, and ValueError if it breaks the limits on plain data."""
     value = yaml.load(text, _Loader)
     plain.check(value, longest=None)
     return value

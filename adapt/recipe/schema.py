@@ -14,7 +14,7 @@ from adapt.recipe import Recipe
 
 
 def recipe_schema() -> dict[str, object]:
-    """Return the schema (draft 2020-12) for recipes of all known methods, also those of other packages and plug-ins.
+    """Return the JSON Schema (draft 2020-12) of recipe files for all known methods, plug-ins included.
 
     It covers keys, types of values and their bounds. Constraints between keys are checked when a recipe is read.
     """
@@ -58,7 +58,7 @@ def _any_method() -> Any:
 
 
 def _referring(node: Any) -> Any:
-    """Replace nested method settings, such as those of compose, by a reference to any method's settings."""
+    """Return `node` of the schema with references to a method's settings wherever settings of methods are nested."""
     if node == METHOD_SETTINGS:
         return {"$ref": "#/$defs/Method"}
     if isinstance(node, dict):

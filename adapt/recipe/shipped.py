@@ -1,6 +1,7 @@
 """Recipes by name: `METHOD/PROTOCOL`, or the method's name alone.
 
-Other packages add theirs by an entry point in the group `adapt.recipes`: the package that holds `METHOD/NAME.yaml`.
+Other packages add recipes by an entry point in the group `adapt.recipes`, which names a package with files
+`METHOD/NAME.yaml`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ _TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
 
 @dataclass(frozen=True)
 class Located:
-    """A recipe file, and its name in errors."""
+    """The path of a recipe file, and the recipe's name in errors."""
 
     path: Path
     name: str
 
 
 def shipped() -> dict[str, Path]:
-    """Return the recipes that come with adapt by name, such as `coop/few_shot`."""
+    """Return the paths of adapt's own recipes by name, such as `coop/few_shot`."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_recipes", package.parent / "recipes"):
         if folder.is_dir():
@@ -40,9 +41,9 @@ def shipped() -> dict[str, Path]:
 
 @cache
 def known_recipes() -> dict[str, Path]:
-    """Return the recipes of adapt and of installed packages by name.
+    """Return the paths of the recipes of adapt and of installed packages by name.
 
-    Raises AdaptError if two packages have a recipe of one name, or if a package that an entry point names is not there.
+    Raises AdaptError if two packages have a recipe of the same name, or if an entry point names no package.
     """
     known = shipped()
     for point in entry_points(group="adapt.recipes"):
@@ -62,10 +63,10 @@ def _recipes_in(folder: Path) -> dict[str, Path]:
 
 
 def find_recipe(name: str, protocol: str | None = None) -> Located:
-    """Return the recipe called `name`: a file, a recipe of adapt or of an installed package, or a method.
+    """Return the recipe file that `name` means: a path, a recipe's name such as `coop/few_shot`, or a method's name.
 
-    A method's name stands for its recipe for `protocol`, or else its few-shot one, or else its only one. Raises
-    AdaptError if there is none, with the nearest names.
+    A method's name means its recipe for `protocol`, or else its few-shot recipe, or else its only recipe. Raises
+    AdaptError, with the nearest names, if there is no such recipe.
     """
     if len(name) < _LONGEST and Path(name).is_file():
         return Located(Path(name), name)
@@ -97,7 +98,7 @@ def of_method(method: str) -> list[str]:
 
 
 def recipe_of(method: str, protocol: str | None = None) -> str | None:
-    """Return the recipe that the name of `method` stands for; None if it has none, or no obvious one."""
+    """Return the name of the recipe that the name of `method` alone means, for `protocol` if given; None if unclear."""
     recipes = of_method(method)
     wanted = (*(_TAKES.get(protocol, (protocol,)) if protocol else ()), FEW_SHOT)
     named = [f"{method}/{each}" for each in wanted if f"{method}/{each}" in recipes]
@@ -105,6 +106,6 @@ def recipe_of(method: str, protocol: str | None = None) -> str | None:
 
 
 def short(name: str, protocol: str | None = None) -> str:
-    """Return the shortest name by which `find_recipe` finds the shipped recipe `name`."""
+    """Return the shortest name of a recipe: the method's name if it means this recipe, otherwise `name`."""
     method = name.partition("/")[0]
     return method if recipe_of(method, protocol) == name else name

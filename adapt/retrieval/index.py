@@ -1,7 +1,7 @@
-"""An index: unit-length features of texts, images or pairs with their names, in one checked file; exact search.
+"""An index for exact search: unit-length features of texts, images or pairs, with their names, in one file.
 
-The file is a `.safetensors` with `features` `(n, e)` in fp32 and `entries`, their names as JSON in UTF-8. Its metadata
-record the backbone and the adapter that encoded them; others are refused.
+The file is a `.safetensors` with `features` `(n, e)` in fp32 and `entries`, the names as JSON in UTF-8. Its metadata
+record the backbone and the adapter that encoded the features; queries by other models are refused.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class IndexHeader(BaseModel):
 
 @dataclass(frozen=True)
 class Index:
-    """Unit-length `features` `(n, e)` on the CPU, and their `entries`: texts, image paths, or the entities of pairs."""
+    """An index: unit-length `features` `(n, e)` on the CPU, and their `entries`: texts, image paths, or entities."""
 
     header: IndexHeader
     entries: tuple[str, ...]
@@ -61,16 +61,16 @@ class Index:
         return len(self.entries)
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the cosines `(b, k)` of unit-length `queries` `(b, e)` with the nearest entries, and their places.
+        """Return the cosines `(b, k)` of unit-length `queries` `(b, e)` to their nearest entries, and the indices.
 
-        The search is exact, the nearest entry comes first, and k is `count` or the number of entries.
+        The search is exact, the nearest entry comes first, and k is `count`, at most the number of entries.
         """
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: AdaptedModel) -> None:
-        """Raise AdaptError unless `model` encodes in the same way: by its backbone and adapter, and in the same width.
+        """Raise AdaptError unless `model` encodes as the index was: by the same backbone, preprocessing and adapter.
 
-        An index by a backbone without an adapter also fits an adapter that projects into that backbone's space.
+        An index made without an adapter also accepts an adapter that projects into the space of its backbone.
         """
         self._check_origin(model)
         width = (space_of(model.method) or Space.of(model.backbone)).size
@@ -104,7 +104,7 @@ class Index:
         return (self.header.fingerprint, self.header.reading) == (space.fingerprint, space.reading)
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, atomically."""
+        """Write the index to `path`, atomically."""
         text = torch.frombuffer(bytearray(plain.dump(list(self.entries)).encode()), dtype=torch.uint8)
         with replacing(path) as temporary:
             tensor_file.write({"features": self.features, "entries": text}, temporary, self.header.model_dump())
@@ -140,7 +140,7 @@ def load_index(path: str | Path) -> Index:
 def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | None = None) -> Index:
     """Make an index of `texts`, encoded by `model`.
 
-    Raises AdaptError if there is no text, or one that is empty or longer than the text tower reads.
+    Raises AdaptError if there is no text, or if a text is empty or too long for the text tower.
     """
     _check(texts, "text")
     _check_prompts(model)
@@ -150,16 +150,16 @@ def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | 
 
 
 def index_images(model: AdaptedModel, paths: Sequence[str], progress: Progress | None = None) -> Index:
-    """Make an index of the images at `paths`. Raises AdaptError if there is none, or one does not decode."""
+    """Make an index of the images at `paths`. Raises AdaptError if there is no image, or an image cannot be decoded."""
     _check(paths, "image")
     return _index("images", model, paths, _of_images(model, paths), progress)
 
 
 def index_pairs(model: AdaptedModel, items: Sequence[Item], progress: Progress | None = None) -> Index:
-    """Make an index of pairs, one entry for each image with its text, encoded and pooled by `model` (`Method.pool`).
+    """Make an index of pairs of image and text; `model` pools both features of a pair into one (`Method.pool`).
 
-    Entries are named by entity, or else by path. Raises AdaptError if there is none, or an item is not a pair, and as
-    for images and texts.
+    Entries are named by the pair's entity, or else by the image's path. Raises AdaptError if there is no pair, if an
+    item is not a pair, and as `index_images` and `index_texts` do.
     """
     entries = [item.unit or item.path for item in items]
     _check(entries, "pair")
@@ -185,7 +185,7 @@ def _of_images(model: AdaptedModel, paths: Sequence[str]) -> Iterator[Tensor]:
 
 
 def identity_of(model: AdaptedModel) -> str:
-    """Return the identity of the adapter that `model` encodes with; "" if it changes no tower."""
+    """Return a checksum of the adapter that `model` encodes with (tensors, settings); "" if no tower is edited."""
     method = model.method
     if not method.touches:
         return ""

@@ -1,4 +1,4 @@
-"""Match images with the descriptions of their classes: pairs from images and texts without captions.
+"""Matching of images with descriptions of their classes, which makes image-text pairs where there are no captions.
 
 Paper: Lewis, Mu et al., GIST: Generating Image-Specific Text for Fine-grained Object Classification, 2023.
 Reference: GIST `7c0934f`, `caption_matching.py`. Deviations: none; the texts are the user's, and `lora` or `svlc`
@@ -25,9 +25,9 @@ def match(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> list[tuple[str, ...]]:
-    """Return for each image the `count` nearest texts of its class (or all of them), the best first.
+    """Return for each image the `count` nearest texts of its class, or all if there are fewer, the best first.
 
-    Raises AdaptError, naming the class, if one has no text, and for a text that is longer than the text tower reads.
+    Raises AdaptError, naming the class, if a class has no text, and if a text is too long for the text tower.
     """
     for name in dict.fromkeys(item.answer for item in items):
         if not texts.get(name):

@@ -1,10 +1,10 @@
-"""Vocabulary-free classification: words from the captions nearest to an image, scored against both.
+"""Vocabulary-free classification: words from the captions nearest to an image, scored by the image and captions.
 
 Paper: Conti et al., Vocabulary-free Image Classification, NeurIPS 2023 (CaSED).
 Reference: vic `e31087f`, `src/models/cased.py`, `components/retrieval.py`.
 Deviations:
 * The captions come from the user's own index, and may be few; the search is exact, like faiss's flat index.
-* Candidates are in alphabetical order, in the reference in that of a Python set. See `words` for the tagger.
+* Candidates are in alphabetical order; the reference has the order of a Python set. See `words` for the tagger.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALIKE = 0.94  # cosine above which captions count as the same
 
 @dataclass(frozen=True)
 class Named:
-    """The candidate names of one image with their logits `(w,)`, and the captions that they came from."""
+    """The candidate names of one image with their logits `(w,)`, and the captions that the names come from."""
 
     words: tuple[str, ...]
     logits: Tensor
@@ -41,9 +41,10 @@ class Named:
 class VocabularyFree:
     """A classifier that names images by words from an index of captions, without training.
 
-    For each image `captions` captions are retrieved. `alpha` is the weight of the image in a word's score, the rest
-    being that of the captions; `least` is how often a word must occur in them, and `template` the text for a word.
-    Raises AdaptError for an index that is not of texts, or of another backbone, and for a weight outside [0, 1].
+    For each image `captions` captions are retrieved. In the score of a word, the image has the weight `alpha`, and the
+    captions have the rest. A word must occur `least` times in the captions; `template` is the text that is encoded for
+    it. Raises AdaptError if the index does not hold texts, if it was made with another backbone or an adapter, and for
+    an `alpha` outside [0, 1].
     """
 
     def __init__(
@@ -77,11 +78,11 @@ class VocabularyFree:
         self._known: dict[str, Tensor] = {}  # features of words
 
     def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """Return the most probable names of images, which are given as to a model's `predict`."""
+        """Return the most probable names of images, which may have any form that a model's `predict` accepts."""
         return list(self.predict_stream(images, top_k, batch_size))
 
     def predict_stream(self, images: Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """Yield the predictions of `predict` one by one, with one batch of images in memory."""
+        """Yield the predictions that `predict` returns one by one; only one batch of images is in memory."""
         wanted = Wanted(top_k)
         for pixels in self.model.pixels_of(images, batch_size):
             with evaluating(self.model), torch.no_grad():
@@ -90,7 +91,7 @@ class VocabularyFree:
                 yield next(predictions(names.logits[None], names.words, wanted))
 
     def named(self, features: Tensor) -> list[Named]:
-        """Return candidate names of images with unit-length `features` `(b, e)`."""
+        """Return the candidate names of each image, given the images' unit-length `features` `(b, e)`."""
         _, places = self.index.nearest(features.float().cpu(), self.captions)
         return [self._named(image, row) for image, row in zip(features.float().cpu(), places, strict=True)]
 
@@ -104,7 +105,7 @@ class VocabularyFree:
         return Named(tuple(words), (self.alpha * shares[0] + (1 - self.alpha) * shares[1]).log(), captions)
 
     def _features(self, words: list[str]) -> Tensor:
-        """Return the unit-length features of words `(w, e)`."""
+        """Return the unit-length features `(w, e)` of `words` in the template."""
         missing = [word for word in words if word not in self._known]
         if missing:
             encoded = self.model.text_features([self.template.replace("{}", word) for word in missing])
@@ -113,9 +114,9 @@ class VocabularyFree:
 
 
 def different(features: Tensor) -> list[int]:
-    """Return the places of captions with `features` `(k, e)`, ranked, that do not repeat an earlier one.
+    """Return the indices of the ranked captions, with `features` `(k, e)`, that do not repeat an earlier caption.
 
-    Captions that are alike, directly or through others, form a group, of which the first is kept.
+    Captions that are alike, directly or through other captions, form a group; the first of each group is kept.
     """
     near = features @ features.T > ALIKE
     group = list(range(len(features)))

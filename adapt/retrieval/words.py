@@ -1,7 +1,7 @@
 """Candidate names from the words of captions, by the rules of CaSED (Conti et al., NeurIPS 2023).
 
 Reference: vic `e31087f`, `src/data/components/transforms.py`. Deviation: parts of speech come from TextBlob's tagger,
-which needs no download, not from flair's; another tagger may be given.
+which needs no download, in place of flair's; another tagger may be given.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _NO_PLURALS = ("ss", "us", "is", "ies", "oes")
 def candidates(captions: Sequence[str], least: int = 2, tag: Tag | None = None) -> list[str]:
     """Return the words, sorted, that may name the subject of `captions`: nouns and the like that occur `least` times.
 
-    If no word does, the most frequent ones are used. Raises AdaptError if the libraries for it are not installed.
+    If no word occurs `least` times, the most frequent words are used. Raises AdaptError if the libraries inflect or
+    textblob, which are needed, are not installed.
     """
     words = frequent(plain_words(" ".join(captions)), least)
     tags = (tag or _tagged)(words) if words else []
@@ -38,7 +39,7 @@ def candidates(captions: Sequence[str], least: int = 2, tag: Tag | None = None) 
 
 
 def plain_words(text: str) -> list[str]:
-    """Return the words of a text in lower case and singular, without words for pictures."""
+    """Return the words of a text in lower case and singular, without words for pictures such as `photo`."""
     text = re.sub(r"<.*?>", "", text)
     text = re.sub(r"http\S+", "", text)
     text = re.sub(r"[^\w\s\-.'&]", "", text)
@@ -50,7 +51,7 @@ def plain_words(text: str) -> list[str]:
 
 
 def frequent(words: Sequence[str], least: int) -> list[str]:
-    """Return those of `words` that occur `least` times, or as often as the most frequent one."""
+    """Return the `words` that occur at least `least` times; if none does, the most frequent words."""
     counts = Counter(words)
     needed = min(least, max(counts.values(), default=least))
     return [word for word in words if counts[word] >= needed]

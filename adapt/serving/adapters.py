@@ -1,4 +1,4 @@
-"""The adapters that are served: each change makes a new set, and a request keeps the set that it began with."""
+"""The adapters that a server serves. A change makes a new set of adapters; a running request keeps its old set."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ _READY = 64  # combinations of adapters that are cached; clients choose them, so
 
 
 class NoSuchAdapter(AdaptError):
-    """An error for a name that no served adapter has."""
+    """An error for a request that names an adapter that is not there."""
 
 
 class NotAllowed(AdaptError):
-    """An error for a change that the server was not started for."""
+    """An error for a change to the adapters that the server's options do not allow."""
 
 
 class TooManyAdapters(AdaptError):
-    """An error for one adapter more than the server was started for."""
+    """An error for loading an adapter when the maximum number of adapters is loaded."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """The adapters at one moment by name, one of them the default. Combinations of adapters are cached."""
+    """An immutable set of served adapters by name, one of them the default. Combinations of adapters are cached."""
 
     models: dict[str, AdaptedModel]
     default: str
     _together: dict[tuple[str, ...], SideBySide] = field(default_factory=dict)
 
     def together(self, names: Sequence[str]) -> SideBySide:
-        """Return the named adapters side by side. One that adapts to the images it sees starts anew each time."""
+        """Return the named adapters side by side. An adapter that learns from the images it sees starts anew."""
         key = tuple(names)
         for name in key:
             if name not in self.models:
@@ -65,11 +65,11 @@ class Served:
 
 
 class ServedAdapters:
-    """A set of adapters that can be loaded, unloaded and switched while requests are answered.
+    """The adapters of a server, which can be loaded, unloaded and switched while requests are answered.
 
     `given` are paths, or `NAME=PATH`; the first is the default. With a `folder`, adapters in it may be loaded later, up
-    to `most` in all; without one, the set stays as it is. Adapters that name the same backbone share it. Raises
-    AdaptError for an adapter that cannot be loaded or does not classify, and for two of the same name.
+    to `most` adapters in all; without a folder, the adapters cannot be changed. Adapters that name the same backbone
+    share it. Raises AdaptError for an adapter that cannot be loaded or does not classify, and for a repeated name.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class ServedAdapters:
         self.now = Served(models, next(iter(models)))
 
     def load(self, path: str, name: str | None = None) -> str:
-        """Load the adapter at `path` in the folder as `name`, by default its own name, and return the name.
+        """Load the adapter at `path` in the folder under `name`, by default the adapter's own, and return the name.
 
-        Raises NotAllowed without a folder, for a path that leads out of it, for a backbone that would have to be
-        downloaded, and for very many classes; TooManyAdapters if no more may be loaded.
+        Raises NotAllowed if there is no folder, if `path` leads out of it, if the backbone would have to be
+        downloaded, or if the adapter has very many classes; TooManyAdapters if the maximum is loaded already.
         """
         place = self._within(path)
         name = _checked(name_of_adapter(place) if name is None else name)
@@ -124,7 +124,7 @@ class ServedAdapters:
             self.now = Served({key: model for key, model in self.now.models.items() if key != name}, self.now.default)
 
     def switch(self, name: str) -> None:
-        """Make an adapter the default, which answers requests that name none."""
+        """Make an adapter the default: the adapter that answers requests that name no adapter."""
         self._writable()
         with self._changing:
             self.now.together([name])
@@ -150,7 +150,7 @@ class ServedAdapters:
         return place
 
     def _check_nothing_is_fetched(self, path: Path) -> None:
-        """Raise NotAllowed if the backbone is neither loaded nor on this machine: clients must not cause downloads."""
+        """Raise NotAllowed if an adapter's backbone would have to be downloaded: clients must not cause downloads."""
         place = located(path)
         if self._backbone is not None or backbone_key(place) in self._shared:
             return
@@ -179,7 +179,7 @@ class ServedAdapters:
 
 
 def _check_classes(path: Path) -> None:
-    """Raise NotAllowed for an adapter with so many classes that encoding their texts would delay every answer."""
+    """Raise NotAllowed for an adapter with so many classes that encoding their texts would delay all requests."""
     count = len(class_names_of(path))
     if count > _MOST_CLASSES:
         raise NotAllowed(
@@ -189,7 +189,7 @@ def _check_classes(path: Path) -> None:
 
 
 def _named(given: str) -> tuple[str, Path]:
-    """Return the name and path in `NAME=PATH` or a plain path, which may have folders such as `train.lr=0.01`."""
+    """Split `NAME=PATH` into name and path; a plain path gets its adapter's name, even if it contains `=`."""
     name, mark, path = given.partition("=")
     if not (mark and name) or "/" in name or os.path.exists(given):
         name, path = name_of_adapter(Path(given)), given

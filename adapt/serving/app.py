@@ -49,8 +49,8 @@ def create_app(
     """Return the application that serves `adapters`.
 
     `hosts` are the host names that requests may use; `localhost` stands for every address of the machine itself. With
-    a `token`, every request must send it. When the application closes, requests that wait for the model are answered,
-    for at most two seconds. Nothing that it serves, its page included, contacts another server.
+    a `token`, every request must send it. When the application closes, it still answers requests that wait for the
+    model, for at most two seconds. Neither the application nor its page contacts another server.
     """
     limits, metrics = limits or Limits(), Counted()
     predictions = Predictions(adapters, limits, metrics)
@@ -72,7 +72,7 @@ def create_app(
 
 
 def _add_problems(app: FastAPI) -> None:
-    """Answer every error with one line under `detail`."""
+    """Make the application answer every error with JSON whose `detail` is one line."""
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
@@ -98,7 +98,7 @@ def _add_predict(app: FastAPI, predictions: Predictions) -> None:
 
 
 def _body(limits: Limits) -> dict[str, Any]:
-    """Return the two forms of a request's body for OpenAPI; the content type decides which one is read."""
+    """Return the OpenAPI description of a request's body: JSON or a form, by its content type."""
     fields = Asking.model_json_schema()["properties"]
     images = {
         "type": "array",

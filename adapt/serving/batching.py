@@ -1,7 +1,8 @@
 """Micro-batches: images that arrive while the model is busy are computed together in its next pass.
 
-No image waits for a batch to fill: if the model is idle, it is computed at once. So a single client is answered as fast
-as the model can, and under load a pass takes all images that wait. Requests with fewer images go first.
+No image waits for a batch to fill: if the model is idle, an image is computed at once. So a single client is answered
+as fast as the model can, and under load a pass takes all waiting images, up to a limit. Requests with fewer images go
+first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Answered = list[tuple[Prediction, ...]]  # for each image, the prediction of eac
 
 @dataclass(eq=False)
 class Asked:
-    """The images of one request, prepared for the adapters, and the future for their answers."""
+    """The images of one request, preprocessed for its adapters, and the future for their predictions."""
 
     together: SideBySide
     wanted: Wanted
@@ -31,12 +32,15 @@ class Asked:
     answer: Future[Answered] = field(default_factory=Future)
 
     def goes_with(self, other: Asked) -> bool:
-        """Return whether one pass can answer both. Adapters that adapt to images are made per request, so never can."""
+        """Return whether one pass can answer both requests: they have the same adapters and settings.
+
+        One pass never can if the adapters learn from the images they see: these are made anew for each request.
+        """
         return self.together is other.together and self.wanted == other.wanted
 
 
 class Batcher:
-    """A thread that computes answers, at most `most` images in a pass; `passed` is called with their number."""
+    """A thread that computes predictions, at most `most` images in a pass; `passed` is called with their number."""
 
     def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
         self._most, self._passed = most, passed
@@ -60,12 +64,12 @@ class Batcher:
         return asked.answer
 
     def longest(self) -> float:
-        """Return for how many seconds the current pass has lasted."""
+        """Return the number of seconds that the current pass has lasted; 0 if there is none."""
         begun = self._begun
         return 0.0 if begun is None else time.monotonic() - begun
 
     def close(self, seconds: float | None = None) -> None:
-        """Answer the waiting requests, then end the thread; wait for that at most `seconds`."""
+        """Refuse new requests, answer the waiting ones, and end the thread; wait for its end at most `seconds`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -90,7 +94,7 @@ class Batcher:
                 start += len(asked.pixels)
 
     def _next(self) -> list[Asked]:
-        """Return the requests for one pass, those with the fewest images first; none once closed and nothing waits."""
+        """Wait for requests, and return those for the next pass; an empty list once closed with nothing waiting."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)

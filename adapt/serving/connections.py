@@ -19,9 +19,10 @@ _ORDER = itertools.count()
 
 
 class Connection(HttpToolsProtocol):
-    """A connection of uvicorn with time limits: `head_seconds` for headers, `seconds` for a body or reading an answer.
+    """A uvicorn connection with time limits: `head_seconds` for headers, `seconds` for a body or to read an answer.
 
-    If there are more than `most` connections, the one that has been without a complete request the longest is closed.
+    If there are more than `most` connections, the connection that has waited the longest for a complete request is
+    closed.
     """
 
     def __init__(self, *args: Any, head_seconds: float, seconds: float, most: int, **kwargs: Any) -> None:
@@ -100,7 +101,7 @@ class Connection(HttpToolsProtocol):
             self._gives_up.cancel()
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Close the connection; if no answer has begun, send the reason first."""
+        """Close the connection; if no answer has been started, first send an error with `status` and `detail`."""
         if self._overhead and (self.cycle is None or not self.cycle.response_started):
             body = json.dumps({"detail": detail}).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"

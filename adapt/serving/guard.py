@@ -1,4 +1,4 @@
-"""Protection against foreign requests: checks of the host name, the token, and the page that a request comes from."""
+"""Protection against unwanted requests: checks of their host name, token, and the web page that sends them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Guard:
-    """ASGI middleware that answers 400 to another host name, 401 without the token, 403 to pages of other servers.
+    """ASGI middleware that refuses requests: 400 for other hosts than `hosts`, 401 without token, 403 from other pages.
 
     In `hosts`, `*` stands for every name, and `localhost` for every address of the machine itself.
     """
@@ -53,7 +53,7 @@ class Guard:
 
 
 def is_loopback(name: str) -> bool:
-    """Return whether a host name or address is a loopback one, which only this machine can reach."""
+    """Return whether a host name or IP address means this machine itself, such as localhost or 127.0.0.1."""
     try:
         return ip_address(name).is_loopback
     except ValueError:
@@ -61,7 +61,7 @@ def is_loopback(name: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """Return the name in `NAME:PORT`, an IPv6 address without its brackets; "" if there is none."""
+    """Return the host name in `NAME:PORT` (of IPv6 the address without brackets); "" if there is no name."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

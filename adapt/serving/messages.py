@@ -1,4 +1,4 @@
-"""The schemas of requests and answers, and the reading of a request's body."""
+"""The schemas of the HTTP interface's requests and answers, and the reading of a request's body."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class Problem(BaseModel):
 
 @dataclass(frozen=True)
 class Sent:
-    """The images of a request as named files, and its settings."""
+    """A request as it was sent: its images as named files, and its settings."""
 
     files: list[tuple[str, bytes]]
     asking: Asking
@@ -131,10 +131,10 @@ class Sent:
 
 
 async def sent(request: Request, most: int) -> Sent:
-    """Read the body of a request, JSON or an upload, with at most `most` images.
+    """Read the body of a request, JSON or an uploaded form, with at most `most` images.
 
-    Raises HTTPException 400 for a form that cannot be read, 415 for another content type, 422 for anything that does
-    not fit the schema, and for parameters in the address.
+    Raises HTTPException 400 for a form that cannot be read, 415 for other content types, and 422 for a body that does
+    not fit the schema or for parameters in the address.
     """
     for name in request.query_params:
         raise HTTPException(
@@ -181,7 +181,7 @@ async def _uploaded(request: Request) -> Sent:
 def answers(
     files: Sequence[tuple[str, bytes]], adapters: Sequence[str], predictions: Sequence[Sequence[Prediction]]
 ) -> dict[str, object]:
-    """Return predictions, for each file a row of one per adapter, as plain data for JSON."""
+    """Return `predictions`, which has a row for each file with one prediction per adapter, as plain data for JSON."""
     return {
         "results": [
             {
@@ -194,7 +194,7 @@ def answers(
 
 
 class _InMemory(MultiPartParser):
-    """A parser that writes no file: a body is small enough for memory, and files would take file descriptors."""
+    """A form parser that keeps uploads in memory: bodies are small, and temporary files would take file descriptors."""
 
     spool_max_size = sys.maxsize
 

@@ -19,7 +19,7 @@ _LAST = (b"connection", b"close")  # makes uvicorn stop reading
 
 
 class Counted:
-    """The metrics for Prometheus, in a registry of this server's own."""
+    """The Prometheus metrics of a server, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -35,8 +35,9 @@ class Counted:
 class Around:
     """ASGI middleware that answers 413 to a body of more than `most` bytes, supports `HEAD`, and keeps the metrics.
 
-    `most` applies to `/predict`; the limit of all other paths is 64 KiB. An answer that is given before a large body
-    has arrived closes the connection: reading the refused bodies of twenty clients kept the event loop from all others.
+    `most` applies to `/predict`; the limit of all other paths is 64 KiB. If a request is answered before its large body
+    has arrived, the connection is closed: reading the refused bodies of twenty clients kept the event loop from all
+    other clients.
     """
 
     def __init__(self, app: ASGIApp, most: int, metrics: Counted) -> None:
@@ -94,6 +95,6 @@ def _too_large(most: int) -> HTTPException:
 
 
 def announced(scope: Scope, otherwise: int) -> int:
-    """Return the length of the body by the request's headers; `otherwise` if it comes in chunks."""
+    """Return the length in bytes that a request's headers give for its body; `otherwise` if it comes in chunks."""
     headers = dict(scope["headers"])
     return otherwise if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0))

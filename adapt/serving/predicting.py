@@ -1,4 +1,4 @@
-"""The way of a request from its body to its answers, with limits so that requests do not hold each other up."""
+"""The steps from a request's body to its predictions, with limits so that requests do not delay each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AGAIN = {"Retry-After": "1"}
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on one request, and on all of them together."""
+    """Limits on one request, and on all requests together."""
 
     body_bytes: int = 20 * 2**20
     images: int = 32
@@ -42,7 +42,7 @@ class Limits:
 
 
 class Predictions:
-    """The answering of requests to `/predict`, a limited number at a time."""
+    """A server's `/predict`: it answers a limited number of requests at a time."""
 
     def __init__(self, adapters: ServedAdapters, limits: Limits, metrics: Counted) -> None:
         self.adapters, self.limits, self.metrics = adapters, limits, metrics
@@ -60,16 +60,16 @@ class Predictions:
 
     @property
     def stuck(self) -> bool:
-        """Whether one image or one pass has taken longer than a whole request may, so that nobody waits for it."""
+        """Whether reading one image, or one pass of the model, has taken longer than the time limit of a request."""
         return max(self.readers.longest(), self.batcher.longest()) > self.limits.seconds
 
     def close(self, seconds: float) -> None:
-        """Stop reading images; requests that wait for the model are answered, for at most so many seconds."""
+        """Stop reading images, and answer the requests that wait for the model, for at most `seconds`."""
         self.readers.close()
         self.batcher.close(seconds)
 
     async def answer(self, request: Request) -> Response:
-        """Return the answer to a request, or an error: 503 if the server is full, 504 if it took too long.
+        """Return the response to a request; its status is 503 if the server is full, and 504 after the time limit.
 
         Raises AdaptError for a mistake in the request, and ClientDisconnect if the client has left.
         """
@@ -90,11 +90,11 @@ class Predictions:
             return JSONResponse({"detail": f"there was no answer within {seconds:g} seconds"}, 504)
 
     def _size(self, request: Request) -> int:
-        """Return the size of a body in bytes by its header, at most the limit: a larger one is refused later."""
+        """Return the size of a body in bytes by its headers, capped at the limit: a larger body is refused later."""
         return min(announced(request.scope, self.limits.body_bytes), self.limits.body_bytes)
 
     async def _predicted(self, asked: Sent) -> dict[str, object]:
-        """Return the predictions for a request. Once cancelled, it reads no image after the present one."""
+        """Return the predictions for a request as plain data. Once cancelled, no further image is read."""
         now = self.adapters.now
         names = asked.asking.adapters or [now.default]
         together = now.together(names)
@@ -114,7 +114,7 @@ class Predictions:
         return answers(asked.files, names, rows)
 
     def _begin(self, held: AsyncExitStack) -> None:
-        """Count a request as being answered until `held` ends. Raises Crowded if there are too many."""
+        """Count a request as being answered until `held` is closed. Raises Crowded if too many are being answered."""
         if self._answering >= self.limits.requests:
             raise Crowded(f"{self.limits.requests} requests are being answered already: try again in a second")
         self._answering += 1
@@ -128,7 +128,7 @@ class Predictions:
 
 
 async def _left(request: Request, given: asyncio.Timeout) -> None:
-    """End the request's time once the client has left."""
+    """Wait until the client disconnects, and then let the request time out at once."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     given.reschedule(0)

@@ -1,8 +1,8 @@
-"""Decoding of images to model inputs, beside the model, one image at a time and small requests first.
+"""Decoding of images to model inputs, in threads beside the model's, so that small requests go first.
 
-A request is read by one thread at a time. Before each image, requests that nobody waits for are dropped, and the
-request with the least left to read goes next. So large images delay another request by at most one of them, and one of
-the threads takes no large images at all.
+A request is read by one thread at a time. Before each image, cancelled requests are dropped, and the request with
+the fewest pixels left to read goes next. So another request's large images delay a request by at most one image, and
+one of the threads takes no large images at all.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _trim: Callable[[int], int] = getattr(ctypes.CDLL(None), "malloc_trim", lambda p
 
 
 class TooManyPixels(AdaptError):
-    """An error for a request with more pixels than the limit."""
+    """An error for a request whose images together have too many pixels."""
 
 
 @dataclass(eq=False)
 class _Job:
-    """A request that is being read: the images that are left, as sizes and reads, and the results so far."""
+    """A request that is being read: for each image left its size and the function that reads it; the results so far."""
 
     left: deque[tuple[int, Callable[[], object]]]
     done: Future[Any] = field(default_factory=Future)
@@ -45,7 +45,7 @@ class _Job:
 
 
 class ImageReaders:
-    """Two or more threads that read images. One of them takes no image of more than `small` pixels."""
+    """Two or more threads that read images. One of the threads takes no image of more than `small` pixels."""
 
     def __init__(self, small: int) -> None:
         self._jobs: list[_Job] = []
@@ -61,13 +61,16 @@ class ImageReaders:
         return len(self._jobs)
 
     def ask(self, parts: Sequence[Part], sizes: Sequence[int], look: Callable[[Part], Seen]) -> Future[list[Seen]]:
-        """Return a future for the results of `look` on each part. If it is cancelled, the rest is not read."""
+        """Queue `parts`, the images of a request, and return a future for the results of `look` on each.
+
+        `sizes` are used to order requests. Once the future is cancelled, the images left are not read.
+        """
         job = _Job(deque(zip(sizes, [partial(look, part) for part in parts], strict=True)))
         self._put(job)
         return job.done
 
     def longest(self) -> float:
-        """Return the longest time in seconds that a thread has spent on its present image."""
+        """Return the longest time in seconds that any thread has spent on its present image; 0 if all are idle."""
         begun = list(self._begun.values())
         return time.monotonic() - min(begun) if begun else 0.0
 
@@ -103,7 +106,7 @@ class ImageReaders:
                 job.done.set_result(job.results)
 
     def _next(self, most: float) -> _Job | None:
-        """Return the job to continue, taken out of the queue; None once the readers are closed."""
+        """Wait for a request whose next image has at most `most` pixels, and take it; None once closed."""
         with self._changed:
             while not self._closed:
                 self._jobs = [job for job in self._jobs if not job.done.cancelled()]
@@ -117,7 +120,10 @@ class ImageReaders:
 
 
 def pixels_of(content: bytes, name: str) -> int:
-    """Return the pixels of an image by its header. Raises AdaptError as `open_image`, and for a JPEG of many scans."""
+    """Return the number of pixels that an image's header gives. Raises AdaptError for what `open_image` refuses.
+
+    A JPEG of very many scans, which takes long to decode, is refused too.
+    """
     with opened(BytesIO(content), name) as picture:
         if picture.format in ("JPEG", "MPO") and _scans(content) > _SCANS:
             raise ValueError(f"it is a JPEG of more than {_SCANS} scans, each of which goes over the whole picture")
@@ -125,7 +131,7 @@ def pixels_of(content: bytes, name: str) -> int:
 
 
 def _scans(content: bytes) -> int:
-    """Count the scans of a JPEG, up to one beyond the maximum, without those of a thumbnail inside it."""
+    """Count the scans of a JPEG up to one beyond the maximum, without the scans of an embedded thumbnail."""
     scans, at = 0, 2
     while 0 <= (at := content.find(b"\xff", at)) < len(content) - 3 and scans <= _SCANS:
         kind = content[at + 1]

@@ -1,4 +1,4 @@
-"""A limit on what is held at one time. When it is reached, the largest request gives way to a smaller one."""
+"""A limit on what all requests hold together, such as bytes. At the limit, large requests end for smaller ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from adapt.errors import AdaptError
 
 
 class Crowded(AdaptError):
-    """An error for a request that there is no room for now, and that may be sent again."""
+    """An error for a request that the server has no room for at present; the client may send it again."""
 
 
 class Room:
-    """Room for `most` of something, such as bytes, shared by the requests of one event loop."""
+    """A limit of `most` units, such as bytes, shared by the requests of one event loop."""
 
     def __init__(self, most: int, of: str) -> None:
         self._most, self._of = most, of
@@ -22,7 +22,10 @@ class Room:
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Hold room for `size`. Raises Crowded if only smaller holders are in, and in a holder that must give way."""
+        """Hold `size` units for the block; if there is no room, larger holders are ended first.
+
+        Raises Crowded if no larger holder is left, and inside a holder that is ended.
+        """
         while sum(self._held.values()) + size > self._most:
             largest = max(self._held, key=self._held.__getitem__, default=None)
             if largest is None or self._held[largest] <= size:

@@ -1,8 +1,8 @@
-"""Threads without an OpenMP team: only the batcher's thread has one, so that the team stays awake through a pass.
+"""Threads without an OpenMP team: only the thread that runs the model has a team, which then stays awake in a pass.
 
 OpenMP (GNU's, which torch brings) gives a team of threads to each thread that computes. Between two operations of a
-pass, a team spins for GOMP_SPINCOUNT turns. With more threads than processors, it spins for only a hundred turns, and
-then every operation has to wake it. That made a pass of one small image a fifth slower.
+pass, a team spins for GOMP_SPINCOUNT turns. With more threads than processors, a team spins for only a hundred turns,
+and then every operation has to wake it, which made a pass of one small image a fifth slower.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 def without_team() -> None:
-    """Make the present thread compute by itself from now on, without a team."""
+    """Make the current thread compute alone from now on, without an OpenMP team."""
     torch.get_num_threads()  # torch sets a thread's number when first asked: do that before, not after
     threadpool_limits(1, user_api="openmp")  # torch's own call would also set it for threads that start later
 
 
 def apart(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return the result of `compute`, run in a thread of its own, with which its team of threads ends."""
+    """Run `compute` in a temporary thread, whose OpenMP team ends with it, and return the result."""
     outcome: Future[T] = Future()
 
     def run() -> None:

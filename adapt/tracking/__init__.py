@@ -16,10 +16,10 @@ SHIPPED = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": 
 
 
 def trackers(track: Track, out: object) -> list[Tracker]:
-    """Return the trackers in `track` for a run in the directory `out`, or None. Nothing is started.
+    """Return the trackers that `track` names or holds, without starting them; `out` is the run's directory or None.
 
-    Raises AdaptError for an unknown name, an object that is not a tracker, a duplicate, and if an extra, or a directory
-    that a tracker needs, is missing.
+    Raises AdaptError for an unknown name, an object that is not a tracker, a duplicate, and if a tracker lacks its
+    library or needs a run directory and there is none.
     """
     given = track if isinstance(track, Sequence) and not isinstance(track, str) else [track]
     chosen = [_made(each) for each in given]

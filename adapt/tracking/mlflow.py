@@ -1,4 +1,4 @@
-"""MLflow, in the configured store, by default a file."""
+"""The tracker for MLflow, which writes to the configured store, by default a file."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ class MLflow(Tracker):
         self._client.set_terminated(self._run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def _alone(self) -> AbstractContextManager[object]:
-        """Lock a database file, so that of several runs that start together only one makes its tables."""
+        """Return a lock on the database file, so that of runs that start together only one creates the tables."""
         kind, _, path = self._library.get_tracking_uri().partition("?")[0].partition(":///")
         return FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext()
 
     def _experiment(self, name: str) -> str:
-        """Return the id of an experiment, which is created if necessary."""
+        """Return the id of the experiment `name`, which is created if necessary."""
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             try:

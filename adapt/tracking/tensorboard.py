@@ -1,4 +1,4 @@
-"""TensorBoard's event files, in the run's directory."""
+"""The tracker for TensorBoard, which writes event files in the run's directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of a tracker."""
+"""The interface of a tracker, which reports a run to a service such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ StepEntry = Mapping[str, Any]  # a line of log.jsonl
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The run that a tracker follows."""
+    """A run as a tracker sees it."""
 
     id: str
     """Letters and digits that no other run has, kept when a run is resumed."""
@@ -31,9 +31,9 @@ class TrackedRun:
 
 
 class Tracker:
-    """The base class of trackers, whose methods are called during a run: override those that you need.
+    """The base class of trackers, whose methods are called during a run: override the methods that you need.
 
-    Steps are reported when a checkpoint contains them: at the end of each epoch, and within one every
+    Training steps are reported once a checkpoint contains them: at the end of each epoch, and within an epoch every
     `checkpoint_minutes`. So a run that is killed and resumed reports each step once, in order. A tracker that raises an
     exception is dropped with a warning, and the run continues.
     """
@@ -50,7 +50,7 @@ class Tracker:
         """Called before training begins or resumes."""
 
     def steps(self, entries: Sequence[StepEntry]) -> None:
-        """Called with the lines of log.jsonl of further steps."""
+        """Called with the entries of log.jsonl for the training steps since the last call."""
 
     def finished(self, metrics: Mapping[str, object]) -> None:
         """Called with the content of metrics.json when the run is complete."""
@@ -60,17 +60,17 @@ class Tracker:
 
 
 def step_numbers(entry: StepEntry) -> dict[str, float]:
-    """Return the numbers of a step except its count, such as `train/loss`, or `train/terms/kl` for a term."""
+    """Return the numbers of a step's log entry by name, such as `train/loss`, or `train/terms/kl` for a loss term."""
     return {f"train/{name}": value for name, value in _numbers(entry) if name != "step"}
 
 
 def final_numbers(metrics: Mapping[str, object]) -> dict[str, float]:
-    """Return the numbers of metrics.json, such as `adapted/accuracy`, without those by class."""
+    """Return the numbers of metrics.json by name, such as `adapted/accuracy`, without the numbers of single classes."""
     return {name: value for name, value in _numbers(metrics) if "by_class" not in name.split("/")}
 
 
 def flat_settings(settings: Mapping[str, object]) -> dict[str, str | int | float | bool]:
-    """Return the settings by key, such as `train.lr`; values other than numbers and texts become texts."""
+    """Return nested settings by dotted key, such as `train.lr`; values other than numbers and texts become texts."""
     return {
         key: value if isinstance(value, str | int | float | bool) else str(value)
         for key, value in plain.leaves(settings)

@@ -1,4 +1,4 @@
-"""Weights & Biases, offline unless the user is logged in."""
+"""The tracker for Weights & Biases, which is offline unless the user is logged in."""
 
 from __future__ import annotations
 

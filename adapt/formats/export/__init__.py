@@ -1,4 +1,4 @@
-"""Export a dual encoder with its adapter as one model: from images to logits of fixed classes."""
+"""Export of a dual encoder with its adapter as one model from images to logits of fixed classes."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def export(
     """Write `model` to the new `folder` as a graph from images `(b, 3, h, w)` to logits `(b, n)`, for any b.
 
     `to` is `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`: a page that
-    classifies pictures offline in a browser, with the npm package onnxruntime-web, unpacked in the folder `runtime`.
+    classifies pictures offline in a browser, and needs the npm package onnxruntime-web unpacked in `runtime`.
     `int8` quantises the weights of ONNX and of the page. export.json has the class names, the preprocessing and, if
     labelled images `data` are given, the accuracy of the exported model.
 
-    Raises AdaptError, before anything is written, for a method whose logits no single graph gives (prompts for each
-    image, several views, a memory, steps at test time), a missing library, classes that the model does not have, and
-    if the graph's logits differ from the model's by more than 1e-4 of the largest (without `int8`).
+    Raises AdaptError, with nothing written, for a method whose logits a single graph cannot compute (prompts for each
+    image, several views, a memory, steps at test time), a missing library, `data` of classes that the model does not
+    have, and, without `int8`, if the graph's logits differ from the model's by more than 1e-4 of the largest.
     """
     _check(to, int8, runtime)
     classifier = tracing.exportable(model)
@@ -70,7 +70,7 @@ def export(
 
 
 def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
-    """Raise AdaptError for settings that do not go together, or if something is missing for them."""
+    """Raise AdaptError for an unknown format, options that do not apply to it, or a missing library or runtime."""
     if to not in FORMS:
         raise AdaptError(f"there is no export to {to!r}; {nearest(to, FORMS)}")
     if int8 and to not in ("onnx", "html"):
@@ -82,8 +82,13 @@ def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
         page.read_runtime(runtime)
 
 
+<<<<<<< HEAD
 def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> ImagesToLogits:
     """Write the file, for a page the graph that it will contain, and return the function that runs it."""
+=======
+def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Run:
+    """Write the graph in the format `to` (for a page as ONNX), and return the function that runs what was written."""
+>>>>>>> wc
     if to == "torch":
         return forms.write_torch(program, folder)
     if to == "openvino":

@@ -1,4 +1,4 @@
-"""The formats of exported graphs: each is written to a file, and runs as a function of pixels."""
+"""The file formats of exported graphs: functions that write a graph and return a function that runs the file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LIBRARIES = {"onnx": _OF_ONNX, "html": _OF_ONNX, "openvino": (*_OF_ONNX, "openv
 
 
 def check_libraries(form: str) -> None:
-    """Raise AdaptError if a library that writes or runs this format is missing."""
+    """Raise AdaptError if a library that writes or runs the format `form` is not installed."""
     absent = [name for name in _LIBRARIES.get(form, ()) if find_spec(name) is None]
     if absent:
         raise missing(f"--to {form}", " and ".join(absent), "openvino" if form == "openvino" else "export")
@@ -40,7 +40,7 @@ def write_torch(program: ExportedProgram, folder: Path) -> ImagesToLogits:
 def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> ImagesToLogits:
     """Write `model.onnx`, with the weights of a large graph in `model.onnx.data`; return the function that runs it.
 
-    `int8` quantises it dynamically. Raises AdaptError for an operation that ONNX does not have.
+    `int8` quantises the graph dynamically. Raises AdaptError for an operation that ONNX does not have.
     """
     import onnx
     import onnxruntime
@@ -56,8 +56,13 @@ def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Im
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
+<<<<<<< HEAD
 def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
     """Write `model.xml` and `model.bin`, and return the function that runs them."""
+=======
+def write_openvino(program: ExportedProgram, folder: Path) -> Run:
+    """Write OpenVINO's `model.xml` and `model.bin`, and return the function that runs them."""
+>>>>>>> wc
     import openvino
 
     with TemporaryDirectory(dir=folder) as temporary:
@@ -69,7 +74,7 @@ def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
 
 
 def _converted(program: ExportedProgram, folder: Path) -> Path:
-    """Write the graph as ONNX into `folder`. Raises AdaptError for an operation that ONNX does not have."""
+    """Write the graph as ONNX to `folder`, and return the file. Raises AdaptError for an operation unknown to ONNX."""
     try:
         plain = program.run_decompositions({torch.ops.aten.addmm.default: _addmm})
         graph = torch.onnx.export(
@@ -89,12 +94,15 @@ def _converted(program: ExportedProgram, folder: Path) -> Path:
 
 
 def _addmm(added: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Decompose addmm into a matrix product, which is quantised; ONNX's Gemm is not."""
+    """Compute addmm as a matrix product and a sum: ONNX Runtime quantises matrix products, but not Gemm."""
     return alpha * (one @ other) + beta * added
 
 
 def _quantise(graph: Path, path: Path) -> None:
-    """Quantise the weights of matrix products to 8 bits, and activations at run time; convolutions stay."""
+    """Write the ONNX `graph` to `path` with matrix products in 8 bits; convolutions stay in floating point.
+
+    Weights are quantised now, activations at run time.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -1,7 +1,7 @@
 """A self-contained HTML page that classifies pictures in a browser: the model, its runtime and its classes.
 
-The runtime is ONNX Runtime's build for browsers, the npm package onnxruntime-web. It is larger than adapt and not part
-of it, and neither adapt nor the page downloads it: unpack the package in a folder before making a page.
+The runtime is ONNX Runtime's build for browsers, the npm package onnxruntime-web. The runtime is larger than
+adapt and not part of it. Neither adapt nor the page downloads it: unpack the package in a folder before exporting.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HINT = (
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime of ONNX for browsers: a JavaScript module, its WebAssembly, and their version."""
+    """ONNX Runtime for browsers: a JavaScript module, its WebAssembly, and their version."""
 
     library: bytes
     wasm: bytes
@@ -37,7 +37,7 @@ class Runtime:
 
 
 def read_runtime(folder: str | Path | None) -> Runtime:
-    """Read the runtime from an unpacked npm package onnxruntime-web. Raises AdaptError, with advice, if it is none."""
+    """Read the runtime from `folder`. Raises AdaptError unless it is an unpacked npm package onnxruntime-web."""
     if folder is None:
         raise AdaptError(f"an HTML page needs ONNX Runtime for browsers, and --runtime is missing: {HINT}")
     folder = Path(folder)
@@ -52,7 +52,7 @@ def read_runtime(folder: str | Path | None) -> Runtime:
 
 
 def write(folder: Path, record: dict[str, Any], runtime: Runtime) -> None:
-    """Replace the ONNX model in `folder` by `index.html`, which contains it, and add the runtime to the record.
+    """Replace the ONNX model in `folder` by an `index.html` that contains it, and add the runtime to `record`.
 
     Raises AdaptError if the model is too large for browsers.
     """
@@ -81,5 +81,5 @@ def _too_large(size: int) -> AdaptError:
 
 
 def _packed(content: bytes) -> str:
-    """Return the content as gzip in base64, the same for the same content."""
+    """Return the content compressed by gzip, in base64; equal contents give equal texts."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()

@@ -1,4 +1,4 @@
-"""The record of an exported model: how to prepare images for it, what its logits mean, and its accuracy."""
+"""The record of an exported model, export.json: its preprocessing, its classes, and its accuracy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _AT_ONCE = 64
 
 
 def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, Any]:
-    """Return the record before anything is measured. Raises AdaptError for preprocessing that it cannot describe."""
+    """Return the record without measurements. Raises AdaptError for custom preprocessing, which it cannot describe."""
     size = model.backbone.preprocess.size
     return {
         "format": FORMAT,
@@ -57,8 +57,13 @@ def _preprocess(backbone: Backbone) -> dict[str, object]:
     return asdict(backbone.preprocess)
 
 
+<<<<<<< HEAD
 def difference(model: AdaptedModel, run: ImagesToLogits) -> float:
     """Return the largest relative difference from the model's own logits, over batches of several sizes."""
+=======
+def difference(model: AdaptedModel, run: Run) -> float:
+    """Return the largest relative difference between the export's and the model's logits, for several batch sizes."""
+>>>>>>> wc
     size = model.backbone.preprocess.size
     images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
     own = _logits(model, images)
@@ -68,7 +73,7 @@ def difference(model: AdaptedModel, run: ImagesToLogits) -> float:
 
 
 def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
-    """Raise AdaptError for an image of several classes, or of a class that the model does not have."""
+    """Raise AdaptError if an image in `data` has several classes, or a class that the model does not have."""
     if many := next((item for item in data if len(item.class_names) != 1), None):
         raise AdaptError(
             f"{many.name!r} has {len(many.class_names)} classes; an export is measured on images of one class: leave "
@@ -81,8 +86,13 @@ def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
         )
 
 
+<<<<<<< HEAD
 def accuracy(model: AdaptedModel, run: ImagesToLogits, data: Sequence[Item]) -> dict[str, float]:
     """Return the accuracy of the export, that of the model, and the share of images on which they agree."""
+=======
+def accuracy(model: AdaptedModel, run: Run, data: Sequence[Item]) -> dict[str, float]:
+    """Return the accuracies of the export and of the model, and the share of images on which they agree."""
+>>>>>>> wc
     exported, own = [], []
     for pixels in model.pixels_of(data, _AT_ONCE):
         exported += run(pixels).argmax(-1).tolist()

@@ -1,4 +1,4 @@
-"""Trace a model from images to logits as one graph, with the features that its classes have now."""
+"""Tracing of a model from images to logits as one graph, in which the current class features are constants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, seve
 
 
 def exportable(model: Adapted) -> AdaptedModel:
-    """Return `model` itself. Raises AdaptError, with the reason, if no single graph gives its logits."""
+    """Return `model` itself. Raises AdaptError, with the reason, if a single graph cannot compute its logits."""
     backbone = model.backbone
     reason: str | None = f"{backbone.describe()} is a {backbone.family}, and only a dual encoder classifies images"
     if isinstance(model, AdaptedModel):
@@ -57,8 +57,8 @@ def _reason_against(model: AdaptedModel) -> str | None:
 def traced(model: AdaptedModel) -> ExportedProgram:
     """Return the graph from prepared images `(b, 3, h, w)` to the model's logits `(b, n)`, for any b.
 
-    It holds only the tensors that images pass through. Raises AdaptError as `exportable` does, and if the method
-    computes what no graph can contain, such as a branch that depends on a value.
+    The graph holds only the tensors that images pass through, not the text tower. Raises AdaptError as `exportable`
+    does, and if the method computes what no graph can contain, such as a branch that depends on a value.
     """
     exportable(model)
     size, frozen_model = model.backbone.preprocess.size, model.backbone.model
@@ -82,9 +82,9 @@ def _program(module: nn.Module, examples: Tensor) -> ExportedProgram:
 
 
 class _ImagesToLogits(nn.Module):
-    """A module that runs `model` on a batch, with everything that depends only on the classes precomputed.
+    """A module from images to the logits of `model`; all values that depend only on the classes are precomputed.
 
-    The model, its backbone and these values are parts of the module, so that the graph includes their tensors.
+    The model and its backbone are submodules, and the values are buffers, so that the graph includes their tensors.
     """
 
     def __init__(self, model: AdaptedModel, examples: Tensor) -> None:
@@ -96,7 +96,7 @@ class _ImagesToLogits(nn.Module):
         self._of_classes = {key: self._store(str(number), value) for number, (key, value) in values}
 
     def _store(self, number: str, value: Any) -> Stored:
-        """Keep a tensor, or a tuple of them, in buffers, and return their names; return a number unchanged."""
+        """Register a tensor, or each tensor of a tuple, as a buffer and return its name; return a number unchanged."""
         if isinstance(value, tuple):
             return tuple(self._store(f"{number}_{place}", each) for place, each in enumerate(value))
         if not isinstance(value, Tensor):
