@@ -82,13 +82,8 @@ def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
         page.read_runtime(runtime)
 
 
-<<<<<<< HEAD
 def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> ImagesToLogits:
-    """Write the file, for a page the graph that it will contain, and return the function that runs it."""
-=======
-def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Run:
     """Write the graph in the format `to` (for a page as ONNX), and return the function that runs what was written."""
->>>>>>> wc
     if to == "torch":
         return forms.write_torch(program, folder)
     if to == "openvino":

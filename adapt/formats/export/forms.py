@@ -56,13 +56,8 @@ def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Im
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
-<<<<<<< HEAD
 def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
-    """Write `model.xml` and `model.bin`, and return the function that runs them."""
-=======
-def write_openvino(program: ExportedProgram, folder: Path) -> Run:
     """Write OpenVINO's `model.xml` and `model.bin`, and return the function that runs them."""
->>>>>>> wc
     import openvino
 
     with TemporaryDirectory(dir=folder) as temporary:

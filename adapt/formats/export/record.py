@@ -57,13 +57,8 @@ def _preprocess(backbone: Backbone) -> dict[str, object]:
     return asdict(backbone.preprocess)
 
 
-<<<<<<< HEAD
 def difference(model: AdaptedModel, run: ImagesToLogits) -> float:
-    """Return the largest relative difference from the model's own logits, over batches of several sizes."""
-=======
-def difference(model: AdaptedModel, run: Run) -> float:
     """Return the largest relative difference between the export's and the model's logits, for several batch sizes."""
->>>>>>> wc
     size = model.backbone.preprocess.size
     images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
     own = _logits(model, images)
@@ -86,13 +81,8 @@ def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
         )
 
 
-<<<<<<< HEAD
 def accuracy(model: AdaptedModel, run: ImagesToLogits, data: Sequence[Item]) -> dict[str, float]:
-    """Return the accuracy of the export, that of the model, and the share of images on which they agree."""
-=======
-def accuracy(model: AdaptedModel, run: Run, data: Sequence[Item]) -> dict[str, float]:
     """Return the accuracies of the export and of the model, and the share of images on which they agree."""
->>>>>>> wc
     exported, own = [], []
     for pixels in model.pixels_of(data, _AT_ONCE):
         exported += run(pixels).argmax(-1).tolist()
