@@ -17,7 +17,7 @@ _GIVES = {
     'adapt.load_backbone("mini-vilt")': "FusionEncoder",
     'adapt.load_backbone("mini-clip+mini-lm")': "VisionLLM",
     "adapt.load_backbone(name)": "Backbone",
-    "adapt.Backbone.from_transformers(module, None)": "Backbone",
+    "adapt.Backbone.from_transformers(module, processor)": "Backbone",
     "adapt.split_attention(module)": "Module",
     "adapt.wrap(clip, adapt.methods.CoOp(), names)": "AdaptedModel",
     "adapt.wrap(vilt, adapt.methods.LoRA(), names)": "AnsweringModel",
@@ -33,15 +33,18 @@ _GIVES = {
     "adapt.fit(adapt.load(name), adapt.data.load(name).train, epochs=1)": "Result",
     "adapt.recommend(name)": "Recommendation",
     "adapt.data.load(name)": "Split",
-    "adapt.methods.find(name)": "type[Method]",
+    "adapt.methods.find(name)": "type[Method[Any]]",
 }
 _MISSPELT = (
     "adapt.lode(name)", "adapt.data.lode(name)", "adapt.methods.Cop()", "from adapt import wrapp",
     "from adapt.data import Splitt", "adapt.load(name).predikt(name)",
 )  # fmt: skip
-_BEFORE = """import adapt
+_BEFORE = """from typing import Any
+
+import adapt
 from torch import Tensor, nn
 
+processor: Any = None
 name, names = "a", ["a", "b"]
 clip = adapt.load_backbone("mini-clip")
 vilt = adapt.load_backbone("mini-vilt")
