@@ -48,7 +48,7 @@ class Around:
             return
         started, status = time.perf_counter(), 0
         bare = scope["method"] == "HEAD"  # answered like GET, but without the body
-        scope = scope | {"method": "GET"} if bare else scope
+        scope = {**scope, "method": "GET"} if bare else scope
         most = self.most if scope["path"] == "/predict" else min(self.most, _SMALL)
         left, coming = most, announced(scope, sys.maxsize) > _SMALL  # whether a large body is still arriving
 
