@@ -83,7 +83,6 @@ def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
 
     if isinstance(backbone, VisionLLM):
         tokens["vision"] = lambda: torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
-    edits = type(method).edits is not Method.edits  # features alone may change: such a method needs no blocks
-    for name in sorted(method.touches if edits else ()):
+    for name in sorted(method.touches):
         tower = backbone.tower(name)
         plan(tower, method.edits(tower, Context(features, tokens, class_features)))

@@ -69,7 +69,7 @@ class Fitting:
         if not isinstance(self.model, AdaptedModel):
             raise AdaptError(
                 f"{self.model.method.name} learns from features of images and class names, and "
-                f"{self.model.backbone.describe()} is a {self.model.backbone.family}: take a dual encoder"
+                f"{self.model.backbone.describe()} is a {self.model.backbone.family}: use a dual encoder"
             )
         return self.model
 
