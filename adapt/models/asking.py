@@ -21,7 +21,7 @@ def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
         raise AdaptError(f"images are {given}; expected (b, 3, h, w), one image for each {kind}")
     if isinstance(texts, str) or len(texts) != len(images):
         given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
-        raise AdaptError(f"{given} about {len(images)} images: give a list of one {kind} for each image")
+        raise AdaptError(f"{given} about {len(images)} images: give a list with one {kind} for each image")
 
 
 def of_each(images: Tensor, question: str | None) -> list[str]:
