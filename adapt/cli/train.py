@@ -129,7 +129,7 @@ def _say(result: Result, plots: Path | None) -> None:
     """Print the result of a run and, if a folder `plots` is given, draw the run's curves in it."""
     click.echo(str(result))
     if plots is not None:
-        _plot(result, plots)
+        result.draw(plots)
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
 
@@ -168,16 +168,6 @@ def _many(recipe: Recipe, seeds: str | None, sweeps: tuple[str, ...]) -> Protoco
 
     each = common.numbers("seeds", seeds) if seeds else [recipe.seed]
     return sweep(recipe, dict(map(_values, sweeps)), each)
-
-
-def _plot(result: Result, out: Path) -> None:
-    from adapt import methods
-    from adapt.methods.base.traits import Reports
-
-    result.plot(out / "curves.png")
-    method = methods.find(result.metrics["method"])
-    if issubclass(method, Reports):
-        method.draw(out)
 
 
 def _values(sweep: str) -> tuple[str, list[object]]:

@@ -55,6 +55,11 @@ class Scores:
         return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
 
     @property
+    def mean_class_accuracy(self) -> float:
+        """The mean of the recalls of the classes, in [0, 1]: balanced accuracy."""
+        return sum(self.by_class.values()) / len(self.by_class)
+
+    @property
     def calibration_error(self) -> float:
         """Expected calibration error in [0, 1] over 15 bins of equal width (Guo et al., ICML 2017)."""
         return calibration_error(self.reliability())
@@ -68,7 +73,7 @@ class Scores:
         return {
             "accuracy": self.accuracy,
             "images": self.images,
-            "mean_class_accuracy": sum(self.by_class.values()) / len(self.by_class),  # balanced accuracy
+            "mean_class_accuracy": self.mean_class_accuracy,
             "calibration_error": self.calibration_error,
         }
 
@@ -79,12 +84,11 @@ class Scores:
 
     def summary(self) -> dict[str, str]:
         """Return a text for each figure besides the main one, by a short heading."""
-        return {"balanced": f"{100 * self.figures()['mean_class_accuracy']:5.1f} %  (each class counted once)"}
+        return {"balanced": f"{100 * self.mean_class_accuracy:5.1f} %  (each class counted once)"}
 
     def lines(self, of: str) -> Iterator[str]:
         """Yield the lines of a text summary; `of` is the number and kind of items, in words."""
-        balanced = self.figures()["mean_class_accuracy"]
-        yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * balanced:.1f} %"
+        yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * self.mean_class_accuracy:.1f} %"
 
     def rows(self) -> list[dict[str, object]]:
         """Return one row for each image, as in a run's predictions.csv."""

@@ -80,7 +80,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         described = [_described(each) if isinstance(each, Method) else each for each in methods]
         super().__init__(methods=described, **config)
         self._parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
-        parts = self._parts.values()
+        parts = self.parts.values()
         self.serves = tuple(kind for kind in self.serves if all(kind in part.serves for part in parts))
         self.reads = frozenset().union(*(part.reads for part in parts))
         self.tasks = frozenset.intersection(*(part.tasks for part in parts))
@@ -88,7 +88,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         self.weighs_classes = all(part.weighs_classes for part in parts)
         self.needs_every_class = any(part.needs_every_class for part in parts)
         self.begins_anew = any(part.begins_anew for part in parts)
-        for name, part in self._parts.items():
+        for name, part in self.parts.items():
             if part.built:
                 raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")
             self.add_module(name, part)
@@ -99,7 +99,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     def _having(self, kind: type[T]) -> list[tuple[str, T]]:
         """Return the parts that have the trait `kind`, with their names."""
-        parts: Mapping[str, object] = self._parts
+        parts: Mapping[str, object] = self.parts
         return [(name, part) for name, part in parts.items() if isinstance(part, kind)]
 
     def check_settings(self) -> None:
@@ -146,7 +146,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     @property
     def owns_prompts(self) -> bool:
-        return any(map(owns_prompts, self._parts.values()))
+        return any(map(owns_prompts, self.parts.values()))
 
     @property
     def learned_tokens(self) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     @property
     def chosen_on_validation(self) -> str | None:
-        keys = enumerate(map(chosen_setting, self._parts.values()))
+        keys = enumerate(map(chosen_setting, self.parts.values()))
         return next((f"methods.{index}.{key}" for index, key in keys if key), None)
 
     @property
@@ -222,7 +222,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         return terms
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        owners = {name: part for name, part in self._parts.items() if owns_prompts(part)} or self._parts
+        owners = {name: part for name, part in self.parts.items() if owns_prompts(part)} or self.parts
         prompts = {name: part.prompts(tokenizer, class_name) for name, part in owners.items()}
         for one, other in combinations(prompts, 2):
             if [prompt.ids for prompt in prompts[one]] != [prompt.ids for prompt in prompts[other]]:

@@ -17,7 +17,6 @@ from adapt.engine import values, vision
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep
-from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import DrawsMaps, EncodesImages, Grades, PoolsPairs, normal_label, trait
 from adapt.models.base import in_one_mode
 from adapt.models.explanation import Explanation, explained
@@ -66,8 +65,7 @@ class AdaptedModel(TextSide):
             features = self._image_features(images, self._edits("vision", Context()))
         else:
             features = encoder.image_features(images)
-        if projects := trait(self.method, Projects):
-            features = projects.project(features)
+        features = self._projected(features, unit=False)
         return F.normalize(features, dim=-1) if unit else features
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ class Explanation:
 
 def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
     """Yield explanations of images of `predict`. Raises AdaptError if the method does not decide by descriptors."""
-    check_descriptors(model)
+    explains = check_descriptors(model)
     for pixels in model.pixels_of(images, batch_size):
         with evaluating(model), torch.no_grad():
-            batch = list(_of_batch(model, pixels, wanted))
+            batch = list(_of_batch(model, explains, pixels, wanted))
         yield from batch
 
 
@@ -60,8 +60,7 @@ def check_descriptors(model: AdaptedModel) -> Explains:
     return explains
 
 
-def _of_batch(model: AdaptedModel, pixels: Tensor, wanted: Wanted) -> Iterator[Explanation]:
-    explains = check_descriptors(model)
+def _of_batch(model: AdaptedModel, explains: Explains, pixels: Tensor, wanted: Wanted) -> Iterator[Explanation]:
     step = ImageStep(model, pixels)
     cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
     label = {name: number for number, name in enumerate(model.class_names)}

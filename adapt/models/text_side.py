@@ -87,12 +87,12 @@ class TextSide(Adapted[DualEncoder]):
         return self._projected(texts.remembered(edits, self.text_memory))
 
     def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
-        """Return the method's projections of text features, of `unit` length again."""
+        """Return features of images or texts as the method projects them, of `unit` length, or unchanged."""
         projects = trait(self.method, Projects)
         if projects is None:
             return features
         projected = projects.project(features)
-        return F.normalize(projected, dim=-1) if unit and projected is not features else projected
+        return F.normalize(projected, dim=-1) if unit else projected
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
         """Return features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.

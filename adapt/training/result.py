@@ -50,10 +50,21 @@ class Result:
                 f"calibrated by a temperature of {calibration['temperature']:.2f}: error {100 * before:.1f} → "
                 f"{100 * after:.1f} %"
             )
-        method = methods.find(self.metrics["method"])
-        if issubclass(method, Reports):
-            lines += method.lines(self.metrics)
+        if self._reports:
+            lines += self._reports.lines(self.metrics)
         return "\n".join(lines)
+
+    @property
+    def _reports(self) -> type[Reports] | None:
+        """The method's class, if it reports lines or pictures of its own."""
+        method = methods.find(self.metrics["method"])
+        return method if issubclass(method, Reports) else None
+
+    def draw(self, run: Path) -> None:
+        """Draw the curves of `plot` into the folder `run`, as curves.png, and the method's own pictures of the run."""
+        self.plot(run / "curves.png")
+        if self._reports:
+            self._reports.draw(run)
 
     def _compared(self) -> list[str]:
         """Return the main figure of the baseline, and of the adapted model."""
