@@ -26,7 +26,8 @@ from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.recipe import Recipe, read_recipe
 from adapt.shown import brief
-from adapt.training.run_recipe import build, learn, with_validation
+from adapt.training.fit import train
+from adapt.training.run_recipe import build, training_of, with_validation
 
 _DATA = "the images of fit"  # the name of the data in the recipe; no data set is called so
 
@@ -93,7 +94,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             if backbone is None:
                 backbone = deepcopy(_loaded(recipe.backbone, recipe.device, recipe.quantize))
             model = build(recipe, names, backbone)
-            self.metrics_ = learn(recipe, model, split, None, progress=False).metrics
+            self.metrics_ = train(training_of(recipe, model, split), None).metrics
         self.classes_ = classes
         self.model_: Any = model
         return self

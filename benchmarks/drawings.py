@@ -16,7 +16,8 @@ from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.noise import standard_error
 from adapt.recipe import Recipe
-from adapt.training.run_recipe import build, learn
+from adapt.training.fit import train
+from adapt.training.run_recipe import build, training_of
 from benchmarks.measure import Row
 
 SEEN, UNSEEN = "emoji", "emoji@fluent-3d"  # styles that the bundled backbone knows, and one that it does not
@@ -39,7 +40,7 @@ def trained(recipe: Recipe, split: Split) -> AdaptedModel:
     """Return the recipe's method on the bundled CLIP, trained on `split`."""
     model = build(recipe, split.class_names, backbone())
     assert isinstance(model, AdaptedModel)
-    learn(recipe, model, split, None, progress=False)
+    train(training_of(recipe, model, split), None)
     return model.eval()
 
 

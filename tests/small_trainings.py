@@ -54,6 +54,6 @@ def training_of(tiny_split: Split) -> Callable[..., Fitting]:
 
     def make(model: AdaptedModel, **settings: Any) -> Fitting:
         chosen = TrainSettings(**SETTINGS | settings)
-        return Fitting(model, tiny_split.train, tiny_split.val, chosen, 1, None, True, False)
+        return Fitting(model, tiny_split.train, tiny_split.val, chosen=chosen)
 
     return make

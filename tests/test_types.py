@@ -38,6 +38,7 @@ _GIVES = {
 _MISSPELT = (
     "adapt.lode(name)", "adapt.data.lode(name)", "adapt.methods.Cop()", "from adapt import wrapp",
     "from adapt.data import Splitt", "adapt.load(name).predikt(name)",
+    'adapt.fit(adapt.load(name), [], epochs="three")', "adapt.fit(adapt.load(name), [], epoch=3)",
 )  # fmt: skip
 _BEFORE = """from typing import Any
 
@@ -89,8 +90,9 @@ def test_every_name_is_known(told: dict[str, list[str]], name: str) -> None:
 
 @pytest.mark.parametrize("line", _MISSPELT)
 def test_a_misspelt_name_is_an_error(told: dict[str, list[str]], line: str) -> None:
-    [message] = told[line]
+    message, *notes = told[line]
     assert message.startswith("error: ")
+    assert all(note.startswith("note: ") for note in notes)
 
 
 def test_a_right_line_is_none(told: dict[str, list[str]]) -> None:

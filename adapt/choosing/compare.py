@@ -23,9 +23,10 @@ from adapt.devices import one_thread
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
 from adapt.models.classifier import AdaptedModel
+from adapt.training.fit import train
 from adapt.training.loop import Length
 from adapt.training.result import Result
-from adapt.training.run_recipe import build, images_a_class, learn, with_validation
+from adapt.training.run_recipe import build, images_a_class, training_of, with_validation
 from adapt.training.settings import TrainSettings
 
 WITHIN = 2.0  # standard errors behind the best, up to which a method counts as equally good
@@ -222,7 +223,7 @@ def _trained(
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, AdaptedModel)  # candidates are for dual encoders
     untested = replace(with_validation(split, recipe), test=())
-    return model, learn(recipe, model, untested, None, progress=False, track=(), **changes or {})
+    return model, train(training_of(recipe, model, untested, **changes or {}), None)
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:

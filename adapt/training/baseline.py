@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from adapt import methods, tasks
-from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
@@ -43,10 +41,10 @@ def baseline_of(model: Adapted, template: str) -> Model:
     return wrap(model.backbone, method, model.class_names)
 
 
-def zero_shot(training: Fitting, baseline: Model, test_set: Sequence[Item], template: str) -> dict[str, object]:
+def zero_shot(training: Fitting, baseline: Model) -> dict[str, object]:
     """Return the unadapted backbone's figures on the test images."""
-    figures = training.score(baseline, test_set, training.model.baseline).figures()
-    return figures | ({"template": template} if isinstance(baseline, AdaptedModel) else {})
+    figures = training.score(baseline, training.test_set, training.model.baseline).figures()
+    return figures | ({"template": training.template} if isinstance(baseline, AdaptedModel) else {})
 
 
 def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import yaml
 from pydantic import ValidationError
@@ -26,7 +26,7 @@ from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import training_bar
-from adapt.tracking import Track, trackers
+from adapt.tracking import Track, Tracker, trackers
 from adapt.training.average import epoch_weights
 from adapt.training.baseline import baseline_of, check_learned, note_harm, zero_shot
 from adapt.training.choice import choose
@@ -37,7 +37,7 @@ from adapt.training.loop import Length, Trainer, precision_on
 from adapt.training.processes import check_divides, processes_on
 from adapt.training.result import Result, reproducible
 from adapt.training.run import Run
-from adapt.training.settings import TrainSettings
+from adapt.training.settings import FitSettings, TrainSettings
 from adapt.training.step_memory import check_memory
 from adapt.training.temperature import answers_by_folds, calibrated, check_calibration
 from adapt.validation import explain
@@ -51,30 +51,30 @@ def fit(
     test_set: Sequence[Item] = (),
     *,
     val_set: Sequence[Item] = (),
-    template: str = "a photo of a {}.",
-    seed: int = 1,
-    out: str | Path | Run | None = None,
+    out: str | Path | None = None,
     resume: bool = False,
-    recipe: dict[str, object] | None = None,
-    cache: bool = True,
     progress: bool = True,
-    blend: float | None = None,
-    calibrate: bool = False,
     track: Track = (),
-    **settings: object,
+    **settings: Unpack[FitSettings],
 ) -> Result:
     """Train `model` in place on labelled images, and compare it with its baseline (zero-shot) on `test_set`.
 
-    `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...); a method without gradient steps
-    takes none. Settings that are left to the data, such as the blocks to skip, are chosen on `val_set`; without one all
-    but the blocks are chosen by cross-validation, and a later `fit` keeps the chosen values.
+    `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...), of which a method without
+    gradient steps takes none, and:
+
+    * `seed`, by default 1, and `cache`: whether image features are kept on disk, as by default.
+    * `template`: the prompt of zero-shot, by default "a photo of a {}.". `blend`: the share of the adapted model in the
+      answers; the rest is zero-shot (WiSE-FT).
+    * `calibrate`: divide the logits by a temperature chosen on `val_set`; without one, a method without gradient steps
+      chooses it by cross-validation.
+
+    What a method leaves to the data, such as the blocks to skip, is chosen on `val_set`; without one all but the blocks
+    is chosen by cross-validation, and a later `fit` keeps the chosen values.
 
     `out` is a new run directory, or an existing one to continue with `resume`: it holds the adapter, metrics, log and
-    checkpoints. The adapter records `recipe` as its origin. `blend` is the share of the adapted model in the answers;
-    the rest is zero-shot with `template` (WiSE-FT). `calibrate` divides the logits by a temperature that is chosen on
-    `val_set`; without one, a method without gradient steps chooses it by cross-validation. Photographs are turned
-    upright by EXIF if their items say so, as those from `adapt.data.load` on your own folders do; the adapter records
-    this. `track` names trackers that follow the run (tensorboard, wandb, mlflow), or holds trackers of your own.
+    checkpoints. Photographs are turned upright by EXIF if their items say so, as those from `adapt.data.load` on your
+    own folders do; the adapter records this. `track` names trackers that follow the run (tensorboard, wandb, mlflow),
+    or holds trackers of your own.
 
     Under `accelerate launch` or torchrun the processes train together, each on its share of every batch's images. The
     main process measures and writes; the results of the others have neither scores nor an adapter.
@@ -83,48 +83,45 @@ def fit(
     that cannot be decoded, a step that does not fit into memory, or a loss that is not finite, and KeyboardInterrupt if
     the user stops the training.
     """
-    if not 0 <= seed < 2**63:
-        raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     tracking = trackers(track, out)
-    model.turn(are_turned(chain(train_set, val_set, test_set)))
-    chosen = check_training(model, train_set, test_set, val_set=val_set, cache=cache, calibrate=calibrate, **settings)
-    if blend is not None:
-        model.answers = model.blended(blend, template).answers
-    method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
-    origin = recipe or {"method": method, "classes": list(model.class_names), "train": settings, "seed": seed}
-    processes = processes_on(model.backbone.device)
-    check_divides(processes, model, train_set, chosen, cache)
-    with _directory(out, origin, resume, processes.main) as run:
-        if run is not None:
-            run.images = items_id(train_set)
-        if isinstance(model, AdaptedModel):
-            memory = model.text_memory if run is None else run.text_memory(model.text_memory)
-            model.text_memory = processes.agreed(memory)
-        with Journal(tracking if processes.main else (), run, model.method.name, origin) as journal:
-            visible = progress and processes.main
-            training = Fitting(model, train_set, val_set, chosen, seed, run, cache, visible, processes)
-            return _fit(training, journal, test_set, template, recipe, calibrate)
+    training = checked(model, train_set, test_set, val_set=val_set, **settings)
+    with _directory(out, training, resume) as run:
+        return train(training, run, tracking, progress)
 
 
-def check_training(
+def checked(
     model: Adapted,
     train_set: Sequence[Item],
     test_set: Sequence[Item],
     *,
     val_set: Sequence[Item],
-    cache: bool,
-    calibrate: bool,
-    **settings: object,
-) -> TrainSettings | None:
-    """Return the checked settings of `fit`, with `auto` precision resolved; None for a method without gradient steps.
+    seed: int = 1,
+    template: str = "a photo of a {}.",
+    cache: bool = True,
+    blend: float | None = None,
+    calibrate: bool = False,
+    recipe: dict[str, object] | None = None,
+    **settings: Any,
+) -> Fitting:
+    """Return a training that can begin. The arguments are those of `fit`; the adapter records `recipe` as its origin.
 
     Raises AdaptError for everything that `fit` can refuse before an image is opened.
     """
+    if not 0 <= seed < 2**63:
+        raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
+    model.turn(are_turned(chain(train_set, val_set, test_set)))
     chosen = _settings(model, settings, cache)
     _check_parts(model, train_set, val_set, test_set)
     if calibrate:
         check_calibration(model, train_set, val_set)
-    return chosen
+    if blend is not None:
+        model.answers = model.blended(blend, template).answers
+    processes = processes_on(model.backbone.device)
+    check_divides(processes, model, train_set, chosen, cache)
+    return Fitting(
+        model, train_set, val_set, test_set, chosen, seed, template, cache, calibrate, recipe, settings,
+        processes=processes,
+    )  # fmt: skip
 
 
 def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:
@@ -154,40 +151,47 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
         raise AdaptError(f"{method.name} needs an image of every class; there is none of {missing[0]!r}: add one")
 
 
-def _directory(
-    out: str | Path | Run | None, origin: dict[str, object], resume: bool, writes: bool
-) -> AbstractContextManager[Run | None]:
-    """Return a context manager of the run directory `out`; a run that the caller has entered stays open afterwards."""
+def _directory(out: str | Path | None, training: Fitting, resume: bool) -> AbstractContextManager[Run | None]:
+    """Return a context manager of the run directory `out`, or of None if there is none."""
     if out is None and resume:
         raise AdaptError(
             "resume continues the run in a directory, and none is given: name it with out, or leave resume out"
         )
-    if out is None or isinstance(out, Run):
-        return nullcontext(out)
-    return Run(out, yaml.safe_dump(origin, sort_keys=False), resume, writes)
+    if out is None:
+        return nullcontext()
+    return Run(out, yaml.safe_dump(training.origin, sort_keys=False), resume, training.processes.main)
 
 
-def _fit(
-    training: Fitting,
-    journal: Journal,
-    test_set: Sequence[Item],
-    template: str,
-    recipe: dict[str, object] | None,
-    calibrate: bool,
-) -> Result:
-    model, run, seed = training.model, training.run, training.seed
+def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), progress: bool = False) -> Result:
+    """Train the model, measure it, and save its adapter in the directory `run`, if there is one.
+
+    Raises as `fit` does once work has begun.
+    """
+    model, processes = training.model, training.processes
+    training.run, training.progress = run, progress and processes.main
+    if run is not None:
+        run.images = items_id(training.train_set)
+    if isinstance(model, AdaptedModel):
+        memory = model.text_memory if run is None else run.text_memory(model.text_memory)
+        model.text_memory = processes.agreed(memory)
+    with Journal(tracking if processes.main else (), run, model.method.name, training.origin) as journal:
+        return _train_and_measure(training, journal)
+
+
+def _train_and_measure(training: Fitting, journal: Journal) -> Result:
+    model, run, seed, test_set = training.model, training.run, training.seed, training.test_set
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     metrics["device"] = described(model.backbone.device)
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count
     model.answers = replace(model.answers, logit_bias=None)  # only multi-label data has one, which its task fits
     if model.has_baseline:
-        baseline = baseline_of(model, template)
+        baseline = baseline_of(model, training.template)
         tasks.of(training.train_set).fit_answers(training, baseline)
         if test_set and training.processes.main:
             metrics["baseline"] = model.baseline
-            metrics["zero_shot"] = zero_shot(training, baseline, test_set, template)
-    metrics |= _train(training, journal, calibrate)
+            metrics["zero_shot"] = zero_shot(training, baseline)
+    metrics |= _learn(training, journal)
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
     metrics["train_images"] = len(training.train_set)
     metrics["train_set"] = items_id(training.train_set)
@@ -197,7 +201,7 @@ def _fit(
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
     scores = training.score(model, test_set, "evaluating") if test_set else None
-    if calibrate:
+    if training.calibrate:
         metrics["calibration"] = calibrated(training, scores)
         scores = training.score(model, test_set, "evaluating") if test_set else None
     if training.val_set and tasks.of(training.val_set).validates(model):
@@ -205,7 +209,7 @@ def _fit(
     if scores is not None:
         metrics["adapted"] = scores.figures()
         note_harm(metrics, journal.history)
-    model.metadata = {"recipe": recipe, "seed": seed, "metrics": reproducible(metrics)}
+    model.metadata = {"recipe": training.recipe, "seed": seed, "metrics": reproducible(metrics)}
     if scores is not None:
         metrics["summary"] = scores.summary()
     adapter = None
@@ -268,14 +272,14 @@ def _check_weights(model: Adapted, settings: TrainSettings) -> None:
         )
 
 
-def _train(training: Fitting, journal: Journal, calibrate: bool) -> dict[str, object]:
+def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
     """Train the method, and return the figures of the training for the metrics."""
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
         with keeping_rng(training.model.backbone.device, training.seed):
             choose(training)
-            if calibrate and not training.val_set:
+            if training.calibrate and not training.val_set:
                 training.held_back_answers = answers_by_folds(training)
             method.prepare(training)
             method.finish(training)

@@ -46,16 +46,25 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 @dataclass
 class Fitting:
-    """A model, the items it learns from, and the settings; `chosen` is None for a method without gradient steps."""
+    """A model, the items it learns from and is tested on, and the settings.
+
+    `chosen` are the settings of the gradient steps, checked and complete; None for a method without steps. `given` are
+    those that were given, if not by a `recipe`.
+    """
 
     model: Adapted
     train_set: Sequence[Item]
-    val_set: Sequence[Item]
-    chosen: TrainSettings | None
-    seed: int
-    run: Run | None
-    cache: bool
-    progress: bool
+    val_set: Sequence[Item] = ()
+    test_set: Sequence[Item] = ()
+    chosen: TrainSettings | None = None
+    seed: int = 1
+    template: str = "a photo of a {}."
+    cache: bool = True
+    calibrate: bool = False
+    recipe: dict[str, object] | None = None
+    given: dict[str, object] = field(default_factory=dict)
+    run: Run | None = None
+    progress: bool = False
     processes: Processes = ALONE
     seconds: float = 0.0
     noted: dict[str, object] = field(default_factory=dict)
@@ -72,6 +81,14 @@ class Fitting:
                 f"{self.model.backbone.describe()} is a {self.model.backbone.family}: use a dual encoder"
             )
         return self.model
+
+    @property
+    def origin(self) -> dict[str, object]:
+        """The recipe of the training, or what `fit` was given, as a run directory and trackers show it."""
+        model = self.model
+        method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
+        classes = list(model.class_names)
+        return self.recipe or {"method": method, "classes": classes, "train": self.given, "seed": self.seed}
 
     @property
     def settings(self) -> TrainSettings:

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
@@ -25,7 +24,8 @@ from adapt.recipe import Recipe
 from adapt.shown import shown
 from adapt.tracking import Track, trackers
 from adapt.training.baseline import check_learned
-from adapt.training.fit import check_training, fit
+from adapt.training.fit import checked, train
+from adapt.training.fitting import Fitting
 from adapt.training.processes import processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
@@ -151,55 +151,43 @@ def run_recipe(
             method = recipe.new_method()
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
         model = build(recipe, listed.class_names, backbone)
-        check_training(
-            model, listed.train, listed.test, val_set=listed.val, cache=recipe.cache, calibrate=recipe.calibrate,
-            **settings_of(recipe, listed),
-        )  # fmt: skip
-        split = decodable(listed, recipe, progress) if split is None else listed
-        return learn(recipe, model, split, run, progress, tracking)
+        training = training_of(recipe, model, listed)
+        if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
+            training = training_of(recipe, model, kept)
+        return train(training, run, tracking, progress)
 
 
-def settings_of(recipe: Recipe, split: Split) -> dict[str, Any]:
-    """Return the settings of `fit` by which the recipe trains on `split`: those that are set, with a plain length."""
-    if recipe.train is None:
-        return {}
-    plain = recipe.train.at(recipe.data.shots or images_a_class(split))
-    return plain.model_dump(exclude_unset=True, exclude_none=True)
+def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> Fitting:
+    """Return the training of the recipe's `model` on `split`, ready to begin.
 
-
-def _note_length(recipe: Recipe, split: Split) -> None:
-    """Log the number of epochs if the recipe's table has no entry for this number of images a class."""
-    table, images = recipe.train and recipe.train.epochs, recipe.data.shots or images_a_class(split)
-    if isinstance(table, dict) and images not in table:
-        epochs = settings_of(recipe, split)["epochs"]
-        logger.info("train.epochs has no entry for %d images a class: training takes %d epochs", images, epochs)
-
-
-def learn(
-    recipe: Recipe,
-    model: Adapted,
-    split: Split,
-    run: Run | None,
-    progress: bool,
-    track: Track = (),
-    **changes: object,
-) -> Result:
-    """Call `fit` with the recipe's settings and `changes` to those of the training; None leaves a setting out."""
-    settings = settings_of(recipe, split) | changes
-    _note_length(recipe, split)
-    return fit(
+    `changes` replace training settings of the recipe; None leaves a setting out. Raises AdaptError as `fit` does before
+    an image is opened.
+    """
+    settings = _settings(recipe, split) | changes
+    return checked(
         model,
         split.train,
         split.test,
         val_set=split.val,
-        template=recipe.data.template,
         seed=recipe.seed,
-        out=run,
-        recipe=recipe.model_dump(mode="json"),
+        template=recipe.data.template,
         cache=recipe.cache,
-        progress=progress,
         blend=recipe.blend,
         calibrate=recipe.calibrate,
-        track=track,
+        recipe=recipe.model_dump(mode="json"),
         **{key: value for key, value in settings.items() if value is not None},
     )
+
+
+def _settings(recipe: Recipe, split: Split) -> dict[str, object]:
+    """Return the recipe's training settings that are set, with a plain length for the images per class of `split`.
+
+    The number of epochs is logged if the recipe's table has no entry for this number of images.
+    """
+    if recipe.train is None:
+        return {}
+    images = recipe.data.shots or images_a_class(split)
+    plain, table = recipe.train.at(images), recipe.train.epochs
+    if isinstance(table, dict) and images not in table:
+        logger.info("train.epochs has no entry for %d images per class: training takes %s epochs", images, plain.epochs)
+    return plain.model_dump(exclude_unset=True, exclude_none=True)

@@ -1,9 +1,9 @@
-"""Training settings: the `train` section of a recipe, and the keyword arguments of `fit`."""
+"""Training settings: the `train` section of a recipe, and the keyword settings of `fit`."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -163,3 +163,37 @@ class TrainSettings(_Settings):
         return self.model_copy(
             update={"iterations": (self.iterations_per_shot or 1) * shots, "iterations_per_shot": None}
         )
+
+
+class FitSettings(TypedDict, total=False):
+    """The keyword settings of `fit`: first its own, then those of `TrainSettings`, which say what each means."""
+
+    seed: int
+    template: str
+    cache: bool
+    blend: float | None
+    calibrate: bool
+
+    epochs: int
+    iterations: int
+    batch_size: int
+    accumulate: int
+    drop_last: bool
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: float
+    momentum: float
+    eps: float
+    weight_decay: float
+    schedule: Literal["cosine_epoch", "cosine_iteration", "linear_iteration", "constant"]
+    warmup: float
+    warmup_epochs: int
+    warmup_lr: float
+    min_lr: float
+    class_weights: Literal["equal", "balanced"]
+    terms: dict[str, float] | None
+    average: Average | dict[str, Any] | None
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    augment: Literal["published", "none"]
+    views: int | None
+    workers: int
+    checkpoint_minutes: float

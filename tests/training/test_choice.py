@@ -158,7 +158,7 @@ def test_the_end_of_the_range_is_said(
     model = probe("gda", views=0)
     monkeypatch.setattr(type(model.method), "grid", lambda *_: {"alpha": Choice((1.0, 10.0), usual=1.0)})
     model.method.trials = _fixed
-    training = module.Fitting(model, tiny_split.train, tiny_split.val, None, 1, None, False, False)
+    training = module.Fitting(model, tiny_split.train, tiny_split.val, cache=False)
     with caplog.at_level("INFO", "adapt"):
         module.choose(training)
     images = len(tiny_split.val)

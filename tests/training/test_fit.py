@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 from dataclasses import replace
@@ -12,8 +13,19 @@ import pytest
 from adapt import AdaptError, fit, progress
 from adapt.progress import training_bar
 from adapt.tasks.classes import Class
+from adapt.training.fit import checked
+from adapt.training.settings import FitSettings, TrainSettings
 
+_OF_SHOTS = {"iterations_per_shot"}  # a recipe's, which knows the number of shots
 _ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_second": 10.0}
+
+
+def test_the_typed_settings_are_those_that_there_are() -> None:
+    named = set(inspect.signature(checked).parameters) - {"model", "train_set", "test_set", "val_set", "settings"}
+    assert set(FitSettings.__annotations__) == (named - {"recipe"}) | (set(TrainSettings.model_fields) - _OF_SHOTS)
+    parameters = inspect.signature(fit).parameters
+    assert len(parameters) <= 9  # eight, and the settings
+    assert parameters["settings"].annotation == "Unpack[FitSettings]"
 
 
 def test_accuracy_before_and_after(train, tiny_split) -> None:
