@@ -28,6 +28,7 @@ _COMMANDS = {
     "domain-generalisation": ("protocols", "Train on one data set and measure on other domains, over seeds."),
     "leave-one-out": ("protocols", "Train on all domains but one and measure on that one, for each in turn."),
     "phases": ("protocols", "Train on parts of the data in turn (continual learning) and measure forgetting."),
+    "sweep": ("protocols", "Train with every combination of settings' values, over seeds."),
     "table": ("protocols", "Show results side by side, with the papers' figures."),
     "report": ("protocols", "Write an HTML report on runs: tables, curves, confusion matrices, errors."),
     "predict": ("predict", "Classify images or folders of images."),

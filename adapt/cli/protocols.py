@@ -1,4 +1,4 @@
-"""The commands of the papers' protocols, from `adapt few-shot` to `adapt phases`; `adapt table`, `adapt report`"""
+"""The commands of the papers' protocols, from `adapt few-shot` to `adapt sweep`; `adapt table`, `adapt report`"""
 
 from __future__ import annotations
 
@@ -196,6 +196,41 @@ def phases(
     _run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), options)
 
 
+@click.command("sweep")
+@_common
+@common.shots
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUES]...")
+def sweep(
+    recipe: str, seeds: str, overrides: tuple[str, ...], settings: tuple[str, ...], **options: Unpack[_Options]
+) -> None:
+    """Train RECIPE with every combination of values of its keys, over several seeds.
+
+    \b
+    Examples:
+      adapt sweep coop --data emoji --out runs/seeds
+      adapt sweep coop train.lr=0.002,0.02 train.epochs=5,30 --data emoji --seeds 1,2 --out runs/rates
+
+    The table shows the accuracy on validation images too, if the data has some: choose by that. OUT gets a run
+    directory for each combination and seed, sweep.json and sweep.csv.
+    """
+    from adapt.protocols import protocol as protocols
+
+    _check_owned(overrides, {"seed": _OWNED["seed"]})
+    chosen = common.read(recipe, overrides, options)
+    _run(protocols.sweep(chosen, dict(map(_values, settings)), common.numbers("seeds", seeds)), options)
+
+
+def _values(setting: str) -> tuple[str, list[object]]:
+    """Parse KEY=VALUES, such as train.lr=0.002,0.02, into the key and the list of values."""
+    from adapt.recipe.file import pair
+
+    key, _, values = setting.partition("=")
+    key, parsed = pair(f"{key}=[{values}]")
+    if not values or not parsed:
+        raise AdaptError(f"{setting!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
+    return key, parsed
+
+
 def _transfer(
     name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: _Options
 ) -> None:
@@ -321,6 +356,7 @@ COMMANDS = {
     "domain-generalisation": domain_generalisation,
     "leave-one-out": leave_one_out,
     "phases": phases,
+    "sweep": sweep,
     "table": table,
     "report": report,
 }

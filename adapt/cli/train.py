@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from adapt.cli import launching
 from adapt.cli import options as common
-from adapt.cli.many_runs import engines, run
+from adapt.cli.many_runs import track
 from adapt.devices import is_launched
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
-    from adapt.protocols.protocol import Protocol
     from adapt.recipe import Recipe
     from adapt.training.result import Result
 
@@ -40,15 +39,7 @@ _changes = common.together(
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Directory for the run, which must not hold one yet.")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in --out, exactly as if it had not stopped.")
-@click.option("--seeds", help="Seeds, such as 1,2,3: a run for each, in folders of --out.")
-@click.option(
-    "--sweep",
-    "sweeps",
-    multiple=True,
-    metavar="KEY=VALUES",
-    help="Values of a key, such as train.lr=0.002,0.02: a run for each, in folders of --out (repeatable).",
-)
-@engines
+@track
 @click.option(
     "--processes",
     type=click.IntRange(min=1),
@@ -64,11 +55,6 @@ def train(
     keep_flops: float | None,
     out: Path | None,
     resume: bool,
-    seeds: str | None,
-    sweeps: tuple[str, ...],
-    jobs: int,
-    engine: Literal["local", "ray"],
-    address: str | None,
     track: tuple[str, ...],
     processes: int,
     plot: bool,
@@ -83,7 +69,6 @@ def train(
       adapt train coop --data photos/ --shots 8 --out runs/mine
       adapt train lora --data eurosat --root data --out runs/eurosat
       adapt train das --keep-flops 0.75 --out runs/light
-      adapt train coop --data emoji --sweep train.lr=0.002,0.02 --seeds 1,2,3 --out runs/rates
 
     \b
     OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),
@@ -99,11 +84,6 @@ def train(
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
-    if seeds or sweeps:
-        run(_many(chosen, seeds, sweeps), _of_many(out, resume, plot, processes, options), jobs, engine, address, track)
-        return
-    if engine != "local" or address is not None:
-        raise AdaptError("--engine and --address are for several runs: give --seeds or --sweep, or leave them out")
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
     _begin(chosen, quiet)
@@ -152,33 +132,6 @@ def _stopped(
     files = [f"--plugin={path}" for path in plugins.loaded()]
     again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
     return f"stopped; continue with: {again} --resume"
-
-
-def _of_many(out: Path | None, resume: bool, plot: bool, processes: int, options: common.Options) -> Path:
-    if out is None or resume or plot or processes > 1 or options["seed"] is not None:
-        raise AdaptError(
-            "--seeds and --sweep make many runs in folders of --out: give --out, and leave out --resume (the same "
-            "command continues), --plot (see `adapt report`), --processes (see --jobs) and --seed"
-        )
-    return out
-
-
-def _many(recipe: Recipe, seeds: str | None, sweeps: tuple[str, ...]) -> Protocol:
-    from adapt.protocols.protocol import sweep
-
-    each = common.numbers("seeds", seeds) if seeds else [recipe.seed]
-    return sweep(recipe, dict(map(_values, sweeps)), each)
-
-
-def _values(sweep: str) -> tuple[str, list[object]]:
-    """Parse KEY=VALUES of --sweep, such as train.lr=0.002,0.02, into the key and the list of values."""
-    from adapt.recipe.file import pair
-
-    key, _, values = sweep.partition("=")
-    key, parsed = pair(f"{key}=[{values}]")
-    if not values or not parsed:
-        raise AdaptError(f"--sweep {sweep!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
-    return key, parsed
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:

@@ -167,11 +167,6 @@ def test_how_without_on_what(run, refused) -> None:
     refused(run("train", "coop"), words, " emoji, imagenet, caltech101, ", "for example --data emoji")
 
 
-def test_a_single_run_goes_nowhere_else(run, refused, recipe: Path) -> None:
-    for options in (["--engine", "ray"], ["--address", "10.0.0.1:6379"]):
-        refused(run("train", recipe, *options), "--engine and --address are for several runs: give --seeds or --sweep")
-
-
 @pytest.mark.parametrize("flag", ["--resume", "--plot"])
 def test_flags_that_need_a_directory(run, refused, recipe: Path, flag: str) -> None:
     refused(run("train", recipe, flag), "need the run's directory: give --out")
