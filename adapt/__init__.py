@@ -1,6 +1,6 @@
 """adapt: parameter-efficient adaptation of frozen vision-language models from a few labelled images.
 
-The public names are listed in `__init__.pyi`, for editors and type checkers too, and are imported on first use, so that
+`__init__.pyi` lists the public names, for editors and type checkers too. They are imported on first use, so that
 `adapt --help` responds at once although torch takes seconds.
 """
 

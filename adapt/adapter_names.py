@@ -1,4 +1,4 @@
-"""Names of adapters by their paths: a run's folder, a file without its suffix, or a repository of the hub."""
+"""Short names for adapters, taken from their paths: a run's folder, a file without suffix, or a hub repository."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def name_of_adapter(path: Path) -> str:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return a name for each adapter; adapters with equal names get as many parent folders as tell them apart."""
+    """Return one name for each adapter in `paths`: its short name, after as many parent folders as make it unique."""
     of_each = [_parts(path) for path in paths]
     lengths = [1] * len(paths)
     while True:
@@ -31,7 +31,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    """Return the parts of an adapter's path: its parent folders, then its short name."""
+    """Return the parts of an adapter's path: the names of its parent folders, then its short name."""
     if hub.is_name(path):
         return tuple(hub.spelled(path).removeprefix(hub.SCHEME).split("/"))
     path = path.resolve()

@@ -1,4 +1,4 @@
-"""Cells of CSV files that a spreadsheet does not run as formulas.
+"""Cells of CSV files, escaped so that a spreadsheet does not run them as formulas.
 
 A spreadsheet treats a cell that begins with `=`, `+`, `-`, `@`, a tab or a line end as a formula, which may start a
 program. An apostrophe in front makes the cell text; our readers remove the apostrophe again. A text that already has

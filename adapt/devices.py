@@ -1,4 +1,4 @@
-"""Torch devices: the meaning of `auto`, the available accelerators, and differences between kinds of device.
+"""Torch devices: the meaning of the device name `auto`, the available accelerators, and differences between devices.
 
 `auto` is the accelerator of this process (CUDA, ROCm, XPU or MPS, whichever torch finds), or the CPU if there is none.
 A process uses one accelerator, by default the first. `take` chooses another by number. In a training by several
@@ -63,7 +63,7 @@ def count() -> int:
 
 
 def take(number: int) -> None:
-    """Use the accelerator `number` in this process, modulo the number of accelerators."""
+    """Make this process use accelerator `number`, counted modulo the number of accelerators of this machine."""
     import torch
 
     if there := count():
@@ -98,7 +98,7 @@ def doubled(tensor: Tensor) -> Tensor:
 
 
 def rng_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of torch's random generators for the CPU and for `device`, by kind of device such as `cuda`."""
+    """Return the states of torch's random generators, of the CPU and of `device`, by type of device such as `cuda`."""
     import torch
 
     states = {"cpu": torch.get_rng_state()}
@@ -108,7 +108,7 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Set the random generators of the CPU and, if `states` has its kind, of `device` to `states`."""
+    """Restore torch's random generators for the CPU and, if `states` has one for it, for `device` to these states."""
     import torch
 
     torch.set_rng_state(states["cpu"])
@@ -122,7 +122,7 @@ def _numbered(device: torch.device) -> tuple[torch.device, ...]:
 
 @contextmanager
 def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Seed torch's random generators with `seed`, if given, for the block, and restore their states after it."""
+    """Seed torch's random generators with `seed`, if given, and restore their former states after the `with` block."""
     import torch
 
     states = rng_states(device)
@@ -136,7 +136,7 @@ def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch and scikit-learn's solvers to one thread for the block."""
+    """Limit torch and scikit-learn's solvers to one thread in the `with` block."""
     import torch
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,4 @@
-"""Open regular files only, and write files so that existing ones are never damaged."""
+"""Functions that open only regular files, and that write files so that existing ones are never damaged."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
-    """Raise AdaptError if something exists at `path` already, or no folder (or `what`) can be created there."""
+    """Raise AdaptError if `path` exists already, or if no `what` (by default a folder) can be created there."""
     if os.path.lexists(path):
         raise AdaptError(f"{path} exists already; name a new {what}")
     _check_above(Path(path))
@@ -73,7 +73,7 @@ def _check_above(path: Path) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; the file written there replaces `path` atomically if the block succeeds.
+    """Yield a temporary path beside `path`; its file replaces `path` atomically if the `with` block succeeds.
 
     Raises AdaptError if writing fails, as on a full disk; `path` is then unchanged, and the temporary file removed.
     """
@@ -108,7 +108,7 @@ def _umask() -> int:
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and rename it to `path` if the block succeeds.
+    """Yield a temporary folder beside `path`, and rename it to `path` if the `with` block succeeds.
 
     Raises AdaptError if `path` exists, or if writing fails, as on a full disk; the temporary folder is then removed.
     """

@@ -1,7 +1,7 @@
-"""The changes that a method can make to a tower, as data. Only the engine applies them.
+"""Edits: the changes that a method can make to a tower (a transformer stack of the backbone), as data.
 
-The modules of edits must act on each token `(..., d)` independently: the fast paths pass them only the tokens that
-matter, and the tokens of several classes together.
+Only `adapt.engine` applies edits. The modules of edits must act on each token `(..., d)` independently: the fast paths
+pass them only the tokens that matter, and the tokens of several classes together.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Tokens:
-    """`k` learned tokens of a tower, at its input or at the input of one block.
+    """An edit that adds `k` learned tokens to a tower, at its input or at the input of one block.
 
     Without `block` they enter with the tower's own tokens: in text they take the positions that prompts reserve for
     them, before position embeddings are added; in vision they are appended to the patches, after position embeddings
-    and before the pre-norm; in a decoder they replace the image of the prompt. With `block` they overwrite, at the
-    input of that block, the outputs for the learned tokens of earlier blocks.
+    and before the pre-norm; in a decoder they replace the image of the prompt. With `block`, they replace at the input
+    of that block the hidden states at the positions of the learned tokens that entered earlier.
 
     `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` is shared, `(n, k, d)` differs by class,
     `(b, 1, k, d)` by image (text and decoder), `(b, n, k, d)` by image and class (text).
@@ -44,7 +44,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Replace:
-    """A `module` in place of one frozen layer of a block or of the tower.
+    """An edit that puts a `module` in place of one frozen layer of a block or of the tower.
 
     `part` names the layer. In a block it is a projection `(..., in) -> (..., out)`: q, k, v, out, fc1, fc2, or in a
     decoder gate, up, down; or a norm `(..., d) -> (..., d)`: norm1, norm2. Without `block` it is a layer of the tower:
@@ -61,7 +61,7 @@ AttentionWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Attention:
-    """A replacement of the softmax in the self-attention of one block whose input includes learned tokens.
+    """An edit that replaces the softmax in the self-attention of one block whose input includes learned tokens.
 
     `weights(scores, learned_queries, learned_keys)` maps scaled scores `(..., q, k)`, which are minus infinity where
     attention is masked, to weights `(..., q, k)`; its masks mark the learned tokens among queries `(..., q)` and keys
@@ -75,11 +75,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class Parallel:
-    """A `module` parallel to a sublayer of a block (`site`: attn, cross or mlp) or to the entire block (block).
+    """An edit that runs a `module` beside a sublayer of a block, or beside the entire block, and adds their outputs.
 
-    It maps the residual stream `(..., d)` at the input of the sublayer or block to an output that is added to the
-    output of the same sublayer (after its layer scale or, in a post-norm block, its norm) or block. With `normed` the
-    module's input is the output of the sublayer's norm, or of the block's first norm.
+    `site` names the sublayer (attn, cross or mlp), or is block. The module maps the residual stream `(..., d)` at the
+    input of the sublayer or block to an output that is added to the output of the same sublayer (after its layer scale
+    or, in a post-norm block, its norm) or block. With `normed` the module's input is the output of the sublayer's norm,
+    or of the block's first norm.
     """
 
     block: int
@@ -90,7 +91,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Bypass:
-    """A `module`, `(..., d) -> (..., d)`, in place of one frozen block, which is not executed."""
+    """An edit that runs a `module`, `(..., d) -> (..., d)`, in place of one frozen block, which is not executed."""
 
     block: int
     module: nn.Module
@@ -98,7 +99,7 @@ class Bypass:
 
 @dataclass(frozen=True)
 class LowRank:
-    """A low-rank update of one linear layer of a decoder block, with its own factors for each image.
+    """An edit that adds a low-rank update to one linear layer of a decoder block, with other factors for each image.
 
     The update adds `scale * x @ down @ up.T` to the output for `x`; `down` is `(b, in, r)`, `up` `(b or 1, out, r)`.
     The rows of `x` for one image are adjacent: of `n` rows, row `i` belongs to image `i // (n // b)`.

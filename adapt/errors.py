@@ -1,4 +1,4 @@
-"""The exception for users' mistakes, and hints for its messages."""
+"""The exception for users' mistakes, and the hints that its messages give."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LISTED = 12  # choices that are all listed; of more, only the nearest few
 
 
 def nearest(word: str, choices: Iterable[str], listed_by: str = "") -> str:
-    """Return a hint for an unknown `word`: the closest valid choice if one is near, and all choices if they are few.
+    """Return a hint for an unknown `word`: the most similar valid choice if any, and all choices if they are few.
 
-    If there are many choices and none is near, the hint refers to `listed_by`, such as "`adapt recipes`".
+    If there are many choices and none is similar, the hint refers to `listed_by`, such as "`adapt recipes`".
     """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1)

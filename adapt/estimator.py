@@ -1,4 +1,4 @@
-"""`Classifier`: training by a recipe, with the interface of scikit-learn."""
+"""The class `Classifier`, which trains by a recipe and has the interface of scikit-learn's estimators."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _DATA = "the images of fit"  # the name of the data in the recipe; no data set i
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str, quantize: str | None) -> Backbone:
-    """Load a backbone once per process; `fit` copies it, as the user may move a fitted model or change its dtype."""
+    """Return the backbone `name`, loaded once per process; `fit` copies it, as users may move or cast fitted models."""
     return load_backbone(name, device, quantize)
 
 
@@ -145,7 +145,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 @contextmanager
 def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
-    """Yield data set items for images and labels; images that are not files are saved losslessly to temporary files."""
+    """Yield labelled images as a data set's items; images that are not files are saved losslessly to temporary ones."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(
             Item.of(path=_path(image, Path(folder, f"{number}.ppm"), turned), label=names[label], turned=turned)
@@ -154,7 +154,7 @@ def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool)
 
 
 def _path(image: Any, file: Path, turned: bool) -> str:
-    """Return the path of an image; an image that is not a path is saved to `file`."""
+    """Return the path of `image` if it is one; otherwise save the image to `file`, and return the path of that file."""
     if isinstance(image, str | os.PathLike):
         return str(os.fspath(image))
     open_image(image, turned=turned).save(file)

@@ -29,7 +29,7 @@ VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batc
 
 
 def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
-    """Return whether cached features can replace images: the vision tower is unedited, the method reads no images."""
+    """Return whether cached features can replace images: the method neither edits the vision tower nor reads images."""
     if not (cache and isinstance(model, AdaptedModel)):
         return False
     own_space = has_trait(model.method, Projects)  # the cache holds features in the backbone's space
@@ -37,7 +37,7 @@ def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
 
 
 def of_texts(items: Sequence[Item]) -> bool:
-    """Return whether `items` are texts instead of images; all items of one part (train, val, test) are of one kind."""
+    """Return whether `items` are texts instead of images; all items of a part (train, val, test) are of one kind."""
     return bool(items) and not items[0].paths
 
 
@@ -53,7 +53,7 @@ def item_features(
     projected: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Return the features `(n, e)` of `items`, or `(n, views, e)` of random views of their images.
+    """Return the backbone's features `(n, e)` of data set items, or `(n, views, e)` of random views of their images.
 
     With `unit` they have unit length; without, the length that the tower gives them. With `projected` false they are
     the backbone's features before its last projection `(..., d)`, whatever the method edits. Texts in place of images
@@ -85,7 +85,7 @@ def item_features(
 
 
 def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:
-    """Return the features of texts. Raises AdaptError if `unavailable` names a request that only images allow."""
+    """Return features of texts. Raises AdaptError if `unavailable` names a request that only images can fulfil."""
     if unavailable:
         raise AdaptError(
             f"{model.method.name} takes {unavailable} of images, and the data has texts in their place: set "
@@ -141,7 +141,7 @@ def block_inputs(
 
 
 def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) -> str | None:
-    """Return the cache key for `output` of a backbone under `transforms`; None if a transform is unknown."""
+    """Return the key under which the cache stores `output` of a backbone; None if an image transform is unknown."""
     keys = [key for each in transforms if (key := transform_key(each)) is not None]
     if len(keys) < len(transforms):
         _note_unknown()
@@ -151,7 +151,7 @@ def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) ->
 
 @functools.cache
 def _note_unknown() -> None:
-    """Warn, once per process, that features are not cached because the transform is unknown."""
+    """Warn, once per process, that features are not cached because the code of the image transform is unknown."""
     logger.warning(
         "images are transformed by code that is neither torchvision's nor open_clip's, so their features are not "
         "cached on disk but computed each time"

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: names, downloads through its cache, and commits.
+"""The Hugging Face hub: names of repositories, downloads through its cache, and commits.
 
 Files are fetched by name, and none of them is a pickle. Without a network, or with HF_HUB_OFFLINE=1, the cache is used.
 """
@@ -41,12 +41,12 @@ def parse(name: str | os.PathLike[str]) -> tuple[str, str | None]:
 
 
 def spelled(name: str | os.PathLike[str]) -> str:
-    """Return `name` with both slashes of `hf://`, which a Path folds into one."""
+    """Return `name` with both slashes of `hf://`: a `Path` merges them into one."""
     return _PREFIX.sub(SCHEME, os.fspath(name))
 
 
 def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
-    """Download the `files` that a repository has, and return their folder in the hub's cache.
+    """Download files of a hub repository, those of `files` that it has, and return their folder in the hub's cache.
 
     `files` may be patterns such as `*.json`. Raises AdaptError if the repository or revision does not exist, is gated
     or private, or is not in the cache while the hub cannot be reached.
@@ -60,9 +60,9 @@ def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
 
 @contextmanager
 def asked_once() -> Iterator[str | None]:
-    """Ask the hub once; if it does not answer, libraries use only the cache inside the block. Yield the reason or None.
+    """Yield None, or why the hub does not answer; libraries then use only the hub's cache in the `with` block.
 
-    Otherwise libraries would retry for each file, and wait for minutes.
+    The hub is asked only once. Otherwise libraries would retry for each file, and wait for minutes.
     """
     from huggingface_hub import constants, errors, get_session
 
@@ -103,7 +103,7 @@ def commit(
 
 @contextmanager
 def _explaining(repository: str, revision: str | None) -> Iterator[None]:
-    """Turn errors of the hub inside the block (a refused request, no connection) into AdaptError with advice."""
+    """Turn errors of the hub in the `with` block (a refused request, no connection) into AdaptError with advice."""
     from huggingface_hub import errors
 
     name = SCHEME + repository + (f"@{revision}" if revision else "")
@@ -147,7 +147,7 @@ def _silence() -> str:
 
 
 def _refusal(error: BaseException | None) -> str:
-    """Return the hub's message for an error, with advice if a token is needed."""
+    """Return the hub's message for a refused request, or else the error's own, with advice if a token is needed."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     message = getattr(error, "server_message", None) or _line(error)
     return message + (f": give a token with write access ({_TOKEN})" if status in (401, 403) else "")

@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Listing(Generic[T]):
-    """The subclasses of `base`, found by their attribute `name`.
+    """The subclasses of `base` (such as all methods), each found by its class attribute `name`.
 
-    The file `coop.py` of the package `package` defines the class called `coop`. More classes come from entry points
-    in the group `group`, under the entry points' names, or from `register`.
+    The file `coop.py` of the package `package` defines the class called `coop`. More classes come from entry points in
+    the group `group`, under the entry points' names, or from `register`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Listing(Generic[T]):
 
     @contextmanager
     def known(self, cls: type[T]) -> Iterator[None]:
-        """Register a class for the block, unless its name is known already."""
+        """Register a class for the duration of a `with` block, unless its name is known already."""
         before = dict(self._registered)
         if not ((name := self._checked(cls)) in self.files() or name in self._entry_points()):
             self.register(cls)
@@ -80,13 +80,13 @@ class Listing(Generic[T]):
             self._registered.update(before)
 
     def classes_of(self, module: ModuleType) -> list[type[T]]:
-        """Return the named classes that `module` itself defines, without imported classes and nameless bases."""
+        """Return the listed classes that `module` itself defines, without imported classes and unnamed base classes."""
         base = self._base()
         own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         return [cls for cls in own if cls.__module__ == module.__name__ and "name" in vars(cls)]
 
     def files(self) -> list[str]:
-        """Return the names of the package's modules that define a class."""
+        """Return the names of the package's modules that define a listed class, which has the same name."""
         return [module.name for module in pkgutil.iter_modules(self._path) if module.name not in self._others]
 
     def _entry_points(self) -> dict[str, EntryPoint]:
@@ -114,7 +114,7 @@ class Listing(Generic[T]):
         return loaded
 
     def _checked(self, cls: type) -> str:
-        """Return the name of a class. Raises AdaptError if it is no subclass of the base, or the name is invalid."""
+        """Return the name of `cls`. Raises AdaptError if it is no subclass of the base, or the name is invalid."""
         base = self._base()
         if not (isinstance(cls, type) and issubclass(cls, base)):
             raise AdaptError(f"{cls!r} is not a {self._what}; expected a subclass of {base.__module__}.{base.__name__}")

@@ -1,4 +1,4 @@
-"""`adapt.load`: load adapted models of any format."""
+"""The function `adapt.load`, which loads adapted models (a backbone and an adapter) of any file format."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def load_many(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> list[Model]:
-    """Load the models that were saved at `paths`, as `load` does; models with equal backbones share one in memory."""
+    """Load several models, each as `load` does; models with equal backbones share one backbone in memory."""
     if isinstance(paths, str | Path):
         raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single path call load")
     shared: dict[str, Backbone] = {}
@@ -131,7 +131,7 @@ def load_many(
 
 
 def backbone_key(path: str | Path) -> str | None:
-    """Return a key for the backbone and preprocessing that an adapter names; None if it names no backbone."""
+    """Return a key for the backbone and preprocessing that an adapter file records; None if it names no backbone."""
     place = located(path)
     described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
@@ -142,7 +142,7 @@ def backbone_key(path: str | Path) -> str | None:
 
 
 def class_names_of(path: str | Path) -> Sequence[str]:
-    """Return the class names that an adapter of any layout records, without building it."""
+    """Return the class names that an adapter of any file layout records, without building a model."""
     place = located(path)
     if (place / peft_layout.CONFIG).is_file():
         return peft_import.class_names_of(place)
@@ -150,9 +150,10 @@ def class_names_of(path: str | Path) -> Sequence[str]:
 
 
 def located(path: str | Path) -> Path:
-    """Return the path of the adapter file in a folder such as a run's; a name on the hub is downloaded first.
+    """Return the path of the adapter file for `path`, which may be a folder such as a run's, or a name on the hub.
 
-    A compact folder, or a folder in peft's layout, is returned unchanged. Raises AdaptError as `publishing.fetch` does.
+    A compact folder, or a folder in peft's layout, is returned unchanged; an adapter on the hub is downloaded first.
+    Raises AdaptError as `publishing.fetch` does.
     """
     if hub.is_name(path):
         return publishing.fetch(path)
@@ -163,7 +164,7 @@ def located(path: str | Path) -> Path:
 
 
 def _in_compact(folder: Path) -> Path:
-    """Return the path of the adapter file in a compact folder. Raises AdaptError if `folder` is not a compact one."""
+    """Return the adapter file in a compact folder (backbone and adapter). Raises AdaptError for any other folder."""
     if not (folder / compact.TENSORS).is_file():
         raise AdaptError(f"there is no adapter in the folder {folder}: expected {NAME}, as in a run directory")
     return folder / NAME
@@ -204,7 +205,7 @@ def _of_file(
 
 
 def method_of(described: Header, path: Path) -> Method:
-    """Return the method that a header names, with its settings, not yet built on a backbone."""
+    """Return the method that an adapter's header describes, with its settings, but not yet built on a backbone."""
     try:
         kind = methods.find(described.method)
         method = kind(**described.config)

@@ -1,4 +1,4 @@
-"""Plain data: JSON that is parsed and written strictly, with limits on its content."""
+"""Functions that parse and write JSON strictly, with limits on its content."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from adapt.errors import AdaptError
 
 T = TypeVar("T")
 
-DEPTH = 32  # of nested lists and objects
-TEXT = 1000  # characters of a setting; tokenizers take quadratic time for a long word
+DEPTH = 32  # the deepest nesting of lists and objects
+TEXT = 1000  # the most characters of a setting; tokenizers take quadratic time for a long word
 NAMES = 25_000  # class names; ImageNet-21k has 21,841, and a small text tower encodes about a thousand per second
 _LARGEST = 2**63
 
@@ -31,7 +31,7 @@ def parse(text: str | bytes, most: int | None = None) -> Any:
 
 
 def dump(value: object, indent: int | None = None) -> str:
-    """Return `value` as strict JSON. Raises AdaptError if a number in it is not finite."""
+    """Return `value` as strict JSON text. Raises AdaptError if a number in it is not finite."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False, separators=None if indent else (",", ":"))
     except ValueError as error:
@@ -39,14 +39,14 @@ def dump(value: object, indent: int | None = None) -> str:
 
 
 def within(value: object, *keys: str, kind: type[T]) -> T | None:
-    """Return the value under nested `keys` in untrusted plain data, or None if it is not of type `kind`."""
+    """Return the value under nested `keys` in untrusted JSON data, or None if it is missing or not of type `kind`."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, kind) else None
 
 
 def leaves(values: Mapping[str, object], joint: str = ".") -> Iterator[tuple[str, object]]:
-    """Yield the innermost values of nested objects, each with its joined keys, such as `train.lr`."""
+    """Yield the innermost values of nested mappings, each with the keys that lead to it, joined as in `train.lr`."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}{joint}{inner}", leaf) for inner, leaf in leaves(value, joint))
@@ -55,7 +55,7 @@ def leaves(values: Mapping[str, object], joint: str = ".") -> Iterator[tuple[str
 
 
 def check(value: object, longest: int | None = TEXT, most: int | None = None, depth: int = DEPTH) -> None:
-    """Raise ValueError for data that is nested too deeply, or has more than `most` values in a list or object.
+    """Raise ValueError for JSON data that is nested too deeply, or has more than `most` values in a list or object.
 
     Strings over `longest` characters and integers beyond 64 bits are refused too.
     """

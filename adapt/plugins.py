@@ -1,4 +1,4 @@
-"""Methods in the user's own Python files.
+"""Plug-ins: Python files in which users define methods of their own.
 
 A file is run only by `adapt --plugin FILE`, never by a recipe or an adapter.
 """
@@ -16,7 +16,7 @@ _loaded: dict[Path, None] = {}
 
 
 def loaded() -> tuple[Path, ...]:
-    """Return the plug-in files that this process has run, so that its worker processes can run them too."""
+    """Return the plug-in files (users' own methods) that this process has run, for its worker processes to run too."""
     return tuple(_loaded)
 
 

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, an occasional line elsewhere."""
+"""Display of the progress of long work: a bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Reporter(Protocol):
 
 
 def _describe(entry: dict[str, Any]) -> str:
-    """Return a log entry as text: `loss 0.420  accuracy 87.5 %  310 images/s`, without an accuracy if it has none."""
+    """Return a step's log entry as text, such as `loss 0.420  accuracy 87.5 %  310 images/s` (accuracy if known)."""
     accuracy = f"accuracy {100 * entry['accuracy']:.1f} %  " if "accuracy" in entry else ""
     return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s"
 
 
 @contextmanager
 def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Reporter]:
-    """Yield a callback that shows the progress of training, which starts with `done` of `total` steps finished."""
+    """Yield a callback that displays the progress after each training step; `done` of `total` steps are finished."""
     if not show:
         yield lambda entry: None
     elif sys.stderr.isatty():
@@ -41,7 +41,7 @@ def training_bar(total: int, done: int, show: bool, title: str = "training") -> 
 
 @contextmanager
 def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
-    """Yield a callback that shows a bar when called with the number done and the total; None if nothing is shown."""
+    """Yield a callback that displays a bar, given the number done and the total; None if nothing is displayed."""
     if not (show and sys.stderr.isatty()):
         yield None
         return

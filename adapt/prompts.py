@@ -63,12 +63,12 @@ def readable(class_name: str) -> str:
 
 
 def from_template(tokenizer: TextTokenizer, template: str, class_name: str) -> Prompt:
-    """Return the prompt of a class from a template such as `a photo of a {}.`"""
+    """Return the prompt of a class, made from a template such as `a photo of a {}.`"""
     return of_text(tokenizer, template.replace("{}", readable(class_name)))
 
 
 def of_text(tokenizer: TextTokenizer, text: str) -> Prompt:
-    """Return a text as a prompt without learned tokens."""
+    """Return the prompt for a plain text, without learned tokens."""
     ids = tokenizer.row(text)
     return Prompt(tuple(ids), (None,) * len(ids))
 
@@ -79,7 +79,7 @@ def from_templates(tokenizer: TextTokenizer, templates: str | Sequence[str], cla
 
 
 def several(templates: str | Sequence[str]) -> Sequence[str]:
-    """Return templates as a sequence; a single template becomes a list of one."""
+    """Return one or several templates as a sequence of templates."""
     return [templates] if isinstance(templates, str) else templates
 
 
@@ -104,7 +104,7 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
 
 @lru_cache(maxsize=16)  # the same for all classes
 def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, ...]]:
-    """Return the number of special tokens in front of a text, and the token ids of `context`."""
+    """Return the number of special tokens that precede a text, and the token ids of `context` without special ones."""
     start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])
     return start, tuple(tokenizer.pieces(context))
 
@@ -112,7 +112,7 @@ def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, .
 def of_classes(
     tokenizer: TextTokenizer, class_names: Sequence[str], prompts: Callable[[str], list[Prompt]]
 ) -> list[list[Prompt]]:
-    """Return the prompts of each class.
+    """Return the list of prompts of each class, made by the function `prompts` from the class name.
 
     Raises AdaptError naming a class whose prompt is too long, or two classes with the same tokens: a tokenizer may
     ignore case, underscores, punctuation or unknown letters.
@@ -133,7 +133,7 @@ def of_classes(
 
 
 def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: str) -> None:
-    """Raise AdaptError, naming `what` is too long and what to `shorten`, if the text tower cannot read `prompt`."""
+    """Raise AdaptError, saying that `what` is too long and what to `shorten`, if the tower cannot read `prompt`."""
     if len(prompt.ids) > tokenizer.context_length:
         raise AdaptError(
             f"{what} has {len(prompt.ids)} tokens but the text tower reads {tokenizer.context_length}: shorten "
@@ -175,12 +175,12 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
 
 
 def published_words(n_ctx: int) -> str:
-    """Return the initial context words of published MaPLe, IVLP and VPT checkpoints; "" for more than four tokens."""
+    """Return the words from which published MaPLe, IVLP and VPT start `n_ctx` learned tokens; "" for more than four."""
     return "a photo of a" if n_ctx <= 4 else ""
 
 
 def shared_prefix(prompts: Sequence[Prompt], per_class: bool) -> int:
-    """Return the number of leading tokens that all prompts share, without the end token.
+    """Return the number of leading tokens that all prompts have in common, not counting an end token.
 
     With `per_class` the learned tokens differ between classes, so the first learned token ends the prefix.
     """

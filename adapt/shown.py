@@ -1,4 +1,4 @@
-"""Text from others in our output: detect or escape characters that would break a line or control a terminal."""
+"""Display of untrusted text: detect or escape characters that would break a line or control a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def unseen(text: str) -> bool:
 
 
 def shown(text: object) -> str:
-    r"""Return `text` on one line: a newline as `\n`, an escape as `\x1b`, and so on; all other text is unchanged."""
+    r"""Return `text` escaped to one line: a newline becomes `\n`, an escape `\x1b`, and so on; the rest is kept."""
     return "".join(repr(letter)[1:-1] if unseen(letter) else letter for letter in str(text))
 
 
@@ -34,7 +34,7 @@ def one_line(text: object) -> str:
 
 
 def first_of(names: Sequence[object], most: int = 5, between: str = ", ") -> str:
-    """Return the first `most` names, and the number of the rest: `a, b and 3 more`."""
+    """Return the first `most` of the names and the number of the others, as in `a, b and 3 more`."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return between.join(map(shown, names[:most])) + more
 

@@ -1,4 +1,4 @@
-"""Soups: several adapters with a common start combined into one, at the prediction cost of one.
+"""Soups: several adapters with a common start combined into one adapter, which predicts at the cost of one.
 
 Wortsman et al., Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
 inference time, ICML 2022. `Method.mixed` decides what is mixed, and how.
@@ -32,7 +32,7 @@ Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) 
 
 
 class _Member(NamedTuple):
-    """A model of a soup, with its name in messages."""
+    """One of the models that a soup combines, with the name that messages give it."""
 
     name: str
     model: Model
@@ -55,9 +55,9 @@ def soup(
     `adapters` are paths, names on the hub, or models. `weights` has one weight per adapter: by default equal ones
     that sum to 1, or 1 each for the two `ties` combinations, which average themselves. For LoRA the weight updates are
     mixed, not the factors: `linear` is exact, and its rank is the sum of the ranks; `magnitude_prune`, `ties`,
-    `dare_linear` and `dare_ties` are peft's, and `density` is the share of entries that they keep. Their results, and
-    any result if `rank` is given, are approximated by the nearest update of that rank, by default the rank of the
-    adapters. Methods other than LoRA have only `linear`, with weights that sum to 1.
+    `dare_linear` and `dare_ties` are peft's, and `density` is the share of an update's entries that they keep. Their
+    results, and any result if `rank` is given, are approximated by the nearest update of that rank, by default the rank
+    of the adapters. Methods other than LoRA have only `linear`, with weights that sum to 1.
 
     With `validation` images the soup is greedy: starting from the best adapter, each adapter is added, in order of
     accuracy, unless it makes the mean worse on these images. `tried` is called after each adapter with its name, the
@@ -82,7 +82,7 @@ def soup(
 
 
 def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -> list[_Member]:
-    """Load the models; those that name the same backbone share it. Raises AdaptError if they cannot be combined."""
+    """Return the models to combine; equal backbones are shared. Raises AdaptError if the models cannot be combined."""
     if isinstance(adapters, str | Path) or not adapters:
         raise AdaptError(f"soup got {brief(adapters)}; expected a list of adapters, at least one")
     loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], backbone))
@@ -142,7 +142,7 @@ def _mean(members: Sequence[_Member], rank: int | None) -> Model:
 
 
 def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
-    """Return the greedy soup of Wortsman et al.: an adapter is added only if the mean does not get worse with it."""
+    """Return the greedy soup of Wortsman et al.: a model joins the mean only if validation scores do not drop."""
     figures = [evaluate(member.model, validation).figures() for member in members]
     figure, _ = main_figure(figures[0])
     scores = [each[figure] for each in figures]

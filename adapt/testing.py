@@ -1,4 +1,4 @@
-"""Checks for your own methods and backbones: `check_method(Mine)` raises if the method `Mine` fails one."""
+"""Checks for users' own methods and backbones: `check_method(Mine)` raises if the method `Mine` fails a check."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_method(
 
 
 def _passed(checks: Sequence[Callable[[Subject], None]], subject: Subject, name: str) -> list[str]:
-    """Run `checks` on `subject`, and return the names of the checks. Raises AssertionError if one fails."""
+    """Run `checks` on `subject` and return their names. Raises AssertionError, naming the check, if one fails."""
     for check in checks:
         try:
             check(subject)
@@ -67,7 +67,7 @@ def _passed(checks: Sequence[Callable[[Subject], None]], subject: Subject, name:
 
 @dataclass
 class Case:
-    """A method under test, with the settings, data and backbone that it is checked with."""
+    """A method to be checked, with the settings, data and backbone for the checks."""
 
     method: type[Method]
     settings: dict[str, Any]
@@ -76,7 +76,7 @@ class Case:
 
     @cached_property
     def split(self) -> data.Split:
-        """The given data set, or else bundled items of a task that the method learns: three classes, or questions."""
+        """The data of the checks: the given set, or bundled items (three classes, or questions) of a suitable task."""
         if self.data_set is not None:
             return self.data_set
         family, every_task = self.backbone.family, map(tasks.named, tasks.names())
@@ -95,7 +95,7 @@ class Case:
         return data.Split("few", names, train, val, test[:6])
 
     def new(self, **options: Any) -> Adapted:
-        """Return a new untrained model of the method, always with the same initial values."""
+        """Return a new untrained model with the method; its initial values are always the same."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model: Adapted = wrap(self.backbone, self.method(**self.settings), self.split.class_names, **options)
@@ -219,7 +219,7 @@ def a_stopped_training_goes_on_exactly(case: Case) -> None:
 
 
 def _counted(model: Adapted, stop: int | None) -> list[int]:
-    """Return a list that grows with each loss of `model`; loss number `stop` raises InterruptedError instead."""
+    """Return a list that grows by one for each loss that `model` computes; loss `stop` raises InterruptedError."""
     losses, taken = model.losses, list[int]()
 
     def counting(step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
@@ -337,7 +337,7 @@ BACKBONE_CHECKS: tuple[Callable[[Backbone], None], ...] = (
 
 @torch.no_grad()
 def _features(backbone: Backbone, method: Method) -> tuple[Tensor, Tensor]:
-    """Return class and image features with random method parameters, after checking that fast and plain path agree."""
+    """Return class and image features under random method parameters; checks first that fast and plain path agree."""
     assert isinstance(backbone, DualEncoder), (
         f"{backbone.describe()} is a {backbone.family}; only dual encoders can be checked"
     )

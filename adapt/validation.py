@@ -34,7 +34,7 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
 
 
 def _locate(model: type, location: tuple[int | str, ...]) -> tuple[list[str], type]:
-    """Return the keys that lead to the value at pydantic's `location`, and the model or TypedDict of the last key."""
+    """Return the keys that lead to the value at pydantic's `location`, and the model or TypedDict with the last key."""
     path: list[str] = []
     for part in map(str, location):
         path.append(part)

@@ -1,1 +1,1 @@
-"""Frozen pre-trained models: loading them, mapping their towers, preprocessing images, quantisation."""
+"""Backbones (frozen pre-trained models): loading, a map of their towers, image preprocessing, quantisation."""

@@ -1,4 +1,4 @@
-"""Backbones without some of their blocks: a cut-out block can only be replaced by an edit that bypasses it."""
+"""Backbones with some transformer blocks cut out, which only serve methods that bypass these blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Absent(nn.Module):
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)  # follows `.to(dtype)`
 
     def get_weight_dtype(self) -> torch.dtype:
-        """Return the model's precision: open_clip calls this method on the first block of a tower."""
+        """Return the precision of the model, which open_clip asks of the first block of a tower."""
         return self.precision.dtype
 
     def forward(self, *args: object, **kwargs: object) -> NoReturn:
@@ -35,7 +35,7 @@ class Absent(nn.Module):
 
 
 def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
-    """Return the module path in the backbone's model of each block in `names`, such as vision.3."""
+    """Return, for each block in `names` such as vision.3, the path of its module in the backbone's model."""
     paths = {id(module): path for path, module in backbone.model.named_modules()}
     return {
         f"{tower.name}.{i}": paths[id(block.module)]

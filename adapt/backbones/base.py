@@ -1,4 +1,4 @@
-"""A frozen vision-language model with its tokenizer and preprocessing."""
+"""The base class of backbones (a frozen model with its tokenizer and preprocessing), and of dual encoders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Leave `torch.inference_mode()` in the `with` block, so that tensors made in it can be trained."""
+    """Leave `torch.inference_mode()` for the `with` block, so that tensors made in the block can be trained."""
     if not torch.is_inference_mode_enabled():
         yield  # leaving a mode that is not on would switch gradients on
         return
@@ -37,14 +37,14 @@ def outside_inference_mode() -> Iterator[None]:
 
 
 class Backbone:
-    """A frozen model with its tokenizer and preprocessing, described by its towers. No method changes the model.
+    """A frozen model with its tokenizer and preprocessing, described by its towers (transformer stacks).
 
-    Build one with `adapt.load_backbone(spec)`, or from a model that is already loaded: `Backbone.from_open_clip`,
-    `Backbone.from_transformers`, `VisionLLM(...)`.
+    No method changes the model. Build one with `adapt.load_backbone(spec)`, or from a model that is already loaded:
+    `Backbone.from_open_clip`, `Backbone.from_transformers`, `VisionLLM(...)`.
     """
 
-    family: ClassVar[str]  # the name by which methods say what they serve
-    quantization: str | None = None  # nf4 or int8, of the linears in its blocks
+    family: ClassVar[str]  # the kind of backbone, such as dual encoder, which methods name if they serve it
+    quantization: str | None = None  # nf4 or int8, if the linears in its blocks are quantised
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Backbone:
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
-        self._known_content: list[str] = []  # holds one hash while nothing changes the values
+        self._known_content: list[str] = []  # one hash inside `unchanging`, else empty
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return copied_alone(self, self.model, memo)
@@ -92,7 +92,7 @@ class Backbone:
         return build(model, processor, name)
 
     def tower(self, name: str) -> Tower:
-        """Return the tower called `name`. Raises AdaptError if this model has no such tower with editable blocks."""
+        """Return the tower called `name`, such as text. Raises AdaptError if the model has none that can be edited."""
         if name not in self.towers:
             raise AdaptError(
                 f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; "
@@ -112,9 +112,9 @@ class Backbone:
         return OfUpright(transform) if self.preprocess.turned else transform
 
     def turning(self, turned: bool) -> Self:
-        """Return a backbone on the same model that turns images upright by EXIF (`turned`), or reads them as stored.
+        """Return a backbone that reads images as this one does, but turned upright by EXIF (`turned`) or as stored.
 
-        This backbone is left unchanged, because other methods may use it.
+        Both share the model. This backbone is left unchanged, because other methods may use it.
         """
         if self.preprocess.turned == turned:
             return self
@@ -124,7 +124,7 @@ class Backbone:
 
     @property
     def sees(self) -> tuple[int, int, Preprocess]:
-        """A key of the model and its preprocessing: two backbones with equal keys read every image in the same way."""
+        """A key of the model and its preprocessing: backbones with equal keys turn an image into the same features."""
         return id(self.model), id(self._eval_transform), self.preprocess
 
     def export(self, folder: Path, model: nn.Module) -> None:
@@ -141,12 +141,12 @@ class Backbone:
         return fingerprint.of_model(self.model)
 
     def content(self) -> str:
-        """Return a hash, in hex digits, of all weights and buffers of the model: part of the key of cached features."""
+        """Return a hash (hex digits) of all weights and buffers of the model; the keys of cached features hold it."""
         return self._known_content[0] if self._known_content else fingerprint.content(self.model)
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Hash the model's weights only once in the `with` block; the caller promises not to change them in it."""
+        """Hash the model's weights only once for the `with` block, in which the caller promises not to change them."""
         self._known_content.append(fingerprint.content(self.model))
         try:
             yield
@@ -154,11 +154,11 @@ class Backbone:
             self._known_content.clear()
 
     def reading(self) -> dict[str, Any]:
-        """Return how inputs are prepared, as an adapter records it; to load the adapter, a backbone must match."""
+        """Return the preprocessing of inputs as plain data for adapter files, which load only on an equal backbone."""
         return self.preprocess.to_dict()
 
     def read_as(self, reading: dict[str, Any]) -> None:
-        """Take the input settings that a user may choose from an adapter's record; a plain backbone has none."""
+        """Take over those input settings of an adapter's record that users may choose; a plain backbone has none."""
 
     @property
     def device(self) -> torch.device:
@@ -180,7 +180,7 @@ class Backbone:
 
 
 class DualEncoder(Backbone):
-    """A CLIP or SigLIP of a supported library, which maps images and texts to features in one space.
+    """A CLIP or SigLIP backbone, which maps images and texts to features in one space.
 
     `encode_image` and `encode_text` are the library's own forward, untouched.
     """
@@ -211,13 +211,13 @@ class DualEncoder(Backbone):
 
     @property
     def logit_bias(self) -> float:
-        """SigLIP's learned bias; zero for CLIP."""
+        """The bias that is added to the logits: SigLIP's learned one, or zero for CLIP."""
         bias = getattr(self.model, "logit_bias", None)
         return 0.0 if bias is None else float(bias.detach().float())
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the towers' weights, which images are converted to; the logit scale's may be higher."""
+        """The precision of the towers' weights, to which images are converted; the logit scale's may be higher."""
         return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The configuration of a model as plain JSON: all settings, besides the weights, that affect its outputs."""
+"""The configuration of a model as JSON data: all settings, besides the weights, that affect its outputs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Configuration = dict[str, JSON]
 
 
 def of_model(model: nn.Module) -> Configuration:
-    """Return all settings that affect the outputs of `model`, by module path and attribute name.
+    """Return all settings that affect the outputs of `model`, in a dict by module path and attribute name.
 
     These are the hyper-parameters of modules, activation functions, and computed buffers. The blocks of a stack share
     one entry, which is a list where their values differ. The result does not depend on how the model was loaded, its
@@ -80,7 +80,7 @@ def _of_module(module: nn.Module) -> Configuration:
 
 
 def _of_library(config: object) -> Configuration:
-    """Return the entries of a transformers config that affect outputs, including the configs nested in it."""
+    """Return the settings in a transformers config that affect a model's outputs, including those of nested configs."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         return {}
@@ -109,7 +109,7 @@ def _plain(value: object) -> JSON:
 
 
 def _sampled(buffer: Tensor | None) -> list[JSON] | None:
-    """Return the shape and three entries of a computed buffer, such as a mask or rotary position frequencies."""
+    """Return the shape of a computed buffer, such as a mask, and if it holds floats also three of its values."""
     if buffer is None:
         return None
     if buffer.is_meta or not buffer.is_floating_point() or not buffer.numel():
@@ -120,7 +120,7 @@ def _sampled(buffer: Tensor | None) -> list[JSON] | None:
 
 
 def _function(module: nn.Module) -> JSON:
-    """Return a name for the function of a parameter-free module, such as gelu, recognised by its output.
+    """Return the name of the function that a parameter-free module computes, such as gelu, recognised by its output.
 
     Libraries have many class names for one function. An unknown function is described by its values at a few numbers. A
     torch module that cannot run on a vector gives its class name; any other module gives None.
@@ -137,9 +137,9 @@ def _function(module: nn.Module) -> JSON:
 
 
 def differences(one: Configuration, other: Configuration, tolerance: float) -> list[str]:
-    """Return where two configurations disagree.
+    """Return descriptions of the settings in which two models' configurations differ.
 
-    An entry that only one configuration has is left out, since another release of a library may record more.
+    A setting that only one configuration has is left out, since another release of a library may record more.
     """
     shared = sorted(one.keys() & other.keys())
     return [
@@ -150,7 +150,7 @@ def differences(one: Configuration, other: Configuration, tolerance: float) -> l
 
 
 def _same(one: JSON, other: JSON, tolerance: float) -> bool:
-    """Return whether two settings are equal; floats may differ by `tolerance`, since precisions round differently."""
+    """Return whether two settings are equal, floats within `tolerance`, because precisions round differently."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))
     if isinstance(one, float) and isinstance(other, int | float):

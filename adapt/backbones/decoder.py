@@ -1,4 +1,4 @@
-"""The decoder of a transformers causal language model, described as a tower of editable blocks."""
+"""A map of the decoder in a transformers causal language model: a tower of blocks that edits can change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def decoder_tower(llm: PreTrainedModel) -> Tower:
-    """Return the decoder of a causal language model as a tower.
+    """Return the decoder of a causal language model as a tower, which names its blocks and linear layers for edits.
 
     Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them are known. Raises AdaptError if the model's
     blocks have another form.
@@ -71,7 +71,7 @@ def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projectio
 
 
 def _mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the projections of an MLP by their short names; empty for a mixture of experts."""
+    """Return the linear layers of an MLP by short names such as fc1 or gate; none for a mixture of experts."""
     fused = getattr(mlp, "gate_up_proj", None)
     if isinstance(fused, nn.Linear):
         parts = zip(("gate", "up"), fused_rows([fused.out_features // 2] * 2))
@@ -84,7 +84,7 @@ def _mlp(mlp: nn.Module) -> dict[str, Projection]:
 
 
 def _first(owner: nn.Module, *names: str) -> nn.Module:
-    """Return the first submodule of `owner` that has one of `names`. Raises AdaptError if `owner` has none of them."""
+    """Return the submodule of `owner` under the first of `names` that it has. Raises AdaptError if it has none."""
     for name in names:
         if hasattr(owner, name):
             return owner.get_submodule(name)

@@ -53,7 +53,7 @@ def _text(configured: configuration.Configuration) -> str:
 
 
 def content(model: nn.Module) -> str:
-    """Return a hash of all parameters and buffers, exact to the bit and including dtypes, and of the configuration.
+    """Return a hash of the exact values and dtypes of all parameters and buffers of a model, and of its configuration.
 
     Hashing takes about a second for each gigabyte.
     """
@@ -65,7 +65,7 @@ def content(model: nn.Module) -> str:
 
 
 def sampled(name: str, parameter: Tensor) -> Tensor:
-    """Return the one entry that represents `parameter` in a fingerprint, at an index derived from its name."""
+    """Return the one value that stands for `parameter` in a fingerprint, at an index derived from its name."""
     return parameter.detach().flatten()[zlib.crc32(name.encode()) % parameter.numel()].float().cpu()
 
 

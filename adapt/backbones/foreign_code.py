@@ -1,4 +1,4 @@
-"""Refusal of models that bring their own code: a setting that would make a library run it raises AdaptError."""
+"""Refusal of models that bring their own code: settings that would make a library run it raise AdaptError."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_
 
 
 def check_source(source: str | Path) -> None:
-    """Raise AdaptError if a configuration file of `source`, a folder or a hub name, would cause code to run."""
+    """Raise AdaptError if a configuration file of a model (a folder or a hub name) would make a library run code."""
     for path in _configurations(source):
         if path.name == "adapter_config.json":
             raise AdaptError(
@@ -44,7 +44,7 @@ def _configurations(source: str | Path) -> list[Path]:
 
 
 def read_configuration(path: Path) -> Any:
-    """Return the content of a model's JSON file. Raises AdaptError if it cannot be parsed."""
+    """Return the parsed content of a model's JSON file. Raises AdaptError if it cannot be parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
@@ -78,7 +78,7 @@ def check_configuration(configuration: object, source: str, place: str = "") -> 
 
 
 def _names_readers(auto_map: object) -> bool:
-    """Return whether `auto_map` names a custom tokenizer or processor; a custom model class is ignored."""
+    """Return whether a config's `auto_map` names a custom tokenizer or processor; custom model classes are ignored."""
     return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
 
 
@@ -91,7 +91,7 @@ def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
 
 @contextmanager
 def no_questions() -> Iterator[None]:
-    """Make transformers raise an error for a model that needs its own code, instead of asking at the terminal.
+    """Make transformers raise an error for a model that needs its own code, instead of asking the user at the terminal.
 
     Transformers asks if its caller, such as open_clip, does not pass `trust_remote_code=False`.
     """
@@ -106,7 +106,7 @@ def no_questions() -> Iterator[None]:
 
 
 def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
-    """Return the AdaptError to raise if `error` means that a model needs its own code; None for any other error."""
+    """Return an AdaptError if the library's `error` means that a model needs its own code; None for other errors."""
     if "custom code" not in str(error) and "trust_remote_code" not in str(error):
         return None
     named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Backbones of transformers' ViLT and BridgeTower, which encode an image together with a question."""
+"""Backbones that encode an image together with a question (fusion encoders): transformers' ViLT and BridgeTower."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from adapt.errors import AdaptError
 if TYPE_CHECKING:
     from adapt.backbones.transformers_models import Processor
 
-_LONGEST = 40  # words of a question, as published, unless the model takes fewer
+_LONGEST = 40  # the most tokens of a question, as published, unless the model takes fewer
 
 
 class FusionEncoder(Backbone):
-    """A frozen encoder of an image with a question: `encode(images, questions)` returns features `(b, d)`.
+    """A frozen encoder of images with questions: `encode(images, questions)` returns one feature per pair, `(b, d)`.
 
     Images are resized to a square, whereas the published code keeps their aspect ratios.
     """
@@ -43,7 +43,7 @@ class FusionEncoder(Backbone):
     ) -> None:
         super().__init__(**parts)
         self._encode, self.features, self._longest = encode, features, longest
-        self.classifier, self.answers = classifier, answers  # the model's own, if it was trained to answer
+        self.classifier, self.answers = classifier, answers  # the model's own head, if it has one
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError if any is too long."""
@@ -105,10 +105,10 @@ def build_vilt(
 
 
 def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-    """Return ViLT's features. The image's patches are shuffled, as ViLT does, but with a fixed seed.
+    """Return ViLT's features of images with tokenised questions; the order of patches is shuffled with a fixed seed.
 
-    The order of patches affects only the last bits. The fixed seed does not affect other random numbers, such as the
-    dropout of a method inside the blocks.
+    ViLT itself shuffles patches. Their order affects only the last bits. The fixed seed does not affect other random
+    numbers, such as the dropout of a method inside the blocks.
     """
     seen = torch.ones(len(images), *images.shape[-2:], device=images.device)
     with torch.random.fork_rng(devices=[]):
@@ -161,7 +161,7 @@ def _vilt_block(layer: nn.Module) -> Block:
 
 
 def _cross_block(layer: nn.Module) -> Block:
-    """Return a BridgeTower layer as a post-norm block: each branch's output is the residual stream after it."""
+    """Return a cross-modal BridgeTower layer as a post-norm block: a branch outputs the residual stream after it."""
     part = layer.get_submodule
     attention, cross = part("attention"), part("crossattention")
     norm1, norm2, act = map(

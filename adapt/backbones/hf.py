@@ -198,7 +198,7 @@ def _check_settings(image_processor: ImageProcessor, resized_our_way: bool) -> N
 
 
 def _of_colours(values: object, above: float) -> bool:
-    """Return whether `values` are three finite numbers, one for each colour channel, all greater than `above`."""
+    """Return whether `values` are three finite numbers above `above`, one for each colour channel."""
     return (
         isinstance(values, list | tuple)
         and len(values) == 3
@@ -207,7 +207,7 @@ def _of_colours(values: object, above: float) -> bool:
 
 
 def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
-    """Return how images become squares (shortest or squash), and the shorter edge if it is not `image_size`."""
+    """Return how a processor makes images square (shortest or squash), and the resized edge if not `image_size`."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
     square = {"height": image_size, "width": image_size}
@@ -223,7 +223,7 @@ def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal
 
 
 def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
-    """Return whether the image processor resizes in torch, rather than with Pillow.
+    """Return whether an image processor resizes images as torch tensors, rather than with Pillow.
 
     Torch has Lanczos since torchvision 0.27, but no box or Hamming filter. Without Lanczos in torch, transformers' own
     processors fall back to bicubic and warn; pixels then differ by up to 22 of 255. Here Pillow resizes instead, as the

@@ -1,4 +1,4 @@
-"""Backbones of LLaVA checkpoints: the vision tower and the language model, without the projector between them."""
+"""Backbones made from LLaVA checkpoints: their vision tower and language model, without the projector between them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 def build(model: LlavaForConditionalGeneration, processor: Processor, name: str | None = None) -> VisionLLM:
-    """Return the vision tower and language model of a LLaVA; the `projector` method trains or imports the projector.
+    """Return a LLaVA's vision tower and language model as a vision LLM, without its projector.
 
-    The language model gets its head back, and shares all weights with `model`. Raises AdaptError if the model takes its
-    patch features from several layers, keeps the class token, or drops a patch.
+    The `projector` method trains or imports the projector. The language model gets its head back, and shares all
+    weights with `model`. Raises AdaptError if the model takes its patch features from several layers, keeps the class
+    token, or drops a patch.
     """
     config, eyes = model.config, model.model.vision_tower
     vision_config = cast("PreTrainedConfig", config.vision_config)

@@ -1,4 +1,4 @@
-"""Loading a backbone (a frozen CLIP or similar model) from a name or a folder."""
+"""Loading of a backbone (a frozen CLIP or similar model) by a name or from a folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def load_backbone(spec: str, device: str | torch.device = ..., quantize: str | N
 
 
 def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | None = None) -> Backbone:
-    """Load the backbone named `spec`; `adapt backbones` lists the forms of names.
+    """Load the backbone that `spec` names, such as a hub repository; `adapt backbones` lists the forms of names.
 
     By default, `device` is the accelerator of this process if there is one (see `adapt.devices`). With `quantize`, nf4
     or int8, the linears in the backbone's blocks are quantised. Raises AdaptError for an unknown form, architecture,
@@ -79,7 +79,7 @@ def of_one_model(spec: str, device: torch.device) -> Backbone:
 
 
 def hollow(path: Path, name: str | None) -> Backbone:
-    """Return the backbone that a folder's configuration describes, without weights (tensors on the meta device)."""
+    """Return the backbone that a folder's configuration describes, with empty weights (tensors on the meta device)."""
     import torch
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Backbones of open_clip's `CLIP` and `CustomTextCLIP`, with native or timm ViT trunks, described as towers."""
+"""Backbones of open_clip's `CLIP` and `CustomTextCLIP`, with native or timm ViTs, and maps of their towers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def build(
 def _export(
     config: Mapping[str, object], tokenizer: SimpleTokenizer | HFTokenizer, folder: Path, model: nn.Module
 ) -> None:
-    """Write a folder that open_clip's `local-dir:` loads; its config says whether the model uses QuickGELU."""
+    """Write a model to a folder that open_clip's `local-dir:` loads; the config says whether it uses QuickGELU."""
     activations = {type(module).__name__ for module in model.modules()}
     cfg = {
         "model_cfg": {**config, "quick_gelu": "QuickGELU" in activations},
@@ -132,7 +132,7 @@ def _block(module: ResidualAttentionBlock) -> Block:
 
 
 def _native_blocks(transformer: Transformer) -> tuple[Block, ...] | None:
-    """Return the blocks of open_clip's own `Transformer`; None if it or a block is of another class."""
+    """Return the blocks of open_clip's own `Transformer`, or None if the transformer or a block is of another class."""
     if type(transformer) is not Transformer:
         return None
     if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
@@ -173,7 +173,7 @@ def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> To
 
 
 def _last(owner: nn.Module, name: str) -> LastProjection | None:
-    """Return the final projection that `owner` holds as `name`; None if it is neither parameter nor linear layer."""
+    """Return the final projection that `owner` has as attribute `name`; None if that is no parameter or linear."""
     known = isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear)
     return LastProjection(owner, name) if known else None
 
@@ -194,7 +194,7 @@ def _project(owner: nn.Module, name: str, pooled: Tensor) -> Tensor:
 
 
 def _vision_tower(visual: nn.Module) -> Tower | None:
-    """Return the vision tower of a native ViT or a timm ViT trunk; None for ResNets and other trunks."""
+    """Return the vision tower of an open_clip model with a native or timm ViT; None for ResNets and other networks."""
     if isinstance(visual, VisionTransformer):
         blocks = _native_blocks(visual.transformer)
         if blocks is None:
@@ -256,7 +256,7 @@ _MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate"
 
 
 def _timm_mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the projections of a timm MLP by their short names; empty if its form is not known."""
+    """Return the linear layers of a timm MLP by short names such as fc1; none if the form of the MLP is not known."""
     names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
     return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
 

@@ -1,4 +1,4 @@
-"""Transforms of PIL images to input tensors: the model's own for evaluation, and the papers' augmentation."""
+"""Transforms from PIL images to input tensors: the model's own for evaluation, the papers' augmentation in training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Picture = TypeVar("Picture", bound="Image | Tensor")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model preprocesses an image; an adapter records it, so that images are read alike elsewhere."""
+    """Settings of a model's image preprocessing; adapters record them, so that images are read alike elsewhere."""
 
     size: int
     mean: tuple[float, ...]
@@ -54,14 +54,14 @@ class Preprocess:
     def placing(self, interpolation: str | None = None) -> Callable[[Image], Image]:
         """Return a function that resizes and crops a PIL image to the square that the model reads.
 
-        For a mask, set `interpolation` to nearest.
+        For a mask, whose values are labels and not colours, set `interpolation` to nearest.
         """
         from torchvision.transforms import v2
 
         return v2.Compose(self._resized(interpolation or self.interpolation))
 
     def _resized(self, interpolation: str) -> list[nn.Module]:
-        """Return the transforms that make a square: resize the shorter edge and centre crop, or resize both edges."""
+        """Return transforms that make an image square: resize the shorter edge and crop the centre, or resize both."""
         from torchvision.transforms import InterpolationMode, v2
 
         mode = InterpolationMode(interpolation)
@@ -89,7 +89,7 @@ class Preprocess:
 
 
 class OfUpright:
-    """A transform of images that the caller has already turned upright by EXIF, before cutting out any region."""
+    """A transform for images that its caller has already turned upright by EXIF, before cutting out any region."""
 
     turned = True
 
@@ -101,7 +101,7 @@ class OfUpright:
 
 
 def _floor_crop(picture: Picture, size: int) -> Picture:
-    """Return the central square of an image or tensor, padded with black where the image is smaller."""
+    """Return the central square of an image or tensor; a smaller image is padded with black."""
     from torchvision.transforms.v2 import functional as F
 
     height, width = (max(size, edge) for edge in F.get_size(picture))
@@ -111,7 +111,7 @@ def _floor_crop(picture: Picture, size: int) -> Picture:
 
 
 def from_torchvision(transform: Transform, image_size: int | tuple[int, int]) -> Preprocess:
-    """Read size, mean, std and resizing from a torchvision `Compose` such as open_clip builds.
+    """Return the settings (size, mean, std, resizing) of a torchvision `Compose`, such as open_clip builds.
 
     If the transform has no `Normalize`, as a user's own function may not, CLIP's mean and std are assumed. They are
     then used only for training; evaluation uses the transform itself.

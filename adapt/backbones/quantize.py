@@ -1,4 +1,4 @@
-"""Quantisation of the linears in a backbone's blocks to 4 or 8 bits by bitsandbytes, which also runs on the CPU.
+"""Quantisation of the linear layers in a backbone's blocks to 4 or 8 bits by bitsandbytes, also on the CPU.
 
 Adapters train in full precision on top (QLoRA). Embeddings, norms and heads are not quantised.
 """
@@ -23,7 +23,7 @@ B = TypeVar("B", bound=Backbone)
 
 
 def quantize(backbone: B, kind: str) -> B:
-    """Quantise every linear inside the blocks of all towers, in place, and return `backbone`.
+    """Quantise every linear layer in the blocks of all towers of `backbone`, in place, and return `backbone`.
 
     The fingerprint is that of the weights before quantisation. Fused attention is first split into separate linears
     with copied weights, and the fused weight is freed. Raises AdaptError if `kind` is unknown, bitsandbytes is missing,
@@ -49,7 +49,7 @@ def check_can(kind: str) -> None:
 
 
 def _quantized(block: Block, kind: str) -> Block:
-    """Replace the linears in a block's module by quantised ones, in place; return the block that describes them."""
+    """Quantise the linear layers of a block's module in place, and return the block's map of the new layers."""
     from adapt.backbones import quantized_linears
 
     make = quantized_linears.nf4 if kind == "nf4" else quantized_linears.int8
@@ -70,7 +70,7 @@ def _quantized(block: Block, kind: str) -> Block:
 
 
 def _split(block: Block) -> Block:
-    """Return `block` with separate q, k, v and out linears if its attention is `nn.MultiheadAttention`."""
+    """Return `block` with its attention, if an `nn.MultiheadAttention`, split into linear layers q, k, v and out."""
     if not isinstance(block.attn, nn.MultiheadAttention):
         return block
     split = SplitAttention(block.attn)
@@ -84,7 +84,7 @@ def _split(block: Block) -> Block:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return the bytes that the parameters and buffers of `module` take, including scales of quantised weights."""
+    """Return the memory, in bytes, of the parameters and buffers of `module`, including scales of quantised weights."""
     tensors: dict[int, Tensor] = {}
     for part in module.modules():
         for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False), *_scales(part)):

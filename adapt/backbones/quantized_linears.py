@@ -1,4 +1,4 @@
-"""Quantised linears of bitsandbytes, made from frozen `nn.Linear`s, that can be padded, moved and pickled."""
+"""Linear layers quantised by bitsandbytes, made from frozen `nn.Linear`s, that can be padded, moved and pickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Made = TypeVar("Made", bound=nn.Module)
 
 
 class _Pickled(nn.Module):
-    """A linear whose quantised weight keeps its class when unpickled: torch restores a plain `nn.Parameter`."""
+    """A quantised linear layer whose weight keeps its class when unpickled; torch alone makes it an `nn.Parameter`."""
 
     weight_type: ClassVar[type[Tensor]]
 
@@ -30,7 +30,7 @@ class _Pickled(nn.Module):
 
 
 class NF4Linear(_Pickled, bnb.nn.Linear4bit):
-    """A linear in 4 bits, whose weight rows are padded to a multiple of the quantisation block (64 values).
+    """A linear layer in 4 bits, with weight rows padded to a multiple of the quantisation block (64 values).
 
     Without padding, bitsandbytes 0.50 reads wrong scales on the CPU where a row ends inside a block.
     """
@@ -44,7 +44,7 @@ class NF4Linear(_Pickled, bnb.nn.Linear4bit):
 
 
 class Int8Linear(_Pickled, bnb.nn.Linear8bitLt):
-    """A linear in 8 bits whose scales move between devices with the weight, and whose bias keeps its precision."""
+    """A linear layer in 8 bits: its scales move between devices with the weight, and its bias keeps its precision."""
 
     weight_type = bnb.nn.Int8Params
 
@@ -62,7 +62,7 @@ class Int8Linear(_Pickled, bnb.nn.Linear8bitLt):
 
 
 def nf4(linear: nn.Linear) -> NF4Linear:
-    """Return a copy of `linear` quantised to 4 bits."""
+    """Return a copy of the layer `linear` quantised to 4 bits (NF4)."""
     made = NF4Linear(
         linear.in_features, linear.out_features, linear.bias is not None,
         compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta",
@@ -75,7 +75,7 @@ def nf4(linear: nn.Linear) -> NF4Linear:
 
 
 def int8(linear: nn.Linear) -> Int8Linear:
-    """Return a copy of `linear` quantised to 8 bits."""
+    """Return a copy of the layer `linear` quantised to 8 bits."""
     # bitsandbytes says at every product of fp32 that it rounds the input to fp16
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     made = Int8Linear(

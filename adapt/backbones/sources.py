@@ -1,4 +1,4 @@
-"""Where a backbone comes from (bundled folder, local folder, hub), and the errors of libraries that load it."""
+"""Sources of backbones (bundled folder, local folder, hub), and the errors of the libraries that load them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def bundled(name: str = "mini-clip") -> Path:
 
 
 def hub_names(spec: str | None) -> list[str]:
-    """Return the hub repositories of the models in `spec`; bundled models, folders and random weights have none."""
+    """Return the hub repositories of the models in the name `spec`; models from folders or random weights have none."""
     return [name for part in (spec or "").split("+") if (name := _hub_name(part)) is not None]
 
 
 def is_portable(spec: str | None) -> bool:
-    """Return whether `spec` names the same model on any machine, as bundled models and hub models do."""
+    """Return whether the backbone name `spec` means the same model on any machine (bundled or on the hub)."""
     return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
 
 
 def is_here(spec: str) -> bool:
-    """Return whether all models in `spec` are bundled or local folders, so that loading needs no network."""
+    """Return whether all models in the name `spec` are bundled or local folders, so that loading needs no network."""
     parts = [spec] if os.path.isdir(spec) else spec.split("+")  # False for a name too long for a file
     return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
@@ -56,7 +56,7 @@ def _hub_name(spec: str) -> str | None:
 
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
-    """Turn transformers' errors while it loads `source` into AdaptError; refuse models that need their own code."""
+    """Turn transformers' errors while `source` loads into AdaptError, and refuse models that need their own code."""
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
     with nullcontext() if os.path.isdir(source) else hub.asked_once():
@@ -90,7 +90,7 @@ def library_errors() -> tuple[type[Exception], ...]:
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an exception's message; if it ends in a colon, the next line is added."""
+    """Return the first line of an exception's message, with the next line if the first ends in a colon."""
     lines = str(error).strip().splitlines() or [""]
     message = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
     named = isinstance(error, RuntimeError | OSError | ValueError) and message

@@ -1,4 +1,4 @@
-"""Separate q, k, v and out linears in place of fused attention, for tools such as peft that find linears by name."""
+"""Separate q, k, v and out layers in place of fused attention, for tools such as peft that find layers by name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class SplitAttention(nn.Module):
-    """An `nn.MultiheadAttention` split into the modules `q_proj`, `k_proj`, `v_proj` and `out_proj`.
+    """A replacement of an `nn.MultiheadAttention` with separate layers `q_proj`, `k_proj`, `v_proj` and `out_proj`.
 
-    The weights of the linears are views of the fused weights: nothing is copied.
+    The weights of the layers are views of the fused weights: nothing is copied.
     """
 
     q_proj: nn.Linear
@@ -33,7 +33,7 @@ class SplitAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Return the output `(b, l, d)`, or `(l, b, d)` if `batch_first` is false, and None for the weights."""
+        """Return the attention's output, `(b, l, d)` or `(l, b, d)` as the input, and None in place of its weights."""
         linears = {name[0]: getattr(self, name) for name in _PARTS} | {"out": self.out_proj}
         return attend(linears, self.num_heads, self.batch_first, query, key, value, attn_mask), None
 
@@ -47,7 +47,7 @@ def attend(
     value: Tensor,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """Return the attention output that `nn.MultiheadAttention` would compute, from `linears` called q, k, v and out."""
+    """Return what `nn.MultiheadAttention` would output, computed from separate layers `linears`: q, k, v and out."""
     if not batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (
@@ -59,7 +59,7 @@ def attend(
 
 
 def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a frozen linear that holds `weight` and `bias` themselves, not copies."""
+    """Return a frozen linear layer that holds the tensors `weight` and `bias` themselves, not copies."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:

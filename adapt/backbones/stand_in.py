@@ -1,4 +1,4 @@
-"""Linears that stand in for a backbone's frozen projections, for libraries that wrap an `nn.Linear`."""
+"""Stand-ins: linear layers that compute a frozen projection, for libraries (such as peft) that wrap an `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from adapt.backbones.tower import Projection
 
-_GIVEN: ContextVar[Mapping[int, Tensor]] = ContextVar("_GIVEN", default=MappingProxyType({}))  # by stand-ins' ids
+_GIVEN: ContextVar[Mapping[int, Tensor]] = ContextVar("_GIVEN", default=MappingProxyType({}))  # by id of a stand-in
 
 
 class StandIn(nn.Linear):
-    """A linear that computes a frozen projection but stores only one number as its weight.
+    """A linear layer that computes a frozen projection of the backbone, but stores one number as its weight.
 
     Copying, saving or comparing it therefore never touches the backbone's weight.
     """
@@ -28,7 +28,7 @@ class StandIn(nn.Linear):
         self.place()
 
     def place(self) -> None:
-        """Set the weight: one number, expanded to the projection's shape, on the device of the backbone's weight."""
+        """Set the weight to one number, expanded to the projection's shape, on the device of the backbone's weight."""
         device = getattr(self.projection.module, self.projection.weight_name).device
         if self.weight is None or self.weight.device != device:
             number = torch.zeros(1, device=device).expand(self.projection.shape)
@@ -40,7 +40,7 @@ class StandIn(nn.Linear):
 
     @contextmanager
     def giving(self, output: Tensor) -> Iterator[None]:
-        """Make this linear return `output`, computed earlier, in the `with` block; other threads still compute it."""
+        """Make this layer return `output`, computed earlier, in the `with` block; other threads still compute it."""
         token = _GIVEN.set({**_GIVEN.get(), id(self): output})
         try:
             yield
@@ -56,10 +56,10 @@ class StandIn(nn.Linear):
 
 
 class ViewedWeight(StandIn):
-    """A stand-in with the real weight, for tools that read it: a view, or a copy if the weight is quantised."""
+    """A stand-in that also holds the real weight, for tools that read it: a view, or a copy of a quantised weight."""
 
     def place(self) -> None:
-        """Set the weight to a view of the backbone's weight; again, if the backbone's was moved or replaced."""
+        """Set weight and bias to the projection's (see the class), if the backbone's were moved or replaced since."""
         weight, bias = self.projection.weight, self.projection.bias
         if self.weight is None or self.weight.data_ptr() != weight.data_ptr():
             self.weight = nn.Parameter(weight, requires_grad=False)

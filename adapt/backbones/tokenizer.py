@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class TextTokenizer(Protocol):
-    """The interface of a tokenizer: token ids of a text, with or without special tokens, but without padding."""
+    """The interface of a tokenizer: the token ids of a text, with or without special tokens, but never padded."""
 
     context_length: int
     pad_id: int
 
     def __hash__(self) -> int:
-        """Return a hash; tokenizers that compare equal have the same."""
+        """Return a hash that is the same for tokenizers that compare equal."""
 
     def row(self, text: str) -> list[int]:
-        """Return the ids of `text` with the start and end tokens that the model expects, not padded or truncated."""
+        """Return the token ids of `text` with the start and end tokens of the model, not padded or truncated."""
 
     def pieces(self, text: str) -> list[int]:
-        """Return the ids of `text` without start and end tokens."""
+        """Return the token ids of `text` without start and end tokens."""
 
     def token(self, token_id: int) -> str:
         """Return the text of the token `token_id`."""
@@ -101,7 +101,7 @@ _PROBES = (
 
 
 def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Tensor], name: str) -> None:
-    """Raise AdaptError if `tokenizer` gives other ids than the library's own tokenizer for a few test texts."""
+    """Raise AdaptError if `tokenizer` gives other token ids than the library's own for a few test texts."""
     for text in _PROBES:
         row = tokenizer.row(text)
         if len(row) > tokenizer.context_length:
@@ -116,7 +116,7 @@ def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Ten
 
 
 def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:
-    """Return lists of token ids, padded to the context length, as one tensor `(n, context length)`.
+    """Return lists of token ids as one tensor `(n, context length)`, padded to the context length.
 
     Raises AdaptError if a list is longer than the context, instead of silently cutting a class name.
     """

@@ -1,4 +1,4 @@
-"""A common description of transformers, for edits: towers, their blocks, and the linear maps in a block."""
+"""Maps of transformers, which tell edits where things are: towers, their blocks, and the linear maps in a block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapt.errors import AdaptError
 
 TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "decoder"]
 Norm = Callable[[Tensor], Tensor]
-BlockOutput = Tensor | tuple[Tensor, *tuple[object, ...]]  # of a block's module: its tokens first
+BlockOutput = Tensor | tuple[Tensor, *tuple[object, ...]]  # the output of a block's module: the tokens come first
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 
@@ -23,8 +23,8 @@ Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 class Projection:
     """One linear map of a block, such as q or fc1: a module's weight, or some of its output rows.
 
-    A fused query-key-value weight gives three projections on one module. `rows` is an index `(out,)` where the heads'
-    q, k and v are interleaved.
+    A fused query-key-value weight gives three projections on one module. `rows` selects a projection's rows of the
+    weight; it is an index `(out,)` if the rows of q, k and v alternate from head to head.
     """
 
     module: nn.Module
@@ -43,7 +43,8 @@ class Projection:
     def weight(self) -> Tensor:
         """The frozen weight `(out, in)`, detached, so that no gradient reaches the backbone.
 
-        It is a view of the module's weight, but a copy if rows are interleaved, and a full-precision copy if quantised.
+        It is a view of the module's weight. It is a copy if the projection's rows are not adjacent, and a
+        full-precision copy if the weight is quantised.
         """
         return self._rows_of(full_weight(self.module) if self.quantized else getattr(self.module, self.weight_name))
 
@@ -54,7 +55,7 @@ class Projection:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that this linear map computes in, also if its weight is quantised."""
+        """The precision in which this linear map computes, also if its weight is quantised."""
         stored: torch.dtype = getattr(self.module, self.weight_name).dtype
         return getattr(self.module, "int8_original_dtype", stored)
 
@@ -70,7 +71,7 @@ class Projection:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The output and input widths `(out, in)`, also if the weight is stored quantised."""
+        """The output and input widths `(out, in)` of this linear map, also if its weight is quantised."""
         module = self.module
         rows, columns = (
             (module.out_features, module.in_features)
@@ -85,7 +86,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Site:
-    """One branch of a block, such as attention or MLP, whose output is added to the residual stream."""
+    """One branch of a block, such as its attention or MLP, whose output is added to the residual stream."""
 
     read: nn.Module  # its first input is the residual stream `(b, l, d)`
     added: nn.Module  # its output, or the first of them, joins the stream
@@ -96,7 +97,7 @@ class Block:
     """One transformer layer, described by the modules that edits act on.
 
     In CLIP and SigLIP it is pre-norm: `x + scale1(attn(norm1(x)))`, then `x + scale2(fc2(act(fc1(norm2(x)))))`. In
-    other models, only `sites` say how the branches join the residual stream.
+    other models, only `sites` tell how the branches join the residual stream.
     """
 
     module: nn.Module
@@ -116,13 +117,13 @@ class Block:
     quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
 
     def norm_of(self, site: str) -> nn.Module | None:
-        """Return the norm before a branch (attn, mlp) or before the whole `block`; None in a post-norm block."""
+        """Return the norm in front of a branch (attn, mlp) or of the entire `block`; None in a post-norm block."""
         read = next(iter(self.sites.values())).read if site == "block" else self.sites[site].read
         return read if read is self.norm1 or read is self.norm2 else None
 
 
 def tokens_of(output: BlockOutput) -> Tensor:
-    """Return the tokens `(b, l, d)` from a block module's output, which is a tensor or a tuple that starts with one."""
+    """Return the tokens `(b, l, d)` in a block's output, which is a tensor or a tuple that starts with the tensor."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -157,10 +158,10 @@ class VisionParts:
 
 @dataclass(frozen=True)
 class LastProjection:
-    """The final map of pooled tokens `(n, d)` to features `(n, e)`: a parameter `(d, e)`, or a linear layer."""
+    """A tower's final linear map of pooled tokens `(n, d)` to features `(n, e)`: a parameter `(d, e)` or a layer."""
 
     owner: nn.Module
-    name: str  # of the parameter, or the module, in its owner
+    name: str  # the name of the parameter or module in its owner
 
     @property
     def weight(self) -> Tensor:
@@ -170,7 +171,7 @@ class LastProjection:
         return weight.detach()
 
 
-NORMS = ("norm1", "norm2")  # of a block, before its attention and before its MLP
+NORMS = ("norm1", "norm2")  # the norms of a block, before its attention and before its MLP
 
 
 @dataclass(frozen=True)
@@ -190,24 +191,24 @@ class Tower:
 
     @property
     def parts(self) -> dict[str, nn.Module | LastProjection]:
-        """The editable modules outside the blocks, by name: pre_norm, final_norm and projection, where present."""
+        """The editable layers outside the blocks, by name: pre_norm, final_norm and projection, where present."""
         named = {"pre_norm": self.pre_norm, "final_norm": self.final_norm, "projection": self.projection}
         return {name: part for name, part in named.items() if part is not None}
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The precision of the blocks' weights, None if no block is left; embeddings may have a higher one."""
+        """The precision of the blocks' weights (embeddings may have a higher one); None if all blocks were cut out."""
         there = (block for block in self.blocks if any(True for _ in block.module.parameters()))  # not cut out
         return next((each.dtype for block in there for each in block.projections.values()), None)
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """The names of the linear maps in every block of this tower, such as q, k, v, out, fc1 and fc2."""
+        """The names of the linear maps in each block of this tower, such as q, k, v, out, fc1 and fc2."""
         return tuple(self.blocks[0].projections)
 
 
 def check_parts(tower: Tower, model: nn.Module) -> None:
-    """Raise AdaptError if a module of a block in `tower` is not in `model` any more: edits would have no effect."""
+    """Raise AdaptError if a module that `tower` describes is no longer in `model`: edits of it would have no effect."""
     inside = set(model.modules())
     for index, block in enumerate(tower.blocks):
         projections = (projection.module for projection in block.projections.values())
@@ -221,7 +222,7 @@ def check_parts(tower: Tower, model: nn.Module) -> None:
 
 
 def as_one(projections: Sequence[Projection]) -> Projection | None:
-    """Return one projection whose output is the concatenated outputs of `projections`.
+    """Return one projection that computes several projections at once and concatenates their outputs.
 
     Returns None unless the projections are adjacent slices, in order, of one weight that is not quantised.
     """
@@ -235,7 +236,7 @@ def as_one(projections: Sequence[Projection]) -> Projection | None:
 
 
 def full_weight(module: nn.Module) -> Tensor:
-    """Return the dequantised weight `(out, in)` of a bitsandbytes linear, in full precision."""
+    """Return the weight `(out, in)` of a bitsandbytes layer, converted back from 4 or 8 bits to full precision."""
     import bitsandbytes as bnb
 
     if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit):
@@ -251,12 +252,12 @@ def full_weight(module: nn.Module) -> Tensor:
 def fused_qkv(
     module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias"
 ) -> dict[str, Projection]:
-    """Return the projections q, k and v, the three thirds of one fused weight `(3 * width, in)`."""
+    """Return the projections q, k and v of one fused weight `(3 * width, in)`, a third of its rows each."""
     rows = fused_rows([width] * 3)
     return {letter: Projection(module, part, weight_name, bias_name) for letter, part in zip("qkv", rows)}
 
 
 def fused_rows(sizes: Sequence[int]) -> list[slice]:
-    """Return the slices of rows in a fused weight, one for each of the output widths `sizes`, in order."""
+    """Return the slices of a fused weight's rows that give outputs of the widths `sizes`, in order."""
     ends = list(accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends)]

@@ -1,4 +1,4 @@
-"""Keys of image transforms for cached features, made from the transforms' classes and settings."""
+"""Keys of image transforms, made from their classes and settings: cached features are stored under them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Unknown(Exception):
 
 
 def transform_key(transform: object) -> str | None:
-    """Return a key that is equal only for transforms that do the same; None if the transform is not known.
+    """Return a key that is equal only for image transforms that do the same; None if the transform is not known.
 
     Transforms of torchvision, open_clip and adapt are known, and identified by their settings and the versions of these
     libraries. A key stays valid in other processes.
@@ -40,7 +40,7 @@ def _versions() -> tuple[str, ...]:
 
 
 def _said_of(value: object) -> object:
-    """Return a description of `value` by numbers, strings and names. Raises _Unknown for code of the user's own."""
+    """Return `value`, a part of a transform, as numbers, texts and lists. Raises _Unknown for a user's own code."""
     if value is object or isinstance(value, Enum | torch.dtype):
         return str(value)
     if isinstance(value, None | bool | int | float | str):
@@ -57,14 +57,14 @@ def _said_of(value: object) -> object:
 
 
 def _named(value: FunctionType | type) -> str:
-    """Return the qualified name of a library's function or class. Raises _Unknown for the user's own."""
+    """Return the qualified name of a function or class of a known library. Raises _Unknown for a user's own."""
     if value.__module__.partition(".")[0] not in _KNOWN or "<locals>" in value.__qualname__:
         raise _Unknown
     return f"{value.__module__}.{value.__qualname__}"
 
 
 def _settings(step: object) -> dict[str, object]:
-    """Return the attributes of a transform. Raises _Unknown if it is a module with submodules, parameters or hooks."""
+    """Return the attributes of a transform. Raises _Unknown for a module with submodules, parameters or hooks."""
     if not isinstance(step, nn.Module):
         return vars(step)
     bare = vars(nn.Module()) | {"training": step.training}

@@ -48,7 +48,7 @@ _CLASSES = {
 
 
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
-    """Return the backbone at a hub name or in a folder. Reads only safetensors, and never runs remote code.
+    """Return the backbone at a hub name or in a folder; reads only safetensors, and never runs remote code.
 
     `name` becomes the backbone's name. Without `tensors`, the model is made from its configuration alone. Raises
     AdaptError for an unsupported type of model, and if transformers cannot load it.
@@ -73,9 +73,9 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
 
 
 def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
-    """Return the model of class `kind` from `source`, with all its weights.
+    """Return the transformers model of class `kind` loaded from `source`, after checking that no weight is missing.
 
-    Raises AdaptError if a tensor is missing: transformers would fill it with random values.
+    Raises AdaptError for a missing tensor, which transformers would fill with random values.
     """
     native = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = kind.from_pretrained(source, **native, **options)

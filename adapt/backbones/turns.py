@@ -1,4 +1,4 @@
-"""Locks on a frozen model: calls that only read it run side by side, and a call that edits it runs alone.
+"""Locks on a frozen model: calls that only read the model run side by side, and a call that edits it runs alone.
 
 A lock is held for one forward pass, or for the recomputation of one block, but never while a caller's own code runs. A
 second lock, taken before the first, protects the training or evaluation modes of the methods on a model.
@@ -21,12 +21,12 @@ T = TypeVar("T")
 class _Turns:
     """A reentrant readers-writer lock of one model, for threads.
 
-    A thread that waits to run alone goes before threads that come later to share.
+    A thread that waits for exclusive use goes before threads that ask later for shared use.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._sharing: dict[int, int] = {}  # how deep each thread is inside
+        self._sharing: dict[int, int] = {}  # how many nested holds each thread has
         self._alone: int | None = None
         self._depth = self._waiting = 0
 
@@ -51,7 +51,7 @@ class _Turns:
         me = threading.get_ident()
         with self._changed:
             if self._alone != me:
-                if me in self._sharing:  # two such would wait for each other
+                if me in self._sharing:  # two threads like this would wait for each other
                     raise RuntimeError("a call that shares the model with others cannot become one that edits it")
                 self._waiting += 1
                 try:
@@ -76,7 +76,7 @@ _MODES: _AllTurns = WeakKeyDictionary()
 
 
 def roots(model: nn.Module) -> list[nn.Module]:
-    """Return the models to lock: `model` itself, or both models of a vision LLM, which may also be used separately."""
+    """Return the models to lock for `model`: itself, or both models of a vision LLM, which may be used separately."""
     return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
 
 
@@ -99,12 +99,12 @@ def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
 
 
 def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Hold the shared mode lock: no other thread switches methods on `model` between training and evaluation."""
+    """Hold the shared mode lock of `model`: no other thread switches its methods between training and evaluation."""
     return _entered(_MODES, model, _Turns.shared)
 
 
 def changing_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Hold the exclusive mode lock, to switch methods on `model` between training and evaluation.
+    """Hold the exclusive mode lock of `model`, to switch its methods between training and evaluation.
 
     Raises RuntimeError in a thread that already holds the shared mode lock.
     """

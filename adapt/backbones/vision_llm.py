@@ -1,4 +1,4 @@
-"""A frozen vision tower together with a frozen decoder language model; a method connects the two."""
+"""Vision LLMs as backbones: a frozen vision tower with a frozen language model; a method connects the two."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT = f"{IMAGE} question: {{}} answer:"
 
 @dataclass(frozen=True)
 class Vision:
-    """A vision tower with its model, preprocessing and forward, for a `VisionLLM`."""
+    """The vision half of a `VisionLLM`: a tower with its model, its preprocessing and a function that runs it."""
 
     model: nn.Module
     tower: Tower
@@ -39,7 +39,7 @@ class Vision:
 
 
 class VisionLLM(Backbone):
-    """A vision tower together with a decoder language model of transformers.
+    """A backbone made of a vision tower and a decoder language model of transformers.
 
     `prompt` has {} for the question and <image> for the image. By default, it is made from the tokenizer's chat
     template; without a template, it is a plain `question: ... answer:`. `patch_block` is the vision block whose output
@@ -81,10 +81,10 @@ class VisionLLM(Backbone):
         self._encode, self._vision = vision.encode, vision.model
 
     def patches(self, images: Tensor) -> Tensor:
-        """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: `patch_block`'s output, without class token."""
+        """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: the output of `patch_block`, no class token."""
         tower = self.towers["vision"]
         block, outputs = tower.blocks[self.patch_block], list[Tensor]()
-        with alone(self.model):  # a hook hears every thread's calls
+        with alone(self.model):  # otherwise the hook would also see other threads' calls
             handle = block.module.register_forward_hook(
                 lambda module, inputs, output: outputs.append(tokens_of(output))
             )
@@ -96,7 +96,7 @@ class VisionLLM(Backbone):
         return features[:, 1:] if tower.form.pooling == "class" else features
 
     def patch_shape(self) -> tuple[int, int]:
-        """Return the number of patches of an image and the width of a patch feature, measured on one pass."""
+        """Return the number of patches per image and the width of a patch feature, measured by one forward pass."""
         size = self.preprocess.size
         with torch.inference_mode():
             _, count, width = self.patches(torch.zeros(1, 3, size, size, device=self.device)).shape
@@ -120,7 +120,7 @@ class VisionLLM(Backbone):
 
 
 def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return a prompt of one user turn from the tokenizer's chat template; None if the tokenizer has no template."""
+    """Return the tokenizer's chat template filled with one user turn; None if the tokenizer has no template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     from jinja2 import TemplateError

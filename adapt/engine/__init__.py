@@ -1,1 +1,1 @@
-"""Frozen models run under edits (learned tokens, replaced modules, low-rank updates); no other code applies edits."""
+"""The engine, which alone applies edits: it runs frozen models with learned tokens, replaced modules and the like."""

@@ -1,4 +1,4 @@
-"""A check that the fast path and the library's own forward (the plain path) give the same features."""
+"""A check that adapt's fast path and the library's own forward (the plain path) give the same features."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from adapt.edits import Bypass, Edit
 
 
 def bypassing_absent(tower: Tower) -> list[Edit]:
-    """Return edits that skip the blocks which were cut out of `tower`, so that the tower can run without them."""
+    """Return edits that bypass all blocks which were cut out of `tower`, so that the tower can run without them."""
     return [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)]
 
 
 def same_features(backbone: Backbone, tower: Tower, plain: Tensor, fast: Tensor) -> bool:
-    """Return whether `plain` and `fast` features `(n, e)` have equal directions, up to rounding in their precision."""
+    """Return whether the features `plain` and `fast` `(n, e)` have equal directions, up to rounding errors."""
     if plain.shape != fast.shape:
         return False
     difference = F.normalize(plain.float(), dim=-1) - F.normalize(fast.float(), dim=-1)

@@ -15,11 +15,11 @@ from adapt.errors import AdaptError
 _TIMES = 4  # building may draw its tensors more than once, such as for copies
 _BESIDE = 2**22  # more numbers, for computing such as the features of one image
 _LEAST = 512  # numbers that a tensor counts at least: many empty ones take time as well
-_BYTES = 4  # of a number
+_BYTES = 4  # bytes of a number
 
 
 class _Bounded(TorchDispatchMode):
-    """A context that counts the elements of new tensors, and raises AdaptError before they exceed a bound."""
+    """A context that counts the elements of all new tensors, and raises AdaptError before their sum exceeds a bound."""
 
     def __init__(self, bound: int, message: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Bounded(TorchDispatchMode):
 
 
 def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> Sequence[int] | None:
-    """Return the size of the tensor that `func`, such as zeros, creates (() on the meta device); else None."""
+    """Return the size of the tensor that `func`, such as zeros, creates (() on the meta device); None if none."""
     arguments = func._schema.arguments
     names = [argument.name for argument in arguments]
     of_tensors = any(str(argument.type) == "Tensor" for argument in arguments)
@@ -51,7 +51,7 @@ def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, obj
 
 
 def at_most(numbers: int) -> TorchDispatchMode:
-    """Return a context that limits new tensors to a few times `numbers`, the number of elements in a file.
+    """Return a context that limits the elements of new tensors to a few times `numbers`, the elements in a file.
 
     Raises AdaptError in the `with` block, before more memory is allocated.
     """

@@ -1,4 +1,4 @@
-"""Self-attention computed from separate projections, for packed prompts and for edits of the attention weights."""
+"""Self-attention from separate q, k and v projections, for packed prompts and for edits that replace the softmax."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def weighted_attention(
 def prefix_suffix_attention(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, heads: int, ends_only: bool, edit: Attention | None = None
 ) -> Tensor:
-    """Return causal attention over packed prompts: a prefix that all classes share, and a suffix of each class.
+    """Return causal self-attention over packed prompts: a prefix that all classes share, and a suffix of each class.
 
     `k` and `v` are `(..., rows, d)`, with images as leading dimensions. `q` has all rows, or with `ends_only` only the
     end-of-text row of each class, in packed order. Each query attends to the prefix and to its own class's suffix up to
@@ -64,7 +64,7 @@ def prefix_suffix_attention(
 
 
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:
-    """Return causal attention within the prefix rows `(..., h, prefix, d/h)`; `q` is already scaled."""
+    """Return causal attention among the rows of the shared prefix `(..., h, prefix, d/h)`; `q` is already scaled."""
     if edit is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     future = torch.ones(packing.prefix, packing.prefix, dtype=torch.bool, device=q.device).triu(1)
@@ -73,7 +73,7 @@ def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: A
 
 
 def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, ends_only: bool) -> Tensor | None:
-    """Return the mask `([n,] length, length)` of keys hidden from queries of their own class; None if none is."""
+    """Return the mask `([n,] length, length)` of keys that queries of the same class may not see; None for no mask."""
     if ends_only or group.length == 1:
         return None
     future = torch.ones(group.length, group.length, dtype=torch.bool, device=packing.ids.device).triu(1)
@@ -86,7 +86,7 @@ def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, 
 def _weights(
     scores: Tensor, packing: Packing, own: slice, classes: int, edit: Attention | None, ends_only: bool
 ) -> Tensor:
-    """Return attention weights from scores `(..., n, queries, prefix + length)`: softmax, or the weights of `edit`."""
+    """Return attention weights for scores `(..., n, queries, prefix + length)`, by softmax or by those of `edit`."""
     if edit is None:
         return scores.softmax(-1)
     learned = packing.learned[own].unflatten(0, (classes, -1))  # (n, length)

@@ -1,4 +1,4 @@
-"""The forward of one pre-norm block under edits, as the fast paths compute it from the block's weights.
+"""The forward of one pre-norm transformer block under edits, as the fast paths compute it from the block's weights.
 
 Frozen query, key and value projections are one matrix product if they share a weight. QuickGELU takes one pass: since
 `x sigmoid(1.702 x) = silu(1.702 x) / 1.702`, the two factors are folded into the products before and after it.
@@ -29,7 +29,7 @@ _QUICK = 1.702
 
 
 def run_block(block: Block, index: int, edits: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
-    """Return the output of block `index` for `x` `(..., l, d)`; with `rows`, only the output of these rows.
+    """Return the output of block `index` under its edits, for `x` `(..., l, d)`; with `rows`, only for these rows.
 
     Raises AdaptError for a block that was cut out.
     """
@@ -62,7 +62,7 @@ def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Te
 
 
 def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows: RowIndex | None) -> list[Tensor]:
-    """Return the queries of `rows` (default: all), and the keys and values of all rows, from the normalised input.
+    """Return queries of `rows` (by default all), and keys and values of all rows, from the normalised input of a block.
 
     The frozen projections that read all rows are computed as one product. They are computed separately if they do not
     share a weight, or if an edit replaces one of them by a module that does not call it.
@@ -89,7 +89,7 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
 
 
 def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
-    """Return the `StandIn` linear for the frozen projection inside `module`, an edit; None if there is none."""
+    """Return the `StandIn` for a frozen projection that an edit's `module` contains; None if it contains none."""
     own = projection.module, projection.rows
     stand_ins = (part for part in module.modules() if type(part) is StandIn)
     return next((part for part in stand_ins if (part.projection.module, part.projection.rows) == own), None)
@@ -105,7 +105,7 @@ def _mlp(block: Block, replaced: Mapping[str, nn.Module], x: Tensor) -> Tensor:
 
 
 class _QuickMLP(torch.autograd.Function):
-    """The MLP `fc2(quick_gelu(fc1(x)))`, as one function that saves only one activation for the backward pass."""
+    """The MLP `fc2(quick_gelu(fc1(x)))` as one autograd function, which saves one activation for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
@@ -126,5 +126,5 @@ class _QuickMLP(torch.autograd.Function):
 
 
 def _joined(x: Tensor, edit: Parallel | None, read: Tensor, normed: Tensor) -> Tensor:
-    """Return the stream `x` plus the output of a `Parallel` edit's module, which reads `normed` or `read`."""
+    """Return the residual stream `x` plus the output of a `Parallel` edit, if any, for its input `normed` or `read`."""
     return x if edit is None else x + edit.module(normed if edit.normed else read)

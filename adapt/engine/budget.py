@@ -1,4 +1,4 @@
-"""Encoding the prompts of many classes in chunks that fit into a memory budget."""
+"""Division of many classes into chunks, so that encoding the prompts of a chunk fits into a memory budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Chunk = TypeVar("Chunk")
 def classes_within(
     budget: int, tower: Tower, classes: int, own_rows: float, prefix: int, length: int, keeps_activations: bool
 ) -> int:
-    """Return how many of `classes` to encode in one chunk within `budget` bytes, so that chunks are about equal.
+    """Return the number of classes to encode in one chunk within `budget` bytes, so that chunks are about equal.
 
     A class has `own_rows` rows (tokens) of its own, `prefix` rows are shared, and a row attends to at most `length`
     keys.
@@ -31,7 +31,7 @@ def classes_within(
 
 
 def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
-    """Return roughly how many bytes of fp32 activations one row keeps for the backward pass of `blocks` blocks.
+    """Return about how many bytes of fp32 activations one row (token) keeps for the backward pass of `blocks` blocks.
 
     The row attends to `keys` keys. The estimate counts the inputs of the norms, q, k, v, the attention's output and
     scores, and the hidden layer of the MLP.
@@ -41,7 +41,7 @@ def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
 
 
 def in_parts(parts: Sequence[Chunk], encode: Callable[[Chunk], Tensor], recompute: bool) -> Tensor:
-    """Encode each chunk of classes in `parts`, and return the features `(..., n, e)` joined along the classes.
+    """Return the features `(..., n, e)` of all classes, encoded chunk by chunk; `parts` are the chunks of classes.
 
     With `recompute`, and more than one chunk, activations are not kept but recomputed in the backward pass.
     """

@@ -1,4 +1,4 @@
-"""Freezing a model for the time of a call, and restoring its flags when the last such call ends."""
+"""Freezing of a model for the duration of calls; its flags are restored when the last of these calls ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from adapt.backbones.turns import roots, sharing
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Hold `model` in evaluation mode, without gradients for its weights and without the library's checkpointing.
+    """Freeze `model` in the `with` block: evaluation mode, no gradients for its weights, no checkpointing.
 
-    All flags are restored afterwards. Meanwhile no other thread can edit `model`; threads that only run it may share
-    its frozen state.
+    The checkpointing is the library's own. All flags are restored afterwards. Meanwhile no other thread can edit
+    `model`; threads that only run it may share its frozen state.
     """
     with sharing(model), ExitStack() as stack:
         for root in roots(model):
@@ -26,7 +26,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 class _Hold:
-    """The flags (training, `requires_grad`, checkpointing) to restore on one model when its last frozen call ends."""
+    """A model's flags (training, `requires_grad`, checkpointing), restored when the last call that froze it ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -41,7 +41,7 @@ def run(
     checkpointing: bool = False,
     merge: bool = False,
 ) -> Computed:
-    """Return `compute()`, called while the library's forward of `model` runs under the edits in `changes`.
+    """Return the result of `compute()`, during which the forward of `model` runs under the edits in `changes`.
 
     `changes` lists towers with their edits. `prompts` say where learned tokens are in each row of text. `checkpointing`
     recomputes every block of these towers in the backward pass. `merge` folds the low-rank updates into copies of the
@@ -86,7 +86,7 @@ def _edited(
 def _once(
     model: nn.Module, enter: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], AbstractContextManager[None]]:
-    """Return a context that applies the edits of `enter` on a frozen model; a nested entry does nothing."""
+    """Return a function whose contexts apply the edits of `enter` on a frozen model; an inner one does nothing."""
     entered: list[bool] = []
 
     @contextmanager
@@ -107,7 +107,7 @@ def _once(
 
 @contextmanager
 def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
-    """Apply the edits inside blocks, both in the forward pass and while a block is recomputed in the backward pass."""
+    """Apply the edits inside transformer blocks in the `with` block: during the forward, or while one is recomputed."""
     with ExitStack() as stack:
         for index in planned.replaced.keys() | planned.attention.keys():
             weights = None
@@ -131,7 +131,7 @@ def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge
 
 @contextmanager
 def _beside(site: Site, edit: Parallel) -> Iterator[None]:
-    """Add the output of a `Parallel` edit's module to a branch of a block; both read the same input."""
+    """Add the output of a `Parallel` edit to that of its sublayer in the `with` block; both have the same input."""
     read: list[Tensor] = []
 
     def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -148,7 +148,7 @@ def _beside(site: Site, edit: Parallel) -> Iterator[None]:
 def _join_block(
     block: Block, edit: Parallel, module: nn.Module, inputs: tuple[Tensor, ...], output: BlockOutput
 ) -> BlockOutput:
-    """Add the output of a `Parallel` edit's module, which reads the block's input, to the block's output.
+    """Return a block's output plus the output of the `Parallel` edit beside the block, which reads the block's input.
 
     This runs outside the block, so it is not recomputed with a checkpointed block; only a norm before it runs twice.
     """
@@ -162,7 +162,7 @@ def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
 
 @contextmanager
 def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
-    """Replace norms and final projection outside the blocks; a projection that is a bare parameter is set to None."""
+    """Replace layers outside the blocks (norms, projection) in the `with` block; a bare parameter is set to None."""
     with ExitStack() as stack:
         for name, module in planned.outer.items():
             part = tower.parts[name]
@@ -177,7 +177,7 @@ def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
 
 
 def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
-    """Apply the new final projection to `result` if the tower's own is a bare parameter, which `_outer` set to None."""
+    """Return `result` after the new final projection, if the tower's own is a bare parameter (None after `_outer`)."""
     part, module = tower.projection, planned.outer.get("projection")
     if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
         return result
@@ -186,14 +186,14 @@ def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
 
 
 def _bypass(module: nn.Module, returns: int, x: Tensor, *args: object, **kwargs: object) -> BlockOutput:
-    """Return the output of `module`, which replaces a block, in the form in which the block returns it."""
+    """Return the output of `module`, which replaces a block, as a tensor or tuple such as the block returns."""
     return (module(x), *[None] * (returns - 1)) if returns else module(x)
 
 
 def _forwards(
     block: Block, modules: dict[str, nn.Module], heads: int, weights: Callable[[Tensor], Tensor] | None
 ) -> Iterator[tuple[nn.Module, Callable[..., object]]]:
-    """Yield the modules of `block` that need a new forward, each with that forward.
+    """Yield the modules of `block` that edits give another forward, each with this forward.
 
     `modules` replace the block's projections, and `weights` turns scaled scores into attention weights.
     """
@@ -216,7 +216,7 @@ def _forwards(
 
 
 def _side_by_side(linears: Sequence[Linear], rows: Sequence[slice | Tensor | None], x: Tensor) -> Tensor:
-    """Return the output of a fused linear, `(..., in)` to `(..., sum of out)`, computed by separate `linears`."""
+    """Return the output `(..., sum of out)` of a fused linear layer for `x` `(..., in)`, by separate `linears`."""
     outputs = [linear(x) for linear in linears]
     if len(outputs) == 1:
         return outputs[0]
@@ -234,7 +234,7 @@ def _split_attention(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Compute `nn.MultiheadAttention` from separate projections; return its output, and None for the weights."""
+    """Return what `nn.MultiheadAttention` outputs, by separate q, k, v and out layers, and None for the weights."""
     return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
@@ -247,7 +247,7 @@ def _weighted(
     *args: object,
     **inputs: Tensor,
 ) -> BlockOutput:
-    """Compute self-attention with an edit's weights; the library's mask is ignored, as `weights` applies the mask."""
+    """Return self-attention by the attention weights of an edit, which also masks; the library's mask is ignored."""
     x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)
@@ -258,7 +258,7 @@ def _weighted(
 def _checkpointed(
     module: nn.Module, inside: Callable[[], AbstractContextManager[None]]
 ) -> AbstractContextManager[None]:
-    """Recompute `module` in the backward pass, and apply this call's edits again while it is recomputed."""
+    """Return a context in which `module` is recomputed in the backward pass, under the same edits as in this call."""
     forward = module.forward
 
     def again(*args: object, **kwargs: object) -> object:

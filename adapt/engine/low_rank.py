@@ -1,4 +1,4 @@
-"""Low-rank weight updates that differ from image to image, applied in one decoder block."""
+"""Low-rank weight updates that differ between images, applied to the layers of one decoder block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adapt.errors import AdaptError
 
 @contextmanager
 def updated(block: Block, updates: dict[str, LowRank], merge: bool) -> Iterator[None]:
-    """Apply the low-rank `updates` to the projections (or the MLP) of `block`, inside the context.
+    """Apply low-rank `updates` to projections (or the MLP) of `block` in the `with` block.
 
     With `merge`, the updates are folded into copies of the weights if there is a single image, for floating-point
     linears that no other edit replaces. All other updates run as a second branch beside the frozen weights.
@@ -55,7 +55,7 @@ def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Cal
 
 
 def _plus(weight: Tensor, update: LowRank) -> Tensor:
-    """Return `weight` plus the low-rank update of a single image, `scale * up @ down.T`, computed in fp32."""
+    """Return `weight` plus the low-rank update for a single image, `scale * up @ down.T`, computed in fp32."""
     up, down = update.up[0].float(), update.down[0].float()
     return torch.addmm(weight.float(), up, down.T, alpha=update.scale).to(weight.dtype)
 
@@ -77,7 +77,7 @@ def _beside(block: Block, site: str, update: LowRank) -> RemovableHandle:
 
 
 def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:
-    """Return what the low-rank updates add: `x @ down @ up` `(n, l, out)` for `x` `(n, l, in)`.
+    """Return the term `x @ down @ up` `(n, l, out)` that low-rank updates add to the output for `x` `(n, l, in)`.
 
     `down` is `(images, in, rank)`, and `up` is `(images or 1, rank, out)`. `n` is a multiple of the number of images,
     with the rows of each image next to each other.

@@ -1,4 +1,4 @@
-"""Free memory of a device, and readable sizes."""
+"""Measurement of the free memory of a device, and sizes as readable text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how many bytes can still be allocated on `device`; for MPS, CPU memory; for meta, there is no limit."""
+    """Return the number of bytes that can still be allocated on `device`: CPU memory for MPS, no limit for meta."""
     if device.type == "meta":
         return sys.maxsize
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)

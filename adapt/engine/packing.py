@@ -1,4 +1,4 @@
-"""Packing the prompts of many classes into one sequence: the shared prefix once, then suffixes sorted by length."""
+"""Packing of many classes' prompts into one sequence: the shared prefix once, then all suffixes sorted by length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEW_ROWS = 160  # with more, attention to all rows, most of them hidden, takes l
 
 @dataclass(frozen=True)
 class Group:
-    """A group of `classes` suffixes of `length` tokens each; `start` is its first row, counted after the prefix."""
+    """The packed suffixes of one length: `classes` suffixes of `length` tokens, from row `start` after the prefix."""
 
     start: int
     classes: int
@@ -26,7 +26,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Packing:
-    """The layout of packed prompts: `prefix + sum(suffix lengths)` rows, one token each.
+    """The layout of many prompts packed into one sequence of `prefix + sum(suffix lengths)` rows, one token each.
 
     The prefix comes first, then the suffixes sorted by length. `slot_rows` are the rows with learned tokens: token
     `slot_index` of class `slot_class`. `learned` and `named` are flags of every row: whether it holds a learned token,
@@ -56,7 +56,7 @@ class Packing:
 
 
 def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch.device) -> Packing:
-    """Pack `prompts`, which share their first `prefix` tokens; `first_class` is the number of the first class."""
+    """Return the layout of `prompts`, of classes number `first_class` on, whose first `prefix` tokens are equal."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     tokens = [(prompts[0], 0, position) for position in range(prefix)]
     groups: list[Group] = []
@@ -92,7 +92,7 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
 
 
 def _visible(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
-    """Return the attention mask `(rows, rows)`: a row sees the prefix and its own class, up to and including itself."""
+    """Return the attention mask `(rows, rows)` of packed prompts: a row sees the prefix and its class up to itself."""
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)
     related = (classes[:, None] == classes) | (rows < prefix)

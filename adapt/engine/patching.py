@@ -1,4 +1,4 @@
-"""A temporary `forward` for a module, removed when the context ends."""
+"""Replacement of a module's `forward` for the duration of a `with` block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Let `module(...)` compute `forward(...)` inside the context; the module's own forward is restored afterwards."""
+    """Let calls of `module` compute `forward` in the `with` block; the module's own forward is restored afterwards."""
     before = vars(module).get("forward")
     # a module as an attribute would become a child
     module.forward = forward.__call__ if isinstance(forward, nn.Module) else forward

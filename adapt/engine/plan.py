@@ -1,4 +1,4 @@
-"""The edits of a tower for one call, checked and sorted by where in the tower they act."""
+"""The edits of one tower for one call, checked and sorted by the place in the tower where they act."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TAKES_TOKENS = ("text", "vision", "decoder")
 
 @dataclass
 class Plan:
-    """The edits of one call, sorted: tokens that enter or overwrite, and modules that replace or run beside others."""
+    """The edits of a tower in one call, sorted by kind and block: learned tokens, and new or additional modules."""
 
     entering: Tokens | None = None
     overwriting: dict[int, Tokens] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def modules(self) -> Iterator[nn.Module]:
-        """All modules that the edits run: replacements, parallel branches and bypasses."""
+        """All modules that the edits bring along: replacements, parallel branches and bypasses."""
         yield from (*self.bypassed.values(), *self.outer.values())
         for modules in self.replaced.values():
             yield from modules.values()
@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def images(self) -> int | None:
-        """The number of images that have learned tokens of their own; None if all images share the learned tokens."""
+        """The number of images that have their own learned tokens; None if all images share the tokens."""
         return len(self.entering.values) if self.entering is not None and self.entering.per_image else None
 
     @property
@@ -51,7 +51,7 @@ class Plan:
 
 
 def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
-    """Return the edits of `tower`, sorted by where they act; `tower` may be None (unknown blocks) only without edits.
+    """Return `edits` of `tower` as a `Plan`, sorted by where they act; `tower` may be None only if there are no edits.
 
     Raises AdaptError, naming it, for a block, projection or site (a branch of a block: attn, mlp) that the tower does
     not have, and for an edit that this kind of tower does not support. Also raises AdaptError for two edits that claim
@@ -89,7 +89,7 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
 
 
 def _place(tower: Tower, edit: Edit) -> str:
-    """Return in words which block or module `edit` acts on. Raises AdaptError if `tower` cannot take the edit."""
+    """Return the place in the tower where `edit` acts, in words. Raises AdaptError if it cannot act in the tower."""
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
         raise AdaptError(f"learned tokens cannot enter {where}; those that take some: {', '.join(_TAKES_TOKENS)}")

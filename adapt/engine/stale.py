@@ -1,4 +1,4 @@
-"""Whether a stored result can be reused, since its inputs (edits and model weights) have not changed.
+"""Checks whether a stored result is still valid, because its inputs (edits and model weights) have not changed.
 
 Edits are compared bit by bit, which notices changes by an optimiser, by `vector_to_parameters`, to a buffer or to a
 selection. The backbone is too large for that: its tensors count as changed if their version, memory address or a
@@ -19,7 +19,7 @@ from adapt.edits import Edit
 
 
 class Values:
-    """A detached copy of a value, such as a list of edits, to compare with later values."""
+    """A detached copy of a value, such as a list of edits, with which later values are compared."""
 
     def __init__(self, values: object) -> None:
         self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
@@ -40,7 +40,7 @@ _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """Yield the leaves of a nested value: tensors, plain values, and objects that cannot be inspected."""
+    """Yield the innermost parts of a nested value: tensors, plain values, and objects that cannot be inspected."""
     if isinstance(value, StandIn):  # stands for the backbone's own tensors, which `Weights` compares
         yield type(value)
     elif isinstance(value, Edit | nn.Module):
@@ -61,7 +61,7 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 class Weights:
-    """A record of a model's tensors and modules, to detect changes in a fraction of the time of a forward."""
+    """A record of a model's tensors and modules that detects changes in a fraction of the time of a forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
@@ -75,7 +75,7 @@ class Weights:
         self._values = self._sampled()
 
     def same(self) -> bool:
-        """Return whether the model still has the same tensors in the same modules, and the same sampled entries."""
+        """Return whether the model has the same tensors in the same modules as before, and the same sampled entries."""
         held = self._found()
         return (
             len(held) == len(self._held)
@@ -96,7 +96,7 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """Return a view `(1,)` of the entry at the middle of every axis of `tensor`."""
+    """Return the entry in the middle of `tensor` (of every axis) as a view `(1,)`."""
     view = tensor.data
     for axis, size in enumerate(tensor.shape):
         view = view.narrow(axis, size // 2, 1)

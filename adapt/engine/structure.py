@@ -1,4 +1,4 @@
-"""The current modules of a tower, and whether any of them has a hook, so that the library's forward must run.
+"""The modules that now make up a tower, and whether any has a hook, so that the library's forward must run.
 
 The fast paths compute a tower from its weights and call few of its modules. A hook on a module would not fire, and a
 replaced forward would not be called.
@@ -22,7 +22,7 @@ _HOOKS = (
 
 
 def structure(backbone: Backbone, name: str) -> Structure:
-    """Return the current modules of the model, except those of its other towers, and whether each has hooks."""
+    """Return the current modules of the model, without towers other than `name`, and whether each module has hooks."""
     blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
     own = blocks.pop(name, set())
     others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
@@ -42,7 +42,7 @@ def _asks(module: nn.Module) -> bool:
 def _within(
     module: nn.Module, own: set[nn.Module], others: set[nn.Module], seen: set[nn.Module]
 ) -> tuple[list[nn.Module], bool, bool]:
-    """Return `module` and its descendants, without other towers; whether it holds blocks of its own, or of others."""
+    """Return `module` and its descendants, without other towers, and whether they hold own and others' blocks."""
     seen.add(module)
     modules, holds_own, holds_others = [module], module in own, module in others
     for child in module._modules.values():

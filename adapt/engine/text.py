@@ -1,4 +1,4 @@
-"""The fast path for class prompts: the exact text features of a causal text tower, without redundant work.
+"""The fast path for class prompts: exact text features by a causal text tower, without redundant work.
 
 Tokens after the end of text are not computed. The prefix that all classes share is computed once. Classes are packed by
 suffix length, and the last block computes only end-of-text tokens. Every linear sees all tokens as one matrix.
@@ -30,7 +30,7 @@ from adapt.prompts import Prompt, shared_prefix
 
 
 def reason_against(tower: Tower | None) -> str | None:
-    """Return why the fast path does not support the text tower `tower`; None if it does."""
+    """Return the reason why the fast path does not support the text tower `tower`; None if it does."""
     if tower is None or tower.text is None:
         return "its blocks are not mapped"
     if not tower.form.causal:
@@ -42,7 +42,7 @@ def reason_against(tower: Tower | None) -> str | None:
 
 @torch.no_grad()
 def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
-    """Return whether the fast path and the library's forward give equal features for shortest and longest prompt."""
+    """Return whether the fast and the plain path give the same features for the shortest and the longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget, absent = free_bytes(backbone.device), bypassing_absent(backbone.tower("text"))
@@ -51,7 +51,7 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
 
 
 def active_dropout(module: nn.Module) -> bool:
-    """Return whether `module` has dropout that is active now, so that its outputs are random."""
+    """Return whether `module` applies dropout now, which makes its outputs random."""
     return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in module.modules())
 
 
@@ -72,7 +72,7 @@ class PlainText:
             return pad_rows([list(prompt.ids) for prompt in self.prompts], self.backbone.tokenizer)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return text features before normalisation, using about `budget` bytes for activations.
+        """Return the text features of all prompts before normalisation, using about `budget` bytes for activations.
 
         Features are `(n, e)`. If `b` images have learned tokens of their own, features are `(b, n, e)`, and the images
         are encoded one after the other.
@@ -111,7 +111,7 @@ class PlainText:
 
 
 def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
-    """Return the edits of image number `image`, whose learned tokens become `(k, d)` or `(n, k, d)`."""
+    """Return the edits with the learned tokens of image number `image` alone: `(k, d)`, or per class `(n, k, d)`."""
     return [
         replace(edit, values=edit.values[image] if edit.per_class else edit.values[image, 0])
         if isinstance(edit, Tokens) and edit.per_image
@@ -122,7 +122,7 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
 
 @dataclass(eq=False)
 class FastText:
-    """The fast path for the prompts of one list of classes; it packs the prompts once, and reuses the packing."""
+    """The fast path for the prompts of a fixed list of classes, which are packed once for all calls."""
 
     backbone: DualEncoder
     prompts: Sequence[Prompt]
@@ -130,7 +130,7 @@ class FastText:
     _packings: dict[tuple[int, int, torch.device], list[Packing]] = field(default_factory=dict, init=False)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return text features before normalisation, using about `budget` bytes for activations.
+        """Return the text features of all prompts before normalisation, using about `budget` bytes for activations.
 
         Features are `(n, e)`, or `(b, n, e)` if `b` images have learned tokens of their own.
         """
@@ -162,7 +162,7 @@ class FastText:
         return packings
 
     def _encode(self, tower: Tower, packing: Packing, planned: Plan) -> Tensor:
-        """Return the features `([b,] n, e)` of the classes in one packing."""
+        """Return the features `([b,] n, e)` of the classes that are packed together in `packing`."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self.backbone.model):
             check_parts(tower, self.backbone.model)
@@ -185,7 +185,7 @@ class FastText:
     def _block(
         self, block: Block, index: int, planned: Plan, packing: Packing, heads: int, last: bool, x: Tensor
     ) -> Tensor:
-        """Return a block's output `(..., rows, d)`; the last block gives only end-of-text rows `(..., n, d)`."""
+        """Return the output of a block `(..., rows, d)`; the last block only outputs end-of-text rows `(..., n, d)`."""
         attend = partial(
             prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=planned.attention.get(index)
         )
@@ -194,7 +194,7 @@ class FastText:
 
 
 def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
-    """Return token embeddings `x` `([b,] rows, d)` with the learned tokens written into their rows."""
+    """Return the hidden states `x` `([b,] rows, d)` of packed prompts with learned tokens written into their rows."""
     values = edit.values if edit.values.ndim > 2 else edit.values[None]
     chosen = values[..., packing.slot_class if edit.per_class else 0, packing.slot_index, :]
     if edit.per_image:

@@ -1,4 +1,4 @@
-"""Learned tokens on the plain path, which enter the library's forward through hooks on its modules."""
+"""Learned tokens on the plain path, which hooks insert into the library's forward."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[
 
 
 def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[RemovableHandle]:
-    """Write learned tokens `(k, d)`, or `(n, k, d)` for each prompt, into the slots of the prompts."""
+    """Yield the hook that writes learned tokens `(k, d)`, or `(n, k, d)` by prompt, to their places in the prompts."""
     places = [
         (row, position, slot)
         for row, prompt in enumerate(prompts)
@@ -52,7 +52,7 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
 
 
 def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
-    """Append learned tokens `(k, d)` or `(b, k, d)` to the patches, until pooling; with a block, replace them there."""
+    """Yield hooks that append learned tokens `(k, d)` or `(b, k, d)` to patches, or replace them at a block."""
     count = edit.values.shape[-2]
 
     def appended(x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _before(block: Block, change: Change) -> RemovableHandle:
 
 
 def _oriented(block: Block, change: Change) -> Change:
-    """Return `change`, which expects tokens `(b, l, d)`, adapted to a `block` that may get `(l, b, d)`."""
+    """Return `change`, a function of tokens `(b, l, d)`, adapted to a `block` whose tokens may be `(l, b, d)`."""
     return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
 
 
@@ -81,7 +81,7 @@ def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
 
 
 def masked(tower: Tower, planned: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
-    """Return a function from unmasked scores `(b, h, l, l)` to `edit`'s attention weights; it applies a causal mask."""
+    """Return a function from scores `(b, h, l, l)` to `edit`'s attention weights, masked if the tower is causal."""
     if tower.name == "text":
         return partial(_text_weights, edit, prompts, tower.form.causal)
     count = planned.entering.values.shape[-2]  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Local features of an image, one for each patch, by value-value attention in the frozen blocks of a CLIP.
+"""Local features of an image (one per patch of a CLIP), by attention of values to values in the frozen blocks.
 
 In the last blocks of a CLIP, attention mixes information from the entire image into every patch. A second stream of
 tokens avoids this. It gets its values from the ordinary stream, attends by the similarity of the values, so that
@@ -23,8 +23,8 @@ from adapt.errors import AdaptError
 def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return patch features `(b, rows, columns, e)` and image features `(b, e)` of images `(b, 3, h, w)`.
 
-    Both are before normalisation, and come from one pass. Raises AdaptError for a vision tower without a class token,
-    or with blocks of another form than CLIP's.
+    Both are before normalisation, and come from one pass; the module says what patch features are. Raises AdaptError
+    for a vision tower without a class token, or with blocks of another form than CLIP's.
     """
     reason = vision.reason_against(backbone)
     tower, nothing = backbone.towers.get("vision"), Plan()

@@ -1,4 +1,4 @@
-"""The fast path for images: the exact features of a vision tower, without redundant work.
+"""The fast path for images: exact features by a vision tower, without redundant work.
 
 Attention is computed on contiguous `(b, l, d)`: torch's `nn.MultiheadAttention` transposes to `(l, b, d)`, which makes
 autograd compute one small product for each position under a frozen weight. If the class token is pooled, the last block
@@ -32,7 +32,7 @@ CLASS_ROW = slice(1)
 
 
 def reason_against(backbone: DualEncoder) -> str | None:
-    """Return why the fast path does not support the vision tower as it is now; None if it does.
+    """Return the reason why the fast path does not support the vision tower as it is now; None if it does.
 
     The answer is cached until a module changes, so that a forward only pays for a comparison.
     """
@@ -89,9 +89,9 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
 def encode_from(
     backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
 ) -> Tensor:
-    """Return features `(b, e)` of images, as `encode` does, given the input `(b, l, d)` of block number `block`.
+    """Return the features `(b, e)` of images from their tokens `(b, l, d)` at the input of block number `block`.
 
-    This input must have been computed without edits. Raises AdaptError if an edit changes an earlier block.
+    The tokens must have been computed without edits. Raises AdaptError if an edit changes an earlier block.
     """
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
@@ -105,7 +105,7 @@ def encode_from(
 
 @torch.no_grad()
 def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
-    """Return the input `(b, l, d)` of block `block` without edits. `images` are images, or inputs of block `begun`."""
+    """Return tokens `(b, l, d)` at the input of `block` without edits, from images, or from tokens at block `begun`."""
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):
         x = entered(tower, nothing, images) if begun is None else images
@@ -113,7 +113,7 @@ def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int |
 
 
 def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
-    """Return the index of the first block that an edit affects; the number of blocks if none is affected."""
+    """Return the index of the first block that an edit affects, or the number of blocks if no edit affects one."""
     return _first_edited(tower, plan(tower, edits))
 
 
@@ -130,7 +130,7 @@ def _parts(tower: Tower) -> VisionParts:
 
 
 def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
-    """Return the input `(b, l, d)` of the first block: embedded images, with the learned tokens that enter."""
+    """Return the input `(b, l, d)` of the first block for `images`: patches, and learned tokens that enter there."""
     x = _parts(tower).embed(images)
     if planned.entering is not None:
         x = torch.cat([x, _learned(planned.entering.values, x)], dim=1)
@@ -139,7 +139,7 @@ def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
 
 
 def _learned(values: Tensor, x: Tensor) -> Tensor:
-    """Return the learned tokens, `(k, d)` or `(b, k, d)`, as `(b, k, d)` for the batch `x`."""
+    """Return learned tokens, `(k, d)` or `(b, k, d)`, expanded to `(b, k, d)` for the batch `x`."""
     return values.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
@@ -152,7 +152,7 @@ def _through(
     checkpointing: bool = False,
     until: int | None = None,
 ) -> Tensor:
-    """Return `x` `(b, l, d)` after the blocks from number `first` to the last, or to the one before `until`."""
+    """Return tokens `x` `(b, l, d)` after the blocks from number `first` to the last, or to the one before `until`."""
     learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
@@ -170,7 +170,7 @@ def _through(
 
 
 def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return attention of `q` `(b, queries, d)` over `k`, `v` `(b, l, d)`, whose last `learned` are learned tokens."""
+    """Return the attention of `q` `(b, queries, d)` to `k`, `v` `(b, l, d)`; the last `learned` ones are learned."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -182,7 +182,7 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
 
 
 def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
-    """Return features `(b, e)` from the tokens that the last block returned."""
+    """Return the features `(b, e)` of images from the last block's output, pooled without the learned tokens."""
     parts = _parts(tower)
     if planned.entering is not None and tower.form.pooling != "class":
         x = x[:, : -planned.entering.values.shape[-2]]

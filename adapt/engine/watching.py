@@ -1,4 +1,4 @@
-"""Recording the inputs and outputs of a tower's blocks while a model runs."""
+"""A record of the inputs and outputs of a tower's blocks while a model runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 
 @contextmanager
 def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str]) -> Iterator[Seen]:
-    """Yield a dict that gets the last input and output `(b, l, d)` of each block in `names`, such as vision.3.
+    """Yield a dict that gets the latest input and output `(b, l, d)` of each block in `names`, such as vision.3.
 
-    No other thread's call runs on `model`, which the towers belong to, meanwhile.
+    Meanwhile no other thread's call runs on `model`, to which the towers belong.
     """
     seen: Seen = {}
     with alone(model), ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Methods, one file for each paper: `coop.py` holds the method called `coop`.
+"""Methods of adaptation, one file for each paper: `coop.py` holds the method called `coop`.
 
 Installed packages provide methods by entry points in the group `adapt.methods`, named after the method; `register` adds
 one in this process. `adapt.methods.CoOp` and the like are imported on first use, so listing names costs nothing.
@@ -93,7 +93,7 @@ def known(cls: type[Method]) -> Iterator[None]:
 
 
 def classes_of(module: ModuleType) -> list[type[Method]]:
-    """Return the method classes that `module` defines and that have a `name`, without unnamed base classes."""
+    """Return the method classes that `module` itself defines with a `name`, without base classes that have none."""
     return _listing.classes_of(module)
 
 

@@ -73,7 +73,7 @@ class AnoVLConfig(MethodConfig):
 
 
 class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
-    """`AnoVL(object)` has no tensors. With `steps`, an adapter is trained for each image and then discarded."""
+    """Zero-shot anomaly localisation: `AnoVL(object)` has no tensors; `steps` tune a new adapter for each image."""
 
     name = "anovl"
     title = "AnoVL (Deng et al., 2023)"
@@ -91,7 +91,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
                 raise AdaptError(f"anovl: states has {name!r}, which is no class; {nearest(name, class_names)}")
 
     def _states(self, class_name: str) -> tuple[str, ...]:
-        """Return the phrases that the setting `states` has for a class, or else the class name as the only phrase."""
+        """Return the phrases that describe a class, as the setting `states` has them, or else only the class's name."""
         states: dict[str, tuple[str, ...]] = self.config.states
         return states.get(class_name) or (f"{readable(class_name)} {{}}",)
 
@@ -118,7 +118,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
 
     @torch.compiler.disable  # steps of an optimiser cannot be traced
     def _adapted(self, patches: Tensor, classes: Tensor, texts: Tensor, normal: int) -> Tensor:
-        """Return the features `(rows, columns, e)` of an image's patches, after an adapter has been trained on them.
+        """Return features `(rows, columns, e)` of an image's patches, passed through an adapter trained on this image.
 
         The adapter learns to classify the patches with certainty: as normal without noise, and as abnormal with noise.
         """
@@ -137,7 +137,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
 
 
 class PatchAdapter(torch.nn.Module):
-    """A residual adapter: adds to features `(..., e)` a mixture of text features `(m, e)`, with weights from `ad`."""
+    """A residual adapter of patch features `(..., e)`: adds a mixture of text features `(m, e)`, weighted by `ad`."""
 
     def __init__(self, texts: Tensor, draws: Generator) -> None:
         super().__init__()
@@ -154,10 +154,11 @@ class PatchAdapter(torch.nn.Module):
 
 
 def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int) -> Tensor:
-    """Return the loss of an adapter that should make `patches` surely normal and `noisy` patches abnormal: `(..., e)`.
+    """Return the loss of an adapter that should make `patches` `(..., e)` surely normal, and `noisy` ones abnormal.
 
     It is the entropy of `patches`, plus half of the cross-entropies of `patches` with normal and of `noisy` with
-    abnormal."""
+    abnormal.
+    """
     log_p = _log_p(patches, classes)
     entropy = -(log_p.exp() * log_p).sum(-1).mean()
     against = -torch.log1p(-_log_p(noisy, classes)[..., normal].exp()) - log_p[..., normal]
@@ -174,7 +175,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _pictures(kinds: Sequence[str]) -> list[str]:
-    """Return 22 templates for each kind of picture, such as "a photo of the {}", with {} for the content."""
+    """Return the templates for kinds of picture (22 each), such as "a photo of the {}", with {} for the content."""
     phrases = []
     for kind in kinds:
         article = "an" if kind[0] in "aeiou" else "a"

@@ -39,7 +39,7 @@ class CLIPPINGSConfig(PlainLoRAConfig):
 
 
 class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
-    """`CLIPPINGS(image_share, temperature)` trains the tensors of `LoRA` on pairs, some of which show one entity."""
+    """Record linkage: `CLIPPINGS(image_share, temperature)` trains LoRA on pairs, several of which show one entity."""
 
     name = "clippings"
     title = "CLIPPINGS (Arora et al., 2023)"
@@ -78,7 +78,7 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
 
 
 def supervised_contrast(logits: Tensor, same: Tensor) -> Tensor:
-    """Return the supervised contrastive loss (SupCon) of logits `(b, b)`, where `same` `(b, b)` marks positives.
+    """Return the supervised contrastive loss (SupCon) of logits `(b, b)`; `same` `(b, b)` marks the positive pairs.
 
     It is the mean over rows that have a positive besides themselves. It is 0 if there are no such rows, or if all rows
     are of one entity.

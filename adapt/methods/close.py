@@ -32,7 +32,7 @@ class CloseConfig(MethodConfig):
 
 
 class Close(Method[ImageStep]):
-    """`Close(noise)` trains `lin.weight` `(n_classes, e)` and `lin.bias` `(n_classes,)`."""
+    """A classifier from texts alone: `Close(noise)` trains `lin.weight` `(n_classes, e)`, `lin.bias` `(n_classes,)`."""
 
     name = "close"
     title = "CLOSE (Gu et al., ICCV 2023)"

@@ -68,7 +68,7 @@ class ComposeConfig(MethodConfig):
 
 
 class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixes, ChecksAdapter, Reports):
-    """`Compose([DAS(skip=2), LoRA(rank=2)])` trains its parts' tensors, `das.…` and `lora.…` (then `lora2.…`)."""
+    """Several methods on one backbone: `Compose([DAS(skip=2), LoRA(rank=2)])` trains `das.…`, `lora.…` (`lora2.…`)."""
 
     name = "compose"
     title = "Several methods on one backbone"
@@ -98,7 +98,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         return self._parts
 
     def _having(self, kind: type[T]) -> list[tuple[str, T]]:
-        """Return the parts that have the trait `kind`, with their names."""
+        """Return the parts of the composition that have the trait `kind`, with their names."""
         parts: Mapping[str, object] = self.parts
         return [(name, part) for name, part in parts.items() if isinstance(part, kind)]
 
@@ -108,7 +108,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Return the lines of all methods that report figures; only parts of the composition have figures."""
+        """Return lines of text about `metrics` by all methods that report; only parts of the composition have any."""
         return chain.from_iterable(method.lines(metrics) for method in cls._reporting())
 
     @classmethod
@@ -123,7 +123,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the settings and tensors of a mixture of compositions, in which each part is mixed in its own way."""
+        """Return settings and tensors of a mixture of compositions; the method of each part decides how it is mixed."""
         described: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for name, part in members[0].parts.items():
@@ -182,11 +182,11 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
             part.check_tensors(_under(name, tensors), source)
 
     def _describe(self) -> None:
-        """Copy the parts' settings, which training may have completed, into the settings of the composition."""
+        """Copy the settings of the parts, which training may have completed, into those of the composition."""
         self.config = ComposeConfig(methods=tuple(map(_described, self.parts.values())))
 
     def prepare(self, training: Training) -> None:
-        """Prepare the parts, first a part that searches for blocks, because all parts start afresh after a search."""
+        """Prepare the parts for training; one that searches for blocks comes first, as all start afresh after it."""
         for part in sorted(self.parts.values(), key=lambda part: chosen_setting(part) is None):
             part.prepare(training)
         self._describe()
@@ -254,7 +254,7 @@ def _described(part: Method) -> dict[str, object]:
 
 
 def _named(parts: Sequence[Method]) -> dict[str, Method]:
-    """Return the parts by method name; a second part of the same method is numbered, as in `lora2`."""
+    """Return the parts of a composition by method name; a second part of a method is numbered, as in `lora2`."""
     named: dict[str, Method] = {}
     for part in parts:
         before = sum(other.name == part.name for other in named.values())
@@ -267,7 +267,7 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _traits(part: Method) -> set[type]:
-    """Return those traits of a part that no other part of a composition may have."""
+    """Return the traits of a part that only one part of a composition may have."""
     kinds = {kind for kind in type(part).__mro__ if issubclass(kind, Trait) and not issubclass(kind, Method)}
     return {kind for kind in kinds if not (kind.of_each_part or issubclass(Compose, kind))}
 
@@ -277,7 +277,7 @@ def _overrides(part: Method, member: str) -> bool:
 
 
 def _check(parts: dict[str, Method]) -> None:
-    """Raise AdaptError, with the methods' names, if a method cannot be a part or two parts cannot be combined."""
+    """Raise AdaptError, naming the methods, if one cannot be a part of a composition, or two cannot be combined."""
     for name, part in parts.items():
         overrides = any(_overrides(part, member) for member in ("infer", "backward"))
         if isinstance(part, Compose | StandsAlone) or not part.touches or part.views or overrides:

@@ -48,7 +48,7 @@ class CoOpConfig(MethodConfig):
 
 
 class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """`CoOp(n_ctx, ctx_init, class_specific, class_position)` trains `ctx`: `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
+    """A learned context: `CoOp(n_ctx, class_specific, ...)` trains `ctx`, `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
 
     name = "coop"
     title = "CoOp (Zhou et al., IJCV 2022)"

@@ -42,7 +42,10 @@ class CTPTFTConfig(CoCoOpConfig):
 
 
 class CTPTFT(CoCoOp):
-    """`CTPTFT(n_ctx, ctx_init)` trains `ctx`, `read`, `meta_net` for prompts, and `guided`, `tuning` for images."""
+    """Prompts and image features that learn from each other: `CTPTFT(n_ctx, ctx_init)`.
+
+    It trains `ctx`, `read` and `meta_net` for the prompts, and `guided` and `tuning` for the images.
+    """
 
     name = "ctp_tft"
     title = "CTP + TFT, our reading of the abstract (Long et al., ICCV 2023)"
@@ -80,7 +83,7 @@ class CTPTFT(CoCoOp):
 
 
 class ClassAttention(nn.Module):
-    """Attention of classes `([b,] n, e)` to images' tokens `(b, l, d)`, with unit-length outputs `(b, n, d)`."""
+    """Attention of classes `([b,] n, e)` to the tokens of images `(b, l, d)`, with unit-length outputs `(b, n, d)`."""
 
     def __init__(self, class_width: int, token_width: int, width: int) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ class DescriptionsConfig(MethodConfig):
 
 
 class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
-    """`Descriptions(descriptors={"cat": ["whiskers", "a long tail"], ...})`, or the name of a file. Nothing trains."""
+    """An untrained classifier by phrases: `Descriptions(descriptors={"cat": ["whiskers", ...], ...})`, or by a file."""
 
     name = "descriptions"
     title = "Classification by description (Menon and Vondrick, ICLR 2023)"
@@ -120,7 +120,7 @@ def _read(source: str) -> Table:
 
 
 def sentence(descriptor: str) -> str:
-    """Return a descriptor as a clause, such as "which has whiskers"; its first letters decide the verb."""
+    """Return a descriptor (a phrase) as a clause, such as "which has whiskers"; its first letters decide the verb."""
     if descriptor.startswith(("a", "used")):
         return f"which is {descriptor}"
     if descriptor.startswith(("has", "often", "typically", "may", "can")):
@@ -129,6 +129,6 @@ def sentence(descriptor: str) -> str:
 
 
 def _random(seed: int, number: int) -> str:
-    """Return random descriptor `number`, the same for all classes: two words of 3 to 8 random letters."""
+    """Return the random descriptor with this number, the same for all classes: two words of 3 to 8 random letters."""
     stream = Random(f"{seed}/{number}")
     return " ".join("".join(stream.choices(ascii_lowercase, k=stream.randint(3, 8))) for _ in range(2))

@@ -55,10 +55,10 @@ class DetProConfig(CoOpConfig):
 
 
 class DetPro(CoOp, LearnsOverlaps):
-    """`DetPro(background="none")` trains `ctx` `(n_ctx, d)`, and keeps a `threshold` `()` for the background.
+    """Learned prompts with a background class: `DetPro(background="none")` trains `ctx` `(n_ctx, d)`.
 
-    With `grades` of overlap between a region and its object's box, `ctx` is `(grades, n_ctx, d)`, and the features of a
-    class are the mean over the grades.
+    It keeps a `threshold` `()` for the background. With `grades` of overlap between a region and its object's box,
+    `ctx` is `(grades, n_ctx, d)`, and the features of a class are the mean over the grades.
     """
 
     name = "detpro"
@@ -92,7 +92,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return bool(self.config.grades)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return one prompt for a class, or a prompt for each overlap grade with learned tokens of its own."""
+        """Return the prompt of a class, or one prompt for each grade of overlap, with learned tokens of its own."""
         [prompt] = super().prompts(tokenizer, class_name)
         n_ctx = self.ctx.shape[-2]
         starts = range(0, n_ctx * max(1, len(self.config.grades)), n_ctx)
@@ -128,7 +128,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return overlaps
 
     def set_counts(self, images: Tensor, class_names: Sequence[str]) -> None:
-        """Set the class weights from the classes' numbers of training images, `(n,)` or `(grades, n)`.
+        """Set the weights of classes in the loss from their numbers of training images, `(n,)` or `(grades, n)`.
 
         Weights are inverse to these numbers, so that background counts half, and known classes equally.
         """
@@ -141,7 +141,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return {"weights": self._weights}
 
     def finish(self, training: Training) -> None:
-        """Choose the threshold for background, if there are images of both known classes and background."""
+        """Choose the threshold for background, if there are images both of known classes and of background."""
         model = training.classifier
         part: Part = "val" if training.items("val") else "train"
         unknown = ~torch.isin(training.labels(part), torch.tensor(self._known(model.class_names)))
@@ -166,7 +166,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return torch.cat([known[:, :place], none, known[:, place:]], dim=-1)
 
     def surest(self, step: ImageStep) -> Tensor:
-        """Return the largest probability among the known classes for each image `(b,)`, which is low for background."""
+        """Return the largest probability of a known class for each image `(b,)`, which is low for background."""
         return self._of_known(step).softmax(-1).max(-1).values
 
     def loss(self, step: ImageStep) -> Terms:
@@ -185,7 +185,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return {"known": losses[target >= 0].sum(), "background": losses[target < 0].sum()}
 
     def _learning(self, labels: Tensor, overlaps: Tensor | None, class_names: Sequence[str]) -> Tensor:
-        """Return which images each grade learns from, bool `(grades, b)`: regions of the grade and all background."""
+        """Return the mask `(grades, b)` of images that each grade learns from: its own regions and all background."""
         if not self.config.grades:
             return torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
         if overlaps is None:
@@ -198,11 +198,11 @@ class DetPro(CoOp, LearnsOverlaps):
         return (grade == torch.arange(len(self.config.grades), device=grade.device)[:, None]) | of_background
 
     def _of_grades(self, step: ImageStep) -> Tensor:
-        """Return unit-length features of the classes under the context of each grade `(grades, n, e)`."""
+        """Return unit-length features `(grades, n, e)` of the classes, with the context of each grade of overlap."""
         return torch.stack(step.prompt_features, dim=1) if self.config.grades else step.class_features[None]
 
     def _of_known(self, step: ImageStep) -> Tensor:
-        """Return logits `(b, c)` over the c known classes, without background."""
+        """Return the logits `(b, c)` of the c known classes, without background."""
         # with grades, step.class_features would encode the prompts a second time in a training step
         features = F.normalize(self._of_grades(step).mean(0), dim=-1) if self.config.grades else step.class_features
         return step.cosine_logits(features[self._known(step.model.class_names)])

@@ -76,12 +76,12 @@ class DPLConfig(IVLPConfig):
 
     @property
     def ordinary(self) -> bool:
-        """Whether these settings leave the attention unchanged."""
+        """Whether these settings leave the attention as it is in the backbone."""
         return self.mix == "softmax" and self.strengths == (1, 1, 1, 1) and not self.reads_names
 
 
 class DPL(IVLP):
-    """`DPL(...)` trains `text.I` and `vision.I` as IVLP does, and with `mix="learned"` the log odds `mix_TOWER`."""
+    """Prompts with split attention: `DPL(...)` trains IVLP's `text.I`, `vision.I`; `mix="learned"` adds `mix_TOWER`."""
 
     name = "dpl"
     title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
@@ -121,12 +121,12 @@ def decoupled(
     log_odds: Tensor | None = None,
     strengths: Strengths = (1.0, 1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Return attention weights `(..., q, k)` for scores `(..., q, k)`, which are minus infinity where masked.
+    """Return attention weights `(..., q, k)`, split by prompts and other tokens, for scores `(..., q, k)`.
 
-    `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` mark prompts. `share` is the prompts' share of the
-    attention, None for the softmax's own; it is 0 for a query that sees no prompt. `log_odds` are added to the
-    softmax's. `strengths` weigh attention from original tokens to
-    original ones, from original tokens to prompts, from prompts to original tokens, and from prompts to prompts.
+    Scores are minus infinity where attention is masked. `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` mark
+    prompts. `share` is the prompts' share of the attention, None for the softmax's own; it is 0 for a query that sees
+    no prompt. `log_odds` are added to the softmax's. `strengths` weigh attention from original tokens to original ones,
+    from original tokens to prompts, from prompts to original tokens, and from prompts to prompts.
     """
     queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
     if log_odds is not None:
@@ -145,7 +145,7 @@ def decoupled(
 
 
 def _check_readers(config: DPLConfig, tower: str, blocks: int) -> None:
-    """Raise AdaptError for settings without effect: an overwritten prompt loses what it read in the block before."""
+    """Raise AdaptError for settings without effect: overwritten prompts lose what they read in the block before."""
     depth = config.depth_text if tower == "text" else config.depth_vision
     reading = config.p_to_x != 1 or config.p_to_p != 1 or (config.reads_names and tower == "text")
     if depth == blocks and reading:

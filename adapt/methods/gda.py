@@ -50,7 +50,10 @@ class GDAConfig(MethodConfig):
 
 
 class GDA(Method[ImageStep], Grid):
-    """`GDA(views, alpha)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`, and for new classes `features`."""
+    """A Gaussian classifier: `GDA(views, alpha)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`.
+
+    For classes that training did not have it also holds `features`. Its logits are added to the zero-shot logits.
+    """
 
     name = "gda"
     title = "GDA (Wang et al., ICLR 2024)"
@@ -119,7 +122,7 @@ class GDA(Method[ImageStep], Grid):
         return step.features.to(weight.dtype) @ weight.T + bias
 
     def of_texts(self, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight `(n, e)` and bias `(n,)` for new classes with unit-length text features `(n, e)`."""
+        """Return weight `(n, e)` and bias `(n,)` for new classes, known only by unit-length text features `(n, e)`."""
         k = self.config.neighbours
         if len(self.features) < k:
             raise AdaptError(
@@ -137,7 +140,7 @@ class GDA(Method[ImageStep], Grid):
 
 
 def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
-    """Return `e ((n - 1) S + tr(S) I)^-1`, an empirical Bayes estimate of the inverse of a covariance S of n rows."""
+    """Return `e ((n - 1) S + tr(S) I)^-1`, an empirical Bayes estimate of the inverse of S, a covariance of n rows."""
     size = len(covariance)
     identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     shrunk = (count - 1) * covariance + covariance.trace() * identity
@@ -145,6 +148,6 @@ def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
 
 
 def classifier(means: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight `(n, e)` and bias `(n,)` for equally likely Gaussians of one inverse covariance `precision`."""
+    """Return weight `(n, e)` and bias `(n,)` that separate equally likely Gaussians of one inverse covariance."""
     weight = means @ precision
     return weight, -torch.tensor(float(len(means))).log() - (weight * means).sum(-1) / 2

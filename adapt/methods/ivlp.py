@@ -59,12 +59,12 @@ class IVLPConfig(MethodConfig):
 
 
 class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """`IVLP(n_ctx_text, n_ctx_vision, depth_text, depth_vision, ctx_init)` trains `text.I` and `vision.I`: `(k, d)`."""
+    """Deep prompts in both towers: `IVLP(n_ctx_text, ...)` trains `text.I` and `vision.I`, `(k, d)`, for blocks I."""
 
     name = "ivlp"
     title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
     Config = IVLPConfig
-    published_share = 1.0  # of the blocks get tokens if no depth is given
+    published_share = 1.0  # the share of blocks that get tokens if no depth is given
     example = {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
 
     @property
@@ -107,7 +107,7 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
             self.vision = self._prompts(backbone.tower("vision"), first, config.depth_vision).to(backbone.device)
 
     def _prompts(self, tower: Tower, first: Tensor, depth: int | None) -> nn.ParameterList:
-        """Return a tower's initial prompts: `first` for its input, and draws from N(0, 0.02) for deeper blocks."""
+        """Return a tower's initial prompts by block: `first` at its input, draws from N(0, 0.02) at deeper blocks."""
         depth = depth_in((tower,), depth, self.published_share, self.name, f"depth_{tower.name}")
         self.config = self.config.model_copy(update={f"depth_{tower.name}": depth})
         return nn.ParameterList([first, *(torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1))])

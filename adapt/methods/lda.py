@@ -4,10 +4,10 @@ Paper: Ledoit and Wolf, A well-conditioned estimator for large-dimensional covar
 covariance); the classifier is a textbook's (Hastie et al., The Elements of Statistical Learning, section 4.3).
 Reference: scikit-learn's `ledoit_wolf`.
 Deviations: scikit-learn's own `LinearDiscriminantAnalysis(shrinkage="auto")` shrinks the covariance of each class
-separately and averages, which leaves almost nothing with two or three images a class. Here the deviations of all images
+separately and averages, which leaves almost nothing of two or three images per class. Here the deviations of all images
 from their class means are one sample, whose covariance is shrunk once. `ridge` adds a multiple of the identity that
 fades with more images: 1 is what GDA (Wang et al., ICLR 2024) adds to a covariance that is not shrunk, and 0 adds none.
-With one image a class there are no deviations, and only the class means decide, as in `nearest_mean`. `words` adds
+With one image per class there are no deviations, and only the class means decide, as in `nearest_mean`. `words` adds
 zero-shot logits, which is ours.
 """
 
@@ -30,7 +30,7 @@ class LDAConfig(PlainClassifierConfig):
 
 
 class LDA(LinearClassifier):
-    """`LDA(ridge)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)` of Gaussians with one covariance."""
+    """Linear discriminant analysis: `LDA(ridge)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
@@ -47,7 +47,7 @@ class LDA(LinearClassifier):
         if not deviations.any():
             return self.scale * means, torch.zeros(len(means))
         covariance = torch.from_numpy(ledoit_wolf(deviations.numpy(), assume_centered=True)[0])
-        covariance *= len(features) / max(1, len(features) - len(means))  # without bias
+        covariance *= len(features) / max(1, len(features) - len(means))  # an unbiased estimate
         covariance += self.config.ridge * covariance.trace() / len(features) * torch.eye(len(covariance))
         weight = torch.linalg.solve(covariance, means.T).T
         priors = labels.bincount(minlength=len(means)) / len(labels)

@@ -36,7 +36,7 @@ class LinearProbeConfig(PlainClassifierConfig):
 
 
 class LinearProbe(LinearClassifier, LearnsShares):
-    """`LinearProbe(strength)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`, fitted by scikit-learn."""
+    """Logistic regression: `LinearProbe(strength)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     name = "linear_probe"
     title = "Linear probe: logistic regression (Radford et al., ICML 2021)"
@@ -45,7 +45,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
     _tolerance = EXACT
 
     def prepare(self, training: Training) -> None:
-        """Fit the classifier; an image with a soft label counts for each class by the label's share of the class."""
+        """Fit the classifier; an image with a soft label counts for each class as much as the label gives the class."""
         shares = training.shares("train")
         rows, labels = shares.nonzero(as_tuple=True)
         self.set(*self.solve(training.features("train").double()[rows], labels, shares[rows, labels]))
@@ -67,7 +67,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
             self._tolerance = EXACT
 
     def solve(self, features: Tensor, labels: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return weight and bias as `LinearClassifier.solve` does; `counts` `(n,)` weigh the images."""
+        """Return the fitted weight `(n_classes, e)` and bias `(n_classes,)`; `counts` `(n,)` weigh the images."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 

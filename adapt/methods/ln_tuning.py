@@ -34,7 +34,7 @@ class LNTuningConfig(MethodConfig):
 
 
 class LNTuning(Method[Step], InsideBlocks):
-    """`LNTuning()` trains weight and bias of `transformer.resblocks.I.ln_1` and `ln_2`, and the same under `visual`."""
+    """Tuning of layer norms: `LNTuning()` trains `transformer.resblocks.I.ln_1`, `ln_2`, and these under `visual`."""
 
     name = "ln_tuning"
     title = "LayerNorm tuning (the first stage of Farina et al., CVPR 2025)"
@@ -60,7 +60,7 @@ class LNTuning(Method[Step], InsideBlocks):
 
 
 def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) -> None:
-    """Register a tower's modules, given by block, as submodules of `method`, under CLIP's own names."""
+    """Register modules of `method` for each block of a tower as its submodules, under the names that CLIP uses."""
     modules = {str(index): nn.ModuleDict(own) for index, own in blocks.items()}
     transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(modules)})
     if tower == "text":
@@ -70,13 +70,13 @@ def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) ->
 
 
 def held(method: Method, tower: str) -> Iterator[tuple[str, nn.ModuleDict]]:
-    """Return the modules that `hold` stored for each block of a tower, by the block's number."""
+    """Return an iterator over the modules that `hold` registered for a tower, with the number of their block."""
     blocks: Any = method.get_submodule("transformer.resblocks" if tower == "text" else "visual.transformer.resblocks")
     return iter(blocks.items())
 
 
 def layer_norm(module: object, method: Method) -> nn.LayerNorm:
-    """Return `module` itself. Raises AdaptError if it is no LayerNorm."""
+    """Return `module` unchanged. Raises AdaptError, naming the method, if it is not a `LayerNorm`."""
     if not isinstance(module, nn.LayerNorm):
         raise AdaptError(
             f"{method.name} tunes layer norms, and the blocks of this backbone have {type(module).__name__}: use "
@@ -86,7 +86,7 @@ def layer_norm(module: object, method: Method) -> nn.LayerNorm:
 
 
 class TunedNorm(nn.Module):
-    """A layer norm whose own weight and bias start from those of the frozen norm."""
+    """A layer norm with trained weight and bias, which start from those of the frozen norm."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()

@@ -38,7 +38,10 @@ class LPPlusPlusConfig(MethodConfig):
 
 
 class LPPlusPlus(Method[ImageStep]):
-    """`LPPlusPlus(views, epochs)` holds `weight` `(n, e)`, `bias` `(n,)` and `alpha` `(1, n)` for n classes."""
+    """A linear probe blended with text: `LPPlusPlus(views, epochs)` holds `weight`, `bias` and `alpha`.
+
+    They are `(n, e)`, `(n,)` and `(1, n)` for n classes.
+    """
 
     name = "lp_plus_plus"
     title = "LP++ (Huang et al., CVPR 2024)"
@@ -63,7 +66,7 @@ class LPPlusPlus(Method[ImageStep]):
         return self._blended(features, features @ texts.T)
 
     def _blended(self, features: Tensor, cosines: Tensor) -> Tensor:
-        """Return logits `(b, n)` from features `(b, e)` and their cosines with the texts `(b, n)`."""
+        """Return logits `(b, n)`: those of the probe for `features` `(b, e)`, plus weighted text `cosines` `(b, n)`."""
         return features @ self.weight.T + self.bias + self.alpha * cosines
 
     def prepare(self, training: Training) -> None:
@@ -77,7 +80,7 @@ class LPPlusPlus(Method[ImageStep]):
             training.note(solver=self._fit(training, rows, labels, texts, val))
 
     def start(self, features: Tensor, labels: Tensor, cosines: Tensor) -> None:
-        """Set the initial class weights and text multipliers."""
+        """Set class weights to sums of features, and text multipliers from images' mean cosine with their class."""
         classes = len(self.weight)
         self.weight = torch.zeros_like(self.weight).index_add(0, labels, features)
         own = cosines.gather(1, labels[:, None])[:, 0]
@@ -87,7 +90,7 @@ class LPPlusPlus(Method[ImageStep]):
     def _fit(
         self, training: Training, features: Tensor, labels: Tensor, texts: Tensor, val: tuple[Tensor, Tensor] | None
     ) -> dict[str, float]:
-        """Train for all epochs; with validation images, restore the best epoch, the last one in a tie."""
+        """Train for all epochs and return figures; validation images, if any, choose the epoch (of equals the last)."""
         best: tuple[float, int, dict[str, Tensor]] = (-1.0, self.config.epochs, {})
         for epoch in self.steps(features, labels, features @ texts.T):
             if val is None:
@@ -102,7 +105,7 @@ class LPPlusPlus(Method[ImageStep]):
         return {"epoch": best[1], "val_accuracy": best[0]}
 
     def steps(self, features: Tensor, labels: Tensor, cosines: Tensor) -> Iterator[int]:
-        """Train for all epochs, with one step each, and yield the number of each finished epoch, from 1."""
+        """Train for all epochs, which have one step each, and yield the number of each finished epoch, from 1."""
         lr_weight, lr_alpha = rates(features, cosines)
         target = F.one_hot(labels, len(self.weight)).to(features.dtype)
         momenta = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]

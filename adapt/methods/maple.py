@@ -29,7 +29,7 @@ from adapt.methods.base.prompt_learner import LEARNER, learned
 from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
-PUBLISHED_SHARE = 0.75  # of the blocks: 9 of 12
+PUBLISHED_SHARE = 0.75  # the share of blocks with learned tokens: 9 of 12
 
 
 class MaPLeConfig(MethodConfig):
@@ -42,7 +42,7 @@ class MaPLeConfig(MethodConfig):
 
 
 class MaPLe(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """`MaPLe(n_ctx, depth, ctx_init)` trains text prompts `ctx`, `compound_prompts_text.I` and their projections."""
+    """Coupled prompts of both towers: `MaPLe(n_ctx, depth)` trains `ctx`, `compound_prompts_text.I` and projections."""
 
     name = "maple"
     title = "MaPLe (Khattak et al., CVPR 2023)"

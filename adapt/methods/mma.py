@@ -36,7 +36,7 @@ class MMAConfig(MethodConfig):
 
 
 class MMA(Method[ImageStep]):
-    """`MMA(blocks, dim, scale)` trains `text_adapter.I`, `visual_adapter.I` and `shared_adapter.I` of blocks I."""
+    """Adapters of blocks I: `MMA(blocks, dim)` trains `text_adapter.I`, `visual_adapter.I` and `shared_adapter.I`."""
 
     name = "mma"
     title = "MMA (Yang et al., CVPR 2024)"
@@ -83,7 +83,7 @@ def _ends(width: int, dim: int) -> nn.ModuleDict:
 
 
 class _Adapter(nn.Module):
-    """The adapter `scale * up(shared(down(x)))`, whose tensors get gradients as if the scale were 1."""
+    """An adapter `scale * up(shared(down(x)))`; its own tensors get gradients as if the scale were 1."""
 
     def __init__(self, down: nn.Module, shared: nn.Module, up: nn.Module, scale: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Adapter(nn.Module):
 
 
 class _GradientTimes(torch.autograd.Function):
-    """The identity function, whose gradient is multiplied by a factor."""
+    """The identity function, which multiplies the gradient in the backward pass by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:

@@ -31,7 +31,7 @@ class ModXConfig(PlainLoRAConfig):
 
 
 class ModX(LoRA[PairStep], StandsAlone):
-    """`ModX(keep)` trains the tensors of `LoRA`, while similarities of the model before training are preserved."""
+    """LoRA for continual learning: `ModX(keep)` trains LoRA's tensors, and preserves the old model's similarities."""
 
     name = "modx"
     title = "Mod-X (Ni et al., ICML 2023)"
@@ -72,7 +72,7 @@ def cosines(step: ImageStep) -> Tensor:
 
 
 def row_divergence(new: Tensor, old: Tensor, right: Tensor) -> Tensor:
-    """Return the KL divergence of rows `(b, n)` of new from old cosines, over rows that the old model gets right."""
+    """Return the KL divergence of new from old cosines `(b, n)`, over the rows that the old model gets right."""
     known = old.argmax(-1) == right
     log_old, log_new = old.log_softmax(-1), new.log_softmax(-1)
     divergence = (log_old.exp() * (log_old - log_new)).sum(-1)

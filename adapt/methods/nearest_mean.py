@@ -16,7 +16,7 @@ from adapt.methods.base.plain_classifier import LinearClassifier, class_means
 
 
 class NearestMean(LinearClassifier):
-    """`NearestMean()` holds scaled unit-length class means, `weight` `(n_classes, e)`, with a `bias` of zero."""
+    """A nearest-mean classifier: `NearestMean()` holds scaled class means, `weight` `(n_classes, e)`, `bias` zero."""
 
     name = "nearest_mean"
     title = "Nearest class mean (Snell et al., NeurIPS 2017)"

@@ -59,7 +59,7 @@ class OGENConfig(CoOpConfig):
 
 
 class OGEN(CoOp):
-    """`OGEN(unknown_names)` trains the context `ctx` `(n_ctx, d)` of CoOp. Adapters leave out its generator."""
+    """CoOp with generated features: `OGEN(unknown_names)` trains `ctx` `(n_ctx, d)`; adapters lack its generator."""
 
     name = "ogen"
     title = "OGEN (Zang et al., ICLR 2024)"
@@ -91,10 +91,10 @@ class OGEN(CoOp):
         buffers["_past"] = torch.zeros(MOST, *self.ctx.shape)  # the contexts of the last epochs, newest first
         for name, values in buffers.items():
             self.register_buffer(name, values.to(device), persistent=False)
-        self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # epochs done, and all
+        self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # finished epochs, and all epochs
 
     def _unknown_prompts(self, backbone: DualEncoder, class_names: Sequence[str]) -> list[Prompt]:
-        """Return the prompts of `unknown_names`. Raises AdaptError for an invalid name or a known class's name."""
+        """Return the prompts of `unknown_names`. Raises AdaptError for an invalid name, or that of a known class."""
         if not self.config.unknown_names:
             return []
         names = check_class_names(self.config.unknown_names)
@@ -130,7 +130,7 @@ class OGEN(CoOp):
         self.set_statistics(torch.stack([own.mean(0) for own in groups]), spread)
 
     def set_statistics(self, mean: Tensor, spread: Tensor) -> None:
-        """Set the mean and standard deviation of each class's features `(n, e)`, and find its nearest classes."""
+        """Set the mean and the standard deviation `(n, e)` of each class's features, and find its nearest classes."""
         similarity = (mean @ mean.T).fill_diagonal_(-torch.inf)
         self._mean, self._spread = mean, spread
         self._near = similarity.topk(self._k).indices
@@ -164,19 +164,19 @@ class OGEN(CoOp):
         return terms
 
     def _sampled(self, labels: Tensor) -> Tensor:
-        """Return features `(b, k, e)` sampled around the means of the k classes nearest to each label, by one draw."""
+        """Return features `(b, k, e)` sampled, by one draw, around the means of the k classes nearest to each label."""
         near = self._near[labels]
         return self._mean[near] + torch.rand(1, self._mean.shape[-1]).to(self._mean) * self._spread[near]
 
     def _of_new(self, step: ImageStep, own: Tensor, images: Tensor) -> Tensor:
-        """Return the cross-entropy of features generated for the unknown names nearest to each image's class."""
+        """Return the cross-entropy of features generated for the unknown names nearest to the class of each image."""
         new = step.encode(self._unknown)
         chosen = (own[:, 0] @ new.T).topk(self._k).indices
         generated = self.generator(new[chosen], own, images)
         return F.cross_entropy(step.cosine_logits(new, generated).float(), chosen.flatten())
 
     def _teacher_loss(self, step: ImageStep) -> Tensor:
-        """Return the mean squared error of probabilities against a teacher's: the mean context of the last epochs."""
+        """Return the mean squared difference of probabilities from a teacher's: the mean context of the last epochs."""
         done = int(self._done)
         if not done:
             return 0 * step.logits.sum()
@@ -190,7 +190,7 @@ class OGEN(CoOp):
 
 
 class Generator(nn.Module):
-    """A generator of class features by attention and an MLP, from text features and from other classes' image features.
+    """A generator of a class's features, by attention and an MLP, from texts and other classes' image features.
 
     It maps queries `(b, q, e)`, keys and values `(b, k, e)` to unit-length features `(b q, e)`.
     """

@@ -29,14 +29,14 @@ class ProGradConfig(CoOpConfig):
 
 
 class ProGrad(CoOp):
-    """`ProGrad(n_ctx, ctx_init, strength, temperature, template)` trains the context `ctx` of CoOp."""
+    """A context whose gradient never opposes the frozen model: `ProGrad(n_ctx, strength, ...)` trains CoOp's `ctx`."""
 
     name = "prograd"
     title = "ProGrad (Zhu et al., ICCV 2023)"
     Config = ProGradConfig
 
     def loss(self, step: ImageStep) -> Terms:
-        """Return the cross-entropy with labels, and with the frozen model's answers, which only aligns gradients."""
+        """Return two cross-entropies: with labels, and with the frozen model's answers, which only aligns gradients."""
         t = self.config.temperature
         known = step.cosine_logits(step.frozen_class_features([self.config.template]), step.frozen_features)
         apart = -((known.float() / t).softmax(-1) * (step.logits.float() / t).log_softmax(-1)).sum(-1)
@@ -53,7 +53,7 @@ class ProGrad(CoOp):
 
 
 def aligned(own: Tensor, general: Tensor, strength: float) -> Tensor:
-    """Return gradient `own` less its component opposite to `general`: `a - lambda (a . u) u` if `a . u < 0`."""
+    """Return the gradient `own` without its component against `general`: `a - lambda (a . u) u` if `a . u < 0`."""
     unit = general / general.norm().clamp_min(torch.finfo(general.dtype).tiny)
     against = (own * unit).sum().clamp_max(0)
     return own - strength * against * unit

@@ -42,7 +42,7 @@ class ProLIPConfig(MethodConfig):
 
 
 class ProLIP(Method[ImageStep]):
-    """`ProLIP(views, epochs, lr, weight)` holds `proj` `(d, e)`, which replaces the frozen projection."""
+    """A fine-tuned last projection of the vision tower: `ProLIP(views, epochs, lr, weight)` holds `proj` `(d, e)`."""
 
     name = "prolip"
     title = "ProLIP (Fahes et al., 2024)"
@@ -76,7 +76,7 @@ class ProLIP(Method[ImageStep]):
         training.note(solver={"first_loss": losses[0], "last_loss": losses[-1]})
 
     def steps(self, rows: Tensor, labels: Tensor, texts: Tensor) -> Iterator[float]:
-        """Train on views `(v, n, d)` of the projection's inputs, and yield the cross-entropy of each step."""
+        """Train on inputs `(v, n, d)` of the projection, v views of n images, and yield each step's cross-entropy."""
         start, trained = self.proj.clone(), nn.Parameter(self.proj.clone())
         weight = self.config.weight
         if weight is None:
@@ -96,12 +96,12 @@ class ProLIP(Method[ImageStep]):
 
 
 def cosine(epoch: int, epochs: int) -> float:
-    """Return a cosine decay from 1 at epoch 0 to 0 after the last epoch."""
+    """Return the factor of the learning rate in `epoch`: a cosine that falls from 1 at epoch 0 to 0 after the last."""
     return (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 class _Projected(nn.Module):
-    """The projection `x @ proj`: `(n, d) -> (n, e)`."""
+    """The trained projection `x @ proj`, as a module: `(n, d) -> (n, e)`."""
 
     def __init__(self, proj: Tensor) -> None:
         super().__init__()

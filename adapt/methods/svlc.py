@@ -68,7 +68,7 @@ class SVLCConfig(PlainLoRAConfig):
 
 
 class SVLC(LoRA[PairStep]):
-    """`SVLC(words)` trains the tensors of `LoRA` on pairs of images and texts; for classes it equals `LoRA`."""
+    """LoRA with wrong captions as hard negatives: `SVLC(words)` trains LoRA on pairs; for classes it equals LoRA."""
 
     name = "svlc"
     title = "SVLC (Doveh et al., CVPR 2023)"
@@ -107,7 +107,7 @@ class SVLC(LoRA[PairStep]):
         return terms
 
     def twin(self, text: str) -> str | None:
-        """Return the caption with one listed word, drawn at random, replaced by another of its kind, or None."""
+        """Return the caption with one random listed word replaced by another of its kind; None if no word is listed."""
         matches = self._listed_words(text)
         if not matches:
             return None
@@ -122,20 +122,20 @@ class SVLC(LoRA[PairStep]):
         return text[: match.start()] + others[_drawn(len(others))] + text[match.end() :]
 
     def _listed_words(self, text: str) -> list[tuple[str, re.Match[str]]]:
-        """Return the listed words in a caption, each with its kind."""
+        """Return the words of a caption that the settings list, each with its kind, such as colour."""
         return [(kind, match) for kind, listed in self.config.words.items() for match in _words(listed, text)]
 
 
 def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
-    """Return the mean cross-entropy of captions' logits `(m,)` against their negatives' logits `(m,)` or `(m, k)`."""
+    """Return the mean cross-entropy of captions' logits `(m,)` against those of their negatives, `(m,)` or `(m, k)`."""
     logits = torch.cat([right[:, None], wrong.reshape(len(right), -1)], dim=-1)
     return -logits.float().log_softmax(-1)[:, 0].mean()
 
 
 def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
-    """Return the mean cross-entropy of logits `(b, b)` of images, and of texts, by paraphrases.
+    """Return the mean cross-entropy with which images, and captions, find their paraphrases: logits `(b, b)` each.
 
-    The right paraphrases are on the diagonals. `symmetric` also classifies paraphrases by images, and by texts.
+    The right paraphrases are on the diagonals. `symmetric` also classifies paraphrases by images, and by captions.
     """
     if symmetric:
         return (contrast(of_images) + contrast(of_texts)) / 2

@@ -32,7 +32,7 @@ class TaskResConfig(MethodConfig):
 
 
 class TaskRes(Method[ImageStep]):
-    """`TaskRes(alpha, template)` trains `text_feature_residuals` `(n_classes, e)`, from zero."""
+    """Residuals of class features, first zero: `TaskRes(alpha)` trains `text_feature_residuals` `(n_classes, e)`."""
 
     name = "task_res"
     title = "TaskRes (Yu et al., CVPR 2023)"

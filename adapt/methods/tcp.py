@@ -51,7 +51,7 @@ class TCPConfig(MethodConfig):
 
 
 class TCP(Method[ImageStep], LearnedTokens):
-    """`TCP(n_ctx, block, weight)` trains `ctx` `(n_ctx, d)` and the maps of `meta_net` from `e` to `n_ctx * d`."""
+    """Class-aware prompts: `TCP(n_ctx, block, weight)` trains `ctx` `(n_ctx, d)` and `meta_net` (e to n_ctx * d)."""
 
     name = "tcp"
     title = "TCP (Yao et al., CVPR 2024)"

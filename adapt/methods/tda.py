@@ -53,7 +53,7 @@ class TDAConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Remembered:
-    """A cached image: its features `(e,)`, its logits and probabilities `(n,)`, and their entropy."""
+    """An image in a cache: its features `(e,)`, its logits and probabilities `(n,)`, and their entropy."""
 
     features: Tensor
     logits: Tensor
@@ -63,14 +63,14 @@ class Remembered:
 
 @dataclass
 class Memory:
-    """The caches of a stream: its most certain images and its unsure ones, by predicted class."""
+    """The caches of a stream of images by predicted class: the most certain images, and moderately certain ones."""
 
     sure: dict[int, list[Remembered]] = field(default_factory=dict)
     unsure: dict[int, list[Remembered]] = field(default_factory=dict)
 
 
 class TDA(Method[ImageStep], Stream):
-    """`TDA(shots, alpha, beta)` has no tensors: its knowledge is the memory of a stream."""
+    """A cache of earlier images: `TDA(shots, alpha, beta)` has no tensors; its knowledge is the memory of a stream."""
 
     name = "tda"
     title = "TDA (Karmanov et al., CVPR 2024)"
@@ -99,13 +99,13 @@ class TDA(Method[ImageStep], Stream):
         return [Remembered(*each) for each in zip(features, logits, probabilities, entropies.tolist())]
 
     def _surest(self, step: ImageStep, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean features, logits and probabilities of the most certain of an image's `views` `(v, e)`."""
+        """Return mean features, logits and probabilities of an image over the most certain of its `views` `(v, e)`."""
         logits = step.cosine_logits(step.class_features, views)
         best = surest(logits, self.config.kept)
         return views[best].mean(0), logits[best].mean(0), logits[best].softmax(-1).mean(0)
 
     def _answer(self, image: Remembered, memory: Memory) -> Tensor:
-        """Cache an image in `memory`, and return its logits `(n,)`."""
+        """Store an image in the caches of `memory`, and return its logits `(n,)`, corrected by the cached images."""
         config, classes = self.config, len(image.logits)
         predicted = int(image.logits.argmax())
         remember(memory.sure.setdefault(predicted, []), image, config.shots)
@@ -128,7 +128,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def remember(cached: list[Remembered], image: Remembered, most: int) -> None:
-    """Add an image to a class's `cached` images, of which only the `most` most certain ones remain."""
+    """Add an image to the `cached` images of its class, of which only the `most` most certain ones are kept."""
     if len(cached) == most:
         if image.entropy >= cached[-1].entropy:
             return
@@ -138,6 +138,6 @@ def remember(cached: list[Remembered], image: Remembered, most: int) -> None:
 
 
 def similarity(image: Remembered, cached: Sequence[Remembered], beta: float) -> Tensor:
-    """Return the similarity `(k,)` of an image to each of k cached images: 1 for equal features."""
+    """Return the similarity of an image to each of k cached images `(k,)`: 1 for equal features, less for others."""
     cosines = torch.stack([each.features for each in cached]) @ image.features
     return (beta * (cosines - 1)).exp()

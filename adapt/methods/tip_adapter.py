@@ -52,7 +52,7 @@ class TipAdapterConfig(MethodConfig):
 
 
 class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
-    """`TipAdapter(train, views, alpha, beta)` holds `keys` `(n, e)` and `labels` `(n,)`; `train` trains the keys."""
+    """A table of training images: `TipAdapter(train, ...)` holds `labels` `(n,)` and `keys` `(n, e)`, trainable."""
 
     name = "tip_adapter"
     title = "Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022)"
@@ -100,7 +100,7 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
         }
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield trials as `Grid.trials` does; images and keys are compared once, similarities summed once a beta."""
+        """Yield trials as `Grid.trials` does; images and keys are compared only once, and summed once for each beta."""
         if not learned:
             self.prepare(training)
         features = training.features("val").to(self.keys.device)
@@ -124,7 +124,7 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
 
 
 class _Table:
-    """A look-up table of keys `(n, e)` with labels, for unit-length features `(b, e)` at several sharpnesses.
+    """A look-up table of keys `(n, e)` with labels, to compare features `(b, e)` with at several sharpnesses.
 
     Keys are sorted by class, and classes by their number of keys, so that a sum within classes is a sum over an axis.
     """
@@ -132,7 +132,7 @@ class _Table:
     def __init__(self, keys: Tensor, labels: Tensor, classes: int, features: Tensor) -> None:
         counts = labels.bincount(minlength=classes)
         order = counts.argsort(stable=True)
-        self._place = order.argsort()  # of each class among the sums
+        self._place = order.argsort()  # the place of each class among the sums
         self._keys = keys[self._place[labels].argsort(stable=True)]
         self._groups = [(int(count), int((counts == count).sum())) for count in counts.unique()]  # keys, of how many
         self._images = features.split(max(1, AT_ONCE // max(1, len(keys))))
@@ -140,11 +140,11 @@ class _Table:
         self._nearness = [self._nearness_of(images) for images in self._images] if fits else None
 
     def _nearness_of(self, features: Tensor) -> Tensor:
-        """Return the cosines of keys and features, minus one: `(n, b)`."""
+        """Return the cosines `(n, b)` of keys with features, minus one: 0 for equal ones."""
         return self._keys @ features.T - 1
 
     def votes(self, beta: float) -> Tensor:
-        """Return the sum `(b, n_classes)` of each image's similarities to the keys of each class."""
+        """Return the sum of each image's similarities to the keys of each class, images by classes `(b, n_classes)`."""
         parts = map(self._nearness_of, self._images) if self._nearness is None else self._nearness
         return torch.cat([self._by_class((beta * part).exp_()) for part in parts], dim=1).T.contiguous()
 
@@ -158,5 +158,5 @@ class _Table:
 
 
 def steps_to(most: float, steps: int) -> list[float]:
-    """Return the reference's grid: `steps` evenly spaced values from 0.1 to just below `most`."""
+    """Return the reference's grid for a search: `steps` evenly spaced values from 0.1 to just below `most`."""
     return [LEAST + i * (most - LEAST) / steps for i in range(steps)]

@@ -38,9 +38,10 @@ class TwoStageConfig(LNTuningConfig):
 
 
 class TwoStage(Method[ImageStep], InsideBlocks):
-    """`TwoStage(tune, first)` trains `tuned`, a method in itself, then `classifier` `(n_classes, e)`.
+    """A tuning of norms (or biases), then of a classifier: `TwoStage(tune, first)` trains `tuned`, then `classifier`.
 
-    The tuned text tower classifies by class names that training did not have.
+    `tuned` is a method in itself, and `classifier` is `(n_classes, e)`. The tuned text tower classifies by class names
+    that training did not have.
     """
 
     name = "two_stage"
@@ -76,7 +77,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
 
     @contextmanager
     def first_stage(self) -> Iterator[None]:
-        """During a `with` block, classify by cosines with class texts, without the trained classifier."""
+        """Classify, in the `with` block, by cosines with class texts, as in the first stage, not by the classifier."""
         self._unclassified = True
         try:
             yield
@@ -84,7 +85,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
             self._unclassified = False
 
     def start(self, texts: Tensor) -> None:
-        """Initialise the classifier with unit-length features `(n_classes, e)` of the tuned text tower."""
+        """Initialise the classifier with the tuned text tower's unit-length class features `(n_classes, e)`."""
         with torch.no_grad():
             self.classifier.copy_(texts)
 
@@ -99,7 +100,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         return step.cosine_logits(F.normalize(self._rows(step), dim=-1))
 
     def _rows(self, step: ImageStep) -> Tensor:
-        """Return the classifier's rows `(n, e)` for the model's classes; new classes have their text features."""
+        """Return the classifier's weights `(n, e)` for the model's classes, which for new classes are text features."""
         names = step.model.class_names
         if names == self._names:
             return self.classifier

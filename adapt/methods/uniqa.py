@@ -40,7 +40,10 @@ class UniQAConfig(MethodConfig):
 
 
 class UniQA(Method[ImageStep], Grades):
-    """`UniQA(reduction)` trains `adapter.fc.0.weight` `(e / 2, e)`, `adapter.fc.2.weight` and `score_level` `(n,)`."""
+    """Image quality as a number: `UniQA(reduction)` trains `adapter.fc.0.weight`, `adapter.fc.2.weight`, `score_level`.
+
+    They are `(e / reduction, e)`, `(e, e / reduction)`, and `(n,)` for n quality words.
+    """
 
     name = "uniqa"
     title = "UniQA's adapter (Zhou et al., 2024)"
@@ -57,7 +60,7 @@ class UniQA(Method[ImageStep], Grades):
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
 
     def prepare(self, training: Training) -> None:
-        """Order the words by the mean targets of their images, and find the range of targets."""
+        """Order the quality words by the mean target of their images, and find the range of all targets."""
         targets: list[list[float]] = [[] for _ in self.score_level]
         for label, target in zip(training.labels("train").tolist(), training.values("train").tolist(), strict=True):
             targets[label].append(target)
@@ -94,5 +97,5 @@ class UniQA(Method[ImageStep], Grades):
 
 
 def _levels(ranks: Sequence[int] | range) -> Tensor:
-    """Return the numbers for words of these ranks: 1 / n for the lowest of n words, up to 1 for the highest."""
+    """Return the numbers of quality words by rank: 1 / n for the lowest of n words, and so on to 1 for the highest."""
     return torch.tensor([(rank + 1) / len(ranks) for rank in ranks])

@@ -45,7 +45,7 @@ class VL2VConfig(MethodConfig):
 
 
 class VL2V(Method[ImageStep], EncodesImages):
-    """`VL2V(student)` trains `proj_lyr` `(e, d)`, and then `student`, with features `(b, d)`."""
+    """A distilled image model: `VL2V(student)` trains `proj_lyr` `(e, d)`, then `student`, with features `(b, d)`."""
 
     name = "vl2v"
     title = "VL2V-ADiP (Addepalli et al., CVPR 2024)"
@@ -70,7 +70,7 @@ class VL2V(Method[ImageStep], EncodesImages):
 
     def train(self, mode: bool = True) -> VL2V:
         super().train(mode)
-        for module in self.modules():  # statistics of a few images would replace those of its training
+        for module in self.modules():  # in training mode, statistics of a few images would replace the stored ones
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
@@ -80,7 +80,7 @@ class VL2V(Method[ImageStep], EncodesImages):
         return features
 
     def prepare(self, training: Training) -> None:
-        """Run stage 1, alignment: the projection trains, and the student is frozen."""
+        """Run stage 1, alignment, in which the projection trains and the student is frozen."""
         if training.resumed:
             return
         if self.config.pretrained and not training.started:
@@ -90,7 +90,7 @@ class VL2V(Method[ImageStep], EncodesImages):
         self.student.requires_grad_(True)
 
     def trains(self) -> Iterable[nn.Parameter]:
-        """Return the parameters of stage 2, distillation."""
+        """Return the parameters that stage 2, distillation, trains: the student's."""
         return self.student.parameters()
 
     def loss(self, step: ImageStep) -> Terms:
@@ -98,7 +98,7 @@ class VL2V(Method[ImageStep], EncodesImages):
 
 
 def drawn_to(step: ImageStep, image_share: float) -> Terms:
-    """Return one minus the mean cosine with the teacher's image features and with class features, as weighted terms."""
+    """Return two weighted loss terms: one minus the mean cosine with the teacher's image features, and with texts'."""
     features = step.features.float()
     to_images = (features * step.frozen_features.float()).sum(-1)
     to_texts = (features * step.class_features.float()[step.labels]).sum(-1)
@@ -106,7 +106,7 @@ def drawn_to(step: ImageStep, image_share: float) -> Terms:
 
 
 class _Pixels:
-    """A map from a backbone's pixels `(b, 3, h, w)` to the size and normalisation of a student."""
+    """A conversion of a backbone's pixels `(b, 3, h, w)` to the size and normalisation that a student expects."""
 
     def __init__(self, preprocess: Preprocess, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self._size = size
@@ -121,7 +121,7 @@ class _Pixels:
 
 
 def _published_weights(student: str) -> dict[str, Tensor]:
-    """Return timm's weights of a model. Raises AdaptError if they cannot be loaded."""
+    """Return the pre-trained weights of a timm model. Raises AdaptError if they cannot be loaded."""
     import timm
 
     try:

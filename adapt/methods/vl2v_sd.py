@@ -27,7 +27,7 @@ class VL2VSDConfig(PlainLoRAConfig):
 
 
 class VL2VSD(LoRA[ImageStep]):
-    """`VL2VSD(image_share)` trains the tensors of `LoRA` in the vision tower."""
+    """Self-distillation of the vision tower: `VL2VSD(image_share)` trains LoRA's tensors in it."""
 
     name = "vl2v_sd"
     title = "VL2V-SD (Addepalli et al., CVPR 2024)"

@@ -4,7 +4,7 @@ Paper: Ma et al., Visual Perception by Large Language Model's Weights, NeurIPS 2
 Reference: VLoRA `623aa52`, `llava/model/VLoRA/weights_generater.py`, `modeling_llama_vlora.py`.
 Deviations:
 * Projections need not be square: the factors have the widths of each projection, so grouped-query attention fits. The
-  factors that do not depend on the image are `Bs.LETTER`, one tensor a letter; the reference stacks those of all
+  factors that do not depend on the image are `Bs.LETTER`, one tensor per letter; the reference stacks those of all
   letters in `Bs`, which `adapt convert` splits.
 * The generators of all letters are computed together: `gen.NAME` stacks the reference's `gen.0.NAME`, `gen.1.NAME`,
   ..., as `adapt convert` does. One batched product serves all letters, and the first self-attention of the queries,
@@ -32,7 +32,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.traits import Imported, ReadsPublished
 
-STD = 0.02  # of initial linear maps
+STD = 0.02  # the standard deviation of initial linear maps
 SITES = {"q": "q", "k": "k", "v": "v", "o": "out", "m": "mlp"}
 
 
@@ -63,7 +63,7 @@ class VLoRAConfig(MethodConfig):
 
 
 class Linears(nn.Module):
-    """A linear map for each of g generators: `(g, ..., in) -> (g, ..., out)`."""
+    """A linear map for each of g weight generators, as one module: `(g, ..., in) -> (g, ..., out)`."""
 
     def __init__(self, generators: int, width: int, out: int) -> None:
         super().__init__()
@@ -75,13 +75,13 @@ class Linears(nn.Module):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Map `x` `(g, ..., in)` with `weight` `(g, out, in)` and `bias` `(g, out)` to `(g, ..., out)`."""
+    """Return `x` `(g, ..., in)` mapped by `weight` `(g, out, in)` and `bias` `(g, out)`: `(g, ..., out)`."""
     mapped = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.transpose(1, 2))
     return mapped.unflatten(1, x.shape[1:-1])
 
 
 class Norms(nn.Module):
-    """A layer normalisation for each of g generators, of `(g, 1 or b, n, d)`."""
+    """A layer norm for each of g weight generators, as one module, of `(g, 1 or b, n, d)`."""
 
     def __init__(self, generators: int, width: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Norms(nn.Module):
 
 
 class Attentions(nn.Module):
-    """An attention for each of g generators, from `x` `(g, 1 or b, n, d)` to `seen` `(g, b, p, d)`.
+    """An attention layer for each of g weight generators, from `x` `(g, 1 or b, n, d)` to `seen` `(g, b, p, d)`.
 
     The result is `(g, b, n, d)`.
     """
@@ -120,7 +120,7 @@ class Attentions(nn.Module):
 
 
 class Decoders(nn.Module):
-    """A pre-norm block of each generator, in which queries attend to each other and then to an image's tokens."""
+    """A pre-norm block for each of g generators: queries attend to each other, and then to an image's tokens."""
 
     def __init__(self, generators: int, width: int, heads: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Decoders(nn.Module):
 
 
 class Generators(nn.Module):
-    """Generators, g in number, whose n learned queries read images' tokens: `(b, p, d) -> (g, b, n, out)`."""
+    """The g weight generators, whose n learned queries read the tokens of images: `(b, p, d) -> (g, b, n, out)`."""
 
     def __init__(self, generators: int, width: int, depth: int, heads: int, queries: int, out: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Generators(nn.Module):
 
 
 class VLoRA(Method[Step], ReadsPublished):
-    """`VLoRA(dim, depth, rank, letters, skip)` trains `visual_proj`, `pos_embed`, `gen.NAME` and `Bs.LETTER`."""
+    """Images as weight updates: `VLoRA(dim, rank, ...)` trains `visual_proj`, `pos_embed`, `gen.NAME`, `Bs.LETTER`."""
 
     name = "vlora"
     title = "VLoRA (Ma et al., NeurIPS 2024)"
@@ -169,7 +169,7 @@ class VLoRA(Method[Step], ReadsPublished):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        """Return the tensors and settings of the reference's `mm_projector.bin`.
+        """Return the tensors and the settings that the reference's file `mm_projector.bin` holds.
 
         The caller must give rank, heads, skip and letters if they are not the defaults. If each letter has a generator,
         its tensors are `gen.0.NAME`, `gen.1.NAME` and so on; one generator for all letters (`weights_sep=False`) has
@@ -219,7 +219,7 @@ class VLoRA(Method[Step], ReadsPublished):
         self.to(backbone.device)
 
     def weights(self, features: Tensor) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        """Map patch features `(b, p, d)` to the factors of every updated decoder block, in order.
+        """Return the low-rank factors for every updated decoder block, in order, from patch features `(b, p, d)`.
 
         For each letter they are A `(b, in, rank)`, from the images, and B `(1, out, rank)`, the same for all images.
         """
@@ -246,7 +246,7 @@ class VLoRA(Method[Step], ReadsPublished):
 
 
 def _published_letters(given: str, generators: int, rows: int) -> str:
-    """Return the projection letters of a published checkpoint, which does not name them: `given`, or all letters.
+    """Return the letters of projections (q, k, ...) of a published checkpoint, which lacks them: `given`, or all.
 
     `rows` is the length of its `Bs`. `generators` is the number of numbered generators, 0 if one serves all letters.
     Raises AdaptError if letters do not fit.
@@ -274,7 +274,7 @@ def _stacked(name: str, of_generators: list[Tensor]) -> Tensor:
 
 
 def _widths(tower: Tower, block: Block, letters: str) -> dict[str, tuple[int, int]]:
-    """Return the input and output width of each lettered projection. Raises AdaptError if the block lacks one."""
+    """Return input and output width of each projection that has a letter. Raises AdaptError if the block lacks one."""
     widths = {}
     for letter in letters:
         projection = block.projections.get(SITES[letter])

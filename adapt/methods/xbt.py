@@ -54,7 +54,7 @@ class XBTConfig(MethodConfig):
 
 
 class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
-    """`XBT(old)` holds `weight` `(e, d)`, and with `hidden` also trains `fc1` and `fc2`."""
+    """A projection into an old feature space: `XBT(old)` learns `weight` `(e, d)`, and with `hidden` `fc1`, `fc2`."""
 
     name = "xbt"
     title = "XBT, by Procrustes or by our reading of its abstract (Jang and Lim, ICCV 2025)"
@@ -117,7 +117,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
             )
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
-        """Train all parameters to map noisy text features `(n, e)` of the new backbone to the old one's `(n, d)`."""
+        """Train all parameters to map the new backbone's noisy text features `(n, e)` to the old one's `(n, d)`."""
         config = self.config
         noise = 0.04 * sqrt(768 / rows.shape[-1]) if config.noise is None else config.noise
         optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr)
@@ -134,7 +134,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Yield lines about recall at 1 in the old backbone's index, for each retrieval direction."""
+        """Yield lines of text about recall at 1 in the old backbone's index, for each direction of retrieval."""
         if "compatible" not in metrics:
             return
         measured = metrics["compatible"]
@@ -152,7 +152,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
     @torch.no_grad()
     def finish(self, training: Training) -> None:
-        """Measure, on validation pairs, whether new queries retrieve better than old queries in an old index."""
+        """Measure, on validation pairs, whether new queries retrieve better from an old index than old queries do."""
         training.note(compatible=self._compared(training) if any(item.path for item in training.items("val")) else None)
 
     def _compared(self, training: Training) -> dict[str, object]:
@@ -178,7 +178,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
 
 def texts_of(items: Sequence[Item]) -> list[str]:
-    """Return the distinct texts of items, or the names of their classes."""
+    """Return the distinct texts of items, where an item without a text has the name of its class."""
     return list(dict.fromkeys(map(_words, items)))
 
 
@@ -187,13 +187,13 @@ def _words(item: Item) -> str:
 
 
 def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:
-    """Return the share of queries `(q, d)` whose nearest gallery item `(g, d)` is right, by the mask `own` `(q, g)`."""
+    """Return the share of queries `(q, d)` whose nearest `gallery` item `(g, d)` is marked right in `own` `(q, g)`."""
     nearest = (queries @ gallery.T).argmax(-1, keepdim=True).cpu()
     return float(own.gather(1, nearest).double().mean())
 
 
 def procrustes(rows: Tensor, targets: Tensor) -> Tensor:
-    """Return the orthogonal matrix `(e, d)` that brings `rows` `(n, e)` nearest to `targets` `(n, d)`.
+    """Return the matrix `(e, d)` that brings `rows` `(n, e)` nearest to `targets` `(n, d)` among orthogonal ones.
 
     The columns of the matrix are orthonormal, or its rows if d is larger than e.
     """

@@ -15,14 +15,14 @@ from adapt.methods.base import ImageStep, Method, MethodConfig
 
 
 def check_template(template: str) -> str:
-    """Return the template. Raises ValueError if it has no place for the class name."""
+    """Return a template unchanged. Raises ValueError if it has no place {} for the class name."""
     if "{}" not in template:
         raise ValueError("a template must contain {} where the class name goes")
     return template
 
 
 def check_templates(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Return one template or several. Raises ValueError if there is none, or one has no place for the class name."""
+    """Return one or several templates unchanged. Raises ValueError for none, or one without {} for the class name."""
     if not value:
         raise ValueError("give at least one template")
     for template in [value] if isinstance(value, str) else value:
@@ -40,7 +40,7 @@ class ZeroShotConfig(MethodConfig):
 
 
 class ZeroShot(Method[ImageStep]):
-    """The frozen model with templates: `ZeroShot(template)`. Nothing trains."""
+    """The frozen model, which classifies by hand-written templates: `ZeroShot(template)`. Nothing trains."""
 
     name = "zero_shot"
     title = "Zero-shot CLIP (Radford et al., ICML 2021)"

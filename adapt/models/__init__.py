@@ -1,1 +1,1 @@
-"""Adapted models: a backbone with a method as one module, one kind for each family of backbones."""
+"""Adapted models: a backbone and a method joined in one module, one class for each kind of backbone."""

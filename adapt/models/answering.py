@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class AnsweringModel(Adapted["FusionEncoder"]):
-    """A visual question answering model: `model(images, questions)` gives logits over the answers.
+    """A model that answers questions on images: `model(images, questions)` gives logits over a list of answers.
 
     Its trained head belongs to the method.
     """
@@ -40,7 +40,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         return self.answers.of(Step(self, (images, questions)))
 
     def own_logits(self, step: Step) -> Tensor:
-        """Return the logits of the trained head."""
+        """Return the logits that the trained head gives for a batch of images with questions."""
         images, questions, *_ = step.inputs
         edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
         images = images.to(self.backbone.device)

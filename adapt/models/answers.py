@@ -13,12 +13,12 @@ from adapt.errors import AdaptError
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of a model: a `blend` of the method's logits with zero-shot logits, divided by `temperature`.
+    """Settings of a model's answers: a `blend` of the method's logits with zero-shot logits, divided by `temperature`.
 
     For class weights on frozen features, a blend of logits is a blend of weights (Wortsman et al., Robust Fine-tuning
     of Zero-shot Models, CVPR 2022: WiSE-FT). For a method that edits a tower it is our reading of WiSE-FT, and needs a
-    second pass through the frozen tower. Both logits have the method's scale. The temperature calibrates
-    probabilities without changing the predicted class (Guo et al., ICML 2017).
+    second pass through the frozen tower. Both logits have the method's scale. The temperature calibrates probabilities
+    without changing the predicted class (Guo et al., ICML 2017).
 
     Raises AdaptError for a blend outside [0, 1], a temperature that is not positive, or a bias that is not finite.
     """
@@ -41,7 +41,7 @@ class Answers:
 
     @property
     def several(self) -> bool:
-        """Whether an image may have several classes, or none."""
+        """Whether an image may have several classes, or none (multi-label classification)."""
         return self.logit_bias is not None
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Answers:
         return logits.sigmoid() if self.several else logits.softmax(-1)
 
     def of(self, step: Any) -> Tensor:
-        """Return the logits `(b, n)` with which the model answers a batch."""
+        """Return the logits `(b, n)` of a batch after the blend, the bias and the temperature."""
         logits: Tensor = step.model.method.infer(step)
         if self.blend < 1:
             classes = step.frozen_class_features(self.template)

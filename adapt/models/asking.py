@@ -1,4 +1,4 @@
-"""Checks that each image has a question, and in training an answer."""
+"""Checks for models that answer questions: each image has a question, and in training an answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
-    """Raise AdaptError unless a list has one text, such as a question, for each image `(b, 3, h, w)`."""
+    """Raise AdaptError unless `texts` is a list with one text, such as a question, for each image `(b, 3, h, w)`."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         given = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
         raise AdaptError(f"images are {given}; expected (b, 3, h, w), one image for each {kind}")
@@ -25,13 +25,13 @@ def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
 
 
 def of_each(images: Tensor, question: str | None) -> list[str]:
-    """Return a list with the same question for each image. Raises AdaptError if there is no question."""
+    """Return `question` once for each image, as a list. Raises AdaptError if there is no question."""
     if question is None:
         raise AdaptError("this model answers questions about images, and there is no question: give one")
     return [question] * len(images)
 
 
 def check_featureless(model: Adapted, wanted: Wanted) -> None:
-    """Raise AdaptError if features are wanted from a model that answers questions."""
+    """Raise AdaptError if a request wants image features from a model that answers questions and has none."""
     if wanted.features:
         raise AdaptError(f"{model.backbone.describe()} has no image features to return: leave features out")

@@ -1,4 +1,4 @@
-"""The base of adapted models: a frozen backbone with a method, as one module."""
+"""The base class of adapted models: a frozen backbone and a method, joined in one module."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Computed = TypeVar("Computed")
 
 
 def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concatenate[M, P], Computed]:
-    """Decorate a method of an adapted model, so that no other thread changes training modes during its calls."""
+    """Decorate a method of an adapted model: while it runs, no other thread switches training and evaluation modes."""
 
     @wraps(call)
     def locked(model: M, *args: P.args, **kwargs: P.kwargs) -> Computed:
@@ -53,7 +53,7 @@ def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concate
 
 
 class Adapted(nn.Module, Generic[B]):
-    """A frozen backbone with a method. Its parameters and its `state_dict()` are those of the method.
+    """A frozen backbone joined with a method. Its parameters and its `state_dict()` are those of the method.
 
     Edits act only during calls of this object, so several adapted models can share one backbone.
     """
@@ -91,12 +91,12 @@ class Adapted(nn.Module, Generic[B]):
 
     @property
     def text_path(self) -> str:
-        """The path of texts: `fast`, `plain`, or `none` for a model without class prompts."""
+        """The path by which texts are encoded: `fast`, `plain` (the library's forward), or `none` without prompts."""
         return "none"
 
     @property
     def has_baseline(self) -> bool:
-        """Whether the backbone can do the task without the method."""
+        """Whether the backbone can do the task without the method, so that there is a baseline."""
         return True
 
     def unwrap(self) -> B:
@@ -105,19 +105,19 @@ class Adapted(nn.Module, Generic[B]):
         return backbone
 
     def turn(self, turned: bool) -> None:
-        """Set whether pictures are `turned` upright by their EXIF orientation, or read as stored.
+        """Set whether images are `turned` upright by their EXIF orientation before they are read, or not.
 
         Training sets it to the orientation that it learns from. The backbone given to `wrap` does not change.
         """
         self._backbone = self.backbone.turning(turned)
 
     def transform(self) -> Transform:
-        """Return the transform of images at test time; for a method that reads views, it gives `(1 + v, 3, h, w)`."""
+        """Return the image transform at test time; if the method reads v random views, it gives `(1 + v, 3, h, w)`."""
         plain, views = self.backbone.transform(train=False), self.method.views
         return Views(plain, self.backbone.transform(train=True), views) if views else plain
 
     def stream(self) -> Self:
-        """Return the same model for a stream of images, which its method may remember.
+        """Return the same model for one stream of images, with a memory if its method remembers earlier images.
 
         `evaluate` and each call of `predict` create a stream of their own. One thread at a time may use a stream.
         """
@@ -129,16 +129,16 @@ class Adapted(nn.Module, Generic[B]):
         return other
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> Step:
-        """Return a batch of images, or of results computed from them, as the method sees it."""
+        """Return a batch (`Step`) of images, or of results computed from them, in the form in which methods see it."""
         return Step(self, inputs, labels)
 
     @in_one_mode
     def answered(self, step: Step) -> Tensor:
-        """Return the logits `(b, n)` with which the model answers a batch."""
+        """Return the logits `(b, n)` of a batch as the model answers with them (blend, bias, temperature)."""
         return self.answers.of(step)
 
     def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
-        """Return the terms of a batch's mean loss, and which of its answers are right, `(b,)`.
+        """Return the terms of a batch's mean loss by name, and whether each answer is right, `(b,)`.
 
         `weights` add terms that any method may have.
         """
@@ -149,7 +149,7 @@ class Adapted(nn.Module, Generic[B]):
             return terms, step.right if step.task is None else step.task.right(step)
 
     def own_logits(self, step: Any) -> Tensor:
-        """Return the default logits of a batch, for a method without its own."""
+        """Return the default logits of a batch, for methods that do not define their own."""
         raise NotImplementedError
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
@@ -157,11 +157,10 @@ class Adapted(nn.Module, Generic[B]):
         return decided(self.answered(step), self.class_names)
 
     def blended(self, share: float, template: str | Sequence[str] = "a photo of a {}.") -> Self:
-        """Return the same model, with shared tensors, whose logits blend its own with zero-shot logits (WiSE-FT).
+        """Return a model with the same tensors whose logits are blended with zero-shot logits (WiSE-FT).
 
-        A `share` of 1 is the adapted model alone, 0 zero-shot classification by `template`; see
-        `adapt.models.answers`. Raises AdaptError for a share outside [0, 1], and for a backbone without zero-shot
-        classification.
+        A `share` of 1 is the adapted model alone, 0 zero-shot classification by `template`; see `adapt.models.answers`.
+        Raises AdaptError for a share outside [0, 1], and for a backbone without zero-shot classification.
         """
         if not isinstance(self.backbone, DualEncoder):
             raise AdaptError(
@@ -172,7 +171,7 @@ class Adapted(nn.Module, Generic[B]):
         return other
 
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
-        """Yield predictions of images `(b, 3, h, w)`, or answers to the wanted question about each."""
+        """Yield the predictions for images `(b, 3, h, w)`, or the answers to the requested question about each."""
         raise NotImplementedError
 
     def predict(
@@ -186,7 +185,7 @@ class Adapted(nn.Module, Generic[B]):
         features: bool = False,
         urls: bool = False,
     ) -> list[Prediction]:
-        """Return the classes of images, or answers to `question` about each.
+        """Return the predictions for images: their most probable classes, or answers to `question` about each.
 
         `images` is a path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or
         of floats from 0 to 1, a list or iterator of these, or an array of images along its first axis; with `urls` also
@@ -213,7 +212,7 @@ class Adapted(nn.Module, Generic[B]):
         features: bool = False,
         urls: bool = False,
     ) -> Iterator[Prediction]:
-        """Yield the predictions of `predict` one at a time, with one batch of images in memory."""
+        """Yield what `predict` returns, image by image, with only one batch of images in memory."""
         wanted = Wanted(top_k, threshold, features, question)
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, wanted))):
             yield from batch
@@ -221,7 +220,7 @@ class Adapted(nn.Module, Generic[B]):
     def _of_batches(
         self, images: object, batch_size: int, urls: bool, compute: Callable[[Self, Tensor], Computed]
     ) -> Iterator[Computed]:
-        """Yield the results of `compute` for each batch of pixels, in evaluation mode and as one stream."""
+        """Yield `compute(model, pixels)` for each batch of images, which are one stream, in evaluation mode."""
         model = self if self.memory is not None else self.stream()
         for pixels in self.pixels_of(images, max(1, batch_size // (1 + self.method.views)), urls=urls):
             with evaluating(model), torch.no_grad():  # not around the yield, so that the caller's code is unaffected
@@ -233,14 +232,15 @@ class Adapted(nn.Module, Generic[B]):
         yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
 
     def start_anew(self) -> None:
-        """Build everything that trains again, with the method's present settings."""
+        """Create all trained tensors anew, under the method's present settings."""
         with outside_inference_mode(), alone(self.backbone.model), frozen(self.backbone.model):
             self.method.build(self.backbone, self.class_names)
 
     def cut_skipped(self) -> None:
-        """Free the blocks that the method skips. The backbone itself changes, and can only serve this model afterwards.
+        """Remove the blocks that the method skips from the backbone, to free memory.
 
-        Raises AdaptError for a method that skips no block.
+        The backbone itself changes, and can only serve this model afterwards. Raises AdaptError for a method that skips
+        no block.
         """
         if not (skipped := skipped_blocks(self.method)):
             raise AdaptError(f"this {self.method.name} skips no block, so none can be freed: use a method such as das")
@@ -252,7 +252,7 @@ class Adapted(nn.Module, Generic[B]):
         cut_out(backbone, skipped)
 
     def save(self, path: str | Path) -> Path:
-        """Write the adapter file and return its path; see `adapt.formats.adapter`."""
+        """Save the adapter to a file and return its path; see `adapt.formats.adapter`."""
         from adapt.formats import adapter
 
         return adapter.save(self, path)
@@ -280,14 +280,14 @@ class Adapted(nn.Module, Generic[B]):
 
     @torch.compiler.disable  # creates new objects in every call, which tracing cannot reuse
     def _edits(self, tower: str, context: Context) -> list[Edit]:
-        """Return the method's edits of `tower` for this call."""
+        """Return the changes that the method makes inside `tower` in this call."""
         touched = tower in self.method.touches
         return self.method.edits(self.backbone.tower(tower), context) if touched else []
 
     def _through(
         self, edits: Mapping[str, Sequence[Edit]], compute: Callable[[], Computed], merge: bool = False
     ) -> Computed:
-        """Return the result of `compute()` on the frozen backbone with these edits of its towers."""
+        """Return the result of `compute()`, during which the backbone is frozen and its towers have these edits."""
         backbone = self.backbone
         changes = [(backbone.tower(name), own) for name, own in edits.items() if own]
         if not changes:
@@ -297,7 +297,7 @@ class Adapted(nn.Module, Generic[B]):
         return run(backbone.model, changes, compute, checkpointing=checkpointing, merge=merge)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply `fn` to the backbone too, although it is not a submodule, so that `.to()` and the like move it."""
+        """Apply `fn` to the backbone's tensors too, although it is no submodule, so that `.to()` moves them as well."""
         with outside_inference_mode():
             super()._apply(fn, recurse)
             if self._backbone is not None:
@@ -308,14 +308,14 @@ class Adapted(nn.Module, Generic[B]):
 def pixel_batches(
     images: object, transform: Transform, size: int, device: torch.device, *, urls: bool = False
 ) -> Iterator[Tensor]:
-    """Yield batches of up to `size` of the images passed to `predict`, preprocessed with `transform`, on `device`."""
+    """Yield the images passed to `predict` as batches of up to `size`, preprocessed by `transform`, on `device`."""
     for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):
         yield torch.stack([transform(picture) for picture in pictures]).to(device)
 
 
 @contextmanager
 def evaluating(model: Adapted) -> Iterator[None]:
-    """Put `model` in evaluation mode during a `with` block, and restore the mode of each module afterwards.
+    """Put `model` into evaluation mode for the `with` block; each module's own mode is restored afterwards.
 
     Other threads' calls on the backbone run before or after the block, in the modes that their callers set.
     """

@@ -1,4 +1,4 @@
-"""Building a method on a backbone: its tensors are allocated, and its edits are checked against the towers."""
+"""Building of a method on a backbone: its tensors are allocated, and its edits are checked against the towers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Allocate the parameters of `method`, and return the names of its classes. Raises AdaptError as `wrap` does."""
+    """Allocate the parameters of `method`, and return the names of its classes or answers, after checking them.
+
+    Raises AdaptError as `wrap` does.
+    """
     if method.built:
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
@@ -40,7 +43,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         outside_inference_mode(),
         alone(backbone.model),
         frozen(backbone.model),
-    ):  # frozen, so that no batch statistics change
+    ):  # frozen, so that building changes no batch statistics
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))
         if backbone.family == "fusion encoder":
@@ -50,7 +53,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
 
 
 def _check_kind(method: Method, backbone: Backbone) -> None:
-    """Raise AdaptError if a part of the method does not adapt backbones of this kind."""
+    """Raise AdaptError if the method, or a part of it, does not serve the backbone's kind, such as dual encoder."""
     for part in method.parts.values():
         if backbone.family not in part.serves:
             raise AdaptError(
@@ -59,7 +62,7 @@ def _check_kind(method: Method, backbone: Backbone) -> None:
 
 
 def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:
-    """Give `method` the head that it trains. Raises AdaptError if it would answer with an untrained head."""
+    """Give `method` a trainable head over `answers`. Raises AdaptError if it would answer with an untrained head."""
     if not method.touches and not backbone.knows(answers):
         raise AdaptError(
             f"{method.name} trains nothing, and {backbone.describe()} has no head for these answers: use a method "

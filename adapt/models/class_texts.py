@@ -1,4 +1,4 @@
-"""Features of class prompts, encoded by the fast or plain text path, and only after a change."""
+"""Features of the prompts of classes, encoded by the fast or the plain text path, and only after a change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PromptAverage = Literal["unit", "mean", "raw", "each"]
 
 @dataclass(frozen=True)
 class _Known:
-    """Features of the classes, and the inputs of their computation."""
+    """Stored features of the classes, with the inputs from which they were computed."""
 
     precision: tuple[object, ...]
     weights: Weights
@@ -33,12 +33,13 @@ class _Known:
 
 
 class ClassTexts:
-    """The prompts of each class, any number for each. `budget` is the bytes that encoding them may use.
+    """The prompts of all classes, any number for each class, with the code that encodes them and keeps their features.
 
     `fast`: None uses the fast exact path if it applies, True raises AdaptError if it does not, False uses the library's
     own forward. `average` combines the features of a class's prompts: `unit` normalises the mean of unit-length
     features, `mean` does not, `raw` averages the tower's outputs, and `each` keeps the unit-length features of all
-    prompts, one after another. With `like`, the path is that of these other texts.
+    prompts, one after another. With `like`, the path is that of these other texts. A `budget` is the number of bytes
+    that encoding may use.
     """
 
     def __init__(
@@ -70,16 +71,16 @@ class ClassTexts:
 
     @property
     def fast(self) -> bool:
-        """Whether the fast path serves these texts while no hooks are on the tower."""
+        """Whether the fast path encodes these prompts while the text tower has no hooks."""
         return self._fast is not None
 
     @property
     def path(self) -> str:
-        """The path of these texts: `fast`, or `plain`, which also serves while a module of the text tower has hooks."""
+        """The path that encodes these prompts now: `fast` or `plain`; always `plain` while the text tower has hooks."""
         return "plain" if self._serving(self._hooked()) is self._plain else "fast"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return features `([b,] n, e)` averaged over the prompts of each class, or `([b,] m, e)` of all m prompts."""
+        """Return the features `([b,] n, e)` of the n classes, or if not averaged `([b,] m, e)` of all m prompts."""
         return self._encoded(edits, budget, self._hooked())
 
     def _encoded(self, edits: Sequence[Edit], budget: int, hooked: bool) -> Tensor:
@@ -93,16 +94,16 @@ class ClassTexts:
         return means if self._average == "mean" else F.normalize(means, dim=-1)
 
     def _means(self, features: Tensor) -> Tensor:
-        """Return means over the prompts of each class: `([b,] m, e)` to `([b,] n, e)`."""
+        """Return the mean feature of each class's prompts: `([b,] m, e)` of m prompts to `([b,] n, e)` of n classes."""
         if len(set(self.counts)) == 1:
             return features.unflatten(-2, (-1, self.counts[0])).mean(-2)
         return torch.stack([own.mean(-2) for own in features.split(self.counts, dim=-2)], dim=-2)
 
     @torch.compiler.disable  # it reads values that tracing would treat as constant
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return the features of `encode` without gradient, recomputed only if something they depend on has changed.
+        """Return what `encode` returns, without gradient, recomputed only if something it depends on has changed.
 
-        They are always recomputed while the tower has hooks, which may observe or change the computation.
+        Features are always recomputed while the tower has hooks, which may observe or change the computation.
         """
         hooked = self._hooked()  # a walk through the tower
         if hooked:
@@ -117,11 +118,11 @@ class ClassTexts:
         return known.features.clone()
 
     def forget(self) -> None:
-        """Drop the remembered features, which hold references to the weights that they depend on."""
+        """Drop the stored features, which hold references to the weights that they depend on."""
         self._known = None
 
     def _serving(self, hooked: bool) -> text.FastText | text.PlainText:
-        """Return the present path. The choice waits until there are no hooks, which would observe its comparison."""
+        """Return the path to use now. It is only decided without hooks, which would observe the comparison of paths."""
         if hooked:
             return self._plain
         if not self._decided:
@@ -133,14 +134,14 @@ class ClassTexts:
         return hooked(structure(self._backbone, "text"))
 
     def _precision(self) -> tuple[object, ...]:
-        """Return what else the features depend on: the model's device and precision, and autocast's precision."""
+        """Return the model's device and precision, and autocast's precision, on which features depend too."""
         device = self._backbone.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         return device, self._backbone.dtype, lower
 
 
 def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:
-    """Return why the fast path cannot be used, or None if it can."""
+    """Return the reason why the fast path cannot encode the prompts, or None if it can."""
     reason = "the fast path is switched off" if fast is False else text.reason_against(backbone.towers.get("text"))
     if reason is None and hooked(structure(backbone, "text")):
         reason = HOOKED

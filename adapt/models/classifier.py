@@ -1,4 +1,4 @@
-"""A dual encoder with a method, which classifies images by class names or by a trained head."""
+"""Dual encoders with a method, which classify images by class names or by a trained head."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adapt.prompts import check_class_names
 
 
 class AdaptedModel(TextSide):
-    """A classifier of images by class names, or by a trained head."""
+    """An adapted dual encoder, which classifies images by class names or by a trained head."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def forward(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for views of each `(b, v, 3, h, w)`."""
+        """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for several views of each `(b, v, 3, h, w)`."""
         return self.answers.of(ImageStep(self, images))
 
     @in_one_mode
     def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n_classes)` for unit-length features of images `(b, e)`, and of views `(b, v, e)`."""
+        """Return logits `(b, n_classes)` for unit-length features `(b, e)` of images, and `(b, v, e)` of views."""
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def own_logits(self, step: ImageStep) -> Tensor:
@@ -59,7 +59,7 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)`, of `unit` length or as the tower outputs them."""
+        """Return features `(b, e)` of images `(b, 3, h, w)`, with `unit` of unit length, else as the tower outputs."""
         encoder = trait(self.method, EncodesImages)
         if encoder is None or isinstance(images, BlockInputs):
             features = self._image_features(images, self._edits("vision", Context()))
@@ -69,14 +69,14 @@ class AdaptedModel(TextSide):
         return F.normalize(features, dim=-1) if unit else features
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Return unit-length features of pairs `(b, e)`, from those of their images and texts `(b, e)`."""
+        """Return unit-length features `(b, e)` of image-text pairs, from unit-length ones of images and of texts."""
         text_features = text_features.to(features)
         pools = trait(self.method, PoolsPairs)
         pooled = (features + text_features) / 2 if pools is None else pools.pool(features, text_features)
         return F.normalize(pooled, dim=-1)
 
     def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
-        """Return the input `(b, d)` of the vision tower's last projection, by the backbone alone.
+        """Return the input `(b, d)` of the unedited vision tower's last projection for images, if `unit` normalised.
 
         Raises AdaptError if the tower has no such projection.
         """
@@ -84,11 +84,11 @@ class AdaptedModel(TextSide):
         return F.normalize(features, dim=-1) if unit else features
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return unit-length features `(b, e)` by the backbone alone."""
+        """Return unit-length features `(b, e)` of images by the unedited backbone."""
         return F.normalize(self._image_features(images, []), dim=-1)
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the inputs and outputs `(b, l, d)` of vision blocks, such as vision.3, by the backbone alone."""
+        """Return the inputs and outputs `(b, l, d)` of vision blocks, such as vision.3, by the unedited backbone."""
         backbone = self.backbone
         with watched(backbone.model, backbone.towers, names) as pairs, torch.no_grad():
             self.backbone_features(images)
@@ -96,22 +96,22 @@ class AdaptedModel(TextSide):
 
     @torch.no_grad()
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features of patches `(b, rows, columns, e)` and unit-length ones of images `(b, e)`, in one pass.
+        """Return features `(b, rows, columns, e)` of images' patches, and unit-length ones `(b, e)` of the images.
 
-        They come from the backbone alone: see `adapt.engine.values`. Those of patches are not normalised. Raises
-        AdaptError if the backbone has no features of patches.
+        They come from the unedited backbone in one pass: see `adapt.engine.values`. Those of patches are not
+        normalised. Raises AdaptError if the backbone has no features of patches.
         """
         patches, features = values.local_features(self.backbone, images)
         return patches, F.normalize(features, dim=-1)
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Return the output `(b, l, d)` of the last vision block for images, class token included, without edits."""
+        """Return the output `(b, l, d)` of the last vision block for all tokens, by the unedited backbone."""
         last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
         return self.frozen_blocks(images, [last])[last][1]
 
     @property
     def unedited_blocks(self) -> int:
-        """The number of vision blocks, from the first, that the method does not change.
+        """The number of vision blocks, from the first, that the method leaves unchanged.
 
         0 if only the library's own forward serves the tower.
         """
@@ -120,9 +120,9 @@ class AdaptedModel(TextSide):
         return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
 
     def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
-        """Return the inputs of a vision block for images `(b, 3, h, w)`, or for an earlier block's inputs.
+        """Return the tokens at the input of a vision block, from images `(b, 3, h, w)` or tokens at an earlier block.
 
-        They come from the backbone alone. Raises AdaptError if the fast path cannot be used.
+        They come from the unedited backbone. Raises AdaptError if the fast path cannot be used.
         """
         self._check_begun()
         if isinstance(images, BlockInputs):
@@ -153,13 +153,13 @@ class AdaptedModel(TextSide):
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
 
     def under(self, method: Method) -> AdaptedModel:
-        """Return the same backbone and texts under another method of this kind, such as one learning from a batch."""
+        """Return a model with the same backbone and texts, and another method of the same class, such as a copy."""
         other = copy(self)
         other._modules = self._modules | {"method": method}
         return other
 
     def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
-        """Return a model with the same method, its tensors shared, for other class names.
+        """Return a model for other class names, with the same method, whose tensors are shared.
 
         Raises AdaptError if a tensor belongs to one class.
         """
@@ -176,16 +176,16 @@ class AdaptedModel(TextSide):
         return other
 
     def probabilities(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """Return the probabilities of all classes for images of `predict`: `(n, n_classes)` on the CPU, in class order.
+        """Return the probabilities `(n, n_classes)` of all classes for images as `predict` takes them, on the CPU.
 
-        Raises AdaptError as `predict` does.
+        Classes are in the model's order. Raises AdaptError as `predict` does.
         """
         self._check_classes()
         logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
         return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
 
     def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """Return the anomaly scores of all pixels, from 0 to 1: `(n, h, w)` on the CPU, for images of `predict`.
+        """Return the anomaly score of each pixel, from 0 to 1: `(n, h, w)` on the CPU, for images of `predict`.
 
         Maps have the size of the backbone's input, and cover the part of an image that it reads. Raises AdaptError as
         `predict` does, for a method that draws no maps, and for a backbone without features of patches.
@@ -199,13 +199,13 @@ class AdaptedModel(TextSide):
     def predict_maps(
         self, images: object, batch_size: int = 64, *, urls: bool = False
     ) -> Iterator[tuple[Prediction, Tensor]]:
-        """Yield the predictions of `predict_stream`, each with its map `(h, w)` of `anomaly_maps`, in one pass."""
+        """Yield each image's prediction, as `predict_stream` does, with its anomaly map `(h, w)`, in one pass."""
         for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
             batch = predictions(logits, self.class_names, Wanted(), self.answers, numbers=self.grades(logits))
             yield from zip(batch, maps, strict=True)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits `(b, n_classes)` of images `(b, 3, h, w)`, and anomaly maps `(b, h, w)` on the CPU."""
+        """Return logits `(b, n_classes)` of images `(b, 3, h, w)`, and their anomaly maps `(b, h, w)` on the CPU."""
         step = ImageStep(self, pixels)
         maps = self._maps(step)  # first, because the pass for features of patches also gives those of images
         return self.answers.of(step), maps
@@ -216,12 +216,12 @@ class AdaptedModel(TextSide):
         return draws.anomalies(step).float().cpu()
 
     def grades(self, logits: Tensor) -> Tensor | None:
-        """Return the numbers `(b,)` that logits stand for, or None for a method without numbers."""
+        """Return the numbers `(b,)` that logits stand for, such as quality scores; None if the method predicts none."""
         grading = trait(self.method, Grades)
         return None if grading is None else grading.score(logits)
 
     def explain(self, images: object, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
-        """Return predictions of images of `predict`, with the cosines of each to the descriptors of its classes.
+        """Return predictions for images as `predict` takes them, with their cosines to descriptors of the classes.
 
         The classes are the `top_k` most probable. Raises AdaptError if the method does not decide by descriptors.
         """
@@ -249,7 +249,7 @@ class AdaptedModel(TextSide):
 
 
 def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:
-    """Return why the fast path cannot encode images, or None if it can."""
+    """Return the reason why the fast path cannot encode images, or None if it can."""
     reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
     if fast is True and reason is not None and "vision" in backbone.towers:
         raise AdaptError(f"fast=True, but the vision tower of {backbone.describe()} cannot take it: {reason}")

@@ -1,4 +1,4 @@
-"""Explanations of predictions, by the cosines of an image to the descriptors of its classes."""
+"""Explanations of predictions: the cosines of an image to the descriptors (short phrases) of its classes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reasons:
-    """The descriptors of a class with their cosines to an image, best first, and the mean cosine."""
+    """The descriptors of one class with their cosines to an image, the largest first, and the mean cosine."""
 
     class_name: str
     mean: float
     descriptors: tuple[tuple[str, float], ...]
 
     def plain(self) -> dict[str, object]:
-        """Return the reasons for JSON, without the class name."""
+        """Return the reasons as data for JSON, without the class name."""
         return {"mean": self.mean, "descriptors": [{"text": text, "cosine": value} for text, value in self.descriptors]}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The prediction of an image, and the reasons for each class in `prediction.top`."""
+    """The prediction for an image, and for each class in `prediction.top` its descriptors with their cosines."""
 
     prediction: Prediction
     reasons: tuple[Reasons, ...]
 
 
 def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
-    """Yield explanations of images of `predict`. Raises AdaptError if the method does not decide by descriptors."""
+    """Yield an explanation for each image of `predict`. Raises AdaptError if the method does not use descriptors."""
     explains = check_descriptors(model)
     for pixels in model.pixels_of(images, batch_size):
         with evaluating(model), torch.no_grad():
@@ -50,7 +50,7 @@ def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: i
 
 
 def check_descriptors(model: AdaptedModel) -> Explains:
-    """Return the method's part that explains answers. Raises AdaptError if its prompts do not describe classes."""
+    """Return the method, or its part, that explains answers. Raises AdaptError if its prompts describe no classes."""
     explains = trait(model.method, Explains)
     if explains is None or not model.class_names:
         raise AdaptError(

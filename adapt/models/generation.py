@@ -1,4 +1,4 @@
-"""Rows of tokens for a language model that answers questions, and the loss on answers."""
+"""Token sequences (rows) of questions and answers for a language model, and the loss on the answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VISUAL = -1  # the placeholder of a visual token
 
 @dataclass(frozen=True)
 class Rows:
-    """Prompts, in training with answers, as padded rows `(b, l)`."""
+    """A batch of token sequences, padded to rows `(b, l)`: questions in prompts, in training with answers."""
 
     ids: Tensor
     mask: Tensor  # True where there is a token
@@ -28,17 +28,17 @@ class Rows:
 
     @property
     def visual(self) -> Tensor:
-        """The positions of visual tokens `(b, l)`."""
+        """The mask of visual tokens (places of the image's learned tokens) in the rows `(b, l)`."""
         return self.ids == _VISUAL
 
     @property
     def positions(self) -> Tensor:
-        """The positions counted from the first token of each row, whichever side is padded."""
+        """The position of each token `(b, l)`, counted from the first token of its row, whichever side is padded."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] | None, visual: int, left: bool) -> Rows:
-    """Return rows of `questions` with `visual` tokens for their image, followed by `answers`.
+    """Return the rows of tokens for `questions`, each with `visual` places for its image's tokens, and for `answers`.
 
     They are padded on the `left` or on the right. Raises AdaptError for a question with several images, an empty
     answer, or a row longer than the language model reads.
@@ -65,7 +65,7 @@ def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] |
 
 
 def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) -> tuple[list[int], int]:
-    """Return the tokens of a row, and the number of those at its end that belong to the answer."""
+    """Return the token ids for one question and answer, and the number of those at the end that are the answer's."""
     tokenizer = backbone.tokenizer
     places = question.count(IMAGE)
     if places > 1:
@@ -85,19 +85,19 @@ def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) ->
 
 
 def ends(backbone: VisionLLM) -> list[int]:
-    """Return the tokens that end an answer: the one that training appends, and the language model's own."""
+    """Return the ids of tokens that end an answer: the one that training appends, and the language model's own."""
     own = backbone.llm.generation_config.eos_token_id
     known = {backbone.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(known - {None})
 
 
 def padding(tokenizer: Any) -> int:
-    """Return a token to pad rows; any token would serve, because padding is masked."""
+    """Return the id of a token for padding rows; any token would serve, because padding is masked."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy of answer tokens for logits `(b, l, v)`, and which answers `(b,)` are right."""
+    """Return the mean cross-entropy of answers' tokens for logits `(b, l, v)`, and which answers `(b,)` are right."""
     logits, targets = logits[:, :-1].float(), targets[:, 1:]
     value = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_NO_TARGET)
     return value, ((logits.argmax(-1) == targets) | (targets == _NO_TARGET)).all(-1)

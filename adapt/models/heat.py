@@ -1,4 +1,4 @@
-"""Anomaly maps as pictures: warm colours over the image as the backbone reads it."""
+"""Pictures of anomaly maps: warm colours over the part of an image that the backbone reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 0.8  # the opacity of the strongest colour
 
 
 def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the range of the colour scale of maps: the median of all pixels, and the largest."""
+    """Return the ends of the colour scale of anomaly maps: the median of all their pixels, and the largest pixel."""
     if not maps:
         return 0.0, 1.0
     pixels = torch.cat([each.flatten() for each in maps])
@@ -23,7 +23,7 @@ def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def heat(picture: Image.Image, anomalies: Tensor, extremes: tuple[float, float], preprocess: Preprocess) -> Image.Image:
-    """Return an image under its map `(h, w)`, clear up to the lower of `extremes`, darkest red from the upper."""
+    """Return an image coloured by its anomaly map `(h, w)`: clear up to the lower of `extremes`, red from the upper."""
     low, high = extremes
     levels = ((anomalies - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
     grey = Image.fromarray(levels.round().byte().numpy())

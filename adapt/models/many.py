@@ -1,4 +1,4 @@
-"""Several adapted models on the same images, with the work of a common backbone done once."""
+"""Predictions by several adapted models on the same images; models that share a backbone share its work."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def predict_many(
     features: bool = False,
     urls: bool = False,
 ) -> list[tuple[Prediction, ...]]:
-    """Return a tuple for each image with the prediction of each model; `images` as in `AdaptedModel.predict`.
+    """Return, for each image, a tuple with the prediction of each model; `images` as in `AdaptedModel.predict`.
 
     Models that share a backbone (see `adapt.load_many`) read an image once. Those that do not edit the vision tower
     share its features, and those that edit later blocks share the blocks before. Raises AdaptError as `predict` does,
@@ -53,7 +53,7 @@ def predict_many_stream(
     features: bool = False,
     urls: bool = False,
 ) -> Iterator[tuple[Prediction, ...]]:
-    """Yield the predictions of `predict_many` one image at a time, with one batch of images in memory."""
+    """Yield what `predict_many` returns, image by image, with only one batch of images in memory."""
     wanted, together = Wanted(top_k, threshold, features), SideBySide(models)
     pixels = (together.pixels(image, urls=urls) for image in each_of(images))
     for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
@@ -61,7 +61,7 @@ def predict_many_stream(
 
 
 class SideBySide:
-    """Several models that predict the same images; all the images are one stream.
+    """Several models that classify the same images, and for which all the images are one stream.
 
     Raises AdaptError if there is no model, or one does not classify.
     """
@@ -76,26 +76,29 @@ class SideBySide:
 
     @property
     def views(self) -> int:
-        """The largest number of views that a model reads beside the image itself."""
+        """The largest number of random views that one of the models reads in addition to the image itself."""
         return max(model.method.views for model in self._models)
 
     @property
     def remembers(self) -> bool:
-        """Whether an answer depends on earlier images."""
+        """Whether a model's answer to an image depends on earlier images."""
         return any(model.memory is not None for model in self._models)
 
     @property
     def turnings(self) -> set[bool]:
-        """Whether images are turned upright by EXIF; both values if the models differ."""
+        """The set of whether models have images turned upright by EXIF: {True}, {False}, or both if they differ."""
         return set(map(turns, self._transforms))
 
     def pixels(self, image: object, *, urls: bool = False, name: str = "in memory") -> tuple[Tensor, ...]:
-        """Return an image of `open_image` as each group of models reads it: `(3, h, w)`, or `(1 + v, 3, h, w)`."""
+        """Return an image preprocessed for each group of models: `(3, h, w)`, or with v views `(1 + v, 3, h, w)`.
+
+        The image is anything that `open_image` takes. A group has one backbone and one preprocessing.
+        """
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
         return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
 
     def predictions(self, pixels: Sequence[tuple[Tensor, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
-        """Return the predictions of each model for each image of a batch, given its `pixels`."""
+        """Yield, for each image of a batch given as `pixels`, a tuple with the predictions of all models."""
         by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
             by_model |= _predicted(group, torch.stack(own), wanted)
@@ -103,7 +106,7 @@ class SideBySide:
 
 
 def _classifiers(models: Sequence[Model]) -> list[AdaptedModel]:
-    """Return the models. Raises AdaptError, naming the object, for anything but models that classify."""
+    """Return `models` as a list. Raises AdaptError for an empty list, and for anything but models that classify."""
     if isinstance(models, AdaptedModel):
         raise AdaptError(
             "predict_many got one model; expected a list of models: give a list, or call the predict of the model"
@@ -124,7 +127,7 @@ def _classifiers(models: Sequence[Model]) -> list[AdaptedModel]:
 
 
 def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) -> dict[int, list[Prediction]]:
-    """Return the predictions of models that share a backbone and preprocessing."""
+    """Return the predictions for a batch by models that share a backbone and preprocessing, by index of the model."""
     pixels = pixels.to(next(iter(models.values())).backbone.device)
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
@@ -133,7 +136,7 @@ def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) 
 
 
 def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Tensor | BlockInputs]]:
-    """Yield the input of each model: the images, or their inputs to its first edited block."""
+    """Yield the input of each model, after its index: images, or their tokens at its first edited block."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
     }  # one model shares nothing
@@ -145,10 +148,10 @@ def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple
 
 
 def _keeps_modes(model: AdaptedModel) -> bool:
-    """Return whether all modules are in evaluation mode."""
+    """Return whether evaluation changes nothing: all modules of `model` are in evaluation mode already."""
     return not any(module.training for module in model.modules())
 
 
 def _begins(model: AdaptedModel) -> int:
-    """Return the index of the first vision block that the model cannot share with other models; 0 to share none."""
+    """Return the index of the first vision block that the model must compute itself; 0 if it shares no block."""
     return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks

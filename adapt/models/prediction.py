@@ -1,4 +1,4 @@
-"""Predictions of images, and the options of a request for them."""
+"""Predictions for images, and the options of a request for predictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_FINITE = (
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Return `logits`. Raises AdaptError if one is not finite, because there would be no answer."""
+    """Return `logits` unchanged. Raises AdaptError if one is not finite, because it gives no answer."""
     if not logits.isfinite().all():
         raise AdaptError(NOT_FINITE)
     return logits
@@ -26,7 +26,7 @@ def finite(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of an image, or answer about it, and the best few with their probabilities.
+    """The prediction for an image: its most probable class or answer, and the best few with their probabilities.
 
     Below the wanted threshold, the class is `none`; `probability` and `top` are still those of the best classes.
     """
@@ -45,7 +45,7 @@ class Prediction:
     """Unit-length features of the image `(e,)` on the CPU, if wanted."""
 
     def plain(self) -> dict[str, Any]:
-        """Return the prediction for JSON, without features; the class name has the key `class`, as in every CSV."""
+        """Return the prediction as data for JSON, without features; its class has the key `class`, as in every CSV."""
         top = [{"class": name, "probability": probability} for name, probability in self.top]
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
@@ -58,7 +58,7 @@ HALF = 0.5  # the default threshold of multi-label classification
 
 @dataclass(frozen=True)
 class Wanted:
-    """The options of a request: the number of classes, the least probability, features, and a question.
+    """The options of a request for predictions: number of classes, least probability, features, and a question.
 
     Raises AdaptError for a number of classes below 1, and a threshold outside [0, 1].
     """
@@ -85,7 +85,7 @@ def predictions(
     features: Tensor | None = None,
     numbers: Tensor | None = None,
 ) -> Iterator[Prediction]:
-    """Yield the predictions for logits `(b, n)` of `n` classes, single-label or multi-label as `answers` is.
+    """Yield a prediction for each image from logits `(b, n)` of n classes; `answers` may allow several classes each.
 
     Unit-length features `(b, e)`, and the numbers `(b,)` that the logits stand for, are added if given.
     """
@@ -106,13 +106,13 @@ def _above(ranked: Sequence[tuple[str, float]], threshold: float) -> tuple[str, 
 
 
 def judged(prediction: Prediction, threshold: float | None) -> Prediction:
-    """Return the prediction, or one of `none` if it is less probable than the threshold."""
+    """Return a prediction, with the class `none` if it is less probable than the threshold."""
     if threshold is None or prediction.probability >= threshold:
         return prediction
     return replace(prediction, class_name=NONE, label=None)
 
 
 def decided(logits: Tensor, class_names: Sequence[str]) -> tuple[list[str], list[float]]:
-    """Return the most probable class of each row of logits `(b, n)`, and its probability."""
+    """Return the name of the most probable class for each row of logits `(b, n)`, and its probability."""
     best = finite(logits).float().softmax(-1).max(-1)
     return [class_names[label] for label in best.indices.tolist()], best.values.tolist()

@@ -1,4 +1,4 @@
-"""A vision LLM with a method, which answers questions about images in words."""
+"""Vision LLMs with a method, which answer questions about images in words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from adapt.models.prediction import NOT_FINITE, Prediction, Wanted, judged
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in words, and the geometric mean of its tokens' probabilities."""
+    """An answer in words, with the geometric mean of its tokens' probabilities."""
 
     text: str
     probability: float
@@ -32,18 +32,18 @@ class Answer:
 
 
 def _of_each(edit: Tokens, images: int) -> Tensor:
-    """Return the learned tokens of each image `(b, k, d)`, including those that all images share."""
+    """Return learned tokens for each image `(b, k, d)`, from tokens of each image or tokens that all share."""
     return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
 
 
 class AnswerStep(Step):
-    """A batch of images with a question and an answer each."""
+    """A batch of images with a question and an answer for each."""
 
     model: SpeakingModel
 
     @cached_property
     def read(self) -> tuple[Tensor, Tensor]:
-        """The language model's logits `(b, l, v)`, and the tokens of the answers as targets `(b, l)`."""
+        """The language model's logits `(b, l, v)` for the batch, and its targets `(b, l)`, the tokens of answers."""
         read: tuple[Tensor, Tensor] = self.model._read(*self.inputs)
         return read
 
@@ -64,14 +64,14 @@ class SpeakingModel(Adapted[VisionLLM]):
     baseline = "no image"
 
     def forward(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None = None) -> Tensor:
-        """Return logits `(b, l, vocabulary)` for images `(b, 3, h, w)` with a question each, and answers if given.
+        """Return logits `(b, l, vocabulary)` for images `(b, 3, h, w)`, each with a question, and an answer if given.
 
         Rows are padded on the right.
         """
         return self._read(images, questions, answers)[0]
 
     def loss(self, images: Tensor, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Return the mean cross-entropy of the answers' tokens, including end tokens."""
+        """Return the mean cross-entropy of the tokens of answers, including the tokens that end them."""
         return generation.loss(*self._read(images, questions, answers))[0]
 
     @in_one_mode
@@ -91,7 +91,7 @@ class SpeakingModel(Adapted[VisionLLM]):
     def _inputs(
         self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool
     ) -> tuple[generation.Rows, Tensor | None, list[Edit]]:
-        """Return the rows, the visual tokens of each image in them `(b, k, d)` if any, and the decoder's edits."""
+        """Return the rows of tokens, the learned tokens `(b, k, d)` to put in them or None, and the decoder's edits."""
         asking.check(images, questions)
         if answers is not None:
             asking.check(images, answers, "answer")
@@ -107,7 +107,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         return rows, values, [edit for edit in edits if not isinstance(edit, Tokens)]
 
     def _embedded(self, rows: generation.Rows, values: Tensor | None) -> Tensor:
-        """Return the input embeddings of the decoder `(b, l, d)`."""
+        """Return the input embeddings `(b, l, d)` of the decoder for rows of tokens, with learned tokens in place."""
         embedded: Tensor = self.backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
         return (
             embedded if values is None else embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
@@ -139,7 +139,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         merge: bool | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Return answers to a question about each of the images `(b, 3, h, w)`, by transformers' `generate`.
+        """Return answers to `questions`, one about each of the images `(b, 3, h, w)`, by transformers' `generate`.
 
         `merge` merges low-rank updates into copies of the weights, used for all tokens of an image; by default, if
         there is one image. `options` are options of `generate`, such as `num_beams`.
@@ -165,7 +165,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         return self._answers(output, settings["eos_token_id"])
 
     def _answers(self, output: Any, ends: int | Sequence[int]) -> list[Answer]:
-        """Return the answers up to the first of the tokens `ends`, after which a row is padding."""
+        """Return the answers in `generate`'s output, each up to its first token in `ends`; after it comes padding."""
         llm, tokenizer = self.backbone.llm, self.backbone.tokenizer
         beams = getattr(output, "beam_indices", None)
         scores = llm.compute_transition_scores(output.sequences, output.scores, beams, normalize_logits=True)
@@ -180,14 +180,17 @@ class SpeakingModel(Adapted[VisionLLM]):
         return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
 
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
-        """Yield a prediction with one answer for each image, even if the request's `top_k` is larger."""
+        """Yield one prediction for each image, with one answer, even if the request's `top_k` is larger."""
         asking.check_featureless(self, wanted)
         for answer in self.generate(pixels, asking.of_each(pixels, wanted.question)):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
 
     def answer(self, image: object, question: str, **options: Any) -> Answer:
-        """Return the answer to a question about an image of `adapt.data.open_image`, with options of `generate`."""
+        """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes.
+
+        `options` are those of `generate`.
+        """
         picture = open_image(image, turned=self.backbone.preprocess.turned)
         pixels = self.backbone.transform(train=False)(picture)[None]
         return self.generate(pixels, [question], **options)[0]

@@ -1,4 +1,4 @@
-"""The text side of a dual encoder with a method: features of classes and of other texts."""
+"""The text side of an adapted dual encoder: features of classes and of other texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adapt.shown import brief
 
 
 class TextSide(Adapted[DualEncoder]):
-    """The features of texts, each computed once until something that they depend on changes."""
+    """The text side of an adapted dual encoder; features are computed once, until something they depend on changes."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TextSide(Adapted[DualEncoder]):
         checkpointing: bool = False,
         average: PromptAverage = "unit",
     ) -> ClassTexts | None:
-        """Return the texts of the classes, or None without prompts."""
+        """Return the prompts of all classes, ready to be encoded, or None if the classes have no prompts."""
         if not (self.class_names and prompts(self.class_names[0])):
             return None
         by_class = of_classes(self.backbone.tokenizer, self.class_names, prompts)
@@ -73,21 +73,21 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def prompt_features(self) -> tuple[Tensor, ...]:
-        """Return unit-length features `(m, e)` of the prompts of each class; m may differ between classes."""
+        """Return, for each class, unit-length features `(m, e)` of its m prompts; m may differ between classes."""
         texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
         if texts is None:
             raise self._no_prompts()
         return self._encoded(texts).split(texts.counts)
 
     def _encoded(self, texts: ClassTexts, features: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
-        """Return features of texts under the method's edits, which may read images, or stored ones if still valid."""
+        """Return features of texts under the method's edits, which may depend on images; stored ones if still valid."""
         edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return self._projected(texts.encode(edits, self.text_memory))
         return self._projected(texts.remembered(edits, self.text_memory))
 
     def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
-        """Return features of images or texts as the method projects them, of `unit` length, or unchanged."""
+        """Return features after the method's projection, if it has one, and with `unit` normalised again."""
         projects = trait(self.method, Projects)
         if projects is None:
             return features
@@ -95,7 +95,7 @@ class TextSide(Adapted[DualEncoder]):
         return F.normalize(projected, dim=-1) if unit else projected
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
-        """Return features of the classes `(n_classes, e)` by the backbone alone, in hand-written templates.
+        """Return features of the classes `(n_classes, e)` in hand-written templates, by the unedited backbone.
 
         `unit`: the normalised mean of unit-length features of the templates; `raw`: the mean of the tower's outputs.
         """
@@ -110,7 +110,7 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts other than the classes', under the method's edits."""
+        """Return unit-length features `(m, e)` of prompts that are not those of classes, under the method's edits."""
         key, known = tuple(prompts), self._others  # read once, as another thread may replace it
         if known is None or known[0] != key:
             singles = [[prompt] for prompt in prompts]
@@ -129,10 +129,10 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Return features `(m, e)` of texts, of `unit` length or as the tower outputs them, without gradient.
+        """Return features `(m, e)` of texts, without gradient, of unit length or as the tower outputs them.
 
-        They come from the backbone alone, or `edited` by a method whose learned tokens belong to no class or image.
-        Raises AdaptError, naming the text, if one is longer than the text tower reads.
+        They come from the unedited backbone, or if `edited` from a method whose learned tokens belong to no class or
+        image. Raises AdaptError, naming the text, if one is longer than the text tower reads.
         """
         singles = [[self._prompt(text)] for text in texts]
         encoder = ClassTexts(self.backbone, singles, self.fast, average="each" if unit else "raw")
@@ -167,5 +167,5 @@ class TextSide(Adapted[DualEncoder]):
 
 
 def _read(of_images: Tensor | None) -> dict[str, Callable[[], Tensor]]:
-    """Return results of images that a method may read, by tower."""
+    """Return a function that gives `of_images`, for a method to read, under the name vision; {} if it is None."""
     return {} if of_images is None else {"vision": lambda: of_images}

@@ -76,13 +76,13 @@ def wrap(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """Build `method` on `backbone`: an `AdaptedModel`, `AnsweringModel` or `SpeakingModel`, by the backbone's family.
+    """Return an adapted model: `method` built on `backbone` (`AdaptedModel`, `AnsweringModel` or `SpeakingModel`).
 
-    `class_names` are the classes, or a fusion encoder's answers; leave them out for pairs of images and texts, and for
-    a vision LLM, which answers in its own words. `fast`: None uses the fast exact text path if it applies, True raises
-    AdaptError if it does not, False uses the library's own forward. `checkpointing` recomputes the blocks of edited
-    towers in the backward pass. `text_memory` bounds the text side's activations in bytes (default: half of the free
-    memory).
+    The class depends on the backbone's kind. `class_names` are the classes, or a fusion encoder's answers; leave them
+    out for pairs of images and texts, and for a vision LLM, which answers in its own words. `fast`: None uses the fast
+    exact text path if it applies, True raises AdaptError if it does not, False uses the library's own forward.
+    `checkpointing` recomputes the blocks of edited towers in the backward pass. `text_memory` bounds the text side's
+    activations in bytes (default: half of the free memory).
 
     Raises AdaptError for an object that is not a backbone, a method that is already built, bad class names, a backbone
     that the method does not fit, and settings that need more memory than there is.
@@ -102,7 +102,7 @@ def assemble(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """Return the model of a method built on `backbone`, by the backbone's family."""
+    """Return the adapted model of a method that is built on `backbone`, of the class for the backbone's kind."""
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
@@ -111,7 +111,7 @@ def assemble(
 
 
 def _check_parts(backbone: object, method: object) -> None:
-    """Raise AdaptError, with what to call, for a library's model, a name, or a class instead of an object."""
+    """Raise AdaptError unless `backbone` and `method` are a backbone and a method; the message says what to call."""
     if not isinstance(backbone, Backbone):
         given = f"the name {backbone!r}" if isinstance(backbone, str) else f"a {type(backbone).__name__}"
         raise AdaptError(

@@ -1,6 +1,7 @@
-"""Families of backbones, such as open_clip's models: each is a file here, named after its family.
+"""Families of backbones: all models that one loader reads, such as open_clip's. Each family is a file here.
 
-Other packages add a family by `register`, or by an entry point in the group `adapt.backbones` with the family's name.
+The file has the family's name. Other packages add a family by `register`, or by an entry point in the group
+`adapt.backbones` with the family's name.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ names, register = _listing.names, _listing.register
 
 
 def forms() -> dict[str, str]:
-    """Return the forms that a backbone's name can take, such as `hf:NAME_OR_PATH`, each with its description."""
+    """Return the forms that the name of a backbone can take, such as `hf:NAME_OR_PATH`, each with its description."""
     return {form: text for family in _families() for form, text in family.forms.items()}
 
 

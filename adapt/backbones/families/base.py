@@ -1,4 +1,4 @@
-"""The interface of a family of backbones, which decides which backbone names it accepts, and loads them."""
+"""The interface of a family of backbones: it decides which backbone names it accepts, and loads the backbones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """The base class of families. A family in another package needs an entry point in the group `adapt.backbones`."""
+    """The base class of families, the loaders of backbones. Packages add one by an entry point in `adapt.backbones`."""
 
     name: ClassVar[str]
     forms: ClassVar[dict[str, str]]
@@ -34,5 +34,5 @@ class Family:
         return False
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        """Return the backbone in the folder `path`; without `tensors`, no weights are read, only its configuration."""
+        """Return the backbone in the folder `path`; without `tensors`, only its configuration is read, no weights."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The small models that are installed with adapt."""
+"""The family of the small models that are installed with adapt."""
 
 from __future__ import annotations
 

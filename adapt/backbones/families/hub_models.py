@@ -1,4 +1,4 @@
-"""Transformers models, named by their hub repository, and folders in transformers' format."""
+"""The family of transformers models, named by their hub repository, or given as folders in transformers' format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of open_clip, named by architecture and weights or by hub repository, and folders in open_clip's format."""
+"""The family of open_clip's models, named by architecture and weights or by hub repository, or given as folders."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class OpenCLIPModels(Family):
 
 
 def _snapshot(repository: str) -> Path:
-    """Download a hub repository and return its folder: only the files that open_clip itself would read, no pickles."""
+    """Download the files of a hub repository that open_clip itself would read, no pickles, and return their folder."""
     folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
@@ -80,7 +80,7 @@ def _snapshot(repository: str) -> Path:
 
 
 class _TextConfig(TypedDict, total=False):
-    """The entries of open_clip's `text_cfg` that adapt reads."""
+    """The part of open_clip's text configuration (`text_cfg`) that adapt reads."""
 
     context_length: int
     hf_model_name: str
@@ -88,7 +88,7 @@ class _TextConfig(TypedDict, total=False):
 
 
 class _ModelConfig(TypedDict):
-    """The entries of open_clip's `model_cfg` that adapt reads."""
+    """The part of open_clip's model configuration (`model_cfg`) that adapt reads."""
 
     text_cfg: _TextConfig
     quick_gelu: NotRequired[bool]
@@ -110,7 +110,7 @@ def _configuration(path: Path) -> _ModelConfig:
 
 
 def _tokenizer_options(text: _TextConfig) -> dict[str, int | None]:
-    """Return options for open_clip's `get_tokenizer`; transformers tokenizers also get `trust_remote_code=False`."""
+    """Return options for open_clip's `get_tokenizer`, with `trust_remote_code=False` for transformers tokenizers."""
     options = {"context_length": text.get("context_length")}
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
@@ -141,7 +141,7 @@ def _pretrained(spec: str, name: str) -> Backbone:
 def _parts(
     architecture: str, pretrained: str, text: _TextConfig, silence: str | None
 ) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
-    """Return the model, tokenizer and evaluation transform. `silence` is the error text if the hub does not answer."""
+    """Return an open_clip model, tokenizer and transform; `silence` explains errors if the hub does not answer."""
     import open_clip
 
     from adapt.backbones.foreign_code import needs_code, no_questions
@@ -179,7 +179,7 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """Silence the libraries' log messages while a model loads, and open_clip's warning about QuickGELU."""
+    """Silence log messages of libraries, and open_clip's QuickGELU warning, while a model loads in the `with` block."""
     levels = {each: each.level for each in (logging.getLogger(), logging.getLogger("huggingface_hub"))}
     for each in levels:
         each.setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""A vision tower joined to a language model, named as VISION+LLM."""
+"""The family of vision LLMs made of a vision tower and a language model, named as VISION+LLM."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TwoModels(Family):
 
 
 def with_language_model(encoder: Backbone, spec: str, device: torch.device, name: str | None = None) -> VisionLLM:
-    """Return `encoder`'s vision tower joined to the causal language model `spec`: hf:NAME, a folder or mini-lm.
+    """Return a vision LLM: `encoder`'s vision tower with the causal language model `spec` (hf:NAME, folder or mini-lm).
 
     The language model keeps the precision of its checkpoint. The exception is fp16, which becomes fp32 on the CPU,
     where fp16 is slow. Raises AdaptError if `encoder` is not a CLIP or SigLIP, or the language model cannot be loaded.

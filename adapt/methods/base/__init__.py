@@ -1,4 +1,4 @@
-"""The interface of a method, the batches it sees, and the training it is given."""
+"""The interface of methods, the batches that they see, and the training that is passed to them."""
 
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context

@@ -1,4 +1,4 @@
-"""The settings of a method, as data."""
+"""The base class of the settings of methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MethodSettings = Annotated[dict[str, Any], WithJsonSchema(METHOD_SETTINGS)]
 
 
 class MethodConfig(BaseModel):
-    """The settings of a method, written into the adapter. Unknown keys are errors."""
+    """The settings of a method, which are written into its adapter files. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""The features that a method may read while it decides its edits."""
+"""Features that a method may read while it decides how to change a tower in the present call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from adapt.errors import AdaptError
 
 
 class Context:
-    """The outputs of towers that a method may read during one call of the adapted model, each computed once."""
+    """Outputs of towers that a method may read during one call of the adapted model; each is computed only once."""
 
     def __init__(
         self,
@@ -24,18 +24,18 @@ class Context:
         self._known: dict[tuple[str, str], Tensor] = {}
 
     def features(self, tower: str) -> Tensor:
-        """Return unit-length features `(b, e)` of this call's inputs to `tower`."""
+        """Return the unit-length features `(b, e)` of the inputs that this call gives to `tower`."""
         return self._read("features", tower)
 
     def tokens(self, tower: str) -> Tensor:
-        """Return the patch features `(b, l, d)` of this call's images that the backbone reads from `tower`.
+        """Return the patch features `(b, l, d)` of this call's images, as the backbone reads them from `tower`.
 
         On a dual encoder they are the outputs of the last block for all tokens, including a class token.
         """
         return self._read("tokens", tower)
 
     def class_features(self, templates: Sequence[str]) -> Tensor:
-        """Return unit-length features `(n, e)` of the classes in hand-written templates, without edits."""
+        """Return the unit-length features `(n, e)` of the classes in hand-written templates, by the frozen backbone."""
         if self._class_features is None:
             raise AdaptError("the method reads class features, and this model has none: use a dual encoder")
         return self._class_features(templates)

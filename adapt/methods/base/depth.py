@@ -1,4 +1,4 @@
-"""The number of blocks, from the first, that a method changes in a tower."""
+"""The depth of a method: the number of blocks of a tower, from the first, that it changes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from adapt.errors import AdaptError
 
 
 def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:
-    """Return `depth`, or by default the fraction `share` of the number of blocks in the tower that has the fewest.
+    """Return `depth`, by default the fraction `share` of the blocks of the tower that has the fewest.
 
-    Raises AdaptError as `check_depth` does."""
+    Raises AdaptError as `check_depth` does.
+    """
     if depth is None:
         depth = max(1, int(share * min(len(tower.blocks) for tower in towers)))
     for tower in towers:

@@ -1,4 +1,4 @@
-"""Settings that are tuned on the data: the values to try, and the logits of a method under each value."""
+"""Settings of methods that are tuned on the data: the values to try, and the logits under each value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Trial = tuple[dict[str, Any], Tensor]  # settings, and the logits (n, classes) o
 
 
 class Choice(NamedTuple):
-    """The values to try for one setting, in order, and the one to keep unless another is clearly better."""
+    """The values to try for one setting, in order, and the usual one, kept unless another is clearly better."""
 
     values: Sequence[Any]
     usual: Any
@@ -30,25 +30,25 @@ class Choice(NamedTuple):
 
 
 def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
-    """Yield every combination of values, the last setting changing fastest; without choices, one empty combination."""
+    """Yield each combination of values of several settings, the last changing fastest; {} if there are no settings."""
     for values in product(*(choice.values for choice in choices.values())):
         yield dict(zip(choices, values, strict=True))
 
 
 def configure(method: Method, settings: Mapping[str, object]) -> None:
-    """Replace the method's values of `settings` in its config."""
+    """Set `settings` in the method's config to these values."""
     method.config = method.config.model_copy(update=dict(settings))
 
 
 class Grid(Trait):
-    """Some of the method's settings are tuned on the data: see `adapt.training.choice`."""
+    """The trait of methods some of whose settings are tuned on the data: see `adapt.training.choice`."""
 
     at_answer: ClassVar[frozenset[str]] = frozenset()
     """The settings that change only the answers, so that one fit serves all their values."""
 
     @property
     def balanced(self) -> bool:
-        """Whether all classes count equally when settings are compared, whatever their numbers of images."""
+        """Whether classes count equally when settings are compared, however many images each class has."""
         return False
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""A check of the training images' labels that some methods store in their adapters."""
+"""A check of the training images' labels, which some methods store in their adapters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from adapt.errors import AdaptError
 
 
 def check_labels_of(labels: Tensor, classes: int, source: str) -> None:
-    """Raise AdaptError if labels `(n,)` from `source` do not fit the number of `classes`."""
+    """Raise AdaptError if the labels `(n,)` that the file `source` stores do not fit the number of `classes`."""
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise AdaptError(
             f"labels of {source} are {int(labels.min())} to {int(labels.max())}, and there are {classes} classes: "

@@ -22,7 +22,7 @@ from adapt.methods.base.training import Training
 from adapt.prompts import Prompt, from_templates
 from adapt.validation import explain
 
-KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM")  # of backbones
+KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM")  # kinds of backbones
 
 StepT = TypeVar("StepT", bound=Step, contravariant=True, default=Any)
 
@@ -30,8 +30,8 @@ StepT = TypeVar("StepT", bound=Step, contravariant=True, default=Any)
 class Method(nn.Module, Generic[StepT]):
     """The base of all methods, with the members that every method has and that training calls.
 
-    `Method(**config)` creates a method and `wrap` builds it on a backbone. `Method[PairStep]` names the batches that it
-    reads. Members of only some methods are traits, listed beside `Method` in the class statement: see
+    `Method(**config)` creates a method and `wrap` builds it on a backbone. `Method[PairStep]` names the kind of batches
+    that it reads. Members of only some methods are traits, listed beside `Method` in the class statement: see
     `adapt.methods.base.traits`.
 
     `named_parameters()` are exactly the tensors that train, and `state_dict()` exactly those that an adapter holds,
@@ -87,7 +87,7 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def per_class(self) -> bool:
-        """Whether a tensor belongs to particular classes, so that the method cannot serve other class names."""
+        """Whether a tensor of the method belongs to certain classes, so that it cannot serve other class names."""
         return False
 
     @property
@@ -102,21 +102,21 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def views(self) -> int:
-        """The number of random views of each image that `infer` reads beside the image itself."""
+        """The number of random views of each image that `infer` reads in addition to the image itself."""
         return 0
 
     @property
     def parts(self) -> Mapping[str, Method]:
-        """The methods of a composition, by name; for a method that is no composition, only the method itself."""
+        """The methods that make up a composition, by name; for any other method, only the method itself."""
         return {self.name: self}
 
     # changes inside the backbone
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        """Allocate the parameters, sized by the backbone's towers. Called by `wrap`, and for a fresh training."""
+        """Allocate the parameters, sized by the backbone's towers. Called by `wrap`, and when training starts anew."""
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return the prompts for a class, whose features are averaged; none if the logits need no class features.
+        """Return the prompts of a class, whose features are averaged; none if the logits need no class features.
 
         By default they come from the templates in the setting `template`. A method without this setting has no prompts.
         """
@@ -124,13 +124,13 @@ class Method(nn.Module, Generic[StepT]):
         return from_templates(tokenizer, templates, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        """Return the changes that the method makes inside `tower` in this call of the model."""
+        """Return the changes that the method makes inside `tower` (a transformer stack) in this call of the model."""
         return []
 
     # learning
 
     def logits(self, step: StepT) -> Tensor:
-        """Return the logits `(b, n)` of a batch, or the logits `(b, l, v)` of a language model's answers.
+        """Return the logits `(b, n)` of a batch, or `(b, l, v)` for the answers of a language model.
 
         By default they are the cosine similarities of images and class features, times the logit scale.
         """
@@ -138,12 +138,12 @@ class Method(nn.Module, Generic[StepT]):
         return logits
 
     def loss(self, step: StepT) -> Terms:
-        """Return the terms of a batch's loss by name. The loss is the sum of the terms; the log shows every term."""
+        """Return the terms of a batch's loss, by name. The loss is their sum; the log shows each of them."""
         return step.task_loss()
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the method is trained by gradient steps; by default, if it has parameters."""
+        """Whether the method is trained by gradient steps; by default, whether it has parameters."""
         return any(True for _ in self.parameters())
 
     def trains(self) -> Iterable[nn.Parameter]:
@@ -151,17 +151,17 @@ class Method(nn.Module, Generic[StepT]):
         return self.parameters()
 
     def prepare(self, training: Training) -> None:
-        """Do the work before, or instead of, training steps: closed forms, caches, statistics, a search.
+        """Do the method's work before, or instead of, training steps: closed forms, caches, statistics, a search.
 
         A resumed run (`training.resumed`) also calls it, and then restores the trained values from the checkpoint.
         """
 
     def backward(self, terms: Terms) -> None:
-        """Store the gradients of a batch's loss in the parameters. `terms` are scaled for accumulation and fp16."""
+        """Compute the gradients of a batch's loss. `terms` are already scaled for gradient accumulation and fp16."""
         total(terms).backward()
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
-        """Do the method's own work at the end of an epoch: number `epoch`, counted from 0, of `epochs`."""
+        """Do the method's own work at the end of epoch number `epoch`, counted from 0, of `epochs`."""
 
     def finish(self, training: Training) -> None:
         """Do the method's own work after the last training step, such as a choice on validation images."""

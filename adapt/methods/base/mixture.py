@@ -1,4 +1,4 @@
-"""Mixtures of adapters with a common start: weights, and peft's ways of combining weight changes."""
+"""Mixtures of adapters with a common start: weights, and peft's ways to combine weight changes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Combination = Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_
 
 @dataclass(frozen=True)
 class Mixture:
-    """How to mix adapters: a factor for each adapter, and peft's name for the way their changes are combined.
+    """Settings for mixing adapters: a weight for each adapter, and peft's name for the way to combine their changes.
 
-    `density` is the fraction of entries that a change keeps, in every combination but `linear`. `rank` is the rank of a
-    low-rank result; None keeps the rank that the combination gives. `seed` is for drawing the entries that `dare_...`
-    drops.
+    `density` is the fraction of entries of a change that is kept, in every combination but `linear`. `rank` is the rank
+    of a low-rank result; None keeps the rank that the combination gives. `seed` is for drawing the entries that
+    `dare_...` drops.
 
     Raises AdaptError for an unknown combination, and for a density or rank that does not fit it.
     """
@@ -57,11 +57,11 @@ class Mixture:
         return self.combination == "linear"
 
     def mean(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the weighted sum of the tensors."""
+        """Return the sum of the adapters' tensors, each times the adapter's weight."""
         return reduce(torch.add, (weight * tensor for weight, tensor in zip(self.weights, tensors, strict=True)))
 
     def of_changes(self, changes: Sequence[Tensor]) -> Tensor:
-        """Combine the adapters' changes of one weight `(out, in)`; each call draws anew which entries to drop."""
+        """Return the combination of the adapters' changes of one weight `(out, in)`; dropped entries are drawn anew."""
         if self.is_linear:
             return self.mean(changes)
         from peft.utils import merge_utils
@@ -72,24 +72,24 @@ class Mixture:
 
 
 def default_weights(members: int, combination: str) -> tuple[float, ...]:
-    """Return `1 / members` for each adapter, or 1 for a combination that itself averages the entries that agree."""
+    """Return the default weight of each adapter: `1 / members`, or 1 for a combination that itself averages entries."""
     return (1.0 if "ties" in combination else 1 / members,) * members
 
 
 class Mixes(Trait):
-    """The method has its own way to mix adapters, in place of the mean of their tensors."""
+    """The trait of methods with their own way to mix adapters, in place of the mean of their tensors."""
 
     @classmethod
     @abstractmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the settings and tensors of the mixture of several adapters that have the same settings.
+        """Return the settings and tensors of the mixture of several adapters of this method with the same settings.
 
         Raises AdaptError for a mixture that the adapters' tensors do not allow.
         """
 
 
 def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the settings and tensors of the mixture of several adapters that have the same settings.
+    """Return the settings and tensors of the mixture of several adapters of one method with the same settings.
 
     Raises AdaptError for a mixture that the adapters' tensors do not allow.
     """
@@ -98,9 +98,9 @@ def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], 
 
 
 def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the settings that all members have, and the mean of the members' trained tensors.
+    """Return the settings that all adapters have, and the weighted mean of their trained tensors.
 
-    Raises AdaptError if the mixture is not a mean, or if the members differ in a tensor that is not trained.
+    Raises AdaptError if the mixture is not a mean, or if the adapters differ in a tensor that is not trained.
     """
     first = members[0]
     if not mixture.is_linear:

@@ -1,4 +1,4 @@
-"""Plain classifiers of image features, fitted without gradient steps, which a practitioner tries first."""
+"""Plain classifiers of image features, fitted without gradient steps: those that a practitioner tries first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PlainClassifierConfig(MethodConfig):
 
 
 class PlainClassifier(Method[ImageStep], Grid):
-    """A classifier whose logits are its own `scores` plus `words` times the zero-shot logits."""
+    """The base of plain classifiers, whose logits are their own `scores` plus `words` times the zero-shot logits."""
 
     Config = PlainClassifierConfig
     needs_every_class = True
@@ -53,7 +53,7 @@ class PlainClassifier(Method[ImageStep], Grid):
 
 
 class LinearClassifier(PlainClassifier):
-    """A linear classifier, whose `weight` `(n_classes, e)` and `bias` `(n_classes,)` are computed by `solve`."""
+    """The base of linear classifiers: `solve` computes `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     scale: float
     """The backbone's factor of cosines."""
@@ -81,7 +81,7 @@ class LinearClassifier(PlainClassifier):
 
 
 def _names_help(training: Training) -> bool:
-    """Return whether zero-shot classification by class names is clearly better than chance on the training images."""
+    """Return whether zero-shot classification of the training images by class names is clearly better than chance."""
     step = ImageStep(training.classifier, Encoded(training.features("train")))
     zero_shot, labels = step.cosine_logits(step.class_features), training.labels("train")
     chance = 1 / zero_shot.shape[1]

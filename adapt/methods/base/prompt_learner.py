@@ -1,4 +1,4 @@
-"""Tensors of prompt learners in published checkpoints."""
+"""Tensors of learned prompts in published checkpoints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP
 
 
 def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Return a published prompt learner's tensors, stored under `prefix`, without its buffers of frozen tokens."""
+    """Return the tensors under `prefix` in a published checkpoint of learned prompts, without frozen tokens."""
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}

@@ -1,4 +1,4 @@
-"""Feature spaces: features of two backbones can be compared only within one space."""
+"""Feature spaces of backbones: features of two backbones can be compared only within one space."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Space(BaseModel):
-    """The feature space of a dual encoder, which depends on its weights and on how it reads images."""
+    """The feature space of a dual encoder, which depends on its weights and on how it preprocesses images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,29 +31,29 @@ class Space(BaseModel):
 
     @classmethod
     def of(cls, backbone: DualEncoder) -> Space:
-        """Return the space of the features of `backbone`."""
+        """Return the space in which the features of `backbone` lie."""
         return cls(
             backbone=backbone.name or "",
             fingerprint=backbone.fingerprint.short(),
-            reading=plain.dump(backbone.turning(False).reading()),  # a photograph turned lies in the same space
+            reading=plain.dump(backbone.turning(False).reading()),  # turned images lie in the same space
             size=backbone.embed_dim,
         )
 
 
 class Projects(Trait):
-    """Features of both towers are projected before they are compared, perhaps into another backbone's feature space."""
+    """The trait of methods that project features of both towers, perhaps into another backbone's feature space."""
 
     @property
     @abstractmethod
     def space(self) -> Space | None:
-        """The other backbone's feature space, or None if the method projects into a space of its own."""
+        """The other backbone's feature space; None if the method projects into a space of its own."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
-        """Return projections `(..., d)` of features `(..., e)` of either tower, which the caller normalises."""
+        """Return projections `(..., d)` of image or text features `(..., e)`, which the caller normalises."""
 
 
 def space_of(method: Method) -> Space | None:
-    """Return the other backbone's feature space, if the method compares features in it, or else None."""
+    """Return the other backbone's feature space in which a method compares features; None if there is none."""
     projects = trait(method, Projects)
     return None if projects is None else projects.space

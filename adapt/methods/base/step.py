@@ -1,4 +1,4 @@
-"""A batch as a method sees it in training and at test time, computed lazily and only once."""
+"""Batches as methods see them in training and at test time ("steps"); results are computed if needed, and only once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Terms = dict[str, Tensor]  # the terms of a loss by name, which add up
 
 
 class Encoded(NamedTuple):
-    """A batch of unit-length image features `(b, e)`, without the images.
+    """A batch of images given as unit-length features `(b, e)`, without the images themselves.
 
     `views` `(b, v, e)` are features of several views of each image, for a method that reads views.
     """
@@ -36,7 +36,7 @@ class Encoded(NamedTuple):
 
 
 class BlockInputs(NamedTuple):
-    """A batch of inputs `(b, l, d)` to `block` of the vision tower, without the images.
+    """A batch of images given as their tokens `(b, l, d)` at the input of vision block `block`, without the images.
 
     The method edits no earlier block.
     """
@@ -46,7 +46,7 @@ class BlockInputs(NamedTuple):
 
 
 class Step:
-    """A batch of items with labels, in the form that their task defines, and with logits `(b, n)`."""
+    """A batch of data set items with labels (its form depends on their task), and with the method's logits `(b, n)`."""
 
     task: Task | None = None
     """The task of the items; None for a step made by hand, whose loss is its own cross-entropy."""
@@ -65,7 +65,7 @@ class Step:
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """The labels of the items, `(b,)` or `(b, n)` as their task defines, or None if unknown."""
+        """The labels of the items, `(b,)` or `(b, n)` depending on their task; None if unknown."""
         labels = self._labels
         if labels is None and self.task is not None:
             labels = self.task.labels(self.items, self.model.class_names)
@@ -73,18 +73,18 @@ class Step:
 
     @cached_property
     def values(self) -> Tensor | None:
-        """The number that labels each item `(b,)`, such as a quality score, or None if the task has no numbers."""
+        """The number with which each item is labelled `(b,)`, such as a quality score; None for a task without any."""
         values = None if self.task is None else self.task.values(self.items)
         return None if values is None else moved(values.float(), self.model.backbone.device)
 
     def task_loss(self) -> Terms:
-        """Return the terms of the task's own loss, which is the complete loss if the method adds no term."""
+        """Return the terms of the task's own loss by name; methods may replace them or add to them."""
         terms: Terms = {"cross_entropy": self.cross_entropy} if self.task is None else self.task.loss(self)
         return terms
 
     @property
     def right(self) -> Tensor:
-        """Whether the largest logit of each item is the logit of its label, `(b,)`."""
+        """Whether the class with the largest logit is the label of the item, for each item `(b,)`."""
         assert self.labels is not None
         return self.logits.argmax(-1).eq(self.labels)
 
@@ -96,22 +96,22 @@ class Step:
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The mean cross-entropy of the logits with labels `(b,)` or soft labels `(b, n)`, in fp32."""
+        """The mean cross-entropy in fp32 of the logits with the labels `(b,)`, or with soft labels `(b, n)`."""
         assert self.labels is not None
         return F.cross_entropy(self.logits.float(), self.labels, self.model.class_weights)
 
     def again(self) -> Self:
-        """Return the same batch for a method that has changed: only results of the frozen backbone are retained."""
+        """Return the same batch for a method whose tensors changed; only results of the frozen backbone are kept."""
         return self._alike(type(self)(self.model, self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
-        """Copy the items, and other results that no method changes, to `other`, the same batch, and return it."""
+        """Return `other`, a new step for the same batch, after copying the items and results that no method changes."""
         other.task, other.items, other.whole = self.task, self.items, self.whole
         return other
 
 
 class ImageStep(Step):
-    """A batch of images `(b, 3, h, w)`, or their features, to classify by class names.
+    """A batch of images `(b, 3, h, w)`, or of their features, to classify by class names.
 
     It may hold several views of each image `(b, v, 3, h, w)`, of which the first is the image itself.
     """
@@ -127,7 +127,7 @@ class ImageStep(Step):
         """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
     def under(self, method: Method) -> ImageStep:
-        """Return the same batch with another method of the same class, such as a copy that is tuned on the batch."""
+        """Return the same batch for another method of the same class, such as a copy that is tuned on the batch."""
         return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
@@ -137,12 +137,12 @@ class ImageStep(Step):
 
     @cached_property
     def memory(self) -> Any:
-        """The method's memory of the stream of images that the batch belongs to; outside a stream, a new memory."""
+        """The method's memory of the stream of images that this batch is part of; a new memory outside a stream."""
         return self.model.stream().memory if self.model.memory is None else self.model.memory
 
     @cached_property
     def images(self) -> Tensor:
-        """The images `(b, 3, h, w)`. Raises AdaptError if the batch is of features, or is divided among processes."""
+        """The images `(b, 3, h, w)`. Raises AdaptError for a batch of features, or one divided among processes."""
         if self.whole is not None:
             raise AdaptError(
                 f"{self.model.method.name} reads the images of a batch themselves, and each of several processes has "
@@ -185,7 +185,7 @@ class ImageStep(Step):
         )
 
     def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the input and output `(b, l, d)` of each named block, such as vision.3, in the backbone without edits.
+        """Return the input and output `(b, l, d)` of each named block, such as vision.3, by the unedited backbone.
 
         The tensors carry no gradient.
         """
@@ -199,7 +199,7 @@ class ImageStep(Step):
 
     @cached_property
     def _own_features(self) -> Tensor:
-        """Unit-length features of the images that this process encodes, which may be only some of the batch."""
+        """Unit-length features of the images that this process encodes: all, or its share of the batch."""
         if isinstance(self.inputs, Encoded):
             return moved(self.inputs.features, self.model.backbone.device)
         features: Tensor = self.model.image_features(self._entering)
@@ -210,12 +210,12 @@ class ImageStep(Step):
 
     @property
     def _entering(self) -> Tensor | BlockInputs:
-        """The input of the vision tower: images, or the inputs of a later block."""
+        """The batch as the vision tower receives it: images, or the inputs of a later block."""
         return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
 
     @cached_property
     def local_features(self) -> Tensor:
-        """Features `(b, rows, columns, e)` of the images' patches, not normalised, by the backbone without edits.
+        """Features `(b, rows, columns, e)` of the images' patches, not normalised, by the unedited backbone.
 
         They carry no gradient; see `adapt.engine.values`. The same forward pass computes `frozen_features`.
         """
@@ -224,12 +224,12 @@ class ImageStep(Step):
 
     @cached_property
     def image_tokens(self) -> Tensor:
-        """The output `(b, l, d)` of the last vision block in the backbone without edits, without gradient."""
+        """The output `(b, l, d)` of the last vision block of the unedited backbone for all tokens, without gradient."""
         return self._of_all(self._own_tokens)
 
     @cached_property
     def _own_tokens(self) -> Tensor:
-        """The last vision block's output for the images that this process encodes."""
+        """The output of the last vision block for the images that this process encodes."""
         tokens: Tensor = self.model.image_tokens(self._images)
         return tokens
 
@@ -252,7 +252,7 @@ class ImageStep(Step):
         return features
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts that belong to no class, under the method's text edits.
+        """Return unit-length features `(m, e)` of prompts other than those of the classes, under the method's edits.
 
         The prompts cannot contain learned tokens that belong to a class or an image.
         """
@@ -261,7 +261,7 @@ class ImageStep(Step):
 
     @property
     def frozen_features(self) -> Tensor:
-        """Unit-length features of the images `(b, e)` by the backbone without edits, without gradient."""
+        """Unit-length features of the images `(b, e)` by the unedited backbone, without gradient."""
         if isinstance(self.inputs, Encoded):  # no edits act on them
             return self.features
         if "features" not in self._frozen:
@@ -270,7 +270,7 @@ class ImageStep(Step):
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return features of the classes `(n, e)` in `templates`, by the backbone without edits, without gradient.
+        """Return features `(n, e)` of the classes in hand-written `templates`, by the unedited backbone, no gradient.
 
         The `average` over templates is `unit`, the normalised mean of unit-length features, or `raw`, the mean of the
         tower's outputs, not normalised.
@@ -281,7 +281,7 @@ class ImageStep(Step):
 
     @property
     def scale(self) -> float:
-        """The logit scale that cosine similarities are multiplied by: the method's own, or else the backbone's."""
+        """The logit scale, by which cosine similarities are multiplied: the method's own, or else the backbone's."""
         return float(self._once("scale", lambda: self.model.method.logit_scale or self.model.backbone.logit_scale))
 
     @property
@@ -296,7 +296,7 @@ class ImageStep(Step):
         return known
 
     def cosine_logits(self, class_features: Tensor, features: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n)`: scaled cosines with `class_features`, `(n, e)` or, for each image, `(b, n, e)`.
+        """Return logits `(b, n)`: scaled cosines of images with `class_features`, `(n, e)` or per image `(b, n, e)`.
 
         Unit-length `features` `(b, e)` replace the images' own. The logit scale is the method's, or else the
         backbone's; SigLIP's bias is added.
@@ -314,7 +314,7 @@ class ImageStep(Step):
 
 
 class PairStep(ImageStep):
-    """A batch `[images, texts]` of images `(b, 3, h, w)` with a text for each image.
+    """A batch of image-text pairs: `[images, texts]`, with images `(b, 3, h, w)` and a text for each image.
 
     `labels` are numbers of the images, or of the entities that the images show. An optional third list has a paraphrase
     of each text, or "" for a text without one.
@@ -337,12 +337,12 @@ class PairStep(ImageStep):
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The contrastive loss of images and texts, in both directions."""
+        """The contrastive loss of the batch, from images to texts and from texts to images."""
         return contrast(self.without_same(self.logits))
 
     @property
     def right(self) -> Tensor:
-        """Whether each image's nearest text is its own `(b,)`, leaving out other texts that are also right for it."""
+        """Whether each image `(b,)` is nearest to its own text, not counting other texts that also describe it."""
         nearest = self.without_same(self.logits).argmax(-1)
         return nearest == torch.arange(len(nearest), device=nearest.device)
 
@@ -360,9 +360,9 @@ class PairStep(ImageStep):
 
     @cached_property
     def same(self) -> Tensor:
-        """Whether the text of column j is also right for the image of row i, `(b, b)`; false on the diagonal.
+        """Whether the text of pair j also describes the image of pair i, `(b, b)`; false on the diagonal.
 
-        The text is also right if it equals the image's own text, or if the two pairs have the same image or entity.
+        It does if it equals the image's own text, or if the two pairs have the same image or entity.
         """
         assert self.labels is not None
         number = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
@@ -371,7 +371,7 @@ class PairStep(ImageStep):
         return alike.fill_diagonal_(False)
 
     def without_same(self, logits: Tensor) -> Tensor:
-        """Return `logits` `(b, b)` of images (rows) and texts, with minus infinity where another text is also right."""
+        """Return `logits` `(b, b)` of images and texts, minus infinity where another pair's text is also right."""
         return logits.masked_fill(self.same, -torch.inf)
 
 

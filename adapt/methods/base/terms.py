@@ -1,4 +1,4 @@
-"""The terms of a loss: their sum, and the extra terms that a recipe may add to any method."""
+"""The terms of a loss: their sum, and extra terms that a recipe may add for any method."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from adapt.shown import brief
 
 
 def total(terms: Terms) -> Tensor:
-    """Return the loss, which is the sum of its terms."""
+    """Return the loss, as the sum of its `terms`."""
     first, *others = terms.values()
     return sum(others, first)
 
 
 def checked(terms: object, method: str) -> Terms:
-    """Return `terms`. Raises AdaptError, naming the method, unless they are a dict of tensors with one number each."""
+    """Return `terms` of a loss. Raises AdaptError, naming the method, unless they are a dict of one-number tensors."""
     expected = "expected a dict of the terms by name, each a tensor with one number"
     if not isinstance(terms, dict) or not terms:
         raise AdaptError(f"{method}: its loss returned {brief(terms)}; {expected}")
@@ -31,7 +31,7 @@ def checked(terms: object, method: str) -> Terms:
 
 
 def distill(step: ImageStep) -> Tensor:
-    """Return the mean cosine distance between the images' features and their features in the frozen backbone."""
+    """Return the mean cosine distance of the images' features from the frozen backbone's, an extra term of the loss."""
     return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
 
 

@@ -1,4 +1,4 @@
-"""Traits: abilities of only some methods, each a class beside `Method` in the class statement.
+"""Traits of methods: abilities that only some methods have, each a class beside `Method` in the class statement.
 
 `class AnoVL(Method, DrawsMaps)` draws maps. Code that needs maps calls `trait(method, DrawsMaps)`, which also looks
 into the parts of a composition. Two parts with the same trait are refused, unless `Compose` has it too and combines
@@ -26,7 +26,7 @@ Imported = tuple[dict[str, Tensor], dict[str, object]]  # tensors of a published
 
 
 class Trait(ABC):  # noqa: B024  # abstract members belong to each trait
-    """The base of all traits."""
+    """The base of all traits, which are abilities of some methods."""
 
     of_each_part: ClassVar[bool] = False
     """Whether any number of parts of a composition may have it, because only the parts are asked for it."""
@@ -36,7 +36,7 @@ T = TypeVar("T", bound=Trait)
 
 
 def trait(method: Method, kind: type[T]) -> T | None:
-    """Return the method, or the part of a composition, that has the trait `kind`, or None if there is none."""
+    """Return the method, or the part of a composition of methods, that has the trait `kind`; None if there is none."""
     carriers: Iterable[object] = (method, *method.parts.values())
     return next((part for part in carriers if isinstance(part, kind)), None)
 
@@ -47,36 +47,36 @@ def has_trait(method: Method | type[Method], kind: type[Trait]) -> bool:
 
 
 class LearnedTokens(Trait):
-    """Prompts contain learned tokens, so a template cannot replace them."""
+    """The trait of methods that put learned tokens into prompts, so that a template cannot replace the prompts."""
 
     @property
     def owns_prompts(self) -> bool:
-        """Whether the method, with its present settings, puts learned tokens into the prompts."""
+        """Whether the method, with its present settings, does put learned tokens into the prompts."""
         return True
 
     @property
     @abstractmethod
     def learned_tokens(self) -> dict[str, Tensor]:
-        """The learned text tokens `(..., d)` by parameter name, for a list of their nearest words."""
+        """The learned text tokens `(..., d)` by parameter name, so that their nearest words can be listed."""
 
 
 class AveragesPrompts(Trait):
-    """A class's feature is not the normalised mean of its prompts' unit-length features, but a `prompt_average`."""
+    """The trait of methods whose class features are not a normalised mean of unit features, but `prompt_average`."""
 
     prompt_average: ClassVar[Literal["mean", "raw"]]
     """`mean`: the mean of unit-length features, not normalised; `raw`: the mean of the tower's outputs."""
 
 
 class Explains(Trait):
-    """Descriptors of the classes explain the answers."""
+    """The trait of methods that explain their answers by descriptors of the classes, such as "whiskers"."""
 
     @abstractmethod
     def descriptors(self, class_name: str) -> Sequence[str]:
-        """Return the descriptor in each prompt of a class, in the order of the prompts."""
+        """Return the descriptors (short phrases) in the prompts of a class, in the order of the prompts."""
 
 
 class Grades(Trait):
-    """Logits stand for a number (regression), such as a quality score."""
+    """The trait of methods whose logits stand for a number (regression), such as a quality score."""
 
     @abstractmethod
     def score(self, logits: Tensor) -> Tensor:
@@ -84,12 +84,12 @@ class Grades(Trait):
 
 
 class DrawsMaps(Trait):
-    """The method localises anomalies in images."""
+    """The trait of methods that localise anomalies in images."""
 
     @property
     @abstractmethod
     def normal_class(self) -> str:
-        """The class of images without an anomaly."""
+        """The name of the class of images without an anomaly."""
 
     @abstractmethod
     def anomalies(self, step: ImageStep) -> Tensor:
@@ -97,7 +97,7 @@ class DrawsMaps(Trait):
 
 
 class Stream(Trait):
-    """The answer to an image depends on the images before it."""
+    """The trait of methods whose answer to an image depends on the images before it."""
 
     @abstractmethod
     def memory(self) -> Any:
@@ -105,21 +105,21 @@ class Stream(Trait):
 
 
 class StandsAlone(Trait):
-    """The method cannot be a part of a composition."""
+    """The trait of methods that cannot be a part of a composition of several methods."""
 
     of_each_part = True
 
 
 class EncodesImages(StandsAlone):
-    """The method has an image model of its own, which encodes images in place of the vision tower."""
+    """The trait of methods with an image model of their own, which encodes images in place of the vision tower."""
 
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)`. The caller normalises the features."""
+        """Return features `(b, e)` of images `(b, 3, h, w)` by the method's own image model, not normalised."""
 
 
 class PoolsPairs(Trait):
-    """The feature of an image-text pair is not the mean of the image's feature and the text's feature."""
+    """The trait of methods whose feature of an image-text pair is not the mean of the image's and text's features."""
 
     @abstractmethod
     def pool(self, features: Tensor, text_features: Tensor) -> Tensor:
@@ -130,16 +130,16 @@ class PoolsPairs(Trait):
 
 
 class GroupsEntities(Trait):
-    """Records of the same entity follow each other in training batches (record linkage)."""
+    """The trait of methods whose training batches keep records of the same entity together (record linkage)."""
 
     @property
     @abstractmethod
     def together(self) -> int:
-        """The number of records of the same entity that follow each other."""
+        """The number of records of one entity that follow each other in a batch."""
 
 
 class LearnsOverlaps(Trait):
-    """The method can learn from the overlap of an image region with the box of the object that it shows."""
+    """The trait of methods that can learn from the overlap of an image region with the box of the object in it."""
 
     @property
     @abstractmethod
@@ -148,13 +148,13 @@ class LearnsOverlaps(Trait):
 
 
 class LearnsShares(Trait):
-    """`prepare` learns from soft labels (`training.shares`), so the method learns every task that has soft labels."""
+    """The trait of methods whose `prepare` learns from soft labels, so that they learn every task with soft labels."""
 
     of_each_part = True
 
 
 class SkipsBlocks(Trait):
-    """The method never executes some blocks of the backbone."""
+    """The trait of methods that never execute some blocks of the backbone."""
 
     @property
     @abstractmethod
@@ -163,21 +163,21 @@ class SkipsBlocks(Trait):
 
 
 class InsideBlocks(Trait):
-    """The method has tensors that act inside the blocks of a tower."""
+    """The trait of methods with tensors that act inside the blocks of a tower."""
 
     of_each_part = True
     absent: frozenset[str] = frozenset()
     """The blocks that another part of a composition skips, such as vision.3; they get no tensors."""
 
     def present(self, tower: Tower) -> Iterator[tuple[int, Block]]:
-        """Yield the index of each block of `tower` that is not absent, and the block itself."""
+        """Yield each block of `tower` that no other method skips, after its index."""
         for index, block in enumerate(tower.blocks):
             if f"{tower.name}.{index}" not in self.absent:
                 yield index, block
 
 
 class ChoosesOnValidation(Trait):
-    """Training chooses one of the method's settings on validation images."""
+    """The trait of methods one of whose settings is chosen on validation images in training."""
 
     @property
     @abstractmethod
@@ -186,7 +186,7 @@ class ChoosesOnValidation(Trait):
 
 
 class ReadsPublished(Trait):
-    """The method can read the checkpoints that the paper's authors published."""
+    """The trait of methods that can read the checkpoints published by the paper's authors."""
 
     of_each_part = True
 
@@ -200,31 +200,31 @@ class ReadsPublished(Trait):
 
 
 def unpublished(method: type[Method]) -> AdaptError:
-    """Return the error for a method without readable published checkpoints."""
+    """Return the error that a method cannot read any published checkpoints."""
     return AdaptError(f"adapt cannot read published {method.name} checkpoints: train an adapter instead")
 
 
 class ChecksAdapter(Trait):
-    """The method checks an adapter file beyond names, shapes and types."""
+    """The trait of methods that check more of an adapter file than the names, shapes and types of its tensors."""
 
     def check_settings(self) -> None:
-        """Raise AdaptError if settings in an adapter file refer to another file. Called before the method is built."""
+        """Raise AdaptError if settings in an adapter file name another file. Called before the method is built."""
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Raise AdaptError if tensors from `source`, with the right names, shapes and types, hold unusable values."""
+        """Raise AdaptError if tensors in the file `source` have unusable values, though names, shapes and types fit."""
 
 
 class Reports(Trait):
-    """Training records figures of the method for people to read."""
+    """The trait of methods about which training records figures for people to read."""
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Return lines of text about this method's figures among all `metrics`."""
+        """Return lines of text about this method's figures, taken from all `metrics` of a run."""
         return ()
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Draw plots of the results in a run directory, and save them in the same directory."""
+        """Plot this method's results in a run directory, and save the plots there."""
 
 
 def skipped_blocks(method: Method) -> frozenset[str]:
@@ -234,7 +234,7 @@ def skipped_blocks(method: Method) -> frozenset[str]:
 
 
 def chosen_setting(method: Method) -> str | None:
-    """Return the name of the setting that a method chooses on validation images, or None if there is none."""
+    """Return the name of the method's setting that training chooses on validation images, or None if there is none."""
     chooses = trait(method, ChoosesOnValidation)
     return None if chooses is None else chooses.chosen_on_validation
 
@@ -246,7 +246,7 @@ def owns_prompts(method: Method) -> bool:
 
 
 def normal_label(method: Method, class_names: Sequence[str]) -> int:
-    """Return the number of the normal class. Raises AdaptError if the method has none, or the classes lack it."""
+    """Return the index of the class without anomalies. Raises AdaptError if method or classes have no such class."""
     maps = trait(method, DrawsMaps)
     if maps is None:
         raise AdaptError(

@@ -1,4 +1,4 @@
-"""The adapted model as its method sees it: the features that a batch may request."""
+"""The adapted model in the form in which its method sees it: the features that a batch may request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ModelView(Protocol):
-    """An adapted model of any kind."""
+    """An adapted model of any kind, as its method sees it."""
 
     method: Method
     class_names: tuple[str, ...]
@@ -36,7 +36,7 @@ class ModelView(Protocol):
 
 
 class DualEncoderView(ModelView, Protocol):
-    """An adapted dual encoder."""
+    """An adapted dual encoder, as its method sees it."""
 
     @property
     def backbone(self) -> DualEncoder: ...
@@ -45,16 +45,16 @@ class DualEncoderView(ModelView, Protocol):
         """Return features `(b, e)` of images `(b, 3, h, w)` under the method's edits."""
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return unit-length features `(b, e)` of images by the backbone without edits."""
+        """Return unit-length features `(b, e)` of images by the unedited backbone."""
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the input and output `(b, l, d)` of each named block, such as vision.3, without edits."""
+        """Return the input and output `(b, l, d)` of each named block, such as vision.3, by the unedited backbone."""
 
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features of patches `(b, rows, columns, e)` and of images `(b, e)` by the backbone without edits."""
+        """Return features of patches `(b, rows, columns, e)` and of images `(b, e)` by the unedited backbone."""
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Return the output `(b, l, d)` of the last vision block for images, in the backbone without edits."""
+        """Return the output `(b, l, d)` of the last vision block for images, by the unedited backbone."""
 
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
         """Return features of the classes `(n, e)`, or `(b, n, e)` if they depend on the image."""
@@ -63,7 +63,7 @@ class DualEncoderView(ModelView, Protocol):
         """Return, for each class, the unit-length features `(m, e)` of its m prompts."""
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return features of the classes `(n, e)` in hand-written templates, by the backbone without edits."""
+        """Return features `(n, e)` of the classes in hand-written templates, by the unedited backbone."""
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return unit-length features `(m, e)` of prompts under the method's edits."""
@@ -72,10 +72,10 @@ class DualEncoderView(ModelView, Protocol):
         """Return unit-length features `(m, e)` of texts under the method's edits."""
 
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Return features `(m, e)` of texts, without gradient, under the method's edits only if `edited`."""
+        """Return features `(m, e)` of texts, without gradient, under the method's edits or if not `edited` without."""
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Return unit-length features `(b, e)` of image-text pairs, from the features of images and of texts."""
 
     def under(self, method: Method) -> DualEncoderView:
-        """Return the model of the same backbone and texts with another method of the same class."""
+        """Return a model with the same backbone and texts, but another method of the same class."""

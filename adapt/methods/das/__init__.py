@@ -95,7 +95,7 @@ class DASConfig(MethodConfig):
 
 
 class Adapter(nn.Module):
-    """The adapter `up(relu(down(norm(x))))`, to which `residual` adds the input: `(..., d) -> (..., d)`."""
+    """An adapter `up(relu(down(norm(x))))`, `(..., d) -> (..., d)`; with `residual`, its input is added."""
 
     def __init__(self, width: int, hidden: int, residual: bool) -> None:
         super().__init__()
@@ -112,10 +112,11 @@ class Adapter(nn.Module):
 
 
 class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
-    """`DAS(skip, towers)` trains `TOWER.BLOCK.SITE` in remaining blocks, `TOWER.BLOCK.bypass` in place of skipped ones.
+    """Skipped blocks and light adapters: `DAS(skip, towers)` trains an adapter `TOWER.BLOCK.SITE` beside each sublayer.
 
-    Sites are the sublayers of a block: attn, mlp, and cross if the block attends to another stream. During a search,
-    every block has all adapters, and `select` sets which blocks are skipped.
+    A skipped block has one adapter in its place, `TOWER.BLOCK.bypass`. Sites are the sublayers of a block: attn, mlp,
+    and cross if the block attends to another stream. During a search, every block has all adapters, and `select` sets
+    which blocks are skipped.
     """
 
     name = "das"
@@ -124,8 +125,8 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
     Config = DASConfig
     learns_any_step = True
     example = {"skipped": ["text.1"], "towers": ["text", "vision"]}
-    _widths: dict[str, int]  # of each block, by name
-    _sites: dict[str, tuple[SiteName, ...]]  # of each block, including those that cannot be skipped
+    _widths: dict[str, int]  # the width of each block, by its name
+    _sites: dict[str, tuple[SiteName, ...]]  # the sites of each block, also of blocks that cannot be skipped
 
     @property
     def touches(self) -> frozenset[str]:
@@ -140,7 +141,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Plot the gates of a run's search for blocks, and save the plot as search.png in the run directory."""
+        """Plot the gates of blocks over a run's search, and save the plot as search.png in the run directory."""
         if (run / "search.json").is_file():
             plot_search(Found.model_validate_json((run / "search.json").read_text()), run / "search.png")
 
@@ -159,7 +160,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @property
     def most(self) -> dict[str, int]:
-        """The greatest number of blocks that can be skipped in each tower; at least one block of a tower remains."""
+        """The largest number of blocks that can be skipped, by tower; at least one block of a tower remains."""
         skippable, every = (Counter(name.partition(".")[0] for name in names) for names in (self.blocks, self._widths))
         return {tower: min(skippable[tower], count - 1) for tower, count in every.items()}
 
@@ -206,18 +207,18 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
                 raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(blocks)}")
 
     def select(self, names: Collection[str]) -> None:
-        """From now on, skip the blocks with these names and no other blocks."""
+        """Skip the blocks with these names, and no others, from now on."""
         self.selected = frozenset(names)
 
     def _settle(self, names: Collection[str]) -> None:
-        """Write the names of these blocks into the method's settings, as the blocks to skip."""
+        """Write these names of blocks into the method's settings, as the blocks to skip."""
         places = {name: place for place, name in enumerate(self.blocks)}
         skipped = tuple(sorted(names, key=lambda name: places.get(name, -1)))  # `_check` refuses unknown names later
         chosen = {"skipped": skipped, "skip": len(skipped), "keep_flops": None}
         self.config = self.config.model_copy(update=chosen)
 
     def prepare(self, training: Training) -> None:
-        """Search for the blocks to skip, unless they are set, and start afresh; then let bypasses imitate blocks."""
+        """Search for the blocks to skip, unless they are set, and start afresh; then train bypasses to imitate them."""
         if self.config.searches:
             result = training.kept("search", Found) or self._search(training)
             self._settle(result.chosen)
@@ -249,7 +250,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             training.note(search=result.summary(training.seconds))
 
     def _allocate(self, kinds: Mapping[str, tuple[str, ...]]) -> None:
-        """Create the adapters `TOWER.BLOCK.KIND`; `kinds` has the kinds of each block: sites or bypass."""
+        """Create the adapters `TOWER.BLOCK.KIND`; `kinds` lists for each block its sites (such as attn), or bypass."""
         for tower in self.config.towers:
             setattr(self, tower, nn.ModuleDict())
         for name, block_kinds in kinds.items():
@@ -276,7 +277,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
 
 def _needed(tower: Tower) -> frozenset[str]:
-    """Return the blocks of a decoder that cannot be skipped: the first of each kind of attention."""
+    """Return the names of blocks of a decoder that cannot be skipped: the first of each kind of attention."""
     if tower.name != "decoder":
         return frozenset()
     kinds = tower.form.kinds or ("full",) * len(tower.blocks)

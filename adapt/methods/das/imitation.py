@@ -1,4 +1,4 @@
-"""Imitation: adapters in place of blocks learn the outputs of their blocks, before a search and before training.
+"""Imitation: adapters in place of blocks learn the outputs of these blocks, before a search and before training.
 
 Source: FitNets (Romero et al., ICLR 2015), in which a thin network first learns from hidden layers of the full one. DAS
 starts from random adapters.
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from adapt.methods.base import ImageStep, Terms, Training
 
-IMAGES = 4  # in a step: few, because an adapter learns from every token of an image
+IMAGES = 4  # images per step: few, because an adapter learns from every token of an image
 
 
 def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) -> float:
-    """Train only `bypasses`, the adapters in place of blocks such as vision.3, and return the seconds it took.
+    """Train only `bypasses`, the adapters in place of blocks such as vision.3, and return the duration in seconds.
 
     Learning rate and schedule are the recipe's, without warm-up epochs; a batch has at most four images.
     """
@@ -37,7 +37,7 @@ def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) 
 
 
 def lacking_blocks(bypasses: Mapping[str, nn.Module], step: ImageStep) -> Tensor:
-    """Return the sum of the bypasses' relative errors in imitating their blocks of the full backbone.
+    """Return the sum of the relative errors with which `bypasses` imitate their blocks of the frozen backbone.
 
     If the tower's output is read at the class token, the error of this token is also a term of its own.
     """

@@ -20,11 +20,11 @@ from torch import Tensor
 from adapt.errors import AdaptError
 from adapt.methods.base import Step, Training
 
-LEAST_CHANCE = 1e-4  # of drawing a block, so that very low gates still allow different subsets
+LEAST_CHANCE = 1e-4  # the least chance of drawing a block, so that very low gates still allow different subsets
 
 
 class Update(BaseModel):
-    """The gates after one update, with the compared subsets of skipped blocks and their losses."""
+    """One update of the gates: their new values, and the compared subsets of skipped blocks with their losses."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -46,7 +46,7 @@ class Found(BaseModel):
     seconds: float
 
     def summary(self, training_seconds: float) -> dict[str, object]:
-        """Return the search's entry in metrics.json."""
+        """Return a summary of the search for metrics.json."""
         return {
             "chosen": self.chosen,
             "gates": dict(zip(self.blocks, self.trace[-1].gates)) if self.trace else {},
@@ -58,7 +58,7 @@ class Found(BaseModel):
 
 
 class Skipping(Protocol):
-    """A method that can skip any subset of `blocks`."""
+    """The interface of a method that can skip any subset of `blocks`."""
 
     config: Any
 
@@ -68,14 +68,14 @@ class Skipping(Protocol):
 
     @property
     def most(self) -> dict[str, int]:
-        """The greatest number of blocks that can be skipped in each tower."""
+        """The largest number of blocks that can be skipped, by tower."""
 
     def select(self, names: Collection[str]) -> None:
-        """From now on, skip the blocks with these names and no other blocks."""
+        """Skip the blocks with these names, and no others, from now on."""
 
 
 class Search:
-    """A search for blocks to skip, with a gate for each block and a trace of the gates' updates.
+    """A search for blocks to skip, with a gate (a number) for each block, and a trace of the gates' updates.
 
     Draws from torch's global random state. Raises AdaptError if skipping cannot save as much as `keep_flops` asks, or
     if there are fewer subsets of blocks than an update compares.
@@ -87,7 +87,7 @@ class Search:
         self.towers = [name.partition(".")[0] for name in self.names]
         self.gates = torch.zeros(len(self.names), dtype=torch.float64)
         self.trace: list[Update] = []
-        self.updating = 0.0  # seconds
+        self.updating = 0.0  # seconds that updates of the gates took
         self.since_update = 0
         self.held_back: Iterator[Step] = training.held_back()
         self.operations, saved = block_flops(method, training)
@@ -117,7 +117,7 @@ class Search:
             )
 
     def run(self) -> Found:
-        """Train for the epochs of the search, updating the gates, and choose the blocks with the largest gates."""
+        """Train for the epochs of the search while updating gates, and return the blocks with the largest gates."""
         self._select(self._draw())
         seconds = self.training.train("searching blocks", after=self._after, epochs=self.config.search_epochs)
         chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
@@ -130,7 +130,7 @@ class Search:
         )
 
     def _after(self, entry: dict[str, Any]) -> None:
-        """Update the gates if an update is due after this training step, and skip a new random subset of blocks."""
+        """Skip a new random subset of blocks after a training step; the gates are first updated if it is time."""
         self.since_update += 1
         if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
             self.since_update = 0
@@ -138,12 +138,12 @@ class Search:
         self._select(self._draw())
 
     def _draw(self) -> tuple[int, ...]:
-        """Return a random subset of blocks to skip; blocks with larger gates are drawn more often."""
+        """Return the indices of a random subset of blocks to skip; blocks with larger gates are drawn more often."""
         chances = self.gates.sigmoid().clamp_min(LEAST_CHANCE)
         return self._enough(torch.multinomial(chances, len(self.names)).tolist())
 
     def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
-        """Return the first blocks of `order` whose gains reach the goal, with at most `most` blocks of each tower."""
+        """Return the first blocks in `order` that suffice for the goal (a count, or a saving), `most` per tower."""
         taken: list[int] = []
         left = dict(self.most)
         for block in order:
@@ -177,7 +177,7 @@ class Search:
 
 
 def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, float]]:
-    """Return the operations of the searched towers with all blocks, and the saving from skipping each block.
+    """Return the operations of the searched towers with no block skipped, and the saving by skipping each block.
 
     Afterwards the method skips no block.
     """
@@ -194,7 +194,7 @@ def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, 
 
 
 def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Sequence[float], lr: float) -> Tensor:
-    """Return updated gates: `g_i += lr (R_k - mean R) p_i (1 - p_i)` for every block i of every subset k.
+    """Return the gates after one update: `g_i += lr (R_k - mean R) p_i (1 - p_i)` for each block i of each subset k.
 
     `R = exp(-loss)` is the reward of a subset, and `p = sigmoid(g)` comes from the gates `(blocks,)` before the update.
     A larger gate means a more redundant block.
@@ -210,7 +210,7 @@ def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Seque
 
 
 def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Mapping[str, int]) -> int:
-    """Return the number of subsets of `blocks`, given as (tower, gain), whose gains just reach `goal`.
+    """Return the number of subsets of `blocks`, given as (tower, gain), whose sum of gains just reaches `goal`.
 
     Without its largest gain, a subset does not reach the goal. A subset has at most `most` blocks of each tower.
     """
@@ -228,7 +228,7 @@ def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Ma
 
 
 def plot_search(result: Found, path: Path) -> None:
-    """Plot the gates over the steps of the search, with thick lines for chosen blocks. Needs matplotlib."""
+    """Plot each block's gate over the steps of a search, with thick lines for the chosen blocks. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")

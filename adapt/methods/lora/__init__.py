@@ -109,12 +109,12 @@ class LoRAConfig(MethodConfig):
 
     @property
     def plain(self) -> bool:
-        """Whether the update is only a low-rank term added to the frozen projection."""
+        """Whether the update is only a low-rank term added to the frozen projection (peft's `lora`, no options)."""
         return self.tuner == "lora" and not self.options
 
 
 class PlainLoRAConfig(LoRAConfig):
-    """Settings for papers that say only "LoRA", and keep the backbone's logit scale."""
+    """The settings of LoRA for papers that only say "LoRA", and that keep the backbone's logit scale."""
 
     published = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
     logit_scale: float | None = Field(default=None, gt=0)
@@ -122,7 +122,7 @@ class PlainLoRAConfig(LoRAConfig):
 
 
 class LoRA(Method[StepT], InsideBlocks, Mixes):
-    """`LoRA(rank, alpha, projections, towers, blocks)` trains `TOWER.BLOCK.PROJECTION.lora_A` and `lora_B`."""
+    """Low-rank adaptation by peft: `LoRA(rank, alpha, ...)` trains `TOWER.BLOCK.PROJECTION.lora_A` and `lora_B`."""
 
     name = "lora"
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
@@ -143,7 +143,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     @property
     def training(self) -> bool:
-        """The training mode, which peft's layers always share, as the backward pass may recompute a block."""
+        """Whether the method is in training mode, which all layers of peft share: backward may recompute a block."""
         return self._in_training
 
     @training.setter
@@ -172,7 +172,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
     def _tied(self, site: Place) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
-        """Register the parameters of peft's layer at `site` in this module too, and yield both places of each."""
+        """Register the parameters of peft's layer at `site` in this module too, and yield each one's place in both."""
         tower, block, letter = site
         for name, held in peft_layers.parameters(self._shell[_key(site)]).items():
             parameter = held.module._parameters[held.name]
@@ -199,7 +199,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
                     yield (name, index, letter), block.projections[letter]
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
-        """Yield each adapted projection with its peft layer, brought up to date with this module and the backbone."""
+        """Yield each adapted projection with its peft layer, updated from this module's tensors and the backbone."""
         for site in self._sites_of:
             layer = self._shell[_key(site)]
             for held, own in self._ties[site]:
@@ -212,7 +212,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     @property
     def sites(self) -> tuple[Place, ...]:
-        """The adapted projections, each by tower, block and letter."""
+        """The adapted projections, each named by tower, block and projection (such as q)."""
         return tuple(self._sites_of)
 
     def pair(self, tower: str, block: int, projection: str) -> tuple[Tensor, Tensor]:
@@ -224,12 +224,12 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
     def merged(self) -> dict[Place, Tensor]:
-        """Return the weight `(out, in)` of every adapted projection with its update added; the model is unchanged."""
+        """Return the weight `(out, in)` of each adapted projection plus its update; the model itself is unchanged."""
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the settings and tensors of a mixture of weight changes; see `adapt.methods.lora.mixing`."""
+        """Return the settings and tensors of a mixture of several LoRAs: see `adapt.methods.lora.mixing`."""
         adapters: list[Any] = list(members)
         sites, config = adapters[0].sites, adapters[0].config
         if not config.plain:
@@ -263,7 +263,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
 
 class _StopInputGradient(nn.Module):
-    """A tuner layer whose input receives gradient only through the frozen projection."""
+    """A tuner layer whose input gets gradient only through the frozen projection, not through the low-rank path."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

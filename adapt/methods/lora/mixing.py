@@ -1,4 +1,4 @@
-"""Mixtures of LoRA adapters, which mix the weight changes B A, not the factors."""
+"""Mixtures of LoRA adapters: the weight changes B A are mixed, not the factors A and B."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Factors = tuple[Tensor, Tensor]  # A `(r, in)` and B `(out, r)`
 
 
 def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture) -> list[Factors]:
-    """Return the mixture's LoRA factors for each adapted projection, at the scaling of the mixed adapters.
+    """Return the LoRA factors of a mixture of adapters for each projection, at the scaling that all adapters have.
 
     A linear mixture is exact, and its rank is the sum of the adapters' ranks (peft's `cat`). Any other mixture, or a
     lower `mixture.rank`, is approximated by singular values, by default at the adapters' rank (peft's `..._svd`).
@@ -37,13 +37,13 @@ def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture)
 
 
 def _side_by_side(members: Sequence[Factors], mixture: Mixture) -> Factors:
-    """Return factors A and B whose product B A is the weighted sum of the adapters' products."""
+    """Return factors A and B whose product B A is the weighted sum of the products of the adapters' factors."""
     weighted = [weight * b for weight, (_, b) in zip(mixture.weights, members, strict=True)]
     return torch.cat([a for a, _ in members]), torch.cat(weighted, dim=1)
 
 
 def _nearest(change: Tensor, rank: int) -> Factors:
-    """Return factors of the change of rank `rank` that is nearest to `change`, padded with zeros if necessary."""
+    """Return factors of rank `rank` whose product is nearest to the weight change `change`, padded with zeros."""
     u, values, v = torch.linalg.svd(change, full_matrices=False)
     short = max(0, rank - len(values))
     root = values[:rank].sqrt()
@@ -52,5 +52,5 @@ def _nearest(change: Tensor, rank: int) -> Factors:
 
 
 def scaled_alpha(alpha: float, rank: int, new_rank: int) -> float:
-    """Return the alpha that preserves alpha / sqrt(rank) at a new rank."""
+    """Return the alpha for rank `new_rank` with which alpha / sqrt(rank) stays the same."""
     return alpha * math.sqrt(new_rank / rank)

@@ -1,4 +1,4 @@
-"""peft's tuner layers around stand-ins for the frozen projections of a backbone, which peft itself never sees."""
+"""peft's tuner layers around stand-ins (linear layers that compute frozen projections), not around the backbone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES = {
 def inject(
     projections: Mapping[str, Projection], tuner: str, settings: Mapping[str, Any], options: Mapping[str, Any]
 ) -> nn.ModuleDict:
-    """Return a layer of peft's `tuner` for every projection.
+    """Return a layer of peft's `tuner`, such as lora, for each of the frozen `projections`.
 
     `settings` are rank, alpha and dropout; a setting of None is ignored. `options` are peft's own. Raises AdaptError
     for an unknown tuner, for settings and options that the tuner does not have, and for a tuner whose layers share
@@ -62,7 +62,7 @@ def _known() -> dict[str, type[Any]]:
 
 
 def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that are not None, under their names in peft's config class `kind`."""
+    """Return those settings that are not None, by the names that they have in peft's config class `kind`."""
     fields = {field.name for field in dataclasses.fields(kind)}
     named: dict[str, Any] = {"use_rslora": True} if tuner == "lora" else {}
     for ours, value in settings.items():
@@ -81,7 +81,7 @@ def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Ma
 
 
 def _stand_in(projection: Projection, plain: bool, tuner: str) -> StandIn:
-    """Return a stand-in for a frozen projection; unless `plain`, the tuner reads its weight."""
+    """Return a linear layer that stands in for a frozen projection; unless `plain`, the tuner can read its weight."""
     if plain:
         return StandIn(projection)
     if not projection.is_view:
@@ -93,7 +93,7 @@ def _stand_in(projection: Projection, plain: bool, tuner: str) -> StandIn:
 
 
 def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
-    """Raise AdaptError if layers share a tensor, which could not be saved, moved or compared layer by layer."""
+    """Raise AdaptError if layers share a tensor: it could not be saved, moved or compared layer by layer."""
     owners: dict[int, str] = {}
     for key, layer in shell.items():
         base = {id(tensor) for tensor in cast(Any, layer).get_base_layer().parameters()}
@@ -103,14 +103,14 @@ def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
 
 
 class Held(NamedTuple):
-    """The place of a parameter: the module that holds it, and its name in this module."""
+    """The place of a parameter: the module that holds it, and its name in that module."""
 
     module: nn.Module
     name: str
 
 
 def parameters(layer: Any) -> dict[str, Held]:
-    """Return the places of a peft layer's adapter parameters, by names such as `lora_A.weight`."""
+    """Return the places of the trained parameters of a peft layer, by names such as `lora_A.weight`."""
     places: dict[str, Held] = {}
     for attribute in layer.adapter_layer_names:
         holder: Any = getattr(layer, attribute, {})
@@ -127,7 +127,7 @@ def parameters(layer: Any) -> dict[str, Held]:
 
 
 def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> Held:
-    """Register `parameter` below `root` under a dotted path, and return its place."""
+    """Register `parameter` in modules below `root`, under the names in `path`, and return its place."""
     *modules, leaf = path
     owner = root
     for part in modules:
@@ -139,7 +139,7 @@ def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> H
 
 
 def merged(layer: Any) -> Tensor:
-    """Return the weight `(out, in)` with the layer's update. Raises AdaptError if the weight cannot be changed."""
+    """Return the frozen weight `(out, in)` plus the layer's update. Raises AdaptError if it cannot be changed."""
     base: StandIn = layer.get_base_layer()
     if base.projection.quantized:
         raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
