@@ -1,0 +1,78 @@
+"""`adapt table` and `adapt report`: results side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapt.errors import AdaptError
+
+
+@click.command("table")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "markdown", "csv"]),
+    default="text",
+    show_default=True,
+    help="Format of the table.",
+)
+@click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures as well.")
+def table(results: tuple[Path, ...], form: str, published: bool) -> None:
+    """Show RESULTS side by side: JSON files of one protocol, the folders that hold them, or any run directories.
+
+    \b
+    Examples:
+      adapt table runs/coop-b2n runs/maple-b2n --format markdown
+      adapt table runs/first runs/second
+
+    Run directories that differ only in their seed share a row.
+
+    A letter gives the source of a published figure: F an official file, A the abstract, S a secondary source, R
+    recalled.
+    """
+    from adapt.protocols import plain_runs, tables
+
+    runs = [path for path in results if plain_runs.is_run(path)]
+    if runs and len(runs) < len(results):
+        other = next(path for path in results if path not in runs)
+        tables.read_results(other)  # raises if it is no result at all
+        raise AdaptError(
+            f"{runs[0]} is a run, and {other} the result of a protocol: give only one kind, or use `adapt report`"
+        )
+    if runs:
+        cells = plain_runs.plain_table([plain_runs.read_run(path) for path in runs])
+    else:
+        cells = tables.table([each for path in results for each in tables.read_results(path)], published)
+    click.echo(tables.FORMATS[form](cells))
+
+
+@click.command("report")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file to write."
+)
+def report(runs: tuple[Path, ...], out: Path) -> None:
+    """Write an HTML report on RUNS, which are run directories or folders that protocols wrote.
+
+    \b
+    Example:
+      adapt report runs/coop-b2n runs/maple-b2n --out report.html
+
+    The page needs no other file. It has tables, curves, confusion matrices, and the errors that the models were most
+    confident of.
+    """
+    from adapt.cli.plotting import check_matplotlib
+
+    check_matplotlib("a report")
+    from adapt.disk import check_writable, write_text
+    from adapt.protocols.report import report as page
+
+    check_writable(out)
+    write_text(out, page(runs))
+    click.echo(f"written to {out} ({out.stat().st_size / 1024:.0f} KB)")
+
+
+COMMANDS = {"table": table, "report": report}
