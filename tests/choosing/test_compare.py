@@ -177,6 +177,8 @@ def test_few_images_are_not_sure() -> None:
     assert _compared("none", [0] * 12).error == every.error
     assert _compared("many", [1] * 1200).error < 0.003
     assert _compared("half", [1, 0] * 200).error == pytest.approx(1.5 * 0.0250, abs=1e-4)
+    in_groups = replace(_compared("groups", [1] * 48), groups=tuple(str(place // 4) for place in range(48)))
+    assert in_groups.error == pytest.approx(every.error)  # images of one group are no more than one image
 
 
 def test_the_error_is_that_of_as_many_models_as_learned_from_the_images(few: Split) -> None:

@@ -226,3 +226,9 @@ def test_validation_images_are_a_fifth_of_each_class_by_whole_groups() -> None:
     assert grouped(1, 4).with_validation(1).val == ()  # one group each: nothing could be held back
     with pytest.raises(AdaptError, match="has validation images already"):
         carved.with_validation(1)
+
+
+@pytest.mark.parametrize(("images", "held"), [(2, 1), (5, 1), (8, 1), (9, 1), (10, 2), (14, 2), (15, 3)])
+def test_a_fifth_is_rounded_down_but_never_to_none(images: int, held: int) -> None:
+    carved = grouped(images, 1).with_validation(1)
+    assert [sum(item.answer == name for item in carved.val) for name in ("cat", "dog")] == [held, held]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Item, Split
-from adapt.methods.modx import row_divergence
+from adapt.methods.modx import cosines, row_divergence
 from adapt.tasks.pairs import Pair
 from adapt.training.start import start_from
 
@@ -138,3 +139,16 @@ def test_a_stopped_run_that_started_from_an_adapter_goes_on_exactly(tiny_split: 
 
     train = partial(fit, train_set=tiny_split.train, epochs=3, **STEPS)
     assert_goes_on_exactly(started, train, tmp_path / "run", step=4)
+
+
+def test_the_old_model_answers_without_dropout(images: Tensor) -> None:
+    """What the new model is held to does not change from one look at a batch to the next."""
+    model = perturb(made(dropout=0.9))
+    model.method.prepare(SimpleNamespace(model=model))
+    model.train()
+    step = model.step(images, torch.arange(len(images)) % 3)
+    with torch.no_grad():
+        old = [cosines(step.under(model.method._old[0])) for _ in range(2)]
+        expected = cosines(model.eval().step(images))
+    assert torch.equal(old[0], old[1])
+    assert torch.allclose(old[0], expected, atol=1e-6)

@@ -273,3 +273,17 @@ def test_on_validation_images_classes_count_the_same_too(balanced: bool, chosen:
 def test_of_a_long_list_every_so_many_are_tried_and_the_last() -> None:
     for count, expected in ((20, list(range(20))), (45, list(range(2, 45, 3))), (200, list(range(9, 200, 10)))):
         assert list(module._thinned(Choice(tuple(range(count)), usual=0)).values) == expected
+
+
+@pytest.mark.parametrize(("balanced", "chosen", "right"), [(False, 0.0, 3 / 4), (True, 1.0, 2 / 3)])
+def test_in_cross_validation_classes_count_the_same_too(balanced: bool, chosen: float, right: float) -> None:
+    """One value always answers the frequent class; the other is right for the rare one, and for a third of the rest."""
+    labels = torch.tensor([0, 0, 0, 1] * 10)
+    often = torch.tensor([2.0, 0.0]).expand(40, 2)
+    rarely = torch.tensor([[0.4, 0.0], [-0.4, 0.0], [-0.4, 0.0], [-2.0, 0.0]]).repeat(10, 1)
+    tried = [({"kind": 0.0}, often), ({"kind": 1.0}, rarely)]
+    grid: Any = SimpleNamespace(balanced=balanced, trials=lambda *_: tried)
+    items = [SimpleNamespace(kept_with=str(place)) for place in range(40)]
+    fold: Any = SimpleNamespace(labels=lambda part: labels, items=lambda part: items)
+    choices = {"kind": Choice((0.0, 1.0), usual=0.0)}
+    assert module._cross_validated(grid, [fold] * 4, choices) == ((chosen,), pytest.approx(right), 160)

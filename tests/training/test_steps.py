@@ -46,6 +46,13 @@ def test_accumulated_gradients_are_those_of_the_big_batch(train, make_model) -> 
     assert not torch.equal(big["ctx"], make_model(n_ctx=4).method.ctx)
 
 
+def test_a_last_group_of_fewer_batches_counts_as_many_as_it_has(train, make_model) -> None:
+    """Two batches where three are asked for are one step by the mean of both."""
+    big = _trained(train, make_model(n_ctx=4), epochs=2, batch_size=24)
+    parts = _trained(train, make_model(n_ctx=4), epochs=2, batch_size=12, accumulate=3)
+    _assert_close(big, parts, 1e-6)
+
+
 def test_cached_features_train_as_the_images_do(train, make_model) -> None:
     features = _trained(train, make_model(n_ctx=4), cache=True)
     images = _trained(train, make_model(n_ctx=4), cache=False)
