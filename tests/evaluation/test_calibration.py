@@ -32,6 +32,7 @@ def test_it_is_found_to_the_third_digit() -> None:
 
 
 def test_answers_that_are_all_right_do_not_become_certain() -> None:
+    assert BOUNDS == (0.05, 20.0)
     assert BOUNDS[0] <= likeliest(torch.eye(3, dtype=torch.double), torch.arange(3)) < 0.2
     assert likeliest(torch.eye(2, dtype=torch.double), torch.tensor([1, 0])) == BOUNDS[1]
 

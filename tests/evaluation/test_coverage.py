@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
+from adapt.evaluation.scores import Scores
 from adapt.models.prediction import Prediction, judged
 
 CONFIDENCE = (0.9, 0.6, 0.6, 0.4, 0.8)
@@ -30,3 +31,12 @@ def test_the_curve_takes_equal_confidences_together() -> None:
     points = [(0.2, 1.0), (0.4, 1.0), (0.8, 0.75), (1.0, 0.6)]
     assert coverage_and_accuracy(CONFIDENCE, RIGHT) == [pytest.approx(point) for point in points]
     assert coverage_and_accuracy((0.5,) * 4, (True, False, False, False)) == [(1.0, 0.25)]
+
+
+def test_a_run_keeps_the_thresholds_that_people_ask_about() -> None:
+    """Half of the images are answered surely and rightly, and half by chance and wrongly."""
+    scores = Scores(tuple("abcd"), tuple("xxxx"), tuple("xxyy"), (0.97, 0.92, 0.55, 0.35))
+    kept = scores.details()["by_threshold"]
+    thresholds = [0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99]
+    answered = [4, 4, 3, 3, 2, 2, 2, 2, 1, 0]
+    assert [(row["threshold"], row["answered"]) for row in kept] == list(zip(thresholds, answered, strict=True))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-from adapt.evaluation.maps import region_overlap
+from adapt.evaluation.maps import MapScores, region_overlap
+from adapt.evaluation.scores import Scores
 
 
 def test_pixels_that_touch_at_a_corner_are_one_region() -> None:
@@ -18,3 +21,29 @@ def test_pixels_that_touch_at_a_corner_are_one_region() -> None:
     maps = torch.zeros(2, 4, 4)
     maps[0, 0, 0] = maps[1, 2, 2] = 1.0
     assert region_overlap(maps, masks) == pytest.approx(0.75 + 0.25 * 0.3 / 2, abs=1e-6)
+
+
+def test_the_overlap_is_integrated_up_to_a_share_of_false_pixels() -> None:
+    """Of ten normal pixels one is above half of the region, and all others above the rest of it."""
+    masks = torch.zeros(1, 3, 4, dtype=torch.bool)
+    masks[0, 0, :2] = True
+    maps = torch.tensor([[[0.8, 0.1, 0.9, 0.5], [0.4, 0.4, 0.3, 0.3], [0.2, 0.2, 0.2, 0.2]]])
+    curve = [(0.0, 0.0), (0.1, 0.0), (0.1, 0.5), (0.2, 0.5), (0.4, 0.5), (0.6, 0.5), (1.0, 0.5), (1.0, 1.0)]
+    area = sum((right - left) * (one + other) / 2 for (left, one), (right, other) in itertools.pairwise(curve))
+    assert region_overlap(maps, masks, most_false=1.0) == pytest.approx(area)
+    assert region_overlap(maps, masks) == pytest.approx(0.5 * 0.2 / 0.3)  # between two thresholds: interpolated
+    rising = torch.tensor([[[0.8, 0.1, 0.9, 0.1], [0.1, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]]])
+    at_end = 0.5 + 0.5 * 0.2 / 0.9  # on the line from (0.1, 0.5) to (1, 1)
+    assert region_overlap(rising, masks) == pytest.approx(0.2 * (0.5 + at_end) / 2 / 0.3)
+
+
+def test_each_area_is_of_its_own_scores() -> None:
+    masks = torch.zeros(3, 1, 2, dtype=torch.bool)
+    masks[0, 0, 0] = masks[1, 0, 1] = True
+    maps = torch.tensor([[[0.9, 0.2]], [[0.5, 0.4]], [[0.3, 0.1]]])
+    scores = Scores(("a", "b", "c"), ("x", "x", "y"), ("x", "y", "y"), (0.9, 0.8, 0.7))
+    figures = MapScores.of(scores, torch.tensor([0.8, 0.1, 0.3]), maps, masks).figures()
+    assert figures["image_auroc"] == pytest.approx(0.5)  # one of two anomalous images is above the normal one
+    assert figures["pixel_auroc"] == pytest.approx((4 + 3) / 8)
+    assert figures["pro"] == pytest.approx(region_overlap(maps, masks))
+    assert figures["accuracy"] == pytest.approx(2 / 3)

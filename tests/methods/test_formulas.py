@@ -354,3 +354,15 @@ def test_an_image_is_the_first_of_its_views(open_clip: Backbone) -> None:
     found = ImageStep(model, Encoded(own, views)).view_features
     assert torch.equal(found[:, 0], own)
     assert torch.equal(found[:, 1:], views)
+
+
+def test_of_entities_of_different_sizes_each_row_counts_its_own_pairs() -> None:
+    logits = torch.randn(6, 6, dtype=torch.double)
+    entity = torch.tensor([0, 0, 0, 1, 1, 2])
+    rows = []
+    for row in range(5):  # the last has no other of its entity
+        others = [column for column in range(6) if column != row]
+        log_p = logits[row] - logits[row, others].logsumexp(-1)
+        rows.append(-log_p[[column for column in others if entity[column] == entity[row]]].mean())
+    found = supervised_contrast(logits, entity[:, None] == entity)
+    assert float(found) == pytest.approx(float(torch.stack(rows).mean()))
