@@ -55,4 +55,6 @@ def test_as_many_probabilities_as_labels() -> None:
     logits, labels = 10 * torch.randn(200, 7), torch.rand(200, 7) < 0.15
     bias = prior_bias(logits, labels)
     assert float((logits.double() + bias).sigmoid().mean()) == pytest.approx(float(labels.double().mean()), abs=1e-6)
-    assert torch.tensor(prior_bias(logits, torch.zeros_like(labels))).isfinite()
+    for every in (False, True):  # half a label is left, so that the bias is finite
+        share = float((logits.double() + prior_bias(logits, torch.full_like(labels, every))).sigmoid().mean())
+        assert share == pytest.approx(abs(every - 1 / (2 * labels.numel())), rel=1e-4)
