@@ -30,9 +30,9 @@ class Advice:
     """Advice on a data set as four lists of images, the worst first.
 
     `few` lists the images of classes that have fewer than half the median number of images, or only one group of
-    images. `confused` lists misclassified images of the most often confused pairs of classes. `suspects` lists training
-    images that look like another class. `duplicates` lists test and validation images that almost duplicate a training
-    image.
+    images (such as photographs of one object). `confused` lists misclassified images of the most often confused pairs
+    of classes. `suspects` lists training images that look like another class. `duplicates` lists test and validation
+    images that almost duplicate a training image.
     """
 
     few: list[ListedImage]

@@ -1,4 +1,4 @@
-"""The candidates that `adapt recommend` compares: methods by their recipes, and the variants that recipes name."""
+"""The candidates that `adapt recommend` compares: methods with their recipes, and the variants that recipes define."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VIEWS = 10  # of each image, encoded once, where a recipe would encode a fresh o
 
 
 class Cost(IntEnum):
-    """The cost of training a method, the cheapest first."""
+    """Kinds of training, the cheapest first: without steps, by steps on cached features, by steps through a tower."""
 
     NO_STEP = 0
     STEPS_ON_FEATURES = 1
@@ -33,8 +33,8 @@ class Cost(IntEnum):
 class Candidate:
     """A method to compare, with its recipe, its name in tables, and the command that trains it.
 
-    Without `always` it is compared only on request or if time is left. A `preferred` candidate is chosen if no other is
-    better beyond the noise.
+    A candidate is compared in any case if `always`, otherwise only on request or if time is left. A `preferred`
+    candidate is chosen if no other is better by more than the noise.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Candidate:
 
 
 def candidates(source: str, changes: dict[str, object], every: bool) -> list[Candidate]:
-    """Return the candidates for the data `source`, the cheapest first; `changes` apply to all their recipes.
+    """Return the candidates to compare on the data `source`, the cheapest first; `changes` apply to all their recipes.
 
     The candidates are the methods without training steps, the methods whose steps are on cached features, and the
     methods whose recipes ask to be compared. With `every` the other methods, whose steps pass through a tower, are
@@ -102,9 +102,9 @@ def _cost(recipe: Recipe, method: Method) -> Cost:
 
 
 def encoded_once(recipe: Recipe, method: Method) -> dict[str, object]:
-    """Return settings that replace random crops at each step by a few cached views, if the method allows it.
+    """Return training settings that replace new random crops in every step by a few cached crops of each image.
 
-    It does if its steps are on cached features; otherwise the settings are empty.
+    The settings are empty for a method that edits the vision tower or reads images, and so cannot use cached features.
     """
     train = recipe.train
     if train is None or "vision" in method.touches or "images" in method.reads:

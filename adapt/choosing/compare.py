@@ -114,12 +114,12 @@ class Comparison:
 
     @property
     def items(self) -> list[Item]:
-        """The training images that are held out once; none if every class has only one image or one group of images."""
+        """The training images, each held out in one fold; none if every class has only one image or group of images."""
         return [self._split.train[place] for place in self._places]
 
     @property
     def trainings(self) -> int:
-        """How often a candidate that is not dropped is trained: once for each fold, and finally on all images."""
+        """The number of trainings of a candidate that is not dropped: one per fold, and a last one on all images."""
         return len(self._parts) + 1
 
     def run(self, candidate: Candidate) -> Compared:
@@ -127,7 +127,7 @@ class Comparison:
         return self._pooled(candidate, [self._tried(candidate, part, held) for part, held in self._parts])
 
     def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
-        """Evaluate the candidate as `run` does, or return why it was dropped: it is behind `best` on the first fold.
+        """Return the candidate's result on all folds, or a message if it is dropped: it is behind `best` on the first.
 
         A candidate without training steps is dropped if it is more than two standard errors behind. A candidate with
         steps, which has to be better to be chosen, is dropped if it is behind at all. If its steps pass through a
@@ -165,14 +165,14 @@ class Comparison:
         return candidate.recipe.train.at(candidate.recipe.data.shots or images_a_class(part))
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
-        """Return a context with one thread for candidates on few features, where threads mostly wait for others."""
+        """Return a context with one thread of torch for a candidate that trains on few features, or no limit."""
         assert isinstance(self._backbone, DualEncoder)
         numbers = len(self._split.train) * self._backbone.embed_dim * len(self._split.class_names)
         small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
         return one_thread() if small else nullcontext()
 
     def _behind(self, fold: _Fold, best: Compared, errors: float) -> str:
-        """Return a message if a fold's accuracy is over `errors` standard errors behind `best`; otherwise ""."""
+        """Return a message if the accuracy on a fold is more than `errors` standard errors behind `best`; else ""."""
         numbers = {place: number for number, place in enumerate(self._places)}
         held = [numbers[place] for place in fold.held]
         right = self._right(fold.probabilities, fold.held)
@@ -244,7 +244,7 @@ def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence log messages below errors for the block, which trains many models."""
+    """Silence log messages less severe than errors in the `with` block, which trains many models."""
     logger = logging.getLogger("adapt")
     level = logger.level
     logger.setLevel(logging.ERROR)

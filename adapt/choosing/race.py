@@ -22,10 +22,10 @@ KEPT_UP = 1, 4  # prior for the time left: of methods with steps, one in four ke
 def race(
     comparison: Comparison, listed: Sequence[Candidate], budget: float | None, progress: bool
 ) -> tuple[list[Compared], dict[str, str]]:
-    """Return the results of candidates that were not dropped, and by name why the others were dropped or failed.
+    """Compare the `listed` candidates; return the results, and by name the reasons why others were dropped or failed.
 
-    Candidates without `always` run only while `budget`, in seconds, leaves time for them. Raises AdaptError
-    if no candidate could be trained.
+    A candidate that is not marked `always` is compared only if the `budget`, in seconds, leaves time for it. Raises
+    AdaptError if no candidate could be trained.
     """
     runners = _Race(comparison, listed, budget)
     for number, candidate in enumerate(listed, 1):
@@ -83,7 +83,7 @@ class _Race:
         return f"{more}, and the budget is {readable_time(self._budget)}"
 
     def result(self, name: str, others: Sequence[Candidate]) -> str:
-        """Return a line on the last candidate `name`: its accuracy, or why it has none, and the time for `others`."""
+        """Return a line on the last candidate `name`: its accuracy or why it has none, and the time for `others`."""
         left = f"  (about {readable_time(self._left(others))} left)" if others else ""
         if name in self.left_out:
             return f"{name:22} left out: {self.left_out[name]}{left}"
@@ -91,7 +91,7 @@ class _Race:
         return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %{left}"
 
     def _left(self, others: Sequence[Candidate]) -> float:
-        """Return the seconds that `others` will take, if candidates with steps are dropped as often as until now."""
+        """Return the estimated seconds for the candidates `others`, if they are dropped as often as earlier ones."""
         plain = [seconds for candidate, seconds in self._ran if candidate.cost is Cost.NO_STEP]
         each_plain = sum(plain) / max(1, len(plain))
         stepped = [candidate.name for candidate, _ in self._ran if candidate.cost is not Cost.NO_STEP]

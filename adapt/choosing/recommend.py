@@ -55,16 +55,17 @@ def recommend(
 ) -> Recommendation:
     """Compare methods on the training images of `data`, and train the chosen one on all of them.
 
-    Methods are compared by cross-validation over `folds` stratified folds, by default as many as a class has images
-    and at most five; if the data names groups, a group is never split. Test images play no part in the choice. The
-    candidates are zero-shot, methods without steps, methods with steps on cached features, and CoOp. `every` adds the
-    methods whose steps pass through a tower; a `budget` in seconds adds as many of them as there is time for. A method
-    is dropped if it falls behind the best so far on the first fold (see `Comparison.raced`).
+    Methods are compared by cross-validation over `folds` stratified folds, by default the median number of images per
+    class, but at most five; if the data names groups of images, a group is never split. Test images play no part in
+    the choice. The candidates are zero-shot classification, methods without training steps, methods with steps on
+    cached features, and CoOp. `every` adds the methods whose steps pass through a tower; a `budget` in seconds adds as
+    many of them as there is time for. A method is dropped if it is behind the best so far on the first fold (see
+    `Comparison.raced`).
 
-    `shots` images a class are used, all of them by default; `overrides` such as `data.broken=skip` apply to all
-    recipes. `out`, a new folder, becomes the run directory of the chosen method, with recommendation.json, methods.csv,
+    `shots` images per class are used, by default all; `overrides` such as `data.broken=skip` apply to all recipes.
+    `out`, a new folder, becomes the run directory of the chosen method, with recommendation.json, methods.csv,
     report.html, and a list of files for each piece of advice; the comparison stays there even if the training fails.
-    `track` follows that training, as in `fit`.
+    The trackers in `track` follow that training, as in `fit`.
 
     Raises AdaptError for data without training images, with one class or with questions, fewer than two folds, an `out`
     that exists or lies inside the data, and if no method can be trained.
@@ -109,7 +110,7 @@ def recommend(
 
 @contextmanager
 def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
-    """Create the folder `out` for the block, and remove it afterwards if nothing was written to it.
+    """Create the folder `out` for the `with` block, and remove it afterwards if nothing was written to it.
 
     Raises AdaptError if `out` exists, cannot be created, or lies inside the data.
     """
@@ -135,9 +136,9 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
 
 
 def _check_comparable(split: Split) -> None:
-    """Raise AdaptError for data on which methods cannot be compared: texts, other tasks, or a single class."""
+    """Raise AdaptError for data on which methods cannot be compared: texts, another task than classes, or one class."""
     if not split.train[0].paths:
-        raise AdaptError(f"{split.name} has texts in place of images; methods are compared on images: train `close`")
+        raise AdaptError(f"{split.name} has texts, but methods are compared on images: train `close` on texts")
     if split.task.comparable:
         raise AdaptError(f"{split.name}: {split.task.comparable}")
     if len(split.class_names) < 2:
@@ -150,8 +151,8 @@ def _dual_encoder(backbone: Backbone) -> DualEncoder:
     if isinstance(backbone, DualEncoder):
         return backbone
     raise AdaptError(
-        f"{backbone.describe()} is a {backbone.family}; methods are compared on a CLIP or SigLIP: give images without "
-        "questions"
+        f"{backbone.describe()} is a {backbone.family}; expected a dual encoder such as CLIP or SigLIP, on which "
+        "methods are compared: give another --backbone, and images without questions"
     )
 
 

@@ -40,7 +40,7 @@ class MethodRow(TypedDict):
 class Recommendation:
     """A comparison of methods, the one that was chosen and trained, and advice on the images.
 
-    `rows` are the methods, the best first, and `alike` the names of methods that are as good as the best within the
+    `rows` are the methods, the best first, and `alike` the names of those that are as good as the best within the
     noise. `about` says what the methods were compared on. `result` is the training of the chosen method on all images,
     measured on the test images if there are any; None until it is trained.
     """

@@ -81,7 +81,7 @@ class _Commands(click.Group):
             raise SystemExit(130) from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command. Exit codes: 0 done, 2 a mistake or no memory or disk left (one line), 130 after Ctrl-C."""
+        """Run a command. Exit codes: 0 for success, 2 for a mistake or lack of memory or disk, 130 after Ctrl-C."""
         try:
             _check_package()
             return super().main(*args, **kwargs)

@@ -209,7 +209,7 @@ def match(
     source: str, folder: str | None, root: str | None, texts: str, out: Path, part: str, top: int, backbone: str,
     device: str,
 ) -> None:  # fmt: skip
-    """Pair each image of SOURCE with the texts of its class that are nearest to it.
+    """Write a CSV that pairs each image of SOURCE with those texts of its class whose features are nearest to it.
 
     The CSV has a line per pair, with the columns path and text; paths are relative to the root of the data.
     """
@@ -223,10 +223,13 @@ def match(
     split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
     if not Path(split.root).is_dir():
-        raise AdaptError(f"the images of {shown(split.name)} are not files in a folder, so a CSV cannot name them")
+        raise AdaptError(
+            f"the images of {shown(split.name)} are not files in a folder, so a CSV cannot name them: give a data set "
+            "of image files"
+        )
     items = [item for item in getattr(split, part) if item.path]
     if not items:
-        raise AdaptError(f"{shown(split.name)} has no images in its {part} part")
+        raise AdaptError(f"{shown(split.name)} has no images in its part {part}: choose another --part")
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.methods.zero_shot import ZeroShot

@@ -190,7 +190,9 @@ def convert(
             click.echo(f"written to {export(_load(source, backbone), target)}")
             return
         if target_form == "peft":
-            raise AdaptError(f"--to peft exports an adapter of adapt, and {source} is not one")
+            raise AdaptError(
+                f"--to peft exports an adapter of adapt, and {source} is not one: leave --to out to import it"
+            )
         click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
 
 

@@ -102,12 +102,12 @@ def search(
     index: Path, queries: tuple[str, ...], top_k: int, backbone: str | None, adapter: Path | None, share: float | None,
     root: Path | None, device: str, as_json: bool,
 ) -> None:  # fmt: skip
-    """Find the entries of INDEX that are nearest to QUERIES, which are texts or image files. The search is exact.
+    """Find the texts, images or pairs in INDEX whose features are nearest to QUERIES, which are texts or image files.
 
-    In an index of pairs, a query may also be a .csv with path,text. Each of its lines is then a query, named by its
-    path.
+    The search is exact. In an index of pairs, a query may also be a .csv with the columns path and text. Each of its
+    lines is then a query, named by its path.
 
-    With an adapter of xbt for the backbone of INDEX, a newer backbone encodes the queries.
+    With an adapter of the method xbt for the backbone of INDEX, a newer backbone encodes the queries.
 
     \b
     Examples:
@@ -128,7 +128,8 @@ def search(
         stored.check(model)
         if of_pairs and stored.header.kind != "pairs":
             raise AdaptError(
-                f"{index} is an index of {stored.header.kind}: a .csv of pairs needs one made by `adapt index --pairs`"
+                f"{index} is an index of {stored.header.kind}, and a query is a .csv of pairs: give an index made by "
+                "`adapt index --pairs`, or texts or images as queries"
             )
         encode = _encoded if share is None else _between(stored, model, share, device)
         for query in queries:
@@ -167,7 +168,7 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
     if of is None:
         raise AdaptError("no backbone to encode with is named: give --backbone, such as mini-clip, or --adapter")
     if not isinstance(of, DualEncoder):
-        raise AdaptError(f"{of.describe()} has no features of texts and images to compare: use a CLIP")
+        raise AdaptError(f"{of.describe()} has no features of texts and images to compare: use a CLIP or SigLIP")
     if model is None:  # and no adapter says otherwise: photographs are turned upright
         model = wrap(of.turning(True), ZeroShot(), ("object",))
     assert isinstance(model, AdaptedModel)  # as of every dual encoder
@@ -175,7 +176,7 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
 
 
 def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:
-    """Return a query's features as an index: one entry for a text or an image file, one for each pair of a .csv."""
+    """Return the features of a query as an index: of one text, of one image file, or of all pairs in a .csv."""
     from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
 
@@ -193,15 +194,18 @@ def _lists_pairs(query: str) -> bool:
 
 
 def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _Encode:
-    """Return a query encoder that interpolates (slerp) between the features of the index's backbone and of `model`.
+    """Return a function that encodes a query by the index's backbone and by `model`, and interpolates (slerp).
 
-    Raises AdaptError if the adapter does not map into the index's feature space.
+    `share` is the weight of `model`. Raises AdaptError if its adapter does not map into the index's feature space.
     """
     from adapt.methods.base.space import space_of
     from adapt.retrieval.slerp import slerp
 
     if space_of(model.method) is None:
-        raise AdaptError("--slerp needs the queries of two backbones, and there is one: give an --adapter of xbt")
+        raise AdaptError(
+            "--slerp interpolates between the features of two backbones, and there is only one: give an --adapter of "
+            "the method xbt, or leave --slerp out"
+        )
     old = _model(index.header.backbone, None, device)
     index.check(old)
 

@@ -1,4 +1,4 @@
-"""Start the processes that train one run together, in the way of `accelerate launch` and torchrun."""
+"""The start of several processes that train one run together, as `accelerate launch` and torchrun do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def is_main() -> bool:
 
 
 def launched(count: int, device: str) -> int:
-    """Run this process's own command in `count` processes, and return their exit status: 0 if none failed.
+    """Run the present command again in `count` processes that train together, and return 0 or the first failing status.
 
     The main process prints the results. The other processes' errors are printed after all have ended. Ctrl-C reaches
     all processes. Raises AdaptError if two processes would share an accelerator.
@@ -35,7 +35,8 @@ def launched(count: int, device: str) -> int:
     available = devices.count()
     if ":" in device:
         raise AdaptError(
-            f"--device {device} is one device, and --processes {count} need one each: give its kind only, or auto"
+            f"--device {device} is a single device, and --processes {count} need one each: give only a kind of device, "
+            "such as cuda, or auto"
         )
     if device != "cpu" and 0 < available < count:
         raise AdaptError(

@@ -1,4 +1,4 @@
-"""Shared by commands that make many runs: their options, and the function that makes the runs."""
+"""The options of commands that make many runs (trainings), and the function that makes the runs."""
 
 from __future__ import annotations
 

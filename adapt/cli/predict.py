@@ -184,7 +184,7 @@ def _by_adapters(
     device: str,
     answering: Callable[[Sequence[Path], Sequence[Model], OpenedImages], Iterator[Any]],
 ) -> Says:
-    """Return a function that loads the adapters, and yields for images what `answering` computes with the models."""
+    """Return a function that loads the adapters as models, and yields the results of `answering` for each image."""
 
     def answers(images: Callable[[set[bool]], OpenedImages]) -> Iterator[Any]:
         from adapt.loading import load_many
@@ -211,7 +211,7 @@ def _predictions(
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
     if answering or question is not None:
         named = f"; {first_of(answering)} answers questions" if answering else ""
-        raise AdaptError(f"only adapters that classify are shown side by side{named}: give one at a time")
+        raise AdaptError(f"only adapters that classify are shown side by side{named}: give one adapter at a time")
     from adapt.models.many import predict_many_stream
 
     return predict_many_stream(models, images, top_k, threshold=threshold)
@@ -270,8 +270,8 @@ def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
 def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set[bool]) -> Iterator[Image.Image | Path]:
     """Yield the images that can be decoded; report the others, and append the files of decoded images to `read`.
 
-    `turnings` holds True for images turned upright by EXIF, False for images as stored. If it holds both, because
-    models differ, paths are yielded for each model to decode.
+    `turnings` holds True for images turned upright by EXIF, False for images as stored. If the models differ, so that
+    it holds both, the paths of images are yielded, for each model to decode.
     """
     from adapt.data.decoding.images import open_image
 

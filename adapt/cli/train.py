@@ -135,7 +135,7 @@ def _stopped(
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the overrides with those that --keep-flops means.
+    """Return the overrides of recipe keys, with those for --keep-flops: skip blocks until this share of FLOPs remains.
 
     Raises AdaptError if the recipe's method has no such setting, or an override sets which blocks are skipped.
     """
@@ -143,7 +143,8 @@ def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[
 
     if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:
         raise AdaptError(
-            f"--keep-flops does not apply: this recipe's method, {recipe.method['name']}, has no such setting"
+            f"--keep-flops does not apply to this recipe's method, {recipe.method['name']}, which has no such setting: "
+            "leave it out"
         )
     for each in overrides:
         if each.startswith(("method.skip=", "method.skipped=")):

@@ -31,7 +31,7 @@ _NAMED = 3
 
 
 def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
-    """Return why images and masks cannot be used, as {path: reason}, in the order of `items`.
+    """Return the images and masks that cannot be used, each with the reason, as {path: reason} in the order of `items`.
 
     The reasons are the messages of `adapt.data.open_image`. `progress` is called with the number of files checked and
     the number of all files. A file that several items share is checked once.
@@ -52,7 +52,7 @@ def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[s
 
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
-    """Return why regions and masks do not fit their images, as {path: reason}; unreadable files are left out."""
+    """Return the regions and masks that do not fit their images, as {path: reason}; unreadable files are left out."""
     problems: dict[str, str] = {}
     for item in items:
         for path in item.paths:
@@ -76,8 +76,8 @@ def check_root(split: Split) -> None:
     if not (split.root and items) or any(map(_may_be_there, items)):
         return
     raise AdaptError(
-        f"none of the {len(items):,} images of data {split.name!r} is there, such as {items[0].path!r}. Their paths "
-        f"start from the root {split.root!r}: give the folder that they do start from (--root, data.root in a recipe)"
+        f"none of the {len(items):,} images of data {split.name!r} exists, such as {items[0].path!r}. Their paths were "
+        f"taken to start from the root {split.root!r}: give the right folder (--root, or data.root in a recipe)"
     )
 
 
@@ -87,7 +87,7 @@ def _may_be_there(item: Item) -> bool:
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
-    """Return `split` without the images that cannot be decoded, if `broken` is "skip"; they are logged.
+    """Return `split` without the images that cannot be decoded, and log these images, if `broken` is "skip".
 
     Raises AdaptError if an image cannot be decoded and `broken` is "refuse", if a class is left without a training
     image, or if none of the images exists.
@@ -123,7 +123,7 @@ def _first(problems: dict[str, str]) -> str:
 def _of_each(
     look: Callable[[str, bool], Known], turned: Mapping[str, bool], progress: Progress | None = None
 ) -> Iterator[Known]:
-    """Yield `look(path, is_turned)` for each item of `turned`, computed in worker processes if there are many."""
+    """Yield `look(path, is_turned)` for each pair in `turned`, computed in worker processes if there are many."""
     with ExitStack() as stack:
         results = map(look, turned, turned.values())
         if len(turned) >= _FEW:

@@ -44,7 +44,7 @@ def check_consistent(split: Split) -> None:
 
 def _check_names(split: Split) -> None:
     if not split.class_names and all(item.task.classes_are for item in split.items()):
-        raise AdaptError(f"data {split.name!r} has no classes")
+        raise AdaptError(f"data {split.name!r} has no classes. Give it at least one")
     first: dict[str, int] = {}
     for label, name in enumerate(split.class_names):
         if not name.strip():
@@ -52,7 +52,7 @@ def _check_names(split: Split) -> None:
         if unseen(name):
             raise AdaptError(
                 f"data {split.name!r}: label {label} is named {name!r}, with a line break or control character. "
-                "Take it out"
+                "Take the character out"
             )
         if first.setdefault(name, label) != label:
             raise AdaptError(
@@ -64,7 +64,7 @@ def _check_names(split: Split) -> None:
 def _check_domains(split: Split) -> None:
     for domain in filter(unseen, {item.domain for item in split.items()}):
         raise AdaptError(
-            f"data {split.name!r}: the domain {domain!r} has a line break or control character. Take it out"
+            f"data {split.name!r}: the domain {domain!r} has a line break or control character. Take the character out"
         )
 
 
@@ -73,8 +73,8 @@ def _check_classes(split: Split) -> None:
     for item in split.items():
         if not known.issuperset(item.class_names):
             raise AdaptError(
-                f"data {split.name!r}: {item.name!r} is of the class {item.answer!r}, which is none of its "
-                f"{len(known):,} classes, {first_of([*map(repr, split.class_names)])}"
+                f"data {split.name!r}: {item.name!r} has the class {item.answer!r}; expected one of its "
+                f"{len(known):,} class names, {first_of([*map(repr, split.class_names)])}"
             )
 
 
@@ -126,21 +126,21 @@ def _check_texts(split: Split) -> None:
         if len(kinds) == 2:
             raise AdaptError(
                 f"data {split.name!r}: the part {part} has images ({kinds[True].path!r}) and texts "
-                f"({kinds[False].text!r}). Give each part one of both"
+                f"({kinds[False].text!r}). Give each part only images, or only texts"
             )
     if split.test and not split.test[0].path:
         raise AdaptError(
-            f"data {split.name!r}: the text {split.test[0].text!r} is to be tested. A model learns from texts and "
-            "classifies images: give images for the part test, or none"
+            f"data {split.name!r}: the part test has the text {split.test[0].text!r}; expected images. A model may "
+            "learn from texts but classifies images: give images for the part test, or none"
         )
     for item in split.items():
         if item.paths and item.text and item.task.classes_are:
             raise AdaptError(
-                f"data {split.name!r}: {item.name!r} has a text beside it, and is labelled for {item.task.name}. Pairs "
-                "of images and texts are data of their own, without classes"
+                f"data {split.name!r}: {item.name!r} has a text beside it, and a label for the task {item.task.name}. "
+                "Take out the texts, or the labels: pairs of images and texts have no classes"
             )
         if not (item.paths or item.text.strip()):
-            raise AdaptError(f"data {split.name!r}: an item of {item.answer!r} has neither an image nor a text")
+            raise AdaptError(f"data {split.name!r}: an item of class {item.answer!r} has neither an image nor a text")
 
 
 _CHECKS = (

@@ -43,7 +43,8 @@ def contact_sheet(
     items = [item for item in items if item.paths]
     if items and not class_names:
         raise AdaptError(
-            "a contact sheet shows images by class, and pairs of images and texts have none: give data with classes"
+            "a contact sheet shows images by class, and pairs of images and texts have no classes: give data with "
+            "classes"
         )
     if not items or per_class < 1:
         raise AdaptError(f"there is nothing to draw: {len(items)} images, {per_class} of each class")

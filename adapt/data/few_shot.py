@@ -1,4 +1,4 @@
-"""Few-shot sampling, with the same picks as the published code of CoOp and CLIP-LoRA for a seed."""
+"""Few-shot sampling, which draws for each seed the same images as the published code of CoOp or CLIP-LoRA."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tu
 
 
 def _by_stratum(items: Items) -> list[list[Item]]:
-    """Return the items of each class (or other stratum of the task), in the order in which classes first appear."""
+    """Return the items grouped by class (or the task's other `stratum`), in the order in which classes first appear."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(item.stratum, []).append(item)

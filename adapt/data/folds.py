@@ -16,10 +16,10 @@ MOST = 5  # folds by default
 
 
 def usual_count(items: Sequence[Item], most: int = MOST) -> int:
-    """Return the default number of folds: the median number of images of a class, from two to `most`.
+    """Return the default number of folds: the median number of images per class, but at least two and at most `most`.
 
-    Every model then learns from equally many images of each class. With two images a class and five folds, a model
-    would know two images of some classes, and only one of the class it is tested on, which it then seldom predicts.
+    Every model then learns from equally many images of each class. With two images per class and five folds, a model
+    would know two images of some classes, but only one of the class it is tested on, which it then seldom predicts.
     """
     counts = Counter(item.stratum for item in items)
     return max(2, min(most, round(median(counts.values())))) if counts else 2
@@ -33,7 +33,7 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
     Raises AdaptError for fewer than two folds.
     """
     if count < 2:
-        raise AdaptError(f"folds is {count}; expected at least 2: what one is tried on must learn from the others")
+        raise AdaptError(f"folds is {count}; expected at least 2: one to test on, and others to learn from")
     stream, fold_of = random.Random(seed), dict[str, int]()
     groups: dict[str, dict[str, int]] = {}  # number of images, by class and group
     for item in items:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled item: images, or a text in their place, with a `label` that belongs to one task.
+    """One labelled item of data: images, or a text in their place, with a `label` for one task (such as a class).
 
     `paths` are image paths as `adapt.data.decoding.files` reads them: one, or as many as the task needs. Without paths,
     a model learns from the features of `text` in place of an image; with paths, `text` is about the image. `domain` is
@@ -71,7 +71,7 @@ class Item:
 
     @property
     def stratum(self) -> str:
-        """The class, or other stratum, by which few-shot samples, folds and parts of a split are balanced."""
+        """The name, usually the class, by which few-shot samples, folds and parts of a split are balanced."""
         return self.label.stratum
 
     @property

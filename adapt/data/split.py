@@ -80,7 +80,7 @@ class Split:
         return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: str) -> Split:
-        """Return the split of some classes, renumbered from 0: "all", "base" or "new" (CoOp), or a share such as "2/3".
+        """Return a split of only some classes, renumbered from 0: "all", "base" or "new" (CoOp), or a share like "2/3".
 
         A share such as 2/3 is the second of three runs of consecutive classes; if their lengths cannot be equal, the
         first runs have one class more. Base is 1/2 and new 2/2. To get the published images, take the few-shot sample
@@ -90,14 +90,14 @@ class Split:
             return self
         self.check_classes()
         if not self.task.divisible:
-            raise AdaptError(f"data {self.name!r} has {self.task.title}: no part of the classes ({classes}) is whole")
+            raise AdaptError(f"data {self.name!r} has {self.task.title}: it cannot be divided by classes ({classes})")
         number, parts = map(int, {"base": "1/2", "new": "2/2"}.get(classes, classes).split("/"))
         size, longer = divmod(len(self.class_names), parts)
         starts = [place * size + min(place, longer) for place in range(parts + 1)]
         chosen = range(starts[number - 1], starts[number]) if number <= parts else range(0)
         if not chosen:
             count = f"{len(self.class_names)} class" + "es" * (len(self.class_names) > 1)
-            raise AdaptError(f"data {self.name!r} has {count}, of which there is no part {classes!r}")
+            raise AdaptError(f"data {self.name!r} has {count}; the share {classes!r} of them is empty: take another")
 
         names = self.class_names[chosen.start : chosen.stop]
         own = set(names)
@@ -120,7 +120,7 @@ class Split:
             raise AdaptError(f"data {self.name!r} has no domain {domain!r} to leave out; it has {listed}")
         test = tuple(item for item in self.test or self.items() if item.domain == domain)
         if not test:
-            raise AdaptError(f"data {self.name!r} has no test images of the domain {domain!r}, which is left out")
+            raise AdaptError(f"data {self.name!r} has no test images of the domain {domain!r} to leave out: add some")
         train, val = (tuple(item for item in part if item.domain != domain) for part in (self.train, self.val))
         return replace(self, train=train, val=val, test=test)
 

@@ -17,9 +17,9 @@ BOUNDS = (0.05, 20.0)  # answers that are all right, or no better than chance, h
 
 
 def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cache: bool = True) -> float:
-    """Return the temperature that makes the labels of `items` most likely, without an earlier temperature.
+    """Return the temperature, a divisor of the model's logits, that makes the labels of `items` most likely.
 
-    Raises AdaptError as `evaluate` does, and if answers are free text.
+    A temperature that the model has is ignored. Raises AdaptError as `evaluate` does, and if answers are free text.
     """
     task = tasks.of(items)
     task.check_model(model, items)

@@ -23,7 +23,7 @@ def evaluate(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Scores:
-    """Return the scores of `model` on `items`, by the task of their labels.
+    """Return the scores of `model` on labelled `items`, such as accuracy for classes or recall for pairs.
 
     Features of an unedited vision tower come from the cache. For a method that remembers a stream of images, the items
     are one stream, in their order.

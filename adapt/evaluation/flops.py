@@ -18,7 +18,7 @@ QUESTION = "what is in the picture?"  # a short one, for models that answer ques
 
 
 def flops(compute: Callable[[], object]) -> int:
-    """Return the operations of `compute()`. A multiply-add counts as two; norms and activations do not count.
+    """Return the number of operations in `compute()`: two for a multiply-add, none for norms and activations.
 
     The counter does not see fused attention on the CPU, so attention is computed by matrix products meanwhile.
     """
@@ -38,7 +38,7 @@ def image_flops(model: AdaptedModel) -> int:
 
 
 def text_flops(model: AdaptedModel) -> float:
-    """Return the operations of the text tower for one class, as the mean over the model's classes, on its own path."""
+    """Return the operations of the text tower per class, as the mean over the model's classes, as the model runs it."""
     fresh = model.with_classes(model.class_names)  # without cached class features
     features = torch.zeros(1, model.backbone.embed_dim, device=model.backbone.device, dtype=model.backbone.dtype)
     return flops(lambda: fresh.class_features(features)) / len(model.class_names)

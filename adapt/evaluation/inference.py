@@ -36,7 +36,7 @@ class Inference:
     progress: Progress | None = None
 
     def logits(self, model: Adapted, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Return the logits `(b, n)` of `model` in batches; the items are one stream, in their order."""
+        """Return the logits `(b, n)` of `model` on the items, batch by batch, in the order of the items."""
         model = model.stream()
         if keeps_features(model, self.cache or of_texts(items)):
             return self._from_features(model, items)
@@ -62,7 +62,7 @@ class Inference:
             yield answered
 
     def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
-        """Yield the items in decoded batches, as steps that a method sees."""
+        """Yield the items in decoded batches, each as a `Step`: the object from which a method computes logits."""
         task, done = tasks.of(items), 0
         size = max(1, BATCH_SIZE // (1 + model.method.views))
         for inputs, batch in loader(items, model.transform(), size, train=False, workers=self.workers):
@@ -84,7 +84,7 @@ class Inference:
             yield answered
 
     def _from_views(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Yield logits from the features of views, a part of the images at a time: each image has many features."""
+        """Yield logits from the features of augmented views of each image, for a limited number of images at a time."""
         for start in range(0, len(items), FEATURES):
             some_items = items[start : start + FEATURES]
             features = view_features(model, some_items, workers=self.workers, progress=self.progress)

@@ -23,13 +23,13 @@ MOST_FALSE = 0.3  # false positive rate of pixels up to which PRO is integrated,
 
 @dataclass(frozen=True)
 class MapScores(Scores):
-    """Scores of the images' classes, with the areas under curves of their anomaly maps."""
+    """Scores of the predicted classes of images, and the areas under curves of their anomaly maps (AUROC, PRO)."""
 
     areas: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(cls, scores: Scores, abnormal: Tensor, maps: Tensor, masks: Tensor) -> MapScores:
-        """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels, and masks `(n, h, w)`."""
+        """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels `(n, h, w)`, and masks."""
         anomalous = masks.flatten(1).any(-1)
         areas = {
             "image_auroc": auroc(abnormal, anomalous),

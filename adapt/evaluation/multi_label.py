@@ -39,7 +39,7 @@ class MultiLabelScores(Scores):
     def of(
         cls, items: Sequence[Item], probabilities: Tensor, truth: Tensor, class_names: Sequence[str]
     ) -> MultiLabelScores:
-        """Return the scores of `items` from probabilities `(n, c)`; `truth` `(n, c)` says which classes each has."""
+        """Return the scores of `items` from probabilities `(n, c)`; bool `truth` `(n, c)` tells the classes of each."""
         from sklearn.metrics import average_precision_score, f1_score
 
         decided = probabilities >= HALF
@@ -66,7 +66,7 @@ class MultiLabelScores(Scores):
 
     @property
     def right(self) -> tuple[bool, ...]:
-        """Whether the most probable class is one of the image's, or none is predicted for an image without classes."""
+        """Whether each image's most probable class is one of its own, or no class is predicted if it has none."""
         return self.hits
 
     @property
@@ -115,7 +115,7 @@ def prior_bias(logits: Tensor, labels: Tensor) -> float:
 
 
 def prior_biases(logits: Tensor, labels: Tensor, own: float, scales: Sequence[float] = (1.0,)) -> list[float]:
-    """Return, for each scale of the logits `(n, c)`, the bias with which they fit multi-label data.
+    """Return, for each factor in `scales` of the logits `(n, c)`, the bias with which they fit multi-label data.
 
     `own` is the bias that the logits have already, which is not scaled. With the new bias the probabilities add up to
     the number of positive labels.

@@ -1,4 +1,4 @@
-"""The standard error of an accuracy, or of a difference of two, by the choice of images."""
+"""The standard error that the choice of images gives to an accuracy, or to the difference of two accuracies."""
 
 from __future__ import annotations
 

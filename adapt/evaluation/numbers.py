@@ -15,14 +15,14 @@ TITLES = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "
 
 @dataclass(frozen=True)
 class GradedScores(Scores):
-    """Regression scores: `targets` and the predicted numbers `said`, in the images' order, besides scores of words."""
+    """Regression scores: the `targets` and predicted numbers `said` of all images, besides the scores of words."""
 
     targets: tuple[float, ...] = ()
     said: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, scores: Scores, targets: Tensor, predicted: Sequence[Tensor]) -> GradedScores:
-        """Return `scores` with targets `(n,)` and batches of predicted numbers."""
+        """Return `scores` (of words) with the targets `(n,)` and the batches of predicted numbers added."""
         numbers = tuple(number for batch in predicted for number in batch.tolist())
         return cls(**vars(scores), targets=tuple(targets.tolist()), said=numbers)
 

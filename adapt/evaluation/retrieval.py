@@ -56,10 +56,10 @@ class RetrievalScores(Scores):
 
 @dataclass(frozen=True)
 class LinkedScores(RetrievalScores):
-    """Record linkage scores besides recall: each pair whose entity has several, with that of its nearest other pair.
+    """Record linkage scores besides recall: for each pair, the entity it belongs to and that of its nearest other pair.
 
-    An image and its text are one feature (`Method.pool`); `confidence` is the cosine, or 0 if it is negative. It is no
-    probability, so it cannot be calibrated.
+    An entity, such as a product, counts if it has several pairs. An image and its text are one feature
+    (`Method.pool`); `confidence` is the cosine, or 0 if it is negative: no probability, so it cannot be calibrated.
     """
 
     def summary(self) -> dict[str, str]:
@@ -91,7 +91,7 @@ def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores:
     """Rank all texts of `items` for each image, and all images for each text, exactly, and return the scores.
 
-    If pairs share an entity, the nearest other pair of each is searched too.
+    If pairs share an entity (such as a product), the pair nearest to each of them is searched too.
     """
     images = {item.path: item for item in items}
     texts = list(dict.fromkeys(item.text for item in items))
@@ -124,7 +124,7 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
 
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
-    """Return scores of the pairs whose entity has several pairs, from unit-length features `(n, e)` of all `items`."""
+    """Return record linkage scores of pairs that share an entity, from unit-length features `(n, e)` of all `items`."""
     sizes = _sizes_of_entities(items)
     queries = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
     cosines, nearest = list[float](), list[int]()

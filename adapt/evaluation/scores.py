@@ -17,7 +17,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """The path, class, predicted class and its probability of each image, in the images' order."""
+    """Predictions on a list of images: the path, class and predicted class of each, and the predicted probability."""
 
     paths: tuple[str, ...]
     actual: tuple[str, ...]
@@ -113,7 +113,7 @@ def scored(
     decisions: Iterable[tuple[list[str], list[float]]],
     actual: Sequence[str] | None = None,
 ) -> Scores:
-    """Return the scores of `decisions`, answers and confidences by batch; `actual` is by default the items' answers."""
+    """Return scores from `decisions` (batches of answers and confidences); `actual` is by default the right answers."""
     batches = list(decisions)
     return Scores(
         paths=tuple(item.name for item in items),

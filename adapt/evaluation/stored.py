@@ -88,7 +88,7 @@ class _Summary(_Stored):
 
 
 class ProtocolResults(_Stored):
-    """The results of a protocol."""
+    """The results of a protocol, such as few_shot.json: its recipe, runs and summaries over seeds."""
 
     protocol: str
     recipe: _Recipe
@@ -153,7 +153,7 @@ TargetFigures = dict[str, _Target]  # targets.json of a run
 
 
 def read(path: Path, kind: Any, what: str) -> Any:
-    """Return the plain data of the file at `path`. Raises AdaptError, naming `what`, if they are not of `kind`."""
+    """Return the data of the JSON file at `path`. Raises AdaptError, naming `what`, unless they are of type `kind`."""
     try:
         content = plain.parse(path.read_bytes())
         TypeAdapter(kind).validate_python(content)

@@ -67,7 +67,7 @@ def header_of(model: Adapted) -> Header:
 
 
 def _scale_of(model: Adapted) -> float | None:
-    """Return the logit scale that cosine similarities are multiplied by: the method's own, or else the backbone's.
+    """Return the model's logit scale, the factor of cosine similarities: the method's own, or else the backbone's.
 
     None for a model whose logits are not cosine similarities.
     """
@@ -80,8 +80,8 @@ def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
     own, recorded = _scale_of(model), described.logit_scale
     if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):
         raise AdaptError(
-            f"{path} says that its logits are cosines x {recorded:g}, and those of {model.method.name} here are "
-            f"{'none' if own is None else f'x {own:g}'}: it was changed by hand; fetch or train the adapter again"
+            f"{path} records the logit scale {recorded:g}, but {model.method.name} here has "
+            f"{'none' if own is None else f'{own:g}'}: the file was changed by hand; fetch or train the adapter again"
         )
 
 

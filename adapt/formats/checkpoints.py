@@ -58,7 +58,7 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise AdaptError(
-            f"{path} is not a published checkpoint: it has no tensors under 'state_dict', nor only tensors"
+            f"{path} is not a published checkpoint: expected tensors under 'state_dict', or a dictionary of tensors"
         )
     _check_stored(state, path)
     return state

@@ -1,7 +1,7 @@
 """Compact folders: an adapter with its backbone, without the blocks that the adapter skips.
 
 A compact folder holds the library's configuration of the full model, all tensors outside the skipped blocks, and the
-unchanged adapter. Of each left-out tensor it holds the one entry that the fingerprint samples. Loading builds the model
+unchanged adapter. Of each left-out tensor it holds the one value that the fingerprint samples. Loading builds the model
 without allocating its tensors, removes the blocks, and only then moves the model to a device.
 """
 
@@ -42,7 +42,7 @@ class _Record(BaseModel):
     format: int
     skipped: tuple[str, ...]
     cut: dict[str, float]
-    """For each tensor that was cut out, the entry that a fingerprint samples."""
+    """For each tensor that was cut out, the value that a fingerprint samples."""
     halves: bool
     embed_dim: int | None
 
@@ -79,7 +79,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
 
 
 def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the tensors outside the skipped blocks, and of each parameter inside them the fingerprint's entry."""
+    """Return the tensors outside the skipped blocks, and one value (the fingerprint's) of each parameter inside."""
     paths = block_paths(backbone, skipped).values()
     if any(isinstance(backbone.model.get_submodule(path), Absent) for path in paths):
         raise AdaptError("this model was loaded from a compact folder: copy that folder")
@@ -137,8 +137,8 @@ def _record(folder: Path) -> _Record:
 def _fill(backbone: Backbone, tensors: dict[str, Tensor], cut: dict[str, float]) -> None:
     """Set the tensors of a model that was built without memory, so that its fingerprint equals the full model's.
 
-    Each tensor of a left-out block repeats its sampled entry, which takes no memory. Raises ValueError for tensors that
-    do not fit.
+    A tensor of a left-out block repeats its one sampled value, which takes no memory. Raises ValueError for tensors
+    that do not fit.
     """
     known = dict(backbone.model.named_parameters()) | dict(backbone.model.named_buffers())
     if wrong := known.keys() ^ (tensors.keys() | cut.keys()):

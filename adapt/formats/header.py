@@ -54,7 +54,7 @@ class RecordedAnswers(TypedDict):
 
 
 class Header(BaseModel):
-    """The metadata of an adapter file."""
+    """The metadata of an adapter file: its method, settings, backbone, class names and more."""
 
     model_config = _STRICT
 

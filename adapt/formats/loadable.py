@@ -38,7 +38,7 @@ def check_loadable(model: Adapted, tensors: dict[str, Tensor]) -> None:
 def build_within(
     method: Method, backbone: Backbone, class_names: Sequence[str], tensors: dict[str, Tensor], source: str
 ) -> tuple[str, ...]:
-    """Build `method` on `backbone`, check that `tensors` fit it, and return the class names.
+    """Build `method` on `backbone`, check that `tensors` fit it, and return the class names that it was built for.
 
     Building may allocate little more memory than `tensors` take. Raises AdaptError if it would, or if they do not fit.
     """

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """Where runs are computed, `at_once` in parallel: on this machine, or on Ray (at `address`, or a local cluster)."""
+    """A place to compute runs, `at_once` in parallel: this machine, or Ray (at `address`, or a local cluster)."""
 
     name: Literal["local", "ray"] = "local"
     at_once: int = 1

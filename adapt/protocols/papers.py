@@ -39,7 +39,7 @@ def published_backbone(spec: str) -> str | None:
 
 
 def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
-    """Return the published rows, each a title and cells, to show beside a protocol's results, if there are any.
+    """Return the rows of published figures (title and cells) to show beside a protocol's results, if there are any.
 
     The rows are for the backbone of the results, or for ViT-B/16 if it has no published figures. Zero-shot accuracy is
     the same for all numbers of shots.
@@ -68,7 +68,7 @@ def zero_shot_of(data: str, backbone: str | None) -> list[PaperRow]:
 
 
 def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the published rows for our recipe `recipe` at `shots` images a class, without values read off a plot."""
+    """Return the published rows for our recipe `recipe` at `shots` images per class, without values read off a plot."""
     ours = _table()["recipes"]
     return [
         row
@@ -94,7 +94,7 @@ def _table() -> dict[str, Any]:
 
 
 def _confirmed(protocol: str, data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the rows for a protocol, data set and backbone whose source was read, without figures only recalled."""
+    """Return the published rows for a protocol, data set and backbone, except figures recalled without a source."""
     wanted = (protocol, data, backbone)
     return [row for row in rows() if (row["protocol"], row["data"], row["backbone"]) == wanted and row["from"] != "R"]
 

@@ -76,7 +76,7 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
 
 @_plain_text
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Draw accuracy over confidence, a line for each entry of `bins`; a dot's area shows its bin's number of images."""
+    """Draw accuracy over confidence, a line for each title in `bins`; a dot's area shows its bin's number of images."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="gray", ls="--", lw=1, label="perfect calibration")

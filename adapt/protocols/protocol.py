@@ -36,7 +36,7 @@ _TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol's runs. `figures` are the names of a run's accuracies; `derive` computes more figures from them."""
+    """A protocol's runs. `figures` are the names of accuracies in a run; `derive` computes more figures from them."""
 
     name: str
     recipe: Recipe
@@ -46,7 +46,7 @@ class Protocol:
 
 
 def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Protocol:
-    """Train on 1, 2, 4, ... images of each class: a few-shot curve (CoOp, section 4.1)."""
+    """Return the protocol of a few-shot curve: train on 1, 2, 4, ... images per class (CoOp, section 4.1)."""
     _check_numbers("shots", shots, 1)
     return Protocol(
         "few_shot",
@@ -61,9 +61,10 @@ def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Prot
 
 
 def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
-    """Train on the first half of the classes, and test on each half among its own names (CoCoOp, section 4.1).
+    """Return the protocol base-to-new (CoCoOp, section 4.1): train on the first half of the classes, test on both.
 
-    The harmonic mean is computed from the mean accuracies over the seeds, as in the papers' tables.
+    Images of each half are classified among its own class names. The harmonic mean is computed from the mean accuracies
+    over the seeds, as in the papers' tables.
     """
     new = Target("new", recipe.data.model_copy(update={"classes": "new"}))
     on_base = changed(recipe, data={"classes": "base"})
@@ -74,7 +75,7 @@ def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
 
 
 def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
-    """Train on one data set, and test on it and on other data: cross-dataset transfer, or domain generalisation."""
+    """Return the protocol of cross-dataset transfer or domain generalisation: train on one set, test on all."""
     names = tuple(target.name for target in targets)
     if not names or len(set(names)) < len(names):
         raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give them by --to")
@@ -89,9 +90,9 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
 
 
 def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) -> Protocol:
-    """For each domain, train on all other domains and test on this domain (DomainBed).
+    """Return the protocol that, for each domain, trains on all other domains and tests on this one (DomainBed).
 
-    Shots are drawn from the training domains.
+    Shots (a number of images per class) are drawn from the training domains.
     """
     if len(domains) < 2 or len(set(domains)) < len(domains):
         raise AdaptError(
@@ -112,10 +113,10 @@ def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) 
 
 
 def phases(recipe: Recipe, sections: Sequence[DataSection], seeds: Sequence[int]) -> Protocol:
-    """Train on one part of the data after the other, each time from the previous adapter (continual learning).
+    """Return the protocol of continual learning: train on one part of the data after the other, from the last adapter.
 
-    `2 after 3` is the accuracy on part 2 after training on part 3, each part among its own names. `kept` is the
-    fraction of its first accuracy that a part has after the last phase, averaged over all parts but the last.
+    `2 after 3` is the accuracy on part 2, among its own class names, after training on part 3. `kept` is the fraction
+    of its first accuracy that a part has after the last phase, averaged over all parts but the last.
     """
     if len(sections) < 2:
         raise AdaptError(f"there are {len(sections)} phases; expected two or more: give more data, or cut the classes")
@@ -146,9 +147,10 @@ def _figure(part: int, phase: int) -> str:
 
 
 def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Sequence[int]) -> Protocol:
-    """Train a recipe with every combination of `settings` (lists of values by key such as train.lr), over seeds.
+    """Return the protocol that trains with every combination of `settings` (lists of values by key such as train.lr).
 
-    Choose among the runs by the validation images: the best of many test accuracies is an optimistic estimate.
+    Every combination is trained for each of `seeds`. Choose among the runs by the validation images: the best of many
+    test accuracies is an optimistic estimate.
     """
     runs = []
     for values in product(*settings.values()):

@@ -44,7 +44,7 @@ class Target:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to make: its `recipe` is trained in the folder `name`, and tested on its own test images and on `targets`.
+    """A run to make: train `recipe` in the folder `name`, and test it on its own test images and on `targets`.
 
     `own` is the name of the accuracy on its own test images. `setting` is the run's setting in a sweep, or the domain
     that it leaves out. A run with `after` continues from the adapter of the run `after`, and includes its figures.
@@ -66,7 +66,8 @@ def check(runs: Sequence[PlannedRun]) -> None:
         method = recipe.new_method()
         if run.targets and method.per_class:
             raise AdaptError(
-                f"{recipe.method['name']} learns tensors for each of its classes and cannot classify new ones"
+                f"{recipe.method['name']} learns tensors for each of its classes and cannot classify new classes, "
+                "which this protocol tests: choose another method"
             )
         if run.after is not None:
             check_can_start(method, recipe.train is not None, run.after.name)
@@ -136,7 +137,7 @@ def _recipe_in(file: Path) -> Recipe | None:
 
 
 def _comparable(recipe: Recipe) -> Recipe:
-    """Return the recipe without its device and `start`, in which equal runs may differ: `start` is a path."""
+    """Return the recipe without the keys in which equal runs may differ: its device, and `start` (a path)."""
     return recipe.model_copy(update={"start": None, "device": AUTO})
 
 

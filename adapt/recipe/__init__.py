@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DataSection(BaseModel):
-    """The data: which images, and how they are drawn."""
+    """The section `data` of a recipe: the data set, and how training images are drawn from it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -119,7 +119,7 @@ class Recipe(BaseModel):
 def read_recipe(
     recipe: str | Path, overrides: Iterable[Override] = (), data: str | None = None, protocol: str | None = None
 ) -> Recipe:
-    """Read `recipe`, a file or the name of a shipped one, for the data set `data`.
+    """Return the recipe that `recipe` names, a file or a shipped recipe, with its settings for the data set `data`.
 
     `overrides` have the form `data.shots=4` or `("data.shots", 4)`; `data.source=NAME` means the same as `data`. If
     `recipe` is only the name of a method, `protocol` (such as `base_to_new`) says which of its recipes is meant.

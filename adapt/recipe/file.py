@@ -36,7 +36,7 @@ _LARGEST = 2**20  # bytes of a recipe
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """The content of a recipe file: its `name` in error messages, its head `comment`, and its settings."""
+    """The content of a recipe file: its `name` in error messages, the `comment` at its top, and its settings."""
 
     name: str
     comment: str
@@ -164,7 +164,7 @@ def pair(override: str) -> tuple[str, Any]:
 
 
 def _by_data(section: object, key: str, name: str) -> dict[str, Any]:
-    """Return `section` itself. Raises AdaptError unless it is a mapping whose keys are known data sets or `own`."""
+    """Return `section` itself, a mapping by data set. Raises AdaptError for a key other than known sets and `own`."""
     if not isinstance(section, dict):
         raise AdaptError(f"{name}: {key} is {brief(section)}; expected names of data sets, each with its value")
     for data in section:

@@ -51,7 +51,7 @@ class IndexHeader(BaseModel):
 
 @dataclass(frozen=True)
 class Index:
-    """An index: unit-length `features` `(n, e)` on the CPU, and their `entries`: texts, image paths, or entities."""
+    """An index: unit-length `features` `(n, e)` on the CPU, and `entries`, their n names (texts, paths or entities)."""
 
     header: IndexHeader
     entries: tuple[str, ...]
@@ -61,14 +61,14 @@ class Index:
         return len(self.entries)
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the cosines `(b, k)` of unit-length `queries` `(b, e)` to their nearest entries, and the indices.
+        """Return the cosines `(b, k)` of unit-length `queries` `(b, e)` to their nearest features, and their indices.
 
-        The search is exact, the nearest entry comes first, and k is `count`, at most the number of entries.
+        The search is exact, the nearest feature comes first, and k is `count`, or the size of the index if smaller.
         """
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: AdaptedModel) -> None:
-        """Raise AdaptError unless `model` encodes as the index was: by the same backbone, preprocessing and adapter.
+        """Raise AdaptError unless `model` has the backbone, preprocessing and adapter that encoded the index.
 
         An index made without an adapter also accepts an adapter that projects into the space of its backbone.
         """
@@ -196,8 +196,8 @@ def identity_of(model: AdaptedModel) -> str:
 def _check_prompts(model: AdaptedModel) -> None:
     if owns_prompts(model.method):
         raise AdaptError(
-            f"{model.method.name} learned words of prompts, which other texts do not have: make the index without an "
-            "adapter, or with one that changes the towers, such as lora"
+            f"{model.method.name} learned tokens of its classes' prompts and cannot encode other texts: make the index "
+            "without an adapter, or with one that changes only the towers, such as lora"
         )
 
 

@@ -69,7 +69,7 @@ class VocabularyFree:
         if not 0 <= alpha <= 1:
             raise AdaptError(f"alpha is {alpha}; expected the weight of the image, from 0 to 1")
         if index.header.adapter:
-            raise AdaptError("the index was made with an adapter, but names are scored without one: make one without")
+            raise AdaptError("the index was made with an adapter; names are scored without one: make an index without")
         # only for its features, of photographs turned upright
         self.model = wrap(backbone.turning(True), ZeroShot(), ("object",))
         index.check(self.model)

@@ -49,7 +49,7 @@ class Served:
     _together: dict[tuple[str, ...], SideBySide] = field(default_factory=dict)
 
     def together(self, names: Sequence[str]) -> SideBySide:
-        """Return the named adapters side by side. An adapter that learns from the images it sees starts anew."""
+        """Return an object that predicts with each of the adapters `names`; adapters that learn in use start anew."""
         key = tuple(names)
         for name in key:
             if name not in self.models:

@@ -55,7 +55,7 @@ class Predictions:
 
     @property
     def waiting(self) -> int:
-        """The number of requests that wait for a thread that reads images, or for a pass."""
+        """The number of requests that wait for a thread that reads images, or for a pass of the model."""
         return len(self.readers) + len(self.batcher)
 
     @property

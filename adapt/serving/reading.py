@@ -37,7 +37,7 @@ class TooManyPixels(AdaptError):
 
 @dataclass(eq=False)
 class _Job:
-    """A request that is being read: for each image left its size and the function that reads it; the results so far."""
+    """A request whose images are being read: size and reading function of each image left, and the results so far."""
 
     left: deque[tuple[int, Callable[[], object]]]
     done: Future[Any] = field(default_factory=Future)
@@ -61,9 +61,9 @@ class ImageReaders:
         return len(self._jobs)
 
     def ask(self, parts: Sequence[Part], sizes: Sequence[int], look: Callable[[Part], Seen]) -> Future[list[Seen]]:
-        """Queue `parts`, the images of a request, and return a future for the results of `look` on each.
+        """Queue `parts`, the images of a request, and return a future for the list of results of `look(part)`.
 
-        `sizes` are used to order requests. Once the future is cancelled, the images left are not read.
+        Requests are ordered by `sizes`. Once the future is cancelled, the remaining images are not read.
         """
         job = _Job(deque(zip(sizes, [partial(look, part) for part in parts], strict=True)))
         self._put(job)

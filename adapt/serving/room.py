@@ -22,9 +22,9 @@ class Room:
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Hold `size` units for the block; if there is no room, larger holders are ended first.
+        """Reserve `size` units for the `with` block; if there is no room, blocks that hold more are ended first.
 
-        Raises Crowded if no larger holder is left, and inside a holder that is ended.
+        Raises Crowded if no block that holds more is left, and inside a block that is ended.
         """
         while sum(self._held.values()) + size > self._most:
             largest = max(self._held, key=self._held.__getitem__, default=None)

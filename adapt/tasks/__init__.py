@@ -55,7 +55,7 @@ def register(task: type[Task]) -> type[Task]:
 
 
 def of(items: Sequence[Item]) -> Task:
-    """Return the task of items, which is the task of the first one."""
+    """Return the task of `items`, all of which have the same one. Raises AdaptError if there are no items."""
     if not items:
         raise AdaptError("there are no images: this part of the data is empty")
     return items[0].task

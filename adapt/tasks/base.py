@@ -45,7 +45,7 @@ class Label:
 
     @property
     def stratum(self) -> str:
-        """The stratum by which shots, folds and parts are balanced."""
+        """The name, usually the class, by which few-shot samples, folds and parts of the data are balanced."""
         return SEPARATOR.join(self.class_names)
 
     @property
@@ -55,7 +55,7 @@ class Label:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Files besides the item's own, such as a mask."""
+        """Paths of files besides the item's images, such as a mask."""
         return ()
 
     @property
@@ -65,7 +65,7 @@ class Label:
 
     @property
     def columns(self) -> dict[str, str]:
-        """The values besides the answer in lists of items, by column."""
+        """The further values, besides the answer, that a list of items shows, by column, such as a question."""
         return {}
 
     def renamed(self, names: Mapping[str, str]) -> Self:
@@ -73,7 +73,7 @@ class Label:
         return self
 
     def identity(self, root: str) -> dict[str, object] | None:
-        """Return what fingerprints depend on besides class numbers, as plain data; paths are relative to `root`."""
+        """Return what identifies the label besides its classes' numbers, as plain data; paths are below `root`."""
         return asdict(self)
 
 
@@ -95,7 +95,7 @@ class NamedLabel(Label):
 
 
 class Task:
-    """The base of all tasks. By default, items have classes, and logits tell them apart."""
+    """The base of all tasks. By default, items have classes, and logits say which class an item has."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -103,11 +103,11 @@ class Task:
     label_type: ClassVar[type[Label]]
     """The type of the task's labels."""
     backbones: ClassVar[frozenset[str]] = frozenset({"dual encoder"})
-    """The kinds of backbones that can answer it."""
+    """The kinds of backbones that can answer the task."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """The columns that a list of its items must have; a name may end in `*`, for any number of columns."""
     may_have: ClassVar[frozenset[str]] = frozenset()
-    """Optional columns that it reads."""
+    """Optional columns that the task reads."""
     images: ClassVar[tuple[str, ...]] = ("path",)
     """The columns of an item's images."""
     files: ClassVar[frozenset[str]] = frozenset()
@@ -131,7 +131,7 @@ class Task:
     example: ClassVar[str] = ""
     """The bundled data on which the contract suite and `adapt.testing` run; "" for none."""
     comparable: ClassVar[str] = ""
-    """The reason why `recommend` does not compare methods on it; "" if it does."""
+    """The reason why `recommend` does not compare methods on this task; "" if it does."""
     keeps_entities_together: ClassVar[bool] = False
     """Whether items of one entity follow each other in training, in the number that the method asks for."""
     learns_from_features: ClassVar[bool] = True
@@ -145,11 +145,11 @@ class Task:
     # reading
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Label:
-        """Return the label in a row's cells. Raises AdaptError, beginning with `where`, for an invalid value."""
+        """Return the label that a row's cells contain. Raises AdaptError, beginning with `where`, for a bad value."""
         raise NotImplementedError
 
     def completed(self, labels: Sequence[Any]) -> Sequence[Label]:
-        """Return the labels of a data set, completed if one depends on the others."""
+        """Return the labels of a data set; values that depend on all labels, such as a rarest class, are filled in."""
         return labels
 
     def class_names(self, labels: Iterable[Label]) -> tuple[str, ...]:
@@ -221,7 +221,7 @@ class Task:
         return torch.tensor([place[item.label.class_names[0]] for item in items], dtype=torch.long)
 
     def shares(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the share of each class in each item `(n, c)`; rows sum to 1."""
+        """Return each item's distribution over the classes `(n, c)`, in rows that sum to 1; by default one-hot."""
         import torch
         import torch.nn.functional as F
 
@@ -236,7 +236,7 @@ class Task:
         return self.numbers(items, class_names)
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
-        """Return a batch as a method sees it; `inputs` are the items' images, or cached features."""
+        """Return a batch as a `Step`, from which a method computes; `inputs` are images, or cached features."""
         return model.step(inputs).of(self, items)
 
     def loss(self, step: Step) -> Terms:
@@ -244,19 +244,19 @@ class Task:
         return {"cross_entropy": step.cross_entropy}
 
     def right(self, step: Step) -> Tensor:
-        """Return which answers to a batch are right `(b,)`."""
+        """Return whether the answer for each item of a batch is right, bool `(b,)`."""
         return step.right
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the weight `(c,)` of each class's images with which all classes count the same in the loss."""
+        """Return a weight `(c,)` for the images of each class, with which all classes count the same in the loss."""
         counts = self.numbers(items, class_names).bincount(minlength=len(class_names)).clamp_min(1)
         return 1 / counts
 
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Fit, on the training items, what the answers of a model and its baseline need besides logits."""
+        """Fit on the training items what turns a model's and a baseline's logits into answers, such as a bias."""
 
     def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
-        """Fit, on `items`, what the answers of a baseline need besides logits, without an adapted model."""
+        """Fit on `items` what turns a baseline's logits into answers, such as a bias, without an adapted model."""
 
     # scoring
 
@@ -266,7 +266,7 @@ class Task:
 
 
 def _edits(method: Method | type[Method]) -> bool:
-    """Return whether the method changes a tower. One that changes only class features needs classes to learn."""
+    """Return whether the method changes a tower: a method that changes only class features needs classes to learn."""
     from adapt.methods.base import Method as Base
 
     return method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)

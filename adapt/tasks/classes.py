@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Class(NamedLabel):
-    """The name of a class, and the `overlap` (IoU, 0 to 1) of a region with its object's box, if it is one."""
+    """The name of a class and, if the image is a region, its `overlap` (IoU, 0 to 1) with its object's box."""
 
     overlap: float | None = None
 
 
 class Classes(Task):
-    """Images, or texts in their place, with one class each."""
+    """The task of classification: images, or texts in their place, with one class each."""
 
     name = "classes"
     title = "one class per image"

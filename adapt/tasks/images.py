@@ -25,7 +25,7 @@ class Unlabelled(Label):
 
 
 class Images(Task):
-    """Images, or texts without images such as captions, that have no label."""
+    """The task of learning from images, or from texts such as captions, that have no label."""
 
     name = "images"
     title = "no label"
@@ -46,7 +46,7 @@ class Images(Task):
             )
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return a different number for each item `(n,)`."""
+        """Return each item's position as its number `(n,)`: there are no classes, so no two items are alike."""
         import torch
 
         return torch.arange(len(items))

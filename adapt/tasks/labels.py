@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Several(Label):
-    """The names of an image's classes, sorted, and the `rarest` of them, by which shots are drawn."""
+    """The names of an image's classes, sorted, and the `rarest` of them, by which few-shot images are drawn."""
 
     names: tuple[str, ...]
     rarest: str = ""
@@ -45,7 +45,7 @@ class Several(Label):
 
 
 class Labels(Task):
-    """Images with several classes each, or none."""
+    """The task of multi-label classification: images with several classes each, or none."""
 
     name = "labels"
     title = "several classes per image, or none"
@@ -67,9 +67,9 @@ class Labels(Task):
         return Several(tuple(sorted(names)), "" if isinstance(cell, str) or not names else names[0])
 
     def completed(self, labels: Sequence[Several]) -> Sequence[Several]:
-        """Return the same labels with the rarest class of each image, so that every part has some of every class.
+        """Return the labels with each image's rarest class filled in, by which parts are drawn to have all classes.
 
-        Names that come as a tuple rather than a text are drawn by their first name.
+        If names came as a tuple rather than a text, the first name takes the place of the rarest.
         """
         if not any(label.names for label in labels):
             raise AdaptError("all cells of the column 'labels' are empty: give some image a class")
@@ -100,7 +100,7 @@ class Labels(Task):
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:
-        """Return whether the top class is one of the image's; without classes, whether none is predicted."""
+        """Return whether each image's top class is one of its own, or no class is predicted if it has none, `(b,)`."""
         import torch
 
         best = step.logits.max(-1)
@@ -108,7 +108,7 @@ class Labels(Task):
         return torch.where(step.labels.any(-1), step.labels.gather(1, best.indices[:, None])[:, 0], ~answered)
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the weight of an image with each class `(c,)`: those with it weigh as much as those without."""
+        """Return a weight `(c,)` for images that have a class, with which they count as much as those without it."""
         counts = self.labels(items, class_names).sum(0).clamp_min(1)
         return (len(items) - counts) / counts
 
@@ -131,7 +131,7 @@ class Labels(Task):
     def _biases(
         self, baseline: Adapted, items: Sequence[Item], inference: Inference, scales: Sequence[float]
     ) -> list[float]:
-        """Return, for each scale, the bias on the baseline's logits that makes classes as frequent as in the items."""
+        """Return, for each factor of the baseline's logits, the bias that predicts as many labels as the items have."""
         from adapt.evaluation.multi_label import prior_biases
 
         truth = self.labels(items, baseline.class_names)
@@ -159,7 +159,7 @@ def _drawn_by(label: Several, rank: Mapping[str, tuple[int, str]]) -> Several:
 
 
 def _check_separator(names: set[str]) -> None:
-    """Raise AdaptError for a cell that seems to list several classes with another separator, such as a comma."""
+    """Raise AdaptError for a name that seems to list several classes with another separator, such as a comma."""
     for other in ";,":
         parts_of = {name: {part.strip() for part in name.split(other)} for name in sorted(names)}
         count = Counter(part for own in parts_of.values() for part in own)

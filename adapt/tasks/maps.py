@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defect(NamedLabel):
-    """A class, and the path of a mask: a picture of the image's size that is bright at defects; "" if it has none."""
+    """A class, and the path of a mask, a picture of the image's size that is bright at defects; "" without a mask."""
 
     mask: str = ""
 
@@ -32,7 +32,7 @@ class Defect(NamedLabel):
 
 
 class Maps(Task):
-    """Images with masks of their defects."""
+    """The task of anomaly localisation: images with masks of their defects."""
 
     name = "maps"
     title = "one class per image, and masks of what is abnormal"

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair(Label):
-    """A paraphrase of a pair's text, "" if there is none. The text itself is in the item."""
+    """The label of a pair: a paraphrase of its text, "" if there is none. The text itself is in the item."""
 
     rephrased: str = ""
 
 
 class Pairs(Task):
-    """Images with a text each; an image may have several texts, each of which makes a pair."""
+    """The task of cross-modal retrieval: pairs of an image and a text; an image may be in several pairs."""
 
     name = "pairs"
     title = "pairs of images and texts"

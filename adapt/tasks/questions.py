@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuestionLabel(NamedLabel):
-    """A question and its answer. If answers come from a list, they are the classes."""
+    """A question and its right answer. If a model chooses answers from a list, they are its classes."""
 
     question: str
 
@@ -28,7 +28,7 @@ class QuestionLabel(NamedLabel):
 
 
 class Questions(Task):
-    """Images with a question and its answer each; several questions may be asked about one image."""
+    """The task of visual question answering: images with a question and its answer; an image may have several."""
 
     name = "questions"
     title = "questions about images"

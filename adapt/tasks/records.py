@@ -21,7 +21,7 @@ class Record(Pair):
 
 
 class Records(Pairs):
-    """Pairs of images and texts, several of which may show one entity."""
+    """The task of record linkage: pairs of an image and a text, several of which may show one entity."""
 
     name = "records"
     title = "pairs of images and texts, several per entity"

@@ -32,7 +32,7 @@ class Graded(NamedLabel):
 
 
 class Targets(Task):
-    """Images with a number each."""
+    """The task of regression: images with a number each, such as a quality score."""
 
     name = "targets"
     title = "a number per image"
@@ -47,7 +47,7 @@ class Targets(Task):
         return Graded(optional(cells, "label"), number(cells["target"], where, "target"))
 
     def completed(self, labels: Sequence[Graded]) -> Sequence[Graded]:
-        """Return the labels with a word each. If any has none, all get one of five, for equal parts of the range."""
+        """Return the labels with a word each; if any has none, all get one of five words, by fifths of the range."""
         if all(label.name for label in labels):
             return labels
         values = [label.value for label in labels]

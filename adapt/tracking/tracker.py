@@ -14,7 +14,7 @@ StepEntry = Mapping[str, Any]  # a line of log.jsonl
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as a tracker sees it."""
+    """The facts about a run (a training) that a tracker is given: id, name, settings, folder, and progress."""
 
     id: str
     """Letters and digits that no other run has, kept when a run is resumed."""

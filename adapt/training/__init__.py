@@ -1,1 +1,1 @@
-"""The loop, schedules, checkpoints and run directories."""
+"""Training: the loop, learning rate schedules, checkpoints and run directories."""

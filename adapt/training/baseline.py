@@ -34,7 +34,7 @@ def check_learned(method: Method, task: Task, name: str) -> None:
 
 
 def baseline_of(model: Adapted, template: str) -> Model:
-    """Return the unadapted backbone: with hand-written prompts, its own head, or as a language model without images."""
+    """Return the unadapted backbone as a model: zero-shot by prompts, with its own head, or words without images."""
     method = ZeroShot(template)
     if isinstance(model, AdaptedModel):
         return wrap(model.backbone, method, model.class_names, model.fast, text_memory=model.text_memory)

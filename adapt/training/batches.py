@@ -28,7 +28,7 @@ from adapt.training.settings import TrainSettings
 class Batches(Protocol):
     """The batches of a training: inputs and their items, from any step of any epoch.
 
-    If `divided`, the inputs are this process's share of the images; the items are always those of the full batch.
+    If `divided` between processes, the inputs are this process's share of the images; the items are of the full batch.
     """
 
     divided: bool
@@ -164,11 +164,11 @@ def training_batches(
     progress: Progress | None,
     processes: Processes = ALONE,
 ) -> Batches:
-    """Return the batches that need the least computation in each step.
+    """Return the training batches that need the least computation in each step.
 
-    Features, if the vision tower is unedited, the task learns from them, images are not augmented anew and the cache
-    is on; the inputs of the first edited block, if it is a later one and they fit; images otherwise. Raises AdaptError
-    for `views` where features do not serve.
+    They hold features, if the vision tower is unedited, the task learns from features, images are not augmented anew
+    and the cache is on; or the inputs of the first edited block, if earlier blocks are unedited and the inputs fit into
+    memory; or else images. Raises AdaptError for the setting `views` if features cannot be used.
     """
     if settings.views is not None and not keeps_features(model, cache):
         raise AdaptError(

@@ -1,4 +1,4 @@
-"""Exact resume: everything that the next step depends on, in one safetensors file."""
+"""Checkpoints for exact resuming: all that the next training step depends on, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Position(BaseModel):
 
 @dataclass(frozen=True)
 class Trained:
-    """The state that a checkpoint keeps and restores in place.
+    """The state of a training that a checkpoint stores and restores in place.
 
     `beside` holds tensors that training needs and the adapter does not; the random state is that of `device`.
     """

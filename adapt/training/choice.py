@@ -32,10 +32,10 @@ _Combination = tuple[float, ...]  # a value of each setting, in the order of the
 
 
 def choose(training: Fitting, learned: bool = False) -> None:
-    """Choose the settings in the method's grid, and note the values, the alternatives and the accuracy.
+    """Choose and set the method's settings that are tuned on the data (its `grid`); note values and accuracy.
 
     `learned` says that the method has already learned from the training images. If no image can be held out, as with
-    one image a class, the usual values are taken.
+    one image per class, the usual values are taken. The alternatives are noted too.
     """
     method = training.model.method
     grid, before = trait(method, Grid), method.config
@@ -74,7 +74,7 @@ def _by_validation(
 
 
 def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> tuple[_Combination, float, int] | None:
-    """Return the chosen values, their accuracy, and the number of images that were held out.
+    """Return the values chosen by cross-validation, their accuracy, and the number of images that were held out.
 
     None if no image can be held out, or if the method cannot learn from the images of a fold.
     """
@@ -126,7 +126,7 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 def _nearest_to_usual(
     likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]
 ) -> _Combination:
-    """Return the combination nearest to the usual one, among those within the noise of the best."""
+    """Return the combination of settings nearest to the usual values, among those within the noise of the best."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
     behind = {values: at_best[best] - own for values, own in at_best.items()}

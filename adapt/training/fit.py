@@ -68,8 +68,8 @@ def fit(
     * `calibrate`: divide the logits by a temperature chosen on `val_set`; without one, a method without gradient steps
       chooses it by cross-validation.
 
-    What a method leaves to the data, such as the blocks to skip, is chosen on `val_set`; without one all but the blocks
-    is chosen by cross-validation, and a later `fit` keeps the chosen values.
+    Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if it is empty;
+    the blocks to skip need a `val_set`. A later `fit` keeps the chosen values.
 
     `out` is a new run directory, or an existing one to continue with `resume`: it holds the adapter, metrics, log and
     checkpoints. Photographs are turned upright by EXIF if their items say so, as those from `adapt.data.load` on your

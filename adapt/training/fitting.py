@@ -1,4 +1,4 @@
-"""One training: the implementation of the protocol `Training`, and what else the trainer needs."""
+"""One training: the object that methods know as `Training`, with all else that the trainer needs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 @dataclass
 class Fitting:
-    """A model, the items it learns from and is tested on, and the settings.
+    """One training: a model, the items that it learns from and is tested on, and the settings.
 
     `chosen` are the settings of the gradient steps, checked and complete; None for a method without steps. `given` are
     those that were given, if not by a `recipe`.
@@ -120,7 +120,7 @@ class Fitting:
         self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
 
     def inference(self, progress: Progress | None = None) -> Inference:
-        """Return inference with this training's workers and cache."""
+        """Return the inference settings of this training: its workers and its use of the feature cache."""
         return Inference(self.workers, self.cache, progress)
 
     def score(self, model: Adapted, items: Sequence[Item], title: str) -> Scores:
@@ -129,7 +129,7 @@ class Fitting:
             return evaluate(model, items, workers=self.workers, cache=self.cache, progress=bar)
 
     def renew_batches(self) -> None:
-        """Make batches of block inputs anew if the method, once prepared, edits an earlier block."""
+        """Discard batches of stored inputs of a vision block if the method, once prepared, edits an earlier block."""
         begin = self.batches.block if isinstance(self.batches, BlockBatches) else 0
         if begin and isinstance(self.model, AdaptedModel) and self.model.unedited_blocks < begin:
             del self.batches
@@ -149,7 +149,10 @@ class Fitting:
         items = self.items(part)
         values = tasks.of(items).values(items)
         if values is None:
-            raise AdaptError(f"{self.model.method.name} learns from a number for each image, and the data has none")
+            raise AdaptError(
+                f"{self.model.method.name} learns from a number for each image, and the data has none: give a .csv "
+                "with a column target"
+            )
         return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
@@ -227,9 +230,9 @@ class Fitting:
             return trainer.train(step_done).seconds
 
     def _stage(self, changed: dict[str, object]) -> TrainSettings:
-        """Return the settings of a stage: the training's own, without an average, and with `changed` ones.
+        """Return the settings of a stage, one of several trainings inside a training: its own, with `changed` ones.
 
-        Raises AdaptError for wrong settings.
+        Weights are not averaged in a stage. Raises AdaptError for wrong settings.
         """
         own = self.settings.model_dump(exclude_unset=True) | {"average": None}
         lengths = ("epochs", "iterations", "iterations_per_shot")

@@ -1,4 +1,4 @@
-"""Ctrl-C and signals to end: training stops between two steps, where its state is consistent."""
+"""Ctrl-C and other signals to end a process: training stops between two steps, where its state is consistent."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Interrupt:
     requested = False
 
     def request(self, signum: int, frame: FrameType | None) -> None:
-        """Set the flag; a second request stops at once."""
+        """Set the flag; a second request raises KeyboardInterrupt at once."""
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
 
 
 def ending() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a process to end, with that of a closed terminal unless nohup has it ignored."""
+    """Return the signals that ask a process to end; that of a closed terminal only if nohup does not ignore it."""
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
@@ -30,7 +30,10 @@ def ending() -> tuple[signal.Signals, ...]:
 
 @contextmanager
 def graceful() -> Iterator[Interrupt]:
-    """Make the signals of `ending` only set a flag inside. Outside the main thread, handlers stay unchanged."""
+    """Yield a flag that the signals of `ending` set during the `with` block, instead of what they usually do.
+
+    Outside the main thread, nothing sets the flag.
+    """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -52,7 +52,7 @@ class Journal:
             self._tell(lambda tracker: tracker.stopped(error))
 
     def go_on(self, step: int) -> None:
-        """Drop what was logged after `step`, where a resumed run goes on; entries before it are its history."""
+        """Drop log entries after `step`, from which a resumed run continues; the entries up to it are its history."""
         if self._run is not None and self._run.resume and self._run.writes:
             self._run.cut_log(step)
             self.history = self._run.history() if step else []

@@ -53,8 +53,8 @@ class Length:
 class Trainer:
     """A trainer of one model: its optimiser, its position, and the loop.
 
-    It trains `parameters`, by default all of the method's, on `loss`, by default the model's. It calls `saved` when all
-    steps so far are in the run's checkpoint, or would be if there were a run.
+    It trains `parameters`, by default all of the method's, on `loss`, by default the model's. It calls `saved` whenever
+    it has written a checkpoint with all steps so far; without a run it calls `saved` at the same times.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Trainer:
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
         """Train to the end, and return the final position.
 
-        `report` is called with the entry of every step, `epoch_done` with every epoch and the number of epochs. Raises
+        `report` is called with each step's log entry, `epoch_done` with each epoch and the number of epochs. Raises
         AdaptError if a loss, or a value after the last step, is not finite, and KeyboardInterrupt if the user stops the
         training; the checkpoint of a run directory then holds the last good state.
         """
@@ -114,7 +114,7 @@ class Trainer:
         return self.position
 
     def _epoch(self) -> Iterator[dict[str, object]]:
-        """Take the remaining steps of the current epoch, and yield an entry for each."""
+        """Take the remaining steps of the current epoch, and yield a log entry for each (loss, rate, ...)."""
         position, accumulate = self.position, self.settings.accumulate
         remaining = self.batches.epoch(position.epoch, position.batch)
         started = time.monotonic()
@@ -142,7 +142,7 @@ class Trainer:
         return rate
 
     def _losses(self, step: Step) -> tuple[Terms, Tensor | None]:
-        """Return the terms of a batch's loss, and which answers `(b,)` are right, if the loss is the model's."""
+        """Return the terms of a batch's loss, and which answers `(b,)` are right, or None if `loss` was given."""
         name = self.model.method.name
         if self.loss is not None:
             return followed(checked(self.loss(step), name), name), None
@@ -204,14 +204,17 @@ class Trainer:
 
 
 def followed(terms: Terms, method: str) -> Terms:
-    """Return the terms of a method's loss. Raises AdaptError if none of them depends on a trained parameter."""
+    """Return `terms` itself, the terms of a method's loss. Raises AdaptError if none depends on a trained parameter."""
     if not any(term.requires_grad for term in terms.values()):
-        raise AdaptError(f"{method}: no term of its loss ({', '.join(terms)}) depends on a trained parameter")
+        raise AdaptError(
+            f"{method}: no term of its loss ({', '.join(terms)}) depends on a trained parameter: correct its loss or "
+            "its settings"
+        )
     return terms
 
 
 def precision_on(device: torch.device, precision: str, through_towers: bool) -> str:
-    """Return the precision meant: `auto` is bf16 for steps through a tower on a device with bf16 hardware."""
+    """Return `precision`, or the one that `auto` means: bf16 for steps through a tower on bf16 hardware, else fp32."""
     if precision != AUTO:
         return precision
     return "bf16" if through_towers and prefers_bf16(device) else "fp32"

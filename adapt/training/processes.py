@@ -83,7 +83,7 @@ class Processes:
         return bool(reduce(torch.tensor([float(own)], device=self.device), "sum") > 0)
 
     def agreed(self, value: Each) -> Each:
-        """Return the main process's `value`."""
+        """Return in every process the `value` that the main process has."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list

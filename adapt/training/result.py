@@ -21,7 +21,7 @@ _OF_THE_MACHINE = ("seconds", "share_of_training", "estimated_bytes")
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a training: `metrics` as in metrics.json, and an entry of `history` for every optimiser step."""
+    """The result of a training: `metrics` as in metrics.json, and `history`, a log entry for each optimiser step."""
 
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
@@ -67,7 +67,7 @@ class Result:
             self._reports.draw(run)
 
     def _compared(self) -> list[str]:
-        """Return the main figure of the baseline, and of the adapted model."""
+        """Return lines of text with the main figure, such as accuracy, of the baseline and of the adapted model."""
         if "adapted" not in self.metrics:
             return []
         (figure, title), lines, gain = main_figure(self.metrics["adapted"]), [], ""

@@ -104,7 +104,7 @@ class Run:
         return self.resume and self.checkpoint.is_file()
 
     def kept(self, name: str) -> Path:
-        """Return the path of a method's stored result. Raises AdaptError if `name` is one of the run's own files."""
+        """Return the path of a method's result, `name`.json. Raises AdaptError if the run itself writes this file."""
         if name in ("metrics", "environment", "targets", "explanations", "tracking"):
             raise AdaptError(f"{name}.json is one of the run's own files: keep the method's result under another name")
         return self.path / f"{name}.json"
@@ -115,7 +115,7 @@ class Run:
         return hashlib.sha256(f"{_of_any_device(self.recipe)}\n{self.images}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
-        """Return whether there is something to resume."""
+        """Return whether the directory holds a run: results, a log or a checkpoint."""
         results = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
         return bool(results) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
 
@@ -170,7 +170,7 @@ class Run:
         return own if budget is None else budget
 
     def log(self, entry: dict[str, object]) -> None:
-        """Append an entry to log.jsonl."""
+        """Append the log entry of a step to log.jsonl."""
         if not self.writes:
             return
         log = self.path / "log.jsonl"
@@ -183,14 +183,14 @@ class Run:
             ) from error
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the entries of log.jsonl. Raises AdaptError if it is damaged."""
+        """Return the log entries of all steps in log.jsonl. Raises AdaptError if the file is damaged."""
         return read_history(self.path / "log.jsonl")
 
     def cut_log(self, step: int) -> None:
         """Drop what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
         if self.writes and log.is_file():
-            # one line a step; the last may be cut short
+            # one line per step; the last may be cut short
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))
 

@@ -1,4 +1,4 @@
-"""From a recipe to a trained adapter."""
+"""Training by a recipe: reading its data, building its model, and the run that trains an adapter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.getLogger("adapt")
 
 
 def read_data(recipe: Recipe, progress: bool = False) -> Split:
-    """Return the recipe's data, sampled to its shots and checked to decode.
+    """Return the recipe's data: its few-shot sample of images, all of which were checked to be decodable.
 
     Raises AdaptError as `listed_data` and `decodable` do.
     """
@@ -44,14 +44,14 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
 
 
 def listed_data(recipe: Recipe) -> Split:
-    """Return the recipe's data, sampled to its shots, without opening an image.
+    """Return the recipe's data, reduced to its few-shot sample, without opening an image.
 
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     split = recipe.data.load()
     note_passed_over(recipe.data.source, split)
     if not split.train:
-        raise AdaptError(f"{recipe.data.source} has no training images")
+        raise AdaptError(f"{recipe.data.source} has no training images: give data with some")
     if (
         split.ratios is not None
     ):  # the data came without parts: train on the images that were cut off for validation too
@@ -103,14 +103,14 @@ def _note_short(split: Split, shots: int) -> None:
 
 
 def images_a_class(split: Split) -> int:
-    """Return the median number of training images a class, which the length of training may depend on."""
+    """Return the median number of training images per class, on which the length of training may depend."""
     of_classes = bool(split.class_names)
     counts = Counter(name for item in split.train for name in (item.class_names if of_classes else (item.kept_with,)))
     return round(median(counts.values()))
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted:
-    """Return the recipe's method on `backbone`, by default the recipe's own, initialised by its seed."""
+    """Return a model: the recipe's method on `backbone` (by default the recipe's), initialised by the recipe's seed."""
     if backbone is None:
         backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
     method = recipe.new_method()
@@ -180,7 +180,7 @@ def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object)
 
 
 def _settings(recipe: Recipe, split: Split) -> dict[str, object]:
-    """Return the recipe's training settings that are set, with a plain length for the images per class of `split`.
+    """Return the training settings that the recipe sets, for `fit`; the length of training is resolved for `split`.
 
     The number of epochs is logged if the recipe's table has no entry for this number of images.
     """

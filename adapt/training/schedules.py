@@ -8,7 +8,7 @@ from adapt.training.settings import TrainSettings
 
 
 def cosine_epoch(epoch: int, epochs: int, lr: float, warmup_epochs: int, warmup_lr: float) -> float:
-    """Return Dassl's rate: a constant warm-up, then a cosine (CoOp and its descendants).
+    """Return Dassl's learning rate: constant in the warm-up, then a cosine over epochs (CoOp and its descendants).
 
     The cosine starts after the warm-up but has the period of all epochs, so it does not reach zero.
     """
@@ -18,12 +18,12 @@ def cosine_epoch(epoch: int, epochs: int, lr: float, warmup_epochs: int, warmup_
 
 
 def cosine_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
-    """Return CLIP-LoRA's rate: a cosine over all iterations, down to `min_lr`."""
+    """Return CLIP-LoRA's learning rate: a cosine over all iterations, down to `min_lr`."""
     return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * step / steps))
 
 
 def linear_iteration(step: int, steps: int, lr: float, min_lr: float) -> float:
-    """Return the rate of a linear decay over all iterations, down to `min_lr` (DAS)."""
+    """Return the learning rate of a linear decay over all iterations, down to `min_lr` (DAS)."""
     return lr + (min_lr - lr) * step / steps
 
 

@@ -97,7 +97,7 @@ class TrainSettings(_Settings):
     @field_validator("terms", mode="before", json_schema_input_type=dict[str, float] | None)
     @classmethod
     def _none(cls, terms: object) -> object:
-        """Return no terms for null, by which an override removes a recipe's terms."""
+        """Return no terms for the value null, with which an override removes all loss terms of a recipe."""
         return {} if terms is None else terms
 
     @field_validator("terms")
@@ -145,10 +145,10 @@ class TrainSettings(_Settings):
         return self
 
     def at(self, shots: int | None) -> TrainSettings:
-        """Return the settings with a plain length of training for `shots` training images a class.
+        """Return the settings with the length of training resolved to a number, for `shots` training images per class.
 
         If a table of epochs has no entry for `shots`, the nearest entry by ratio counts. Raises AdaptError if the
-        length depends on `shots` and that is None.
+        length depends on `shots`, and `shots` is None.
         """
         if self.iterations_per_shot is None and not isinstance(self.epochs, dict):
             return self

@@ -53,7 +53,7 @@ def check_can_start(method: Method, steps: bool, place: str) -> None:
 
 
 def _check_kin(method: Method, class_names: Sequence[str], described: Header, file: Path) -> None:
-    """Raise AdaptError unless the adapter's method and `method` use tensors alike, for the same classes."""
+    """Raise AdaptError unless the adapter's method and `method` have the same kinds of tensors and classes."""
     earlier = method_of(described, file)
     if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
         raise AdaptError(

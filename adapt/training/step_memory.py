@@ -28,7 +28,7 @@ _HELD = 1.25  # bytes that the allocator reserves for each byte that is kept, as
 
 
 def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
-    """Return about how many bytes a step over images takes besides the model; 0 if it starts from features.
+    """Return the estimated bytes that a training step over images takes besides the model; 0 if it reads features.
 
     Each of `processes` has its share of the images. Raises AdaptError, naming a batch size that fits, if the step needs
     more than the free memory.
@@ -72,7 +72,7 @@ class StepBytes:
 
 
 def step_bytes(model: AdaptedModel, block: int | None = None) -> StepBytes:
-    """Return the memory of training steps that start from inputs of vision `block`, or else from images."""
+    """Return the memory of training steps that start from the inputs of the vision block `block`, or from images."""
     return StepBytes(_of_classes(model), *_of_an_image(model, block), by_image=model.method.per_image)
 
 

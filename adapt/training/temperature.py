@@ -25,7 +25,7 @@ FEW = 50  # images; on fewer, a temperature is uncertain
 
 
 def calibrates_by_folds(method: Method) -> bool:
-    """Return whether the method is quick enough for cross-validation, and answers from features of single images."""
+    """Return whether a temperature can be cross-validated: the method takes no steps and uses single image features."""
     return not (method.takes_steps or method.touches or method.views or trait(method, Stream))
 
 

@@ -78,8 +78,8 @@ def test_check_names_a_wrong_root_once(run, refused, photos: Path, tmp_path: Pat
     (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{path},{path.split('/')[1]}\n" for path in listed))
     assert run("data", "check", tmp_path / "list.csv", "--root", photos).exit_code == 0
     result = run("data", "check", tmp_path / "list.csv", "--root", photos / "test")
-    refused(result, f"none of the {len(listed)} images of data 'list' is there, such as '{photos}/test/test/")
-    refused(result, f"start from the root '{photos}/test': give the folder that they do start from (--root, data.root")
+    refused(result, f"none of the {len(listed)} images of data 'list' exists, such as '{photos}/test/test/")
+    refused(result, f"start from the root '{photos}/test': give the right folder (--root, or data.root")
 
 
 def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:

@@ -89,7 +89,7 @@ def test_an_old_index_is_searched_by_a_new_backbone(
         found = json.loads(run(*asked, "--adapter", adapter, "--slerp", share).stdout)["found"]
         assert [each["entry"] for each in found] == [each["entry"] for each in expected]
         assert [each["cosine"] for each in found] == pytest.approx([each["cosine"] for each in expected], abs=1e-5)
-    refused(run(*asked, "--slerp", 0.5), "and there is one: give an --adapter of xbt")
+    refused(run(*asked, "--slerp", 0.5), "and there is only one: give an --adapter of the method xbt")
     run("index", words, "--backbone", "mini-clip", "--out", other)
     refused(run("search", other, "a dog", "--adapter", adapter), "the index was made without an adapter")
 

@@ -79,6 +79,6 @@ def test_processes_that_would_share_an_accelerator_are_refused(
     with pytest.raises(AdaptError, match="--processes 3 need an accelerator each, and there are 2: give at most 2"):
         launching.launched(3, "auto")
     with pytest.raises(
-        AdaptError, match="--device cuda:1 is one device, and --processes 2 need one each: give its kind"
+        AdaptError, match="--device cuda:1 is a single device, and --processes 2 need one each: give only a kind"
     ):
         launching.launched(2, "cuda:1")

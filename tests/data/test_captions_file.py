@@ -102,7 +102,10 @@ IMAGE = {"id": 1, "file_name": "a.jpg"}
             {"images": [IMAGE], "annotations": [{"image_id": 2, "caption": "a"}]},
             "annotation 1 is {'caption': 'a', 'image_id': 2}; expected",
         ),
-        ({"images": [IMAGE, IMAGE], "annotations": []}, "image 2 is {'file_name': 'a.jpg', 'id': 1}; expected an id"),
+        (
+            {"images": [IMAGE, IMAGE], "annotations": []},
+            "image 2 is {'file_name': 'a.jpg', 'id': 1}; expected a unique id",
+        ),
         ({"images": [IMAGE], "annotations": []}, "entry 1 is {'caption': [], 'image': 'a.jpg'}; expected"),
         ({"images": [{"filename": "a.jpg", "sentences": [{}]}]}, "entry 1 is {'caption': [None], 'image': 'a.jpg'"),
         ({"images": 3}, "expected a list, or an object with the list images"),

@@ -76,7 +76,7 @@ def test_a_link_in_a_list_adds_no_picture(tmp_path: Path) -> None:
     assert sorted(relative(read_csv(_written(tmp_path / "list.csv", text)).items(), tmp_path)) == sorted(listed)
     content = {"train": [["0.png", 0, "a"]], "val": [["0.png", 0, "a"]], "test": [["link0.png", 0, "a"]]}
     with pytest.raises(
-        AdaptError, match=r"link0.png' \(test\) is the same picture as '.*/0.png' \(train\) by symbolic"
+        AdaptError, match=r"link0.png' \(test\) is the same picture as '.*/0.png' \(train\), by symbolic"
     ):
         read_split(_written(tmp_path / "split.json", json.dumps(content)), root=tmp_path)
 

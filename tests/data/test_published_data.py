@@ -219,7 +219,7 @@ def test_a_variant_that_is_not_listed(copied: Path) -> None:
     listed = copied / "fgvc_aircraft/images_variant_val.txt"
     listed.write_text("1234567 Concorde\n" + listed.read_text())
     with pytest.raises(
-        AdaptError, match=r"images_variant_val.txt' has '1234567 Concorde'; expected an image and one of"
+        AdaptError, match=r"images_variant_val.txt' has the line '1234567 Concorde'; expected an image and a variant in"
     ):
         load("fgvc_aircraft", copied)
 

@@ -217,7 +217,7 @@ def _with(**parts: Any) -> dict[str, Any]:
         ({"train": []}, "expected an object with the lists train, val, test"),
         (_with(val=[["x.jpg", "1", "a"]]), "val has ['x.jpg', '1', 'a']; expected [path, label from 0, class name]"),
         (_with(val=[["x.jpg", -1, "a"]]), "expected [path, label from 0, class name]"),
-        (_with(test=[["x.jpg", 0, "pear"]]), "test names label 0 'pear', but it is 'apple' before"),
+        (_with(test=[["x.jpg", 0, "pear"]]), "test names label 0 'pear', but an earlier entry names it 'apple'"),
         (_with(test=[["x.jpg", 3, "pear"]]), "no image has label 2. Number the labels from 0 without a gap"),
         (_with(test=[["x.jpg", 2, "apple"]]), "labels 0 and 2 are both named 'apple'"),
         (_with(test=[["x.jpg", 2, "pear"]]), "no training image of 'pear'"),

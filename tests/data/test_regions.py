@@ -131,7 +131,7 @@ def test_a_strip_is_refused(write: Write, tmp_path: Path) -> None:
 
 
 def test_a_text_has_no_box(write: Write) -> None:
-    with pytest.raises(AdaptError, match="line 2: a box without a path"):
+    with pytest.raises(AdaptError, match="line 2: there is a box but no path"):
         read_csv(write("a cat,cat,,0,0,1,1", first="text,label,path,x0,y0,x1,y1"))
 
 

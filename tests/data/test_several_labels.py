@@ -78,7 +78,7 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
         (("a.jpg,",), "path,labels", "all cells of the column 'labels' are empty"),
         (("a.jpg,cat,dog",), "path,labels,label", "mine.csv': no task reads the columns label, labels, path together"),
         (("a.jpg,cat,1",), "path,labels,target", "no task reads the columns labels, path, target together"),
-        (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected a path or a text, one of both and not the other"),
+        (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected either a path or a text, and not both"),
         (("a.jpg,cat", "a.jpg,dog"), "path,labels", "is of two classes, 'cat' and 'dog'"),
         (("a.jpg,cat", "a.jpg,dog"), "path,label", "a column 'labels' in place of 'label' may have several"),
         (("cat",), "labels", "line 2: the path is empty"),
@@ -96,7 +96,7 @@ def test_a_folder_with_its_list(tmp_path: Path, write: Write) -> None:
     assert split.name == tmp_path.name
     assert split.class_names == split.train[0].class_names == ("cat", "dog")
     touch(tmp_path, "deep/c.jpg")
-    with pytest.raises(AdaptError, match=r"deep/c.jpg' is not in it: add a line, with no labels"):
+    with pytest.raises(AdaptError, match=r"deep/c.jpg' is not in it: add a line for it, with an empty cell labels"):
         load(tmp_path)
 
 
@@ -116,7 +116,7 @@ ITEM = Item.of(path="a.jpg", labels=("a", "b"))
             (Item.of(path="b.jpg", label="b"), ITEM),
             "'a.jpg' is labelled for the task labels (several classes per image, or none), and 'b.jpg' for classes",
         ),
-        ((Item.of(path="a.jpg", labels="a|c"),), "'a.jpg' is of the class 'a|c', which is none of its 2 classes"),
+        ((Item.of(path="a.jpg", labels="a|c"),), "'a.jpg' has the class 'a|c'; expected one of its 2 class names"),
         ((replace(ITEM, text="hm"),), "a.jpg' has a text beside"),
     ],
 )
@@ -139,7 +139,7 @@ def test_names_may_be_others(write: Write) -> None:
 
 
 def test_classes_cannot_be_cut_into_parts(write: Write) -> None:
-    with pytest.raises(AdaptError, match=r"has several classes per image, .* no part of the classes \(base\) is whole"):
+    with pytest.raises(AdaptError, match=r"has several classes per image, .* cannot be divided by classes \(base\)"):
         read_csv(write("f.jpg,bird,train", *LINES)).only("base")
 
 

@@ -155,7 +155,7 @@ def test_all_classes_are_the_split_itself() -> None:
 def test_one_class_leaves_none_to_be_new() -> None:
     split = _split((2,))
     assert split.only("base") == split
-    with pytest.raises(AdaptError, match="'counts' has 1 class, of which there is no part 'new'"):
+    with pytest.raises(AdaptError, match="'counts' has 1 class; the share 'new' of them is empty"):
         split.only("new")
 
 
@@ -184,7 +184,7 @@ def test_a_split_for_evaluation_needs_no_training_images() -> None:
         ((), None, "has no classes"),
         (("a", " "), None, "the name of label 1 is empty"),
         (("a", "b", "a"), None, "labels 0 and 2 are both named 'a'"),
-        (("a", "b"), Item.of(path="x.png", label="c"), "'x.png' is of the class 'c', which is none of its 2 classes"),
+        (("a", "b"), Item.of(path="x.png", label="c"), "'x.png' has the class 'c'; expected one of its 2 class names"),
     ],
 )
 def test_labels_and_names_must_agree(names: tuple[str, ...], item: Item | None, message: str) -> None:

@@ -380,7 +380,7 @@ def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> N
 def test_another_scale_than_the_models_own_is_refused(saved: Path, open_clip: Backbone) -> None:
     own = read_header(saved).logit_scale
     adapt.load(rewrite(saved, _say("logit_scale", own * (1 + 1e-6))), open_clip)
-    refused(rewrite(saved, _say("logit_scale", 2 * own)), open_clip, "says that its logits are cosines x .* by hand")
+    refused(rewrite(saved, _say("logit_scale", 2 * own)), open_clip, "records the logit scale .* by hand")
 
 
 def test_a_model_without_zero_shot_answers_blends_with_none(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_missing_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"epoch": 1}, {"state_dict": {"ctx": 3}}, [1, 2]])
 def test_a_file_without_a_state(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(AdaptError, match="has no tensors under 'state_dict'"):
+    with pytest.raises(AdaptError, match="expected tensors under 'state_dict'"):
         read_dassl(tmp_path / "other.pt")
 
 

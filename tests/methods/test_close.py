@@ -114,9 +114,9 @@ def test_a_csv_of_texts_and_images(tmp_path: Path, five_classes: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("text,label\n,dog\n", "expected a path or a text, one of both"),
-        ("text,path,label\na,b.png,dog\n", "expected a path or a text, one of both"),
-        ("text,label,split\na,dog,train\nb,dog,test\n", "the text 'b' is to be tested"),
+        ("text,label\n,dog\n", "expected either a path or a text, and not both"),
+        ("text,path,label\na,b.png,dog\n", "expected either a path or a text, and not both"),
+        ("text,label,split\na,dog,train\nb,dog,test\n", "the part test has the text 'b'; expected images"),
         ("text,path,label,split\na,,dog,train\n,b.png,dog,train\n", "the part train has images .* and texts"),
     ],
 )

@@ -270,7 +270,7 @@ def test_tensors_of_single_classes_are_refused_before_anything_is_trained(
     raw: dict[str, Any], targets: dict[str, Target], trained: list[int], tmp_path: Path, method: dict[str, Any]
 ) -> None:
     given = raw | {"method": method, "train": raw["train"] if method["name"] == "coop" else None}
-    message = f"{method['name']} learns tensors for each of its classes and cannot classify new ones"
+    message = f"{method['name']} learns tensors for each of its classes and cannot classify new classes"
     with pytest.raises(AdaptError, match=message):
         transfer(build_recipe(given, "given"), list(targets.values()), tmp_path / "none")
     assert trained == []

@@ -217,7 +217,7 @@ def test_tensors_of_single_classes_are_refused_before_anything_is_trained(
 ) -> None:
     settings = {} if method["name"] == "linear_probe" else {"train": raw["train"]}
     given = {key: value for key, value in raw.items() if key != "train"} | settings | {"method": method}
-    message = f"{method['name']} learns tensors for each of its classes and cannot classify new ones"
+    message = f"{method['name']} learns tensors for each of its classes and cannot classify new classes"
     with pytest.raises(AdaptError, match=message):
         base_to_new(build_recipe(given, "given"), SEEDS, tmp_path / "none")
     assert trained == []
@@ -240,7 +240,7 @@ def test_data_without_new_classes_are_refused_before_anything_is_trained(
     for part in ("train", "test"):
         shutil.copytree(five_classes / part / "sky", tmp_path / "one" / part / "sky")
     recipe = build_recipe(raw | {"data": {"source": str(tmp_path / "one"), "shots": 2}}, "one")
-    with pytest.raises(AdaptError, match="'one' has 1 class, of which there is no part 'new'"):
+    with pytest.raises(AdaptError, match="'one' has 1 class; the share 'new' of them is empty"):
         base_to_new(recipe, SEEDS, tmp_path / "none")
     assert trained == []
 

@@ -90,7 +90,7 @@ def test_features_of_another_width_are_refused(open_clip: Backbone, tmp_path: Pa
 
 
 def test_words_learned_for_prompts_are_of_no_other_texts(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="coop learned words of prompts, which other texts do not have"):
+    with pytest.raises(AdaptError, match="coop learned tokens of its classes' prompts and cannot encode other texts"):
         index_texts(wrapped(open_clip, methods.CoOp()), TEXTS)
 
 

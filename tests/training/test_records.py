@@ -219,12 +219,12 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("path\na.png\n")
     refused = runner.invoke(main, ["search", known, str(tmp_path / "new.csv")])
     assert "new.csv': " in refused.output
-    assert "a.png' is no image with its text. Expected the columns path,text" in refused.output
+    assert "a.png' is not an image with a text. Expected the columns path,text" in refused.output
     texts = str(tmp_path / "texts.safetensors")
     source = str(tmp_path / "records.csv")
     assert runner.invoke(main, ["index", source, "--backbone", "mini-clip", "--out", texts]).exit_code == 0
     refused = runner.invoke(main, ["search", texts, source])
-    assert "is an index of texts: a .csv of pairs needs one made by `adapt index --pairs`" in refused.output
+    assert "is an index of texts, and a query is a .csv of pairs: give an index made by" in refused.output
 
 
 def test_bundled_records_have_other_concepts_in_each_part_and_misread_names() -> None:

@@ -60,7 +60,7 @@ def picture_of(source: Pixels) -> Image.Image:
 
 
 def _of(tensor: Tensor) -> NDArray[np.generic]:
-    """Return a numpy array `(h, w)` or `(h, w, c)` of a tensor `(h, w)` or `(c, h, w)` on any device."""
+    """Return a tensor `(h, w)` or `(c, h, w)` on any device as a numpy array `(h, w)` or `(h, w, c)`."""
     on_cpu = tensor.detach().cpu()
     values: NDArray[np.generic] = (on_cpu.float() if on_cpu.is_floating_point() else on_cpu).numpy()
     return values.transpose(1, 2, 0) if values.ndim == 3 else values

@@ -15,11 +15,11 @@ from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):
-    """Facts about one image file; with a `problem`, the file cannot be used, and only `lacks` is also known."""
+    """Facts about one image file; if it has a `problem`, it cannot be used, and only `lacks` is set besides."""
 
     problem: str = ""
     lacks: str = ""
-    """The library to install before it can be read, with the command."""
+    """The library to install before the file can be read, with the command."""
     format: str = ""
     mode: str = ""
     wide: bool = False

@@ -93,7 +93,7 @@ def each_of(images: object) -> Iterable[object]:
     if isinstance(images, single) or (is_array(images) and not is_sequence(images)):
         return (images,)
     if not isinstance(images, Iterable):
-        raise AdaptError(f"{brief(images)} stands where images are expected: {ACCEPTED}, or a list of such")
+        raise AdaptError(f"{brief(images)} stands where images are expected: {ACCEPTED}, or a list of these")
     return images
 
 
@@ -124,7 +124,7 @@ def _parted(source: object) -> tuple[str, Box | None]:
 
 def _path(source: object) -> str:
     if isinstance(source, Item) and not source.path:
-        raise AdaptError(f"the text {source.text!r} stands in an image's place: there is nothing to open")
+        raise AdaptError(f"the text {source.text!r} stands in an image's place: give an item with an image")
     if isinstance(source, Item):
         return source.path
     if not isinstance(source, str | os.PathLike):

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def check_masks(items: Sequence[Item], turned: bool = False) -> None:
-    """Raise AdaptError, naming the mask, if a mask is missing, not a picture, or not of its image's size."""
+    """Raise AdaptError, naming the mask, if a mask does not exist, is not a picture, or not of its image's size."""
     for item in items:
         check_mask(item, turned)
 
 
 def check_mask(item: Item, turned: bool = False) -> None:
-    """Raise AdaptError if the mask of `item` is missing, not a picture, or not of its image's size; no mask is fine."""
+    """Raise AdaptError if `item` has a mask that does not exist, is not a picture, or is not of its image's size."""
     for path in item.label.files:
         if (image := _size(item.path, turned)) == (mask := _size(path, turned)):
             continue

@@ -38,7 +38,7 @@ def orientation(picture: Image.Image) -> int:
 
 
 def upright(picture: Image.Image, held: int) -> Image.Image:
-    """Return a PIL image turned upright from EXIF orientation `held`, without the EXIF entry that says so."""
+    """Return a PIL image turned upright from the EXIF orientation `held`, which is removed from its EXIF data."""
     if held == _UPRIGHT:
         return picture
     turned = picture.transpose(_TURNS[held])

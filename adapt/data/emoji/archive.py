@@ -21,7 +21,7 @@ DrawnItem = TypedDict(
 
 
 class DrawingIndex(TypedDict):
-    """The contents of index.json in the zip: styles, classes and an entry for each drawing."""
+    """The contents of index.json in the zip: drawing styles, classes, and a record of each drawing (`DrawnItem`)."""
 
     styles: list[str]
     classes: list[str]
@@ -29,7 +29,7 @@ class DrawingIndex(TypedDict):
 
 
 def index() -> DrawingIndex:
-    """Return the index of the bundled drawings: "styles", "classes", and "items" with an entry for each drawing."""
+    """Return the index of the bundled drawings: "styles", "classes", and "items", one record for each drawing."""
     return _index(ARCHIVE)
 
 

@@ -30,7 +30,7 @@ _COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
 
 
 def read_defects(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-defects` or `emoji-defects@STYLE`).
+    """Return the data set `spec` (`emoji-defects` or `emoji-defects@STYLE`): drawings, some with a defect and its mask.
 
     An item's domain is its drawing style, and its group the concept.
     """

@@ -38,7 +38,7 @@ _MADE = {
 
 
 def read_questions(spec: str) -> Split:
-    """Return the data set `spec`; an item's domain is the drawing style, or "" if scenes mix styles."""
+    """Return the questions of the data set `spec`; an item's domain is the drawing style, "" if scenes mix styles."""
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         for question, answer in asked(scene):

@@ -20,7 +20,7 @@ _TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbon
 
 
 def read_records() -> Split:
-    """Return the records; an item's domain is its drawing style, and its entity is the concept."""
+    """Return the data set: pairs of a drawing and a misread name; the domain is the style, the entity the concept."""
     part_of = _parts()
     root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in archive.index()["items"]:

@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A layout of drawings: one, copies of one, a pair (the left one first), or a mixture of different ones."""
+    """A layout of drawings on a picture: one drawing, its copies, a pair (the left one first), or a mixture."""
 
     kind: Layout
     pieces: tuple[Piece, ...]
@@ -85,10 +85,10 @@ class Scene:
 
 
 def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random) -> Iterator[Scene]:
-    """Yield `per_kind` random scenes of each kind (one drawing, copies, pair), the kinds in alternation.
+    """Yield random scenes in the repeated order one drawing, copies of a drawing, a pair: `per_kind` scenes of each.
 
-    `drawings` has a list for each concept. In each kind of scene, every concept is used before any is used again, and
-    so is every number of copies.
+    `drawings` has a list for each concept. In each kind of scene, every concept is used before any is used again. The
+    numbers of copies also take turns.
     """
     single, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
     for number in range(per_kind):
@@ -144,14 +144,14 @@ def _background(stream: Random) -> tuple[int, int, int]:
 
 
 def _turns(members: Sequence[T], stream: Random) -> Iterator[T]:
-    """Yield all members in random order, then all again in another order, without end."""
+    """Yield all `members` in random order, then all of them again in another order, without end."""
     while True:
         yield from stream.sample(members, len(members))
 
 
 @lru_cache(maxsize=512)
 def _cut_out(path: str) -> tuple[Image.Image, Image.Image]:
-    """Return a drawing, and a mask in mode L of its background: the white paper around it, and its outermost pixels."""
+    """Return a drawing, and a mask in mode L of what to cut off: the white paper around it, and its outer edge."""
     with open_file(path) as file:
         drawing = decoded(file, path)
     framed = ImageOps.expand(drawing, 1, _WHITE)

@@ -67,5 +67,8 @@ def _reader_of(spec: str) -> Reader | None:
     claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
     claims = [each for each in claims if each.fallback == claims[0].fallback]
     if len(claims) > 1:
-        raise AdaptError(f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}")
+        raise AdaptError(
+            f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}: uninstall the "
+            "package of one"
+        )
     return claims[0] if claims else None

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """The base class of readers. A reader in another package needs an entry point in the group `adapt.readers`."""
+    """The base class of readers of data. A reader in another package needs an entry point in `adapt.readers`."""
 
     name: ClassVar[str]
     takes: ClassVar[str]

@@ -41,7 +41,7 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
         rows += [listed(path, {"text": line}, part) for line in lines]
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(f"image folder {root!r} is divided into parts, and {loose!r} is in none of them")
+        raise AdaptError(f"image folder {root!r} is divided into parts, and {loose!r} is in none of them: move it")
     return to_split(os.path.basename(root), root, rows, None, ratios, seed)
 
 

@@ -90,7 +90,7 @@ def _lines(text: str) -> Iterator[object]:
 
 
 def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
-    """Yield a name for messages, the image, the texts and the part (train, val, test or "") of each entry."""
+    """Yield for each listed image its name in messages, its path, its texts, and its part (train, val, test or "")."""
     match content:
         case {"images": list(images), "annotations": list(annotations)}:
             listed = _of_coco(images, annotations, where)
@@ -118,7 +118,7 @@ def _are_texts(texts: object) -> TypeGuard[list[str]]:
 
 
 def _of_karpathy(entry: object) -> object:
-    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) in the plain form; other entries unchanged."""
+    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) as {image, caption, split}; others unchanged."""
     match entry:
         case {"filename": str(name), "sentences": list(sentences), **others}:
             texts = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
@@ -129,7 +129,7 @@ def _of_karpathy(entry: object) -> object:
 
 
 def _of_coco(images: list[dict[str, object]], annotations: list[object], where: str) -> list[object]:
-    """Return COCO's images in the plain form, each with its captions.
+    """Return COCO's images as {image, caption}, each with the list of its captions.
 
     Raises AdaptError for a caption whose image id is unknown.
     """
@@ -139,7 +139,7 @@ def _of_coco(images: list[dict[str, object]], annotations: list[object], where: 
             case {"id": int() | str() as known, "file_name": str()} if known not in texts:
                 texts[known] = []
             case _:
-                raise AdaptError(f"{where}: image {number} is {brief(image)}; expected an id of its own and file_name")
+                raise AdaptError(f"{where}: image {number} is {brief(image)}; expected a unique id and a file_name")
     for number, each in enumerate(annotations, 1):
         match each:
             case {"image_id": int() | str() as known, "caption": caption} if known in texts:

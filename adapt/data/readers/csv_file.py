@@ -56,7 +56,7 @@ def read_csv(
     Columns `x0,y0,x1,y1` are the edges of a region in pixels: left, upper, right and lower. Each region is an image by
     itself, a line without edges is the full image, and regions of one image stay together. `overlap` beside a `label`
     is how much a region and its object's box overlap: intersection over union, 0 to 1. A file that is listed again
-    through symbolic links counts once. Cells may be guarded as in `adapt.cells`.
+    through symbolic links counts once. A `'` that `adapt.cells` put before a formula is dropped from a cell.
 
     Raises AdaptError, naming the line, if a column or a value is not as expected.
     """
@@ -71,9 +71,9 @@ def read_csv(
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
-    """Return all pairs of an image and a text in a CSV file with the columns `path,text[,entity]`, in its order.
+    """Return all pairs of an image and a text in a CSV file with the columns `path,text[,entity]`, in the file's order.
 
-    Each pair comes with the path of its image relative to `root`, from which paths start; by default the CSV's folder.
+    Each pair comes with its image's path relative to `root`, the folder from which paths start (by default the CSV's).
     Raises AdaptError, naming the line, as `read_csv` does, and for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
@@ -81,8 +81,8 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     for item in items:
         if item.task.classes_are or not (item.paths and item.text):
             raise AdaptError(
-                f"CSV {os.fspath(path)!r}: {item.name!r} is no image with its text. Expected the columns path,text, "
-                "perhaps with entity, and no label"
+                f"CSV {os.fspath(path)!r}: {item.name!r} is not an image with a text. Expected the columns "
+                "path,text, perhaps with entity, and no label"
             )
     return [(replace(item, turned=True), os.path.relpath(item.path, folder)) for item in items]
 
@@ -125,7 +125,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
         raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
-        raise AdaptError(f"{where}: a mask is of a whole image, and {', '.join(_BOX)} of regions. Take one of them out")
+        raise AdaptError(f"{where}: a mask is for a full image, and {', '.join(_BOX)} for regions. Leave one out")
     try:
         task = tasks.reading(frozenset(columns))
     except AdaptError as error:
@@ -152,14 +152,14 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
     label = task.read(cells | files, where)
     if not paths and any(cells.get(edge) for edge in _BOX):
-        raise AdaptError(f"{where}: a box without a path. Give the image that it is of")
+        raise AdaptError(f"{where}: there is a box but no path. Give the path of the image that the box lies in")
     if "text" in cells and task.classes_are and bool(text) is bool(paths):
-        raise AdaptError(f"{where}: expected a path or a text, one of both and not the other")
+        raise AdaptError(f"{where}: expected either a path or a text, and not both. Empty or fill one of the two cells")
     if not (paths or text):
         raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty")
     image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
-        raise AdaptError(f"{where}: a mask is of a whole image, and {paths[0]!r} is a region. Take one of them out")
+        raise AdaptError(f"{where}: {paths[0]!r} is a region, and a mask is for a full image. Leave one of them out")
     group = cells.get("group", "") or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
 

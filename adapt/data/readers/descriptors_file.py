@@ -27,7 +27,7 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
     entries = read_entries(source, where, ("class", "descriptor"))
     for number, (name, phrases) in enumerate(_checked(entries, where, source.endswith(".csv")), 1):
         if name in descriptors and not source.endswith(".csv"):
-            raise AdaptError(f"{where}: entry {number}: the class {name!r} stands twice")
+            raise AdaptError(f"{where}: entry {number}: the class {name!r} is listed twice: list each class once")
         descriptors.setdefault(name, []).extend(phrases)
     try:
         plain.check(descriptors)

@@ -77,7 +77,10 @@ def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tupl
     from pyarrow import compute
 
     if dataset._indices is not None:  # rows chosen or shuffled after they were written
-        raise AdaptError(f"{where}: the rows are not those of its files. Save it by save_to_disk and load the result")
+        raise AdaptError(
+            f"{where}: its rows were selected or reordered after its files were written. Save it by save_to_disk and "
+            "load the result"
+        )
     content = dataset.data.column(image)
     outside = compute.struct_field(content, "path").filter(compute.struct_field(content, "bytes").is_null())
     paths = outside.to_pylist() if len(outside) else [f"{cell[0]}!{image}/{cell[1]}" for cell in _cells(dataset)]
@@ -91,7 +94,7 @@ def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tupl
 
 
 def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
-    """Yield the Arrow file of each row of the data set, and the row's number in that file."""
+    """Yield for each row of the data set the path of its Arrow file, and the row's number in that file."""
     import pyarrow
 
     for entry in dataset.cache_files:

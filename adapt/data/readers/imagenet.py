@@ -24,7 +24,7 @@ from adapt.shown import first_of
 
 
 def by_synsets(data: Published, home: Path) -> Split:
-    """Return the split of class folders named by WordNet ids: all 1,000 (ImageNet, -Sketch) or 200 of them (-A, -R)."""
+    """Return the data in class folders named by WordNet ids: all 1,000 (ImageNet, -Sketch) or 200 of them (-A, -R)."""
     names = _class_names(home / data.lists[0])
     synsets = subfolders(home / data.images[0])
     for synset in synsets:
@@ -34,7 +34,7 @@ def by_synsets(data: Published, home: Path) -> Split:
 
 
 def by_numbers(data: Published, home: Path) -> Split:
-    """Return the split of class folders named by class number, from 0 (ImageNetV2)."""
+    """Return the data in class folders named by class number, from 0 (ImageNetV2)."""
     names = list(_class_names(home / data.lists[0]).values())
     return _split(data, home, [str(label) for label in range(len(names))], names)
 
@@ -51,7 +51,7 @@ def _class_names(path: Path) -> dict[str, str]:
 
 
 def _split(data: Published, home: Path, folders: Sequence[str], names: Sequence[str]) -> Split:
-    """Return the split of class folders; folder `i` of `folders` holds class `i`, which is called `names[i]`.
+    """Return the data in class folders; folder `i` of `folders` holds class `i`, which is called `names[i]`.
 
     Of two image folders, the first is train and the second is test; a single one is test.
     """

@@ -28,7 +28,7 @@ def is_labelled(root: str | os.PathLike[str]) -> bool:
 
 
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return the split in the `labels.csv` of the folder `root`, which is read as by `read_csv`.
+    """Return the split in the `labels.csv` of the folder `root`, in the format of `read_csv`.
 
     Raises AdaptError as `read_csv` does, and for an image in the folder that is not listed, which it names.
     """
@@ -38,8 +38,8 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
     for path, real in real_paths(images_in(root)).items():
         if real not in listed:
             raise AdaptError(
-                f"image folder {root!r} has a {LIST}, and {path!r} is not in it: add a line, with no labels where it "
-                "has none of the classes, or take the image out"
+                f"image folder {root!r} has a {LIST}, and {path!r} is not in it: add a line for it, with an empty "
+                "cell labels if it has none of the classes, or take the image out"
             )
     return replace(split, name=os.path.basename(root))
 

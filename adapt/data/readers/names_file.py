@@ -33,13 +33,13 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_entries(source: str, where: str, columns: tuple[str, str]) -> Sequence[object]:
-    """Return the entries of the file `source`: pairs of a class and a value, which are not checked yet.
+    """Return the entries of the file `source` as pairs of a class and a value, such as its name; they are unchecked.
 
     A `.csv` has the first line `columns`, a `.json` is an object of values by class. Raises AdaptError, which calls the
     file `where`, for a file of another form.
     """
     if not source.endswith((".csv", ".json")):
-        raise AdaptError(f"{where} are neither a .csv nor a .json file")
+        raise AdaptError(f"{where} are neither a .csv nor a .json file: give one of these")
     with readable(where):
         text = read_text(source)
         if source.endswith(".json"):

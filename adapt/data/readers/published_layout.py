@@ -60,7 +60,9 @@ def _by_variants(data: Published, home: Path) -> Split:
         for line in lines:
             image, _, name = line.partition(" ")
             if name not in variants:
-                raise AdaptError(f"{str(home / source)!r} has {line!r}; expected an image and one of variants.txt")
+                raise AdaptError(
+                    f"{str(home / source)!r} has the line {line!r}; expected an image and a variant in variants.txt"
+                )
             items.append(Item.of(path=str(images / f"{image}.jpg"), label=name))
         return tuple(items)
 

@@ -90,7 +90,7 @@ def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: 
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """Raise AdaptError for an image listed in two parts, classes or entities, unless its task allows that."""
+    """Raise AdaptError for an image listed in two parts (train, val, test), classes or entities, if not allowed."""
     seen: dict[tuple[str, str], str] = {}
     for item, part in rows:
         if not (item.paths and item.task.once_an_image):
@@ -123,7 +123,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
         first = first_of.setdefault(real[row.item.path], row)
         if first.item.path != row.item.path and _counts_as(first) != _counts_as(row):
             if first.item.path not in own:
-                raise AdaptError(f"{where}: {_pair(row, first)} by symbolic links. Keep one of them")
+                raise AdaptError(f"{where}: {_pair(row, first)}, by symbolic links. Keep one of the links")
             lost.append((row, first))
     if lost:
         links = f"{len(lost):,} links of pictures that count elsewhere, such as {_pair(*lost[0])}"
@@ -149,8 +149,8 @@ def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
             first, path = seen.setdefault(real[item.path], (part, item.path))
             if first != part and path != item.path:
                 raise AdaptError(
-                    f"{where}: {item.path!r} ({part}) is the same picture as {path!r} ({first}) by symbolic links. "
-                    "Keep one of them"
+                    f"{where}: {item.path!r} ({part}) is the same picture as {path!r} ({first}), by symbolic "
+                    "links. Keep one of them"
                 )
 
 

@@ -51,14 +51,14 @@ def _read(source: str) -> dict[str, list[object]]:
 
 
 def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
-    """Return the item of one entry in a split file, and add its class name to `names`, by label."""
+    """Return the item of one entry in a split file, and record its class name in `names`, a mapping by label."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
             pass
         case _:
             raise AdaptError(f"{where} has {brief(entry)}; expected [path, label from 0, class name]")
     if names.setdefault(label, name) != name:
-        raise AdaptError(f"{where} names label {label} {name!r}, but it is {names[label]!r} before")
+        raise AdaptError(f"{where} names label {label} {name!r}, but an earlier entry names it {names[label]!r}")
     return Item.of(path=under(folder, path, where), label=name, turned=turned)
 
 

@@ -34,7 +34,7 @@ def read_list(path: str | os.PathLike[str]) -> Split:
     """
     texts = dict.fromkeys(read_lines(path))
     if not texts:
-        raise AdaptError(f"list {os.fspath(path)!r} is empty: expected a text a line")
+        raise AdaptError(f"list {os.fspath(path)!r} is empty: expected one text per line")
     train = tuple(Item.of(text=text) for text in texts)
     return Split(Path(path).stem, (), train, (), ())
 

@@ -84,7 +84,10 @@ def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
     if pairs is None:
         columns = [next((held[key] for key in keys if key in held), None) for keys in (_FILES, _LABELS)]
         if None in columns:
-            raise AdaptError(f"this version of torchvision keeps the files of {type(dataset).__name__} elsewhere")
+            raise AdaptError(
+                f"this version of torchvision keeps the files of {type(dataset).__name__} in attributes that adapt "
+                "does not know: list the images in a .csv"
+            )
         pairs = zip(*columns, strict=True)
     return [(os.fspath(path), int(label)) for path, label in pairs]
 

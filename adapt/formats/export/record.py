@@ -26,7 +26,7 @@ _AT_ONCE = 64
 
 
 def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, Any]:
-    """Return the record without measurements. Raises AdaptError for custom preprocessing, which it cannot describe."""
+    """Return export.json without measurements. Raises AdaptError for custom preprocessing, which it cannot describe."""
     size = model.backbone.preprocess.size
     return {
         "format": FORMAT,
