@@ -212,7 +212,7 @@ def method_of(described: Header, path: Path) -> Method:
         if checks := trait(method, ChecksAdapter):
             checks.check_settings()
     except (TypeError, KeyError) as error:  # the method's own signature refuses the settings
-        raise AdaptError(f"{path}: {described.method} does not take such settings ({error})") from error
+        raise AdaptError(f"{path}: its settings do not fit the method {described.method} ({error})") from error
     except AdaptError as error:
         raise AdaptError(f"{path}: {error}") from error
     return method

@@ -83,7 +83,7 @@ class Backbone:
 
     @staticmethod
     def from_transformers(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
-        """Return the backbone of a transformers model, with its processor.
+        """Wrap a transformers model, with its processor, as a backbone.
 
         CLIP and SigLIP give a `DualEncoder`, ViLT and BridgeTower a `FusionEncoder`, LLaVA a `VisionLLM`.
         """

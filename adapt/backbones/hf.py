@@ -34,7 +34,7 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
-    """Return the backbone of a transformers `CLIPModel` or `SiglipModel` with its processor."""
+    """Wrap a transformers `CLIPModel` or `SiglipModel`, with its processor, as a backbone."""
     if not isinstance(model, transformers.CLIPModel | transformers.SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
     text_config = cast("transformers.PreTrainedConfig", model.config.text_config)

@@ -66,7 +66,7 @@ def fetching(source: str) -> Iterator[None]:
                 yield
         except library_errors() as error:
             raise needs_code(error, source) or AdaptError(
-                f"cannot load {source!r} with transformers: {reason(error)}. Connect this machine, or give a local "
+                f"cannot load {source!r} with transformers: {reason(error)}. Connect to the internet, or give a local "
                 "folder"
             ) from error
         except errors_of_data() as error:

@@ -89,7 +89,7 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
-    """Return the backbone of a transformers model with its processor. Raises AdaptError for an unsupported type."""
+    """Wrap a transformers model, with its processor, as a backbone. Raises AdaptError for an unsupported type."""
     from adapt.backbones import fusion, hf, llava
 
     builders: dict[str | None, Callable[..., Backbone]] = {

@@ -84,7 +84,7 @@ def _print_csv(rows: Iterable[Sequence[str]]) -> None:
 
 
 def _cell(text: str) -> str:
-    """Escape formulas and control characters, but keep bytes of a path that are not UTF-8: a shell can use the path."""
+    """Escape formulas and control characters, but keep a path's bytes that are not UTF-8, for use in a shell."""
     if not unseen(text):
         return guarded(text)
     return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in text))

@@ -28,7 +28,7 @@ def prefix_suffix_attention(
 
     `k` and `v` are `(..., rows, d)`, with images as leading dimensions. `q` has all rows, or with `ends_only` only the
     end-of-text row of each class, in packed order. Each query attends to the prefix and to its own class's suffix up to
-    the query, by softmax or by the weights of `edit`. The result has one row for each query.
+    the query; its weights are a softmax, or what `edit` computes in its place. The result has one row for each query.
     """
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)

@@ -65,7 +65,7 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
     """Return queries of `rows` (by default all), and keys and values of all rows, from the normalised input of a block.
 
     The frozen projections that read all rows are computed as one product. They are computed separately if they do not
-    share a weight, or if an edit replaces one of them by a module that does not call it.
+    share a weight, or if an edit replaces one of the projections with a module that does not call the original.
     """
     of_all = "qkv" if rows is None else "kv"
     stand_ins = {

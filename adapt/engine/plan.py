@@ -92,7 +92,7 @@ def _place(tower: Tower, edit: Edit) -> str:
     """Return the place in the tower where `edit` acts, in words. Raises AdaptError if it cannot act in the tower."""
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
-        raise AdaptError(f"learned tokens cannot enter {where}; those that take some: {', '.join(_TAKES_TOKENS)}")
+        raise AdaptError(f"learned tokens cannot be added to {where}; they can to {', '.join(_TAKES_TOKENS)}")
     if isinstance(edit, LowRank) and tower.name != "decoder":
         raise AdaptError(f"low-rank updates of each image act in a decoder, not in {where}")
     if edit.block is None:

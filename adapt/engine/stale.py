@@ -75,7 +75,7 @@ class Weights:
         self._values = self._sampled()
 
     def same(self) -> bool:
-        """Return whether the model has the same tensors in the same modules as before, and the same sampled entries."""
+        """Return whether modules, tensors and sampled values of the model are those from when this object was made."""
         held = self._found()
         return (
             len(held) == len(self._held)

@@ -127,7 +127,7 @@ def read_header(path: str | Path) -> Header:
             raise ValueError(f"it has no {tensor_file.CHECKSUM}")
         unknown = values.keys() - Header.model_fields.keys()
         if unknown and minor <= FORMAT[1]:
-            raise ValueError(f"it has the unknown key {min(unknown)!r}")
+            raise ValueError(f"the header has the unknown key {min(unknown)!r}")
         return Header.model_validate_json(plain.dump(values))
     except ValidationError as error:
         raise AdaptError(explain(Header, error, f"{path} has a damaged header")) from None

@@ -43,7 +43,7 @@ def _placed(states: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     for name, phrases in states.items():
         for phrase in phrases:
             if "{}" not in phrase:
-                raise ValueError(f"a state of {name!r} is {phrase!r}: it must contain {{}} where the object goes")
+                raise ValueError(f"a phrase in {name!r} is {phrase!r}: it needs {{}} where the object's name goes")
     return states
 
 

@@ -124,9 +124,9 @@ def decoupled(
     """Return attention weights `(..., q, k)`, split by prompts and other tokens, for scores `(..., q, k)`.
 
     Scores are minus infinity where attention is masked. `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` mark
-    prompts. `share` is the prompts' share of the attention, None for the softmax's own; it is 0 for a query that sees
-    no prompt. `log_odds` are added to the softmax's. `strengths` weigh attention from original tokens to original ones,
-    from original tokens to prompts, from prompts to original tokens, and from prompts to prompts.
+    prompts. `share` is the prompts' share of the attention, None for that of a plain softmax; it is 0 for a query that
+    sees no prompt. `log_odds` are added to the scores of prompts. `strengths` weigh attention from original tokens to
+    original ones, from original tokens to prompts, from prompts to original tokens, and from prompts to prompts.
     """
     queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
     if log_odds is not None:

@@ -79,9 +79,7 @@ class OGEN(CoOp):
             )
         size, device = backbone.embed_dim, backbone.device
         if size % self.config.heads:
-            raise AdaptError(
-                f"ogen: heads is {self.config.heads}; expected a divisor of the {size} values of a feature"
-            )
+            raise AdaptError(f"ogen: heads is {self.config.heads}; expected a divisor of {size}, the size of a feature")
         self._unknown = self._unknown_prompts(backbone, class_names)
         # in a list, so that its tensors are neither parameters nor state of the method; `_apply` moves them
         self._generator = [Generator(size, self.config.heads, self.config.dropout).to(device)]
@@ -176,7 +174,7 @@ class OGEN(CoOp):
         return F.cross_entropy(step.cosine_logits(new, generated).float(), chosen.flatten())
 
     def _teacher_loss(self, step: ImageStep) -> Tensor:
-        """Return the mean squared difference of probabilities from a teacher's: the mean context of the last epochs."""
+        """Return the mean squared difference to the probabilities by a teacher: the mean context of recent epochs."""
         done = int(self._done)
         if not done:
             return 0 * step.logits.sum()

@@ -28,7 +28,7 @@ class ProjectorConfig(MethodConfig):
 
 
 class Projector(Method[Step], ReadsPublished):
-    """A map from patches to visual tokens `(d,)` of a language model, one for each patch: `Projector(kind)`."""
+    """A map from each image patch to a visual token `(d,)` for a language model, by `kind` linear or an MLP."""
 
     name = "projector"
     title = "Projector (LiMBeR, ICLR 2023; LLaVA-1.5, CVPR 2024)"

@@ -133,9 +133,9 @@ def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
 
 
 def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
-    """Return the mean cross-entropy with which images, and captions, find their paraphrases: logits `(b, b)` each.
+    """Return the mean of two cross-entropies: of images to paraphrases and of captions to paraphrases, `(b, b)` each.
 
-    The right paraphrases are on the diagonals. `symmetric` also classifies paraphrases by images, and by captions.
+    The right paraphrases are on the diagonals. With `symmetric`, paraphrases are also matched to both.
     """
     if symmetric:
         return (contrast(of_images) + contrast(of_texts)) / 2

@@ -139,7 +139,10 @@ class Decoders(nn.Module):
 
 
 class Generators(nn.Module):
-    """The g weight generators, whose n learned queries read the tokens of images: `(b, p, d) -> (g, b, n, out)`."""
+    """The g generators of low-rank weights: each has n learned queries, which attend to the p tokens of each image.
+
+    It maps tokens `(b, p, d)` to `(g, b, n, out)`.
+    """
 
     def __init__(self, generators: int, width: int, depth: int, heads: int, queries: int, out: int) -> None:
         super().__init__()

@@ -136,7 +136,7 @@ def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) 
 
 
 def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Tensor | BlockInputs]]:
-    """Yield the input of each model, after its index: images, or their tokens at its first edited block."""
+    """Yield the index and the input of each model: images, or their tokens at the first block that the model edits."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
     }  # one model shares nothing

@@ -126,7 +126,7 @@ def _picture(path: str, caption: str, turned: bool) -> Picture:
 
 
 def small_image(path: str, turned: bool) -> Image.Image | None:
-    """Open an image in the size of a thumbnail, upright by EXIF if `turned`; return None if the file is gone."""
+    """Return an image at thumbnail size, rotated as EXIF says if `turned`; None if its file is gone."""
     from adapt.data.decoding.images import open_image
 
     try:

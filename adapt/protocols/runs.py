@@ -142,7 +142,7 @@ def _comparable(recipe: Recipe) -> Recipe:
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return a run's figures by target; measure missing ones, and store them in the run's targets.json."""
+    """Return a run's figures on each target data set; missing ones are measured, and stored in targets.json."""
     file = folder / "targets.json"
     known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
     model: AdaptedModel | None = None

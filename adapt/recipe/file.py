@@ -178,7 +178,7 @@ def _by_data(section: object, key: str, name: str) -> dict[str, Any]:
 
 
 def _names(source: str) -> tuple[str, ...]:
-    """Return the keys of `on` that apply to the data `source`, the most specific first; `own` for unknown data."""
+    """Return the keys of a recipe's section `on` for the data `source`, most specific first; `own` if it is unknown."""
     entry = published.find(source)
     if entry is not None:
         return (entry.name,)

@@ -120,7 +120,9 @@ class ServedAdapters:
         with self._changing:
             self.now.together([name])
             if name == self.now.default:
-                raise AdaptError(f"{name} is the default adapter: make another one the default first")
+                raise AdaptError(
+                    f"{name} is the default adapter, which stays loaded: make another one the default first"
+                )
             self.now = Served({key: model for key, model in self.now.models.items() if key != name}, self.now.default)
 
     def switch(self, name: str) -> None:

@@ -62,7 +62,7 @@ def of(items: Sequence[Item]) -> Task:
 
 
 def without_classes(method: Method) -> bool:
-    """Return whether the method learns any task without classes, so that it needs no class names."""
+    """Return whether the method learns some task that has no classes, so that it needs no class names."""
     return any(task.learned_by(method) for task in map(named, names()) if not task.classes_are)
 
 

@@ -34,7 +34,7 @@ def check_learned(method: Method, task: Task, name: str) -> None:
 
 
 def baseline_of(model: Adapted, template: str) -> Model:
-    """Return the unadapted backbone as a model: zero-shot by prompts, with its own head, or words without images."""
+    """Return the unadapted backbone as a model: zero-shot, with its own head, or answering from the text alone."""
     method = ZeroShot(template)
     if isinstance(model, AdaptedModel):
         return wrap(model.backbone, method, model.class_names, model.fast, text_memory=model.text_memory)

@@ -281,7 +281,7 @@ class Fitting:
 
 @dataclass
 class Fold(Fitting):
-    """A fold of a training: it learns from some of the training images, and validates on others."""
+    """A fold of cross-validation: a training on some of the training images, which validates on others."""
 
     training: Fitting | None = None
     places: dict[Part, list[int]] = field(default_factory=dict)

@@ -35,7 +35,7 @@ def check_calibration(model: Adapted, train_set: Sequence[Item], val_set: Sequen
     if not task.calibrated:
         raise AdaptError(f"calibrate needs data with one class per image, and the data has {task.title}: leave it out")
     if not model.class_names:
-        raise AdaptError(f"calibrate needs classes, and {model.backbone.describe()} has none here: leave it out")
+        raise AdaptError(f"calibrate needs classes, and {model.backbone.describe()} has none here: leave calibrate out")
     if not (val_set or calibrates_by_folds(model.method)):
         raise AdaptError(
             "calibrate chooses a temperature on validation images, and there are none: give some, or leave it out"
@@ -73,8 +73,9 @@ def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
         chosen, images = temperature(model, items, workers=training.workers, cache=training.cache), len(items)
     if images < FEW or chosen in BOUNDS:
         logger.warning(
-            "the temperature, %.3g, was chosen on %d images: with so few, or at a bound, probabilities may still be "
-            "too high or too low; compare the errors before and after, and give more images",
+            "the temperature, %.3g, was chosen on %d images: with few images, or at an end of the range of "
+            "temperatures, probabilities may still be too high or too low; compare the errors before and after, and "
+            "give more images",
             chosen, images,
         )  # fmt: skip
     model.answers = replace(model.answers, temperature=chosen)

@@ -36,8 +36,8 @@ def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
             r"http://127.0.0.1:9\. Connect it, give a file as open_clip:ViT-B-16-quickgelu/FILE or a local folder, or "
             r"work offline with --backbone mini-clip, which is bundled$",
         ),
-        ("hf:openai/clip-vit-base-patch16", "couldn't find them in the cached files. Connect this machine, or give"),
-        ("mini-clip+hf:nobody/nothing", "couldn't find them in the cached files. Connect this machine, or give"),
+        ("hf:openai/clip-vit-base-patch16", "couldn't find them in the cached files. Connect to the internet, or give"),
+        ("mini-clip+hf:nobody/nothing", "couldn't find them in the cached files. Connect to the internet, or give"),
     ],
 )
 def test_nobody_waits_for_a_hub_that_does_not_answer(waits: list[float], spec: str, words: str) -> None:

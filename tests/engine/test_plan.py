@@ -88,7 +88,7 @@ def test_a_place_that_does_not_exist_is_refused_by_name_on_both_paths(
 def test_a_decoder_and_a_fusion_tower_refuse_what_they_cannot_carry() -> None:
     fusion = tiny_fusion.vilt().tower("fusion")
     for edit in (SHARED, attention()):
-        with pytest.raises(AdaptError, match="learned tokens cannot enter the fusion tower"):
+        with pytest.raises(AdaptError, match="learned tokens cannot be added to the fusion tower"):
             plan(fusion, [edit])
     update = LowRank(0, "nope", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0)
     with pytest.raises(AdaptError, match=r"LowRank names 'nope' of block 0 of the decoder tower; .*mlp"):

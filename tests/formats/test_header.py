@@ -72,7 +72,7 @@ def say(path: Path, signed: bool = True, **values: Any) -> Path:
         ({"fingerprint": {"structure": "x", "values": ["a"]}}, "fingerprint.*values.* is 'a'"),
         ({"fingerprint": {"structure": "x", "values": [], "configuration": 3}}, "fingerprint.*configuration is 3"),
         ({"fingerprint": {"structure": "x", "values": []}}, "fingerprint.*configuration' is missing"),
-        ({"shoe_size": 43}, "it has the unknown key 'shoe_size'"),
+        ({"shoe_size": 43}, "the header has the unknown key 'shoe_size'"),
         ({"format": "[1]"}, "expected two numbers"),
         ({"format": "[1, -1]"}, "expected two numbers"),
         ({"format": "[1, true]"}, "expected two numbers"),
@@ -157,7 +157,7 @@ def test_a_changed_header_is_found_before_anything_is_built(saved: Path, open_cl
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"self": 1}, "does not take such settings"),
+        ({"self": 1}, "its settings do not fit the method"),
         ({"n_ctx": 4, "template": "x"}, "unknown key 'template'"),
         ({"ctx_init": "x" * 2000}, "a text of 2,000 characters; expected at most 1,000"),
     ],
@@ -231,4 +231,4 @@ def test_what_could_not_be_read_again_is_not_saved(
 def test_inspect_looks_for_words_of_methods_that_can_be_made_only(saved: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(say(saved, config={"self": 1}))])
     assert result.exit_code == 2
-    assert "does not take such settings" in result.stderr
+    assert "its settings do not fit the method" in result.stderr

@@ -85,7 +85,7 @@ def test_states_are_said_of_the_object() -> None:
     ("settings", "message"),
     [
         ({"smoothing": 2}, "smoothing.*an odd number is expected"),
-        ({"states": {"normal": ["clean"]}}, "it must contain {} where the object goes"),
+        ({"states": {"normal": ["clean"]}}, "it needs {} where the object's name goes"),
     ],
 )
 def test_settings_that_draw_no_map_are_refused(settings: dict[str, object], message: str) -> None:

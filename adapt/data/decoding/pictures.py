@@ -134,7 +134,7 @@ def check_size(picture: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     most = None if limit is None else int(limit * _PIXELS_OF.get(picture.format or "", _PIXELS))
     if most is not None and shorter * longer > most:
-        raise ValueError(f"it has {shorter * longer:,} pixels; at most {most:,} are decoded")
+        raise ValueError(f"it has {shorter * longer:,} pixels, more than the limit of {most:,}")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
                 names[key] = name
             case _:
                 raise AdaptError(
-                    f"{where}: entry {number} is {brief(pair)}; expected a class, given once, and its name"
+                    f"{where}: entry {number} is {brief(pair)}; expected a class and its new name, each class once"
                 )
     return names
 

@@ -70,7 +70,7 @@ def note_files(name: str, files: Sequence[PassedOver], where: str = "") -> None:
 
 
 def counted(files: Sequence[PassedOver]) -> str:
-    """Return the number of files in words, such as "3 files that look like pictures are"."""
+    """Return the start of a sentence that counts files, such as "3 files that look like pictures are"."""
     return (
         "1 file that looks like a picture is"
         if len(files) == 1

@@ -29,7 +29,7 @@ class Listed(NamedTuple):
 
 
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
-    """Return the item of an image, with `cells` (values by column name, such as label) and its part."""
+    """Return an item from `cells`, its values by column name, such as label, and its part: train, val or test."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
 
 

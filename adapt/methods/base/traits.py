@@ -170,7 +170,7 @@ class InsideBlocks(Trait):
     """The blocks that another part of a composition skips, such as vision.3; they get no tensors."""
 
     def present(self, tower: Tower) -> Iterator[tuple[int, Block]]:
-        """Yield each block of `tower` that no other method skips, after its index."""
+        """Yield the index and the block, for each block of `tower` that no other method skips."""
         for index, block in enumerate(tower.blocks):
             if f"{tower.name}.{index}" not in self.absent:
                 yield index, block
@@ -215,7 +215,7 @@ class ChecksAdapter(Trait):
 
 
 class Reports(Trait):
-    """The trait of methods about which training records figures for people to read."""
+    """The trait of methods that report figures of their own about a training, such as the blocks that were skipped."""
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:

@@ -72,7 +72,7 @@ class DualEncoderView(ModelView, Protocol):
         """Return unit-length features `(m, e)` of texts under the method's edits."""
 
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Return features `(m, e)` of texts, without gradient, under the method's edits or if not `edited` without."""
+        """Return features `(m, e)` of texts, without gradient: by the backbone alone, or with the method's edits."""
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Return unit-length features `(b, e)` of image-text pairs, from the features of images and of texts."""

@@ -112,8 +112,8 @@ class Search:
             least = math.ceil(1000 * (1 - saved / self.operations)) / 1000
             skipped = " and ".join(f"{most} {tower} blocks" for tower, most in self.most.items())
             raise AdaptError(
-                f"das: keep_flops is {self.config.keep_flops}, and more remains with {skipped} skipped, the largest "
-                f"number allowed: give at least {least}"
+                f"das: keep_flops is {self.config.keep_flops}, and a larger share remains with {skipped} skipped, "
+                f"the most allowed: give at least {least}"
             )
 
     def run(self) -> Found:

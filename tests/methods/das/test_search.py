@@ -179,7 +179,7 @@ def test_a_budget_below_the_last_block_is_refused(train, make_model, tiny_split:
     model = make_model("das", **SEARCH | {"skip": None, "keep_flops": 0.2})
     with pytest.raises(
         AdaptError,
-        match=r"is 0\.2, and more remains with 2 vision blocks skipped, the largest .*: give at least (0\.\d+)",
+        match=r"is 0\.2, and a larger share remains with 2 vision blocks skipped, the most .*: give at least (0\.\d+)",
     ) as refusal:
         train(model, val_set=tiny_split.val)
     least = float(str(refusal.value).split()[-1])
