@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import adapt
+from adapt.choosing import advice
 from adapt.choosing.advice import WITNESSES, advise
 from adapt.choosing.duplicates import near_duplicates
 from adapt.data import Item, Split, open_image
@@ -121,3 +122,18 @@ def test_classes_short_of_images(emoji: Split, features: dict[str, Tensor]) -> N
     assert WITNESSES == 3
     [line] = [line for line in advice.lines() if line.startswith("More training images would help")]
     assert emoji.class_names[0] in line
+
+
+def test_a_vote_is_the_mean_over_the_other_images_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "AT_ONCE", 3)
+    features = normalize(torch.randn(7, 4, generator=torch.Generator().manual_seed(1)), dim=-1)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2, 1])
+    cosines = (features @ features.T).double()
+    spread = float(cosines[~torch.eye(7, dtype=torch.bool)].std(correction=0))
+    similar = (advice.SHARPNESS / spread * (cosines - 1)).exp()
+    expected = torch.zeros(7, 3, dtype=torch.double)
+    for image in range(7):
+        for label in range(3):
+            others = [other for other in range(7) if other != image and labels[other] == label]
+            expected[image, label] = similar[image, others].mean() if others else 0.0
+    assert torch.allclose(advice._votes(features, labels, 3).double(), expected, rtol=1e-4)
