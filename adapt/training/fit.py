@@ -100,10 +100,9 @@ def checked(
     cache: bool = True,
     blend: float | None = None,
     calibrate: bool = False,
-    recipe: dict[str, object] | None = None,
     **settings: Any,
 ) -> Fitting:
-    """Return a training that can begin. The arguments are those of `fit`; the adapter records `recipe` as its origin.
+    """Return a training that can begin; the arguments are those of `fit`.
 
     Raises AdaptError for everything that `fit` can refuse before an image is opened.
     """
@@ -119,9 +118,18 @@ def checked(
     processes = processes_on(model.backbone.device)
     check_divides(processes, model, train_set, chosen, cache)
     return Fitting(
-        model, train_set, val_set, test_set, chosen, seed, template, cache, calibrate, recipe, settings,
+        model,
+        train_set,
+        val_set,
+        test_set,
+        chosen=chosen,
+        seed=seed,
+        template=template,
+        cache=cache,
+        calibrate=calibrate,
+        given=settings,
         processes=processes,
-    )  # fmt: skip
+    )
 
 
 def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:

@@ -164,7 +164,7 @@ def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object)
     an image is opened.
     """
     settings = _settings(recipe, split) | changes
-    return checked(
+    training = checked(
         model,
         split.train,
         split.test,
@@ -174,9 +174,9 @@ def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object)
         cache=recipe.cache,
         blend=recipe.blend,
         calibrate=recipe.calibrate,
-        recipe=recipe.model_dump(mode="json"),
         **{key: value for key, value in settings.items() if value is not None},
     )
+    return replace(training, recipe=recipe.model_dump(mode="json"))
 
 
 def _settings(recipe: Recipe, split: Split) -> dict[str, object]:

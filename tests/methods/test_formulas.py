@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -305,16 +304,6 @@ def test_gda_of_classes_with_unequal_numbers_of_images(open_clip: Backbone, shri
     weight = means @ precision
     assert relative(method.weight, weight) < 1e-4
     assert relative(method.bias, -math.log(3) - (weight * means).sum(-1) / 2) < 1e-4
-
-
-def test_mma_adapts_the_upper_two_thirds_of_the_blocks() -> None:
-    """Blocks 5 to 12 of twelve, as published."""
-    for depth, blocks in ((3, [2, 3]), (12, list(range(5, 13)))):
-        towers = SimpleNamespace(blocks=[None] * depth, width=8)
-        backbone: Any = SimpleNamespace(tower=lambda name, own=towers: own, device="cpu")
-        method = methods.MMA(dim=2)
-        method.build(backbone, NAMES)
-        assert [int(number) for number in method.text_adapter] == blocks
 
 
 def test_learned_tokens_start_as_small_as_published(open_clip: Backbone) -> None:

@@ -22,7 +22,7 @@ _ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_seco
 
 def test_the_typed_settings_are_those_that_there_are() -> None:
     named = set(inspect.signature(checked).parameters) - {"model", "train_set", "test_set", "val_set", "settings"}
-    assert set(FitSettings.__annotations__) == (named - {"recipe"}) | (set(TrainSettings.model_fields) - _OF_SHOTS)
+    assert set(FitSettings.__annotations__) == named | (set(TrainSettings.model_fields) - _OF_SHOTS)
     parameters = inspect.signature(fit).parameters
     assert len(parameters) <= 9  # eight, and the settings
     assert parameters["settings"].annotation == "Unpack[FitSettings]"
