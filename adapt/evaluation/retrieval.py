@@ -59,7 +59,7 @@ class LinkedScores(RetrievalScores):
     """Record linkage scores besides recall: for each pair, the entity it belongs to and that of its nearest other pair.
 
     An entity, such as a product, counts if it has several pairs. An image and its text are one feature
-    (`Method.pool`); `confidence` is the cosine, or 0 if it is negative: no probability, so it cannot be calibrated.
+    (`PoolsPairs.pool`); `confidence` is the cosine, or 0 if it is negative: no probability, so it cannot be calibrated.
     """
 
     def summary(self) -> dict[str, str]:

@@ -156,7 +156,7 @@ def index_images(model: AdaptedModel, paths: Sequence[str], progress: Progress |
 
 
 def index_pairs(model: AdaptedModel, items: Sequence[Item], progress: Progress | None = None) -> Index:
-    """Make an index of pairs of image and text; `model` pools both features of a pair into one (`Method.pool`).
+    """Make an index of pairs of image and text; `model` pools both features of a pair into one (`PoolsPairs.pool`).
 
     Entries are named by the pair's entity, or else by the image's path. Raises AdaptError if there is no pair, if an
     item is not a pair, and as `index_images` and `index_texts` do.
