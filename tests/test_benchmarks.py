@@ -23,6 +23,7 @@ def test_a_fusion_block_counts_as_the_formula_says(tokens: tuple[int, int]) -> N
     assert meter.fusion_block(*tokens) == pytest.approx(meter.counted(*tokens), rel=1e-6)
 
 
+@pytest.mark.full
 def test_vlora_takes_at_most_seven_hundredths_of_the_projectors_operations() -> None:
     counted = {method: vlora.large(method) for method in ("projector", "vlora")}
     assert counted["vlora"] / counted["projector"] < 0.07

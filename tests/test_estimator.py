@@ -70,6 +70,7 @@ def few(tiny_split: Split) -> tuple[list[str], list[str]]:
     return [item.path for item in tiny_split.train], [item.answer for item in tiny_split.train]
 
 
+@pytest.mark.full
 @pytest.mark.filterwarnings("ignore")
 def test_the_checks_of_scikit_learn_pass_on_rows_that_are_painted(model_folder: Path) -> None:
     estimator = OnRows("linear_probe", str(model_folder), overrides={"method.strength": 1e4})
@@ -130,6 +131,7 @@ def test_steps_have_a_length_for_the_images_that_there_are(few: tuple[list[str],
     assert (two.metrics_["steps"], two.metrics_["train_images"]) == (2, 3)
 
 
+@pytest.mark.full
 def test_cross_validation_grid_search_and_joblib(few: tuple[list[str], list[str]]) -> None:
     estimator = Classifier("gda", "mini-clip", overrides=GDA)
     assert cross_val_score(estimator, *few, cv=2) == pytest.approx([1, 1])

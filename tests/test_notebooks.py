@@ -11,7 +11,6 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
-from selection import by_turns
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -48,7 +47,8 @@ def test_the_first_cell_installs_on_colab_and_does_nothing_elsewhere(
     assert found == asked
 
 
-@by_turns("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.full
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
 

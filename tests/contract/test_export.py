@@ -51,7 +51,7 @@ def check_forms(model: AdaptedModel, images: Tensor, folder: Path) -> None:
             assert scaled(whole(images[:count]), expected) < 1e-4
 
 
-@by_turns("method", EXPORTED, take=4)
+@by_turns("method", EXPORTED, take=2)
 def test_the_graph_gives_the_models_own_logits(method: str, images: Tensor, tmp_path: Path) -> None:
     check_forms(cases.build(method, tiny_backbones.small()).eval(), images, tmp_path)
 

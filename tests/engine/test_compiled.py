@@ -17,6 +17,7 @@ def _fresh() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("method", "fast"), [("maple", None), ("lora", False), ("das", False)])
 @pytest.mark.parametrize("backbone", ["open_clip", "hf_clip"], indirect=True)
 def test_a_second_compiled_model_computes_its_own_edits(

@@ -98,6 +98,7 @@ def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tm
     }
 
 
+@pytest.mark.full
 def test_in_eight_bits_it_is_smaller_and_nearly_the_same(images: Tensor, tiny_split: Split, tmp_path: Path) -> None:
     model = model_of(tiny_backbones.backbone("open_clip"))  # whose weights outweigh the graph
     export(model, tmp_path / "whole")
@@ -131,6 +132,7 @@ def data_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("data_beside")
 @by_turns(
     ("to", "int8", "files"),
