@@ -26,7 +26,7 @@ from adapt.models.classifier import AdaptedModel
 from adapt.training.fit import train
 from adapt.training.loop import Length
 from adapt.training.result import Result
-from adapt.training.run_recipe import build, images_a_class, training_of, with_validation
+from adapt.training.run_recipe import build, images_per_class, training_of, with_validation
 from adapt.training.settings import TrainSettings
 
 WITHIN = 2.0  # standard errors behind the best, up to which a method counts as equally good
@@ -162,7 +162,7 @@ class Comparison:
 
     def _settings(self, candidate: Candidate, part: Split) -> TrainSettings:
         assert candidate.recipe.train is not None
-        return candidate.recipe.train.at(candidate.recipe.data.shots or images_a_class(part))
+        return candidate.recipe.train.at(images_per_class(candidate.recipe, part))
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
         """Return a context with one thread of torch for a candidate that trains on few features, or no limit."""

@@ -85,10 +85,11 @@ class Fitting:
     @property
     def origin(self) -> dict[str, object]:
         """The recipe of the training, or what `fit` was given, as a run directory and trackers show it."""
-        model = self.model
-        method = {"name": model.method.name, **model.method.config.model_dump(mode="json")}
-        classes = list(model.class_names)
-        return self.recipe or {"method": method, "classes": classes, "train": self.given, "seed": self.seed}
+        if self.recipe is not None:
+            return self.recipe
+        method = {"name": self.model.method.name, **self.model.method.config.model_dump(mode="json")}
+        classes = list(self.model.class_names)
+        return {"method": method, "classes": classes, "train": self.given, "seed": self.seed}
 
     @property
     def settings(self) -> TrainSettings:

@@ -102,8 +102,13 @@ def _note_short(split: Split, shots: int) -> None:
         logger.warning("%s fewer than %d training images (%s): all of them are used", classes, shots, listed)
 
 
-def images_a_class(split: Split) -> int:
-    """Return the median number of training images per class, on which the length of training may depend."""
+def images_per_class(recipe: Recipe, split: Split) -> int:
+    """Return the number of training images per class, on which the length of training may depend.
+
+    It is the recipe's shots, or else the median over the classes of `split`.
+    """
+    if recipe.data.shots is not None:
+        return recipe.data.shots
     of_classes = bool(split.class_names)
     counts = Counter(name for item in split.train for name in (item.class_names if of_classes else (item.kept_with,)))
     return round(median(counts.values()))
@@ -186,7 +191,7 @@ def _settings(recipe: Recipe, split: Split) -> dict[str, object]:
     """
     if recipe.train is None:
         return {}
-    images = recipe.data.shots or images_a_class(split)
+    images = images_per_class(recipe, split)
     plain, table = recipe.train.at(images), recipe.train.epochs
     if isinstance(table, dict) and images not in table:
         logger.info("train.epochs has no entry for %d images per class: training takes %s epochs", images, plain.epochs)
