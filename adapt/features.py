@@ -38,7 +38,7 @@ def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
 
 def of_texts(items: Sequence[Item]) -> bool:
     """Return whether `items` are texts instead of images; all items of a part (train, val, test) are of one kind."""
-    return bool(items) and not items[0].paths
+    return bool(items) and not (items[0].paths or items[0].task.mixes_texts)
 
 
 def item_features(

@@ -20,13 +20,17 @@ def decoder_tower(llm: PreTrainedModel) -> Tower:
     Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them are known. Raises AdaptError if the model's
     blocks have another form.
     """
-    config = llm.config.get_text_config()
     layers = getattr(llm.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise AdaptError(
             f"{type(llm).__name__} keeps its blocks in another way than Llama, Qwen, Mistral, Gemma, Phi and GPT-NeoX: "
             "take one of those"
         )
+    return tower_of(layers, llm.config.get_text_config())
+
+
+def tower_of(layers: nn.ModuleList, config: PreTrainedConfig) -> Tower:
+    """Return the `layers` of a decoder, which may belong to a larger model, as a tower; `config` is the decoder's."""
     blocks = tuple(_block(layer, config) for layer in layers)
     form = Form(causal=True, pooling="none", kinds=tuple(getattr(config, "layer_types", None) or ()))
     return Tower("decoder", config.hidden_size, config.num_attention_heads, form, blocks)

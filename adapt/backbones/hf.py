@@ -46,7 +46,7 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Du
         width=text_config.hidden_size,
         heads=text_config.num_attention_heads,
         form=Form(causal=not siglip, pooling="last" if siglip else "end"),
-        blocks=_blocks(model.text_model),
+        blocks=encoder_blocks(model.text_model),
         text=TextParts(
             embedding=model.text_model.embeddings.token_embedding,
             positions=partial(_positions, model.text_model.embeddings),
@@ -95,7 +95,7 @@ def vision_tower(
         width=config.hidden_size,
         heads=config.num_attention_heads,
         form=Form(causal=False, pooling="map" if pre_norm is None else "class"),
-        blocks=_blocks(model),
+        blocks=encoder_blocks(model),
         vision=VisionParts(model.embeddings, partial(_read, model), project),
         pre_norm=pre_norm,
         final_norm=model.post_layernorm,
@@ -134,8 +134,9 @@ def _positions(embeddings: CLIPTextEmbeddings | SiglipTextEmbeddings) -> Tensor:
     return embeddings.position_embedding.weight.detach()
 
 
-def _blocks(tower: _TextModel | _VisionModel) -> tuple[Block, ...]:
-    return tuple(map(_block, tower.encoder.layers))
+def encoder_blocks(tower: nn.Module) -> tuple[Block, ...]:
+    """Return the blocks of a CLIP's or SigLIP's text or vision model, or of a vision model with SigLIP's names."""
+    return tuple(map(_block, tower.get_submodule("encoder.layers")))  # type: ignore[call-overload]  # a ModuleList
 
 
 def _block(layer: nn.Module) -> Block:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-Transform = Callable[["Image"], Tensor]  # PIL image -> (3, h, w)
+Transform = Callable[["Image"], Any]  # PIL image -> (3, h, w), or the image itself
 Picture = TypeVar("Picture", bound="Image | Tensor")
 
 
@@ -98,6 +98,18 @@ class OfUpright:
 
     def __call__(self, picture: Image) -> Tensor:
         return self.transform(picture)
+
+
+class AsDecoded:
+    """A transform that leaves images as PIL images, for models whose processor prepares them together with the text."""
+
+    as_decoded = True
+
+    def __init__(self, turned: bool) -> None:
+        self.turned = turned  # by EXIF, before cutting out any region
+
+    def __call__(self, picture: Image) -> Image:
+        return picture
 
 
 def _floor_crop(picture: Picture, size: int) -> Picture:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adapt.errors import AdaptError
 
-TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "decoder"]
+TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "connector", "decoder"]
 Norm = Callable[[Tensor], Tensor]
 BlockOutput = Tensor | tuple[Tensor, *tuple[object, ...]]  # the output of a block's module: the tokens come first
 Pooling = Literal["end", "last", "class", "mean", "map", "none"]

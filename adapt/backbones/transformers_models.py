@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from adapt.backbones import families
 from adapt.backbones.base import Backbone
 from adapt.backbones.sources import fetching
 from adapt.errors import AdaptError, nearest
@@ -37,16 +38,6 @@ class Processor(Protocol):
     image_processor: ImageProcessor
 
 
-# config.model_type -> the classes of its weights; the first one that a checkpoint names is taken, else the last
-_CLASSES = {
-    "clip": ("CLIPModel",),
-    "siglip": ("SiglipModel",),
-    "vilt": ("ViltForQuestionAnswering", "ViltModel"),
-    "bridgetower": ("BridgeTowerModel",),
-    "llava": ("LlavaForConditionalGeneration",),
-}
-
-
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
     """Return the backbone at a hub name or in a folder; reads only safetensors, and never runs remote code.
 
@@ -57,19 +48,31 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
 
     with fetching(source):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
+        known = families.of_model_types()
+        if config.model_type not in known and "CausalLM" in str(config.architectures):
             raise AdaptError(f"{source} is a language model: join it to a vision tower, as in mini-clip+{source}")
-        if config.model_type not in _CLASSES:
+        if config.model_type not in known:
             raise AdaptError(
-                f"{source} is a {config.model_type} model, which adapt cannot load; "
-                f"{nearest(config.model_type, _CLASSES)}"
+                f"{source} is a {config.model_type} model, which adapt cannot load; {nearest(config.model_type, known)}"
             )
-        known = _CLASSES[config.model_type]
-        kind = getattr(transformers, next((each for each in known if each in (config.architectures or ())), known[-1]))
+        family = known[config.model_type]
+        classes = family.model_types[config.model_type]
+        named = next((each for each in classes if each in (config.architectures or ())), classes[-1])
+        kind = getattr(transformers, named)
         model = whole(kind, source) if tensors else kind(config)
-        readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
-        image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
-    return build(model.eval(), SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer), name)
+        processor = _processor(source, family.whole_processor)
+    return build(model.eval(), processor, name)
+
+
+def _processor(source: str, whole: bool) -> Any:
+    """Return the processor of a model: the `whole` one, which also joins text and images, or its two parts."""
+    import transformers
+
+    if whole:
+        return transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
+    image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
+    return SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
 
 
 def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
@@ -90,20 +93,12 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
     """Wrap a transformers model, with its processor, as a backbone. Raises AdaptError for an unsupported type."""
-    from adapt.backbones import fusion, hf, llava
-
-    builders: dict[str | None, Callable[..., Backbone]] = {
-        "clip": hf.build,
-        "siglip": hf.build,
-        "vilt": fusion.build_vilt,
-        "bridgetower": fusion.build_bridgetower,
-        "llava": llava.build,
-    }
     kind: str | None = getattr(getattr(model, "config", None), "model_type", None)
-    if kind not in builders:
+    known = families.of_model_types()
+    if kind not in known:
         raise AdaptError(
-            f"from_transformers got a {type(model).__name__}; expected CLIPModel, SiglipModel, a ViLT, BridgeTower or "
-            "LLaVA model (for open_clip models use Backbone.from_open_clip)"
+            f"from_transformers got a {type(model).__name__}; expected a model of type {', '.join(sorted(known))} (for "
+            "open_clip models use Backbone.from_open_clip)"
         )
     missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
     if missing:
@@ -112,4 +107,4 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Ba
             f"from_transformers got {given} beside the {type(model).__name__}, without {' and '.join(missing)}: "
             "give transformers.AutoProcessor.from_pretrained(NAME), or any object with both"
         )
-    return builders[kind](model, processor, name)
+    return known[kind].build(model, processor, name)

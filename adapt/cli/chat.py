@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from adapt.chats import Chat
 from adapt.cli import options as common
 from adapt.errors import AdaptError
 from adapt.shown import shown
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from adapt.models.chatting import ChatModel
+    from adapt.models.wrap import Model
+
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGES...")
 @click.option(
     "--question",
     "questions",
@@ -35,42 +43,75 @@ from adapt.shown import shown
 @common.device
 def chat(
     adapter: Path,
-    image: Path,
+    images: tuple[Path, ...],
     questions: tuple[str, ...],
     max_tokens: int,
     beams: int,
     backbone: str | None,
     device: str,
 ) -> None:
-    """Ask the vision LLM of ADAPTER questions about IMAGE, one per line; an empty line ends the chat.
+    """Talk with the model of ADAPTER about IMAGES, one question per line; an empty line ends the chat.
 
-    Each question is answered on its own: earlier ones are not remembered.
+    A native vision-language model remembers the conversation, and takes several images. A vision LLM made of two models
+    takes one image, and answers each question on its own.
 
     \b
     Examples:
-      adapt chat runs/vlora/adapter.safetensors photo.png
-      adapt chat runs/vlora/adapter.safetensors photo.png --question "what is it?" --question "how many?"
+      adapt chat runs/chats photo.png
+      adapt chat runs/chats before.png after.png --question "what has changed?"
+      adapt chat runs/vlora photo.png --question "what is it?" --question "how many?"
     """
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
         from adapt.data.decoding.images import check_image, open_image
         from adapt.loading import load
-        from adapt.models.speaking import SpeakingModel
 
-        check_image(image)  # before the model is loaded, which takes time
+        for image in images:
+            check_image(image)  # before the model is loaded, which takes time
         model = load(adapter, common.given_backbone(backbone, device), device=device)
-        if not isinstance(model, SpeakingModel):
-            raise AdaptError(
-                f"{adapter} is for a {model.backbone.family}, which does not answer in words: use `adapt predict`"
-            )
-        picture = open_image(image, turned=model.backbone.preprocess.turned)
-        settings = {"max_new_tokens": max_tokens, "num_beams": beams}
+        pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
+        answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})
         for question in questions:
-            click.echo(f"{question}  {_lines(model.answer(picture, question, **settings).text)}")
+            click.echo(f"{question}  {_lines(answer(question))}")
         if not questions:
-            click.echo(f"Ask about {image}; an empty line ends the chat.", err=True)
-            _converse(lambda question: model.answer(picture, question, **settings).text)
+            click.echo(f"Ask about {', '.join(map(str, images))}; an empty line ends the chat.", err=True)
+            _converse(answer)
+
+
+def _answering(
+    adapter: Path, model: Model, pictures: Sequence[Image.Image], settings: dict[str, int]
+) -> Callable[[str], str]:
+    """Return a function from a question to its answer in words. Raises AdaptError for a model that has none."""
+    from adapt.models.chatting import ChatModel
+    from adapt.models.speaking import SpeakingModel
+
+    if isinstance(model, ChatModel):
+        return _Conversation(model, pictures, settings)
+    if not isinstance(model, SpeakingModel):
+        raise AdaptError(
+            f"{adapter} is for a {model.backbone.family}, which does not answer in words: use `adapt predict`"
+        )
+    if len(pictures) > 1:
+        raise AdaptError(f"{adapter} answers about one image at a time, and {len(pictures)} are given: give one")
+    return lambda question: model.answer(pictures[0], question, **settings).text
+
+
+class _Conversation:
+    """A conversation about images, which remembers all earlier turns."""
+
+    def __init__(self, model: ChatModel, pictures: Sequence[Image.Image], settings: dict[str, int]) -> None:
+        self._model, self._pictures, self._settings = model, pictures, settings
+        self._chat: Chat | None = None
+
+    def __call__(self, question: str) -> str:
+        if self._chat is None:
+            asked = Chat.about(question, images=len(self._pictures))
+        else:
+            asked = self._chat.asked(question)
+        answer = self._model.chat(asked, self._pictures, **self._settings).text
+        self._chat = asked.answered(answer)
+        return answer
 
 
 def _converse(answer: Callable[[str], str]) -> None:

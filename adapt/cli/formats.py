@@ -62,9 +62,10 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
     yield "method", f"{header.method} {_settings(header.config)}"
-    quantized = f", {header.quantization}" if header.quantization else ""
-    turned = ", photographs turned upright" if header.preprocess["turned"] else ""
-    yield "backbone", f"{header.backbone or 'unnamed'} ({header.preprocess['size']} px{turned}{quantized})"
+    size = header.preprocess.get("size")
+    read = [f"{size} px"] * (size is not None) + ["photographs turned upright"] * header.preprocess["turned"]
+    read += [header.quantization] if header.quantization else []
+    yield "backbone", (header.backbone or "unnamed") + f" ({', '.join(read)})" * bool(read)
     if header.logit_scale is not None:
         yield "logits", f"cosine x {header.logit_scale:.1f}"
     if header.class_names:

@@ -235,11 +235,11 @@ def _classifies(model: Model) -> bool:
 
 
 def _check_question(adapter: Path, model: Model, question: str | None) -> None:
-    """Raise AdaptError if a model that answers questions gets no question, or a model that classifies gets one."""
-    answers = not _classifies(model)
-    if answers != (question is not None):
-        need = "answers questions: give --question" if answers else "classifies images: leave --question out"
-        raise AdaptError(f"{adapter} {need}")
+    """Raise AdaptError if a model gets no question and needs one, or gets one and answers none."""
+    if question is None and not model.classifies:
+        raise AdaptError(f"{adapter} answers questions: give --question")
+    if question is not None and not model.answers_questions:
+        raise AdaptError(f"{adapter} classifies images: leave --question out")
 
 
 def _is_adapter(path: Path) -> bool:

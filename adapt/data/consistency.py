@@ -122,13 +122,13 @@ def _tasks(split: Split) -> list[Task]:
 
 def _check_texts(split: Split) -> None:
     for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
-        kinds = {bool(item.path): item for item in items}
+        kinds = {bool(item.path): item for item in items if not item.task.mixes_texts}
         if len(kinds) == 2:
             raise AdaptError(
                 f"data {split.name!r}: the part {part} has images ({kinds[True].path!r}) and texts "
                 f"({kinds[False].text!r}). Give each part only images, or only texts"
             )
-    if split.test and not split.test[0].path:
+    if split.test and not (split.test[0].path or split.test[0].task.mixes_texts):
         raise AdaptError(
             f"data {split.name!r}: the part test has the text {split.test[0].text!r}; expected images. A model may "
             "learn from texts but classifies images: give images for the part test, or none"

@@ -22,7 +22,6 @@ from adapt.progress import Progress
 Answer = TypeVar("Answer")
 Decision = tuple[list[str], list[float]]  # the answer to each item of a batch, and its confidence
 
-BATCH_SIZE = 100
 FEATURES = 1024  # cached features that are classified at once
 FEATURES_PER_IMAGE = 32  # the same if every image has its own class features
 
@@ -64,7 +63,7 @@ class Inference:
     def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
         """Yield the items in decoded batches, each as a `Step`: the object from which a method computes logits."""
         task, done = tasks.of(items), 0
-        size = max(1, BATCH_SIZE // (1 + model.method.views))
+        size = max(1, model.evaluated_together // (1 + model.method.views))
         for inputs, batch in loader(items, model.transform(), size, train=False, workers=self.workers):
             yield task.step(model, batch, inputs)
             done += len(batch)

@@ -32,7 +32,7 @@ class RecordedFingerprint(TypedDict):
 class Reading(TypedDict):
     """A backbone's preparation of inputs as recorded, with keys in the order of the file; it may have more keys."""
 
-    size: Annotated[int, Field(ge=1)]
+    size: NotRequired[Annotated[int, Field(ge=1)]]
     mean: NotRequired[object]
     std: NotRequired[object]
     interpolation: NotRequired[object]
@@ -41,6 +41,9 @@ class Reading(TypedDict):
     turned: bool
     prompt: NotRequired[str | None]
     patch_block: NotRequired[int | None]
+    processor: NotRequired[dict[str, object]]
+    chat_template: NotRequired[str]
+    question: NotRequired[str]
 
 
 @with_config(_STRICT | ConfigDict(extra="forbid"))

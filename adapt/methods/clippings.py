@@ -24,12 +24,12 @@ from torch import Tensor
 from adapt.errors import AdaptError
 from adapt.methods.base import PairStep, Terms, Training
 from adapt.methods.base.traits import GroupsEntities, PoolsPairs
-from adapt.methods.lora import LoRA, PlainLoRAConfig
+from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections
 
 
 class CLIPPINGSConfig(PlainLoRAConfig):
-    projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
-    """Names, or a string of the letters q k v o."""
+    projections: Projections = ("q", "k", "v", "out", "fc1", "fc2")
+    """Names, a string of the letters q k v o, or all that each tower has."""
     image_share: float = Field(default=0.5, ge=0, le=1)
     """The image's share in the feature of a pair."""
     temperature: float = Field(default=0.1, gt=0)

@@ -28,7 +28,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from adapt.methods.base import PairStep, Terms, Training, contrast
-from adapt.methods.lora import LoRA, PlainLoRAConfig
+from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections
 from adapt.shown import brief
 
 logger = logging.getLogger("adapt")
@@ -46,8 +46,8 @@ WORDS: dict[str, tuple[str, ...]] = {
 
 
 class SVLCConfig(PlainLoRAConfig):
-    projections: tuple[Any, ...] = ("q", "k", "v", "out", "fc1", "fc2")
-    """Names, or a string of the letters q k v o."""
+    projections: Projections = ("q", "k", "v", "out", "fc1", "fc2")
+    """Names, a string of the letters q k v o, or all that each tower has."""
     words: dict[str, tuple[str, ...]] = Field(default=WORDS)
     """Words by kind; a word of a caption is replaced by another of its kind."""
     negative_weight: float = Field(default=1.0, ge=0)

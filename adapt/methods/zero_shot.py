@@ -44,7 +44,7 @@ class ZeroShot(Method[ImageStep]):
 
     name = "zero_shot"
     title = "Zero-shot CLIP (Radford et al., ICML 2021)"
-    serves = ("dual encoder", "fusion encoder", "vision LLM")
+    serves = ("dual encoder", "fusion encoder", "vision LLM", "native VLM")
     tasks = frozenset({"classes", "pairs", "records"})
     Config = ZeroShotConfig
 

@@ -61,6 +61,7 @@ class Adapted(nn.Module, Generic[B]):
     baseline = "zero-shot"  # the name of the backbone's result without the method
     method: Method
     class_names: tuple[str, ...]  # empty if answers are free text
+    evaluated_together = 100  # items in a batch of an evaluation
     started = False  # whether training continues from the tensors of an earlier adapter
     memory: Any = None  # the method's memory of a stream of images
     class_weights: Tensor | None = None  # the weight of each class in the cross-entropy
@@ -93,6 +94,16 @@ class Adapted(nn.Module, Generic[B]):
     def text_path(self) -> str:
         """The path by which texts are encoded: `fast`, `plain` (the library's forward), or `none` without prompts."""
         return "none"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether `predict` gives the classes of images without a question about them."""
+        return False
+
+    @property
+    def answers_questions(self) -> bool:
+        """Whether `predict` answers a question about each image."""
+        return True
 
     @property
     def has_baseline(self) -> bool:

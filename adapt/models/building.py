@@ -32,13 +32,16 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
     _check_kind(method, backbone)
-    if backbone.family == "vision LLM" and (method.views or type(method).infer is not Method.infer):
+    if backbone.family in ("vision LLM", "native VLM") and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
-            f"{method.name} has its own inference at test time, and a vision LLM answers in words: use a backbone "
-            "that classifies"
+            f"{method.name} has its own inference at test time, and a {backbone.family} answers in words: use a "
+            "backbone that classifies"
         )
-    without_classes = backbone.family == "dual encoder" and not class_names and tasks.without_classes(method)
-    names = () if backbone.family == "vision LLM" or without_classes else check_class_names(class_names)
+    may_lack_classes = backbone.family == "native VLM" or (
+        backbone.family == "dual encoder" and tasks.without_classes(method)
+    )
+    without_classes = backbone.family == "vision LLM" or (may_lack_classes and not class_names)
+    names = () if without_classes else check_class_names(class_names)
     with (
         outside_inference_mode(),
         alone(backbone.model),

@@ -41,6 +41,14 @@ class AdaptedModel(TextSide):
         super().__init__(backbone, method, class_names, fast, checkpointing=checkpointing, text_memory=text_memory)
         self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
 
+    @property
+    def classifies(self) -> bool:
+        return True
+
+    @property
+    def answers_questions(self) -> bool:
+        return False
+
     @in_one_mode
     def forward(self, images: Tensor | BlockInputs) -> Tensor:
         """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for several views of each `(b, v, 3, h, w)`."""

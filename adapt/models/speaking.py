@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,16 +18,8 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
-from adapt.models.prediction import NOT_FINITE, Prediction, Wanted, judged
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer in words, with the geometric mean of its tokens' probabilities."""
-
-    text: str
-    probability: float
-    tokens: int
+from adapt.models.prediction import Prediction, Wanted, judged
+from adapt.models.words import Answer, answers_of
 
 
 def _of_each(edit: Tokens, images: int) -> Tensor:
@@ -162,22 +153,7 @@ class SpeakingModel(Adapted[VisionLLM]):
                 )
 
             output = self._through({"decoder": edits}, speak, merge)
-        return self._answers(output, settings["eos_token_id"])
-
-    def _answers(self, output: Any, ends: int | Sequence[int]) -> list[Answer]:
-        """Return the answers in `generate`'s output, each up to its first token in `ends`; after it comes padding."""
-        llm, tokenizer = self.backbone.llm, self.backbone.tokenizer
-        beams = getattr(output, "beam_indices", None)
-        scores = llm.compute_transition_scores(output.sequences, output.scores, beams, normalize_logits=True)
-        generated = output.sequences[:, -scores.shape[1] :]
-        last = torch.isin(generated, torch.tensor(ends, device=generated.device)).long()
-        ended = last.cumsum(-1) - last > 0
-        lengths = (~ended).sum(-1)
-        if scores[~ended].isnan().any():
-            raise AdaptError(NOT_FINITE)
-        means = scores.float().masked_fill(ended | ~scores.isfinite(), 0).sum(-1) / lengths
-        texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
-        return [Answer(text.strip(), p, n) for text, p, n in zip(texts, means.exp().tolist(), lengths.tolist())]
+        return answers_of(backbone.llm, backbone.tokenizer, output, settings["eos_token_id"])
 
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
         """Yield one prediction for each image, with one answer, even if the request's `top_k` is larger."""

@@ -6,19 +6,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
+from adapt.backbones.native import NativeVLM
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.engine.allocation import within_memory
 from adapt.errors import AdaptError
 from adapt.methods.base import Method
 from adapt.models.answering import AnsweringModel
 from adapt.models.building import build
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.speaking import SpeakingModel
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
 
-Model: TypeAlias = AdaptedModel | AnsweringModel | SpeakingModel
+Model: TypeAlias = AdaptedModel | AnsweringModel | SpeakingModel | ChatModel
+_MODELS: dict[str, type[Model]] = {
+    "fusion encoder": AnsweringModel,
+    "vision LLM": SpeakingModel,
+    "native VLM": ChatModel,
+}  # of backbones that are no dual encoders
 
 
 @overload
@@ -59,6 +66,18 @@ def wrap(
 
 @overload
 def wrap(
+    backbone: NativeVLM,
+    method: Method,
+    class_names: Sequence[str] = ...,
+    fast: bool | None = ...,
+    *,
+    checkpointing: bool = ...,
+    text_memory: int | None = ...,
+) -> ChatModel: ...
+
+
+@overload
+def wrap(
     backbone: Backbone,
     method: Method,
     class_names: Sequence[str] = ...,
@@ -76,10 +95,10 @@ def wrap(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """Return an adapted model: `method` built on `backbone` (`AdaptedModel`, `AnsweringModel` or `SpeakingModel`).
+    """Return an adapted model: `method` built on `backbone` (`AdaptedModel`, `ChatModel`, ...).
 
     The class depends on the backbone's kind. `class_names` are the classes, or a fusion encoder's answers; leave them
-    out for pairs of images and texts, and for a vision LLM, which answers in its own words. `fast`: None uses the fast
+    out for pairs of images and texts, and for models that answer in their own words. `fast`: None uses the fast
     exact text path if it applies, True raises AdaptError if it does not, False uses the library's own forward.
     `checkpointing` recomputes the blocks of edited towers in the backward pass. `text_memory` bounds the text side's
     activations in bytes (default: half of the free memory).
@@ -106,7 +125,7 @@ def assemble(
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
-        kind: Any = SpeakingModel if backbone.family == "vision LLM" else AnsweringModel
+        kind: Any = _MODELS[backbone.family]
         return kind(backbone, method, names, checkpointing=checkpointing)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
+from adapt.chats import Chat
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 L = TypeVar("L", bound="Label")
 
 SEPARATOR = "|"  # between the names of several classes in one text
-Cell = str | float | Sequence[str]  # of a row in a list; names of classes may come as a sequence
+Cell = str | float | Sequence[str] | Chat  # of a row in a list; names of classes may come as a sequence
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ class Task:
     """Whether all items of one image must be in the same part of the data."""
     once_an_image: ClassVar[bool] = True
     """Whether an image may be listed only once, so that a second label for it is a mistake."""
+    mixes_texts: ClassVar[bool] = False
+    """Whether an item may lack an image beside others that have some."""
     divisible: ClassVar[bool] = True
     """Whether a data set can be restricted to some of its classes."""
     calibrated: ClassVar[bool] = True
@@ -238,6 +241,17 @@ class Task:
     def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
         """Return a batch as a `Step`, from which a method computes; `inputs` are images, or cached features."""
         return model.step(inputs).of(self, items)
+
+    def chat(self, item: Item, question: str) -> Chat:
+        """Return an item as a conversation that ends with its right answer, for models that answer in words.
+
+        `question` is the model's own, which asks for the class of an image.
+        """
+        return Chat.about(question, item.answer, len(item.paths))
+
+    def class_names_for(self, kind: str, class_names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names that a model on a `kind` of backbone chooses from; none if it answers in its own words."""
+        return class_names
 
     def loss(self, step: Step) -> Terms:
         """Return the loss terms for a method that has no loss of its own."""

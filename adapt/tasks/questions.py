@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from adapt.chats import Chat
 from adapt.tasks.base import Cell, NamedLabel, Task, filled, labels_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Questions(Task):
     title = "questions about images"
     example = "emoji-questions"
     label_type = QuestionLabel
-    backbones = frozenset({"fusion encoder", "vision LLM"})
+    backbones = frozenset({"fusion encoder", "vision LLM", "native VLM"})
     needs = frozenset({"label", "question"})
     noun = "questions"
     items_are = "questions about images"
@@ -51,6 +52,13 @@ class Questions(Task):
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool(self.backbones & set(method.serves))
+
+    def chat(self, item: Item, question: str) -> Chat:
+        [label] = labels_of([item], QuestionLabel)
+        return Chat.about(label.question, label.name, len(item.paths))
+
+    def class_names_for(self, kind: str, class_names: tuple[str, ...]) -> tuple[str, ...]:
+        return class_names if kind == "fusion encoder" else ()
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
         labels = labels_of(items, QuestionLabel)

@@ -154,19 +154,26 @@ class Trainer:
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
-        for inputs, items in group:
-            step = tasks.of(items).step(self.model, items, inputs)
+        steps = [tasks.of(items).step(self.model, items, inputs) for inputs, items in group]
+        weights = sum(step.weight for step in steps)
+        while steps:  # a step, once taken, is let go with its activations
+            step = steps.pop(0)
+            share = weights / step.weight
             if self.batches.divided:
-                step.whole = partial(self.processes.whole, size=len(items))
+                step.whole = partial(self.processes.whole, size=len(step.items))
             with autocast(device, self.settings.precision):
                 terms, right = self._losses(step)
                 loss = total(terms)
             if not loss.isfinite():
                 raise self._not_finite({name: float(term.detach()) for name, term in terms.items()})
-            self.model.method.backward({name: self.scaler.scale(term / len(group)) for name, term in terms.items()})
-            means.update({name: float(term.detach()) / len(group) for name, term in terms.items()})
+            self.model.method.backward({name: self.scaler.scale(term / share) for name, term in terms.items()})
+            means.update({name: float(term.detach()) / share for name, term in terms.items()})
             correct += [] if right is None else [right]
-        self.processes.average(each for group in self.optimizer.param_groups for each in group["params"])
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        self.processes.average(parameters)
+        if self.settings.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:

@@ -117,7 +117,7 @@ def images_per_class(recipe: Recipe, split: Split) -> int:
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted:
     """Return a model: the recipe's method on `backbone` (by default the recipe's), initialised by the recipe's seed."""
     if backbone is None:
-        backbone = load_backbone(recipe.backbone, recipe.device, recipe.quantize)
+        backbone = backbone_of(recipe)
     method = recipe.new_method()
     memory = recipe.text_memory_gib
     with keeping_rng(backbone.device, recipe.seed):
@@ -132,6 +132,11 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
     if recipe.start is not None:
         start_from(model, recipe.start)
     return model
+
+
+def backbone_of(recipe: Recipe) -> Backbone:
+    """Load the recipe's backbone."""
+    return load_backbone(recipe.backbone, recipe.device, recipe.quantize)
 
 
 def run_recipe(
@@ -155,7 +160,8 @@ def run_recipe(
         if recipe.start is not None:  # before the backbone is loaded
             method = recipe.new_method()
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
-        model = build(recipe, listed.class_names, backbone)
+        backbone = backbone_of(recipe) if backbone is None else backbone
+        model = build(recipe, listed.task.class_names_for(backbone.family, listed.class_names), backbone)
         training = training_of(recipe, model, listed)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
             training = training_of(recipe, model, kept)

@@ -69,6 +69,8 @@ class TrainSettings(_Settings):
     eps: float = Field(default=1e-8, gt=0)
     """The epsilon of adam and adamw."""
     weight_decay: float = Field(default=5e-4, ge=0)
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Scale the gradients of a step down to this norm, taken over all of them, if theirs is larger."""
     schedule: Literal["cosine_epoch", "cosine_iteration", "linear_iteration", "constant"] = "cosine_epoch"
     warmup: float = Field(default=0.0, ge=0, lt=1)
     """Share of all steps in which the rate rises from zero; cosine_epoch uses warmup_epochs instead."""
@@ -184,6 +186,7 @@ class FitSettings(TypedDict, total=False):
     momentum: float
     eps: float
     weight_decay: float
+    max_grad_norm: float | None
     schedule: Literal["cosine_epoch", "cosine_iteration", "linear_iteration", "constant"]
     warmup: float
     warmup_epochs: int

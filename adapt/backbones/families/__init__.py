@@ -13,7 +13,7 @@ from adapt.backbones.families.base import Family
 from adapt.errors import AdaptError, nearest
 from adapt.listing import Listing
 
-__all__ = ["Family", "forms", "names", "of", "of_folder", "register"]
+__all__ = ["Family", "forms", "names", "of", "of_folder", "of_model_types", "register"]
 
 _listing: Listing[Family] = Listing(
     __name__, __path__, "adapt.backbones", lambda: Family, "family of backbones", frozenset({"base"})
@@ -47,6 +47,11 @@ def of_folder(path: Path) -> Family:
     if family is None:
         raise AdaptError(f"{path} is not a model folder: it has neither open_clip_config.json nor config.json")
     return family
+
+
+def of_model_types() -> dict[str, Family]:
+    """Return the types of transformers models that can be built (`config.model_type`), each with its family."""
+    return {model_type: family for family in _families() for model_type in family.model_types}
 
 
 def _families() -> Iterator[Family]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -15,12 +15,18 @@ class Family:
     """The base class of families, the loaders of backbones. Packages add one by an entry point in `adapt.backbones`."""
 
     name: ClassVar[str]
-    forms: ClassVar[dict[str, str]]
+    forms: ClassVar[dict[str, str]] = {}
     """The forms of names that it takes, and what each stands for."""
+    model_types: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """The types of transformers models that it builds (`config.model_type`), each with the classes of its weights; the
+    first class that a checkpoint names is taken, else the last."""
+
+    whole_processor: ClassVar[bool] = False
+    """Whether these models need transformers' own processor, which joins text and images, not only its two parts."""
 
     def claims(self, spec: str) -> bool:
         """Return whether this family loads the backbone named `spec`."""
-        raise NotImplementedError
+        return False
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         """Return the backbone named `spec`; the caller then moves it to `device`.
@@ -35,4 +41,8 @@ class Family:
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
         """Return the backbone in the folder `path`; without `tensors`, only its configuration is read, no weights."""
+        raise NotImplementedError
+
+    def build(self, model: Any, processor: Any, name: str | None) -> Backbone:
+        """Return the backbone of a transformers model of one of the `model_types`, with its processor."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
-from adapt.data.decoding import files
+from adapt.data.decoding import files, inline
 from adapt.data.decoding.regions import parted
 from adapt.data.emoji import defects, questions
 
@@ -24,4 +24,5 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 _DRAWN: dict[str, files.MemberReader] = {
     ".scenes": lambda container, member: questions.scene(container.removesuffix(".scenes"), member).png(),
     ".defects": lambda container, member: defects.png(container.removesuffix(".defects"), member),
+    **dict.fromkeys(inline.SUFFIXES, inline.read_member),
 }

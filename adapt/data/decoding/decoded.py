@@ -111,7 +111,11 @@ class _Drawn:
 
 
 def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
-    return batch if isinstance(batch, AdaptError) else default_collate(batch)
+    if isinstance(batch, AdaptError):
+        return batch
+    if isinstance(batch[0][0], list):  # images as decoded, of any sizes and any number
+        return [pictures for pictures, _ in batch], torch.tensor([position for _, position in batch])
+    return default_collate(batch)
 
 
 def _may_start_workers() -> bool:

@@ -11,33 +11,38 @@ from adapt.data.item import Item
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from adapt.backbones.preprocess import Transform
     from adapt.data.decoding.decoded import Loader
 
-Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not accept quoted names
+Pictures = Union["Tensor", tuple["Tensor", ...], list["Image"]]  # `|` does not accept quoted names
 
 
 class ImageSet:
     """A map-style torch data set: `dataset[i]` is the transformed image (3, h, w) of item `i`, and `i` itself.
 
-    An item with several images gives a tuple of them. Images are turned upright by EXIF if the transform asks for that.
+    An item with several images gives a tuple of them; if the transform leaves images as decoded, every item gives a
+    list. Images are turned upright by EXIF if the transform asks for that.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
         self.items = items
         self.transform, self._turned = transform, turns(transform)
+        self._as_decoded = bool(getattr(transform, "as_decoded", False))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Pictures, int]:
-        """Return the image of an item, or a tuple of its images, and `index`.
+        """Return the image of an item, or all of its images, and `index`.
 
         Raises AdaptError, naming the file, if an image cannot be decoded.
         """
         item = self.items[index]
+        if self._as_decoded:
+            return [open_image(path, turned=self._turned) for path in item.paths], index
         if len(item.paths) < 2:
             return self.transform(open_image(item, turned=self._turned)), index
         return tuple(self.transform(open_image(path, turned=self._turned)) for path in item.paths), index
@@ -55,7 +60,8 @@ def loader(
 ) -> Loader:
     """Return a data loader of batches: images (b, 3, h, w) and a list of their b items.
 
-    If items have several images each, a batch has a list of that many tensors.
+    If items have several images each, a batch has a list of that many tensors. If the transform leaves images as
+    decoded, it has a list of the images of each item.
 
     With `train`, items are shuffled, and the last batch is dropped if it is short and not the only one, as in the
     published code; `drop_last` overrides that. Order and augmentation depend only on `seed`, the epoch and the image;

@@ -15,6 +15,7 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 `emoji-captions`  (@) pairs of a scene and a caption
 `emoji-records`   pairs of a drawing and its concept's name with misread letters, to be linked by concept
 `emoji-questions` (@) questions about scenes, see `adapt.data.emoji.questions`
+`emoji-chats`     (@) conversations about one scene or two, see `adapt.data.emoji.chats`
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Literal
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
+from adapt.data.emoji.chats import read_chats
 from adapt.data.emoji.defects import read_defects
 from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
 from adapt.data.emoji.questions import read_questions
@@ -41,6 +43,7 @@ _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.
 # sets that also exist in single styles
 _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-questions": read_questions,
+    "emoji-chats": read_chats,
     "emoji-captions": read_captions,
     "emoji-counts": read_counts,
     "emoji-defects": read_defects,

@@ -33,6 +33,7 @@ _ANIMALS = "animal"
 # kinds, with two questions each on average, and of mixtures.
 _MADE = {
     "emoji-questions": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
+    "emoji-chats": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
     "emoji-labels": (scenes.mixtures, (600, 80, 240), (120, 40, 240)),
 }
 

@@ -12,6 +12,7 @@ from typing import TypeGuard
 from adapt.data.decoding.files import under
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
+from adapt.data.readers.chats_file import is_chats_file
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
@@ -157,7 +158,8 @@ class CaptionsFile(Reader):
     root = "may"
 
     def claims(self, spec: str) -> bool:
-        return spec.endswith((".json", ".json.gz", ".jsonl")) and os.path.isfile(spec) and is_captions_file(spec)
+        listed = spec.endswith((".json", ".json.gz", ".jsonl")) and os.path.isfile(spec)
+        return listed and is_captions_file(spec) and not is_chats_file(spec)
 
     def read(self, spec: str, root: str | None) -> Split:
         return read_captions_file(spec, root)

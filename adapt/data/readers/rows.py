@@ -51,7 +51,7 @@ def to_split(
     rows, task = _completed(rows, name), tasks.of([row.item for row in rows])
     items = [row.item for row in rows]
     shares: Sequence[float] | None = None
-    if any(row.part for row in rows) or not all(item.paths for item in items):
+    if any(row.part for row in rows) or not (task.mixes_texts or all(item.paths for item in items)):
         part_of = [row.part or ("test" if row.item.paths else "train") for row in rows]
     else:
         part_of, shares = _assigned(items, task, ratios, seed), ratios

@@ -83,6 +83,11 @@ class Step:
         return terms
 
     @property
+    def weight(self) -> float:
+        """How much the batch counts among batches whose gradients are accumulated: by default as much as any other."""
+        return 1.0
+
+    @property
     def right(self) -> Tensor:
         """Whether the class with the largest logit is the label of the item, for each item `(b,)`."""
         assert self.labels is not None

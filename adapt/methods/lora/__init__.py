@@ -50,6 +50,7 @@ _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
 
 
 Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
+Projections = tuple[Letter, ...] | Literal["all"]
 
 
 class LoRAConfig(MethodConfig):
@@ -61,8 +62,8 @@ class LoRAConfig(MethodConfig):
     """The numerator of the update's scale, alpha / sqrt(rank); by default 1, or peft's for another tuner."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Dropout on the input of the low-rank path in training; by default 0.25, or peft's for another tuner."""
-    projections: tuple[Letter, ...] = ("q", "k", "v")
-    """The adapted projections: names, or a string of the letters q k v o."""
+    projections: Projections = ("q", "k", "v")
+    """The adapted projections: names, a string of the letters q k v o, or all that each tower has."""
     towers: tuple[TowerName, ...] = ("text", "vision")
     """The adapted towers."""
     blocks: tuple[int, int] | None = None
@@ -88,6 +89,8 @@ class LoRAConfig(MethodConfig):
     @field_validator("projections", mode="before", json_schema_input_type=tuple[Letter, ...] | str)
     @classmethod
     def _letters(cls, value: object) -> object:
+        if value == "all":
+            return value
         return tuple("out" if letter == "o" else letter for letter in value) if isinstance(value, str) else value
 
     @field_validator("options")
@@ -126,7 +129,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     name = "lora"
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
-    serves = ("dual encoder", "fusion encoder", "vision LLM")
+    serves = ("dual encoder", "fusion encoder", "vision LLM", "native VLM")
     Config = LoRAConfig
     tasks = frozenset({"classes", "pairs", "records"})
     example: ClassVar[dict[str, Any]] = {"dropout": 0.0}
@@ -192,7 +195,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
             for index, block in self.present(tower):
                 if not first <= index < stop:
                     continue
-                for letter in self.config.projections:
+                for letter in tower.projections if self.config.projections == "all" else self.config.projections:
                     if letter not in tower.projections:
                         has = ", ".join(tower.projections)
                         raise AdaptError(f"lora: projections has {letter}; expected some of {has} in the {name} tower")

@@ -1,0 +1,43 @@
+"""The family of LLaVA models, with their own connector (Liu et al., Improved Baselines with Visual Instruction Tuning).
+
+The vision tower ends at the block whose output the connector reads: later blocks are computed and never used, and
+training them would have no effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapt.backbones.families.base import Family
+
+if TYPE_CHECKING:
+    from adapt.backbones.native import NativeVLM
+
+
+class Llava(Family):
+    name = "llava"
+    model_types: ClassVar = {"llava": ("LlavaForConditionalGeneration",)}
+    whole_processor = True
+
+    def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
+        from adapt.backbones.decoder import tower_of
+        from adapt.backbones.hf import vision_tower
+        from adapt.backbones.native import NativeVLM, connector_tower
+
+        inner, config = model.model, model.config
+        text, projector = config.get_text_config(), inner.multi_modal_projector
+        vision = vision_tower(inner.vision_tower, config.vision_config)
+        linears = {"linear_1": projector.linear_1, "linear_2": projector.linear_2}
+        towers = {
+            "vision": replace(vision, blocks=vision.blocks[: _used(config.vision_feature_layer, len(vision.blocks))]),
+            "connector": connector_tower(projector, text.hidden_size, linears),
+            "decoder": tower_of(inner.language_model.layers, text),
+        }
+        return NativeVLM(model, processor, towers, name)
+
+
+def _used(layers: int | list[int], blocks: int) -> int:
+    """Return how many blocks are computed for the output of `layers`, of which 0 is the embeddings."""
+    each = [layers] if isinstance(layers, int) else layers
+    return max(layer if layer >= 0 else blocks + 1 + layer for layer in each)

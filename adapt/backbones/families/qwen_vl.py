@@ -1,0 +1,78 @@
+"""The family of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size in packed patches, merged two by two.
+
+Qwen3-VL also hands outputs of early vision blocks to the decoder (deepstack); their mergers belong to its connector.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapt.backbones.families.base import Family
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adapt.backbones.native import NativeVLM
+    from adapt.backbones.tower import Block
+
+_MLP = {
+    "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
+    "fc1": "fc1", "fc2": "fc2", "linear_fc1": "fc1", "linear_fc2": "fc2",
+}  # fmt: skip
+
+
+class QwenVL(Family):
+    name = "qwen_vl"
+    model_types: ClassVar = {
+        "qwen2_vl": ("Qwen2VLForConditionalGeneration",),
+        "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration",),
+        "qwen3_vl": ("Qwen3VLForConditionalGeneration",),
+    }
+    whole_processor = True
+
+    def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
+        from adapt.backbones.decoder import tower_of
+        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.tower import Form, Tower
+
+        inner, text = model.model, model.config.get_text_config()
+        eyes, form = inner.visual, Form(causal=False, pooling="none")
+        blocks = tuple(map(_block, eyes.blocks))
+        width = blocks[0].projections["q"].shape[1]
+        towers = {
+            "vision": Tower("vision", width, eyes.blocks[0].attn.num_heads, form, blocks),
+            "connector": connector_tower(eyes.merger, text.hidden_size, _mergers(eyes)),
+            "decoder": tower_of(inner.language_model.layers, text),
+        }
+        return NativeVLM(model, processor, towers, name)
+
+
+def _block(layer: Any) -> Block:
+    from adapt.backbones.tower import Block, Projection, Site, fused_qkv
+
+    attn, mlp = layer.attn, layer.mlp
+    attention = fused_qkv(attn.qkv, attn.qkv.in_features) | {"out": Projection(attn.proj)}
+    return Block(
+        module=layer,
+        attn=attn,
+        norm1=layer.norm1,
+        norm2=layer.norm2,
+        act=next(getattr(mlp, each) for each in ("act_fn", "act") if hasattr(mlp, each)),
+        projections=attention | {short: Projection(getattr(mlp, of)) for of, short in _MLP.items() if hasattr(mlp, of)},
+        sites={"attn": Site(layer.norm1, attn), "mlp": Site(layer.norm2, mlp)},
+        mlp=mlp,
+        plain_attention=False,  # rotary positions, and windows
+    )
+
+
+def _mergers(eyes: Any) -> dict[str, nn.Module]:
+    """Return the linear maps of the merger by name, and of the mergers of early blocks where there are some."""
+    if hasattr(eyes.merger, "mlp"):
+        return {"fc1": eyes.merger.mlp[0], "fc2": eyes.merger.mlp[2]}
+    early = enumerate(getattr(eyes, "deepstack_merger_list", ()))
+    named = {"": eyes.merger} | {f"deepstack_{number}_": merger for number, merger in early}
+    return {
+        f"{prefix}{short}": getattr(merger, f"linear_{short}")
+        for prefix, merger in named.items()
+        for short in ("fc1", "fc2")
+    }

@@ -1,0 +1,36 @@
+"""The family of SmolVLM and Idefics3: a SigLIP, a linear connector after a pixel shuffle, and a Llama-like decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapt.backbones.families.base import Family
+
+if TYPE_CHECKING:
+    from adapt.backbones.native import NativeVLM
+
+
+class SmolVLM(Family):
+    name = "smolvlm"
+    model_types: ClassVar = {
+        "smolvlm": ("SmolVLMForConditionalGeneration",),
+        "idefics3": ("Idefics3ForConditionalGeneration",),
+    }
+    whole_processor = True
+
+    def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
+        from adapt.backbones.decoder import tower_of
+        from adapt.backbones.hf import encoder_blocks
+        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.tower import Form, Tower
+
+        inner, text, eyes = model.model, model.config.get_text_config(), model.config.vision_config
+        form = Form(causal=False, pooling="none")
+        blocks = encoder_blocks(inner.vision_model)
+        linears = {"proj": inner.connector.modality_projection.proj}
+        towers = {
+            "vision": Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks),
+            "connector": connector_tower(inner.connector, text.hidden_size, linears),
+            "decoder": tower_of(inner.text_model.layers, text),
+        }
+        return NativeVLM(model, processor, towers, name)

@@ -1,0 +1,237 @@
+"""Native vision-language models of transformers as backbones: tower, connector and decoder that were trained together.
+
+The library's own forward on its own processor's inputs is the path of all calls: whatever the processor returns (grids,
+sizes, types of tokens) reaches the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
+from adapt.backbones.sources import reason
+from adapt.backbones.tower import Block, Form, Projection, Tower
+from adapt.chats import Chat
+from adapt.errors import AdaptError
+from adapt.shown import brief
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+    from transformers import PreTrainedModel, ProcessorMixin
+
+# settings of image processors that decide which pixels, and how many tokens, an image becomes
+_OF_PIXELS = (
+    "size", "crop_size", "max_image_size", "do_resize", "do_center_crop", "do_image_splitting", "do_normalize",
+    "image_mean", "image_std", "resample", "patch_size", "merge_size", "min_pixels", "max_pixels",
+)  # fmt: skip
+
+Images = Sequence["Image"]  # of one conversation, in order
+
+
+@dataclass(frozen=True)
+class ChatRows:
+    """A batch of conversations as rows of tokens `(b, l)`, padded to the longest."""
+
+    inputs: dict[str, Tensor]
+    """All arguments of the model's forward that the processor returned."""
+    answers: Tensor
+    """Whether a token belongs to an answer that training learns, the token that ends it included: bool `(b, l)`."""
+
+    @property
+    def labels(self) -> Tensor:
+        """The tokens of answers `(b, l)`, and -100 elsewhere."""
+        return self.inputs["input_ids"].masked_fill(~self.answers, -100)
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens in each row `(b,)`, without padding."""
+        return self.inputs["attention_mask"].sum(-1)
+
+
+class NativeVLM(Backbone):
+    """A vision-language model of transformers with its own connector, and with its processor.
+
+    Its towers are `vision`, `connector` and `decoder`. `question` asks for the class of an image, for which the model
+    has no prompt of its own.
+    """
+
+    family = "native VLM"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        towers: dict[str, Tower],
+        name: str | None = None,
+        question: str = "What is in the image?",
+    ) -> None:
+        super().__init__(
+            model=model,
+            towers=towers,
+            tokenizer=processor.tokenizer,
+            preprocess=Preprocess(size=0, mean=(), std=(), resize="squash"),  # the processor's own is used
+            name=name,
+            export=partial(_export, processor),
+        )
+        self.vlm: Any = model  # a `PreTrainedModel` that can also `generate`
+        self.processor: Any = processor
+        self.question = question
+        if not getattr(processor, "chat_template", None):
+            raise AdaptError(
+                f"the {type(processor).__name__} of {self.describe()} has no chat template: set processor.chat_template"
+            )
+
+    def transform(self, train: bool) -> Transform:
+        """Return a transform that leaves images as they are, because the processor prepares them with the text."""
+        return AsDecoded(self.preprocess.turned)
+
+    def reading(self) -> dict[str, Any]:
+        settings = json.loads(self.processor.image_processor.to_json_string())
+        return {
+            "turned": self.preprocess.turned,
+            "processor": {name: settings[name] for name in _OF_PIXELS if settings.get(name) is not None},
+            "chat_template": hashlib.sha256(self.processor.chat_template.encode()).hexdigest()[:16],
+            "question": self.question,
+        }
+
+    def read_as(self, reading: dict[str, Any]) -> None:
+        self.question = reading.get("question", self.question)
+
+    @property
+    def longest(self) -> int:
+        """The maximum number of tokens that the decoder accepts."""
+        return int(getattr(self.vlm.config.get_text_config(), "max_position_embeddings", 2**31))
+
+    @cached_property
+    def end(self) -> int | None:
+        """The id of the special token that the chat template puts behind an answer; None if it puts none there."""
+        behind = self.render(Chat.about("?", "!", 0)).rpartition("!")[2]
+        ids = self.tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]
+        return ids[0] if ids and ids[0] in self.tokenizer.all_special_ids else None
+
+    def rows(
+        self, chats: Sequence[Chat], images: Sequence[Images], *, left: bool = False, asks: bool = False
+    ) -> ChatRows:
+        """Return conversations, with the images of each, as rows of tokens padded on the right, or on the `left`.
+
+        If it `asks`, each row ends with the beginning of an answer, which is to be generated.
+
+        Raises AdaptError if a conversation has another number of images than its parts say, if the chat template
+        refuses it, and if its tokens are more than the decoder reads: nothing is ever cut.
+        """
+        for chat, own in zip(chats, images, strict=True):
+            if len(own) != chat.images:
+                raise AdaptError(f"a conversation speaks of {chat.images} images, and {len(own)} are given")
+        texts = [self.render(chat, asks) for chat in chats]
+        batch = self._processed(texts, images, left)
+        replaced = batch.pop("text_replacement_offsets", None) or [[]] * len(chats)
+        spans, offsets = [self._spans(chat, text) for chat, text in zip(chats, texts)], batch.pop("offset_mapping")
+        places = [_expanded(own, places) for own, places in zip(spans, replaced, strict=True)]
+        inside = [_overlapping(row, own) for row, own in zip(offsets, places, strict=True)]
+        rows = ChatRows({name: value.to(self.device) for name, value in batch.items()}, torch.stack(inside))
+        longest = int(rows.lengths.max())
+        if longest > self.longest:
+            raise AdaptError(
+                f"a conversation takes {longest:,} tokens, and the model reads at most {self.longest:,}: shorten it, "
+                "or bound the pixels of its images (data.max_pixels)"
+            )
+        return ChatRows(rows.inputs, rows.answers.to(self.device))
+
+    def render(self, chat: Chat, asks: bool = False) -> str:
+        """Return a conversation as text by the model's chat template, with one mark for each image."""
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.processor.apply_chat_template(chat.messages(), add_generation_prompt=asks))
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            roles = ", ".join(turn.role for turn in chat.turns)
+            raise AdaptError(
+                f"the chat template of {self.describe()} refuses a conversation of {roles}: {reason(error)}"
+            ) from error
+
+    def _processed(self, texts: list[str], images: Sequence[Images], left: bool) -> dict[str, Any]:
+        start = self.tokenizer.bos_token
+        begun = start is not None and all(text.startswith(start) for text in texts)  # as in chat templates
+        return dict(
+            self.processor(
+                text=texts,
+                images=[list(own) for own in images] if any(images) else None,
+                padding=True,
+                padding_side="left" if left else "right",
+                add_special_tokens=not begun,
+                return_offsets_mapping=True,
+                return_text_replacement_offsets=True,
+                return_tensors="pt",
+            )
+        )
+
+    def _spans(self, chat: Chat, text: str) -> list[tuple[int, int]]:
+        """Return the first and the last-but-one character of each learned answer in the rendered conversation."""
+        return [
+            self._span(Chat(chat.turns[:number]), Chat(chat.turns[: number + 1]), text)
+            for number, turn in enumerate(chat.turns)
+            if turn.role == "assistant" and turn.learned
+        ]
+
+    def _span(self, before: Chat, through: Chat, text: str) -> tuple[int, int]:
+        begun, done = self.render(before, asks=True), self.render(through)
+        if not text.startswith(done):
+            raise AdaptError(
+                f"the chat template of {self.describe()} changes earlier turns when later ones follow, so that its "
+                f"answers cannot be found: {brief(through.answer)} is not in the text as it is when it comes last"
+            )
+        differ = (place for place, (ours, theirs) in enumerate(zip(begun, text)) if ours != theirs)
+        return next(differ, min(len(begun), len(text))), len(done)
+
+
+def _expanded(spans: Sequence[tuple[int, int]], replaced: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """Return spans of characters in the text after its image marks have been `replaced` by as many as there are tokens.
+
+    `replaced` has the span of each mark in the text, and its new span in the longer text.
+    """
+    ends = [each["span"][1] for each in replaced]
+    gained = [0, *(each["new_span"][1] - each["span"][1] for each in replaced)]
+    return [
+        (start + gained[bisect_right(ends, start)], stop + gained[bisect_right(ends, stop)]) for start, stop in spans
+    ]
+
+
+def _overlapping(offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Return whether each token, with its characters in `offsets` `(l, 2)`, is at least partly in a span: `(l,)`."""
+    start, stop = offsets.unbind(-1)
+    inside = torch.zeros(len(offsets), dtype=torch.bool)
+    for first, end in spans:
+        inside |= (start < end) & (stop > first) & (start < stop)
+    return inside
+
+
+def connector_tower(connector: nn.Module, width: int, linears: Mapping[str, nn.Module]) -> Tower:
+    """Return the connector as a tower of one block, whose linear maps can be edited; it has no attention or norm."""
+    block = Block(
+        module=connector,
+        attn=connector,
+        norm1=connector,
+        norm2=connector,
+        act=connector,
+        projections={name: Projection(linear) for name, linear in linears.items()},
+        plain_attention=False,
+    )
+    return Tower("connector", width, 1, Form(causal=False, pooling="none"), (block,))
+
+
+def _export(processor: ProcessorMixin, folder: Path, model: PreTrainedModel) -> None:
+    """Write a model and its processor to `folder` in transformers' format."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

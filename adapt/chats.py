@@ -1,0 +1,80 @@
+"""Conversations about images, as data: turns of text and images, without the images themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal, get_args
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
+IMAGE = None  # the part of a turn where the conversation's next image stands
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of a conversation: its role, and its parts in order, which are texts and images (`IMAGE`)."""
+
+    role: Role
+    parts: tuple[str | None, ...]
+    learned: bool = True
+    """Whether training learns this answer; ignored for turns of the user and the system."""
+
+    @property
+    def text(self) -> str:
+        """The words of the turn, without its images."""
+        return "".join(part for part in self.parts if part is not IMAGE)
+
+    @property
+    def images(self) -> int:
+        """The number of images in the turn."""
+        return sum(part is IMAGE for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation: its turns in order. Its images are given beside it, in the order of the turns' parts."""
+
+    turns: tuple[Turn, ...]
+
+    @classmethod
+    def about(cls, question: str, answer: str | None = None, images: int = 1) -> Chat:
+        """Return a conversation of one question about `images` images, with its answer if that is given."""
+        asked = cls((Turn("user", (*[IMAGE] * images, question)),))
+        return asked if answer is None else asked.answered(answer)
+
+    @property
+    def images(self) -> int:
+        """The number of images in the conversation."""
+        return sum(turn.images for turn in self.turns)
+
+    @property
+    def answer(self) -> str:
+        """The text of the last turn if it is the assistant's, else ""."""
+        return self.turns[-1].text if self.turns[-1].role == "assistant" else ""
+
+    @property
+    def question(self) -> Chat:
+        """The conversation up to its last answer, which is left out."""
+        return replace(self, turns=self.turns[:-1]) if self.turns[-1].role == "assistant" else self
+
+    def asked(self, question: str) -> Chat:
+        """Return the conversation with `question` as its next turn."""
+        return replace(self, turns=(*self.turns, Turn("user", (question,))))
+
+    def answered(self, answer: str) -> Chat:
+        """Return the conversation with `answer` as its next turn."""
+        return replace(self, turns=(*self.turns, Turn("assistant", (answer,))))
+
+    def messages(self) -> list[dict[str, object]]:
+        """Return the conversation in the form that chat templates of transformers read, images without pixels."""
+        return [{"role": turn.role, "content": list(_content(turn))} for turn in self.turns]
+
+
+def _content(turn: Turn) -> Iterator[dict[str, str]]:
+    for is_image, parts in groupby(turn.parts, lambda part: part is IMAGE):
+        if is_image:
+            yield from ({"type": "image"} for _ in parts)
+        else:
+            yield {"type": "text", "text": "".join(part or "" for part in parts)}

@@ -1,0 +1,71 @@
+"""Images inside a JSON or JSONL file, as data URIs or base64: the n-th of a row is `FILE.jsonl!ROW/N`."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+
+from adapt.disk import open_regular, read_bounded
+
+_MOST_BYTES = 512 * 2**20
+SUFFIXES = (".jsonl", ".json")
+
+
+def rows_of(text: str, lines: bool) -> Iterator[object]:
+    """Yield the rows of a JSON list, or of a file with a JSON value on each of its `lines`.
+
+    Raises ValueError, with the line's number, for text that is not JSON, and for JSON that is no list.
+    """
+    if not lines:
+        content = json.loads(text)
+        if not isinstance(content, list):
+            raise ValueError("expected a list of rows")
+        yield from content
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            if line.strip():
+                yield json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+
+
+def images_in(row: object, key: str = "") -> Iterator[str]:
+    """Yield the images that a row itself contains, in order: data URIs, and base64 under the key bytes or base64."""
+    if isinstance(row, dict):
+        for name, value in row.items():
+            yield from images_in(value, str(name))
+    elif isinstance(row, list):
+        for value in row:
+            yield from images_in(value, key)
+    elif isinstance(row, str) and is_inline(row, key):
+        yield row
+
+
+def is_inline(value: str, key: str = "") -> bool:
+    """Return whether a text in a row, under `key`, is an image itself."""
+    return value.startswith("data:image/") or key in ("bytes", "base64")
+
+
+def read_member(file: str, member: str) -> bytes:
+    """Return the bytes of an image inside a file of rows; `member` is `ROW/N`, both counted from 1.
+
+    Raises LookupError if there is no such image, ValueError if it is not valid base64.
+    """
+    row, _, number = member.partition("/")
+    encoded = list(images_in(_rows(file)[int(row) - 1]))[int(number) - 1]
+    return decoded(encoded)
+
+
+def decoded(encoded: str) -> bytes:
+    """Return the bytes of a data URI, or of base64. Raises ValueError if it is neither."""
+    return base64.b64decode(encoded.rpartition(",")[2] if encoded.startswith("data:") else encoded, validate=True)
+
+
+@lru_cache(maxsize=1)
+def _rows(file: str) -> list[object]:
+    with open_regular(file) as opened:
+        text = read_bounded(opened, _MOST_BYTES).decode("utf-8-sig")
+    return list(rows_of(text, file.endswith(".jsonl")))

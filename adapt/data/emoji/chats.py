@@ -1,0 +1,72 @@
+"""The bundled data set of conversations: several questions about a scene of emoji, or about two scenes.
+
+`emoji-chats` has drawings in the seen styles, `emoji-chats@STYLE` in one style; scenes are made as those of
+`emoji-questions`. A conversation asks everything about its scene, in an order that changes from scene to scene, so that
+each question comes last in some. Two scenes with copies of a drawing are also compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adapt import tasks
+from adapt.chats import IMAGE, Chat, Turn
+from adapt.data.emoji import questions
+from adapt.data.emoji.scenes import MOST, Scene
+from adapt.data.item import Item
+from adapt.data.split import Split
+
+MORE = "which one has more?"
+FIRST, SECOND, NEITHER = "the first", "the second", "neither"
+
+
+def read_chats(spec: str) -> Split:
+    """Return the conversations of the data set `spec`; an item's domain is its drawing style, if all share one."""
+    copies: dict[str, list[tuple[str, Scene]]] = {part: [] for part in questions.PARTS}
+
+    def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+        yield _item((path,), about_one(scene, number), style)
+        earlier = copies[path.rpartition("!")[2].partition("/")[0]]
+        if scene.kind == "several":
+            earlier.append((path, scene))
+            yield from compared(earlier, style)
+
+    def compared(earlier: list[tuple[str, Scene]], style: str) -> Iterator[Item]:
+        """Yield a conversation that compares the last scene with one before it, for every second scene."""
+        pair, odd = divmod(len(earlier), 2)
+        if odd or len(earlier) <= MOST:
+            return
+        other, last = earlier[-1 - (1, 1, MOST)[pair % 3]], earlier[-1]  # MOST before it, there are as many copies
+        first, second = (last, other) if pair % 3 else (other, last)
+        yield _item((first[0], second[0]), about_two(first[1], second[1]), style)
+
+    return questions.split_of(spec, spec, (), items)
+
+
+def _item(paths: tuple[str, ...], chat: Chat, style: str) -> Item:
+    label = tasks.reading(frozenset({"chat"})).read({"chat": chat}, paths[0])
+    return Item(paths, label, style, text=chat.question.turns[-1].text)
+
+
+def about_one(scene: Scene, number: int) -> Chat:
+    """Return a conversation about one scene, whose questions are turned by the scene's `number`."""
+    asked = list(questions.asked(scene))
+    start = number % len(asked)
+    return _chat([*asked[start:], *asked[:start]], 1)
+
+
+def about_two(first: Scene, second: Scene) -> Chat:
+    """Return a conversation that compares the numbers of things in two scenes."""
+    counts = len(first.pieces), len(second.pieces)
+    more = FIRST if counts[0] > counts[1] else SECOND if counts[0] < counts[1] else NEITHER
+    each = [
+        (f"how many are in {name}?", questions.NUMBERS[count - 1])
+        for name, count in zip((FIRST, SECOND), counts, strict=True)
+    ]
+    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2)
+
+
+def _chat(asked: list[tuple[str, str]], images: int) -> Chat:
+    """Return a conversation of questions with their answers, the first of which comes with the images."""
+    turns = [turn for each in asked for turn in (Turn("user", (each[0],)), Turn("assistant", (each[1],)))]
+    return Chat((Turn("user", (*[IMAGE] * images, asked[0][0])), *turns[1:]))

@@ -1,0 +1,289 @@
+"""Conversations in JSON or JSONL, as LLaVA, ShareGPT, OpenAI, ms-swift, TRL and LLaMA-Factory write them.
+
+Each row is read by its own keys:
+
+* `messages` with `role` and `content`, or `conversations` with `from` and `value`; contents are texts, in which
+  `<image>` or `<img>PATH</img>` is an image, or lists of parts as in OpenAI's interface;
+* `query` and `response`, perhaps with `history` (ms-swift's older form, and rows of question and answer); if no turn
+  of such a row has a mark, its images come first;
+* `system`, a turn before the first; `image` or `images`, in the order of their marks: a path, a data URI, an object
+  with `path` or `bytes`, or a list of these; `split` for the part of the split.
+
+A row is never changed to fit, and no other row is taken in its place: whatever does not fit is an error that names the
+file and the row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adapt import tasks
+from adapt.chats import IMAGE, Chat, Role, Turn
+from adapt.data.decoding.addresses import is_address
+from adapt.data.decoding.files import under
+from adapt.data.decoding.inline import images_in, is_inline, rows_of
+from adapt.data.item import Item
+from adapt.data.readers import parts
+from adapt.data.readers.base import Reader
+from adapt.data.readers.lines import UNREADABLE, read_text, readable
+from adapt.data.readers.rows import Listed, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError, nearest
+from adapt.shown import brief
+
+QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
+RESPONSE = ("response", "answer", "output", "target", "text", "completion", "content")
+_ROLES: dict[str, Role] = {
+    "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
+}  # fmt: skip
+_PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")
+_MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
+_FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
+
+
+@dataclass
+class _Row:
+    """A row as it is read: its turns, and the images that they name, `None` for marks that name none."""
+
+    where: str
+    turns: list[Turn] = field(default_factory=list)
+    named: list[object] = field(default_factory=list)
+
+    def add(self, role: object, content: object, learned: object = True) -> None:
+        """Add a turn. Raises AdaptError for a role or a content of an unknown form."""
+        name = _ROLES.get(role) if isinstance(role, str) else None
+        if name is None:
+            raise AdaptError(f"{self.where}: the role {brief(role)} is not known; expected one of {', '.join(_ROLES)}")
+        if not isinstance(learned, bool | int | None):
+            raise AdaptError(f"{self.where}: loss is {brief(learned)}; expected true or false")
+        self.turns.append(Turn(name, tuple(self._parts(content)), learned is None or bool(learned)))
+
+    def _parts(self, content: object) -> Iterator[str | None]:
+        if isinstance(content, str):
+            yield from self._marked(content)
+            return
+        if not isinstance(content, list):
+            raise AdaptError(f"{self.where}: the content is {brief(content)}; expected a text, or a list of parts")
+        for part in content:
+            if isinstance(part, str):
+                yield from self._marked(part)
+            elif not isinstance(part, dict):
+                raise AdaptError(f"{self.where}: the part {brief(part)} is neither a text nor an object with a type")
+            elif part.get("type") == "text" or (part.get("type") is None and "text" in part):
+                if not isinstance(part.get("text"), str):
+                    raise AdaptError(f"{self.where}: the text of the part {brief(part)} is not a text")
+                yield from self._marked(part["text"])
+            elif part.get("type") in ("image", "image_url"):
+                self.named.append(_own_image(part))
+                yield IMAGE
+            else:
+                raise AdaptError(
+                    f"{self.where}: the part {brief(part)} has the type {brief(part.get('type'))}; expected text, "
+                    "image or image_url"
+                )
+
+    def _marked(self, text: str) -> Iterator[str | None]:
+        """Yield a text in pieces, with images at the marks in it."""
+        end = 0
+        for mark in _MARK.finditer(text):
+            if mark.start() > end:
+                yield text[end : mark.start()]
+            self.named.append(mark[1])
+            yield IMAGE
+            end = mark.end()
+        if end < len(text):
+            yield text[end:]
+
+
+def _own_image(part: Mapping[str, object]) -> object:
+    """Return the image that a part names itself; None if it stands for the next one in the row's list."""
+    url = part.get("image_url")
+    if isinstance(url, dict):
+        url = url.get("url")
+    own = (url, *(part.get(key) for key in ("image", "url", "path", "base64", "bytes")))
+    return next((each for each in own if each is not None), None)
+
+
+def read_chats(
+    path: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    ratios: Sequence[float] = parts.RATIOS,
+    seed: int = 0,
+) -> Split:
+    """Return the conversations in a `.json` list or a `.jsonl` file; the module's docstring has the forms of rows.
+
+    Paths of images start from `root`, by default the file's folder, and must stay under it. Rows without a `split` are
+    divided by `ratios` (train, val, test) and `seed`.
+
+    Raises AdaptError, naming the file and the row, if a row has another form, if its image marks and its images differ
+    in number, if an image is missing, if turns are out of order, if an answer is empty, and if a row does not end with
+    an answer.
+    """
+    source = os.fspath(path)
+    where = f"conversations {source!r}"
+    folder = os.path.abspath(Path(source).parent if root is None else root)
+    with readable(where):
+        rows = list(rows_of(read_text(source), source.endswith(".jsonl")))
+    if not rows:
+        raise AdaptError(f"{where} have no rows")
+    listed = [_listed(row, f"{where} row {number}", folder, f"{source}!{number}") for number, row in enumerate(rows, 1)]
+    if len({bool(row.part) for row in listed}) == 2:
+        raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
+    return to_split(Path(source).stem, folder, listed, None, ratios, seed)
+
+
+def _listed(row: object, where: str, folder: str, place: str) -> Listed:
+    """Return a row as an item with its part of the split; images inside the row are named by its `place`."""
+    if not isinstance(row, dict):
+        raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
+    for key in _PREFERENCES:
+        if key in row:
+            raise AdaptError(f"{where} has {key!r}: preferences between answers cannot be learned yet. Take it out")
+    read = _turns(row, where)
+    images = _images(row, read, where)
+    inline = list(images_in(row))
+    paths = tuple(_path(image, inline, where, folder, place) for image in images)
+    chat = Chat(tuple(read.turns))
+    _check(chat, where)
+    part = row.get("split") or ""
+    if not isinstance(part, str) or (part and part not in parts.ALIASES):
+        raise AdaptError(f"{where} has the split {brief(part)}; {nearest(str(part), parts.ALIASES)}")
+    label = tasks.reading(frozenset({"chat"})).read({"chat": chat}, where)
+    text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
+    return Listed(Item(paths, label, text=text), parts.ALIASES.get(part, ""))
+
+
+def _turns(row: Mapping[str, Any], where: str) -> _Row:
+    read = _Row(where)
+    system = next((row[key] for key in ("system", "system_prompt") if row.get(key)), None)
+    if system is not None:
+        read.add("system", system)
+    keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
+    if len(keys) == 2:
+        raise AdaptError(f"{where} has both messages and conversations: leave one of them out")
+    if keys:
+        turns = row[keys[0]]
+        if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
+            raise AdaptError(f"{where}: {keys[0]} is {brief(turns)}; expected a list of turns")
+        for turn in turns:
+            role, content = ("from", "value") if "from" in turn else ("role", "content")
+            if role not in turn or content not in turn:
+                raise AdaptError(f"{where}: the turn {brief(turn)} has no {role} or no {content}")
+            read.add(turn[role], turn[content], turn.get("loss"))
+        return read
+    _question_and_answer(row, read)
+    return read
+
+
+def _question_and_answer(row: Mapping[str, Any], read: _Row) -> None:
+    """Read a row of a query and a response, perhaps with a history of earlier ones."""
+    query = next((key for key in QUERY if row.get(key) is not None), None)
+    response = next((key for key in RESPONSE if row.get(key) is not None), None)
+    if query is None or response is None:
+        raise AdaptError(f"{read.where} has the keys {', '.join(map(str, row)) or 'none'}; expected {_FORMS}")
+    history = row.get("history") or []
+    if not (isinstance(history, list) and all(isinstance(each, list) and len(each) == 2 for each in history)):
+        raise AdaptError(f"{read.where}: history is {brief(history)}; expected a list of [query, response]")
+    for asked, answered in [*history, (row[query], row[response])]:
+        read.add("user", asked)
+        read.add("assistant", answered)
+    if not read.named:
+        first = next(number for number, turn in enumerate(read.turns) if turn.role == "user")
+        read.named = [None] * len(_given(row, read.where))
+        read.turns[first] = replace(read.turns[first], parts=(*[IMAGE] * len(read.named), *read.turns[first].parts))
+
+
+def _images(row: Mapping[str, Any], read: _Row, where: str) -> list[object]:
+    """Return the images of a row in the order of its marks. Raises AdaptError if they differ in number."""
+    listed = _given(row, where)
+    open_marks = sum(each is None for each in read.named)
+    if open_marks != len(listed):
+        raise AdaptError(
+            f"{where} has {open_marks} image marks and {len(listed)} images: give as many <image> marks as images, in "
+            "order"
+        )
+    rest = iter(listed)
+    return [next(rest) if each is None else each for each in read.named]
+
+
+def _given(row: Mapping[str, Any], where: str) -> list[object]:
+    """Return the images that a row lists beside its turns."""
+    given = [row[key] for key in ("images", "image") if row.get(key) not in (None, [], "")]
+    if len(given) == 2:
+        raise AdaptError(f"{where} has both image and images: leave one of them out")
+    listed = given[0] if given else []
+    return listed if isinstance(listed, list) else [listed]
+
+
+def _path(image: object, inline: list[str], where: str, folder: str, place: str) -> str:
+    """Return the path of an image of a row, as `adapt.data.open_image` reads it."""
+    if isinstance(image, dict):
+        keys = [key for key in ("bytes", "base64", "path", "url") if image.get(key) is not None]
+        image = image[keys[0]] if keys else image
+    if not isinstance(image, str) or not image:
+        raise AdaptError(f"{where} has the image {brief(image)}; expected a path, a data URI or base64")
+    if image in inline:
+        return f"{place}/{inline.index(image) + 1}"
+    if is_address(image):
+        raise AdaptError(
+            f"{where} has the image {brief(image)}, an address: training fetches nothing. Download it, and give "
+            "its path"
+        )
+    if is_inline(image):
+        raise AdaptError(f"{where} has an image inside the text: give it in images, or as a part of type image")
+    path = under(folder, image, where)
+    if "!" not in path and not os.path.isfile(path):
+        raise AdaptError(f"{where}: the image {path!r} does not exist. Give the folder of the images as root")
+    return path
+
+
+def _check(chat: Chat, where: str) -> None:
+    """Raise AdaptError if turns are out of order, if an answer is empty, or if no answer comes last."""
+    turns = chat.turns[1:] if chat.turns[0].role == "system" else chat.turns
+    for number, turn in enumerate(turns):
+        expected = ("user", "assistant")[number % 2]
+        if turn.role != expected:
+            raise AdaptError(
+                f"{where}: turn {number + 1} is of the {turn.role}; expected the {expected}, in turn, after a "
+                "system turn if there is one"
+            )
+        if turn.role == "assistant" and not turn.text.strip():
+            raise AdaptError(f"{where}: answer {number // 2 + 1} has no words: write it, or take the row out")
+        if turn.role == "assistant" and turn.images:
+            raise AdaptError(f"{where}: answer {number // 2 + 1} has an image: models answer in words")
+    if not turns or turns[-1].role != "assistant":
+        raise AdaptError(f"{where} does not end with an answer of the assistant: add it, or take the row out")
+    if not any(turn.learned for turn in turns if turn.role == "assistant"):
+        raise AdaptError(f"{where} has no answer to learn, as loss is false for each: take the row out")
+
+
+def is_chats_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether the first row of a JSON or JSONL file is a conversation, or has keys of one."""
+    try:
+        text = read_text(path)
+        start = text.index("{")
+        first, _ = json.JSONDecoder().raw_decode(text, start)
+    except (*UNREADABLE, RecursionError):
+        return False
+    if text[:start].strip(" \t\r\n[") or not isinstance(first, dict):
+        return False
+    asks = any(key in first for key in QUERY) and any(key in first for key in RESPONSE)
+    return "messages" in first or "conversations" in first or asks or any(key in first for key in _PREFERENCES)
+
+
+class ChatsFile(Reader):
+    name = "chats_file"
+    takes = "conversations in .json or .jsonl"
+    root = "may"
+
+    def claims(self, spec: str) -> bool:
+        return spec.endswith((".json", ".jsonl")) and os.path.isfile(spec) and is_chats_file(spec)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_chats(spec, root)

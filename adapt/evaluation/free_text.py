@@ -1,0 +1,124 @@
+"""Scores of answers in words: exact and normalised match, token F1, ANLS, and numbers within a tolerance.
+
+Sources: token F1 and normalisation as in SQuAD (Rajpurkar et al., EMNLP 2016), ANLS as in ST-VQA (Biten et al., ICCV
+2019), numbers within 5 % as ChartQA's relaxed accuracy (Masry et al., Findings of ACL 2022). With one right answer for
+each question, VQA accuracy is the normalised match.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adapt.evaluation.scores import QuestionScores, scored
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
+
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_MARKS = str.maketrans("", "", string.punctuation)
+LEAST_SIMILARITY = 0.5  # below it, ANLS counts an answer as wrong
+TOLERANCE = 0.05  # of numbers, relative
+
+
+def normalised(answer: str) -> str:
+    """Return an answer in lower case, without punctuation, articles and repeated spaces."""
+    return " ".join(_ARTICLES.sub(" ", answer.lower().translate(_MARKS)).split())
+
+
+def token_f1(predicted: str, actual: str) -> float:
+    """Return the harmonic mean of precision and recall of an answer's words, after normalisation."""
+    ours, theirs = normalised(predicted).split(), normalised(actual).split()
+    if not (ours and theirs):
+        return float(ours == theirs)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs))
+
+
+def similarity(predicted: str, actual: str) -> float:
+    """Return one minus the edit distance over the longer length, ignoring case; 0 if it is below a half (ANLS)."""
+    one, other = predicted.strip().lower(), actual.strip().lower()
+    longer = max(len(one), len(other))
+    value = 1 - _distance(one, other) / longer if longer else 1.0
+    return value if value >= LEAST_SIMILARITY else 0.0
+
+
+def relaxed(predicted: str, actual: str) -> bool:
+    """Return whether two numbers differ by at most 5 % of the right one, or two texts match after normalisation."""
+    try:
+        number, right = (float(each.strip().rstrip("%.").replace(",", "")) for each in (predicted, actual))
+    except ValueError:
+        return normalised(predicted) == normalised(actual)
+    return abs(number - right) <= TOLERANCE * abs(right)
+
+
+def _distance(one: str, other: str) -> int:
+    """Return the number of inserted, deleted and replaced characters between two texts (Levenshtein)."""
+    row = list(range(len(other) + 1))
+    for count, letter in enumerate(one, 1):
+        diagonal, row[0] = row[0], count
+        for place, own in enumerate(other, 1):
+            diagonal, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, diagonal + (letter != own))
+    return row[-1]
+
+
+@dataclass(frozen=True)
+class WordScores(QuestionScores):
+    """Scores of answers in words; an answer is right if it matches after normalisation."""
+
+    main_title = "answers right"
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        return tuple(normalised(one) == normalised(other) for one, other in self._pairs)
+
+    @property
+    def _pairs(self) -> list[tuple[str, str]]:
+        return list(zip(self.predicted, self.actual, strict=True))
+
+    def _mean(self, values: Iterable[float]) -> float:
+        return sum(values) / self.images
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy,
+            "main_title": self.main_title,
+            "images": self.images,
+            "exact_match": self._mean(one == other for one, other in self._pairs),
+            "token_f1": self._mean(token_f1(*pair) for pair in self._pairs),
+            "anls": self._mean(similarity(*pair) for pair in self._pairs),
+            "relaxed_accuracy": self._mean(relaxed(*pair) for pair in self._pairs),
+            "calibration_error": self.calibration_error,
+        }
+
+    def details(self) -> dict[str, object]:
+        return {"by_question": self.by_question} | {k: v for k, v in super().details().items() if k == "by_threshold"}
+
+    @property
+    def by_question(self) -> dict[str, float]:
+        """The share of right answers to each question that was asked more than once, in [0, 1]."""
+        asked = Counter(self.questions)
+        right = Counter(question for question, hit in zip(self.questions, self.right, strict=True) if hit)
+        return {question: right[question] / count for question, count in sorted(asked.items()) if count > 1}
+
+    def summary(self) -> dict[str, str]:
+        figures = self.figures()
+        return {name: f"{100 * figures[name]:5.1f} %" for name in ("exact_match", "token_f1", "anls")}
+
+    def lines(self, of: str) -> Iterator[str]:
+        figures = self.figures()
+        yield (
+            f"{100 * self.accuracy:.1f} % of {of} answered right, token F1 {100 * figures['token_f1']:.1f} %, ANLS "
+            f"{100 * figures['anls']:.1f} %"
+        )
+
+
+def scored_words(
+    items: Sequence[Item], decisions: Iterable[tuple[list[str], list[float]]], questions: Sequence[str]
+) -> WordScores:
+    """Return the scores of `decisions` (batches of answers and confidences) on items with a question each."""
+    return WordScores(**vars(scored(items, decisions)), questions=tuple(questions))

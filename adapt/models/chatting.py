@@ -1,0 +1,221 @@
+"""Native vision-language models with a method: conversations about images, answered in words or by classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.backbones.native import ChatRows, Images, NativeVLM
+from adapt.chats import Chat
+from adapt.data.decoding.images import in_batches, open_image, picture_batches
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Step
+from adapt.models import asking, generation
+from adapt.models.base import Adapted, evaluating, in_one_mode
+from adapt.models.prediction import Prediction, Wanted, judged, predictions
+from adapt.models.words import Answer, answers_of
+
+Computed = TypeVar("Computed")
+
+TOGETHER = 8  # conversations that pass through the model at once, where nothing is learned
+
+
+class ChatStep(Step):
+    """A batch of conversations, each with its images, that end with the answer to learn."""
+
+    model: ChatModel
+
+    @cached_property
+    def chats(self) -> list[Chat]:
+        """The conversations, by default as the task of the items says them."""
+        assert self.task is not None
+        return [self.task.chat(item, self.model.backbone.question) for item in self.items]
+
+    @cached_property
+    def rows(self) -> ChatRows:
+        """The conversations as rows of tokens."""
+        return self.model.backbone.rows(self.chats, self.inputs)
+
+    @property
+    def weight(self) -> float:
+        """The number of tokens that the batch learns: accumulated batches count by it."""
+        return float(self.rows.answers[:, 1:].sum())
+
+    @cached_property
+    def answer_logits(self) -> Tensor:
+        """The logits `(t, v)` at the positions that predict the t tokens of answers, row by row."""
+        return self.model.answer_logits(self.rows)
+
+    @property
+    def targets(self) -> Tensor:
+        """The tokens of answers `(t,)`, row by row."""
+        return self.rows.inputs["input_ids"][:, 1:][self.rows.answers[:, 1:]]
+
+    @cached_property
+    def cross_entropy(self) -> Tensor:
+        """The mean cross-entropy of the answers' tokens."""
+        return F.cross_entropy(self.answer_logits.float(), self.targets)
+
+    @property
+    def right(self) -> Tensor:
+        """Whether the model predicts every token of the answers of each conversation `(b,)`."""
+        learned = self.rows.answers[:, 1:]
+        wrong = torch.zeros_like(learned).masked_scatter(learned, self.answer_logits.argmax(-1) != self.targets)
+        return ~wrong.any(-1)
+
+
+class ChatModel(Adapted[NativeVLM]):
+    """A native vision-language model: `chat` and `answer` give words; with class names it also classifies images.
+
+    The probability of a class is that of its name as the answer to the backbone's `question`, among all names: the sum
+    of the log-probabilities of the name's tokens, the token that ends the answer included, divided by their number.
+    """
+
+    baseline = "without the adapter"
+    evaluated_together = TOGETHER
+
+    @property
+    def classifies(self) -> bool:
+        return bool(self.class_names)
+
+    def step(self, inputs: Any, labels: Tensor | None = None) -> ChatStep:
+        return ChatStep(self, inputs, labels)
+
+    @in_one_mode
+    def answer_logits(self, rows: ChatRows) -> Tensor:
+        """Return the logits `(t, v)` at the positions that predict the t tokens of answers, row by row."""
+        before = F.pad(rows.answers[:, 1:], (0, 1))
+        output = self._edited(lambda: self.backbone.vlm(**rows.inputs, logits_to_keep=before, use_cache=False))
+        logits: Tensor = output.logits
+        return logits
+
+    def forward(self, chats: Sequence[Chat], images: Sequence[Images]) -> Tensor:
+        """Return logits `(b, l, v)` for conversations with the images of each, padded on the right."""
+        rows = self.backbone.rows(chats, images)
+        logits: Tensor = self._edited(lambda: self.backbone.vlm(**rows.inputs, use_cache=False)).logits
+        return logits
+
+    def _edited(self, compute: Callable[[], Computed], merge: bool = False) -> Computed:
+        edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
+        return self._through(edits, compute, merge)
+
+    # choosing among given answers
+
+    @torch.no_grad()
+    def log_likelihood(self, images: Sequence[Images], chats: Sequence[Chat], answers: Sequence[str]) -> Tensor:
+        """Return the sum of the log-probabilities of each answer's tokens `(b,)`, after a conversation about images.
+
+        The token that ends the answer is included.
+        """
+        return self._sums(images, chats, answers)[0]
+
+    def _sums(self, images: Sequence[Images], chats: Sequence[Chat], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the sum of the log-probabilities of each answer's tokens `(b,)`, and the number of tokens `(b,)`."""
+        answered = [_only_last(chat.answered(answer)) for chat, answer in zip(chats, answers, strict=True)]
+        rows = self.backbone.rows(answered, images)
+        learned, tokens = rows.answers[:, 1:], rows.inputs["input_ids"][:, 1:]
+        scores = self.answer_logits(rows).float().log_softmax(-1).gather(-1, tokens[learned][:, None])[:, 0]
+        return torch.zeros(learned.shape, device=scores.device).masked_scatter(learned, scores).sum(-1), learned.sum(-1)
+
+    def choose(self, images: Sequence[Images], chats: Sequence[Chat], options: Sequence[str]) -> Tensor:
+        """Return logits `(b, n)` of the same n options as the answer to each conversation.
+
+        They are the mean log-probabilities of the options' tokens, so that a long option is as probable as a short one.
+        """
+        every = [(own, chat, option) for own, chat in zip(images, chats, strict=True) for option in options]
+        parts = [self._sums(*zip(*part, strict=True)) for part in in_batches(every, TOGETHER)]
+        return torch.cat([sums / tokens for sums, tokens in parts]).view(len(chats), len(options))
+
+    def own_logits(self, step: ChatStep) -> Tensor:
+        """Return the logits `(b, n)` of the classes for a batch of conversations, whose own answers are left out."""
+        return self.choose(step.inputs, [chat.question for chat in step.chats], self.class_names)
+
+    # answering in words
+
+    @torch.no_grad()
+    def generate(
+        self,
+        chats: Sequence[Chat],
+        images: Sequence[Images],
+        *,
+        max_new_tokens: int = 64,
+        merge: bool | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Return the next answer in each conversation, with the images of each, by transformers' `generate`.
+
+        `merge` merges low-rank updates into copies of the weights, used for all tokens of an answer; by default, if
+        there is one conversation. `options` are options of `generate`, such as `num_beams`.
+        """
+        vlm, tokenizer = self.backbone.vlm, self.backbone.tokenizer
+        settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self._ends()} | options
+        with evaluating(self):
+            rows = self.backbone.rows(chats, images, left=True, asks=True)
+            output = self._edited(
+                lambda: vlm.generate(
+                    **rows.inputs,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=generation.padding(tokenizer),
+                    return_dict_in_generate=True,
+                    output_scores=True,
+                    **settings,
+                ),
+                len(chats) == 1 if merge is None else merge,
+            )
+        return answers_of(vlm, tokenizer, output, settings["eos_token_id"])
+
+    def _ends(self) -> list[int]:
+        """Return the ids of tokens that end an answer: the chat template's, the tokenizer's and the model's own."""
+        own, tokenizer = self.backbone.vlm.generation_config.eos_token_id, self.backbone.tokenizer
+        known = {tokenizer.eos_token_id, self.backbone.end, *(own if isinstance(own, list) else [own])}
+        return sorted(known - {None})
+
+    def chat(self, chat: Chat, images: Sequence[object] = (), **options: Any) -> Answer:
+        """Return the next answer in a conversation; `images` are of any form that `adapt.data.open_image` takes.
+
+        `options` are those of `generate`.
+        """
+        return self.generate([chat], [self._opened(images)], **options)[0]
+
+    def answer(self, image: object, question: str, **options: Any) -> Answer:
+        """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes."""
+        return self.chat(Chat.about(question), [image], **options)
+
+    def _opened(self, images: Sequence[object]) -> Images:
+        return [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
+
+    def decide(self, step: Step) -> tuple[list[str], list[float]]:
+        assert isinstance(step, ChatStep)
+        answers = self.generate([chat.question for chat in step.chats], step.inputs)
+        return [answer.text for answer in answers], [answer.probability for answer in answers]
+
+    def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Any]:
+        """Yield batches of opened images, each in a list of its own as the images of one conversation."""
+        for pictures in picture_batches(images, batch_size, turned=self.backbone.preprocess.turned, urls=urls):
+            yield [[picture] for picture in pictures]
+
+    def _predictions(self, pixels: Any, wanted: Wanted) -> Iterator[Prediction]:
+        """Yield one prediction for each image: the answer to the request's question, or the most probable classes."""
+        asking.check_featureless(self, wanted)
+        if wanted.question is None and self.class_names:
+            step = self.step(pixels)
+            step.chats = [Chat.about(self.backbone.question)] * len(pixels)
+            yield from predictions(self.answered(step), self.class_names, wanted, self.answers)
+            return
+        if wanted.question is None:
+            raise AdaptError("this model answers questions about images, and there is no question: give one")
+        for answer in self.generate([Chat.about(wanted.question)] * len(pixels), pixels):
+            only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
+            yield judged(only, wanted.threshold)
+
+
+def _only_last(chat: Chat) -> Chat:
+    """Return the conversation with its last turn as the only one that is scored."""
+    *earlier, last = chat.turns
+    return Chat((*(replace(turn, learned=False) for turn in earlier), last))

@@ -1,0 +1,76 @@
+"""Conversations about images: several turns, each of words and any number of images, that end with an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adapt.chats import Chat
+from adapt.tasks.base import Cell, Label, Task, labels_of
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
+    from adapt.evaluation.inference import Inference
+    from adapt.evaluation.scores import Scores
+    from adapt.methods.base import Method
+    from adapt.models.base import Adapted
+
+
+@dataclass(frozen=True)
+class Conversation(Label):
+    """A conversation, whose images are those of its item, in order."""
+
+    chat: Chat
+
+    @property
+    def stratum(self) -> str:
+        return ""  # almost every answer occurs once
+
+    @property
+    def words(self) -> str:
+        return self.chat.answer
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"question": self.chat.question.turns[-1].text}
+
+
+class Conversations(Task):
+    """The task of conversations: training learns every answer, and the test asks for the last one."""
+
+    name = "conversations"
+    title = "conversations about images"
+    label_type = Conversation
+    backbones = frozenset({"native VLM"})
+    needs = frozenset({"chat"})
+    noun = "conversations"
+    items_are = "conversations about images"
+    classes_are = ""
+    mixes_texts = True
+    once_an_image = False
+    divisible = False
+    calibrated = False
+    learns_from_features = False
+    comparable = "the methods compared classify with a CLIP or SigLIP: give images with classes"
+
+    def read(self, cells: Mapping[str, Cell], where: str) -> Conversation:
+        chat = cells["chat"]
+        assert isinstance(chat, Chat)  # as its reader gives
+        return Conversation(chat)
+
+    def validates(self, model: Adapted) -> bool:
+        return False  # answering in words takes long
+
+    def learned_by(self, method: Method | type[Method]) -> bool:
+        return method.learns_any_step and bool(self.backbones & set(method.serves))
+
+    def chat(self, item: Item, question: str) -> Chat:
+        [label] = labels_of([item], Conversation)
+        return label.chat
+
+    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
+        from adapt.evaluation.free_text import scored_words
+
+        questions = [item.label.columns["question"] for item in items]
+        return scored_words(items, inference.of_batches(model, items, model.decide), questions)
