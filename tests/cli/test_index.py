@@ -53,7 +53,7 @@ def test_a_folder_and_a_csv(
     run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out)
     assert load_index(out).entries == ("a sky", "a tree")
     (tmp_path / "a.csv").write_text("id,caption\n1,a sky\n")
-    refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "no column 'text'")
+    refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "has no column 'text'")
     monkeypatch.setattr("adapt.recipe.read_recipe", lambda *given, **more: SimpleNamespace(backbone="no-such"))
     refused(run("index", tmp_path / "captions.txt", "--out", out), "unknown backbone 'no-such'")  # the recipes' own
     assert load_index(out).entries == ("a sky", "a tree")  # what existed stays

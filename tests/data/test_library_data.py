@@ -87,7 +87,7 @@ def test_torchvisions_two_lists_of_food(tmp_path: Path) -> None:
 
 
 def test_torchvision_data_that_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"no set 'CIFAR10' of image files with class names; .*Valid: Country211, DTD"):
+    with pytest.raises(AdaptError, match=r"no data set 'CIFAR10' of image files with labels; .*Valid: Country211, DTD"):
         load("torchvision:CIFAR10", tmp_path)
     with pytest.raises(AdaptError, match=r"torchvision finds no DTD in '.*': Dataset not found.*datasets.DTD\("):
         load("torchvision:DTD", tmp_path)

@@ -213,8 +213,8 @@ def _with(**parts: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1], "expected an object with the lists train, val, test"),
-        ({"train": []}, "expected an object with the lists train, val, test"),
+        ([1], "expected a JSON object with the lists train, val, test"),
+        ({"train": []}, "expected a JSON object with the lists train, val, test"),
         (_with(val=[["x.jpg", "1", "a"]]), "val has ['x.jpg', '1', 'a']; expected [path, label from 0, class name]"),
         (_with(val=[["x.jpg", -1, "a"]]), "expected [path, label from 0, class name]"),
         (_with(test=[["x.jpg", 0, "pear"]]), "test names label 0 'pear', but an earlier entry names it 'apple'"),

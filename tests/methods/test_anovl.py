@@ -103,7 +103,7 @@ def test_without_a_normal_class_there_is_no_map(images: Tensor) -> None:
 
 @pytest.mark.parametrize("kind", ["open_clip_resnet", "hf_siglip"])
 def test_a_tower_without_a_class_token_gives_no_maps(kind: str, images: Tensor) -> None:
-    with pytest.raises(AdaptError, match=r"gives no features of patches: .* Take a CLIP with a ViT"):
+    with pytest.raises(AdaptError, match=r"has no patch features: .* Use a CLIP with a ViT"):
         wrapped(kind).logits_and_maps(images)
 
 

@@ -240,5 +240,5 @@ def test_parts_serve_the_backbones_that_each_of_them_serves(open_clip: Backbone,
 def test_parts_that_want_one_place_are_refused_when_it_is_built(
     parts: list[methods.Method], place: str, open_clip: Backbone
 ) -> None:
-    with pytest.raises(AdaptError, match=f"two edits of one kind want the same place, ({place})"):
+    with pytest.raises(AdaptError, match=f"two edits of the same kind change ({place})"):
         adapt.wrap(open_clip, Compose(parts), NAMES)

@@ -41,7 +41,7 @@ def test_parts_of_classes_are_consecutive(split: Split, classes: str, names: int
 
 @pytest.mark.parametrize("classes", ["3/2", "6/6"])
 def test_a_part_that_there_is_not(split: Split, classes: str) -> None:
-    with pytest.raises(AdaptError, match=f"has 5 classes; the share '{classes}' of them is empty"):
+    with pytest.raises(AdaptError, match=f"has 5 classes, so the part '{classes}' of the classes is empty"):
         split.only(classes)
 
 
