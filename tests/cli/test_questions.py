@@ -86,7 +86,7 @@ def test_questions_and_classes_are_not_mixed(
     speaks, image = speaking / "adapter.safetensors", photos / "test/sky/0.png"
     refused(run("predict", speaks, image), "answers questions: give --question")
     refused(run("predict", adapter, image, "--question", QUESTION), "classifies images: leave --question out")
-    refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave the class names out")
+    refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave class_names out")
     refused(run("chat", adapter, image), "is for a dual encoder, which does not answer in words")
     refused(
         run("eval", speaks, "--data", photos),

@@ -162,7 +162,7 @@ def test_the_folder_is_no_backbone(tiny: Backbone, images: Tensor, tmp_path: Pat
     for spec in (str(folder), f"hf:{folder}"):
         with pytest.raises(AdaptError, match=r"not a complete backbone: .* were cut out.*adapt\.load"):
             adapt.load_backbone(spec)
-    with pytest.raises(AdaptError, match="is a compact folder, which has its own backbone: leave backbone out"):
+    with pytest.raises(AdaptError, match="is a compact folder, which contains its own backbone: leave backbone out"):
         adapt.load(folder, tiny)
     loaded = adapt.load(folder)
     other = adapt.wrap(loaded.backbone, LoRA(), NAMES)
@@ -247,7 +247,7 @@ def test_a_damaged_folder(tiny: Backbone, tmp_path: Path, damage: Any, message: 
 def test_another_adapter_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     folder = compact.export(light(tiny, "vision.0"), tmp_path / "light")
     light(tiny, "vision.1").save(folder / adapter.NAME)
-    with pytest.raises(AdaptError, match="was cut for another adapter than the one that it holds"):
+    with pytest.raises(AdaptError, match="are not the blocks that its adapter skips"):
         adapt.load(folder)
 
 

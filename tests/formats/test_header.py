@@ -150,14 +150,14 @@ def test_more_in_a_fingerprint_than_is_known_here_is_passed_over(saved: Path, op
 @pytest.mark.parametrize("key", ["class_names", "config", "seed", "backbone"])
 def test_a_changed_header_is_found_before_anything_is_built(saved: Path, open_clip: Backbone, key: str) -> None:
     values = {"class_names": ["red_panda", "goldfish"], "config": {"n_ctx": 5}, "seed": 4, "backbone": '"mini-clip"'}
-    with pytest.raises(AdaptError, match="not those that were saved"):
+    with pytest.raises(AdaptError, match="do not match its checksum"):
         adapt.load(say(saved, signed=False, **{key: values[key]}), open_clip)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"self": 1}, "its settings do not fit the method"),
+        ({"self": 1}, "the recorded settings do not fit the method"),
         ({"n_ctx": 4, "template": "x"}, "unknown key 'template'"),
         ({"ctx_init": "x" * 2000}, "a text of 2,000 characters; expected at most 1,000"),
     ],
@@ -231,4 +231,4 @@ def test_what_could_not_be_read_again_is_not_saved(
 def test_inspect_looks_for_words_of_methods_that_can_be_made_only(saved: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(say(saved, config={"self": 1}))])
     assert result.exit_code == 2
-    assert "its settings do not fit the method" in result.stderr
+    assert "the recorded settings do not fit the method" in result.stderr

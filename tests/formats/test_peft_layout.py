@@ -88,7 +88,7 @@ def test_the_plain_scaling_of_peft_is_kept(hf_clip: Backbone, images: Tensor, tm
 
 def test_only_plain_lora_has_the_layout(open_clip: Backbone, tmp_path: Path) -> None:
     for method in (adapt.methods.CoOp(n_ctx=2), adapt.methods.LoRA(options={"use_dora": True})):
-        with pytest.raises(AdaptError, match="only plain LoRA has peft's layout"):
+        with pytest.raises(AdaptError, match="only plain LoRA can be written in peft's layout"):
             peft_layout.export(adapt.wrap(open_clip, method, NAMES), tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 
@@ -311,7 +311,7 @@ def test_quantisation_comes_back(model_folder: Path, tmp_path: Path, caplog: pyt
     assert not caplog.records
     adapt.load(folder, adapt.load_backbone(str(model_folder)))
     (record,) = caplog.records
-    assert "was trained on a backbone with int8, this one has no quantisation" in record.getMessage()
+    assert "was trained on a backbone with int8, but the given backbone has no quantisation" in record.getMessage()
 
 
 def test_how_a_decoder_is_asked_comes_back(tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def test_visual_tokens_take_room(pictures: Tensor) -> None:
     ("kind", "make", "message"),
     [
         ("llama", lambda: methods.VLoRA(**SMALL | {"skip": 5}), "skip is 5, but the decoder has 4 blocks: .* 1 to 4"),
-        ("llama", lambda: methods.VLoRA(**SMALL | {"heads": 3}), "dim is 16; expected a multiple of heads, 3"),
-        ("llama", lambda: methods.VLoRA(letters="qx"), "letters are 'qx'; expected some of qkvom, each once"),
-        ("llama", lambda: methods.VLoRA(letters="qq"), "letters are 'qq'; expected some of qkvom, each once"),
+        ("llama", lambda: methods.VLoRA(**SMALL | {"heads": 3}), "dim is 16; expected a multiple of heads, which is 3"),
+        ("llama", lambda: methods.VLoRA(letters="qx"), "letters are 'qx'; expected some of qkvom, each at most once"),
+        ("llama", lambda: methods.VLoRA(letters="qq"), "letters are 'qq'; expected some of qkvom, each at most once"),
         (
             "gpt_neox",
             lambda: methods.LoRA(towers=["decoder"], projections=["gate"]),
@@ -108,7 +108,7 @@ def test_an_adapter_belongs_to_its_language_model(method: str, tmp_path: Path) -
         adapt.load(
             path, VisionLLM(tiny_backbones.backbone("open_clip"), tiny_llms.KINDS["llama"](), tiny_llms.tokenizer())
         )
-    with pytest.raises(AdaptError, match="answers questions about images: leave the class names out"):
+    with pytest.raises(AdaptError, match="answers questions about images and has no classes: leave class_names out"):
         adapt.load(path, tiny_llms.vision_llm("llama"), class_names=["cat", "dog"])
 
 
