@@ -79,7 +79,7 @@ def test_check_names_a_wrong_root_once(run, refused, photos: Path, tmp_path: Pat
     assert run("data", "check", tmp_path / "list.csv", "--root", photos).exit_code == 0
     result = run("data", "check", tmp_path / "list.csv", "--root", photos / "test")
     refused(result, f"none of the {len(listed)} images of data 'list' exists, such as '{photos}/test/test/")
-    refused(result, f"start from the root '{photos}/test': give the right folder (--root, or data.root")
+    refused(result, f"relative to the root '{photos}/test': give the right root folder (--root, or data.root")
 
 
 def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:

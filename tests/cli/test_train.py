@@ -113,7 +113,7 @@ def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: P
     das = "method={name: das, search_epochs: 2, warmup_epochs: 0, turn: 1, draws: 2}"
     refused(run("train", recipe, "--set", das, "--keep-flops", 0.01), "das: keep_flops is 0.01, and a larger share")
     both = run("train", recipe, "--set", das, "--set", "method.skip=1", "--keep-flops", 0.9)
-    refused(both, "--keep-flops chooses how many blocks are skipped: leave it out, or --set method.skip=1")
+    refused(both, "--keep-flops and --set method.skip=1 both choose the skipped blocks: leave out one of them")
     result = run("train", recipe, "--set", das, "--keep-flops", 0.9, "--out", tmp_path / "run", "--quiet")
     assert result.exit_code == 0
     search = json.loads((tmp_path / "run/metrics.json").read_text())["search"]

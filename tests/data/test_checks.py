@@ -146,7 +146,8 @@ def test_a_class_without_an_image_keeps_nothing_else_from_being_told(tmp_path: P
         load(tmp_path)
     problems, notes = findings(tmp_path)
     assert problems == [
-        f"data '{tmp_path.name}': no training image of 'dog'. Add images to each class or take the class out",
+        f"data '{tmp_path.name}': no training image of 'dog'. Add training images of each class, or "
+        "remove classes that have none",
         "image 'emu/broken.png' cannot be decoded: unknown format. Replace it or take it out of the data",
         "class 'dog' has no image",
         "class 'emu' has no training image that can be read, of 1",

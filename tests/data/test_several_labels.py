@@ -114,10 +114,10 @@ ITEM = Item.of(path="a.jpg", labels=("a", "b"))
     [
         (
             (Item.of(path="b.jpg", label="b"), ITEM),
-            "'a.jpg' is labelled for the task labels (several classes per image, or none), and 'b.jpg' for classes",
+            "labelled for the task labels (several classes per image, or none), but 'b.jpg' for the task classes",
         ),
-        ((Item.of(path="a.jpg", labels="a|c"),), "'a.jpg' has the class 'a|c'; expected one of its 2 class names"),
-        ((replace(ITEM, text="hm"),), "a.jpg' has a text beside"),
+        ((Item.of(path="a.jpg", labels="a|c"),), "the class 'a|c'; expected one of the data set's 2 class names"),
+        ((replace(ITEM, text="hm"),), "a.jpg' has both a text and a label"),
     ],
 )
 def test_a_split_that_is_none(items: tuple[Item, ...], message: str) -> None:

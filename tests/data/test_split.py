@@ -184,7 +184,7 @@ def test_a_split_for_evaluation_needs_no_training_images() -> None:
         ((), None, "has no classes"),
         (("a", " "), None, "the name of label 1 is empty"),
         (("a", "b", "a"), None, "labels 0 and 2 are both named 'a'"),
-        (("a", "b"), Item.of(path="x.png", label="c"), "'x.png' has the class 'c'; expected one of its 2 class names"),
+        (("a", "b"), Item.of(path="x.png", label="c"), "has the class 'c'; expected one of the data set's 2 class"),
     ],
 )
 def test_labels_and_names_must_agree(names: tuple[str, ...], item: Item | None, message: str) -> None:

@@ -116,8 +116,8 @@ def test_a_csv_of_texts_and_images(tmp_path: Path, five_classes: Path) -> None:
     [
         ("text,label\n,dog\n", "expected either a path or a text, and not both"),
         ("text,path,label\na,b.png,dog\n", "expected either a path or a text, and not both"),
-        ("text,label,split\na,dog,train\nb,dog,test\n", "the part test has the text 'b'; expected images"),
-        ("text,path,label,split\na,,dog,train\n,b.png,dog,train\n", "the part train has images .* and texts"),
+        ("text,label,split\na,dog,train\nb,dog,test\n", "the test data has the text 'b'; expected images"),
+        ("text,path,label,split\na,,dog,train\n,b.png,dog,train\n", "the train data has both images .* and texts"),
     ],
 )
 def test_a_csv_that_mixes_both_is_refused(tmp_path: Path, content: str, expected: str) -> None:

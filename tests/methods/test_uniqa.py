@@ -77,7 +77,7 @@ def test_data_without_numbers_are_refused_before_work(tiny_split: Split, numbers
     alike = [replace(item, label=replace(item.label, value=1.0)) for item in numbers.train]
     with pytest.raises(AdaptError, match="all training images have the target 1; expected different targets"):
         fit(made(), alike, **STEPS)
-    with pytest.raises(AdaptError, match=r"is labelled for the task targets .* for classes .* Label every item alike"):
+    with pytest.raises(AdaptError, match=r"labelled for the task targets .* for the task classes .* Label all items"):
         replace(numbers, val=tiny_split.val)
 
 

@@ -118,7 +118,7 @@ def test_pairs_and_classes_are_not_taken_for_one_another(open_clip: Backbone, pa
     long = replace(pairs.train[0], text="very " * 200 + "long")
     with pytest.raises(AdaptError, match=r"the text 'very .* has 203 tokens"):
         adapt.fit(wrapped(open_clip), (long, *pairs.train[1:4]), **STEPS | {"batch_size": 4, "iterations": 1})
-    with pytest.raises(AdaptError, match=r"for the task pairs .* for classes .*Label every item alike"):
+    with pytest.raises(AdaptError, match=r"for the task pairs .* for the task classes .*Label all items"):
         replace(pairs, test=tiny_split.test)
 
 
