@@ -283,11 +283,11 @@ def test_a_table_shows_the_papers_figures_unless_told_not_to(run, halves: Path, 
     ("content", "words"),
     [
         (None, "none.json does not exist"),
-        ("no JSON", "none.json holds no results of a protocol: "),
-        ("[1, 2]", "none.json holds no results of a protocol: "),
+        ("no JSON", "none.json contains no valid results of a protocol: "),
+        ("[1, 2]", "none.json contains no valid results of a protocol: "),
         (
             '{"recipe": {}, "runs": []}',
-            "none.json holds no results of a protocol: protocol: Field required",
+            "none.json contains no valid results of a protocol: protocol: Field required",
         ),
     ],
 )

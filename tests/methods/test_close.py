@@ -87,7 +87,7 @@ def test_methods_that_need_images_say_so(name: str, open_clip: Backbone, of_text
 
 def test_views_are_of_images(open_clip: Backbone, of_texts: Split) -> None:
     model = adapt.wrap(open_clip, methods.GDA(views=2), of_texts.class_names)
-    with pytest.raises(AdaptError, match="gda takes random views of images"):
+    with pytest.raises(AdaptError, match="gda needs random views of images"):
         adapt.fit(model, of_texts.train, progress=False)
 
 

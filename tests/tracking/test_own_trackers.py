@@ -136,7 +136,7 @@ def test_a_damaged_tracking_file_is_refused_by_name(train, tmp_path: Path) -> No
     with stopped_at(5):
         train(out=out, track=Notes())
     (out / "tracking.json").write_text('{"id": "../..", "told": {}}')
-    with pytest.raises(AdaptError, match=r"tracking.json holds no trackers of a run: id"):
+    with pytest.raises(AdaptError, match=r"tracking.json contains no valid trackers of a run: id"):
         train(out=out, resume=True, track=Notes())
 
 

@@ -220,7 +220,7 @@ def test_a_search_that_was_changed_is_refused_by_name(train, new, tiny_split: Sp
     with stopped_at(1):
         train(new(), val_set=tiny_split.val, out=tmp_path / "run")
     (tmp_path / "run" / "search.json").write_text('{"chosen": [3]}')
-    with pytest.raises(AdaptError, match=r"search\.json holds no search: chosen\.0"):
+    with pytest.raises(AdaptError, match=r"search\.json contains no valid search: chosen\.0"):
         train(new(), val_set=tiny_split.val, out=tmp_path / "run", resume=True)
 
 
