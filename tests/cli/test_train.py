@@ -123,7 +123,7 @@ def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: P
 
 
 def test_an_unknown_recipe(run, refused) -> None:
-    refused(run("train", "cop"), "no recipe file 'cop'", "did you mean 'coop'?")
+    refused(run("train", "cop"), "nor a recipe called 'cop'", "did you mean 'coop'?")
     refused(run("train", "coop/eurosad"), "coop has no recipe 'eurosad': it has coop/base_to_new, coop/few_shot; data")
 
 

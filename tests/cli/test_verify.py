@@ -199,7 +199,7 @@ def test_a_recipe_beside_its_figure(run, verified, publish: Publish, tmp_path: P
         (["--recipe", "coop"], "--recipe coop needs a folder for its training runs: give a folder with --out"),
         (["--out", "runs"], "--out and --set apply only to a recipe's runs: add --recipe"),
         (["--set", "train.lr=1"], "--out and --set apply only to a recipe's runs: add --recipe"),
-        (["--recipe", "cop", "--out", "runs"], "no recipe of that name"),
+        (["--recipe", "cop", "--out", "runs"], "nor a recipe called 'cop'"),
         (["--recipe", "coop", "--seeds", "x", "--out", "runs"], "--seeds is 'x'"),
         (["--root", "nowhere"], "'eurosat': there is no folder"),
     ],

@@ -106,7 +106,9 @@ def test_an_old_index_is_searched_without_the_old_backbone(
 
 def test_an_index_of_another_backbone_is_refused_by_name(model_folder: Path, tmp_path: Path) -> None:
     other = adapt.wrap(tiny_backbones.backbone("hf_clip"), methods.ZeroShot(), ("object",))
-    with pytest.raises(AdaptError, match=f"differs from it, .*, as does {model_folder} that its adapter projects into"):
+    with pytest.raises(
+        AdaptError, match=f"different backbone, .*; {model_folder}, into whose space the adapter projects"
+    ):
         index_texts(other, TEXTS).check(trained(model_folder))
 
 

@@ -157,9 +157,9 @@ def test_recipes_by_name(
     ("name", "message"),
     [
         ("compose", "compose has several recipes: choose compose/das_lora or compose/vlora_lora"),
-        ("dpl/eurosat", "dpl has no recipe 'eurosat': it has dpl/few_shot; data sets are chosen by --data"),
-        ("mapel", "no recipe file 'mapel' and no recipe of that name; did you mean 'maple'"),
-        ("none.yaml", "no recipe file 'none.yaml'"),
+        ("dpl/eurosat", "dpl has no recipe 'eurosat': choose dpl/few_shot, and choose data sets with --data"),
+        ("mapel", "nor a recipe called 'mapel'; did you mean 'maple'"),
+        ("none.yaml", "nor a recipe called 'none.yaml'"),
     ],
 )
 def test_names_that_are_none(name: str, message: str) -> None:
@@ -196,7 +196,7 @@ def test_a_length_that_is_set_takes_the_place_of_the_recipes(key: str) -> None:
 def test_an_empty_name_of_data_and_a_name_too_long_for_a_file_are_refused() -> None:
     with pytest.raises(AdaptError, match="the data is ''; expected the name"):
         read_recipe("zero_shot", data="")
-    with pytest.raises(AdaptError, match="there is no recipe file"):
+    with pytest.raises(AdaptError, match="there is neither a recipe file"):
         read_recipe("a" * 5000, data="emoji")
 
 
