@@ -251,7 +251,7 @@ def test_the_bias_of_several_classes_is_a_mean(
             {"validation": [], "weights": [0.5, 0.5]},
             "a greedy soup is the unweighted mean of the adapters",
         ),
-        ({"validation": []}, "there are no images: this part of the data is empty"),
+        ({"validation": []}, "there are no images, because this split of the data is empty"),
     ],
 )
 def test_settings_that_make_no_soup(settings: dict[str, Any], words: str, open_clip: Backbone) -> None:

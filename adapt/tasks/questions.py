@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuestionLabel(NamedLabel):
-    """A question and its right answer. If a model chooses answers from a list, they are its classes."""
+    """A question about an image, and the correct answer, which is stored as the name of a class."""
 
     question: str
 
@@ -28,7 +28,7 @@ class QuestionLabel(NamedLabel):
 
 
 class Questions(Task):
-    """The task of visual question answering: images with a question and its answer; an image may have several."""
+    """The task of visual question answering, in which an image may have several questions, each with one answer."""
 
     name = "questions"
     title = "questions about images"

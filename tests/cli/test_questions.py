@@ -90,7 +90,7 @@ def test_questions_and_classes_are_not_mixed(
     refused(run("chat", adapter, image), "is for a dual encoder, which does not answer in words")
     refused(
         run("eval", speaks, "--data", photos),
-        "the data are images with one class each, and mini-clip+mini-lm is a vision LLM: use a dual encoder, or data",
+        "the data are images with one class each, but mini-clip+mini-lm is a vision LLM: use a dual encoder, or give",
     )
     classifying = ("--set=method={name: coop}", "--set=backbone=mini-clip", "--set=data.shots=1")
     refused(

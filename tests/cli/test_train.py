@@ -83,7 +83,7 @@ def test_without_out_nothing_is_written(run, recipe: Path, tmp_path: Path, monke
 
 
 def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
-    refused(run("train", recipe, "--track", "tensorboard"), "TensorBoard writes into the run's directory", "--out")
+    refused(run("train", recipe, "--track", "tensorboard"), "TensorBoard writes into the run directory", "--out")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_grades_are_learned_saved_and_loaded(open_clip: Backbone, tiny_split: Sp
 @pytest.mark.parametrize(
     ("overlaps", "message"),
     [
-        ((), "detpro with grades learns from the overlap of regions with their object's box, which the data does not"),
+        ((), "detpro with grades learns from the overlaps of regions with the box of their object, but the data"),
         ((0.4, 0.8), "has an overlap of 0.4; expected at least 0.5, the first of method.grades: label it"),
         ((0.55, 0.6), r"no training region of a class has an overlap from 0.7 to 1, a grade of method.grades"),
     ],

@@ -69,7 +69,7 @@ def test_the_plot_is_drawn(train, tiny_split, tmp_path: Path, with_test: bool) -
 
 def test_labels_must_be_the_models(train, make_model, tiny_split) -> None:
     wrong = [item.labelled(Class("shark")) for item in tiny_split.test]
-    with pytest.raises(AdaptError, match="is of class 'shark', which the model does not know"):
+    with pytest.raises(AdaptError, match="has the class 'shark', which is not a class of the model"):
         train(test_set=wrong)
 
 
