@@ -100,7 +100,7 @@ def test_broken_images_are_refused_with_their_number(split: Split) -> None:
     with pytest.raises(AdaptError) as caught:
         without_broken(split, "refuse")
     first, second = split.train[1].path, split.test[0].path
-    advice = "cannot be decoded: unknown format. Replace it or take it out of the data"
+    advice = "cannot be decoded: unknown format. Replace or remove the image"
     assert str(caught.value) == (
         f"2 of 5 images of data 'insects' cannot be used: image '{first}' {advice}; image '{second}' {advice}. "
         "List all of them with `adapt data check`, or leave them out with data.broken=skip"

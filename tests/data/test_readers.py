@@ -221,7 +221,7 @@ def _with(**parts: Any) -> dict[str, Any]:
         (_with(test=[["x.jpg", 3, "pear"]]), "no image has label 2. Number the labels from 0 without a gap"),
         (_with(test=[["x.jpg", 2, "apple"]]), "labels 0 and 2 are both named 'apple'"),
         (_with(test=[["x.jpg", 2, "pear"]]), "no training image of 'pear'"),
-        (_with(test=[["../x.jpg", 0, "apple"]]), "test: the image '../x.jpg' is not under '/data'"),
+        (_with(test=[["../x.jpg", 0, "apple"]]), "test: the image '../x.jpg' is not under the root '/data'"),
         ({"train": [], "val": [], "test": []}, "has no classes"),
     ],
 )
