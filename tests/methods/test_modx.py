@@ -125,7 +125,7 @@ def test_what_it_loses_is_the_rows_that_were_right(of_pairs: bool, tiny_split: S
 
 
 def test_it_is_no_part_of_a_composition() -> None:
-    with pytest.raises(AdaptError, match="modx cannot be a part"):
+    with pytest.raises(AdaptError, match="modx cannot be part of a composition"):
         methods.Compose([methods.ModX(), methods.CoOp(n_ctx=2)])
 
 

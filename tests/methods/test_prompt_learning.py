@@ -101,7 +101,7 @@ def test_every_image_has_its_own_context(fast: bool, open_clip: Backbone, images
 
 def test_class_features_of_cocoop_need_an_image(open_clip: Backbone) -> None:
     model = adapt.wrap(open_clip, methods.CoCoOp(), NAMES)
-    with pytest.raises(AdaptError, match="reads features of the vision tower, and this call has none"):
+    with pytest.raises(AdaptError, match="reads features of the vision tower, which this call does not compute"):
         model.class_features()
 
 

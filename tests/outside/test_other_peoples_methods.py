@@ -201,7 +201,7 @@ def test_a_file_may_import_those_beside_it(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_edits_without_the_towers_that_they_touch_are_refused() -> None:
-    with pytest.raises(AdaptError, match=r"Lost defines edits without touches.* touches = frozenset"):
+    with pytest.raises(AdaptError, match=r"Lost defines edits but no touches.* touches = frozenset"):
         type("Lost", (methods.ZeroShot,), {"name": "lost", "edits": lambda self, tower, context: []})
 
 

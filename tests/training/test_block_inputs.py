@@ -84,7 +84,7 @@ def test_an_edit_of_an_earlier_block_is_refused(make_model) -> None:
 
 def test_a_batch_of_block_inputs_has_no_images(make_model) -> None:
     model = make_model("lora", **LATE)
-    with pytest.raises(AdaptError, match="reads images, and this batch has only their features"):
+    with pytest.raises(AdaptError, match="reads images, but this batch has only image features"):
         _ = model.step(BlockInputs(2, torch.zeros(1, 17, 192)), torch.zeros(1).long()).images
 
 

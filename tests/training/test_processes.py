@@ -120,7 +120,7 @@ def test_methods_whose_shares_do_not_add_up(
         return
     step = model.step(images, torch.zeros(6))
     step.whole = lambda rows: rows
-    with pytest.raises(AdaptError, match="ln_tuning reads the images of a batch themselves, and each of several"):
+    with pytest.raises(AdaptError, match="ln_tuning reads all images of a batch, but each of several"):
         _ = step.images
 
 

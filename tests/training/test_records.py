@@ -135,7 +135,7 @@ def test_pairs_without_entities_are_contrasted(open_clip: Backbone, records: Spl
 def test_entities_of_one_pair_each_teach_nothing(open_clip: Backbone, records: Split) -> None:
     model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2), ())
     alone = [item.labelled(Record(entity=str(number))) for number, item in enumerate(records.train)]
-    with pytest.raises(AdaptError, match=f"each of the {len(alone)} entities of the training data has one pair only"):
+    with pytest.raises(AdaptError, match=f"each of the {len(alone)} entities in the training data has only one pair"):
         adapt.fit(model, alone, epochs=1, progress=False)
 
 
