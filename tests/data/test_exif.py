@@ -185,7 +185,7 @@ def test_a_header_says_which_it_learned_from(own: Path, probe: Any, tmp_path: Pa
     assert [model.backbone.preprocess.turned for model in together] == read
     assert together[0].backbone.model is together[1].backbone.model  # loaded once
     backbone = adapt.load_backbone("mini-clip")
-    with pytest.raises(AdaptError, match="trained on inputs prepared by"):
+    with pytest.raises(AdaptError, match="trained with the preprocessing"):
         check_reading({"size": 64, "turned": True}, backbone, "other.safetensors")
 
 

@@ -175,8 +175,8 @@ def _say(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, str]], Non
         (lambda tensors, header: tensors.pop("ctx"), "lacks ctx"),
         (_put("other", torch.zeros(2)), "has the unknown other"),
         (_put("ctx", torch.zeros(5, 128)), r"shape \(5, 128\); coop on this backbone expects \(4, 128\)"),
-        (_put("ctx", torch.zeros(4, 128, dtype=torch.int32)), "is torch.int32; expected floating point"),
-        (_say("format", [FORMAT[0] + 1, 0]), "format 3.0, this adapt reads 2.0: upgrade adapt"),
+        (_put("ctx", torch.zeros(4, 128, dtype=torch.int32)), "is torch.int32; expected torch.float32"),
+        (_say("format", [FORMAT[0] + 1, 0]), "format 3.0, but this adapt reads 2.0: upgrade adapt"),
         (_say("method", "cooop"), "unknown method 'cooop'; did you mean 'coop'"),
         (lambda tensors, header: header.pop("method"), "its header names no method"),
         (lambda tensors, header: header.pop("class_names"), "damaged header"),
@@ -315,14 +315,14 @@ def test_the_recorded_backbone_is_built_and_reads_as_it_did(
 def test_another_preprocessing_is_refused(saved: Path, open_clip: Backbone) -> None:
     reading = read_header(saved).preprocess
     rewrite(saved, _say("preprocess", reading | {"size": 2 * reading["size"]}))
-    refused(saved, open_clip, "prepares them by .*: give the backbone with the preprocessing")
+    refused(saved, open_clip, "has the preprocessing .*: give the backbone with the preprocessing")
 
 
 def test_tensors_are_missing_or_unknown_by_name(model: AdaptedModel) -> None:
     before = model.method.ctx.detach().clone()
     for tensors, message in [
-        ({"a": before, "b": before}, "^here lacks ctx and has the unknown a, b: it does not fit its method coop$"),
-        ({"ctx": before, "b": before}, "^here has the unknown b: it"),
+        ({"a": before, "b": before}, "^here lacks ctx and has the unknown a, b, and does not fit its method coop$"),
+        ({"ctx": before, "b": before}, "^here has the unknown b, and"),
         ({"ctx": before[1:]}, r"^tensor 'ctx' of here has shape \(3, 128\)"),
     ]:
         with pytest.raises(AdaptError, match=message):

@@ -138,7 +138,7 @@ def test_a_header_has_a_checksum(saved: Path) -> None:
     header, data = corrupt.taken_apart(saved.read_bytes())
     del header["__metadata__"]["checksum"]
     saved.write_bytes(corrupt.put_together(header, data))
-    with pytest.raises(AdaptError, match="it has no checksum"):
+    with pytest.raises(AdaptError, match="the header has no checksum"):
         read_header(saved)
 
 

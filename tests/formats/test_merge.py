@@ -80,7 +80,7 @@ def test_nothing_is_overwritten(open_clip: Backbone, tmp_path: Path) -> None:
 
 
 def test_a_backbone_of_unknown_format_leaves_no_folder(open_clip: Backbone, tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="its format is not known"):
+    with pytest.raises(AdaptError, match="its file format is not known"):
         merge(adapt.wrap(open_clip, LoRA(), NAMES), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
