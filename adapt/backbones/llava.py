@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def build(model: LlavaForConditionalGeneration, processor: Processor, name: str | None = None) -> VisionLLM:
-    """Return a LLaVA's vision tower and language model as a vision LLM, without its projector.
+    """Return a `VisionLLM` made of the vision tower and the language model of a LLaVA, without the LLaVA's projector.
 
-    The `projector` method trains or imports the projector. The language model gets its head back, and shares all
-    weights with `model`. Raises AdaptError if the model takes its patch features from several layers, keeps the class
-    token, or drops a patch.
+    The `projector` method trains or imports the projector. The language model includes its head, and shares all weights
+    with `model`. Raises AdaptError if the LLaVA takes patch features from several layers or from the embeddings, keeps
+    the class token, or drops a patch.
     """
     config, eyes = model.config, model.model.vision_tower
     vision_config = cast("PreTrainedConfig", config.vision_config)
@@ -29,8 +29,9 @@ def build(model: LlavaForConditionalGeneration, processor: Processor, name: str 
     patches_alone = "default" if tower.form.pooling == "class" else "full"  # SigLIP has no class token
     if not isinstance(layer, int) or layer == 0 or config.vision_feature_select_strategy != patches_alone:
         raise AdaptError(
-            f"this LLaVA reads patch features of layers {layer} by {config.vision_feature_select_strategy!r}; "
-            f"expected one layer but the embeddings, by {patches_alone!r}"
+            f"this LLaVA has vision_feature_layer {layer} and vision_feature_select_strategy "
+            f"{config.vision_feature_select_strategy!r}; expected one layer other than 0 and {patches_alone!r}: use "
+            "another LLaVA"
         )
     vision = Vision(eyes, tower, preprocess_of(processor.image_processor, vision_config.image_size), eyes)
     block = layer if layer < 0 else layer - 1  # layer 0 is the embeddings
@@ -38,7 +39,7 @@ def build(model: LlavaForConditionalGeneration, processor: Processor, name: str 
 
 
 def _language_model(model: LlavaForConditionalGeneration) -> PreTrainedModel:
-    """Return a causal language model made of LLaVA's decoder and `lm_head`, sharing their weights."""
+    """Return a causal language model that is made of LLaVA's decoder and `lm_head` and shares all their weights."""
     import torch
 
     with torch.device("meta"):

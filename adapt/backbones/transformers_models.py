@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ImageProcessor(Protocol):
-    """The settings of a transformers image processor that decide which pixels a model gets."""
+    """The settings of a transformers image processor that determine the pixel values of a model's input."""
 
     resample: int
     do_normalize: bool
@@ -48,17 +48,17 @@ _CLASSES = {
 
 
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
-    """Return the backbone at a hub name or in a folder; reads only safetensors, and never runs remote code.
+    """Load the backbone `source`, a hub name or a folder, from safetensors only and without running remote code.
 
-    `name` becomes the backbone's name. Without `tensors`, the model is made from its configuration alone. Raises
-    AdaptError for an unsupported type of model, and if transformers cannot load it.
+    `name` becomes the backbone's name. If `tensors` is false, the model is created from its configuration alone. Raises
+    AdaptError if the type of model is not supported, or if transformers cannot load the model.
     """
     import transformers
 
     with fetching(source):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in _CLASSES and "CausalLM" in str(config.architectures):
-            raise AdaptError(f"{source} is a language model: join it to a vision tower, as in mini-clip+{source}")
+            raise AdaptError(f"{source} is a language model: combine it with a vision tower, as in mini-clip+hf:NAME")
         if config.model_type not in _CLASSES:
             raise AdaptError(
                 f"{source} is a {config.model_type} model, which adapt cannot load; "
@@ -73,7 +73,7 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
 
 
 def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
-    """Return the transformers model of class `kind` loaded from `source`, after checking that no weight is missing.
+    """Load and return the transformers model of class `kind` from `source`, after checking that no weight is missing.
 
     Raises AdaptError for a missing tensor, which transformers would fill with random values.
     """
@@ -81,15 +81,15 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
     model, report = kind.from_pretrained(source, **native, **options)
     if missing := sorted(report["missing_keys"]):
         raise AdaptError(
-            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights belong "
-            "to different models. Fetch it again"
+            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}, so configuration and weights belong "
+            "to different models. Fetch the model again"
         )
     loaded: PreTrainedModel = model
     return loaded
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
-    """Wrap a transformers model, with its processor, as a backbone. Raises AdaptError for an unsupported type."""
+    """Wrap a transformers model and its processor as a backbone. Raises AdaptError for an unsupported type of model."""
     from adapt.backbones import fusion, hf, llava
 
     builders: dict[str | None, Callable[..., Backbone]] = {
@@ -109,7 +109,7 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Ba
     if missing:
         given = "no processor" if processor is None else f"a {type(processor).__name__}"
         raise AdaptError(
-            f"from_transformers got {given} beside the {type(model).__name__}, without {' and '.join(missing)}: "
-            "give transformers.AutoProcessor.from_pretrained(NAME), or any object with both"
+            f"from_transformers got {given} for the {type(model).__name__}, but needs {' and '.join(missing)}: give "
+            "transformers.AutoProcessor.from_pretrained(NAME), or any object with a tokenizer and an image_processor"
         )
     return builders[kind](model, processor, name)

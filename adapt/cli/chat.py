@@ -44,7 +44,7 @@ def chat(
 ) -> None:
     """Ask the vision LLM of ADAPTER questions about IMAGE, one per line; an empty line ends the chat.
 
-    Each question is answered on its own: earlier ones are not remembered.
+    Each question is answered independently of earlier questions and answers.
 
     \b
     Examples:
@@ -62,7 +62,7 @@ def chat(
         model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, SpeakingModel):
             raise AdaptError(
-                f"{adapter} is for a {model.backbone.family}, which does not answer in words: use `adapt predict`"
+                f"{adapter} is for a {model.backbone.family}, but only a vision LLM can chat: use `adapt predict`"
             )
         picture = open_image(image, turned=model.backbone.preprocess.turned)
         settings = {"max_new_tokens": max_tokens, "num_beams": beams}
@@ -74,7 +74,7 @@ def chat(
 
 
 def _converse(answer: Callable[[str], str]) -> None:
-    """Answer each question that the user types, until an empty line. Errors are printed and do not end the chat."""
+    """Answer the questions that the user types, until an empty line. Errors are printed and do not end the chat."""
     for question in iter(_typed, ""):
         try:
             click.echo(_lines(answer(question)))
@@ -83,12 +83,12 @@ def _converse(answer: Callable[[str], str]) -> None:
 
 
 def _lines(answer: str) -> str:
-    """Return an answer with its line breaks, and with control characters escaped that would steer a terminal."""
+    """Escape control characters, which could control the terminal, in an answer, but keep the answer's line breaks."""
     return "\n".join(map(shown, answer.split("\n")))
 
 
 def _typed() -> str:
-    """Return the next question that the user types; "" at the end of the input."""
+    """Read the next question from the terminal and return its text; return "" at the end of the input."""
     try:
         return str(click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True)).strip()
     except click.Abort:

@@ -129,11 +129,15 @@ def test_a_projector_as_llava_itself_saves_it(names: dict[str, str], tmp_path: P
 @pytest.mark.parametrize(
     ("eyes", "settings", "message"),
     [
-        ("CLIPVisionConfig", {"vision_feature_layer": [-2, -1]}, r"layers \[-2, -1\] .*expected one layer"),
-        ("CLIPVisionConfig", {"vision_feature_layer": 0}, "layers 0 by .*expected one layer but the embeddings"),
-        ("CLIPVisionConfig", {"vision_feature_layer": -4}, "patch_block is -4, and the vision tower has 3 blocks"),
-        ("CLIPVisionConfig", {"vision_feature_select_strategy": "full"}, "by 'full'; expected .* by 'default'"),
-        ("SiglipVisionConfig", {"vision_feature_select_strategy": "default"}, "by 'default'; expected .* by 'full'"),
+        ("CLIPVisionConfig", {"vision_feature_layer": [-2, -1]}, r"layer \[-2, -1\] .*expected one layer"),
+        ("CLIPVisionConfig", {"vision_feature_layer": 0}, "layer 0 and .*expected one layer other than 0"),
+        ("CLIPVisionConfig", {"vision_feature_layer": -4}, "patch_block is -4, but the vision tower has only 3 blocks"),
+        ("CLIPVisionConfig", {"vision_feature_select_strategy": "full"}, "strategy 'full'; expected .* and 'default'"),
+        (
+            "SiglipVisionConfig",
+            {"vision_feature_select_strategy": "default"},
+            "'default'; expected .* and 'full'",
+        ),
     ],
 )
 def test_patch_features_that_are_no_blocks_patches(eyes: str, settings: dict[str, Any], message: str) -> None:

@@ -339,7 +339,7 @@ def test_loras_weights_do_not_merge_into_it(name: str, kind: str, tmp_path: Path
 @every_kind
 def test_twice_or_an_unknown_kind_is_refused(kind: str) -> None:
     small = quantize(fresh("open_clip_timm"), kind)
-    with pytest.raises(AdaptError, match=f"CustomTextCLIP is quantised already, to {kind}"):
+    with pytest.raises(AdaptError, match=f"CustomTextCLIP is already quantised to {kind}"):
         quantize(small, "nf4")
     with pytest.raises(AdaptError, match="quantize is 'nf5'; did you mean 'nf4'"):
         quantize(fresh("open_clip_timm"), "nf5")

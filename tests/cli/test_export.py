@@ -77,7 +77,7 @@ def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_fol
     refused(run("export", adapter, "--to", "onnx", "--compact", "--out", out), "give either --compact or --to")
     refused(
         run("export", adapter, "--compact", "--int8", "--out", out),
-        "--int8, --runtime, --classes and --data go with --to",
+        "--int8, --runtime, --classes and --data need --to",
     )
     refused(run("export", adapter, "--to", "torch", "--int8", "--out", out), "int8 applies to onnx")
     cocoop = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.CoCoOp(), ("goldfish", "sky"))

@@ -227,7 +227,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
         (["--to", "{others}/sketches", "--set", "method.class_specific=true"], "coop learns tensors for each of its"),
         (
             ["--to", "{others}/sketches", "--address", "10.0.0.1:6379"],
-            "--address names a Ray cluster: add --engine ray",
+            "--address is the address of a Ray cluster and needs --engine ray: add --engine ray",
         ),
     ],
 )

@@ -96,7 +96,7 @@ def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
         ("seed", ["override 'seed' is not of the form key=value"]),
         ("backbone=mini-clap", ["unknown backbone 'mini-clap'", "did you mean 'mini-clip'?"]),
         ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean 'ViT-B-16'"]),
-        ("backbone=open_clip:ViT-B-16/openia", ["no weights 'openia'", "did you mean 'openai'?"]),
+        ("backbone=open_clip:ViT-B-16/openia", ["no pretrained weights 'openia'", "did you mean 'openai'?"]),
         ("data.source=nowhere", ["data 'nowhere' is not known to any reader"]),
         ("train.precision=fp16", ["fp16 needs a CUDA device"]),
         ("method={name: linear_probe}", ["linear_probe is not trained by steps: leave out"]),
@@ -111,7 +111,7 @@ def test_refusals(run, refused, recipe: Path, tmp_path: Path, override: str, wor
 
 def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: Path) -> None:
     das = "method={name: das, search_epochs: 2, warmup_epochs: 0, turn: 1, draws: 2}"
-    refused(run("train", recipe, "--set", das, "--keep-flops", 0.01), "das: keep_flops is 0.01, and a larger share")
+    refused(run("train", recipe, "--set", das, "--keep-flops", 0.01), "das: keep_flops is 0.01, but a larger fraction")
     both = run("train", recipe, "--set", das, "--set", "method.skip=1", "--keep-flops", 0.9)
     refused(both, "--keep-flops and --set method.skip=1 both choose the skipped blocks: leave out one of them")
     result = run("train", recipe, "--set", das, "--keep-flops", 0.9, "--out", tmp_path / "run", "--quiet")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """The base class of families, the loaders of backbones. Packages add one by an entry point in `adapt.backbones`."""
+    """The base class of backbone loaders (families); a package can add one by an entry point in `adapt.backbones`."""
 
     name: ClassVar[str]
     forms: ClassVar[dict[str, str]]
@@ -23,7 +23,7 @@ class Family:
         raise NotImplementedError
 
     def load(self, spec: str, device: torch.device) -> Backbone:
-        """Return the backbone named `spec`; the caller then moves it to `device`.
+        """Load and return the backbone named `spec`, which the caller then moves to `device`.
 
         Raises AdaptError, with a remedy, if the backbone cannot be loaded.
         """
@@ -34,5 +34,5 @@ class Family:
         return False
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        """Return the backbone in the folder `path`; without `tensors`, only its configuration is read, no weights."""
+        """Return the backbone in the folder `path`. If `tensors` is false, no weights are read."""
         raise NotImplementedError
