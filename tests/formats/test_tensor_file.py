@@ -140,7 +140,7 @@ def test_files_of_others_have_no_checksum(tmp_path: Path) -> None:
         ('{"x": {"dtype": "F8_E4M3", "shape": [0], "data_offsets": [0, 0]}}', "'x' is of type 'F8_E4M3'"),
         ('{"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}}', r"'x' has the shape \(-1,\)"),
         ('{"x": {"dtype": "F32", "shape": [%s], "data_offsets": [0, 0]}}' % ("9" * 5000), "Exceeds the limit"),
-        ('{"x": NaN}', "NaN is not a number in JSON"),
+        ('{"x": NaN}', "NaN is not allowed in JSON"),
         ("[]", "no readable header"),
         ('{"x": 5}', "no readable header"),
         ('{"x": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', r"'x' has the shape \(True,\)"),

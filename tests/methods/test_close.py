@@ -95,7 +95,7 @@ def test_a_text_beyond_the_context_is_named(open_clip: Backbone, of_texts: Split
     long = tuple(replace(item, text="very " * 200 + "long") for item in of_texts.train)
     model = adapt.wrap(open_clip, methods.Close(), of_texts.class_names)
     with pytest.raises(
-        AdaptError, match=r"the text 'very very .* has 203 tokens but the text tower reads 77: shorten it"
+        AdaptError, match=r"the text 'very very .* has 203 tokens but the text tower reads 77: shorten the text"
     ):
         adapt.fit(model, long, **STEPS)
 

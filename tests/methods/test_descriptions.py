@@ -125,7 +125,7 @@ def test_bad_descriptors_are_refused_by_name(open_clip: Backbone, descriptors: o
         ("a.json", '{"cat": ["fur", ""]}', "none of them empty"),
         ("a.json", '{"cat": ["fur"], "cat": ["ears"]}', "the class 'cat' is listed twice"),
         ("a.json", '{"cat": [], "cat": ["ears"]}', "the class 'cat' is listed twice"),
-        ("a.json", '{"cat": ["' + "x" * 2000 + '"]}', "a text of 2,000 characters"),
+        ("a.json", '{"cat": ["' + "x" * 2000 + '"]}', "a text has 2,000 characters"),
         ("a.json", "[1]", "expected an object"),
     ],
 )

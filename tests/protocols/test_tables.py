@@ -99,13 +99,13 @@ def test_curves_of_different_shots_share_a_table() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (halves(source="photos"), "base_to_new on emoji with mini-clip and base_to_new on photos"),
-        (curve({1: 0.5}), "base_to_new on emoji with mini-clip and few_shot on emoji"),
+        (halves(source="photos"), "base_to_new on emoji with mini-clip and of base_to_new on photos"),
+        (curve({1: 0.5}), "base_to_new on emoji with mini-clip and of few_shot on emoji"),
     ],
     ids=["data", "protocol"],
 )
 def test_what_cannot_be_compared_is_refused(other: dict[str, Any], words: str) -> None:
-    with pytest.raises(AdaptError, match=f"one table shows one protocol, data set and backbone; these are {words}"):
+    with pytest.raises(AdaptError, match=f"the results are of {words} .*; expected one protocol, data set"):
         table([halves(), other])
 
 

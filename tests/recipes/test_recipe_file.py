@@ -104,7 +104,7 @@ def test_the_resolved_form_keeps_neither(path: Path) -> None:
         ("data: {shots: 8}", "data: {source: 3}", "data.source is 3"),
         ("dtd: {train", "dtb: {train", "on has 'dtb', which is no data set known by name; did you mean 'dtd'"),
         ("  own: {method", "  photos: {method", "on has 'photos', which is no data set known by name"),
-        ("emoji@noto: {seed: 7}", "emoji@noto: 7", "on.emoji@noto is 7; expected keys of a recipe"),
+        ("emoji@noto: {seed: 7}", "emoji@noto: 7", "on.emoji@noto is 7; expected recipe keys"),
         ("expected:\n  dtd", "expected:\n  dtt", "expected has 'dtt', which is no data set"),
         ("dtd: {train", "dtd: {trian: 1, train", "unknown key 'trian'; did you mean 'train'"),
     ],
@@ -120,7 +120,7 @@ def test_files_that_are_refused(path: Path, old: str, new: str, message: str) ->
 def test_on_what_is_asked_for(path: Path) -> None:
     with pytest.raises(AdaptError, match=r"mine\.yaml names no data: .* emoji, .*; for example --data emoji"):
         read_recipe(path)
-    with pytest.raises(AdaptError, match=r"data\.source is 'photos' and the data is 'dtd'; expected one of them"):
+    with pytest.raises(AdaptError, match=r"data\.source is 'photos', but the data is also given as 'dtd'"):
         read_recipe(path, ["data.source=photos"], data="dtd")
     with pytest.raises(AdaptError, match="unknown key 'on'"):
         read_recipe(path, ["on.dtd.seed=3"], data="dtd")
