@@ -99,7 +99,7 @@ def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
         ("backbone=open_clip:ViT-B-16/openia", ["no pretrained weights 'openia'", "did you mean 'openai'?"]),
         ("data.source=nowhere", ["data 'nowhere' is not known to any reader"]),
         ("train.precision=fp16", ["fp16 needs a CUDA device"]),
-        ("method={name: linear_probe}", ["linear_probe is not trained by steps: leave out"]),
+        ("method={name: linear_probe}", ["linear_probe is not trained by gradient steps: leave out"]),
         ("device=gpu", ["device 'gpu' cannot be used here"]),
         ("device=cuda:99", ["device 'cuda:99' cannot be used here"]),
     ],
@@ -150,7 +150,7 @@ def test_options_are_keys_of_the_recipe(run, recipe: Path, photos: Path, model_f
             "--backbone mini-clip and --set backbone=hf:x disagree",
         ),
         (["--device", "cpu", "--set", "device=cuda"], "--device cpu and --set device=cuda disagree"),
-        (["--root", "somewhere"], "takes no root: leave 'somewhere' out"),
+        (["--root", "somewhere"], "takes no root: leave out 'somewhere'"),
     ],
 )
 def test_options_and_keys_that_disagree(run, refused, recipe: Path, options: list[str], words: str) -> None:
@@ -173,7 +173,7 @@ def test_flags_that_need_a_directory(run, refused, recipe: Path, flag: str) -> N
 
 
 def test_a_finished_run_is_not_overwritten(run, refused, recipe: Path, trained) -> None:
-    refused(run("train", recipe, "--out", trained("coop")), "already holds a run")
+    refused(run("train", recipe, "--out", trained("coop")), "already contains a run")
 
 
 @pytest.fixture

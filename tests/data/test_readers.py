@@ -71,11 +71,11 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     [
         (
             (),
-            "has no images in folders of their classes. Expected CLASS/IMAGE, an image being one of: .avif .bmp .gif .",
+            "in folders of their classes. Expected CLASS/IMAGE, with images of the formats .avif .bmp .gif .",
         ),
         (("1.jpg",), "has no images in folders of their classes"),
         (("train/a/1.jpg", "test/a/x.txt"), "test' has no images in folders of their classes"),
-        (("train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"), "two folders for one part: train, val, valid"),
+        (("train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"), "the same part (train, val or test): train, val, valid"),
         (("train/a/1.jpg", "test/b/1.jpg"), "no training image of 'b'"),
         (("a/1.jpg", "b/notes.txt"), "no training image of 'b'"),
     ],
@@ -256,7 +256,7 @@ def test_load_picks_the_reader(tmp_path: Path, emoji_zip: Path, make: Callable[[
 def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Path) -> None:
     assert load(_json(tmp_path, ENTRIES), root="/data").test[0].path == "/data/a/2.jpg"
     for spec in ("emoji", touch(tmp_path / "folder", "a/1.jpg")):
-        with pytest.raises(AdaptError, match=r"takes no root: leave '/data' out"):
+        with pytest.raises(AdaptError, match=r"takes no root: leave out '/data'"):
             load(spec, root="/data")
 
 

@@ -85,7 +85,7 @@ def test_a_box_that_is_none(write: Write, row: str, first: str, message: str) ->
 
 
 def test_all_four_edges_are_needed(write: Write) -> None:
-    with pytest.raises(AdaptError, match=r"no column 'y1'\. A region needs all of x0, y0, x1, y1"):
+    with pytest.raises(AdaptError, match=r"no column 'y1'\. Regions need all the columns x0, y0, x1, y1"):
         read_csv(write("a.png,left,0,0,5", first="path,label,x0,y0,x1"))
 
 
@@ -142,7 +142,7 @@ def test_paths_alone(write: Write, tmp_path: Path) -> None:
     assert read_paths(listed) == [(f"{tmp_path}/{name}", name) for name in called]
     with pytest.raises(AdaptError, match=r"line 2: the image '\.\./a.png' is not under"):
         read_paths(write("../a.png", first="path"))
-    with pytest.raises(AdaptError, match=r"expected a column 'path'.* Rename 'file' to it\."):
+    with pytest.raises(AdaptError, match=r"expected a column 'path'.* Rename 'file' to 'path'\."):
         read_paths(write("a.png", first="file"))
     with pytest.raises(AdaptError, match=r"and a line for each image\."):
         read_paths(write(first="path"))

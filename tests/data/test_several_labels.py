@@ -82,7 +82,7 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
         (("a.jpg,",), "path,labels", "all cells of the column 'labels' are empty"),
         (("a.jpg,cat,dog",), "path,labels,label", "mine.csv': no task reads the columns label, labels, path together"),
         (("a.jpg,cat,1",), "path,labels,target", "no task reads the columns labels, path, target together"),
-        (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected either a path or a text, and not both"),
+        (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected either a path or a text, not both"),
         (("a.jpg,cat", "a.jpg,dog"), "path,labels", "is of two classes, 'cat' and 'dog'"),
         (("a.jpg,cat", "a.jpg,dog"), "path,label", "a column 'labels' in place of 'label' may have several"),
         (("cat",), "labels", "line 2: the path is empty"),

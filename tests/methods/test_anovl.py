@@ -174,7 +174,7 @@ def test_a_folder_of_defects(screws: Path) -> None:
 
 def test_a_defect_without_a_mask_is_refused(screws: Path) -> None:
     (screws / "ground_truth/bent/0_mask.png").unlink()
-    with pytest.raises(AdaptError, match="is an image of a defect, and has no mask"):
+    with pytest.raises(AdaptError, match="is an image of a defect, but ground_truth has no mask"):
         read_defect_folder(screws)
 
 
@@ -225,7 +225,7 @@ def test_a_mask_is_of_a_whole_image(screws: Path) -> None:
     table = screws / "screws.csv"
     line = '"test/bent/0.png#xywh=0,0,8,8",abnormal,test,ground_truth/bent/0_mask.png\n'
     table.write_text("path,label,split,mask\n" + line)
-    with pytest.raises(AdaptError, match=r"line 2: .* is a region, and a mask is for a full image"):
+    with pytest.raises(AdaptError, match=r"line 2: .* is a region, but a mask is for a full image"):
         read_csv(table)
 
 

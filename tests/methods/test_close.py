@@ -81,7 +81,7 @@ def test_a_step_sees_the_text_towers_features(open_clip: Backbone, of_texts: Spl
 def test_methods_that_need_images_say_so(name: str, open_clip: Backbone, of_texts: Split) -> None:
     method = methods.find(name)(**methods.find(name).example)
     model = adapt.wrap(open_clip, method, of_texts.class_names)
-    with pytest.raises(AdaptError, match=f"texts in the place of training images, and {name}"):
+    with pytest.raises(AdaptError, match=f"texts instead of training images, but {name}"):
         adapt.fit(model, of_texts.train, **STEPS)
 
 
@@ -114,8 +114,8 @@ def test_a_csv_of_texts_and_images(tmp_path: Path, five_classes: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("text,label\n,dog\n", "expected either a path or a text, and not both"),
-        ("text,path,label\na,b.png,dog\n", "expected either a path or a text, and not both"),
+        ("text,label\n,dog\n", "expected either a path or a text, not both"),
+        ("text,path,label\na,b.png,dog\n", "expected either a path or a text, not both"),
         ("text,label,split\na,dog,train\nb,dog,test\n", "the test data has the text 'b'; expected images"),
         ("text,path,label,split\na,,dog,train\n,b.png,dog,train\n", "the train data has both images .* and texts"),
     ],

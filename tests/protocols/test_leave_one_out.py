@@ -106,5 +106,5 @@ def test_domains_that_results_cannot_tell_apart(recipe: Recipe, names: tuple[str
 
 def test_folders_without_classes(tmp_path: Path) -> None:
     (tmp_path / "art").mkdir()
-    with pytest.raises(AdaptError, match="expected DOMAIN/CLASS/IMAGE"):
+    with pytest.raises(AdaptError, match="Expected DOMAIN/CLASS/IMAGE"):
         load(f"domains:{tmp_path}")

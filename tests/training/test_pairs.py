@@ -223,20 +223,20 @@ def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
     assert [item.text for item in split.test] == ["a bird"]
     assert split.task.numbers(split.train, ()).tolist() == [0, 0, 1]
     (tmp_path / "train/1.txt").write_text("\n")
-    with pytest.raises(AdaptError, match=r"1\.png' has none: write one to 1\.txt"):
+    with pytest.raises(AdaptError, match=r"1\.png' has no text: write one to 1\.txt"):
         load(tmp_path)
     (tmp_path / "train/1.txt").write_text("a dog")
     Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
     (tmp_path / "loose.txt").write_text("a fish")
-    with pytest.raises(AdaptError, match=r"loose\.png' is in none of them"):
+    with pytest.raises(AdaptError, match=r"loose\.png' is in none of these folders"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("settings", "refusal"),
     [
-        ({"towers": ("text",)}, "need images, and the data holds pairs of images and texts"),
-        ({"blocks": (2, 3)}, "need the feature cache and an unedited vision tower"),
+        ({"towers": ("text",)}, "needs images only, but the data contains pairs of images and texts"),
+        ({"blocks": (2, 3)}, "needs the feature cache and an unedited vision tower"),
     ],
 )
 def test_pairs_keep_their_texts_where_images_could_come_from_the_cache(
