@@ -53,7 +53,7 @@ def test_without_a_background_it_is_coops_answers(open_clip: Backbone, images: T
 
 
 def test_a_background_that_is_no_class_is_named(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match=r"background is 'nine', which is no class; did you mean 'none'"):
+    with pytest.raises(AdaptError, match=r"background is 'nine', which is not a class; did you mean 'none'"):
         adapt.wrap(open_clip, methods.DetPro(background="nine"), NAMES)
 
 
@@ -155,8 +155,11 @@ def test_grades_are_learned_saved_and_loaded(open_clip: Backbone, tiny_split: Sp
     ("overlaps", "message"),
     [
         ((), "detpro with grades learns from the overlaps of regions with the box of their object, but the data"),
-        ((0.4, 0.8), "has an overlap of 0.4; expected at least 0.5, the first of method.grades: label it"),
-        ((0.55, 0.6), r"no training region of a class has an overlap from 0.7 to 1, a grade of method.grades"),
+        ((0.4, 0.8), "has an overlap of 0.4; expected at least 0.5, the lowest of method.grades: label it"),
+        (
+            (0.55, 0.6),
+            r"no training region of a known class has an overlap from 0.7 to 1, which is a grade in method.grades",
+        ),
     ],
 )
 def test_overlaps_that_grades_cannot_be_learned_from(
@@ -171,5 +174,5 @@ def test_overlaps_that_grades_cannot_be_learned_from(
 
 @pytest.mark.parametrize("grades", [(0.5,), (0.7, 0.5), (0.5, 1.0), (-0.1, 0.5)])
 def test_grades_that_are_none(grades: tuple[float, ...]) -> None:
-    with pytest.raises(AdaptError, match="expected two or more, increasing, from 0 to under 1"):
+    with pytest.raises(AdaptError, match="expected two or more rising numbers from 0 to below 1"):
         methods.DetPro(grades=grades)

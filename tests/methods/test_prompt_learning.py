@@ -136,7 +136,7 @@ def test_what_does_not_fit_the_towers_is_refused(method: methods.Method, message
 
 
 def test_nothing_to_learn_is_refused() -> None:
-    with pytest.raises(AdaptError, match="are both 0; expected one above 0"):
+    with pytest.raises(AdaptError, match="are both 0; expected at least one above 0"):
         methods.IVLP(n_ctx_text=0, n_ctx_vision=0)
 
 

@@ -88,7 +88,7 @@ def test_visual_tokens_take_room(pictures: Tensor) -> None:
         (
             "gpt_neox",
             lambda: methods.LoRA(towers=["decoder"], projections=["gate"]),
-            "projections has gate; expected some of q",
+            "projections has gate; expected names in q",
         ),
         ("llama", methods.LoRA, r"the text tower of \S+ has no .*editable towers: vision, decoder"),
         ("llama", methods.CoOp, "coop adapts a dual encoder, and .* is a vision LLM"),
