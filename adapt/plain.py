@@ -39,14 +39,14 @@ def dump(value: object, indent: int | None = None) -> str:
 
 
 def within(value: object, *keys: str, kind: type[T]) -> T | None:
-    """Return the value under nested `keys` in untrusted JSON data, or None if no value of type `kind` is there."""
+    """Return the value under nested `keys` in untrusted JSON data, or None if there is no value of type `kind`."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, kind) else None
 
 
 def leaves(values: Mapping[str, object], joint: str = ".") -> Iterator[tuple[str, object]]:
-    """Yield a pair of joined keys, such as `train.lr`, and value for each innermost value of nested mappings."""
+    """Yield a pair of dotted key, such as `train.lr`, and value for each innermost value of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from ((f"{key}{joint}{inner}", leaf) for inner, leaf in leaves(value, joint))

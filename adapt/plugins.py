@@ -21,7 +21,7 @@ def loaded() -> tuple[Path, ...]:
 
 
 def load(paths: Iterable[Path]) -> None:
-    """Run each plug-in file once, and register its methods. Raises AdaptError if a file defines no method.
+    """Run each plug-in file once, and register the file's methods. Raises AdaptError if a file defines no method.
 
     A plug-in can import other files in its folder if no installed library has the same name.
     """

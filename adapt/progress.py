@@ -29,7 +29,7 @@ def _describe(entry: dict[str, Any]) -> str:
 
 @contextmanager
 def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Reporter]:
-    """Yield a callback that displays progress after each training step, starting at `done` of `total` steps."""
+    """Yield a callback that displays progress after each training step, starting from `done` of `total` steps."""
     if not show:
         yield lambda entry: None
     elif sys.stderr.isatty():

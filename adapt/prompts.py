@@ -126,14 +126,14 @@ def of_classes(
         if own in names:
             raise AdaptError(
                 f"class names {names[own]!r} and {name!r} have the same tokens: give names with different tokens "
-                "(in a file of names, data.names in a recipe), or put the images of both into one class"
+                "(in a file of names, data.names in a recipe), or merge the two classes"
             )
         names[own] = name
     return [list(own) for own in names]
 
 
 def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: str) -> None:
-    """Raise AdaptError if `prompt` is too long for the text tower. The message contains `what` and `shorten`."""
+    """Raise AdaptError if `prompt` is too long for the text tower. The message asks to shorten `shorten`."""
     if len(prompt.ids) > tokenizer.context_length:
         raise AdaptError(
             f"{what} has {len(prompt.ids)} tokens but the text tower reads {tokenizer.context_length}: shorten "
@@ -142,7 +142,7 @@ def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: s
 
 
 def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:
-    """Return `n_ctx`, or the number of tokens in `words` if `n_ctx` is not set; None if both are empty.
+    """Return the number of learned context tokens: `n_ctx`, or the number of tokens in `words` if `n_ctx` is None.
 
     Raises AdaptError if `n_ctx` and `words` are both given and disagree.
     """

@@ -63,7 +63,9 @@ class SVLCConfig(PlainLoRAConfig):
         words = {kind: tuple(word.lower() for word in listed) for kind, listed in words.items()}
         for kind, listed in words.items():
             if len(set(listed)) < 2 or not all(re.fullmatch(r"\w+", word) for word in listed):
-                raise ValueError(f"words of the kind {kind!r} are {listed}; expected two or more single words")
+                raise ValueError(
+                    f"words of the kind {kind!r} are {listed}; expected two or more different words without spaces"
+                )
         return words
 
 
@@ -107,7 +109,7 @@ class SVLC(LoRA[PairStep]):
         return terms
 
     def twin(self, text: str) -> str | None:
-        """Return a caption with one listed word replaced by another word of its kind; None without a listed word."""
+        """Return a caption with one listed word replaced by another word of its kind, or None if no word is listed."""
         matches = self._listed_words(text)
         if not matches:
             return None
@@ -135,7 +137,7 @@ def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
 def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
     """Return the mean of the image-to-paraphrase and caption-to-paraphrase cross-entropies, for logits `(b, b)`.
 
-    Matching pairs are on the diagonals. With `symmetric`, the cross-entropies from paraphrases are included.
+    Matching pairs are on the diagonals. With `symmetric`, both directions of retrieval are averaged.
     """
     if symmetric:
         return (contrast(of_images) + contrast(of_texts)) / 2

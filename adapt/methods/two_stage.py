@@ -100,7 +100,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         return step.cosine_logits(F.normalize(self._rows(step), dim=-1))
 
     def _rows(self, step: ImageStep) -> Tensor:
-        """Return class weights `(n, e)`: rows of the classifier, and text features for classes without training."""
+        """Return class weights `(n, e)`: classifier rows for trained classes, and text features for new classes."""
         names = step.model.class_names
         if names == self._names:
             return self.classifier

@@ -61,7 +61,7 @@ class UniQA(Method[ImageStep], Grades):
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
 
     def prepare(self, training: Training) -> None:
-        """Set the range of targets, and initialise the score of each quality word by its images' mean target."""
+        """Set the target range, and initialise the quality words' scores by the rank of their images' mean target."""
         targets: list[list[float]] = [[] for _ in self.score_level]
         for label, target in zip(training.labels("train").tolist(), training.values("train").tolist(), strict=True):
             targets[label].append(target)
@@ -92,7 +92,9 @@ class UniQA(Method[ImageStep], Grades):
 
     def loss(self, step: ImageStep) -> Terms:
         if step.values is None:
-            raise AdaptError("uniqa learns numbers, but the data has no numbers: give a .csv with a column `target`")
+            raise AdaptError(
+                "uniqa learns a number for each image, but the data has no numbers: give a .csv with a column `target`"
+            )
         low, high = self.config.between
         return {"squared_error": F.mse_loss(self._share(step.logits), (step.values - low) / (high - low))}
 

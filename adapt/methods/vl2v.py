@@ -98,7 +98,7 @@ class VL2V(Method[ImageStep], EncodesImages):
 
 
 def drawn_to(step: ImageStep, image_share: float) -> Terms:
-    """Return two weighted loss terms, 1 - mean cosine to frozen image features and 1 - mean cosine to class texts."""
+    """Return two weighted loss terms: one minus the mean cosine to frozen image features and to class text features."""
     features = step.features.float()
     to_images = (features * step.frozen_features.float()).sum(-1)
     to_texts = (features * step.class_features.float()[step.labels]).sum(-1)

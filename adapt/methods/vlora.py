@@ -58,7 +58,7 @@ class VLoRAConfig(MethodConfig):
     @classmethod
     def _known(cls, value: str) -> str:
         if not value or set(value) - SITES.keys() or len(set(value)) < len(value):
-            raise ValueError(f"letters are {value!r}; expected some of {''.join(SITES)}, each at most once")
+            raise ValueError(f"letters are {value!r}; expected letters of {''.join(SITES)}, each at most once")
         return value
 
 

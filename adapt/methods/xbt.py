@@ -117,7 +117,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
             )
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
-        """Train the projection from noisy text features `(n, e)` of the new backbone to the old backbone's `(n, d)`."""
+        """Train the projection to map noisy text features `(n, e)` to the old backbone's text features `(n, d)`."""
         config = self.config
         noise = 0.04 * sqrt(768 / rows.shape[-1]) if config.noise is None else config.noise
         optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr)
@@ -152,7 +152,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
     @torch.no_grad()
     def finish(self, training: Training) -> None:
-        """Measure on validation pairs whether projected queries retrieve better from an old index than old queries."""
+        """Measure whether new queries retrieve better from the old backbone's index than the old backbone's queries."""
         training.note(compatible=self._compared(training) if any(item.path for item in training.items("val")) else None)
 
     def _compared(self, training: Training) -> dict[str, object]:
@@ -193,7 +193,7 @@ def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:
 
 
 def procrustes(rows: Tensor, targets: Tensor) -> Tensor:
-    """Return the orthogonal matrix `(e, d)` that maps `rows` `(n, e)` as near as possible to `targets` `(n, d)`.
+    """Return the orthogonal matrix `(e, d)` that maps `rows` `(n, e)` as closely as possible to `targets` `(n, d)`.
 
     The columns of the matrix are orthonormal. If d is larger than e, the rows of the matrix are orthonormal instead.
     """

@@ -40,7 +40,7 @@ class ZeroShotConfig(MethodConfig):
 
 
 class ZeroShot(Method[ImageStep]):
-    """Zero-shot classification by the frozen model with hand-written prompt templates; nothing is trained."""
+    """Zero-shot classification by the frozen model with hand-written prompt templates, without any training."""
 
     name = "zero_shot"
     title = "Zero-shot CLIP (Radford et al., ICML 2021)"

@@ -34,4 +34,4 @@ def of_each(images: Tensor, question: str | None) -> list[str]:
 def check_featureless(model: Adapted, wanted: Wanted) -> None:
     """Raise AdaptError if `wanted` requests image features, which question-answering models do not return."""
     if wanted.features:
-        raise AdaptError(f"{model.backbone.describe()} has no image features to return: leave features out")
+        raise AdaptError(f"{model.backbone.describe()} has no image features to return: do not request features")

@@ -91,7 +91,7 @@ class Adapted(nn.Module, Generic[B]):
 
     @property
     def text_path(self) -> str:
-        """The implementation that encodes texts: `fast`, `plain` (the library's forward), or `none` without prompts."""
+        """The implementation that encodes texts: `fast`, `plain` (the library's forward), or `none` without any text."""
         return "none"
 
     @property
@@ -107,7 +107,7 @@ class Adapted(nn.Module, Generic[B]):
     def turn(self, turned: bool) -> None:
         """Set whether images are rotated upright by their EXIF orientation (`turned`) before preprocessing.
 
-        Training sets the orientation of the training images. The backbone that was passed to `wrap` does not change.
+        Training sets `turned` as for the training images. The backbone that was passed to `wrap` does not change.
         """
         self._backbone = self.backbone.turning(turned)
 
@@ -140,7 +140,7 @@ class Adapted(nn.Module, Generic[B]):
     def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
         """Return the terms of a batch's mean loss by name, and a mask `(b,)` of correct answers.
 
-        `weights` adds loss terms that are available for all methods, as a weight for each name.
+        `weights` selects additional loss terms by name, each with a weight; such terms are available for all methods.
         """
         with keeping_modes(self.backbone.model):
             terms = dict(checked(self.method.loss(step), self.method.name))
@@ -149,7 +149,7 @@ class Adapted(nn.Module, Generic[B]):
             return terms, step.right if step.task is None else step.task.right(step)
 
     def own_logits(self, step: Any) -> Tensor:
-        """Return the default logits of a batch, for methods that do not define logits."""
+        """Return the default logits of a batch, for methods that do not override `logits`."""
         raise NotImplementedError
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
@@ -220,7 +220,7 @@ class Adapted(nn.Module, Generic[B]):
     def _of_batches(
         self, images: object, batch_size: int, urls: bool, compute: Callable[[Self, Tensor], Computed]
     ) -> Iterator[Computed]:
-        """Yield `compute(model, pixels)` in evaluation mode for each batch of images; all batches are one stream."""
+        """Yield `compute(model, pixels)` in evaluation mode for each batch of images from one stream."""
         model = self if self.memory is not None else self.stream()
         for pixels in self.pixels_of(images, max(1, batch_size // (1 + self.method.views)), urls=urls):
             with evaluating(model), torch.no_grad():  # not around the yield, so that the caller's code is unaffected
@@ -287,7 +287,7 @@ class Adapted(nn.Module, Generic[B]):
     def _through(
         self, edits: Mapping[str, Sequence[Edit]], compute: Callable[[], Computed], merge: bool = False
     ) -> Computed:
-        """Return the result of `compute()`, called with the backbone frozen and `edits` applied to its towers."""
+        """Return the result of `compute()`, called with the backbone frozen and `edits` applied to the towers."""
         backbone = self.backbone
         changes = [(backbone.tower(name), own) for name, own in edits.items() if own]
         if not changes:
@@ -317,7 +317,7 @@ def pixel_batches(
 def evaluating(model: Adapted) -> Iterator[None]:
     """Put `model` into evaluation mode for the `with` block, and restore the mode of each module afterwards.
 
-    If a mode changes, calls of other threads on the same backbone run before or after the block, with restored modes.
+    If modes change, calls of other threads on the same backbone run before or after the block, in the original modes.
     """
     frozen_model = model.backbone.model
     with keeping_modes(frozen_model):

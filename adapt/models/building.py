@@ -53,7 +53,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
 
 
 def _check_kind(method: Method, backbone: Backbone) -> None:
-    """Raise AdaptError if `method`, or a method composed in it, does not support the backbone's kind of model."""
+    """Raise AdaptError if `method`, or a part of a composed method, does not support this kind of backbone."""
     for part in method.parts.values():
         if backbone.family not in part.serves:
             raise AdaptError(

@@ -35,8 +35,8 @@ class _Known:
 class ClassTexts:
     """The prompts of all classes, one or more for each class, with functions that encode and store class features.
 
-    With `fast` None, the fast exact path encodes prompts if it is applicable. True raises AdaptError if the fast path
-    is not applicable, and False uses the library's own forward. `average` combines the features of a class's prompts:
+    With `fast` None, the fast exact path encodes prompts if applicable. True raises AdaptError if the fast path is not
+    applicable, and False uses the library's own forward. `average` combines the features of a class's prompts:
     `unit` normalises the mean of unit-length features, `mean` does not normalise the mean, `raw` averages the tower's
     outputs, and `each` returns the unit-length features of all prompts without an average. With `like`, the choice of
     path is copied from another object. A `budget` is the number of bytes that encoding may use.
@@ -122,7 +122,7 @@ class ClassTexts:
         self._known = None
 
     def _serving(self, hooked: bool) -> text.FastText | text.PlainText:
-        """Return the encoder to use now, which is the plain one while the text tower has hooks."""
+        """Return the encoder to use now, fast or plain; a text tower with hooks always uses the plain encoder."""
         if hooked:
             return self._plain  # hooks would observe the comparison of paths
         if not self._decided:
@@ -141,7 +141,7 @@ class ClassTexts:
 
 
 def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:
-    """Return the reason why the fast path cannot encode the prompts, or None if it can."""
+    """Return the reason why the fast path cannot encode the prompts, or None if there is no reason."""
     reason = "the fast path is switched off" if fast is False else text.reason_against(backbone.towers.get("text"))
     if reason is None and hooked(structure(backbone, "text")):
         reason = HOOKED

@@ -48,7 +48,7 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n_classes)` for unit-length features of images `(b, e)`, or also of views `(b, v, e)`."""
+        """Return logits `(b, n_classes)` for unit-length image features `(b, e)` and, if given, views `(b, v, e)`."""
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def own_logits(self, step: ImageStep) -> Tensor:
@@ -84,7 +84,7 @@ class AdaptedModel(TextSide):
         return F.normalize(features, dim=-1) if unit else features
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return unit-length features `(b, e)` of images, computed by the unedited backbone."""
+        """Return unit-length image features `(b, e)` from the backbone without the method's edits."""
         return F.normalize(self._image_features(images, []), dim=-1)
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -218,7 +218,7 @@ class AdaptedModel(TextSide):
         return draws.anomalies(step).float().cpu()
 
     def grades(self, logits: Tensor) -> Tensor | None:
-        """Return the numbers `(b,)`, such as quality scores, that a regression method predicts by `logits`, or None."""
+        """Return the numbers `(b,)`, such as quality scores, that a regression method derives from logits, or None."""
         grading = trait(self.method, Grades)
         return None if grading is None else grading.score(logits)
 
@@ -252,7 +252,7 @@ class AdaptedModel(TextSide):
 
 
 def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:
-    """Return the reason why the fast path cannot encode images, or None if it can."""
+    """Return the reason why the fast path cannot encode images, or None if there is no reason."""
     reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
     if fast is True and reason is not None and "vision" in backbone.towers:
         raise AdaptError(

@@ -50,7 +50,7 @@ def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: i
 
 
 def check_descriptors(model: AdaptedModel) -> Explains:
-    """Return the model's method that has class descriptors. Raises AdaptError if there is no such method."""
+    """Return the method that supplies class descriptors. Raises AdaptError if no method supplies descriptors."""
     explains = trait(model.method, Explains)
     if explains is None or not model.class_names:
         raise AdaptError(

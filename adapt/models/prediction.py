@@ -86,7 +86,7 @@ def predictions(
     features: Tensor | None = None,
     numbers: Tensor | None = None,
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each image from logits `(b, n)` of n classes; `answers` can allow several classes.
+    """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
     Unit-length image `features` `(b, e)` and predicted `numbers` `(b,)` (regression) are added if given.
     """

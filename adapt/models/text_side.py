@@ -80,14 +80,14 @@ class TextSide(Adapted[DualEncoder]):
         return self._encoded(texts).split(texts.counts)
 
     def _encoded(self, texts: ClassTexts, features: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
-        """Return features of texts under the method's edits, or stored features if nothing has changed."""
+        """Return text features under the method's edits, or stored text features if no input has changed."""
         edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return self._projected(texts.encode(edits, self.text_memory))
         return self._projected(texts.remembered(edits, self.text_memory))
 
     def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
-        """Return features after the method's projection, normalised again if `unit`; unchanged without a projection."""
+        """Return features after the method's projection, if any, normalised again if `unit` is True."""
         projects = trait(self.method, Projects)
         if projects is None:
             return features
@@ -120,7 +120,7 @@ class TextSide(Adapted[DualEncoder]):
         return self._encoded(known[1])
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit-length features `(m, e)` of texts, with the method's edits. Raises AdaptError for a long text."""
+        """Return unit-length features `(m, e)` of texts, with the method's edits. Raises AdaptError for too long texts."""
         return self.encode([self._prompt(text) for text in texts])
 
     def _prompt(self, text: str) -> Prompt:
@@ -168,5 +168,5 @@ class TextSide(Adapted[DualEncoder]):
 
 
 def _read(of_images: Tensor | None) -> dict[str, Callable[[], Tensor]]:
-    """Return a dictionary with a function for `vision` that returns `of_images`; empty if `of_images` is None."""
+    """Return a dictionary with a function `vision` that returns `of_images`, or an empty one if `of_images` is None."""
     return {} if of_images is None else {"vision": lambda: of_images}

@@ -103,7 +103,7 @@ def assemble(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """Return the model of a method already built on `backbone`, in the class for the backbone's kind of model."""
+    """Return the adapted model for a method already built on `backbone`; its class depends on the backbone's kind."""
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)

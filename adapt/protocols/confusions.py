@@ -11,7 +11,7 @@ MOST_CLASSES = 30  # a larger table is hard to read
 
 @dataclass(frozen=True)
 class ConfusionCell:
-    """A cell of a confusion matrix: the number of images, the fraction of the actual class, and a mark if correct."""
+    """A confusion-matrix cell: number of images, fraction of the actual class, and whether the prediction is right."""
 
     images: int
     share: float
@@ -33,7 +33,7 @@ class Confusions:
 
 
 def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
-    """Return the confusion matrix for the rows of predictions.csv, with only the most confused of many classes."""
+    """Return the confusion matrix for the rows of predictions.csv, limited to the most often confused classes."""
     counts = Counter((row["class"], row["predicted"]) for row in rows)
     of_class = Counter(row["class"] for row in rows)
     every = sorted({name for pair in counts for name in pair})

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that computes `at_once` runs in parallel, on this machine or on Ray (at `address`, or locally)."""
+    """An engine that computes `at_once` runs in parallel, on this machine or on a Ray cluster (remote or local)."""
 
     name: Literal["local", "ray"] = "local"
     at_once: int = 1
@@ -44,7 +44,7 @@ class Engine:
         return 1 / -(-self.at_once // accelerators) if accelerators else 0
 
     def rows(self, runs: Sequence[PlannedRun], out: Path, track: Track = ()) -> Iterator[Row]:
-        """Compute the runs in the folder `out`, and yield each run's row of results, in the order of the runs."""
+        """Train and test `runs` in the folder `out`, and yield a row of results for each run, in the given order."""
         if self.name == "ray":
             return self._on_ray(runs, out, track)
         if self.at_once == 1:
@@ -90,7 +90,7 @@ class Engine:
     def _start(self, ray: ModuleType) -> None:
         """Connect to the Ray cluster at `address`, or start a local cluster with threads for all parallel runs.
 
-        Raises AdaptError if there is no cluster at `address`, or if none of its nodes has enough CPUs for a run.
+        Raises AdaptError if there is no cluster at `address`, or if no node of the cluster has enough CPUs for a run.
         """
         quiet = {"log_to_driver": False, "include_dashboard": False}
         if self.address is None:
@@ -120,7 +120,7 @@ def _begin(numbers: SimpleQueue[int]) -> None:
 
 
 def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequence[Path] = ()) -> Row:
-    """Load the plug-in `files`, compute a run in this process with `threads` threads, and return its results."""
+    """Load the plug-in `files`, compute a run in this process with `threads` threads, and return the row of results."""
     import torch
 
     plugins.load(files)

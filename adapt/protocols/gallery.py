@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A gallery of a list of images: title, file, number of lines, and one or two pictures for each first line."""
+    """A gallery of an image list: title, file, number of lines, and one or two pictures for each of the first lines."""
 
     title: str
     file: str
@@ -106,7 +106,7 @@ def galleries(run: Path) -> Iterator[Gallery]:
 def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
     """Read the rows of a run's CSV file, with formulas unescaped; return an empty list for a missing file.
 
-    Raises AdaptError if the file is damaged or has not all of `columns`; the message names the content by `what`.
+    Raises AdaptError if the file is damaged or a column in `columns` is missing. `what` describes the content.
     """
     if not file.is_file():
         return []

@@ -28,13 +28,13 @@ def rows() -> tuple[PaperRow, ...]:
 
 
 def backbones() -> dict[str, list[str]]:
-    """Return a mapping from the papers' name of a backbone to a list of our names for the same weights."""
+    """Return a dictionary from each backbone name in the papers to our names for the same weights."""
     names: dict[str, list[str]] = _table()["backbones"]
     return names
 
 
 def published_backbone(spec: str) -> str | None:
-    """Return the papers' name for our backbone `spec`, or None if there are no figures for the backbone."""
+    """Return the papers' name for our backbone `spec`, or None if no paper reports figures for the backbone."""
     return next((name for name, specs in backbones().items() if spec in specs), None)
 
 

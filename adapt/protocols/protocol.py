@@ -36,7 +36,7 @@ _TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol with its `runs`, the names of each run's accuracies (`figures`), and derived figures (`derive`)."""
+    """An evaluation protocol: its runs, the names of accuracies (`figures`), and a function for derived figures."""
 
     name: str
     recipe: Recipe
@@ -75,12 +75,14 @@ def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
 
 
 def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
-    """Return a protocol of cross-dataset transfer or domain generalisation: train on one data set, test on all."""
+    """Return a protocol of transfer or domain generalisation, which trains on one data set and tests on all."""
     names = tuple(target.name for target in targets)
     if not names or len(set(names)) < len(names):
         raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give targets by --to")
     for taken in _TAKEN.intersection(names):
-        raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename the folder")
+        raise AdaptError(
+            f"a target cannot be called {taken!r}, which is a column of the results: rename the target's folder"
+        )
     runs = tuple(PlannedRun(f"seed-{one.seed}", one, "source", tuple(targets)) for one in _seeded(recipe, seeds))
 
     def average(mean: Figures) -> Figures:
@@ -113,13 +115,15 @@ def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) 
 
 
 def phases(recipe: Recipe, sections: Sequence[DataSection], seeds: Sequence[int]) -> Protocol:
-    """Return the continual-learning protocol, which trains on `sections` of data in turn, from the previous adapter.
+    """Return the continual-learning protocol, which trains one adapter on `sections` of data one after the other.
 
     `2 after 3` is the accuracy on section 2, among its own class names, after training on section 3. `kept` is the
     final accuracy on a section divided by the first accuracy on the section, averaged over all sections but the last.
     """
     if len(sections) < 2:
-        raise AdaptError(f"there are {len(sections)} phases; expected two or more: give more data, or divide classes")
+        raise AdaptError(
+            f"there are {len(sections)} phases; expected two or more: give more data, or divide the classes into parts"
+        )
     count = len(sections)
     runs: list[PlannedRun] = []
     for one in _seeded(recipe, seeds):
@@ -185,7 +189,7 @@ def _seeded(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
 
 
 def changed(recipe: Recipe, data: dict[str, object] | None = None, **keys: object) -> Recipe:
-    """Return a validated copy of `recipe` with new values for `keys`, and for keys of the section data by `data`."""
+    """Return a validated copy of `recipe` with new values of top-level `keys` and of keys in the section `data`."""
     raw = recipe.model_dump(mode="json") | keys
     raw["data"] |= data or {}
     return build_recipe(raw, "the protocol's recipe")

@@ -64,7 +64,7 @@ class FigurePair:
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on which accuracy depends, such as image size, with the published value and the value here."""
+    """A condition on which accuracy depends, such as image size, with the published value and our value."""
 
     what: str
     published: str
@@ -134,7 +134,7 @@ def reproduce(
     cache: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Reproduction:
-    """Measure the test accuracy of zero-shot classification and of `runs`, and compare with published accuracies.
+    """Measure the test accuracies of zero-shot classification and `runs`, and compare with published accuracies.
 
     `called` is the papers' name of the backbone, or None. Raises AdaptError for a backbone that is not a dual encoder,
     for data without test images, and in the cases that `run_protocol` lists.
@@ -204,7 +204,7 @@ def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
 
 
 def _described(preprocess: Preprocess) -> dict[str, str]:
-    """Return the preprocessing as text by setting, with mean and std rounded to the four decimals of all libraries."""
+    """Return the preprocessing as text by setting, with mean and std rounded to four decimals."""
     edge = preprocess.edge or preprocess.size
     return {
         "image size": str(preprocess.size),

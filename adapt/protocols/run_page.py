@@ -102,7 +102,7 @@ def _curves(run: PlainRun) -> str:
 
 
 def _made_with(run: Path, device: str | None) -> str:
-    """Return the machine and the library versions that made a run, on one line; "" without a record."""
+    """Return the machine and the library versions that made a run, on one line, or "" if unknown."""
     path = run / "environment.json"
     if not path.is_file():
         return ""
@@ -152,7 +152,7 @@ def _predictions(run: Path) -> list[dict[str, str]]:
 
 
 def _explained(run: Path) -> str:
-    """Return a figure (SVG) of predictions with the descriptors that explain them; "" without explanations."""
+    """Return a figure (SVG) of predictions with the descriptors that explain them; "" if there are no explanations."""
     path = run / "explanations.json"
     if not path.is_file():
         return ""

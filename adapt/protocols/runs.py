@@ -36,7 +36,7 @@ Row = dict[str, Any]  # run, shots, seed, train_set and, in [0, 1], figures by n
 
 @dataclass(frozen=True)
 class Target:
-    """A test set other than the recipe's, which a trained adapter classifies among the class names of the test set."""
+    """A test set other than the recipe's test set, to be classified by a trained adapter among its own class names."""
 
     name: str
     data: DataSection
@@ -75,8 +75,8 @@ def check(runs: Sequence[PlannedRun]) -> None:
             theirs, own = _images(target.data).task, _images(recipe.data).task
             if theirs is not own:
                 raise AdaptError(
-                    f"{target.name!r} has {theirs.title}, but {recipe.data.source!r} has {own.title}: give data of one "
-                    "task"
+                    f"{target.name!r} has {theirs.title}, but {recipe.data.source!r} has {own.title}: give data of the "
+                    "same task"
                 )
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them
@@ -138,7 +138,7 @@ def _recipe_in(file: Path) -> Recipe | None:
 
 
 def _comparable(recipe: Recipe) -> Recipe:
-    """Return the recipe with default `device` and `start` (a path), in which equal runs may differ."""
+    """Return the recipe with default values for `device` and `start`, the keys in which equal runs may differ."""
     return recipe.model_copy(update={"start": None, "device": AUTO})
 
 

@@ -119,7 +119,7 @@ class Recipe(BaseModel):
 def read_recipe(
     recipe: str | Path, overrides: Iterable[Override] = (), data: str | None = None, protocol: str | None = None
 ) -> Recipe:
-    """Return the recipe for `recipe`, a file or the name of a shipped recipe, with settings for the data set `data`.
+    """Return the recipe in the file, or with the shipped name, `recipe`, with settings for the data set `data`.
 
     `overrides` have the form `data.shots=4` or `("data.shots", 4)`, and `data.source=NAME` is equivalent to `data`. If
     `recipe` is only the name of a method, `protocol` (such as `base_to_new`) selects one of the method's recipes.
@@ -151,7 +151,7 @@ def read_recipe(
 
 
 def build_recipe(raw: dict[str, object], where: str) -> Recipe:
-    """Return the recipe for a dictionary of settings. Raises AdaptError, naming the source `where`, if invalid."""
+    """Return the recipe for a dictionary of settings. Raises AdaptError, naming `where`, for an invalid setting."""
     from adapt import methods
 
     try:

@@ -52,12 +52,12 @@ class RecipeFile:
         return self.comment.partition("\n")[0]
 
     def under(self, heading: str) -> str:
-        """Return the text under a heading of the comment, such as Departures, on one line; "" without the heading."""
+        """Return the text under a heading of the comment, such as Departures, on one line, or "" if missing."""
         section = re.search(rf"^{heading}: (.*(?:\n .*)*)", self.comment, re.MULTILINE)
         return one_line(section[1]) if section else ""
 
     def source(self, overrides: Iterable[Override] = ()) -> object:
-        """Return the data source after `overrides` of the file's settings, or None if no data source is set."""
+        """Return the data source in the file's settings after `overrides`, or None if no data source is set."""
         return source_of(copy.deepcopy(self.settings), overrides)
 
     def on_data(self, source: str) -> dict[str, object]:
@@ -164,14 +164,14 @@ def pair(override: str) -> tuple[str, Any]:
 
 
 def _by_data(section: object, key: str, name: str) -> dict[str, Any]:
-    """Return `section`, a mapping by data set. Raises AdaptError for a key that is no known data set or `own`."""
+    """Return `section`, a mapping by data set. Raises AdaptError for a key other than `own` and known data sets."""
     if not isinstance(section, dict):
         raise AdaptError(f"{name}: {key} is {brief(section)}; expected names of data sets, each with a value")
     for data in section:
         if data != OWN and (not isinstance(data, str) or _names(data) == (OWN,)):
             known = [OWN, *bundled.names(), *published.sets()]
             raise AdaptError(
-                f"{name}: {key} has {brief(data)}, which is no data set known by name; "
+                f"{name}: {key} has {brief(data)}, which is not the name of a known data set; "
                 f"{nearest(str(data), known, bundled.LISTED_BY)}"
             )
     return section

@@ -83,8 +83,16 @@ def test_visual_tokens_take_room(pictures: Tensor) -> None:
     [
         ("llama", lambda: methods.VLoRA(**SMALL | {"skip": 5}), "skip is 5, but the decoder has 4 blocks: .* 1 to 4"),
         ("llama", lambda: methods.VLoRA(**SMALL | {"heads": 3}), "dim is 16; expected a multiple of heads, which is 3"),
-        ("llama", lambda: methods.VLoRA(letters="qx"), "letters are 'qx'; expected some of qkvom, each at most once"),
-        ("llama", lambda: methods.VLoRA(letters="qq"), "letters are 'qq'; expected some of qkvom, each at most once"),
+        (
+            "llama",
+            lambda: methods.VLoRA(letters="qx"),
+            "letters are 'qx'; expected letters of qkvom, each at most once",
+        ),
+        (
+            "llama",
+            lambda: methods.VLoRA(letters="qq"),
+            "letters are 'qq'; expected letters of qkvom, each at most once",
+        ),
         (
             "gpt_neox",
             lambda: methods.LoRA(towers=["decoder"], projections=["gate"]),

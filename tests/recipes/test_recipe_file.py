@@ -102,10 +102,10 @@ def test_the_resolved_form_keeps_neither(path: Path) -> None:
     ("old", "new", "message"),
     [
         ("data: {shots: 8}", "data: {source: 3}", "data.source is 3"),
-        ("dtd: {train", "dtb: {train", "on has 'dtb', which is no data set known by name; did you mean 'dtd'"),
-        ("  own: {method", "  photos: {method", "on has 'photos', which is no data set known by name"),
+        ("dtd: {train", "dtb: {train", "on has 'dtb', which is not the name of a known data set; did you mean 'dtd'"),
+        ("  own: {method", "  photos: {method", "on has 'photos', which is not the name of a known data set"),
         ("emoji@noto: {seed: 7}", "emoji@noto: 7", "on.emoji@noto is 7; expected recipe keys"),
-        ("expected:\n  dtd", "expected:\n  dtt", "expected has 'dtt', which is no data set"),
+        ("expected:\n  dtd", "expected:\n  dtt", "expected has 'dtt', which is not the name of"),
         ("dtd: {train", "dtd: {trian: 1, train", "unknown key 'trian'; did you mean 'train'"),
     ],
 )
