@@ -108,7 +108,7 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Restore the states of torch's random generators for the CPU and, if `states` contains its type, for `device`."""
+    """Restore torch's random generators for the CPU, and for `device` if `states` has a state for its device type."""
     import torch
 
     torch.set_rng_state(states["cpu"])

@@ -57,7 +57,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
-    """Raise AdaptError if `path` already exists, or if a new `what` (by default a folder) cannot be created there."""
+    """Raise AdaptError if `path` already exists, or if no `what` (by default a folder) can be created at `path`."""
     if os.path.lexists(path):
         raise AdaptError(f"{path} exists already; name a new {what}")
     _check_above(Path(path))

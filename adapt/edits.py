@@ -17,14 +17,14 @@ from torch import Tensor, nn
 class Tokens:
     """An edit that adds `k` learned tokens to a tower, at the input of the tower or at the input of one block.
 
-    If `block` is None, the learned tokens enter together with the tower's regular tokens. In text, they take the
-    positions that prompts reserve for learned tokens, before position embeddings are added. In vision, they are
-    appended to the patches, after position embeddings and before the pre-norm. In a decoder, they replace the image of
-    the prompt. If `block` is given, they replace the hidden states of the earlier learned tokens at the input of this
-    block.
+    If `block` is None, the learned tokens enter together with the tower's regular tokens. In text, the learned tokens
+    take the positions that prompts reserve for them, before position embeddings are added. In vision, the learned
+    tokens are appended to the patches, after position embeddings and before the pre-norm. In a decoder, the learned
+    tokens replace the image of the prompt. If `block` is given, the learned tokens replace, at the input of this block,
+    the hidden states of learned tokens that entered earlier.
 
-    `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` is shared, `(n, k, d)` differs by class, `(b,
-    1, k, d)` by image (text and decoder), `(b, n, k, d)` by image and class (text).
+    `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` is shared, `(n, k, d)` differs by class,
+    `(b, 1, k, d)` by image (text and decoder), and `(b, n, k, d)` by image and class (text).
     """
 
     values: Tensor
@@ -66,8 +66,8 @@ AttentionWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Attention:
     """An edit that replaces the softmax in the self-attention of one block whose input includes learned tokens.
 
-    `weights(scores, learned_queries, learned_keys)` maps scaled scores `(..., q, k)` to attention weights `(..., q,
-    k)`. Scores are minus infinity where attention is masked. The bool masks `learned_queries` `(..., q)` and
+    `weights(scores, learned_queries, learned_keys)` maps scaled scores `(..., q, k)` to attention weights
+    `(..., q, k)`. Scores are minus infinity where attention is masked. The bool masks `learned_queries` `(..., q)` and
     `learned_keys` `(..., k)` mark the learned tokens. With `names_seen`, learned tokens of a causal tower also attend
     to the class name that follows them.
     """
@@ -105,8 +105,9 @@ class Bypass:
 class LowRank:
     """An edit that adds a low-rank update to one linear layer of a decoder block, with separate factors for each image.
 
-    For an input `x`, `scale * x @ down @ up.T` is added to the output of the layer; `down` is `(b, in, r)`, `up` is `(b
-    or 1, out, r)`. Rows of `x` for the same image are adjacent: of `n` rows, row `i` belongs to image `i // (n // b)`.
+    For an input `x`, `scale * x @ down @ up.T` is added to the output of the layer; `down` is `(b, in, r)`, and `up` is
+    `(b or 1, out, r)`. Rows of `x` for the same image are adjacent: of `n` rows, row `i` belongs to image
+    `i // (n // b)`.
     """
 
     block: int

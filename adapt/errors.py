@@ -14,7 +14,7 @@ class AdaptError(Exception):
 
 
 def missing(what: str, library: str, extra: str) -> AdaptError:
-    """Return an AdaptError that `what` needs `library`, which can be installed with adapt's extra `extra`."""
+    """Return an AdaptError saying that `what` needs `library`, with the pip command for adapt's extra `extra`."""
     return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
 
 

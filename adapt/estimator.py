@@ -34,7 +34,7 @@ _DATA = "the images of fit"  # the name of the data in the recipe; no data set i
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str, quantize: str | None) -> Backbone:
-    """Return the backbone `name`, loaded only once. `fit` copies it, because users may move or cast fitted models."""
+    """Return the backbone `name`, loaded only once. `fit` copies the backbone, as users may change fitted models."""
     return load_backbone(name, device, quantize)
 
 
@@ -42,17 +42,17 @@ class Classifier(ClassifierMixin, BaseEstimator):
     """A scikit-learn estimator that trains a method on a frozen backbone, in the same way as `adapt train`.
 
     `method` is the name of a method or recipe, or the path of a recipe file. `backbone` is a name or a loaded backbone,
-    by default the backbone of the recipe. `class_names` is a dict from labels to names for prompts, such as `{0: "tabby
-    cat"}`, or a list of names for the labels 0, 1, ...; by default the labels themselves are the names. `overrides`
-    changes keys of the recipe, such as `{"train.lr": 0.01}`, also in a grid search. `random_state` is the seed, by
-    default the seed of the recipe.
+    by default the backbone of the recipe. `class_names` is a dict from labels to names for prompts, such as
+    `{0: "tabby cat"}`, or a list of names for the labels 0, 1, ...; by default the labels themselves are the names.
+    `overrides` changes keys of the recipe, such as `{"train.lr": 0.01}`, also in a grid search. `random_state` is the
+    seed, by default the seed of the recipe.
 
     `X` is a list or array of images in any form that `predict` accepts (paths, PIL images, arrays, ...), and `y` has
     labels of any type. All images are used unless `overrides` has `data.shots`. Settings of a method without training
     steps are tuned by cross-validation. Settings of a method with training steps, if they have to be tuned, are tuned
     on a fifth of the images of each class.
 
-    After fitting, the attributes are `classes_` `(n_classes,)`, sorted, `model_`, which can save an adapter, and
+    A fitted estimator has the attributes `classes_` `(n_classes,)`, sorted, `model_`, which can save an adapter, and
     `metrics_`. Raises AdaptError if an image is unreadable or if the recipe cannot be trained, and ValueError if labels
     are invalid.
     """

@@ -130,7 +130,9 @@ def block_inputs(
     size = f"the inputs of block {block} for {len(items):,} images take {readable_bytes(needed)}"
     for name, limit in limits.items():
         if needed > limit:
-            logger.warning("%s, but %s %s: all steps compute the earlier blocks", size, name, readable_bytes(limit))
+            logger.warning(
+                "%s, but %s %s: every training step computes the earlier blocks", size, name, readable_bytes(limit)
+            )
             return None
     logger.info("%s of the cache, so that training steps skip the earlier blocks", size)
 

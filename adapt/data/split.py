@@ -71,8 +71,8 @@ class Split:
     def with_validation(self, seed: int) -> Split:
         """Return a split with about a fifth of each class's training images, drawn by `seed`, moved to validation.
 
-        Images of a group always stay together. A class whose images all belong to one group gets no validation images.
-        Raises AdaptError if the split already has validation images.
+        Images of a group (such as photographs of one object) always stay together. A class whose images all belong to
+        one group gets no validation images. Raises AdaptError if the split already has validation images.
         """
         if self.val:
             raise AdaptError(f"data {self.name!r} already has validation images")
@@ -134,7 +134,7 @@ class Split:
         missing = [name for name in self.class_names if name not in names]
         if missing:
             named = first_of([*map(repr, missing)])
-            raise AdaptError(f"data {self.name!r}: no name is given for {named}. Give one for every class")
+            raise AdaptError(f"data {self.name!r}: no name is given for {named}. Give a name for every class")
 
         class_names = tuple(names[name] for name in self.class_names)
         return self._mapped(lambda items: (item.renamed(names) for item in items), class_names)

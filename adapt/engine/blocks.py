@@ -126,5 +126,5 @@ class _QuickMLP(torch.autograd.Function):
 
 
 def _joined(x: Tensor, edit: Parallel | None, read: Tensor, normed: Tensor) -> Tensor:
-    """Return the residual stream `x` plus the output, if any, of a `Parallel` edit for `normed` or `read`."""
+    """Return the residual stream `x` plus the output of a `Parallel` edit, or `x` unchanged if `edit` is None."""
     return x if edit is None else x + edit.module(normed if edit.normed else read)

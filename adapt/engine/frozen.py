@@ -26,7 +26,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 class _Hold:
-    """The flags (training, `requires_grad`, checkpointing) of a frozen model, restored when the last freeze ends."""
+    """The flags (training, `requires_grad`, checkpointing) of a frozen model, restored when its last `frozen` ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

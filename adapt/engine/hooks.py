@@ -86,7 +86,7 @@ def _edited(
 def _once(
     model: nn.Module, enter: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], AbstractContextManager[None]]:
-    """Return a function whose contexts freeze `model` and enter `enter()`; a nested context does nothing."""
+    """Return a function that opens a context with `model` frozen and `enter()` active; nested contexts do nothing."""
     entered: list[bool] = []
 
     @contextmanager
@@ -163,7 +163,7 @@ def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
 
 @contextmanager
 def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
-    """Replace layers outside the blocks (norms, projection) in the `with` block. A bare parameter is set to None."""
+    """Replace layers outside the blocks (norms, projection) in the `with` block; a bare parameter becomes None."""
     with ExitStack() as stack:
         for name, module in planned.outer.items():
             part = tower.parts[name]
@@ -235,7 +235,7 @@ def _split_attention(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Return the output of `nn.MultiheadAttention`, computed by separate q, k, v and out layers, and no weights."""
+    """Return the output of `nn.MultiheadAttention`, computed by separate layers, and None in place of its weights."""
     return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
@@ -248,7 +248,7 @@ def _weighted(
     *args: object,
     **inputs: Tensor,
 ) -> BlockOutput:
-    """Return self-attention with the attention weights of an edit, which applies its own mask, not the library's."""
+    """Return self-attention with weights computed by an edit, which also applies the mask in place of the library."""
     x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)

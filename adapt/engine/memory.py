@@ -9,7 +9,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of `device` in bytes (for MPS, that of the CPU; for the meta device, no limit)."""
+    """Return the free memory of `device` in bytes, with CPU memory for MPS and no limit for the meta device."""
     if device.type == "meta":
         return sys.maxsize
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)

@@ -30,10 +30,10 @@ class Packing:
 
     The prefix comes first, then the suffixes sorted by length. `slot_rows` are the rows with learned tokens; row
     `slot_rows[i]` has token `slot_index[i]` of class `slot_class[i]`. The flags `learned` and `named` mark the rows
-    that have a learned token, or belong to the class name. `ends` are the end-of-text rows in packed order, and `order`
-    sorts them back into the order of the classes.
+    that have a learned token, or belong to the class name. `ends` are the end-of-text rows in packed order, and
+    indexing with `order` restores the order of the classes.
 
-    `visible` `(rows, rows)` is the attention mask over all rows. It is None if there are so many rows that masked
+    `visible` `(rows, rows)` is the attention mask over all rows, or None if there are so many rows that masked
     attention would be slow.
     """
 
@@ -56,7 +56,7 @@ class Packing:
 
 
 def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch.device) -> Packing:
-    """Return the packed layout of `prompts` of classes from `first_class` on, whose first `prefix` tokens are equal."""
+    """Return the packed layout of `prompts` with `prefix` equal first tokens, for classes from `first_class` on."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     tokens = [(prompts[0], 0, position) for position in range(prefix)]
     groups: list[Group] = []
@@ -92,7 +92,7 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
 
 
 def _visible(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
-    """Return the bool mask `(rows, rows)` for causal attention of each packed row to the prefix and to its class."""
+    """Return the bool mask `(rows, rows)` for causal attention of packed rows to the prefix and their own class."""
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)
     related = (classes[:, None] == classes) | (rows < prefix)

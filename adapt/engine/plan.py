@@ -79,7 +79,9 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
         else:
             sorted_out.entering = edit
     if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
-        raise AdaptError("an edit changes learned tokens inside a tower, but no edit adds learned tokens at its input")
+        raise AdaptError(
+            "an edit changes learned tokens inside a tower, but no edit adds learned tokens at its input: add Tokens"
+        )
     inside = set[int]().union(sorted_out.replaced, sorted_out.attention, sorted_out.parallel, sorted_out.low_rank)
     if wasted := sorted(sorted_out.bypassed.keys() & inside):
         raise AdaptError(f"block {wasted[0]} is bypassed by one edit and changed by another: remove one edit")
@@ -106,7 +108,7 @@ def _place(tower: Tower, edit: Edit) -> str:
     if isinstance(edit, Parallel):
         place = _named(kind, edit.site, (*block.sites, "block"), inside)
         if edit.normed and block.norm_of(edit.site) is None:
-            raise AdaptError(f"Parallel with normed=True needs a norm before {place}, and there is none")
+            raise AdaptError(f"Parallel with normed=True needs a norm before {place}: set normed=False")
         return place
     if isinstance(edit, LowRank):
         return _named(kind, edit.site, (*block.projections, *(("mlp",) if block.mlp is not None else ())), inside)
@@ -123,7 +125,8 @@ def _check_shape(edit: Tokens, entering: Tokens) -> None:
     shape, entered = edit.values.shape, entering.values.shape
     if shape[-2:] != entered[-2:] or (edit.per_image and not entering.per_image):
         raise AdaptError(
-            f"learned tokens {tuple(shape)} at block {edit.block} do not fit the tokens at the input, {tuple(entered)}"
+            f"learned tokens {tuple(shape)} at block {edit.block} do not fit the learned tokens {tuple(entered)} at "
+            "the input of the tower"
         )
 
 

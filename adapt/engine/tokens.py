@@ -52,7 +52,7 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
 
 
 def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
-    """Yield hooks that append learned tokens `(k, d)` or `(b, k, d)` to patches, or at a block overwrite them."""
+    """Yield hooks that insert learned tokens `(k, d)` or `(b, k, d)` after the patches, at the input or at a block."""
     count = edit.values.shape[-2]
 
     def appended(x: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ def _through(
 
 
 def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return the attention of `q` `(b, queries, d)` to `k`, `v` `(b, l, d)`; the last `learned` are learned tokens."""
+    """Return attention of `q` `(b, queries, d)` to `k`, `v` `(b, l, d)`; the last `learned` keys are learned tokens."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:
         mixed = F.scaled_dot_product_attention(q, k, v)

@@ -15,7 +15,7 @@ OF_EACH = 3  # of right and of wrong answers, the most confident ones
 
 
 def keep_examples(model: Adapted, scores: Scores, path: Path) -> None:
-    """Write explanations of the most confident right and wrong answers to `path`, if the method provides any."""
+    """Write explanations of the most confident right and wrong answers to `path`, if the method can explain them."""
     if not (isinstance(model, AdaptedModel) and model.class_names and has_trait(model.method, Explains)):
         return
     surest = sorted(range(scores.images), key=lambda place: -scores.confidence[place])

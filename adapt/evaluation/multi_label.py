@@ -116,10 +116,10 @@ def prior_bias(logits: Tensor, labels: Tensor) -> float:
 
 
 def prior_biases(logits: Tensor, labels: Tensor, own: float, scales: Sequence[float] = (1.0,)) -> list[float]:
-    """Return, for each factor in `scales`, the bias to add to the scaled logits `(n, c)` for multi-label data.
+    """Return, for each factor in `scales`, the bias that fits scaled logits `(n, c)` to multi-label `labels`.
 
-    `own` is the bias already contained in the logits, which is not scaled. With the new bias, the probabilities add up
-    to the number of positive labels.
+    `own` is the bias already contained in the logits, which is not scaled. With the new bias added, the probabilities
+    sum to the number of positive labels.
     """
     return [prior_bias((logits - own) * scale + own, labels) for scale in scales]
 

@@ -129,7 +129,7 @@ def main_figure(figures: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
-    """Return the number of images, the mean confidence and the accuracy for each non-empty of 15 confidence bins."""
+    """Return the number of images, mean confidence and accuracy for each of 15 confidence bins that has images."""
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for sure, hit in zip(confidence, right, strict=True):
         bins[min(int(sure * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((sure, hit))
@@ -144,6 +144,6 @@ def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Return the mean difference between confidence and accuracy over bins, weighted by the images of each bin."""
+    """Return the mean absolute difference of confidence and accuracy over bins, weighted by images per bin."""
     gaps = (each["images"] * abs(each["confidence"] - each["accuracy"]) for each in bins)
     return sum(gaps) / sum(each["images"] for each in bins)

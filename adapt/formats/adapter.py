@@ -78,7 +78,7 @@ def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
     if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):
         raise AdaptError(
             f"{path} records the logit scale {recorded:g}, but {model.method.name} here has "
-            f"{'none' if own is None else f'{own:g}'}: the file was changed by hand; fetch or train the adapter again"
+            f"{'none' if own is None else f'{own:g}'}. The file was changed by hand: fetch or train the adapter again"
         )
 
 

@@ -60,7 +60,9 @@ def export(model: Adapted, folder: str | Path) -> Path:
             "as it is (only das adapters skip blocks)"
         )
     if backbone.quantization is not None:
-        raise AdaptError(f"{backbone.describe()} is quantised, and cannot be exported: load it without quantize")
+        raise AdaptError(
+            f"{backbone.describe()} is quantised, and cannot be exported: load the backbone without quantize"
+        )
     tensors, cut = _taken_apart(backbone, skipped)
     floats = [x for x in tensors.values() if x.is_floating_point()]
     halves = all(x.dtype == torch.float32 and torch.equal(x.half().float(), x) for x in floats)
@@ -136,7 +138,7 @@ def _record(folder: Path) -> _Record:
 
 
 def _fill(backbone: Backbone, tensors: dict[str, Tensor], cut: dict[str, float]) -> None:
-    """Set the tensors of an empty model in such a way that its fingerprint equals that of the full model.
+    """Set the tensors of an empty model in such a way that its fingerprint equals the fingerprint of the full model.
 
     A tensor of a removed block repeats one sampled value, which takes no memory. Raises ValueError if a tensor is
     missing, unknown or of another shape.

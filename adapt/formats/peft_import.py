@@ -115,7 +115,9 @@ def _check_plain(config: dict[str, Any], folder: Path) -> None:
 def _read_note(path: Path) -> Note | None:
     """Return the note that `peft_layout` stores in the header of the tensors, or None if peft itself wrote the file."""
     if not path.is_file() and (path.parent / "adapter_model.bin").is_file():
-        raise AdaptError(f"{path.parent} has a pickle, adapter_model.bin, which is not read: save it as safetensors")
+        raise AdaptError(
+            f"{path.parent} has a pickle, adapter_model.bin, which is not read: save safetensors with peft"
+        )
     noted = tensor_file.describe(path).metadata.get(OURS)
     if noted is None:
         return None

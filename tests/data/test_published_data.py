@@ -204,7 +204,7 @@ def test_a_name_that_is_nearly_right(spec: str, meant: str, copied: Path) -> Non
 def test_another_number_of_classes_is_refused(copied: Path) -> None:
     shutil.rmtree(copied / "imagenet-adversarial/imagenet-a" / miniatures.SUBSET[0])
     with pytest.raises(
-        AdaptError, match=r"'imagenet_a' has 199 classes in .*; 200 are published\. Fetch imagenet-a.tar"
+        AdaptError, match=r"'imagenet_a' has 199 classes in .*; expected 200, as published\. Fetch imagenet-a.tar"
     ):
         load("imagenet_a", copied)
 
@@ -219,7 +219,8 @@ def test_a_variant_that_is_not_listed(copied: Path) -> None:
     listed = copied / "fgvc_aircraft/images_variant_val.txt"
     listed.write_text("1234567 Concorde\n" + listed.read_text())
     with pytest.raises(
-        AdaptError, match=r"images_variant_val.txt' has the line '1234567 Concorde'; expected an image and a variant in"
+        AdaptError,
+        match=r"images_variant_val.txt' has the line '1234567 Concorde'; expected an image and a variant",
     ):
         load("fgvc_aircraft", copied)
 

@@ -304,7 +304,7 @@ def test_classes_get_readable_names_and_keep_their_labels(tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class,name\na,ant\n", "no name is given for 'b', 'c'. Give one for every class"),
+        ("class,name\na,ant\n", "no name is given for 'b', 'c'. Give a name for every class"),
         ("class,name\na,ant\nb,ant\nc,bee\n", "labels 0 and 1 are both named 'ant'"),
     ],
 )

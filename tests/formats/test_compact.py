@@ -178,7 +178,7 @@ def test_what_cannot_be_cut_is_refused(tiny: Backbone, tmp_path: Path) -> None:
             compact.export(adapt.wrap(tiny, method, NAMES), tmp_path / "light")
     model = light(tiny, "vision.0")
     tiny.quantization = "nf4"
-    with pytest.raises(AdaptError, match="is quantised, and cannot be exported: load it without quantize"):
+    with pytest.raises(AdaptError, match="is quantised, and cannot be exported: load the backbone without quantize"):
         compact.export(model, tmp_path / "light")
     assert not (tmp_path / "light").exists()
 

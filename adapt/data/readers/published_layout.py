@@ -33,8 +33,8 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
     split = _READERS[data.layout](data, home)
     if len(split.class_names) != data.classes:
         raise AdaptError(
-            f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; {data.classes} are published. "
-            f"{data.advice}"
+            f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; expected {data.classes}, as "
+            f"published. {data.advice}"
         )
     return replace(split, name=data.name, template=data.template)
 
@@ -46,7 +46,7 @@ def _hint(data: Published, root: str) -> str:
 
 
 def _by_split_file(data: Published, home: Path) -> Split:
-    """Read a data set from CoOp's split file. Paths are relative to `home` if there are several image folders."""
+    """Read CoOp's split file, whose paths are relative to the image folder, or to `home` for several image folders."""
     (source,) = data.lists
     return read_split(home / source, home / data.images[0] if len(data.images) == 1 else home, turned=False)
 
@@ -62,7 +62,7 @@ def _by_variants(data: Published, home: Path) -> Split:
             image, _, name = line.partition(" ")
             if name not in variants:
                 raise AdaptError(
-                    f"{str(home / source)!r} has the line {line!r}; expected an image and a variant in variants.txt"
+                    f"{str(home / source)!r} has the line {line!r}; expected an image and a variant from variants.txt"
                 )
             items.append(Item.of(path=str(images / f"{image}.jpg"), label=name))
         return tuple(items)

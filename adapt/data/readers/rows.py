@@ -90,7 +90,10 @@ def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: 
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """Raise AdaptError for an image with two parts (train, val, test), classes or entities that its task forbids."""
+    """Raise AdaptError if an image is listed in two parts (train, val, test), two classes or two entities.
+
+    Images of tasks that allow several rows per image are not checked.
+    """
     seen: dict[tuple[str, str], str] = {}
     for item, part in rows:
         if not (item.paths and item.task.once_an_image):

@@ -43,7 +43,7 @@ def names() -> list[str]:
 def read_torchvision(
     name: str, root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0
 ) -> Split:
-    """Return torchvision's data set `name` as a `Split`, read from the `root` folder of torchvision's class.
+    """Return torchvision's data set `name` as a `Split`; `root` is the folder that torchvision's class calls `root`.
 
     A data set for which torchvision defines no splits is divided by `ratios` (train, val, test) and `seed`. Files,
     class names and splits are taken from torchvision and differ from those in the papers. For the split of the papers,

@@ -59,7 +59,8 @@ def export(
         if difference > TOLERANCE and not int8:
             raise AdaptError(
                 f"the exported model's logits differ from the adapter's by {difference:.1e} of the largest; expected "
-                f"at most {TOLERANCE:g}. Nothing was written. Use another format, or report {model.method.name}"
+                f"at most {TOLERANCE:g}. Nothing was written. Use another format, or report the problem with "
+                f"{model.method.name}"
             )
         described["difference"] = difference
         if data:
