@@ -170,7 +170,7 @@ def test_too_few_texts_and_wrong_backbones_are_refused(model_folder: Path) -> No
     with pytest.raises(AdaptError, match="unknown backbone 'nothing'"):
         trained("nothing")
     with pytest.raises(
-        AdaptError, match="mini-vilt has no features of texts and images to compare: name a dual encoder"
+        AdaptError, match="mini-vilt has no comparable features of texts and images: give the name of a dual encoder"
     ):
         trained("mini-vilt")
     space = {"backbone": "", "fingerprint": "0", "reading": "{}", "size": 32}

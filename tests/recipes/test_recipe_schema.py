@@ -104,10 +104,10 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
             {"train": {"epochs": 1, "optimizer": "adagrad"}},
             r"^mine: train.optimizer is 'adagrad': .*'sgd', 'adam' or 'adamw'",
         ),
-        ({"train": {"lr": 1}}, r"^mine: train: give one of epochs, iterations and iterations_per_shot"),
+        ({"train": {"lr": 1}}, r"^mine: train: give exactly one of epochs, iterations and iterations_per_shot"),
         (
             {"train": {"iterations": 5, "iterations_per_shot": 2}},
-            r"^mine: train: give one of .*; iterations 5 and iterations_per_shot 2 are given: leave one out, or",
+            r"^mine: train: give exactly one of .*; iterations 5 and iterations_per_shot 2 are given: leave one out",
         ),
         ({3: 4}, r"^mine: "),
     ],

@@ -94,7 +94,7 @@ def test_a_resumed_run_is_the_same_one_and_a_tracker_that_joins_hears_all(train,
 
 def test_a_refusal_after_the_trackers_were_told_leaves_nothing(train, tmp_path: Path) -> None:
     notes, out = Notes(), tmp_path / "run"
-    with pytest.raises(AdaptError, match=r"train.average gives none of the 1 epochs a weight"):
+    with pytest.raises(AdaptError, match=r"train.average gives a weight of zero to all 1 epochs"):
         train(out=out, track=notes, average={"swa": {"start": 3}}, epochs=None, iterations=2, schedule="constant")
     assert notes.ends == [AdaptError]
     assert not out.exists()
