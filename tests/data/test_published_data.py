@@ -211,7 +211,7 @@ def test_another_number_of_classes_is_refused(copied: Path) -> None:
 
 def test_a_folder_that_is_no_class(copied: Path) -> None:
     (copied / "imagenet-adversarial/imagenet-a/n99999999").mkdir()
-    with pytest.raises(AdaptError, match=r"n99999999 in imagenet-a/ is no class of classnames.txt"):
+    with pytest.raises(AdaptError, match=r"n99999999 in imagenet-a/ is not a class in classnames.txt"):
         load("imagenet_a", copied)
 
 

@@ -92,7 +92,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratios", [(0.5, 0.5), (0, 0.5, 0.5), (0.6, 0.6, 0.6), (1.2, -0.1, -0.1)])
 def test_ratios_that_are_refused(tmp_path: Path, ratios: tuple[float, ...]) -> None:
-    with pytest.raises(AdaptError, match="expected the shares of train, val and test, adding up to 1"):
+    with pytest.raises(AdaptError, match="expected three fractions, for train .above 0., val and test, that add up to 1"):
         read_folder(touch(tmp_path, "a/1.jpg"), ratios=ratios)
 
 
@@ -320,16 +320,16 @@ def test_names_that_do_not_fit_the_classes(tmp_path: Path, text: str, message: s
         ("a.txt", "", "a.txt' are neither a .csv nor a .json file"),
         ("a.csv", "", "the first line is ''; expected 'class,name'"),
         ("a.csv", "name,class\n", "the first line is 'name,class'; expected 'class,name'"),
-        ("a.csv", "class,name\na,b,c\n", "entry 1 is ['a', 'b', 'c']; expected a class and its new name"),
+        ("a.csv", "class,name\na,b,c\n", "entry 1 is ['a', 'b', 'c']; expected a class and a new name"),
         (
             "a.csv",
             "class,name\na,b\na,c\n",
-            "entry 2 is ['a', 'c']; expected a class and its new name, each class once",
+            "entry 2 is ['a', 'c']; expected a class and a new name, with each class once",
         ),
         ("a.csv", "class,name\na,\n", "entry 1 is ['a', '']"),
         ("a.json", '{"a": 1}', "entry 1 is ('a', 1)"),
         ("a.json", '{"a": "b", "a": "c"}', "entry 2 is ('a', 'c')"),
-        ("a.json", '["a"]', "expected an object {class: name}"),
+        ("a.json", '["a"]', "expected a JSON object {class: name}"),
         ("a.json", "{", "cannot be read: Expecting property name"),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_folder_with_its_list(tmp_path: Path, write: Write) -> None:
     assert split.name == tmp_path.name
     assert split.class_names == split.train[0].class_names == ("cat", "dog")
     touch(tmp_path, "deep/c.jpg")
-    with pytest.raises(AdaptError, match=r"deep/c.jpg' is not in it: add a line for it, with an empty cell labels"):
+    with pytest.raises(AdaptError, match=r"does not list .*deep/c.jpg': add a line for the image, with an empty cell"):
         load(tmp_path)
 
 

@@ -126,7 +126,7 @@ def test_bad_descriptors_are_refused_by_name(open_clip: Backbone, descriptors: o
         ("a.json", '{"cat": ["fur"], "cat": ["ears"]}', "the class 'cat' is listed twice"),
         ("a.json", '{"cat": [], "cat": ["ears"]}', "the class 'cat' is listed twice"),
         ("a.json", '{"cat": ["' + "x" * 2000 + '"]}', "a text has 2,000 characters"),
-        ("a.json", "[1]", "expected an object"),
+        ("a.json", "[1]", "expected a JSON object"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, name: str, content: str, expected: str) -> None:
