@@ -97,7 +97,7 @@ class Backbone:
         if name not in self.towers:
             raise AdaptError(
                 f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; editable towers: "
-                f"{', '.join(self.towers) or 'none'}. Set towers to an editable tower, or use another method"
+                f"{', '.join(self.towers) or 'none'}. Set the method's towers to editable towers, or use another method"
             )
         return self.towers[name]
 
@@ -107,7 +107,7 @@ class Backbone:
     def transform(self, train: bool) -> Transform:
         """Return the image transform of the model, from a PIL image to a tensor `(3, h, w)`.
 
-        If `train`, return the random augmentation used in the papers; otherwise return the evaluation transform.
+        If `train` is true, return the random augmentation of the papers; otherwise return the evaluation transform.
         """
         transform = self.preprocess.training() if train else self._eval_transform or self.preprocess.evaluation()
         return OfUpright(transform) if self.preprocess.turned else transform
@@ -156,7 +156,7 @@ class Backbone:
             self._known_content.clear()
 
     def reading(self) -> dict[str, Any]:
-        """Return the settings of the input preprocessing as a dict, which adapter files store to compare backbones."""
+        """Return the input preprocessing settings as a dict, which adapter files store to check the backbone."""
         return self.preprocess.to_dict()
 
     def read_as(self, reading: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def _plain(value: object) -> JSON:
 
 
 def _sampled(buffer: Tensor | None) -> list[JSON] | None:
-    """Return a list with the shape of a computed buffer, such as a mask, and three values if it contains floats."""
+    """Return a list with the shape of a computed buffer, such as a mask, followed by three values of a float buffer."""
     if buffer is None:
         return None
     if buffer.is_meta or not buffer.is_floating_point() or not buffer.numel():

@@ -92,6 +92,6 @@ def _first(owner: nn.Module, *names: str) -> nn.Module:
         if hasattr(owner, name):
             return owner.get_submodule(name)
     raise AdaptError(
-        f"the layer {type(owner).__name__} has an unsupported structure; expected a submodule {', '.join(names)}: use "
+        f"the layer {type(owner).__name__} has an unsupported structure; expected a module {', '.join(names)}: use "
         "a Llama, Qwen, Mistral, Gemma, Phi or GPT-NeoX model"
     )

@@ -33,7 +33,7 @@ class Fingerprint:
         return self.difference(other) is None
 
     def difference(self, other: Fingerprint) -> str | None:
-        """Return the first difference from the fingerprint `other`, as text for a message; None if both are equal."""
+        """Return the first difference from the fingerprint `other`, as text for a message; None if equal."""
         if self.structure != other.structure or len(self.values) != len(other.values):
             return "another architecture"
         if not all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values)):

@@ -23,7 +23,7 @@ _TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_
 
 
 def check_source(source: str | Path) -> None:
-    """Raise AdaptError if a config file of the model `source` (folder or hub name) would make a library run code."""
+    """Raise AdaptError if a config file of the model `source` (folder or hub name) would let foreign code run."""
     for path in _configurations(source):
         if path.name == "adapter_config.json":
             raise AdaptError(

@@ -225,9 +225,9 @@ def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal
 def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
     """Return whether to resize images as torch tensors, like the given image processor, rather than with Pillow.
 
-    Torchvision has a Lanczos filter since version 0.27, but no box or Hamming filter. If a filter is missing, the
-    processors of transformers warn and use bicubic instead, which changes pixels by up to 22 of 255. adapt then resizes
-    with Pillow, as the warning advises, so that the filter is always the one that the model was trained with.
+    Torchvision has a Lanczos filter since version 0.27, but no box or Hamming filter. Without a Lanczos filter, the
+    processors of transformers warn and use bicubic instead, which changes pixels by up to 22 of 255. adapt resizes with
+    Pillow if a filter is missing, as the warning advises, so that the filter is always the filter of the training.
     """
     from torchvision import __version__
 

@@ -30,8 +30,8 @@ def build(model: LlavaForConditionalGeneration, processor: Processor, name: str 
     if not isinstance(layer, int) or layer == 0 or config.vision_feature_select_strategy != patches_alone:
         raise AdaptError(
             f"this LLaVA has vision_feature_layer {layer} and vision_feature_select_strategy "
-            f"{config.vision_feature_select_strategy!r}; expected one layer other than 0 and {patches_alone!r}: use "
-            "another LLaVA"
+            f"{config.vision_feature_select_strategy!r}; expected one layer other than 0, with strategy "
+            f"{patches_alone!r}: use another LLaVA"
         )
     vision = Vision(eyes, tower, preprocess_of(processor.image_processor, vision_config.image_size), eyes)
     block = layer if layer < 0 else layer - 1  # layer 0 is the embeddings

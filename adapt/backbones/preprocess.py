@@ -43,7 +43,7 @@ class Preprocess:
         return recorded
 
     def evaluation(self) -> Transform:
-        """Return the evaluation transform, which resizes an image, crops the centre if needed, and normalises."""
+        """Return the evaluation transform, which makes an image square, converts it to a tensor, and normalises it."""
         from torchvision.transforms import v2
 
         exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # as Pillow's always is

@@ -24,7 +24,7 @@ def bundled(name: str = "mini-clip") -> Path:
 
 
 def hub_names(spec: str | None) -> list[str]:
-    """Return the hub repositories in the backbone name `spec`; local folders and random weights add no repository."""
+    """Return the hub repositories that the backbone name `spec` refers to, none for folders and random weights."""
     return [name for part in (spec or "").split("+") if (name := _hub_name(part)) is not None]
 
 

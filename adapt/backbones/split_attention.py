@@ -47,7 +47,7 @@ def attend(
     value: Tensor,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """Return the output of an `nn.MultiheadAttention` whose layers q, k, v and out are separate, as in `linears`."""
+    """Return the output of an `nn.MultiheadAttention`, computed with separate layers q, k, v and out in `linears`."""
     if not batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (

@@ -21,10 +21,10 @@ Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map of a block, such as q or fc1, whose weight is all of a module's weight or some rows of it.
+    """One linear map of a block, such as q or fc1, whose weight consists of all rows or some rows of a module's weight.
 
-    A fused query-key-value weight is described by three projections on one module. `rows` selects the rows that belong
-    to this projection, with a slice or, if the rows of q, k and v alternate from head to head, an index `(out,)`.
+    A fused query-key-value weight is described by three projections on one module. `rows` selects the rows of this
+    projection, as a slice, or as an index `(out,)` if the rows of q, k and v alternate from head to head.
     """
 
     module: nn.Module
@@ -123,7 +123,7 @@ class Block:
 
 
 def tokens_of(output: BlockOutput) -> Tensor:
-    """Return the tokens `(b, l, d)` of a block's output, which is the token tensor or a tuple that starts with it."""
+    """Return the tokens `(b, l, d)` of a block's output, a tensor or a tuple whose first element is the tensor."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -197,7 +197,7 @@ class Tower:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype of the blocks' weights, which may differ from the embeddings'; None if all blocks were removed."""
+        """The dtype of the blocks' weights; None if all blocks were removed. Embeddings may have another dtype."""
         there = (block for block in self.blocks if any(True for _ in block.module.parameters()))  # not cut out
         return next((each.dtype for block in there for each in block.projections.values()), None)
 
@@ -208,7 +208,7 @@ class Tower:
 
 
 def check_parts(tower: Tower, model: nn.Module) -> None:
-    """Raise AdaptError if a module of `tower` is no longer part of `model`, so that edits would have no effect."""
+    """Raise AdaptError if a module of `tower` is no longer part of `model`, because edits would then have no effect."""
     inside = set(model.modules())
     for index, block in enumerate(tower.blocks):
         projections = (projection.module for projection in block.projections.values())

@@ -76,17 +76,17 @@ _MODES: _AllTurns = WeakKeyDictionary()
 
 
 def roots(model: nn.Module) -> list[nn.Module]:
-    """Return the modules to lock for `model`: its two separately usable models for a vision LLM, otherwise `model`."""
+    """Return the modules to lock for `model`: the vision and the language model of a vision LLM, otherwise `model`."""
     return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
 
 
 def sharing(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context with the shared lock of `model`, in which only calls that edit the model have to wait."""
+    """Return a context that holds the shared lock of `model`, so that calls that edit the model have to wait."""
     return _entered(_TURNS, model, _Turns.shared)
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context with the exclusive lock of `model`; a thread with the shared lock gets a RuntimeError."""
+    """Return a context that holds the exclusive lock of `model`; a thread with the shared lock gets a RuntimeError."""
     return _entered(_TURNS, model, _Turns.alone)
 
 
@@ -99,7 +99,7 @@ def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
 
 
 def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which no other thread switches the methods on `model` between training and evaluation."""
+    """Return a context in which no other thread switches methods on `model` between training and evaluation mode."""
     return _entered(_MODES, model, _Turns.shared)
 
 

@@ -114,7 +114,7 @@ class Comparison:
 
     @property
     def items(self) -> list[Item]:
-        """The training images that are held out in a fold, if their class has several images or groups."""
+        """The training images that are held out in some fold; a class with one image or group has no such images."""
         return [self._split.train[place] for place in self._places]
 
     @property

@@ -138,7 +138,7 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
 def _check_comparable(split: Split) -> None:
     """Raise AdaptError if methods cannot be compared on the data: no images, no classification, or only one class."""
     if not split.train[0].paths:
-        raise AdaptError(f"{split.name} contains texts, but methods are compared on images: train `close` instead")
+        raise AdaptError(f"{split.name} contains texts, but methods are compared on images: train `close` on texts")
     if split.task.comparable:
         raise AdaptError(f"{split.name}: {split.task.comparable}")
     if len(split.class_names) < 2:
@@ -147,7 +147,7 @@ def _check_comparable(split: Split) -> None:
 
 
 def _dual_encoder(backbone: Backbone) -> DualEncoder:
-    """Return `backbone` unchanged. Raises AdaptError if methods cannot be compared, because it is no dual encoder."""
+    """Return `backbone` unchanged. Raises AdaptError if the backbone is not a dual encoder, as a comparison needs."""
     if isinstance(backbone, DualEncoder):
         return backbone
     raise AdaptError(

@@ -122,7 +122,7 @@ def _check_package() -> None:
     if "wrap" not in getattr(adapt, "__all__", ()):
         raise AdaptError(
             "the package adapt from PyPI, an unrelated project, has overwritten files of adapt-vlm: run `pip uninstall "
-            "adapt`, then `pip install --force-reinstall --no-deps adapt-vlm` (or the path of your checkout)"
+            "adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or give pip your checkout instead"
         )
 
 

@@ -212,7 +212,7 @@ def _imported(
         return peft_import.load(source, common.given_backbone(backbone, "cpu"), given_names, device="cpu")
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
-        raise AdaptError(f"{source} does not record backbone and classes: give --backbone and --classes FILE")
+        raise AdaptError(f"{source} does not record its backbone and classes: give --backbone and --classes FILE")
     names = common.class_names(classes) or []
     given: dict[str, object] = {}
     for setting in settings:

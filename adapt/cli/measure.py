@@ -46,7 +46,7 @@ def evaluate_adapter(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure the accuracy of ADAPTER on labelled images, or on questions about images.
+    """Evaluate ADAPTER on labelled images, or on questions about images.
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def zeroshot(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure the zero-shot accuracy of a backbone on labelled images, with hand-written prompts.
+    """Evaluate a backbone on labelled images without training, with hand-written prompts (zero-shot).
 
     \b
     Examples:
@@ -160,7 +160,7 @@ def _sizes(split: Split) -> dict[str, int]:
 
 
 def _tell_parts(split: Split, part: str) -> None:
-    """Print which split (train, val, test) was evaluated, and how adapt divided the data if needed."""
+    """Print which part (train, val, test) was evaluated, and how adapt divided data that came without a split."""
     sizes, noun = _sizes(split), split.task.noun
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)

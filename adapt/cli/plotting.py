@@ -8,6 +8,6 @@ from adapt.errors import missing
 
 
 def check_matplotlib(what: str) -> None:
-    """Raise AdaptError if matplotlib, which is needed to plot `what`, is not installed; call before any long work."""
+    """Raise AdaptError, before any long work is done, if matplotlib, which plots `what`, is not installed."""
     if find_spec("matplotlib") is None:
         raise missing(what, "matplotlib", "plot")

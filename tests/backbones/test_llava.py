@@ -132,11 +132,11 @@ def test_a_projector_as_llava_itself_saves_it(names: dict[str, str], tmp_path: P
         ("CLIPVisionConfig", {"vision_feature_layer": [-2, -1]}, r"layer \[-2, -1\] .*expected one layer"),
         ("CLIPVisionConfig", {"vision_feature_layer": 0}, "layer 0 and .*expected one layer other than 0"),
         ("CLIPVisionConfig", {"vision_feature_layer": -4}, "patch_block is -4, but the vision tower has only 3 blocks"),
-        ("CLIPVisionConfig", {"vision_feature_select_strategy": "full"}, "strategy 'full'; expected .* and 'default'"),
+        ("CLIPVisionConfig", {"vision_feature_select_strategy": "full"}, "'full'; expected .* strategy 'default'"),
         (
             "SiglipVisionConfig",
             {"vision_feature_select_strategy": "default"},
-            "'default'; expected .* and 'full'",
+            "'default'; expected .* strategy 'full'",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_an_unknown_spec_names_the_nearest(spec: str, message: str) -> None:
 
 
 def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"expected a folder that contains open_clip_config.json or config.json"):
+    with pytest.raises(AdaptError, match=r"expected open_clip_config.json or config.json in the folder"):
         adapt.load_backbone(str(tmp_path))
 
 

@@ -81,7 +81,7 @@ def test_open_clips_own_tokenizer(clean: str, mask: str) -> None:
 
 
 def test_words_dropped_by_their_syntax() -> None:
-    with pytest.raises(AdaptError, match="create the tokenizer without reduction_mask='syntax'"):
+    with pytest.raises(AdaptError, match="use a tokenizer without reduction_mask='syntax'"):
         Backbone.from_open_clip(tiny_backbones.native_clip(), open_clip.SimpleTokenizer(reduction_mask="syntax"))
 
 

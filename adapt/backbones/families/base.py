@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """The base class of backbone loaders (families); a package can add one by an entry point in `adapt.backbones`."""
+    """The base class of backbone loaders (families); a package adds a loader by an entry point in `adapt.backbones`."""
 
     name: ClassVar[str]
     forms: ClassVar[dict[str, str]]

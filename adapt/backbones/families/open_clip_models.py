@@ -76,7 +76,7 @@ def _snapshot(repository: str) -> Path:
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
             raise AdaptError(
-                f"the hub repository {repository} has no file {needed}, as every open_clip model has: choose "
+                f"the hub repository {repository} has no file {needed}, which open_clip models need: choose "
                 "another repository"
             )
     return folder
@@ -113,7 +113,7 @@ def _configuration(path: Path) -> _ModelConfig:
 
 
 def _tokenizer_options(text: _TextConfig) -> dict[str, int | None]:
-    """Return keyword arguments for open_clip's `get_tokenizer`, with `trust_remote_code=False` where applicable."""
+    """Return arguments for open_clip's `get_tokenizer`, with `trust_remote_code=False` for transformers tokenizers."""
     options = {"context_length": text.get("context_length")}
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
@@ -164,7 +164,7 @@ def _parts(
 
 
 def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
-    """Warn if the weights were trained with another activation function (GELU, QuickGELU) than the architecture."""
+    """Warn if weights were trained with another activation function (GELU, QuickGELU) than the architecture uses."""
     import open_clip
 
     trained = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu")) if pretrained else quick
