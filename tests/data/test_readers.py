@@ -92,7 +92,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratios", [(0.5, 0.5), (0, 0.5, 0.5), (0.6, 0.6, 0.6), (1.2, -0.1, -0.1)])
 def test_ratios_that_are_refused(tmp_path: Path, ratios: tuple[float, ...]) -> None:
-    with pytest.raises(AdaptError, match="expected three fractions, for train .above 0., val and test, that add up to 1"):
+    with pytest.raises(AdaptError, match="expected three fractions, for train"):
         read_folder(touch(tmp_path, "a/1.jpg"), ratios=ratios)
 
 
