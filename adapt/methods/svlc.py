@@ -63,9 +63,7 @@ class SVLCConfig(PlainLoRAConfig):
         words = {kind: tuple(word.lower() for word in listed) for kind, listed in words.items()}
         for kind, listed in words.items():
             if len(set(listed)) < 2 or not all(re.fullmatch(r"\w+", word) for word in listed):
-                raise ValueError(
-                    f"words of the kind {kind!r} are {listed}; expected two or more different words without spaces"
-                )
+                raise ValueError(f"words of the kind {kind!r} are {listed}; expected different single words, 2 or more")
         return words
 
 

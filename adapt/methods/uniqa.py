@@ -92,9 +92,7 @@ class UniQA(Method[ImageStep], Grades):
 
     def loss(self, step: ImageStep) -> Terms:
         if step.values is None:
-            raise AdaptError(
-                "uniqa learns a number for each image, but the data has no numbers: give a .csv with a column `target`"
-            )
+            raise AdaptError("uniqa learns numbers, but the data has no numbers: give a .csv with a column `target`")
         low, high = self.config.between
         return {"squared_error": F.mse_loss(self._share(step.logits), (step.values - low) / (high - low))}
 

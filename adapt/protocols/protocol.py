@@ -80,9 +80,7 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
     if not names or len(set(names)) < len(names):
         raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give targets by --to")
     for taken in _TAKEN.intersection(names):
-        raise AdaptError(
-            f"a target cannot be called {taken!r}, which is a column of the results: rename the target's folder"
-        )
+        raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename the folder")
     runs = tuple(PlannedRun(f"seed-{one.seed}", one, "source", tuple(targets)) for one in _seeded(recipe, seeds))
 
     def average(mean: Figures) -> Figures:
@@ -121,9 +119,7 @@ def phases(recipe: Recipe, sections: Sequence[DataSection], seeds: Sequence[int]
     final accuracy on a section divided by the first accuracy on the section, averaged over all sections but the last.
     """
     if len(sections) < 2:
-        raise AdaptError(
-            f"there are {len(sections)} phases; expected two or more: give more data, or divide the classes into parts"
-        )
+        raise AdaptError(f"there are {len(sections)} phases; expected two or more: give more data, or divide classes")
     count = len(sections)
     runs: list[PlannedRun] = []
     for one in _seeded(recipe, seeds):

@@ -25,8 +25,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
     Cells are percentages. If the metric is not accuracy, the top left cell contains the name of the metric. Few-shot
     curves have a column for each number of shots, leave-one-out has a column for each domain, and other protocols have
-    a column for each figure. Sweeps have a row for each setting. Raises AdaptError for results of different protocols,
-    data sets or backbones.
+    a column for each figure. Sweeps have a row for each setting. Raises AdaptError for different protocols or data.
     """
     first = results[0]
     for each in results:
@@ -109,9 +108,7 @@ def titles(results: Sequence[Results]) -> list[str]:
 def read_results(path: Path) -> list[Results]:
     """Return the protocol results in a JSON file or in a folder. Raises AdaptError if there are no results."""
     if not path.exists():
-        raise AdaptError(
-            f"{path} does not exist; expected results of a protocol, such as base_to_new.json, or a run directory"
-        )
+        raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json, or a run")
     inside = [path / f"{name}.json" for name in PROTOCOLS]
     files = [file for file in inside if file.is_file()] if path.is_dir() else [path]
     if not files:
