@@ -67,10 +67,7 @@ def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projectio
     if fused is not None and config.model_type == "gpt_neox":
         interleaved = torch.arange(3 * config.hidden_size).view(heads, 3, -1).transpose(0, 1).flatten(1)
         return {letter: Projection(fused, part) for letter, part in zip("qkv", interleaved)} | out
-    raise AdaptError(
-        f"the attention layer {type(attn).__name__} has no query, key and value projections in a supported form: use a "
-        "Llama, Qwen, Mistral, Gemma, Phi or GPT-NeoX model"
-    )
+    raise AdaptError(f"the attention {type(attn).__name__} is not supported: use another model, such as a Llama")
 
 
 def _mlp(mlp: nn.Module) -> dict[str, Projection]:
@@ -91,7 +88,4 @@ def _first(owner: nn.Module, *names: str) -> nn.Module:
     for name in names:
         if hasattr(owner, name):
             return owner.get_submodule(name)
-    raise AdaptError(
-        f"the layer {type(owner).__name__} has an unsupported structure; expected a module {', '.join(names)}: use "
-        "a Llama, Qwen, Mistral, Gemma, Phi or GPT-NeoX model"
-    )
+    raise AdaptError(f"{type(owner).__name__} has no module {', '.join(names)}: use another model, such as a Llama")

@@ -46,10 +46,7 @@ class FusionEncoder(Backbone):
         self.classifier, self.answers = classifier, answers  # the model's own head, if it has one
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """Return the tokens of questions as a dict of `input_ids` and `attention_mask`, each `(b, l)`.
-
-        Raises AdaptError if a question is too long.
-        """
+        """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError for overlong questions."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         if tokens["input_ids"].shape[1] > self._longest:
             longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]

@@ -94,10 +94,7 @@ def _tokenizer(tokenizer: SimpleTokenizer | HFTokenizer, model: CLIP | CustomTex
         length = min(length, getattr(tokenizer, "context_length", None) or length)
     if isinstance(tokenizer, SimpleTokenizer):
         if tokenizer.reduction_fn is syntax_mask_tokenize:
-            raise AdaptError(
-                "the tokenizer drops words by their syntax, which adapt does not support: create the tokenizer without "
-                "reduction_mask='syntax'"
-            )
+            raise AdaptError("the tokenizer drops words by syntax: use a tokenizer without reduction_mask='syntax'")
         ours: TextTokenizer = SimpleText(tokenizer, length)
     elif isinstance(tokenizer, HFTokenizer):
         options = {"strip_sep": tokenizer.strip_sep_token, "class_token_last": tokenizer.tokenizer_mode == "clips"}

@@ -33,9 +33,7 @@ def of(spec: str) -> Family:
         return claims[0]
     if claims:
         both = " and ".join(family.name for family in claims)
-        raise AdaptError(
-            f"the backbone name {spec!r} is accepted by several loaders ({both}): uninstall the package of one loader"
-        )
+        raise AdaptError(f"several loaders accept the backbone name {spec!r} ({both}): uninstall one loader's package")
     if Path(spec).is_dir():
         return of_folder(Path(spec))
     raise AdaptError(
@@ -47,9 +45,7 @@ def of_folder(path: Path) -> Family:
     """Return the family (loader) for the model folder `path`. Raises AdaptError if no family can load the folder."""
     family = next((each for each in _families() if each.claims_folder(path)), None)
     if family is None:
-        raise AdaptError(
-            f"{path} is not a model folder; expected a folder that contains open_clip_config.json or config.json"
-        )
+        raise AdaptError(f"{path} is not a model folder; expected open_clip_config.json or config.json in the folder")
     return family
 
 

@@ -75,10 +75,7 @@ def _snapshot(repository: str) -> Path:
     folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
-            raise AdaptError(
-                f"the hub repository {repository} has no file {needed}, which open_clip models need: choose "
-                "another repository"
-            )
+            raise AdaptError(f"{repository} has no {needed}, which open_clip models need: choose another repository")
     return folder
 
 
