@@ -144,7 +144,7 @@ def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: s
 def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:
     """Return the number of learned context tokens: `n_ctx`, or the number of tokens in `words` if `n_ctx` is None.
 
-    Raises AdaptError if `n_ctx` and `words` are both given and disagree.
+    The result is None without `n_ctx` and `words`. Raises AdaptError if `n_ctx` and `words` disagree.
     """
     count = len(tokenizer.pieces(readable(words)))
     if words and n_ctx not in (None, count):

@@ -250,7 +250,7 @@ class VLoRA(Method[Step], ReadsPublished):
 
 
 def _published_letters(given: str, generators: int, rows: int) -> str:
-    """Return the letters (q, k, ...) of the projections that a published checkpoint updates; by default all.
+    """Return the letters (q, k, ...) of the projections that a checkpoint updates: `given`, or by default all.
 
     `rows` is the length of the checkpoint's `Bs`. `generators` is the number of numbered generators, or 0 for a single
     generator. Raises AdaptError if the letters do not fit these numbers.

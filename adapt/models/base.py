@@ -91,7 +91,7 @@ class Adapted(nn.Module, Generic[B]):
 
     @property
     def text_path(self) -> str:
-        """The implementation that encodes texts: `fast`, `plain` (the library's forward), or `none` for no texts."""
+        """The text encoder in use: `fast`, `plain` (the library's forward), or `none` if there are no prompts."""
         return "none"
 
     @property

@@ -120,7 +120,7 @@ class TextSide(Adapted[DualEncoder]):
         return self._encoded(known[1])
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit-length features `(m, e)` of texts, with the method's edits. Raises AdaptError for long texts."""
+        """Return unit-length features `(m, e)` of texts, with the method's edits. Raises AdaptError for a long text."""
         return self.encode([self._prompt(text) for text in texts])
 
     def _prompt(self, text: str) -> Prompt:
