@@ -87,7 +87,7 @@ def test_questions_and_classes_are_not_mixed(
     refused(run("predict", speaks, image), "answers questions: give --question")
     refused(run("predict", adapter, image, "--question", QUESTION), "classifies images: leave --question out")
     refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave class_names out")
-    refused(run("chat", adapter, image), "is for a dual encoder, which does not answer in words")
+    refused(run("chat", adapter, image), "is for a dual encoder, but only a vision LLM can chat")
     refused(
         run("eval", speaks, "--data", photos),
         "the data are images with one class each, but mini-clip+mini-lm is a vision LLM: use a dual encoder, or give",

@@ -299,7 +299,7 @@ def test_eyes_and_language_models_that_cannot_be_had(folder: Path, tmp_path: Pat
         with_language_model(tiny_fusion.vilt(), str(folder), CPU)
     clip = tiny_backbones.backbone("open_clip")
     with pytest.raises(
-        AdaptError, match="the language model 'no/such' is not a folder; give a folder, hf:NAME or mini-lm"
+        AdaptError, match="the language model 'no/such' is not an existing folder; give a folder, hf:NAME or mini-lm"
     ):
         with_language_model(clip, "no/such", CPU)
     with pytest.raises(AdaptError, match=r"cannot load .* with transformers"):
