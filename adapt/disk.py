@@ -75,8 +75,7 @@ def _check_above(path: Path) -> None:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield the path of a temporary file that atomically replaces `path` if the `with` block succeeds.
 
-    Raises AdaptError if writing fails, for example on a full disk. `path` then stays unchanged, and the temporary file
-    is removed.
+    Raises AdaptError if writing fails (as on a full disk). `path` is then unchanged, and the temporary file is removed.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -111,8 +110,7 @@ def _umask() -> int:
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which is renamed to `path` if the `with` block succeeds.
 
-    Raises AdaptError if `path` exists, or if writing fails, for example on a full disk. The temporary folder is then
-    removed.
+    Raises AdaptError if `path` exists or if writing fails (as on a full disk). The temporary folder is then removed.
     """
     check_free(path)
     path = Path(path)

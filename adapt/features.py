@@ -57,12 +57,12 @@ def item_features(
 
     With `unit`, features are scaled to unit length; otherwise, features keep the length that the tower gives them. If
     `projected` is false, features `(..., d)` are taken before the backbone's last projection, regardless of the
-    method's edits. Texts instead of images get features of the text tower, but no random views and no unprojected
+    method's edits. Texts instead of images get features of the text tower, but neither random views nor unprojected
     features.
 
     Features come from the disk cache, unless `cache` is false or the image transform has no cache key. Random views
-    need the cache. Raises AdaptError if the method edits the vision tower, because the cache stores the backbone's own
-    features, and for features that texts cannot have.
+    need the cache. Raises AdaptError for features that texts cannot have, and with `projected` if the method edits the
+    vision tower, because the cache stores the backbone's own features.
     """
     if of_texts(items):
         unavailable = "random views" if views else "" if projected else "features before the last projection"
@@ -130,9 +130,7 @@ def block_inputs(
     size = f"the inputs of block {block} for {len(items):,} images take {readable_bytes(needed)}"
     for name, limit in limits.items():
         if needed > limit:
-            logger.warning(
-                "%s, but %s %s: every training step computes the earlier blocks", size, name, readable_bytes(limit)
-            )
+            logger.warning("%s, but %s %s: every step computes the earlier blocks", size, name, readable_bytes(limit))
             return None
     logger.info("%s of the cache, so that training steps skip the earlier blocks", size)
 

@@ -30,8 +30,7 @@ class Split:
     that learn classes without training items.
 
     Raises AdaptError if a class has no training item, if an item's class is not in `class_names`, if a part (train,
-    val, test) mixes two tasks or mixes images with texts, if the test items are texts, or if the task rejects the
-    items.
+    val, test) mixes two tasks or images with texts, if test items are texts, or if the task rejects items.
     """
 
     name: str
@@ -128,8 +127,8 @@ class Split:
     def renamed(self, names: Mapping[str, str]) -> Split:
         """Return a copy of the split whose classes are renamed by `names`, a dict from old to new names.
 
-        Old names that are not classes of the split are ignored. Raises AdaptError if a class has no new name, or if two
-        classes get the same name.
+        Unknown old names are ignored. Raises AdaptError if a class has no new name, or if two classes get the same
+        name.
         """
         missing = [name for name in self.class_names if name not in names]
         if missing:

@@ -53,8 +53,7 @@ def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, obj
 def at_most(numbers: int) -> TorchDispatchMode:
     """Return a context manager that limits the total elements of new tensors to a small multiple of `numbers`.
 
-    `numbers` is the number of elements stored in a file. AdaptError is raised in the `with` block before the limit is
-    exceeded.
+    `numbers` is the number of elements in a file. Raises AdaptError in the `with` block before the limit is exceeded.
     """
     return _Bounded(
         _TIMES * numbers + _BESIDE,
@@ -66,8 +65,7 @@ def at_most(numbers: int) -> TorchDispatchMode:
 def within_memory(device: torch.device, what: str) -> TorchDispatchMode:
     """Return a context manager that limits the total size of new tensors to the free memory of `device`.
 
-    AdaptError is raised in the `with` block before the limit is exceeded; the message calls the object being built
-    `what`.
+    Raises AdaptError in the `with` block before the limit is exceeded; `what` names the object to build in the message.
     """
     free = free_bytes(device)
     return _Bounded(

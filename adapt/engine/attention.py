@@ -28,8 +28,8 @@ def prefix_suffix_attention(
 
     `k` and `v` are `(..., rows, d)`, with images as leading dimensions. `q` has all rows, or with `ends_only` only the
     end-of-text row of each class, in packed order. Each query attends to the prefix and to the suffix of the query's
-    class, up to the query. The attention weights are a softmax, or are computed by `edit` if given. The output has one
-    row for each query.
+    class, up to the query. The attention weights are computed by `edit` if given, or else by softmax. The output has
+    one row for each query.
     """
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)

@@ -11,8 +11,7 @@ from torch import Tensor
 def standard_error(values: Tensor, groups: Sequence[str]) -> float:
     """Return the cluster-robust standard error of the mean of `values` `(n,)`; each group in `groups` is a cluster.
 
-    The standard error includes the correction for few groups. Returns 0 for a single group, because the error is then
-    unknown.
+    The correction for few groups is included. Returns 0 for a single group, because the error is then unknown.
     """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     if len(numbers) < 2:

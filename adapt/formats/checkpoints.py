@@ -112,8 +112,7 @@ def import_published(
     """Load a published checkpoint of `method` as an adapted model, ignoring its copies of CLIP and token buffers.
 
     `settings` are method settings that the file does not record, such as CoOp's `class_position`. A vision LLM needs no
-    class names. Raises AdaptError in the same cases as `read_dassl`, and if the tensors do not fit the method, the
-    backbone or the classes.
+    class names. Raises AdaptError like `read_dassl`, and if tensors do not fit the method, backbone or classes.
     """
     cls, given = methods.find(method), dict(settings or {})
     if not issubclass(cls, ReadsPublished):

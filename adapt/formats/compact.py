@@ -50,8 +50,7 @@ class _Record(BaseModel):
 def export(model: Adapted, folder: str | Path) -> Path:
     """Write `model`, without the blocks that its adapter skips, to a new `folder` for `adapt.load(folder)`.
 
-    Raises AdaptError if the adapter skips no block, or if the backbone is quantised, already compact, or of unknown
-    format.
+    Raises AdaptError if the adapter skips no block, or if the backbone is quantised, compact or of unknown format.
     """
     backbone, skipped = model.backbone, sorted(skipped_blocks(model.method))
     if not skipped:

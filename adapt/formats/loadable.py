@@ -40,8 +40,8 @@ def build_within(
 ) -> tuple[str, ...]:
     """Build `method` on `backbone`, check that `tensors` fit it, and return the class names used to build it.
 
-    Building may allocate only little more memory than `tensors` take. Raises AdaptError if building needs more memory,
-    or if the tensors do not fit.
+    Building may need only little more memory than `tensors`. Raises AdaptError if building needs more memory, or if the
+    tensors do not fit.
     """
     with keeping_rng(backbone.device):  # building draws initial values, which the tensors replace
         try:

@@ -51,12 +51,10 @@ def load(
 ) -> Model:
     """Load a LoRA adapter from a folder in peft's layout as an adapted model.
 
-    A folder written by `peft_layout` records the backbone and the class names. A folder written by peft itself names
-    only the backbone, so `class_names` must be given, the logit scale is the backbone's, and the template is LoRA's
-    default.
+    A folder written by `peft_layout` records the backbone and class names. A folder written by peft itself records only
+    the backbone, so `class_names` must be given. The logit scale is then the backbone's, the template LoRA's default.
 
-    Raises AdaptError if the adapter is not a plain LoRA, or if it adapts modules other than the projections of the
-    towers.
+    Raises AdaptError if the adapter is not a plain LoRA, or adapts modules other than the projections of towers.
     """
     folder = Path(folder)
     config, note = _read_config(folder), _read_note(folder / TENSORS)

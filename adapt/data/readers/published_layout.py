@@ -21,8 +21,7 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
     """Return a published data set, read from its folder under `root` (the directory that CoOp calls `$DATA`).
 
     Raises AdaptError if a folder or list file is missing (the message says what to download), or if the number of
-    classes differs from the published number. Images are neither opened nor counted; `adapt data check` opens and
-    counts images.
+    classes differs from the published number. Images are neither opened nor counted, unlike in `adapt data check`.
     """
     root = os.path.abspath(root)
     missing = data.missing(root)

@@ -21,8 +21,7 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     """Return the `Split` in a JSON file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`.
 
     The file may be gzipped. With `root`, paths are relative to this folder and must stay inside the folder. Without
-    `root`, paths are used as written in the file. Images are rotated upright by EXIF if `turned`, and otherwise used as
-    stored.
+    `root`, paths are used as written. Images are rotated upright by EXIF if `turned`, and otherwise used as stored.
 
     Raises AdaptError if the file has another form, if a label has two names, if the labels are not numbered from 0
     without a gap, or if symbolic links put one image into two parts (train, val, test).

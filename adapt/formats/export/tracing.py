@@ -58,8 +58,7 @@ def traced(model: AdaptedModel) -> ExportedProgram:
     """Return the graph from preprocessed images `(b, 3, h, w)` to the model's logits `(b, n)`, for any batch size b.
 
     The graph contains only the tensors that images pass through, not the text tower. Raises AdaptError in the same
-    cases as `exportable`, and if the method computes something that a graph cannot contain, such as a branch on a
-    tensor's value.
+    cases as `exportable`, and if the method computes what a graph cannot contain, such as a branch on a value.
     """
     exportable(model)
     size, frozen_model = model.backbone.preprocess.size, model.backbone.model
@@ -85,8 +84,8 @@ def _program(module: nn.Module, examples: Tensor) -> ExportedProgram:
 class _ImagesToLogits(nn.Module):
     """A module from images to the logits of `model`, in which all values that depend only on classes are precomputed.
 
-    The model and its backbone are submodules, and the precomputed values are buffers, so that the graph includes all
-    their tensors.
+    The model and backbone are submodules and the precomputed values are buffers, so the graph includes all their
+    tensors.
     """
 
     def __init__(self, model: AdaptedModel, examples: Tensor) -> None:
