@@ -46,7 +46,7 @@ def test_parts_of_the_tower_itself_are_claimed_once() -> None:
 
 def test_a_norm_that_stands_behind_its_site_cannot_be_read() -> None:
     tower = tiny_fusion.bridgetower().tower("text_fusion")
-    with pytest.raises(AdaptError, match="Parallel reads attn of block 0 of the text_fusion tower after its norm"):
+    with pytest.raises(AdaptError, match="needs a norm before attn of block 0 of the text_fusion tower"):
         plan(tower, [Parallel(0, "attn", LINEAR, normed=True)])
 
 
