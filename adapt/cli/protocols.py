@@ -53,7 +53,7 @@ _to = click.option(
     help="Training images per class, runs for each number.",
 )
 def few_shot(recipe: str, counts: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
-    """Train RECIPE with increasing numbers of training images per class, each with several seeds.
+    """Train RECIPE with increasing numbers of training images per class, and with several seeds for each number.
 
     \b
     Example:
@@ -144,7 +144,7 @@ def leave_one_out(
       adapt leave-one-out vl2v_sd --data emoji --out runs/styles
       adapt leave-one-out lora --data domains:PACS/ --out runs/pacs
 
-    A .csv file names the domains in its column domain. With domains:FOLDER, each folder in FOLDER is a domain and
+    A .csv file names the domains in the column "domain". With domains:FOLDER, each folder in FOLDER is a domain and
     contains a folder per class. OUT receives leave_one_out.json, leave_one_out.csv, and a run directory for each domain
     and seed.
     """
@@ -205,14 +205,14 @@ def phases(
 def sweep(
     recipe: str, seeds: str, overrides: tuple[str, ...], settings: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
-    """Train RECIPE with every combination of the given values of its settings, each with several seeds.
+    """Train RECIPE with every combination of the given values for its settings, with several seeds per combination.
 
     \b
     Examples:
       adapt sweep coop --data emoji --out runs/seeds
       adapt sweep coop train.lr=0.002,0.02 train.epochs=5,30 --data emoji --seeds 1,2 --out runs/rates
 
-    If the data has validation images, the table also shows the validation accuracy, by which settings should be chosen.
+    If the data has validation images, the table also shows the validation accuracy. Choose settings by this accuracy.
     OUT receives sweep.json, sweep.csv, and a run directory for each combination and seed.
     """
     from adapt.protocols import protocol as protocols

@@ -33,8 +33,8 @@ _NAMED = 3
 def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
     """Return {path: reason} for the images and masks of `items` that cannot be used: first images, then masks.
 
-    A reason is an error message, as `adapt.data.open_image` gives it. `progress` is called with the number of checked
-    files and the total number of files. A file that several items share is checked once.
+    A reason is the error message that opening the file gives. `progress` is called with the number of checked files and
+    the total number of files. A file that several items share is checked once.
     """
     turned = {path: item.turned for item in items for path in item.files}
     problems = _of_each(_problem, turned, progress)
@@ -43,7 +43,7 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
-    """Return {path: facts} for every file of `items`, including masks, where facts are for example format and size.
+    """Return {path: facts} for every file of `items`, including masks; facts are, for example, the format and the size.
 
     `progress` is called with the number of checked files and the total number of files.
     """
@@ -104,8 +104,8 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used: {_first(problems)}. List all of them with `adapt data check`, or leave them out "
-            "with data.broken=skip"
+            f"{count} cannot be used: {_first(problems)}. List all problems with `adapt data check`, or leave the "
+            "images out with data.broken=skip"
         )
     logger.warning("left out %s: %s", count, _first(problems))
     return replace(split, train=train, val=val, test=test)

@@ -47,7 +47,7 @@ def contact_sheet(
             "data with classes"
         )
     if not items or per_class < 1:
-        raise AdaptError(f"there are {len(items)} images and per_class is {per_class}; expected at least 1 of both")
+        raise AdaptError(f"found {len(items)} images, and per_class is {per_class}; expected at least 1 for both")
     groups: dict[str, list[Item]] = {name: [] for name in class_names}
     for item in items:
         for name in item.class_names:

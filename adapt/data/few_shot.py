@@ -21,10 +21,10 @@ _MAX_VAL_SHOTS = 4
 def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) -> tuple[Items, Items]:
     """Return `shots` training and min(shots, 4) validation images of each class, in the order in which they are drawn.
 
-    The rule `coop` (of CoOp `ff61507` and Dassl) samples from `train`, then from `val`. If a class has fewer images,
+    The rule `coop` (of CoOp `ff61507` and Dassl) samples from `train`, then from `val`. If a class has too few images,
     all images of the class are returned.
 
-    The rule `clip-lora` (of CLIP-LoRA `358f0d7`) samples from `val`, then from `train`. If a class has fewer images,
+    The rule `clip-lora` (of CLIP-LoRA `358f0d7`) samples from `val`, then from `train`. If a class has too few images,
     some images are returned more than once. If `val` is empty, as for ImageNet, training and validation images are
     sampled together from `train`, and the last sampled images are for validation. Raises AdaptError for any other
     `sampling`, and if `train` has too few images to sample training and validation images from it.

@@ -61,7 +61,7 @@ def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[li
 
 
 def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:
-    """Yield, for each fold, a split to test on the fold and train on all other images, and the fold's indices."""
+    """Yield (split with the fold as test data and the other images as training data, fold's indices) for each fold."""
     for learned, held_out in kept_and_held(chosen, count):
         train, test = (tuple(split.train[place] for place in own) for own in (learned, held_out))
         yield replace(split, train=train, test=test), held_out

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled item of data: one or more images, or a text without images, with a `label` such as a class.
+    """One labelled item of data: one or more images, or a text instead of images, with a `label` such as a class.
 
     `paths` has one image path, or as many as the task needs, in the format of `adapt.data.decoding.files`. If `paths`
     is empty, a model is trained on the features of `text` instead of image features; otherwise `text` is about the

@@ -61,7 +61,8 @@ class Looked:
 def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
     """Return the readable contents of a data set, and a list of the problems that make the data set inconsistent.
 
-    Raises AdaptError if nothing can be read because `source` is a list or a name, not a folder, and is not readable.
+    Raises AdaptError if `source` is a list or a name that cannot be read. For an unreadable folder, the data set is
+    empty.
     """
     with collecting() as problems:
         try:

@@ -103,7 +103,7 @@ def test_broken_images_are_refused_with_their_number(split: Split) -> None:
     advice = "cannot be decoded: unknown format. Replace or remove the image"
     assert str(caught.value) == (
         f"2 of 5 images of data 'insects' cannot be used: image '{first}' {advice}; image '{second}' {advice}. "
-        "List all of them with `adapt data check`, or leave them out with data.broken=skip"
+        "List all problems with `adapt data check`, or leave the images out with data.broken=skip"
     )
 
 

@@ -77,7 +77,7 @@ def test_many_classes_make_a_sheet_of_a_screens_shape(items: list[Item], classes
 
 
 def test_nothing_to_draw(items: list[Item]) -> None:
-    with pytest.raises(AdaptError, match="there are 0 images and per_class is"):
+    with pytest.raises(AdaptError, match="found 0 images, and per_class is"):
         contact_sheet([], ("a",))
     with pytest.raises(AdaptError, match="6 images, 0 of each class"):
         contact_sheet(items, ("a", "b"), 0)

@@ -54,7 +54,7 @@ def picture_of(source: Pixels) -> Image.Image:
             )
         values = np.rint(255 * values.astype(np.float32)).astype(np.uint8)
     if values.dtype != np.uint8:
-        raise AdaptError(f"an image is an array of {values.dtype}; expected uint8, or floats from 0 to 1: convert it")
+        raise AdaptError(f"an image is an array of {values.dtype}; expected uint8, or floats from 0 to 1")
     channels = values.shape[-1]
     return Image.fromarray(np.ascontiguousarray(values[..., 0] if channels == 1 else values), _MODES[channels])
 

@@ -15,7 +15,7 @@ from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):
-    """Facts about one image file; a file with a `problem` is unusable, and then at most `lacks` is set besides."""
+    """Facts about one image file; a file with a `problem` is unusable, and has no other facts but perhaps `lacks`."""
 
     problem: str = ""
     lacks: str = ""

@@ -20,10 +20,9 @@ Pictures = Union["Tensor", tuple["Tensor", ...]]  # `|` does not accept quoted n
 
 
 class ImageSet:
-    """A map-style torch data set: `dataset[i]` is a pair of the transformed image (3, h, w) of item `i`, and `i`.
+    """A map-style torch data set: `dataset[i]` is the transformed image (3, h, w) of item `i`, together with `i`.
 
-    For an item with several images, the pair has a tuple of images. Images are turned upright by EXIF if `turned` is
-    true for the transform.
+    An item with several images has a tuple of images. Images are turned upright by EXIF if the transform expects this.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:

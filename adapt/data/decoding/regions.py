@@ -16,7 +16,7 @@ _REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DO
 def region(path: str, edges: tuple[float, float, float, float]) -> str:
     """Return the path of a region of the image at `path`, which is the rectangle `edges` rounded outwards to pixels.
 
-    `edges` are left, upper, right and lower. Raises ValueError if the rectangle is empty or starts below 0.
+    `edges` are left, upper, right and lower. Raises ValueError if the rectangle is empty or has negative coordinates.
     """
     left, upper, right, lower = floor(edges[0]), floor(edges[1]), ceil(edges[2]), ceil(edges[3])
     if min(left, upper) < 0 or edges[0] >= edges[2] or edges[1] >= edges[3]:

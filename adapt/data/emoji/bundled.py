@@ -54,7 +54,7 @@ def is_bundled(spec: str) -> bool:
 
 
 def names() -> list[str]:
-    """Return all names of bundled data sets, including those with a style (`emoji@STYLE`)."""
+    """Return all names of bundled data sets, including names with a style (`emoji@STYLE`)."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
     return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
 

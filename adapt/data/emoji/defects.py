@@ -59,7 +59,7 @@ def _entries(spec: str, part: str) -> list[archive.DrawnItem]:
 
 @lru_cache(maxsize=8)
 def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
-    """Return the drawings of one part (train, val, test) in `style`, or in all seen styles if `style` is "".
+    """Return the drawings of one part (train, val, test) in `style` or, if `style` is "", in all but the unseen style.
 
     `drawings`, the path of the archive, is only an argument so that the cache depends on the path.
     """

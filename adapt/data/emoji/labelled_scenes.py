@@ -54,7 +54,7 @@ def read_counts(spec: str) -> Split:
 
 
 def read_labels(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-labels` or a variant): scenes of one to four things and all their names."""
+    """Return the data set `spec` (`emoji-labels` or a variant): scenes labelled with the names of all things shown."""
     names = tuple(concept.name for concept in questions.concepts().values())
 
     def labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:

@@ -20,7 +20,7 @@ _TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbon
 
 
 def read_records() -> Split:
-    """Return pairs of a drawing and a misread name; an item's domain is the style, and its entity is the concept."""
+    """Return the data set of drawings with misread names; an item's domain is the style, its entity is the concept."""
     part_of = _parts()
     root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in archive.index()["items"]:

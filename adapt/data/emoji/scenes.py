@@ -132,7 +132,7 @@ def _cells(stream: Random, count: int) -> list[tuple[int, int, int, int]]:
 
 
 def _placed(drawing: Drawing, box: tuple[int, int, int, int], sides: tuple[int, int], stream: Random) -> Piece:
-    """Return `drawing` at a random position in `box` (left, top, width, height), with a random side from `sides`."""
+    """Return `drawing` at a random position in `box` (left, top, width, height), with a random size from `sides`."""
     left, top, width, height = box
     side = stream.randint(*sides)
     across, down = stream.randint(0, width - side), stream.randint(0, height - side)

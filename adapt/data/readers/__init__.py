@@ -70,7 +70,7 @@ def _reader_of(spec: str) -> Reader | None:
     claims = [each for each in claims if each.fallback == claims[0].fallback]
     if len(claims) > 1:
         raise AdaptError(
-            f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}; expected only one "
-            "reader: uninstall the package of the other reader"
+            f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}; expected one: "
+            "uninstall the packages of the other readers"
         )
     return claims[0] if claims else None

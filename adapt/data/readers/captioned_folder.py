@@ -42,7 +42,7 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
         raise AdaptError(
-            f"image folder {root!r} is divided into train, val or test, but {loose!r} is in none of these folders: "
+            f"image folder {root!r} has folders for train, val or test, but {loose!r} is in none of these folders: "
             "move the image into one of them"
         )
     return to_split(os.path.basename(root), root, rows, None, ratios, seed)

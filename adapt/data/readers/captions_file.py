@@ -74,7 +74,7 @@ def read_captions_file(
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
         raise AdaptError(
-            f"{where}: {loose!r} has no split, but other images have a split. Give every image a split, or no image"
+            f"{where}: {loose!r} has no split, but other images have a split. Give every image a split, or none at all"
         )
     check_listed_once(rows, where)
     rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)

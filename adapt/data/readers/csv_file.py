@@ -46,8 +46,8 @@ def read_csv(
     test) and `seed`. `group` names images that are more alike than other images of their class, such as photographs of
     one object.
 
-    A line with a `text` but no path is a text to train on. Without a column `label`, each line with a path is a pair of
-    an image and a text; an image may have several texts. A column `rephrased` has a paraphrase of the text, or is
+    A line with a `text` but no path is a text to train on. Without a column for labels, each line with a path is a pair
+    of an image and a text; an image may have several texts. A column `rephrased` has a paraphrase of the text, or is
     empty. Pairs with the same `entity` stay in one part (train, val, test) if the CSV has no column `split`. A `target`
     is a number, such as a quality score, and `label` is a word for the number. Without a `label`, the word is one of
     bad, poor, fair, good and perfect, by fifths of the range from the lowest to the highest target. A column `labels`,
@@ -127,10 +127,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
         raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
-        raise AdaptError(
-            f"{where}: a column mask is for full images, but the columns {', '.join(_BOX)} are for regions. Leave out "
-            "the mask, or the columns for regions"
-        )
+        raise AdaptError(f"{where}: a column mask cannot go with {', '.join(_BOX)}. Leave out the mask or the regions")
     try:
         task = tasks.reading(frozenset(columns))
     except AdaptError as error:
@@ -168,7 +165,7 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
         raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty. Fill the cell")
     image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
-        raise AdaptError(f"{where}: {paths[0]!r} is a region, but a mask is for a full image. Remove one of them")
+        raise AdaptError(f"{where}: {paths[0]!r} is a region, but a mask is for a full image. Leave out the mask")
     group = cells.get("group", "") or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
 

@@ -18,7 +18,7 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
     Normal images are in `train/good` and `test/good`. For each kind of defect, images are in `test/KIND` and masks in
     `ground_truth/KIND`. The classes are normal and abnormal, and the domain of an abnormal image is the kind of defect.
     A mask has the name of the image, optionally followed by `_mask`. Raises AdaptError if these folders are missing,
-    and for an image of a defect without a mask.
+    and if an image of a defect has no mask.
     """
     root = os.path.abspath(root)
     if "test" not in subfolders(root):
@@ -43,13 +43,13 @@ def _masks(root: str, kind: str) -> dict[str, str]:
     """Return {image name without suffix: path of the mask} for the masks of one kind of defect."""
     folder = os.path.join(root, _MASKS, kind)
     if not os.path.isdir(folder):
-        raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, but no folder {_MASKS}/{kind} with masks")
+        raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, but no folder {_MASKS}/{kind}: add masks")
     return {_stem(path).removesuffix("_mask"): path for path in images_in(folder)}
 
 
 def _mask(path: str, masks: dict[str, str]) -> str:
     if _stem(path) not in masks:
-        raise AdaptError(f"{path!r} is an image of a defect, but {_MASKS} has no mask with the same name: add one")
+        raise AdaptError(f"{path!r} is an image of a defect, but {_MASKS} has no mask of the same name: add a mask")
     return masks[_stem(path)]
 
 

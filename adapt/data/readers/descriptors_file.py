@@ -15,7 +15,7 @@ BUNDLED = {"emoji": Path(__file__).parent.parent / "emoji" / "descriptors.json"}
 
 
 def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Return {class: descriptors}, read from a file or, for the name of a bundled data set, the bundled descriptors.
+    """Return {class: descriptors} from a file, or the bundled descriptors if `path` is the name of a bundled data set.
 
     A `.csv` file has the header `class,descriptor` and a line for each descriptor. A `.json` file has an object
     `{class: [descriptor, ...]}`. Raises AdaptError, naming the entry, for any other format, an empty descriptor, and a

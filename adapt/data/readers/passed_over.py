@@ -59,7 +59,7 @@ def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedO
 
 
 def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
-    """Log a warning if files in the folder `source` look like images but are not in `split`, with counts by suffix."""
+    """Log a warning, with counts by suffix, if files in the folder `source` look like images but are not in `split`."""
     note_files(split.name, passed_over(source, split), ". `adapt data check` names them")
 
 
