@@ -27,7 +27,7 @@ def is_name(path: str | os.PathLike[str]) -> bool:
 
 
 def parse(name: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Split `hf://user/name@revision` into repository and revision; scheme and revision are optional.
+    """Split `hf://user/name@revision` into repository and revision; the prefix `hf://` and the revision are optional.
 
     Raises AdaptError if `name` does not have this form.
     """
@@ -63,8 +63,8 @@ def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
 def asked_once() -> Iterator[str | None]:
     """Check whether the hub answers, and yield None, or a text that says why the hub does not answer.
 
-    If the hub does not answer, libraries use only the hub's local cache in the `with` block. Without this check, they
-    would retry for each file, and wait for minutes.
+    If the hub does not answer, libraries use only the hub's local cache in the `with` block. Without this check,
+    libraries would retry for each file, and wait for minutes.
     """
     from huggingface_hub import constants, errors, get_session
 
@@ -88,8 +88,9 @@ def commit(
 ) -> str:
     """Upload the files of `folder` to a hub repository in one commit, and return the repository's URL.
 
-    A missing repository is created as `private` says. The commit also deletes files of the repository that are named in
-    `replaced` and missing from `folder`. Raises AdaptError if the hub refuses the commit, or cannot be reached.
+    A missing repository is created, as a private repository if `private` is true. The commit also deletes files of the
+    repository that are named in `replaced` and missing from `folder`. Raises AdaptError if the hub refuses the commit,
+    or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -149,7 +150,7 @@ def _silence() -> str:
 
 
 def _refusal(error: BaseException | None) -> str:
-    """Return the hub's message about a refused request, or else that of `error`, with advice if a token is needed."""
+    """Return the hub's reason for a refused request, or else the message of `error`, with advice about tokens."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     message = getattr(error, "server_message", None) or _line(error)
     return message + (f": give a token with write access ({_TOKEN})" if status in (401, 403) else "")

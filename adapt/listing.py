@@ -95,7 +95,7 @@ class Listing(Generic[T]):
             if points.setdefault(point.name, point).value != point.value:
                 other = points[point.name].value
                 raise AdaptError(
-                    f"two packages have a {self._what} called {point.name!r}, {other} and {point.value}: uninstall one"
+                    f"two packages, {other} and {point.value}, have a {self._what} called {point.name!r}: uninstall one"
                 )
         return points
 

@@ -44,7 +44,7 @@ class Note(BaseModel):
 
 
 def export(model: Adapted, folder: str | Path) -> Path:
-    """Write `model` and a model card to `folder` in peft's layout. Raises AdaptError if the method is no plain LoRA."""
+    """Write a plain LoRA `model` and a model card to `folder` in peft's layout. Raises AdaptError for other methods."""
     folder = Path(folder)
     write(model, folder)
     if model.answers != PLAIN:
@@ -80,7 +80,7 @@ def write(model: Adapted, folder: Path) -> None:
     if not (isinstance(method, LoRA) and method.config.plain):
         raise AdaptError(
             f"only plain LoRA can be written in peft's layout, but this adapter is {method.name} with the settings "
-            f"{method.config.model_dump()}: save it as an adapter file"
+            f"{method.config.model_dump()}: save an adapter file instead"
         )
     names = module_names(model.backbone)
     note = Note(
@@ -122,7 +122,7 @@ def _auto_mapping(model: Adapted) -> dict[str, str] | None:
 
 
 def _base(backbone: Backbone) -> str | None:
-    """Return the hub name or the absolute folder path of the backbone for transformers; None if it has no name."""
+    """Return the hub name or the absolute folder path of the backbone for transformers; None if unnamed."""
     name = None if backbone.name is None else backbone.name.removeprefix("hf:")
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 

@@ -28,7 +28,7 @@ FETCHED = (adapter.NAME, *peft_layout.FILES, CARD)  # the only files that are ev
 def fetch(name: str | Path) -> Path:
     """Download `hf://user/name` or `hf://user/name@revision` into the hub's cache, and return the adapter's path.
 
-    The path is that of an adapter file or, if the repository has no adapter file, of a folder in peft's layout. Raises
+    The adapter is an adapter file or, if the repository has no adapter file, a folder in peft's layout. Raises
     AdaptError as `hub.snapshot` does, and for a repository without an adapter.
     """
     folder = hub.snapshot(name, FETCHED)
@@ -54,7 +54,7 @@ def push(
 ) -> str:
     """Publish `model` on the hub as `user/name`, and return the repository's URL; see `Adapted.push_to_hub`.
 
-    `file` is the path of an adapter file in which the model is already saved, and which is then published unchanged.
+    If the model is already saved, `file` is the path of its adapter file, which is published unchanged.
     """
     repository, revision = hub.parse(name)
     if revision is not None:

@@ -87,7 +87,7 @@ def register(cls: M) -> M:
 
 @contextmanager
 def known(cls: type[Method]) -> Iterator[None]:
-    """Register the method class `cls` for the duration of a `with` block, if it is not already known by its name."""
+    """Register the method class `cls` for the duration of a `with` block, if its name is not registered yet."""
     with _listing.known(cls):
         yield
 

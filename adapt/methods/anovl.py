@@ -91,7 +91,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
                 raise AdaptError(f"anovl: states has {name!r}, which is not a class; {nearest(name, class_names)}")
 
     def _states(self, class_name: str) -> tuple[str, ...]:
-        """Return the phrases that describe a class, from the setting `states`, or else one with the class name."""
+        """Return the phrases that describe a class, from the setting `states`, or else the class name alone."""
         states: dict[str, tuple[str, ...]] = self.config.states
         return states.get(class_name) or (f"{readable(class_name)} {{}}",)
 

@@ -76,7 +76,7 @@ def _linears(block: Block) -> list[tuple[str, tuple[str, str]]]:
 
 
 def _outer(tower: Tower) -> list[tuple[str, str]]:
-    """Return the names of the layer norms outside a tower's blocks, as pairs of our name and CLIP's name."""
+    """Return the layer norms outside a tower's blocks, as pairs of the name in `tower` and the name in CLIP."""
     return [
         (part, called)
         for part, called in OUTER[tower.name].items()

@@ -52,7 +52,7 @@ class CLAP(Method[ImageStep]):
         self.register_buffer("_multipliers", torch.zeros(classes, device=device), persistent=False)
 
     def prepare(self, training: Training) -> None:
-        """Initialise the prototypes with text features, and weight the penalty of a class by `sureness`."""
+        """Initialise the prototypes with text features, and compute each class's penalty weight by `sureness`."""
         base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)

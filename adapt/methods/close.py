@@ -32,7 +32,7 @@ class CloseConfig(MethodConfig):
 
 
 class Close(Method[ImageStep]):
-    """A linear classifier that learns from noisy text features. `Close(noise)` trains `lin.weight` and `lin.bias`."""
+    """A linear classifier trained on noisy text features, with `lin.weight` `(n_classes, e)` and `lin.bias`."""
 
     name = "close"
     title = "CLOSE (Gu et al., ICCV 2023)"

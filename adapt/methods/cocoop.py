@@ -37,7 +37,7 @@ class CoCoOpConfig(MethodConfig):
 
 
 class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """A prompt context that every image shifts. `CoCoOp()` trains `ctx` `(n_ctx, d)`, and `meta_net` for the shifts."""
+    """A context shifted for each image. `CoCoOp()` trains `ctx` `(n_ctx, d)`, and `meta_net` for the shifts."""
 
     name = "cocoop"
     title = "CoCoOp (Zhou et al., CVPR 2022)"

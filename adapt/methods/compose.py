@@ -59,7 +59,7 @@ class ComposeConfig(MethodConfig):
     @classmethod
     def _fit(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         if len(value) < 2:
-            raise ValueError("a composition has at least two methods: name more methods")
+            raise ValueError("a composition needs at least two methods: name more methods")
         try:
             _check(_named([_made(each) for each in value]))
         except AdaptError as error:
@@ -186,7 +186,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         self.config = ComposeConfig(methods=tuple(map(_described, self.parts.values())))
 
     def prepare(self, training: Training) -> None:
-        """Prepare the component methods. A search for blocks comes first, because it resets all components."""
+        """Prepare the component methods. A search for blocks comes first, because the search resets all components."""
         for part in sorted(self.parts.values(), key=lambda part: chosen_setting(part) is None):
             part.prepare(training)
         self._describe()
@@ -244,7 +244,9 @@ def _made(described: dict[str, object]) -> Method:
     settings = dict(described)
     name = settings.pop("name", None)
     if not isinstance(name, str):
-        raise AdaptError(f"a method is {described!r}; expected name and settings, as in {{name: lora, rank: 2}}")
+        raise AdaptError(
+            f"an entry of methods is {described!r}; expected name and settings, as in {{name: lora, rank: 2}}"
+        )
     if name == Compose.name:  # checked first: each nested level would multiply the time to create parts
         raise AdaptError(
             f"{name} cannot be part of a composition: expected methods that change a tower, each listed separately"
@@ -290,15 +292,15 @@ def _check(parts: dict[str, Method]) -> None:
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         if owns_prompts(a) and owns_prompts(b):
-            raise AdaptError(f"{one} and {other} both learn prompt tokens and cannot be combined: use only one")
+            raise AdaptError(f"{one} and {other} both learn prompt tokens and cannot be combined: use one method")
         if _overrides(a, "logits") and _overrides(b, "logits"):
-            raise AdaptError(f"{one} and {other} both compute their own logits and cannot be combined: use only one")
+            raise AdaptError(f"{one} and {other} both compute their own logits and cannot be combined: use one method")
         if (key := chosen_setting(a)) and key == chosen_setting(b):
-            raise AdaptError(f"{one} and {other} both choose {key} on validation images: set {key} in one of them")
+            raise AdaptError(f"{one} and {other} both choose {key} on validation images: set {key} in one method")
         if a.logit_scale and b.logit_scale and a.logit_scale != b.logit_scale:
             raise AdaptError(f"logit_scale is {a.logit_scale} in {one}, {b.logit_scale} in {other}: set equal values")
         if twice := _traits(a) & _traits(b):
             raise AdaptError(
                 f"{one} and {other} both have the trait {min(kind.__name__ for kind in twice)} and cannot be combined: "
-                "use only one"
+                "use one method"
             )

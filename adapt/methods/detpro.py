@@ -92,7 +92,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return bool(self.config.grades)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return the prompt of a class, or with grades of overlap, a prompt with its own learned tokens per grade."""
+        """Return the prompt of a class, or with `grades`, one prompt with its own learned tokens for each grade."""
         [prompt] = super().prompts(tokenizer, class_name)
         n_ctx = self.ctx.shape[-2]
         starts = range(0, n_ctx * max(1, len(self.config.grades)), n_ctx)
@@ -123,7 +123,7 @@ class DetPro(CoOp, LearnsOverlaps):
             if item.answer != self.config.background and overlap < self.config.grades[0]:
                 raise AdaptError(
                     f"detpro: {item.name!r} of class {item.answer!r} has an overlap of {overlap:g}; expected at least "
-                    f"{self.config.grades[0]:g}, the lowest of method.grades: label it as background, or remove it"
+                    f"{self.config.grades[0]:g}, the lowest of method.grades: label it as background or remove it"
                 )
         return overlaps
 

@@ -127,10 +127,10 @@ def decoupled(
     """Return attention weights `(..., q, k)` for `scores` `(..., q, k)`, separately for prompts and other tokens.
 
     Scores are minus infinity where attention is masked. `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` mark
-    prompts. `share` is the fraction of attention that a query gives to the prompts that it sees; None means a softmax
-    over all keys. `log_odds` are added to the scores of prompts. `strengths` are factors of the attention from original
-    tokens to original tokens, from original tokens to prompts, from prompts to original tokens, and from prompts to
-    prompts.
+    prompts. `share` is the fraction of a query's attention on the prompts, if the query sees prompts; None means a
+    softmax over all keys. `log_odds` are added to the scores of prompts. `strengths` are factors of the attention from
+    original tokens to original tokens, from original tokens to prompts, from prompts to original tokens, and from
+    prompts to prompts.
     """
     queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
     if log_odds is not None:

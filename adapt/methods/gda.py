@@ -127,7 +127,7 @@ class GDA(Method[ImageStep], Grid):
         k = self.config.neighbours
         if len(self.features) < k:
             raise AdaptError(
-                f"gda models a new class by its {k} nearest training features, but has only {len(self.features)}: "
+                f"gda models a new class by its {k} nearest training features, but only {len(self.features)} exist: "
                 "reduce method.neighbours, or increase method.views"
             )
         texts, features = doubled(texts), doubled(self.features)
@@ -141,7 +141,7 @@ class GDA(Method[ImageStep], Grid):
 
 
 def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
-    """Return `e ((n - 1) S + tr(S) I)^-1`, the empirical Bayes estimate of the inverse covariance, from S of n rows."""
+    """Return `e ((n - 1) S + tr(S) I)^-1`, an empirical Bayes estimate of the inverse of the covariance S of n rows."""
     size = len(covariance)
     identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     shrunk = (count - 1) * covariance + covariance.trace() * identity
@@ -149,6 +149,6 @@ def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
 
 
 def classifier(means: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight `(n, e)` and bias `(n,)` of the classifier for equally likely Gaussians with equal `precision`."""
+    """Return weight `(n, e)` and bias `(n,)` of the classifier for equally likely Gaussians that share `precision`."""
     weight = means @ precision
     return weight, -torch.tensor(float(len(means))).log() - (weight * means).sum(-1) / 2

@@ -107,7 +107,7 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
             self.vision = self._prompts(backbone.tower("vision"), first, config.depth_vision).to(backbone.device)
 
     def _prompts(self, tower: Tower, first: Tensor, depth: int | None) -> nn.ParameterList:
-        """Return a tower's initial prompts by block: `first` for block 0, random N(0, 0.02) for deeper blocks."""
+        """Return the initial prompts of a tower's blocks, `first` in block 0 and N(0, 0.02) noise in later blocks."""
         depth = depth_in((tower,), depth, self.published_share, self.name, f"depth_{tower.name}")
         self.config = self.config.model_copy(update={f"depth_{tower.name}": depth})
         return nn.ParameterList([first, *(torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1))])

@@ -90,7 +90,7 @@ class LPPlusPlus(Method[ImageStep]):
     def _fit(
         self, training: Training, features: Tensor, labels: Tensor, texts: Tensor, val: tuple[Tensor, Tensor] | None
     ) -> dict[str, float]:
-        """Train for all epochs, keep the last epoch with the best accuracy on `val` if given, and return metrics."""
+        """Train for all epochs, restore the last epoch with the best accuracy on `val` if given, and return metrics."""
         best: tuple[float, int, dict[str, Tensor]] = (-1.0, self.config.epochs, {})
         for epoch in self.steps(features, labels, features @ texts.T):
             if val is None:

@@ -59,7 +59,7 @@ class OGENConfig(CoOpConfig):
 
 
 class OGEN(CoOp):
-    """CoOp with features from a generator. `OGEN(unknown_names)` trains `ctx` and, for training only, a generator."""
+    """CoOp with generated features. `OGEN()` trains `ctx` `(n_ctx, d)` and a generator that is not in adapters."""
 
     name = "ogen"
     title = "OGEN (Zang et al., ICLR 2024)"
@@ -174,7 +174,7 @@ class OGEN(CoOp):
         return F.cross_entropy(step.cosine_logits(new, generated).float(), chosen.flatten())
 
     def _teacher_loss(self, step: ImageStep) -> Tensor:
-        """Return the mean squared difference from a teacher, which has the mean context of recent epochs."""
+        """Return the mean squared difference from a teacher's probabilities with the mean context of recent epochs."""
         done = int(self._done)
         if not done:
             return 0 * step.logits.sum()

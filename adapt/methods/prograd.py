@@ -36,7 +36,7 @@ class ProGrad(CoOp):
     Config = ProGradConfig
 
     def loss(self, step: ImageStep) -> Terms:
-        """Return cross-entropies with the labels, and with the frozen model's probabilities to align gradients."""
+        """Return two cross-entropies, with labels and with frozen-model probabilities (only for aligning gradients)."""
         t = self.config.temperature
         known = step.cosine_logits(step.frozen_class_features([self.config.template]), step.frozen_features)
         apart = -((known.float() / t).softmax(-1) * (step.logits.float() / t).log_softmax(-1)).sum(-1)

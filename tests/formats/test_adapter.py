@@ -375,7 +375,9 @@ def test_an_adapter_that_answers_questions_takes_no_class_names(tmp_path: Path) 
 def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> None:
     rewrite(saved, _say("method", "compose"))
     refused(
-        rewrite(saved, _say("config", {"methods": [{"skip": 1}, {"name": "lora"}]})), open_clip, "expected its name"
+        rewrite(saved, _say("config", {"methods": [{"skip": 1}, {"name": "lora"}]})),
+        open_clip,
+        "expected name and settings",
     )
 
 

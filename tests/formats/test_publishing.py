@@ -138,7 +138,7 @@ def test_refusals_of_the_hub(hub: StandIn, model: AdaptedModel, monkeypatch: pyt
         model.push_to_hub("user/coop", license="mine")
     hub.repositories["user/coop"].gated = True
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(AdaptError, match="hf://user/coop is gated: request access on its page"):
+    with pytest.raises(AdaptError, match="hf://user/coop is gated: request access on its hub page"):
         adapt.load("hf://user/coop")
 
 

@@ -58,7 +58,7 @@ def test_a_background_that_is_no_class_is_named(open_clip: Backbone) -> None:
 
 
 def test_one_class_beside_the_background_is_none_to_tell_apart(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="expected two or more beside 'none'"):
+    with pytest.raises(AdaptError, match="expected two or more besides 'none'"):
         adapt.wrap(open_clip, methods.DetPro(background="none"), ("cat", "none"))
 
 

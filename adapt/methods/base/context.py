@@ -30,14 +30,14 @@ class Context:
     def tokens(self, tower: str) -> Tensor:
         """Return the token features `(b, l, d)` that `tower` computes for the images of the current forward call.
 
-        On a dual encoder, these are the outputs of the last block for all tokens, including a class token.
+        On a dual encoder, the features are the outputs of the last block for all tokens, including a class token.
         """
         return self._read("tokens", tower)
 
     def class_features(self, templates: Sequence[str]) -> Tensor:
         """Return the frozen backbone's unit-length features `(n, e)` of the classes in hand-written `templates`."""
         if self._class_features is None:
-            raise AdaptError("the method reads class features, which only a dual encoder has: use such a backbone")
+            raise AdaptError("the method reads class features, which only a dual encoder has: use a dual encoder")
         return self._class_features(templates)
 
     def _read(self, kind: str, tower: str) -> Tensor:

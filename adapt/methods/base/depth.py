@@ -9,7 +9,7 @@ from adapt.errors import AdaptError
 
 
 def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:
-    """Return `depth`, or if it is None, the fraction `share` of the number of blocks in the shallowest tower.
+    """Return `depth`, or if `depth` is None, the fraction `share` of the number of blocks in the shallowest tower.
 
     Raises AdaptError if a tower has fewer than `depth` blocks.
     """

@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
 
 def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
-    """Yield each combination of the settings' values, with the last setting varying fastest; {} without `choices`."""
+    """Yield each combination of the settings' values, with the last setting varying fastest; {} for no settings."""
     for values in product(*(choice.values for choice in choices.values())):
         yield dict(zip(choices, values, strict=True))
 
@@ -56,7 +56,7 @@ class Grid(Trait):
         """Return the settings that are tuned on the data, with the values to try for each setting."""
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield each combination of the values in `choices`, with the logits that it gives for the validation images.
+        """Yield each combination of the values in `choices`, with the resulting logits of the validation images.
 
         The method is fitted to the training images once for each combination of the settings outside `at_answer`. If
         `learned` is true, the method is already fitted, and is not fitted again.

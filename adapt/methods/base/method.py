@@ -87,7 +87,7 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def per_class(self) -> bool:
-        """Whether a tensor of the method is specific to the trained classes, so that other classes are not possible."""
+        """Whether a tensor of the method is specific to the training classes, so that new classes need new training."""
         return False
 
     @property

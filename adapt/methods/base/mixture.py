@@ -57,7 +57,7 @@ class Mixture:
         return self.combination == "linear"
 
     def mean(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the sum of the adapters' tensors, each times the adapter's weight."""
+        """Return the sum of the adapters' tensors, each multiplied by the adapter's weight."""
         return reduce(torch.add, (weight * tensor for weight, tensor in zip(self.weights, tensors, strict=True)))
 
     def of_changes(self, changes: Sequence[Tensor]) -> Tensor:

@@ -44,7 +44,7 @@ class PlainClassifier(Method[ImageStep], Grid):
         return [] if self.config.words == 0 else super().prompts(tokenizer, class_name)
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return the classifier's logits `(b, n_classes)` for unit-length features `(b, e)`, without zero-shot."""
+        """Return logits `(b, n_classes)` for unit-length features `(b, e)`, before any zero-shot logits are added."""
         raise NotImplementedError
 
     def logits(self, step: ImageStep) -> Tensor:

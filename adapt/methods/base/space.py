@@ -46,7 +46,7 @@ class Projects(Trait):
     @property
     @abstractmethod
     def space(self) -> Space | None:
-        """The feature space of another backbone into which the method projects; None if the space is new."""
+        """The backbone feature space into which the method projects; None if the method learns a new space."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:

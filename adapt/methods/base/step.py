@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 class BlockInputs(NamedTuple):
     """A batch of precomputed tokens `(b, l, d)` at the input of vision block `block`, which replace the images.
 
-    This is possible only if the method edits no earlier block.
+    Such a batch requires a method that edits no earlier block.
     """
 
     block: int
@@ -101,11 +101,11 @@ class Step:
         return F.cross_entropy(self.logits.float(), self.labels, self.model.class_weights)
 
     def again(self) -> Self:
-        """Return a new step for this batch after the method's tensors changed, keeping frozen-backbone results."""
+        """Return a new object for this batch after the method's tensors changed, keeping frozen-backbone results."""
         return self._alike(type(self)(self.model, self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
-        """Return `other`, a new step for the same batch, with this step's items and frozen-backbone results."""
+        """Return `other`, a new object for this batch, after copying items and frozen-backbone results into `other`."""
         other.task, other.items, other.whole = self.task, self.items, self.whole
         return other
 
@@ -127,7 +127,7 @@ class ImageStep(Step):
         """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
     def under(self, method: Method) -> ImageStep:
-        """Return a new step for this batch with another method of the same class, such as a copy tuned on the batch."""
+        """Return an object for this batch with another method of the same class, such as a copy tuned on the batch."""
         return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
@@ -185,7 +185,7 @@ class ImageStep(Step):
         )
 
     def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the input and output `(b, l, d)` of each block in `names`, such as vision.3, in the unedited backbone.
+        """Return the input and output `(b, l, d)` of each block in `names`, such as vision.3, without edits.
 
         The tensors have no gradient.
         """
@@ -194,7 +194,7 @@ class ImageStep(Step):
 
     @cached_property
     def features(self) -> Tensor:
-        """The unit-length features of the images `(b, e)`, computed with the method's edits."""
+        """The unit-length features of the images `(b, e)`, computed by the adapted vision tower."""
         return self._of_all(self._own_features)
 
     @cached_property
@@ -215,7 +215,7 @@ class ImageStep(Step):
 
     @cached_property
     def local_features(self) -> Tensor:
-        """The unedited backbone's features `(b, rows, columns, e)` of the images' patches, not normalised.
+        """The unadapted backbone's features `(b, rows, columns, e)` of the images' patches, not normalised.
 
         The features have no gradient; see `adapt.engine.values`. The same forward pass computes `frozen_features`.
         """
@@ -224,7 +224,7 @@ class ImageStep(Step):
 
     @cached_property
     def image_tokens(self) -> Tensor:
-        """The output `(b, l, d)` of the unedited backbone's last vision block for all tokens, without gradient."""
+        """The output `(b, l, d)` of the unadapted backbone's last vision block for all tokens, without gradient."""
         return self._of_all(self._own_tokens)
 
     @cached_property
@@ -235,7 +235,7 @@ class ImageStep(Step):
 
     @cached_property
     def class_features(self) -> Tensor:
-        """The unit-length text features of the classes `(n, e)`, or `(b, n, e)` if the method adapts them to images."""
+        """The unit-length text features of the classes `(n, e)`, or `(b, n, e)` if the features depend on images."""
         features: Tensor
         method = self.model.method
         if method.per_image:
@@ -252,7 +252,7 @@ class ImageStep(Step):
         return features
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts that are not class prompts, with the method's edits.
+        """Return unit-length features `(m, e)` of prompts that are not class prompts, from the adapted tower.
 
         The prompts cannot contain learned tokens that belong to a class or an image.
         """
@@ -261,7 +261,7 @@ class ImageStep(Step):
 
     @property
     def frozen_features(self) -> Tensor:
-        """The unedited backbone's unit-length features of the images `(b, e)`, without gradient."""
+        """The unadapted backbone's unit-length features of the images `(b, e)`, without gradient."""
         if isinstance(self.inputs, Encoded):  # no edits act on them
             return self.features
         if "features" not in self._frozen:
@@ -270,7 +270,7 @@ class ImageStep(Step):
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return the unedited backbone's class features `(n, e)` from hand-written `templates`, without gradient.
+        """Return the unadapted backbone's class features `(n, e)` for hand-written `templates`, without gradient.
 
         The `average` over templates is `unit`, the normalised mean of unit-length features, or `raw`, the mean of the
         tower's outputs, not normalised.
@@ -348,7 +348,7 @@ class PairStep(ImageStep):
 
     @cached_property
     def text_features(self) -> Tensor:
-        """The unit-length features of the texts `(b, e)`, computed with the method's edits."""
+        """The unit-length features of the texts `(b, e)`, computed by the adapted text tower."""
         features: Tensor = self.model.encode_texts(self.texts)
         return features
 

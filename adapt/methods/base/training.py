@@ -85,7 +85,7 @@ class Training(Protocol):
         """Return the training loss of a batch, with the recipe's extra loss terms and in the recipe's precision."""
 
     def flops(self, towers: Collection[str]) -> float:
-        """Return the current FLOPs of `towers` for one image and one class, or for one generated answer."""
+        """Return the FLOPs that `towers` currently need for one image and one class, or for one generated answer."""
 
     def restart(self) -> None:
         """Reinitialise all trained tensors from the seed, with the method's current settings."""
@@ -102,7 +102,7 @@ class Training(Protocol):
         """Store `data`, an expensive result of the method, as `name`.json in the run directory for a resumed run."""
 
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:
-        """Return what `keep` stored in this or the resumed run, or None. Raises AdaptError if the file is damaged."""
+        """Return the result that `keep` stored in this or the resumed run, or None. Raises AdaptError if corrupt."""
 
     def note(self, **figures: object) -> None:
         """Add `figures` (results of the method, by name) to metrics.json in the run directory."""

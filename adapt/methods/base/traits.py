@@ -61,7 +61,7 @@ class LearnedTokens(Trait):
 
 
 class AveragesPrompts(Trait):
-    """The trait of methods that average prompt features as `prompt_average` says, not by a normalised mean."""
+    """The trait of methods that average prompt features by the rule `prompt_average`, not by a normalised mean."""
 
     prompt_average: ClassVar[Literal["mean", "raw"]]
     """`mean`: the mean of unit-length features, not normalised; `raw`: the mean of the tower's outputs."""
@@ -119,7 +119,7 @@ class EncodesImages(StandsAlone):
 
 
 class PoolsPairs(Trait):
-    """The trait of methods that do not use the mean of image and text features as feature of an image-text pair."""
+    """The trait of methods whose features of image-text pairs are not the mean of image and text features."""
 
     @abstractmethod
     def pool(self, features: Tensor, text_features: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ def owns_prompts(method: Method) -> bool:
 
 
 def normal_label(method: Method, class_names: Sequence[str]) -> int:
-    """Return the index of the class for normal images. Raises AdaptError if the method or the classes lack it."""
+    """Return the index of the class for normal images. Raises AdaptError if there is no such class."""
     maps = trait(method, DrawsMaps)
     if maps is None:
         raise AdaptError(

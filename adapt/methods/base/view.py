@@ -32,7 +32,7 @@ class ModelView(Protocol):
         """Return the default logits `(b, n)` of a batch, for a method that does not override `logits`."""
 
     def stream(self) -> Self:
-        """Return this model with a new memory of earlier images, for one stream of images."""
+        """Return this model with a new, empty memory for one stream of images."""
 
 
 class DualEncoderView(ModelView, Protocol):
@@ -42,34 +42,34 @@ class DualEncoderView(ModelView, Protocol):
     def backbone(self) -> DualEncoder: ...
 
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)`, computed with the method's edits."""
+        """Return features `(b, e)` of images `(b, 3, h, w)`, computed by the adapted vision tower."""
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return the unedited backbone's unit-length features `(b, e)` of images."""
+        """Return the unadapted backbone's unit-length features `(b, e)` of images."""
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the input and output `(b, l, d)` of the unedited backbone's blocks `names`, such as vision.3."""
+        """Return the input and output `(b, l, d)` of the unadapted backbone's blocks `names`, such as vision.3."""
 
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the unedited backbone's features of patches `(b, rows, columns, e)` and of images `(b, e)`."""
+        """Return the unadapted backbone's features of patches `(b, rows, columns, e)` and of images `(b, e)`."""
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Return the output `(b, l, d)` of the unedited backbone's last vision block for images."""
+        """Return the output `(b, l, d)` of the unadapted backbone's last vision block for images."""
 
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        """Return text features of the classes `(n, e)`, or `(b, n, e)` if the method adapts them to each image."""
+        """Return text features of the classes `(n, e)`, or `(b, n, e)` if the features depend on the image."""
 
     def prompt_features(self) -> tuple[Tensor, ...]:
         """Return, for each class, the unit-length features `(m, e)` of its m prompts."""
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return the unedited backbone's features `(n, e)` of the classes in hand-written templates."""
+        """Return the unadapted backbone's features `(n, e)` of the classes in hand-written templates."""
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts, computed with the method's edits."""
+        """Return unit-length features `(m, e)` of prompts, computed by the adapted text tower."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit-length features `(m, e)` of texts, computed with the method's edits."""
+        """Return unit-length features `(m, e)` of texts, computed by the adapted text tower."""
 
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
         """Return features `(m, e)` of texts without gradient, with the method's edits if `edited` is true."""

@@ -72,9 +72,11 @@ class DASConfig(MethodConfig):
     @model_validator(mode="after")
     def _consistent(self) -> DASConfig:
         if self.keep_flops is not None and (self.skip is not None or self.skipped is not None):
-            raise ValueError("keep_flops decides how many blocks are skipped: leave it out, or skip and skipped")
+            raise ValueError("keep_flops cannot be combined with skip or skipped: use only keep_flops, or leave it out")
         if self.skipped is not None and not len(set(self.skipped)) == len(self.skipped) == self.count:
-            raise ValueError(f"skipped names {len(set(self.skipped))} different blocks, but skip is {self.count}")
+            raise ValueError(
+                f"skipped names {len(set(self.skipped))} different blocks, but skip is {self.count}: use equal numbers"
+            )
         if self.searches and self.warmup_epochs >= self.search_epochs:
             raise ValueError(
                 f"warmup_epochs is {self.warmup_epochs}; expected less than search_epochs, which is "
@@ -113,7 +115,7 @@ class Adapter(nn.Module):
 
 
 class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
-    """Skipped blocks, with light adapters. `DAS(skip, towers)` trains adapters `TOWER.BLOCK.SITE` beside sublayers.
+    """Block skipping with light adapters. `DAS(skip, towers)` trains adapters `TOWER.BLOCK.SITE` beside sublayers.
 
     `SITE` is a sublayer of a block, which is attn, mlp, or cross in a block that attends to another stream. A skipped
     block is replaced by one adapter, `TOWER.BLOCK.bypass`. During a search, every block has all these adapters, and
@@ -192,12 +194,14 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         blocks, count, most = self.blocks, self.config.count or 0, sum(self.most.values())
         if count > most:
             limit = f", of which {most} may be skipped" if most < len(self._widths) - 1 else ""
-            raise AdaptError(f"das: skip is {count}, but there are {len(self._widths)} blocks{limit}: skip fewer")
+            raise AdaptError(
+                f"das: skip is {count}, but there are {len(self._widths)} blocks{limit}: skip fewer blocks"
+            )
         skipped = self.config.skipped or ()
         for tower in self.config.towers:
             own = [name for name in self._widths if name.startswith(f"{tower}.")]
             if own and set(own) <= set(skipped):
-                raise AdaptError(f"das: skipped names all {len(own)} blocks of the {tower} tower: remove a name")
+                raise AdaptError(f"das: skipped names all {len(own)} blocks of the {tower} tower: name fewer blocks")
         for name in skipped:
             if name in self._needed:
                 raise AdaptError(
@@ -219,7 +223,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         self.config = self.config.model_copy(update=chosen)
 
     def prepare(self, training: Training) -> None:
-        """Search for the blocks to skip if the settings name no blocks, then train bypasses to imitate the blocks."""
+        """Search for the blocks to skip if the settings name no blocks, then train the bypasses to imitate blocks."""
         if self.config.searches:
             result = training.kept("search", Found) or self._search(training)
             self._settle(result.chosen)

@@ -130,7 +130,7 @@ class Search:
         )
 
     def _after(self, entry: dict[str, Any]) -> None:
-        """Skip a new random subset of blocks after a training step, and before that, update the gates if due."""
+        """Skip a new random subset of blocks after a training step, after updating the gates if an update is due."""
         self.since_update += 1
         if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
             self.since_update = 0

@@ -104,7 +104,7 @@ class LoRAConfig(MethodConfig):
     @model_validator(mode="after")
     def _only_plain(self) -> LoRAConfig:
         if self.input_gradient is False and not self.plain:
-            raise ValueError("input_gradient is false, but needs the tuner lora without options: leave it out")
+            raise ValueError("input_gradient is false, which only lora without options supports: leave it out")
         return self
 
     @property
@@ -172,7 +172,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
     def _tied(self, site: Place) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
-        """Register the parameters of the peft layer at `site` in this module, and yield both places of each."""
+        """Register the peft layer's parameters at `site` in this module, and yield every parameter's two locations."""
         tower, block, letter = site
         for name, held in peft_layers.parameters(self._shell[_key(site)]).items():
             parameter = held.module._parameters[held.name]

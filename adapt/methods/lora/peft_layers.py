@@ -27,7 +27,7 @@ def inject(
 ) -> nn.ModuleDict:
     """Return a layer of peft's `tuner`, such as lora, for each of the frozen `projections`.
 
-    `settings` are rank, alpha and dropout, of which None is ignored. `options` are further settings of peft's config.
+    `settings` are rank, alpha and dropout; a None is ignored. `options` are further settings of peft's config.
     Raises AdaptError for an unknown tuner, for settings and options that the tuner does not have, and for a tuner whose
     layers share state.
     """
@@ -86,7 +86,7 @@ def _stand_in(projection: Projection, plain: bool, tuner: str) -> StandIn:
         return StandIn(projection)
     if not projection.is_view:
         raise AdaptError(
-            f"lora: {tuner} with these options reads frozen weights, but this backbone's are quantised or interleaved: "
+            f"lora: {tuner} with these options reads frozen weights, but these weights are quantised or interleaved: "
             "use the tuner lora without options"
         )
     return ViewedWeight(projection)
