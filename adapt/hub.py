@@ -61,7 +61,7 @@ def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
 
 @contextmanager
 def asked_once() -> Iterator[str | None]:
-    """Check whether the hub answers, and yield None, or a text that says why the hub does not answer.
+    """Check whether the hub answers, and yield None if the hub answers, or else a text that says why not.
 
     If the hub does not answer, libraries use only the hub's local cache in the `with` block. Without this check,
     libraries would retry for each file, and wait for minutes.

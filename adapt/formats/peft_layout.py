@@ -59,7 +59,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
 
 
 def carried(model: Adapted) -> WithPeft | None:
-    """Return the values with which peft alone predicts as `model` does, or None if peft cannot express the model."""
+    """Return the backbone name and settings with which peft alone reproduces `model`; None if that is impossible."""
     method = model.method
     if not (isinstance(method, LoRA) and method.config.plain and model.answers == PLAIN):
         return None

@@ -123,7 +123,7 @@ class DetPro(CoOp, LearnsOverlaps):
             if item.answer != self.config.background and overlap < self.config.grades[0]:
                 raise AdaptError(
                     f"detpro: {item.name!r} of class {item.answer!r} has an overlap of {overlap:g}; expected at least "
-                    f"{self.config.grades[0]:g}, the lowest of method.grades: label it as background or remove it"
+                    f"{self.config.grades[0]:g}, the lowest of method.grades: label the region as background"
                 )
         return overlaps
 

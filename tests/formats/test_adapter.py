@@ -377,7 +377,7 @@ def test_parts_without_a_name_are_refused(saved: Path, open_clip: Backbone) -> N
     refused(
         rewrite(saved, _say("config", {"methods": [{"skip": 1}, {"name": "lora"}]})),
         open_clip,
-        "expected name and settings",
+        "expected name and",
     )
 
 

@@ -155,7 +155,7 @@ def test_grades_are_learned_saved_and_loaded(open_clip: Backbone, tiny_split: Sp
     ("overlaps", "message"),
     [
         ((), "detpro with grades learns from the overlaps of regions with the box of their object, but the data"),
-        ((0.4, 0.8), "has an overlap of 0.4; expected at least 0.5, the lowest of method.grades: label it"),
+        ((0.4, 0.8), "has an overlap of 0.4; expected at least 0.5, the lowest of method.grades: label the region"),
         (
             (0.55, 0.6),
             r"no training region of a known class has an overlap from 0.7 to 1, which is a grade in method.grades",

@@ -171,7 +171,7 @@ def test_options_that_the_tuner_does_not_have(open_clip: Backbone) -> None:
 
 
 def test_stopping_the_gradient_needs_the_plain_tuner() -> None:
-    with pytest.raises(AdaptError, match="input_gradient is false, which only lora without options supports"):
+    with pytest.raises(AdaptError, match="input_gradient is false, which needs lora without options"):
         LoRA(tuner="loha", input_gradient=False)
 
 

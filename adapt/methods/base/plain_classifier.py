@@ -56,7 +56,7 @@ class LinearClassifier(PlainClassifier):
     """The base of linear classifiers, whose `solve` computes `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     scale: float
-    """The backbone's factor of cosines."""
+    """The backbone's logit scale."""
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))

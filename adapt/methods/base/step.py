@@ -185,7 +185,7 @@ class ImageStep(Step):
         )
 
     def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the input and output `(b, l, d)` of each block in `names`, such as vision.3, without edits.
+        """Return the input and output `(b, l, d)` of the unadapted backbone's blocks `names`, such as vision.3.
 
         The tensors have no gradient.
         """

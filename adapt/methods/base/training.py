@@ -102,7 +102,7 @@ class Training(Protocol):
         """Store `data`, an expensive result of the method, as `name`.json in the run directory for a resumed run."""
 
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:
-        """Return the result that `keep` stored in this or the resumed run, or None. Raises AdaptError if corrupt."""
+        """Return the result stored by `keep` in this or the resumed run, or None. Raises AdaptError for a bad file."""
 
     def note(self, **figures: object) -> None:
         """Add `figures` (results of the method, by name) to metrics.json in the run directory."""

@@ -29,7 +29,7 @@ class Trait(ABC):  # noqa: B024  # abstract members belong to each trait
     """The base class of all traits, which are abilities that only some methods have."""
 
     of_each_part: ClassVar[bool] = False
-    """Whether any number of parts of a composition may have it, because only the parts are asked for it."""
+    """Whether several components of a composition may have the trait, because it is read from each component."""
 
 
 T = TypeVar("T", bound=Trait)

@@ -72,7 +72,7 @@ class DualEncoderView(ModelView, Protocol):
         """Return unit-length features `(m, e)` of texts, computed by the adapted text tower."""
 
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Return features `(m, e)` of texts without gradient, with the method's edits if `edited` is true."""
+        """Return features `(m, e)` of texts without gradient, from the adapted tower only if `edited` is true."""
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Return unit-length features `(b, e)` of image-text pairs, from the features of images and of texts."""

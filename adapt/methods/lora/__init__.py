@@ -104,7 +104,7 @@ class LoRAConfig(MethodConfig):
     @model_validator(mode="after")
     def _only_plain(self) -> LoRAConfig:
         if self.input_gradient is False and not self.plain:
-            raise ValueError("input_gradient is false, which only lora without options supports: leave it out")
+            raise ValueError("input_gradient is false, which needs lora without options: leave input_gradient out")
         return self
 
     @property
