@@ -119,7 +119,7 @@ def test_a_range_of_blocks(open_clip: Backbone) -> None:
 
 @pytest.mark.parametrize("blocks", [(0, 4), (2, 2), (-1, 2)])
 def test_a_range_outside_the_tower(blocks: tuple[int, int], open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="and the text tower has 3"):
+    with pytest.raises(AdaptError, match="but the text tower has 3"):
         adapt.wrap(open_clip, LoRA(blocks=blocks), NAMES)
 
 
@@ -166,7 +166,7 @@ def test_an_unknown_tuner_is_refused_with_the_nearest(open_clip: Backbone) -> No
 
 
 def test_options_that_the_tuner_does_not_have(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match=r"do not fit peft's lora.*shoe_size"):
+    with pytest.raises(AdaptError, match=r"do not fit peft's tuner lora.*shoe_size"):
         adapt.wrap(open_clip, LoRA(options={"shoe_size": 43}), NAMES)
 
 

@@ -46,7 +46,7 @@ def inject(
     try:
         peft.inject_adapter_in_model(config, shell, NAME)
     except ValueError as error:  # peft itself refuses some tuners whose layers share state
-        raise AdaptError(f"lora: peft's tuner {tuner} cannot be used: {error}") from error
+        raise AdaptError(f"lora: peft's {tuner} cannot be used: {error}") from error
     _refuse_shared_state(shell, tuner)
     for module in list(shell.modules()):
         for name, part in module.named_children():

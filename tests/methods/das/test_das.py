@@ -139,7 +139,7 @@ def test_what_does_not_fit_the_towers_is_refused(settings: dict[str, Any], messa
         ({"skip": 1, "keep_flops": 0.9}, "keep_flops cannot be combined with skip or skipped"),
         ({"skipped": ["vision.1"], "keep_flops": 0.9}, "keep_flops cannot be combined with skip or skipped"),
         ({"keep_flops": 1.0}, r"keep_flops is 1\.0: .*less than 1"),
-        ({"search_epochs": 1}, "warmup_epochs is 1; expected less than search_epochs, 1"),
+        ({"search_epochs": 1}, "warmup_epochs is 1; expected less than search_epochs, which is 1"),
     ],
 )
 def test_refused_settings(settings: dict[str, Any], message: str) -> None:
