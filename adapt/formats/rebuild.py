@@ -49,8 +49,7 @@ def build_for(
 ) -> Model:
     """Return an adapted model of `method` on `backbone`, with the trained `tensors` that were read from `source`.
 
-    Raises AdaptError if the tensors do not fit the method. The check precedes any allocation much larger than the
-    tensors.
+    Raises AdaptError if the tensors do not fit the method, before any allocation much larger than the tensors.
     """
     names = build_within(method, backbone, class_names, tensors, source)
     model = assemble(backbone, method, names, fast)
