@@ -40,5 +40,5 @@ def first_of(names: Sequence[object], most: int = 5, between: str = ", ") -> str
 
 
 def brief(value: object) -> str:
-    """Return `repr(value)`, shortened if it is long or deeply nested."""
+    """Return the text `repr(value)`, shortened if the text is long or deeply nested."""
     return _brief.repr(value)

@@ -52,19 +52,17 @@ def soup(
 ) -> Model:
     """Return one adapted model that combines several models, which may differ only in their learned tensors.
 
-    `adapters` are paths, names on the hub, or models. `weights` has one weight per adapter. The default weights are
-    equal and sum to 1; for the two `ties` combinations, which compute an average themselves, each default weight is 1.
+    `adapters` are paths, names on the hub, or models. `weights` has one weight per adapter, by default equal weights
+    that sum to 1, or weights of 1 for the two `ties` combinations, which compute an average themselves. For LoRA, the
+    weight updates are combined, not the factors. `linear` is exact, and its rank is the sum of the adapters' ranks.
+    `magnitude_prune`, `ties`, `dare_linear` and `dare_ties` are from peft, and keep the fraction `density` of the
+    entries of an update. Results of the peft combinations, and all results if `rank` is given, are approximated by the
+    nearest update of that rank, by default the adapters' rank. Methods other than LoRA support only `linear`, with
+    weights that sum to 1.
 
-    For LoRA, the weight updates are combined, not the low-rank factors. `linear` is exact, and the rank of its result
-    is the sum of the adapters' ranks. `magnitude_prune`, `ties`, `dare_linear` and `dare_ties` are combinations from
-    peft, which keep the fraction `density` of the entries of each update. The result of a peft combination, and of
-    `linear` if `rank` is given, is approximated by the nearest update of rank `rank`, by default the rank of the
-    adapters. Methods other than LoRA support only `linear`, with weights that sum to 1.
-
-    If there are `validation` images, the soup is greedy. The mean starts with the best adapter, and each further
-    adapter, in order of accuracy, is added unless the mean gets worse on the validation images. `tried` is called for
-    each adapter with the adapter's name, the accuracy (or mAP) of the mean with this adapter, and whether the adapter
-    was kept.
+    If there are `validation` images, the soup is greedy. Starting from the best adapter, each adapter, in order of
+    accuracy, is added to the mean unless the mean gets worse on these images. `tried` is called with the name of each
+    adapter, the accuracy (or mAP) of the mean with this adapter, and whether the adapter was kept.
 
     If images may have several classes, the logit bias of the soup is the weighted mean of the adapters' biases.
 
@@ -75,14 +73,11 @@ def soup(
     if validation is not None:
         if weights is not None or combination != "linear" or density is not None:
             raise AdaptError(
-                "a greedy soup is the unweighted mean of the adapters that it keeps: leave out weights, combination "
-                "and density"
+                "a greedy soup is the unweighted mean of the adapters: leave out weights, combination and density"
             )
         return _greedy(members, validation, rank, tried or (lambda name, accuracy, taken: None))
     if weights is not None and len(weights) != len(members):
-        raise AdaptError(
-            f"there are {len(weights)} weights for {len(members)} adapters; expected one weight per adapter"
-        )
+        raise AdaptError(f"there are {len(weights)} weights for {len(members)} adapters; expected one per adapter")
     shares = default_weights(len(members), combination) if weights is None else tuple(map(float, weights))
     return _mixed(members, Mixture(shares, combination, density, rank, seed))
 
@@ -137,7 +132,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
 
 
 def _mean_bias(models: Sequence[Model], mixture: Mixture) -> float | None:
-    """Return the mean of the models' logit biases, weighted by absolute weights, or None if there are no biases."""
+    """Return the mean of the models' logit biases, with absolute weights, or None if the models have no logit bias."""
     biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
     sizes = [abs(weight) for weight in mixture.weights]
     return fmean(biases, sizes if any(sizes) else None) if biases else None  # all of them have one, or none has

@@ -14,8 +14,7 @@ from adapt.shown import brief
 def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
     """Return a message of one line about the first problem in `error`, with the key, its value and what was expected.
 
-    For an unknown key, the message suggests the nearest valid key. If no valid key is near, the message refers to
-    `listed_by`, such as a command that lists the keys.
+    For an unknown key, the message suggests the nearest valid key, or else `listed_by`, such as a command.
     """
     problem = error.errors()[0]
     path, owner = _locate(model, problem["loc"])

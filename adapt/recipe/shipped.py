@@ -50,16 +50,10 @@ def known_recipes() -> dict[str, Path]:
         spec = importlib.util.find_spec(point.value)
         folders = [] if spec is None else spec.submodule_search_locations or []
         if not folders:
-            raise AdaptError(
-                f"the entry point adapt.recipes:{point.name} names {point.value}, which is not a package: correct the "
-                "entry point, or uninstall the package that defines it"
-            )
+            raise AdaptError(f"the entry point adapt.recipes:{point.name} must name a package, not {point.value}")
         for name, path in _recipes_in(Path(next(iter(folders)))).items():
             if name in known:
-                raise AdaptError(
-                    f"two packages have a recipe called {name!r}, {known[name]} and {path}: uninstall one of the "
-                    "packages, or rename its recipe"
-                )
+                raise AdaptError(f"two packages have a recipe called {name!r}, {known[name]} and {path}: remove one")
             known[name] = path
     return known
 
@@ -86,7 +80,7 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
         if not rest:
             raise AdaptError(f"the method {key} has several recipes: choose {' or '.join(own)}")
         raise AdaptError(
-            f"the method {method} has no recipe {rest!r}: choose {' or '.join(own)}, and choose data sets with --data"
+            f"{method} has no recipe {rest!r}: choose {' or '.join(own)}, and choose data sets with --data"
         )
     if key in method_names():
         raise AdaptError(

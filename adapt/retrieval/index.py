@@ -86,11 +86,7 @@ class Index:
         if old is not None and self._lies_in(old) and not self.header.adapter:
             return
         if not self._lies_in(Space.of(model.backbone)):
-            projected = (
-                ""
-                if old is None
-                else f"; {old.backbone or 'the backbone'}, into whose space the adapter projects, differs as well"
-            )
+            projected = "" if old is None else f", and so does {old.backbone or 'the backbone'} of the adapter's space"
             raise AdaptError(
                 f"the index was made with {self.header.backbone or 'another backbone'}, but "
                 f"{model.backbone.describe()} is a different backbone, or preprocesses inputs differently{projected}: "
@@ -126,14 +122,9 @@ def load_index(path: str | Path) -> Index:
         raise AdaptError(explain(IndexHeader, error, f"{path} is not an index")) from None
     features, text = tensors.pop("features", None), tensors.pop("entries", None)
     if features is None or text is None or tensors:
-        raise AdaptError(
-            f"{path} is not an index; expected a file with exactly the tensors features and entries: {_WHAT.advice}"
-        )
+        raise AdaptError(f"{path} is not an index; expected exactly the tensors features and entries: {_WHAT.advice}")
     if features.ndim != 2 or features.dtype != torch.float32 or text.ndim != 1 or text.dtype != torch.uint8:
-        raise AdaptError(
-            f"{path} is not an index; expected a float32 matrix of features and a uint8 vector of entries: "
-            f"{_WHAT.advice}"
-        )
+        raise AdaptError(f"{path} is not an index; expected float32 features and uint8 entries: {_WHAT.advice}")
     try:
         entries = plain.parse(text.numpy().tobytes())
         if not (isinstance(entries, list) and all(isinstance(each, str) for each in entries)):
@@ -141,10 +132,7 @@ def load_index(path: str | Path) -> Index:
     except ValueError as error:
         raise AdaptError(f"the entries of {path} cannot be read: {error}; {_WHAT.advice}") from None
     if len(entries) != len(features) or not entries:
-        raise AdaptError(
-            f"{path} has {len(features):,} features and {len(entries):,} entries; expected equal numbers, at least 1: "
-            f"{_WHAT.advice}"
-        )
+        raise AdaptError(f"{path} has {len(features):,} features, but {len(entries):,} entries: {_WHAT.advice}")
     if not torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-3):  # false for NaN
         raise AdaptError(f"the features in {path} are not normalised to unit length: {_WHAT.advice}")
     return Index(header, tuple(entries), features)
@@ -163,7 +151,7 @@ def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | 
 
 
 def index_images(model: AdaptedModel, paths: Sequence[str], progress: Progress | None = None) -> Index:
-    """Return a search index of the images at `paths`. Raises AdaptError without images, and for undecodable images."""
+    """Return a search index of the images at `paths`. Raises AdaptError if no image or a broken image is given."""
     _check(paths, "image")
     return _index("images", model, paths, _of_images(model, paths), progress)
 
@@ -178,10 +166,7 @@ def index_pairs(model: AdaptedModel, items: Sequence[Item], progress: Progress |
     _check(entries, "pair")
     _check_prompts(model)
     if other := next((item for item in items if not (item.paths and item.text)), None):
-        raise AdaptError(
-            f"{other.name!r} is not a pair of an image and a text: give a .csv with the columns path and text, and "
-            "optionally entity"
-        )
+        raise AdaptError(f"{other.name!r} is not an image-text pair: give a .csv with path, text and optionally entity")
 
     def encoded() -> Iterator[Tensor]:
         start = 0

@@ -42,10 +42,9 @@ class VocabularyFree:
     """A training-free classifier that names images with words from an index of captions.
 
     For each image, the `captions` nearest captions are retrieved. Words that occur at least `least` times in these
-    captions are the candidate names, and are encoded in the prompt `template`. The score of a word is the mean of its
-    probabilities given the image (weight `alpha`) and given the captions (weight `1 - alpha`). Raises AdaptError if the
-    index does not contain texts, if the index was made with another backbone or with an adapter, or if `alpha` is
-    outside [0, 1].
+    captions are candidates, and are encoded in `template`. The score of a word is the mean of its probabilities given
+    the image (weight `alpha`) and given the captions (weight `1 - alpha`). Raises AdaptError if the index does not
+    contain texts, if the index was made with another backbone or with an adapter, or if `alpha` is not in [0, 1].
     """
 
     def __init__(
@@ -61,21 +60,16 @@ class VocabularyFree:
     ) -> None:
         if index.header.kind != "texts":
             raise AdaptError(
-                f"the index contains {index.header.kind}, but an index of texts (captions) is required: index "
-                "captions with `adapt index`"
+                f"the index contains {index.header.kind}, but captions are required: index texts with `adapt index`"
             )
         if captions < 1 or "{}" not in template:
             raise AdaptError(
-                f"captions is {captions} and template is {template!r}; expected at least 1 caption, and a template "
-                "that contains {}"
+                f"captions is {captions} and template is {template!r}; expected 1 or more, and a text with {{}}"
             )
         if not 0 <= alpha <= 1:
             raise AdaptError(f"alpha is {alpha}; expected a number from 0 to 1, the weight of the image in the scores")
         if index.header.adapter:
-            raise AdaptError(
-                "the index was made with an adapter, but an index without an adapter is required: make the index "
-                "again without an adapter"
-            )
+            raise AdaptError("the index was made with an adapter: make a new index without an adapter")
         # only for its features, of photographs turned upright
         self.model = wrap(backbone.turning(True), ZeroShot(), ("object",))
         index.check(self.model)
@@ -122,8 +116,7 @@ class VocabularyFree:
 def different(features: Tensor) -> list[int]:
     """Return the indices of the ranked captions without near-duplicates, given the captions' `features` `(k, e)`.
 
-    Similar captions form a group, also if they are similar only through other captions in the group. Only the first
-    caption of each group is returned.
+    Captions that are similar, even if only through other captions, form a group, of which only the first is returned.
     """
     near = features @ features.T > ALIKE
     group = list(range(len(features)))

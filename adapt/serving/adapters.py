@@ -33,7 +33,7 @@ class NoSuchAdapter(AdaptError):
 
 
 class NotAllowed(AdaptError):
-    """The error for a request to change the loaded adapters in a manner that the server does not allow."""
+    """The error for a request to make a change to the loaded adapters that the server does not allow."""
 
 
 class TooManyAdapters(AdaptError):
@@ -83,9 +83,7 @@ class ServedAdapters:
     ) -> None:
         self.folder = None if folder is None else folder.resolve()
         if self.folder is not None and not self.folder.is_dir():
-            raise AdaptError(
-                f"--folder {folder} is not a folder: give a folder that contains adapters, or leave out --folder"
-            )
+            raise AdaptError(f"--folder {folder} is not a folder: give a folder of adapters, or leave out --folder")
         self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
@@ -101,9 +99,9 @@ class ServedAdapters:
     def load(self, path: str, name: str | None = None) -> str:
         """Load the adapter at `path` in the server's folder, and return the name under which the adapter is served.
 
-        The name is `name`, or by default the adapter's own name. Raises NotAllowed if there is no folder, if `path` is
-        outside the folder, if the backbone would have to be downloaded, or if the adapter has too many classes. Raises
-        TooManyAdapters if the maximum number of adapters is already loaded.
+        The name is `name`, or the adapter's own name by default. Raises NotAllowed without a folder, for a `path`
+        outside the folder, a backbone that is not downloaded, or too many classes. Raises TooManyAdapters at the
+        maximum.
         """
         place = self._within(path)
         name = _checked(name_of_adapter(place) if name is None else name)
@@ -204,10 +202,7 @@ def _named(given: str) -> tuple[str, Path]:
 
 def _checked(name: str) -> str:
     if not name.strip() or "/" in name or unseen(name):
-        raise AdaptError(
-            f"an adapter cannot be called {brief(name)}: give a name of visible characters without a slash, as "
-            "NAME=PATH"
-        )
+        raise AdaptError(f"an adapter cannot be called {brief(name)}: give a visible name without / as NAME=PATH")
     return name
 
 

@@ -34,14 +34,13 @@ class Asked:
     def goes_with(self, other: Asked) -> bool:
         """Return whether a forward pass can answer this request and `other`, which needs equal adapters and settings.
 
-        Adapters that learn from test images are created separately for each request, so their requests never share a
-        pass.
+        Adapters that learn from test images are created anew for each request, so such requests never share a pass.
         """
         return self.together is other.together and self.wanted == other.wanted
 
 
 class Batcher:
-    """A thread that computes predictions in passes of at most `most` images, and reports each size to `passed`."""
+    """A thread that computes predictions in batches of at most `most` images, and calls `passed` with batch sizes."""
 
     def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
         self._most, self._passed = most, passed

@@ -30,7 +30,7 @@ class _Message(BaseModel):
 
 
 class Asking(_Message):
-    """The settings of a request, which are the adapters to use, the number of classes to return and a threshold."""
+    """The settings of a request, which are adapters, the number of classes to return and a probability threshold."""
 
     adapters: Names = []
     top_k: TopK = 5
@@ -64,7 +64,7 @@ class ClassProbability(BaseModel):
 
 
 class AdapterAnswer(BaseModel):
-    """The prediction of one adapter for an image; if no class reaches the threshold, `class` is `none` without a label.
+    """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
     For a multi-label adapter, `classes` lists all classes that reach the threshold.
     """
@@ -194,7 +194,7 @@ def answers(
 
 
 class _InMemory(MultiPartParser):
-    """A form parser that keeps uploads in memory, because bodies are small and temporary files use descriptors."""
+    """A form parser that keeps uploads in memory, because temporary files would use up file descriptors."""
 
     spool_max_size = sys.maxsize
 

@@ -114,7 +114,7 @@ class Predictions:
         return answers(asked.files, names, rows)
 
     def _begin(self, held: AsyncExitStack) -> None:
-        """Count a request as active until the stack `held` is closed. Raises Crowded if there are too many requests."""
+        """Count a request as active until `held` is closed. Raises Crowded if too many requests are already active."""
         if self._answering >= self.limits.requests:
             raise Crowded(f"{self.limits.requests} requests are being answered already: try again in a second")
         self._answering += 1

@@ -45,7 +45,7 @@ class _Job:
 
 
 class ImageReaders:
-    """A pool of two or more threads that decode images, one of which only takes images of at most the size `small`."""
+    """A pool of two or more image-decoding threads, one of which accepts only images up to the size `small`."""
 
     def __init__(self, small: int) -> None:
         self._jobs: list[_Job] = []
@@ -63,8 +63,7 @@ class ImageReaders:
     def ask(self, parts: Sequence[Part], sizes: Sequence[int], look: Callable[[Part], Seen]) -> Future[list[Seen]]:
         """Queue `parts`, the images of a request, and return a future for the list of `look(part)` for all images.
 
-        The request with the smallest sum of remaining `sizes` goes first. If the future is cancelled, the remaining
-        images are not read.
+        The request with the smallest sum of remaining `sizes` goes first. Cancelling the future stops the decoding.
         """
         job = _Job(deque(zip(sizes, [partial(look, part) for part in parts], strict=True)))
         self._put(job)
@@ -107,7 +106,7 @@ class ImageReaders:
                 job.done.set_result(job.results)
 
     def _next(self, most: float) -> _Job | None:
-        """Wait for a request whose next image has at most the size `most`, and return this request; None if closed."""
+        """Wait for a request whose next image is not larger than `most`, and return the request; None once closed."""
         with self._changed:
             while not self._closed:
                 self._jobs = [job for job in self._jobs if not job.done.cancelled()]
@@ -127,15 +126,12 @@ def pixels_of(content: bytes, name: str) -> int:
     """
     with opened(BytesIO(content), name) as picture:
         if picture.format in ("JPEG", "MPO") and _scans(content) > _SCANS:
-            raise ValueError(
-                f"the image is a JPEG with more than {_SCANS} scans, which would take too long to decode: save it "
-                "with fewer scans"
-            )
+            raise ValueError(f"the image is a JPEG with more than {_SCANS} scans: save it with fewer scans")
         return picture.width * picture.height
 
 
 def _scans(content: bytes) -> int:
-    """Return the number of scans in a JPEG up to just above the limit, without the scans of an embedded thumbnail."""
+    """Return the number of scans in a JPEG without its embedded thumbnail, but stop counting above the limit."""
     scans, at = 0, 2
     while 0 <= (at := content.find(b"\xff", at)) < len(content) - 3 and scans <= _SCANS:
         kind = content[at + 1]

@@ -57,9 +57,7 @@ def register(task: type[Task]) -> type[Task]:
 def of(items: Sequence[Item]) -> Task:
     """Return the task that all `items` belong to. Raises AdaptError if there are no items."""
     if not items:
-        raise AdaptError(
-            "there are no images, because this split of the data is empty: give data with at least one image"
-        )
+        raise AdaptError("there are no images, because this split of the data is empty: give at least one image")
     return items[0].task
 
 
@@ -80,9 +78,7 @@ def reading(columns: frozenset[str]) -> Task:
     listed = ", ".join(sorted(columns))
     if fitting:
         tasks = " and ".join(task.name for task in fitting)
-        raise AdaptError(
-            f"the columns {listed} fit the tasks {tasks}, but must fit only one task: uninstall the package of one task"
-        )
+        raise AdaptError(f"the columns {listed} fit the tasks {tasks}: uninstall the package of one of these tasks")
     raise AdaptError(f"no task reads the columns {listed} together: expected {_expected()}")
 
 

@@ -50,12 +50,12 @@ class Label:
 
     @property
     def unit(self) -> str:
-        """The name of the entity that the item shows, or ""; items of the same entity stay in the same data split."""
+        """The name of the item's entity, or "" if there is none; items of an entity stay in the same data split."""
         return ""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The paths of the item's further files besides its images, such as a mask."""
+        """The paths of the item's files other than its images, such as a mask."""
         return ()
 
     @property
@@ -180,7 +180,7 @@ class Task:
         """Raise AdaptError, before any image is decoded, if `model` cannot be scored on `items`."""
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
-        """Raise AdaptError if `model` cannot do this task, or does not have the class of one of the `items`."""
+        """Raise AdaptError if `model` cannot do this task, or if the class of an item is not a class of `model`."""
         kind = model.backbone.family
         if kind not in self.backbones:
             raise AdaptError(

@@ -52,9 +52,7 @@ class Images(Task):
         return torch.arange(len(items))
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        raise AdaptError(
-            f"{items[0].name} and other items have no labels, but scores require labels: give a list with labels"
-        )
+        raise AdaptError(f"{items[0].name} and other items have no labels for scoring: give a list with labels")
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return self.name in method.tasks

@@ -63,9 +63,7 @@ class Labels(Task):
         if isinstance(cell, str):
             names = tuple(name.strip() for name in cell.split(SEPARATOR)) if cell else ()
         if "" in names or len(set(names)) < len(names):
-            raise AdaptError(
-                f"{where}: the labels are {cell!r}; expected different class names, as in cat{SEPARATOR}dog"
-            )
+            raise AdaptError(f"{where}: the labels are {cell!r}; expected different names, as in cat{SEPARATOR}dog")
         return Several(tuple(sorted(names)), "" if isinstance(cell, str) or not names else names[0])
 
     def completed(self, labels: Sequence[Several]) -> Sequence[Several]:
@@ -102,7 +100,7 @@ class Labels(Task):
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:
-        """Return whether the top class of each image is correct `(b,)`, or not predicted if the image has no class."""
+        """Return whether images are classified correctly `(b,)`; without classes, no class must be predicted."""
         import torch
 
         best = step.logits.max(-1)
@@ -168,7 +166,6 @@ def _check_separator(names: set[str]) -> None:
         for name, own in parts_of.items():
             if len(own) > 1 and all(count[part] > 1 for part in own):
                 raise AdaptError(
-                    f"the column 'labels' has the name {name!r}, and each of its parts is a name in other cells: "
-                    f"separate names by {SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}, or rename the class if "
-                    "this is the name of a single class"
+                    f"the column 'labels' has the name {name!r}, whose parts are names in other cells: separate names "
+                    f"by {SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}, or rename the class if this is one name"
                 )

@@ -22,7 +22,7 @@ GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069
 
 @dataclass(frozen=True)
 class Graded(NamedLabel):
-    """A numeric label, and a word for the number, which is "" until all labels of the data set are completed."""
+    """A numeric label, and a word for the number, which is "" until a word is assigned."""
 
     value: float
 
@@ -47,7 +47,7 @@ class Targets(Task):
         return Graded(optional(cells, "label"), number(cells["target"], where, "target"))
 
     def completed(self, labels: Sequence[Graded]) -> Sequence[Graded]:
-        """Return the labels unchanged if all have words, or else with one of five words by fifths of the range."""
+        """Return the labels with words; if any word is missing, all words are set by fifths of the range of numbers."""
         if all(label.name for label in labels):
             return labels
         values = [label.value for label in labels]

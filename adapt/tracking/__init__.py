@@ -18,22 +18,18 @@ SHIPPED = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": 
 def trackers(track: Track, out: object) -> list[Tracker]:
     """Return the trackers given by `track`, as names or as `Tracker` objects, without starting the trackers.
 
-    `out` is the run directory, or None. Raises AdaptError for an unknown name, an object that is not a tracker, or a
-    duplicate tracker. Raises AdaptError also if the library of a tracker is not installed, or if a tracker needs a run
-    directory and `out` is None.
+    `out` is the run directory or None. Raises AdaptError for an unknown name, an object that is not a tracker, a
+    duplicate, a missing library, or a tracker that needs a run directory if `out` is None.
     """
     given = track if isinstance(track, Sequence) and not isinstance(track, str) else [track]
     chosen = [_made(each) for each in given]
     names = [each.name for each in chosen]
     for each in chosen:
         if names.count(each.name) > 1:
-            raise AdaptError(
-                f"{each.name} would track a run twice: give this tracker once, or give the two trackers different names"
-            )
+            raise AdaptError(f"{each.name} would track a run twice: remove one, or give the trackers different names")
         if each.needs_folder and out is None:
             raise AdaptError(
-                f"{each.name} writes into the run directory, but this run has no directory: give a directory with "
-                "--out, or `out` in Python"
+                f"{each.name} writes into the run directory, but this run has no directory: give --out (out=)"
             )
     return chosen
 

@@ -28,8 +28,7 @@ from adapt.training.settings import TrainSettings
 class Batches(Protocol):
     """The batches of a training run, with inputs and items, which can be iterated from any step of any epoch.
 
-    If the batches are `divided` between processes, the inputs are only from this process's fraction of the images, but
-    the items are all items of the full batch.
+    If batches are `divided` between processes, the inputs are from a fraction of the images, and the items from all.
     """
 
     divided: bool
@@ -184,9 +183,7 @@ def training_batches(
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:
-            raise AdaptError(
-                f"train.views needs images only, but the data contains {task.items_are}: leave out train.views"
-            )
+            raise AdaptError(f"train.views needs images only, but the data are {task.items_are}: leave out train.views")
         return ImageBatches(model, items, settings, seed, processes)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0

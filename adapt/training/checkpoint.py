@@ -41,8 +41,7 @@ class Position(BaseModel):
 class Trained:
     """The training state that a checkpoint stores and restores in place.
 
-    `beside` contains tensors that are needed for training but are not part of the adapter. The random state of `device`
-    is stored as well.
+    `beside` contains tensors that the adapter does not need; the random state of `device` is also stored.
     """
 
     method: Method
@@ -87,10 +86,7 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
     tensors = tensor_file.read(path)
     check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
     if metadata.get("recipe") != recipe:
-        raise AdaptError(
-            f"{path} belongs to another recipe or other training images: resume with the original recipe and images, "
-            "or choose a new --out"
-        )
+        raise AdaptError(f"{path} belongs to another recipe or other images: use the original ones, or another --out")
     load_tensors(trained.method, _under("method.", tensors), str(path))
     optimizer = trained.optimizer
     try:
@@ -108,7 +104,7 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
 
 
 def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[int, dict[str, object]]:
-    """Return the optimiser's state by parameter. Raises ValueError if an entry matches no parameter and its shape."""
+    """Return the optimiser's state by parameter. Raises ValueError if an entry does not fit the parameter's shape."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, object]] = {}
     for name, value in named.items():

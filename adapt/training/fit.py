@@ -134,7 +134,7 @@ def checked(
 
 
 def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:
-    """Raise AdaptError if `model` cannot learn from the training items, or be scored on the other items."""
+    """Raise AdaptError if `model` cannot learn from the training items, or be scored on validation or test items."""
     task = tasks.of(train_set)
     check_learned(model.method, task, "the training data")
     for part in filter(None, (train_set, val_set, test_set)):
@@ -156,18 +156,14 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
     with_images = {name for item in train_set for name in item.class_names}
     missing = [name for name in model.class_names if name not in with_images]
     if method.needs_every_class and missing:
-        raise AdaptError(
-            f"{method.name} needs an image of every class, but there is no image of {missing[0]!r}: add an image of "
-            "this class"
-        )
+        raise AdaptError(f"{method.name} needs an image of every class, but {missing[0]!r} has none: add an image")
 
 
 def _directory(out: str | Path | None, training: Fitting, resume: bool) -> AbstractContextManager[Run | None]:
     """Return a context manager that yields the run in the directory `out`, or None if `out` is None."""
     if out is None and resume:
         raise AdaptError(
-            "resume continues a run in a directory, but no directory is given: give the directory as out, or leave "
-            "out resume"
+            "resume continues a run in a directory, but no directory is given: give a directory, or omit resume"
         )
     if out is None:
         return nullcontext()
@@ -278,9 +274,7 @@ def _check_weights(model: Adapted, settings: TrainSettings) -> None:
     if settings.class_weights == "equal":
         return
     if not isinstance(model, AdaptedModel) or not model.class_names:
-        raise AdaptError(
-            "train.class_weights needs classes, but the data has no classes: leave out train.class_weights"
-        )
+        raise AdaptError("train.class_weights needs classes, but the data has no classes: omit train.class_weights")
     if not model.method.weighs_classes:
         raise AdaptError(
             f"train.class_weights needs a cross-entropy over classes, but the loss of {model.method.name} has no such "

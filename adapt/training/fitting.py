@@ -159,8 +159,7 @@ class Fitting:
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         if views and not self.cache:
             raise AdaptError(
-                f"{self.model.method.name} stores {views} views of each image in the feature cache, but the cache is "
-                "off: switch on the cache"
+                f"{self.model.method.name} stores {views} views of each image in the cache: set cache to true"
             )
         key = part, views, unit, projected
         if key not in self._features:  # read from disk once for all folds
@@ -192,8 +191,7 @@ class Fitting:
         other = own if backbone is None else load_backbone(backbone, str(own.device)).turning(own.preprocess.turned)
         if not isinstance(other, DualEncoder):
             raise AdaptError(
-                f"{other.describe()} has no comparable features of texts and images: give the name of a dual encoder, "
-                "such as CLIP"
+                f"{other.describe()} has no comparable features of texts and images: name a dual encoder, such as CLIP"
             )
         model = wrap(other, ZeroShot()).eval()
         baseline = replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})

@@ -90,9 +90,7 @@ class Journal:
             except AdaptError:
                 raise
             except Exception as error:  # noqa: BLE001 - third-party code must not cost the run
-                logger.warning(
-                    "the tracker %s failed and no longer follows this run: %s", tracker.name, shown(repr(error))
-                )
+                logger.warning("tracker %s failed and no longer follows this run: %s", tracker.name, shown(repr(error)))
                 self._trackers.remove(tracker)
 
     def _note(self) -> None:

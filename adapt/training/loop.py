@@ -53,9 +53,8 @@ class Length:
 class Trainer:
     """A trainer of one model, with an optimiser, a position in the training run, and the training loop.
 
-    The trained `parameters` are by default all parameters of the method, and `loss` is by default the model's loss.
-    `saved` is called after each checkpoint that contains all steps so far. Without a run, no checkpoint is written, but
-    `saved` is called at the same times.
+    By default, `parameters` are all parameters of the method, and `loss` is the model's loss. `saved` is called after
+    each checkpoint that contains all steps so far or, without a run and its checkpoints, at the same times.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class Trainer:
                 self._keep()
         if not checkpoint.finite(self.model.method):
             raise AdaptError(
-                f"after the last step, {self.position.step}, some trained values are not finite{self._last_good()}: "
+                f"after the last step, {self.position.step}, trained values are not finite{self._last_good()}: "
                 f"{_ADVICE}"
             )
         if self.average is not None:
@@ -144,7 +143,7 @@ class Trainer:
         return rate
 
     def _losses(self, step: Step) -> tuple[Terms, Tensor | None]:
-        """Return a batch's loss terms, and a bool tensor `(b,)` of correct answers, or None with a custom `loss`."""
+        """Return a batch's loss terms, and a bool tensor `(b,)` of correct answers (None with a custom loss)."""
         name = self.model.method.name
         if self.loss is not None:
             return followed(checked(self.loss(step), name), name), None
@@ -238,10 +237,7 @@ def make_optimizer(
         raise AdaptError("precision fp16 needs a CUDA device: use bf16 or fp32")
     parameters = list(model.method.trains() if parameters is None else parameters)
     if not parameters:
-        raise AdaptError(
-            f"{model.method.name} is trained by gradient steps, but has no trained parameter: correct the method or "
-            "its settings"
-        )
+        raise AdaptError(f"{model.method.name} takes gradient steps, but has no trained parameter: correct the method")
     if settings.optimizer != "sgd":
         kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
         return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)

@@ -33,7 +33,7 @@ Each = TypeVar("Each")
 
 @dataclass(frozen=True)
 class Processes:
-    """The `number` of this process among `count` training processes; the main process, which writes files, is 0."""
+    """The `number` of this process among `count` training processes; number 0, the main process, writes files."""
 
     count: int = 1
     number: int = 0
@@ -91,16 +91,14 @@ class Processes:
         return broadcast_object_list([value])[0]
 
     def begin_alike(self, method: Method) -> None:
-        """Copy the method's tensors from the main process to all. Raises AdaptError if the method's settings differ."""
+        """Copy the main process's tensors to all processes. Raises AdaptError if settings of the method differ."""
         if self.count == 1:
             return
         from accelerate.utils import broadcast
 
         config = plain.dump(method.config.model_dump(mode="json"))
         if self.agreed(config) != config:
-            raise AdaptError(
-                f"{method.name} chose different settings in its {self.count} processes: train with one process"
-            )
+            raise AdaptError(f"{method.name} chose different settings in {self.count} processes: use one process")
         for tensor in (*method.state_dict().values(), *method.training_state().values()):
             tensor.copy_(broadcast(tensor.to(self.device)))
 
@@ -112,8 +110,7 @@ def check_alone() -> None:
     """Raise AdaptError if several processes were launched to train together, since all would write the same runs."""
     if is_launched():
         raise AdaptError(
-            "several processes were launched, but several processes can only train one run together: launch one "
-            "process, and use --jobs for many runs"
+            "several processes were launched, but can only train one run together: use --jobs for many runs"
         )
 
 
@@ -146,9 +143,7 @@ def check_divides(
         reason = "changes gradients by a rule that needs the full batch"
     else:
         return
-    raise AdaptError(
-        f"{processes.count} processes gain nothing, because {method.name} {reason}: train with one process"
-    )
+    raise AdaptError(f"{processes.count} processes gain nothing, because {method.name} {reason}: use one process")
 
 
 def _times(x: Tensor, factor: int) -> Tensor:

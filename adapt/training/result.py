@@ -86,8 +86,7 @@ class Result:
     def plot(self, path: str | Path | None = None) -> Figure:
         """Return a matplotlib figure with curves of the loss, the loss terms and the accuracies over epochs.
 
-        The figure is saved at `path` if a path is given. Raises AdaptError if matplotlib (the extra `plot`) is not
-        installed.
+        The figure is saved at `path` if given. Raises AdaptError if matplotlib (the extra `plot`) is not installed.
         """
         try:
             from matplotlib.figure import Figure

@@ -48,9 +48,7 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise AdaptError(
-                f"{self.path} is in use by another run: wait until the other run ends, or choose another --out"
-            ) from None
+            raise AdaptError(f"{self.path} is in use by another run: wait, or choose another --out") from None
         except OSError as error:
             raise AdaptError(f"cannot create the run directory {self.path}: {error.strerror or error}") from error
         try:
@@ -108,9 +106,7 @@ class Run:
     def kept(self, name: str) -> Path:
         """Return the path `name`.json for a method's result. Raises AdaptError if the run itself uses this name."""
         if name in ("metrics", "environment", "targets", "explanations", "tracking"):
-            raise AdaptError(
-                f"{name}.json is a file that the run itself writes: store the method's result under another name"
-            )
+            raise AdaptError(f"{name}.json is a file that the run itself writes: choose another name for the result")
         return self.path / f"{name}.json"
 
     @property
@@ -138,13 +134,11 @@ class Run:
             raise AdaptError(f"{self.path} contains no run to resume: leave out --resume to start a new run")
         elif (self.path / "metrics.json").exists():
             raise AdaptError(
-                f"the run in {self.path} is complete, and there is nothing to resume: to train again, choose another "
-                "--out"
+                f"the run in {self.path} is complete and cannot be resumed: to train again, choose another --out"
             )
         elif _of_any_device(recipe.read_text(encoding="utf-8", errors="replace")) != _of_any_device(self.recipe):
             raise AdaptError(
-                f"{self.path} was started with another recipe ({recipe}): resume with this recipe, or choose another "
-                "--out"
+                f"{self.path} was started with another recipe ({recipe}): use this recipe, or choose another --out"
             )
 
     def _clean(self) -> None:

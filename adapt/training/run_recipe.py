@@ -63,8 +63,7 @@ def listed_data(recipe: Recipe) -> Split:
         _note_short(split, recipe.data.shots)
     elif recipe.data.shots is not None:
         logger.warning(
-            "data.shots is %d, but %s have no classes to sample from: all %d training items are used, as with "
-            "--shots all",
+            "data.shots is %d, but %s have no classes to sample from: all %d items are used, as with --shots all",
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
     return split.only(recipe.data.classes)
@@ -146,9 +145,8 @@ def run_recipe(
 ) -> Result:
     """Train according to `recipe`, in a run directory at `out` if given, and return the result.
 
-    All settings and data are checked before training. By default, `split` and `backbone` are loaded according to the
-    recipe; a given `split` must already be sampled and checked. `track` contains names of trackers, or trackers of your
-    own, as in `fit`.
+    All inputs are checked before training. By default, `split` and `backbone` are the recipe's; a given `split` must be
+    sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
     main = processes_on(chosen(recipe.device)).main
@@ -196,9 +194,5 @@ def _settings(recipe: Recipe, split: Split) -> dict[str, object]:
     images = images_per_class(recipe, split)
     plain, table = recipe.train.at(images), recipe.train.epochs
     if isinstance(table, dict) and images not in table:
-        logger.info(
-            "train.epochs has no entry for %d images per class: the %s epochs of the nearest entry are used",
-            images,
-            plain.epochs,
-        )
+        logger.info("train.epochs has no entry for %d images per class: %s epochs are used", images, plain.epochs)
     return plain.model_dump(exclude_unset=True, exclude_none=True)

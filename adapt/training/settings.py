@@ -122,17 +122,14 @@ class TrainSettings(_Settings):
             raise ValueError(f"give exactly one of epochs, iterations and iterations_per_shot{conflict}")
         if isinstance(self.epochs, dict) and (not self.epochs or min(self.epochs) < 1):
             raise ValueError(
-                f"the table of epochs has entries for {first_of(sorted(self.epochs))} shots; expected entries for 1 "
-                "shot or more"
+                f"epochs has entries for {first_of(sorted(self.epochs))} shots; expected entries for 1 shot or more"
             )
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
                 raise ValueError(f"epochs is {epochs}; expected at least 1")
         if self.average and self.average.swa and isinstance(self.epochs, int) and self.average.swa.start > self.epochs:
             start = self.average.swa.start
-            raise ValueError(
-                f"swa starts at epoch {start}; expected an epoch of at most {self.epochs}, the number of epochs"
-            )
+            raise ValueError(f"swa starts at epoch {start}; expected at most {self.epochs}, the number of epochs")
         if self.views is not None and self.augment == "none":
             raise ValueError("views needs augmented images: set augment to published, or leave out views")
         if self.schedule == "cosine_epoch":
@@ -143,8 +140,7 @@ class TrainSettings(_Settings):
                 )
             if self.warmup:
                 raise ValueError(
-                    "warmup is a fraction of all steps, but the warm-up of cosine_epoch is a number of epochs: give "
-                    "warmup_epochs instead"
+                    "warmup is a fraction of steps, but cosine_epoch warms up by epochs: give warmup_epochs instead"
                 )
         return self
 

@@ -42,15 +42,13 @@ def check_start(path: str | Path, method: Method, steps: bool, class_names: Sequ
 
 
 def check_can_start(method: Method, steps: bool, place: str) -> None:
-    """Raise AdaptError if `method`, trained with gradient steps or not (`steps`), cannot start from an adapter."""
+    """Raise AdaptError if `method` cannot start from an adapter, for example without gradient steps (`steps`)."""
     if not steps:
-        raise AdaptError(
-            f"{method.name} is not trained by gradient steps, and cannot start from {place}: leave out start"
-        )
+        raise AdaptError(f"{method.name} is not trained by gradient steps, and cannot start from {place}: omit start")
     if method.begins_anew or chosen_setting(method):
         raise AdaptError(
             f"{method.name} sets the initial values of its tensors itself, so no value from {place} would be used: "
-            "leave out start"
+            "omit start"
         )
 
 
@@ -66,7 +64,7 @@ def _check_kin(method: Method, class_names: Sequence[str], described: Header, fi
     if method.per_class and described.class_names != tuple(class_names):
         raise AdaptError(
             f"{file} has tensors of {method.name} for each of its {len(described.class_names)} classes, but the data "
-            f"has {len(class_names)} classes that are not the same: leave out start"
+            f"has {len(class_names)} classes that are not the same: omit start"
         )
 
 

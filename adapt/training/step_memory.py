@@ -57,8 +57,7 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
 class StepBytes:
     """The approximate memory of a training step in bytes.
 
-    If classes are encoded in chunks, the temporary memory of a chunk is limited by the model's `text_memory`, and is
-    not counted.
+    If classes are encoded in chunks, the temporary memory of a chunk (at most `text_memory`) is not counted.
     """
 
     classes: int  # kept for the backward pass of the class features

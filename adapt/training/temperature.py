@@ -33,24 +33,15 @@ def check_calibration(model: Adapted, train_set: Sequence[Item], val_set: Sequen
     """Raise AdaptError if the data do not allow calibration, or if there are no images to choose a temperature on."""
     task = tasks.of(train_set)
     if not task.calibrated:
-        raise AdaptError(
-            f"calibrate needs data with one class per image, but the data has {task.title}: leave out calibrate"
-        )
+        raise AdaptError(f"calibrate needs one class per image, but the data has {task.title}: leave out calibrate")
     if not model.class_names:
-        raise AdaptError(
-            f"calibrate needs classes, but the model with {model.backbone.describe()} has no classes: leave out "
-            "calibrate"
-        )
+        raise AdaptError(f"calibrate needs classes, but {model.backbone.describe()} has no classes: omit calibrate")
     if not (val_set or calibrates_by_folds(model.method)):
         raise AdaptError(
-            "calibrate chooses a temperature on validation images, but there are no validation images: give some, or "
-            "leave out calibrate"
+            "calibrate needs validation images to choose a temperature on: give some, or leave out calibrate"
         )
     if not val_set and all(fold is None for fold in folds(train_set, FOLDS, 0)):
-        raise AdaptError(
-            "calibrate needs a class with at least two images, one of which is held out: give more images, or leave "
-            "out calibrate"
-        )
+        raise AdaptError("calibrate needs a class with at least two images: give more images, or leave out calibrate")
 
 
 def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:

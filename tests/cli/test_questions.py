@@ -95,7 +95,7 @@ def test_questions_and_classes_are_not_mixed(
     classifying = ("--set=method={name: coop}", "--set=backbone=mini-clip", "--set=data.shots=1")
     refused(
         run("train", speaking / "recipe.yaml", *classifying),
-        "holds questions about images, and coop learns classes: give a list with the columns label, or take one of ",
+        "contains questions about images, but coop learns classes: give a list with the columns label, or use one of ",
     )
 
 

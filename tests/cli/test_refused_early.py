@@ -53,7 +53,7 @@ def test_a_run_directory_that_cannot_be_made(run, refused, recipe: Path, taken: 
     [
         ("nowhere", "coop", "nowhere"),
         ("adapter", "lora", "is an adapter of coop, but the method to train is lora"),
-        ("adapter", "coop", "was trained with n_ctx 2, but this training has 3"),
+        ("adapter", "coop", "was trained with n_ctx set to 2, but this training has 3"),
     ],
 )
 def test_an_adapter_that_training_cannot_start_from(

@@ -124,7 +124,10 @@ def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: P
 
 def test_an_unknown_recipe(run, refused) -> None:
     refused(run("train", "cop"), "nor a recipe called 'cop'", "did you mean 'coop'?")
-    refused(run("train", "coop/eurosad"), "coop has no recipe 'eurosad': it has coop/base_to_new, coop/few_shot; data")
+    refused(
+        run("train", "coop/eurosad"),
+        "no recipe 'eurosad': choose coop/base_to_new or coop/few_shot, and choose data",
+    )
 
 
 def test_options_are_keys_of_the_recipe(run, recipe: Path, photos: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -69,14 +69,14 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
         (
             ("a.jpg,cat|cat",),
             "path,labels",
-            "line 2: the labels are 'cat|cat'; expected different class names, as in cat|dog",
+            "line 2: the labels are 'cat|cat'; expected different names, as in cat|dog",
         ),
-        (("a.jpg,cat|",), "path,labels", "line 2: the labels are 'cat|'; expected different class names"),
+        (("a.jpg,cat|",), "path,labels", "line 2: the labels are 'cat|'; expected different names"),
         (("a.jpg,cat; dog", "b.jpg,dog;bird", "c.jpg,cat;bird"), "path,labels", "separate names by '|', as in cat|dog"),
         (
             ("a.jpg,cat;dog", "b.jpg,dog|bird", "c.jpg,cat"),
             "path,labels",
-            "has the name 'cat;dog', and each of its parts",
+            "'labels' has the name 'cat;dog', whose parts",
         ),
         (('a.jpg,"cat,dog"', "b.jpg,dog", "c.jpg,cat"), "path,labels", "as in cat|dog"),
         (("a.jpg,",), "path,labels", "all cells of the column 'labels' are empty"),

@@ -78,7 +78,7 @@ def test_a_method_that_cannot_go_on_is_refused_before_the_first_phase(
     name: str, recipe: Recipe, trained: list[int], tmp_path: Path
 ) -> None:
     other = recipe.model_copy(update={"method": {"name": name}} | ({"train": None} if name == "prolip" else {}))
-    with pytest.raises(AdaptError, match="leave out start"):
+    with pytest.raises(AdaptError, match="omit start"):
         run_protocol(protocols.phases(other, parts(recipe, 2), (1,)), tmp_path)
     assert trained == []
 

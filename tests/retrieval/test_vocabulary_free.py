@@ -70,7 +70,7 @@ def test_what_it_cannot_use_is_refused(open_clip: Backbone, hf_siglip: Backbone,
     with pytest.raises(AdaptError, match=r"alpha is 1\.5"):
         VocabularyFree(open_clip, index, alpha=1.5)
     for wrong in ({"captions": 0}, {"template": "a photo"}):
-        with pytest.raises(AdaptError, match="expected at least 1 caption"):
+        with pytest.raises(AdaptError, match="expected 1 or more"):
             VocabularyFree(open_clip, index, **wrong)
 
 

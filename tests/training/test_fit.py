@@ -149,7 +149,7 @@ def test_what_the_images_make_impossible_is_refused_before_any_is_encoded(make_m
     monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
     with pytest.raises(AdaptError, match="linear_probe is not trained by gradient steps: leave out epochs"):
         fit(model, tiny_split.train, tiny_split.test, progress=False, epochs=1)
-    with pytest.raises(AdaptError, match="needs an image of every class, but there is no image of 'goldfish'"):
+    with pytest.raises(AdaptError, match="needs an image of every class, but 'goldfish' has none"):
         fit(model, tiny_split.train[4:], tiny_split.test, val_set=tiny_split.val, progress=False)
     with pytest.raises(AdaptError, match="resume continues a run in a directory, but no directory is given"):
         fit(make_model(), tiny_split.train, resume=True, epochs=1)

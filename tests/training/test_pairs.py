@@ -164,7 +164,8 @@ def test_texts_alone_learn_beside_pairs_that_are_held_out(tmp_path: Path, tiny_s
 def test_methods_that_need_more_than_texts_refuse_them(method: str, learns: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("a cat\na dog\n")
     with pytest.raises(
-        AdaptError, match=rf"texts holds .*texts alone, .* and {method} learns {learns}: .* or take one of xbt$"
+        AdaptError,
+        match=rf"texts contains .*texts alone, .* but {method} learns {learns}: .* or use one of the methods xbt$",
     ):
         read_data(read_recipe(method, [], str(tmp_path / "texts.txt")))
 
@@ -235,7 +236,7 @@ def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "refusal"),
     [
-        ({"towers": ("text",)}, "needs images only, but the data contains pairs of images and texts"),
+        ({"towers": ("text",)}, "needs images only, but the data are pairs of images and texts"),
         ({"blocks": (2, 3)}, "needs the feature cache and an unedited vision tower"),
     ],
 )
@@ -280,9 +281,9 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
     recipe = read_recipe("lora", changes, str(tmp_path / "pairs.csv"))
     with caplog.at_level("WARNING", "adapt"):
         assert len(read_data(recipe).train) == len(pairs.train)
-    assert "data.shots is 1, and pairs of images and texts have no classes" in caplog.text
+    assert "data.shots is 1, but pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
         AdaptError,
-        match="or take one of bitfit, clippings, ln_tuning, lora, modx, svlc, xbt, zero_shot",
+        match="or use one of the methods bitfit, clippings, ln_tuning, lora, modx, svlc, xbt, zero_shot",
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

@@ -85,7 +85,7 @@ def test_a_stop_of_either_is_one_of_both_and_the_run_goes_on(by_two: tuple[Path,
 def test_what_gains_nothing_is_refused(by_two: tuple[Path, list[list[str]]]) -> None:
     for lines in by_two[1]:
         assert lines[1:] == [
-            "2 processes gain nothing, because gda takes no steps, and one process solves it: train with one process"
+            "2 processes gain nothing, because gda takes no steps, and one process solves it: use one process"
         ]
 
 
@@ -101,7 +101,7 @@ def test_what_cannot_be_divided(
     method: str, changes: dict[str, Any] | None, reason: str, make_model: MakeModel, tiny_split: Split
 ) -> None:
     settings = None if changes is None else TrainSettings(epochs=1, **changes)
-    with pytest.raises(AdaptError, match=f"2 processes gain nothing, because {reason}.*: train with one process"):
+    with pytest.raises(AdaptError, match=f"2 processes gain nothing, because {reason}.*: use one process"):
         check_divides(TWO, make_model(method), tiny_split.train, settings, True)
 
 

@@ -186,7 +186,7 @@ def test_an_index_of_pairs_finds_their_entities_again(tmp_path: Path, open_clip:
     found = load_index(made.save(tmp_path / "known.safetensors"))
     found.check(model)
     assert found.nearest(index_pairs(model, items[:1]).features, 1)[1].item() == 0
-    with pytest.raises(AdaptError, match="is not a pair of an image and a text"):
+    with pytest.raises(AdaptError, match="is not an image-text pair"):
         index_pairs(model, [Item.of(path="a.png")])
 
 

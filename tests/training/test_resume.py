@@ -145,7 +145,7 @@ def test_values_that_the_last_step_breaks_are_named(train, tmp_path: Path, out: 
     options: dict[str, Any] = {"lr": 3e38, "optimizer": "sgd", "epochs": None, "iterations": 1, "schedule": "constant"}
     if out:
         options["out"] = tmp_path / "run"
-    with pytest.raises(AdaptError, match=r"after the last step, 1, some trained values are not finite: lower the"):
+    with pytest.raises(AdaptError, match=r"after the last step, 1, trained values are not finite: lower the"):
         train(**options)
     assert not (tmp_path / "run/adapter.safetensors").exists()
 

@@ -167,7 +167,7 @@ def test_an_interrupted_run_is_not_lost_by(train, out: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("resume", "message"), [(False, "already contains a run"), (True, "is complete, and there is nothing to")]
+    ("resume", "message"), [(False, "already contains a run"), (True, "is complete and cannot be")]
 )
 def test_a_complete_run_is_neither_overwritten_nor_resumed(train, out: Path, resume: bool, message: str) -> None:
     train(out=out, epochs=1)

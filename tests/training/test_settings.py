@@ -45,9 +45,7 @@ def test_length_at_a_number_of_shots(settings: dict[str, Any], shots: int | None
 
 
 def test_a_table_of_epochs_is_by_numbers_of_images() -> None:
-    with pytest.raises(
-        ValueError, match=r"the table of epochs has entries for 0 shots; expected entries for 1 shot or more"
-    ):
+    with pytest.raises(ValueError, match=r"epochs has entries for 0 shots; expected entries for 1 shot or more"):
         TrainSettings(epochs={0: 50})
 
 
@@ -78,7 +76,7 @@ def test_no_length_for_these_shots(settings: dict[str, Any], shots: int | None, 
         ({"epochs": 1, "views": 2, "augment": "none"}, "views needs augmented images"),
         (
             {"epochs": 1, "warmup": 0.1},
-            "warmup is a fraction of all steps, but the warm-up of cosine_epoch is a number of epochs: give warmup",
+            "warmup is a fraction of steps, but cosine_epoch warms up by epochs: give warmup_epochs",
         ),
         ({"epochs": 1, "warmup": 1, "schedule": "constant"}, "less than 1"),
         ({"epochs": 1, "lr": 0}, "greater than 0"),
