@@ -76,7 +76,7 @@ def test_training_starts_from_an_adapter_of_a_kin_method(tmp_path: Path, images:
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("modx", {"rank": 2}, "was trained with rank 4, but this training has 2: set method.rank to 4"),
+        ("modx", {"rank": 2}, "was trained with rank set to 4, but this training has 2: set method.rank to 4"),
         ("modx", {"alpha": 8.0}, "was trained with alpha set to 1.0, but this training has 8.0"),
         ("coop", {}, "is an adapter of modx, but the method to train is coop"),
         ("clap", {}, "clap sets the initial values of its tensors itself, so no value from .* would be used"),

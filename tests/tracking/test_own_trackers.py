@@ -109,7 +109,7 @@ def test_a_tracker_that_fails_does_not_lose_the_run(
         result = train(out=tmp_path / "run", test_set=tiny_split.test, track=[failing, notes])
     said = [record.getMessage() for record in caplog.records if "Failing" in record.getMessage()]
     assert len(said) == 1
-    assert said[0].startswith("Failing failed and no longer follows this run: ConnectionError('no answer")
+    assert said[0].startswith("tracker Failing failed and no longer follows this run: ConnectionError('no answer")
     assert "\n" not in said[0]
     assert failing.calls.count(at) == 1
     assert failing.calls[-1] == at
