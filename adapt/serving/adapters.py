@@ -100,8 +100,8 @@ class ServedAdapters:
         """Load the adapter at `path` in the server's folder, and return the name under which the adapter is served.
 
         The name is `name`, or the adapter's own name by default. Raises NotAllowed without a folder, for a `path`
-        outside the folder, a backbone that is not downloaded, or too many classes. Raises TooManyAdapters at the
-        maximum.
+        outside the folder, a backbone that is not downloaded, or too many classes, and TooManyAdapters if the server is
+        full.
         """
         place = self._within(path)
         name = _checked(name_of_adapter(place) if name is None else name)
