@@ -100,7 +100,7 @@ class Labels(Task):
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:
-        """Return whether images are classified correctly `(b,)`; an image without classes must get no predicted class."""
+        """Return whether images are classified correctly `(b,)`; for an image without classes, no class is correct."""
         import torch
 
         best = step.logits.max(-1)
