@@ -12,12 +12,12 @@ _SUFFIX = ".safetensors"
 
 
 def name_of_adapter(path: Path) -> str:
-    """Return the short name of the adapter at `path`: its run's folder, or its file name without the suffix."""
+    """Return a short name for the adapter at `path`: the name of its run folder, file or hub repository."""
     return _parts(path)[-1]
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return one name for each adapter in `paths`: its short name, after as many parent folders as make it unique."""
+    """Return a unique name for each adapter in `paths`: its short name, prefixed with parent folders where needed."""
     of_each = [_parts(path) for path in paths]
     lengths = [1] * len(paths)
     while True:
@@ -31,7 +31,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    """Return the parts of an adapter's path: the names of its parent folders, then its short name."""
+    """Return a tuple with the names of an adapter's parent folders, followed by the adapter's short name."""
     if hub.is_name(path):
         return tuple(hub.spelled(path).removeprefix(hub.SCHEME).split("/"))
     path = path.resolve()

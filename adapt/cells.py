@@ -16,12 +16,12 @@ _GUARDED = re.compile(r"''*[=+\-@\t\r\n]")
 
 
 def guarded(value: T) -> T | str:
-    """Return `value` as a CSV cell: a text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Return `value` as a CSV cell, with an apostrophe before any text that a spreadsheet would run as a formula."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
 
 
 def unguarded(text: str) -> str:
-    """Return a CSV cell without the apostrophe that `guarded` put in front of it."""
+    """Return the text of a CSV cell, without the apostrophe that `guarded` may have added."""
     return text[1:] if _GUARDED.match(text) else text
 
 

@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 def chosen(device: str | torch.device = AUTO) -> torch.device:
-    """Return the torch device that `device` names, such as `auto`. Raises AdaptError if it cannot be used here."""
+    """Return the torch device for a name such as `auto` or `cuda:0`. Raises AdaptError if the device is not usable."""
     import torch
 
     if "LOCAL_RANK" in os.environ:
@@ -40,12 +40,12 @@ def chosen(device: str | torch.device = AUTO) -> torch.device:
 
 
 def is_launched() -> bool:
-    """Return whether this process is one of several that train together (`accelerate launch` or torchrun)."""
+    """Return whether this process is one of several training processes, started by `accelerate launch` or torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def accelerator() -> torch.device | None:
-    """Return the accelerator that this process uses; None if the machine has no accelerator."""
+    """Return the accelerator (such as a GPU) that this process uses, or None if the machine has no accelerator."""
     import torch
 
     if not torch.accelerator.is_available():
@@ -56,14 +56,14 @@ def accelerator() -> torch.device | None:
 
 
 def count() -> int:
-    """Return the number of accelerators of this machine."""
+    """Return the number of accelerators (such as GPUs) in this machine."""
     import torch
 
     return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
 
 
 def take(number: int) -> None:
-    """Make this process use accelerator `number`, counted modulo the number of accelerators of this machine."""
+    """Make this process use the accelerator with index `number` modulo the number of accelerators in this machine."""
     import torch
 
     if there := count():
@@ -71,7 +71,7 @@ def take(number: int) -> None:
 
 
 def described(device: torch.device) -> str:
-    """Return the device in words: `cpu`, or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
+    """Return a readable name of the device, such as `cpu` or `cuda:0 (NVIDIA H100 80GB HBM3)`."""
     import torch
 
     name = getattr(torch.get_device_module(device), "get_device_name", None)
@@ -79,7 +79,7 @@ def described(device: torch.device) -> str:
 
 
 def prefers_bf16(device: torch.device) -> bool:
-    """Return whether the device has hardware for bf16, and so computes several times faster in bf16 than in fp32."""
+    """Return whether the device supports bf16 in hardware, which makes bf16 several times faster than fp32."""
     import torch
 
     if device.type == "cuda":
@@ -88,17 +88,17 @@ def prefers_bf16(device: torch.device) -> bool:
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`; a copy from pinned memory to a CUDA device is asynchronous."""
+    """Return `tensor` moved to `device`. Copies from pinned memory to a CUDA device are asynchronous."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """Return `tensor` in double precision; on the CPU if its device, such as MPS, has no double precision."""
+    """Return `tensor` in double precision, moved to the CPU if its device (such as MPS) has no double precision."""
     return (tensor if tensor.device.type in ("cpu", "cuda", "xpu") else tensor.cpu()).double()
 
 
 def rng_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the states of torch's random generators, of the CPU and of `device`, by type of device such as `cuda`."""
+    """Return a dict from device type, such as `cuda`, to the state of torch's random generator (CPU and `device`)."""
     import torch
 
     states = {"cpu": torch.get_rng_state()}
@@ -108,7 +108,7 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Restore torch's random generators for the CPU and, if `states` has one for it, for `device` to these states."""
+    """Restore torch's random generators for the CPU, and for `device` if `states` has a state for its device type."""
     import torch
 
     torch.set_rng_state(states["cpu"])
@@ -136,7 +136,7 @@ def keeping_rng(device: torch.device, seed: int | None = None) -> Iterator[None]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch and scikit-learn's solvers to one thread in the `with` block."""
+    """Limit torch and the solvers of scikit-learn to one CPU thread in the `with` block."""
     import torch
     from threadpoolctl import threadpool_limits
 

@@ -21,7 +21,7 @@ _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCH
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise OSError unless `path` is a regular file: reading a pipe or a device may block, or never end."""
+    """Raise OSError if `path` is not a regular file, because reading a pipe or a device may block or never end."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
@@ -31,13 +31,13 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open the file at `path` for reading. Raises OSError, before it is opened, if it is not a regular file."""
+    """Return the file at `path`, opened for binary reading. Raises OSError if `path` is not a regular file."""
     check_regular(path)
     return open(path, "rb")
 
 
 def read_bounded(file: BinaryIO, most: int) -> bytes:
-    """Read `file` to its end. Raises OSError as soon as more than `most` bytes have been read."""
+    """Return the bytes of `file` up to its end. Raises OSError as soon as more than `most` bytes have been read."""
     parts: list[bytes] = []
     left = most
     # in small parts, because decompression may make each thousands of times as large
@@ -50,14 +50,14 @@ def read_bounded(file: BinaryIO, most: int) -> bytes:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise AdaptError if no file can be written at `path`; call this before computing the content."""
+    """Raise AdaptError if no file can be written at `path`. Callers check the path before computing the content."""
     if os.path.isdir(path):
-        raise AdaptError(f"cannot write {path}: it is a folder; name a file")
+        raise AdaptError(f"cannot write {path}: it is a folder; give the path of a file")
     _check_above(Path(path))
 
 
 def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
-    """Raise AdaptError if `path` exists already, or if no `what` (by default a folder) can be created there."""
+    """Raise AdaptError if `path` already exists, or if no `what` (by default a folder) can be created at `path`."""
     if os.path.lexists(path):
         raise AdaptError(f"{path} exists already; name a new {what}")
     _check_above(Path(path))
@@ -73,9 +73,9 @@ def _check_above(path: Path) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; its file replaces `path` atomically if the `with` block succeeds.
+    """Yield the path of a temporary file that atomically replaces `path` if the `with` block succeeds.
 
-    Raises AdaptError if writing fails, as on a full disk; `path` is then unchanged, and the temporary file removed.
+    Raises AdaptError if writing fails (as on a full disk). `path` is then unchanged, and the temporary file is removed.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -91,7 +91,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise AdaptError(
-            f"cannot write {path}: {error.strerror or error}; an existing file is unchanged; free "
+            f"cannot write {path}: {error.strerror or error}; an existing file is unchanged. Free "
             "space or choose another place"
         ) from error
     finally:
@@ -108,9 +108,9 @@ def _umask() -> int:
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and rename it to `path` if the `with` block succeeds.
+    """Yield a temporary folder beside `path`, which is renamed to `path` if the `with` block succeeds.
 
-    Raises AdaptError if `path` exists, or if writing fails, as on a full disk; the temporary folder is then removed.
+    Raises AdaptError if `path` exists or if writing fails (as on a full disk). The temporary folder is then removed.
     """
     check_free(path)
     path = Path(path)
@@ -126,13 +126,13 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to the file at `path` atomically, in place of its former content."""
+    """Write `text` to the file at `path` atomically, replacing any existing content."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows, which all have the same keys, to a CSV file atomically. Texts that look like formulas are escaped."""
+    """Write `rows`, which all have the same keys, to a CSV file atomically, escaping texts that look like formulas."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

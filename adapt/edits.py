@@ -15,15 +15,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Tokens:
-    """An edit that adds `k` learned tokens to a tower, at its input or at the input of one block.
+    """An edit that adds `k` learned tokens to a tower, at the input of the tower or at the input of one block.
 
-    Without `block` they enter with the tower's own tokens: in text they take the positions that prompts reserve for
-    them, before position embeddings are added; in vision they are appended to the patches, after position embeddings
-    and before the pre-norm; in a decoder they replace the image of the prompt. With `block`, they replace at the input
-    of that block the hidden states at the positions of the learned tokens that entered earlier.
+    If `block` is None, the learned tokens enter together with the tower's regular tokens. In text, the learned tokens
+    take the positions that prompts reserve for them, before position embeddings are added. In vision, the learned
+    tokens are appended to the patches, after position embeddings and before the pre-norm. In a decoder, the learned
+    tokens replace the image of the prompt. If `block` is given, the learned tokens replace, at the input of this block,
+    the hidden states of learned tokens that entered earlier.
 
     `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` is shared, `(n, k, d)` differs by class,
-    `(b, 1, k, d)` by image (text and decoder), `(b, n, k, d)` by image and class (text).
+    `(b, 1, k, d)` by image (text and decoder), and `(b, n, k, d)` by image and class (text).
     """
 
     values: Tensor
@@ -31,7 +32,9 @@ class Tokens:
 
     def __post_init__(self) -> None:
         if self.values.ndim not in (2, 3, 4):
-            raise ValueError(f"learned tokens are (k, d), (n, k, d) or (b, n, k, d), not {tuple(self.values.shape)}")
+            raise ValueError(
+                f"learned tokens are {tuple(self.values.shape)}; expected shape (k, d), (n, k, d) or (b, n, k, d)"
+            )
 
     @property
     def per_class(self) -> bool:
@@ -44,11 +47,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Replace:
-    """An edit that puts a `module` in place of one frozen layer of a block or of the tower.
+    """An edit that replaces one frozen layer of a block, or of the tower outside the blocks, by `module`.
 
-    `part` names the layer. In a block it is a projection `(..., in) -> (..., out)`: q, k, v, out, fc1, fc2, or in a
-    decoder gate, up, down; or a norm `(..., d) -> (..., d)`: norm1, norm2. Without `block` it is a layer of the tower:
-    pre_norm, final_norm, or projection, which maps pooled outputs `(n, d)` to features `(n, e)`.
+    `part` is the name of the layer. Inside a block, `part` is a projection `(..., in) -> (..., out)` (q, k, v, out,
+    fc1, fc2, or in a decoder gate, up, down) or a norm `(..., d) -> (..., d)` (norm1, norm2). If `block` is None,
+    `part` is pre_norm, final_norm, or projection, the layer that maps pooled outputs `(n, d)` to features `(n, e)`.
     """
 
     block: int | None
@@ -63,9 +66,10 @@ AttentionWeights = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Attention:
     """An edit that replaces the softmax in the self-attention of one block whose input includes learned tokens.
 
-    `weights(scores, learned_queries, learned_keys)` maps scaled scores `(..., q, k)`, which are minus infinity where
-    attention is masked, to weights `(..., q, k)`; its masks mark the learned tokens among queries `(..., q)` and keys
-    `(..., k)`. With `names_seen`, learned tokens of a causal tower also attend to the class name that follows them.
+    `weights(scores, learned_queries, learned_keys)` maps scaled scores `(..., q, k)` to attention weights
+    `(..., q, k)`. Scores are minus infinity where attention is masked. The bool masks `learned_queries` `(..., q)` and
+    `learned_keys` `(..., k)` mark the learned tokens. With `names_seen`, learned tokens of a causal tower also attend
+    to the class name that follows them.
     """
 
     block: int
@@ -75,12 +79,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class Parallel:
-    """An edit that runs a `module` beside a sublayer of a block, or beside the entire block, and adds their outputs.
+    """An edit that runs `module` in parallel to a sublayer of a block, or to the entire block, and adds both outputs.
 
-    `site` names the sublayer (attn, cross or mlp), or is block. The module maps the residual stream `(..., d)` at the
-    input of the sublayer or block to an output that is added to the output of the same sublayer (after its layer scale
-    or, in a post-norm block, its norm) or block. With `normed` the module's input is the output of the sublayer's norm,
-    or of the block's first norm.
+    `site` is the sublayer (attn, cross or mlp), or block. The module maps the residual stream `(..., d)` at the input
+    of the sublayer or block to a term that is added to the output of the same sublayer or block. For a sublayer, the
+    term is added after the layer scale or, in a post-norm block, after the norm. With `normed`, the module's input is
+    instead the output of the sublayer's norm, or of the block's first norm.
     """
 
     block: int
@@ -91,7 +95,7 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Bypass:
-    """An edit that runs a `module`, `(..., d) -> (..., d)`, in place of one frozen block, which is not executed."""
+    """An edit that runs `module`, `(..., d) -> (..., d)`, in place of one frozen block, which is not executed."""
 
     block: int
     module: nn.Module
@@ -99,10 +103,11 @@ class Bypass:
 
 @dataclass(frozen=True)
 class LowRank:
-    """An edit that adds a low-rank update to one linear layer of a decoder block, with other factors for each image.
+    """An edit that adds a low-rank update to one linear layer of a decoder block, with separate factors for each image.
 
-    The update adds `scale * x @ down @ up.T` to the output for `x`; `down` is `(b, in, r)`, `up` `(b or 1, out, r)`.
-    The rows of `x` for one image are adjacent: of `n` rows, row `i` belongs to image `i // (n // b)`.
+    For an input `x`, `scale * x @ down @ up.T` is added to the output of the layer; `down` is `(b, in, r)`, and `up` is
+    `(b or 1, out, r)`. Rows of `x` for the same image are adjacent: of `n` rows, row `i` belongs to image
+    `i // (n // b)`.
     """
 
     block: int

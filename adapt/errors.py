@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 class AdaptError(Exception):
-    """A mistake of the user. The message names the wrong thing and its value, what was expected, and what to do.
+    """An error caused by the user. The message gives the wrong name and value, what was expected, and what to do.
 
     The command line prints the message as one line and exits with status 2.
     """
 
 
 def missing(what: str, library: str, extra: str) -> AdaptError:
-    """Return the error for a missing `library` that `what` needs; its advice is to install adapt's extra `extra`."""
+    """Return an AdaptError saying that `what` needs `library`, with the pip command for adapt's extra `extra`."""
     return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
 
 
@@ -22,9 +22,10 @@ _LISTED = 12  # choices that are all listed; of more, only the nearest few
 
 
 def nearest(word: str, choices: Iterable[str], listed_by: str = "") -> str:
-    """Return a hint for an unknown `word`: the most similar valid choice if any, and all choices if they are few.
+    """Return a hint for an unknown `word`: the most similar valid choice if any, and all choices if there are few.
 
-    If there are many choices and none is similar, the hint refers to `listed_by`, such as "`adapt recipes`".
+    If there are many choices and none is similar, the hint names the command `listed_by` that lists all choices, such
+    as "`adapt recipes`".
     """
     known = sorted(choices)
     close = difflib.get_close_matches(word, known, n=1)

@@ -34,25 +34,27 @@ _DATA = "the images of fit"  # the name of the data in the recipe; no data set i
 
 @lru_cache(maxsize=1)
 def _loaded(name: str, device: str, quantize: str | None) -> Backbone:
-    """Return the backbone `name`, loaded once per process; `fit` copies it, as users may move or cast fitted models."""
+    """Return the backbone `name`, loaded only once. `fit` copies the backbone, as users may change fitted models."""
     return load_backbone(name, device, quantize)
 
 
 class Classifier(ClassifierMixin, BaseEstimator):
-    """A method on a frozen backbone as a scikit-learn estimator, which trains as `adapt train` does.
+    """A scikit-learn estimator that trains a method on a frozen backbone, in the same way as `adapt train`.
 
-    `method` is the name of a method or recipe, or a recipe file; `backbone` a name or a loaded backbone, by default the
-    recipe's. `class_names` maps labels to words for prompts, such as `{0: "tabby cat"}`, or is a list for labels
-    from 0 on; by default the label itself is used. `overrides` changes keys of the recipe, such as
-    `{"train.lr": 0.01}`, also in a grid search. `random_state` is the seed, by default the recipe's.
+    `method` is the name of a method or recipe, or the path of a recipe file. `backbone` is a name or a loaded backbone,
+    by default the backbone of the recipe. `class_names` is a dict from labels to names for prompts, such as
+    `{0: "tabby cat"}`, or a list of names for the labels 0, 1, ...; by default the labels themselves are the names.
+    `overrides` changes keys of the recipe, such as `{"train.lr": 0.01}`, also in a grid search. `random_state` is the
+    seed, by default the seed of the recipe.
 
-    `X` is a list or array of images as `predict` takes them (paths, PIL images, arrays, ...), `y` their labels of any
-    type. All images are used unless `overrides` has `data.shots`. A method without training steps has its
-    settings tuned by cross-validation. A method with training steps, if it has to be tuned, is tuned on a fifth of
-    the images of each class.
+    `X` is a list or array of images in any form that `predict` accepts (paths, PIL images, arrays, ...), and `y` has
+    labels of any type. All images are used unless `overrides` has `data.shots`. Settings of a method without training
+    steps are tuned by cross-validation. Settings of a method with training steps, if they have to be tuned, are tuned
+    on a fifth of the images of each class.
 
-    After fitting there are `classes_` `(n_classes,)`, sorted, `model_`, which can save an adapter, and `metrics_`.
-    Raises AdaptError for an unreadable image, and as the recipe's training does; ValueError for invalid labels.
+    A fitted estimator has the attributes `classes_` `(n_classes,)`, sorted, `model_`, which can save an adapter, and
+    `metrics_`. Raises AdaptError if an image is unreadable or if the recipe cannot be trained, and ValueError if labels
+    are invalid.
     """
 
     def __init__(
@@ -73,12 +75,12 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on images `X` with their labels `y`."""
+        """Train on images `X` with labels `y`, and return the estimator."""
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import check_consistent_length, column_or_1d
 
         if y is None:
-            raise ValueError("Classifier requires y to be passed, but the target y is None: it learns from labels")
+            raise ValueError("Classifier requires y to be passed, but the target y is None: pass the labels of X as y")
         y = column_or_1d(y, warn=True)
         check_consistent_length(X, y)
         check_classification_targets(y)
@@ -100,13 +102,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: Any) -> np.ndarray:
-        """Return the most probable label of each image `(n,)`."""
+        """Return the most probable label of each image, as an array `(n,)`."""
         most_probable = self.predict_proba(X).argmax(axis=1)  # first: it refuses an estimator that is not fitted
         labels: np.ndarray = self.classes_[most_probable]
         return labels
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Return the probabilities of the labels `(n, n_classes)`, in the order of `classes_`."""
+        """Return the probabilities of the labels for each image `(n, n_classes)`, in the order of `classes_`."""
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self)
@@ -115,16 +117,16 @@ class Classifier(ClassifierMixin, BaseEstimator):
         return probabilities
 
     def _names(self, classes: np.ndarray) -> tuple[str, ...]:
-        """Return the class names for prompts, in the order of the labels. Raises AdaptError if a label has no name."""
+        """Return the class names for prompts, in the order of `classes`. Raises AdaptError if a label has no name."""
         labels = classes.tolist()
         given = {label: str(label) for label in labels} if self.class_names is None else self.class_names
         names = given if isinstance(given, Mapping) else dict(enumerate(given))
         if unnamed := [label for label in labels if label not in names]:
-            raise AdaptError(f"class_names has no name for the label {brief(unnamed[0])}: give one for each in y")
+            raise AdaptError(f"class_names has no name for the label {brief(unnamed[0])}: name each label in y")
         return tuple(names[label] for label in labels)
 
     def _recipe(self) -> Recipe:
-        """Return the method's recipe, changed by the arguments of this estimator."""
+        """Return the recipe of the method, changed by the arguments of this estimator."""
         changes: dict[str, object] = {"data.shots": None, "device": self.device}
         if self.backbone is not None:
             named = self.backbone.name if isinstance(self.backbone, Backbone) else self.backbone
@@ -145,7 +147,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 @contextmanager
 def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
-    """Yield labelled images as a data set's items; images that are not files are saved losslessly to temporary ones."""
+    """Yield labelled images as data set items; images that are not files are saved losslessly to temporary files."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(
             Item.of(path=_path(image, Path(folder, f"{number}.ppm"), turned), label=names[label], turned=turned)
@@ -154,7 +156,7 @@ def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool)
 
 
 def _path(image: Any, file: Path, turned: bool) -> str:
-    """Return the path of `image` if it is one; otherwise save the image to `file`, and return the path of that file."""
+    """Return `image` if it is a path; otherwise save the image to `file` and return the path of this file."""
     if isinstance(image, str | os.PathLike):
         return str(os.fspath(image))
     open_image(image, turned=turned).save(file)

@@ -29,7 +29,7 @@ VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batc
 
 
 def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
-    """Return whether cached features can replace images: the method neither edits the vision tower nor reads images."""
+    """Return whether cached features suffice, because the method neither edits the vision tower nor reads images."""
     if not (cache and isinstance(model, AdaptedModel)):
         return False
     own_space = has_trait(model.method, Projects)  # the cache holds features in the backbone's space
@@ -37,7 +37,7 @@ def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
 
 
 def of_texts(items: Sequence[Item]) -> bool:
-    """Return whether `items` are texts instead of images; all items of a part (train, val, test) are of one kind."""
+    """Return whether `items` are texts instead of images. Only the first item is checked, as items are never mixed."""
     return bool(items) and not (items[0].paths or items[0].task.mixes_texts)
 
 
@@ -53,14 +53,16 @@ def item_features(
     projected: bool = True,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Return the backbone's features `(n, e)` of data set items, or `(n, views, e)` of random views of their images.
+    """Return the backbone's features `(n, e)` of data set items, or `(n, views, e)` of random views of each image.
 
-    With `unit` they have unit length; without, the length that the tower gives them. With `projected` false they are
-    the backbone's features before its last projection `(..., d)`, whatever the method edits. Texts in place of images
-    get features of the text tower; random views and unprojected features of texts are refused.
+    With `unit`, features are scaled to unit length; otherwise, features keep the length that the tower gives them. If
+    `projected` is false, features `(..., d)` are taken before the backbone's last projection, regardless of the
+    method's edits. Texts instead of images get features of the text tower, but neither random views nor unprojected
+    features.
 
-    Features come from the cache on disk, unless it is off or the transform has no key; views need the cache. Raises
-    AdaptError if the method edits the vision tower, because the cache holds the backbone's own features.
+    Features come from the disk cache, unless `cache` is false or the image transform has no cache key. Random views
+    need the cache. Raises AdaptError for features that texts cannot have, and with `projected` if the method edits the
+    vision tower, because the cache stores the backbone's own features.
     """
     if of_texts(items):
         unavailable = "random views" if views else "" if projected else "features before the last projection"
@@ -85,17 +87,17 @@ def item_features(
 
 
 def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:
-    """Return features of texts. Raises AdaptError if `unavailable` names a request that only images can fulfil."""
+    """Return features of texts. Raises AdaptError if `unavailable` names features that only images have."""
     if unavailable:
         raise AdaptError(
-            f"{model.method.name} takes {unavailable} of images, and the data has texts in their place: set "
-            "method.views or train.views to none if one is set, or take another method"
+            f"{model.method.name} needs {unavailable} of images, but the data has texts instead of images: set "
+            "method.views or train.views to none if set, or use another method"
         )
     return model.text_features([item.text for item in items], unit).float().cpu()
 
 
 def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:
-    """Return unit-length features `(n, v, e)` for prediction: first of the image itself, then of its random views."""
+    """Return unit-length features `(n, v, e)` of each image (first view) and of its random views, for prediction."""
     _check_unedited(model)
     backbone, transform = model.backbone, model.transform()
     views = 1 + model.method.views
@@ -116,7 +118,7 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
 def block_inputs(
     model: AdaptedModel, items: Sequence[Item], block: int, *, workers: int, progress: Progress | None
 ) -> Tensor | None:
-    """Return the inputs `(n, l, d)` of the vision tower's `block` for each image, from the cache on disk.
+    """Return the inputs `(n, l, d)` of block number `block` of the vision tower for all images, from the disk cache.
 
     Warns and returns None if these inputs exceed the size limit of the cache, or half of the free memory.
     """
@@ -128,9 +130,9 @@ def block_inputs(
     size = f"the inputs of block {block} for {len(items):,} images take {readable_bytes(needed)}"
     for name, limit in limits.items():
         if needed > limit:
-            logger.warning("%s, and %s %s: every step computes the blocks before it", size, name, readable_bytes(limit))
+            logger.warning("%s, but %s %s: every step computes the earlier blocks", size, name, readable_bytes(limit))
             return None
-    logger.info("%s of the cache, so that no step computes the blocks before it", size)
+    logger.info("%s of the cache, so that training steps skip the earlier blocks", size)
 
     def encode(images: Tensor) -> Tensor:
         with _in_its_own_precision(model):
@@ -141,7 +143,7 @@ def block_inputs(
 
 
 def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) -> str | None:
-    """Return the key under which the cache stores `output` of a backbone; None if an image transform is unknown."""
+    """Return the key under which the cache stores `output` of a backbone, or None if an image transform is unknown."""
     keys = [key for each in transforms if (key := transform_key(each)) is not None]
     if len(keys) < len(transforms):
         _note_unknown()
@@ -151,7 +153,7 @@ def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) ->
 
 @functools.cache
 def _note_unknown() -> None:
-    """Warn, once per process, that features are not cached because the code of the image transform is unknown."""
+    """Warn once per process that features are not cached because the code of an image transform is unknown."""
     logger.warning(
         "images are transformed by code that is neither torchvision's nor open_clip's, so their features are not "
         "cached on disk but computed each time"
@@ -159,13 +161,13 @@ def _note_unknown() -> None:
 
 
 def _in_its_own_precision(model: AdaptedModel) -> torch.autocast:
-    """Return a context without autocast: cached features must not depend on the caller's precision."""
+    """Return a context without autocast, because cached features must not depend on the caller's precision."""
     return torch.autocast(model.backbone.device.type, enabled=False)
 
 
 def _check_unedited(model: AdaptedModel) -> None:
     if "vision" in model.method.touches:
         raise AdaptError(
-            f"{model.method.name} edits the vision tower, so its features are not the backbone's own: read them from a "
-            "step, as step.features or step.frozen_features"
+            f"{model.method.name} edits the vision tower, so the backbone's cached features cannot be used: read "
+            "step.features or step.frozen_features instead"
         )

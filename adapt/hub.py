@@ -22,12 +22,12 @@ _TOKEN = "`hf auth login`, or the variable HF_TOKEN"
 
 
 def is_name(path: str | os.PathLike[str]) -> bool:
-    """Return whether `path` is a name on the hub, such as `hf://user/name`."""
+    """Return whether `path` is the name of a repository on the hub, such as `hf://user/name`, and not a local path."""
     return _PREFIX.match(os.fspath(path)) is not None
 
 
 def parse(name: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """Split `hf://user/name@revision` into repository and revision; scheme and revision are optional.
+    """Split `hf://user/name@revision` into repository and revision; the prefix `hf://` and the revision are optional.
 
     Raises AdaptError if `name` does not have this form.
     """
@@ -35,21 +35,22 @@ def parse(name: str | os.PathLike[str]) -> tuple[str, str | None]:
     parts = _REPOSITORY.fullmatch(text)
     if parts is None:
         raise AdaptError(
-            f"{SCHEME}{text} names no repository of the hub: expected {SCHEME}user/name, or {SCHEME}user/name@revision"
+            f"{SCHEME}{text} is not the name of a repository on the hub: expected {SCHEME}user/name, or "
+            f"{SCHEME}user/name@revision"
         )
     return parts["repository"], parts["revision"]
 
 
 def spelled(name: str | os.PathLike[str]) -> str:
-    """Return `name` with both slashes of `hf://`: a `Path` merges them into one."""
+    """Return `name` with both slashes of `hf://`, which `pathlib.Path` merges into one slash."""
     return _PREFIX.sub(SCHEME, os.fspath(name))
 
 
 def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
-    """Download files of a hub repository, those of `files` that it has, and return their folder in the hub's cache.
+    """Download the files of a hub repository that match `files`, and return their folder in the hub's local cache.
 
-    `files` may be patterns such as `*.json`. Raises AdaptError if the repository or revision does not exist, is gated
-    or private, or is not in the cache while the hub cannot be reached.
+    `files` are names, or patterns such as `*.json`. Raises AdaptError if the repository or revision does not exist, is
+    gated or private, or is not in the cache while the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -60,9 +61,10 @@ def snapshot(name: str | os.PathLike[str], files: Sequence[str]) -> Path:
 
 @contextmanager
 def asked_once() -> Iterator[str | None]:
-    """Yield None, or why the hub does not answer; libraries then use only the hub's cache in the `with` block.
+    """Check whether the hub answers, and yield None if the hub answers, or else a text that says why not.
 
-    The hub is asked only once. Otherwise libraries would retry for each file, and wait for minutes.
+    If the hub does not answer, libraries use only the hub's local cache in the `with` block. Without this check,
+    libraries would retry for each file, and wait for minutes.
     """
     from huggingface_hub import constants, errors, get_session
 
@@ -84,10 +86,11 @@ def asked_once() -> Iterator[str | None]:
 def commit(
     repository: str, folder: Path, message: str, *, replaced: Sequence[str], private: bool | None, token: str | None
 ) -> str:
-    """Add the files of `folder` to a repository in one commit, and return the repository's address.
+    """Upload the files of `folder` to a hub repository in one commit, and return the repository's URL.
 
-    A missing repository is created, `private` or not. The commit also deletes the files in `replaced` that `folder`
-    lacks. Raises AdaptError if the hub refuses the commit, or cannot be reached.
+    A missing repository is created, as a private repository if `private` is true. The commit also deletes files of the
+    repository that are named in `replaced` and missing from `folder`. Raises AdaptError if the hub refuses the commit,
+    or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -110,7 +113,7 @@ def _explaining(repository: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError as error:
-        raise AdaptError(f"{name} is gated: request access on its page, and give your token ({_TOKEN})") from error
+        raise AdaptError(f"{name} is gated: request access on its hub page, and give your token ({_TOKEN})") from error
     except errors.RepositoryNotFoundError as error:
         raise AdaptError(
             f"the hub has no repository {repository}, or it is private: check the name, or give a token with access "
@@ -122,12 +125,12 @@ def _explaining(repository: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         answered = isinstance(error.__cause__, errors.HfHubHTTPError | errors.FileMetadataError)
-        why = f"the hub refuses it: {_refusal(error.__cause__)}" if answered else _out_of_reach()
-        raise AdaptError(f"{name} is not in the cache, and {why}") from error
+        why = f"the hub refuses the download: {_refusal(error.__cause__)}" if answered else _out_of_reach()
+        raise AdaptError(f"{name} is not in the hub's local cache, and {why}") from error
     except errors.HfHubHTTPError as error:
-        raise AdaptError(f"{name} is refused by the hub: {_refusal(error)}") from error
+        raise AdaptError(f"the hub refuses the request for {name}: {_refusal(error)}") from error
     except (errors.HTTPError, ConnectionError) as error:  # from any version of httpx
-        raise AdaptError(f"{name} was not reached: {_out_of_reach()}") from error
+        raise AdaptError(f"{name} cannot be reached: {_out_of_reach()}") from error
     except (ValueError, OSError, RuntimeError) as error:
         raise AdaptError(f"{name}: {_line(error)}") from error
 
@@ -147,7 +150,7 @@ def _silence() -> str:
 
 
 def _refusal(error: BaseException | None) -> str:
-    """Return the hub's message for a refused request, or else the error's own, with advice if a token is needed."""
+    """Return the hub's reason for a refused request, or else the message of `error`, with advice about tokens."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     message = getattr(error, "server_message", None) or _line(error)
     return message + (f": give a token with write access ({_TOKEN})" if status in (401, 403) else "")

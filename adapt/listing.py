@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Listing(Generic[T]):
-    """The subclasses of `base` (such as all methods), each found by its class attribute `name`.
+    """A registry of the subclasses of `base` (such as all methods), by the class attribute `name`.
 
-    The file `coop.py` of the package `package` defines the class called `coop`. More classes come from entry points in
-    the group `group`, under the entry points' names, or from `register`.
+    A file `coop.py` in the package `package` defines the class called `coop`. Installed packages add classes by entry
+    points in the group `group`, and `register` adds a class in this process.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Listing(Generic[T]):
         self._registered: dict[str, type[T]] = {}
 
     def names(self) -> list[str]:
-        """Return the names of all classes: the package's own, those of entry points, and registered ones."""
+        """Return the sorted names of all classes, from files of the package, from entry points, and from `register`."""
         return sorted({*self.files(), *self._entry_points(), *self._registered})
 
     def find(self, name: str) -> type[T]:
-        """Return the class called `name`. Raises AdaptError, with near names, if it is unknown, or if loading fails."""
+        """Return the class called `name`. Raises AdaptError if the name is unknown or the import fails."""
         if name in self.files():
             module = importlib.import_module(f"{self._package}.{name}")
             return next(cls for cls in self.classes_of(module) if cls.name == name)  # type: ignore[attr-defined]
@@ -56,9 +56,9 @@ class Listing(Generic[T]):
         raise AdaptError(f"unknown {self._what} {name!r}; {nearest(name, self.names(), self._listed_by)}{self._advice}")
 
     def register(self, cls: type[T]) -> type[T]:
-        """Register a class under its name in this process.
+        """Register a class under its attribute `name` in this process, and return the class.
 
-        Raises AdaptError if it is not a subclass of the base, has no name, or its name is taken.
+        Raises AdaptError if `cls` is not a subclass of the base class, has no valid name, or has a name that is taken.
         """
         name = self._checked(cls)
         taken = name in self.files() or name in self._entry_points()
@@ -69,7 +69,7 @@ class Listing(Generic[T]):
 
     @contextmanager
     def known(self, cls: type[T]) -> Iterator[None]:
-        """Register a class for the duration of a `with` block, unless its name is known already."""
+        """Register a class for the duration of a `with` block, if no file or entry point defines its name."""
         before = dict(self._registered)
         if not ((name := self._checked(cls)) in self.files() or name in self._entry_points()):
             self.register(cls)
@@ -80,13 +80,13 @@ class Listing(Generic[T]):
             self._registered.update(before)
 
     def classes_of(self, module: ModuleType) -> list[type[T]]:
-        """Return the listed classes that `module` itself defines, without imported classes and unnamed base classes."""
+        """Return the named subclasses of the base class that `module` itself defines, without imported classes."""
         base = self._base()
         own = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, base)]
         return [cls for cls in own if cls.__module__ == module.__name__ and "name" in vars(cls)]
 
     def files(self) -> list[str]:
-        """Return the names of the package's modules that define a listed class, which has the same name."""
+        """Return the names of the package's modules that each define a class of the same name."""
         return [module.name for module in pkgutil.iter_modules(self._path) if module.name not in self._others]
 
     def _entry_points(self) -> dict[str, EntryPoint]:
@@ -95,7 +95,7 @@ class Listing(Generic[T]):
             if points.setdefault(point.name, point).value != point.value:
                 other = points[point.name].value
                 raise AdaptError(
-                    f"two packages have a {self._what} called {point.name!r}, {other} and {point.value}: keep one"
+                    f"two packages, {other} and {point.value}, have a {self._what} called {point.name!r}: uninstall one"
                 )
         return points
 
@@ -108,21 +108,22 @@ class Listing(Generic[T]):
             ) from error
         if (name := self._checked(cls)) != point.name:
             raise AdaptError(
-                f"the {self._what} of {point.value} is called {name!r}, but its entry point {point.name!r}"
+                f"the {self._what} of {point.value} is called {name!r}, but its entry point is called {point.name!r}: "
+                "use the same name"
             )
         loaded: type[T] = cls
         return loaded
 
     def _checked(self, cls: type) -> str:
-        """Return the name of `cls`. Raises AdaptError if it is no subclass of the base, or the name is invalid."""
+        """Return the name of `cls`. Raises AdaptError for a class with another base or with an invalid name."""
         base = self._base()
         if not (isinstance(cls, type) and issubclass(cls, base)):
             raise AdaptError(f"{cls!r} is not a {self._what}; expected a subclass of {base.__module__}.{base.__name__}")
         name = getattr(cls, "name", None)
         if not (isinstance(name, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name)):
             raise AdaptError(
-                f"{cls.__name__} is called {name!r}; expected lower-case letters, digits and _: give the class such a "
-                "`name`, which recipes and adapters use"
+                f"{cls.__name__} has the `name` {name!r}; expected lower-case letters, digits and _: change the "
+                "attribute `name`, by which recipes and adapters refer to the class"
             )
         self._check(cls)
         return name

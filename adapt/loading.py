@@ -83,17 +83,17 @@ def load(
 ) -> Model:
     """Load the adapted model that was saved at `path`, in evaluation mode.
 
-    Unless `backbone` is given, it is loaded by the name that the adapter records, onto `device`: by default this
-    process's accelerator if there is one. A given backbone is not moved. `class_names` replaces the classes. `path` may
-    be an adapter file, a folder with an `adapter.safetensors`, such as a run's, an adapter on the hub
-    (`hf://user/name` or `hf://user/name@revision`), a folder in peft's layout, which holds a LoRA, or a compact folder
+    Without `backbone`, the backbone that the adapter names is loaded onto `device`, which is by default this process's
+    accelerator if there is one. A given backbone is not moved. `class_names` replaces the recorded classes. `path` may
+    be an adapter file, a folder with an `adapter.safetensors` (such as a run directory), an adapter on the hub
+    (`hf://user/name` or `hf://user/name@revision`), a folder in peft's layout with a LoRA adapter, or a compact folder
     with its own backbone (`adapt.formats.compact`).
 
     Raises AdaptError if the file does not fit the backbone, if the file is missing, damaged or not an adapter, and if
     the hub has no such adapter or cannot be reached.
     """
     if not (backbone is None or isinstance(backbone, Backbone)):
-        raise AdaptError(f"backbone is {brief(backbone)}; expected one, such as adapt.load_backbone(NAME)")
+        raise AdaptError(f"backbone is {brief(backbone)}; expected a backbone, such as adapt.load_backbone(NAME)")
     path = located(path)
     if not path.is_dir():
         return _of_file(path, backbone, class_names, fast, device)
@@ -101,11 +101,14 @@ def load(
         return peft_import.load(path, backbone, class_names, fast=fast, device=device)
     file = _in_compact(path)
     if backbone is not None:
-        raise AdaptError(f"{path} is a compact folder, which has its own backbone: leave backbone out")
+        raise AdaptError(f"{path} is a compact folder, which contains its own backbone: leave backbone out")
     backbone, skipped = compact.backbone_of(path)
     model = _of_file(file, backbone.to(chosen(device)), class_names, fast, device)
     if skipped_blocks(model.method) != skipped:
-        raise AdaptError(f"{path} was cut for another adapter than the one that it holds: export it again")
+        raise AdaptError(
+            f"the blocks that the backbone in {path} lacks are not the blocks that its adapter skips: export the "
+            "compact folder again"
+        )
     return model
 
 
@@ -117,7 +120,7 @@ def load_many(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> list[Model]:
-    """Load several models, each as `load` does; models with equal backbones share one backbone in memory."""
+    """Load several adapted models as `load` does, with one copy in memory of a backbone that several models name."""
     if isinstance(paths, str | Path):
         raise AdaptError(f"load_many got {str(paths)!r}; expected a list of paths: for a single path call load")
     shared: dict[str, Backbone] = {}
@@ -131,7 +134,7 @@ def load_many(
 
 
 def backbone_key(path: str | Path) -> str | None:
-    """Return a key for the backbone and preprocessing that an adapter file records; None if it names no backbone."""
+    """Return a key that identifies an adapter's backbone and preprocessing; None for a folder or unnamed backbone."""
     place = located(path)
     described = None if place.is_dir() else read_header(place)
     if described is None or described.backbone is None:
@@ -150,9 +153,9 @@ def class_names_of(path: str | Path) -> Sequence[str]:
 
 
 def located(path: str | Path) -> Path:
-    """Return the path of the adapter file for `path`, which may be a folder such as a run's, or a name on the hub.
+    """Return the adapter file that `path` refers to, where `path` may also be a run directory or a name on the hub.
 
-    A compact folder, or a folder in peft's layout, is returned unchanged; an adapter on the hub is downloaded first.
+    A compact folder, or a folder in peft's layout, is returned unchanged. An adapter on the hub is downloaded first.
     Raises AdaptError as `publishing.fetch` does.
     """
     if hub.is_name(path):
@@ -191,12 +194,13 @@ def _of_file(
         model.answers = Answers(**described.answers)
         if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
             raise AdaptError(
-                f"{path} blends its predictions with zero-shot ones, but {backbone.describe()} has none: train again"
+                f"{path} blends its predictions with zero-shot predictions, which {backbone.describe()} cannot make: "
+                "train the adapter again"
             )
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
         if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{path} answers questions about images: leave the class names out")
+            raise AdaptError(f"{path} answers questions about images and has no classes: leave class_names out")
         try:
             model = model.with_classes(class_names)
         except AdaptError as error:
@@ -205,14 +209,14 @@ def _of_file(
 
 
 def method_of(described: Header, path: Path) -> Method:
-    """Return the method that an adapter's header describes, with its settings, but not yet built on a backbone."""
+    """Return the method that an adapter's header describes, with the recorded settings, not yet built on a backbone."""
     try:
         kind = methods.find(described.method)
         method = kind(**described.config)
         if checks := trait(method, ChecksAdapter):
             checks.check_settings()
     except (TypeError, KeyError) as error:  # the method's own signature refuses the settings
-        raise AdaptError(f"{path}: its settings do not fit the method {described.method} ({error})") from error
+        raise AdaptError(f"{path}: the recorded settings do not fit the method {described.method} ({error})") from error
     except AdaptError as error:
         raise AdaptError(f"{path}: {error}") from error
     return method
@@ -220,5 +224,5 @@ def method_of(described: Header, path: Path) -> Method:
 
 def _named_backbone(described: Header, path: Path, device: str | torch.device) -> Backbone:
     if described.backbone is None:
-        raise AdaptError(f"{path} was trained on a backbone without a name: give it as load(path, backbone=...)")
+        raise AdaptError(f"{path} was trained on a backbone without a name: call load(path, backbone=...)")
     return named_backbone(described.backbone, device, described.quantization, described.preprocess)

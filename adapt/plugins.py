@@ -16,14 +16,14 @@ _loaded: dict[Path, None] = {}
 
 
 def loaded() -> tuple[Path, ...]:
-    """Return the plug-in files (users' own methods) that this process has run, for its worker processes to run too."""
+    """Return the plug-in files (Python files with users' methods) that this process has run."""
     return tuple(_loaded)
 
 
 def load(paths: Iterable[Path]) -> None:
-    """Run plug-in files, each once, and register the methods they define. Raises AdaptError if a file defines none.
+    """Run each plug-in file once, and register the file's methods. Raises AdaptError if a file defines no method.
 
-    A plug-in may import other files in its folder, if no library has their names.
+    A plug-in can import other files in its folder if no installed library has the same name.
     """
     for path in paths:
         if path.resolve() not in _loaded:

@@ -29,7 +29,7 @@ def _describe(entry: dict[str, Any]) -> str:
 
 @contextmanager
 def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Reporter]:
-    """Yield a callback that displays the progress after each training step; `done` of `total` steps are finished."""
+    """Yield a callback that displays progress after each training step, starting from `done` of `total` steps."""
     if not show:
         yield lambda entry: None
     elif sys.stderr.isatty():
@@ -41,7 +41,7 @@ def training_bar(total: int, done: int, show: bool, title: str = "training") -> 
 
 @contextmanager
 def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
-    """Yield a callback that displays a bar, given the number done and the total; None if nothing is displayed."""
+    """Yield a callback `(done, total)` that updates a progress bar, or None if no bar is displayed."""
     if not (show and sys.stderr.isatty()):
         yield None
         return
@@ -82,7 +82,7 @@ def _lines(title: str, total: int, done: int) -> Reporter:
 
 
 def readable_time(seconds: float) -> str:
-    """Return a number of seconds in words: `40 s`, `12 min` or `2 h 5 min`."""
+    """Return a duration in seconds as text, such as `40 s`, `12 min` or `2 h 5 min`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     hours, minutes = divmod(round(seconds / 60), 60)

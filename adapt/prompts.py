@@ -20,10 +20,10 @@ PLACEHOLDER = "X"  # as in CoOp; its embedding is overwritten
 
 @dataclass(frozen=True)
 class Prompt:
-    """One tokenised text, from the start token to the end token, unpadded.
+    """A tokenised text from the start token to the end token, without padding.
 
     `slots[i]` is the index of the learned token at position `i`, or None for a token of the text. `name` is
-    the range of positions of the class name, empty if unknown.
+    the range of positions of the class name, or an empty range if the positions are unknown.
     """
 
     ids: tuple[int, ...]
@@ -32,11 +32,11 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.slots):
-            raise ValueError(f"{len(self.ids)} ids but {len(self.slots)} slots")
+            raise ValueError(f"a prompt has {len(self.ids)} ids but {len(self.slots)} slots; expected equal numbers")
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return `class_names` as a tuple. Raises AdaptError for an empty list, and for an empty, repeated or long name."""
+    """Return `class_names` as a tuple. Raises AdaptError for an empty list, and an empty, repeated or too long name."""
     names = tuple(class_names)
     if isinstance(class_names, str) or not names:
         raise AdaptError(f"class_names is {class_names!r}; expected a list of at least one name")
@@ -68,7 +68,7 @@ def from_template(tokenizer: TextTokenizer, template: str, class_name: str) -> P
 
 
 def of_text(tokenizer: TextTokenizer, text: str) -> Prompt:
-    """Return the prompt for a plain text, without learned tokens."""
+    """Return the prompt of a text without learned tokens."""
     ids = tokenizer.row(text)
     return Prompt(tuple(ids), (None,) * len(ids))
 
@@ -79,7 +79,7 @@ def from_templates(tokenizer: TextTokenizer, templates: str | Sequence[str], cla
 
 
 def several(templates: str | Sequence[str]) -> Sequence[str]:
-    """Return one or several templates as a sequence of templates."""
+    """Return `templates` as a sequence, where a single string becomes a list of one template."""
     return [templates] if isinstance(templates, str) else templates
 
 
@@ -87,7 +87,7 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     """Return the prompt `CONTEXT NAME.`, in which the first `n_ctx` tokens of the context are learned.
 
     The context is `words`, whose tokens after the first `n_ctx` remain text (MaPLe), or `n_ctx` placeholders if
-    `words` is empty. Raises AdaptError if the tokenizer does not encode the words independently.
+    `words` is empty. Raises AdaptError if the class name changes the tokens of the context.
     """
     name = readable(class_name)
     context = readable(words) or " ".join([PLACEHOLDER] * n_ctx)
@@ -95,8 +95,8 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     name_at = start + len(pieces)
     if tuple(ids[start:name_at]) != pieces or (not words and len(pieces) != n_ctx):
         raise AdaptError(
-            f"the tokenizer does not read {context!r} as {len(pieces) if words else n_ctx} tokens in front of {name!r}:"
-            " choose words for ctx_init that it reads one by one"
+            f"the tokenizer does not encode {context!r} as {len(pieces) if words else n_ctx} separate tokens in front "
+            f"of {name!r}: choose words for ctx_init that the tokenizer encodes one by one"
         )
     slots = [None] * start + list(range(n_ctx)) + [None] * (len(ids) - start - n_ctx)
     return Prompt(tuple(ids), tuple(slots), range(name_at, name_at + len(tokenizer.pieces(name))))
@@ -104,7 +104,7 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
 
 @lru_cache(maxsize=16)  # the same for all classes
 def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, ...]]:
-    """Return the number of special tokens that precede a text, and the token ids of `context` without special ones."""
+    """Return the number of special tokens before a text, and the token ids of `context` without special tokens."""
     start = tokenizer.row(PLACEHOLDER).index(tokenizer.pieces(PLACEHOLDER)[0])
     return start, tuple(tokenizer.pieces(context))
 
@@ -112,9 +112,9 @@ def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, .
 def of_classes(
     tokenizer: TextTokenizer, class_names: Sequence[str], prompts: Callable[[str], list[Prompt]]
 ) -> list[list[Prompt]]:
-    """Return the list of prompts of each class, made by the function `prompts` from the class name.
+    """Return a list of prompts for each class, made from the class name by the function `prompts`.
 
-    Raises AdaptError naming a class whose prompt is too long, or two classes with the same tokens: a tokenizer may
+    Raises AdaptError for a class whose prompt is too long, and for two classes with the same tokens. A tokenizer may
     ignore case, underscores, punctuation or unknown letters.
     """
     names: dict[tuple[Prompt, ...], str] = {}
@@ -125,15 +125,15 @@ def of_classes(
         check_length(tokenizer, longest, f"the prompt of class {name!r}", shorten)
         if own in names:
             raise AdaptError(
-                f"class names {names[own]!r} and {name!r} have the same tokens: give them names with different tokens "
-                "(a file of names: data.names in a recipe), or put their images into one class"
+                f"class names {names[own]!r} and {name!r} have the same tokens: give names with different tokens "
+                "(in a file of names, data.names in a recipe), or merge the two classes"
             )
         names[own] = name
     return [list(own) for own in names]
 
 
 def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: str) -> None:
-    """Raise AdaptError, saying that `what` is too long and what to `shorten`, if the tower cannot read `prompt`."""
+    """Raise AdaptError if `prompt` is too long for the text tower. The message asks to shorten `shorten`."""
     if len(prompt.ids) > tokenizer.context_length:
         raise AdaptError(
             f"{what} has {len(prompt.ids)} tokens but the text tower reads {tokenizer.context_length}: shorten "
@@ -142,15 +142,15 @@ def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: s
 
 
 def context_length(n_ctx: int | None, words: str, tokenizer: TextTokenizer) -> int | None:
-    """Return the number of learned context tokens: `n_ctx`, or else the number of tokens in `words`, or else None.
+    """Return the number of learned context tokens: `n_ctx`, or the number of tokens in `words` if `n_ctx` is None.
 
-    Raises AdaptError if both are given and disagree.
+    The result is None without `n_ctx` and `words`. Raises AdaptError if `n_ctx` and `words` disagree.
     """
     count = len(tokenizer.pieces(readable(words)))
     if words and n_ctx not in (None, count):
         raise AdaptError(
-            f"ctx_init {words!r} has {count} tokens but n_ctx is {n_ctx}: leave n_ctx out, give as many words, "
-            'or leave ctx_init empty ("") for a random start'
+            f"ctx_init {words!r} has {count} tokens but n_ctx is {n_ctx}: leave n_ctx out, give ctx_init {n_ctx} "
+            'tokens, or leave ctx_init empty ("") for a random initialisation'
         )
     return n_ctx or count or None
 
@@ -167,7 +167,7 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
     if len(pieces) < n_ctx:
         raise AdaptError(
             f"ctx_init {words!r} has {len(pieces)} tokens but n_ctx is {n_ctx}: give more words, or leave ctx_init "
-            'empty ("") for a random start'
+            'empty ("") for a random initialisation'
         )
     embedding = tower.text.embedding  # type: ignore[union-attr]
     with torch.no_grad():
@@ -175,14 +175,14 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
 
 
 def published_words(n_ctx: int) -> str:
-    """Return the words from which published MaPLe, IVLP and VPT start `n_ctx` learned tokens; "" for more than four."""
+    """Return the words that initialise `n_ctx` learned tokens in MaPLe, IVLP and VPT; "" for more than four tokens."""
     return "a photo of a" if n_ctx <= 4 else ""
 
 
 def shared_prefix(prompts: Sequence[Prompt], per_class: bool) -> int:
     """Return the number of leading tokens that all prompts have in common, not counting an end token.
 
-    With `per_class` the learned tokens differ between classes, so the first learned token ends the prefix.
+    With `per_class`, learned tokens differ between classes, so the prefix ends before the first learned token.
     """
     length = 0
     for column in zip(*(zip(prompt.ids, prompt.slots) for prompt in prompts)):

@@ -24,21 +24,21 @@ def unseen(text: str) -> bool:
 
 
 def shown(text: object) -> str:
-    r"""Return `text` escaped to one line: a newline becomes `\n`, an escape `\x1b`, and so on; the rest is kept."""
+    r"""Return `text` as one printable line, in which special characters are escaped, such as a newline as `\n`."""
     return "".join(repr(letter)[1:-1] if unseen(letter) else letter for letter in str(text))
 
 
 def one_line(text: object) -> str:
-    """Return `text` with every run of white space replaced by one space."""
+    """Return `text` with every run of white space replaced by a single space."""
     return " ".join(str(text).split())
 
 
 def first_of(names: Sequence[object], most: int = 5, between: str = ", ") -> str:
-    """Return the first `most` of the names and the number of the others, as in `a, b and 3 more`."""
+    """Return the first `most` names as text, followed by the number of remaining names, as in `a, b and 3 more`."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return between.join(map(shown, names[:most])) + more
 
 
 def brief(value: object) -> str:
-    """Return `repr(value)`, shortened if it is long or deeply nested."""
+    """Return the text `repr(value)`, shortened if the text is long or deeply nested."""
     return _brief.repr(value)

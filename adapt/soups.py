@@ -32,7 +32,7 @@ Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) 
 
 
 class _Member(NamedTuple):
-    """One of the models that a soup combines, with the name that messages give it."""
+    """A model that is combined in a soup, and its name in error messages."""
 
     name: str
     model: Model
@@ -50,41 +50,42 @@ def soup(
     backbone: Backbone | None = None,
     tried: Tried | None = None,
 ) -> Model:
-    """Combine several adapted models that differ only in what they learned into one.
+    """Return one adapted model that combines several models, which may differ only in their learned tensors.
 
-    `adapters` are paths, names on the hub, or models. `weights` has one weight per adapter: by default equal ones
-    that sum to 1, or 1 each for the two `ties` combinations, which average themselves. For LoRA the weight updates are
-    mixed, not the factors: `linear` is exact, and its rank is the sum of the ranks; `magnitude_prune`, `ties`,
-    `dare_linear` and `dare_ties` are peft's, and `density` is the share of an update's entries that they keep. Their
-    results, and any result if `rank` is given, are approximated by the nearest update of that rank, by default the rank
-    of the adapters. Methods other than LoRA have only `linear`, with weights that sum to 1.
+    `adapters` are paths, names on the hub, or models. `weights` has one weight per adapter, by default equal weights
+    that sum to 1, or weights of 1 for the two `ties` combinations, which compute an average themselves. For LoRA, the
+    weight updates are combined, not the factors. `linear` is exact, and its rank is the sum of the adapters' ranks.
+    `magnitude_prune`, `ties`, `dare_linear` and `dare_ties` are from peft, and keep the fraction `density` of the
+    entries of an update. Results of the peft combinations, and all results if `rank` is given, are approximated by the
+    nearest update of that rank, by default the adapters' rank. Methods other than LoRA support only `linear`, with
+    weights that sum to 1.
 
-    With `validation` images the soup is greedy: starting from the best adapter, each adapter is added, in order of
-    accuracy, unless it makes the mean worse on these images. `tried` is called after each adapter with its name, the
-    accuracy (or mAP) with it, and whether it was kept.
+    If there are `validation` images, the soup is greedy. Starting from the best adapter, each adapter, in order of
+    accuracy, is added to the mean unless the mean gets worse on these images. `tried` is called with the name of each
+    adapter, the accuracy (or mAP) of the mean with this adapter, and whether the adapter was kept.
 
     If images may have several classes, the logit bias of the soup is the weighted mean of the adapters' biases.
 
-    Raises AdaptError, naming two adapters, if they differ in method, settings, backbone, classes or answers, and if
-    their method does not support the combination.
+    Raises AdaptError, which names two adapters, if the adapters differ in method, settings, backbone, classes or
+    answers. Raises AdaptError if the method does not support the combination.
     """
     members = _loaded(adapters, backbone)
     if validation is not None:
         if weights is not None or combination != "linear" or density is not None:
             raise AdaptError(
-                "a greedy soup is the mean of the adapters that it keeps: leave weights and combination out"
+                "a greedy soup is the unweighted mean of the adapters: leave out weights, combination and density"
             )
         return _greedy(members, validation, rank, tried or (lambda name, accuracy, taken: None))
     if weights is not None and len(weights) != len(members):
-        raise AdaptError(f"there are {len(weights)} weights for {len(members)} adapters; expected one each")
+        raise AdaptError(f"there are {len(weights)} weights for {len(members)} adapters; expected one per adapter")
     shares = default_weights(len(members), combination) if weights is None else tuple(map(float, weights))
     return _mixed(members, Mixture(shares, combination, density, rank, seed))
 
 
 def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -> list[_Member]:
-    """Return the models to combine; equal backbones are shared. Raises AdaptError if the models cannot be combined."""
+    """Return the models to combine, which share equal backbones. Raises AdaptError if the models cannot be combined."""
     if isinstance(adapters, str | Path) or not adapters:
-        raise AdaptError(f"soup got {brief(adapters)}; expected a list of adapters, at least one")
+        raise AdaptError(f"soup got {brief(adapters)}; expected a list of at least one adapter")
     loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], backbone))
     members = [
         _Member(f"model {number}", each) if isinstance(each, Adapted) else _Member(str(each), next(loaded))
@@ -111,8 +112,8 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
         if what == "fingerprint":
             what, a, b = "backbone", one.backbone, other.backbone
         raise AdaptError(
-            f"{one_name} and {other_name} differ in {what}, {brief(a)} and {brief(b)}: a soup needs adapters that "
-            "differ only in what they learned"
+            f"{one_name} and {other_name} differ in {what}, {brief(a)} and {brief(b)}, but a soup may combine only "
+            f"adapters that differ in nothing but their learned tensors: choose adapters with equal {what}"
         )
 
 
@@ -131,7 +132,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
 
 
 def _mean_bias(models: Sequence[Model], mixture: Mixture) -> float | None:
-    """Return the mean of the models' logit biases, weighted by the mixture's absolute weights; None without biases."""
+    """Return the mean of the models' logit biases, with absolute weights, or None if the models have no logit bias."""
     biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
     sizes = [abs(weight) for weight in mixture.weights]
     return fmean(biases, sizes if any(sizes) else None) if biases else None  # all of them have one, or none has
@@ -142,7 +143,7 @@ def _mean(members: Sequence[_Member], rank: int | None) -> Model:
 
 
 def _greedy(members: Sequence[_Member], validation: Sequence[Item], rank: int | None, tried: Tried) -> Model:
-    """Return the greedy soup of Wortsman et al.: a model joins the mean only if validation scores do not drop."""
+    """Return the greedy soup of Wortsman et al., to which a model is added if the validation score does not drop."""
     figures = [evaluate(member.model, validation).figures() for member in members]
     figure, _ = main_figure(figures[0])
     scores = [each[figure] for each in figures]

@@ -44,9 +44,9 @@ def check_method(
 ) -> list[str]:
     """Run all checks on `method` with `settings`, by default `method.example`, and return the names of the checks.
 
-    `backbone` is by default a bundled backbone of the first kind in `method.serves`, and `data_set` a few bundled items
-    of the first task that the method learns. The method need not be registered. Raises AssertionError, naming the check
-    and what failed, for any error in a check.
+    By default, `backbone` is a bundled backbone of the first kind in `method.serves`, and `data_set` has a few bundled
+    items of the first task that the method can learn. The method does not have to be registered. Raises AssertionError,
+    with the name of the check and the reason, if a check fails.
     """
     chosen = settings or method.example
     case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]], "cpu"), data_set)
@@ -55,7 +55,7 @@ def check_method(
 
 
 def _passed(checks: Sequence[Callable[[Subject], None]], subject: Subject, name: str) -> list[str]:
-    """Run `checks` on `subject` and return their names. Raises AssertionError, naming the check, if one fails."""
+    """Run `checks` on `subject`, and return the check names. Raises AssertionError with the name of a failed check."""
     for check in checks:
         try:
             check(subject)
@@ -67,7 +67,7 @@ def _passed(checks: Sequence[Callable[[Subject], None]], subject: Subject, name:
 
 @dataclass
 class Case:
-    """A method to be checked, with the settings, data and backbone for the checks."""
+    """A method under test, with the settings, data and backbone for the checks."""
 
     method: type[Method]
     settings: dict[str, Any]
@@ -76,7 +76,7 @@ class Case:
 
     @cached_property
     def split(self) -> data.Split:
-        """The data of the checks: the given set, or bundled items (three classes, or questions) of a suitable task."""
+        """The data set for the checks, which is `data_set` if given, or else a few bundled items of a suitable task."""
         if self.data_set is not None:
             return self.data_set
         family, every_task = self.backbone.family, map(tasks.named, tasks.names())
@@ -95,7 +95,7 @@ class Case:
         return data.Split("few", names, train, val, test[:6])
 
     def new(self, **options: Any) -> Adapted:
-        """Return a new untrained model with the method; its initial values are always the same."""
+        """Return a new untrained model with the method, whose initial values are the same in every call."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model: Adapted = wrap(self.backbone, self.method(**self.settings), self.split.class_names, **options)
@@ -112,7 +112,7 @@ class Case:
         return fit(model, self.split.train, val_set=self.split.val, progress=False, cache=False, **steps, **options)
 
     def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> Predicted:
-        """Return a model's predictions for `items`, by default the test images, and their confidence `(n,)`."""
+        """Return a model's predictions for `items`, by default the test images, and the confidences `(n,)`."""
         scores = evaluate(model, items or self.split.test, workers=0, cache=False)
         return scores.predicted, torch.tensor(scores.confidence)
 
@@ -219,7 +219,7 @@ def a_stopped_training_goes_on_exactly(case: Case) -> None:
 
 
 def _counted(model: Adapted, stop: int | None) -> list[int]:
-    """Return a list that grows by one for each loss that `model` computes; loss `stop` raises InterruptedError."""
+    """Return a list that grows by one at each loss computed by `model`; loss number `stop` raises InterruptedError."""
     losses, taken = model.losses, list[int]()
 
     def counting(step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
@@ -301,9 +301,9 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 
 
 def check_backbone(backbone: Backbone) -> list[str]:
-    """Run all checks on a dual encoder of your own, and return the names of the checks.
+    """Run all checks on a user's own dual encoder, and return the names of the checks.
 
-    Raises AssertionError, naming the check and what failed, for any error in a check.
+    Raises AssertionError, with the name of the check and the reason, if a check fails.
     """
     return _passed(BACKBONE_CHECKS, backbone, backbone.describe())
 
@@ -337,7 +337,7 @@ BACKBONE_CHECKS: tuple[Callable[[Backbone], None], ...] = (
 
 @torch.no_grad()
 def _features(backbone: Backbone, method: Method) -> tuple[Tensor, Tensor]:
-    """Return class and image features under random method parameters; checks first that fast and plain path agree."""
+    """Return class and image features for random parameters; assert that fast and plain forward passes agree."""
     assert isinstance(backbone, DualEncoder), (
         f"{backbone.describe()} is a {backbone.family}; only dual encoders can be checked"
     )

@@ -12,9 +12,9 @@ from adapt.shown import brief
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
-    """Return the first problem of `error` in one line: the key, its value, what was expected, or the nearest valid key.
+    """Return a message of one line about the first problem in `error`, with the key, its value and what was expected.
 
-    If no valid key is near, the line refers to `listed_by`, such as a command that lists the keys.
+    For an unknown key, the message suggests the nearest valid key, or else `listed_by`, such as a command.
     """
     problem = error.errors()[0]
     path, owner = _locate(model, problem["loc"])
@@ -34,7 +34,7 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
 
 
 def _locate(model: type, location: tuple[int | str, ...]) -> tuple[list[str], type]:
-    """Return the keys that lead to the value at pydantic's `location`, and the model or TypedDict with the last key."""
+    """Return the keys that lead to the value at pydantic's `location`, and the model or TypedDict of the last key."""
     path: list[str] = []
     for part in map(str, location):
         path.append(part)
@@ -47,7 +47,7 @@ def _locate(model: type, location: tuple[int | str, ...]) -> tuple[list[str], ty
 
 
 def _keys(kind: object) -> dict[str, object]:
-    """Return the keys of a pydantic model or TypedDict with their types; an empty dictionary for any other type."""
+    """Return a dictionary from the keys of a pydantic model or TypedDict to their types, empty for any other type."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     return get_type_hints(kind) if is_typeddict(kind) else {}

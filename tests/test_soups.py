@@ -198,7 +198,7 @@ def test_what_cannot_go_into_one_pot(open_clip: Backbone, hf_clip: Backbone) -> 
     (elsewhere,) = members(hf_clip, methods.LoRA, 1)
     renamed = coop.with_classes(["sky"])
     for other, words in (
-        (longer, "model 1 and model 2 differ in n_ctx, 2 and 3: a soup needs adapters that differ only in what"),
+        (longer, "model 1 and model 2 differ in n_ctx, 2 and 3, but a soup may combine only adapters"),
         (lora, "differ in method, 'coop' and 'lora'"),
         (renamed, r"differ in class_names, \('goldfish', 'red_panda', 'sea cucumber'\) and \('sky',\)"),
         (coop.blended(0.5), "differ in answers, None and"),
@@ -235,17 +235,23 @@ def test_the_bias_of_several_classes_is_a_mean(
     ("settings", "words"),
     [
         ({"weights": [1.0]}, "there are 1 weights for 2 adapters"),
-        ({"weights": [1.0, 1.0]}, "the weights sum to 2; expected 1, for a mean of coop's tensors"),
-        ({"weights": [float("nan"), 1.0]}, "expected a number for each adapter"),
-        ({"combination": "ties", "density": 0.2}, "ties mixes changes from a common start, and a coop adapter does"),
+        ({"weights": [1.0, 1.0]}, "the weights sum to 2; expected 1, because the tensors of coop are averaged"),
+        ({"weights": [float("nan"), 1.0]}, "expected a finite number for each adapter"),
+        (
+            {"combination": "ties", "density": 0.2},
+            "ties mixes changes from a common start, which coop adapters do",
+        ),
         ({"combination": "ties"}, "ties needs a density, such as 0.2"),
-        ({"density": 0.2}, "linear has no density: leave it out"),
-        ({"combination": "ties", "density": 1.5}, "density is 1.5; expected the share of entries"),
+        ({"density": 0.2}, "linear has no density: leave density out"),
+        ({"combination": "ties", "density": 1.5}, "density is 1.5; expected the fraction of entries"),
         ({"combination": "tise"}, "unknown combination 'tise'; did you mean 'ties'"),
         ({"rank": 0}, "rank is 0; expected 1 or more"),
         ({"rank": 2}, "coop adapters have no rank"),
-        ({"validation": [], "weights": [0.5, 0.5]}, "a greedy soup is the mean of the adapters that it keeps"),
-        ({"validation": []}, "there are no images: this part of the data is empty"),
+        (
+            {"validation": [], "weights": [0.5, 0.5]},
+            "a greedy soup is the unweighted mean of the adapters",
+        ),
+        ({"validation": []}, "there are no images, because this split of the data is empty"),
     ],
 )
 def test_settings_that_make_no_soup(settings: dict[str, Any], words: str, open_clip: Backbone) -> None:
@@ -256,10 +262,12 @@ def test_settings_that_make_no_soup(settings: dict[str, Any], words: str, open_c
 def test_what_no_step_trained_has_no_mean(open_clip: Backbone) -> None:
     both = members(open_clip, methods.GDA)
     both[1].method.weight.add_(1.0)
-    with pytest.raises(AdaptError, match="gda: the adapters differ in weight, computed from training images"):
+    with pytest.raises(
+        AdaptError, match="gda: the adapters differ in the tensor weight, which comes from training images"
+    ):
         adapt.soup(both)
-    with pytest.raises(AdaptError, match="expected plain LoRA, whose weight changes mix"):
+    with pytest.raises(AdaptError, match="expected lora without options, whose weight changes can be mixed"):
         adapt.soup(members(open_clip, methods.LoRA, options={"use_dora": True}))
     for nothing in ([], "runs/first"):
-        with pytest.raises(AdaptError, match="expected a list of adapters, at least one"):
+        with pytest.raises(AdaptError, match="expected a list of at least one adapter"):
             adapt.soup(nothing)

@@ -41,10 +41,11 @@ def _family(kind: str) -> str:
 # chat templates
 
 
-def _parts(image: str, text: str = "{{ p['text'] }}") -> str:
-    return (
-        "{% for p in m['content'] %}{% if p['type'] == 'image' %}" + image + "{% else %}" + text + "{% endif %}{% endfor %}"
-    )
+_ENDS = "{% endif %}{% endfor %}"
+
+
+def _parts(image: str) -> str:
+    return "{% for p in m['content'] %}{% if p['type'] == 'image' %}" + image + "{% else %}{{ p['text'] }}" + _ENDS
 
 
 def _chatml(system: str) -> str:
@@ -58,7 +59,11 @@ def _chatml(system: str) -> str:
 def _utterances(start: str) -> str:
     space = "{% if m['content'][0]['type'] != 'image' %} {% endif %}"
     return (
-        start + "{% for m in messages %}{{ m['role'] | capitalize }}:" + space + _parts("<image>") + "<end_of_utterance>\n"
+        start
+        + "{% for m in messages %}{{ m['role'] | capitalize }}:"
+        + space
+        + _parts("<image>")
+        + "<end_of_utterance>\n"
         "{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
     )
 
@@ -171,9 +176,7 @@ def processor(kind: str, split: bool = False) -> Any:
         if kind == "idefics3":
             return tf.Idefics3Processor(tf.Idefics3ImageProcessor(**tiles), words, image_seq_len=4, chat_template=chat)
         films = tf.SmolVLMVideoProcessor(**_HALF)
-        return tf.SmolVLMProcessor(
-            tf.SmolVLMImageProcessor(**tiles), words, films, image_seq_len=4, chat_template=chat
-        )
+        return tf.SmolVLMProcessor(tf.SmolVLMImageProcessor(**tiles), words, films, image_seq_len=4, chat_template=chat)
     if kind == "llava":
         pixels = tf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, **_HALF)
         return tf.LlavaProcessor(

@@ -14,7 +14,7 @@ from adapt.errors import AdaptError
 
 
 class Absent(nn.Module):
-    """A placeholder for a block that was cut out; calling it raises AdaptError, unless an edit bypasses the block."""
+    """A placeholder for a removed transformer block, which raises AdaptError if a forward pass reaches the block."""
 
     precision: Tensor
 
@@ -24,18 +24,18 @@ class Absent(nn.Module):
         self.register_buffer("precision", torch.empty(0, dtype=dtype), persistent=False)  # follows `.to(dtype)`
 
     def get_weight_dtype(self) -> torch.dtype:
-        """Return the precision of the model, which open_clip asks of the first block of a tower."""
+        """Return the dtype of the model's weights; open_clip calls this method on the first block of a tower."""
         return self.precision.dtype
 
     def forward(self, *args: object, **kwargs: object) -> NoReturn:
         raise AdaptError(
-            f"the block {self.name} was cut out of this compact model, which serves its own adapter only: "
-            "load the full backbone for anything else"
+            f"the block {self.name} was removed from this compact backbone, which only works with the adapter that it "
+            "was exported with: load the full backbone for other uses"
         )
 
 
 def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
-    """Return, for each block in `names` such as vision.3, the path of its module in the backbone's model."""
+    """Return a dict from each block name in `names`, such as vision.3, to the block's module path in the model."""
     paths = {id(module): path for path, module in backbone.model.named_modules()}
     return {
         f"{tower.name}.{i}": paths[id(block.module)]
@@ -46,7 +46,7 @@ def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
 
 
 def cut_out(backbone: Backbone, names: Collection[str]) -> None:
-    """Replace the named blocks (such as vision.3) by `Absent` modules, which removes their weights from the model."""
+    """Replace the blocks in `names`, such as vision.3, by `Absent` placeholders, which removes the blocks' weights."""
     for name, path in block_paths(backbone, names).items():
         tower, _, index = name.partition(".")
         absent, blocks = Absent(name, backbone.dtype), list(backbone.towers[tower].blocks)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Leave `torch.inference_mode()` for the `with` block, so that tensors made in the block can be trained."""
+    """Disable `torch.inference_mode()` in the `with` block, so that tensors created in the block can be trained."""
     if not torch.is_inference_mode_enabled():
         yield  # leaving a mode that is not on would switch gradients on
         return
@@ -37,10 +37,10 @@ def outside_inference_mode() -> Iterator[None]:
 
 
 class Backbone:
-    """A frozen model with its tokenizer and preprocessing, described by its towers (transformer stacks).
+    """A frozen model with its tokenizer, image preprocessing and towers (transformer stacks).
 
-    No method changes the model. Build one with `adapt.load_backbone(spec)`, or from a model that is already loaded:
-    `Backbone.from_open_clip`, `Backbone.from_transformers`, `VisionLLM(...)`.
+    Adaptation methods never change the model. Create a backbone with `adapt.load_backbone(spec)`, or from a loaded
+    model with `Backbone.from_open_clip`, `Backbone.from_transformers` or `VisionLLM(...)`.
     """
 
     family: ClassVar[str]  # the kind of backbone, such as dual encoder, which methods name if they serve it
@@ -76,27 +76,28 @@ class Backbone:
         preprocess: Transform | None = None,
         name: str | None = None,
     ) -> DualEncoder:
-        """Return the backbone of an open_clip model, with its tokenizer and evaluation transform."""
+        """Wrap an open_clip model, its tokenizer and its evaluation transform `preprocess` as a backbone."""
         from adapt.backbones import openclip
 
         return openclip.build(model, tokenizer, preprocess, name)
 
     @staticmethod
     def from_transformers(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
-        """Wrap a transformers model, with its processor, as a backbone.
+        """Wrap a transformers model and its processor as a backbone.
 
-        CLIP and SigLIP give a `DualEncoder`, ViLT and BridgeTower a `FusionEncoder`, LLaVA a `VisionLLM`.
+        The result is a `DualEncoder` for CLIP and SigLIP, a `FusionEncoder` for ViLT and BridgeTower, and a `VisionLLM`
+        for LLaVA.
         """
         from adapt.backbones.transformers_models import build
 
         return build(model, processor, name)
 
     def tower(self, name: str) -> Tower:
-        """Return the tower called `name`, such as text. Raises AdaptError if the model has none that can be edited."""
+        """Return the tower called `name`, such as text. Raises AdaptError if no editable tower has this name."""
         if name not in self.towers:
             raise AdaptError(
-                f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; "
-                f"towers that can: {', '.join(self.towers) or 'none'}. Name one in towers, or use another method"
+                f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; editable towers: "
+                f"{', '.join(self.towers) or 'none'}. Set the method's towers to editable towers, or use another method"
             )
         return self.towers[name]
 
@@ -104,17 +105,17 @@ class Backbone:
         return self.name or type(self.model).__name__
 
     def transform(self, train: bool) -> Transform:
-        """Return a transform from a PIL image to `(3, h, w)`.
+        """Return the image transform of the model, from a PIL image to a tensor `(3, h, w)`.
 
-        With `train`, it is the random augmentation used in the papers; otherwise it is the model's own transform.
+        If `train` is true, return the random augmentation of the papers; otherwise return the evaluation transform.
         """
         transform = self.preprocess.training() if train else self._eval_transform or self.preprocess.evaluation()
         return OfUpright(transform) if self.preprocess.turned else transform
 
     def turning(self, turned: bool) -> Self:
-        """Return a backbone that reads images as this one does, but turned upright by EXIF (`turned`) or as stored.
+        """Return this backbone with the rotation of images to upright (by EXIF) switched on or off by `turned`.
 
-        Both share the model. This backbone is left unchanged, because other methods may use it.
+        If the setting changes, the result is a copy that shares the model, because other methods may use this backbone.
         """
         if self.preprocess.turned == turned:
             return self
@@ -124,14 +125,15 @@ class Backbone:
 
     @property
     def sees(self) -> tuple[int, int, Preprocess]:
-        """A key of the model and its preprocessing: backbones with equal keys turn an image into the same features."""
+        """A key that identifies the model and its preprocessing; backbones with equal keys give the same features."""
         return id(self.model), id(self._eval_transform), self.preprocess
 
     def export(self, folder: Path, model: nn.Module) -> None:
-        """Write `model`, an edited copy of this backbone's model, to `folder` in the format of its library."""
+        """Save `model`, an edited copy of this backbone's model, to `folder` in the model library's file format."""
         if self._export is None:
             raise AdaptError(
-                f"{self.describe()} was not built from a name or folder, so its format is not known: save it yourself"
+                f"{self.describe()} cannot be exported, because its file format is not known: save the model with its "
+                "own library, or load the backbone by its name or from a folder"
             )
         folder.mkdir(parents=True, exist_ok=True)
         self._export(folder, model)
@@ -141,12 +143,12 @@ class Backbone:
         return fingerprint.of_model(self.model)
 
     def content(self) -> str:
-        """Return a hash (hex digits) of all weights and buffers of the model; the keys of cached features hold it."""
+        """Return a hexadecimal hash of the model's weights and configuration, for the keys of cached features."""
         return self._known_content[0] if self._known_content else fingerprint.content(self.model)
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Hash the model's weights only once for the `with` block, in which the caller promises not to change them."""
+        """Reuse one hash of the model's weights in the `with` block, where the caller must not change the weights."""
         self._known_content.append(fingerprint.content(self.model))
         try:
             yield
@@ -154,11 +156,11 @@ class Backbone:
             self._known_content.clear()
 
     def reading(self) -> dict[str, Any]:
-        """Return the preprocessing of inputs as plain data for adapter files, which load only on an equal backbone."""
+        """Return the input preprocessing settings as a dict, which adapter files store to check the backbone."""
         return self.preprocess.to_dict()
 
     def read_as(self, reading: dict[str, Any]) -> None:
-        """Take over those input settings of an adapter's record that users may choose; a plain backbone has none."""
+        """Apply the user-selectable input settings stored in an adapter file; the base class has no such settings."""
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +168,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision that images are converted to before they enter the model."""
+        """The dtype to which images are converted before they enter the model."""
         return self._parameter.dtype
 
     @property
@@ -180,9 +182,9 @@ class Backbone:
 
 
 class DualEncoder(Backbone):
-    """A CLIP or SigLIP backbone, which maps images and texts to features in one space.
+    """A CLIP or SigLIP backbone, which maps images and texts to features in one shared space.
 
-    `encode_image` and `encode_text` are the library's own forward, untouched.
+    `encode_image` and `encode_text` run the unmodified forward pass of the model's library.
     """
 
     family = "dual encoder"
@@ -206,23 +208,23 @@ class DualEncoder(Backbone):
 
     @property
     def logit_scale(self) -> float:
-        """The factor that cosine similarities are multiplied by: the exponential of the learned log scale."""
+        """The logit scale that multiplies cosine similarities, computed as the exponential of the learned log scale."""
         return float(self._parameter.detach().float().exp())
 
     @property
     def logit_bias(self) -> float:
-        """The bias that is added to the logits: SigLIP's learned one, or zero for CLIP."""
+        """The bias that is added to the logits, which is learned in SigLIP and zero in CLIP."""
         bias = getattr(self.model, "logit_bias", None)
         return 0.0 if bias is None else float(bias.detach().float())
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the towers' weights, to which images are converted; the logit scale's may be higher."""
+        """The dtype of the towers' weights, to which images are converted; the logit scale may be more precise."""
         return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
 
     @cached_property
     def _entrance(self) -> nn.Conv2d | None:
-        """The model's first convolution, which embeds the patches of images; None if it has no convolution."""
+        """The model's first convolution, which embeds image patches; None if the model has no convolution."""
         return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
 
     @property

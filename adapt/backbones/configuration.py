@@ -48,11 +48,11 @@ Configuration = dict[str, JSON]
 
 
 def of_model(model: nn.Module) -> Configuration:
-    """Return all settings that affect the outputs of `model`, in a dict by module path and attribute name.
+    """Return all settings that affect the outputs of `model`, in a dict with module paths and attribute names as keys.
 
-    These are the hyper-parameters of modules, activation functions, and computed buffers. The blocks of a stack share
-    one entry, which is a list where their values differ. The result does not depend on how the model was loaded, its
-    precision or its device.
+    The settings are the hyper-parameters of modules, activation functions and computed buffers. The blocks of a stack
+    share one entry, which is a list if the blocks' values differ. The result does not depend on how the model was
+    loaded, nor on the model's precision or device.
     """
     entries: dict[str, list[JSON]] = {}
     for path, module in model.named_modules():
@@ -80,7 +80,7 @@ def _of_module(module: nn.Module) -> Configuration:
 
 
 def _of_library(config: object) -> Configuration:
-    """Return the settings in a transformers config that affect a model's outputs, including those of nested configs."""
+    """Return the settings in a transformers config, and in its nested configs, that affect a model's outputs."""
     values = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(values, Mapping):
         return {}
@@ -109,7 +109,7 @@ def _plain(value: object) -> JSON:
 
 
 def _sampled(buffer: Tensor | None) -> list[JSON] | None:
-    """Return the shape of a computed buffer, such as a mask, and if it holds floats also three of its values."""
+    """Return a list with the shape of a computed buffer, such as a mask, followed by three values of a float buffer."""
     if buffer is None:
         return None
     if buffer.is_meta or not buffer.is_floating_point() or not buffer.numel():
@@ -120,10 +120,11 @@ def _sampled(buffer: Tensor | None) -> list[JSON] | None:
 
 
 def _function(module: nn.Module) -> JSON:
-    """Return the name of the function that a parameter-free module computes, such as gelu, recognised by its output.
+    """Return the name of the function that a parameter-free module computes, such as gelu.
 
-    Libraries have many class names for one function. An unknown function is described by its values at a few numbers. A
-    torch module that cannot run on a vector gives its class name; any other module gives None.
+    The function is recognised by its output, because libraries use different class names for the same function. An
+    unknown function is described by a list of its values at a few inputs. If the module cannot process a vector, the
+    result is the class name of a torch module, and None for other modules.
     """
     probe = torch.tensor(_PROBE)
     try:
@@ -137,9 +138,9 @@ def _function(module: nn.Module) -> JSON:
 
 
 def differences(one: Configuration, other: Configuration, tolerance: float) -> list[str]:
-    """Return descriptions of the settings in which two models' configurations differ.
+    """Return a description of each setting whose value differs between two models' configurations.
 
-    A setting that only one configuration has is left out, since another release of a library may record more.
+    Settings found in only one configuration are ignored, because another release of a library may record more settings.
     """
     shared = sorted(one.keys() & other.keys())
     return [
@@ -150,7 +151,7 @@ def differences(one: Configuration, other: Configuration, tolerance: float) -> l
 
 
 def _same(one: JSON, other: JSON, tolerance: float) -> bool:
-    """Return whether two settings are equal, floats within `tolerance`, because precisions round differently."""
+    """Return whether two settings are equal; floats may differ by the relative `tolerance`, to allow for rounding."""
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(_same(a, b, tolerance) for a, b in zip(one, other))
     if isinstance(one, float) and isinstance(other, int | float):

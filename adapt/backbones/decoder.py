@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 def decoder_tower(llm: PreTrainedModel) -> Tower:
-    """Return the decoder of a causal language model as a tower, which names its blocks and linear layers for edits.
+    """Return a `Tower` that describes the blocks and linear layers of a causal language model's decoder, for edits.
 
-    Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models built like them are known. Raises AdaptError if the model's
-    blocks have another form.
+    Llama, Qwen, Mistral, Gemma, Phi, GPT-NeoX and models with the same structure are supported. Raises AdaptError if
+    the blocks of the model have another structure.
     """
     layers = getattr(llm.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise AdaptError(
-            f"{type(llm).__name__} keeps its blocks in another way than Llama, Qwen, Mistral, Gemma, Phi and GPT-NeoX: "
-            "take one of those"
+            f"the language model {type(llm).__name__} has an unsupported structure: use a Llama, Qwen, Mistral, Gemma, "
+            "Phi or GPT-NeoX model"
         )
     return tower_of(layers, llm.config.get_text_config())
 
@@ -71,11 +71,11 @@ def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projectio
     if fused is not None and config.model_type == "gpt_neox":
         interleaved = torch.arange(3 * config.hidden_size).view(heads, 3, -1).transpose(0, 1).flatten(1)
         return {letter: Projection(fused, part) for letter, part in zip("qkv", interleaved)} | out
-    raise AdaptError(f"{type(attn).__name__} has no query, key and value projections of a known form")
+    raise AdaptError(f"the attention {type(attn).__name__} is not supported: use another model, such as a Llama")
 
 
 def _mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the linear layers of an MLP by short names such as fc1 or gate; none for a mixture of experts."""
+    """Return a dict of the linear layers in an MLP, with short names such as fc1; empty for a mixture of experts."""
     fused = getattr(mlp, "gate_up_proj", None)
     if isinstance(fused, nn.Linear):
         parts = zip(("gate", "up"), fused_rows([fused.out_features // 2] * 2))
@@ -88,8 +88,8 @@ def _mlp(mlp: nn.Module) -> dict[str, Projection]:
 
 
 def _first(owner: nn.Module, *names: str) -> nn.Module:
-    """Return the submodule of `owner` under the first of `names` that it has. Raises AdaptError if it has none."""
+    """Return the first submodule of `owner` found among `names`. Raises AdaptError if no such submodule exists."""
     for name in names:
         if hasattr(owner, name):
             return owner.get_submodule(name)
-    raise AdaptError(f"{type(owner).__name__} has none of {', '.join(names)}: its form is not known")
+    raise AdaptError(f"{type(owner).__name__} has no module {', '.join(names)}: use another model, such as a Llama")

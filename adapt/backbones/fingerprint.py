@@ -20,8 +20,8 @@ TOLERANCE = 0.01  # relative; bf16 rounds by 0.4 %
 class Fingerprint:
     """The identity of a model: its structure, sampled weights and configuration.
 
-    `structure` hashes the names and shapes of the parameters. `values` are single entries of a few of the parameters.
-    `configuration` holds the settings that affect the model's outputs.
+    `structure` is a hash of the names and shapes of all parameters. `values` contains one value from each of a few
+    parameters. `configuration` contains the settings that affect the model's outputs.
     """
 
     structure: str
@@ -29,11 +29,11 @@ class Fingerprint:
     configuration: configuration.Configuration
 
     def matches(self, other: Fingerprint) -> bool:
-        """Return whether both fingerprints belong to the same model, in any precision."""
+        """Return whether this fingerprint and `other` belong to the same model, regardless of the precision."""
         return self.difference(other) is None
 
     def difference(self, other: Fingerprint) -> str | None:
-        """Return the first difference between two models, as text for a message; None if they are the same."""
+        """Return the first difference from the fingerprint `other`, as text for a message; None if equal."""
         if self.structure != other.structure or len(self.values) != len(other.values):
             return "another architecture"
         if not all(abs(a - b) <= TOLERANCE * max(abs(a), abs(b), 1e-3) for a, b in zip(self.values, other.values)):
@@ -53,9 +53,9 @@ def _text(configured: configuration.Configuration) -> str:
 
 
 def content(model: nn.Module) -> str:
-    """Return a hash of the exact values and dtypes of all parameters and buffers of a model, and of its configuration.
+    """Return a hash of a model's configuration and of the exact values and dtypes of its parameters and buffers.
 
-    Hashing takes about a second for each gigabyte.
+    Hashing takes about one second per gigabyte.
     """
     digest = hashlib.blake2b(_text(configuration.of_model(model)).encode(), digest_size=16)
     for name, value in sorted(model.state_dict().items()):
@@ -65,12 +65,12 @@ def content(model: nn.Module) -> str:
 
 
 def sampled(name: str, parameter: Tensor) -> Tensor:
-    """Return the one value that stands for `parameter` in a fingerprint, at an index derived from its name."""
+    """Return the single value that represents `parameter` in a fingerprint; its index is derived from `name`."""
     return parameter.detach().flatten()[zlib.crc32(name.encode()) % parameter.numel()].float().cpu()
 
 
 def of_model(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of `model`, which does not depend on the order of its parameters."""
+    """Return the fingerprint of `model`; the order of the model's parameters has no effect."""
     parameters = dict(sorted(model.named_parameters()))
     described = ";".join(f"{name}:{tuple(value.shape)}" for name, value in parameters.items())
     chosen = sorted(parameters, key=lambda name: zlib.crc32(name.encode()))[:SAMPLES]

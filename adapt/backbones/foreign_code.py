@@ -23,12 +23,12 @@ _TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_
 
 
 def check_source(source: str | Path) -> None:
-    """Raise AdaptError if a configuration file of a model (a folder or a hub name) would make a library run code."""
+    """Raise AdaptError if a config file of the model `source` (folder or hub name) would let foreign code run."""
     for path in _configurations(source):
         if path.name == "adapter_config.json":
             raise AdaptError(
-                f"{path} would make transformers change the model by peft, which imports modules that it names: "
-                "give the model's folder without it, and load the adapter with adapt.load(FOLDER, backbone)"
+                f"{path} would make transformers load a peft adapter, and peft imports the modules that this file "
+                "names: give a model folder without this file, and load the adapter with adapt.load(FOLDER, backbone)"
             )
         check_configuration(read_configuration(path), str(path))
 
@@ -44,7 +44,7 @@ def _configurations(source: str | Path) -> list[Path]:
 
 
 def read_configuration(path: Path) -> Any:
-    """Return the parsed content of a model's JSON file. Raises AdaptError if it cannot be parsed."""
+    """Return the parsed content of a model's JSON file. Raises AdaptError if the file cannot be parsed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
@@ -84,16 +84,16 @@ def _names_readers(auto_map: object) -> bool:
 
 def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
     return AdaptError(
-        f"{source} is refused: {where} is {value!r} and would {would}. adapt runs no code that comes with a model: "
-        "remove the key if you trust the rest"
+        f"{source} is refused because its key {where} is {value!r} and would {would}. adapt runs no code that comes "
+        "with a model: if you trust the rest of the model, remove the key"
     )
 
 
 @contextmanager
 def no_questions() -> Iterator[None]:
-    """Make transformers raise an error for a model that needs its own code, instead of asking the user at the terminal.
+    """Make transformers raise an error in the `with` block, instead of asking the user, if a model needs custom code.
 
-    Transformers asks if its caller, such as open_clip, does not pass `trust_remote_code=False`.
+    Transformers asks at the terminal if its caller, such as open_clip, does not pass `trust_remote_code=False`.
     """
     from transformers import dynamic_module_utils
 
@@ -106,11 +106,11 @@ def no_questions() -> Iterator[None]:
 
 
 def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
-    """Return an AdaptError if the library's `error` means that a model needs its own code; None for other errors."""
+    """Return an AdaptError if a library's `error` means that a model needs custom code; None for other errors."""
     if "custom code" not in str(error) and "trust_remote_code" not in str(error):
         return None
     named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))
     return AdaptError(
-        f"{source} needs code of its own (auto_map in {named or 'its configuration'}), and adapt runs no code that "
-        "comes with a model: choose one whose classes are part of transformers"
+        f"{source} needs custom code (auto_map in {named or 'its configuration'}), but adapt runs no code that comes "
+        "with a model: choose a model whose classes are part of transformers"
     )

@@ -24,9 +24,9 @@ _LONGEST = 40  # the most tokens of a question, as published, unless the model t
 
 
 class FusionEncoder(Backbone):
-    """A frozen encoder of images with questions: `encode(images, questions)` returns one feature per pair, `(b, d)`.
+    """A frozen encoder of image-question pairs; `encode(images, questions)` returns one feature per pair, `(b, d)`.
 
-    Images are resized to a square, whereas the published code keeps their aspect ratios.
+    Images are resized to a square, whereas the models' published code keeps the aspect ratio of images.
     """
 
     family = "fusion encoder"
@@ -46,26 +46,25 @@ class FusionEncoder(Backbone):
         self.classifier, self.answers = classifier, answers  # the model's own head, if it has one
 
     def tokenize(self, questions: Sequence[str]) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError if any is too long."""
+        """Return `input_ids` and `attention_mask` `(b, l)` of questions. Raises AdaptError for overlong questions."""
         tokens = self.tokenizer(list(questions), padding=True, return_tensors="pt")
         if tokens["input_ids"].shape[1] > self._longest:
             longest = questions[int(tokens["attention_mask"].sum(-1).argmax())]
-            raise AdaptError(f"a question has more than {self._longest} tokens: {longest!r}. Shorten it")
+            raise AdaptError(f"the question {longest!r} has more than {self._longest} tokens: shorten the question")
         return {key: tokens[key].to(self.device) for key in ("input_ids", "attention_mask")}
 
     def encode(self, images: Tensor, questions: Sequence[str]) -> Tensor:
-        """Return features `(b, d)` of images `(b, 3, h, w)`, each with its question, by the library's own forward."""
+        """Return features `(b, d)` of images `(b, 3, h, w)` paired with questions, using the library's own forward."""
         return self._encode(images.to(self.dtype), self.tokenize(questions))
 
     def knows(self, answers: Sequence[str]) -> bool:
-        """Return whether the model's own classifier has a class for every one of `answers`."""
+        """Return whether the model's own classifier has a class for every answer in `answers`."""
         return set(answers) <= set(self.answers)
 
     def new_classifier(self, answers: Sequence[str]) -> nn.Sequential:
-        """Return a trainable classifier `(b, d) -> (b, answers)` with the layers of ViLT's classifier.
+        """Return a trainable classifier `(b, d) -> (b, answers)` with the same layers as ViLT's classifier.
 
-        It is copied from the model's own classifier if that has all the answers; otherwise it starts from random
-        weights.
+        The weights are copied from the model's own classifier if `knows(answers)`; otherwise the weights are random.
         """
         if self.classifier is not None and self.knows(answers):
             head = copy.deepcopy(self.classifier).float()
@@ -83,7 +82,7 @@ class FusionEncoder(Backbone):
 def build_vilt(
     model: ViltForQuestionAnswering | ViltModel, processor: Processor, name: str | None = None
 ) -> FusionEncoder:
-    """Return the backbone of a `ViltForQuestionAnswering` or `ViltModel` with its processor."""
+    """Wrap a `ViltForQuestionAnswering` or `ViltModel` and its processor as a backbone."""
     answering = isinstance(model, ViltForQuestionAnswering)
     vilt = model.vilt if isinstance(model, ViltForQuestionAnswering) else model
     config = cast("transformers.PreTrainedConfig", model.config)
@@ -105,10 +104,10 @@ def build_vilt(
 
 
 def _through_vilt(vilt: ViltModel, images: Tensor, tokens: dict[str, Tensor]) -> Tensor:
-    """Return ViLT's features of images with tokenised questions; the order of patches is shuffled with a fixed seed.
+    """Return ViLT's features of image-question pairs, with image patches shuffled by a fixed random seed.
 
-    ViLT itself shuffles patches. Their order affects only the last bits. The fixed seed does not affect other random
-    numbers, such as the dropout of a method inside the blocks.
+    ViLT shuffles patches, whose order affects only the last bits of the features. The fixed seed does not affect other
+    random numbers, such as the dropout of a method inside the blocks.
     """
     seen = torch.ones(len(images), *images.shape[-2:], device=images.device)
     with torch.random.fork_rng(devices=[]):
@@ -123,7 +122,7 @@ def build_bridgetower(
     processor: Processor,
     name: str | None = None,
 ) -> FusionEncoder:
-    """Return the backbone of a BridgeTower model with its processor; each cross-modal stream is a tower."""
+    """Wrap a BridgeTower model and its processor as a backbone; the text and image cross-modal layers are towers."""
     bridge = model if isinstance(model, BridgeTowerModel) else model.bridgetower
     config = cast("transformers.PreTrainedConfig", bridge.config)
     streams = {"text": bridge.cross_modal_text_layers, "vision": bridge.cross_modal_image_layers}
@@ -161,7 +160,7 @@ def _vilt_block(layer: nn.Module) -> Block:
 
 
 def _cross_block(layer: nn.Module) -> Block:
-    """Return a cross-modal BridgeTower layer as a post-norm block: a branch outputs the residual stream after it."""
+    """Describe a cross-modal BridgeTower layer as a post-norm `Block`, whose branches output the residual stream."""
     part = layer.get_submodule
     attention, cross = part("attention"), part("crossattention")
     norm1, norm2, act = map(

@@ -34,7 +34,7 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
-    """Wrap a transformers `CLIPModel` or `SiglipModel`, with its processor, as a backbone."""
+    """Wrap a transformers `CLIPModel` or `SiglipModel` and its processor as a backbone."""
     if not isinstance(model, transformers.CLIPModel | transformers.SiglipModel):
         raise AdaptError(f"from_transformers got a {type(model).__name__}; expected CLIPModel or SiglipModel")
     text_config = cast("transformers.PreTrainedConfig", model.config.text_config)
@@ -111,7 +111,7 @@ def _read(model: _VisionModel, x: Tensor, norm: Norm) -> Tensor:
 
 
 def export_folder(processor: Processor, folder: Path, model: transformers.PreTrainedModel) -> None:
-    """Write a model and its processor to `folder` in transformers' format."""
+    """Save a model and its processor to `folder` in transformers' format."""
     model.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
@@ -158,10 +158,10 @@ def _block(layer: nn.Module) -> Block:
 def preprocess_of(
     image_processor: ImageProcessor, image_size: int, resize: Literal["shortest", "squash"] | None = None
 ) -> Preprocess:
-    """Return the `Preprocess` equal to a transformers image processor, for a model with square inputs.
+    """Convert a transformers image processor to an equivalent `Preprocess`, for a model with square inputs.
 
-    `resize` replaces the processor's own way of resizing. Raises AdaptError, naming the setting, if the processor does
-    anything that `Preprocess` cannot express.
+    `resize`, if given, overrides the resizing mode of the processor. Raises AdaptError with the name of the setting if
+    the processor has a setting that `Preprocess` cannot express.
     """
     _check_settings(image_processor, resize is not None)
     how, edge = (resize, None) if resize else _resizing(image_processor, image_size)
@@ -194,12 +194,12 @@ def _check_settings(image_processor: ImageProcessor, resized_our_way: bool) -> N
         if not as_expected:
             raise AdaptError(
                 f"the {type(image_processor).__name__} has {name} = {setting(name)!r}; expected {expected}. Give a "
-                "processor that is set so, or adapt would read other pixels than the model was trained on"
+                "processor with the expected value; otherwise images would not look as they did in the model's training"
             )
 
 
 def _of_colours(values: object, above: float) -> bool:
-    """Return whether `values` are three finite numbers above `above`, one for each colour channel."""
+    """Return whether `values` contains three finite numbers greater than `above`, one for each colour channel."""
     return (
         isinstance(values, list | tuple)
         and len(values) == 3
@@ -208,7 +208,7 @@ def _of_colours(values: object, above: float) -> bool:
 
 
 def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal["shortest", "squash"], int | None]:
-    """Return how a processor makes images square (shortest or squash), and the resized edge if not `image_size`."""
+    """Return how a processor makes images square (shortest or squash), and the resized edge (None for `image_size`)."""
     crops = bool(getattr(image_processor, "do_center_crop", False))
     size, crop = _sides(image_processor.size), _sides(image_processor.crop_size) if crops else {}
     square = {"height": image_size, "width": image_size}
@@ -217,18 +217,18 @@ def _resizing(image_processor: ImageProcessor, image_size: int) -> tuple[Literal
     if crop == square and set(size) == {"shortest_edge"}:
         return "shortest", None if size["shortest_edge"] == image_size else size["shortest_edge"]
     raise AdaptError(
-        f"the {type(image_processor).__name__} gives images of size {size}{f' cropped to {crop}' * crops}, and the "
-        f"model reads {image_size} x {image_size}: expected size {square}, or a shortest_edge cropped to that. Give "
-        "the processor that belongs to the model"
+        f"the {type(image_processor).__name__} resizes images to {size}{f' and crops them to {crop}' * crops}, but the "
+        f"model needs {image_size} x {image_size} pixels; expected size {square}, or a shortest_edge and a crop to "
+        f"{square}. Give the processor that belongs to the model"
     )
 
 
 def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> bool:
-    """Return whether an image processor resizes images as torch tensors, rather than with Pillow.
+    """Return whether to resize images as torch tensors, like the given image processor, rather than with Pillow.
 
-    Torch has Lanczos since torchvision 0.27, but no box or Hamming filter. Without Lanczos in torch, transformers' own
-    processors fall back to bicubic and warn; pixels then differ by up to 22 of 255. Here Pillow resizes instead, as the
-    warning advises, so that the filter is always the one that the model was trained with.
+    Torchvision has a Lanczos filter since version 0.27, but no box or Hamming filter. Without a Lanczos filter, the
+    processors of transformers warn and use bicubic instead, which changes pixels by up to 22 of 255. adapt resizes with
+    Pillow if a filter is missing, as the warning advises, so that the filter is always the filter of the training.
     """
     from torchvision import __version__
 

@@ -46,11 +46,12 @@ def load_backbone(spec: str, device: str | torch.device = ..., quantize: str | N
 
 
 def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | None = None) -> Backbone:
-    """Load the backbone that `spec` names, such as a hub repository; `adapt backbones` lists the forms of names.
+    """Load the backbone named `spec`, such as mini-clip or hf:NAME; `adapt backbones` lists all forms of names.
 
-    By default, `device` is the accelerator of this process if there is one (see `adapt.devices`). With `quantize`, nf4
-    or int8, the linears in the backbone's blocks are quantised. Raises AdaptError for an unknown form, architecture,
-    weight tag, folder, device or quantisation, and if bitsandbytes (the extra `quantize`) is needed and missing.
+    By default, `device` is the accelerator of this process if there is one (see `adapt.devices`). If `quantize` is nf4
+    or int8, the linear layers in the backbone's blocks are quantised. Raises AdaptError for an unknown form of name,
+    architecture, weight tag, folder, device or quantisation, and if quantisation needs bitsandbytes (the extra
+    `quantize`) but the library is not installed.
     """
     from adapt.backbones import quantize as quantized
 
@@ -67,19 +68,19 @@ def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | 
 
 
 def of_one_model(spec: str, device: torch.device) -> Backbone:
-    """Return the backbone named `spec`, not quantised and not yet moved to `device`."""
+    """Load and return the unquantised backbone named `spec`, which the caller then moves to `device`."""
     folder = Path(spec.removeprefix("hf:"))
     if (folder / COMPACT).is_file():
         raise AdaptError(
-            f"{folder} is not a complete backbone: the blocks that its adapter skips were cut out. Load both "
-            "with adapt.load(FOLDER), or give the full backbone"
+            f"{folder} is not a complete backbone, because the blocks that its adapter skips were removed. Load "
+            "adapter and backbone together with adapt.load(FOLDER), or give the full backbone"
         )
     family = families.of(spec)
     return family.load(spec, device) if family.claims(spec) else family.load_folder(Path(spec), spec)
 
 
 def hollow(path: Path, name: str | None) -> Backbone:
-    """Return the backbone that a folder's configuration describes, with empty weights (tensors on the meta device)."""
+    """Return the backbone described by the configuration in the folder `path`, with all weights on the meta device."""
     import torch
 
     with torch.device("meta"):

@@ -37,7 +37,7 @@ _OF_PIXELS = (
     "image_mean", "image_std", "resample", "patch_size", "merge_size", "min_pixels", "max_pixels",
 )  # fmt: skip
 
-Images = Sequence["Image"]  # of one conversation, in order
+ChatImages = Sequence["Image"]  # of one conversation, in order
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class NativeVLM(Backbone):
         return ids[0] if ids and ids[0] in self.tokenizer.all_special_ids else None
 
     def rows(
-        self, chats: Sequence[Chat], images: Sequence[Images], *, left: bool = False, asks: bool = False
+        self, chats: Sequence[Chat], images: Sequence[ChatImages], *, left: bool = False, asks: bool = False
     ) -> ChatRows:
         """Return conversations, with the images of each, as rows of tokens padded on the right, or on the `left`.
 
@@ -161,7 +161,7 @@ class NativeVLM(Backbone):
                 f"the chat template of {self.describe()} refuses a conversation of {roles}: {reason(error)}"
             ) from error
 
-    def _processed(self, texts: list[str], images: Sequence[Images], left: bool) -> dict[str, Any]:
+    def _processed(self, texts: list[str], images: Sequence[ChatImages], left: bool) -> dict[str, Any]:
         start = self.tokenizer.bos_token
         begun = start is not None and all(text.startswith(start) for text in texts)  # as in chat templates
         return dict(

@@ -49,9 +49,9 @@ def build(
     name: str | None = None,
     config: Mapping[str, object] | None = None,
 ) -> DualEncoder:
-    """Return the backbone of an open_clip `model`; `preprocess` is its evaluation transform, if known.
+    """Wrap an open_clip `model` and its tokenizer as a backbone; `preprocess` is the evaluation transform, if known.
 
-    `config` is the `model_cfg` that the model was built from; edited copies can be exported only if it is given.
+    `config` is the `model_cfg` that the model was built from. Without `config`, edited copies cannot be exported.
     """
     if not isinstance(model, CLIP | CustomTextCLIP):
         raise AdaptError(
@@ -75,7 +75,7 @@ def build(
 def _export(
     config: Mapping[str, object], tokenizer: SimpleTokenizer | HFTokenizer, folder: Path, model: nn.Module
 ) -> None:
-    """Write a model to a folder that open_clip's `local-dir:` loads; the config says whether it uses QuickGELU."""
+    """Save a model to a folder in open_clip's `local-dir:` format, whose config says if the model uses QuickGELU."""
     activations = {type(module).__name__ for module in model.modules()}
     cfg = {
         "model_cfg": {**config, "quick_gelu": "QuickGELU" in activations},
@@ -94,14 +94,14 @@ def _tokenizer(tokenizer: SimpleTokenizer | HFTokenizer, model: CLIP | CustomTex
         length = min(length, getattr(tokenizer, "context_length", None) or length)
     if isinstance(tokenizer, SimpleTokenizer):
         if tokenizer.reduction_fn is syntax_mask_tokenize:
-            raise AdaptError("the tokenizer drops words by their syntax; build it without reduction_mask='syntax'")
+            raise AdaptError("the tokenizer drops words by syntax: use a tokenizer without reduction_mask='syntax'")
         ours: TextTokenizer = SimpleText(tokenizer, length)
     elif isinstance(tokenizer, HFTokenizer):
         options = {"strip_sep": tokenizer.strip_sep_token, "class_token_last": tokenizer.tokenizer_mode == "clips"}
         ours = HFText(tokenizer.tokenizer, length, tokenizer.clean_fn, **options)
     else:
         given = "None" if tokenizer is None else f"a {type(tokenizer).__name__}"
-        raise AdaptError(f"the tokenizer is {given}; expected what open_clip.get_tokenizer(ARCHITECTURE) returns")
+        raise AdaptError(f"the tokenizer is {given}; expected the result of open_clip.get_tokenizer(ARCHITECTURE)")
     check_tokenizer(ours, partial(tokenizer, context_length=length), type(tokenizer).__name__)
     return ours
 
@@ -173,7 +173,7 @@ def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> To
 
 
 def _last(owner: nn.Module, name: str) -> LastProjection | None:
-    """Return the final projection that `owner` has as attribute `name`; None if that is no parameter or linear."""
+    """Return the final projection, the attribute `name` of `owner`; None if it is not a parameter or linear layer."""
     known = isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear)
     return LastProjection(owner, name) if known else None
 
@@ -256,7 +256,7 @@ _MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate"
 
 
 def _timm_mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the linear layers of a timm MLP by short names such as fc1; none if the form of the MLP is not known."""
+    """Return a dict of the linear layers in a timm MLP, with short names such as fc1; empty for an unknown MLP type."""
     names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
     return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
 

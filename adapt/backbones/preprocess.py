@@ -19,7 +19,7 @@ Picture = TypeVar("Picture", bound="Image | Tensor")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Settings of a model's image preprocessing; adapters record them, so that images are read alike elsewhere."""
+    """Settings of a model's image preprocessing, which adapter files store so that images are always treated alike."""
 
     size: int
     mean: tuple[float, ...]
@@ -32,9 +32,9 @@ class Preprocess:
     on_tensors: bool = False  # resizes in torch, as transformers' processors do, which rounds differently from Pillow
 
     def to_dict(self) -> dict[str, object]:
-        """Return the settings that an adapter records, without those that only reproduce a library's rounding.
+        """Return the settings that adapter files store, without settings that only reproduce a library's rounding.
 
-        The fingerprint already tells models of different libraries apart.
+        The model's fingerprint already distinguishes models of different libraries.
         """
         recorded = asdict(self)
         del recorded["floor_crop"], recorded["on_tensors"]
@@ -43,7 +43,7 @@ class Preprocess:
         return recorded
 
     def evaluation(self) -> Transform:
-        """Return the evaluation transform: resize (shorter edge and centre crop, or squash), then normalise."""
+        """Return the evaluation transform, which makes an image square, converts it to a tensor, and normalises it."""
         from torchvision.transforms import v2
 
         exact = "-exact" if self.on_tensors and self.interpolation == "nearest" else ""  # as Pillow's always is
@@ -52,16 +52,16 @@ class Preprocess:
         return v2.Compose([to_tensor, *resize, *rest] if self.on_tensors else [*resize, to_tensor, *rest])
 
     def placing(self, interpolation: str | None = None) -> Callable[[Image], Image]:
-        """Return a function that resizes and crops a PIL image to the square that the model reads.
+        """Return a function that resizes and crops a PIL image to the square input size of the model.
 
-        For a mask, whose values are labels and not colours, set `interpolation` to nearest.
+        For a mask, whose pixels are labels rather than colours, set `interpolation` to nearest.
         """
         from torchvision.transforms import v2
 
         return v2.Compose(self._resized(interpolation or self.interpolation))
 
     def _resized(self, interpolation: str) -> list[nn.Module]:
-        """Return transforms that make an image square: resize the shorter edge and crop the centre, or resize both."""
+        """Return transforms that make an image square, by resizing and cropping or by changing the aspect ratio."""
         from torchvision.transforms import InterpolationMode, v2
 
         mode = InterpolationMode(interpolation)
@@ -71,9 +71,9 @@ class Preprocess:
         return [v2.Resize(self.edge or self.size, interpolation=mode), crop]
 
     def training(self) -> Transform:
-        """Return the augmentation of CoOp and CLIP-LoRA: random resized crop, horizontal flip, normalise.
+        """Return the training augmentation of CoOp and CLIP-LoRA: random resized crop, horizontal flip, normalisation.
 
-        The crop covers 0.08 to 1 of the image's area, and is resized with bicubic interpolation.
+        The crop covers 8 to 100 % of the image's area, and is resized with bicubic interpolation.
         """
         from torchvision.transforms import InterpolationMode, v2
 
@@ -89,7 +89,7 @@ class Preprocess:
 
 
 class OfUpright:
-    """A transform for images that its caller has already turned upright by EXIF, before cutting out any region."""
+    """A transform for images that the caller has already rotated upright by EXIF, before cropping any region."""
 
     turned = True
 
@@ -113,7 +113,7 @@ class AsDecoded:
 
 
 def _floor_crop(picture: Picture, size: int) -> Picture:
-    """Return the central square of an image or tensor; a smaller image is padded with black."""
+    """Crop the central square of `size` pixels from an image or tensor; a smaller image is padded with black."""
     from torchvision.transforms.v2 import functional as F
 
     height, width = (max(size, edge) for edge in F.get_size(picture))
@@ -123,10 +123,10 @@ def _floor_crop(picture: Picture, size: int) -> Picture:
 
 
 def from_torchvision(transform: Transform, image_size: int | tuple[int, int]) -> Preprocess:
-    """Return the settings (size, mean, std, resizing) of a torchvision `Compose`, such as open_clip builds.
+    """Return the settings (size, mean, std, resizing) of a torchvision `Compose`, such as the transform of open_clip.
 
-    If the transform has no `Normalize`, as a user's own function may not, CLIP's mean and std are assumed. They are
-    then used only for training; evaluation uses the transform itself.
+    If the transform has no `Normalize`, for example because it is a user's function, CLIP's mean and std are assumed.
+    These values are then used only for training, because evaluation uses the transform itself.
     """
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 

@@ -25,13 +25,16 @@ B = TypeVar("B", bound=Backbone)
 def quantize(backbone: B, kind: str) -> B:
     """Quantise every linear layer in the blocks of all towers of `backbone`, in place, and return `backbone`.
 
-    The fingerprint is that of the weights before quantisation. Fused attention is first split into separate linears
-    with copied weights, and the fused weight is freed. Raises AdaptError if `kind` is unknown, bitsandbytes is missing,
-    or the backbone is quantised already.
+    The fingerprint is computed before quantisation. Fused attention is first split into separate linear layers with
+    copied weights, and the fused weight is freed. Raises AdaptError if `kind` is unknown, bitsandbytes is missing, or
+    the backbone is already quantised.
     """
     check_can(kind)
     if backbone.quantization is not None:
-        raise AdaptError(f"{backbone.describe()} is quantised already, to {backbone.quantization}")
+        raise AdaptError(
+            f"{backbone.describe()} is already quantised to {backbone.quantization}: load the backbone again to "
+            "quantise the original weights"
+        )
     _ = backbone.fingerprint  # cached from now on
     backbone.model.requires_grad_(False)
     for name, tower in backbone.towers.items():
@@ -49,7 +52,7 @@ def check_can(kind: str) -> None:
 
 
 def _quantized(block: Block, kind: str) -> Block:
-    """Quantise the linear layers of a block's module in place, and return the block's map of the new layers."""
+    """Quantise the linear layers of a block's module in place, and return a `Block` that refers to the new layers."""
     from adapt.backbones import quantized_linears
 
     make = quantized_linears.nf4 if kind == "nf4" else quantized_linears.int8
@@ -70,7 +73,7 @@ def _quantized(block: Block, kind: str) -> Block:
 
 
 def _split(block: Block) -> Block:
-    """Return `block` with its attention, if an `nn.MultiheadAttention`, split into linear layers q, k, v and out."""
+    """Split an `nn.MultiheadAttention` in `block` into linear layers q, k, v and out, and return the new block."""
     if not isinstance(block.attn, nn.MultiheadAttention):
         return block
     split = SplitAttention(block.attn)
@@ -84,7 +87,7 @@ def _split(block: Block) -> Block:
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Return the memory, in bytes, of the parameters and buffers of `module`, including scales of quantised weights."""
+    """Return the bytes of memory that the parameters and buffers of `module` use, including quantisation scales."""
     tensors: dict[int, Tensor] = {}
     for part in module.modules():
         for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False), *_scales(part)):

@@ -16,7 +16,7 @@ Made = TypeVar("Made", bound=nn.Module)
 
 
 class _Pickled(nn.Module):
-    """A quantised linear layer whose weight keeps its class when unpickled; torch alone makes it an `nn.Parameter`."""
+    """A quantised linear layer whose weight keeps its class when unpickled, instead of becoming an `nn.Parameter`."""
 
     weight_type: ClassVar[type[Tensor]]
 
@@ -30,9 +30,9 @@ class _Pickled(nn.Module):
 
 
 class NF4Linear(_Pickled, bnb.nn.Linear4bit):
-    """A linear layer in 4 bits, with weight rows padded to a multiple of the quantisation block (64 values).
+    """A linear layer with 4-bit weights, whose rows are padded to a multiple of the quantisation block (64 values).
 
-    Without padding, bitsandbytes 0.50 reads wrong scales on the CPU where a row ends inside a block.
+    Without padding, bitsandbytes 0.50 reads wrong scales on the CPU if a row ends inside a quantisation block.
     """
 
     weight_type = bnb.nn.Params4bit
@@ -44,7 +44,7 @@ class NF4Linear(_Pickled, bnb.nn.Linear4bit):
 
 
 class Int8Linear(_Pickled, bnb.nn.Linear8bitLt):
-    """A linear layer in 8 bits: its scales move between devices with the weight, and its bias keeps its precision."""
+    """A linear layer with 8-bit weights, whose scales move between devices with the weight; the bias is unchanged."""
 
     weight_type = bnb.nn.Int8Params
 

@@ -15,7 +15,7 @@ BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt")
 
 
 def bundled(name: str = "mini-clip") -> Path:
-    """Return the folder of a bundled checkpoint, in the installed package or in a source checkout."""
+    """Return the folder of the bundled checkpoint `name`, which is in the installed package or in a source checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_checkpoints" / name, package.parent / "checkpoints" / name):
         if (folder / "tokenizer.json").is_file():
@@ -24,17 +24,17 @@ def bundled(name: str = "mini-clip") -> Path:
 
 
 def hub_names(spec: str | None) -> list[str]:
-    """Return the hub repositories of the models in the name `spec`; models from folders or random weights have none."""
+    """Return the hub repositories that the backbone name `spec` refers to, none for folders and random weights."""
     return [name for part in (spec or "").split("+") if (name := _hub_name(part)) is not None]
 
 
 def is_portable(spec: str | None) -> bool:
-    """Return whether the backbone name `spec` means the same model on any machine (bundled or on the hub)."""
+    """Return whether the backbone name `spec` refers to the same model on any machine (bundled or on the hub)."""
     return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
 
 
 def is_here(spec: str) -> bool:
-    """Return whether all models in the name `spec` are bundled or local folders, so that loading needs no network."""
+    """Return whether the backbone named `spec` consists of bundled models or local folders, and needs no network."""
     parts = [spec] if os.path.isdir(spec) else spec.split("+")  # False for a name too long for a file
     return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
@@ -56,7 +56,7 @@ def _hub_name(spec: str) -> str | None:
 
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
-    """Turn transformers' errors while `source` loads into AdaptError, and refuse models that need their own code."""
+    """Convert transformers' errors in the `with` block, which loads `source`, to AdaptError; refuse custom code."""
     from adapt.backbones.foreign_code import check_source, needs_code, no_questions
 
     with nullcontext() if os.path.isdir(source) else hub.asked_once():
@@ -71,12 +71,12 @@ def fetching(source: str) -> Iterator[None]:
             ) from error
         except errors_of_data() as error:
             raise AdaptError(
-                f"{source!r} is damaged, transformers cannot load it: {reason(error)}. Fetch it again"
+                f"{source!r} is damaged and transformers cannot load the model: {reason(error)}. Fetch the model again"
             ) from error
 
 
 def errors_of_data() -> tuple[type[Exception], ...]:
-    """Return the exception classes that libraries raise for a configuration that makes no sense."""
+    """Return the exception classes that libraries raise for an invalid configuration."""
     from huggingface_hub.errors import StrictDataclassError
 
     return TypeError, LookupError, AttributeError, ArithmeticError, ImportError, StrictDataclassError
@@ -90,7 +90,7 @@ def library_errors() -> tuple[type[Exception], ...]:
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an exception's message, with the next line if the first ends in a colon."""
+    """Return the first line of an exception's message, or the first two lines if the first line ends in a colon."""
     lines = str(error).strip().splitlines() or [""]
     message = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
     named = isinstance(error, RuntimeError | OSError | ValueError) and message

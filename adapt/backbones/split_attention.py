@@ -11,9 +11,9 @@ _PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class SplitAttention(nn.Module):
-    """A replacement of an `nn.MultiheadAttention` with separate layers `q_proj`, `k_proj`, `v_proj` and `out_proj`.
+    """A replacement for `nn.MultiheadAttention` with separate layers `q_proj`, `k_proj`, `v_proj` and `out_proj`.
 
-    The weights of the layers are views of the fused weights: nothing is copied.
+    The weights of the layers are views of the fused weights, so nothing is copied.
     """
 
     q_proj: nn.Linear
@@ -33,7 +33,7 @@ class SplitAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Return the attention's output, `(b, l, d)` or `(l, b, d)` as the input, and None in place of its weights."""
+        """Return the attention output, `(b, l, d)` or `(l, b, d)` as the input, and None for the attention weights."""
         linears = {name[0]: getattr(self, name) for name in _PARTS} | {"out": self.out_proj}
         return attend(linears, self.num_heads, self.batch_first, query, key, value, attn_mask), None
 
@@ -47,7 +47,7 @@ def attend(
     value: Tensor,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """Return what `nn.MultiheadAttention` would output, computed from separate layers `linears`: q, k, v and out."""
+    """Return the output of an `nn.MultiheadAttention`, computed with separate layers q, k, v and out in `linears`."""
     if not batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (
@@ -59,7 +59,7 @@ def attend(
 
 
 def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return a frozen linear layer that holds the tensors `weight` and `bias` themselves, not copies."""
+    """Return a frozen linear layer that uses the tensors `weight` and `bias` without copying them."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -70,7 +70,7 @@ def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 def split_attention(model: nn.Module) -> nn.Module:
     """Replace every `nn.MultiheadAttention` in `model` by a `SplitAttention`, in place, and return `model`.
 
-    The model's outputs stay the same, and tools such as peft then find the linears by name.
+    The model's outputs stay the same, and tools such as peft can then find the linear layers by name.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():

@@ -16,9 +16,9 @@ _GIVEN: ContextVar[Mapping[int, Tensor]] = ContextVar("_GIVEN", default=MappingP
 
 
 class StandIn(nn.Linear):
-    """A linear layer that computes a frozen projection of the backbone, but stores one number as its weight.
+    """A linear layer that computes a frozen projection of the backbone, but stores only one number as its weight.
 
-    Copying, saving or comparing it therefore never touches the backbone's weight.
+    Copying, saving or comparing this layer therefore never touches the backbone's weight.
     """
 
     def __init__(self, projection: Projection) -> None:
@@ -28,7 +28,7 @@ class StandIn(nn.Linear):
         self.place()
 
     def place(self) -> None:
-        """Set the weight to one number, expanded to the projection's shape, on the device of the backbone's weight."""
+        """Set this layer's weight to one number, expanded to the projection's shape, on the backbone's device."""
         device = getattr(self.projection.module, self.projection.weight_name).device
         if self.weight is None or self.weight.device != device:
             number = torch.zeros(1, device=device).expand(self.projection.shape)
@@ -40,7 +40,7 @@ class StandIn(nn.Linear):
 
     @contextmanager
     def giving(self, output: Tensor) -> Iterator[None]:
-        """Make this layer return `output`, computed earlier, in the `with` block; other threads still compute it."""
+        """Make this layer return the precomputed `output` in the `with` block; other threads are not affected."""
         token = _GIVEN.set({**_GIVEN.get(), id(self): output})
         try:
             yield
@@ -56,10 +56,10 @@ class StandIn(nn.Linear):
 
 
 class ViewedWeight(StandIn):
-    """A stand-in that also holds the real weight, for tools that read it: a view, or a copy of a quantised weight."""
+    """A `StandIn` with the real weight, as a view or a dequantised copy, for tools that read the layer's weight."""
 
     def place(self) -> None:
-        """Set weight and bias to the projection's (see the class), if the backbone's were moved or replaced since."""
+        """Update this layer's weight and bias from the projection, if the backbone's weight was moved or replaced."""
         weight, bias = self.projection.weight, self.projection.bias
         if self.weight is None or self.weight.data_ptr() != weight.data_ptr():
             self.weight = nn.Parameter(weight, requires_grad=False)

@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 class TextTokenizer(Protocol):
-    """The interface of a tokenizer: the token ids of a text, with or without special tokens, but never padded."""
+    """The interface of tokenizers, which return the token ids of a text with or without special tokens."""
 
     context_length: int
     pad_id: int
 
     def __hash__(self) -> int:
-        """Return a hash that is the same for tokenizers that compare equal."""
+        """Return a hash that is equal for tokenizers that compare equal."""
 
     def row(self, text: str) -> list[int]:
-        """Return the token ids of `text` with the start and end tokens of the model, not padded or truncated."""
+        """Return the token ids of `text` with the model's special tokens, without truncation or padding at the end."""
 
     def pieces(self, text: str) -> list[int]:
         """Return the token ids of `text` without start and end tokens."""
 
     def token(self, token_id: int) -> str:
-        """Return the text of the token `token_id`."""
+        """Return the text of the token with the id `token_id`."""
 
 
 class SimpleText:
-    """open_clip's own BPE tokenizer: a start token, the text, an end token, then zeros as padding."""
+    """open_clip's own BPE tokenizer, which adds a start token and an end token and pads with zeros."""
 
     pad_id = 0
 
@@ -56,8 +56,8 @@ class SimpleText:
 class HFText:
     """A transformers tokenizer, used directly or with the extra options of open_clip's `HFTokenizer`.
 
-    These options clean the text first (`clean`), replace the separator token by 0 (`strip_sep`, CLIPA), and put a class
-    token at the end of the context, after the padding (`class_token_last`, CLIPS).
+    `clean` is a function that cleans the text first. `strip_sep` (for CLIPA) replaces the separator token by 0, and
+    `class_token_last` (for CLIPS) puts a class token at the end of the context, after the padding.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ _PROBES = (
 
 
 def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Tensor], name: str) -> None:
-    """Raise AdaptError if `tokenizer` gives other token ids than the library's own for a few test texts."""
+    """Raise AdaptError if `tokenizer` and the library's own tokenizer give different token ids for a few test texts."""
     for text in _PROBES:
         row = tokenizer.row(text)
         if len(row) > tokenizer.context_length:
@@ -110,15 +110,15 @@ def check_tokenizer(tokenizer: TextTokenizer, library: Callable[[list[str]], Ten
             ours, theirs = pad_rows([row], tokenizer)[0].tolist(), library([text])[0].tolist()
         if ours != theirs:
             raise AdaptError(
-                f"the tokenizer of {name} reads {text!r} as {theirs}, and adapt would give it {ours}: it has an option "
-                "that adapt does not support, so features would belong to other texts. Give a tokenizer without it"
+                f"the tokenizer {name} encodes {text!r} as {theirs}, but adapt would encode the text as {ours}, "
+                "because the tokenizer has an option that adapt does not support. Give a tokenizer without this option"
             )
 
 
 def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:
     """Return lists of token ids as one tensor `(n, context length)`, padded to the context length.
 
-    Raises AdaptError if a list is longer than the context, instead of silently cutting a class name.
+    Raises AdaptError if a list is longer than the context length, because truncation could silently cut a class name.
     """
     rows = list(rows)
     length = tokenizer.context_length
@@ -126,7 +126,7 @@ def pad_rows(rows: Iterable[list[int]], tokenizer: TextTokenizer) -> Tensor:
     for i, row in enumerate(rows):
         if len(row) > length:
             raise AdaptError(
-                f"a prompt has {len(row)} tokens but the text tower reads {length}: shorten the class name or "
+                f"a prompt has {len(row)} tokens, but the text tower reads at most {length}: shorten the class name or "
                 "learn fewer context tokens"
             )
         ids[i, : len(row)] = torch.tensor(row)

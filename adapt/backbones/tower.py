@@ -21,10 +21,10 @@ Pooling = Literal["end", "last", "class", "mean", "map", "none"]
 
 @dataclass(frozen=True)
 class Projection:
-    """One linear map of a block, such as q or fc1: a module's weight, or some of its output rows.
+    """One linear map of a block, such as q or fc1, whose weight consists of all rows or some rows of a module's weight.
 
-    A fused query-key-value weight gives three projections on one module. `rows` selects a projection's rows of the
-    weight; it is an index `(out,)` if the rows of q, k and v alternate from head to head.
+    A fused query-key-value weight is described by three projections on one module. `rows` selects the rows of this
+    projection, as a slice, or as an index `(out,)` if the rows of q, k and v alternate from head to head.
     """
 
     module: nn.Module
@@ -33,7 +33,7 @@ class Projection:
     bias_name: str = "bias"
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map `(..., in)` to `(..., out)` with the frozen weight, even while an edit overrides the module's forward."""
+        """Apply the frozen linear map from `(..., in)` to `(..., out)`, even while an edit overrides the module."""
         if not self.quantized:
             return F.linear(x, self.weight, self.bias)
         output: Tensor = type(self.module).forward(self.module, x)
@@ -43,8 +43,8 @@ class Projection:
     def weight(self) -> Tensor:
         """The frozen weight `(out, in)`, detached, so that no gradient reaches the backbone.
 
-        It is a view of the module's weight. It is a copy if the projection's rows are not adjacent, and a
-        full-precision copy if the weight is quantised.
+        The result is a view of the module's weight. If the projection's rows are not adjacent, the result is a copy,
+        and if the weight is quantised, a full-precision copy.
         """
         return self._rows_of(full_weight(self.module) if self.quantized else getattr(self.module, self.weight_name))
 
@@ -55,7 +55,7 @@ class Projection:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision in which this linear map computes, also if its weight is quantised."""
+        """The dtype in which this linear map computes, even if the weight is quantised."""
         stored: torch.dtype = getattr(self.module, self.weight_name).dtype
         return getattr(self.module, "int8_original_dtype", stored)
 
@@ -65,13 +65,13 @@ class Projection:
 
     @property
     def bias(self) -> Tensor | None:
-        """The frozen bias `(out,)`; None if the map has no bias."""
+        """The frozen bias `(out,)`; None if this linear map has no bias."""
         bias = getattr(self.module, self.bias_name)
         return None if bias is None else self._rows_of(bias)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The output and input widths `(out, in)` of this linear map, also if its weight is quantised."""
+        """The output and input widths `(out, in)` of this linear map, even if the weight is quantised."""
         module = self.module
         rows, columns = (
             (module.out_features, module.in_features)
@@ -96,8 +96,8 @@ class Site:
 class Block:
     """One transformer layer, described by the modules that edits act on.
 
-    In CLIP and SigLIP it is pre-norm: `x + scale1(attn(norm1(x)))`, then `x + scale2(fc2(act(fc1(norm2(x)))))`. In
-    other models, only `sites` tell how the branches join the residual stream.
+    In CLIP and SigLIP, a layer computes `x + scale1(attn(norm1(x)))` and then `x + scale2(fc2(act(fc1(norm2(x)))))`
+    (pre-norm). In other models, only `sites` describes how the branches are connected to the residual stream.
     """
 
     module: nn.Module
@@ -117,19 +117,19 @@ class Block:
     quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
 
     def norm_of(self, site: str) -> nn.Module | None:
-        """Return the norm in front of a branch (attn, mlp) or of the entire `block`; None in a post-norm block."""
+        """Return the norm layer before the branch `site` (attn, mlp or the entire block); None in a post-norm block."""
         read = next(iter(self.sites.values())).read if site == "block" else self.sites[site].read
         return read if read is self.norm1 or read is self.norm2 else None
 
 
 def tokens_of(output: BlockOutput) -> Tensor:
-    """Return the tokens `(b, l, d)` in a block's output, which is a tensor or a tuple that starts with the tensor."""
+    """Return the tokens `(b, l, d)` of a block's output, a tensor or a tuple whose first element is the tensor."""
     return output[0] if isinstance(output, tuple) else output
 
 
 @dataclass(frozen=True)
 class Form:
-    """Properties of a tower's transformer (masking, pooling) that decide which edits and fast paths it supports."""
+    """Properties of a tower, such as masking and pooling, that decide which edits and fast code paths are possible."""
 
     causal: bool
     pooling: Pooling
@@ -139,7 +139,7 @@ class Form:
 
 @dataclass(frozen=True)
 class TextParts:
-    """The layers of a text tower before and after its blocks."""
+    """The layers of a text tower before and after the transformer blocks."""
 
     embedding: nn.Embedding
     positions: Callable[[], Tensor]  # () -> (context length, d)
@@ -149,7 +149,7 @@ class TextParts:
 
 @dataclass(frozen=True)
 class VisionParts:
-    """The layers of a vision tower before and after its blocks."""
+    """The layers of a vision tower before and after the transformer blocks."""
 
     embed: Callable[[Tensor], Tensor]  # (b, 3, h, w) -> (b, l, d), before the pre-norm
     read: Callable[[Tensor, Norm], Tensor]  # (b, l, d) and the final norm -> pooled (b, d)
@@ -158,14 +158,14 @@ class VisionParts:
 
 @dataclass(frozen=True)
 class LastProjection:
-    """A tower's final linear map of pooled tokens `(n, d)` to features `(n, e)`: a parameter `(d, e)` or a layer."""
+    """A tower's final linear map from pooled tokens `(n, d)` to features `(n, e)`, a parameter `(d, e)` or a layer."""
 
     owner: nn.Module
     name: str  # the name of the parameter or module in its owner
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight `(e, d)` of the final map."""
+        """The frozen weight `(e, d)` of the final linear map."""
         part = getattr(self.owner, self.name)
         weight: Tensor = part.weight if isinstance(part, nn.Linear) else part.T
         return weight.detach()
@@ -191,13 +191,13 @@ class Tower:
 
     @property
     def parts(self) -> dict[str, nn.Module | LastProjection]:
-        """The editable layers outside the blocks, by name: pre_norm, final_norm and projection, where present."""
+        """A dict of the existing editable layers outside the blocks, by name: pre_norm, final_norm and projection."""
         named = {"pre_norm": self.pre_norm, "final_norm": self.final_norm, "projection": self.projection}
         return {name: part for name, part in named.items() if part is not None}
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The precision of the blocks' weights (embeddings may have a higher one); None if all blocks were cut out."""
+        """The dtype of the blocks' weights; None if all blocks were removed. Embeddings may have another dtype."""
         there = (block for block in self.blocks if any(True for _ in block.module.parameters()))  # not cut out
         return next((each.dtype for block in there for each in block.projections.values()), None)
 
@@ -208,7 +208,7 @@ class Tower:
 
 
 def check_parts(tower: Tower, model: nn.Module) -> None:
-    """Raise AdaptError if a module that `tower` describes is no longer in `model`: edits of it would have no effect."""
+    """Raise AdaptError if a module of `tower` is no longer part of `model`, because edits would then have no effect."""
     inside = set(model.modules())
     for index, block in enumerate(tower.blocks):
         projections = (projection.module for projection in block.projections.values())
@@ -217,14 +217,14 @@ def check_parts(tower: Tower, model: nn.Module) -> None:
         if not (cut_out or inside.issuperset(parts)):
             raise AdaptError(
                 f"a module in block {index} of the {tower.name} tower was replaced after the backbone was built: build "
-                "a backbone of the model as it is now, and wrap that"
+                "a new backbone from the current model, and wrap the new backbone"
             )
 
 
 def as_one(projections: Sequence[Projection]) -> Projection | None:
-    """Return one projection that computes several projections at once and concatenates their outputs.
+    """Combine several projections into one projection, which computes their concatenated outputs at once.
 
-    Returns None unless the projections are adjacent slices, in order, of one weight that is not quantised.
+    Returns None if the projections are not adjacent, ordered slices of the same weight, or if the weight is quantised.
     """
     first = projections[0]
     if first.quantized or not all(each.module is first.module and isinstance(each.rows, slice) for each in projections):
@@ -236,7 +236,7 @@ def as_one(projections: Sequence[Projection]) -> Projection | None:
 
 
 def full_weight(module: nn.Module) -> Tensor:
-    """Return the weight `(out, in)` of a bitsandbytes layer, converted back from 4 or 8 bits to full precision."""
+    """Return the weight `(out, in)` of a bitsandbytes layer, dequantised from 4 or 8 bits to full precision."""
     import bitsandbytes as bnb
 
     if isinstance(module, bnb.nn.Linear4bit) and isinstance(module.weight, bnb.nn.Params4bit):
@@ -252,12 +252,12 @@ def full_weight(module: nn.Module) -> Tensor:
 def fused_qkv(
     module: nn.Module, width: int, weight_name: str = "weight", bias_name: str = "bias"
 ) -> dict[str, Projection]:
-    """Return the projections q, k and v of one fused weight `(3 * width, in)`, a third of its rows each."""
+    """Return the projections q, k and v, each with a third of the rows of a fused weight `(3 * width, in)`."""
     rows = fused_rows([width] * 3)
     return {letter: Projection(module, part, weight_name, bias_name) for letter, part in zip("qkv", rows)}
 
 
 def fused_rows(sizes: Sequence[int]) -> list[slice]:
-    """Return the slices of a fused weight's rows that give outputs of the widths `sizes`, in order."""
+    """Return consecutive slices of a fused weight's rows, one slice for each output width in `sizes`."""
     ends = list(accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends)]

@@ -18,14 +18,14 @@ _LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")
 
 
 class _Unknown(Exception):
-    """The error for a transform with code that cannot be identified, such as a user's own function."""
+    """The error raised for a transform whose code cannot be identified, such as a user's own function."""
 
 
 def transform_key(transform: object) -> str | None:
-    """Return a key that is equal only for image transforms that do the same; None if the transform is not known.
+    """Return a cache key that is equal only for equivalent image transforms; None for an unknown transform.
 
-    Transforms of torchvision, open_clip and adapt are known, and identified by their settings and the versions of these
-    libraries. A key stays valid in other processes.
+    Transforms of torchvision, open_clip and adapt are identified by their settings and by the versions of these
+    libraries. The key of a transform is the same in all processes.
     """
     try:
         described = repr((_versions(), _said_of(transform)))
@@ -40,7 +40,7 @@ def _versions() -> tuple[str, ...]:
 
 
 def _said_of(value: object) -> object:
-    """Return `value`, a part of a transform, as numbers, texts and lists. Raises _Unknown for a user's own code."""
+    """Describe `value`, a component of a transform, as numbers, texts and lists. Raises _Unknown for a user's code."""
     if value is object or isinstance(value, Enum | torch.dtype):
         return str(value)
     if isinstance(value, None | bool | int | float | str):
@@ -57,14 +57,14 @@ def _said_of(value: object) -> object:
 
 
 def _named(value: FunctionType | type) -> str:
-    """Return the qualified name of a function or class of a known library. Raises _Unknown for a user's own."""
+    """Return the qualified name of a function or class from a known library. Raises _Unknown for a user's own code."""
     if value.__module__.partition(".")[0] not in _KNOWN or "<locals>" in value.__qualname__:
         raise _Unknown
     return f"{value.__module__}.{value.__qualname__}"
 
 
 def _settings(step: object) -> dict[str, object]:
-    """Return the attributes of a transform. Raises _Unknown for a module with submodules, parameters or hooks."""
+    """Return a transform's attributes as a dict. Raises _Unknown for a module with submodules, parameters or hooks."""
     if not isinstance(step, nn.Module):
         return vars(step)
     bare = vars(nn.Module()) | {"training": step.training}

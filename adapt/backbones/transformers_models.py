@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ImageProcessor(Protocol):
-    """The settings of a transformers image processor that decide which pixels a model gets."""
+    """The settings of a transformers image processor that determine the pixel values of a model's input."""
 
     resample: int
     do_normalize: bool
@@ -39,10 +39,10 @@ class Processor(Protocol):
 
 
 def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
-    """Return the backbone at a hub name or in a folder; reads only safetensors, and never runs remote code.
+    """Load the backbone `source`, a hub name or a folder, from safetensors only and without running remote code.
 
-    `name` becomes the backbone's name. Without `tensors`, the model is made from its configuration alone. Raises
-    AdaptError for an unsupported type of model, and if transformers cannot load it.
+    `name` becomes the backbone's name. If `tensors` is false, the model is created from its configuration alone. Raises
+    AdaptError if the type of model is not supported, or if transformers cannot load the model.
     """
     import transformers
 
@@ -50,7 +50,7 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         known = families.of_model_types()
         if config.model_type not in known and "CausalLM" in str(config.architectures):
-            raise AdaptError(f"{source} is a language model: join it to a vision tower, as in mini-clip+{source}")
+            raise AdaptError(f"{source} is a language model: combine it with a vision tower, as in mini-clip+hf:NAME")
         if config.model_type not in known:
             raise AdaptError(
                 f"{source} is a {config.model_type} model, which adapt cannot load; {nearest(config.model_type, known)}"
@@ -76,7 +76,7 @@ def _processor(source: str, whole: bool) -> Any:
 
 
 def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
-    """Return the transformers model of class `kind` loaded from `source`, after checking that no weight is missing.
+    """Load and return the transformers model of class `kind` from `source`, after checking that no weight is missing.
 
     Raises AdaptError for a missing tensor, which transformers would fill with random values.
     """
@@ -84,15 +84,15 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
     model, report = kind.from_pretrained(source, **native, **options)
     if missing := sorted(report["missing_keys"]):
         raise AdaptError(
-            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}: configuration and weights belong "
-            "to different models. Fetch it again"
+            f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}, so configuration and weights belong "
+            "to different models. Fetch the model again"
         )
     loaded: PreTrainedModel = model
     return loaded
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
-    """Wrap a transformers model, with its processor, as a backbone. Raises AdaptError for an unsupported type."""
+    """Wrap a transformers model and its processor as a backbone. Raises AdaptError for an unsupported type of model."""
     kind: str | None = getattr(getattr(model, "config", None), "model_type", None)
     known = families.of_model_types()
     if kind not in known:
@@ -104,7 +104,7 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Ba
     if missing:
         given = "no processor" if processor is None else f"a {type(processor).__name__}"
         raise AdaptError(
-            f"from_transformers got {given} beside the {type(model).__name__}, without {' and '.join(missing)}: "
-            "give transformers.AutoProcessor.from_pretrained(NAME), or any object with both"
+            f"from_transformers got {given} for the {type(model).__name__}, but needs {' and '.join(missing)}: give "
+            "transformers.AutoProcessor.from_pretrained(NAME), or any object with a tokenizer and an image_processor"
         )
     return known[kind].build(model, processor, name)

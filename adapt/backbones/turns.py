@@ -19,9 +19,9 @@ T = TypeVar("T")
 
 
 class _Turns:
-    """A reentrant readers-writer lock of one model, for threads.
+    """A reentrant readers-writer lock, which coordinates the threads that use one model.
 
-    A thread that waits for exclusive use goes before threads that ask later for shared use.
+    A thread that waits for exclusive use takes precedence over threads that request shared use later.
     """
 
     def __init__(self) -> None:
@@ -76,17 +76,17 @@ _MODES: _AllTurns = WeakKeyDictionary()
 
 
 def roots(model: nn.Module) -> list[nn.Module]:
-    """Return the models to lock for `model`: itself, or both models of a vision LLM, which may be used separately."""
+    """Return the modules to lock for `model`: the vision and the language model of a vision LLM, otherwise `model`."""
     return list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
 
 
 def sharing(model: nn.Module) -> AbstractContextManager[None]:
-    """Hold the shared lock of `model`: calls that edit the model wait, other calls run at the same time."""
+    """Return a context that holds the shared lock of `model`, so that calls that edit the model have to wait."""
     return _entered(_TURNS, model, _Turns.shared)
 
 
 def alone(model: nn.Module) -> AbstractContextManager[None]:
-    """Hold the exclusive lock of `model`. Raises RuntimeError in a thread that already holds the shared lock."""
+    """Return a context that holds the exclusive lock of `model`; a thread with the shared lock gets a RuntimeError."""
     return _entered(_TURNS, model, _Turns.alone)
 
 
@@ -99,14 +99,14 @@ def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
 
 
 def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Hold the shared mode lock of `model`: no other thread switches its methods between training and evaluation."""
+    """Return a context in which no other thread switches methods on `model` between training and evaluation mode."""
     return _entered(_MODES, model, _Turns.shared)
 
 
 def changing_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Hold the exclusive mode lock of `model`, to switch its methods between training and evaluation.
+    """Return a context with an exclusive lock, in which methods on `model` can switch between training and evaluation.
 
-    Raises RuntimeError in a thread that already holds the shared mode lock.
+    Entering the context raises RuntimeError in a thread that is inside the context of `keeping_modes`.
     """
     return _entered(_MODES, model, _Turns.alone)
 

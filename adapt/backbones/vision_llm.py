@@ -26,7 +26,7 @@ PROMPT = f"{IMAGE} question: {{}} answer:"
 
 @dataclass(frozen=True)
 class Vision:
-    """The vision half of a `VisionLLM`: a tower with its model, its preprocessing and a function that runs it."""
+    """The vision half of a `VisionLLM`: a tower, the model that contains the tower, preprocessing and forward pass."""
 
     model: nn.Module
     tower: Tower
@@ -39,11 +39,11 @@ class Vision:
 
 
 class VisionLLM(Backbone):
-    """A backbone made of a vision tower and a decoder language model of transformers.
+    """A backbone that combines a vision tower with a decoder-only language model from transformers.
 
-    `prompt` has {} for the question and <image> for the image. By default, it is made from the tokenizer's chat
-    template; without a template, it is a plain `question: ... answer:`. `patch_block` is the vision block whose output
-    gives the patch features, as in LLaVA.
+    `prompt` contains {} for the question and <image> for the image. The default prompt is made from the tokenizer's
+    chat template, or is `question: ... answer:` if the tokenizer has no template. `patch_block` is the index of the
+    vision block whose output gives the patch features, as in LLaVA.
     """
 
     family = "vision LLM"
@@ -61,10 +61,10 @@ class VisionLLM(Backbone):
         own = vision._eval_transform if isinstance(vision, DualEncoder) else None
         vision = Vision.of(vision) if isinstance(vision, DualEncoder) else vision
         if vision.tower.form.pooling not in ("class", "mean", "map"):
-            raise AdaptError(f"the vision tower pools by {vision.tower.form.pooling!r}; expected class, mean or map")
+            raise AdaptError(f"the vision tower has {vision.tower.form.pooling!r} pooling; expected class, mean or map")
         blocks = len(vision.tower.blocks)
         if not -blocks <= patch_block < blocks:
-            raise AdaptError(f"patch_block is {patch_block}, and the vision tower has {blocks} blocks")
+            raise AdaptError(f"patch_block is {patch_block}, but the vision tower has only {blocks} blocks")
         super().__init__(
             model=nn.ModuleDict({"vision": vision.model, "llm": llm}),
             towers={"vision": vision.tower, "decoder": decoder_tower(llm)},
@@ -77,11 +77,11 @@ class VisionLLM(Backbone):
         self.patch_block = patch_block
         self.prompt = prompt or _chat_prompt(tokenizer) or PROMPT
         if self.prompt.count("{}") != 1 or self.prompt.count(IMAGE) != 1:
-            raise AdaptError(f"prompt is {self.prompt!r}; expected {{}} for the question once, and {IMAGE} once")
+            raise AdaptError(f"prompt is {self.prompt!r}; expected exactly one {{}} for the question, and one {IMAGE}")
         self._encode, self._vision = vision.encode, vision.model
 
     def patches(self, images: Tensor) -> Tensor:
-        """Return patch features `(b, p, d)` of images `(b, 3, h, w)`: the output of `patch_block`, no class token."""
+        """Return patch features `(b, p, d)` of images `(b, 3, h, w)` after `patch_block`, without the class token."""
         tower = self.towers["vision"]
         block, outputs = tower.blocks[self.patch_block], list[Tensor]()
         with alone(self.model):  # otherwise the hook would also see other threads' calls
@@ -120,7 +120,7 @@ class VisionLLM(Backbone):
 
 
 def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the tokenizer's chat template filled with one user turn; None if the tokenizer has no template."""
+    """Return a prompt made from the tokenizer's chat template and one user message; None without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     from jinja2 import TemplateError
@@ -133,7 +133,7 @@ def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise AdaptError(
                 f"the chat template of the language model's tokenizer cannot be used ({type(error).__name__}: "
-                f"{shown(error)}): correct it, remove it, or give prompt"
+                f"{shown(error)}): correct or remove the template, or give a prompt"
             ) from error
         if IMAGE in prompt:
             break

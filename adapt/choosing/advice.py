@@ -27,7 +27,7 @@ AT_ONCE = 1024  # rows of similarities computed at once
 
 @dataclass(frozen=True)
 class Advice:
-    """Advice on a data set as four lists of images, the worst first.
+    """Advice on a data set, as four lists of images with the most serious cases first.
 
     `few` lists the images of classes that have fewer than half the median number of images, or only one group of
     images (such as photographs of one object). `confused` lists misclassified images of the most often confused pairs
@@ -41,13 +41,13 @@ class Advice:
     duplicates: list[ListedImage]
 
     def write(self, folder: Path) -> None:
-        """Write each list that is not empty to a CSV file in `folder`, such as few.csv."""
+        """Write each non-empty list of images to a CSV file in `folder`, such as few.csv."""
         for name, rows in vars(self).items():
             if rows:
                 write_csv(folder / f"{name}.csv", rows)
 
     def lines(self) -> list[str]:
-        """Return a sentence for each list that is not empty."""
+        """Return one sentence of advice for each non-empty list of images."""
         lines = []
         if self.few:
             classes = list(dict.fromkeys(row["class"] for row in self.few))
@@ -69,10 +69,10 @@ class Advice:
 
 
 def advise(split: Split, features: dict[str, Tensor], held_out: Sequence[Item], winner: Compared | None) -> Advice:
-    """Return advice on the images of `split`; `features` has unit-length features `(n, e)` for train, val and test.
+    """Return advice on the images of `split`; `features` contains unit-length features `(n, e)` of train, val and test.
 
-    `held_out` are the images that the chosen candidate `winner` was evaluated on; they are empty, and `winner` is None,
-    if nothing could be compared.
+    `held_out` contains the images that the chosen candidate `winner` was evaluated on. If nothing could be compared,
+    `held_out` is empty and `winner` is None.
     """
     return Advice(
         few=_few(split.train),
@@ -112,7 +112,7 @@ def _confused(names: Sequence[str], held_out: Sequence[Item], winner: Compared) 
 def _suspects(split: Split, features: Tensor) -> list[ListedImage]:
     """Return the training images that resemble another class much more than their own class.
 
-    Images are listed only if their class has at least three other images.
+    An image is listed only if its class has at least three other images.
     """
     labels = split.task.numbers(split.train, split.class_names)
     votes = _votes(features, labels, len(split.class_names))
@@ -133,9 +133,10 @@ def _suspects(split: Split, features: Tensor) -> list[ListedImage]:
 
 
 def _votes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return how much each image resembles each class `(n, classes)`: the mean vote of the class's other images.
+    """Return the similarity of each image to each class, `(n, classes)`, averaged over the other images of the class.
 
-    An image at cosine c has a vote in proportion to exp(s c); s is larger if cosines in the data set differ little.
+    The similarity of two images is proportional to exp(s c), where c is the cosine similarity of their features. The
+    factor s is larger if the cosine similarities in the data set differ little.
     """
     members = torch.nn.functional.one_hot(labels, classes).float()
     sharpness = SHARPNESS / _spread(features)
@@ -151,7 +152,7 @@ def _votes(features: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def _spread(features: Tensor) -> float:
-    """Return the standard deviation of the cosines of all pairs of unit-length features `(n, e)`."""
+    """Return the standard deviation of the cosine similarities of all pairs of unit-length features `(n, e)`."""
     features, pairs = features.double(), len(features) * (len(features) - 1)
     if not pairs:
         return 1.0

@@ -22,7 +22,7 @@ VIEWS = 10  # of each image, encoded once, where a recipe would encode a fresh o
 
 
 class Cost(IntEnum):
-    """Kinds of training, the cheapest first: without steps, by steps on cached features, by steps through a tower."""
+    """Kinds of training, the cheapest first: no training steps, steps on cached features, steps through a tower."""
 
     NO_STEP = 0
     STEPS_ON_FEATURES = 1
@@ -33,8 +33,8 @@ class Cost(IntEnum):
 class Candidate:
     """A method to compare, with its recipe, its name in tables, and the command that trains it.
 
-    A candidate is compared in any case if `always`, otherwise only on request or if time is left. A `preferred`
-    candidate is chosen if no other is better by more than the noise.
+    If `always` is true, the candidate is always compared, otherwise only on request or if time is left. A `preferred`
+    candidate is chosen if no other candidate is better by more than the noise.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Candidate:
 
     @property
     def final(self) -> Recipe:
-        """The recipe that `command` trains: `recipe`, with calibration (a temperature) if `calibrate`."""
+        """The recipe that `command` trains, which is `recipe`, with temperature calibration if `calibrate` is true."""
         return self.recipe.model_copy(update={"calibrate": True}) if self.calibrate else self.recipe
 
 
 def candidates(source: str, changes: dict[str, object], every: bool) -> list[Candidate]:
-    """Return the candidates to compare on the data `source`, the cheapest first; `changes` apply to all their recipes.
+    """Return the candidates to compare on the data `source`, the cheapest first; `changes` apply to all recipes.
 
-    The candidates are the methods without training steps, the methods whose steps are on cached features, and the
-    methods whose recipes ask to be compared. With `every` the other methods, whose steps pass through a tower, are
-    added. Left out are methods that predict from several views of an image or from earlier images, that learn from
-    texts alone or from numbers, or that localise anomalies.
+    The candidates are the methods without training steps, the methods that train on cached features, and the methods
+    whose recipes ask to be compared. If `every` is true, the methods that train through a tower are added. Methods are
+    excluded if they predict from several views of an image or from earlier images, if they learn from texts alone or
+    from numbers, or if they localise anomalies.
     """
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]
@@ -87,7 +87,7 @@ def _of_recipe(name: str, source: str, changes: dict[str, object], every: bool) 
 
 
 def _classifies_images(method: Method) -> bool:
-    """Return whether a method classifies single images, on a dual encoder and in the encoder's own feature space."""
+    """Return whether a method classifies single images with a dual encoder, in the encoder's own feature space."""
     own_space = not has_trait(method, Projects)
     one_image = not (method.views or has_trait(method, Stream))
     labelled = "classes" in method.tasks and not has_trait(method, DrawsMaps)
@@ -102,9 +102,9 @@ def _cost(recipe: Recipe, method: Method) -> Cost:
 
 
 def encoded_once(recipe: Recipe, method: Method) -> dict[str, object]:
-    """Return training settings that replace new random crops in every step by a few cached crops of each image.
+    """Return recipe settings for training on a few cached crops of each image, instead of random crops in each step.
 
-    The settings are empty for a method that edits the vision tower or reads images, and so cannot use cached features.
+    The settings are empty for a method that edits the vision tower or reads images, and cannot use cached features.
     """
     train = recipe.train
     if train is None or "vision" in method.touches or "images" in method.reads:
@@ -113,6 +113,6 @@ def encoded_once(recipe: Recipe, method: Method) -> dict[str, object]:
 
 
 def _as_yaml(value: object) -> str:
-    """Return `value` as text that --set reads as the same value: plain if possible, otherwise as JSON."""
+    """Return `value` as text that --set parses as the same value, in JSON format if plain text is ambiguous."""
     word = str(value)
     return word if pair(f"key={word}")[1] == value else json.dumps(value, ensure_ascii=False)

@@ -45,10 +45,10 @@ _PROBE: dict[str, object] = {  # a few steps, whatever the recipe's schedule
 
 @dataclass(frozen=True)
 class Compared:
-    """A candidate's predictions on held-out images: probabilities `(n, classes)`, and which predictions are `right`.
+    """A candidate's predictions on held-out images: probabilities `(n, classes)`, and flags for `right` predictions.
 
-    `seconds` is the time of one training, without encoding, and `size` the size of the adapter in bytes. `held_back` is
-    the number of held-out images over the number that a model learned from, or 0 if nothing is learned.
+    `seconds` is the time of one training run without image encoding, and `size` is the size of the adapter in bytes.
+    `held_back` is the number of held-out images divided by the number of training images, or 0 if nothing is learned.
     """
 
     candidate: Candidate
@@ -65,13 +65,13 @@ class Compared:
 
     @property
     def error(self) -> float:
-        """The standard error of the accuracy, as an estimate for a model that learns from other images of this kind.
+        """The standard error of the accuracy, as an estimate for a model trained on other images of the same kind.
 
-        Predictions of different folds are not independent: their models learned from much the same images, and other
-        images would have given other models. So the variance is multiplied by 1 + `held_back`, which is k / (k - 1)
-        for k folds, and 1 if nothing is learned (Nadeau and Bengio, Inference for the Generalization Error, 2003). On
-        few images the error is at least that of a sample with two more right and two more wrong (Agresti and Coull,
-        1998), because the plain estimate is too small near accuracies of 0 and 1.
+        Predictions of different folds are not independent, because the training images of the folds overlap. Therefore
+        the variance is multiplied by 1 + `held_back`, which is k / (k - 1) for k folds, and 1 if nothing is learned
+        (Nadeau and Bengio, Inference for the Generalization Error, 2003). The error is at least the error of a sample
+        with two more right and two more wrong predictions (Agresti and Coull, 1998), because for few images the usual
+        estimate is too small near accuracies of 0 and 1.
         """
         count = len(set(self.groups)) + 4
         share = (self.accuracy * len(set(self.groups)) + 2) / count
@@ -79,21 +79,21 @@ class Compared:
         return float(of_images * (1 + self.held_back) ** 0.5)
 
     def behind(self, other: Compared) -> tuple[float, float]:
-        """Return how far this accuracy is below that of `other` on the same images, and the paired standard error."""
+        """Return the accuracy of `other` minus this accuracy on the same images, and the paired standard error."""
         return _difference(other.right, self.right, self.groups)
 
 
 def _difference(one: Tensor, other: Tensor, groups: Sequence[str]) -> tuple[float, float]:
-    """Return the mean paired difference of two lists of whether predictions are right, and its standard error."""
+    """Return the accuracy of `one` minus the accuracy of `other` on the same images, and the paired standard error."""
     apart = one.double() - other.double()
     return float(apart.mean()), standard_error(apart, groups)
 
 
 class _Fold(NamedTuple):
-    """The result on one fold: probabilities `(n, classes)` of the training images with indices `held`.
+    """The result on one fold: predicted probabilities `(n, classes)` of the held-out images.
 
-    `seconds` is the time of the training, and `size` the size of the adapter in bytes; `learned` is whether it has
-    tensors.
+    `held` contains the indices of the held-out images among the training images. `seconds` is the training time, `size`
+    is the size of the adapter in bytes, and `learned` is true if the adapter has tensors.
     """
 
     held: Sequence[int]
@@ -104,7 +104,7 @@ class _Fold(NamedTuple):
 
 
 class Comparison:
-    """A comparison by cross-validation: all candidates are evaluated on the same folds of the training images."""
+    """A comparison by cross-validation, in which all candidates use the same folds of the training images."""
 
     def __init__(self, split: Split, backbone: Backbone, count: int, seed: int) -> None:
         self._split, self._backbone, self.count = split, backbone, count
@@ -114,24 +114,24 @@ class Comparison:
 
     @property
     def items(self) -> list[Item]:
-        """The training images, each held out in one fold; none if every class has only one image or group of images."""
+        """The training images that are held out in some fold; a class with one image or group has no such images."""
         return [self._split.train[place] for place in self._places]
 
     @property
     def trainings(self) -> int:
-        """The number of trainings of a candidate that is not dropped: one per fold, and a last one on all images."""
+        """The number of training runs of a candidate that is not dropped: one per fold, and one on all images."""
         return len(self._parts) + 1
 
     def run(self, candidate: Candidate) -> Compared:
-        """Train the candidate once for each fold, and predict the held-out images. Raises AdaptError as `fit` does."""
+        """Train the candidate on each fold, and return the result on held-out images. Raises AdaptError like `fit`."""
         return self._pooled(candidate, [self._tried(candidate, part, held) for part, held in self._parts])
 
     def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
-        """Return the candidate's result on all folds, or a message if it is dropped: it is behind `best` on the first.
+        """Return the candidate's result on all folds, or a message if the candidate is dropped after the first fold.
 
-        A candidate without training steps is dropped if it is more than two standard errors behind. A candidate with
-        steps, which has to be better to be chosen, is dropped if it is behind at all. If its steps pass through a
-        tower, it is dropped even earlier if it is behind after an eighth of its steps.
+        A candidate without training steps is dropped if its accuracy on the first fold is more than two standard errors
+        behind `best`. A candidate with training steps has to be better to be chosen, and is dropped if it is behind at
+        all. A candidate that trains through a tower is also dropped if it is behind after an eighth of its steps.
         """
         part, held = self._parts[0]
         if candidate.cost is Cost.STEPS_THROUGH_TOWERS:
@@ -148,7 +148,7 @@ class Comparison:
         return self._pooled(candidate, [first, *(self._tried(candidate, *each) for each in self._parts[1:])])
 
     def estimate(self, candidate: Candidate) -> float:
-        """Return the seconds that training takes on one fold, estimated from a few steps; 0 if it takes no steps."""
+        """Return the estimated training time on one fold in seconds, measured over a few steps; 0 without steps."""
         if candidate.recipe.train is None:
             return 0.0
         part, _ = self._parts[0]
@@ -165,14 +165,14 @@ class Comparison:
         return candidate.recipe.train.at(images_per_class(candidate.recipe, part))
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
-        """Return a context with one thread of torch for a candidate that trains on few features, or no limit."""
+        """Return a context that limits torch to one thread if the candidate trains on few features."""
         assert isinstance(self._backbone, DualEncoder)
         numbers = len(self._split.train) * self._backbone.embed_dim * len(self._split.class_names)
         small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
         return one_thread() if small else nullcontext()
 
     def _behind(self, fold: _Fold, best: Compared, errors: float) -> str:
-        """Return a message if the accuracy on a fold is more than `errors` standard errors behind `best`; else ""."""
+        """Return a message if the accuracy on a fold is over `errors` standard errors behind `best`, otherwise ""."""
         numbers = {place: number for number, place in enumerate(self._places)}
         held = [numbers[place] for place in fold.held]
         right = self._right(fold.probabilities, fold.held)
@@ -218,7 +218,7 @@ class Comparison:
 def _trained(
     candidate: Candidate, split: Split, backbone: Backbone, changes: dict[str, object] | None = None
 ) -> tuple[AdaptedModel, Result]:
-    """Train the candidate on the training images of `split`, with `changes` to its training settings."""
+    """Train the candidate on `split` with `changes` to the training settings, and return the model and the result."""
     recipe = candidate.recipe
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, AdaptedModel)  # candidates are for dual encoders
@@ -227,11 +227,11 @@ def _trained(
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
-    """Return the method to choose, and all methods that are as good as the best within the noise, the best first.
+    """Return the chosen method, and all methods that are as good as the best method within the noise, the best first.
 
-    A method is as good if it is behind the best by no more than two standard errors of the paired difference. Among
-    these methods a preferred one is chosen, or else the most accurate in the cheapest class of training cost (`Cost`).
-    The choice does not depend on measured seconds, nor on luck among methods that are equally good.
+    A method is equally good if it is at most two standard errors of the paired difference behind the best method. Among
+    the equally good methods, a preferred method is chosen, or else the most accurate method of the cheapest kind of
+    training (`Cost`). The choice does not depend on measured times, nor on luck among equally good methods.
     """
     best = max(compared, key=lambda each: each.accuracy)
     alike = []
@@ -244,7 +244,7 @@ def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence log messages less severe than errors in the `with` block, which trains many models."""
+    """Silence log messages below the level of errors in the `with` block, which trains many models."""
     logger = logging.getLogger("adapt")
     level = logger.level
     logger.setLevel(logging.ERROR)

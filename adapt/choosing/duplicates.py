@@ -25,9 +25,9 @@ ListedImage = dict[str, str | float]  # a row of a list: the image's path and cl
 
 
 def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[ListedImage]:
-    """Return a row for each test or validation image that almost duplicates a training image, the most alike first.
+    """Return a row for each test or validation image that almost duplicates a training image, the most similar first.
 
-    `features` has unit-length features `(n, e)` for train, val and test.
+    `features` contains unit-length features `(n, e)` of train, val and test.
     """
     thumbnail = lru_cache(KEPT)(_thumbnail)
     rows: list[ListedImage] = []
@@ -61,5 +61,5 @@ def _thumbnail(path: str, turned: bool) -> Tensor:
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
-    """Return the correlation of two thumbnails, or the correlation with the second one mirrored if it is larger."""
+    """Return the correlation of two thumbnails, or of one thumbnail and the mirrored second, whichever is larger."""
     return max(float((one * other).sum()), float((one * other.flip(-1)).sum()))

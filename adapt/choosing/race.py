@@ -22,7 +22,7 @@ KEPT_UP = 1, 4  # prior for the time left: of methods with steps, one in four ke
 def race(
     comparison: Comparison, listed: Sequence[Candidate], budget: float | None, progress: bool
 ) -> tuple[list[Compared], dict[str, str]]:
-    """Compare the `listed` candidates; return the results, and by name the reasons why others were dropped or failed.
+    """Compare the `listed` candidates; return the results, and a dict of reasons why candidates were dropped or failed.
 
     A candidate that is not marked `always` is compared only if the `budget`, in seconds, leaves time for it. Raises
     AdaptError if no candidate could be trained.
@@ -34,12 +34,12 @@ def race(
             logger.info("  %2d of %d  %s", number, len(listed), runners.result(candidate.name, listed[number:]))
     if listed and not runners.compared:
         name, reason = next(iter(runners.left_out.items()))
-        raise AdaptError(f"no method could be compared; {name}: {reason}")
+        raise AdaptError(f"no method could be compared; for example, {name} failed: {reason}")
     return runners.compared, runners.left_out
 
 
 class _Race:
-    """A comparison in progress: results of candidates, reasons why candidates were left out, and times."""
+    """The state of a running comparison: results of candidates, reasons why candidates were left out, and times."""
 
     def __init__(self, comparison: Comparison, listed: Sequence[Candidate], budget: float | None) -> None:
         self.compared, self.left_out = list[Compared](), dict[str, str]()
@@ -53,7 +53,7 @@ class _Race:
                     self._seconds[candidate.name] = comparison.estimate(candidate)
 
     def run(self, candidate: Candidate) -> None:
-        """Evaluate a candidate, and store its result or the reason why it is left out."""
+        """Evaluate a candidate, and store the result or the reason why the candidate is left out."""
         started = time.monotonic()
         try:
             outcome = self._over_budget(candidate) or self._tried(candidate)
@@ -71,7 +71,7 @@ class _Race:
         return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.accuracy))
 
     def _over_budget(self, candidate: Candidate) -> str:
-        """Return a message if the budget leaves no time for the candidate; otherwise ""."""
+        """Return a message if the time budget does not suffice for the candidate, otherwise ""."""
         if self._budget is None or candidate.always:
             return ""
         left = self._budget - (time.monotonic() - self._started)
@@ -83,7 +83,7 @@ class _Race:
         return f"{more}, and the budget is {readable_time(self._budget)}"
 
     def result(self, name: str, others: Sequence[Candidate]) -> str:
-        """Return a line on the last candidate `name`: its accuracy or why it has none, and the time for `others`."""
+        """Return a line with the last candidate's accuracy or why it was left out, and the time needed for `others`."""
         left = f"  (about {readable_time(self._left(others))} left)" if others else ""
         if name in self.left_out:
             return f"{name:22} left out: {self.left_out[name]}{left}"
@@ -91,7 +91,7 @@ class _Race:
         return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %{left}"
 
     def _left(self, others: Sequence[Candidate]) -> float:
-        """Return the estimated seconds for the candidates `others`, if they are dropped as often as earlier ones."""
+        """Estimate the seconds for the candidates `others`, if they are dropped as often as earlier candidates."""
         plain = [seconds for candidate, seconds in self._ran if candidate.cost is Cost.NO_STEP]
         each_plain = sum(plain) / max(1, len(plain))
         stepped = [candidate.name for candidate, _ in self._ran if candidate.cost is not Cost.NO_STEP]

@@ -53,22 +53,22 @@ def recommend(
     progress: bool = True,
     track: Track = (),
 ) -> Recommendation:
-    """Compare methods on the training images of `data`, and train the chosen one on all of them.
+    """Compare methods on the training images of `data`, and train the chosen method on all training images.
 
     Methods are compared by cross-validation over `folds` stratified folds, by default the median number of images per
-    class, but at most five; if the data names groups of images, a group is never split. Test images play no part in
-    the choice. The candidates are zero-shot classification, methods without training steps, methods with steps on
-    cached features, and CoOp. `every` adds the methods whose steps pass through a tower; a `budget` in seconds adds as
-    many of them as there is time for. A method is dropped if it is behind the best so far on the first fold (see
-    `Comparison.raced`).
+    class, but at most five. If the data names groups of images, a group is never split. Test images are not used for
+    the choice. The candidates are zero-shot classification, methods without training steps, methods that train on
+    cached features, and CoOp. `every` adds the methods that train through a tower, and a `budget` in seconds adds as
+    many of these methods as there is time for. A method is dropped if it is behind the best method so far on the first
+    fold (see `Comparison.raced`).
 
-    `shots` images per class are used, by default all; `overrides` such as `data.broken=skip` apply to all recipes.
-    `out`, a new folder, becomes the run directory of the chosen method, with recommendation.json, methods.csv,
-    report.html, and a list of files for each piece of advice; the comparison stays there even if the training fails.
-    The trackers in `track` follow that training, as in `fit`.
+    `shots` images per class are used, by default all. `overrides` such as `data.broken=skip` apply to all recipes.
+    `out`, a new folder, becomes the run directory of the chosen method. The comparison is also written to `out`, as
+    recommendation.json, methods.csv, report.html and a CSV file for each kind of advice, and remains there even if the
+    training fails. The trackers in `track` log the training, as in `fit`.
 
-    Raises AdaptError for data without training images, with one class or with questions, fewer than two folds, an `out`
-    that exists or lies inside the data, and if no method can be trained.
+    Raises AdaptError for data without training images, with one class or with questions, for fewer than two folds, for
+    an `out` that exists or is inside the data, and if no method can be trained.
     """
     tracked_by = trackers(track, out)
     given = {"data.root": root, "data.names": names, "backbone": backbone, "seed": seed, "device": device}
@@ -110,9 +110,9 @@ def recommend(
 
 @contextmanager
 def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
-    """Create the folder `out` for the `with` block, and remove it afterwards if nothing was written to it.
+    """Create the folder `out` for the `with` block, and remove the folder afterwards if nothing was written to it.
 
-    Raises AdaptError if `out` exists, cannot be created, or lies inside the data.
+    Raises AdaptError if `out` exists, cannot be created, or is inside the data.
     """
     check_alone()
     if out is None:
@@ -121,13 +121,13 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
     out = Path(out)
     if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
         raise AdaptError(
-            f"{out} lies inside the data {data}, where it would be taken for a class: choose another --out"
+            f"{out} is inside the data folder {data}, where a new folder would count as a class: choose another --out"
         )
     check_free(out)
     try:
         out.mkdir(parents=True)
     except OSError as error:
-        raise AdaptError(f"cannot make {out}: {error.strerror or error}; choose another place") from error
+        raise AdaptError(f"cannot create {out}: {error.strerror or error}; choose another --out") from error
     try:
         yield out
     finally:
@@ -136,28 +136,28 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
 
 
 def _check_comparable(split: Split) -> None:
-    """Raise AdaptError for data on which methods cannot be compared: texts, another task than classes, or one class."""
+    """Raise AdaptError if methods cannot be compared on the data: no images, no classification, or only one class."""
     if not split.train[0].paths:
-        raise AdaptError(f"{split.name} has texts, but methods are compared on images: train `close` on texts")
+        raise AdaptError(f"{split.name} contains texts, but methods are compared on images: train `close` on texts")
     if split.task.comparable:
         raise AdaptError(f"{split.name}: {split.task.comparable}")
     if len(split.class_names) < 2:
         split.check_classes()
-        raise AdaptError(f"{split.name} has one class, {split.class_names[0]!r}; expected at least two to tell apart")
+        raise AdaptError(f"{split.name} has only one class, {split.class_names[0]!r}; expected at least two classes")
 
 
 def _dual_encoder(backbone: Backbone) -> DualEncoder:
-    """Return `backbone` itself. Raises AdaptError unless it is a dual encoder, on which methods can be compared."""
+    """Return `backbone` unchanged. Raises AdaptError if the backbone is not a dual encoder, as a comparison needs."""
     if isinstance(backbone, DualEncoder):
         return backbone
     raise AdaptError(
-        f"{backbone.describe()} is a {backbone.family}; expected a dual encoder such as CLIP or SigLIP, on which "
-        "methods are compared: give another --backbone, and images without questions"
+        f"{backbone.describe()} is a {backbone.family}, but methods are only compared on a dual encoder such as CLIP "
+        "or SigLIP: give another --backbone, and images without questions"
     )
 
 
 def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, object]:
-    """Return what a comparison was made on, as plain data: data set, backbone, folds, numbers of images and classes."""
+    """Return a dict that describes a comparison's inputs: data set, backbone, folds, numbers of images and classes."""
     return {
         "data": recipe.data.source,
         "backbone": recipe.backbone,
@@ -172,7 +172,7 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, ob
 
 
 def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, Tensor]:
-    """Return the unit-length features `(n, e)` of the images in train, val and test, and cache them for later."""
+    """Return the unit-length features `(n, e)` of the images in train, val and test, and cache the features."""
     model = wrap(backbone.turning(split.turned), ZeroShot(), split.class_names)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
@@ -180,7 +180,7 @@ def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, 
 
 
 def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -> list[str]:
-    """Return remarks on a comparison: whether class names help, and which classes could not be held out."""
+    """Return remarks on a comparison: whether class names help, and which classes have too few images to hold out."""
     if not comparison.items:
         return [
             "Every class has only one training image (or one group of images), so none can be held out: which method "

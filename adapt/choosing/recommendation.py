@@ -20,10 +20,10 @@ logger = logging.getLogger("adapt")
 
 
 class MethodRow(TypedDict):
-    """The figures of one method, and the command that trains it.
+    """The results of one method in the comparison, and the command that trains the method.
 
-    `accuracy` in [0, 1] is by cross-validation, and `error` its standard error. `behind` is how far the accuracy is
-    below the best method's, and `behind_error` the standard error of this difference.
+    `accuracy` in [0, 1] comes from cross-validation, and `error` is its standard error. `behind` is the best method's
+    accuracy minus this accuracy, and `behind_error` is the standard error of this difference.
     """
 
     method: str
@@ -38,11 +38,11 @@ class MethodRow(TypedDict):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A comparison of methods, the one that was chosen and trained, and advice on the images.
+    """The result of comparing methods: a row per method, the chosen method and its training, and advice on the images.
 
-    `rows` are the methods, the best first, and `alike` the names of those that are as good as the best within the
-    noise. `about` says what the methods were compared on. `result` is the training of the chosen method on all images,
-    measured on the test images if there are any; None until it is trained.
+    `rows` describes the compared methods, the best first. `alike` names the methods that are as good as the best method
+    within the noise. `about` describes the data and settings of the comparison. `result` is the result of training the
+    chosen method on all images, evaluated on the test images if there are any; before the training, `result` is None.
     """
 
     chosen: str
@@ -61,11 +61,11 @@ class Recommendation:
 
     @property
     def estimate(self) -> tuple[float, float] | None:
-        """The chosen method's accuracy by cross-validation and its standard error; None if nothing was compared."""
+        """The chosen method's cross-validated accuracy and the standard error; None if nothing was compared."""
         return next(((row["accuracy"], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
 
     def as_json(self) -> dict[str, object]:
-        """Return the recommendation as plain data, the content of recommendation.json."""
+        """Return the recommendation as a dict, which is the content of recommendation.json."""
         return {
             **self.about,
             "chosen": self.chosen,
@@ -93,7 +93,7 @@ class Recommendation:
         return "\n".join(lines)
 
     def _table(self) -> list[str]:
-        """Return the lines of a table: a line for each compared method, and one line for all methods left out."""
+        """Return the lines of a table: one line for each compared method, and one line for all omitted methods."""
         width = max(len(row["method"]) for row in self.rows)
         lines = [f"{'':{width}}  accuracy, %    seconds  adapter"]
         for row in self.rows:
@@ -109,7 +109,7 @@ class Recommendation:
         return lines
 
     def _choice(self) -> list[str]:
-        """Return sentences on why the method was chosen, and what accuracy to expect."""
+        """Return sentences that explain why the method was chosen, and which accuracy to expect."""
         assert self.estimate is not None
         best = self.rows[0]["method"]
         alike = [name for name in self.alike if name not in (self.chosen, best)]
@@ -132,16 +132,16 @@ class Recommendation:
         ]
 
     def write(self, out: Path) -> None:
-        """Write recommendation.json, methods.csv and the lists of the advice into the folder `out`."""
+        """Write recommendation.json, methods.csv and the CSV files of the advice to the folder `out`."""
         write_text(out / "recommendation.json", plain.dump(self.as_json(), indent=2) + "\n")
         if self.rows:
             write_csv(out / "methods.csv", self.rows)
         self.advice.write(out)
 
     def report(self, out: Path) -> None:
-        """Write report.html about the comparison and the run in the folder `out`, if matplotlib is installed."""
+        """Write report.html, which describes the comparison and the training, to `out` if matplotlib is installed."""
         if find_spec("matplotlib") is None:
-            logger.warning("report.html is left out: %s", missing("it", "matplotlib", "plot"))
+            logger.warning("report.html is not written: %s", missing("the report", "matplotlib", "plot"))
             return
         from adapt.protocols.report import report
 
@@ -149,7 +149,7 @@ class Recommendation:
 
 
 def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
-    """Return a row of figures for each method that was compared, the best first."""
+    """Return a row of results for each compared method, the best method first."""
     rows: list[MethodRow] = []
     ranked = sorted(compared, key=lambda each: -each.accuracy)
     for each in ranked:

@@ -81,7 +81,7 @@ class _Commands(click.Group):
             raise SystemExit(130) from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run a command. Exit codes: 0 for success, 2 for a mistake or lack of memory or disk, 130 after Ctrl-C."""
+        """Run a command and exit with code 0 for success, 2 for a user error or full memory or disk, 130 for Ctrl-C."""
         try:
             _check_package()
             return super().main(*args, **kwargs)
@@ -97,7 +97,7 @@ class _Commands(click.Group):
 
 
 def _lacking(error: Exception) -> str | None:
-    """Return a message if `error` means that memory or disk ran out, by its type or text; None for other errors."""
+    """Return a message if `error` means that memory or disk space ran out; return None for other errors."""
     message = str(error).lower()
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk that is written to is full: free some space, or write elsewhere"
@@ -109,20 +109,20 @@ def _lacking(error: Exception) -> str | None:
 
 
 class _Shown(logging.Formatter):
-    """A log formatter that escapes control characters, so that no name in a message controls the terminal."""
+    """A log formatter that escapes control characters, so that a name in a message cannot control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(shown, super().format(record).splitlines()))
 
 
 def _check_package() -> None:
-    """Raise AdaptError if PyPI's `adapt`, another project with our package's name, has overwritten our files."""
+    """Raise AdaptError if PyPI's package `adapt`, an unrelated project, has overwritten files of this package."""
     import adapt
 
     if "wrap" not in getattr(adapt, "__all__", ()):
         raise AdaptError(
-            "another project has overwritten the files of adapt-vlm: PyPI's adapt is not this one; run `pip uninstall "
-            "adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or the same for your checkout"
+            "the package adapt from PyPI, an unrelated project, has overwritten files of adapt-vlm: run `pip uninstall "
+            "adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or give pip your checkout instead"
         )
 
 

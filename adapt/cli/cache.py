@@ -12,8 +12,8 @@ from adapt.shown import shown
 def cache(clear: bool) -> None:
     """Show how much disk space the cached image features take, or clear them.
 
-    They are kept in $ADAPT_CACHE (default: ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB GiB (default: 4):
-    beyond that, the least recently used ones are deleted.
+    Features are stored in $ADAPT_CACHE (default: ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB GiB
+    (default: 4). Beyond this limit, the least recently used features are deleted.
     """
     from adapt.cli.quiet import quiet_libraries
 

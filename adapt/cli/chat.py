@@ -89,9 +89,7 @@ def _answering(
     if isinstance(model, ChatModel):
         return _Conversation(model, pictures, settings)
     if not isinstance(model, SpeakingModel):
-        raise AdaptError(
-            f"{adapter} is for a {model.backbone.family}, which does not answer in words: use `adapt predict`"
-        )
+        raise AdaptError(f"{adapter} is for a {model.backbone.family}, which cannot chat: use `adapt predict`")
     if len(pictures) > 1:
         raise AdaptError(f"{adapter} answers about one image at a time, and {len(pictures)} are given: give one")
     return lambda question: model.answer(pictures[0], question, **settings).text
@@ -115,7 +113,7 @@ class _Conversation:
 
 
 def _converse(answer: Callable[[str], str]) -> None:
-    """Answer each question that the user types, until an empty line. Errors are printed and do not end the chat."""
+    """Answer the questions that the user types, until an empty line. Errors are printed and do not end the chat."""
     for question in iter(_typed, ""):
         try:
             click.echo(_lines(answer(question)))
@@ -124,12 +122,12 @@ def _converse(answer: Callable[[str], str]) -> None:
 
 
 def _lines(answer: str) -> str:
-    """Return an answer with its line breaks, and with control characters escaped that would steer a terminal."""
+    """Escape control characters, which could control the terminal, in an answer, but keep the answer's line breaks."""
     return "\n".join(map(shown, answer.split("\n")))
 
 
 def _typed() -> str:
-    """Return the next question that the user types; "" at the end of the input."""
+    """Read the next question from the terminal and return its text; return "" at the end of the input."""
     try:
         return str(click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True)).strip()
     except click.Abort:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """List the papers' data sets, check data before training on it, and view it.
+    """List the papers' data sets, check data before training, and view data.
 
     \b
     Examples:
@@ -37,7 +37,7 @@ def data() -> None:
 
 @data.command("list")
 def list_sets() -> None:
-    """List the data sets known by name, and where the files of the papers' data sets go."""
+    """List the data sets that are available by name, and where to put the files of the papers' data sets."""
     from adapt.data.emoji import bundled
     from adapt.data.readers import published, torchvision_sets
 
@@ -66,16 +66,17 @@ _source = common.together(
 def check(source: str, folder: str | None, root: str | None, out: Path | None) -> None:
     """Check SOURCE for files and labels that would stop training, and for anything unusual.
 
-    SOURCE is a name from `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that holds the
-    published sets, or that paths inside a .csv or .json start from. Every check runs; nothing is downloaded.
+    SOURCE is a name from `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that contains
+    the published data sets, or that paths inside a .csv or .json are relative to. Nothing is downloaded.
 
-    Problems stop training. They are printed one per line, and the exit code is then 2: images that are missing, empty,
-    truncated, or need a library (HEIC), masks and regions that do not fit, classes without a training image, and
-    counts that differ from the published ones.
+    Problems stop training. They are printed one per line, and the exit code is then 2. Problems are images that are
+    missing, empty, truncated or need a library (HEIC), masks and regions that do not fit the image, classes without a
+    training image, and numbers of images that differ from the published numbers.
 
-    Notes stop nothing: picture files that are not in the data, one picture with two labels, copies of training images
-    in val or test, copies within a part, classes with a single image, photographs that EXIF turns, misnamed files,
-    16-bit, CMYK and animated images, and images of more than 24 megapixels. --out lists every file concerned.
+    Notes do not stop training. Notes are about image files that are not in the data, identical images with two labels,
+    copies of training images in val or test, copies within train, val or test, classes with a single image, photographs
+    that EXIF rotates, files with a wrong suffix, 16-bit, CMYK and animated images, and images of more than 24
+    megapixels. --out lists all these files.
     """
     from adapt.data import checks, looking
     from adapt.data.check import check_root
@@ -104,7 +105,7 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None) -
 
 
 def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:
-    """Print the problems of a data set, or that it has none, and then the notes."""
+    """Print the problems of a data set, or a message that there are no problems, and then the notes."""
     for finding in findings:
         if finding.stops:
             click.echo(shown(finding.line))
@@ -132,12 +133,13 @@ def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
 
 
 def _size(part: str, items: Sequence[Item]) -> str:
-    return f"{part} {len(items):,}" + (" texts" if items and not items[0].path else "")
+    alone = items and not (items[0].path or items[0].task.mixes_texts)
+    return f"{part} {len(items):,}" + " texts" * bool(alone)
 
 
 def _root(folder: str | None, root: str | None) -> str | None:
     if None not in (folder, root) and folder != root:
-        raise AdaptError(f"the root is given twice, as {folder} and as --root {root}: give it once")
+        raise AdaptError(f"the root is given twice, as {folder} and as --root {root}: give only one of them")
     return root or folder
 
 
@@ -177,7 +179,7 @@ def show(
 ) -> None:
     """Draw a few images of each class of SOURCE, with the class names, in one PNG.
 
-    SOURCE and ROOT are as for `adapt data check`. An image that cannot be decoded is crossed out.
+    SOURCE and ROOT are the same as for `adapt data check`. An image that cannot be decoded is crossed out.
     """
     from adapt.data.contact_sheet import contact_sheet
     from adapt.data.readers import load
@@ -209,9 +211,9 @@ def match(
     source: str, folder: str | None, root: str | None, texts: str, out: Path, part: str, top: int, backbone: str,
     device: str,
 ) -> None:  # fmt: skip
-    """Write a CSV that pairs each image of SOURCE with those texts of its class whose features are nearest to it.
+    """Write a CSV that pairs each image of SOURCE with the texts of its class that have the most similar features.
 
-    The CSV has a line per pair, with the columns path and text; paths are relative to the root of the data.
+    The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load
@@ -224,12 +226,12 @@ def match(
     split.check_classes()
     if not Path(split.root).is_dir():
         raise AdaptError(
-            f"the images of {shown(split.name)} are not files in a folder, so a CSV cannot name them: give a data set "
-            "of image files"
+            f"the images of {shown(split.name)} are not files in a folder, so a CSV cannot contain their paths: give a "
+            "data set of image files"
         )
     items = [item for item in getattr(split, part) if item.path]
     if not items:
-        raise AdaptError(f"{shown(split.name)} has no images in its part {part}: choose another --part")
+        raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.methods.zero_shot import ZeroShot

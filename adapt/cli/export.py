@@ -50,14 +50,15 @@ def export(
     part: str,
     backbone: str | None,
 ) -> None:
-    """Export ADAPTER with all that it needs to a new folder, to use without adapt, or without Python.
+    """Export ADAPTER with everything needed to run it to a new folder, for use without adapt or even without Python.
 
-    With --to, the image tower with the method folded in becomes a model from images to logits, for any number of
-    images. Beside it, export.json has the class names, the preprocessing and, with --data, the accuracy. A method is
-    refused if its answer for an image depends on other images. html is one page that classifies pictures offline.
+    With --to, the image tower, including the changes by the method, is exported as a model from any number of images to
+    logits. The file export.json contains the class names, the preprocessing and, with --data, the accuracy. A method
+    cannot be exported if its prediction for an image depends on other images. The form html is a web page that
+    classifies images offline.
 
-    With --compact, predict, eval and inspect take the folder as an adapter. The folder of a DAS adapter is smaller than
-    its backbone, on disk and in memory.
+    With --compact, adapter and backbone are exported to a folder that predict, eval and inspect accept as an adapter.
+    For a DAS adapter, the folder is smaller than the full backbone, on disk and in memory.
 
     \b
     Examples:
@@ -69,7 +70,7 @@ def export(
     if compact == (to is not None):
         raise AdaptError(f"give either --compact or --to {'|'.join(_FORMS)}")
     if compact and (int8 or runtime or classes or data):
-        raise AdaptError("--int8, --runtime, --classes and --data go with --to: leave them out, or leave --compact out")
+        raise AdaptError("--int8, --runtime, --classes and --data need --to, not --compact: leave out these options")
     from adapt.cli.quiet import quiet_libraries
 
     check_free(out)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
 def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
-    """Show what ADAPTER holds: method, backbone, classes, sizes, origin, and words nearest to its learned tokens."""
+    """Show the contents of ADAPTER: method, backbone, classes, sizes, origin, and words nearest to learned tokens."""
     from adapt import plain
     from adapt.cli.quiet import quiet_libraries
     from adapt.formats.adapter import read_tensors
@@ -112,9 +112,9 @@ def _show_words(model: AdaptedModel, count: int) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @common.of_adapter
 def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
-    """Fold a LoRA ADAPTER into a copy of its backbone, and write that to the new FOLDER in the backbone's own format.
+    """Merge a LoRA ADAPTER into a copy of its backbone, and save the copy to the new FOLDER in the backbone's format.
 
-    The result needs neither adapt nor peft. To use it with adapt, give `--backbone FOLDER`.
+    The merged model needs neither adapt nor peft. To use the model with adapt, give `--backbone FOLDER`.
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -158,21 +158,21 @@ def convert(
     method: str | None,
     settings: tuple[str, ...],
 ) -> None:
-    """Import SOURCE as the adapter TARGET, or export an adapter to peft's layout.
+    """Import SOURCE as the adapter TARGET, or export an adapter as a LoRA folder for peft.
 
     \b
     SOURCE is one of
       a published checkpoint (model.pth.tar-50) of CoOp or, with --method, of CoCoOp, MaPLe, IVLP or VPT:
         needs --backbone and --classes
-      a mm_projector.bin or a .safetensors of LLaVA's, with --method vlora or projector:
+      a mm_projector.bin or .safetensors file of a LLaVA, with --method vlora or projector:
         needs --backbone VISION+LLM
-      a folder in peft's LoRA layout:
-        needs --classes, and --backbone if it names none; neither if adapt wrote it
+      a LoRA folder of peft:
+        needs --classes, and --backbone if the folder names no backbone; neither if written by adapt
       an adapter of adapt, with --to peft:
-        TARGET becomes a folder in peft's layout
+        TARGET becomes a LoRA folder of peft
 
-    Only this command reads pickles. It loads weights only, and refuses a pickle that names anything but tensors and
-    Dassl's records.
+    No other command reads pickles. Only weights are loaded, and a pickle with anything but tensors and the training
+    records of Dassl is refused.
     """
     from adapt.cli.quiet import quiet_libraries
 
@@ -184,7 +184,8 @@ def convert(
         if source.suffix == ".safetensors" and method is None:
             if target_form != "peft":
                 raise AdaptError(
-                    f"{source} is an adapter already: give --to peft to export it, or --method to import it"
+                    f"{source} is taken for an adapter of adapt, which needs no import: give --to peft to export the "
+                    "adapter, or --method to import another kind of file"
                 )
             from adapt.formats.peft_layout import export
 
@@ -192,7 +193,7 @@ def convert(
             return
         if target_form == "peft":
             raise AdaptError(
-                f"--to peft exports an adapter of adapt, and {source} is not one: leave --to out to import it"
+                f"--to peft exports an adapter of adapt, but {source} is not an adapter: leave out --to for an import"
             )
         click.echo(f"written to {_imported(source, backbone, classes, method, settings).save(target)}")
 
@@ -207,12 +208,12 @@ def _imported(
 
     if source.is_dir():
         if method or settings:
-            raise AdaptError(f"{source} is in peft's layout, which holds its settings: leave --method and --set out")
+            raise AdaptError(f"{source} is a peft folder, which contains all settings: leave --method and --set out")
         given_names = common.class_names(classes)
         return peft_import.load(source, common.given_backbone(backbone, "cpu"), given_names, device="cpu")
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
-        raise AdaptError(f"{source} names neither backbone nor classes: give --backbone and --classes FILE")
+        raise AdaptError(f"{source} does not record its backbone and classes: give --backbone and --classes FILE")
     names = common.class_names(classes) or []
     given: dict[str, object] = {}
     for setting in settings:

@@ -47,9 +47,9 @@ _root = click.option(
 def index(
     source: Path, out: Path, backbone: str | None, of_pairs: bool, root: Path | None, adapter: Path | None, device: str
 ) -> None:  # fmt: skip
-    """Build an index of SOURCE, a list of texts or a folder of images, for search and for naming images.
+    """Build an index of the texts or images in SOURCE, for `adapt search` and for `adapt predict --vocabulary-free`.
 
-    SOURCE is a .txt with a text per line, a .csv with a column text, or a folder, searched at any depth.
+    SOURCE is a .txt with one text per line, a .csv with a column text, or a folder of images, searched at any depth.
 
     \b
     Examples:
@@ -63,7 +63,7 @@ def index(
 
     check_writable(out)
     if root is not None and not of_pairs:
-        raise AdaptError("--root is the folder of the images of --pairs: leave it out, or give --pairs")
+        raise AdaptError("--root is the folder of the images for --pairs: leave --root out, or add --pairs")
     if adapter is None:
         backbone = backbone or common.default_backbone(str(source))
         common.say_backbone(backbone, str(source))
@@ -104,10 +104,10 @@ def search(
 ) -> None:  # fmt: skip
     """Find the texts, images or pairs in INDEX whose features are nearest to QUERIES, which are texts or image files.
 
-    The search is exact. In an index of pairs, a query may also be a .csv with the columns path and text. Each of its
-    lines is then a query, named by its path.
+    The search is exact. For an index of pairs, a query may also be a .csv with the columns path and text. Each row is
+    then a separate query, named by the path.
 
-    With an adapter of the method xbt for the backbone of INDEX, a newer backbone encodes the queries.
+    With an adapter of the method xbt, queries can be encoded by a newer backbone than the backbone of INDEX.
 
     \b
     Examples:
@@ -119,7 +119,7 @@ def search(
 
     of_pairs = any(map(_lists_pairs, queries))
     if root is not None and not of_pairs:
-        raise AdaptError("--root is the folder of the images in a .csv of pairs, and no query is a .csv: leave it out")
+        raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
     with quiet_libraries():
         from adapt.retrieval.index import load_index
 
@@ -128,8 +128,8 @@ def search(
         stored.check(model)
         if of_pairs and stored.header.kind != "pairs":
             raise AdaptError(
-                f"{index} is an index of {stored.header.kind}, and a query is a .csv of pairs: give an index made by "
-                "`adapt index --pairs`, or texts or images as queries"
+                f"{index} is an index of {stored.header.kind}, but a query is a .csv of pairs: give an index made by "
+                "`adapt index --pairs`, or give texts or images as queries"
             )
         encode = _encoded if share is None else _between(stored, model, share, device)
         for query in queries:
@@ -140,22 +140,22 @@ def search(
 
 
 def _entries(source: Path) -> tuple[list[str], bool]:
-    """Return the texts or image paths to index from `source`, and whether they are images."""
+    """Return the texts or image paths of `source`, which are to be indexed, and a flag that is true for images."""
     from adapt.data.readers.lines import read_lines
     from adapt.data.readers.texts_file import read_texts
 
     if source.is_dir():
         images = images_in(str(source))
         if not images:
-            raise AdaptError(f"the folder {source} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+            raise AdaptError(f"the folder {source} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
         return images, True
     if source.suffix not in (".csv", ".txt"):
-        raise AdaptError(f"{source} is neither a folder of images nor a .txt or .csv file of texts")
+        raise AdaptError(f"{source} cannot be indexed; expected a folder of images, or a .txt or .csv file of texts")
     return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), False
 
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
-    """Return the model that encodes: the adapter's, or a zero-shot model on the backbone if no adapter is given."""
+    """Return the model for encoding: the backbone with the adapter, or a zero-shot model if no adapter is given."""
     from adapt.backbones.base import DualEncoder
     from adapt.loading import load
     from adapt.methods.zero_shot import ZeroShot
@@ -166,9 +166,9 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
     model = None if adapter is None else load(adapter, loaded, device=device)
     of = loaded if model is None else model.backbone
     if of is None:
-        raise AdaptError("no backbone to encode with is named: give --backbone, such as mini-clip, or --adapter")
+        raise AdaptError("no backbone is given for encoding: give --backbone, such as mini-clip, or --adapter")
     if not isinstance(of, DualEncoder):
-        raise AdaptError(f"{of.describe()} has no features of texts and images to compare: use a CLIP or SigLIP")
+        raise AdaptError(f"{of.describe()} does not encode texts and images separately: use a CLIP or SigLIP")
     if model is None:  # and no adapter says otherwise: photographs are turned upright
         model = wrap(of.turning(True), ZeroShot(), ("object",))
     assert isinstance(model, AdaptedModel)  # as of every dual encoder
@@ -176,7 +176,7 @@ def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedMo
 
 
 def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:
-    """Return the features of a query as an index: of one text, of one image file, or of all pairs in a .csv."""
+    """Encode a query (a text, an image file or a .csv of pairs), and return the features as an `Index`."""
     from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
 
@@ -194,17 +194,18 @@ def _lists_pairs(query: str) -> bool:
 
 
 def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _Encode:
-    """Return a function that encodes a query by the index's backbone and by `model`, and interpolates (slerp).
+    """Return a function that encodes a query by the index's backbone and by `model`, and interpolates the features.
 
-    `share` is the weight of `model`. Raises AdaptError if its adapter does not map into the index's feature space.
+    `share` is the weight of `model` in the spherical interpolation (slerp). Raises AdaptError if the adapter of `model`
+    does not map into the index's feature space.
     """
     from adapt.methods.base.space import space_of
     from adapt.retrieval.slerp import slerp
 
     if space_of(model.method) is None:
         raise AdaptError(
-            "--slerp interpolates between the features of two backbones, and there is only one: give an --adapter of "
-            "the method xbt, or leave --slerp out"
+            "--slerp interpolates between the features of two backbones, but only one backbone is given: give an "
+            "--adapter of the method xbt, or leave --slerp out"
         )
     old = _model(index.header.backbone, None, device)
     index.check(old)

@@ -22,25 +22,25 @@ GRACE = 10.0  # seconds for the others to end by themselves once one has failed
 
 
 def is_main() -> bool:
-    """Return whether this process is the main or only one of a run, which prints and writes the results."""
+    """Return whether this process is the main or only process of a run, which prints and writes the results."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def launched(count: int, device: str) -> int:
-    """Run the present command again in `count` processes that train together, and return 0 or the first failing status.
+    """Rerun the current command in `count` processes that train together, and return 0 or the first nonzero exit code.
 
-    The main process prints the results. The other processes' errors are printed after all have ended. Ctrl-C reaches
-    all processes. Raises AdaptError if two processes would share an accelerator.
+    The main process prints the results. Errors of the other processes are printed after all processes have ended.
+    Ctrl-C is sent to all processes. Raises AdaptError if two processes would share an accelerator.
     """
     available = devices.count()
     if ":" in device:
         raise AdaptError(
-            f"--device {device} is a single device, and --processes {count} need one each: give only a kind of device, "
-            "such as cuda, or auto"
+            f"--device {device} is a single device, but --processes {count} needs one device per process: give only "
+            "the type of device, such as cuda, or auto"
         )
     if device != "cpu" and 0 < available < count:
         raise AdaptError(
-            f"--processes {count} need an accelerator each, and there are {available}: give at most {available}"
+            f"--processes {count} needs {count} accelerators, but there are only {available}: give at most {available}"
         )
     command = [sys.executable, "-m", "adapt", *sys.argv[1:]]
     with TemporaryFile() as errors:
@@ -73,7 +73,7 @@ def _meeting_place(count: int) -> dict[str, str]:
 
 
 def _ended(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all processes, and return the first nonzero exit status, or 0. If one fails, the others are killed."""
+    """Wait for all processes, or kill all processes soon after one fails; return 0 or the first nonzero exit code."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:

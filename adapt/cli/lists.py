@@ -26,7 +26,7 @@ def methods(name: str | None) -> None:
 
 
 def _title(name: str) -> str:
-    """Return a method's title; if its package cannot be imported, the error, so that the listing goes on."""
+    """Return a method's title, or the error message if the method's package cannot be imported."""
     from adapt import methods as package
 
     try:

@@ -48,11 +48,11 @@ def run(
     address: str | None,
     track: tuple[str, ...],
 ) -> None:
-    """Train and measure all runs of `protocol` in the folder `out`, print each result, and print the table."""
+    """Train and evaluate all runs of `protocol` in the folder `out`; print each result, and finally a table."""
     from adapt.cli.quiet import quiet_libraries
 
     if address is not None and engine != "ray":
-        raise AdaptError("--address names a Ray cluster: add --engine ray")
+        raise AdaptError("--address is the address of a Ray cluster and needs --engine ray: add --engine ray")
     with quiet_libraries():
         from adapt.protocols.engines import Engine
         from adapt.protocols.run_protocol import run_protocol

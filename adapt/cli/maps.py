@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 @common.device
 @common.as_json
 def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | None, device: str, as_json: bool) -> None:
-    """Draw heat maps of where IMAGES (files, or folders searched at any depth) look abnormal to ADAPTER.
+    """Draw heat maps that show where IMAGES (files, or folders searched at any depth) look abnormal to ADAPTER.
 
-    For each image, a PNG of the part that the backbone reads is written, and a line is printed: how abnormal its worst
-    pixel looks, and the class of the image with its probability. All images share one colour scale, on which half of
-    their pixels have no colour. An image that cannot be read is reported and left out, and the exit code is then 2.
+    For each image, a PNG of the area that the backbone reads is written, and a line is printed with the abnormality of
+    the most abnormal pixel and with the image's class and probability. All images share one colour scale, on which the
+    less abnormal half of all pixels has no colour. An image that cannot be read is reported and skipped, and the exit
+    code is then 2.
 
     \b
     Examples:
@@ -51,7 +52,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
 
         model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{adapter} answers questions and draws no maps: use an adapter of the method anovl")
+            raise AdaptError(f"{adapter} answers questions and cannot draw maps: use an adapter of the method anovl")
         normal_label(model.method, model.class_names)  # before any image is read
         readable: list[ImageFile] = []
         turned = model.backbone.preprocess.turned

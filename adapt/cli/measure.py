@@ -46,7 +46,7 @@ def evaluate_adapter(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure ADAPTER on labelled images, or on questions about images.
+    """Evaluate ADAPTER on labelled images, or on questions about images.
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def zeroshot(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Measure a backbone on labelled images with hand-written prompts.
+    """Evaluate a backbone on labelled images without training, with hand-written prompts (zero-shot).
 
     \b
     Examples:
@@ -138,7 +138,7 @@ def zeroshot(
 
 
 def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:
-    """Return the error message for data whose class names differ from the class names of an adapter."""
+    """Return an error message that lists the differences between the class names of the data and of an adapter."""
     unknown, lacking = ([name for name in one if name not in other] for one, other in ((own, learned), (learned, own)))
     differences = [f"{data} has other classes than {adapter}"]
     differences += [f"the adapter does not know {first_of(list(map(repr, unknown)), 3)}"] if unknown else []
@@ -147,7 +147,7 @@ def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequen
 
 
 def _measured(split: Split, part: str) -> tuple[Item, ...]:
-    """Return the items to measure: those of `part` (train, val or test), or all items with images for `all`."""
+    """Return the items to evaluate: the split `part` (train, val or test), or all items with images for `part` all."""
     if part == common.ALL:
         return tuple(item for item in split.items() if item.paths)
     items: tuple[Item, ...] = getattr(split, part)
@@ -155,12 +155,12 @@ def _measured(split: Split, part: str) -> tuple[Item, ...]:
 
 
 def _sizes(split: Split) -> dict[str, int]:
-    """Return the number of images in each part (train, val, test)."""
+    """Return a dict with the number of images in each part of the data split (train, val, test)."""
     return {part: sum(1 for item in getattr(split, part) if item.paths) for part in common.PARTS}
 
 
 def _tell_parts(split: Split, part: str) -> None:
-    """Print which part (train, val, test) was measured, and how the data was divided if it came undivided."""
+    """Print which part (train, val, test) was evaluated, and how adapt divided data that came without a split."""
     sizes, noun = _sizes(split), split.task.noun
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)
@@ -178,9 +178,9 @@ def _tell_parts(split: Split, part: str) -> None:
 
 
 def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, blended: bool = False) -> None:
-    """Measure `model` on a part of the data (or all), and print its scores as text or JSON.
+    """Evaluate `model` on a part of the data (train, val, test or all), and print the scores as text or JSON.
 
-    JSON includes `blend`, the weight against zero-shot predictions, if `blended` or if it is not 1.
+    JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
     """
     from adapt.evaluation.evaluate import evaluate
 

@@ -34,7 +34,7 @@ _KEYS = {
 
 
 class Options(TypedDict, total=False):
-    """The options of a command that takes a recipe. An option that is left out is None: the recipe's value applies."""
+    """The options of a command that takes a recipe; if an option is missing or None, the recipe's value is used."""
 
     data: str | None
     root: str | None
@@ -86,14 +86,14 @@ of_adapter = click.option("--backbone", help="Backbone, if the adapter does not 
 
 
 def default_backbone(source: str) -> str:
-    """Return the name of the default backbone for the data `source`: the backbone of the zero-shot recipe."""
+    """Return the name of the default backbone for the data `source`, which is defined by the zero-shot recipe."""
     from adapt.recipe import read_recipe
 
     return read_recipe("zero_shot", data=source).backbone
 
 
 def say_backbone(name: str, source: str) -> None:
-    """Print the backbone's name to stderr; warn if it is a bundled one and the data is not the bundled emoji."""
+    """Print the backbone's name to stderr, and a warning if a bundled backbone is used with data other than emoji."""
     from adapt.backbones.sources import BUNDLED
     from adapt.data.emoji.bundled import is_bundled
 
@@ -107,7 +107,7 @@ def say_backbone(name: str, source: str) -> None:
 
 
 def given_backbone(spec: str | None, device: str) -> Backbone | None:
-    """Load the backbone that --backbone names; return None without --backbone: the adapter's own is used then."""
+    """Load the backbone named by --backbone, or return None without --backbone, to use the adapter's own backbone."""
     from adapt.backbones.load import load_backbone
 
     return load_backbone(spec, device) if spec else None
@@ -144,7 +144,7 @@ overrides = click.option(
 
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
-    """Parse comma-separated numbers, the value of the option --`what`. Raises AdaptError for anything else."""
+    """Parse `text`, the value of the option --`what`, as comma-separated numbers. Raises AdaptError for other text."""
     try:
         return [kind(each) for each in text.split(",")]
     except ValueError:
@@ -154,7 +154,7 @@ def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
 
 
 def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: str | None = None) -> Recipe:
-    """Read the recipe, changed by --set and the options. Raises AdaptError if --set and an option disagree on a key."""
+    """Read a recipe and apply --set and other options. Raises AdaptError if --set and an option disagree on a key."""
     from adapt.recipe import read_recipe
 
     data = options.get("data")
@@ -165,18 +165,18 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
 
 
 def class_names(given: str | None) -> list[str] | None:
-    """Return the class names given by --classes, a file or a comma-separated list; None if it is left out."""
+    """Return the class names from --classes, which is a file or a comma-separated list; None without --classes."""
     from adapt.data.readers.lines import read_lines
 
     if given is None:
         return None
     of_file = _is_file(given)
     if not of_file and given.endswith(".txt"):  # a missing file, not a class that every image would belong to
-        raise AdaptError(f"--classes: there is no file {given!r}: give an existing one, or names such as cat,dog")
+        raise AdaptError(f"--classes: there is no file {given!r}: give an existing file, or names such as cat,dog")
     lines = read_lines(Path(given)) if of_file else given.split(",")
     names = [line.strip() for line in lines if line.strip()]
     for name in filter(unseen, names):
-        raise AdaptError(f"--classes: {name!r} contains a control character: remove it")
+        raise AdaptError(f"--classes: the name {name!r} contains a control character: remove the character")
     return names
 
 
@@ -188,7 +188,7 @@ def _is_file(text: str) -> bool:
 
 
 def as_words(options: Options) -> list[str]:
-    """Return the options that are set, as they are typed on the command line: `--shots=4`."""
+    """Return the options that are set, in the form of command-line arguments such as `--shots=4`."""
     return [f"--{name}={value}" for name, value in options.items() if value is not None]
 
 

@@ -8,6 +8,6 @@ from adapt.errors import missing
 
 
 def check_matplotlib(what: str) -> None:
-    """Raise AdaptError if matplotlib, which draws `what`, is not installed; call this before any work is done."""
+    """Raise AdaptError, before any long work is done, if matplotlib, which plots `what`, is not installed."""
     if find_spec("matplotlib") is None:
         raise missing(what, "matplotlib", "plot")

@@ -35,7 +35,7 @@ ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in te
 
 
 class ImageFile(NamedTuple):
-    """An image file, and its name in the output: the name in the .csv that lists it, or else its path as given."""
+    """An image file and its name in the output, which is the name in the .csv that lists the image, or its path."""
 
     path: Path
     called: str
@@ -87,19 +87,19 @@ def predict(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Classify IMAGES with ADAPTER, or answer a question about each.
+    """Classify IMAGES with ADAPTER, or answer a question about each image.
 
-    An adapter is a file, the folder of a run, or a name on the hub such as hf://user/name. The answers of several
-    adapters are shown side by side, and what the adapters share is computed once.
+    ADAPTER is a file, the folder of a run, or a name on the hub such as hf://user/name. The predictions of several
+    adapters are shown side by side, and shared computations run only once.
 
-    Images are files, folders (searched at any depth), or a .csv with a column path. A region is written
+    IMAGES are files, folders (searched at any depth), or a .csv with a column path. A region of an image is written
     "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or as columns x0,y0,x1,y1 of the .csv, in pixels. In folders, symbolic links are
-    followed, and an image counts once. Results are printed as they come. An image that cannot be read is reported and
-    left out, and the exit code is then 2.
+    followed, and each image is used only once. Results are printed as soon as they are ready. An image that cannot be
+    read is reported and skipped, and the exit code is then 2.
 
-    With --csv, the columns are image, class and probability. --threshold adds answer; --top-k 2 adds class_2 and
-    probability_2, and so on. A regression adapter adds number. A multi-label adapter adds classes, separated by bars.
-    A cell that a spreadsheet would take for a formula begins with a '.
+    With --csv, the columns are image, class and probability. --threshold adds a column answer. --top-k 2 adds class_2
+    and probability_2, and so on. A regression adapter adds a column number. A multi-label adapter adds a column
+    classes, with names separated by |. A cell that a spreadsheet would run as a formula begins with an apostrophe.
 
     \b
     Examples:
@@ -118,7 +118,7 @@ def predict(
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
     if vocabulary_free is not None and (classes or question or explain or threshold is not None):
         raise AdaptError(
-            "--vocabulary-free takes names from captions: leave --classes, --question, --explain and --threshold out"
+            "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain and --threshold"
         )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     readable: list[ImageFile] = []
@@ -144,23 +144,23 @@ def predict(
 def _check_explained(explain: bool, threshold: float | None, as_csv: bool, adapters: Sequence[Path]) -> None:
     """Raise AdaptError if --explain is combined with --threshold, --csv or several adapters."""
     if explain and threshold is not None:
-        raise AdaptError("--explain shows the most probable classes, whatever their probability: leave --threshold out")
+        raise AdaptError("--explain always shows the most probable classes, without a threshold: leave --threshold out")
     if explain and (as_csv or len(adapters) > 1):
-        raise AdaptError("--explain takes one adapter and prints text or --json: leave --csv and other adapters out")
+        raise AdaptError("--explain takes a single adapter and prints text or JSON: leave --csv and other adapters out")
 
 
 def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
-    """Return the adapters that precede the images. Raises AdaptError if no image follows or an adapter is repeated."""
+    """Return the adapters before the images. Raises AdaptError if there is no image or an adapter is repeated."""
     if not images:
-        raise AdaptError(f"there is no image after {first}: expected an adapter, then images or folders of them")
+        raise AdaptError(f"there is no image after {first}; expected an adapter, then images or folders of images")
     adapters = [first, *takewhile(_is_adapter, images[:-1])]
     if len(set(adapters)) < len(adapters):
-        raise AdaptError(f"an adapter is given twice in {', '.join(map(str, adapters))}: give each of them once")
+        raise AdaptError(f"an adapter is given twice in {', '.join(map(str, adapters))}: give each adapter once")
     return adapters
 
 
 def _by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Says:
-    """Return a function that predicts names for images: words from an index of captions (vocabulary-free)."""
+    """Return a function that predicts a name for each image, chosen from the words in an index of captions."""
 
     def answers(images: Callable[[set[bool]], OpenedImages]) -> Iterator[tuple[Prediction]]:
         from adapt.backbones.load import load_backbone
@@ -170,7 +170,7 @@ def _by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> 
         captions = load_index(index)
         name = backbone or captions.header.backbone
         if not name:
-            raise AdaptError(f"{index} does not name its backbone: give --backbone")
+            raise AdaptError(f"the index {index} does not record its backbone: give --backbone")
         namer = VocabularyFree(load_backbone(name, device), captions)  # type: ignore[arg-type]  # it refuses others
         return ((prediction,) for prediction in namer.predict_stream(images({True}), top_k))
 
@@ -184,7 +184,7 @@ def _by_adapters(
     device: str,
     answering: Callable[[Sequence[Path], Sequence[Model], OpenedImages], Iterator[Any]],
 ) -> Says:
-    """Return a function that loads the adapters as models, and yields the results of `answering` for each image."""
+    """Return a function that loads the adapters as models, and returns the results of `answering` for all images."""
 
     def answers(images: Callable[[set[bool]], OpenedImages]) -> Iterator[Any]:
         from adapt.loading import load_many
@@ -203,7 +203,7 @@ def _predictions(
     models: Sequence[Model],
     images: OpenedImages,
 ) -> Iterator[tuple[Prediction, ...]]:
-    """Yield for each image the predictions of all models."""
+    """Yield a tuple with the predictions of all models for each image."""
     if len(models) == 1:
         _check_question(adapters[0], models[0], question)
         predictions = models[0].predict_stream(images, top_k, question=question, threshold=threshold)
@@ -211,7 +211,10 @@ def _predictions(
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
     if answering or question is not None:
         named = f"; {first_of(answering)} answers questions" if answering else ""
-        raise AdaptError(f"only adapters that classify are shown side by side{named}: give one adapter at a time")
+        raise AdaptError(
+            f"several adapters are shown side by side only if all of them classify images, without --question{named}: "
+            "give one adapter at a time"
+        )
     from adapt.models.many import predict_many_stream
 
     return predict_many_stream(models, images, top_k, threshold=threshold)
@@ -226,7 +229,7 @@ def _explanations(
 
     [adapter], [model] = adapters, models
     if not isinstance(model, AdaptedModel):
-        raise AdaptError(f"{adapter} answers questions and has no descriptors of classes: leave --explain out")
+        raise AdaptError(f"{adapter} answers questions and has no class descriptors: leave --explain out")
     return explained(model, images, Wanted(top_k), batch_size=64)
 
 
@@ -243,24 +246,24 @@ def _check_question(adapter: Path, model: Model, question: str | None) -> None:
 
 
 def _is_adapter(path: Path) -> bool:
-    """Return whether `path` is an adapter file, a name on the hub, or a folder with an adapter, such as a run's."""
+    """Return whether `path` is an adapter file, a hub name, or a folder that contains an adapter, such as a run."""
     inside = ("adapter.safetensors", "adapter_config.json")
     return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
 
 
 def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
-    """Yield the image files of files, folders and .csv lists. Raises AdaptError for an adapter or an empty folder."""
+    """Yield the image files in files, folders and .csv lists. Raises AdaptError for an adapter or an empty folder."""
     for path in images:
         if _is_adapter(path) and not (path.is_dir() and images_in(str(path))):
-            raise AdaptError(f"{path} is an adapter, and an image is expected here: adapters come first, then images")
+            raise AdaptError(f"{path} is an adapter; expected an image: give all adapters before the images")
         if not (path.suffix or path.exists()):
-            raise AdaptError(f"there is nothing at {path}: expected an adapter or an image")
+            raise AdaptError(f"{path} does not exist; expected an adapter or an image")
         if path.suffix.lower() == ".csv":
             yield from (ImageFile(Path(listed), called) for listed, called in read_paths(path))
         elif path.is_dir():
             paths = images_in(str(path))
             if not paths:
-                raise AdaptError(f"the folder {path} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+                raise AdaptError(f"the folder {path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
             note_files(str(path), besides(path, paths))
             yield from (ImageFile(Path(each), each) for each in paths)
         else:
@@ -268,10 +271,10 @@ def image_files(images: Sequence[Path]) -> Iterator[ImageFile]:
 
 
 def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set[bool]) -> Iterator[Image.Image | Path]:
-    """Yield the images that can be decoded; report the others, and append the files of decoded images to `read`.
+    """Yield the images that can be decoded and append their files to `read`; print errors for unreadable images.
 
-    `turnings` holds True for images turned upright by EXIF, False for images as stored. If the models differ, so that
-    it holds both, the paths of images are yielded, for each model to decode.
+    `turnings` contains True to rotate images upright by EXIF, or False to read images as stored. If `turnings` contains
+    both values, because the models differ, image paths are yielded, and each model decodes the images itself.
     """
     from adapt.data.decoding.images import open_image
 
@@ -286,7 +289,7 @@ def readable_images(files: list[ImageFile], read: list[ImageFile], turnings: set
 
 
 def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:
-    """If not all `files` were `read`, report how many were not, and exit with status 2."""
+    """If some of the `files` could not be read, print the number of unreadable files, and exit with status 2."""
     if len(read) < len(files):
         click.echo(f"{len(files) - len(read)} of {len(files)} images could not be read", err=True)
         sys.exit(2)

@@ -26,7 +26,7 @@ Write = Callable[[str, Any], None]  # takes the name of an image and its predict
 
 
 def writer(adapters: Sequence[Path], as_json: bool, explain: bool) -> Write:
-    """Return a function that prints one image's predictions, or its explanation, as text or JSON."""
+    """Return a function that prints the predictions for one image, or an explanation, as text or JSON."""
     if explain:
         return _explained_json if as_json else _explained
     if len(adapters) > 1:
@@ -35,10 +35,10 @@ def writer(adapters: Sequence[Path], as_json: bool, explain: bool) -> Write:
 
 
 class Columns:
-    """CSV output with a row per image: for each adapter, the most probable class and its probability.
+    """A CSV writer that prints one row per image, with the most probable class and its probability for each adapter.
 
-    Further columns are the number of a regression adapter; all classes of a multi-label adapter or, with a `threshold`,
-    the answer, which may be `none`; and the next most probable classes, up to `ranks` classes in all.
+    A regression adapter adds a number. A multi-label adapter adds all predicted classes. For other adapters,
+    `threshold` adds the answer, which may be `none`. The next most probable classes follow, up to `ranks` in total.
     """
 
     def __init__(self, adapters: Sequence[Path], threshold: bool, ranks: int) -> None:
@@ -46,7 +46,7 @@ class Columns:
         self._threshold, self._ranks, self._begun = threshold, ranks, False
 
     def begin(self, predictions: Sequence[Prediction] = ()) -> None:
-        """Print the header, if not printed yet, with the columns that the first image's `predictions` need."""
+        """Print the header once, with the columns that the `predictions` for the first image need."""
         if self._begun:
             return
         self._begun = True
@@ -66,7 +66,7 @@ class Columns:
         return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
 
     def _cells(self, prediction: Prediction) -> list[str]:
-        """Return an adapter's cells for an image; they are empty where it has fewer than `ranks` classes."""
+        """Return the cells of one adapter's `prediction`; cells are empty if there are fewer than `ranks` classes."""
         ranked = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
         ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
         number = [] if prediction.number is None else [f"{prediction.number:.6g}"]
@@ -77,14 +77,14 @@ class Columns:
 
 
 def _print_csv(rows: Iterable[Sequence[str]]) -> None:
-    """Print CSV rows in UTF-8, with formulas and control characters escaped; paths in other encodings are unchanged."""
+    """Print CSV rows in UTF-8, with formulas and control characters escaped; non-UTF-8 bytes in paths are kept."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
 
 
 def _cell(text: str) -> str:
-    """Escape formulas and control characters, but keep a path's bytes that are not UTF-8, for use in a shell."""
+    """Escape formulas and control characters in a cell, but keep non-UTF-8 bytes, so that paths remain valid."""
     if not unseen(text):
         return guarded(text)
     return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in text))
@@ -116,7 +116,7 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 
 
 def _answer(prediction: Prediction) -> str:
-    """Return the text after an image's name: the predicted number, and the answer if it is not just the top class."""
+    """Return the text that follows an image's name: the predicted number, and any answer other than the top class."""
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
     if prediction.class_names is None and prediction.class_name == prediction.top[0][0]:
         return number

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Options(common.Options):
-    """The options of a protocol's command: changes to the recipe, the folder for its runs, and how they are run."""
+    """The command-line options of a protocol: changes to the recipe, the output folder, and how runs are executed."""
 
     out: Path
     jobs: int
@@ -37,7 +37,7 @@ _common = common.together(
     common.overrides,
     engines,
 )
-_OWNED = {"seed": "give --seeds", "data.classes": "leave it out"}
+_OWNED = {"seed": "give --seeds", "data.classes": "leave out this --set"}
 _to = click.option(
     "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on (repeatable).  [default: the papers']"
 )
@@ -53,14 +53,14 @@ _to = click.option(
     help="Training images per class, runs for each number.",
 )
 def few_shot(recipe: str, counts: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
-    """Train RECIPE on a growing number of images per class, over several seeds.
+    """Train RECIPE with increasing numbers of training images per class, and with several seeds for each number.
 
     \b
     Example:
       adapt few-shot coop --data emoji --out runs/coop-curve
 
-    OUT gets a run directory for each number of shots and seed, few_shot.json and few_shot.csv. After an
-    interruption, give the same command again: finished runs are not repeated, and an interrupted one continues.
+    OUT receives few_shot.json, few_shot.csv, and a run directory for each number of shots and each seed. After an
+    interruption, repeat the command: finished runs are skipped, and an interrupted run continues.
     """
     from adapt.protocols import protocol as protocols
 
@@ -73,15 +73,15 @@ def few_shot(recipe: str, counts: str, seeds: str, overrides: tuple[str, ...], *
 @_common
 @common.shots
 def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
-    """Train RECIPE on the first half of the classes and measure it on both halves, over several seeds.
+    """Train RECIPE on the first half of the classes and measure accuracy on each half, with several seeds.
 
     \b
     Examples:
       adapt base-to-new maple --data emoji --out runs/maple-b2n
       adapt base-to-new maple --data eurosat --root data --out runs/eurosat-b2n
 
-    OUT gets a run directory for each seed, base_to_new.json and base_to_new.csv. After an interruption, give the same
-    command again: finished runs are not repeated, and an interrupted one continues.
+    OUT receives base_to_new.json, base_to_new.csv, and a run directory for each seed. After an interruption, repeat the
+    command: finished runs are skipped, and an interrupted run continues.
     """
     from adapt.protocols import protocol as protocols
 
@@ -97,15 +97,15 @@ def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: 
 def cross_dataset(
     recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
-    """Train RECIPE on one data set and measure it on others, with their own class names.
+    """Train RECIPE on one data set and measure accuracy on other data sets, with the class names of each data set.
 
     \b
     Examples:
       adapt cross-dataset maple --root data --out runs/maple-transfer
       adapt cross-dataset coop --data photos/ --to drawings --to sketches --out runs/mine
 
-    Without --to, these are the ten other data sets of the papers, under --root. OUT gets a run directory for each seed,
-    cross_dataset.json and cross_dataset.csv.
+    Without --to, the model is tested on the papers' ten other data sets, under --root. OUT receives cross_dataset.json,
+    cross_dataset.csv, and a run directory for each seed.
     """
     _transfer("cross_dataset", recipe, overrides, seeds, targets, options)
 
@@ -117,15 +117,15 @@ def cross_dataset(
 def domain_generalisation(
     recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
-    """Train RECIPE on one data set and measure it on other domains of its classes.
+    """Train RECIPE on one data set and measure accuracy on images of the same classes from other domains.
 
     \b
     Examples:
       adapt domain-generalisation maple --root data --out runs/maple-domains
       adapt domain-generalisation coop --data emoji --to emoji@fluent-3d --out runs/emoji-domains
 
-    Without --to, these are ImageNetV2, -Sketch, -A and -R, under --root. OUT gets a run directory for each seed,
-    domain_generalisation.json and domain_generalisation.csv.
+    Without --to, the model is tested on ImageNetV2, -Sketch, -A and -R, under --root. OUT receives
+    domain_generalisation.json, domain_generalisation.csv, and a run directory for each seed.
     """
     _transfer("domain_generalisation", recipe, overrides, seeds, targets, options)
 
@@ -137,15 +137,16 @@ def domain_generalisation(
 def leave_one_out(
     recipe: str, seeds: str, overrides: tuple[str, ...], domains: str | None, **options: Unpack[_Options]
 ) -> None:
-    """Train RECIPE on all domains of a data set but one and measure it on that one, for each domain in turn.
+    """Train RECIPE on all domains of a data set except one and test on the excluded domain, for each domain in turn.
 
     \b
     Examples:
       adapt leave-one-out vl2v_sd --data emoji --out runs/styles
       adapt leave-one-out lora --data domains:PACS/ --out runs/pacs
 
-    Domains are named in a column domain of a .csv. With domains:FOLDER, they are the folders in FOLDER, each with a
-    folder per class. OUT gets a run directory for each domain and seed, leave_one_out.json and leave_one_out.csv.
+    A .csv file names the domains in the column "domain". With domains:FOLDER, each folder in FOLDER is a domain and
+    contains a folder per class. OUT receives leave_one_out.json, leave_one_out.csv, and a run directory for each domain
+    and seed.
     """
     from adapt.protocols import protocol as protocols
 
@@ -168,23 +169,24 @@ def phases(
     later: tuple[str, ...],
     **options: Unpack[_Options],
 ) -> None:
-    """Train RECIPE on one part of the data after another, and measure how much of the earlier parts it forgets.
+    """Train RECIPE on data that arrives in phases, and measure how much accuracy on earlier phases is lost.
 
     \b
     Examples:
       adapt phases modx --data emoji --parts 3 --out runs/phases
       adapt phases modx --data 2024.csv --then 2025.csv --then 2026.csv --out runs/years
 
-    Each phase continues from the adapter of the one before. The figure "1 after 2" is the accuracy on the first part,
-    among its own class names, after learning the second. OUT gets a run directory for each phase and seed, phases.json
-    and phases.csv.
+    Each phase starts from the adapter of the previous phase. The figure "1 after 2" is the accuracy on the images of
+    phase 1, among the class names of phase 1, after training on phase 2. OUT receives phases.json, phases.csv, and a
+    run directory for each phase and seed.
     """
     from adapt.protocols import protocol as protocols
 
-    _check_owned(overrides, _OWNED | {"start": "leave it out"})
+    _check_owned(overrides, _OWNED | {"start": "leave out this --set"})
     if parts is not None and later:
         raise AdaptError(
-            "--parts divides the classes of one data set, and --then adds other data: give only one of them"
+            "--parts and --then cannot be combined: give --parts to divide the classes of one data set into phases, or "
+            "--then to add other data"
         )
     chosen = common.read(recipe, overrides, options, "phases")
     count = parts or 2
@@ -203,15 +205,15 @@ def phases(
 def sweep(
     recipe: str, seeds: str, overrides: tuple[str, ...], settings: tuple[str, ...], **options: Unpack[_Options]
 ) -> None:
-    """Train RECIPE with every combination of values of its keys, over several seeds.
+    """Train RECIPE with every combination of the given values for its settings, with several seeds per combination.
 
     \b
     Examples:
       adapt sweep coop --data emoji --out runs/seeds
       adapt sweep coop train.lr=0.002,0.02 train.epochs=5,30 --data emoji --seeds 1,2 --out runs/rates
 
-    The table shows the accuracy on validation images too, if the data has some: choose by that. OUT gets a run
-    directory for each combination and seed, sweep.json and sweep.csv.
+    If the data has validation images, the table also shows the validation accuracy. Choose settings by this accuracy.
+    OUT receives sweep.json, sweep.csv, and a run directory for each combination and seed.
     """
     from adapt.protocols import protocol as protocols
 
@@ -244,8 +246,8 @@ def _transfer(
         chosen = common.read(recipe, overrides, options, name)
     if not (targets or root) and published.find(chosen.data.source) is None:
         raise AdaptError(
-            f"without --to the targets are the papers', which do not belong to {chosen.data.source!r}: name the data "
-            "to measure on, such as --to emoji@fluent-3d or --to FOLDER"
+            f"--to is missing, and the papers' default test data does not match {chosen.data.source!r}: name the data "
+            "to test on, such as --to emoji@fluent-3d or --to FOLDER"
         )
     root = root or chosen.data.root
     names = targets or protocols.PAPERS_TARGETS[name]
@@ -258,7 +260,7 @@ def _run(protocol: Protocol, options: _Options) -> None:
 
 
 def _target(spec: str, root: str | None) -> Target:
-    """Return the data set `spec` as a target to measure on; `root` is ignored if `spec` itself locates the images."""
+    """Return the data set `spec` as data to test on; `root` is ignored if `spec` itself locates the images."""
     from adapt.protocols.papers import data_set
     from adapt.protocols.runs import Target
     from adapt.recipe import DataSection
@@ -269,18 +271,18 @@ def _target(spec: str, root: str | None) -> Target:
 
 
 def _needs_root(spec: str) -> bool:
-    """Return whether the images of the data `spec` lie under --root: published and torchvision sets, .csv and .json."""
+    """Return whether the data set `spec` takes --root: published data sets, torchvision's, .csv and .json files do."""
     from adapt.protocols.papers import data_set
 
     return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
 
 
 def _check_owned(overrides: tuple[str, ...], options: dict[str, str]) -> None:
-    """Raise AdaptError, naming the option to use, if --set changes a key that the protocol itself sets."""
+    """Raise AdaptError if --set changes a key that the protocol itself sets; the message names the option to use."""
     for override in overrides:
         key = override.partition("=")[0]
         if key in options:
-            raise AdaptError(f"--set {override}: this protocol sets {key}; {options[key]}")
+            raise AdaptError(f"--set {override} is not allowed: this protocol itself sets {key}; {options[key]}")
 
 
 COMMANDS = {

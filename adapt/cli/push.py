@@ -22,11 +22,11 @@ from adapt.errors import AdaptError
 def push(
     adapter: Path, repository: str, private: bool | None, license: str | None, message: str | None, backbone: str | None
 ) -> None:
-    """Publish ADAPTER on the Hugging Face hub as USER/NAME, with a model card written from its run.
+    """Publish ADAPTER on the Hugging Face hub as USER/NAME, with a model card that describes its training run.
 
-    The file is uploaded bit for bit; plain LoRA on a transformers model is uploaded in peft's layout too. An existing
-    repository gets a commit, and its earlier adapters load as hf://USER/NAME@COMMIT. The token is that of
-    `hf auth login`, or of the variable HF_TOKEN.
+    The adapter file is uploaded unchanged. Standard LoRA on a transformers model is also uploaded in peft's layout. If
+    the repository exists, the upload adds a commit, and earlier adapters can be loaded as hf://USER/NAME@COMMIT. The
+    access token comes from `hf auth login` or from the environment variable HF_TOKEN.
 
     \b
     Examples:
@@ -41,7 +41,7 @@ def push(
 
         file = located(adapter)
         if not file.is_file():
-            raise AdaptError(f"there is no adapter at {adapter}: give its .safetensors file, or the folder of its run")
+            raise AdaptError(f"there is no adapter at {adapter}: give a .safetensors file, or the folder of a run")
         model = load(file, common.given_backbone(backbone, "cpu"), device="cpu")
         address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
     click.echo(f"published at {address}")

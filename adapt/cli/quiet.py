@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Turn off the warnings and progress bars of libraries, but not those of adapt."""
+    """Turn off the warnings and progress bars of third-party libraries, but not the warnings of adapt."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with warnings.catch_warnings():

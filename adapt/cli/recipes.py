@@ -28,7 +28,7 @@ _PROTOCOLS = ("base_to_new", "cross_dataset", "domain_generalisation")
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for checks and completion in editors.")
 @common.as_json
 def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> None:
-    """List the recipes, or show the recipe NAME: its description, its settings, and the command that runs it.
+    """List all recipes, or show the recipe NAME with its description, its settings, and the command that runs it.
 
     \b
     Examples:
@@ -54,7 +54,7 @@ def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> 
 
 def _show_schema(name: str | None, data: str | None) -> None:
     if name is not None or data is not None:
-        raise AdaptError("--schema is for all recipes: leave NAME and --data out")
+        raise AdaptError("--schema prints one schema for all recipes: leave out NAME and --data")
     from adapt.recipe.schema import recipe_schema
 
     click.echo(plain.dump(recipe_schema(), indent=2))
@@ -73,7 +73,7 @@ def _list(names: Iterable[str], as_json: bool) -> None:
 
 
 def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, Any]:
-    """Return the parts of a recipe to show. Its settings are resolved for `data`; without `data`, as in the file."""
+    """Return a recipe's description, command and settings, which are resolved for `data` if `data` is given."""
     from adapt.recipe import read_recipe
     from adapt.recipe.shipped import of_method
 
@@ -87,7 +87,7 @@ def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str
 
 
 def _command(located: Located, file: RecipeFile, data: str | None) -> str:
-    """Return the command that runs the recipe, with --data only if the recipe does not name its data."""
+    """Return the shell command that runs the recipe; --data is omitted if `data` is None and the recipe has data."""
     from adapt.recipe.shipped import short
 
     protocol = located.path.stem if located.path.stem in _PROTOCOLS else None

@@ -63,7 +63,7 @@ class _Time(click.ParamType):
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for the run.  [default: runs/recommend-NAME]")
 @click.option("--quiet", is_flag=True, help="Hide progress.")
 def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **options: Any) -> None:
-    """Compare methods on DATA, estimate how good the best one will be, and train it.
+    """Compare adaptation methods on DATA, estimate the accuracy of the best method, and train the best method.
 
     \b
     Examples:
@@ -71,19 +71,19 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
       adapt recommend emoji --shots 16
       adapt recommend eurosat --root data --shots 16 --budget 30m
 
-    DATA is a folder, a .csv or the name of a data set. Methods are compared by cross-validation over its training
-    images; test images have no part in the choice. Among methods that are equally good within the noise, lda_words is
-    chosen if it is one of them, otherwise the one that is cheapest to train. The chosen method is trained on all
-    training images, and finally measured on the test images, if there are any.
+    DATA is a folder, a .csv file or the name of a data set. Methods are compared by cross-validation on the training
+    images; test images do not influence the choice. If several methods are equally good within the noise, lda_words is
+    chosen if it is among these methods, otherwise the method that is cheapest to train. The chosen method is then
+    trained on all training images and, if there are test images, measured on the test images.
 
     \b
-    OUT gets the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
-    report.html, and lists of files to look at: few.csv, confused.csv, suspects.csv, duplicates.csv.
+    OUT receives the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
+    report.html, and lists to inspect: few.csv, confused.csv, suspects.csv, duplicates.csv.
     """
     from adapt.cli.quiet import quiet_libraries
 
     if out is not None and out.exists():
-        raise AdaptError(f"{out} exists already; name a new folder")
+        raise AdaptError(f"--out {out} exists already; name a new folder")
     if not quiet:
         common.say_backbone(options["backbone"] or common.default_backbone(data), data)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
@@ -103,12 +103,12 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
 
 
 def _plain(data: str) -> str:
-    """Return a folder name made from `data`: the file name without suffix of a path, or the name of a data set."""
+    """Return a folder name derived from `data`: a path's file name without suffix, or a data set's name."""
     return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
 
 
 def _free(path: Path) -> Path:
-    """Return the first of `path`, path-2, path-3, ... that does not exist."""
+    """Return the first path among `path`, `path`-2, `path`-3 and so on that does not exist yet."""
     number, free = 1, path
     while free.exists():
         number += 1

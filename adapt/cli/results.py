@@ -21,7 +21,7 @@ from adapt.errors import AdaptError
 )
 @click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures as well.")
 def table(results: tuple[Path, ...], form: str, published: bool) -> None:
-    """Show RESULTS side by side: JSON files of one protocol, the folders that hold them, or any run directories.
+    """Show a table that compares RESULTS: JSON files of one protocol, folders with such files, or run directories.
 
     \b
     Examples:
@@ -30,8 +30,8 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
 
     Run directories that differ only in their seed share a row.
 
-    A letter gives the source of a published figure: F an official file, A the abstract, S a secondary source, R
-    recalled.
+    A letter gives the source of a published figure: F an official file, A the paper's abstract, S a secondary source, R
+    recalled from memory.
     """
     from adapt.protocols import plain_runs, tables
 
@@ -40,7 +40,8 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
         other = next(path for path in results if path not in runs)
         tables.read_results(other)  # raises if it is no result at all
         raise AdaptError(
-            f"{runs[0]} is a run, and {other} the result of a protocol: give only one kind, or use `adapt report`"
+            f"{runs[0]} is a run directory, but {other} is the result of a protocol: give only run directories or only "
+            "results of a protocol, or use `adapt report`"
         )
     if runs:
         cells = plain_runs.plain_table([plain_runs.read_run(path) for path in runs])
@@ -55,14 +56,14 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
     "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file to write."
 )
 def report(runs: tuple[Path, ...], out: Path) -> None:
-    """Write an HTML report on RUNS, which are run directories or folders that protocols wrote.
+    """Write an HTML report on RUNS, which are run directories or output folders of protocols.
 
     \b
     Example:
       adapt report runs/coop-b2n runs/maple-b2n --out report.html
 
-    The page needs no other file. It has tables, curves, confusion matrices, and the errors that the models were most
-    confident of.
+    The page is a single self-contained file with tables, curves, confusion matrices, and the wrong predictions that the
+    models made with the highest confidence.
     """
     from adapt.cli.plotting import check_matplotlib
 

@@ -88,10 +88,10 @@ def serve(
     backbone: str | None,
     device: str,
 ) -> None:
-    """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. The first answers requests that name none.
+    """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. By default, requests use the first ADAPTER.
 
-    A page to drop pictures on is at /, the API schema at /openapi.json, and metrics at /metrics. Without --token-file,
-    anyone who reaches the port may send requests and, with --folder, change what is served.
+    A web page for trying images is at /, the API schema at /openapi.json, and metrics at /metrics. Without
+    --token-file, anyone who can reach the port can send requests and, with --folder, load and unload adapters.
 
     \b
     Examples:
@@ -125,7 +125,7 @@ def serve(
 
 
 def _listening(host: str, port: int) -> socket.socket:
-    """Open a socket that listens at `host` and `port`. Raises AdaptError if it cannot, such as for a port in use."""
+    """Return a socket that listens at `host` and `port`. Raises AdaptError on failure, such as for a port in use."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
@@ -135,15 +135,15 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _token(path: Path) -> str:
-    """Read the token in the file `path`. Raises AdaptError if it is unreadable, too short, or unfit for a header."""
+    """Return the token in the file `path`. Raises AdaptError for an unreadable file and a short or invalid token."""
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise AdaptError(f"--token-file {path} cannot be read ({error}): give a file with one line of ASCII") from error
+        raise AdaptError(f"--token-file {path} cannot be read ({error}): give a file with ASCII text") from error
     if len(token) < _SHORTEST or not token.isprintable() or " " in token:
         raise AdaptError(
-            f"--token-file {path} holds {len(token)} characters; expected one line of at least {_SHORTEST}, without "
-            "spaces, such as `openssl rand -hex 32` gives"
+            f"--token-file {path} has {len(token)} characters; expected one line of at least {_SHORTEST} characters "
+            "without spaces, such as the output of `openssl rand -hex 32`"
         )
     return token
 

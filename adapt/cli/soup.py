@@ -51,9 +51,9 @@ def soup(
     root: str | None,
     backbone: str | None,
 ) -> None:
-    """Combine ADAPTERS, which may differ only in what they learned, into one that costs as much to run as one of them.
+    """Combine ADAPTERS, which may differ only in their trained weights, into one adapter with the same inference cost.
 
-    For LoRA, the changes of the weights are combined; for other methods, the trained parameters are averaged.
+    For LoRA, the weight updates are combined. For other methods, the trained parameters are averaged.
 
     \b
     Examples:
@@ -80,7 +80,7 @@ def soup(
 
 
 def _print(name: str, accuracy: float, taken: bool) -> None:
-    """Print whether the greedy soup took the adapter `name`, and the accuracy of the soup with it."""
+    """Print whether the greedy soup includes the adapter `name`, and the soup's accuracy with that adapter added."""
     click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
 
 

@@ -61,7 +61,7 @@ def train(
     quiet: bool,
     **options: Unpack[common.Options],
 ) -> None:
-    """Train an adapter from RECIPE: a method, another name in `adapt recipes`, or a YAML file of your own.
+    """Train an adapter from RECIPE, which is a method, another name listed by `adapt recipes`, or a YAML file.
 
     \b
     Examples:
@@ -71,8 +71,9 @@ def train(
       adapt train das --keep-flops 0.75 --out runs/light
 
     \b
-    OUT gets adapter.safetensors (a few kilobytes), metrics.json, log.jsonl (every step),
-    recipe.yaml (resolved) and environment.json. Without --out, the results are only printed.
+    OUT receives adapter.safetensors (the trained parameters), metrics.json, log.jsonl (a line per
+    training step), recipe.yaml (with all settings) and environment.json. Without --out, the
+    results are only printed.
     """
     from adapt.cli.plotting import check_matplotlib
     from adapt.cli.quiet import quiet_libraries
@@ -106,7 +107,7 @@ def _begin(recipe: Recipe, quiet: bool) -> None:
 
 
 def _say(result: Result, plots: Path | None) -> None:
-    """Print the result of a run and, if a folder `plots` is given, draw the run's curves in it."""
+    """Print the result of a run and, if `plots` is not None, draw the run's curves to files in the folder `plots`."""
     click.echo(str(result))
     if plots is not None:
         result.draw(plots)
@@ -122,7 +123,7 @@ def _stopped(
     track: tuple[str, ...],
     options: common.Options,
 ) -> str:
-    """Return the message for an interrupted run, with the command that continues it."""
+    """Return the message for an interrupted run, with the command that resumes the run if there is an output folder."""
     from adapt import plugins
 
     if out is None:
@@ -135,20 +136,20 @@ def _stopped(
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the overrides of recipe keys, with those for --keep-flops: skip blocks until this share of FLOPs remains.
+    """Return `overrides` plus the settings for --keep-flops, which skips blocks until `share` of the FLOPs remains.
 
-    Raises AdaptError if the recipe's method has no such setting, or an override sets which blocks are skipped.
+    Raises AdaptError if the recipe's method has no setting `keep_flops`, or if an override chooses the skipped blocks.
     """
     from adapt import methods
 
     if "keep_flops" not in methods.find(recipe.method["name"]).Config.model_fields:
         raise AdaptError(
-            f"--keep-flops does not apply to this recipe's method, {recipe.method['name']}, which has no such setting: "
-            "leave it out"
+            f"--keep-flops does not apply to this recipe, whose method {recipe.method['name']} has no setting "
+            "keep_flops: leave out --keep-flops"
         )
     for each in overrides:
         if each.startswith(("method.skip=", "method.skipped=")):
-            raise AdaptError(f"--keep-flops chooses how many blocks are skipped: leave it out, or --set {each}")
+            raise AdaptError(f"--keep-flops and --set {each} both choose the skipped blocks: leave out one of them")
     return (*overrides, "method.skip=null", f"method.keep_flops={share}")
 
 

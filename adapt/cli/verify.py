@@ -47,20 +47,20 @@ def verify(
     cache: bool,
     as_json: bool,
 ) -> None:
-    """Compare the accuracy of BACKBONE on a published data set with the published one, and list what differs.
+    """Compare the accuracy of BACKBONE on a published data set with the published accuracy, and list differences.
 
     \b
     Examples:
       adapt verify open_clip:RN50-quickgelu/openai --data eurosat --root data
       adapt verify open_clip:RN50-quickgelu/openai --data caltech101 --root data --recipe coop --out runs/verify
 
-    The command compares zero-shot accuracy and, with --recipe, the mean of the recipe's runs over the seeds. It also
-    lists what differs from the published setting: weights, resizing, statistics, class names, numbers of images, seeds,
-    keys set by hand, and the recipe's own departures from its paper.
+    The command compares zero-shot accuracy and, with --recipe, the recipe's mean accuracy over the seeds. It also lists
+    differences from the published setting: weights, resizing, normalisation statistics, class names, numbers of images,
+    seeds, settings changed with --set, and the recipe's documented departures from its paper.
 
-    `reproduced` means within 0.2 points of a zero-shot figure, or 1 point of a trained one, that was read in an
-    official file [F]. Figures of secondary sources [S] are shown but decide nothing. The exit code is 1 if a figure is
-    not reproduced. A recipe's runs are kept in OUT and not repeated.
+    `reproduced` means that the measured accuracy is within 0.2 points of a zero-shot figure, or 1 point of a trained
+    figure, from an official file [F]. Figures from secondary sources [S] are shown but do not affect the verdict. The
+    exit code is 1 if a figure is not reproduced. The recipe's runs are kept in OUT and not repeated.
     """
     from adapt import plain
     from adapt.cli.quiet import quiet_libraries
@@ -70,15 +70,19 @@ def verify(
 
     entry = published.find(data)
     if entry is None:
-        raise AdaptError(f"--data {data} is not a published set; {nearest(data, published.sets(), bundled.LISTED_BY)}")
+        raise AdaptError(
+            f"--data {data} is not a published data set; {nearest(data, published.sets(), bundled.LISTED_BY)}"
+        )
     if called is not None and called not in papers.backbones():
-        raise AdaptError(f"--as {called} is not a published backbone; {nearest(called, papers.backbones())}")
+        raise AdaptError(
+            f"--as {called} is not the name of a published backbone; {nearest(called, papers.backbones())}"
+        )
     split, runs = load(entry.name, root), None
     if recipe is not None:
         given: common.Options = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
         runs = _runs(recipe, common.read(recipe, overrides, given, "few_shot"), shots, seeds, out, overrides)
     elif out is not None or overrides:
-        raise AdaptError("--out and --set are for the runs of a recipe: add --recipe, or leave them out")
+        raise AdaptError("--out and --set apply only to a recipe's runs: add --recipe, or leave out --out and --set")
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.protocols.reproduction import reproduce
@@ -102,14 +106,14 @@ def _runs(
     from adapt.recipe.shipped import find_recipe
 
     if out is None:
-        raise AdaptError(f"--recipe {name} is trained for each seed: give a folder for the runs with --out")
+        raise AdaptError(f"--recipe {name} needs a folder for its training runs: give a folder with --out")
     located = find_recipe(name, "few_shot")
     departures = read_file(located.path, located.name).under("Departures")
     return RecipeRuns(recipe, located.name, shots, tuple(common.numbers("seeds", seeds)), out, departures, overrides)
 
 
 def _as_text(reproduction: Reproduction) -> str:
-    """Return a reproduction as text: measured and published figures, the conditions that differ, and the verdict."""
+    """Return the text of a comparison: measured and published figures, the conditions that differ, and the verdict."""
     from adapt.protocols.papers import backbones
 
     lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", _table(reproduction)]

@@ -31,10 +31,10 @@ _NAMED = 3
 
 
 def broken_images(items: Sequence[Item], progress: Progress | None = None) -> dict[str, str]:
-    """Return the images and masks that cannot be used, each with the reason, as {path: reason} in the order of `items`.
+    """Return {path: reason} for the images and masks of `items` that cannot be used: first images, then masks.
 
-    The reasons are the messages of `adapt.data.open_image`. `progress` is called with the number of files checked and
-    the number of all files. A file that several items share is checked once.
+    A reason is the error message that opening the file gives. `progress` is called with the number of checked files and
+    the total number of files. A file that several items share is checked once.
     """
     turned = {path: item.turned for item in items for path in item.files}
     problems = _of_each(_problem, turned, progress)
@@ -43,16 +43,16 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
 
 
 def all_facts(items: Sequence[Item], progress: Progress | None = None) -> dict[str, Facts]:
-    """Return the facts about each file of `items`, masks included, as {path: facts}.
+    """Return {path: facts} for every file of `items`, including masks; facts are, for example, the format and the size.
 
-    `progress` is called with the number of files checked and the number of all files.
+    `progress` is called with the number of checked files and the total number of files.
     """
     turned = {parted(path)[0]: item.turned for item in items for path in item.files}
     return dict(zip(turned, _of_each(facts_of, turned, progress), strict=True))
 
 
 def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
-    """Return the regions and masks that do not fit their images, as {path: reason}; unreadable files are left out."""
+    """Return {path: reason} for the regions and masks that do not fit their images; unreadable files are ignored."""
     problems: dict[str, str] = {}
     for item in items:
         for path in item.paths:
@@ -71,13 +71,13 @@ def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
 
 
 def check_root(split: Split) -> None:
-    """Raise AdaptError if none of the images exists: their paths usually start from a folder other than `root`."""
+    """Raise AdaptError if none of the images of `split` exists, usually because the root folder is wrong."""
     items = [item for item in split.items() if item.paths]
     if not (split.root and items) or any(map(_may_be_there, items)):
         return
     raise AdaptError(
-        f"none of the {len(items):,} images of data {split.name!r} exists, such as {items[0].path!r}. Their paths were "
-        f"taken to start from the root {split.root!r}: give the right folder (--root, or data.root in a recipe)"
+        f"none of the {len(items):,} images of data {split.name!r} exists, such as {items[0].path!r}. Image paths are "
+        f"relative to the root {split.root!r}: give the right root folder (--root, or data.root in a recipe)"
     )
 
 
@@ -87,7 +87,7 @@ def _may_be_there(item: Item) -> bool:
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
-    """Return `split` without the images that cannot be decoded, and log these images, if `broken` is "skip".
+    """Return `split`; if `broken` is "skip", images that cannot be decoded are removed and logged.
 
     Raises AdaptError if an image cannot be decoded and `broken` is "refuse", if a class is left without a training
     image, or if none of the images exists.
@@ -104,8 +104,8 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used: {_first(problems)}. `adapt data check` lists them all; data.broken=skip leaves "
-            "them out"
+            f"{count} cannot be used: {_first(problems)}. List all problems with `adapt data check`, or leave the "
+            "images out with data.broken=skip"
         )
     logger.warning("left out %s: %s", count, _first(problems))
     return replace(split, train=train, val=val, test=test)
@@ -123,7 +123,7 @@ def _first(problems: dict[str, str]) -> str:
 def _of_each(
     look: Callable[[str, bool], Known], turned: Mapping[str, bool], progress: Progress | None = None
 ) -> Iterator[Known]:
-    """Yield `look(path, is_turned)` for each pair in `turned`, computed in worker processes if there are many."""
+    """Yield `look(path, flag)` for each path and flag in `turned`, computed in worker processes if there are many."""
     with ExitStack() as stack:
         results = map(look, turned, turned.values())
         if len(turned) >= _FEW:
@@ -142,7 +142,7 @@ def _problem(path: str, turned: bool) -> str:
 
 
 def _refusal(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:
-    """Call `check` and return the message of the AdaptError that it raises; "" if it raises none."""
+    """Call `check` and return the message of the AdaptError that `check` raises, or "" if `check` succeeds."""
     try:
         check(*args, **kwargs)
     except AdaptError as error:

@@ -28,7 +28,7 @@ ListRow = dict[str, str | int]
 
 @dataclass(frozen=True)
 class Finding:
-    """A result of a check: a line for people, and a row for each file or class that it is about."""
+    """A result of a data check, with a line of text for users and a table row for each affected file or class."""
 
     list: str
     """The list that its rows go to, which findings of several checks may share."""
@@ -45,13 +45,13 @@ def found_in(looked: Looked) -> list[Finding]:
 
 
 def inconsistent(looked: Looked) -> Iterator[Finding]:
-    """Yield the inconsistencies of a data set, such as a class without a training image or labels without names."""
+    """Yield one finding for each inconsistency of a data set, such as a class without a training image."""
     for problem in looked.inconsistent:
         yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
 
 
 def lacking(looked: Looked) -> Iterator[Finding]:
-    """Yield the files that need a library which is not installed, as one finding for each library."""
+    """Yield one finding for each library that is not installed but is needed to read some of the files."""
     of_library: dict[str, list[str]] = defaultdict(list)
     for path, facts in sorted(looked.facts.items()):
         if facts.problem and facts.lacks:
@@ -64,21 +64,21 @@ def lacking(looked: Looked) -> Iterator[Finding]:
 
 
 def unreadable(looked: Looked) -> Iterator[Finding]:
-    """Yield files that are missing, empty, truncated, or not images, as one finding for each file."""
+    """Yield one finding for each file that cannot be decoded and each region or mask that does not fit its image."""
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
         yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
 
 
 def untrainable(looked: Looked) -> Iterator[Finding]:
-    """Yield a finding if there are no training images: the data can then only be used for evaluation."""
+    """Yield a finding if a data set with classes has no training images, so that it can only be used for evaluation."""
     if looked.split.class_names and not looked.split.train:
         line = "no training images: the data can be used for evaluation, not training (their folder is called train)"
         yield Finding("classes", line, [])
 
 
 def empty_classes(looked: Looked) -> Iterator[Finding]:
-    """Yield classes without any image, such as empty folders."""
+    """Yield one finding for each class without any image, such as an empty folder."""
     listed = _by_class(looked.split.items())
     for name in looked.split.class_names:
         if not listed[name]:
@@ -87,7 +87,7 @@ def empty_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def lost_classes(looked: Looked) -> Iterator[Finding]:
-    """Yield classes whose training images are all unreadable."""
+    """Yield one finding for each class whose training images are all unreadable."""
     listed = _by_class(item for part, item in looked.of_parts if part == "train")
     read = _by_class(item for part, item, _ in looked.usable if part == "train")
     for name in looked.split.class_names:
@@ -97,7 +97,7 @@ def lost_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def single(looked: Looked) -> Iterator[Finding]:
-    """Yield the classes that have only one training image, which leaves none for validation."""
+    """Yield a finding that lists the classes with a single training image, too few to hold any out for validation."""
     listed = _by_class(looked.split.train)
     names = [name for name in looked.split.class_names if listed[name] == 1]
     if names:
@@ -106,7 +106,7 @@ def single(looked: Looked) -> Iterator[Finding]:
 
 
 def skipped(looked: Looked) -> Iterator[Finding]:
-    """Yield files in the data's folder that look like images but are not part of the data."""
+    """Yield a finding that lists the files in the data set's folder that look like images but are not used."""
     if files := looked.passed_over:
         names = _named(looked, [each.path for each in files])
         line = f"{counted(files)} passed over ({by_suffix(files)}): {names}"
@@ -114,7 +114,7 @@ def skipped(looked: Looked) -> Iterator[Finding]:
 
 
 def contradictions(looked: Looked) -> Iterator[Finding]:
-    """Yield copies of an image that are labelled differently, in the same part (train, val, test) or in two."""
+    """Yield a finding that lists copies of an image with different labels, within or across train, val and test."""
     rows = []
     for copies in looked.alike:
         if len({item.label for _, item in copies}) > 1:
@@ -125,7 +125,7 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
 
 
 def copies(looked: Looked) -> Iterator[Finding]:
-    """Yield validation and test images that are copies of training images with the same label."""
+    """Yield findings that list validation or test images that are copies of training images with the same label."""
     rows: dict[str, list[ListRow]] = {"val": [], "test": []}
     for group in looked.alike:
         training = [item for part, item in group if part == "train"]
@@ -139,7 +139,7 @@ def copies(looked: Looked) -> Iterator[Finding]:
 
 
 def duplicates(looked: Looked) -> Iterator[Finding]:
-    """Yield copies of an image within one part (train, val, test) that have the same label."""
+    """Yield a finding that lists copies of an image with the same label within train, val or test."""
     rows = []
     for group in looked.alike:
         first: dict[tuple[str, object], Item] = {}
@@ -151,7 +151,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
 
 
 def turned(looked: Looked) -> Iterator[Finding]:
-    """Yield photographs whose EXIF orientation says that the camera was rotated."""
+    """Yield a finding that lists photographs whose EXIF orientation says that the camera was rotated."""
     files = looked.files(lambda path, facts: facts.held != 1)
     what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
     if not looked.split.turned:
@@ -161,7 +161,7 @@ def turned(looked: Looked) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class _Note:
-    """An unusual property of image files that is worth reporting, though it does not stop training."""
+    """An unusual property of image files that is reported to the user but does not stop training."""
 
     list: str
     what: str
@@ -204,7 +204,7 @@ _NOTES = (
 
 
 def noted(looked: Looked) -> Iterator[Finding]:
-    """Yield image files with unusual properties, as one finding for each property in `_NOTES`."""
+    """Yield one finding for each property in `_NOTES`, which lists the image files with this property."""
     for note in _NOTES:
         yield from _noted(looked, note.list, note.what, looked.files(note.applies), note.why)
 
@@ -227,7 +227,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
 
 
 def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
-    """Return the rows of all findings, grouped by the name of the list that they belong to."""
+    """Return the table rows of all findings, grouped by the name of the output list, such as "duplicates"."""
     lists: dict[str, list[ListRow]] = defaultdict(list)
     for finding in findings:
         lists[finding.list] += finding.rows
@@ -255,7 +255,7 @@ def _named(looked: Looked, paths: Sequence[str]) -> str:
 
 
 def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
-    """Return text that names copies, each with its original in brackets, and their labels if these differ."""
+    """Return text that names each copy with its original in brackets, and adds both labels where the labels differ."""
 
     def of(row: ListRow, key: str) -> str:
         path = _short(looked, str(row[f"{key}path"]))
@@ -265,7 +265,7 @@ def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:
 
 
 def _short(looked: Looked, path: str) -> str:
-    """Return `path` relative to the root of the data set."""
+    """Return `path` relative to the root folder of the data set."""
     inside = os.path.join(looked.split.root, "") if looked.split.root else ""
     return path.removeprefix(inside)
 

@@ -21,7 +21,7 @@ _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None
 
 @contextmanager
 def collecting() -> Iterator[list[str]]:
-    """Collect the problems of inconsistent data in a list in the `with` block, instead of raising AdaptError."""
+    """Yield a list that collects problems of inconsistent data in the `with` block, instead of raising AdaptError."""
     problems: list[str] = []
     before = _collected.set(problems)
     try:
@@ -31,7 +31,7 @@ def collecting() -> Iterator[list[str]]:
 
 
 def check_consistent(split: Split) -> None:
-    """Raise AdaptError, naming the item or the class, if `split` breaks a rule in the docstring of `Split`."""
+    """Raise AdaptError, naming the item or the class, if `split` breaks a rule that the docstring of `Split` lists."""
     problems = _collected.get()
     for check in _CHECKS:
         try:
@@ -44,27 +44,27 @@ def check_consistent(split: Split) -> None:
 
 def _check_names(split: Split) -> None:
     if not split.class_names and all(item.task.classes_are for item in split.items()):
-        raise AdaptError(f"data {split.name!r} has no classes. Give it at least one")
+        raise AdaptError(f"data {split.name!r} has no classes. Give at least one class")
     first: dict[str, int] = {}
     for label, name in enumerate(split.class_names):
         if not name.strip():
             raise AdaptError(f"data {split.name!r}: the name of label {label} is empty. Give every class a name")
         if unseen(name):
             raise AdaptError(
-                f"data {split.name!r}: label {label} is named {name!r}, with a line break or control character. "
-                "Take the character out"
+                f"data {split.name!r}: the name {name!r} of label {label} has a line break or control character. "
+                "Remove the character"
             )
         if first.setdefault(name, label) != label:
             raise AdaptError(
                 f"data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
-                "Give each label a name of its own"
+                "Give each label a different name"
             )
 
 
 def _check_domains(split: Split) -> None:
     for domain in filter(unseen, {item.domain for item in split.items()}):
         raise AdaptError(
-            f"data {split.name!r}: the domain {domain!r} has a line break or control character. Take the character out"
+            f"data {split.name!r}: the domain {domain!r} has a line break or control character. Remove the character"
         )
 
 
@@ -73,7 +73,7 @@ def _check_classes(split: Split) -> None:
     for item in split.items():
         if not known.issuperset(item.class_names):
             raise AdaptError(
-                f"data {split.name!r}: {item.name!r} has the class {item.answer!r}; expected one of its "
+                f"data {split.name!r}: {item.name!r} has the class {item.answer!r}; expected one of the data set's "
                 f"{len(known):,} class names, {first_of([*map(repr, split.class_names)])}"
             )
 
@@ -85,17 +85,17 @@ def _check_no_empty_class(split: Split) -> None:
     empty = [name for name in split.class_names if name not in present]
     if empty:
         tested = {name for item in split.test for name in item.class_names} & set(empty)
-        defects = ". If they are defects, which need none, give the test images masks (a column mask)" if tested else ""
+        defects = ". For classes of defects, give the test images masks (a column mask) instead" if tested else ""
         raise AdaptError(
-            f"data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. Add images to "
-            f"each class or take the class out{defects}"
+            f"data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. Add training images of "
+            f"each class, or remove classes that have none{defects}"
         )
 
 
 def _check_tasks(split: Split) -> None:
     """Raise AdaptError if one part of the split (train, val, test) mixes labels of different tasks.
 
-    Also raises AdaptError if labels of only some parts have classes, or for what the task itself refuses.
+    Also raises AdaptError if only some of train, val and test have labels with classes, or if the task's check fails.
     """
     for part in (split.train, split.val, split.test):
         of_tasks = {item.task: item for item in reversed(part)}
@@ -111,8 +111,8 @@ def _check_one(firsts: list[Item], name: str) -> None:
     if len(firsts) > 1:
         one, other = firsts[:2]
         raise AdaptError(
-            f"data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), and "
-            f"{other.name!r} for {other.task.name} ({other.task.title}). Label every item alike"
+            f"data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but "
+            f"{other.name!r} for the task {other.task.name} ({other.task.title}). Label all items for the same task"
         )
 
 
@@ -125,22 +125,22 @@ def _check_texts(split: Split) -> None:
         kinds = {bool(item.path): item for item in items if not item.task.mixes_texts}
         if len(kinds) == 2:
             raise AdaptError(
-                f"data {split.name!r}: the part {part} has images ({kinds[True].path!r}) and texts "
-                f"({kinds[False].text!r}). Give each part only images, or only texts"
+                f"data {split.name!r}: the {part} data has both images ({kinds[True].path!r}) and texts "
+                f"({kinds[False].text!r}). Use only images, or only texts, in each of train, val and test"
             )
     if split.test and not (split.test[0].path or split.test[0].task.mixes_texts):
         raise AdaptError(
-            f"data {split.name!r}: the part test has the text {split.test[0].text!r}; expected images. A model may "
-            "learn from texts but classifies images: give images for the part test, or none"
+            f"data {split.name!r}: the test data has the text {split.test[0].text!r}; expected images. A model can be "
+            "trained on texts but tested only on images: give test images, or no test data"
         )
     for item in split.items():
         if item.paths and item.text and item.task.classes_are:
             raise AdaptError(
-                f"data {split.name!r}: {item.name!r} has a text beside it, and a label for the task {item.task.name}. "
-                "Take out the texts, or the labels: pairs of images and texts have no classes"
+                f"data {split.name!r}: {item.name!r} has both a text and a label for the task {item.task.name}, but "
+                "pairs of images and texts have no classes. Remove the texts, or the labels"
             )
         if not (item.paths or item.text.strip()):
-            raise AdaptError(f"data {split.name!r}: an item of class {item.answer!r} has neither an image nor a text")
+            raise AdaptError(f"data {split.name!r}: an item of class {item.answer!r} has no image and no text")
 
 
 _CHECKS = (

@@ -32,22 +32,22 @@ def contact_sheet(
     font: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Image.Image:
-    """Draw `per_class` images of each class under its name, in blocks from left to right and down.
+    """Return a picture with up to `per_class` images of each class under the class name, arranged in a grid of classes.
 
-    The images of a class are evenly spaced in `items`. An image that cannot be decoded is crossed out. `font` is a
-    TrueType file, by default matplotlib's DejaVu Sans, which has Latin, Greek, Cyrillic and more. `progress` is called
-    with the number of classes drawn and the number of all classes.
+    The images of a class are taken at even intervals from `items`. An image that cannot be decoded is crossed out.
+    `font` is a TrueType file, by default matplotlib's DejaVu Sans, which covers Latin, Greek, Cyrillic and others.
+    `progress` is called with the number of drawn classes and the total number of classes.
 
-    Raises AdaptError if there are no images to draw, or no font.
+    Raises AdaptError if there are no images to draw, if the items have no classes, or if the font cannot be used.
     """
     items = [item for item in items if item.paths]
     if items and not class_names:
         raise AdaptError(
-            "a contact sheet shows images by class, and pairs of images and texts have no classes: give data with "
-            "classes"
+            "a contact sheet shows images by class, but the data are pairs of images and texts without classes: give "
+            "data with classes"
         )
     if not items or per_class < 1:
-        raise AdaptError(f"there is nothing to draw: {len(items)} images, {per_class} of each class")
+        raise AdaptError(f"found {len(items)} images, and per_class is {per_class}; expected at least 1 for both")
     groups: dict[str, list[Item]] = {name: [] for name in class_names}
     for item in items:
         for name in item.class_names:
@@ -72,13 +72,13 @@ def contact_sheet(
 
 
 def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
-    """Return a font for class names: the TrueType file `path`, or DejaVu Sans, which covers many alphabets."""
+    """Return a font for class names, from the TrueType file `path` or, by default, matplotlib's DejaVu Sans."""
     if path is None:
         try:
             import matplotlib
         except ImportError:
             needed = missing("Drawing names in its font", "matplotlib", "plot")
-            raise AdaptError(f"{needed}, or give a font") from None
+            raise AdaptError(f"{needed}, or give a TrueType file as font") from None
         path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     try:
         return ImageFont.truetype(path, _FONT_SIZE)
@@ -97,7 +97,7 @@ def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
 
 
 def _spaced(group: Sequence[Item], count: int) -> list[Item | None]:
-    """Return `count` evenly spaced members of `group`; if it has fewer, all of them, filled up with None."""
+    """Return `count` evenly spaced members of `group`, or all members padded with None if `group` is smaller."""
     if len(group) <= count:
         return [*group, *[None] * (count - len(group))]
     return [group[place * len(group) // count] for place in range(count)]

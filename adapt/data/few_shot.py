@@ -21,18 +21,18 @@ _MAX_VAL_SHOTS = 4
 def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) -> tuple[Items, Items]:
     """Return `shots` training and min(shots, 4) validation images of each class, in the order in which they are drawn.
 
-    `coop` (CoOp `ff61507`, Dassl): draws from train, then from val. A class with fewer images gives all of them.
+    The rule `coop` (of CoOp `ff61507` and Dassl) samples from `train`, then from `val`. If a class has too few images,
+    all images of the class are returned.
 
-    `clip-lora` (CLIP-LoRA `358f0d7`): draws from val, then from train. A class with fewer images gives some of them
-    more than once. Without validation images (ImageNet), both are drawn from train at once, and the last ones are the
-    validation images.
-
-    Raises AdaptError for another `sampling`, and if train has too few images to draw both from it.
+    The rule `clip-lora` (of CLIP-LoRA `358f0d7`) samples from `val`, then from `train`. If a class has too few images,
+    some images are returned more than once. If `val` is empty, as for ImageNet, training and validation images are
+    sampled together from `train`, and the last sampled images are for validation. Raises AdaptError for any other
+    `sampling`, and if `train` has too few images to sample training and validation images from it.
     """
     if sampling not in get_args(Sampling):
         raise AdaptError(f"sampling is {sampling!r}; {nearest(sampling, get_args(Sampling))}")
     if seed < 0:
-        raise AdaptError(f"seed is {seed}; expected a whole number from 0 on: Python draws the same for -1 and 1")
+        raise AdaptError(f"seed is {seed}; expected 0 or more, because Python draws the same numbers for -1 and 1")
     stream, val_shots = random.Random(seed), min(shots, _MAX_VAL_SHOTS)
     if sampling == "coop":
         return _all_if_few(train, shots, stream), _all_if_few(val, val_shots, stream)
@@ -43,9 +43,9 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
 
 
 def carve(train: Items, seed: int) -> set[Item]:
-    """Return a fifth of the images of each class, at least one, for validation.
+    """Return the training images to use for validation: a fifth of the images of each class, at least one.
 
-    Images of one group stay together, and one group of each class stays in train.
+    Images of one group stay together, and at least one group of each class remains for training.
     """
     stream, taken, staying = random.Random(seed), set[str](), set[str]()
     for images in _by_stratum(train):
@@ -79,15 +79,15 @@ def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tu
     for group in _by_stratum(items):
         if len(group) < needed:
             raise AdaptError(
-                f"class {group[0].answer!r} has {len(group)} training images; without validation images the "
-                f"clip-lora rule takes {needed} of each class. Take fewer shots, or the coop rule"
+                f"class {group[0].answer!r} has {len(group)} training images, but sampling=clip-lora needs {needed} "
+                "of each class if there are no validation images. Use fewer shots, or sampling=coop"
             )
     picks = [stream.sample(group, needed) for group in _by_stratum(items)]
     return _flat(group[:shots] for group in picks), _flat(group[shots:] for group in picks)
 
 
 def _by_stratum(items: Items) -> list[list[Item]]:
-    """Return the items grouped by class (or the task's other `stratum`), in the order in which classes first appear."""
+    """Return the items grouped by `Item.stratum`, usually the class, in the order in which groups first appear."""
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(item.stratum, []).append(item)

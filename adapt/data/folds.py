@@ -18,22 +18,23 @@ MOST = 5  # folds by default
 def usual_count(items: Sequence[Item], most: int = MOST) -> int:
     """Return the default number of folds: the median number of images per class, but at least two and at most `most`.
 
-    Every model then learns from equally many images of each class. With two images per class and five folds, a model
-    would know two images of some classes, but only one of the class it is tested on, which it then seldom predicts.
+    With this number, every model is trained on about equally many images of each class. With two images per class and
+    five folds, for example, a model would be trained on two images of most classes but on only one image of the tested
+    class, and would seldom predict the tested class.
     """
     counts = Counter(item.stratum for item in items)
     return max(2, min(most, round(median(counts.values())))) if counts else 2
 
 
 def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
-    """Return the fold, from 0 to `count` - 1, of each of `items`: stratified by class, with groups kept together.
+    """Return the fold number (0 to `count` - 1) of each item, stratified by class, with groups kept together.
 
-    A group may have images of several classes. The fold is None for the items of a class whose groups are all in one
-    fold, such as a class with a single group: every model must learn from these items, so none can be tested on them.
-    Raises AdaptError for fewer than two folds.
+    A group may have images of several classes. If all groups of a class are in one fold, such as for a class with a
+    single group, the fold number of the class's items is None: every model must be trained on these items, so that no
+    model can be tested on them. Raises AdaptError for fewer than two folds.
     """
     if count < 2:
-        raise AdaptError(f"folds is {count}; expected at least 2: one to test on, and others to learn from")
+        raise AdaptError(f"folds is {count}; expected at least 2, one fold to test on and other folds to train on")
     stream, fold_of = random.Random(seed), dict[str, int]()
     groups: dict[str, dict[str, int]] = {}  # number of images, by class and group
     for item in items:
@@ -52,7 +53,7 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
 
 
 def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield, for each fold that has items, the indices of the items to train on, and of the held-out items."""
+    """Yield (indices of the training items, indices of the held-out items) for each fold that has items."""
     for fold in range(count):
         held = [place for place, own in enumerate(chosen) if own == fold]
         if held:
@@ -60,7 +61,7 @@ def kept_and_held(chosen: Sequence[int | None], count: int) -> Iterator[tuple[li
 
 
 def parts(split: Split, chosen: Sequence[int | None], count: int) -> Iterator[tuple[Split, list[int]]]:
-    """Yield, for each fold, the split that trains on all other images and tests on the fold, and the fold's indices."""
+    """Yield (split with the fold as test data and the other images as training data, fold's indices) for each fold."""
     for learned, held_out in kept_and_held(chosen, count):
         train, test = (tuple(split.train[place] for place in own) for own in (learned, held_out))
         yield replace(split, train=train, test=test), held_out

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled item of data: images, or a text in their place, with a `label` for one task (such as a class).
+    """One labelled item of data: one or more images, or a text instead of images, with a `label` such as a class.
 
-    `paths` are image paths as `adapt.data.decoding.files` reads them: one, or as many as the task needs. Without paths,
-    a model learns from the features of `text` in place of an image; with paths, `text` is about the image. `domain` is
-    "" if the data has no domains. Images of one `group`, such as photographs of one object, are more alike than others
-    of their class; it is "" if no group is named.
+    `paths` has one image path, or as many as the task needs, in the format of `adapt.data.decoding.files`. If `paths`
+    is empty, a model is trained on the features of `text` instead of image features; otherwise `text` is about the
+    image. `domain` is "" if the data has no domains. `group` names images that are more alike than other images of
+    their class, such as photographs of one object, and is "" if there is no group.
 
-    A `turned` image is turned upright by its EXIF orientation, as people's own photographs are; other images are taken
-    as they are stored. A trained model always reads images as its training images were read.
+    If `turned`, images are turned upright by their EXIF orientation, as is the default for users' own photographs;
+    otherwise images are used as stored. A trained model always reads images in the same way as its training images.
     """
 
     paths: tuple[str, ...]
@@ -35,9 +35,9 @@ class Item:
 
     @classmethod
     def of(cls, *, domain: str = "", group: str = "", turned: bool = False, **cells: Any) -> Item:
-        """Return the item of one line of a list, by the names of its columns: `Item.of(path="a.png", label="cat")`.
+        """Return an item made from the cells of a table row, given by column: `Item.of(path="a.png", label="cat")`.
 
-        Raises AdaptError if no task reads this combination of columns, and for a value that is not a valid label.
+        Raises AdaptError if no task has this combination of columns, and for a value that is not a valid label.
         """
         task = tasks.reading(frozenset(cells))
         paths = tuple(cells[column] for column in task.images if cells.get(column))
@@ -56,47 +56,47 @@ class Item:
 
     @property
     def name(self) -> str:
-        """The name of the item in lists and messages: its path, or its text."""
+        """The name of the item in lists and messages: the path of the image, or the text."""
         return self.path or self.text
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files that the item needs: its images, and files of its label such as a mask."""
+        """The paths of all files that the item needs: the images, and files of the label such as a mask."""
         return self.paths + self.label.files
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the item's classes: one, several, or none if its task has no classes."""
+        """The names of the item's classes: one name, several names, or no name, such as for a task without classes."""
         return self.label.class_names
 
     @property
     def stratum(self) -> str:
-        """The name, usually the class, by which few-shot samples, folds and parts of a split are balanced."""
+        """The name, usually the class, by which few-shot samples, folds and train/val/test splits are stratified."""
         return self.label.stratum
 
     @property
     def unit(self) -> str:
-        """The entity that the image shows, such as a product, if the item's label names one; else ""."""
+        """The entity that the image shows, such as a product, or "" if the item's label names no entity."""
         return self.label.unit
 
     @property
     def kept_with(self) -> str:
-        """The name shared by items that must stay in the same part or fold: the entity, the group, or its own name."""
+        """The entity, the group or else the item's name; items that share this name stay in the same split or fold."""
         return self.unit or self.group or self.name
 
     @property
     def answer(self) -> str:
-        """The right answer in words: the name of the class, names of several classes, a number, or a text."""
+        """The correct answer in words, such as the name of the class, names of several classes, a number, or a text."""
         return self.label.words or (self.text if self.paths else "")
 
     def labelled(self, label: Label) -> Item:
-        """Return a copy of the item with another label."""
+        """Return a copy of the item with the label `label`."""
         return replace(self, label=label)
 
     def renamed(self, names: Mapping[str, str]) -> Item:
-        """Return a copy of the item with its classes renamed by `names`."""
+        """Return a copy of the item with its class names replaced by `names`, a mapping from old to new names."""
         return replace(self, label=self.label.renamed(names))
 
     def identity(self, path: str, root: str = "") -> dict[str, object]:
-        """Return what a split's fingerprint depends on: `path`, the text, and the label with files below `root`."""
+        """Return the item's data for a split's fingerprint: `path`, the text, and the label with paths below `root`."""
         return {"path": path, "text": self.text, self.task.name: self.label.identity(root)}

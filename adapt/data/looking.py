@@ -24,7 +24,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Looked:
-    """A data set as decoded for checks: facts about each of its files, and files in its folder that are left out."""
+    """A decoded data set for checks: facts about each file, and image-like files in the folder that are not used."""
 
     split: Split
     facts: dict[str, Facts]
@@ -36,32 +36,33 @@ class Looked:
 
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:
-        """All images, each as (part, item), where the part is train, val or test."""
+        """All image items, each as (part, item), where the part is train, val or test."""
         return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.paths]
 
     @cached_property
     def usable(self) -> list[tuple[str, Item, Facts]]:
-        """All readable images, each as (part, item, facts about its file)."""
+        """All readable images, each as (part, item, facts about the file), where the part is train, val or test."""
         known = [(part, item, self.facts[parted(item.path)[0]]) for part, item in self.of_parts]
         return [each for each in known if not each[2].problem and each[1].path not in self.unfit]
 
     @cached_property
     def alike(self) -> list[list[tuple[str, Item]]]:
-        """Groups of copies: images with the same pixels and question, in any part, at least two in a group."""
+        """Groups of two or more copies of an image, with the same pixels and question, across train, val and test."""
         groups: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
             groups[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
         return [copies for copies in groups.values() if len({item.path for _, item in copies}) > 1]
 
     def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
-        """Return the readable files for which `which(path, facts)` holds, sorted by path."""
+        """Return (path, facts) of the readable files for which `which(path, facts)` is true, sorted by path."""
         return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
 
 
 def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
-    """Return a data set as far as it can be read, and the problems that make it inconsistent.
+    """Return the readable contents of a data set, and a list of the problems that make the data set inconsistent.
 
-    Raises AdaptError if nothing can be read: `source` is not a folder, and its list cannot be read.
+    Raises AdaptError if `source` is a list or a name that cannot be read. For an unreadable folder, the data set is
+    empty.
     """
     with collecting() as problems:
         try:
@@ -76,7 +77,7 @@ def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Sp
 
 
 def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
-    """Decode every file of `split`, which was read from `source`; also find images in the folder that it leaves out."""
+    """Return facts about every decoded file of `split`, and images in the folder `source` that are not in `split`."""
     items = list(split.items())
     facts = all_facts(items, progress)
     return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)

@@ -13,12 +13,12 @@ from adapt.edits import Bypass, Edit
 
 
 def bypassing_absent(tower: Tower) -> list[Edit]:
-    """Return edits that bypass all blocks which were cut out of `tower`, so that the tower can run without them."""
+    """Return `Bypass` edits for all blocks that were removed from `tower`, so that the tower can run without them."""
     return [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)]
 
 
 def same_features(backbone: Backbone, tower: Tower, plain: Tensor, fast: Tensor) -> bool:
-    """Return whether the features `plain` and `fast` `(n, e)` have equal directions, up to rounding errors."""
+    """Return whether the feature tensors `plain` and `fast` `(n, e)` have equal directions, up to rounding errors."""
     if plain.shape != fast.shape:
         return False
     difference = F.normalize(plain.float(), dim=-1) - F.normalize(fast.float(), dim=-1)

@@ -19,7 +19,7 @@ _BYTES = 4  # bytes of a number
 
 
 class _Bounded(TorchDispatchMode):
-    """A context that counts the elements of all new tensors, and raises AdaptError before their sum exceeds a bound."""
+    """A context manager that raises AdaptError before the total number of elements of new tensors exceeds `bound`."""
 
     def __init__(self, bound: int, message: str) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class _Bounded(TorchDispatchMode):
 
 
 def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> Sequence[int] | None:
-    """Return the size of the tensor that `func`, such as zeros, creates (() on the meta device); None if none."""
+    """Return the size of the tensor that `func`, such as zeros, allocates (() on the meta device), or else None."""
     arguments = func._schema.arguments
     names = [argument.name for argument in arguments]
     of_tensors = any(str(argument.type) == "Tensor" for argument in arguments)
@@ -51,9 +51,9 @@ def _new_size(func: OpOverload, args: Sequence[object], kwargs: Mapping[str, obj
 
 
 def at_most(numbers: int) -> TorchDispatchMode:
-    """Return a context that limits the elements of new tensors to a few times `numbers`, the elements in a file.
+    """Return a context manager that limits the total elements of new tensors to a small multiple of `numbers`.
 
-    Raises AdaptError in the `with` block, before more memory is allocated.
+    `numbers` is the number of elements in a file. Raises AdaptError in the `with` block before the limit is exceeded.
     """
     return _Bounded(
         _TIMES * numbers + _BESIDE,
@@ -63,10 +63,9 @@ def at_most(numbers: int) -> TorchDispatchMode:
 
 
 def within_memory(device: torch.device, what: str) -> TorchDispatchMode:
-    """Return a context that limits new tensors to the free memory of `device`.
+    """Return a context manager that limits the total size of new tensors to the free memory of `device`.
 
-    Raises AdaptError in the `with` block, before more memory is allocated; the message calls the object being built
-    `what`.
+    Raises AdaptError in the `with` block before the limit is exceeded; `what` names the object to build in the message.
     """
     free = free_bytes(device)
     return _Bounded(

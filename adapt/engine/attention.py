@@ -15,7 +15,7 @@ from adapt.engine.packing import Group, Packing
 def weighted_attention(
     linears: Mapping[str, Callable[[Tensor], Tensor]], x: Tensor, heads: int, weights: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Return self-attention of `x` `(b, l, d)`; `weights` maps scaled scores `(b, h, l, l)` to attention weights."""
+    """Return self-attention for `x` `(b, l, d)`; `weights` maps scaled scores `(b, h, l, l)` to attention weights."""
     q, k, v = (linears[letter](x).unflatten(-1, (heads, -1)).transpose(1, 2) for letter in "qkv")
     mixed = weights(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)) @ v
     return linears["out"](mixed.transpose(1, 2).flatten(2))
@@ -24,11 +24,12 @@ def weighted_attention(
 def prefix_suffix_attention(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, heads: int, ends_only: bool, edit: Attention | None = None
 ) -> Tensor:
-    """Return causal self-attention over packed prompts: a prefix that all classes share, and a suffix of each class.
+    """Return causal self-attention over packed prompts, which have one shared prefix and a suffix for each class.
 
     `k` and `v` are `(..., rows, d)`, with images as leading dimensions. `q` has all rows, or with `ends_only` only the
-    end-of-text row of each class, in packed order. Each query attends to the prefix and to its own class's suffix up to
-    the query; its weights are a softmax, or what `edit` computes in its place. The result has one row for each query.
+    end-of-text row of each class, in packed order. Each query attends to the prefix and to the suffix of the query's
+    class, up to the query. The attention weights are computed by `edit` if given, or else by softmax. The output has
+    one row for each query.
     """
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)
@@ -64,7 +65,7 @@ def prefix_suffix_attention(
 
 
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:
-    """Return causal attention among the rows of the shared prefix `(..., h, prefix, d/h)`; `q` is already scaled."""
+    """Return causal self-attention in the shared prefix `(..., h, prefix, d/h)`; `q` must already be scaled."""
     if edit is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     future = torch.ones(packing.prefix, packing.prefix, dtype=torch.bool, device=q.device).triu(1)
@@ -73,7 +74,7 @@ def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: A
 
 
 def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, ends_only: bool) -> Tensor | None:
-    """Return the mask `([n,] length, length)` of keys that queries of the same class may not see; None for no mask."""
+    """Return the bool mask `([n,] length, length)` of keys hidden from queries of the same class; None for no mask."""
     if ends_only or group.length == 1:
         return None
     future = torch.ones(group.length, group.length, dtype=torch.bool, device=packing.ids.device).triu(1)
@@ -86,7 +87,7 @@ def _hidden(packing: Packing, group: Group, own: slice, edit: Attention | None, 
 def _weights(
     scores: Tensor, packing: Packing, own: slice, classes: int, edit: Attention | None, ends_only: bool
 ) -> Tensor:
-    """Return attention weights for scores `(..., n, queries, prefix + length)`, by softmax or by those of `edit`."""
+    """Return attention weights for scores `(..., n, queries, prefix + length)`, by `edit` or, if None, by softmax."""
     if edit is None:
         return scores.softmax(-1)
     learned = packing.learned[own].unflatten(0, (classes, -1))  # (n, length)

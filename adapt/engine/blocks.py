@@ -29,9 +29,9 @@ _QUICK = 1.702
 
 
 def run_block(block: Block, index: int, edits: Plan, x: Tensor, attend: Attend, rows: RowIndex | None = None) -> Tensor:
-    """Return the output of block `index` under its edits, for `x` `(..., l, d)`; with `rows`, only for these rows.
+    """Return the output of block number `index` for `x` `(..., l, d)` under `edits`, only for `rows` if given.
 
-    Raises AdaptError for a block that was cut out.
+    Raises AdaptError if the block was removed from the backbone.
     """
     if isinstance(block.module, Absent):
         block.module()  # raises, naming it
@@ -50,7 +50,7 @@ def run_block(block: Block, index: int, edits: Plan, x: Tensor, attend: Attend, 
 
 
 def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `block(x)` under gradient checkpointing: activations are recomputed in the backward pass."""
+    """Return `block(x)` with gradient checkpointing, which recomputes activations in the backward pass."""
     if not torch.is_grad_enabled():
         return block(x)
 
@@ -64,8 +64,8 @@ def again_in_backward(model: nn.Module, block: Callable[[Tensor], Tensor], x: Te
 def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows: RowIndex | None) -> list[Tensor]:
     """Return queries of `rows` (by default all), and keys and values of all rows, from the normalised input of a block.
 
-    The frozen projections that read all rows are computed as one product. They are computed separately if they do not
-    share a weight, or if an edit replaces one of the projections with a module that does not call the original.
+    Frozen projections that read all rows are computed as one matrix product if they share a weight. They are computed
+    separately if an edit replaces one of the projections with a module that does not call the original projection.
     """
     of_all = "qkv" if rows is None else "kv"
     stand_ins = {
@@ -89,7 +89,7 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
 
 
 def _stand_in(module: nn.Module, projection: Projection) -> StandIn | None:
-    """Return the `StandIn` for a frozen projection that an edit's `module` contains; None if it contains none."""
+    """Return the `StandIn` layer in `module` that computes the frozen `projection`, or None if there is none."""
     own = projection.module, projection.rows
     stand_ins = (part for part in module.modules() if type(part) is StandIn)
     return next((part for part in stand_ins if (part.projection.module, part.projection.rows) == own), None)
@@ -105,7 +105,7 @@ def _mlp(block: Block, replaced: Mapping[str, nn.Module], x: Tensor) -> Tensor:
 
 
 class _QuickMLP(torch.autograd.Function):
-    """The MLP `fc2(quick_gelu(fc1(x)))` as one autograd function, which saves one activation for the backward pass."""
+    """The MLP `fc2(quick_gelu(fc1(x)))` as an autograd function that saves one activation for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, fc1: Tensor, bias1: Tensor | None, fc2: Tensor, bias2: Tensor | None) -> Tensor:
@@ -126,5 +126,5 @@ class _QuickMLP(torch.autograd.Function):
 
 
 def _joined(x: Tensor, edit: Parallel | None, read: Tensor, normed: Tensor) -> Tensor:
-    """Return the residual stream `x` plus the output of a `Parallel` edit, if any, for its input `normed` or `read`."""
+    """Return the residual stream `x` plus the output of a `Parallel` edit, or `x` unchanged if `edit` is None."""
     return x if edit is None else x + edit.module(normed if edit.normed else read)

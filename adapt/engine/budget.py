@@ -18,10 +18,10 @@ Chunk = TypeVar("Chunk")
 def classes_within(
     budget: int, tower: Tower, classes: int, own_rows: float, prefix: int, length: int, keeps_activations: bool
 ) -> int:
-    """Return the number of classes to encode in one chunk within `budget` bytes, so that chunks are about equal.
+    """Return the number of classes per chunk with which encoding one chunk fits into `budget` bytes of memory.
 
-    A class has `own_rows` rows (tokens) of its own, `prefix` rows are shared, and a row attends to at most `length`
-    keys.
+    All chunks have about the same size. Each class has `own_rows` rows (tokens) of its own, all classes share `prefix`
+    rows, and each row attends to at most `length` keys.
     """
     row = activation_bytes(tower, length, len(tower.blocks) if keeps_activations else 1)
     # half the budget, as the allocator keeps about as much again as is in use
@@ -31,9 +31,9 @@ def classes_within(
 
 
 def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
-    """Return about how many bytes of fp32 activations one row (token) keeps for the backward pass of `blocks` blocks.
+    """Return roughly how many bytes of fp32 activations one row (token) keeps for the backward pass of `blocks` blocks.
 
-    The row attends to `keys` keys. The estimate counts the inputs of the norms, q, k, v, the attention's output and
+    The row attends to `keys` keys. The estimate counts the inputs of the norms, q, k, v, the attention output and
     scores, and the hidden layer of the MLP.
     """
     inner = tower.blocks[0].projections["fc1"].weight.shape[0]
@@ -41,9 +41,9 @@ def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
 
 
 def in_parts(parts: Sequence[Chunk], encode: Callable[[Chunk], Tensor], recompute: bool) -> Tensor:
-    """Return the features `(..., n, e)` of all classes, encoded chunk by chunk; `parts` are the chunks of classes.
+    """Return the features `(..., n, e)` of all classes, by calling `encode` on each chunk of classes in `parts`.
 
-    With `recompute`, and more than one chunk, activations are not kept but recomputed in the backward pass.
+    With `recompute` and more than one chunk, activations are recomputed in the backward pass instead of stored.
     """
     if len(parts) == 1:
         return encode(parts[0])

@@ -14,10 +14,10 @@ from adapt.backbones.turns import roots, sharing
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Freeze `model` in the `with` block: evaluation mode, no gradients for its weights, no checkpointing.
+    """Freeze `model` in the `with` block: evaluation mode, no gradients for weights, no gradient checkpointing.
 
-    The checkpointing is the library's own. All flags are restored afterwards. Meanwhile no other thread can edit
-    `model`; threads that only run it may share its frozen state.
+    Only the gradient checkpointing of the model's library is turned off. All flags are restored afterwards. During the
+    block, no other thread can edit `model`, but threads that only run `model` may share the frozen state.
     """
     with sharing(model), ExitStack() as stack:
         for root in roots(model):
@@ -26,7 +26,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 class _Hold:
-    """A model's flags (training, `requires_grad`, checkpointing), restored when the last call that froze it ends."""
+    """The flags (training, `requires_grad`, checkpointing) of a frozen model, restored when its last `frozen` ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

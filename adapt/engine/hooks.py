@@ -43,11 +43,11 @@ def run(
 ) -> Computed:
     """Return the result of `compute()`, during which the forward of `model` runs under the edits in `changes`.
 
-    `changes` lists towers with their edits. `prompts` say where learned tokens are in each row of text. `checkpointing`
-    recomputes every block of these towers in the backward pass. `merge` folds the low-rank updates into copies of the
-    weights where there is only one image.
+    `changes` is a list of towers with their edits. `prompts` give the positions of learned tokens in each row of text.
+    With `checkpointing`, every block of these towers is recomputed in the backward pass. With `merge`, low-rank updates
+    are folded into copies of the weights if there is only one image.
 
-    No other call runs on `model` meanwhile. Raises AdaptError for an edit that its tower does not support, and if the
+    Meanwhile, no other call can run on `model`. Raises AdaptError if a tower does not support one of its edits, or if a
     tower no longer belongs to the model.
     """
     plans = [(tower, plan(tower, edits)) for tower, edits in changes]
@@ -86,7 +86,7 @@ def _edited(
 def _once(
     model: nn.Module, enter: Callable[[], AbstractContextManager[None]]
 ) -> Callable[[], AbstractContextManager[None]]:
-    """Return a function whose contexts apply the edits of `enter` on a frozen model; an inner one does nothing."""
+    """Return a function that opens a context with `model` frozen and `enter()` active; nested contexts do nothing."""
     entered: list[bool] = []
 
     @contextmanager
@@ -107,7 +107,7 @@ def _once(
 
 @contextmanager
 def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge: bool) -> Iterator[None]:
-    """Apply the edits inside transformer blocks in the `with` block: during the forward, or while one is recomputed."""
+    """Apply all edits inside transformer blocks in the `with` block, which may run the forward or recompute a block."""
     with ExitStack() as stack:
         for index in planned.replaced.keys() | planned.attention.keys():
             weights = None
@@ -131,7 +131,7 @@ def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge
 
 @contextmanager
 def _beside(site: Site, edit: Parallel) -> Iterator[None]:
-    """Add the output of a `Parallel` edit to that of its sublayer in the `with` block; both have the same input."""
+    """Add the output of a `Parallel` edit to the output of a sublayer in the `with` block; both read the same input."""
     read: list[Tensor] = []
 
     def keep(reader: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -148,9 +148,10 @@ def _beside(site: Site, edit: Parallel) -> Iterator[None]:
 def _join_block(
     block: Block, edit: Parallel, module: nn.Module, inputs: tuple[Tensor, ...], output: BlockOutput
 ) -> BlockOutput:
-    """Return a block's output plus the output of the `Parallel` edit beside the block, which reads the block's input.
+    """Return a block's output plus the output of a `Parallel` edit, which is computed from the block's input.
 
-    This runs outside the block, so it is not recomputed with a checkpointed block; only a norm before it runs twice.
+    The edit runs outside the block, so gradient checkpointing of the block does not recompute the edit. Only a norm
+    that the edit reads is computed twice.
     """
     norm = block.norm_of("block") if edit.normed else None
     return _added(output, edit.module(inputs[0] if norm is None else norm(inputs[0])))
@@ -162,7 +163,7 @@ def _added(output: BlockOutput, beside: Tensor) -> BlockOutput:
 
 @contextmanager
 def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
-    """Replace layers outside the blocks (norms, projection) in the `with` block; a bare parameter is set to None."""
+    """Replace layers outside the blocks (norms, projection) in the `with` block; a bare parameter becomes None."""
     with ExitStack() as stack:
         for name, module in planned.outer.items():
             part = tower.parts[name]
@@ -177,7 +178,7 @@ def _outer(tower: Tower, planned: Plan) -> Iterator[None]:
 
 
 def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
-    """Return `result` after the new final projection, if the tower's own is a bare parameter (None after `_outer`)."""
+    """Apply the new final projection to `result` if the original projection is a bare parameter; return the result."""
     part, module = tower.projection, planned.outer.get("projection")
     if part is None or module is None or isinstance(getattr(part.owner, part.name), nn.Module):
         return result
@@ -186,16 +187,16 @@ def _projected(tower: Tower, planned: Plan, result: Computed) -> Computed:
 
 
 def _bypass(module: nn.Module, returns: int, x: Tensor, *args: object, **kwargs: object) -> BlockOutput:
-    """Return the output of `module`, which replaces a block, as a tensor or tuple such as the block returns."""
+    """Return the output of `module`, which replaces a block, in the form (tensor or tuple) that the block returns."""
     return (module(x), *[None] * (returns - 1)) if returns else module(x)
 
 
 def _forwards(
     block: Block, modules: dict[str, nn.Module], heads: int, weights: Callable[[Tensor], Tensor] | None
 ) -> Iterator[tuple[nn.Module, Callable[..., object]]]:
-    """Yield the modules of `block` that edits give another forward, each with this forward.
+    """Yield pairs of a module in `block` and the new forward that edits give this module.
 
-    `modules` replace the block's projections, and `weights` turns scaled scores into attention weights.
+    `modules` replace the block's projections, and `weights` maps scaled scores to attention weights.
     """
     linears: dict[str, Linear] = {
         letter: modules.get(letter, projection) for letter, projection in block.projections.items()
@@ -234,7 +235,7 @@ def _split_attention(
     need_weights: bool = False,
     attn_mask: Tensor | None = None,
 ) -> tuple[Tensor, None]:
-    """Return what `nn.MultiheadAttention` outputs, by separate q, k, v and out layers, and None for the weights."""
+    """Return the output of `nn.MultiheadAttention`, computed by separate layers, and None in place of its weights."""
     return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
@@ -247,7 +248,7 @@ def _weighted(
     *args: object,
     **inputs: Tensor,
 ) -> BlockOutput:
-    """Return self-attention by the attention weights of an edit, which also masks; the library's mask is ignored."""
+    """Return self-attention with weights computed by an edit, which also applies the mask in place of the library."""
     x = next(inputs[name] for name in ("hidden_states", "query", "x") if name in inputs) if x is None else x
     x = x if block.batch_first else x.transpose(0, 1)
     out = weighted_attention(linears, x, heads, weights)
@@ -258,7 +259,7 @@ def _weighted(
 def _checkpointed(
     module: nn.Module, inside: Callable[[], AbstractContextManager[None]]
 ) -> AbstractContextManager[None]:
-    """Return a context in which `module` is recomputed in the backward pass, under the same edits as in this call."""
+    """Return a context in which `module` is recomputed in the backward pass, under the same edits as in the forward."""
     forward = module.forward
 
     def again(*args: object, **kwargs: object) -> object:

@@ -21,8 +21,8 @@ from adapt.errors import AdaptError
 def updated(block: Block, updates: dict[str, LowRank], merge: bool) -> Iterator[None]:
     """Apply low-rank `updates` to projections (or the MLP) of `block` in the `with` block.
 
-    With `merge`, the updates are folded into copies of the weights if there is a single image, for floating-point
-    linears that no other edit replaces. All other updates run as a second branch beside the frozen weights.
+    With `merge`, updates for a single image are folded into copies of the weights, for floating-point linear layers
+    that no other edit replaces. All other updates run as a second branch beside the frozen weights.
     """
     merged: dict[nn.Linear, dict[str, LowRank]] = {}
     with ExitStack() as stack:
@@ -55,7 +55,7 @@ def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Cal
 
 
 def _plus(weight: Tensor, update: LowRank) -> Tensor:
-    """Return `weight` plus the low-rank update for a single image, `scale * up @ down.T`, computed in fp32."""
+    """Return `weight` plus the low-rank update `scale * up @ down.T` of a single image, computed in fp32."""
     up, down = update.up[0].float(), update.down[0].float()
     return torch.addmm(weight.float(), up, down.T, alpha=update.scale).to(weight.dtype)
 
@@ -77,13 +77,13 @@ def _beside(block: Block, site: str, update: LowRank) -> RemovableHandle:
 
 
 def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:
-    """Return the term `x @ down @ up` `(n, l, out)` that low-rank updates add to the output for `x` `(n, l, in)`.
+    """Return the low-rank term `x @ down @ up` `(n, l, out)` for `x` `(n, l, in)`, with factors for each image.
 
     `down` is `(images, in, rank)`, and `up` is `(images or 1, rank, out)`. `n` is a multiple of the number of images,
-    with the rows of each image next to each other.
+    and the rows of each image are adjacent.
     """
     images = len(down)
     if len(x) % images:
-        raise AdaptError(f"{len(x)} rows cannot be shared out among the updates of {images} images")
+        raise AdaptError(f"{len(x)} rows cannot be divided evenly among the low-rank updates of {images} images")
     of_images = x.reshape(images, -1, x.shape[-1])
     return (of_images @ down.to(x.dtype) @ up.to(x.dtype)).reshape(*x.shape[:-1], -1)

@@ -9,7 +9,7 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the number of bytes that can still be allocated on `device`: CPU memory for MPS, no limit for meta."""
+    """Return the free memory of `device` in bytes, with CPU memory for MPS and no limit for the meta device."""
     if device.type == "meta":
         return sys.maxsize
     ask = getattr(torch.get_device_module(device), "mem_get_info", None)
@@ -19,7 +19,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def readable_bytes(size: float) -> str:
-    """Return a size in bytes as readable text: '1.5 KiB' for 1536."""
+    """Return a number of bytes as readable text, such as '1.5 KiB' for 1536."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

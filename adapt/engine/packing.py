@@ -17,7 +17,7 @@ FEW_ROWS = 160  # with more, attention to all rows, most of them hidden, takes l
 
 @dataclass(frozen=True)
 class Group:
-    """The packed suffixes of one length: `classes` suffixes of `length` tokens, from row `start` after the prefix."""
+    """A group of `classes` packed suffixes with `length` tokens each, which begins at row `start` after the prefix."""
 
     start: int
     classes: int
@@ -28,12 +28,12 @@ class Group:
 class Packing:
     """The layout of many prompts packed into one sequence of `prefix + sum(suffix lengths)` rows, one token each.
 
-    The prefix comes first, then the suffixes sorted by length. `slot_rows` are the rows with learned tokens: token
-    `slot_index` of class `slot_class`. `learned` and `named` are flags of every row: whether it holds a learned token,
-    and whether it is part of the class name. `ends` are the end-of-text rows in packed order, and `order` sorts them
-    back into the order of the classes.
+    The prefix comes first, then the suffixes sorted by length. `slot_rows` are the rows with learned tokens; row
+    `slot_rows[i]` has token `slot_index[i]` of class `slot_class[i]`. The flags `learned` and `named` mark the rows
+    that have a learned token, or belong to the class name. `ends` are the end-of-text rows in packed order, and
+    indexing with `order` restores the order of the classes.
 
-    `visible` `(rows, rows)` is the attention mask over all rows. It is None if there are so many rows that masked
+    `visible` `(rows, rows)` is the attention mask over all rows, or None if there are so many rows that masked
     attention would be slow.
     """
 
@@ -56,7 +56,7 @@ class Packing:
 
 
 def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch.device) -> Packing:
-    """Return the layout of `prompts`, of classes number `first_class` on, whose first `prefix` tokens are equal."""
+    """Return the packed layout of `prompts` with `prefix` equal first tokens, for classes from `first_class` on."""
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
     tokens = [(prompts[0], 0, position) for position in range(prefix)]
     groups: list[Group] = []
@@ -92,7 +92,7 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
 
 
 def _visible(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
-    """Return the attention mask `(rows, rows)` of packed prompts: a row sees the prefix and its class up to itself."""
+    """Return the bool mask `(rows, rows)` for causal attention of packed rows to the prefix and their own class."""
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)
     related = (classes[:, None] == classes) | (rows < prefix)

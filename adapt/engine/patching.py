@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
-    """Let calls of `module` compute `forward` in the `with` block; the module's own forward is restored afterwards."""
+    """Replace the forward of `module` with `forward` in the `with` block, and restore the original afterwards."""
     before = vars(module).get("forward")
     # a module as an attribute would become a child
     module.forward = forward.__call__ if isinstance(forward, nn.Module) else forward

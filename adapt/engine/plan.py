@@ -16,7 +16,7 @@ _TAKES_TOKENS = ("text", "vision", "decoder")
 
 @dataclass
 class Plan:
-    """The edits of a tower in one call, sorted by kind and block: learned tokens, and new or additional modules."""
+    """The edits of a tower in one call (learned tokens, replaced or added modules), sorted by kind and block."""
 
     entering: Tokens | None = None
     overwriting: dict[int, Tokens] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Plan:
 
     @property
     def modules(self) -> Iterator[nn.Module]:
-        """All modules that the edits bring along: replacements, parallel branches and bypasses."""
+        """All modules that the edits add to the tower: replacements, parallel branches and bypasses."""
         yield from (*self.bypassed.values(), *self.outer.values())
         for modules in self.replaced.values():
             yield from modules.values()
@@ -38,12 +38,12 @@ class Plan:
 
     @property
     def images(self) -> int | None:
-        """The number of images that have their own learned tokens; None if all images share the tokens."""
+        """The number of images that have separate learned tokens; None if all images share the tokens."""
         return len(self.entering.values) if self.entering is not None and self.entering.per_image else None
 
     @property
     def prefix_per_class(self) -> bool:
-        """Whether the learned tokens differ between classes, by their values or because they see the class name."""
+        """Whether learned tokens differ between classes, by their values or because they attend to the class name."""
         tokens = [self.entering, *self.overwriting.values()]
         return any(each is not None and each.per_class for each in tokens) or any(
             edit.names_seen for edit in self.attention.values()
@@ -51,11 +51,11 @@ class Plan:
 
 
 def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
-    """Return `edits` of `tower` as a `Plan`, sorted by where they act; `tower` may be None only if there are no edits.
+    """Sort the `edits` of `tower` into a `Plan`; `tower` may be None only if there are no edits.
 
-    Raises AdaptError, naming it, for a block, projection or site (a branch of a block: attn, mlp) that the tower does
-    not have, and for an edit that this kind of tower does not support. Also raises AdaptError for two edits that claim
-    one place, and for tokens that overwrite others where none have entered.
+    Raises AdaptError if an edit names a block, projection or site (a branch of a block: attn, mlp) that the tower does
+    not have, or if this kind of tower does not support the edit. Also raises AdaptError if two edits change the same
+    layer or block input, or if an edit changes learned tokens in a tower without learned tokens at its input.
     """
     sorted_out = Plan()
     for edit in edits:
@@ -75,26 +75,28 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
         elif edit.block is not None:
             _claim(sorted_out.overwriting, edit.block, edit, place)
         elif sorted_out.entering is not None:
-            raise AdaptError(f"two edits want their learned tokens to enter the {tower.name} tower: keep one")
+            raise AdaptError(f"two edits add learned tokens at the input of the {tower.name} tower: keep one")
         else:
             sorted_out.entering = edit
     if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
-        raise AdaptError("an edit changes learned tokens inside a tower that none have entered")
+        raise AdaptError(
+            "an edit changes learned tokens inside a tower, but no edit adds learned tokens at its input: add Tokens"
+        )
     inside = set[int]().union(sorted_out.replaced, sorted_out.attention, sorted_out.parallel, sorted_out.low_rank)
     if wasted := sorted(sorted_out.bypassed.keys() & inside):
-        raise AdaptError(f"block {wasted[0]} is skipped by one edit and changed inside by another")
+        raise AdaptError(f"block {wasted[0]} is bypassed by one edit and changed by another: remove one edit")
     for edit in sorted_out.overwriting.values():
         _check_shape(edit, sorted_out.entering)  # type: ignore[arg-type]
     return sorted_out
 
 
 def _place(tower: Tower, edit: Edit) -> str:
-    """Return the place in the tower where `edit` acts, in words. Raises AdaptError if it cannot act in the tower."""
+    """Return a text that names where `edit` acts. Raises AdaptError if the tower does not support the edit."""
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
-        raise AdaptError(f"learned tokens cannot be added to {where}; they can to {', '.join(_TAKES_TOKENS)}")
+        raise AdaptError(f"learned tokens cannot be added to {where}; expected one of: {', '.join(_TAKES_TOKENS)}")
     if isinstance(edit, LowRank) and tower.name != "decoder":
-        raise AdaptError(f"low-rank updates of each image act in a decoder, not in {where}")
+        raise AdaptError(f"low-rank updates of each image require a decoder, and cannot be applied to {where}")
     if edit.block is None:
         return _named(kind, edit.part, tower.parts, where) if isinstance(edit, Replace) else where
     if not 0 <= edit.block < len(tower.blocks):
@@ -106,7 +108,7 @@ def _place(tower: Tower, edit: Edit) -> str:
     if isinstance(edit, Parallel):
         place = _named(kind, edit.site, (*block.sites, "block"), inside)
         if edit.normed and block.norm_of(edit.site) is None:
-            raise AdaptError(f"Parallel reads {place} after its norm, but there is no norm before it")
+            raise AdaptError(f"Parallel with normed=True needs a norm before {place}: set normed=False")
         return place
     if isinstance(edit, LowRank):
         return _named(kind, edit.site, (*block.projections, *(("mlp",) if block.mlp is not None else ())), inside)
@@ -123,11 +125,12 @@ def _check_shape(edit: Tokens, entering: Tokens) -> None:
     shape, entered = edit.values.shape, entering.values.shape
     if shape[-2:] != entered[-2:] or (edit.per_image and not entering.per_image):
         raise AdaptError(
-            f"learned tokens {tuple(shape)} at block {edit.block} do not fit those that entered, {tuple(entered)}"
+            f"learned tokens {tuple(shape)} at block {edit.block} do not fit the learned tokens {tuple(entered)} at "
+            "the input of the tower"
         )
 
 
 def _claim(places: dict, key: object, edit: object, place: str) -> None:
     if key in places:
-        raise AdaptError(f"two edits of one kind want the same place, {place}: leave one of them out")
+        raise AdaptError(f"two edits of the same kind change {place}: remove one of the edits")
     places[key] = edit

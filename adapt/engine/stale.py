@@ -19,13 +19,13 @@ from adapt.edits import Edit
 
 
 class Values:
-    """A detached copy of a value, such as a list of edits, with which later values are compared."""
+    """A detached copy of a value, such as a list of edits, that is later compared with new values."""
 
     def __init__(self, values: object) -> None:
         self._leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in _leaves(values)]
 
     def same(self, values: object) -> bool:
-        """Return whether `values` equals the stored copy. An object that cannot be inspected equals only itself."""
+        """Return whether `values` equals the stored copy. Objects that cannot be inspected are compared by identity."""
         leaves = list(_leaves(values))
         return len(leaves) == len(self._leaves) and all(map(_same, self._leaves, leaves))
 
@@ -40,7 +40,7 @@ _PLAIN = (bool, int, float, str, bytes, frozenset, type(None), torch.Size, torch
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """Yield the innermost parts of a nested value: tensors, plain values, and objects that cannot be inspected."""
+    """Yield the leaves of a nested value: tensors, simple values such as numbers, and uninspectable objects."""
     if isinstance(value, StandIn):  # stands for the backbone's own tensors, which `Weights` compares
         yield type(value)
     elif isinstance(value, Edit | nn.Module):
@@ -61,7 +61,7 @@ def _leaves(value: object) -> Iterator[object]:
 
 
 class Weights:
-    """A record of a model's tensors and modules that detects changes in a fraction of the time of a forward pass."""
+    """A snapshot of a model's tensors and modules that detects later changes much faster than a forward pass."""
 
     def __init__(self, model: nn.Module) -> None:
         modules = list(model.modules())
@@ -75,7 +75,7 @@ class Weights:
         self._values = self._sampled()
 
     def same(self) -> bool:
-        """Return whether modules, tensors and sampled values of the model are those from when this object was made."""
+        """Return whether the model's modules, tensors and sampled values have not changed since the snapshot."""
         held = self._found()
         return (
             len(held) == len(self._held)
@@ -96,7 +96,7 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """Return the entry in the middle of `tensor` (of every axis) as a view `(1,)`."""
+    """Return the middle entry of `tensor` along all axes, as a view `(1,)`."""
     view = tensor.data
     for axis, size in enumerate(tensor.shape):
         view = view.narrow(axis, size // 2, 1)

@@ -22,7 +22,7 @@ _HOOKS = (
 
 
 def structure(backbone: Backbone, name: str) -> Structure:
-    """Return the current modules of the model, without towers other than `name`, and whether each module has hooks."""
+    """Return, for each module of the model except towers other than `name`, its id and whether it has hooks."""
     blocks = {each: {block.module for block in tower.blocks} for each, tower in backbone.towers.items()}
     own = blocks.pop(name, set())
     others = set[nn.Module]().union(*blocks.values()) if own else set[nn.Module]()
@@ -31,7 +31,7 @@ def structure(backbone: Backbone, name: str) -> Structure:
 
 
 def hooked(modules: Structure) -> bool:
-    """Return whether any module in `modules` has a hook of any kind, or a forward that was replaced."""
+    """Return whether any module in `modules` has a hook of any kind or a replaced forward."""
     return any(asks for _, asks in modules)
 
 
@@ -42,7 +42,7 @@ def _asks(module: nn.Module) -> bool:
 def _within(
     module: nn.Module, own: set[nn.Module], others: set[nn.Module], seen: set[nn.Module]
 ) -> tuple[list[nn.Module], bool, bool]:
-    """Return `module` and its descendants, without other towers, and whether they hold own and others' blocks."""
+    """Return the modules of `module` except other towers, and whether they include blocks of `own` and of `others`."""
     seen.add(module)
     modules, holds_own, holds_others = [module], module in own, module in others
     for child in module._modules.values():

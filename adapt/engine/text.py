@@ -30,7 +30,7 @@ from adapt.prompts import Prompt, shared_prefix
 
 
 def reason_against(tower: Tower | None) -> str | None:
-    """Return the reason why the fast path does not support the text tower `tower`; None if it does."""
+    """Return why the fast path (packed prompts) does not support the text tower `tower`, or None if it does."""
     if tower is None or tower.text is None:
         return "its blocks are not mapped"
     if not tower.form.causal:
@@ -42,7 +42,7 @@ def reason_against(tower: Tower | None) -> str | None:
 
 @torch.no_grad()
 def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
-    """Return whether the fast and the plain path give the same features for the shortest and the longest prompt."""
+    """Return whether `FastText` and `PlainText` give the same features for the shortest and the longest prompt."""
     pair = sorted(prompts, key=lambda prompt: len(prompt.ids))
     pair = [pair[0], pair[-1]] if len(pair) > 1 else pair
     budget, absent = free_bytes(backbone.device), bypassing_absent(backbone.tower("text"))
@@ -51,15 +51,15 @@ def agrees(backbone: DualEncoder, prompts: Sequence[Prompt]) -> bool:
 
 
 def active_dropout(module: nn.Module) -> bool:
-    """Return whether `module` applies dropout now, which makes its outputs random."""
+    """Return whether `module` currently applies dropout, which makes its outputs random."""
     return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in module.modules())
 
 
 @dataclass(eq=False)
 class PlainText:
-    """The plain path for class prompts: the library's own forward, which works for every text tower.
+    """An encoder of class prompts by the library's own forward, which works for every text tower.
 
-    The fast path is checked against it.
+    The results of `FastText` are checked against the results of this encoder.
     """
 
     backbone: DualEncoder
@@ -74,8 +74,8 @@ class PlainText:
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Return the text features of all prompts before normalisation, using about `budget` bytes for activations.
 
-        Features are `(n, e)`. If `b` images have learned tokens of their own, features are `(b, n, e)`, and the images
-        are encoded one after the other.
+        Features are `(n, e)`. If the learned tokens differ between `b` images, features are `(b, n, e)`, and the
+        prompts are encoded for one image after the other.
         """
         images = plan(self.backbone.towers.get("text"), edits).images
         if images is None:
@@ -111,7 +111,7 @@ class PlainText:
 
 
 def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
-    """Return the edits with the learned tokens of image number `image` alone: `(k, d)`, or per class `(n, k, d)`."""
+    """Return `edits` with the learned tokens of image number `image` only: `(k, d)`, or by class `(n, k, d)`."""
     return [
         replace(edit, values=edit.values[image] if edit.per_class else edit.values[image, 0])
         if isinstance(edit, Tokens) and edit.per_image
@@ -122,7 +122,7 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
 
 @dataclass(eq=False)
 class FastText:
-    """The fast path for the prompts of a fixed list of classes, which are packed once for all calls."""
+    """A fast encoder for the prompts of a fixed list of classes, which packs the prompts once for all calls."""
 
     backbone: DualEncoder
     prompts: Sequence[Prompt]
@@ -132,7 +132,7 @@ class FastText:
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Return the text features of all prompts before normalisation, using about `budget` bytes for activations.
 
-        Features are `(n, e)`, or `(b, n, e)` if `b` images have learned tokens of their own.
+        Features are `(n, e)`, or `(b, n, e)` if the learned tokens differ between `b` images.
         """
         tower = self.backbone.tower("text")  # looked up anew: blocks may have been cut out of it
         planned = plan(tower, edits)
@@ -162,7 +162,7 @@ class FastText:
         return packings
 
     def _encode(self, tower: Tower, packing: Packing, planned: Plan) -> Tensor:
-        """Return the features `([b,] n, e)` of the classes that are packed together in `packing`."""
+        """Return the text features `([b,] n, e)` of the classes whose prompts are packed together in `packing`."""
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self.backbone.model):
             check_parts(tower, self.backbone.model)
@@ -185,7 +185,7 @@ class FastText:
     def _block(
         self, block: Block, index: int, planned: Plan, packing: Packing, heads: int, last: bool, x: Tensor
     ) -> Tensor:
-        """Return the output of a block `(..., rows, d)`; the last block only outputs end-of-text rows `(..., n, d)`."""
+        """Return the block's output `(..., rows, d)`, or for the last block only end-of-text rows `(..., n, d)`."""
         attend = partial(
             prefix_suffix_attention, packing=packing, heads=heads, ends_only=last, edit=planned.attention.get(index)
         )
@@ -194,7 +194,7 @@ class FastText:
 
 
 def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
-    """Return the hidden states `x` `([b,] rows, d)` of packed prompts with learned tokens written into their rows."""
+    """Return the hidden states `x` `([b,] rows, d)` of packed prompts, with learned tokens written into their rows."""
     values = edit.values if edit.values.ndim > 2 else edit.values[None]
     chosen = values[..., packing.slot_class if edit.per_class else 0, packing.slot_index, :]
     if edit.per_image:

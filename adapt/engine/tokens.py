@@ -20,7 +20,7 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 
 @contextmanager
 def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
-    """Insert the learned tokens in `planned` whenever the library's forward of `tower` runs in the `with` block."""
+    """Insert the learned tokens of `planned` into each forward of `tower` by the library in the `with` block."""
     with ExitStack() as stack:
         for edit in (planned.entering, *planned.overwriting.values()):
             if edit is not None:
@@ -31,7 +31,7 @@ def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[
 
 
 def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[RemovableHandle]:
-    """Yield the hook that writes learned tokens `(k, d)`, or `(n, k, d)` by prompt, to their places in the prompts."""
+    """Yield the hook that writes learned tokens, `(k, d)` or by prompt `(n, k, d)`, to their prompt positions."""
     places = [
         (row, position, slot)
         for row, prompt in enumerate(prompts)
@@ -52,7 +52,7 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
 
 
 def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
-    """Yield hooks that append learned tokens `(k, d)` or `(b, k, d)` to patches, or replace them at a block."""
+    """Yield hooks that insert learned tokens `(k, d)` or `(b, k, d)` after the patches, at the input or at a block."""
     count = edit.values.shape[-2]
 
     def appended(x: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _before(block: Block, change: Change) -> RemovableHandle:
 
 
 def _oriented(block: Block, change: Change) -> Change:
-    """Return `change`, a function of tokens `(b, l, d)`, adapted to a `block` whose tokens may be `(l, b, d)`."""
+    """Return `change`, a function of tokens `(b, l, d)`, adapted to the layout of `block`, such as `(l, b, d)`."""
     return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
 
 
@@ -81,7 +81,7 @@ def _change_input(module: nn.Module, change: Change) -> RemovableHandle:
 
 
 def masked(tower: Tower, planned: Plan, prompts: Sequence[Prompt], edit: Attention) -> Callable[[Tensor], Tensor]:
-    """Return a function from scores `(b, h, l, l)` to `edit`'s attention weights, masked if the tower is causal."""
+    """Return a function from scores `(b, h, l, l)` to attention weights of `edit`, masked if the tower is causal."""
     if tower.name == "text":
         return partial(_text_weights, edit, prompts, tower.form.causal)
     count = planned.entering.values.shape[-2]  # type: ignore[union-attr]

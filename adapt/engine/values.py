@@ -23,15 +23,15 @@ from adapt.errors import AdaptError
 def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return patch features `(b, rows, columns, e)` and image features `(b, e)` of images `(b, 3, h, w)`.
 
-    Both are before normalisation, and come from one pass; the module says what patch features are. Raises AdaptError
-    for a vision tower without a class token, or with blocks of another form than CLIP's.
+    Both kinds of features are before normalisation and come from one forward pass. The module docstring defines patch
+    features. Raises AdaptError for a vision tower without a class token, or with blocks of another form than CLIP's.
     """
     reason = vision.reason_against(backbone)
     tower, nothing = backbone.towers.get("vision"), Plan()
     if reason is None and tower is not None and tower.form.pooling != "class":
         reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
     if reason is not None or tower is None:
-        raise AdaptError(f"{backbone.describe()} gives no features of patches: {reason}. Take a CLIP with a ViT")
+        raise AdaptError(f"{backbone.describe()} has no patch features: {reason}. Use a CLIP with a ViT")
     assert tower.vision is not None  # or reason_against had refused
     assert tower.final_norm is not None
     attend = partial(vision.attend, tower.heads, None, 0)

@@ -32,9 +32,9 @@ CLASS_ROW = slice(1)
 
 
 def reason_against(backbone: DualEncoder) -> str | None:
-    """Return the reason why the fast path does not support the vision tower as it is now; None if it does.
+    """Return why the fast path does not support the vision tower in its current state, or None if it does.
 
-    The answer is cached until a module changes, so that a forward only pays for a comparison.
+    The result is cached until a module changes, so that repeated calls are cheap.
     """
     now = structure(backbone, "vision"), backbone.encode_image
     known, reason = _REASONS.get(backbone, (None, None))
@@ -62,7 +62,7 @@ def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
 
 @torch.no_grad()
 def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
-    """Return whether the fast path and the library's own forward give the same features for two images of noise."""
+    """Return whether the fast path and the library's own forward give the same features for two random noise images."""
     size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
 
 
 def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Return features `(b, e)`, before normalisation, of images `(b, 3, h, w)` by a vision tower with `edits`."""
+    """Return the features `(b, e)`, before normalisation, of images `(b, 3, h, w)` by the vision tower with `edits`."""
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
     with frozen(backbone.model):
@@ -89,7 +89,7 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
 def encode_from(
     backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
 ) -> Tensor:
-    """Return the features `(b, e)` of images from their tokens `(b, l, d)` at the input of block number `block`.
+    """Return image features `(b, e)`, computed from the tokens `(b, l, d)` at the input of block number `block`.
 
     The tokens must have been computed without edits. Raises AdaptError if an edit changes an earlier block.
     """
@@ -97,7 +97,7 @@ def encode_from(
     planned = plan(tower, edits)
     if (first := _first_edited(tower, planned)) < block:
         raise AdaptError(
-            f"these batches begin at block {block} of the vision tower, and block {first} is edited: give it the images"
+            f"the batches are inputs of vision block {block}, but block {first} before it is edited: use images"
         )
     with frozen(backbone.model):
         return pooled(tower, planned, _through(backbone.model, tower, planned, block, tokens, checkpointing))
@@ -105,7 +105,7 @@ def encode_from(
 
 @torch.no_grad()
 def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
-    """Return tokens `(b, l, d)` at the input of `block` without edits, from images, or from tokens at block `begun`."""
+    """Return unedited tokens `(b, l, d)` at the input of `block`, from images or from tokens at block `begun`."""
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):
         x = entered(tower, nothing, images) if begun is None else images
@@ -130,7 +130,7 @@ def _parts(tower: Tower) -> VisionParts:
 
 
 def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
-    """Return the input `(b, l, d)` of the first block for `images`: patches, and learned tokens that enter there."""
+    """Return the input `(b, l, d)` of the first block for `images`, including learned tokens that are added there."""
     x = _parts(tower).embed(images)
     if planned.entering is not None:
         x = torch.cat([x, _learned(planned.entering.values, x)], dim=1)
@@ -139,7 +139,7 @@ def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
 
 
 def _learned(values: Tensor, x: Tensor) -> Tensor:
-    """Return learned tokens, `(k, d)` or `(b, k, d)`, expanded to `(b, k, d)` for the batch `x`."""
+    """Return learned tokens, `(k, d)` or `(b, k, d)`, expanded to `(b, k, d)` for the batch size of `x`."""
     return values.to(x.dtype).expand(x.shape[0], -1, -1)
 
 
@@ -152,7 +152,7 @@ def _through(
     checkpointing: bool = False,
     until: int | None = None,
 ) -> Tensor:
-    """Return tokens `x` `(b, l, d)` after the blocks from number `first` to the last, or to the one before `until`."""
+    """Return tokens `x` `(b, l, d)` after all blocks from number `first` on, or up to the block before `until`."""
     learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
@@ -170,7 +170,7 @@ def _through(
 
 
 def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return the attention of `q` `(b, queries, d)` to `k`, `v` `(b, l, d)`; the last `learned` ones are learned."""
+    """Return attention of `q` `(b, queries, d)` to `k`, `v` `(b, l, d)`; the last `learned` keys are learned tokens."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:
         mixed = F.scaled_dot_product_attention(q, k, v)
@@ -182,7 +182,7 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
 
 
 def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
-    """Return the features `(b, e)` of images from the last block's output, pooled without the learned tokens."""
+    """Return image features `(b, e)`, pooled from the output of the last block without the learned tokens."""
     parts = _parts(tower)
     if planned.entering is not None and tower.form.pooling != "class":
         x = x[:, : -planned.entering.values.shape[-2]]

@@ -15,9 +15,9 @@ Seen = dict[str, tuple[Tensor, Tensor]]
 
 @contextmanager
 def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str]) -> Iterator[Seen]:
-    """Yield a dict that gets the latest input and output `(b, l, d)` of each block in `names`, such as vision.3.
+    """Yield a dict that stores the latest input and output `(b, l, d)` of each block in `names`, such as vision.3.
 
-    Meanwhile no other thread's call runs on `model`, to which the towers belong.
+    In the `with` block, other threads cannot run `model`, to which the towers belong.
     """
     seen: Seen = {}
     with alone(model), ExitStack() as stack:

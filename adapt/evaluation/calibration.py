@@ -17,9 +17,10 @@ BOUNDS = (0.05, 20.0)  # answers that are all right, or no better than chance, h
 
 
 def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cache: bool = True) -> float:
-    """Return the temperature, a divisor of the model's logits, that makes the labels of `items` most likely.
+    """Return the temperature (a divisor of the model's logits) that maximises the likelihood of the labels of `items`.
 
-    A temperature that the model has is ignored. Raises AdaptError as `evaluate` does, and if answers are free text.
+    A temperature that the model already has is ignored. Raises AdaptError in the same cases as `evaluate`, and if the
+    model answers in free text.
     """
     task = tasks.of(items)
     task.check_model(model, items)
@@ -28,7 +29,7 @@ def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cach
 
 
 def likeliest(answers: Tensor, labels: Tensor) -> float:
-    """Return the temperature within `BOUNDS` that minimises the cross-entropy of logits `(n, classes)`."""
+    """Return the temperature within `BOUNDS` that minimises the cross-entropy of logits `(n, classes)` and labels."""
     with torch.inference_mode(False), torch.enable_grad():
         answers, log_inverse = answers.clone(), torch.zeros((), dtype=torch.double, requires_grad=True)
         optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")

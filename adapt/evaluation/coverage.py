@@ -10,9 +10,9 @@ THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 def by_threshold(
     confidence: Sequence[float], right: Sequence[bool], thresholds: Sequence[float] = THRESHOLDS
 ) -> list[dict[str, float | None]]:
-    """Return, for each threshold, how many images are `answered`, their share of all, and the `accuracy` on them.
+    """Return the number of `answered` images, their `share` of all images and their `accuracy` for each threshold.
 
-    An image is answered if its confidence reaches the threshold. The accuracy is None if no image is answered.
+    An image is answered if its confidence is at least the threshold. The accuracy is None if no image is answered.
     """
     rows: list[dict[str, float | None]] = []
     for threshold in thresholds:
@@ -29,9 +29,9 @@ def by_threshold(
 
 
 def coverage_and_accuracy(confidence: Sequence[float], right: Sequence[bool]) -> list[tuple[float, float]]:
-    """Return the share of images that is answered and the accuracy on them, at every distinct threshold.
+    """Return the share of images answered and the accuracy on these images, at every distinct confidence threshold.
 
-    The highest threshold comes first; images of equal confidence are answered together.
+    The highest threshold comes first. Images with the same confidence are answered together.
     """
     ranked = sorted(zip(confidence, right, strict=True), key=lambda pair: -pair[0])
     points, hits = list[tuple[float, float]](), 0

@@ -23,13 +23,13 @@ def evaluate(
     cache: bool = True,
     progress: Progress | None = None,
 ) -> Scores:
-    """Return the scores of `model` on labelled `items`, such as accuracy for classes or recall for pairs.
+    """Return the scores of `model` on labelled `items`, such as accuracy for classes or recall for image-text pairs.
 
-    Features of an unedited vision tower come from the cache. For a method that remembers a stream of images, the items
-    are one stream, in their order.
+    Features of an unedited vision tower are read from the cache. A method that remembers earlier images gets the items
+    as one stream, in the given order.
 
-    Raises AdaptError if there are no items, if the model does not have their labels, if it answers another task, or if
-    a file cannot be decoded.
+    Raises AdaptError if there are no items, if the model does not have the labels of the items, if the model is for
+    another task, or if a file cannot be decoded.
     """
     task = tasks.of(items)
     task.check_model(model, items)

@@ -18,9 +18,10 @@ QUESTION = "what is in the picture?"  # a short one, for models that answer ques
 
 
 def flops(compute: Callable[[], object]) -> int:
-    """Return the number of operations in `compute()`: two for a multiply-add, none for norms and activations.
+    """Return the number of floating-point operations in `compute()`, counting a multiply-add as two operations.
 
-    The counter does not see fused attention on the CPU, so attention is computed by matrix products meanwhile.
+    Norms and activations are not counted. Attention is computed as matrix products meanwhile, because torch's counter
+    does not see fused attention on the CPU.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _unfused(), FlopCounterMode(display=False) as counter:
         compute()
@@ -28,9 +29,9 @@ def flops(compute: Callable[[], object]) -> int:
 
 
 def image_flops(model: AdaptedModel) -> int:
-    """Return the operations of the vision tower for one image, by the library's own forward, as papers count them.
+    """Return the FLOPs of the vision tower for one image, computed by the library's own forward as in papers.
 
-    The fast path takes fewer: in the last block it computes one token only.
+    The fast path needs fewer operations, because its last block computes only one token.
     """
     image, plain = _image(model), copy(model)
     plain.vision_path = "plain"
@@ -38,14 +39,14 @@ def image_flops(model: AdaptedModel) -> int:
 
 
 def text_flops(model: AdaptedModel) -> float:
-    """Return the operations of the text tower per class, as the mean over the model's classes, as the model runs it."""
+    """Return the FLOPs that this model's text tower needs per class, averaged over all classes of the model."""
     fresh = model.with_classes(model.class_names)  # without cached class features
     features = torch.zeros(1, model.backbone.embed_dim, device=model.backbone.device, dtype=model.backbone.dtype)
     return flops(lambda: fresh.class_features(features)) / len(model.class_names)
 
 
 def tower_flops(model: Adapted, towers: Collection[str]) -> float:
-    """Return the operations of `towers` for one image and one class, or of a full model that answers a question."""
+    """Return the FLOPs of `towers` for one image and one class, or of the full model if it answers questions."""
     if isinstance(model, AdaptedModel):
         counted: dict[str, Callable[[AdaptedModel], float]] = {"vision": image_flops, "text": text_flops}
         return sum(counted[tower](model) for tower in towers)

@@ -28,40 +28,40 @@ FEATURES_PER_IMAGE = 32  # the same if every image has its own class features
 
 @dataclass(frozen=True)
 class Inference:
-    """Inference settings: the processes that decode images, the use of the feature cache, and a progress callback."""
+    """Inference settings: the number of decoding processes, the use of the feature cache, a progress callback."""
 
     workers: int = 2
     cache: bool = True
     progress: Progress | None = None
 
     def logits(self, model: Adapted, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Return the logits `(b, n)` of `model` on the items, batch by batch, in the order of the items."""
+        """Return an iterator over batches of logits `(b, n)` of `model` for the items, in the order of the items."""
         model = model.stream()
         if keeps_features(model, self.cache or of_texts(items)):
             return self._from_features(model, items)
         return self.of_batches(model, items, model.answered)
 
     def all_logits(self, model: Adapted, items: Sequence[Item]) -> Tensor:
-        """Return the logits `(n, c)` of all items, on the CPU. Raises AdaptError if some are not finite."""
+        """Return the logits `(n, c)` of all items, on the CPU. Raises AdaptError if a logit is not finite."""
         return finite(torch.cat([batch.cpu() for batch in self.logits(model, items)]))
 
     def decisions(self, model: Adapted, items: Sequence[Item]) -> Iterator[Decision]:
-        """Return the most probable class of each item and its probability, in batches."""
+        """Return an iterator over batches that give the most probable class of each item and its probability."""
         return self.decided(model, self.logits(model, items))
 
     def decided(self, model: Adapted, logits: Iterable[Tensor]) -> Iterator[Decision]:
-        """Return the most probable class of each row of logits and its probability, in batches."""
+        """Return an iterator over batches that give the most probable class of each logits row and its probability."""
         return (decided(batch, model.class_names) for batch in logits)
 
     def of_batches(self, model: Adapted, items: Sequence[Item], answer: Callable[[Any], Answer]) -> Iterator[Answer]:
-        """Yield `answer(step)` for each batch of decoded images, in evaluation mode and without gradients."""
+        """Yield the result of `answer(step)` for each batch of items, in evaluation mode and without gradients."""
         for step in self.steps(model, items):
             with evaluating(model), torch.no_grad():  # batch by batch, so that other threads get their turn
                 answered = answer(step)
             yield answered
 
     def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
-        """Yield the items in decoded batches, each as a `Step`: the object from which a method computes logits."""
+        """Yield the items in batches, each decoded into a `Step`, from which a method can compute logits."""
         task, done = tasks.of(items), 0
         size = max(1, model.evaluated_together // (1 + model.method.views))
         for inputs, batch in loader(items, model.transform(), size, train=False, workers=self.workers):
@@ -83,7 +83,7 @@ class Inference:
             yield answered
 
     def _from_views(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Yield logits from the features of augmented views of each image, for a limited number of images at a time."""
+        """Yield batches of logits, computed from the features of each image and of its random views."""
         for start in range(0, len(items), FEATURES):
             some_items = items[start : start + FEATURES]
             features = view_features(model, some_items, workers=self.workers, progress=self.progress)

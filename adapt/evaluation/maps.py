@@ -23,13 +23,13 @@ MOST_FALSE = 0.3  # false positive rate of pixels up to which PRO is integrated,
 
 @dataclass(frozen=True)
 class MapScores(Scores):
-    """Scores of the predicted classes of images, and the areas under curves of their anomaly maps (AUROC, PRO)."""
+    """Classification scores with areas under curves for anomalous images, pixels (AUROC) and regions (PRO)."""
 
     areas: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(cls, scores: Scores, abnormal: Tensor, maps: Tensor, masks: Tensor) -> MapScores:
-        """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels `(n, h, w)`, and masks."""
+        """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels `(n, h, w)`, and true masks."""
         anomalous = masks.flatten(1).any(-1)
         areas = {
             "image_auroc": auroc(abnormal, anomalous),
@@ -51,7 +51,7 @@ class MapScores(Scores):
 
 
 def map_scores(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> MapScores:
-    """Return the scores of items that have masks, with the areas of the anomaly maps of `model`."""
+    """Return the scores of `model` on items with masks, including areas under curves for its anomaly maps."""
     normal = normal_label(model.method, model.class_names)
     batches = list(inference.of_batches(model, items, lambda step: model.logits_and_maps(step.inputs)))
     abnormal = 1 - torch.cat([logits for logits, _ in batches]).float().softmax(-1)[:, normal].cpu()
@@ -63,10 +63,7 @@ def map_scores(model: AdaptedModel, items: Sequence[Item], inference: Inference)
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
-    """Return the area under the ROC curve of scores `(n,)`: how often a positive score is above a negative one.
-
-    None if all are positive, or none is.
-    """
+    """Return the area under the ROC curve of scores `(n,)`, or None if all or no entries of `positive` are true."""
     from sklearn.metrics import roc_auc_score
 
     both = bool(positive.any()) and not bool(positive.all())
@@ -74,11 +71,11 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
 
 
 def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) -> float | None:
-    """Return the per-region overlap (PRO; Bergmann et al., CVPR 2020) of maps and masks `(n, h, w)`, in [0, 1].
+    """Return the per-region overlap (PRO; Bergmann et al., CVPR 2020) of anomaly maps and masks `(n, h, w)`, in [0, 1].
 
-    At each threshold, the overlap is the share of a region that is detected, as the mean over all regions of the masks.
-    It is integrated over the false positive rate of pixels, up to `most_false`, and divided by that. Every value of the
-    maps is a threshold. None if there is no region, or no normal pixel.
+    At each threshold, the overlap is the detected fraction of a region, averaged over all regions of the masks. The
+    overlap is integrated over the false positive rate of pixels up to `most_false`, and divided by `most_false`. Every
+    value of the maps is a threshold. Returns None if the masks have no region or no normal pixel.
     """
     regions = _regions(masks)
     sizes = regions[masks].bincount()[1:]
@@ -97,7 +94,7 @@ def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) 
 
 
 def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tensor]:
-    """Return the first `inside` points of a curve, and the point interpolated at `x = limit`."""
+    """Return the first `inside` points of a curve, followed by the point interpolated at `x = limit`."""
     if inside == len(x):
         return x, y
     share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
@@ -106,7 +103,7 @@ def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tenso
 
 
 def _regions(masks: Tensor) -> Tensor:
-    """Return masks `(n, h, w)` with a number, from 1 on, for each connected region; corners connect."""
+    """Return masks `(n, h, w)` in which connected regions (including diagonal neighbours) are numbered from 1."""
     from scipy.ndimage import label
 
     regions, count = [], 0

@@ -19,10 +19,11 @@ _STEPS = 60  # of a bisection, enough for fp64
 
 @dataclass(frozen=True)
 class MultiLabelScores(Scores):
-    """Multi-label scores: `actual` and `predicted` join the classes of an image to one text.
+    """Multi-label scores, in which `actual` and `predicted` give all classes of an image as one text.
 
-    `confidence` is the probability of the most probable class. `average_precision` is by class, for the classes that
-    some image has; `f1` is over all decisions at a probability of one half, and `class_f1` its mean over classes.
+    `confidence` is the probability of the most probable class. `average_precision` is given for each class that occurs
+    in some image. `f1` is computed over all yes/no decisions at a probability of one half, and `class_f1` is the mean
+    F1 over classes.
     """
 
     main: ClassVar[str] = "mean_average_precision"
@@ -39,7 +40,7 @@ class MultiLabelScores(Scores):
     def of(
         cls, items: Sequence[Item], probabilities: Tensor, truth: Tensor, class_names: Sequence[str]
     ) -> MultiLabelScores:
-        """Return the scores of `items` from probabilities `(n, c)`; bool `truth` `(n, c)` tells the classes of each."""
+        """Return the scores of `items` from probabilities `(n, c)` and the correct classes as bool `truth` `(n, c)`."""
         from sklearn.metrics import average_precision_score, f1_score
 
         decided = probabilities >= HALF
@@ -66,12 +67,12 @@ class MultiLabelScores(Scores):
 
     @property
     def right(self) -> tuple[bool, ...]:
-        """Whether each image's most probable class is one of its own, or no class is predicted if it has none."""
+        """Whether each image's most probable class is correct, or no class is predicted if the image has no class."""
         return self.hits
 
     @property
     def by_class(self) -> dict[str, float]:
-        """The average precision of each class that some image has."""
+        """The average precision of each class that occurs in some image."""
         return self.average_precision or {}
 
     @property
@@ -100,7 +101,7 @@ class MultiLabelScores(Scores):
 
 
 def prior_bias(logits: Tensor, labels: Tensor) -> float:
-    """Return the bias on logits `(n, c)` with which the mean of their sigmoids is the share of positive `labels`."""
+    """Return the bias to add to logits `(n, c)` so that their mean sigmoid is the fraction of positive `labels`."""
     logits, share = finite(logits).double(), labels.double().mean()
     share = share.clamp(1 / (2 * labels.numel()), 1 - 1 / (2 * labels.numel()))
     odds = float(share.logit())
@@ -115,10 +116,10 @@ def prior_bias(logits: Tensor, labels: Tensor) -> float:
 
 
 def prior_biases(logits: Tensor, labels: Tensor, own: float, scales: Sequence[float] = (1.0,)) -> list[float]:
-    """Return, for each factor in `scales` of the logits `(n, c)`, the bias with which they fit multi-label data.
+    """Return, for each factor in `scales`, the bias that fits scaled logits `(n, c)` to multi-label `labels`.
 
-    `own` is the bias that the logits have already, which is not scaled. With the new bias the probabilities add up to
-    the number of positive labels.
+    `own` is the bias already contained in the logits, which is not scaled. With the new bias added, the probabilities
+    sum to the number of positive labels.
     """
     return [prior_bias((logits - own) * scale + own, labels) for scale in scales]
 

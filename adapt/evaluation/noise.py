@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def standard_error(values: Tensor, groups: Sequence[str]) -> float:
-    """Return the standard error of the mean of `values` `(n,)`, where values of one group are not independent.
+    """Return the cluster-robust standard error of the mean of `values` `(n,)`; each group in `groups` is a cluster.
 
-    It is cluster-robust, with the correction for few groups; 0 for a single group, for which it is unknown.
+    The correction for few groups is included. Returns 0 for a single group, because the error is then unknown.
     """
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     if len(numbers) < 2:

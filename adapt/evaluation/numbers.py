@@ -15,14 +15,14 @@ TITLES = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "
 
 @dataclass(frozen=True)
 class GradedScores(Scores):
-    """Regression scores: the `targets` and predicted numbers `said` of all images, besides the scores of words."""
+    """Regression scores: true numbers `targets` and predicted numbers `said`, added to scores of words such as good."""
 
     targets: tuple[float, ...] = ()
     said: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, scores: Scores, targets: Tensor, predicted: Sequence[Tensor]) -> GradedScores:
-        """Return `scores` (of words) with the targets `(n,)` and the batches of predicted numbers added."""
+        """Return `scores` of words, extended by the true numbers `(n,)` and by batches of predicted numbers."""
         numbers = tuple(number for batch in predicted for number in batch.tolist())
         return cls(**vars(scores), targets=tuple(targets.tolist()), said=numbers)
 

@@ -24,10 +24,10 @@ _TEXTS_AT_ONCE, _PAIRS_AT_ONCE = 512, 1024
 
 @dataclass(frozen=True)
 class RetrievalScores(Scores):
-    """Retrieval scores: each image with its nearest text, which is right if it is one of the image's own.
+    """Retrieval scores, in which the prediction for an image is its nearest text, right if it belongs to the image.
 
-    `recall` is by direction, `image_to_text` and `text_to_image`, at 1, 5 and 10: the share of images with one of their
-    texts among that many nearest ones, and the share of texts with their image.
+    `recall` has two directions, `image_to_text` and `text_to_image`, each with values at 1, 5 and 10. A value is the
+    share of images (or texts) with a matching text (or image) among the 1, 5 or 10 nearest candidates.
     """
 
     has_probabilities: ClassVar[bool] = False
@@ -56,10 +56,11 @@ class RetrievalScores(Scores):
 
 @dataclass(frozen=True)
 class LinkedScores(RetrievalScores):
-    """Record linkage scores besides recall: for each pair, the entity it belongs to and that of its nearest other pair.
+    """Record linkage scores besides recall: the entity of each image-text pair and of the nearest other pair.
 
-    An entity, such as a product, counts if it has several pairs. An image and its text are one feature
-    (`PoolsPairs.pool`); `confidence` is the cosine, or 0 if it is negative: no probability, so it cannot be calibrated.
+    An entity, such as a product, is evaluated if it has several pairs. The image and text of a pair are combined into
+    one feature (`PoolsPairs.pool`). `confidence` is the cosine similarity, or 0 if the cosine is negative; it is not a
+    probability and cannot be calibrated.
     """
 
     def summary(self) -> dict[str, str]:
@@ -81,7 +82,7 @@ class LinkedScores(RetrievalScores):
 
 
 def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
-    """Return a text with recall at 1, 5 and 10 for each direction."""
+    """Return a dict from each retrieval direction to a text with recall at 1, 5 and 10."""
     return {
         way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
         for way, shares in (recall or {}).items()
@@ -89,9 +90,10 @@ def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
 
 
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores:
-    """Rank all texts of `items` for each image, and all images for each text, exactly, and return the scores.
+    """Return retrieval scores from an exact ranking of all texts for each image, and of all images for each text.
 
-    If pairs share an entity (such as a product), the pair nearest to each of them is searched too.
+    If several pairs share an entity (such as a product), the nearest other pair of each pair is also searched, and
+    record linkage scores are returned.
     """
     images = {item.path: item for item in items}
     texts = list(dict.fromkeys(item.text for item in items))
@@ -124,7 +126,7 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
 
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
-    """Return record linkage scores of pairs that share an entity, from unit-length features `(n, e)` of all `items`."""
+    """Return record linkage scores of pairs with a shared entity, from unit-length features `(n, e)` of all `items`."""
     sizes = _sizes_of_entities(items)
     queries = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
     cosines, nearest = list[float](), list[int]()
@@ -145,7 +147,7 @@ def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str
 
 
 def recall(logits: Tensor, belongs: Tensor) -> dict[str, float]:
-    """Return the share of rows with a match in `belongs` `(n, m)` among their 1, 5 and 10 largest logits."""
+    """Return the share of rows of `logits` `(n, m)` with a match in `belongs` `(n, m)` among the top 1, 5 and 10."""
     ranked = belongs.gather(1, logits.topk(min(max(AT), logits.shape[1]), dim=-1).indices)
     return {str(count): float(ranked[:, :count].any(-1).double().mean()) for count in AT}
 
@@ -157,5 +159,5 @@ def _of_texts(model: AdaptedModel, texts: Sequence[str]) -> Tensor:
 
 
 def _sizes_of_entities(items: Sequence[Item]) -> Counter[str]:
-    """Return the number of items of each named entity."""
+    """Return the number of items of each entity; items without an entity are ignored."""
     return Counter(item.unit for item in items if item.unit)

@@ -17,7 +17,7 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class Scores:
-    """Predictions on a list of images: the path, class and predicted class of each, and the predicted probability."""
+    """Predictions for a list of images: the path, true class, predicted class and confidence of each image."""
 
     paths: tuple[str, ...]
     actual: tuple[str, ...]
@@ -43,12 +43,12 @@ class Scores:
 
     @property
     def accuracy(self) -> float:
-        """The share of correct predictions, in [0, 1], as published: not the mean over classes."""
+        """The share of correct predictions among all images, in [0, 1], as in papers (not averaged over classes)."""
         return sum(self.right) / self.images
 
     @property
     def by_class(self) -> dict[str, float]:
-        """The recall of each class that has images, in [0, 1]."""
+        """The recall, in [0, 1], of each class that has images."""
         right: dict[str, list[bool]] = defaultdict(list)
         for name, hit in zip(self.actual, self.right):
             right[name].append(hit)
@@ -56,20 +56,20 @@ class Scores:
 
     @property
     def mean_class_accuracy(self) -> float:
-        """The mean of the recalls of the classes, in [0, 1]: balanced accuracy."""
+        """The balanced accuracy, which is the mean recall over classes, in [0, 1]."""
         return sum(self.by_class.values()) / len(self.by_class)
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error in [0, 1] over 15 bins of equal width (Guo et al., ICML 2017)."""
+        """The expected calibration error, in [0, 1], over 15 bins of equal width (Guo et al., ICML 2017)."""
         return calibration_error(self.reliability())
 
     def reliability(self) -> list[dict[str, float]]:
-        """Return the number of images, mean confidence and accuracy of each bin of confidence that has images."""
+        """Return the number of images, the mean confidence and the accuracy for each non-empty confidence bin."""
         return reliability(self.confidence, self.right)
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures for metrics.json, few enough for an adapter's header too."""
+        """Return the few metrics that are saved in metrics.json and in the header of an adapter file."""
         return {
             "accuracy": self.accuracy,
             "images": self.images,
@@ -78,20 +78,20 @@ class Scores:
         }
 
     def details(self) -> dict[str, object]:
-        """Return the details that only metrics.json has: a figure for each class, and coverage by threshold."""
+        """Return the metrics that are saved only in metrics.json: one metric per class, and coverage by threshold."""
         thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if self.has_probabilities else {}
         return {"by_class": self.by_class, "class_figure": self.class_figure, **thresholds}
 
     def summary(self) -> dict[str, str]:
-        """Return a text for each figure besides the main one, by a short heading."""
+        """Return a dict from short headings to texts for all metrics other than the main metric."""
         return {"balanced": f"{100 * self.mean_class_accuracy:5.1f} %  (each class counted once)"}
 
     def lines(self, of: str) -> Iterator[str]:
-        """Yield the lines of a text summary; `of` is the number and kind of items, in words."""
+        """Yield the lines of a text summary; `of` is a text with the number and kind of items."""
         yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * self.mean_class_accuracy:.1f} %"
 
     def rows(self) -> list[dict[str, object]]:
-        """Return one row for each image, as in a run's predictions.csv."""
+        """Return one dict per image, as in the rows of a run's predictions.csv."""
         return [
             {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
             for path, actual, predicted, confidence in zip(self.paths, self.actual, self.predicted, self.confidence)
@@ -100,7 +100,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class QuestionScores(Scores):
-    """Scores of answers to questions, with the questions."""
+    """Scores of answers to questions about images, which also store the questions."""
 
     questions: tuple[str, ...] = ()
 
@@ -113,7 +113,7 @@ def scored(
     decisions: Iterable[tuple[list[str], list[float]]],
     actual: Sequence[str] | None = None,
 ) -> Scores:
-    """Return scores from `decisions` (batches of answers and confidences); `actual` is by default the right answers."""
+    """Return scores from batches of answers and confidences; `actual` defaults to the correct answers of the items."""
     batches = list(decisions)
     return Scores(
         paths=tuple(item.name for item in items),
@@ -124,12 +124,12 @@ def scored(
 
 
 def main_figure(figures: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the name of the figure by which models are compared, and its title in tables."""
+    """Return the name of the main metric, by which models are compared, and its title in tables."""
     return figures.get("main", Scores.main), figures.get("main_title", Scores.main_title)
 
 
 def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
-    """Return the number of images, mean confidence and accuracy of each of 15 bins of confidence that has images."""
+    """Return the number of images, mean confidence and accuracy for each of 15 confidence bins that has images."""
     bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
     for sure, hit in zip(confidence, right, strict=True):
         bins[min(int(sure * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((sure, hit))
@@ -144,6 +144,6 @@ def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict
 
 
 def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Return the mean distance between confidence and accuracy, weighted by the images of each bin."""
+    """Return the mean absolute difference of confidence and accuracy over bins, weighted by images per bin."""
     gaps = (each["images"] * abs(each["confidence"] - each["accuracy"]) for each in bins)
     return sum(gaps) / sum(each["images"] for each in bins)

@@ -27,7 +27,7 @@ class _Scores(_Stored):
 
 
 class Metrics(_Stored):
-    """The content of a finished run's metrics.json; a run without test images has no scores."""
+    """The content of a finished run's metrics.json, which has no scores if the run has no test images."""
 
     method: str
     seed: int
@@ -53,7 +53,7 @@ class _Target(_Stored):
 
 
 class Tracking(_Stored):
-    """The content of a run's tracking.json: its id, and the last step that each tracker was sent."""
+    """The content of a run's tracking.json: the run's id, and the last training step sent to each tracker."""
 
     id: str = Field(pattern="^[0-9a-f]{12}$")
     told: dict[str, NonNegativeInt]
@@ -88,7 +88,7 @@ class _Summary(_Stored):
 
 
 class ProtocolResults(_Stored):
-    """The results of a protocol, such as few_shot.json: its recipe, runs and summaries over seeds."""
+    """The content of a protocol's results file, such as few_shot.json: the recipe, runs and summaries over seeds."""
 
     protocol: str
     recipe: _Recipe
@@ -100,9 +100,9 @@ class ProtocolResults(_Stored):
         figures = [each for group in self.summary for each in (group.mean, group.std, group.zero_shot)]
         by_group = ("few_shot", "leave_one_out")
         if self.protocol in by_group and not all("test" in each for each in figures):
-            raise ValueError("every number of shots, or domain, needs figures called test")
+            raise ValueError("the figure test is missing for a number of shots or a domain")
         if self.protocol in ("leave_one_out", "sweep") and any(group.setting is None for group in self.summary):
-            raise ValueError("every group of runs needs a setting")
+            raise ValueError("the setting is missing for a group of runs")
         return self
 
 
@@ -116,7 +116,7 @@ class _Compared(_Stored):
 
 
 class Recommended(_Stored):
-    """The results of `adapt recommend`."""
+    """The results of `adapt recommend`, as stored in a JSON file."""
 
     data: str
     backbone: str
@@ -153,14 +153,14 @@ TargetFigures = dict[str, _Target]  # targets.json of a run
 
 
 def read(path: Path, kind: Any, what: str) -> Any:
-    """Return the data of the JSON file at `path`. Raises AdaptError, naming `what`, unless they are of type `kind`."""
+    """Return the content of the JSON file at `path`. Raises AdaptError, naming `what`, if it is not of type `kind`."""
     try:
         content = plain.parse(path.read_bytes())
         TypeAdapter(kind).validate_python(content)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "it"
-        raise AdaptError(f"{path} holds no {what}: {shown(where)}: {problem['msg']}") from None
+        raise AdaptError(f"{path} contains no valid {what}: {shown(where)}: {problem['msg']}") from None
     except (OSError, ValueError) as error:
-        raise AdaptError(f"{path} holds no {what}: {error}") from error
+        raise AdaptError(f"{path} contains no valid {what}: {error}") from error
     return content

@@ -30,7 +30,7 @@ NAME = "adapter.safetensors"  # in the folder of a run, and in a repository of t
 
 
 def save(model: Adapted, path: str | Path) -> Path:
-    """Write the adapter of `model` to `path`, atomically.
+    """Write the adapter of `model` to `path` atomically, and return the path.
 
     Raises AdaptError if a value is not finite, or if the method could not be rebuilt from its settings.
     """
@@ -47,7 +47,7 @@ def save(model: Adapted, path: str | Path) -> Path:
 
 
 def header_of(model: Adapted) -> Header:
-    """Return the header that the adapter file of `model` gets."""
+    """Return the header for the adapter file of `model`."""
     from adapt.models.answers import PLAIN
 
     backbone = model.backbone
@@ -67,26 +67,23 @@ def header_of(model: Adapted) -> Header:
 
 
 def _scale_of(model: Adapted) -> float | None:
-    """Return the model's logit scale, the factor of cosine similarities: the method's own, or else the backbone's.
-
-    None for a model whose logits are not cosine similarities.
-    """
+    """Return the logit scale of the method or else of the backbone; None if the logits are not cosine similarities."""
     scale: float | None = model.method.logit_scale or getattr(model.backbone, "logit_scale", None)
     return scale
 
 
 def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
-    """Raise AdaptError if the logit scale that a header records differs from the logit scale of `model`."""
+    """Raise AdaptError if the logit scale recorded in a header differs from the logit scale of `model`."""
     own, recorded = _scale_of(model), described.logit_scale
     if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):
         raise AdaptError(
             f"{path} records the logit scale {recorded:g}, but {model.method.name} here has "
-            f"{'none' if own is None else f'{own:g}'}: the file was changed by hand; fetch or train the adapter again"
+            f"{'none' if own is None else f'{own:g}'}. The file was changed by hand: fetch or train the adapter again"
         )
 
 
 def versions() -> dict[str, str]:
-    """Return the installed versions of adapt and of the libraries that results depend on, by name."""
+    """Return a dict with the installed versions of adapt and of the libraries on which results depend."""
     import adapt
 
     installed = {"adapt": adapt.__version__}
@@ -97,14 +94,14 @@ def versions() -> dict[str, str]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of an adapter file. Raises AdaptError if the file is damaged, or a value is not finite."""
+    """Return the tensors of an adapter file. Raises AdaptError if the file is damaged or a value is not finite."""
     tensors = tensor_file.read(Path(path))
     tensor_file.check_finite(tensors, str(path))
     return tensors
 
 
 def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> None:
-    """Raise AdaptError unless `backbone` has the weights and preprocessing that the adapter was trained with."""
+    """Raise AdaptError if `backbone` has other weights or preprocessing than the backbone used in training."""
     from adapt.backbones.fingerprint import Fingerprint
 
     known = described.fingerprint  # a newer adapt may have written more
@@ -112,16 +109,16 @@ def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> N
     if difference := recorded.difference(backbone.fingerprint):
         raise AdaptError(
             f"{path} was trained on {described.backbone or 'another backbone'} ({recorded.short()}), not on "
-            f"{backbone.describe()} ({backbone.fingerprint.short()}): {difference}: give the one it was trained on"
+            f"{backbone.describe()} ({backbone.fingerprint.short()}): {difference}. Give the backbone used in training"
         )
     check_reading(described.preprocess, backbone, path)
 
 
 def check_reading(recorded: Reading, backbone: Backbone, path: str | Path) -> None:
-    """Raise AdaptError if the preprocessing of `backbone` differs from `recorded`; turning by EXIF is ignored."""
+    """Raise AdaptError if the preprocessing of `backbone` differs from `recorded`, except in rotation by EXIF."""
     own = plain.parse(plain.dump(backbone.turning(recorded["turned"]).reading()))
     if recorded != own:
         raise AdaptError(
-            f"{path} was trained on inputs prepared by {recorded}, {backbone.describe()} prepares them by "
-            f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) it was trained with"
+            f"{path} was trained with the preprocessing {recorded}, but {backbone.describe()} has the preprocessing "
+            f"{backbone.reading()}: give the backbone with the preprocessing (and prompt) used in training"
         )

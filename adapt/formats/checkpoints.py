@@ -21,11 +21,11 @@ from adapt.models.wrap import Model
 
 
 class _Inert:
-    """A stand-in for the optimiser and schedulers that Dassl pickles: their state is read but never used."""
+    """A placeholder for the optimiser and schedulers that Dassl pickles, whose state is read but never used."""
 
 
 def _plain_dict(*factory: object) -> dict[object, object]:
-    """Return an empty dictionary in place of a pickled `collections.defaultdict`, which torch's reader cannot fill."""
+    """Return an empty dict in place of a pickled `collections.defaultdict`, which torch's reader cannot fill."""
     return {}
 
 
@@ -39,9 +39,9 @@ _ALLOWED = {
 
 
 def read_dassl(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a pickle: its `state_dict` (Dassl's `model.pth.tar-50`), or everything (`mm_projector.bin`).
+    """Return the tensors of a pickle, in `state_dict` (Dassl's `model.pth.tar-50`) or at the top (`mm_projector.bin`).
 
-    Raises AdaptError if the file is missing, names anything outside the allow-list, or holds no tensors.
+    Raises AdaptError if the file is missing, if it refers to anything outside the allow-list, or if it has no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +65,7 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
 
 
 def _refuse_packed(path: Path) -> None:
-    """Raise AdaptError for a compressed zip file: torch writes uncompressed ones only, but would unpack any."""
+    """Raise AdaptError for a compressed zip file, which torch never writes but would unpack to any size."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -74,22 +74,22 @@ def _refuse_packed(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise AdaptError(f"{path} is a damaged zip file ({error}); fetch it again") from error
     if size > path.stat().st_size:
-        raise AdaptError(f"{path} is refused: unpacked it is {size:,} bytes; published checkpoints are not compressed")
+        raise AdaptError(f"{path} is compressed ({size:,} bytes when unpacked); expected an uncompressed checkpoint")
 
 
 def _check_stored(state: dict[str, Tensor], path: Path) -> None:
-    """Raise AdaptError for tensors that are not plain, or that are larger than the file, as expanded tensors are."""
+    """Raise AdaptError if a tensor is not a dense CPU tensor, or is larger than the file (an expanded view)."""
     held = path.stat().st_size
     for name, tensor in state.items():
         if not isinstance(name, str) or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise AdaptError(f"tensor {name!r} of {path} is not a plain tensor of numbers and cannot be imported")
+            raise AdaptError(f"tensor {name!r} of {path} is not a dense CPU tensor, and cannot be imported")
         if tensor.numel() * tensor.element_size() > held:
             raise AdaptError(
-                f"tensor {name!r} of {path} has shape {tuple(tensor.shape)}, more than the file's {held:,} bytes hold"
+                f"tensor {name!r} of {path} has shape {tuple(tensor.shape)}, too large for the file's {held:,} bytes"
             )
     total = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if total > 2 * held:  # models may hold a tensor under two names
-        raise AdaptError(f"{path} is refused: its tensors are {total:,} bytes, and the file is {held:,}")
+        raise AdaptError(f"{path} is refused: its tensors need {total:,} bytes, but the file has only {held:,}")
 
 
 # the reason in a message of torch's reader; the rest is advice to run the file's code
@@ -97,7 +97,7 @@ _REASON = re.compile(r"((?:Unsupported|Trying to load) .*?)(?:\. |\.?$)", re.MUL
 
 
 def _reason(error: Exception) -> str:
-    """Return the reason in an error of `torch.load`, without its advice to run the file's code."""
+    """Return the reason in an error of `torch.load`, without torch's advice to run the code in the file."""
     reason = _REASON.search(str(error))
     return reason[1] if reason else f"it cannot be read as a checkpoint ({type(error).__name__})"
 
@@ -109,10 +109,10 @@ def import_published(
     class_names: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Load a published checkpoint of `method` as an adapted model, without its copies of CLIP and token buffers.
+    """Load a published checkpoint of `method` as an adapted model, ignoring its copies of CLIP and token buffers.
 
-    `settings` are settings that the file does not record, such as CoOp's `class_position`. A vision LLM needs no class
-    names. Raises AdaptError as `read_dassl` does, and if the tensors do not fit method, backbone or classes.
+    `settings` are method settings that the file does not record, such as CoOp's `class_position`. A vision LLM needs no
+    class names. Raises AdaptError like `read_dassl`, and if tensors do not fit the method, backbone or classes.
     """
     cls, given = methods.find(method), dict(settings or {})
     if not issubclass(cls, ReadsPublished):
@@ -122,8 +122,10 @@ def import_published(
         tensors, recorded = cls.published(state, given)
     except KeyError as error:
         listed = ", ".join(sorted(state)[:5]) or "nothing"
-        raise AdaptError(f"{path} is not a checkpoint of {method}: it has no tensor {error}, but {listed}") from None
+        raise AdaptError(
+            f"{path} is not a checkpoint of {method}: it has no tensor {error}, but has {listed}"
+        ) from None
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise AdaptError(f"{path} is not a checkpoint of {method}: its tensors have other shapes ({error})") from error
+        raise AdaptError(f"{path} is not a checkpoint of {method}: its tensors have wrong shapes ({error})") from error
     floats = {name: tensor.float() for name, tensor in tensors.items()}
     return build_for(cls(**recorded | given), backbone, class_names, floats, str(path)).eval()

@@ -35,7 +35,7 @@ FORMAT = 1
 
 
 class _Record(BaseModel):
-    """The file that records which blocks and tensors of the backbone were left out."""
+    """The content of the file that records which blocks and tensors were removed from the backbone."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -48,18 +48,20 @@ class _Record(BaseModel):
 
 
 def export(model: Adapted, folder: str | Path) -> Path:
-    """Write `model` to a new compact `folder`, which `adapt.load(folder)` reads.
+    """Write `model`, without the blocks that its adapter skips, to a new `folder` for `adapt.load(folder)`.
 
-    Raises AdaptError if no block is skipped, or if the backbone is quantised, compact already, or of unknown format.
+    Raises AdaptError if the adapter skips no block, or if the backbone is quantised, compact or of unknown format.
     """
     backbone, skipped = model.backbone, sorted(skipped_blocks(model.method))
     if not skipped:
         raise AdaptError(
-            f"this {model.method.name} skips no block, so nothing can be cut out of its backbone: keep the adapter as "
-            "it is (das adapters skip blocks)"
+            f"this {model.method.name} adapter skips no block, so its backbone cannot be made compact: use the adapter "
+            "as it is (only das adapters skip blocks)"
         )
     if backbone.quantization is not None:
-        raise AdaptError(f"{backbone.describe()} is quantised: load it without quantize to export an adapter with it")
+        raise AdaptError(
+            f"{backbone.describe()} is quantised, and cannot be exported: load the backbone without quantize"
+        )
     tensors, cut = _taken_apart(backbone, skipped)
     floats = [x for x in tensors.values() if x.is_floating_point()]
     halves = all(x.dtype == torch.float32 and torch.equal(x.half().float(), x) for x in floats)
@@ -79,10 +81,10 @@ def export(model: Adapted, folder: str | Path) -> Path:
 
 
 def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Return the tensors outside the skipped blocks, and one value (the fingerprint's) of each parameter inside."""
+    """Return the tensors outside the skipped blocks, and one sampled value of each parameter inside skipped blocks."""
     paths = block_paths(backbone, skipped).values()
     if any(isinstance(backbone.model.get_submodule(path), Absent) for path in paths):
-        raise AdaptError("this model was loaded from a compact folder: copy that folder")
+        raise AdaptError("this model was loaded from a compact folder: copy the folder instead of exporting")
     inside = tuple(f"{path}." for path in paths)
     parameters = dict(backbone.model.named_parameters())
     cut = {name: float(fingerprint.sampled(name, x)) for name, x in parameters.items() if name.startswith(inside)}
@@ -91,15 +93,15 @@ def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, 
 
 
 def _outline(model: nn.Module) -> nn.Module:
-    """Return a tiny copy of `model`, one value per tensor, from which its library can write the configuration."""
+    """Return a copy of `model` with one value per tensor, from which its library can write the configuration."""
     ones = {id(parameter): nn.Parameter(parameter.detach().new_ones(1)) for parameter in model.parameters()}
     return copy.deepcopy(model, ones | {id(buffer): buffer.new_ones(1) for buffer in model.buffers()})
 
 
 def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
-    """Return the backbone of a compact folder, on the CPU, and the names of the blocks that it lacks.
+    """Return the backbone of a compact folder, on the CPU, and the names of the blocks that were removed.
 
-    Raises AdaptError if the folder is damaged, or not a compact folder.
+    Raises AdaptError if the folder is damaged, or is not a compact folder.
     """
     record = _record(folder)
     name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
@@ -130,23 +132,23 @@ def _record(folder: Path) -> _Record:
     except ValueError as error:
         raise AdaptError(f"{path} is damaged ({error}): export the folder again") from error
     if record.format > FORMAT:
-        raise AdaptError(f"{folder} has compact format {record.format}, this adapt reads {FORMAT}: upgrade adapt")
+        raise AdaptError(f"{folder} has compact format {record.format}, but this adapt reads {FORMAT}: upgrade adapt")
     return record
 
 
 def _fill(backbone: Backbone, tensors: dict[str, Tensor], cut: dict[str, float]) -> None:
-    """Set the tensors of a model that was built without memory, so that its fingerprint equals the full model's.
+    """Set the tensors of an empty model in such a way that its fingerprint equals the fingerprint of the full model.
 
-    A tensor of a left-out block repeats its one sampled value, which takes no memory. Raises ValueError for tensors
-    that do not fit.
+    A tensor of a removed block repeats one sampled value, which takes no memory. Raises ValueError if a tensor is
+    missing, unknown or of another shape.
     """
     known = dict(backbone.model.named_parameters()) | dict(backbone.model.named_buffers())
     if wrong := known.keys() ^ (tensors.keys() | cut.keys()):
-        raise ValueError(f"{min(wrong)} is {'missing' if min(wrong) in known else 'unknown'}")
+        raise ValueError(f"tensor {min(wrong)} is {'missing' if min(wrong) in known else 'unknown'}")
     for name, empty in known.items():
         tensor = torch.tensor(cut[name]).expand(empty.shape) if name in cut else tensors[name]
         if tensor.shape != empty.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, not {tuple(empty.shape)}")
+            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}; expected {tuple(empty.shape)}")
         path, _, leaf = name.rpartition(".")
         filled = nn.Parameter(tensor) if isinstance(empty, nn.Parameter) else tensor
         setattr(backbone.model.get_submodule(path), leaf, filled)

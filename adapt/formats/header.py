@@ -21,7 +21,7 @@ _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribut
 
 @with_config(_STRICT | ConfigDict(extra="allow"))
 class RecordedFingerprint(TypedDict):
-    """The fingerprint of a backbone as recorded; a newer adapt may have added keys."""
+    """The fingerprint of a backbone as stored in a header, possibly with further keys from a newer adapt."""
 
     structure: str
     values: tuple[float, ...]
@@ -30,7 +30,7 @@ class RecordedFingerprint(TypedDict):
 
 @with_config(_STRICT | ConfigDict(extra="allow"))
 class Reading(TypedDict):
-    """A backbone's preparation of inputs as recorded, with keys in the order of the file; it may have more keys."""
+    """The preprocessing of a backbone as stored in a header, with keys in file order and possibly unknown keys."""
 
     size: NotRequired[Annotated[int, Field(ge=1)]]
     mean: NotRequired[object]
@@ -48,7 +48,7 @@ class Reading(TypedDict):
 
 @with_config(_STRICT | ConfigDict(extra="forbid"))
 class RecordedAnswers(TypedDict):
-    """The recorded settings of `adapt.models.answers.Answers`: how logits become predictions."""
+    """The stored settings of `adapt.models.answers.Answers`, by which logits become predictions."""
 
     blend: Annotated[float, Field(ge=0, le=1)]
     template: tuple[str, ...]
@@ -57,7 +57,7 @@ class RecordedAnswers(TypedDict):
 
 
 class Header(BaseModel):
-    """The metadata of an adapter file: its method, settings, backbone, class names and more."""
+    """The metadata of an adapter file, such as its method, settings, backbone and class names."""
 
     model_config = _STRICT
 
@@ -88,17 +88,17 @@ class Header(BaseModel):
         return answers
 
     def metadata(self) -> dict[str, str]:
-        """Return the header as safetensors metadata: a JSON text for each key that has a value."""
+        """Return the header as safetensors metadata, a dict with a JSON text for each key that is not None."""
         return {key: plain.dump(value) for key, value in self.model_dump().items() if value is not None}
 
 
 def checked_reading(value: object) -> Reading:
-    """Return `value` as a Reading. Raises ValueError if it does not record how inputs are prepared."""
+    """Return `value` as a `Reading`. Raises ValueError if `value` does not describe the preprocessing of inputs."""
     return TypeAdapter(Reading).validate_python(value)
 
 
 def make(**values: object) -> Header:
-    """Return a header with `values`. Raises AdaptError for values that `read_header` would refuse."""
+    """Return a header with `values`. Raises AdaptError for values that `read_header` would reject."""
     try:
         plain.check(values, longest=None, most=plain.NAMES)
         return Header.model_validate({"format": FORMAT} | values)
@@ -109,9 +109,9 @@ def make(**values: object) -> Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read the header of the adapter at `path`, without its tensors.
+    """Return the header of the adapter file at `path`, without reading its tensors.
 
-    Raises AdaptError for a file that is missing, truncated, damaged, not an adapter, or of another format.
+    Raises AdaptError if the file is missing, truncated, damaged, not an adapter, or of another format.
     """
     path = Path(path)
     described = tensor_file.describe(path)
@@ -124,10 +124,10 @@ def read_header(path: str | Path) -> Header:
         if major != FORMAT[0]:
             advice = "upgrade adapt" if major > FORMAT[0] else "train the adapter again"
             raise AdaptError(
-                f"{path} has adapter format {major}.{minor}, this adapt reads {FORMAT[0]}.{FORMAT[1]}: {advice}"
+                f"{path} has adapter format {major}.{minor}, but this adapt reads {FORMAT[0]}.{FORMAT[1]}: {advice}"
             )
         if described.checksum is None:
-            raise ValueError(f"it has no {tensor_file.CHECKSUM}")
+            raise ValueError(f"the header has no {tensor_file.CHECKSUM}")
         unknown = values.keys() - Header.model_fields.keys()
         if unknown and minor <= FORMAT[1]:
             raise ValueError(f"the header has the unknown key {min(unknown)!r}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_loadable(model: Adapted, tensors: dict[str, Tensor]) -> None:
-    """Raise AdaptError unless `tensors` would fit when the model's method is built anew from its settings."""
+    """Raise AdaptError if `tensors` would not fit the model's method after it is rebuilt from its settings."""
     kind, config = type(model.method), model.method.config.model_dump(mode="json")
     try:
         method = kind(**config)
@@ -30,17 +30,18 @@ def check_loadable(model: Adapted, tensors: dict[str, Tensor]) -> None:
         build_within(method, model.backbone, model.class_names, tensors, "this model")
     except AdaptError as error:
         raise AdaptError(
-            f"{kind.name} could not be loaded again from its settings: {error}: allocate every tensor in build, with "
-            "sizes from the settings; let prepare write the sizes that depend on data there (see Write a method)"
+            f"{kind.name} could not be loaded again from its settings: {error}. Allocate every tensor in build, with "
+            "sizes from the settings. Let prepare write sizes that depend on data to the settings (see Write a method)"
         ) from error
 
 
 def build_within(
     method: Method, backbone: Backbone, class_names: Sequence[str], tensors: dict[str, Tensor], source: str
 ) -> tuple[str, ...]:
-    """Build `method` on `backbone`, check that `tensors` fit it, and return the class names that it was built for.
+    """Build `method` on `backbone`, check that `tensors` fit it, and return the class names used to build it.
 
-    Building may allocate little more memory than `tensors` take. Raises AdaptError if it would, or if they do not fit.
+    Building may need only little more memory than `tensors`. Raises AdaptError if building needs more memory, or if the
+    tensors do not fit.
     """
     with keeping_rng(backbone.device):  # building draws initial values, which the tensors replace
         try:
@@ -53,7 +54,7 @@ def build_within(
 
 
 def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `tensors` into `method`. Raises AdaptError, with nothing copied, if any tensor does not fit the method."""
+    """Copy `tensors` into `method`. Raises AdaptError, with nothing copied, if a tensor does not fit the method."""
     check_fit(method, tensors, source)
     expected = method.state_dict()
     cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
@@ -64,14 +65,14 @@ def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> Non
 
 
 def check_fit(method: Method, tensors: dict[str, Tensor], source: str) -> None:
-    """Raise AdaptError if `tensors` and `method` differ in names, shapes or kind of numbers (floating point or not)."""
+    """Raise AdaptError if `tensors` and `method` differ in tensor names, shapes or type (floating point or not)."""
     expected = method.state_dict()
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or unknown:
         lacks = f"lacks {', '.join(sorted(missing))}" if missing else ""
         extra = f"has the unknown {', '.join(sorted(unknown))}" if unknown else ""
         raise AdaptError(
-            f"{source} {' and '.join(filter(None, (lacks, extra)))}: it does not fit its method {method.name}"
+            f"{source} {' and '.join(filter(None, (lacks, extra)))}, and does not fit its method {method.name}"
         )
     for name in expected:
         if tensors[name].shape != expected[name].shape:
@@ -80,4 +81,4 @@ def check_fit(method: Method, tensors: dict[str, Tensor], source: str) -> None:
                 f"expects {tuple(expected[name].shape)}"
             )
         if tensors[name].is_floating_point() != expected[name].is_floating_point():
-            raise AdaptError(f"tensor {name!r} of {source} is {tensors[name].dtype}; expected floating point numbers")
+            raise AdaptError(f"tensor {name!r} of {source} is {tensors[name].dtype}; expected {expected[name].dtype}")

@@ -17,27 +17,27 @@ from adapt.models.classifier import AdaptedModel
 
 
 def merged_model(model: AdaptedModel) -> nn.Module:
-    """Return a copy of the backbone's model with LoRA merged into its weights and the temperature into its logit scale.
+    """Return a copy of the backbone's model with LoRA merged into the weights and the temperature into the logit scale.
 
-    Raises AdaptError unless the method is LoRA on a dual encoder, if predictions are blended with zero-shot ones, and
-    for multi-label adapters.
+    Raises AdaptError if the method is not LoRA on a dual encoder, if predictions are blended with zero-shot
+    predictions, or if the adapter is multi-label.
     """
     if not isinstance(model.method, LoRA):
         raise AdaptError(
-            f"{model.method.name} cannot be merged: only lora, without other methods, is a pure change of weights"
+            f"{model.method.name} cannot be merged; expected lora without other methods, which only changes weights"
         )
     backbone = model.backbone
     if backbone.family != "dual encoder":
-        raise AdaptError(f"only a CLIP or SigLIP can be merged, and {backbone.describe()} is a {backbone.family}")
+        raise AdaptError(f"only a CLIP or SigLIP can be merged, but {backbone.describe()} is a {backbone.family}")
     if model.answers.blend < 1:
         raise AdaptError(
             f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which merged weights cannot "
-            "include: load it with adapt, or train it without blend"
+            "include: load the adapter with adapt, or train without blend"
         )
     if model.answers.several:
         raise AdaptError(
             "this adapter may predict several classes for an image, which the backbone's own format cannot record: "
-            "load it with adapt instead of merging it"
+            "load the adapter with adapt instead of merging"
         )
     with alone(backbone.model):
         copied = copy.deepcopy(backbone.model)
@@ -55,14 +55,15 @@ def merged_model(model: AdaptedModel) -> nn.Module:
             merged = (target if projection.rows is None else target[projection.rows]).copy_(weight)
             if not merged.isfinite().all():
                 raise AdaptError(
-                    f"merged weights of {letter} in block {block} of the {tower} tower are not finite: the adapter's "
-                    f"values are too large for {merged.dtype}: train again at a lower learning rate, or do not merge"
+                    f"merged weights of {letter} in block {block} of the {tower} tower are not finite, as the "
+                    f"adapter's values are too large for {merged.dtype}: train again at a lower learning rate, or do "
+                    "not merge"
                 )
     return copied
 
 
 def merge(model: AdaptedModel, folder: str | Path) -> Path:
-    """Write the merged checkpoint to the new `folder`, which `adapt.load_backbone(folder)` reads."""
+    """Write the merged model as a checkpoint to the new `folder`, which `adapt.load_backbone(folder)` reads."""
     with new_folder(folder) as new:
         model.backbone.export(new, merged_model(model))
     return Path(folder)

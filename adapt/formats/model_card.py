@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class WithPeft(NamedTuple):
-    """The values that plain peft needs to classify as the adapter does."""
+    """The values with which peft alone, without adapt, can classify like the adapter."""
 
     base: str | None  # the name by which transformers loads the CLIP; None if that is not enough
     template: str
@@ -30,16 +30,16 @@ class WithPeft(NamedTuple):
 def model_card(
     header: Header, family: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
 ) -> str:
-    """Return the text of an adapter's model card; `family` is the kind of its backbone, such as `dual encoder`.
+    """Return the text of an adapter's model card; `family` is the kind of backbone, such as `dual encoder`.
 
-    `address` is the adapter's name for `adapt.load`, `place` its name for huggingface_hub and peft. Raises AdaptError
-    for a licence that is not an identifier such as apache-2.0.
+    `address` is the adapter's name for `adapt.load`, and `place` is the adapter's name for huggingface_hub and peft.
+    Raises AdaptError if `license` is not an identifier such as apache-2.0.
     """
     from huggingface_hub import ModelCard
 
     shots = within(header.recipe, "data", "shots", kind=int)
     if license is not None and not license.replace("-", "").replace(".", "").isalnum():
-        raise AdaptError(f"license is {license!r}; expected an identifier of the hub, such as apache-2.0 or other")
+        raise AdaptError(f"license is {license!r}; expected an identifier of the Hugging Face Hub, such as apache-2.0")
     card = ModelCard.from_template(
         _metadata(header, family, license, of_peft=peft is not None),
         template_str=files("adapt.formats").joinpath("model_card.md").read_text(encoding="utf-8"),
@@ -62,7 +62,7 @@ def model_card(
 
 
 def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool) -> ModelCardData:
-    """Return the metadata at the top of the card, which the hub reads: task, base model, tags, accuracy."""
+    """Return the metadata at the top of the card for the Hugging Face Hub: task, base model, tags, accuracy."""
     from huggingface_hub import EvalResult, ModelCardData
 
     task, data, base, measured = _task(header, family), _data(header), hub_names(header.backbone), None
@@ -81,7 +81,7 @@ def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool
 
 
 def _task(header: Header, family: str) -> str:
-    """Return the hub's name of the model's task, such as `zero-shot-image-classification`."""
+    """Return the Hugging Face Hub's name of the model's task, such as `zero-shot-image-classification`."""
     if family == "dual encoder":
         return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
     return "visual-question-answering" if header.class_names else "image-text-to-text"
@@ -98,7 +98,7 @@ def _scores(header: Header) -> dict[str, float]:
 
 
 def _backbone(header: Header) -> str:
-    """Return the backbone's public name; for a local folder only the folder's name, because its path is private."""
+    """Return the backbone's public name, or for a local folder only the folder's name, to keep its path private."""
     name = header.backbone
     if name is None:
         return "a model without a name"
@@ -106,6 +106,6 @@ def _backbone(header: Header) -> str:
 
 
 def _data(header: Header) -> str | None:
-    """Return the name of the data set, or of its folder without the path; None if no recipe is recorded."""
+    """Return the name of the data set, or of its folder without the path; None if the header has no recipe."""
     source = within(header.recipe, "data", "source", kind=str)
     return None if source is None else shown(Path(source).name)

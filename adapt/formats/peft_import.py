@@ -49,19 +49,18 @@ def load(
     fast: bool | None = None,
     device: str | torch.device = AUTO,
 ) -> Model:
-    """Load a LoRA adapter in peft's layout as an adapted model.
+    """Load a LoRA adapter from a folder in peft's layout as an adapted model.
 
-    A folder that `peft_layout` wrote records backbone and class names. A folder that peft itself wrote names only the
-    backbone: `class_names` must be given, the logit scale is the backbone's, and the template is LoRA's default.
+    A folder written by `peft_layout` records the backbone and class names. A folder written by peft itself records only
+    the backbone, so `class_names` must be given. The logit scale is then the backbone's, the template LoRA's default.
 
-    Raises AdaptError for a peft method other than plain LoRA, or if it adapts modules other than the towers'
-    projections.
+    Raises AdaptError if the adapter is not a plain LoRA, or adapts modules other than the projections of towers.
     """
     folder = Path(folder)
     config, note = _read_config(folder), _read_note(folder / TENSORS)
     class_names = note.class_names if class_names is None and note else class_names
     if class_names is None:
-        raise AdaptError(f"{folder} is in peft's layout and records no class names: give them (--classes)")
+        raise AdaptError(f"{folder} is in peft's layout but records no class names: give class names (--classes)")
     if backbone is None:
         backbone = _named_backbone(config, note, folder, device)
     backbone = backbone.turning(note is not None and note.preprocess["turned"])
@@ -75,20 +74,20 @@ def load(
 
 
 def class_names_of(folder: Path) -> list[str]:
-    """Return the class names that a folder in peft's layout records; an empty list if peft itself wrote it."""
+    """Return the class names recorded in a folder in peft's layout; an empty list if peft itself wrote the folder."""
     note = _read_note(folder / TENSORS)
     return note.class_names if note else []
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Read peft's adapter_config.json. Raises AdaptError if it is missing, or if the adapter is not a plain LoRA."""
+    """Return peft's adapter_config.json. Raises AdaptError if the file is missing or does not describe a plain LoRA."""
     path = folder / CONFIG
     if not path.is_file():
         raise AdaptError(f"{folder} is not in peft's layout: it has no {CONFIG}")
     try:
         config = plain.parse(path.read_bytes())
         if config.get("peft_type") != "LORA":
-            raise AdaptError(f"{folder} holds peft's {config.get('peft_type')}; only plain LoRA can be imported")
+            raise AdaptError(f"{folder} has peft's method {config.get('peft_type')}; only plain LoRA can be imported")
         config |= {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
@@ -97,24 +96,26 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_plain(config: dict[str, Any], folder: Path) -> None:
-    """Raise AdaptError for a setting of peft that changes the meaning of the tensors, as any unknown setting may."""
+    """Raise AdaptError for a peft setting that may change the meaning of the tensors, such as any unknown setting."""
     for key in sorted(config.keys() - _READ - _INERT):
         if config[key] and config[key] != "none":
             raise AdaptError(
-                f"{folder} is a LoRA with {key} = {brief(config[key])}; only plain LoRA can be imported, without it"
+                f"{folder} is a LoRA with {key} = {brief(config[key])}; only plain LoRA can be imported, without {key}"
             )
     start = config.get("init_lora_weights")
     if start not in _FROM_THE_WEIGHTS_AS_THEY_ARE:
         raise AdaptError(
-            f"{folder} began from weights that init_lora_weights = {brief(start)} had changed: save it with peft's "
-            "path_initial_model_for_weight_conversion, which makes it a plain LoRA"
+            f"{folder} was trained from weights that init_lora_weights = {brief(start)} had changed: save the adapter "
+            "with peft's path_initial_model_for_weight_conversion, which converts it to a plain LoRA"
         )
 
 
 def _read_note(path: Path) -> Note | None:
-    """Read the note that `peft_layout` puts into the header of the tensors; None if peft itself wrote the file."""
+    """Return the note that `peft_layout` stores in the header of the tensors, or None if peft itself wrote the file."""
     if not path.is_file() and (path.parent / "adapter_model.bin").is_file():
-        raise AdaptError(f"{path.parent} holds a pickle, adapter_model.bin, which is not read: save it again with peft")
+        raise AdaptError(
+            f"{path.parent} has a pickle, adapter_model.bin, which is not read: save safetensors with peft"
+        )
     noted = tensor_file.describe(path).metadata.get(OURS)
     if noted is None:
         return None
@@ -124,7 +125,7 @@ def _read_note(path: Path) -> Note | None:
         reason = explain(Note, error, "it is incomplete")
     except ValueError as error:
         reason = str(error)
-    raise AdaptError(f"{path} is damaged ({reason}): its header's {OURS} holds no settings")
+    raise AdaptError(f"{path} is damaged ({reason}): the key {OURS} of its header has no valid settings")
 
 
 def _named_backbone(config: dict[str, Any], note: Note | None, folder: Path, device: str | torch.device) -> Backbone:
@@ -139,7 +140,7 @@ def _named_backbone(config: dict[str, Any], note: Note | None, folder: Path, dev
 def _placed(
     tensors: dict[str, Tensor], config: dict[str, Any], backbone: Backbone, folder: Path
 ) -> tuple[dict[str, Tensor], list[Place]]:
-    """Return the tensors renamed as our LoRA names them, and the projections that they adapt."""
+    """Return the tensors, renamed as in adapt's LoRA, and the projections that the tensors adapt."""
     sites = {name: site for site, name in module_names(backbone).items()}
     tower = _TOWERS.get(plain.within(config, "auto_mapping", "base_model_class", kind=str) or "", "")
     placed, adapted = {}, set()
@@ -151,14 +152,14 @@ def _placed(
         placed[".".join(map(str, (*site, factor, "weight")))] = tensor
         adapted.add(site)
     if not adapted:
-        raise AdaptError(f"{folder} holds no LoRA tensors")
+        raise AdaptError(f"{folder} contains no LoRA tensors")
     return placed, [site for site in sites.values() if site in adapted]
 
 
 def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) -> dict[str, object]:
-    """Return the settings of our LoRA for a peft adapter.
+    """Return the settings of adapt's LoRA that are equivalent to the settings of a peft adapter.
 
-    Our LoRA scales by alpha / sqrt(rank), peft usually by alpha / rank.
+    adapt's LoRA scales by alpha / sqrt(rank), whereas peft usually scales by alpha / rank.
     """
     rank, alpha = config["r"], config["lora_alpha"]
     return {
@@ -172,13 +173,13 @@ def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) ->
 
 
 def _blocks(sites: list[Place], backbone: Backbone) -> tuple[int, int] | None:
-    """Return the range of adapted blocks, first to last plus one; None if all blocks of the towers are adapted."""
+    """Return the range (first, last + 1) of adapted blocks, or None if all blocks of the towers are adapted."""
     adapted = {name: {block for tower, block, _ in sites if tower == name} for name in {site[0] for site in sites}}
     if all(len(blocks) == len(backbone.tower(name).blocks) for name, blocks in adapted.items()):
         return None
     ranges = {(min(blocks), max(blocks) + 1) for blocks in adapted.values()}
     if len(ranges) > 1:
         raise AdaptError(
-            f"the towers are adapted in different blocks, {sorted(ranges)}; only one range can be imported"
+            f"the towers are adapted in different blocks, {sorted(ranges)}; expected one range for all towers"
         )
     return ranges.pop()

@@ -33,7 +33,7 @@ OURS = "adapt"  # the key of our note in the header of the tensors
 
 
 class Note(BaseModel):
-    """The properties of our models that peft's settings cannot express, noted in the header of the tensors."""
+    """The properties of an adapted model that peft's config cannot express, stored in the header of the tensor file."""
 
     logit_scale: float | None
     template: str
@@ -44,12 +44,13 @@ class Note(BaseModel):
 
 
 def export(model: Adapted, folder: str | Path) -> Path:
-    """Write `model` to `folder` in peft's layout, with a model card. Raises AdaptError unless it is plain LoRA."""
+    """Write a plain LoRA `model` and a model card to `folder` in peft's layout. Raises AdaptError for other methods."""
     folder = Path(folder)
     write(model, folder)
     if model.answers != PLAIN:
         logger.warning(
-            "peft's layout holds only what the towers learned: temperature, blend and bias of predictions are left out"
+            "peft's layout stores only the LoRA tensors: the temperature, the zero-shot blend and the logit bias of "
+            "this model are not exported"
         )
     header, family = adapter.header_of(model), model.backbone.family
     card = model_card(header, family, address=str(folder), place=str(folder), peft=_with_peft(model))
@@ -58,7 +59,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
 
 
 def carried(model: Adapted) -> WithPeft | None:
-    """Return the values that peft needs to predict as `model` does, without adapt; None if peft cannot."""
+    """Return the backbone name and settings with which peft alone reproduces `model`; None if that is impossible."""
     method = model.method
     if not (isinstance(method, LoRA) and method.config.plain and model.answers == PLAIN):
         return None
@@ -74,11 +75,12 @@ def _with_peft(model: Adapted) -> WithPeft:
 
 
 def write(model: Adapted, folder: Path) -> None:
-    """Write the two files of peft's layout to `folder`. Raises AdaptError unless the method is plain LoRA."""
+    """Write config and tensors in peft's layout to `folder`. Raises AdaptError if the method is not plain LoRA."""
     method = model.method
     if not (isinstance(method, LoRA) and method.config.plain):
         raise AdaptError(
-            f"only plain LoRA has peft's layout; this adapter is {method.name} {method.config.model_dump()}"
+            f"only plain LoRA can be written in peft's layout, but this adapter is {method.name} with the settings "
+            f"{method.config.model_dump()}: save an adapter file instead"
         )
     names = module_names(model.backbone)
     note = Note(
@@ -112,7 +114,7 @@ def write(model: Adapted, folder: Path) -> None:
 
 
 def _auto_mapping(model: Adapted) -> dict[str, str] | None:
-    """Return peft's `auto_mapping`, by which `AutoPeftModel` finds the model class; None if not transformers' own."""
+    """Return peft's `auto_mapping`, which names the model class; None if `AutoPeftModel` cannot load the backbone."""
     kind = type(model.backbone.model)
     if not kind.__module__.startswith("transformers.") or model.backbone.name is None:
         return None
@@ -120,13 +122,13 @@ def _auto_mapping(model: Adapted) -> dict[str, str] | None:
 
 
 def _base(backbone: Backbone) -> str | None:
-    """Return the name by which transformers loads the backbone: its name on the hub, or a folder's absolute path."""
+    """Return the hub name or the absolute folder path of the backbone for transformers; None if unnamed."""
     name = None if backbone.name is None else backbone.name.removeprefix("hf:")
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
 
 def module_names(backbone: Backbone) -> dict[Place, str]:
-    """Return the dotted module name of every projection, as after `adapt.split_attention` splits fused attention."""
+    """Return every projection's dotted name in the backbone after `adapt.split_attention` has split fused attention."""
     names = {id(module): name for name, module in backbone.model.named_modules()}
     by_site = {}
     for tower in backbone.towers.values():

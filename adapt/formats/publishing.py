@@ -28,8 +28,8 @@ FETCHED = (adapter.NAME, *peft_layout.FILES, CARD)  # the only files that are ev
 def fetch(name: str | Path) -> Path:
     """Download `hf://user/name` or `hf://user/name@revision` into the hub's cache, and return the adapter's path.
 
-    This is the adapter file, or else a folder in peft's layout. Raises AdaptError as `hub.snapshot` does, and for a
-    repository that holds neither.
+    The adapter is an adapter file or, if the repository has no adapter file, a folder in peft's layout. Raises
+    AdaptError as `hub.snapshot` does, and for a repository without an adapter.
     """
     folder = hub.snapshot(name, FETCHED)
     if (folder / adapter.NAME).is_file():
@@ -37,7 +37,8 @@ def fetch(name: str | Path) -> Path:
     if (folder / peft_layout.CONFIG).is_file():
         return folder
     raise AdaptError(
-        f"{hub.spelled(name)} holds no adapter: expected {adapter.NAME}, or {' and '.join(peft_layout.FILES)} of peft"
+        f"{hub.spelled(name)} contains no adapter; expected the file {adapter.NAME}, or peft's files "
+        f"{' and '.join(peft_layout.FILES)}"
     )
 
 
@@ -51,16 +52,17 @@ def push(
     license: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Publish `model` as `user/name`, and return the repository's address; see `Adapted.push_to_hub`.
+    """Publish `model` on the hub as `user/name`, and return the repository's URL; see `Adapted.push_to_hub`.
 
-    `file` is the adapter file if the model is saved already; the file is published unchanged.
+    If the model is already saved, `file` is the path of its adapter file, which is published unchanged.
     """
     repository, revision = hub.parse(name)
     if revision is not None:
-        raise AdaptError(f"{name} names a revision, but an adapter is pushed to the newest one: give {repository}")
+        raise AdaptError(f"{name} names a revision, but adapters are pushed to the main branch: use {repository}")
     if not is_portable(model.backbone.name):
         logger.warning(
-            "the backbone of this adapter is %s, which others do not have: they need their own copy to load it",
+            "the backbone of this adapter is %s, which is not on the hub: other users need a copy of the backbone to "
+            "load the adapter",
             model.backbone.name or "a model without a name",
         )
     with TemporaryDirectory() as temporary:
@@ -77,7 +79,7 @@ def push(
 
 
 def write_folder(model: Adapted, folder: Path, repository: str, file: Path | None, license: str | None) -> None:
-    """Write the files to publish to `folder`: adapter, model card and, if possible, peft's layout."""
+    """Write the files for publication to `folder`: adapter, model card and, if possible, files in peft's layout."""
     if file is None:
         model.save(folder / adapter.NAME)
     else:

@@ -21,18 +21,21 @@ logger = logging.getLogger("adapt")
 def named_backbone(
     name: str, device: str | torch.device, quantization: str | None, reading: Mapping[str, object]
 ) -> Backbone:
-    """Load the backbone that a file names, with the quantisation and the preprocessing that the file records."""
+    """Load the backbone `name` with the quantisation and the preprocessing that an adapter file records."""
     backbone: Backbone = load_backbone(name, device, quantization)
     backbone.read_as(dict(reading))
     return backbone
 
 
 def note_quantization(recorded: str | None, backbone: Backbone, path: Path) -> None:
-    """Warn if the quantisation of `backbone` differs from the quantisation that the file at `path` records."""
+    """Warn if the quantisation of `backbone` differs from the quantisation that the adapter at `path` records."""
     if backbone.quantization != recorded:
         trained, given = (each or "no quantisation" for each in (recorded, backbone.quantization))
         logger.warning(
-            "%s was trained on a backbone with %s, this one has %s: results differ a little", path, trained, given
+            "%s was trained on a backbone with %s, but the given backbone has %s: results will differ slightly",
+            path,
+            trained,
+            given,
         )
 
 
@@ -44,9 +47,9 @@ def build_for(
     source: str,
     fast: bool | None = None,
 ) -> Model:
-    """Build an adapted model of `method`, and load `tensors`, which come from `source`, into it.
+    """Return an adapted model of `method` on `backbone`, with the trained `tensors` that were read from `source`.
 
-    Raises AdaptError if the tensors do not fit, before anything much larger than the tensors is allocated.
+    Raises AdaptError if the tensors do not fit the method, before any allocation much larger than the tensors.
     """
     names = build_within(method, backbone, class_names, tensors, source)
     model = assemble(backbone, method, names, fast)

@@ -27,7 +27,7 @@ _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 class What(NamedTuple):
-    """A kind of file in error messages: its name, and the advice for a damaged file."""
+    """The words of error messages about a kind of file: the name of the kind, and the advice for a damaged file."""
 
     name: str
     advice: str
@@ -38,14 +38,14 @@ ADAPTER = What("adapter", "fetch or train the adapter again")
 
 @dataclass(frozen=True)
 class Described:
-    """The metadata of a safetensors file without its checksum, and the checksum that the file records."""
+    """The metadata of a safetensors file without the checksum, and separately the recorded checksum, if any."""
 
     metadata: dict[str, str]
     checksum: str | None
 
 
 def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; equal contents give equal bytes.
+    """Write a safetensors file whose bytes are the same for equal tensors and metadata.
 
     Raises OSError if writing fails, as on a full disk, and AdaptError for a header that is larger than `read` accepts.
     """
@@ -60,7 +60,7 @@ def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort the metadata in the file by key, because safetensors writes them in random order; check the header size."""
+    """Sort the file's metadata by key, because safetensors writes keys in random order, and check the header size."""
     with path.open("r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -73,7 +73,7 @@ def _sort_metadata(path: Path) -> None:
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return the checksum of tensors and metadata: `sha256:` and 64 hexadecimal digits."""
+    """Return the checksum of tensors and metadata in the form `sha256:` followed by 64 hexadecimal digits."""
     import torch
 
     kinds = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in sorted(tensors.items())]
@@ -84,7 +84,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def describe(path: Path, what: What = ADAPTER) -> Described:
-    """Read the header of the file at `path`. Raises AdaptError if it is missing, truncated, or has an invalid header.
+    """Return the header of the file at `path`. Raises AdaptError for a missing or truncated file or an invalid header.
 
     Duplicate keys and unusual types, which safetensors itself accepts, are invalid here.
     """
@@ -92,7 +92,7 @@ def describe(path: Path, what: What = ADAPTER) -> Described:
         header = plain.parse(_header_text(path, what))
         metadata = header.pop("__metadata__", {})
         if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its metadata are not all text")
+            raise ValueError("the metadata contain values that are not strings")
         for name, entry in header.items():
             _check_tensor(name, entry)
         recorded = metadata.pop(CHECKSUM, None)
@@ -128,11 +128,11 @@ def _check_tensor(name: str, entry: dict[str, Any]) -> None:
     if entry["dtype"] not in _TYPES:
         raise ValueError(f"tensor {name!r} is of type {entry['dtype']!r}; expected one of {', '.join(_TYPES)}")
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"tensor {name!r} has the shape {shape!r}")
+        raise ValueError(f"tensor {name!r} has the shape {shape!r}; expected integers of at least 0")
 
 
 def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
-    """Read the tensors of the file at `path`. Raises AdaptError if it is damaged, or does not match its checksum."""
+    """Return the tensors of the file at `path`. Raises AdaptError if the file is damaged or its checksum is wrong."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -142,7 +142,7 @@ def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise AdaptError(f"{path} is truncated or damaged ({shown(error)}); {what.advice}") from error
     if described.checksum not in (None, checksum(tensors, described.metadata)):
-        raise AdaptError(f"{path} is damaged: its tensors and header are not those that were saved; {what.advice}")
+        raise AdaptError(f"{path} is damaged: its tensors and header do not match its checksum; {what.advice}")
     return tensors
 
 

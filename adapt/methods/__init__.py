@@ -87,13 +87,13 @@ def register(cls: M) -> M:
 
 @contextmanager
 def known(cls: type[Method]) -> Iterator[None]:
-    """Register a method for the duration of a `with` block, unless it is registered already."""
+    """Register the method class `cls` for the duration of a `with` block, if its name is not registered yet."""
     with _listing.known(cls):
         yield
 
 
 def classes_of(module: ModuleType) -> list[type[Method]]:
-    """Return the method classes that `module` itself defines with a `name`, without base classes that have none."""
+    """Return the method classes with a `name` that `module` itself defines, without imported classes."""
     return _listing.classes_of(module)
 
 
@@ -111,7 +111,7 @@ def _check(cls: type[Method]) -> None:
             f"{cls.name}: Config is {cls.Config!r}; expected a subclass of adapt.methods.base.MethodConfig"
         )
     if not set(cls.serves) or set(cls.serves) - set(KINDS):
-        raise AdaptError(f"{cls.name}: serves is {cls.serves!r}; expected some of {', '.join(KINDS)}")
+        raise AdaptError(f"{cls.name}: serves is {cls.serves!r}; expected one or more of {', '.join(KINDS)}")
 
 
 _ADVICE = ". For a method of your own, use `adapt --plugin FILE` or `adapt.methods.register`, or install its package"

@@ -43,13 +43,13 @@ def _placed(states: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     for name, phrases in states.items():
         for phrase in phrases:
             if "{}" not in phrase:
-                raise ValueError(f"a phrase in {name!r} is {phrase!r}: it needs {{}} where the object's name goes")
+                raise ValueError(f"the phrase {phrase!r} of {name!r} has no {{}}: write {{}} for the object's name")
     return states
 
 
 def _odd(count: int) -> int:
     if count % 2 == 0:
-        raise ValueError("an odd number is expected, so that each patch is at the centre of its window")
+        raise ValueError("an odd number is expected, so that each patch is at the centre of its averaging window")
     return count
 
 
@@ -73,7 +73,7 @@ class AnoVLConfig(MethodConfig):
 
 
 class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
-    """Zero-shot anomaly localisation: `AnoVL(object)` has no tensors; `steps` tune a new adapter for each image."""
+    """Zero-shot anomaly localisation by prompts for `object`. With `steps`, an adapter is tuned on each test image."""
 
     name = "anovl"
     title = "AnoVL (Deng et al., 2023)"
@@ -88,10 +88,10 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         for name in self.config.states if self.config.states != _STATES else ():
             if name not in class_names:
-                raise AdaptError(f"anovl: states has {name!r}, which is no class; {nearest(name, class_names)}")
+                raise AdaptError(f"anovl: states has {name!r}, which is not a class; {nearest(name, class_names)}")
 
     def _states(self, class_name: str) -> tuple[str, ...]:
-        """Return the phrases that describe a class, as the setting `states` has them, or else only the class's name."""
+        """Return the phrases that describe a class, from the setting `states`, or else the class name alone."""
         states: dict[str, tuple[str, ...]] = self.config.states
         return states.get(class_name) or (f"{readable(class_name)} {{}}",)
 
@@ -120,7 +120,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
     def _adapted(self, patches: Tensor, classes: Tensor, texts: Tensor, normal: int) -> Tensor:
         """Return features `(rows, columns, e)` of an image's patches, passed through an adapter trained on this image.
 
-        The adapter learns to classify the patches with certainty: as normal without noise, and as abnormal with noise.
+        The adapter learns to classify the patches confidently as normal, and patches with added noise as abnormal.
         """
         with torch.inference_mode(False), torch.enable_grad():  # an inference tensor cannot enter a graph
             patches, classes, texts = (each.detach().float().clone() for each in (patches, classes, texts))
@@ -137,7 +137,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
 
 
 class PatchAdapter(torch.nn.Module):
-    """A residual adapter of patch features `(..., e)`: adds a mixture of text features `(m, e)`, weighted by `ad`."""
+    """A residual adapter that adds text features `(m, e)`, weighted by the layer `ad`, to patch features `(..., e)`."""
 
     def __init__(self, texts: Tensor, draws: Generator) -> None:
         super().__init__()
@@ -154,10 +154,10 @@ class PatchAdapter(torch.nn.Module):
 
 
 def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int) -> Tensor:
-    """Return the loss of an adapter that should make `patches` `(..., e)` surely normal, and `noisy` ones abnormal.
+    """Return the loss for classifying the adapted `patches` `(..., e)` as normal and `noisy` patches as abnormal.
 
-    It is the entropy of `patches`, plus half of the cross-entropies of `patches` with normal and of `noisy` with
-    abnormal.
+    The loss is the entropy of the predictions for `patches`, plus half the sum of two cross-entropies, of `patches`
+    with normal and of `noisy` with abnormal.
     """
     log_p = _log_p(patches, classes)
     entropy = -(log_p.exp() * log_p).sum(-1).mean()
@@ -166,7 +166,7 @@ def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int
 
 
 def _log_p(patches: Tensor, classes: Tensor) -> Tensor:
-    """Return log-probabilities `(..., n)` of classes for patches `(..., e)`, from unscaled cosines, as published."""
+    """Return log-probabilities `(..., n)` of classes for patches `(..., e)`, from unscaled cosines, as in the paper."""
     return (F.normalize(patches, dim=-1) @ classes.to(patches.dtype).T).log_softmax(-1)
 
 
@@ -175,7 +175,7 @@ def _unit(features: Tensor) -> Tensor:
 
 
 def _pictures(kinds: Sequence[str]) -> list[str]:
-    """Return the templates for kinds of picture (22 each), such as "a photo of the {}", with {} for the content."""
+    """Return 22 prompt templates for each kind of picture in `kinds`, such as "a photo of the {}"."""
     phrases = []
     for kind in kinds:
         article = "an" if kind[0] in "aeiou" else "a"

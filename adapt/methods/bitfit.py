@@ -28,7 +28,7 @@ OUTER = {"text": {"final_norm": "ln_final"}, "vision": {"pre_norm": "ln_pre", "f
 
 
 class BitFit(Method[Step], InsideBlocks):
-    """Tuning of biases: `BitFit()` trains those of norms, and of blocks' `attn.out_proj`, `mlp.c_fc`, `mlp.c_proj`."""
+    """Bias tuning. `BitFit()` trains the biases of layer norms, `attn.out_proj`, `mlp.c_fc` and `mlp.c_proj`."""
 
     name = "bitfit"
     title = "BitFit (Ben Zaken et al., ACL 2022)"
@@ -66,17 +66,17 @@ class BitFit(Method[Step], InsideBlocks):
         return edits
 
     def _owner(self, tower: Tower) -> nn.Module:
-        """Return the submodule of the method that holds the biases of norms outside a tower's blocks."""
+        """Return the submodule of the method that stores the biases of the layer norms outside a tower's blocks."""
         return self if tower.name == "text" else self.get_submodule("visual")
 
 
 def _linears(block: Block) -> list[tuple[str, tuple[str, str]]]:
-    """Return the projections of the block with a trained bias, each with its names in CLIP's own state."""
+    """Return the linear layers of `block` whose bias is trained, each with its module names in CLIP's state dict."""
     return [(letter, names) for letter, names in LINEARS.items() if letter in block.projections]
 
 
 def _outer(tower: Tower) -> list[tuple[str, str]]:
-    """Return the layer norms outside a tower's blocks: their names in the tower, and those in CLIP's own state."""
+    """Return the layer norms outside a tower's blocks, as pairs of the name in `tower` and the name in CLIP."""
     return [
         (part, called)
         for part, called in OUTER[tower.name].items()
@@ -85,7 +85,7 @@ def _outer(tower: Tower) -> list[tuple[str, str]]:
 
 
 class _Bias(nn.Module):
-    """A trained bias, which starts with the value of a frozen norm's or projection's bias."""
+    """A trained bias, initialised with the bias of a frozen layer norm or linear layer."""
 
     def __init__(self, frozen: nn.LayerNorm | Projection) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Bias(nn.Module):
 
 
 class _Norm(nn.Module):
-    """A frozen layer norm with a trained bias in place of its own."""
+    """A frozen layer norm whose bias is replaced by a trained bias."""
 
     def __init__(self, norm: nn.LayerNorm, own: Any) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Norm(nn.Module):
 
 
 class _Linear(nn.Module):
-    """A frozen projection (linear layer) with a trained bias in place of its own."""
+    """A frozen linear layer whose bias is replaced by a trained bias."""
 
     def __init__(self, projection: Projection, own: Any) -> None:
         super().__init__()

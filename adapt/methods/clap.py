@@ -36,7 +36,7 @@ class CLAPConfig(MethodConfig):
 
 
 class CLAP(Method[ImageStep]):
-    """A linear probe with a penalty: `CLAP(constraint, template)` trains `prototypes` `(n_classes, e)`."""
+    """A linear probe that is kept near text features. `CLAP(constraint)` trains `prototypes` `(n_classes, e)`."""
 
     name = "clap"
     title = "CLAP and ZS-LP (Silva-Rodriguez et al., CVPR 2024)"
@@ -52,7 +52,7 @@ class CLAP(Method[ImageStep]):
         self.register_buffer("_multipliers", torch.zeros(classes, device=device), persistent=False)
 
     def prepare(self, training: Training) -> None:
-        """Initialise the prototypes with class features, and compute the penalty's weights: zero-shot probabilities."""
+        """Initialise the prototypes with text features, and compute each class's penalty weight by `sureness`."""
         base = training.classifier.frozen_class_features(several(self.config.template), "raw")
         with torch.no_grad():
             self.prototypes.copy_(base)
@@ -67,7 +67,7 @@ class CLAP(Method[ImageStep]):
         return []  # the template is read by the frozen model alone
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
-        """Return, for each class `(n,)`, the mean zero-shot probability of its own images. No class may lack images."""
+        """Return the mean zero-shot probability `(n,)` of each class for its own images. Every class needs an image."""
         base = step.frozen_class_features(several(self.config.template), "raw")
         own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])[:, 0]
         sums = own.new_zeros(len(base)).index_add(0, labels, own)

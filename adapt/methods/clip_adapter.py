@@ -28,9 +28,9 @@ class CLIPAdapterConfig(MethodConfig):
 
 
 class CLIPAdapter(Method[ImageStep]):
-    """A small network on image features: `CLIPAdapter(ratio, reduction)` trains `fc.0.weight` and `fc.2.weight`.
+    """A small network on image features. `CLIPAdapter(ratio, reduction)` trains `fc.0.weight` and `fc.2.weight`.
 
-    Their shapes are `(h, e)` and `(e, h)`, where the hidden size h is e / reduction.
+    The weights have the shapes `(h, e)` and `(e, h)`, where the hidden size h is e / reduction.
     """
 
     name = "clip_adapter"
@@ -47,6 +47,6 @@ class CLIPAdapter(Method[ImageStep]):
 
 
 def bottleneck(size: int, reduction: int) -> nn.Sequential:
-    """Return a network `(..., size) -> (..., size)` without biases, with a hidden layer `reduction` times narrower."""
+    """Return a network `(..., size) -> (..., size)` without biases, with `size / reduction` hidden units."""
     hidden = max(1, size // reduction)
     return nn.Sequential(nn.Linear(size, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, size, bias=False), nn.ReLU())

@@ -39,7 +39,7 @@ class CLIPPINGSConfig(PlainLoRAConfig):
 
 
 class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
-    """Record linkage: `CLIPPINGS(image_share, temperature)` trains LoRA on pairs, several of which show one entity."""
+    """Record linkage by LoRA with a contrastive loss that brings image-text pairs of the same entity together."""
 
     name = "clippings"
     title = "CLIPPINGS (Arora et al., 2023)"
@@ -63,8 +63,8 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
         self._links = bool(sizes)
         if self._links and max(sizes.values()) == 1:
             raise AdaptError(
-                f"clippings learns from pairs of the same entity, and each of the {len(sizes):,} entities of the "
-                "training data has one pair only: give at least one entity two lines or more"
+                f"clippings learns from pairs of the same entity, but each of the {len(sizes):,} entities in the "
+                "training data has only one pair: add a second pair to at least one entity"
             )
 
     def loss(self, step: Any) -> Terms:
@@ -78,10 +78,10 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
 
 
 def supervised_contrast(logits: Tensor, same: Tensor) -> Tensor:
-    """Return the supervised contrastive loss (SupCon) of logits `(b, b)`; `same` `(b, b)` marks the positive pairs.
+    """Return the supervised contrastive loss (SupCon) of logits `(b, b)`, where `same` `(b, b)` marks positive pairs.
 
-    It is the mean over rows that have a positive besides themselves. It is 0 if there are no such rows, or if all rows
-    are of one entity.
+    The loss is the mean over rows with a positive other than the row itself. The loss is 0 if there are no such rows,
+    or if all rows belong to the same entity.
     """
     itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
     right = same & ~itself

@@ -32,7 +32,7 @@ class CloseConfig(MethodConfig):
 
 
 class Close(Method[ImageStep]):
-    """A classifier from texts alone: `Close(noise)` trains `lin.weight` `(n_classes, e)`, `lin.bias` `(n_classes,)`."""
+    """A linear classifier trained on noisy text features, with `lin.weight` `(n_classes, e)` and `lin.bias`."""
 
     name = "close"
     title = "CLOSE (Gu et al., ICCV 2023)"
@@ -51,5 +51,5 @@ class Close(Method[ImageStep]):
 
 
 def noisy(features: Tensor, scale: float) -> Tensor:
-    """Return unit-length features `(b, e)` with Gaussian noise of standard deviation `scale`, normalised again."""
+    """Return `features` `(b, e)` plus Gaussian noise of standard deviation `scale`, normalised to unit length."""
     return F.normalize(features + scale * torch.randn_like(features), dim=-1)

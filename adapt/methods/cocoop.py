@@ -37,7 +37,7 @@ class CoCoOpConfig(MethodConfig):
 
 
 class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """A context shifted by each image: `CoCoOp(n_ctx, ctx_init)` trains `ctx` `(n_ctx, d)` and `meta_net` (shifts)."""
+    """A context shifted for each image. `CoCoOp()` trains `ctx` `(n_ctx, d)`, and `meta_net` for the shifts."""
 
     name = "cocoop"
     title = "CoCoOp (Zhou et al., CVPR 2022)"
@@ -68,7 +68,7 @@ class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         self.meta_net = nn.Sequential(OrderedDict(layers)).to(backbone.device)
 
     def _seen(self, backbone: DualEncoder) -> int:
-        """Return the number of input features of the meta-network, which shifts the context."""
+        """Return the input width of the meta-network, which computes the shift of the context."""
         return backbone.embed_dim
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:

@@ -59,7 +59,7 @@ class ComposeConfig(MethodConfig):
     @classmethod
     def _fit(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
         if len(value) < 2:
-            raise ValueError("name at least two methods")
+            raise ValueError("a composition needs at least two methods: name more methods")
         try:
             _check(_named([_made(each) for each in value]))
         except AdaptError as error:
@@ -68,7 +68,7 @@ class ComposeConfig(MethodConfig):
 
 
 class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mixes, ChecksAdapter, Reports):
-    """Several methods on one backbone: `Compose([DAS(skip=2), LoRA(rank=2)])` trains `das.…`, `lora.…` (`lora2.…`)."""
+    """A composition of several methods. `Compose([DAS(skip=2), LoRA(rank=2)])` trains `das.…` and `lora.…`."""
 
     name = "compose"
     title = "Several methods on one backbone"
@@ -90,7 +90,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         self.begins_anew = any(part.begins_anew for part in parts)
         for name, part in self.parts.items():
             if part.built:
-                raise AdaptError(f"compose: this {part.name} already belongs to a model: make a new one")
+                raise AdaptError(f"compose: this {part.name} already belongs to a model: create a new {part.name}")
             self.add_module(name, part)
 
     @property
@@ -98,7 +98,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         return self._parts
 
     def _having(self, kind: type[T]) -> list[tuple[str, T]]:
-        """Return the parts of the composition that have the trait `kind`, with their names."""
+        """Return the name and the method of each component that has the trait `kind`."""
         parts: Mapping[str, object] = self.parts
         return [(name, part) for name, part in parts.items() if isinstance(part, kind)]
 
@@ -108,7 +108,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Return lines of text about `metrics` by all methods that report; only parts of the composition have any."""
+        """Return the report lines about `metrics` from all reporting methods, which are empty for unused methods."""
         return chain.from_iterable(method.lines(metrics) for method in cls._reporting())
 
     @classmethod
@@ -123,7 +123,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return settings and tensors of a mixture of compositions; the method of each part decides how it is mixed."""
+        """Return settings and tensors of a merged composition, in which each component is merged by its own method."""
         described: list[dict[str, Any]] = []
         tensors: dict[str, Tensor] = {}
         for name, part in members[0].parts.items():
@@ -182,11 +182,11 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
             part.check_tensors(_under(name, tensors), source)
 
     def _describe(self) -> None:
-        """Copy the settings of the parts, which training may have completed, into those of the composition."""
+        """Copy the component methods' settings, which training may have completed, into the composition's settings."""
         self.config = ComposeConfig(methods=tuple(map(_described, self.parts.values())))
 
     def prepare(self, training: Training) -> None:
-        """Prepare the parts for training; one that searches for blocks comes first, as all start afresh after it."""
+        """Prepare the component methods. A search for blocks comes first, because the search resets all components."""
         for part in sorted(self.parts.values(), key=lambda part: chosen_setting(part) is None):
             part.prepare(training)
         self._describe()
@@ -210,13 +210,14 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         return super().logits(step) if owner is None else owner.logits(step)
 
     def loss(self, step: Step) -> Terms:
-        """Return the cross-entropy that all parts share, and each part's other terms, prefixed with its name."""
+        """Return the cross-entropy that all components share, and their other loss terms, prefixed by their names."""
         terms = super().loss(step)
         for name, part in self.parts.items():
             own = part.loss(step)
             if not torch.equal(own.pop("cross_entropy", terms["cross_entropy"]), terms["cross_entropy"]):
                 raise AdaptError(
-                    f"compose: {name} has a cross-entropy of its own, and all parts must share one: leave it out"
+                    f"compose: {name} changes the cross-entropy, which all methods in a composition share: leave this "
+                    "method out"
                 )
             terms |= {f"{name}.{key}": term for key, term in own.items()}
         return terms
@@ -227,7 +228,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         for one, other in combinations(prompts, 2):
             if [prompt.ids for prompt in prompts[one]] != [prompt.ids for prompt in prompts[other]]:
                 raise AdaptError(
-                    f"compose: {one} and {other} have different prompts for {class_name!r}: give both the same template"
+                    f"compose: {one} and {other} have different prompts for {class_name!r}: set the same template"
                 )
         return next(iter(prompts.values()))
 
@@ -243,9 +244,13 @@ def _made(described: dict[str, object]) -> Method:
     settings = dict(described)
     name = settings.pop("name", None)
     if not isinstance(name, str):
-        raise AdaptError(f"a part is {described!r}; expected its name and settings, as in {{name: lora, rank: 2}}")
+        raise AdaptError(
+            f"an entry of methods is {described!r}; expected name and settings, as in {{name: lora, rank: 2}}"
+        )
     if name == Compose.name:  # checked first: each nested level would multiply the time to create parts
-        raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed separately")
+        raise AdaptError(
+            f"{name} cannot be part of a composition: expected methods that change a tower, each listed separately"
+        )
     return find(name)(**settings)
 
 
@@ -254,7 +259,7 @@ def _described(part: Method) -> dict[str, object]:
 
 
 def _named(parts: Sequence[Method]) -> dict[str, Method]:
-    """Return the parts of a composition by method name; a second part of a method is numbered, as in `lora2`."""
+    """Return the component methods by name. A second component of the same method is numbered, as in `lora2`."""
     named: dict[str, Method] = {}
     for part in parts:
         before = sum(other.name == part.name for other in named.values())
@@ -267,7 +272,7 @@ def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _traits(part: Method) -> set[type]:
-    """Return the traits of a part that only one part of a composition may have."""
+    """Return the traits of `part` that only one component of a composition may have."""
     kinds = {kind for kind in type(part).__mro__ if issubclass(kind, Trait) and not issubclass(kind, Method)}
     return {kind for kind in kinds if not (kind.of_each_part or issubclass(Compose, kind))}
 
@@ -277,22 +282,25 @@ def _overrides(part: Method, member: str) -> bool:
 
 
 def _check(parts: dict[str, Method]) -> None:
-    """Raise AdaptError, naming the methods, if one cannot be a part of a composition, or two cannot be combined."""
+    """Raise AdaptError, naming the methods, if a method cannot be composed, or two methods cannot be combined."""
     for name, part in parts.items():
         overrides = any(_overrides(part, member) for member in ("infer", "backward"))
         if isinstance(part, Compose | StandsAlone) or not part.touches or part.views or overrides:
-            raise AdaptError(f"{name} cannot be a part: expected methods that change a tower, each listed separately")
+            raise AdaptError(
+                f"{name} cannot be part of a composition: expected methods that change a tower, each listed separately"
+            )
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         if owns_prompts(a) and owns_prompts(b):
-            raise AdaptError(f"{one} and {other} both learn tokens of the prompts: take one of them")
+            raise AdaptError(f"{one} and {other} both learn prompt tokens and cannot be combined: use one method")
         if _overrides(a, "logits") and _overrides(b, "logits"):
-            raise AdaptError(
-                f"{one} and {other} both compute their own logits and cannot be combined: use only one of them"
-            )
+            raise AdaptError(f"{one} and {other} both compute their own logits and cannot be combined: use one method")
         if (key := chosen_setting(a)) and key == chosen_setting(b):
-            raise AdaptError(f"{one} and {other} both choose {key} on validation images: give it to one of them")
+            raise AdaptError(f"{one} and {other} both choose {key} on validation images: set {key} in one method")
         if a.logit_scale and b.logit_scale and a.logit_scale != b.logit_scale:
-            raise AdaptError(f"logit_scale is {a.logit_scale} in {one} and {b.logit_scale} in {other}: take one value")
+            raise AdaptError(f"logit_scale is {a.logit_scale} in {one}, {b.logit_scale} in {other}: set equal values")
         if twice := _traits(a) & _traits(b):
-            raise AdaptError(f"{one} and {other} both have {min(kind.__name__ for kind in twice)}: take one of them")
+            raise AdaptError(
+                f"{one} and {other} both have the trait {min(kind.__name__ for kind in twice)} and cannot be combined: "
+                "use one method"
+            )

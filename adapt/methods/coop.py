@@ -43,12 +43,12 @@ class CoOpConfig(MethodConfig):
     @model_validator(mode="after")
     def _consistent(self) -> CoOpConfig:
         if self.ctx_init and self.class_specific:
-            raise ValueError("class_specific context starts at random, as published: leave ctx_init empty")
+            raise ValueError("a class_specific context starts at random, not from words: leave ctx_init empty")
         return self
 
 
 class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """A learned context: `CoOp(n_ctx, class_specific, ...)` trains `ctx`, `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
+    """A learned prompt context. `CoOp(n_ctx, ...)` trains `ctx` of shape `(n_ctx, d)` or `(n_classes, n_ctx, d)`."""
 
     name = "coop"
     title = "CoOp (Zhou et al., IJCV 2022)"

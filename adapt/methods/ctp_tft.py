@@ -42,9 +42,9 @@ class CTPTFTConfig(CoCoOpConfig):
 
 
 class CTPTFT(CoCoOp):
-    """Prompts and image features that learn from each other: `CTPTFT(n_ctx, ctx_init)`.
+    """Prompts and image features that are adapted to each other by attention of classes to image tokens.
 
-    It trains `ctx`, `read` and `meta_net` for the prompts, and `guided` and `tuning` for the images.
+    `CTPTFT()` trains `ctx`, `read` and `meta_net` for the prompts, and `guided` and `tuning` for image features.
     """
 
     name = "ctp_tft"
@@ -83,7 +83,7 @@ class CTPTFT(CoCoOp):
 
 
 class ClassAttention(nn.Module):
-    """Attention of classes `([b,] n, e)` to the tokens of images `(b, l, d)`, with unit-length outputs `(b, n, d)`."""
+    """Attention of class features `([b,] n, e)` to image tokens `(b, l, d)`, with unit-length outputs `(b, n, d)`."""
 
     def __init__(self, class_width: int, token_width: int, width: int) -> None:
         super().__init__()

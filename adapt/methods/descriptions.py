@@ -37,10 +37,10 @@ Table = dict[str, tuple[str, ...]]  # descriptors by class
 
 def _described(table: Table | str) -> Table | str:
     if not table:
-        raise ValueError("there are no descriptors: give a table of them, or the name of a file with one")
+        raise ValueError("there are no descriptors: give a table of descriptors, or the name of a file with a table")
     for name, phrases in {} if isinstance(table, str) else table.items():
         if not all(phrase.strip() for phrase in phrases):
-            raise ValueError(f"a descriptor of {name!r} is empty: remove it, or write one")
+            raise ValueError(f"a descriptor of {name!r} is empty: remove the empty descriptor, or write a phrase")
     return table
 
 
@@ -65,7 +65,7 @@ class DescriptionsConfig(MethodConfig):
 
 
 class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
-    """An untrained classifier by phrases: `Descriptions(descriptors={"cat": ["whiskers", ...], ...})`, or by a file."""
+    """A zero-shot classifier by phrases about classes: `Descriptions(descriptors={"cat": ["whiskers", ...], ...})`."""
 
     name = "descriptions"
     title = "Classification by description (Menon and Vondrick, ICLR 2023)"
@@ -76,7 +76,7 @@ class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
     def check_settings(self) -> None:
         if isinstance(self.config.descriptors, str):
             raise AdaptError(
-                "the adapter is damaged: it names a file of descriptors; expected the descriptors themselves"
+                "the adapter is damaged: its setting descriptors names a file; expected the descriptors themselves"
             )
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
@@ -91,8 +91,8 @@ class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
         table: Table = self.config.descriptors
         if class_name not in table:
             raise AdaptError(
-                f"descriptions: class {class_name!r} has no descriptors; {nearest(class_name, table)}. Add them to "
-                "method.descriptors, under the name of the class in the data"
+                f"descriptions: class {class_name!r} has no descriptors; {nearest(class_name, table)}. Add the "
+                "descriptors to method.descriptors, under the name of the class in the data"
             )
         own = table[class_name] or ("",)  # as published: only "which has "
         seed = self.config.random_words
@@ -120,7 +120,7 @@ def _read(source: str) -> Table:
 
 
 def sentence(descriptor: str) -> str:
-    """Return a descriptor (a phrase) as a clause, such as "which has whiskers"; its first letters decide the verb."""
+    """Return a descriptor (a phrase) as a clause, such as "which has whiskers", with a suitable verb."""
     if descriptor.startswith(("a", "used")):
         return f"which is {descriptor}"
     if descriptor.startswith(("has", "often", "typically", "may", "can")):
@@ -129,6 +129,6 @@ def sentence(descriptor: str) -> str:
 
 
 def _random(seed: int, number: int) -> str:
-    """Return the random descriptor with this number, the same for all classes: two words of 3 to 8 random letters."""
+    """Return two random words of 3 to 8 letters as descriptor `number`, which is the same for all classes."""
     stream = Random(f"{seed}/{number}")
     return " ".join("".join(stream.choices(ascii_lowercase, k=stream.randint(3, 8))) for _ in range(2))

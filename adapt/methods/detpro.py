@@ -48,17 +48,17 @@ class DetProConfig(CoOpConfig):
     def _graded(self) -> DetProConfig:
         ends = (*self.grades, 1.0)
         if len(ends) == 2 or any(not 0 <= low < high for low, high in pairwise(ends)):
-            raise ValueError(f"grades are {list(self.grades)}; expected two or more, increasing, from 0 to under 1")
+            raise ValueError(f"grades are {list(self.grades)}; expected two or more rising numbers from 0 to below 1")
         if self.grades and self.class_specific:
-            raise ValueError("each grade has one context for all classes: leave class_specific out")
+            raise ValueError("with grades, all classes share a context for each grade: leave class_specific out")
         return self
 
 
 class DetPro(CoOp, LearnsOverlaps):
-    """Learned prompts with a background class: `DetPro(background="none")` trains `ctx` `(n_ctx, d)`.
+    """Learned prompts with a background class. `DetPro(background="none")` trains `ctx` `(n_ctx, d)`.
 
-    It keeps a `threshold` `()` for the background. With `grades` of overlap between a region and its object's box,
-    `ctx` is `(grades, n_ctx, d)`, and the features of a class are the mean over the grades.
+    The adapter also stores a `threshold` `()` for recognising background. Grades are ranges of overlap between an image
+    region and its object's box. With `grades`, `ctx` is `(grades, n_ctx, d)`, and class features are means over grades.
     """
 
     name = "detpro"
@@ -75,10 +75,10 @@ class DetPro(CoOp, LearnsOverlaps):
         background = self.config.background
         if background is not None and background not in class_names:
             raise AdaptError(
-                f"detpro: background is {background!r}, which is no class; {nearest(background, class_names)}"
+                f"detpro: background is {background!r}, which is not a class; {nearest(background, class_names)}"
             )
         if background is not None and len(class_names) < 3:
-            raise AdaptError(f"detpro: classes are {class_names}; expected two or more beside {background!r}")
+            raise AdaptError(f"detpro: classes are {class_names}; expected two or more besides {background!r}")
         grades = len(self.config.grades)
         if grades:
             starts = [initial_context(backbone, self.config.ctx_init, len(self.ctx)) for _ in range(grades)]
@@ -92,7 +92,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return bool(self.config.grades)
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return the prompt of a class, or one prompt for each grade of overlap, with learned tokens of its own."""
+        """Return the prompt of a class, or with `grades`, one prompt with its own learned tokens for each grade."""
         [prompt] = super().prompts(tokenizer, class_name)
         n_ctx = self.ctx.shape[-2]
         starts = range(0, n_ctx * max(1, len(self.config.grades)), n_ctx)
@@ -111,26 +111,27 @@ class DetPro(CoOp, LearnsOverlaps):
         for (low, high), count in zip(pairwise((*self.config.grades, 1.0)), counts[:, self._known(names)]):
             if not count.any():
                 raise AdaptError(
-                    f"detpro: no training region of a class has an overlap from {low:g} to {high:g}, a grade of "
-                    f"method.grades, {list(self.config.grades)}: add such regions, or leave the grade out"
+                    f"detpro: no training region of a known class has an overlap from {low:g} to {high:g}, which is a "
+                    f"grade in method.grades {list(self.config.grades)}: add such regions, or remove this grade"
                 )
         self.set_counts(counts, names)
 
     def _overlaps(self, training: Training) -> Tensor:
-        """Return the training regions' overlaps `(n,)`. Raises AdaptError if a region of a class is in no grade."""
+        """Return the overlaps `(n,)` of the training regions. Raises AdaptError if an object's region has no grade."""
         overlaps = training.values("train").float()
         for item, overlap in zip(training.items("train"), overlaps.tolist(), strict=True):
             if item.answer != self.config.background and overlap < self.config.grades[0]:
                 raise AdaptError(
                     f"detpro: {item.name!r} of class {item.answer!r} has an overlap of {overlap:g}; expected at least "
-                    f"{self.config.grades[0]:g}, the first of method.grades: label it as background, or leave it out"
+                    f"{self.config.grades[0]:g}, the lowest of method.grades: label the region as background"
                 )
         return overlaps
 
     def set_counts(self, images: Tensor, class_names: Sequence[str]) -> None:
-        """Set the weights of classes in the loss from their numbers of training images, `(n,)` or `(grades, n)`.
+        """Set the class weights of the loss from the numbers of training images per class, `(n,)` or `(grades, n)`.
 
-        Weights are inverse to these numbers, so that background counts half, and known classes equally.
+        Weights are inversely proportional to these numbers. All known classes get the same total weight, and background
+        gets half the total weight of the known classes together.
         """
         known = self._known(class_names)
         shares = 2 * images / images.sum(-1, keepdim=True)
@@ -141,7 +142,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return {"weights": self._weights}
 
     def finish(self, training: Training) -> None:
-        """Choose the threshold for background, if there are images both of known classes and of background."""
+        """Choose the background threshold if the data contains images of known classes and images of background."""
         model = training.classifier
         part: Part = "val" if training.items("val") else "train"
         unknown = ~torch.isin(training.labels(part), torch.tensor(self._known(model.class_names)))
@@ -166,7 +167,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return torch.cat([known[:, :place], none, known[:, place:]], dim=-1)
 
     def surest(self, step: ImageStep) -> Tensor:
-        """Return the largest probability of a known class for each image `(b,)`, which is low for background."""
+        """Return each image's largest probability among the known classes `(b,)`, which is low for background."""
         return self._of_known(step).softmax(-1).max(-1).values
 
     def loss(self, step: ImageStep) -> Terms:
@@ -185,20 +186,20 @@ class DetPro(CoOp, LearnsOverlaps):
         return {"known": losses[target >= 0].sum(), "background": losses[target < 0].sum()}
 
     def _learning(self, labels: Tensor, overlaps: Tensor | None, class_names: Sequence[str]) -> Tensor:
-        """Return the mask `(grades, b)` of images that each grade learns from: its own regions and all background."""
+        """Return a mask `(grades, b)` of the images for training each grade (its own regions and all background)."""
         if not self.config.grades:
             return torch.ones(1, len(labels), dtype=torch.bool, device=labels.device)
         if overlaps is None:
             raise AdaptError(
-                "detpro: grades learn from overlaps, and the batch has none: give regions with overlaps, or leave "
-                "method.grades out"
+                "detpro: method.grades needs overlaps, but the batch has no overlaps: give regions with overlaps, or "
+                "leave method.grades out"
             )
         grade = torch.bucketize(overlaps, overlaps.new_tensor(self.config.grades), right=True) - 1
         of_background = ~torch.isin(labels, torch.tensor(self._known(class_names), device=labels.device))
         return (grade == torch.arange(len(self.config.grades), device=grade.device)[:, None]) | of_background
 
     def _of_grades(self, step: ImageStep) -> Tensor:
-        """Return unit-length features `(grades, n, e)` of the classes, with the context of each grade of overlap."""
+        """Return unit-length class features `(grades, n, e)`, computed with the learned context of each grade."""
         return torch.stack(step.prompt_features, dim=1) if self.config.grades else step.class_features[None]
 
     def _of_known(self, step: ImageStep) -> Tensor:

@@ -67,7 +67,7 @@ class DPLConfig(IVLPConfig):
     @model_validator(mode="after")
     def _consistent(self) -> DPLConfig:
         if (self.mix == "constant") != (self.share is not None):
-            raise ValueError("share is the constant of mix: constant; give both or neither")
+            raise ValueError("share is required with mix: constant, and not allowed with any other mix")
         return self
 
     @property
@@ -76,12 +76,15 @@ class DPLConfig(IVLPConfig):
 
     @property
     def ordinary(self) -> bool:
-        """Whether these settings leave the attention as it is in the backbone."""
+        """Whether these settings leave the backbone's attention unchanged."""
         return self.mix == "softmax" and self.strengths == (1, 1, 1, 1) and not self.reads_names
 
 
 class DPL(IVLP):
-    """Prompts with split attention: `DPL(...)` trains IVLP's `text.I`, `vision.I`; `mix="learned"` adds `mix_TOWER`."""
+    """Deep prompts with separately weighted attention. `DPL(...)` trains `text.I` and `vision.I`, as IVLP does.
+
+    With `mix="learned"`, `DPL` also trains `mix_TOWER`.
+    """
 
     name = "dpl"
     title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
@@ -121,12 +124,13 @@ def decoupled(
     log_odds: Tensor | None = None,
     strengths: Strengths = (1.0, 1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Return attention weights `(..., q, k)`, split by prompts and other tokens, for scores `(..., q, k)`.
+    """Return attention weights `(..., q, k)` for `scores` `(..., q, k)`, separately for prompts and other tokens.
 
     Scores are minus infinity where attention is masked. `prompt_queries` `(..., q)` and `prompt_keys` `(..., k)` mark
-    prompts. `share` is the prompts' share of the attention, None for that of a plain softmax; it is 0 for a query that
-    sees no prompt. `log_odds` are added to the scores of prompts. `strengths` weigh attention from original tokens to
-    original ones, from original tokens to prompts, from prompts to original tokens, and from prompts to prompts.
+    prompts. `share` is the fraction of a query's attention on the prompts, if the query sees prompts; None means a
+    softmax over all keys. `log_odds` are added to the scores of prompts. `strengths` are factors of the attention from
+    original tokens to original tokens, from original tokens to prompts, from prompts to original tokens, and from
+    prompts to prompts.
     """
     queries, keys = prompt_queries[..., :, None], prompt_keys[..., None, :]
     if log_odds is not None:
@@ -145,13 +149,13 @@ def decoupled(
 
 
 def _check_readers(config: DPLConfig, tower: str, blocks: int) -> None:
-    """Raise AdaptError for settings without effect: overwritten prompts lose what they read in the block before."""
+    """Raise AdaptError for settings that have no effect because prompts are overwritten in every block."""
     depth = config.depth_text if tower == "text" else config.depth_vision
     reading = config.p_to_x != 1 or config.p_to_p != 1 or (config.reads_names and tower == "text")
     if depth == blocks and reading:
         raise AdaptError(
-            f"dpl: p_to_x, p_to_p and reads_names change nothing in the {tower} tower, whose prompts are overwritten "
-            f"in all of its {blocks} blocks: set depth_{tower} to less than {blocks}"
+            f"dpl: p_to_x, p_to_p and reads_names have no effect in the {tower} tower, where prompts are overwritten "
+            f"in all {blocks} blocks: set depth_{tower} to less than {blocks}"
         )
 
 
@@ -159,9 +163,9 @@ def _check(tower: Tower, backbone: Backbone) -> None:
     where = f"the {tower.name} tower of {backbone.describe()}"
     if any(not block.plain_attention for block in tower.blocks):
         raise AdaptError(
-            f"dpl: {where} has norms or gates inside its attention, which decoupled attention does not support"
+            f"dpl: {where} has norms or gates inside its attention, which dpl does not support: use another method"
         )
     if not tower.form.plain_mask:
         raise AdaptError(
-            f"dpl: {where} masks padding or its own class token, which decoupled attention does not support"
+            f"dpl: {where} masks padding or its own class token, which dpl does not support: use another method"
         )

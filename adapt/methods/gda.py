@@ -50,9 +50,10 @@ class GDAConfig(MethodConfig):
 
 
 class GDA(Method[ImageStep], Grid):
-    """A Gaussian classifier: `GDA(views, alpha)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`.
+    """A Gaussian classifier. `GDA(views, alpha)` stores `weight` `(n_classes, e)` and `bias` `(n_classes,)`.
 
-    For classes that training did not have it also holds `features`. Its logits are added to the zero-shot logits.
+    With `new_classes`, the training `features` are also stored, for classes that are not in the training data. The
+    Gaussian logits are added to the zero-shot logits.
     """
 
     name = "gda"
@@ -99,8 +100,8 @@ class GDA(Method[ImageStep], Grid):
         centred = features - means[labels]
         if not centred.any():
             raise AdaptError(
-                "gda: all images of a class have the same feature; expected images that differ: set method.views, or "
-                "give more shots"
+                "gda: in every class, all images have the same feature; expected different images: set method.views, "
+                "or use more shots"
             )
         if self.config.shrink:
             precision = shrunk_precision(centred.T.cov(), len(centred))
@@ -122,12 +123,12 @@ class GDA(Method[ImageStep], Grid):
         return step.features.to(weight.dtype) @ weight.T + bias
 
     def of_texts(self, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight `(n, e)` and bias `(n,)` for new classes, known only by unit-length text features `(n, e)`."""
+        """Return weight `(n, e)` and bias `(n,)` for new classes that have only unit-length text features `(n, e)`."""
         k = self.config.neighbours
         if len(self.features) < k:
             raise AdaptError(
-                f"gda models a new class by its {k} nearest training features, and there are {len(self.features)}: set "
-                "method.neighbours lower, or method.views higher"
+                f"gda models a new class by its {k} nearest training features, but only {len(self.features)} exist: "
+                "reduce method.neighbours, or increase method.views"
             )
         texts, features = doubled(texts), doubled(self.features)
         near = features[(texts @ features.T).topk(k).indices]  # (n, k, e)
@@ -140,7 +141,7 @@ class GDA(Method[ImageStep], Grid):
 
 
 def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
-    """Return `e ((n - 1) S + tr(S) I)^-1`, an empirical Bayes estimate of the inverse of S, a covariance of n rows."""
+    """Return `e ((n - 1) S + tr(S) I)^-1`, an empirical Bayes estimate of the inverse of the covariance S of n rows."""
     size = len(covariance)
     identity = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     shrunk = (count - 1) * covariance + covariance.trace() * identity
@@ -148,6 +149,6 @@ def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
 
 
 def classifier(means: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight `(n, e)` and bias `(n,)` that separate equally likely Gaussians of one inverse covariance."""
+    """Return weight `(n, e)` and bias `(n,)` of the classifier for equally likely Gaussians that share `precision`."""
     weight = means @ precision
     return weight, -torch.tensor(float(len(means))).log() - (weight * means).sum(-1) / 2

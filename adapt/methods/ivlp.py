@@ -54,12 +54,12 @@ class IVLPConfig(MethodConfig):
     @model_validator(mode="after")
     def _something_learns(self) -> IVLPConfig:
         if self.n_ctx_text + self.n_ctx_vision == 0:
-            raise ValueError("n_ctx_text and n_ctx_vision are both 0; expected one above 0, or nothing would learn")
+            raise ValueError("n_ctx_text and n_ctx_vision are both 0; expected at least one above 0, to train tokens")
         return self
 
 
 class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """Deep prompts in both towers: `IVLP(n_ctx_text, ...)` trains `text.I` and `vision.I`, `(k, d)`, for blocks I."""
+    """Deep prompts in both towers. `IVLP(n_ctx_text, ...)` trains `text.I` and `vision.I` `(k, d)` for each block I."""
 
     name = "ivlp"
     title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
@@ -107,7 +107,7 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
             self.vision = self._prompts(backbone.tower("vision"), first, config.depth_vision).to(backbone.device)
 
     def _prompts(self, tower: Tower, first: Tensor, depth: int | None) -> nn.ParameterList:
-        """Return a tower's initial prompts by block: `first` at its input, draws from N(0, 0.02) at deeper blocks."""
+        """Return the initial prompts of a tower's blocks, `first` in block 0 and N(0, 0.02) noise in later blocks."""
         depth = depth_in((tower,), depth, self.published_share, self.name, f"depth_{tower.name}")
         self.config = self.config.model_copy(update={f"depth_{tower.name}": depth})
         return nn.ParameterList([first, *(torch.empty_like(first).normal_(std=0.02) for _ in range(depth - 1))])

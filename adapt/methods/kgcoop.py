@@ -32,7 +32,7 @@ class KgCoOpConfig(CoOpConfig):
 
 
 class KgCoOp(CoOp):
-    """A context kept near hand-written prompts: `KgCoOp(n_ctx, weight, ...)` trains CoOp's `ctx` `(n_ctx, d)`."""
+    """A learned context kept near hand-written prompts. `KgCoOp(n_ctx, weight, ...)` trains `ctx` `(n_ctx, d)`."""
 
     name = "kgcoop"
     title = "KgCoOp (Yao et al., CVPR 2023)"

@@ -33,7 +33,7 @@ class KNNConfig(PlainClassifierConfig):
 
 
 class KNN(PlainClassifier, ChecksAdapter):
-    """Nearest neighbours: `KNN(neighbours)` holds the training images' `features` `(n, e)` and `labels` `(n,)`."""
+    """A nearest-neighbour classifier. `KNN(neighbours)` stores training `features` `(n, e)` and `labels` `(n,)`."""
 
     name = "knn"
     title = "Nearest neighbours (Cover and Hart, 1967)"
@@ -64,7 +64,7 @@ class KNN(PlainClassifier, ChecksAdapter):
         self.config = self.config.model_copy(update={"rows": len(features)})
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return, for each class, the logarithm of its share of the nearest neighbours' votes: `(b, n_classes)`."""
+        """Return the logarithms `(b, n_classes)` of each class's fraction of the nearest neighbours' votes."""
         count = min(self.config.neighbours or 1, len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
         votes = self.features.new_full((features.shape[0], self._classes), BESIDE)

@@ -30,7 +30,7 @@ class LDAConfig(PlainClassifierConfig):
 
 
 class LDA(LinearClassifier):
-    """Linear discriminant analysis: `LDA(ridge)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+    """Linear discriminant analysis. `LDA(ridge)` stores `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"

@@ -36,7 +36,7 @@ class LinearProbeConfig(PlainClassifierConfig):
 
 
 class LinearProbe(LinearClassifier, LearnsShares):
-    """Logistic regression: `LinearProbe(strength)` holds `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+    """Logistic regression. `LinearProbe(strength)` stores `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     name = "linear_probe"
     title = "Linear probe: logistic regression (Radford et al., ICML 2021)"
@@ -45,7 +45,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
     _tolerance = EXACT
 
     def prepare(self, training: Training) -> None:
-        """Fit the classifier; an image with a soft label counts for each class as much as the label gives the class."""
+        """Fit the classifier. An image with a soft label is used for each class with the label's value as weight."""
         shares = training.shares("train")
         rows, labels = shares.nonzero(as_tuple=True)
         self.set(*self.solve(training.features("train").double()[rows], labels, shares[rows, labels]))
@@ -59,7 +59,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
         return bool(self.config.class_weights == "balanced")
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield trials as `Grid.trials` does, with a looser solver tolerance that takes a tenth of the time."""
+        """Yield trials as `Grid.trials` does, with a looser solver tolerance, which takes a tenth of the time."""
         self._tolerance = ROUGH
         try:
             yield from super().trials(training, choices, learned)
@@ -67,7 +67,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
             self._tolerance = EXACT
 
     def solve(self, features: Tensor, labels: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the fitted weight `(n_classes, e)` and bias `(n_classes,)`; `counts` `(n,)` weigh the images."""
+        """Return the fitted weight `(n_classes, e)` and bias `(n_classes,)`. `counts` `(n,)` are image weights."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 

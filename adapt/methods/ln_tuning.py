@@ -34,7 +34,7 @@ class LNTuningConfig(MethodConfig):
 
 
 class LNTuning(Method[Step], InsideBlocks):
-    """Tuning of layer norms: `LNTuning()` trains `transformer.resblocks.I.ln_1`, `ln_2`, and these under `visual`."""
+    """Layer norm tuning in both towers. `LNTuning()` trains `[visual.]transformer.resblocks.I.ln_1` and `ln_2`."""
 
     name = "ln_tuning"
     title = "LayerNorm tuning (the first stage of Farina et al., CVPR 2025)"
@@ -60,7 +60,7 @@ class LNTuning(Method[Step], InsideBlocks):
 
 
 def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) -> None:
-    """Register modules of `method` for each block of a tower as its submodules, under the names that CLIP uses."""
+    """Register the modules `blocks` for a tower's blocks as submodules of `method`, under CLIP's module names."""
     modules = {str(index): nn.ModuleDict(own) for index, own in blocks.items()}
     transformer = nn.ModuleDict({"resblocks": nn.ModuleDict(modules)})
     if tower == "text":
@@ -70,7 +70,7 @@ def hold(method: Method, tower: str, blocks: dict[int, dict[str, nn.Module]]) ->
 
 
 def held(method: Method, tower: str) -> Iterator[tuple[str, nn.ModuleDict]]:
-    """Return an iterator over the modules that `hold` registered for a tower, with the number of their block."""
+    """Return an iterator over pairs of block number and modules, which `hold` registered for a tower."""
     blocks: Any = method.get_submodule("transformer.resblocks" if tower == "text" else "visual.transformer.resblocks")
     return iter(blocks.items())
 
@@ -79,14 +79,14 @@ def layer_norm(module: object, method: Method) -> nn.LayerNorm:
     """Return `module` unchanged. Raises AdaptError, naming the method, if it is not a `LayerNorm`."""
     if not isinstance(module, nn.LayerNorm):
         raise AdaptError(
-            f"{method.name} tunes layer norms, and the blocks of this backbone have {type(module).__name__}: use "
-            "another method, such as lora"
+            f"{method.name} tunes layer norms, but this backbone has {type(module).__name__} instead: use another "
+            "method, such as lora"
         )
     return module
 
 
 class TunedNorm(nn.Module):
-    """A layer norm with trained weight and bias, which start from those of the frozen norm."""
+    """A layer norm with trained weight and bias, which are initialised from a frozen layer norm."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()

@@ -38,9 +38,9 @@ class LPPlusPlusConfig(MethodConfig):
 
 
 class LPPlusPlus(Method[ImageStep]):
-    """A linear probe blended with text: `LPPlusPlus(views, epochs)` holds `weight`, `bias` and `alpha`.
+    """A linear probe blended with text. `LPPlusPlus(views, epochs)` stores `weight`, `bias` and `alpha`.
 
-    They are `(n, e)`, `(n,)` and `(1, n)` for n classes.
+    The shapes are `(n, e)`, `(n,)` and `(1, n)` for n classes. `alpha` multiplies the text cosines.
     """
 
     name = "lp_plus_plus"
@@ -66,7 +66,7 @@ class LPPlusPlus(Method[ImageStep]):
         return self._blended(features, features @ texts.T)
 
     def _blended(self, features: Tensor, cosines: Tensor) -> Tensor:
-        """Return logits `(b, n)`: those of the probe for `features` `(b, e)`, plus weighted text `cosines` `(b, n)`."""
+        """Return the probe's logits `(b, n)` for `features` `(b, e)`, plus text `cosines` `(b, n)` times `alpha`."""
         return features @ self.weight.T + self.bias + self.alpha * cosines
 
     def prepare(self, training: Training) -> None:
@@ -80,7 +80,7 @@ class LPPlusPlus(Method[ImageStep]):
             training.note(solver=self._fit(training, rows, labels, texts, val))
 
     def start(self, features: Tensor, labels: Tensor, cosines: Tensor) -> None:
-        """Set class weights to sums of features, and text multipliers from images' mean cosine with their class."""
+        """Initialise `weight` with sums of features, and `alpha` from the mean cosine of images with their class."""
         classes = len(self.weight)
         self.weight = torch.zeros_like(self.weight).index_add(0, labels, features)
         own = cosines.gather(1, labels[:, None])[:, 0]
@@ -90,7 +90,7 @@ class LPPlusPlus(Method[ImageStep]):
     def _fit(
         self, training: Training, features: Tensor, labels: Tensor, texts: Tensor, val: tuple[Tensor, Tensor] | None
     ) -> dict[str, float]:
-        """Train for all epochs and return figures; validation images, if any, choose the epoch (of equals the last)."""
+        """Train for all epochs, restore the last epoch with the best accuracy on `val` if given, and return metrics."""
         best: tuple[float, int, dict[str, Tensor]] = (-1.0, self.config.epochs, {})
         for epoch in self.steps(features, labels, features @ texts.T):
             if val is None:
@@ -105,7 +105,7 @@ class LPPlusPlus(Method[ImageStep]):
         return {"epoch": best[1], "val_accuracy": best[0]}
 
     def steps(self, features: Tensor, labels: Tensor, cosines: Tensor) -> Iterator[int]:
-        """Train for all epochs, which have one step each, and yield the number of each finished epoch, from 1."""
+        """Train for all epochs of one step each, and yield the number of each finished epoch, counted from 1."""
         lr_weight, lr_alpha = rates(features, cosines)
         target = F.one_hot(labels, len(self.weight)).to(features.dtype)
         momenta = [torch.zeros_like(self.weight), torch.zeros_like(self.bias)]
@@ -122,7 +122,7 @@ class LPPlusPlus(Method[ImageStep]):
 
 
 def rates(features: Tensor, cosines: Tensor) -> tuple[float, float]:
-    """Return the learning rates of class weights and of text multipliers, from bounds on the loss's curvature."""
+    """Return the learning rates of `weight` and `alpha`, computed from bounds on the curvature of the loss."""
     count = len(features)
     largest = torch.linalg.eigvalsh(doubled(features).T @ doubled(features))[-1]
     return float(4 * count / largest), float(count / (4 * cosines.square().sum(0).max()))

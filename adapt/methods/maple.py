@@ -42,7 +42,7 @@ class MaPLeConfig(MethodConfig):
 
 
 class MaPLe(Method[ImageStep], LearnedTokens, ReadsPublished):
-    """Coupled prompts of both towers: `MaPLe(n_ctx, depth)` trains `ctx`, `compound_prompts_text.I` and projections."""
+    """Text prompts projected to vision prompts. `MaPLe()` trains `ctx`, `compound_prompts_text.I` and projections."""
 
     name = "maple"
     title = "MaPLe (Khattak et al., CVPR 2023)"

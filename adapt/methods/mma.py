@@ -36,7 +36,7 @@ class MMAConfig(MethodConfig):
 
 
 class MMA(Method[ImageStep]):
-    """Adapters of blocks I: `MMA(blocks, dim)` trains `text_adapter.I`, `visual_adapter.I` and `shared_adapter.I`."""
+    """Adapters with a layer that both towers share. `MMA()` trains `{text,visual,shared}_adapter.I` for block I."""
 
     name = "mma"
     title = "MMA (Yang et al., CVPR 2024)"
@@ -49,7 +49,7 @@ class MMA(Method[ImageStep]):
         first, last = self.config.blocks or (depth - 2 * depth // 3 + 1, depth)
         if not 1 <= first <= last <= depth:
             raise AdaptError(
-                f"mma: blocks are {first} to {last}; expected a range within 1 to {depth}, which both towers have"
+                f"mma: blocks are {first} to {last}; expected a range within 1 to {depth}, the blocks in both towers"
             )
         numbers, dim = [str(number) for number in range(first, last + 1)], self.config.dim
         for name, called in _TOWERS.items():
@@ -83,7 +83,7 @@ def _ends(width: int, dim: int) -> nn.ModuleDict:
 
 
 class _Adapter(nn.Module):
-    """An adapter `scale * up(shared(down(x)))`; its own tensors get gradients as if the scale were 1."""
+    """An adapter `scale * up(shared(down(x)))`, whose own tensors get gradients as if `scale` were 1."""
 
     def __init__(self, down: nn.Module, shared: nn.Module, up: nn.Module, scale: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Adapter(nn.Module):
 
 
 class _GradientTimes(torch.autograd.Function):
-    """The identity function, which multiplies the gradient in the backward pass by a factor."""
+    """An identity function that multiplies the gradient by a factor in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:

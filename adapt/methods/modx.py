@@ -31,7 +31,7 @@ class ModXConfig(PlainLoRAConfig):
 
 
 class ModX(LoRA[PairStep], StandsAlone):
-    """LoRA for continual learning: `ModX(keep)` trains LoRA's tensors, and preserves the old model's similarities."""
+    """LoRA for continual learning. `ModX(keep)` trains a LoRA that preserves an old model's image-text cosines."""
 
     name = "modx"
     title = "Mod-X (Ni et al., ICML 2023)"
@@ -66,13 +66,13 @@ class ModX(LoRA[PairStep], StandsAlone):
 
 
 def cosines(step: ImageStep) -> Tensor:
-    """Return the cosines `(b, n)` of a batch's images with its texts, or with the classes."""
+    """Return the cosine similarities `(b, n)` of a batch's images with the batch's texts, or with the classes."""
     texts = step.text_features if isinstance(step, PairStep) else step.class_features
     return step.features.float() @ texts.float().T
 
 
 def row_divergence(new: Tensor, old: Tensor, right: Tensor) -> Tensor:
-    """Return the KL divergence of new from old cosines `(b, n)`, over the rows that the old model gets right."""
+    """Return the KL divergence of new from old cosines `(b, n)`, summed over rows where the old model is right."""
     known = old.argmax(-1) == right
     log_old, log_new = old.log_softmax(-1), new.log_softmax(-1)
     divergence = (log_old.exp() * (log_old - log_new)).sum(-1)

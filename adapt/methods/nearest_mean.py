@@ -16,7 +16,7 @@ from adapt.methods.base.plain_classifier import LinearClassifier, class_means
 
 
 class NearestMean(LinearClassifier):
-    """A nearest-mean classifier: `NearestMean()` holds scaled class means, `weight` `(n_classes, e)`, `bias` zero."""
+    """A nearest-mean classifier with scaled class means as `weight` `(n_classes, e)` and a zero `bias`."""
 
     name = "nearest_mean"
     title = "Nearest class mean (Snell et al., NeurIPS 2017)"

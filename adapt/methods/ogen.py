@@ -54,12 +54,12 @@ class OGENConfig(CoOpConfig):
     @model_validator(mode="after")
     def _shared(self) -> OGENConfig:
         if self.class_specific and self.unknown_names:
-            raise ValueError("class_specific contexts leave none for unknown_names: leave one of the two settings out")
+            raise ValueError("class_specific leaves unknown_names without context: leave one of the two settings out")
         return self
 
 
 class OGEN(CoOp):
-    """CoOp with generated features: `OGEN(unknown_names)` trains `ctx` `(n_ctx, d)`; adapters lack its generator."""
+    """CoOp with generated features. `OGEN()` trains `ctx` `(n_ctx, d)` and a generator that is not in adapters."""
 
     name = "ogen"
     title = "OGEN (Zang et al., ICLR 2024)"
@@ -75,7 +75,7 @@ class OGEN(CoOp):
         super().build(backbone, class_names)
         if len(class_names) < 2:
             raise AdaptError(
-                f"ogen: the only class is {class_names[0]!r}; expected two or more, as features come from near classes"
+                f"ogen: the only class is {class_names[0]!r}; expected two or more, as features come from other classes"
             )
         size, device = backbone.embed_dim, backbone.device
         if size % self.config.heads:
@@ -92,12 +92,12 @@ class OGEN(CoOp):
         self._done, self._epochs = torch.zeros((), dtype=torch.long), 1  # finished epochs, and all epochs
 
     def _unknown_prompts(self, backbone: DualEncoder, class_names: Sequence[str]) -> list[Prompt]:
-        """Return the prompts of `unknown_names`. Raises AdaptError for an invalid name, or that of a known class."""
+        """Return the prompts of `unknown_names`. Raises AdaptError for invalid names and names of known classes."""
         if not self.config.unknown_names:
             return []
         names = check_class_names(self.config.unknown_names)
         if known := set(names) & set(class_names):
-            raise AdaptError(f"ogen: unknown_names has {min(known)!r}, which is a class with images: remove it")
+            raise AdaptError(f"ogen: unknown_names has {min(known)!r}, which is a class with images: remove this name")
         prompts = of_classes(backbone.tokenizer, names, lambda name: self.prompts(backbone.tokenizer, name))
         return [prompt for own in prompts for prompt in own]
 
@@ -119,7 +119,7 @@ class OGEN(CoOp):
     def prepare(self, training: Training) -> None:
         if training.settings.epochs is None:
             raise AdaptError(
-                "train.epochs is missing: ogen needs it, because only its generator learns in the first epochs"
+                "train.epochs is missing: set the number of epochs, as ogen first trains only its generator"
             )
         self._epochs = training.settings.epochs
         features, labels = training.features("train").to(self._mean), training.labels("train")
@@ -128,7 +128,7 @@ class OGEN(CoOp):
         self.set_statistics(torch.stack([own.mean(0) for own in groups]), spread)
 
     def set_statistics(self, mean: Tensor, spread: Tensor) -> None:
-        """Set the mean and the standard deviation `(n, e)` of each class's features, and find its nearest classes."""
+        """Set mean and standard deviation `(n, e)` of each class's features, and find each class's nearest classes."""
         similarity = (mean @ mean.T).fill_diagonal_(-torch.inf)
         self._mean, self._spread = mean, spread
         self._near = similarity.topk(self._k).indices
@@ -162,19 +162,19 @@ class OGEN(CoOp):
         return terms
 
     def _sampled(self, labels: Tensor) -> Tensor:
-        """Return features `(b, k, e)` sampled, by one draw, around the means of the k classes nearest to each label."""
+        """Return features `(b, k, e)` sampled by one draw around the means of the k classes nearest to each label."""
         near = self._near[labels]
         return self._mean[near] + torch.rand(1, self._mean.shape[-1]).to(self._mean) * self._spread[near]
 
     def _of_new(self, step: ImageStep, own: Tensor, images: Tensor) -> Tensor:
-        """Return the cross-entropy of features generated for the unknown names nearest to the class of each image."""
+        """Return the cross-entropy of features generated for the unknown classes nearest to each image's class."""
         new = step.encode(self._unknown)
         chosen = (own[:, 0] @ new.T).topk(self._k).indices
         generated = self.generator(new[chosen], own, images)
         return F.cross_entropy(step.cosine_logits(new, generated).float(), chosen.flatten())
 
     def _teacher_loss(self, step: ImageStep) -> Tensor:
-        """Return the mean squared difference to the probabilities by a teacher: the mean context of recent epochs."""
+        """Return the mean squared difference from a teacher's probabilities with the mean context of recent epochs."""
         done = int(self._done)
         if not done:
             return 0 * step.logits.sum()
@@ -188,9 +188,9 @@ class OGEN(CoOp):
 
 
 class Generator(nn.Module):
-    """A generator of a class's features, by attention and an MLP, from texts and other classes' image features.
+    """An attention layer and MLP that generate features of a class from texts and other classes' image features.
 
-    It maps queries `(b, q, e)`, keys and values `(b, k, e)` to unit-length features `(b q, e)`.
+    Queries `(b, q, e)`, keys and values `(b, k, e)` give unit-length features `(b * q, e)`.
     """
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:

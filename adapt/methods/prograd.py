@@ -29,14 +29,14 @@ class ProGradConfig(CoOpConfig):
 
 
 class ProGrad(CoOp):
-    """A context whose gradient never opposes the frozen model: `ProGrad(n_ctx, strength, ...)` trains CoOp's `ctx`."""
+    """A context with gradients that never oppose the frozen model's. `ProGrad(n_ctx, strength)` trains CoOp's `ctx`."""
 
     name = "prograd"
     title = "ProGrad (Zhu et al., ICCV 2023)"
     Config = ProGradConfig
 
     def loss(self, step: ImageStep) -> Terms:
-        """Return two cross-entropies: with labels, and with the frozen model's answers, which only aligns gradients."""
+        """Return two cross-entropies, with labels and with frozen-model probabilities (only for aligning gradients)."""
         t = self.config.temperature
         known = step.cosine_logits(step.frozen_class_features([self.config.template]), step.frozen_features)
         apart = -((known.float() / t).softmax(-1) * (step.logits.float() / t).log_softmax(-1)).sum(-1)
@@ -53,7 +53,7 @@ class ProGrad(CoOp):
 
 
 def aligned(own: Tensor, general: Tensor, strength: float) -> Tensor:
-    """Return the gradient `own` without its component against `general`: `a - lambda (a . u) u` if `a . u < 0`."""
+    """Return the gradient `own` minus `strength` times its component in the direction opposite to `general`."""
     unit = general / general.norm().clamp_min(torch.finfo(general.dtype).tiny)
     against = (own * unit).sum().clamp_max(0)
     return own - strength * against * unit

@@ -28,7 +28,7 @@ class ProjectorConfig(MethodConfig):
 
 
 class Projector(Method[Step], ReadsPublished):
-    """A map from each image patch to a visual token `(d,)` for a language model, by `kind` linear or an MLP."""
+    """A linear layer or an MLP (`kind`) that maps each image patch to a visual token `(d,)` of a language model."""
 
     name = "projector"
     title = "Projector (LiMBeR, ICLR 2023; LLaVA-1.5, CVPR 2024)"
@@ -38,7 +38,7 @@ class Projector(Method[Step], ReadsPublished):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        """Return tensors and settings from a LLaVA checkpoint: transformers' own, or LLaVA's `mm_projector.bin`."""
+        """Return projector tensors and settings from a transformers LLaVA checkpoint or LLaVA's `mm_projector.bin`."""
         own = {key.rpartition("projector.")[2]: value for key, value in state.items() if "projector." in key}
         renamed = {key.replace("0.", "linear_1.").replace("2.", "linear_2."): value for key, value in own.items()}
         tensors = own if "linear_1.weight" in own else renamed

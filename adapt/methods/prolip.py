@@ -42,7 +42,7 @@ class ProLIPConfig(MethodConfig):
 
 
 class ProLIP(Method[ImageStep]):
-    """A fine-tuned last projection of the vision tower: `ProLIP(views, epochs, lr, weight)` holds `proj` `(d, e)`."""
+    """A method that fine-tunes the last projection of the vision tower, stored as `proj` `(d, e)`."""
 
     name = "prolip"
     title = "ProLIP (Fahes et al., 2024)"
@@ -57,8 +57,8 @@ class ProLIP(Method[ImageStep]):
         projection = backbone.tower("vision").projection
         if projection is None:
             raise AdaptError(
-                f"prolip trains the vision tower's last projection, and {backbone.describe()} has none: use another "
-                "backbone, or another method"
+                "prolip trains the last projection of the vision tower, but the vision tower of "
+                f"{backbone.describe()} has no projection: use another backbone or another method"
             )
         self.register_buffer("proj", projection.weight.T.float().clone())
 
@@ -76,7 +76,7 @@ class ProLIP(Method[ImageStep]):
         training.note(solver={"first_loss": losses[0], "last_loss": losses[-1]})
 
     def steps(self, rows: Tensor, labels: Tensor, texts: Tensor) -> Iterator[float]:
-        """Train on inputs `(v, n, d)` of the projection, v views of n images, and yield each step's cross-entropy."""
+        """Train the projection on inputs `(v, n, d)`, v views of n images, and yield the cross-entropy of each step."""
         start, trained = self.proj.clone(), nn.Parameter(self.proj.clone())
         weight = self.config.weight
         if weight is None:
@@ -96,12 +96,12 @@ class ProLIP(Method[ImageStep]):
 
 
 def cosine(epoch: int, epochs: int) -> float:
-    """Return the factor of the learning rate in `epoch`: a cosine that falls from 1 at epoch 0 to 0 after the last."""
+    """Return the learning-rate factor of `epoch` in a cosine decay from 1 at epoch 0 to 0 after the last epoch."""
     return (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 class _Projected(nn.Module):
-    """The trained projection `x @ proj`, as a module: `(n, d) -> (n, e)`."""
+    """A module that applies the trained projection `proj` `(d, e)` to features `(n, d)`."""
 
     def __init__(self, proj: Tensor) -> None:
         super().__init__()

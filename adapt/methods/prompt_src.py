@@ -96,7 +96,7 @@ class PromptSRCConfig(IVLPConfig):
 
 
 class PromptSRC(IVLP):
-    """IVLP's prompts kept near the frozen model: `PromptSRC(n_ctx_text, ...)` trains `text.I` and `vision.I`."""
+    """Deep prompts `text.I` and `vision.I` for block I of each tower (IVLP), regularised towards the frozen model."""
 
     name = "prompt_src"
     title = "PromptSRC (Khattak et al., ICCV 2023)"
@@ -116,6 +116,6 @@ class PromptSRC(IVLP):
 
 
 def divergence(logits: Tensor, known: Tensor) -> Tensor:
-    """Return the KL divergence of `logits` `(b, n)` from the `known` logits, averaged over images and classes."""
+    """Return KL(`known` || `logits`) between the softmax of two logits `(b, n)`, averaged over images and classes."""
     log_p, log_q = logits.float().log_softmax(-1), known.float().log_softmax(-1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).mean()

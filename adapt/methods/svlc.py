@@ -63,12 +63,12 @@ class SVLCConfig(PlainLoRAConfig):
         words = {kind: tuple(word.lower() for word in listed) for kind, listed in words.items()}
         for kind, listed in words.items():
             if len(set(listed)) < 2 or not all(re.fullmatch(r"\w+", word) for word in listed):
-                raise ValueError(f"words of the kind {kind!r} are {listed}; expected two or more different words")
+                raise ValueError(f"words of the kind {kind!r} are {listed}; expected different single words, 2 or more")
         return words
 
 
 class SVLC(LoRA[PairStep]):
-    """LoRA with wrong captions as hard negatives: `SVLC(words)` trains LoRA on pairs; for classes it equals LoRA."""
+    """LoRA trained on image-caption pairs with altered captions as hard negatives; for labelled images, plain LoRA."""
 
     name = "svlc"
     title = "SVLC (Doveh et al., CVPR 2023)"
@@ -82,8 +82,8 @@ class SVLC(LoRA[PairStep]):
         texts = [item.text for item in training.items("train") if item.paths and item.text]
         if texts and not any(map(self._listed_words, texts)):
             logger.warning(
-                "svlc: none of the %s training captions, such as %s, has a word of method.words, so there are no "
-                "negatives to learn from, and svlc learns as lora does: set method.words to words of the captions",
+                "svlc: none of the %s training captions, such as %s, contains a word listed in method.words, so no "
+                "hard negatives can be made and svlc trains as lora does: set method.words to words in the captions",
                 f"{len(texts):,}", brief(texts[0]),
             )  # fmt: skip
 
@@ -107,7 +107,7 @@ class SVLC(LoRA[PairStep]):
         return terms
 
     def twin(self, text: str) -> str | None:
-        """Return the caption with one random listed word replaced by another of its kind; None if no word is listed."""
+        """Return a caption with one listed word replaced by another word of its kind, or None if no word is listed."""
         matches = self._listed_words(text)
         if not matches:
             return None
@@ -122,20 +122,20 @@ class SVLC(LoRA[PairStep]):
         return text[: match.start()] + others[_drawn(len(others))] + text[match.end() :]
 
     def _listed_words(self, text: str) -> list[tuple[str, re.Match[str]]]:
-        """Return the words of a caption that the settings list, each with its kind, such as colour."""
+        """Return the words of a caption that the setting `words` lists, as pairs of kind, such as colour, and match."""
         return [(kind, match) for kind, listed in self.config.words.items() for match in _words(listed, text)]
 
 
 def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
-    """Return the mean cross-entropy of captions' logits `(m,)` against those of their negatives, `(m,)` or `(m, k)`."""
+    """Return the mean cross-entropy of captions' logits `(m,)` against the negatives' logits, `(m,)` or `(m, k)`."""
     logits = torch.cat([right[:, None], wrong.reshape(len(right), -1)], dim=-1)
     return -logits.float().log_softmax(-1)[:, 0].mean()
 
 
 def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False) -> Tensor:
-    """Return the mean of two cross-entropies: of images to paraphrases and of captions to paraphrases, `(b, b)` each.
+    """Return the mean of the image-to-paraphrase and caption-to-paraphrase cross-entropies, for logits `(b, b)`.
 
-    The right paraphrases are on the diagonals. With `symmetric`, paraphrases are also matched to both.
+    Matching pairs are on the diagonals. With `symmetric`, both directions of retrieval are averaged.
     """
     if symmetric:
         return (contrast(of_images) + contrast(of_texts)) / 2

@@ -32,7 +32,7 @@ class TaskResConfig(MethodConfig):
 
 
 class TaskRes(Method[ImageStep]):
-    """Residuals of class features, first zero: `TaskRes(alpha)` trains `text_feature_residuals` `(n_classes, e)`."""
+    """Trainable residuals of the class features, `text_feature_residuals` `(n_classes, e)`, initialised to zero."""
 
     name = "task_res"
     title = "TaskRes (Yu et al., CVPR 2023)"

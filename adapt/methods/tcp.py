@@ -30,7 +30,7 @@ from adapt.prompts import Prompt, initial_context, with_context
 
 def _behind(text: str) -> str:
     if not text.startswith("{}"):
-        raise ValueError("it must start with {}, the class name: learned tokens stand before it")
+        raise ValueError("expected {} for the class name at the start, because learned tokens come before the name")
     return text
 
 
@@ -51,7 +51,7 @@ class TCPConfig(MethodConfig):
 
 
 class TCP(Method[ImageStep], LearnedTokens):
-    """Class-aware prompts: `TCP(n_ctx, block, weight)` trains `ctx` `(n_ctx, d)` and `meta_net` (e to n_ctx * d)."""
+    """Prompts with a learned context `ctx` `(n_ctx, d)` and tokens that `meta_net` computes from class features."""
 
     name = "tcp"
     title = "TCP (Yao et al., CVPR 2024)"

@@ -53,7 +53,7 @@ class TDAConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Remembered:
-    """An image in a cache: its features `(e,)`, its logits and probabilities `(n,)`, and their entropy."""
+    """A cached image, with its features `(e,)`, logits `(n,)`, class probabilities `(n,)` and entropy."""
 
     features: Tensor
     logits: Tensor
@@ -63,14 +63,14 @@ class Remembered:
 
 @dataclass
 class Memory:
-    """The caches of a stream of images by predicted class: the most certain images, and moderately certain ones."""
+    """Two caches of a stream of images by predicted class: `sure` for certain and `unsure` for less certain images."""
 
     sure: dict[int, list[Remembered]] = field(default_factory=dict)
     unsure: dict[int, list[Remembered]] = field(default_factory=dict)
 
 
 class TDA(Method[ImageStep], Stream):
-    """A cache of earlier images: `TDA(shots, alpha, beta)` has no tensors; its knowledge is the memory of a stream."""
+    """A training-free method that corrects an image's logits by a cache of earlier images of the same stream."""
 
     name = "tda"
     title = "TDA (Karmanov et al., CVPR 2024)"
@@ -99,13 +99,13 @@ class TDA(Method[ImageStep], Stream):
         return [Remembered(*each) for each in zip(features, logits, probabilities, entropies.tolist())]
 
     def _surest(self, step: ImageStep, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean features, logits and probabilities of an image over the most certain of its `views` `(v, e)`."""
+        """Return features, logits and probabilities, averaged over the most certain `views` `(v, e)` of an image."""
         logits = step.cosine_logits(step.class_features, views)
         best = surest(logits, self.config.kept)
         return views[best].mean(0), logits[best].mean(0), logits[best].softmax(-1).mean(0)
 
     def _answer(self, image: Remembered, memory: Memory) -> Tensor:
-        """Store an image in the caches of `memory`, and return its logits `(n,)`, corrected by the cached images."""
+        """Store an image in the caches of `memory`, and return the image's logits `(n,)`, corrected by the caches."""
         config, classes = self.config, len(image.logits)
         predicted = int(image.logits.argmax())
         remember(memory.sure.setdefault(predicted, []), image, config.shots)
@@ -123,12 +123,12 @@ class TDA(Method[ImageStep], Stream):
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """Return `x` in fp32, or in its own precision if it is higher."""
+    """Return `x` in fp32, or unchanged if `x` has a higher precision such as fp64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def remember(cached: list[Remembered], image: Remembered, most: int) -> None:
-    """Add an image to the `cached` images of its class, of which only the `most` most certain ones are kept."""
+    """Add an image to the `cached` images of a class, and keep only the `most` images with the lowest entropy."""
     if len(cached) == most:
         if image.entropy >= cached[-1].entropy:
             return
@@ -138,6 +138,6 @@ def remember(cached: list[Remembered], image: Remembered, most: int) -> None:
 
 
 def similarity(image: Remembered, cached: Sequence[Remembered], beta: float) -> Tensor:
-    """Return the similarity of an image to each of k cached images `(k,)`: 1 for equal features, less for others."""
+    """Return the similarities `(k,)` of an image to k cached images, where 1 means equal features."""
     cosines = torch.stack([each.features for each in cached]) @ image.features
     return (beta * (cosines - 1)).exp()

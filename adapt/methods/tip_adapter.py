@@ -52,7 +52,7 @@ class TipAdapterConfig(MethodConfig):
 
 
 class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
-    """A table of training images: `TipAdapter(train, ...)` holds `labels` `(n,)` and `keys` `(n, e)`, trainable."""
+    """A key-value cache of training images, with `labels` `(n,)` and `keys` `(n, e)`, trained if `train` is set."""
 
     name = "tip_adapter"
     title = "Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022)"
@@ -100,7 +100,7 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
         }
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield trials as `Grid.trials` does; images and keys are compared only once, and summed once for each beta."""
+        """Yield the trials of `Grid.trials`, with the similarities of images and keys summed once for each beta."""
         if not learned:
             self.prepare(training)
         features = training.features("val").to(self.keys.device)
@@ -118,15 +118,15 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
         return step.cosine_logits(step.class_features) + self.config.alpha * votes
 
     def _votes(self, features: Tensor, beta: float) -> Tensor:
-        """Return the look-up table's logits `(b, n_classes)` for unit-length features `(b, e)`."""
+        """Return the logits `(b, n_classes)` of the key-value cache for unit-length features `(b, e)`."""
         similar = (beta * (features @ self.keys.T - 1)).exp()
         return similar.new_zeros(similar.shape[0], self._classes).index_add(1, self.labels, similar)
 
 
 class _Table:
-    """A look-up table of keys `(n, e)` with labels, to compare features `(b, e)` with at several sharpnesses.
+    """A key-value cache of labelled keys `(n, e)` whose logits for features `(b, e)` are computed for several betas.
 
-    Keys are sorted by class, and classes by their number of keys, so that a sum within classes is a sum over an axis.
+    Keys are sorted by class, and classes by number of keys, so that a sum within classes is a sum over an axis.
     """
 
     def __init__(self, keys: Tensor, labels: Tensor, classes: int, features: Tensor) -> None:
@@ -140,11 +140,11 @@ class _Table:
         self._nearness = [self._nearness_of(images) for images in self._images] if fits else None
 
     def _nearness_of(self, features: Tensor) -> Tensor:
-        """Return the cosines `(n, b)` of keys with features, minus one: 0 for equal ones."""
+        """Return the cosine similarities `(n, b)` of keys and features, minus 1."""
         return self._keys @ features.T - 1
 
     def votes(self, beta: float) -> Tensor:
-        """Return the sum of each image's similarities to the keys of each class, images by classes `(b, n_classes)`."""
+        """Return the similarities of each image to the keys, summed over the keys of each class, `(b, n_classes)`."""
         parts = map(self._nearness_of, self._images) if self._nearness is None else self._nearness
         return torch.cat([self._by_class((beta * part).exp_()) for part in parts], dim=1).T.contiguous()
 
@@ -158,5 +158,5 @@ class _Table:
 
 
 def steps_to(most: float, steps: int) -> list[float]:
-    """Return the reference's grid for a search: `steps` evenly spaced values from 0.1 to just below `most`."""
+    """Return the search grid of the reference code: `steps` evenly spaced values from 0.1 to just below `most`."""
     return [LEAST + i * (most - LEAST) / steps for i in range(steps)]

@@ -39,7 +39,7 @@ class TPTConfig(CoOpConfig):
 
 
 class TPT(CoOp):
-    """Test-time prompt tuning: for each image the context starts from `ctx` `(n_ctx, d)`, and is tuned on the image."""
+    """Test-time prompt tuning, in which the context is reset to `ctx` `(n_ctx, d)` and tuned anew for each image."""
 
     name = "tpt"
     title = "TPT (Shu et al., NeurIPS 2022)"
@@ -61,7 +61,7 @@ class TPT(CoOp):
             return torch.cat([self._answer(step, views) for views in features])
 
     def _answer(self, step: ImageStep, views: Tensor) -> Tensor:
-        """Return an image's logits `(1, n)` after tuning on features `(v, e)` of its views; the first is the image."""
+        """Return the logits `(1, n)` of an image, the first of its `views` `(v, e)`, after tuning on the views."""
         own, sure = deepcopy(self).float(), None  # AdamW's eps is 0 in half precision
         own.requires_grad_()  # even if the original is frozen
         image = ImageStep(step.model, Encoded(views)).under(own)
@@ -75,14 +75,14 @@ class TPT(CoOp):
 
 
 def surest(logits: Tensor, share: float) -> Tensor:
-    """Return the indices of the fraction `share` of views whose logits `(v, n)` are most certain (least entropy)."""
+    """Return the indices of the fraction `share` of views with the lowest entropy, from the views' logits `(v, n)`."""
     log_p = logits.float().log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     return entropy.argsort(stable=True)[: max(1, int(share * len(logits)))]
 
 
 def mean_entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of the class probabilities averaged over views, from the views' logits `(v, n)`."""
+    """Average the class probabilities of views with logits `(v, n)`, and return the entropy of the average."""
     log_p = logits.float().log_softmax(-1)
     log_mean = log_p.logsumexp(0) - torch.tensor(len(log_p), device=log_p.device).log()
     log_mean = log_mean.clamp_min(torch.finfo(log_mean.dtype).min)

@@ -38,10 +38,10 @@ class TwoStageConfig(LNTuningConfig):
 
 
 class TwoStage(Method[ImageStep], InsideBlocks):
-    """A tuning of norms (or biases), then of a classifier: `TwoStage(tune, first)` trains `tuned`, then `classifier`.
+    """A method that trains layer norms or biases (`tuned`) first, and then a linear `classifier` `(n_classes, e)`.
 
-    `tuned` is a method in itself, and `classifier` is `(n_classes, e)`. The tuned text tower classifies by class names
-    that training did not have.
+    The submodule `tuned` is a method itself. Class names that were absent from training are classified by features of
+    the tuned text tower.
     """
 
     name = "two_stage"
@@ -77,7 +77,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
 
     @contextmanager
     def first_stage(self) -> Iterator[None]:
-        """Classify, in the `with` block, by cosines with class texts, as in the first stage, not by the classifier."""
+        """Use text features of the class names instead of the classifier in the `with` block, as in the first stage."""
         self._unclassified = True
         try:
             yield
@@ -100,7 +100,7 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         return step.cosine_logits(F.normalize(self._rows(step), dim=-1))
 
     def _rows(self, step: ImageStep) -> Tensor:
-        """Return the classifier's weights `(n, e)` for the model's classes, which for new classes are text features."""
+        """Return class weights `(n, e)`: classifier rows for trained classes, and text features for new classes."""
         names = step.model.class_names
         if names == self._names:
             return self.classifier

@@ -40,9 +40,10 @@ class UniQAConfig(MethodConfig):
 
 
 class UniQA(Method[ImageStep], Grades):
-    """Image quality as a number: `UniQA(reduction)` trains `adapter.fc.0.weight`, `adapter.fc.2.weight`, `score_level`.
+    """A regression of image quality by an adapter of image features and a learned score for each quality word.
 
-    They are `(e / reduction, e)`, `(e, e / reduction)`, and `(n,)` for n quality words.
+    The trained tensors are `adapter.fc.0.weight` `(e / reduction, e)`, `adapter.fc.2.weight` `(e, e / reduction)` and
+    `score_level` `(n,)` for n quality words.
     """
 
     name = "uniqa"
@@ -60,7 +61,7 @@ class UniQA(Method[ImageStep], Grades):
         self.score_level = nn.Parameter(_levels(range(len(class_names))).to(backbone.device))
 
     def prepare(self, training: Training) -> None:
-        """Order the quality words by the mean target of their images, and find the range of all targets."""
+        """Set the target range, and initialise the quality words' scores by the rank of their images' mean target."""
         targets: list[list[float]] = [[] for _ in self.score_level]
         for label, target in zip(training.labels("train").tolist(), training.values("train").tolist(), strict=True):
             targets[label].append(target)
@@ -91,11 +92,11 @@ class UniQA(Method[ImageStep], Grades):
 
     def loss(self, step: ImageStep) -> Terms:
         if step.values is None:
-            raise AdaptError("uniqa learns numbers, and the data has none: give a .csv with a column `target`")
+            raise AdaptError("uniqa learns numbers, but the data has no numbers: give a .csv with a column `target`")
         low, high = self.config.between
         return {"squared_error": F.mse_loss(self._share(step.logits), (step.values - low) / (high - low))}
 
 
 def _levels(ranks: Sequence[int] | range) -> Tensor:
-    """Return the numbers of quality words by rank: 1 / n for the lowest of n words, and so on to 1 for the highest."""
+    """Return the initial scores `(n,)` of n quality words by rank, from 1 / n for the lowest to 1 for the highest."""
     return torch.tensor([(rank + 1) / len(ranks) for rank in ranks])

@@ -45,7 +45,7 @@ class VL2VConfig(MethodConfig):
 
 
 class VL2V(Method[ImageStep], EncodesImages):
-    """A distilled image model: `VL2V(student)` trains `proj_lyr` `(e, d)`, then `student`, with features `(b, d)`."""
+    """A distillation of the backbone into a timm model, in which `proj_lyr` `(e, d)` trains before `student`."""
 
     name = "vl2v"
     title = "VL2V-ADiP (Addepalli et al., CVPR 2024)"
@@ -80,7 +80,7 @@ class VL2V(Method[ImageStep], EncodesImages):
         return features
 
     def prepare(self, training: Training) -> None:
-        """Run stage 1, alignment, in which the projection trains and the student is frozen."""
+        """Run stage 1 (alignment), which trains the projection while the student is frozen."""
         if training.resumed:
             return
         if self.config.pretrained and not training.started:
@@ -90,7 +90,7 @@ class VL2V(Method[ImageStep], EncodesImages):
         self.student.requires_grad_(True)
 
     def trains(self) -> Iterable[nn.Parameter]:
-        """Return the parameters that stage 2, distillation, trains: the student's."""
+        """Return the student's parameters, which are trained in stage 2 (distillation)."""
         return self.student.parameters()
 
     def loss(self, step: ImageStep) -> Terms:
@@ -98,7 +98,7 @@ class VL2V(Method[ImageStep], EncodesImages):
 
 
 def drawn_to(step: ImageStep, image_share: float) -> Terms:
-    """Return two weighted loss terms: one minus the mean cosine with the teacher's image features, and with texts'."""
+    """Return two weighted loss terms: one minus the mean cosine to frozen image features and to class text features."""
     features = step.features.float()
     to_images = (features * step.frozen_features.float()).sum(-1)
     to_texts = (features * step.class_features.float()[step.labels]).sum(-1)
@@ -106,7 +106,7 @@ def drawn_to(step: ImageStep, image_share: float) -> Terms:
 
 
 class _Pixels:
-    """A conversion of a backbone's pixels `(b, 3, h, w)` to the size and normalisation that a student expects."""
+    """A conversion of pixels `(b, 3, h, w)` from the backbone's to the student's image size and normalisation."""
 
     def __init__(self, preprocess: Preprocess, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self._size = size
@@ -121,7 +121,7 @@ class _Pixels:
 
 
 def _published_weights(student: str) -> dict[str, Tensor]:
-    """Return the pre-trained weights of a timm model. Raises AdaptError if they cannot be loaded."""
+    """Return the pre-trained weights of a timm model. Raises AdaptError if the weights cannot be loaded."""
     import timm
 
     try:
@@ -129,6 +129,6 @@ def _published_weights(student: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError) as error:
         raise AdaptError(
             f"vl2v: timm's weights of {student} cannot be loaded ({one_line(error)}): connect to the network once to "
-            "download them, or set method.pretrained to false"
+            "download the weights, or set method.pretrained to false"
         ) from error
     return weights

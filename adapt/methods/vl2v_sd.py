@@ -27,7 +27,7 @@ class VL2VSDConfig(PlainLoRAConfig):
 
 
 class VL2VSD(LoRA[ImageStep]):
-    """Self-distillation of the vision tower: `VL2VSD(image_share)` trains LoRA's tensors in it."""
+    """Self-distillation of the vision tower, by LoRA trained on frozen image features and class text features."""
 
     name = "vl2v_sd"
     title = "VL2V-SD (Addepalli et al., CVPR 2024)"

@@ -58,12 +58,12 @@ class VLoRAConfig(MethodConfig):
     @classmethod
     def _known(cls, value: str) -> str:
         if not value or set(value) - SITES.keys() or len(set(value)) < len(value):
-            raise ValueError(f"letters are {value!r}; expected some of {''.join(SITES)}, each once")
+            raise ValueError(f"letters are {value!r}; expected letters of {''.join(SITES)}, each at most once")
         return value
 
 
 class Linears(nn.Module):
-    """A linear map for each of g weight generators, as one module: `(g, ..., in) -> (g, ..., out)`."""
+    """A linear layer for each of g weight generators, in one module that maps `(g, ..., in)` to `(g, ..., out)`."""
 
     def __init__(self, generators: int, width: int, out: int) -> None:
         super().__init__()
@@ -75,13 +75,13 @@ class Linears(nn.Module):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return `x` `(g, ..., in)` mapped by `weight` `(g, out, in)` and `bias` `(g, out)`: `(g, ..., out)`."""
+    """Map `x` `(g, ..., in)` to `(g, ..., out)` by g linear layers `weight` `(g, out, in)` and `bias` `(g, out)`."""
     mapped = torch.baddbmm(bias[:, None], x.flatten(1, -2), weight.transpose(1, 2))
     return mapped.unflatten(1, x.shape[1:-1])
 
 
 class Norms(nn.Module):
-    """A layer norm for each of g weight generators, as one module, of `(g, 1 or b, n, d)`."""
+    """A layer norm for each of g weight generators, in one module for inputs `(g, 1 or b, n, d)`."""
 
     def __init__(self, generators: int, width: int) -> None:
         super().__init__()
@@ -94,9 +94,9 @@ class Norms(nn.Module):
 
 
 class Attentions(nn.Module):
-    """An attention layer for each of g weight generators, from `x` `(g, 1 or b, n, d)` to `seen` `(g, b, p, d)`.
+    """An attention layer for each of g weight generators, with queries from `x` and keys and values from `seen`.
 
-    The result is `(g, b, n, d)`.
+    `x` is `(g, 1 or b, n, d)`, `seen` is `(g, b, p, d)`, and the result is `(g, b, n, d)`.
     """
 
     def __init__(self, generators: int, width: int, heads: int) -> None:
@@ -120,7 +120,7 @@ class Attentions(nn.Module):
 
 
 class Decoders(nn.Module):
-    """A pre-norm block for each of g generators: queries attend to each other, and then to an image's tokens."""
+    """A pre-norm block for each of g generators, with self-attention of queries and cross-attention to image tokens."""
 
     def __init__(self, generators: int, width: int, heads: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Decoders(nn.Module):
         self.norm1, self.norm2, self.norm3 = (Norms(generators, width) for _ in range(3))
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Map queries `(g, 1 or b, n, d)` and tokens `(g, b, p, d)` to `(g, b, n, d)`."""
+        """Update queries `(g, 1 or b, n, d)` by attention to image tokens `(g, b, p, d)`, and return `(g, b, n, d)`."""
         normed = self.norm1(x)
         x = x + self.self_attn(normed, normed)
         x = x + self.multihead_attn(self.norm2(x), tokens)
@@ -139,9 +139,9 @@ class Decoders(nn.Module):
 
 
 class Generators(nn.Module):
-    """The g generators of low-rank weights: each has n learned queries, which attend to the p tokens of each image.
+    """A set of g generators of low-rank weights, each with n learned queries that attend to the p tokens of an image.
 
-    It maps tokens `(b, p, d)` to `(g, b, n, out)`.
+    The module maps tokens `(b, p, d)` to weights `(g, b, n, out)`.
     """
 
     def __init__(self, generators: int, width: int, depth: int, heads: int, queries: int, out: int) -> None:
@@ -161,7 +161,7 @@ class Generators(nn.Module):
 
 
 class VLoRA(Method[Step], ReadsPublished):
-    """Images as weight updates: `VLoRA(dim, rank, ...)` trains `visual_proj`, `pos_embed`, `gen.NAME`, `Bs.LETTER`."""
+    """Low-rank updates of a language model, computed from images by `visual_proj`, `pos_embed`, `gen` and `Bs`."""
 
     name = "vlora"
     title = "VLoRA (Ma et al., NeurIPS 2024)"
@@ -172,11 +172,11 @@ class VLoRA(Method[Step], ReadsPublished):
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
-        """Return the tensors and the settings that the reference's file `mm_projector.bin` holds.
+        """Return the tensors and settings in `mm_projector.bin`, a checkpoint file of the VLoRA reference code.
 
-        The caller must give rank, heads, skip and letters if they are not the defaults. If each letter has a generator,
-        its tensors are `gen.0.NAME`, `gen.1.NAME` and so on; one generator for all letters (`weights_sep=False`) has
-        `gen.NAME`.
+        The caller must give the settings rank, heads, skip and letters if the checkpoint does not use the defaults.
+        With one generator for each letter (projection), the checkpoint has tensors `gen.0.NAME`, `gen.1.NAME` and so
+        on. With a single generator (`weights_sep=False`), the checkpoint has `gen.NAME`.
         """
         own = {key.rpartition("mm_projector.")[2]: tensor for key, tensor in state.items()}
         rows = own["Bs"].shape[1]  # letters times blocks
@@ -193,18 +193,18 @@ class VLoRA(Method[Step], ReadsPublished):
     def build(self, backbone: VisionLLM, class_names: Sequence[str]) -> None:  # type: ignore[override]
         config, tower = self.config, backbone.tower("decoder")
         if config.dim % config.heads:
-            raise AdaptError(f"vlora: dim is {config.dim}; expected a multiple of heads, {config.heads}")
+            raise AdaptError(f"vlora: dim is {config.dim}; expected a multiple of heads, which is {config.heads}")
         self.updated = [index for index in range(len(tower.blocks)) if (index + 1) % config.skip == 0]
         if not self.updated:
             blocks = len(tower.blocks)
             raise AdaptError(
-                f"vlora: skip is {config.skip}, but the decoder has {blocks} blocks: set it to 1 to {blocks}"
+                f"vlora: skip is {config.skip}, but the decoder has {blocks} blocks: set skip to 1 to {blocks}"
             )
         widths = [_widths(tower, tower.blocks[index], self.config.letters) for index in self.updated]
         if any(each != widths[0] for each in widths):
             raise AdaptError(
-                "vlora: the decoder's blocks have projections of different widths; expected the same in each "
-                "updated block"
+                "vlora: the decoder's blocks have projections of different widths; expected equal widths in all "
+                "updated blocks"
             )
         self._ins = {letter: shape[0] for letter, shape in widths[0].items()}
         patches, width = backbone.patch_shape()
@@ -222,9 +222,10 @@ class VLoRA(Method[Step], ReadsPublished):
         self.to(backbone.device)
 
     def weights(self, features: Tensor) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        """Return the low-rank factors for every updated decoder block, in order, from patch features `(b, p, d)`.
+        """Return the low-rank factors of every updated decoder block, in order, for patch features `(b, p, d)`.
 
-        For each letter they are A `(b, in, rank)`, from the images, and B `(1, out, rank)`, the same for all images.
+        A block has two factors for each letter (projection): A `(b, in, rank)`, which is computed from the image, and
+        B `(1, out, rank)`, which is the same for all images.
         """
         tokens = self.visual_proj(features.to(self.pos_embed.dtype)) + self.pos_embed
         generated = self.gen(tokens)
@@ -249,21 +250,20 @@ class VLoRA(Method[Step], ReadsPublished):
 
 
 def _published_letters(given: str, generators: int, rows: int) -> str:
-    """Return the letters of projections (q, k, ...) of a published checkpoint, which lacks them: `given`, or all.
+    """Return the letters (q, k, ...) of the projections that a checkpoint updates: `given`, or by default all.
 
-    `rows` is the length of its `Bs`. `generators` is the number of numbered generators, 0 if one serves all letters.
-    Raises AdaptError if letters do not fit.
+    `rows` is the length of the checkpoint's `Bs`. `generators` is the number of numbered generators, or 0 for a single
+    generator. Raises AdaptError if the letters do not fit these numbers.
     """
     letters = given or "".join(SITES)
-    advice = "give the letters of its training, in their order, as in letters=qkv"
+    advice = "give the letters with which the checkpoint was trained, in the same order, such as letters=qkv"
     if generators and len(letters) != generators:
         raise AdaptError(
-            f"letters are {letters!r}, and the checkpoint has generators for {generators} letters without their names: "
-            f"{advice}"
+            f"letters are {letters!r}, but the checkpoint has {generators} generators, one for each letter: {advice}"
         )
     if rows % len(letters):
         raise AdaptError(
-            f"letters are {letters!r}, and the checkpoint has {rows} factors; expected a multiple of {len(letters)}: "
+            f"letters are {letters!r}, but the checkpoint has {rows} factors; expected a multiple of {len(letters)}: "
             f"{advice}"
         )
     return letters
@@ -272,12 +272,12 @@ def _published_letters(given: str, generators: int, rows: int) -> str:
 def _stacked(name: str, of_generators: list[Tensor]) -> Tensor:
     shapes = {tuple(tensor.shape) for tensor in of_generators}
     if len(shapes) > 1:
-        raise AdaptError(f"the generators' tensors {name} have shapes {sorted(shapes)}; expected one shape for all")
+        raise AdaptError(f"the tensors {name} of the generators have shapes {sorted(shapes)}; expected equal shapes")
     return torch.stack(of_generators)
 
 
 def _widths(tower: Tower, block: Block, letters: str) -> dict[str, tuple[int, int]]:
-    """Return input and output width of each projection that has a letter. Raises AdaptError if the block lacks one."""
+    """Return the input and output width of each letter's projection. Raises AdaptError for a missing projection."""
     widths = {}
     for letter in letters:
         projection = block.projections.get(SITES[letter])
@@ -285,7 +285,7 @@ def _widths(tower: Tower, block: Block, letters: str) -> dict[str, tuple[int, in
             widths[letter] = (tower.width, tower.width)
         elif projection is None:
             raise AdaptError(
-                f"vlora: the language model's blocks have no projection {letter!r}: leave it out of letters"
+                f"vlora: the language model's blocks have no projection {letter!r}: remove {letter!r} from letters"
             )
         else:
             widths[letter] = projection.shape[::-1]

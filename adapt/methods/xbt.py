@@ -54,7 +54,7 @@ class XBTConfig(MethodConfig):
 
 
 class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
-    """A projection into an old feature space: `XBT(old)` learns `weight` `(e, d)`, and with `hidden` `fc1`, `fc2`."""
+    """A projection into an older backbone's feature space, by `weight` `(e, d)` and, if `hidden` is set, an MLP."""
 
     name = "xbt"
     title = "XBT, by Procrustes or by our reading of its abstract (Jang and Lim, ICCV 2025)"
@@ -92,8 +92,8 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
         space = Space.of(old.backbone)
         if self.space not in (None, space):
             raise AdaptError(
-                f"xbt: method.space describes another backbone than {self.config.old}: leave it out, and training "
-                "sets it"
+                f"xbt: method.space describes another backbone than {self.config.old}: remove method.space from the "
+                "settings, because training sets method.space"
             )
         self._check_count(len(texts), space)
         self.config = self.config.model_copy(update={"space": space})
@@ -112,12 +112,12 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
         if texts < fewest:
             raise AdaptError(
                 f"xbt: the data has {texts:,} different texts, and a feature of {self.config.old} has {space.size:,} "
-                f"values: give at least {fewest:,} captions or class names of any kind, better five times as many, or "
-                "lower method.fewest"
+                f"values: give at least {fewest:,} captions or class names of any kind, ideally five times as many "
+                "texts, or lower method.fewest"
             )
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
-        """Train all parameters to map the new backbone's noisy text features `(n, e)` to the old one's `(n, d)`."""
+        """Train the projection to map noisy text features `(n, e)` to the old backbone's text features `(n, d)`."""
         config = self.config
         noise = 0.04 * sqrt(768 / rows.shape[-1]) if config.noise is None else config.noise
         optimizer = torch.optim.AdamW(self.parameters(), lr=config.lr)
@@ -134,7 +134,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Yield lines of text about recall at 1 in the old backbone's index, for each direction of retrieval."""
+        """Yield lines on recall at 1 in the old backbone's index, for text-to-image and image-to-text retrieval."""
         if "compatible" not in metrics:
             return
         measured = metrics["compatible"]
@@ -152,7 +152,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
     @torch.no_grad()
     def finish(self, training: Training) -> None:
-        """Measure, on validation pairs, whether new queries retrieve better from an old index than old queries do."""
+        """Measure whether new queries retrieve better from the old backbone's index than the old backbone's queries."""
         training.note(compatible=self._compared(training) if any(item.path for item in training.items("val")) else None)
 
     def _compared(self, training: Training) -> dict[str, object]:
@@ -178,7 +178,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
 
 
 def texts_of(items: Sequence[Item]) -> list[str]:
-    """Return the distinct texts of items, where an item without a text has the name of its class."""
+    """Return the distinct texts of `items`, with the class name in place of a missing text."""
     return list(dict.fromkeys(map(_words, items)))
 
 
@@ -187,15 +187,15 @@ def _words(item: Item) -> str:
 
 
 def _first(queries: Tensor, gallery: Tensor, own: Tensor) -> float:
-    """Return the share of queries `(q, d)` whose nearest `gallery` item `(g, d)` is marked right in `own` `(q, g)`."""
+    """Return recall at 1 of queries `(q, d)` in a `gallery` `(g, d)`, where `own` `(q, g)` marks the correct items."""
     nearest = (queries @ gallery.T).argmax(-1, keepdim=True).cpu()
     return float(own.gather(1, nearest).double().mean())
 
 
 def procrustes(rows: Tensor, targets: Tensor) -> Tensor:
-    """Return the matrix `(e, d)` that brings `rows` `(n, e)` nearest to `targets` `(n, d)` among orthogonal ones.
+    """Return the orthogonal matrix `(e, d)` that maps `rows` `(n, e)` as closely as possible to `targets` `(n, d)`.
 
-    The columns of the matrix are orthonormal, or its rows if d is larger than e.
+    The columns of the matrix are orthonormal. If d is larger than e, the rows of the matrix are orthonormal instead.
     """
     left, _, right = torch.linalg.svd(rows.double().T @ targets.double(), full_matrices=False)
     return (left @ right).to(rows.dtype)

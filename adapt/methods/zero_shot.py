@@ -15,16 +15,16 @@ from adapt.methods.base import ImageStep, Method, MethodConfig
 
 
 def check_template(template: str) -> str:
-    """Return a template unchanged. Raises ValueError if it has no place {} for the class name."""
+    """Return a template unchanged. Raises ValueError if the template has no placeholder {} for the class name."""
     if "{}" not in template:
         raise ValueError("a template must contain {} where the class name goes")
     return template
 
 
 def check_templates(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Return one or several templates unchanged. Raises ValueError for none, or one without {} for the class name."""
+    """Return one or several templates unchanged. Raises ValueError for an empty list, or a template without {}."""
     if not value:
-        raise ValueError("give at least one template")
+        raise ValueError("there is no template: give at least one template")
     for template in [value] if isinstance(value, str) else value:
         check_template(template)
     return value
@@ -40,7 +40,7 @@ class ZeroShotConfig(MethodConfig):
 
 
 class ZeroShot(Method[ImageStep]):
-    """The frozen model, which classifies by hand-written templates: `ZeroShot(template)`. Nothing trains."""
+    """Zero-shot classification by the frozen model with hand-written prompt templates, without any training."""
 
     name = "zero_shot"
     title = "Zero-shot CLIP (Radford et al., ICML 2021)"

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class AnsweringModel(Adapted["FusionEncoder"]):
-    """A model that answers questions on images: `model(images, questions)` gives logits over a list of answers.
+    """A model for visual question answering; `model(images, questions)` returns logits over a list of answers.
 
-    Its trained head belongs to the method.
+    The trained classification head belongs to the method.
     """
 
     baseline = "own head"
@@ -35,12 +35,12 @@ class AnsweringModel(Adapted["FusionEncoder"]):
 
     @in_one_mode
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
-        """Return logits `(b, answers)` for images `(b, 3, h, w)` with a question each."""
+        """Return logits `(b, n_answers)` for images `(b, 3, h, w)` and one question for each image."""
         asking.check(images, questions)
         return self.answers.of(Step(self, (images, questions)))
 
     def own_logits(self, step: Step) -> Tensor:
-        """Return the logits that the trained head gives for a batch of images with questions."""
+        """Return the trained head's logits `(b, n_answers)` for a batch of images with questions."""
         images, questions, *_ = step.inputs
         edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
         images = images.to(self.backbone.device)

@@ -13,12 +13,12 @@ from adapt.errors import AdaptError
 
 @dataclass(frozen=True)
 class Answers:
-    """Settings of a model's answers: a `blend` of the method's logits with zero-shot logits, divided by `temperature`.
+    """Settings that turn logits into answers: a `blend` with zero-shot logits, a `temperature`, and a `logit_bias`.
 
-    For class weights on frozen features, a blend of logits is a blend of weights (Wortsman et al., Robust Fine-tuning
-    of Zero-shot Models, CVPR 2022: WiSE-FT). For a method that edits a tower it is our reading of WiSE-FT, and needs a
-    second pass through the frozen tower. Both logits have the method's scale. The temperature calibrates probabilities
-    without changing the predicted class (Guo et al., ICML 2017).
+    For class weights on frozen features, a blend of logits equals a blend of weights (Wortsman et al., Robust
+    Fine-tuning of Zero-shot Models, CVPR 2022: WiSE-FT). For a method that edits a tower, the blend is our reading of
+    WiSE-FT, and needs a second pass through the frozen tower. Zero-shot logits have the method's logit scale. The
+    temperature calibrates probabilities without changing the predicted class (Guo et al., ICML 2017).
 
     Raises AdaptError for a blend outside [0, 1], a temperature that is not positive, or a bias that is not finite.
     """
@@ -33,7 +33,7 @@ class Answers:
 
     def __post_init__(self) -> None:
         if not 0 <= self.blend <= 1:
-            raise AdaptError(f"blend is {self.blend}; expected the share of the adapted model, from 0 to 1")
+            raise AdaptError(f"blend is {self.blend}; expected the weight of the adapted model's logits, from 0 to 1")
         if not 0 < self.temperature < float("inf"):
             raise AdaptError(f"temperature is {self.temperature}; expected a positive number")
         if self.logit_bias is not None and not isfinite(self.logit_bias):
@@ -41,15 +41,15 @@ class Answers:
 
     @property
     def several(self) -> bool:
-        """Whether an image may have several classes, or none (multi-label classification)."""
+        """Whether an image can have any number of classes (multi-label classification)."""
         return self.logit_bias is not None
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of the classes `(b, n)` for logits `(b, n)`."""
+        """Return the class probabilities `(b, n)` for logits `(b, n)`."""
         return logits.sigmoid() if self.several else logits.softmax(-1)
 
     def of(self, step: Any) -> Tensor:
-        """Return the logits `(b, n)` of a batch after the blend, the bias and the temperature."""
+        """Return the logits `(b, n)` of a batch after the zero-shot blend, the logit bias and the temperature."""
         logits: Tensor = step.model.method.infer(step)
         if self.blend < 1:
             classes = step.frozen_class_features(self.template)

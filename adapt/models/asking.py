@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
-    """Raise AdaptError unless `texts` is a list with one text, such as a question, for each image `(b, 3, h, w)`."""
+    """Raise AdaptError unless `images` is `(b, 3, h, w)` and `texts` is a list of b texts, such as questions."""
     if not isinstance(images, Tensor) or images.ndim != 4:
         given = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else repr(images)
-        raise AdaptError(f"images are {given}; expected (b, 3, h, w), one image for each {kind}")
+        raise AdaptError(f"images are {given}; expected the shape (b, 3, h, w), with one image for each {kind}")
     if isinstance(texts, str) or len(texts) != len(images):
         given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
-        raise AdaptError(f"{given} about {len(images)} images: give a list with one {kind} for each image")
+        raise AdaptError(f"got {given} about {len(images)} images: give a list with one {kind} for each image")
 
 
 def of_each(images: Tensor, question: str | None) -> list[str]:
-    """Return `question` once for each image, as a list. Raises AdaptError if there is no question."""
+    """Return a list with `question` once for each image. Raises AdaptError if `question` is None."""
     if question is None:
-        raise AdaptError("this model answers questions about images, and there is no question: give one")
+        raise AdaptError("this model answers questions about images, but there is no question: give a question")
     return [question] * len(images)
 
 
 def check_featureless(model: Adapted, wanted: Wanted) -> None:
-    """Raise AdaptError if a request wants image features from a model that answers questions and has none."""
+    """Raise AdaptError if `wanted` requests image features, which question-answering models do not return."""
     if wanted.features:
-        raise AdaptError(f"{model.backbone.describe()} has no image features to return: leave features out")
+        raise AdaptError(f"{model.backbone.describe()} has no image features to return: do not request features")

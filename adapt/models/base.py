@@ -42,7 +42,7 @@ Computed = TypeVar("Computed")
 
 
 def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concatenate[M, P], Computed]:
-    """Decorate a method of an adapted model: while it runs, no other thread switches training and evaluation modes."""
+    """Decorate a model's method so that no other thread switches training and evaluation modes during a call."""
 
     @wraps(call)
     def locked(model: M, *args: P.args, **kwargs: P.kwargs) -> Computed:
@@ -53,9 +53,9 @@ def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concate
 
 
 class Adapted(nn.Module, Generic[B]):
-    """A frozen backbone joined with a method. Its parameters and its `state_dict()` are those of the method.
+    """A frozen backbone joined with a method; parameters and `state_dict()` contain only the method's tensors.
 
-    Edits act only during calls of this object, so several adapted models can share one backbone.
+    The method edits the backbone only during calls of this object, so several adapted models can share one backbone.
     """
 
     baseline = "zero-shot"  # the name of the backbone's result without the method
@@ -87,12 +87,12 @@ class Adapted(nn.Module, Generic[B]):
     @property
     def backbone(self) -> B:
         if self._backbone is None:
-            raise AdaptError("this model was unwrapped and has no backbone: wrap the backbone again")
+            raise AdaptError("this model was unwrapped and has no backbone: call adapt.wrap on the backbone again")
         return self._backbone
 
     @property
     def text_path(self) -> str:
-        """The path by which texts are encoded: `fast`, `plain` (the library's forward), or `none` without prompts."""
+        """The text encoder in use: `fast`, `plain` (the library's forward), or `none` if there are no prompts."""
         return "none"
 
     @property
@@ -107,7 +107,7 @@ class Adapted(nn.Module, Generic[B]):
 
     @property
     def has_baseline(self) -> bool:
-        """Whether the backbone can do the task without the method, so that there is a baseline."""
+        """Whether the backbone can perform the task without the method and thus provides a baseline."""
         return True
 
     def unwrap(self) -> B:
@@ -116,21 +116,21 @@ class Adapted(nn.Module, Generic[B]):
         return backbone
 
     def turn(self, turned: bool) -> None:
-        """Set whether images are `turned` upright by their EXIF orientation before they are read, or not.
+        """Set whether images are rotated upright by their EXIF orientation (`turned`) before preprocessing.
 
-        Training sets it to the orientation that it learns from. The backbone given to `wrap` does not change.
+        Training sets `turned` as for the training images. The backbone that was passed to `wrap` does not change.
         """
         self._backbone = self.backbone.turning(turned)
 
     def transform(self) -> Transform:
-        """Return the image transform at test time; if the method reads v random views, it gives `(1 + v, 3, h, w)`."""
+        """Return the test-time image transform; with v random views, the transform returns `(1 + v, 3, h, w)`."""
         plain, views = self.backbone.transform(train=False), self.method.views
         return Views(plain, self.backbone.transform(train=True), views) if views else plain
 
     def stream(self) -> Self:
-        """Return the same model for one stream of images, with a memory if its method remembers earlier images.
+        """Return this model for one stream of images, with a new memory if the method remembers earlier images.
 
-        `evaluate` and each call of `predict` create a stream of their own. One thread at a time may use a stream.
+        Each call of `evaluate` or `predict` creates its own stream. Only one thread at a time may use a stream.
         """
         streams = trait(self.method, Stream)
         if streams is None:
@@ -140,18 +140,22 @@ class Adapted(nn.Module, Generic[B]):
         return other
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> Step:
-        """Return a batch (`Step`) of images, or of results computed from them, in the form in which methods see it."""
+        """Return the `Step` that is passed to methods for a batch of images or of results computed from images."""
         return Step(self, inputs, labels)
+
+    def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> Step:
+        """Return a batch of images, each with a question and its answer, in the form in which methods see it."""
+        return self.step([inputs, questions, answers])
 
     @in_one_mode
     def answered(self, step: Step) -> Tensor:
-        """Return the logits `(b, n)` of a batch as the model answers with them (blend, bias, temperature)."""
+        """Return the final logits `(b, n)` of a batch, after zero-shot blend, logit bias and temperature."""
         return self.answers.of(step)
 
     def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
-        """Return the terms of a batch's mean loss by name, and whether each answer is right, `(b,)`.
+        """Return the terms of a batch's mean loss by name, and a mask `(b,)` of correct answers.
 
-        `weights` add terms that any method may have.
+        `weights` selects additional loss terms by name, each with a weight; such terms are available for all methods.
         """
         with keeping_modes(self.backbone.model):
             terms = dict(checked(self.method.loss(step), self.method.name))
@@ -160,17 +164,17 @@ class Adapted(nn.Module, Generic[B]):
             return terms, step.right if step.task is None else step.task.right(step)
 
     def own_logits(self, step: Any) -> Tensor:
-        """Return the default logits of a batch, for methods that do not define their own."""
+        """Return the default logits of a batch, for methods that do not override `logits`."""
         raise NotImplementedError
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
-        """Return the model's answer to each item of a batch, and its confidence in [0, 1]."""
+        """Return the model's answer for each item of a batch, and the confidence of each answer in [0, 1]."""
         return decided(self.answered(step), self.class_names)
 
     def blended(self, share: float, template: str | Sequence[str] = "a photo of a {}.") -> Self:
         """Return a model with the same tensors whose logits are blended with zero-shot logits (WiSE-FT).
 
-        A `share` of 1 is the adapted model alone, 0 zero-shot classification by `template`; see `adapt.models.answers`.
+        A `share` of 1 is the adapted model alone, and a `share` of 0 is zero-shot classification by `template`.
         Raises AdaptError for a share outside [0, 1], and for a backbone without zero-shot classification.
         """
         if not isinstance(self.backbone, DualEncoder):
@@ -182,7 +186,7 @@ class Adapted(nn.Module, Generic[B]):
         return other
 
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
-        """Yield the predictions for images `(b, 3, h, w)`, or the answers to the requested question about each."""
+        """Yield a prediction for each of the images `(b, 3, h, w)`, or the answer to the requested question."""
         raise NotImplementedError
 
     def predict(
@@ -196,15 +200,15 @@ class Adapted(nn.Module, Generic[B]):
         features: bool = False,
         urls: bool = False,
     ) -> list[Prediction]:
-        """Return the predictions for images: their most probable classes, or answers to `question` about each.
+        """Return a prediction for each image: the most probable classes, or the answer to `question`.
 
-        `images` is a path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or
-        of floats from 0 to 1, a list or iterator of these, or an array of images along its first axis; with `urls` also
-        http and https addresses, which are fetched. An answer with a probability below `threshold` is `none`. With
-        `features` each prediction has the features of its image. Several threads may call it at once.
+        `images` is one image, a list or iterator of images, or an array of images along the first axis. An image is a
+        path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or of floats from
+        0 to 1; with `urls`, also an http or https address. A prediction with a probability below `threshold` has the
+        class `none`. With `features`, predictions include image features. Several threads may call `predict` at once.
 
-        Raises AdaptError for an unreadable file, which it names, for anything that is not an image (see
-        `adapt.data.open_image`), a threshold outside [0, 1], and `features` of a model that has none.
+        Raises AdaptError, naming the image, for an unreadable file and for anything that is not an image (see
+        `adapt.data.open_image`), for a threshold outside [0, 1], and for `features` of a model without image features.
         """
         return list(
             self.predict_stream(
@@ -223,7 +227,7 @@ class Adapted(nn.Module, Generic[B]):
         features: bool = False,
         urls: bool = False,
     ) -> Iterator[Prediction]:
-        """Yield what `predict` returns, image by image, with only one batch of images in memory."""
+        """Yield the predictions of `predict` one by one, with only one batch of images in memory."""
         wanted = Wanted(top_k, threshold, features, question)
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, wanted))):
             yield from batch
@@ -231,7 +235,7 @@ class Adapted(nn.Module, Generic[B]):
     def _of_batches(
         self, images: object, batch_size: int, urls: bool, compute: Callable[[Self, Tensor], Computed]
     ) -> Iterator[Computed]:
-        """Yield `compute(model, pixels)` for each batch of images, which are one stream, in evaluation mode."""
+        """Yield `compute(model, pixels)` in evaluation mode for each batch of images from one stream."""
         model = self if self.memory is not None else self.stream()
         for pixels in self.pixels_of(images, max(1, batch_size // (1 + self.method.views)), urls=urls):
             with evaluating(model), torch.no_grad():  # not around the yield, so that the caller's code is unaffected
@@ -239,22 +243,22 @@ class Adapted(nn.Module, Generic[B]):
             yield result
 
     def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
-        """Yield batches of inputs for the images passed to `predict`: `(b, 3, h, w)`, or views `(b, v, 3, h, w)`."""
+        """Yield preprocessed batches of the images passed to `predict`: `(b, 3, h, w)` or views `(b, v, 3, h, w)`."""
         yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
 
     def start_anew(self) -> None:
-        """Create all trained tensors anew, under the method's present settings."""
+        """Create all trainable tensors of the method again, with the method's current settings."""
         with outside_inference_mode(), alone(self.backbone.model), frozen(self.backbone.model):
             self.method.build(self.backbone, self.class_names)
 
     def cut_skipped(self) -> None:
         """Remove the blocks that the method skips from the backbone, to free memory.
 
-        The backbone itself changes, and can only serve this model afterwards. Raises AdaptError for a method that skips
-        no block.
+        The backbone object itself changes, and only this model can use the backbone afterwards. Raises AdaptError if
+        the method skips no block.
         """
         if not (skipped := skipped_blocks(self.method)):
-            raise AdaptError(f"this {self.method.name} skips no block, so none can be freed: use a method such as das")
+            raise AdaptError(f"this {self.method.name} skips no block that could be removed: use a method such as das")
         backbone: Any = self.backbone
         _ = (
             backbone.fingerprint,
@@ -263,7 +267,7 @@ class Adapted(nn.Module, Generic[B]):
         cut_out(backbone, skipped)
 
     def save(self, path: str | Path) -> Path:
-        """Save the adapter to a file and return its path; see `adapt.formats.adapter`."""
+        """Save the adapter to a file and return the path of the file; see `adapt.formats.adapter`."""
         from adapt.formats import adapter
 
         return adapter.save(self, path)
@@ -277,11 +281,11 @@ class Adapted(nn.Module, Generic[B]):
         license: str | None = None,
         message: str | None = None,
     ) -> str:
-        """Publish the adapter on the Hugging Face hub as `user/name`, with a model card, and return its address.
+        """Publish the adapter with a model card on the Hugging Face hub as `user/name`, and return the URL.
 
-        It loads with `adapt.load("hf://user/name")`. Plain LoRA on a transformers model also goes there in peft's
-        layout. `private` applies to a new repository, `license` is an identifier for the card such as apache-2.0,
-        `message` is the commit message, and `token` is by default that of `hf auth login` or HF_TOKEN.
+        `adapt.load("hf://user/name")` loads the adapter. Plain LoRA on a transformers model is also uploaded in peft's
+        layout. `private` applies only to a new repository, `license` is an identifier for the model card such as
+        apache-2.0, `message` is the commit message, and the default `token` is from `hf auth login` or HF_TOKEN.
 
         Raises AdaptError if the hub refuses the upload or cannot be reached.
         """
@@ -291,14 +295,14 @@ class Adapted(nn.Module, Generic[B]):
 
     @torch.compiler.disable  # creates new objects in every call, which tracing cannot reuse
     def _edits(self, tower: str, context: Context) -> list[Edit]:
-        """Return the changes that the method makes inside `tower` in this call."""
+        """Return the method's edits of `tower` for this call, or an empty list if the method does not edit `tower`."""
         touched = tower in self.method.touches
         return self.method.edits(self.backbone.tower(tower), context) if touched else []
 
     def _through(
         self, edits: Mapping[str, Sequence[Edit]], compute: Callable[[], Computed], merge: bool = False
     ) -> Computed:
-        """Return the result of `compute()`, during which the backbone is frozen and its towers have these edits."""
+        """Return the result of `compute()`, called with the backbone frozen and `edits` applied to the towers."""
         backbone = self.backbone
         changes = [(backbone.tower(name), own) for name, own in edits.items() if own]
         if not changes:
@@ -308,7 +312,7 @@ class Adapted(nn.Module, Generic[B]):
         return run(backbone.model, changes, compute, checkpointing=checkpointing, merge=merge)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Apply `fn` to the backbone's tensors too, although it is no submodule, so that `.to()` moves them as well."""
+        """Apply `fn` also to the backbone, which is not a submodule, so that `.to()` moves the backbone too."""
         with outside_inference_mode():
             super()._apply(fn, recurse)
             if self._backbone is not None:
@@ -319,16 +323,16 @@ class Adapted(nn.Module, Generic[B]):
 def pixel_batches(
     images: object, transform: Transform, size: int, device: torch.device, *, urls: bool = False
 ) -> Iterator[Tensor]:
-    """Yield the images passed to `predict` as batches of up to `size`, preprocessed by `transform`, on `device`."""
+    """Yield the images passed to `predict` in batches of up to `size`, preprocessed by `transform`, on `device`."""
     for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):
         yield torch.stack([transform(picture) for picture in pictures]).to(device)
 
 
 @contextmanager
 def evaluating(model: Adapted) -> Iterator[None]:
-    """Put `model` into evaluation mode for the `with` block; each module's own mode is restored afterwards.
+    """Put `model` into evaluation mode for the `with` block, and restore the mode of each module afterwards.
 
-    Other threads' calls on the backbone run before or after the block, in the modes that their callers set.
+    If modes change, calls of other threads on the same backbone run before or after the block, in the original modes.
     """
     frozen_model = model.backbone.model
     with keeping_modes(frozen_model):

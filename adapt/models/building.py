@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Allocate the parameters of `method`, and return the names of its classes or answers, after checking them.
+    """Check the names of classes or answers, allocate the parameters of `method`, and return the names as a tuple.
 
-    Raises AdaptError as `wrap` does.
+    Raises AdaptError in the cases that `wrap` lists.
     """
     if method.built:
         raise AdaptError(
@@ -34,8 +34,8 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
     _check_kind(method, backbone)
     if backbone.family in ("vision LLM", "native VLM") and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
-            f"{method.name} has its own inference at test time, and a {backbone.family} answers in words: use a "
-            "backbone that classifies"
+            f"{method.name} adapts class logits at test time, but a {backbone.family} answers in words: use a backbone "
+            "that classifies images"
         )
     may_lack_classes = backbone.family == "native VLM" or (
         backbone.family == "dual encoder" and tasks.without_classes(method)
@@ -56,27 +56,28 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
 
 
 def _check_kind(method: Method, backbone: Backbone) -> None:
-    """Raise AdaptError if the method, or a part of it, does not serve the backbone's kind, such as dual encoder."""
+    """Raise AdaptError if `method`, or a part of a composed method, does not support this kind of backbone."""
     for part in method.parts.values():
         if backbone.family not in part.serves:
             raise AdaptError(
                 f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.family}"
+                ": use another method or another backbone"
             )
 
 
 def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:
-    """Give `method` a trainable head over `answers`. Raises AdaptError if it would answer with an untrained head."""
+    """Give `method` a trainable head over `answers`. Raises AdaptError if a new head would remain untrained."""
     if not method.touches and not backbone.knows(answers):
         raise AdaptError(
-            f"{method.name} trains nothing, and {backbone.describe()} has no head for these answers: use a method "
-            "that adapts a tower"
+            f"{method.name} trains nothing, and {backbone.describe()} has no trained head for these answers: use a "
+            "method that adapts a tower"
         )
     method.classifier = backbone.new_classifier(answers)
 
 
 @torch.no_grad()
 def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
-    """Raise AdaptError if a tower does not support the edits of `method`, or two edits are for one place."""
+    """Raise AdaptError if a tower does not support an edit of `method`, or if two edits conflict."""
     features: dict[str, Callable[[], Tensor]] = {}
     tokens: dict[str, Callable[[], Tensor]] = {}
     class_features = None

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.backbones.native import ChatRows, Images, NativeVLM
+from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
 from adapt.data.decoding.images import in_batches, open_image, picture_batches
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
+from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged, predictions
-from adapt.models.words import Answer, answers_of
 
 Computed = TypeVar("Computed")
 
@@ -87,6 +87,9 @@ class ChatModel(Adapted[NativeVLM]):
     def step(self, inputs: Any, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)
 
+    def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> ChatStep:
+        return self.step(inputs)  # whose conversations the task makes of the items
+
     @in_one_mode
     def answer_logits(self, rows: ChatRows) -> Tensor:
         """Return the logits `(t, v)` at the positions that predict the t tokens of answers, row by row."""
@@ -95,7 +98,7 @@ class ChatModel(Adapted[NativeVLM]):
         logits: Tensor = output.logits
         return logits
 
-    def forward(self, chats: Sequence[Chat], images: Sequence[Images]) -> Tensor:
+    def forward(self, chats: Sequence[Chat], images: Sequence[ChatImages]) -> Tensor:
         """Return logits `(b, l, v)` for conversations with the images of each, padded on the right."""
         rows = self.backbone.rows(chats, images)
         logits: Tensor = self._edited(lambda: self.backbone.vlm(**rows.inputs, use_cache=False)).logits
@@ -108,14 +111,16 @@ class ChatModel(Adapted[NativeVLM]):
     # choosing among given answers
 
     @torch.no_grad()
-    def log_likelihood(self, images: Sequence[Images], chats: Sequence[Chat], answers: Sequence[str]) -> Tensor:
+    def log_likelihood(self, images: Sequence[ChatImages], chats: Sequence[Chat], answers: Sequence[str]) -> Tensor:
         """Return the sum of the log-probabilities of each answer's tokens `(b,)`, after a conversation about images.
 
         The token that ends the answer is included.
         """
         return self._sums(images, chats, answers)[0]
 
-    def _sums(self, images: Sequence[Images], chats: Sequence[Chat], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _sums(
+        self, images: Sequence[ChatImages], chats: Sequence[Chat], answers: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
         """Return the sum of the log-probabilities of each answer's tokens `(b,)`, and the number of tokens `(b,)`."""
         answered = [_only_last(chat.answered(answer)) for chat, answer in zip(chats, answers, strict=True)]
         rows = self.backbone.rows(answered, images)
@@ -123,7 +128,7 @@ class ChatModel(Adapted[NativeVLM]):
         scores = self.answer_logits(rows).float().log_softmax(-1).gather(-1, tokens[learned][:, None])[:, 0]
         return torch.zeros(learned.shape, device=scores.device).masked_scatter(learned, scores).sum(-1), learned.sum(-1)
 
-    def choose(self, images: Sequence[Images], chats: Sequence[Chat], options: Sequence[str]) -> Tensor:
+    def choose(self, images: Sequence[ChatImages], chats: Sequence[Chat], options: Sequence[str]) -> Tensor:
         """Return logits `(b, n)` of the same n options as the answer to each conversation.
 
         They are the mean log-probabilities of the options' tokens, so that a long option is as probable as a short one.
@@ -142,7 +147,7 @@ class ChatModel(Adapted[NativeVLM]):
     def generate(
         self,
         chats: Sequence[Chat],
-        images: Sequence[Images],
+        images: Sequence[ChatImages],
         *,
         max_new_tokens: int = 64,
         merge: bool | None = None,
@@ -187,7 +192,7 @@ class ChatModel(Adapted[NativeVLM]):
         """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes."""
         return self.chat(Chat.about(question), [image], **options)
 
-    def _opened(self, images: Sequence[object]) -> Images:
+    def _opened(self, images: Sequence[object]) -> ChatImages:
         return [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:

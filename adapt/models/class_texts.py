@@ -24,7 +24,7 @@ PromptAverage = Literal["unit", "mean", "raw", "each"]
 
 @dataclass(frozen=True)
 class _Known:
-    """Stored features of the classes, with the inputs from which they were computed."""
+    """Stored class features, with the precision, weights and edits from which the features were computed."""
 
     precision: tuple[object, ...]
     weights: Weights
@@ -33,13 +33,13 @@ class _Known:
 
 
 class ClassTexts:
-    """The prompts of all classes, any number for each class, with the code that encodes them and keeps their features.
+    """The prompts of all classes, one or more for each class, with functions that encode and store class features.
 
-    `fast`: None uses the fast exact path if it applies, True raises AdaptError if it does not, False uses the library's
-    own forward. `average` combines the features of a class's prompts: `unit` normalises the mean of unit-length
-    features, `mean` does not, `raw` averages the tower's outputs, and `each` keeps the unit-length features of all
-    prompts, one after another. With `like`, the path is that of these other texts. A `budget` is the number of bytes
-    that encoding may use.
+    With `fast` None, the fast exact path encodes prompts if applicable. True raises AdaptError if the fast path is not
+    applicable, and False uses the library's own forward. `average` combines the features of a class's prompts:
+    `unit` normalises the mean of unit-length features, `mean` does not normalise the mean, `raw` averages the tower's
+    outputs, and `each` returns the unit-length features of all prompts without an average. With `like`, the choice of
+    path is copied from another object. A `budget` is the number of bytes that encoding may use.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class ClassTexts:
 
     @property
     def path(self) -> str:
-        """The path that encodes these prompts now: `fast` or `plain`; always `plain` while the text tower has hooks."""
+        """The path that encodes these prompts now, `fast` or `plain`; a text tower with hooks always uses `plain`."""
         return "plain" if self._serving(self._hooked()) is self._plain else "fast"
 
     def encode(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return the features `([b,] n, e)` of the n classes, or if not averaged `([b,] m, e)` of all m prompts."""
+        """Return features `([b,] n, e)` of the n classes, or `([b,] m, e)` of all m prompts if `average` is `each`."""
         return self._encoded(edits, budget, self._hooked())
 
     def _encoded(self, edits: Sequence[Edit], budget: int, hooked: bool) -> Tensor:
@@ -94,14 +94,14 @@ class ClassTexts:
         return means if self._average == "mean" else F.normalize(means, dim=-1)
 
     def _means(self, features: Tensor) -> Tensor:
-        """Return the mean feature of each class's prompts: `([b,] m, e)` of m prompts to `([b,] n, e)` of n classes."""
+        """Average the features `([b,] m, e)` of m prompts over each class's prompts, and return `([b,] n, e)`."""
         if len(set(self.counts)) == 1:
             return features.unflatten(-2, (-1, self.counts[0])).mean(-2)
         return torch.stack([own.mean(-2) for own in features.split(self.counts, dim=-2)], dim=-2)
 
     @torch.compiler.disable  # it reads values that tracing would treat as constant
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
-        """Return what `encode` returns, without gradient, recomputed only if something it depends on has changed.
+        """Return the features of `encode` without gradient, recomputed only if weights, edits or precision changed.
 
         Features are always recomputed while the tower has hooks, which may observe or change the computation.
         """
@@ -118,13 +118,13 @@ class ClassTexts:
         return known.features.clone()
 
     def forget(self) -> None:
-        """Drop the stored features, which hold references to the weights that they depend on."""
+        """Delete the stored features, which contain references to the model's weights."""
         self._known = None
 
     def _serving(self, hooked: bool) -> text.FastText | text.PlainText:
-        """Return the path to use now. It is only decided without hooks, which would observe the comparison of paths."""
+        """Return the encoder to use now, fast or plain; a text tower with hooks always uses the plain encoder."""
         if hooked:
-            return self._plain
+            return self._plain  # hooks would observe the comparison of paths
         if not self._decided:
             self._decide(self._reason() is None)
         return self._fast or self._plain
@@ -134,19 +134,22 @@ class ClassTexts:
         return hooked(structure(self._backbone, "text"))
 
     def _precision(self) -> tuple[object, ...]:
-        """Return the model's device and precision, and autocast's precision, on which features depend too."""
+        """Return the model's device and precision, and autocast's precision, on all of which features depend."""
         device = self._backbone.device
         lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         return device, self._backbone.dtype, lower
 
 
 def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:
-    """Return the reason why the fast path cannot encode the prompts, or None if it can."""
+    """Return the reason why the fast path cannot encode the prompts, or None if there is no reason."""
     reason = "the fast path is switched off" if fast is False else text.reason_against(backbone.towers.get("text"))
     if reason is None and hooked(structure(backbone, "text")):
         reason = HOOKED
     if reason is None and not text.agrees(backbone, prompts):
         reason = "its features differ from the library's own forward on two prompts"
     if fast is True and reason is not None:
-        raise AdaptError(f"fast=True, but the text tower of {backbone.describe()} cannot take it: {reason}")
+        raise AdaptError(
+            f"fast=True, but the text tower of {backbone.describe()} cannot use the fast path ({reason}): leave fast "
+            "out"
+        )
     return reason

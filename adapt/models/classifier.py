@@ -51,12 +51,12 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def forward(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for several views of each `(b, v, 3, h, w)`."""
+        """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for v views of each image `(b, v, 3, h, w)`."""
         return self.answers.of(ImageStep(self, images))
 
     @in_one_mode
     def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n_classes)` for unit-length features `(b, e)` of images, and `(b, v, e)` of views."""
+        """Return logits `(b, n_classes)` for unit-length image features `(b, e)` and, if given, views `(b, v, e)`."""
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def own_logits(self, step: ImageStep) -> Tensor:
@@ -67,7 +67,7 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)`, with `unit` of unit length, else as the tower outputs."""
+        """Return features `(b, e)` of images `(b, 3, h, w)`, normalised to unit length if `unit` is True."""
         encoder = trait(self.method, EncodesImages)
         if encoder is None or isinstance(images, BlockInputs):
             features = self._image_features(images, self._edits("vision", Context()))
@@ -77,26 +77,26 @@ class AdaptedModel(TextSide):
         return F.normalize(features, dim=-1) if unit else features
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Return unit-length features `(b, e)` of image-text pairs, from unit-length ones of images and of texts."""
+        """Return unit-length features `(b, e)` of image-text pairs, pooled from unit-length image and text features."""
         text_features = text_features.to(features)
         pools = trait(self.method, PoolsPairs)
         pooled = (features + text_features) / 2 if pools is None else pools.pool(features, text_features)
         return F.normalize(pooled, dim=-1)
 
     def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
-        """Return the input `(b, d)` of the unedited vision tower's last projection for images, if `unit` normalised.
+        """Return the input `(b, d)` of the unedited vision tower's last projection, normalised if `unit` is True.
 
-        Raises AdaptError if the tower has no such projection.
+        Raises AdaptError if the tower has no projection.
         """
         features = self._image_features(images, [Replace(None, "projection", nn.Identity())])
         return F.normalize(features, dim=-1) if unit else features
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return unit-length features `(b, e)` of images by the unedited backbone."""
+        """Return unit-length image features `(b, e)` from the backbone without the method's edits."""
         return F.normalize(self._image_features(images, []), dim=-1)
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the inputs and outputs `(b, l, d)` of vision blocks, such as vision.3, by the unedited backbone."""
+        """Return the inputs and outputs `(b, l, d)` of named blocks, such as vision.3, in the unedited vision tower."""
         backbone = self.backbone
         with watched(backbone.model, backbone.towers, names) as pairs, torch.no_grad():
             self.backbone_features(images)
@@ -104,33 +104,33 @@ class AdaptedModel(TextSide):
 
     @torch.no_grad()
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features `(b, rows, columns, e)` of images' patches, and unit-length ones `(b, e)` of the images.
+        """Return patch features `(b, rows, columns, e)` and unit-length image features `(b, e)`.
 
-        They come from the unedited backbone in one pass: see `adapt.engine.values`. Those of patches are not
-        normalised. Raises AdaptError if the backbone has no features of patches.
+        The unedited backbone computes both in one pass (see `adapt.engine.values`). Patch features are not normalised.
+        Raises AdaptError if the backbone has no patch features.
         """
         patches, features = values.local_features(self.backbone, images)
         return patches, F.normalize(features, dim=-1)
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Return the output `(b, l, d)` of the last vision block for all tokens, by the unedited backbone."""
+        """Return the last vision block's output `(b, l, d)` for all tokens, computed by the unedited backbone."""
         last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
         return self.frozen_blocks(images, [last])[last][1]
 
     @property
     def unedited_blocks(self) -> int:
-        """The number of vision blocks, from the first, that the method leaves unchanged.
+        """The number of vision blocks before the first block that the method changes.
 
-        0 if only the library's own forward serves the tower.
+        The number is 0 if the tower can only be run by the library's own forward.
         """
         if not self._fast_on_images:
             return 0
         return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
 
     def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
-        """Return the tokens at the input of a vision block, from images `(b, 3, h, w)` or tokens at an earlier block.
+        """Return the input tokens of a vision block, from images `(b, 3, h, w)` or input tokens of an earlier block.
 
-        They come from the unedited backbone. Raises AdaptError if the fast path cannot be used.
+        The unedited backbone computes the tokens. Raises AdaptError if the vision tower cannot use the fast path.
         """
         self._check_begun()
         if isinstance(images, BlockInputs):
@@ -146,7 +146,8 @@ class AdaptedModel(TextSide):
         if not self._fast_on_images:
             reason = vision.reason_against(self.backbone) or "the fast path is switched off"
             raise AdaptError(
-                f"block inputs need the fast path of the vision tower: {reason}. Give the model the images"
+                f"block inputs need the fast path of the vision tower, which cannot be used ({reason}): pass images "
+                "instead"
             )
 
     def _image_features(self, images: Tensor | BlockInputs, edits: Sequence[Edit]) -> Tensor:
@@ -161,21 +162,21 @@ class AdaptedModel(TextSide):
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
 
     def under(self, method: Method) -> AdaptedModel:
-        """Return a model with the same backbone and texts, and another method of the same class, such as a copy."""
+        """Return a model that shares the backbone and the texts, but uses `method`, an object of the same class."""
         other = copy(self)
         other._modules = self._modules | {"method": method}
         return other
 
     def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
-        """Return a model for other class names, with the same method, whose tensors are shared.
+        """Return a model for other class names, which shares the method and the method's tensors with this model.
 
-        Raises AdaptError if a tensor belongs to one class.
+        Raises AdaptError if the method has learned tensors for individual classes.
         """
         names = check_class_names(class_names)
         if self.method.per_class and names != self.class_names:
             raise AdaptError(
                 f"this {self.method.name} learned tensors for each of its {len(self.class_names)} classes "
-                "and cannot serve other class names; train on the new classes, or use a method that shares its tensors"
+                "and cannot serve other class names: train on the new classes, or use a method with shared tensors"
             )
         other = AdaptedModel(
             self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
@@ -184,19 +185,20 @@ class AdaptedModel(TextSide):
         return other
 
     def probabilities(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """Return the probabilities `(n, n_classes)` of all classes for images as `predict` takes them, on the CPU.
+        """Return the probabilities `(n, n_classes)` of all classes, on the CPU; `images` is as in `predict`.
 
-        Classes are in the model's order. Raises AdaptError as `predict` does.
+        Classes are in the order of `class_names`. Raises AdaptError in the cases that `predict` lists.
         """
         self._check_classes()
         logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
         return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
 
     def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """Return the anomaly score of each pixel, from 0 to 1: `(n, h, w)` on the CPU, for images of `predict`.
+        """Return anomaly scores from 0 to 1 for all pixels, `(n, h, w)` on the CPU; `images` is as in `predict`.
 
-        Maps have the size of the backbone's input, and cover the part of an image that it reads. Raises AdaptError as
-        `predict` does, for a method that draws no maps, and for a backbone without features of patches.
+        Maps have the size of the backbone's input, and cover the area of an image that the backbone reads. Raises
+        AdaptError in the cases that `predict` lists, for a method without anomaly maps, and for a backbone without
+        patch features.
         """
         normal_label(self.method, self.class_names)  # before any work
         maps = list(
@@ -207,13 +209,13 @@ class AdaptedModel(TextSide):
     def predict_maps(
         self, images: object, batch_size: int = 64, *, urls: bool = False
     ) -> Iterator[tuple[Prediction, Tensor]]:
-        """Yield each image's prediction, as `predict_stream` does, with its anomaly map `(h, w)`, in one pass."""
+        """Yield a pair of prediction and anomaly map `(h, w)` for each image, both computed in one pass."""
         for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
             batch = predictions(logits, self.class_names, Wanted(), self.answers, numbers=self.grades(logits))
             yield from zip(batch, maps, strict=True)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits `(b, n_classes)` of images `(b, 3, h, w)`, and their anomaly maps `(b, h, w)` on the CPU."""
+        """Return logits `(b, n_classes)`, and anomaly maps `(b, h, w)` on the CPU, for images `(b, 3, h, w)`."""
         step = ImageStep(self, pixels)
         maps = self._maps(step)  # first, because the pass for features of patches also gives those of images
         return self.answers.of(step), maps
@@ -224,14 +226,15 @@ class AdaptedModel(TextSide):
         return draws.anomalies(step).float().cpu()
 
     def grades(self, logits: Tensor) -> Tensor | None:
-        """Return the numbers `(b,)` that logits stand for, such as quality scores; None if the method predicts none."""
+        """Return the numbers `(b,)`, such as quality scores, that a regression method derives from logits, or None."""
         grading = trait(self.method, Grades)
         return None if grading is None else grading.score(logits)
 
     def explain(self, images: object, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
-        """Return predictions for images as `predict` takes them, with their cosines to descriptors of the classes.
+        """Return each image's prediction, with the image's cosines to the descriptors of the most probable classes.
 
-        The classes are the `top_k` most probable. Raises AdaptError if the method does not decide by descriptors.
+        `images` is as in `predict`, and `top_k` is the number of explained classes. Raises AdaptError if the method
+        does not classify by descriptors.
         """
         return list(explained(self, images, Wanted(top_k), batch_size))
 
@@ -251,14 +254,17 @@ class AdaptedModel(TextSide):
     def _check_classes(self) -> None:
         if not self.class_names:
             raise AdaptError(
-                f"this {self.method.name} learned from pairs and has no class names: give them with --classes, or with "
-                "class_names of adapt.load"
+                f"this {self.method.name} learned from pairs and has no class names: give class names by --classes, or "
+                "by class_names of adapt.load"
             )
 
 
 def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:
-    """Return the reason why the fast path cannot encode images, or None if it can."""
+    """Return the reason why the fast path cannot encode images, or None if there is no reason."""
     reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
     if fast is True and reason is not None and "vision" in backbone.towers:
-        raise AdaptError(f"fast=True, but the vision tower of {backbone.describe()} cannot take it: {reason}")
+        raise AdaptError(
+            f"fast=True, but the vision tower of {backbone.describe()} cannot use the fast path ({reason}): leave fast "
+            "out"
+        )
     return reason

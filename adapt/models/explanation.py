@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reasons:
-    """The descriptors of one class with their cosines to an image, the largest first, and the mean cosine."""
+    """The descriptors of one class with their cosines to an image, sorted from the largest, and the mean cosine."""
 
     class_name: str
     mean: float
     descriptors: tuple[tuple[str, float], ...]
 
     def plain(self) -> dict[str, object]:
-        """Return the reasons as data for JSON, without the class name."""
+        """Return the descriptors with their cosines, and the mean cosine, as data for JSON."""
         return {"mean": self.mean, "descriptors": [{"text": text, "cosine": value} for text, value in self.descriptors]}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The prediction for an image, and for each class in `prediction.top` its descriptors with their cosines."""
+    """The prediction for an image, with descriptors and cosines (`Reasons`) for each class in `prediction.top`."""
 
     prediction: Prediction
     reasons: tuple[Reasons, ...]
 
 
 def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
-    """Yield an explanation for each image of `predict`. Raises AdaptError if the method does not use descriptors."""
+    """Yield an `Explanation` for each image. Raises AdaptError if the method does not classify by descriptors."""
     explains = check_descriptors(model)
     for pixels in model.pixels_of(images, batch_size):
         with evaluating(model), torch.no_grad():
@@ -50,12 +50,12 @@ def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: i
 
 
 def check_descriptors(model: AdaptedModel) -> Explains:
-    """Return the method, or its part, that explains answers. Raises AdaptError if its prompts describe no classes."""
+    """Return the method that supplies class descriptors. Raises AdaptError if no method supplies descriptors."""
     explains = trait(model.method, Explains)
     if explains is None or not model.class_names:
         raise AdaptError(
-            f"{model.method.name} does not decide by descriptors of classes, so it cannot explain its answers: use "
-            "the method descriptions"
+            f"{model.method.name} does not decide by descriptors of classes, so predictions cannot be explained: use "
+            "the method `descriptions`"
         )
     return explains
 

@@ -20,7 +20,7 @@ _VISUAL = -1  # the placeholder of a visual token
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of token sequences, padded to rows `(b, l)`: questions in prompts, in training with answers."""
+    """A batch of padded token sequences `(b, l)`, which contain prompts with questions and, in training, answers."""
 
     ids: Tensor
     mask: Tensor  # True where there is a token
@@ -28,20 +28,20 @@ class Rows:
 
     @property
     def visual(self) -> Tensor:
-        """The mask of visual tokens (places of the image's learned tokens) in the rows `(b, l)`."""
+        """The mask `(b, l)` of visual tokens, which are placeholders for tokens computed from the image."""
         return self.ids == _VISUAL
 
     @property
     def positions(self) -> Tensor:
-        """The position of each token `(b, l)`, counted from the first token of its row, whichever side is padded."""
+        """The position of each token in its sequence, `(b, l)`, where padding does not count."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] | None, visual: int, left: bool) -> Rows:
-    """Return the rows of tokens for `questions`, each with `visual` places for its image's tokens, and for `answers`.
+    """Return the tokens of `questions`, with `visual` placeholders for each image's tokens, and of any `answers`.
 
-    They are padded on the `left` or on the right. Raises AdaptError for a question with several images, an empty
-    answer, or a row longer than the language model reads.
+    Sequences are padded on the left if `left` is True, and otherwise on the right. Raises AdaptError for a question
+    with several images, an empty answer, or a sequence longer than the language model reads.
     """
     tokens = [
         _row(backbone, question, answer, visual)
@@ -50,8 +50,8 @@ def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] |
     length = max(len(ids) for ids, _ in tokens)
     if length > backbone.longest:
         raise AdaptError(
-            f"a question takes {length} tokens, {visual} of them for its image, and the language model reads at most "
-            f"{backbone.longest}: shorten it, or use a method without visual tokens"
+            f"a question takes {length} tokens, {visual} of them for its image, but the language model reads at most "
+            f"{backbone.longest} tokens: shorten the question or answer, or use a method without visual tokens"
         )
     table = torch.full((3, len(tokens), length), 0)
     table[0], table[2] = padding(backbone.tokenizer), _NO_TARGET
@@ -65,11 +65,11 @@ def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] |
 
 
 def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) -> tuple[list[int], int]:
-    """Return the token ids for one question and answer, and the number of those at the end that are the answer's."""
+    """Return the token ids of one question and answer, and the number of answer tokens at the end."""
     tokenizer = backbone.tokenizer
     places = question.count(IMAGE)
     if places > 1:
-        raise AdaptError(f"{question!r} has {places} places for an image; expected one")
+        raise AdaptError(f"{question!r} has {places} places for an image; expected one at most: write {IMAGE} once")
     prompt = backbone.prompt.replace(IMAGE, "") if places else backbone.prompt
     before, after = prompt.replace("{}", question).split(IMAGE)
     started = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)  # as in chat templates
@@ -85,19 +85,19 @@ def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) ->
 
 
 def ends(backbone: VisionLLM) -> list[int]:
-    """Return the ids of tokens that end an answer: the one that training appends, and the language model's own."""
+    """Return the ids of the tokens that end an answer: end tokens of the tokenizer and of the language model."""
     own = backbone.llm.generation_config.eos_token_id
     known = {backbone.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     return sorted(known - {None})
 
 
 def padding(tokenizer: Any) -> int:
-    """Return the id of a token for padding rows; any token would serve, because padding is masked."""
+    """Return the id of the token that pads sequences, which can be any token because padding is masked."""
     return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean cross-entropy of answers' tokens for logits `(b, l, v)`, and which answers `(b,)` are right."""
+    """Return the mean cross-entropy of answer tokens for logits `(b, l, v)`, and a mask `(b,)` of correct answers."""
     logits, targets = logits[:, :-1].float(), targets[:, 1:]
     value = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_NO_TARGET)
     return value, ((logits.argmax(-1) == targets) | (targets == _NO_TARGET)).all(-1)

@@ -15,7 +15,7 @@ _MOST = 0.8  # the opacity of the strongest colour
 
 
 def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
-    """Return the ends of the colour scale of anomaly maps: the median of all their pixels, and the largest pixel."""
+    """Return the two ends of the colour scale for anomaly maps: the median and the maximum of all pixels."""
     if not maps:
         return 0.0, 1.0
     pixels = torch.cat([each.flatten() for each in maps])
@@ -23,7 +23,7 @@ def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def heat(picture: Image.Image, anomalies: Tensor, extremes: tuple[float, float], preprocess: Preprocess) -> Image.Image:
-    """Return an image coloured by its anomaly map `(h, w)`: clear up to the lower of `extremes`, red from the upper."""
+    """Return an image with its anomaly map `(h, w)` as an overlay, from transparent to red between the `extremes`."""
     low, high = extremes
     levels = ((anomalies - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
     grey = Image.fromarray(levels.round().byte().numpy())

@@ -32,11 +32,11 @@ def predict_many(
     features: bool = False,
     urls: bool = False,
 ) -> list[tuple[Prediction, ...]]:
-    """Return, for each image, a tuple with the prediction of each model; `images` as in `AdaptedModel.predict`.
+    """Return a tuple of all models' predictions for each image; `images` is as in `AdaptedModel.predict`.
 
-    Models that share a backbone (see `adapt.load_many`) read an image once. Those that do not edit the vision tower
-    share its features, and those that edit later blocks share the blocks before. Raises AdaptError as `predict` does,
-    and for a model that does not classify.
+    Models that share a backbone (see `adapt.load_many`) preprocess an image once. Models that do not edit the vision
+    tower share image features, and models that edit later blocks share the earlier blocks. Raises AdaptError in the
+    cases that `predict` lists, and for a model that does not classify.
     """
     return list(
         predict_many_stream(models, images, top_k, batch_size, threshold=threshold, features=features, urls=urls)
@@ -53,7 +53,7 @@ def predict_many_stream(
     features: bool = False,
     urls: bool = False,
 ) -> Iterator[tuple[Prediction, ...]]:
-    """Yield what `predict_many` returns, image by image, with only one batch of images in memory."""
+    """Yield the tuples of `predict_many` one by one, with only one batch of images in memory."""
     wanted, together = Wanted(top_k, threshold, features), SideBySide(models)
     pixels = (together.pixels(image, urls=urls) for image in each_of(images))
     for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
@@ -61,9 +61,9 @@ def predict_many_stream(
 
 
 class SideBySide:
-    """Several models that classify the same images, and for which all the images are one stream.
+    """Several models that classify the same images, where all images belong to one stream.
 
-    Raises AdaptError if there is no model, or one does not classify.
+    Raises AdaptError if the list of models is empty or contains a model that does not classify.
     """
 
     def __init__(self, models: Sequence[Model]) -> None:
@@ -81,24 +81,24 @@ class SideBySide:
 
     @property
     def remembers(self) -> bool:
-        """Whether a model's answer to an image depends on earlier images."""
+        """Whether the predictions of any of the models depend on earlier images."""
         return any(model.memory is not None for model in self._models)
 
     @property
     def turnings(self) -> set[bool]:
-        """The set of whether models have images turned upright by EXIF: {True}, {False}, or both if they differ."""
+        """The models' settings for turning images upright by EXIF, as a set: {True}, {False} or {False, True}."""
         return set(map(turns, self._transforms))
 
     def pixels(self, image: object, *, urls: bool = False, name: str = "in memory") -> tuple[Tensor, ...]:
-        """Return an image preprocessed for each group of models: `(3, h, w)`, or with v views `(1 + v, 3, h, w)`.
+        """Return an image preprocessed for each group of models, `(3, h, w)` or with v views `(1 + v, 3, h, w)`.
 
-        The image is anything that `open_image` takes. A group has one backbone and one preprocessing.
+        `image` is in any form that `open_image` accepts. The models of a group share a backbone and preprocessing.
         """
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
         return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
 
     def predictions(self, pixels: Sequence[tuple[Tensor, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
-        """Yield, for each image of a batch given as `pixels`, a tuple with the predictions of all models."""
+        """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`."""
         by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
             by_model |= _predicted(group, torch.stack(own), wanted)
@@ -106,28 +106,26 @@ class SideBySide:
 
 
 def _classifiers(models: Sequence[Model]) -> list[AdaptedModel]:
-    """Return `models` as a list. Raises AdaptError for an empty list, and for anything but models that classify."""
+    """Return `models` as a list. Raises AdaptError for an empty list, and for a model that does not classify."""
     if isinstance(models, AdaptedModel):
-        raise AdaptError(
-            "predict_many got one model; expected a list of models: give a list, or call the predict of the model"
-        )
+        raise AdaptError("predict_many got one model; expected a list of models: give a list, or call model.predict")
     if not models:
-        raise AdaptError("predict_many got no model: give at least one, such as adapt.load_many([ADAPTER])")
+        raise AdaptError("predict_many got no model: give at least one model, such as adapt.load_many([ADAPTER])")
     classifiers: list[AdaptedModel] = []
     for model in models:
         if not isinstance(model, Adapted):
-            raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) gives them")
+            raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) returns")
         if not isinstance(model, AdaptedModel):
             raise AdaptError(
-                f"the {model.method.name} on {model.backbone.describe()} answers questions; expected models that "
-                "classify: call its predict(images, question=...)"
+                f"the model with {model.method.name} on {model.backbone.describe()} answers questions; expected models "
+                "that classify: call model.predict(images, question=...)"
             )
         classifiers.append(model)
     return classifiers
 
 
 def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) -> dict[int, list[Prediction]]:
-    """Return the predictions for a batch by models that share a backbone and preprocessing, by index of the model."""
+    """Return a batch's predictions by model index, for models that share a backbone and preprocessing."""
     pixels = pixels.to(next(iter(models.values())).backbone.device)
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
@@ -136,7 +134,7 @@ def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) 
 
 
 def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Tensor | BlockInputs]]:
-    """Yield the index and the input of each model: images, or their tokens at the first block that the model edits."""
+    """Yield each model's index and input, which is images or the input tokens of the first block the model edits."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
     }  # one model shares nothing
@@ -148,10 +146,10 @@ def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple
 
 
 def _keeps_modes(model: AdaptedModel) -> bool:
-    """Return whether evaluation changes nothing: all modules of `model` are in evaluation mode already."""
+    """Return whether all modules of `model` are in evaluation mode already."""
     return not any(module.training for module in model.modules())
 
 
 def _begins(model: AdaptedModel) -> int:
-    """Return the index of the first vision block that the model must compute itself; 0 if it shares no block."""
+    """Return the index of the first vision block that `model` cannot share with other models; 0 if none is shared."""
     return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks

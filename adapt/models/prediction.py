@@ -18,7 +18,7 @@ NOT_FINITE = (
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Return `logits` unchanged. Raises AdaptError if one is not finite, because it gives no answer."""
+    """Return `logits` unchanged. Raises AdaptError if any logit is NaN or infinite."""
     if not logits.isfinite().all():
         raise AdaptError(NOT_FINITE)
     return logits
@@ -26,9 +26,10 @@ def finite(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for an image: its most probable class or answer, and the best few with their probabilities.
+    """The prediction for an image: the most probable class or answer, and the best classes with their probabilities.
 
-    Below the wanted threshold, the class is `none`; `probability` and `top` are still those of the best classes.
+    If the highest probability is below the requested threshold, the class is `none`, but `probability` and `top` are
+    still the values of the best classes.
     """
 
     class_name: str
@@ -45,7 +46,7 @@ class Prediction:
     """Unit-length features of the image `(e,)` on the CPU, if wanted."""
 
     def plain(self) -> dict[str, Any]:
-        """Return the prediction as data for JSON, without features; its class has the key `class`, as in every CSV."""
+        """Return the prediction as data for JSON, without features and with the class name under the key `class`."""
         top = [{"class": name, "probability": probability} for name, probability in self.top]
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
@@ -58,9 +59,9 @@ HALF = 0.5  # the default threshold of multi-label classification
 
 @dataclass(frozen=True)
 class Wanted:
-    """The options of a request for predictions: number of classes, least probability, features, and a question.
+    """The options of a request for predictions: number of classes, probability threshold, features, and question.
 
-    Raises AdaptError for a number of classes below 1, and a threshold outside [0, 1].
+    Raises AdaptError for a `top_k` below 1, and for a `threshold` outside [0, 1].
     """
 
     top_k: int = 5
@@ -70,10 +71,10 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if not isinstance(self.top_k, int) or self.top_k < 1:
-            raise AdaptError(f"top_k is {self.top_k!r}; expected the number of classes for each image, 1 or more")
+            raise AdaptError(f"top_k is {self.top_k!r}; expected the number of returned classes, 1 or more")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise AdaptError(
-                f"threshold is {self.threshold!r}; expected the least probability of an answer, from 0 to 1"
+                f"threshold is {self.threshold!r}; expected the least probability of a predicted class, from 0 to 1"
             )
 
 
@@ -85,9 +86,9 @@ def predictions(
     features: Tensor | None = None,
     numbers: Tensor | None = None,
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each image from logits `(b, n)` of n classes; `answers` may allow several classes each.
+    """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
-    Unit-length features `(b, e)`, and the numbers `(b,)` that the logits stand for, are added if given.
+    Unit-length image `features` `(b, e)` and predicted `numbers` `(b,)` (regression) are added if given.
     """
     count = len(class_names) if answers.several else min(wanted.top_k, len(class_names))
     probabilities, indices = answers.probabilities(finite(logits).float()).topk(count)
@@ -106,13 +107,13 @@ def _above(ranked: Sequence[tuple[str, float]], threshold: float) -> tuple[str, 
 
 
 def judged(prediction: Prediction, threshold: float | None) -> Prediction:
-    """Return a prediction, with the class `none` if it is less probable than the threshold."""
+    """Return a prediction, with its class replaced by `none` if its probability is below the threshold."""
     if threshold is None or prediction.probability >= threshold:
         return prediction
     return replace(prediction, class_name=NONE, label=None)
 
 
 def decided(logits: Tensor, class_names: Sequence[str]) -> tuple[list[str], list[float]]:
-    """Return the name of the most probable class for each row of logits `(b, n)`, and its probability."""
+    """Return the name and the probability of the most probable class for each row of logits `(b, n)`."""
     best = finite(logits).float().softmax(-1).max(-1)
     return [class_names[label] for label in best.indices.tolist()], best.values.tolist()

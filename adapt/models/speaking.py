@@ -18,23 +18,23 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
+from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged
-from adapt.models.words import Answer, answers_of
 
 
 def _of_each(edit: Tokens, images: int) -> Tensor:
-    """Return learned tokens for each image `(b, k, d)`, from tokens of each image or tokens that all share."""
+    """Return the learned tokens `(b, k, d)` of an edit, repeated for each image if all images share the tokens."""
     return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
 
 
 class AnswerStep(Step):
-    """A batch of images with a question and an answer for each."""
+    """A batch of images with one question and one answer for each image."""
 
     model: SpeakingModel
 
     @cached_property
     def read(self) -> tuple[Tensor, Tensor]:
-        """The language model's logits `(b, l, v)` for the batch, and its targets `(b, l)`, the tokens of answers."""
+        """The language model's logits `(b, l, v)` for the batch, and the answers' tokens as targets `(b, l)`."""
         read: tuple[Tensor, Tensor] = self.model._read(*self.inputs)
         return read
 
@@ -45,24 +45,24 @@ class AnswerStep(Step):
 
     @property
     def right(self) -> Tensor:
-        """Whether the model predicts every token of each answer `(b,)`."""
+        """The mask `(b,)` of answers for which the model predicts every token correctly."""
         return generation.loss(self.logits, self.read[1])[1]
 
 
 class SpeakingModel(Adapted[VisionLLM]):
-    """A vision LLM that answers by `model.answer(image, question)`; `model(images, questions)` gives logits."""
+    """A vision LLM with a method; `model.answer(image, question)` returns text, and a call returns logits."""
 
     baseline = "no image"
 
     def forward(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None = None) -> Tensor:
-        """Return logits `(b, l, vocabulary)` for images `(b, 3, h, w)`, each with a question, and an answer if given.
+        """Return logits `(b, l, vocabulary)` for images `(b, 3, h, w)`, questions and, if given, answers.
 
-        Rows are padded on the right.
+        Token sequences are padded on the right.
         """
         return self._read(images, questions, answers)[0]
 
     def loss(self, images: Tensor, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
-        """Return the mean cross-entropy of the tokens of answers, including the tokens that end them."""
+        """Return the mean cross-entropy of the answers' tokens, including the end tokens."""
         return generation.loss(*self._read(images, questions, answers))[0]
 
     @in_one_mode
@@ -82,7 +82,7 @@ class SpeakingModel(Adapted[VisionLLM]):
     def _inputs(
         self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool
     ) -> tuple[generation.Rows, Tensor | None, list[Edit]]:
-        """Return the rows of tokens, the learned tokens `(b, k, d)` to put in them or None, and the decoder's edits."""
+        """Return token sequences, the learned tokens `(b, k, d)` to insert or None, and the decoder's other edits."""
         asking.check(images, questions)
         if answers is not None:
             asking.check(images, answers, "answer")
@@ -91,14 +91,14 @@ class SpeakingModel(Adapted[VisionLLM]):
         planned = plan(self.backbone.tower("decoder"), edits)
         if planned.overwriting or planned.attention:
             raise AdaptError(
-                "a decoder cannot change learned tokens inside its blocks: use a method that adds them at its input"
+                "a decoder cannot change learned tokens inside its blocks: use a method that adds tokens at the input"
             )
         values = None if planned.entering is None else _of_each(planned.entering, len(images))
         rows = generation.rows(self.backbone, questions, answers, 0 if values is None else values.shape[1], left)
         return rows, values, [edit for edit in edits if not isinstance(edit, Tokens)]
 
     def _embedded(self, rows: generation.Rows, values: Tensor | None) -> Tensor:
-        """Return the input embeddings `(b, l, d)` of the decoder for rows of tokens, with learned tokens in place."""
+        """Return the decoder's input embeddings `(b, l, d)` for token sequences, with learned tokens inserted."""
         embedded: Tensor = self.backbone.llm.get_input_embeddings()(rows.ids.clamp(min=0))
         return (
             embedded if values is None else embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
@@ -130,10 +130,10 @@ class SpeakingModel(Adapted[VisionLLM]):
         merge: bool | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Return answers to `questions`, one about each of the images `(b, 3, h, w)`, by transformers' `generate`.
+        """Return one answer for each pair of image `(b, 3, h, w)` and question, generated by transformers' `generate`.
 
-        `merge` merges low-rank updates into copies of the weights, used for all tokens of an image; by default, if
-        there is one image. `options` are options of `generate`, such as `num_beams`.
+        With `merge`, low-rank updates are merged into copies of the weights once for all tokens. By default, updates
+        are merged for a single image. `options` are options of transformers' `generate`, such as `num_beams`.
         """
         backbone = self.backbone
         merge = len(images) == 1 if merge is None else merge
@@ -156,16 +156,16 @@ class SpeakingModel(Adapted[VisionLLM]):
         return answers_of(backbone.llm, backbone.tokenizer, output, settings["eos_token_id"])
 
     def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
-        """Yield one prediction for each image, with one answer, even if the request's `top_k` is larger."""
+        """Yield one prediction for each image, with only one answer in `top` even if `top_k` is larger."""
         asking.check_featureless(self, wanted)
         for answer in self.generate(pixels, asking.of_each(pixels, wanted.question)):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
 
     def answer(self, image: object, question: str, **options: Any) -> Answer:
-        """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes.
+        """Return the answer to a question about one image, in any form that `adapt.data.open_image` accepts.
 
-        `options` are those of `generate`.
+        `options` are passed to `SpeakingModel.generate`.
         """
         picture = open_image(image, turned=self.backbone.preprocess.turned)
         pixels = self.backbone.transform(train=False)(picture)[None]

@@ -21,7 +21,7 @@ from adapt.shown import brief
 
 
 class TextSide(Adapted[DualEncoder]):
-    """The text side of an adapted dual encoder; features are computed once, until something they depend on changes."""
+    """The text side of an adapted dual encoder, which computes and caches features of class prompts and other texts."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TextSide(Adapted[DualEncoder]):
         checkpointing: bool = False,
         average: PromptAverage = "unit",
     ) -> ClassTexts | None:
-        """Return the prompts of all classes, ready to be encoded, or None if the classes have no prompts."""
+        """Return an encoder for the prompts of all classes, or None if the classes have no prompts."""
         if not (self.class_names and prompts(self.class_names[0])):
             return None
         by_class = of_classes(self.backbone.tokenizer, self.class_names, prompts)
@@ -61,33 +61,33 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        """Return features of the classes `(n_classes, e)`, differentiable in the method's parameters.
+        """Return class features `(n_classes, e)` with gradients to the method's parameters.
 
-        They have unit length, unless the method has the trait `AveragesPrompts`.
+        The features have unit length if the method does not have the trait `AveragesPrompts`.
 
-        A method whose prompts depend on the image needs unit-length `image_features` `(b, e)`, or also `image_tokens`
-        `(b, l, d)`, and gets `(b, n_classes, e)`. For other methods, without gradients, features are stored until one
-        of their inputs changes: the method's edits of the text tower, the backbone's weights, or the precision.
+        For a method whose prompts depend on the image, unit-length `image_features` `(b, e)` and possibly
+        `image_tokens` `(b, l, d)` are required, and the result is `(b, n_classes, e)`. For other methods, features
+        without gradients are stored until the method's edits, the backbone's weights or the precision change.
         """
         return self._encoded(self._own_texts, image_features, image_tokens)
 
     @in_one_mode
     def prompt_features(self) -> tuple[Tensor, ...]:
-        """Return, for each class, unit-length features `(m, e)` of its m prompts; m may differ between classes."""
+        """Return unit-length features `(m, e)` of the m prompts of each class; m can differ between classes."""
         texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
         if texts is None:
             raise self._no_prompts()
         return self._encoded(texts).split(texts.counts)
 
     def _encoded(self, texts: ClassTexts, features: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
-        """Return features of texts under the method's edits, which may depend on images; stored ones if still valid."""
+        """Return text features under the method's edits, or stored text features if no input has changed."""
         edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
             return self._projected(texts.encode(edits, self.text_memory))
         return self._projected(texts.remembered(edits, self.text_memory))
 
     def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
-        """Return features after the method's projection, if it has one, and with `unit` normalised again."""
+        """Return features after the method's projection, if any, normalised again if `unit` is True."""
         projects = trait(self.method, Projects)
         if projects is None:
             return features
@@ -95,9 +95,10 @@ class TextSide(Adapted[DualEncoder]):
         return F.normalize(projected, dim=-1) if unit else projected
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
-        """Return features of the classes `(n_classes, e)` in hand-written templates, by the unedited backbone.
+        """Return class features `(n_classes, e)` of hand-written templates, computed by the unedited backbone.
 
-        `unit`: the normalised mean of unit-length features of the templates; `raw`: the mean of the tower's outputs.
+        `average` is `unit` for the normalised mean of unit-length features of the templates, or `raw` for the mean of
+        the tower's outputs.
         """
         tokenizer, key = self.backbone.tokenizer, (tuple(templates), average)
         if key not in self._frozen_texts:
@@ -110,7 +111,7 @@ class TextSide(Adapted[DualEncoder]):
 
     @in_one_mode
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts that are not those of classes, under the method's edits."""
+        """Return unit-length features `(m, e)` of prompts that belong to no class, under the method's edits."""
         key, known = tuple(prompts), self._others  # read once, as another thread may replace it
         if known is None or known[0] != key:
             singles = [[prompt] for prompt in prompts]
@@ -119,20 +120,20 @@ class TextSide(Adapted[DualEncoder]):
         return self._encoded(known[1])
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit-length features `(m, e)` of texts under the method's edits. Raises AdaptError for a long text."""
+        """Return unit-length features `(m, e)` of texts, with the method's edits. Raises AdaptError for a long text."""
         return self.encode([self._prompt(text) for text in texts])
 
     def _prompt(self, text: str) -> Prompt:
         prompt = of_text(self.backbone.tokenizer, text)
-        check_length(self.backbone.tokenizer, prompt, f"the text {brief(text)}", "it")
+        check_length(self.backbone.tokenizer, prompt, f"the text {brief(text)}", "the text")
         return prompt
 
     @in_one_mode
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Return features `(m, e)` of texts, without gradient, of unit length or as the tower outputs them.
+        """Return features `(m, e)` of texts without gradient, normalised to unit length if `unit` is True.
 
-        They come from the unedited backbone, or if `edited` from a method whose learned tokens belong to no class or
-        image. Raises AdaptError, naming the text, if one is longer than the text tower reads.
+        The unedited backbone computes the features. With `edited`, the method's edits are applied, which requires that
+        learned tokens belong to no class or image. Raises AdaptError, naming the text, for a text that is too long.
         """
         singles = [[self._prompt(text)] for text in texts]
         encoder = ClassTexts(self.backbone, singles, self.fast, average="each" if unit else "raw")
@@ -147,7 +148,7 @@ class TextSide(Adapted[DualEncoder]):
         return self._texts
 
     def _no_prompts(self) -> AdaptError:
-        return AdaptError(f"{self.method.name} has no prompts, and therefore no class features")
+        return AdaptError(f"{self.method.name} has no prompts and therefore no class features")
 
     @property
     def text_path(self) -> str:
@@ -167,5 +168,5 @@ class TextSide(Adapted[DualEncoder]):
 
 
 def _read(of_images: Tensor | None) -> dict[str, Callable[[], Tensor]]:
-    """Return a function that gives `of_images`, for a method to read, under the name vision; {} if it is None."""
+    """Return a dictionary with a function `vision` that returns `of_images`, or an empty one if `of_images` is None."""
     return {} if of_images is None else {"vision": lambda: of_images}

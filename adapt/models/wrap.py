@@ -95,16 +95,17 @@ def wrap(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """Return an adapted model: `method` built on `backbone` (`AdaptedModel`, `ChatModel`, ...).
+    """Return a model that joins `method` with the frozen `backbone`, after creating the method's parameters.
 
-    The class depends on the backbone's kind. `class_names` are the classes, or a fusion encoder's answers; leave them
-    out for pairs of images and texts, and for models that answer in their own words. `fast`: None uses the fast
-    exact text path if it applies, True raises AdaptError if it does not, False uses the library's own forward.
-    `checkpointing` recomputes the blocks of edited towers in the backward pass. `text_memory` bounds the text side's
-    activations in bytes (default: half of the free memory).
+    The result is an `AdaptedModel`, `AnsweringModel`, `SpeakingModel` or `ChatModel` for a dual encoder, fusion
+    encoder, vision LLM or native vision-language model. `class_names` are the classes, or the answers of a fusion
+    encoder. Leave `class_names` out for pairs of images and texts, and for models that answer in free text.
+    With `fast` None, the fast exact text path is used if applicable; True raises AdaptError if the path is not
+    applicable, and False uses the library's own forward. `checkpointing` recomputes the blocks of edited towers in the
+    backward pass. `text_memory` limits the text side's activations in bytes (default: half of the free memory).
 
-    Raises AdaptError for an object that is not a backbone, a method that is already built, bad class names, a backbone
-    that the method does not fit, and settings that need more memory than there is.
+    Raises AdaptError for an object that is not a backbone, a method that is already built, invalid class names, a
+    backbone that the method does not support, and settings that need more memory than is available.
     """
     _check_parts(backbone, method)
     with within_memory(backbone.device, method.name):
@@ -121,7 +122,7 @@ def assemble(
     checkpointing: bool = False,
     text_memory: int | None = None,
 ) -> Model:
-    """Return the adapted model of a method that is built on `backbone`, of the class for the backbone's kind."""
+    """Return the adapted model for a method already built on `backbone`; its class depends on the backbone's kind."""
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
@@ -130,7 +131,7 @@ def assemble(
 
 
 def _check_parts(backbone: object, method: object) -> None:
-    """Raise AdaptError unless `backbone` and `method` are a backbone and a method; the message says what to call."""
+    """Raise AdaptError, with advice, if `backbone` is not a backbone or `method` is not a method."""
     if not isinstance(backbone, Backbone):
         given = f"the name {backbone!r}" if isinstance(backbone, str) else f"a {type(backbone).__name__}"
         raise AdaptError(

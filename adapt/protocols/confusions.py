@@ -11,7 +11,7 @@ MOST_CLASSES = 30  # a larger table is hard to read
 
 @dataclass(frozen=True)
 class ConfusionCell:
-    """A cell of a confusion matrix: the number of images, their share of the actual class, whether they are right."""
+    """A confusion-matrix cell: number of images, fraction of the actual class, and whether the prediction is right."""
 
     images: int
     share: float
@@ -20,10 +20,10 @@ class ConfusionCell:
 
 @dataclass(frozen=True)
 class Confusions:
-    """A confusion matrix: the classes that are shown, a row of cells for each class, and a caption.
+    """A confusion matrix with the displayed classes, one row of cells for each class, and a caption.
 
-    `elsewhere` has for each row the number of images that were classified as a class that is not shown; it is empty if
-    all classes are shown.
+    `elsewhere` contains, for each row, the number of images that were classified as a class that is not displayed. The
+    list is empty if all classes are displayed.
     """
 
     classes: list[str]
@@ -33,7 +33,7 @@ class Confusions:
 
 
 def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
-    """Return the confusion matrix for the rows of predictions.csv; of many classes, the most confused are shown."""
+    """Return the confusion matrix for the rows of predictions.csv, limited to the most often confused classes."""
     counts = Counter((row["class"], row["predicted"]) for row in rows)
     of_class = Counter(row["class"] for row in rows)
     every = sorted({name for pair in counts for name in pair})
@@ -56,7 +56,7 @@ def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
 
 
 def _most_confused(counts: Counter[tuple[str, str]]) -> list[str]:
-    """Return the classes of the most often confused pairs, as many as a confusion matrix may show."""
+    """Return the classes of the most often confused pairs, up to the limit of a displayed confusion matrix."""
     pairs: Counter[tuple[str, str]] = Counter()
     for (actual, predicted), count in counts.items():
         if actual != predicted:

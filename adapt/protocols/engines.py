@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """A place to compute runs, `at_once` in parallel: this machine, or Ray (at `address`, or a local cluster)."""
+    """An engine that computes `at_once` runs in parallel, on this machine or on a Ray cluster (remote or local)."""
 
     name: Literal["local", "ray"] = "local"
     at_once: int = 1
@@ -44,7 +44,7 @@ class Engine:
         return 1 / -(-self.at_once // accelerators) if accelerators else 0
 
     def rows(self, runs: Sequence[PlannedRun], out: Path, track: Track = ()) -> Iterator[Row]:
-        """Compute the runs in the folder `out`, and yield each run's row of results, in the order of the runs."""
+        """Train and test `runs` in the folder `out`, and yield a row of results for each run, in the given order."""
         if self.name == "ray":
             return self._on_ray(runs, out, track)
         if self.at_once == 1:
@@ -88,9 +88,9 @@ class Engine:
                 ray.shutdown()
 
     def _start(self, ray: ModuleType) -> None:
-        """Connect to the Ray cluster at `address`, or start a local one with threads for all parallel runs.
+        """Connect to the Ray cluster at `address`, or start a local cluster with threads for all parallel runs.
 
-        Raises AdaptError if there is no cluster at `address`, or if none of its nodes has enough CPUs for a run.
+        Raises AdaptError if there is no cluster at `address`, or if no node of the cluster has enough CPUs for a run.
         """
         quiet = {"log_to_driver": False, "include_dashboard": False}
         if self.address is None:
@@ -105,22 +105,22 @@ class Engine:
             ray.shutdown()
             raise AdaptError(
                 f"a run takes {self.threads} threads, but the largest node at {self.address} has {largest:.0f} CPUs: "
-                "raise --jobs, or set OMP_NUM_THREADS"
+                "raise --jobs, or set OMP_NUM_THREADS to a lower number"
             )
 
 
 def _accelerators(ray: ModuleType) -> int:
-    """Return the largest number of accelerators, which Ray calls GPU, on a node of the cluster."""
+    """Return the largest number of accelerators (GPU in Ray's terms) on any node of the cluster."""
     return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
 
 def _begin(numbers: SimpleQueue[int]) -> None:
-    """Take a number for this worker process from `numbers`, and with it the process's accelerator."""
+    """Assign an accelerator to this worker process, by a process number from the queue `numbers`."""
     devices.take(numbers.get())
 
 
 def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequence[Path] = ()) -> Row:
-    """Compute a run in this process with `threads` threads, after loading the user's plug-ins, `files`."""
+    """Load the plug-in `files`, compute a run in this process with `threads` threads, and return the row of results."""
     import torch
 
     plugins.load(files)

@@ -27,7 +27,7 @@ _Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a gallery: its path, file name and caption, and a JPEG in base64 (None if the file is gone)."""
+    """An image of a gallery: path, file name, caption, and thumbnail as base64 JPEG (None if the file is missing)."""
 
     path: str
     name: str
@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A list of images: its title, file and number of lines, and for each of the first lines one picture or two."""
+    """A gallery of an image list: title, file, number of lines, and one or two pictures for each of the first lines."""
 
     title: str
     file: str
@@ -47,7 +47,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _List:
-    """A kind of list that a run may have: its file, title and columns, and a function for the images of a line."""
+    """A kind of image list in a run directory: file, title, columns, and a function for the images of a row."""
 
     file: str
     title: str
@@ -87,7 +87,7 @@ _LISTS = (
 
 
 def learned_turned(run: Path) -> bool:
-    """Return whether the run's adapter was trained on photographs turned upright."""
+    """Return whether the run's adapter was trained on images that were turned upright by EXIF."""
     adapter = run / NAME
     return adapter.is_file() and bool(read_header(adapter).preprocess["turned"])
 
@@ -104,9 +104,9 @@ def galleries(run: Path) -> Iterator[Gallery]:
 
 
 def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
-    """Read the rows of a run's CSV file, with formulas unescaped; return no rows if there is no such file.
+    """Read the rows of a run's CSV file, with formulas unescaped; return an empty list for a missing file.
 
-    Raises AdaptError, saying that the file holds no `what`, if it is damaged or lacks one of `columns`.
+    Raises AdaptError if the file is damaged or a column in `columns` is missing. `what` describes the content.
     """
     if not file.is_file():
         return []
@@ -117,7 +117,7 @@ def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise AdaptError(f"{file} holds no {what}: {error}") from error
     if missing := set(columns).difference(reader.fieldnames or ()):
-        raise AdaptError(f"{file} holds no {what}: it has no column {min(missing)}")
+        raise AdaptError(f"{file} holds no {what}: the column {min(missing)} is missing")
     return rows
 
 
@@ -126,7 +126,7 @@ def _picture(path: str, caption: str, turned: bool) -> Picture:
 
 
 def small_image(path: str, turned: bool) -> Image.Image | None:
-    """Return an image at thumbnail size, rotated as EXIF says if `turned`; None if its file is gone."""
+    """Return an image at thumbnail size, rotated upright by EXIF if `turned`; None if the file cannot be read."""
     from adapt.data.decoding.images import open_image
 
     try:
@@ -138,7 +138,7 @@ def small_image(path: str, turned: bool) -> Image.Image | None:
 
 
 def thumbnail(path: str, turned: bool) -> str | None:
-    """Return the thumbnail of an image as JPEG in base64; None if the file is gone."""
+    """Return the thumbnail of an image as base64 JPEG, or None if the file cannot be read."""
     image = small_image(path, turned)
     if image is None:
         return None

@@ -23,26 +23,26 @@ PaperRow = dict[str, Any]
 
 @cache
 def rows() -> tuple[PaperRow, ...]:
-    """Return all rows of papers.toml: protocol, data, method, backbone, seeds, from, and values by column, as text."""
+    """Return all rows of papers.toml as dictionaries, each with the published values of a method by column."""
     return tuple({"backbone": _BACKBONE, "seeds": _SEEDS} | row for row in _table()["row"])
 
 
 def backbones() -> dict[str, list[str]]:
-    """Return, for each backbone with published figures, our names of its weights."""
+    """Return a dictionary from each backbone name in the papers to our names for the same weights."""
     names: dict[str, list[str]] = _table()["backbones"]
     return names
 
 
 def published_backbone(spec: str) -> str | None:
-    """Return the papers' name of our backbone `spec`; None if there are no published figures for it."""
+    """Return the papers' name for our backbone `spec`, or None if no paper reports figures for the backbone."""
     return next((name for name, specs in backbones().items() if spec in specs), None)
 
 
 def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
-    """Return the rows of published figures (title and cells) to show beside a protocol's results, if there are any.
+    """Return table rows (title and cells) of published figures to display beside a protocol's results.
 
-    The rows are for the backbone of the results, or for ViT-B/16 if it has no published figures. Zero-shot accuracy is
-    the same for all numbers of shots.
+    The rows are for the backbone of the results, or for ViT-B/16 if the backbone has no published figures. The list is
+    empty without matching figures. Zero-shot accuracy is the same for all numbers of shots.
     """
     recipe, protocol = results["recipe"], results["protocol"]
     name, backbone = data_set(recipe["data"]["source"]), published_backbone(recipe["backbone"]) or _BACKBONE
@@ -61,14 +61,14 @@ def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
 
 
 def zero_shot_of(data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the published zero-shot rows for a data set and backbone, each with the `templates` that it used."""
+    """Return the published zero-shot rows for a data set and backbone, each with its prompt `templates`."""
     own = [data_sets.sets()[data].template]
     confirmed = _confirmed(ZERO_SHOT, data, backbone)
     return [row | {"templates": _templates(row.get("templates", own))} for row in confirmed]
 
 
 def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the published rows for our recipe `recipe` at `shots` images per class, without values read off a plot."""
+    """Return the published rows for `recipe` at `shots` images per class, except values that were read off a plot."""
     ours = _table()["recipes"]
     return [
         row
@@ -78,9 +78,9 @@ def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> lis
 
 
 def data_set(source: str) -> str | None:
-    """Return our name of the data set that `source` names, or whose split file it is (`split_zhou_EuroSAT.json`).
+    """Return our name of the data set for `source`, which is a name or a split file such as split_zhou_EuroSAT.json.
 
-    None if it is not a published data set.
+    The result is None for a data set without published figures.
     """
     stem = Path(source).name.removesuffix(".gz").removesuffix(".json")
     is_split_file = source.endswith((".json", ".json.gz")) and stem.startswith("split_zhou_")
@@ -94,7 +94,7 @@ def _table() -> dict[str, Any]:
 
 
 def _confirmed(protocol: str, data: str, backbone: str | None) -> list[PaperRow]:
-    """Return the published rows for a protocol, data set and backbone, except figures recalled without a source."""
+    """Return the published rows for a protocol, data set and backbone, except figures that have no verified source."""
     wanted = (protocol, data, backbone)
     return [row for row in rows() if (row["protocol"], row["data"], row["backbone"]) == wanted and row["from"] != "R"]
 

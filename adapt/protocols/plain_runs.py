@@ -32,27 +32,27 @@ class PlainRun:
 
     @property
     def figure(self) -> str:
-        """The name of the figure by which runs are compared, such as accuracy."""
+        """The name of the metric by which runs are compared, such as accuracy."""
         return main_figure(self.metrics.get("adapted", {}))[0]
 
     @property
     def adapted(self) -> float | None:
-        """The adapted model's figure on the test images, in [0, 1]; None if there were no test images."""
+        """The adapted model's metric on the test images, in [0, 1]; None if there were no test images."""
         return self.metrics["adapted"][self.figure] if "adapted" in self.metrics else None
 
     @property
     def zero_shot(self) -> float | None:
-        """The figure of zero-shot classification on the test images, in [0, 1]; None if it was not measured."""
+        """The metric of zero-shot classification on the test images, in [0, 1]; None if zero-shot was not measured."""
         return self.metrics["zero_shot"][self.figure] if "zero_shot" in self.metrics else None
 
     @property
     def gain(self) -> float | None:
-        """The adapted model's figure minus the zero-shot figure; None if either was not measured."""
+        """The adapted model's metric minus the zero-shot metric; None if either metric was not measured."""
         return None if self.adapted is None or self.zero_shot is None else self.adapted - self.zero_shot
 
     @property
     def settings(self) -> dict[str, object]:
-        """The settings of the recipe by dotted key, without the seed."""
+        """The settings of the recipe by dotted key, such as train.lr, without the seed."""
         return {key: value for key, value in plain.leaves(self.recipe) if key != "seed"}
 
 
@@ -62,7 +62,7 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(path: Path) -> PlainRun:
-    """Read the finished run in the folder `path`. Raises AdaptError if its files are damaged."""
+    """Return the finished run in the folder `path`. Raises AdaptError if the run's files are damaged."""
     metrics = stored.read(path / "metrics.json", stored.Metrics, "metrics of a finished run")
     return PlainRun(path, read_file(path / "recipe.yaml", str(path / "recipe.yaml")).settings, metrics)
 
@@ -80,16 +80,16 @@ def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
 
 
 def plain_table(runs: Sequence[PlainRun]) -> Cells:
-    """Return a table: a header, and a row for each group of runs that differ only by seed.
+    """Return a table with a header, and one row for each group of runs that differ only by seed.
 
-    Figures are empty for runs without test images.
+    Runs without test images have `not measured` as the adapted model's metric, and other metrics are empty.
     """
     groups = pooled(runs)
     return [HEADER, *map(_row, names(groups), groups)]
 
 
 def nearest_the_mean(group: Sequence[PlainRun]) -> PlainRun:
-    """Return the run of a group whose figure is nearest to the group's mean; the first run if none was measured."""
+    """Return the run whose metric is nearest to the mean of its group, or the first run if no metric was measured."""
     measured = [run for run in group if run.adapted is not None]
     if not measured:
         return group[0]
@@ -104,7 +104,7 @@ def mean_gain(group: Sequence[PlainRun]) -> float | None:
 
 
 def names(groups: Sequence[Sequence[PlainRun]]) -> list[str]:
-    """Return a name for each group of runs: its method, with settings where groups of the same method differ."""
+    """Return a name for each group of runs: the method, and the settings that differ between groups of one method."""
     methods = [group[0].metrics["method"] for group in groups]
     return [
         _name(group[0], [other[0] for other, name in zip(groups, methods) if name == method])

@@ -26,7 +26,7 @@ _plain_text = rc_context({"text.parse_math": False})  # names of classes and rec
 
 @_plain_text
 def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation; zero-shot is a dashed line."""
+    """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation and a dashed zero-shot line."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for title, each in results:
@@ -53,7 +53,7 @@ def _shots(group: Summary) -> int:
 
 @_plain_text
 def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Draw accuracy on new classes over accuracy on base classes, with dashed lines for zero-shot.
+    """Draw accuracy on new classes over accuracy on base classes, with dashed lines for zero-shot accuracy.
 
     Each result has a small dot for each seed, and a large dot for the mean.
     """
@@ -76,7 +76,7 @@ def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
 
 @_plain_text
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
-    """Draw accuracy over confidence, a line for each title in `bins`; a dot's area shows its bin's number of images."""
+    """Draw accuracy over confidence, with a line for each title in `bins` and dots sized by the number of images."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 100], [0, 100], color="gray", ls="--", lw=1, label="perfect calibration")
@@ -96,9 +96,9 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
 
 @_plain_text
 def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw accuracy over coverage, the share of images classified, with a labelled dot for each threshold in `rows`.
+    """Draw accuracy over coverage (the fraction of images classified), with a dot for each threshold in `rows`.
 
-    Accuracies at a coverage below 3 % are not reliable, and not drawn.
+    Accuracies at a coverage below 3 % are not drawn, because they are not reliable.
     """
     points = [point for point in points if point[0] >= LEAST_SHARE]
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
@@ -121,7 +121,7 @@ def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping
 
 @_plain_text
 def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) -> Figure:
-    """Draw each method's cross-validated accuracy with one standard error; methods as good as the best are dark."""
+    """Draw each method's cross-validated accuracy with one standard error, in a dark colour for methods in `alike`."""
     figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
@@ -135,9 +135,10 @@ def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) ->
 
 @_plain_text
 def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Image.Image | None]) -> Figure:
-    """Draw each image with its predicted class, and bars for its cosines with the best descriptors of this class.
+    """Draw each image with its predicted class, and bars for the cosines to the best descriptors of the class.
 
-    Blue marks right predictions, red wrong ones. `examples` are from explanations.json; an image that is gone is None.
+    Bars are blue for right predictions and red for wrong predictions. `examples` are from explanations.json, and an
+    image is None if the file is missing.
     """
     figure = Figure(figsize=(7.4, 1.75 * len(examples)), layout="constrained")
     rows = figure.subplots(len(examples), 2, width_ratios=[1, 3], squeeze=False)
@@ -160,7 +161,7 @@ def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Imag
 
 
 def svg(figure: Figure) -> str:
-    """Return a figure as an SVG element for an HTML page; its text stays text instead of becoming paths."""
+    """Return a figure as an SVG element for an HTML page, in which text remains text instead of paths."""
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "adapt", "font.family": "sans-serif"}):
         figure.savefig(text, format="svg", metadata={"Date": None})

@@ -36,7 +36,7 @@ _TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol's runs. `figures` are the names of accuracies in a run; `derive` computes more figures from them."""
+    """An evaluation protocol: its runs, the names of accuracies (`figures`), and a function for derived figures."""
 
     name: str
     recipe: Recipe
@@ -46,7 +46,7 @@ class Protocol:
 
 
 def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Protocol:
-    """Return the protocol of a few-shot curve: train on 1, 2, 4, ... images per class (CoOp, section 4.1)."""
+    """Return the few-shot protocol, which trains on 1, 2, 4, ... images per class (CoOp, section 4.1)."""
     _check_numbers("shots", shots, 1)
     return Protocol(
         "few_shot",
@@ -61,10 +61,10 @@ def few_shot(recipe: Recipe, shots: Sequence[int], seeds: Sequence[int]) -> Prot
 
 
 def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
-    """Return the protocol base-to-new (CoCoOp, section 4.1): train on the first half of the classes, test on both.
+    """Return the base-to-new protocol, which trains on half of the classes and tests on both halves (CoCoOp).
 
-    Images of each half are classified among its own class names. The harmonic mean is computed from the mean accuracies
-    over the seeds, as in the papers' tables.
+    The base classes are the first half. Images of each half are classified among the class names of that half. The
+    harmonic mean is computed from the mean accuracies over the seeds, as in the papers' tables (CoCoOp, section 4.1).
     """
     new = Target("new", recipe.data.model_copy(update={"classes": "new"}))
     on_base = changed(recipe, data={"classes": "base"})
@@ -75,12 +75,12 @@ def base_to_new(recipe: Recipe, seeds: Sequence[int]) -> Protocol:
 
 
 def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequence[int]) -> Protocol:
-    """Return the protocol of cross-dataset transfer or domain generalisation: train on one set, test on all."""
+    """Return a protocol of transfer or domain generalisation, which trains on one data set and tests on all."""
     names = tuple(target.name for target in targets)
     if not names or len(set(names)) < len(names):
-        raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give them by --to")
+        raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give targets by --to")
     for taken in _TAKEN.intersection(names):
-        raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename its folder")
+        raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename the folder")
     runs = tuple(PlannedRun(f"seed-{one.seed}", one, "source", tuple(targets)) for one in _seeded(recipe, seeds))
 
     def average(mean: Figures) -> Figures:
@@ -90,14 +90,14 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
 
 
 def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) -> Protocol:
-    """Return the protocol that, for each domain, trains on all other domains and tests on this one (DomainBed).
+    """Return the leave-one-out protocol, which tests on each domain after training on all other domains (DomainBed).
 
     Shots (a number of images per class) are drawn from the training domains.
     """
     if len(domains) < 2 or len(set(domains)) < len(domains):
         raise AdaptError(
-            f"leave one out needs two or more different domains, but {recipe.data.source} has {list(domains)}: name "
-            "them in a column domain of a .csv, or by folders, as domains:FOLDER"
+            f"leave one out needs two or more different domains, but {recipe.data.source} has {list(domains)}: give "
+            "domains in a column `domain` of a .csv, or as folders by domains:FOLDER"
         )
     runs = tuple(
         PlannedRun(f"{_UNSAFE.sub('_', domain)}-seed-{one.seed}", one, setting=domain)
@@ -106,20 +106,20 @@ def leave_one_out(recipe: Recipe, domains: Sequence[str], seeds: Sequence[int]) 
     )
     if "average" in domains or len({run.name for run in runs}) < len(runs):
         raise AdaptError(
-            f"the domains {list(domains)} have names that clash as folders or columns of the results: rename them "
-            "(average is a column)"
+            f"the domains {list(domains)} have names that clash as folders or columns of the results: rename the "
+            "domains (average is a column of the results)"
         )
     return Protocol("leave_one_out", recipe, runs, ("test",))
 
 
 def phases(recipe: Recipe, sections: Sequence[DataSection], seeds: Sequence[int]) -> Protocol:
-    """Return the protocol of continual learning: train on one part of the data after the other, from the last adapter.
+    """Return the continual-learning protocol, which trains one adapter on `sections` of data one after the other.
 
-    `2 after 3` is the accuracy on part 2, among its own class names, after training on part 3. `kept` is the fraction
-    of its first accuracy that a part has after the last phase, averaged over all parts but the last.
+    `2 after 3` is the accuracy on section 2, among its own class names, after training on section 3. `kept` is the
+    final accuracy on a section divided by the first accuracy on the section, averaged over all sections but the last.
     """
     if len(sections) < 2:
-        raise AdaptError(f"there are {len(sections)} phases; expected two or more: give more data, or cut the classes")
+        raise AdaptError(f"there are {len(sections)} phases; expected two or more: give more data, or divide classes")
     count = len(sections)
     runs: list[PlannedRun] = []
     for one in _seeded(recipe, seeds):
@@ -147,10 +147,10 @@ def _figure(part: int, phase: int) -> str:
 
 
 def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Sequence[int]) -> Protocol:
-    """Return the protocol that trains with every combination of `settings` (lists of values by key such as train.lr).
+    """Return the sweep protocol, which trains with every combination of `settings` (lists of values by key).
 
-    Every combination is trained for each of `seeds`. Choose among the runs by the validation images: the best of many
-    test accuracies is an optimistic estimate.
+    A key is a dotted name such as train.lr. Every combination is trained for each of `seeds`. Choose a combination by
+    validation accuracy, because the best of many test accuracies is an optimistic estimate.
     """
     runs = []
     for values in product(*settings.values()):
@@ -161,7 +161,7 @@ def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Seque
             name = "-".join([*(_UNSAFE.sub("_", part) for part in setting.split(", ") if part), f"seed-{one.seed}"])
             runs.append(PlannedRun(name, one, setting=setting))
     if len({run.name for run in runs}) < len(runs):
-        raise AdaptError(f"a value of the sweep appears twice: give different ones for {', '.join(settings)}")
+        raise AdaptError(f"a value of the sweep appears twice: give different values for {', '.join(settings)}")
     return Protocol("sweep", recipe, tuple(runs), ("test",))
 
 
@@ -175,7 +175,7 @@ def with_settings(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
 
 
 def harmonic(base: float, new: float) -> float:
-    """Return the harmonic mean of two accuracies; 0 if either is 0."""
+    """Return the harmonic mean of two accuracies, or 0 if either accuracy is 0."""
     return 2 * base * new / (base + new) if base and new else 0.0
 
 
@@ -185,7 +185,7 @@ def _seeded(recipe: Recipe, seeds: Sequence[int]) -> list[Recipe]:
 
 
 def changed(recipe: Recipe, data: dict[str, object] | None = None, **keys: object) -> Recipe:
-    """Return a validated copy of `recipe` with changed `keys`, and with the changes of `data` in its data section."""
+    """Return a validated copy of `recipe` with new values of top-level `keys` and of keys in the section `data`."""
     raw = recipe.model_dump(mode="json") | keys
     raw["data"] |= data or {}
     return build_recipe(raw, "the protocol's recipe")

@@ -22,7 +22,7 @@ from adapt.protocols.tables import Cells, read_results, table, titles
 
 @dataclass(frozen=True)
 class ProtocolPage:
-    """The content of a report on one protocol, data set and backbone: a table of all results, and perhaps a figure."""
+    """The report content for one protocol, data set and backbone: a table of all results, and a plot if available."""
 
     name: str
     data: str
@@ -32,7 +32,7 @@ class ProtocolPage:
 
 @dataclass(frozen=True)
 class GroupPage:
-    """The content of a report on runs that differ only by seed; `nearest` is the index of the run nearest the mean."""
+    """The report content for runs that differ only by seed; `nearest` is the index of the run closest to the mean."""
 
     name: str
     runs: list[RunPage]
@@ -42,7 +42,7 @@ class GroupPage:
 
 @dataclass(frozen=True)
 class RecommendationPage:
-    """The content of a report on a comparison of methods: recommendation.json, a figure, and galleries of images."""
+    """The report content for a comparison of methods: the data of recommendation.json, a plot, and image galleries."""
 
     name: str
     content: dict[str, Any]
@@ -51,9 +51,9 @@ class RecommendationPage:
 
 
 def report(paths: Sequence[Path]) -> str:
-    """Return a report as HTML on run directories, and on folders that protocols wrote and the runs in them.
+    """Return an HTML report on `paths`, each a run directory or a folder with the results and runs of protocols.
 
-    Raises AdaptError for a path that is neither a run directory nor such a folder.
+    Raises AdaptError for a path that is neither a run directory nor a folder with results of a protocol.
     """
     protocols: list[Results] = []
     folders: list[Path] = []

@@ -38,10 +38,10 @@ Verdict = Literal["reproduced", "not reproduced", "no official figure"]
 
 @dataclass(frozen=True)
 class FigurePair:
-    """One of our accuracies (`here`) beside the published accuracy, in per cent.
+    """A pair of our accuracy (`here`) and the published accuracy of a method, in per cent.
 
-    `origin` says where the published figure was read, as in papers.toml: F for an official file, S for a secondary
-    source. `templates` are given for zero-shot only.
+    `origin` is the type of source of the published figure, as in papers.toml: F for an official file, S for a secondary
+    source. `templates` is empty for methods other than zero-shot.
     """
 
     method: str
@@ -64,7 +64,7 @@ class FigurePair:
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition that figures depend on, such as the image size: as published, and as it is here."""
+    """A condition on which accuracy depends, such as image size, with the published value and our value."""
 
     what: str
     published: str
@@ -77,7 +77,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The result of a reproduction; `measured` are our accuracies in per cent by method."""
+    """The result of reproducing published accuracies; `measured` contains our accuracies in per cent by method."""
 
     data: str
     backbone: str
@@ -93,14 +93,14 @@ class Reproduction:
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict, which counts only published figures that were read in an official file."""
+        """The verdict on whether all published figures from official files were reproduced."""
         decisive = [each.reproduced for each in self.compared if each.origin == "F"]
         if not decisive:
             return "no official figure"
         return "reproduced" if all(decisive) else "not reproduced"
 
     def to_dict(self) -> dict[str, object]:
-        """Return the reproduction as plain data."""
+        """Return the reproduction as a dictionary for JSON."""
         compared = [asdict(each) | {"apart": each.apart, "reproduced": each.reproduced} for each in self.compared]
         conditions = [asdict(each) | {"same": each.same} for each in self.conditions]
         return {"verdict": self.verdict} | asdict(self) | {"compared": compared, "conditions": conditions}
@@ -108,7 +108,7 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class RecipeRuns:
-    """A shipped recipe to train for a reproduction; `changed` are the keys that the user set by hand."""
+    """A shipped recipe to train for a reproduction; `changed` lists the keys that the user set by hand."""
 
     recipe: Recipe
     name: str
@@ -134,17 +134,18 @@ def reproduce(
     cache: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Reproduction:
-    """Measure zero-shot accuracy on the test images, and the accuracy of `runs`; compare both with published ones.
+    """Measure the test accuracies of zero-shot classification and `runs`, and compare with published accuracies.
 
     `called` is the papers' name of the backbone, or None. Raises AdaptError for a backbone that is not a dual encoder,
-    if there are no test images, and as `run_protocol` does.
+    for data without test images, and in the cases that `run_protocol` lists.
     """
     if not isinstance(backbone, DualEncoder):
         raise AdaptError(
-            f"{backbone.describe()} is a {backbone.family}; published figures exist for dual encoders only"
+            f"{backbone.describe()} is a {backbone.family}; published figures exist for dual encoders only: use "
+            "another backbone"
         )
     if not split.test:
-        raise AdaptError(f"{data.name} has no test images here: `adapt data check` says what its lists should hold")
+        raise AdaptError(f"{data.name} has no test images here: run `adapt data check` to see what is missing")
     if runs is not None:
         check(runs.protocol.runs)  # before anything is measured
     measured, compared = _zero_shot(backbone, split, papers.zero_shot_of(data.name, called), cache)
@@ -174,9 +175,9 @@ def reproduce(
 def _zero_shot(
     backbone: DualEncoder, split: Split, rows: Sequence[papers.PaperRow], cache: bool
 ) -> tuple[dict[str, float], list[FigurePair]]:
-    """Return our zero-shot accuracies by title, and each published row beside ours.
+    """Return our zero-shot accuracies by title, and a pair of our and the published accuracy for each of `rows`.
 
-    Each set of templates in `rows` is measured once; if there are no rows, the data set's own template.
+    Each set of templates in `rows` is measured once. If there are no rows, the data set's template is measured.
     """
     titles = {row["templates"]: row["method"] for row in rows} or {(split.template,): "CLIP zero-shot"}
     accuracy = {}
@@ -193,7 +194,7 @@ def _beside(row: papers.PaperRow, title: str, here: float, column: str, toleranc
 
 
 def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
-    """Return the conditions on weights and preprocessing; all published figures use CLIP's own preprocessing."""
+    """Return the weights and preprocessing as conditions to compare; published figures use CLIP's preprocessing."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     here, known = backbone.describe(), papers.backbones().get(called or "", [])
@@ -203,7 +204,7 @@ def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
 
 
 def _described(preprocess: Preprocess) -> dict[str, str]:
-    """Return the preprocessing in words; mean and std have the four decimals on which libraries agree."""
+    """Return the preprocessing as text by setting, with mean and std rounded to four decimals."""
     edge = preprocess.edge or preprocess.size
     return {
         "image size": str(preprocess.size),

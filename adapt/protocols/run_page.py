@@ -27,7 +27,7 @@ THRESHOLD = 0.6  # the one that the text mentions
 
 @dataclass(frozen=True)
 class Error:
-    """A wrong prediction, with the image as JPEG in base64, or None if the image file is gone."""
+    """A wrong prediction, with the image as base64 JPEG, or None if the image file is missing."""
 
     actual: str
     predicted: str
@@ -43,7 +43,7 @@ class Error:
 
 @dataclass(frozen=True)
 class RunPage:
-    """The content of a report on one run directory; figures are SVG, or empty if there is nothing to draw."""
+    """The report content for one run directory; plots are SVG text, or "" if there is nothing to draw."""
 
     name: str
     result: PlainRun
@@ -61,7 +61,7 @@ class RunPage:
 
 
 def run_page(run: PlainRun) -> RunPage:
-    """Return the content of a report on a finished run. Raises AdaptError if the run's files are damaged."""
+    """Return the report content for a finished run. Raises AdaptError if the run's files are damaged."""
     rows, metrics = _predictions(run.path), run.metrics
     adapted: dict[str, Any] = metrics.get("adapted", {})
     by_class: dict[str, float] = adapted.get("by_class", {})
@@ -88,7 +88,7 @@ def run_page(run: PlainRun) -> RunPage:
 
 
 def name_of(path: Path) -> str:
-    """Return a run's name in reports: the names of its parent folder and its folder, such as `runs/first`."""
+    """Return a run's name for reports, which consists of parent folder and folder, such as `runs/first`."""
     absolute = Path(os.path.abspath(path))
     return shown(f"{absolute.parent.name}/{absolute.name}".lstrip("/"))
 
@@ -102,7 +102,7 @@ def _curves(run: PlainRun) -> str:
 
 
 def _made_with(run: Path, device: str | None) -> str:
-    """Return the machine and the library versions that made a run, on one line; "" if they are not recorded."""
+    """Return the machine and the library versions that made a run, on one line, or "" if unknown."""
     path = run / "environment.json"
     if not path.is_file():
         return ""
@@ -145,14 +145,14 @@ def _predictions(run: Path) -> list[dict[str, str]]:
     try:
         for row in rows:
             if not 0 <= float(row["confidence"]) <= 1:
-                raise ValueError(f"a confidence is {row['confidence']}")
+                raise ValueError(f"a confidence is {row['confidence']}; expected a number from 0 to 1")
     except (ValueError, TypeError) as error:
         raise AdaptError(f"{file} holds no {what}: {error}") from error
     return rows
 
 
 def _explained(run: Path) -> str:
-    """Return a figure (SVG) of predictions with the descriptors that explain them; "" if the run has none."""
+    """Return a figure (SVG) of predictions with the descriptors that explain them; "" if there are no explanations."""
     path = run / "explanations.json"
     if not path.is_file():
         return ""

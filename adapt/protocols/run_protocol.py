@@ -28,9 +28,9 @@ class _Tried(TypedDict):
 
 
 class Summary(_Tried):
-    """Means and standard deviations of figures over the seeds, in [0, 1], beside the zero-shot figures.
+    """Means and standard deviations of accuracies over the seeds, in [0, 1], and the zero-shot accuracies.
 
-    There is one summary for each number of shots, each `setting` of a sweep, or each domain that is left out.
+    There is one summary for each number of shots, each `setting` of a sweep, or each left-out domain.
     """
 
     shots: int | None
@@ -41,7 +41,7 @@ class Summary(_Tried):
 
 
 class Results(TypedDict):
-    """The content of a protocol's JSON file."""
+    """The results of a protocol, as stored in a JSON file."""
 
     protocol: str
     recipe: dict[str, Any]
@@ -57,11 +57,11 @@ def run_protocol(
     progress: Callable[[str], None] | None = None,
     track: Track = (),
 ) -> Results:
-    """Make the runs of `protocol` in the folder `out`, write the results there, and return them.
+    """Train and test the runs of `protocol` in the folder `out`, write the results to `out`, and return the results.
 
     Finished runs are not repeated, and an interrupted run is continued. The trackers in `track` follow each run, as in
-    `fit`. Raises AdaptError before anything is trained if a run would fail for its data or method, and later if a
-    run's folder holds a run of another recipe.
+    `fit`. Raises AdaptError before training if a run would fail because of its data or method, and later if the folder
+    of a run contains a run of another recipe.
     """
     check_alone()
     trackers(track, out)
@@ -88,7 +88,7 @@ def run_protocol(
 
 
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:
-    """Return a summary for each group of runs' rows that differ only by seed."""
+    """Return a summary for each group of result rows that differ only by seed."""
     groups: dict[tuple[int | None, str | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["shots"], row.get("setting")), []).append(row)

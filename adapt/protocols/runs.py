@@ -36,7 +36,7 @@ Row = dict[str, Any]  # run, shots, seed, train_set and, in [0, 1], figures by n
 
 @dataclass(frozen=True)
 class Target:
-    """Test images of other data than the recipe's, which a trained adapter classifies among their own class names."""
+    """A test set other than the recipe's test set, to be classified by a trained adapter among its own class names."""
 
     name: str
     data: DataSection
@@ -44,10 +44,10 @@ class Target:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to make: train `recipe` in the folder `name`, and test it on its own test images and on `targets`.
+    """A planned run, which trains `recipe` in the folder `name`, and tests on the recipe's test images and `targets`.
 
-    `own` is the name of the accuracy on its own test images. `setting` is the run's setting in a sweep, or the domain
-    that it leaves out. A run with `after` continues from the adapter of the run `after`, and includes its figures.
+    `own` is the name of the accuracy on the recipe's test images. `setting` is the run's setting in a sweep, or the
+    left-out domain. A run with `after` continues from the adapter of the run `after`, and includes that run's figures.
     """
 
     name: str
@@ -59,7 +59,7 @@ class PlannedRun:
 
 
 def check(runs: Sequence[PlannedRun]) -> None:
-    """Raise AdaptError for problems that would appear only after training, such as missing test images."""
+    """Raise AdaptError for problems in `runs` that would appear only after training, such as missing test images."""
     measured: dict[str, DataSection] = {}
     for run in _with_those_before(runs):
         recipe = run.recipe
@@ -75,13 +75,14 @@ def check(runs: Sequence[PlannedRun]) -> None:
             theirs, own = _images(target.data).task, _images(recipe.data).task
             if theirs is not own:
                 raise AdaptError(
-                    f"{target.name!r} has {theirs.title}, and {recipe.data.source!r} {own.title}: give data of one task"
+                    f"{target.name!r} has {theirs.title}, but {recipe.data.source!r} has {own.title}: give data of the "
+                    "same task"
                 )
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them
         split = _images(data)
         if not split.test:
-            raise AdaptError(f"{split.name} has no test images to measure {name!r} on")
+            raise AdaptError(f"{split.name} has no test images to measure {name!r} on: add test images")
 
 
 def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
@@ -92,11 +93,11 @@ def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
 
 
 def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
-    """Make a run, and return its row of results: accuracies in [0, 1] under `run.own` and the targets' names.
+    """Train and test a run, and return a row with accuracies in [0, 1] under `run.own` and the targets' names.
 
-    Zero-shot accuracies have the prefix `zero_shot_`. If accuracy is not the task's main figure (mean average precision
-    for images of several classes), the values are that figure, and `figure` names it. Raises AdaptError if the folder
-    holds a run of another recipe.
+    Zero-shot accuracies have the prefix `zero_shot_`. If accuracy is not the main metric of the task (but for example
+    mean average precision), the row contains the main metric instead, with the name of the metric under `figure`.
+    Raises AdaptError if the folder contains a run of another recipe.
     """
     before: Row = {}
     if run.after is not None:
@@ -129,7 +130,7 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
 
 
 def _recipe_in(file: Path) -> Recipe | None:
-    """Read the recipe in a file; return None if this version of adapt cannot read it."""
+    """Return the recipe in a file, or None if this version of adapt cannot read the file."""
     try:
         return build_recipe(read_file(file, str(file)).settings, str(file))
     except AdaptError:
@@ -137,12 +138,12 @@ def _recipe_in(file: Path) -> Recipe | None:
 
 
 def _comparable(recipe: Recipe) -> Recipe:
-    """Return the recipe without the keys in which equal runs may differ: its device, and `start` (a path)."""
+    """Return the recipe with default values for `device` and `start`, the keys in which equal runs may differ."""
     return recipe.model_copy(update={"start": None, "device": AUTO})
 
 
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
-    """Return a run's figures on each target data set; missing ones are measured, and stored in targets.json."""
+    """Return a run's metrics on each target data set; missing metrics are measured and stored in targets.json."""
     file = folder / "targets.json"
     known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
     model: AdaptedModel | None = None

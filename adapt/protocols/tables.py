@@ -21,17 +21,18 @@ Cells = list[list[str]]
 
 
 def table(results: Sequence[Results], published: bool = True) -> Cells:
-    """Return a header, a zero-shot row, one row for each of `results`, and the published rows if there are any.
+    """Return a table with a header, a zero-shot row, one row for each of `results`, and any published rows.
 
-    Cells are percentages; the top left cell names the figure if it is not the accuracy. Few-shot curves have a column
-    for each number of shots, leave-one-out has a column for each domain, and other protocols have a column for each
-    figure; sweeps have a row for each setting. Raises AdaptError for results of different protocols or data.
+    Cells are percentages. If the metric is not accuracy, the top left cell contains the name of the metric. Few-shot
+    curves have a column for each number of shots, leave-one-out has a column for each domain, and other protocols have
+    a column for each figure. Sweeps have a row for each setting. Raises AdaptError for different protocols or data.
     """
     first = results[0]
     for each in results:
         if _subject(each) != _subject(first):
             raise AdaptError(
-                f"one table shows one protocol, data set and backbone; these are {_subject(first)} and {_subject(each)}"
+                f"the results are of {_subject(first)} and of {_subject(each)}; expected one protocol, data set and "
+                "backbone for each table"
             )
     if first["protocol"] == "sweep":
         return _settings_tried(results)
@@ -47,7 +48,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
 
 def _settings_tried(results: Sequence[Results]) -> Cells:
-    """Return a table of sweeps with a row for each setting: validation accuracy (to choose by) and test accuracy."""
+    """Return a table of sweeps, with the validation accuracy (to choose by) and test accuracy of each setting."""
     rows = [[figure_of(results[0]), "validation", "test"]]
     rows.append(["zero-shot", "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(titles(results), results):
@@ -73,7 +74,7 @@ def as_markdown(cells: Cells) -> str:
 
 
 def as_csv(cells: Cells) -> str:
-    """Return a table as CSV, with escaped cells that a spreadsheet would run as formulas."""
+    """Return a table as CSV, in which cells that a spreadsheet would run as formulas are escaped."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in cells)
     return text.getvalue().rstrip("\n")
@@ -88,12 +89,12 @@ def _subject(results: Results) -> str:
 
 
 def figure_of(results: Results) -> str:
-    """Return the name of the figure that the results hold, such as mAP; "" if it is the accuracy."""
+    """Return the name of the metric in `results`, such as mAP, or "" for accuracy."""
     return str(results["runs"][0].get("figure", "")) if results["runs"] else ""
 
 
 def titles(results: Sequence[Results]) -> list[str]:
-    """Return a title for each result: its method's name, with its settings if another result has the same method."""
+    """Return a title for each result: the method's name, with settings if several results have the same method."""
     methods = [dict(each["recipe"]["method"]) for each in results]
     names = [str(method.pop("name")) for method in methods]
     return [
@@ -105,7 +106,7 @@ def titles(results: Sequence[Results]) -> list[str]:
 
 
 def read_results(path: Path) -> list[Results]:
-    """Read protocols' results from a JSON file, or from a folder of them. Raises AdaptError if there are none."""
+    """Return the protocol results in a JSON file or in a folder. Raises AdaptError if there are no results."""
     if not path.exists():
         raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json, or a run")
     inside = [path / f"{name}.json" for name in PROTOCOLS]
@@ -121,7 +122,7 @@ def _columns(results: Sequence[Results]) -> list[str]:
 
 
 def _of(results: Results, kind: Literal["mean", "std", "zero_shot"]) -> Figures:
-    """Return the means, the standard deviations, or the zero-shot figures of results by column."""
+    """Return the figures of `kind` in `results` by column: means, standard deviations, or zero-shot accuracies."""
     if results["protocol"] == "few_shot":
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     if results["protocol"] == "leave_one_out":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DataSection(BaseModel):
-    """The section `data` of a recipe: the data set, and how training images are drawn from it."""
+    """The section `data` of a recipe, which defines the data set and the sampling of training images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -56,7 +56,7 @@ class DataSection(BaseModel):
         return check_template(value)
 
     def load(self) -> Split:
-        """Load the data set with all its images and classes: shots are drawn, and classes divided, later."""
+        """Return the data set with all images and classes, before shots are sampled and classes are divided."""
         from adapt.data.readers import load
 
         split = load(self.source, self.root, self.names)
@@ -65,7 +65,7 @@ class DataSection(BaseModel):
 
 
 class Recipe(BaseModel):
-    """Everything that defines a run: the backbone, the method, the data and the training."""
+    """A recipe, which defines a training run by backbone, method, data and training settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -107,7 +107,7 @@ class Recipe(BaseModel):
         return {key: value for key, value in self.method.items() if key != "name"}
 
     def new_method(self) -> Method:
-        """Return a new object of the recipe's method, not yet built on a backbone."""
+        """Return a new method object with the recipe's settings, which is not built on a backbone yet."""
         from adapt import methods
 
         return methods.find(self.method["name"])(**self.method_config)
@@ -119,13 +119,13 @@ class Recipe(BaseModel):
 def read_recipe(
     recipe: str | Path, overrides: Iterable[Override] = (), data: str | None = None, protocol: str | None = None
 ) -> Recipe:
-    """Return the recipe that `recipe` names, a file or a shipped recipe, with its settings for the data set `data`.
+    """Return the recipe in the file, or with the shipped name, `recipe`, with settings for the data set `data`.
 
-    `overrides` have the form `data.shots=4` or `("data.shots", 4)`; `data.source=NAME` means the same as `data`. If
-    `recipe` is only the name of a method, `protocol` (such as `base_to_new`) says which of its recipes is meant.
+    `overrides` have the form `data.shots=4` or `("data.shots", 4)`, and `data.source=NAME` is equivalent to `data`. If
+    `recipe` is only the name of a method, `protocol` (such as `base_to_new`) selects one of the method's recipes.
 
-    Raises AdaptError if there is no such recipe (with the nearest names), for broken YAML, an unknown key (with the
-    nearest valid one), a bad value, and if no data is given.
+    Raises AdaptError for an unknown recipe (with the nearest names), broken YAML, an unknown key (with the nearest
+    valid key), an invalid value, and missing data.
     """
     located = find_recipe(str(recipe), protocol)
     file = read_file(located.path, located.name)
@@ -133,7 +133,7 @@ def read_recipe(
     changed = source_of({}, overrides)
     if None not in (data, changed) and data != changed:
         raise AdaptError(
-            f"data.source is {brief(changed)} and the data is {data!r}; expected one of them: leave one out"
+            f"data.source is {brief(changed)}, but the data is also given as {data!r}: leave out one of the two"
         )
     if data == "":
         raise AdaptError("the data is ''; expected the name of a data set, a folder or a .csv")
@@ -151,7 +151,7 @@ def read_recipe(
 
 
 def build_recipe(raw: dict[str, object], where: str) -> Recipe:
-    """Validate plain data as a recipe, with the method's settings. Raises AdaptError, naming the source `where`."""
+    """Return the recipe for a dictionary of settings. Raises AdaptError, naming `where`, for an invalid setting."""
     from adapt import methods
 
     try:

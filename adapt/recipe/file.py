@@ -52,16 +52,16 @@ class RecipeFile:
         return self.comment.partition("\n")[0]
 
     def under(self, heading: str) -> str:
-        """Return the text under a heading of the comment, such as Departures, on one line; "" if it is missing."""
+        """Return the text under a heading of the comment, such as Departures, on one line, or "" if missing."""
         section = re.search(rf"^{heading}: (.*(?:\n .*)*)", self.comment, re.MULTILINE)
         return one_line(section[1]) if section else ""
 
     def source(self, overrides: Iterable[Override] = ()) -> object:
-        """Return the data source that the file, or an override, names; None if neither names any."""
+        """Return the data source in the file's settings after `overrides`, or None if no data source is set."""
         return source_of(copy.deepcopy(self.settings), overrides)
 
     def on_data(self, source: str) -> dict[str, object]:
-        """Return the settings for the data `source`: the file's settings, with its changes (`on`) for this data set."""
+        """Return the file's settings for the data `source`, including the changes (`on`) for this data set."""
         changes = next((self.on[name] for name in _names(source) if name in self.on), {})
         raw = copy.deepcopy(_merged(self.settings, changes))
         if isinstance(data := raw.setdefault("data", {}), dict):
@@ -69,11 +69,11 @@ class RecipeFile:
         return raw
 
     def expected_on(self, source: str) -> str | None:
-        """Return the papers' figures on the data `source`; None if the file has none."""
+        """Return the papers' figures for the data `source`, or None if the file has no figures for the data."""
         return next((self.expected[name] for name in _names(source) if name in self.expected), None)
 
     def needs_data(self) -> AdaptError:
-        """Return the error for a missing data source: neither the recipe nor the user names one."""
+        """Return the error to raise if neither the recipe nor the user names a data source."""
         known = [*(name for name in self.on if bundled.is_bundled(name)), *published.trained()]
         return AdaptError(
             f"the recipe {self.name} names no data: add --data with a folder of images, a .csv, or one of "
@@ -82,9 +82,9 @@ class RecipeFile:
 
 
 def read_file(path: Path, name: str) -> RecipeFile:
-    """Read the recipe file at `path`, called `name` in errors. Raises AdaptError if it is missing or invalid."""
+    """Read the recipe file at `path`, called `name` in errors. Raises AdaptError for a missing or invalid file."""
     if not path.is_file():
-        raise AdaptError(f"there is no recipe at {path}; `adapt recipes` lists the shipped ones")
+        raise AdaptError(f"there is no recipe at {path}; `adapt recipes` lists the shipped recipes")
     try:
         if path.stat().st_size > _LARGEST:
             raise AdaptError(f"{path} is larger than {_LARGEST:,} bytes, the most that a recipe may have")
@@ -98,26 +98,26 @@ def read_file(path: Path, name: str) -> RecipeFile:
     for data, changes in on.items():
         if not isinstance(changes, dict):
             raise AdaptError(
-                f"{name}: on.{data} is {brief(changes)}; expected keys of a recipe such as train: {{epochs: 5}}"
+                f"{name}: on.{data} is {brief(changes)}; expected recipe keys such as train: {{epochs: 5}}"
             )
     figures = {data: one_line(text) for data, text in expected.items()}
     variants, compared = raw.pop("variants", None) or {}, raw.pop("compared", False)
     if not (isinstance(variants, dict) and all(isinstance(each, dict) for each in variants.values())):
         raise AdaptError(
-            f"{name}: variants are {brief(variants)}; expected names, each with keys such as method.train: true"
+            f"{name}: variants are {brief(variants)}; expected names, each with settings such as method.train: true"
         )
     if not isinstance(compared, bool):
         raise AdaptError(f"{name}: compared is {brief(compared)}; expected true or false")
     preferred = raw.pop("preferred", None)
     if preferred is not None and preferred not in list(variants):  # which may not even be hashable
         raise AdaptError(
-            f"{name}: preferred is {brief(preferred)}; expected one of its variants: {first_of([*variants])}"
+            f"{name}: preferred is {brief(preferred)}; expected a variant of the recipe: {first_of([*variants])}"
         )
     return RecipeFile(name, _comment(content), raw, on, figures, variants, compared, preferred)
 
 
 def source_of(raw: dict[str, object], overrides: Iterable[Override] = ()) -> object:
-    """Apply the overrides to `raw`, and return the data source that `raw` then names; None if it names none."""
+    """Apply the overrides to `raw`, and return the resulting data source, or None if no data source is set."""
     for override in overrides:
         set_key(raw, override)
     data = raw.get("data")
@@ -125,7 +125,7 @@ def source_of(raw: dict[str, object], overrides: Iterable[Override] = ()) -> obj
 
 
 def add_the_sets_own(raw: dict[str, object], source: str) -> None:
-    """Add the default root and the template of a published data set to `raw`, unless `raw` has them."""
+    """Add a published data set's default root and template to `raw`; values that `raw` contains take precedence."""
     entry, data = published.find(source), raw.get("data")
     if entry is not None and isinstance(data, dict):
         raw["data"] = {"root": _ROOT, "template": entry.template} | data
@@ -145,7 +145,7 @@ def set_key(raw: dict[str, object], override: Override) -> None:
 
 
 def one_length(raw: dict[str, object], overrides: Iterable[Override]) -> None:
-    """Remove the recipe's own length of training (such as epochs) from `raw` if an override gives another."""
+    """Remove the recipe's training length, such as epochs, from `raw` if an override sets a training length."""
     keys = [override[0] if isinstance(override, tuple) else override.partition("=")[0] for override in overrides]
     train = raw.get("train")
     if isinstance(train, dict) and any(f"train.{name}" in keys and train[name] is not None for name in _LENGTHS):
@@ -153,7 +153,7 @@ def one_length(raw: dict[str, object], overrides: Iterable[Override]) -> None:
 
 
 def pair(override: str) -> tuple[str, Any]:
-    """Split `key=value` and parse the value as YAML. Raises AdaptError if `override` does not have this form."""
+    """Return the key and the YAML value of an override `key=value`. Raises AdaptError for an invalid override."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise AdaptError(f"override {brief(override)} is not of the form key=value, such as data.shots=4")
@@ -164,21 +164,21 @@ def pair(override: str) -> tuple[str, Any]:
 
 
 def _by_data(section: object, key: str, name: str) -> dict[str, Any]:
-    """Return `section` itself, a mapping by data set. Raises AdaptError for a key other than known sets and `own`."""
+    """Return `section`, a mapping by data set. Raises AdaptError for a key other than `own` and known data sets."""
     if not isinstance(section, dict):
-        raise AdaptError(f"{name}: {key} is {brief(section)}; expected names of data sets, each with its value")
+        raise AdaptError(f"{name}: {key} is {brief(section)}; expected names of data sets, each with a value")
     for data in section:
         if data != OWN and (not isinstance(data, str) or _names(data) == (OWN,)):
             known = [OWN, *bundled.names(), *published.sets()]
             raise AdaptError(
-                f"{name}: {key} has {brief(data)}, which is no data set known by name; "
+                f"{name}: {key} has {brief(data)}, which is not the name of a known data set; "
                 f"{nearest(str(data), known, bundled.LISTED_BY)}"
             )
     return section
 
 
 def _names(source: str) -> tuple[str, ...]:
-    """Return the keys of a recipe's section `on` for the data `source`, most specific first; `own` if it is unknown."""
+    """Return the keys of a recipe's section `on` for the data `source`, most specific first; `own` for unknown data."""
     entry = published.find(source)
     if entry is not None:
         return (entry.name,)
@@ -186,7 +186,7 @@ def _names(source: str) -> tuple[str, ...]:
 
 
 def _merged(base: dict[str, object], changes: dict[str, object]) -> dict[str, object]:
-    """Return `base` with `changes`, merged section by section; a null in `changes` replaces an entire section."""
+    """Return `base` with `changes`, merged section by section; null in `changes` replaces an entire section."""
     merged = base | changes
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(section := base.get(key), dict):
@@ -205,7 +205,7 @@ def _comment(content: bytes) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses deep nesting, duplicate keys, and references, which let a short file fill memory."""
+    """A YAML loader that rejects deep nesting, duplicate keys, and aliases, which let a short file fill memory."""
 
     depth = 0
 
@@ -213,7 +213,9 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "recipes have no references (*name): write the value out")
         if self.depth == plain.DEPTH:
-            raise yaml.composer.ComposerError(None, None, "it is nested too deeply")
+            raise yaml.composer.ComposerError(
+                None, None, f"the data is nested too deeply; expected at most {plain.DEPTH} levels"
+            )
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -226,7 +228,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _resolver(tag: str, pattern: re.Pattern[str]) -> tuple[str, re.Pattern[str]]:
-    """Return a YAML resolver that does not read `1:30` as a number in base 60, as in YAML 1.2."""
+    """Return a YAML resolver that, as in YAML 1.2, does not read `1:30` as a number in base 60."""
     plain_number = re.compile(rf"(?!.*:)(?:{pattern.pattern})", pattern.flags)
     return tag, plain_number if tag.endswith((":int", ":float")) else pattern
 
@@ -239,7 +241,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def _parsed(text: str | bytes) -> Any:
-    """Parse YAML. Raises YAMLError if it is broken, and ValueError if it breaks the limits on plain data."""
+    """Parse YAML. Raises YAMLError for invalid YAML, and ValueError for data that exceeds the limits of `plain`."""
     value = yaml.load(text, _Loader)
     plain.check(value, longest=None)
     return value

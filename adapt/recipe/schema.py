@@ -14,9 +14,9 @@ from adapt.recipe import Recipe
 
 
 def recipe_schema() -> dict[str, object]:
-    """Return the JSON Schema (draft 2020-12) of recipe files for all known methods, plug-ins included.
+    """Return the JSON Schema (draft 2020-12) of recipe files for all known methods, including plug-ins.
 
-    It covers keys, types of values and their bounds. Constraints between keys are checked when a recipe is read.
+    The schema covers keys, types and bounds. Constraints between keys are checked when a recipe is read.
     """
     schema = create_model("Recipe", __base__=_File, method=(_any_method(), ...)).model_json_schema()
     keys, parts = schema["properties"], schema["$defs"]
@@ -33,7 +33,7 @@ def recipe_schema() -> dict[str, object]:
 
 
 class _File(Recipe):
-    """A recipe with the additional keys of a file; see `adapt.recipe.file`."""
+    """A recipe with the additional keys that a recipe file can have; see `adapt.recipe.file`."""
 
     on: dict[str, dict[str, object]] | None = None
     """Changes by data set; `own` applies to all data that is not known by name."""
@@ -48,7 +48,7 @@ class _File(Recipe):
 
 
 def _any_method() -> Any:
-    """Return the union of all methods' settings, discriminated by `name`."""
+    """Return the union type of all methods' settings, discriminated by `name`."""
     configs = {name: methods.find(name).Config for name in methods.names()}
     each = [
         create_model(name, __base__=config, name=(cast("type[str]", Literal[name]), ...))
@@ -58,7 +58,7 @@ def _any_method() -> Any:
 
 
 def _referring(node: Any) -> Any:
-    """Return `node` of the schema with references to a method's settings wherever settings of methods are nested."""
+    """Return the schema `node` with references to the settings of a method in place of nested method settings."""
     if node == METHOD_SETTINGS:
         return {"$ref": "#/$defs/Method"}
     if isinstance(node, dict):

@@ -24,14 +24,14 @@ _TAKES = {"domain_generalisation": ("domain_generalisation", "cross_dataset")}
 
 @dataclass(frozen=True)
 class Located:
-    """The path of a recipe file, and the recipe's name in errors."""
+    """The path of a recipe file, and the name by which error messages refer to the recipe."""
 
     path: Path
     name: str
 
 
 def shipped() -> dict[str, Path]:
-    """Return the paths of adapt's own recipes by name, such as `coop/few_shot`."""
+    """Return a dictionary from the names of adapt's own recipes, such as `coop/few_shot`, to their paths."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_recipes", package.parent / "recipes"):
         if folder.is_dir():
@@ -41,19 +41,19 @@ def shipped() -> dict[str, Path]:
 
 @cache
 def known_recipes() -> dict[str, Path]:
-    """Return the paths of the recipes of adapt and of installed packages by name.
+    """Return a dictionary from names to paths for the recipes of adapt and of installed packages.
 
-    Raises AdaptError if two packages have a recipe of the same name, or if an entry point names no package.
+    Raises AdaptError if two packages have a recipe with the same name, or if an entry point does not name a package.
     """
     known = shipped()
     for point in entry_points(group="adapt.recipes"):
         spec = importlib.util.find_spec(point.value)
         folders = [] if spec is None else spec.submodule_search_locations or []
         if not folders:
-            raise AdaptError(f"the entry point adapt.recipes:{point.name} names {point.value}, which is not a package")
+            raise AdaptError(f"the entry point adapt.recipes:{point.name} must name a package, not {point.value}")
         for name, path in _recipes_in(Path(next(iter(folders)))).items():
             if name in known:
-                raise AdaptError(f"two packages have a recipe called {name!r}, {known[name]} and {path}: keep one")
+                raise AdaptError(f"two packages have a recipe called {name!r}, {known[name]} and {path}: remove one")
             known[name] = path
     return known
 
@@ -63,10 +63,10 @@ def _recipes_in(folder: Path) -> dict[str, Path]:
 
 
 def find_recipe(name: str, protocol: str | None = None) -> Located:
-    """Return the recipe file that `name` means: a path, a recipe's name such as `coop/few_shot`, or a method's name.
+    """Return the recipe file for `name`, which is a path, a recipe's name such as `coop/few_shot`, or a method's name.
 
-    A method's name means its recipe for `protocol`, or else its few-shot recipe, or else its only recipe. Raises
-    AdaptError, with the nearest names, if there is no such recipe.
+    A method's name selects the method's recipe for `protocol`, else its few-shot recipe, else its only recipe. Raises
+    AdaptError, which suggests similar names, if `name` does not select a recipe.
     """
     if len(name) < _LONGEST and Path(name).is_file():
         return Located(Path(name), name)
@@ -78,16 +78,18 @@ def find_recipe(name: str, protocol: str | None = None) -> Located:
     method, _, rest = key.partition("/")
     if own := of_method(method):
         if not rest:
-            raise AdaptError(f"{key} has several recipes: choose {' or '.join(own)}")
-        raise AdaptError(f"{method} has no recipe {rest!r}: it has {', '.join(own)}; data sets are chosen by --data")
+            raise AdaptError(f"the method {key} has several recipes: choose {' or '.join(own)}")
+        raise AdaptError(
+            f"{method} has no recipe {rest!r}: choose {' or '.join(own)}, and choose data sets with --data"
+        )
     if key in method_names():
         raise AdaptError(
-            f"the method {key} has no recipe: write a .yaml file with `method: {{name: {key}}}`, and a section train "
-            "if it takes training steps"
+            f"the method {key} has no recipe: write a .yaml file with `method: {{name: {key}}}`, and with a section "
+            "`train` if the method is trained by gradient steps"
         )
     methods = {each.partition("/")[0] for each in recipes}
     raise AdaptError(
-        f"there is no recipe file {brief(name)} and no recipe of that name; "
+        f"there is neither a recipe file nor a recipe called {brief(name)}; "
         f"{nearest(key, {*recipes, *methods}, '`adapt recipes`')}"
     )
 
@@ -98,7 +100,7 @@ def of_method(method: str) -> list[str]:
 
 
 def recipe_of(method: str, protocol: str | None = None) -> str | None:
-    """Return the name of the recipe that the name of `method` alone means, for `protocol` if given; None if unclear."""
+    """Return the name of the default recipe of `method` (for `protocol`, if given), or None if there is no default."""
     recipes = of_method(method)
     wanted = (*(_TAKES.get(protocol, (protocol,)) if protocol else ()), FEW_SHOT)
     named = [f"{method}/{each}" for each in wanted if f"{method}/{each}" in recipes]
@@ -106,6 +108,6 @@ def recipe_of(method: str, protocol: str | None = None) -> str | None:
 
 
 def short(name: str, protocol: str | None = None) -> str:
-    """Return the shortest name of a recipe: the method's name if it means this recipe, otherwise `name`."""
+    """Return the method's name if `name` is the default recipe of its method, and otherwise return `name`."""
     method = name.partition("/")[0]
     return method if recipe_of(method, protocol) == name else name

@@ -30,11 +30,11 @@ from adapt.validation import explain
 
 Kind = Literal["texts", "images", "pairs"]
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 512, 64
-_WHAT = tensor_file.What("index", "make it again with `adapt index`")
+_WHAT = tensor_file.What("index", "make the index again with `adapt index`")
 
 
 class IndexHeader(BaseModel):
-    """The metadata of an index: how its features were encoded."""
+    """The metadata of a search index, such as the backbone and the adapter with which the features were computed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +51,7 @@ class IndexHeader(BaseModel):
 
 @dataclass(frozen=True)
 class Index:
-    """An index: unit-length `features` `(n, e)` on the CPU, and `entries`, their n names (texts, paths or entities)."""
+    """A search index with unit-length `features` `(n, e)` on the CPU, and n `entries` (texts, paths or entities)."""
 
     header: IndexHeader
     entries: tuple[str, ...]
@@ -61,23 +61,24 @@ class Index:
         return len(self.entries)
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return the cosines `(b, k)` of unit-length `queries` `(b, e)` to their nearest features, and their indices.
+        """Return cosines `(b, k)` of unit-length `queries` `(b, e)` to the nearest features, and the features' indices.
 
-        The search is exact, the nearest feature comes first, and k is `count`, or the size of the index if smaller.
+        The search is exact, and the nearest feature comes first. k is the smaller of `count` and the size of the index.
         """
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: AdaptedModel) -> None:
-        """Raise AdaptError unless `model` has the backbone, preprocessing and adapter that encoded the index.
+        """Raise AdaptError unless `model` has the backbone, preprocessing and adapter with which the index was made.
 
-        An index made without an adapter also accepts an adapter that projects into the space of its backbone.
+        If the index was made without an adapter, `model` may also have an adapter that projects features into the
+        embedding space of the index's backbone.
         """
         self._check_origin(model)
         width = (space_of(model.method) or Space.of(model.backbone)).size
         if self.features.shape[-1] != width:
             raise AdaptError(
-                f"the index holds features of {self.features.shape[-1]:,} values, but those of "
-                f"{model.backbone.describe()} have {width:,}: {_WHAT.advice}"
+                f"the index has features of dimension {self.features.shape[-1]:,}, but the features of "
+                f"{model.backbone.describe()} have dimension {width:,}: {_WHAT.advice}"
             )
 
     def _check_origin(self, model: AdaptedModel) -> None:
@@ -85,26 +86,26 @@ class Index:
         if old is not None and self._lies_in(old) and not self.header.adapter:
             return
         if not self._lies_in(Space.of(model.backbone)):
-            projected = "" if old is None else f", as does {old.backbone or 'the one'} that its adapter projects into"
+            projected = "" if old is None else f", and so does {old.backbone or 'the backbone'} of the adapter's space"
             raise AdaptError(
-                f"the index holds features by {self.header.backbone or 'another backbone'}, but "
-                f"{model.backbone.describe()} differs from it, or prepares inputs differently{projected}: load that "
-                "one, or make the index again with `adapt index`"
+                f"the index was made with {self.header.backbone or 'another backbone'}, but "
+                f"{model.backbone.describe()} is a different backbone, or preprocesses inputs differently{projected}: "
+                "load the backbone of the index, or make the index again with `adapt index`"
             )
         adapter = identity_of(model)
         if adapter != self.header.adapter:
             made = ("with another" if adapter else "with an") if self.header.adapter else "without an"
-            query = f"with {model.method.name}" if adapter else "without one"
+            query = f"with {model.method.name}" if adapter else "without an adapter"
             raise AdaptError(
-                f"the index was made {made} adapter, but the query is encoded {query}: give the adapter of the index "
-                "(if any), or make the index again with `adapt index`"
+                f"the index was made {made} adapter, but the query is encoded {query}: encode the query in the same "
+                "way as the index, or make the index again with `adapt index`"
             )
 
     def _lies_in(self, space: Space) -> bool:
         return (self.header.fingerprint, self.header.reading) == (space.fingerprint, space.reading)
 
     def save(self, path: str | Path) -> Path:
-        """Write the index to `path`, atomically."""
+        """Write the index atomically to a file at `path`, and return the path."""
         text = torch.frombuffer(bytearray(plain.dump(list(self.entries)).encode()), dtype=torch.uint8)
         with replacing(path) as temporary:
             tensor_file.write({"features": self.features, "entries": text}, temporary, self.header.model_dump())
@@ -112,7 +113,7 @@ class Index:
 
 
 def load_index(path: str | Path) -> Index:
-    """Read the index at `path`. Raises AdaptError if the file is not an index, or is damaged."""
+    """Return the index in the file at `path`. Raises AdaptError if the file is damaged, or is not an index."""
     path = Path(path)
     described, tensors = tensor_file.describe(path, _WHAT), tensor_file.read(path, _WHAT)
     try:
@@ -121,26 +122,26 @@ def load_index(path: str | Path) -> Index:
         raise AdaptError(explain(IndexHeader, error, f"{path} is not an index")) from None
     features, text = tensors.pop("features", None), tensors.pop("entries", None)
     if features is None or text is None or tensors:
-        raise AdaptError(f"{path} is not an index: expected the tensors features and entries; {_WHAT.advice}")
+        raise AdaptError(f"{path} is not an index; expected exactly the tensors features and entries: {_WHAT.advice}")
     if features.ndim != 2 or features.dtype != torch.float32 or text.ndim != 1 or text.dtype != torch.uint8:
-        raise AdaptError(f"{path} is not an index: its tensors have another type or shape; {_WHAT.advice}")
+        raise AdaptError(f"{path} is not an index; expected float32 features and uint8 entries: {_WHAT.advice}")
     try:
         entries = plain.parse(text.numpy().tobytes())
         if not (isinstance(entries, list) and all(isinstance(each, str) for each in entries)):
-            raise ValueError("expected a list of texts")
+            raise ValueError("the tensor entries does not contain a JSON list of texts")
     except ValueError as error:
         raise AdaptError(f"the entries of {path} cannot be read: {error}; {_WHAT.advice}") from None
     if len(entries) != len(features) or not entries:
-        raise AdaptError(f"{path} has {len(features):,} features for {len(entries):,} entries; {_WHAT.advice}")
+        raise AdaptError(f"{path} has {len(features):,} features, but {len(entries):,} entries: {_WHAT.advice}")
     if not torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-3):  # false for NaN
-        raise AdaptError(f"the features of {path} do not have unit length; {_WHAT.advice}")
+        raise AdaptError(f"the features in {path} are not normalised to unit length: {_WHAT.advice}")
     return Index(header, tuple(entries), features)
 
 
 def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | None = None) -> Index:
-    """Make an index of `texts`, encoded by `model`.
+    """Return a search index of `texts`, whose features are computed with `model`.
 
-    Raises AdaptError if there is no text, or if a text is empty or too long for the text tower.
+    Raises AdaptError if `texts` is empty, or if a text is empty or too long for the text tower.
     """
     _check(texts, "text")
     _check_prompts(model)
@@ -150,22 +151,22 @@ def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | 
 
 
 def index_images(model: AdaptedModel, paths: Sequence[str], progress: Progress | None = None) -> Index:
-    """Make an index of the images at `paths`. Raises AdaptError if there is no image, or an image cannot be decoded."""
+    """Return a search index of the images at `paths`. Raises AdaptError if no image or a broken image is given."""
     _check(paths, "image")
     return _index("images", model, paths, _of_images(model, paths), progress)
 
 
 def index_pairs(model: AdaptedModel, items: Sequence[Item], progress: Progress | None = None) -> Index:
-    """Make an index of pairs of image and text; `model` pools both features of a pair into one (`PoolsPairs.pool`).
+    """Return a search index of image-text pairs, with one feature for each pair, pooled by `PoolsPairs.pool`.
 
-    Entries are named by the pair's entity, or else by the image's path. Raises AdaptError if there is no pair, if an
-    item is not a pair, and as `index_images` and `index_texts` do.
+    The name of a pair is its entity, or the path of its image if there is no entity. Raises AdaptError if there is no
+    pair, if an item is not a pair, and for the errors of `index_images` and `index_texts`.
     """
     entries = [item.unit or item.path for item in items]
     _check(entries, "pair")
     _check_prompts(model)
     if other := next((item for item in items if not (item.paths and item.text)), None):
-        raise AdaptError(f"{other.name!r} is not an image with a text: give a .csv with path,text and perhaps entity")
+        raise AdaptError(f"{other.name!r} is not an image-text pair: give a .csv with path, text and optionally entity")
 
     def encoded() -> Iterator[Tensor]:
         start = 0
@@ -185,7 +186,7 @@ def _of_images(model: AdaptedModel, paths: Sequence[str]) -> Iterator[Tensor]:
 
 
 def identity_of(model: AdaptedModel) -> str:
-    """Return a checksum of the adapter that `model` encodes with (tensors, settings); "" if no tower is edited."""
+    """Return a checksum of the tensors and settings of the model's adapter, or "" if the adapter edits no tower."""
     method = model.method
     if not method.touches:
         return ""
@@ -196,17 +197,17 @@ def identity_of(model: AdaptedModel) -> str:
 def _check_prompts(model: AdaptedModel) -> None:
     if owns_prompts(model.method):
         raise AdaptError(
-            f"{model.method.name} learned tokens of its classes' prompts and cannot encode other texts: make the index "
-            "without an adapter, or with one that changes only the towers, such as lora"
+            f"{model.method.name} learned prompt tokens for its class names, and cannot encode other texts: make the "
+            "index without an adapter, or with an adapter that edits only the towers, such as lora"
         )
 
 
 def _check(entries: Sequence[str], what: str) -> None:
     if not entries:
-        raise AdaptError(f"there is no {what} to index")
+        raise AdaptError(f"there is no {what} to index: give at least one {what}")
     for number, entry in enumerate(entries, 1):
         if not entry.strip():
-            raise AdaptError(f"{what} {number} of the index is empty: remove it")
+            raise AdaptError(f"{what} {number} is empty and cannot be indexed: remove the empty entry")
 
 
 def _index(

@@ -25,13 +25,13 @@ def match(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> list[tuple[str, ...]]:
-    """Return for each image the `count` nearest texts of its class, or all if there are fewer, the best first.
+    """Return, for each image, at most `count` texts of the image's class, in descending order of cosine similarity.
 
-    Raises AdaptError, naming the class, if a class has no text, and if a text is too long for the text tower.
+    Raises AdaptError if a class has no text (the message names the class), or if a text is too long for the text tower.
     """
     for name in dict.fromkeys(item.answer for item in items):
         if not texts.get(name):
-            hint = "its list is empty" if name in texts else nearest(name, texts)
+            hint = "add a text to its empty list" if name in texts else nearest(name, texts)
             raise AdaptError(f"there is no text for the class {name!r}: {hint}")
     features = item_features(model, items, workers=workers, progress=progress)
     known = {name: model.text_features(own).float().cpu() for name, own in texts.items() if own}

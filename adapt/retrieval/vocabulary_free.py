@@ -31,7 +31,7 @@ ALIKE = 0.94  # cosine above which captions count as the same
 
 @dataclass(frozen=True)
 class Named:
-    """The candidate names of one image with their logits `(w,)`, and the captions that the names come from."""
+    """The candidate names for one image, their logits `(w,)`, and the captions from which the names were taken."""
 
     words: tuple[str, ...]
     logits: Tensor
@@ -39,12 +39,12 @@ class Named:
 
 
 class VocabularyFree:
-    """A classifier that names images by words from an index of captions, without training.
+    """A training-free classifier that names images with words from an index of captions.
 
-    For each image `captions` captions are retrieved. In the score of a word, the image has the weight `alpha`, and the
-    captions have the rest. A word must occur `least` times in the captions; `template` is the text that is encoded for
-    it. Raises AdaptError if the index does not hold texts, if it was made with another backbone or an adapter, and for
-    an `alpha` outside [0, 1].
+    For each image, the `captions` nearest captions are retrieved. Words that occur at least `least` times in these
+    captions are candidates, and are encoded in `template`. The score of a word is the mean of its probabilities given
+    the image (weight `alpha`) and given the captions (weight `1 - alpha`). Raises AdaptError if the index does not
+    contain texts, if the index was made with another backbone or with an adapter, or if `alpha` is not in [0, 1].
     """
 
     def __init__(
@@ -60,16 +60,16 @@ class VocabularyFree:
     ) -> None:
         if index.header.kind != "texts":
             raise AdaptError(
-                f"the index holds {index.header.kind}; names come from captions: index texts with `adapt index`"
+                f"the index contains {index.header.kind}, but captions are required: index texts with `adapt index`"
             )
         if captions < 1 or "{}" not in template:
             raise AdaptError(
-                f"captions is {captions}, expected 1 or more; or template is {template!r}, expected a text with {{}}"
+                f"captions is {captions} and template is {template!r}; expected 1 or more, and a text with {{}}"
             )
         if not 0 <= alpha <= 1:
-            raise AdaptError(f"alpha is {alpha}; expected the weight of the image, from 0 to 1")
+            raise AdaptError(f"alpha is {alpha}; expected a number from 0 to 1, the weight of the image in the scores")
         if index.header.adapter:
-            raise AdaptError("the index was made with an adapter; names are scored without one: make an index without")
+            raise AdaptError("the index was made with an adapter: make a new index without an adapter")
         # only for its features, of photographs turned upright
         self.model = wrap(backbone.turning(True), ZeroShot(), ("object",))
         index.check(self.model)
@@ -78,11 +78,11 @@ class VocabularyFree:
         self._known: dict[str, Tensor] = {}  # features of words
 
     def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """Return the most probable names of images, which may have any form that a model's `predict` accepts."""
+        """Return the most probable names of each image; `images` has any type that a model's `predict` accepts."""
         return list(self.predict_stream(images, top_k, batch_size))
 
     def predict_stream(self, images: Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """Yield the predictions that `predict` returns one by one; only one batch of images is in memory."""
+        """Yield the same predictions as `predict` one by one, with only one batch of images in memory at a time."""
         wanted = Wanted(top_k)
         for pixels in self.model.pixels_of(images, batch_size):
             with evaluating(self.model), torch.no_grad():
@@ -91,7 +91,7 @@ class VocabularyFree:
                 yield next(predictions(names.logits[None], names.words, wanted))
 
     def named(self, features: Tensor) -> list[Named]:
-        """Return the candidate names of each image, given the images' unit-length `features` `(b, e)`."""
+        """Return the candidate names of each image, with logits, from the images' unit-length `features` `(b, e)`."""
         _, places = self.index.nearest(features.float().cpu(), self.captions)
         return [self._named(image, row) for image, row in zip(features.float().cpu(), places, strict=True)]
 
@@ -105,7 +105,7 @@ class VocabularyFree:
         return Named(tuple(words), (self.alpha * shares[0] + (1 - self.alpha) * shares[1]).log(), captions)
 
     def _features(self, words: list[str]) -> Tensor:
-        """Return the unit-length features `(w, e)` of `words` in the template."""
+        """Return the unit-length text features `(w, e)` of `words`, each inserted into the template."""
         missing = [word for word in words if word not in self._known]
         if missing:
             encoded = self.model.text_features([self.template.replace("{}", word) for word in missing])
@@ -114,9 +114,9 @@ class VocabularyFree:
 
 
 def different(features: Tensor) -> list[int]:
-    """Return the indices of the ranked captions, with `features` `(k, e)`, that do not repeat an earlier caption.
+    """Return the indices of the ranked captions without near-duplicates, given the captions' `features` `(k, e)`.
 
-    Captions that are alike, directly or through other captions, form a group; the first of each group is kept.
+    Captions that are similar, even if only through other captions, form a group, of which only the first is returned.
     """
     near = features @ features.T > ALIKE
     group = list(range(len(features)))

@@ -28,10 +28,10 @@ _NO_PLURALS = ("ss", "us", "is", "ies", "oes")
 
 
 def candidates(captions: Sequence[str], least: int = 2, tag: Tag | None = None) -> list[str]:
-    """Return the words, sorted, that may name the subject of `captions`: nouns and the like that occur `least` times.
+    """Return the sorted nouns, adjectives and participles that occur at least `least` times in `captions`.
 
-    If no word occurs `least` times, the most frequent words are used. Raises AdaptError if the libraries inflect or
-    textblob, which are needed, are not installed.
+    If no word occurs `least` times, the most frequent words are used. Raises AdaptError if the library inflect or
+    textblob is not installed.
     """
     words = frequent(plain_words(" ".join(captions)), least)
     tags = (tag or _tagged)(words) if words else []
@@ -39,7 +39,7 @@ def candidates(captions: Sequence[str], least: int = 2, tag: Tag | None = None) 
 
 
 def plain_words(text: str) -> list[str]:
-    """Return the words of a text in lower case and singular, without words for pictures such as `photo`."""
+    """Return the words of `text` in lower case and singular form, without words for pictures such as `photo`."""
     text = re.sub(r"<.*?>", "", text)
     text = re.sub(r"http\S+", "", text)
     text = re.sub(r"[^\w\s\-.'&]", "", text)
@@ -51,7 +51,7 @@ def plain_words(text: str) -> list[str]:
 
 
 def frequent(words: Sequence[str], least: int) -> list[str]:
-    """Return the `words` that occur at least `least` times; if none does, the most frequent words."""
+    """Return the `words` that occur at least `least` times, or the most frequent words if no word occurs that often."""
     counts = Counter(words)
     needed = min(least, max(counts.values(), default=least))
     return [word for word in words if counts[word] >= needed]

@@ -29,33 +29,33 @@ _READY = 64  # combinations of adapters that are cached; clients choose them, so
 
 
 class NoSuchAdapter(AdaptError):
-    """An error for a request that names an adapter that is not there."""
+    """The error for a request that names an adapter that does not exist."""
 
 
 class NotAllowed(AdaptError):
-    """An error for a change to the adapters that the server's options do not allow."""
+    """The error for a request to make a change to the loaded adapters that the server does not allow."""
 
 
 class TooManyAdapters(AdaptError):
-    """An error for loading an adapter when the maximum number of adapters is loaded."""
+    """The error for a request to load an adapter when the maximum number of adapters is already loaded."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """An immutable set of served adapters by name, one of them the default. Combinations of adapters are cached."""
+    """An immutable set of served adapters by name, with a default adapter and a cache of adapter combinations."""
 
     models: dict[str, AdaptedModel]
     default: str
     _together: dict[tuple[str, ...], SideBySide] = field(default_factory=dict)
 
     def together(self, names: Sequence[str]) -> SideBySide:
-        """Return an object that predicts with each of the adapters `names`; adapters that learn in use start anew."""
+        """Return a predictor that runs the named adapters side by side; methods that learn at test time are reset."""
         key = tuple(names)
         for name in key:
             if name not in self.models:
                 raise NoSuchAdapter(f"there is no adapter {brief(name)}; {nearest(name, self.models)}")
         if len(set(key)) < len(key):
-            raise AdaptError(f"an adapter is named twice in {', '.join(key)}: name each of them once")
+            raise AdaptError(f"an adapter is named twice in {', '.join(key)}: name each adapter once")
         together = self._together.get(key)
         if together is None:
             together = SideBySide([self.models[name] for name in key])
@@ -67,9 +67,10 @@ class Served:
 class ServedAdapters:
     """The adapters of a server, which can be loaded, unloaded and switched while requests are answered.
 
-    `given` are paths, or `NAME=PATH`; the first is the default. With a `folder`, adapters in it may be loaded later, up
-    to `most` adapters in all; without a folder, the adapters cannot be changed. Adapters that name the same backbone
-    share it. Raises AdaptError for an adapter that cannot be loaded or does not classify, and for a repeated name.
+    Each of `given` is a path or `NAME=PATH`, and the first adapter is the default. If there is a `folder`, requests may
+    load adapters from this folder, up to `most` adapters in total. Without a folder, the adapters cannot be changed.
+    Adapters with the same backbone share one copy of the backbone. Raises AdaptError if an adapter cannot be loaded or
+    does not classify images, or if two adapters have the same name.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class ServedAdapters:
     ) -> None:
         self.folder = None if folder is None else folder.resolve()
         if self.folder is not None and not self.folder.is_dir():
-            raise AdaptError(f"--folder {folder} is not a folder: give one that holds adapters, or leave it out")
+            raise AdaptError(f"--folder {folder} is not a folder: give a folder of adapters, or leave out --folder")
         self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
@@ -92,14 +93,15 @@ class ServedAdapters:
             _check_free(name, models)
             models[name] = apart(self._loaded, path)
         if not models:
-            raise AdaptError("there is no adapter to serve: give at least one")
+            raise AdaptError("there is no adapter to serve: give the path of at least one adapter")
         self.now = Served(models, next(iter(models)))
 
     def load(self, path: str, name: str | None = None) -> str:
-        """Load the adapter at `path` in the folder under `name`, by default the adapter's own, and return the name.
+        """Load the adapter at `path` in the server's folder, and return the name under which the adapter is served.
 
-        Raises NotAllowed if there is no folder, if `path` leads out of it, if the backbone would have to be
-        downloaded, or if the adapter has very many classes; TooManyAdapters if the maximum is loaded already.
+        The name is `name`, or the adapter's own name by default. Raises NotAllowed without a folder, for a `path`
+        outside the folder, a backbone that is not downloaded, or too many classes, and TooManyAdapters if the server is
+        full.
         """
         place = self._within(path)
         name = _checked(name_of_adapter(place) if name is None else name)
@@ -115,18 +117,18 @@ class ServedAdapters:
         return name
 
     def unload(self, name: str) -> None:
-        """Unload an adapter; requests that have begun are still answered. Raises AdaptError for the default adapter."""
+        """Unload the adapter `name`; current requests are still answered. Raises AdaptError for the default adapter."""
         self._writable()
         with self._changing:
             self.now.together([name])
             if name == self.now.default:
                 raise AdaptError(
-                    f"{name} is the default adapter, which stays loaded: make another one the default first"
+                    f"{name} is the default adapter, which cannot be unloaded: make another adapter the default first"
                 )
             self.now = Served({key: model for key, model in self.now.models.items() if key != name}, self.now.default)
 
     def switch(self, name: str) -> None:
-        """Make an adapter the default: the adapter that answers requests that name no adapter."""
+        """Make the adapter `name` the default adapter, which answers requests that do not name an adapter."""
         self._writable()
         with self._changing:
             self.now.together([name])
@@ -138,7 +140,7 @@ class ServedAdapters:
         return self.folder
 
     def _within(self, path: str) -> Path:
-        """Return the file or folder at `path` in the server's folder, with links resolved."""
+        """Return the path of a file or folder in the server's folder, with symbolic links resolved."""
         folder = self._writable()
         try:
             place = (folder / path).resolve()
@@ -152,7 +154,7 @@ class ServedAdapters:
         return place
 
     def _check_nothing_is_fetched(self, path: Path) -> None:
-        """Raise NotAllowed if an adapter's backbone would have to be downloaded: clients must not cause downloads."""
+        """Raise NotAllowed if an adapter's backbone would have to be downloaded, which requests must not cause."""
         place = located(path)
         if self._backbone is not None or backbone_key(place) in self._shared:
             return
@@ -173,7 +175,7 @@ class ServedAdapters:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
         if not isinstance(model, AdaptedModel) or not model.class_names:
-            raise AdaptError(f"{path} does not classify images by class names: only adapters that do can be served")
+            raise AdaptError(f"{path} does not classify images by class names: give an adapter that classifies images")
         if key is not None:
             self._shared.setdefault(key, model.backbone)
         model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
@@ -181,7 +183,7 @@ class ServedAdapters:
 
 
 def _check_classes(path: Path) -> None:
-    """Raise NotAllowed for an adapter with so many classes that encoding their texts would delay all requests."""
+    """Raise NotAllowed if an adapter has so many classes that encoding the class names would delay all requests."""
     count = len(class_names_of(path))
     if count > _MOST_CLASSES:
         raise NotAllowed(
@@ -191,7 +193,7 @@ def _check_classes(path: Path) -> None:
 
 
 def _named(given: str) -> tuple[str, Path]:
-    """Split `NAME=PATH` into name and path; a plain path gets its adapter's name, even if it contains `=`."""
+    """Return the name and the path in `NAME=PATH`; for a path alone, the name is the adapter's own name."""
     name, mark, path = given.partition("=")
     if not (mark and name) or "/" in name or os.path.exists(given):
         name, path = name_of_adapter(Path(given)), given
@@ -200,10 +202,10 @@ def _named(given: str) -> tuple[str, Path]:
 
 def _checked(name: str) -> str:
     if not name.strip() or "/" in name or unseen(name):
-        raise AdaptError(f"an adapter cannot be called {brief(name)}: give a name without / as NAME=PATH")
+        raise AdaptError(f"an adapter cannot be called {brief(name)}: give a visible name without / as NAME=PATH")
     return name
 
 
 def _check_free(name: str, models: dict[str, AdaptedModel]) -> None:
     if name in models:
-        raise AdaptError(f"two adapters are called {name}: give one of them another name, as NAME=PATH")
+        raise AdaptError(f"two adapters are called {name}: give one adapter another name, as NAME=PATH")

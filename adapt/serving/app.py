@@ -46,11 +46,12 @@ def create_app(
     hosts: Collection[str] = ("*",),
     token: str | None = None,
 ) -> FastAPI:
-    """Return the application that serves `adapters`.
+    """Return the FastAPI application that serves `adapters`.
 
-    `hosts` are the host names that requests may use; `localhost` stands for every address of the machine itself. With
-    a `token`, every request must send it. When the application closes, it still answers requests that wait for the
-    model, for at most two seconds. Neither the application nor its page contacts another server.
+    `hosts` are the host names under which requests may address the server; `localhost` stands for all loopback
+    addresses. If there is a `token`, all requests except for `/` and `/healthz` must contain the token. On shutdown,
+    the application answers waiting requests for at most two seconds. Neither the application nor its web page contacts
+    another server.
     """
     limits, metrics = limits or Limits(), Counted()
     predictions = Predictions(adapters, limits, metrics)
@@ -72,7 +73,7 @@ def create_app(
 
 
 def _add_problems(app: FastAPI) -> None:
-    """Make the application answer every error with JSON whose `detail` is one line."""
+    """Register handlers that answer every error with a JSON object, whose `detail` is a message of one line."""
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
@@ -93,12 +94,12 @@ def _add_predict(app: FastAPI, predictions: Predictions) -> None:
 
     @app.post("/predict", **described, openapi_extra={"requestBody": _body(predictions.limits)})
     async def predict(request: Request) -> Response:
-        """Classify images, sent as files or as base64 in JSON, with one adapter or several side by side."""
+        """Classify images, sent as files or as base64 in JSON, with one or more adapters."""
         return await predictions.answer(request)
 
 
 def _body(limits: Limits) -> dict[str, Any]:
-    """Return the OpenAPI description of a request's body: JSON or a form, by its content type."""
+    """Return the OpenAPI description of the body of a `/predict` request, which is JSON or an HTML form."""
     fields = Asking.model_json_schema()["properties"]
     images = {
         "type": "array",
@@ -135,19 +136,19 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
 
     @app.post("/adapters", status_code=201, responses=_PROBLEMS)
     def load_adapter(wanted: LoadAdapter) -> list[AdapterCard]:
-        """Load an adapter from the server's folder, while the others keep answering."""
+        """Load an adapter from the server's folder while the loaded adapters continue to answer requests."""
         adapters.load(wanted.path, wanted.name)
         return cards()
 
     @app.put("/adapters/default", responses=_PROBLEMS)
     def switch_default(wanted: AdapterName) -> list[AdapterCard]:
-        """Make an adapter the default, which answers requests that name none."""
+        """Make an adapter the default, which answers requests that do not name an adapter."""
         adapters.switch(wanted.name)
         return cards()
 
     @app.delete("/adapters/{name}", responses=_PROBLEMS)
     def unload_adapter(name: str) -> list[AdapterCard]:
-        """Unload an adapter; requests that have begun are still answered."""
+        """Unload an adapter; current requests are still answered."""
         adapters.unload(name)
         return cards()
 
@@ -155,7 +156,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
 def _add_watching(app: FastAPI, predictions: Predictions) -> None:
     @app.get("/healthz", responses={400: {"model": Problem}, 503: {"model": Health}})
     async def health(response: Response) -> Health:
-        """Return the server's state, with status 503 while an image or a pass takes longer than a request may."""
+        """Return the server's state; the HTTP status is 503 while an operation exceeds the time limit of a request."""
         stuck, adapters = predictions.stuck, len(predictions.adapters.now.models)
         response.status_code = 503 if stuck else 200
         return Health(status="stuck" if stuck else "ok", adapters=adapters, waiting=predictions.waiting)

@@ -24,7 +24,7 @@ Answered = list[tuple[Prediction, ...]]  # for each image, the prediction of eac
 
 @dataclass(eq=False)
 class Asked:
-    """The images of one request, preprocessed for its adapters, and the future for their predictions."""
+    """A queued request with its adapters, settings and preprocessed images, and a future for the predictions."""
 
     together: SideBySide
     wanted: Wanted
@@ -32,15 +32,15 @@ class Asked:
     answer: Future[Answered] = field(default_factory=Future)
 
     def goes_with(self, other: Asked) -> bool:
-        """Return whether one pass can answer both requests: they have the same adapters and settings.
+        """Return whether a forward pass can answer this request and `other`, which needs equal adapters and settings.
 
-        One pass never can if the adapters learn from the images they see: these are made anew for each request.
+        Adapters that learn from test images are created anew for each request, so such requests never share a pass.
         """
         return self.together is other.together and self.wanted == other.wanted
 
 
 class Batcher:
-    """A thread that computes predictions, at most `most` images in a pass; `passed` is called with their number."""
+    """A thread that computes predictions in batches of at most `most` images, and calls `passed` with batch sizes."""
 
     def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
         self._most, self._passed = most, passed
@@ -55,7 +55,7 @@ class Batcher:
         return len(self._queue)
 
     def ask(self, asked: Asked) -> Future[Answered]:
-        """Queue a request and return its `answer`. Raises RuntimeError once the batcher is closed."""
+        """Queue a request and return the future for its predictions. Raises RuntimeError if the batcher is closed."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
@@ -64,12 +64,12 @@ class Batcher:
         return asked.answer
 
     def longest(self) -> float:
-        """Return the number of seconds that the current pass has lasted; 0 if there is none."""
+        """Return the time in seconds since the current forward pass began, or 0 if no pass is running."""
         begun = self._begun
         return 0.0 if begun is None else time.monotonic() - begun
 
     def close(self, seconds: float | None = None) -> None:
-        """Refuse new requests, answer the waiting ones, and end the thread; wait for its end at most `seconds`."""
+        """Refuse new requests, answer the queued requests, and wait at most `seconds` for the thread to end."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -94,7 +94,7 @@ class Batcher:
                 start += len(asked.pixels)
 
     def _next(self) -> list[Asked]:
-        """Wait for requests, and return those for the next pass; an empty list once closed with nothing waiting."""
+        """Wait for requests and return the next batch, or an empty list once the batcher is closed and idle."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closed)

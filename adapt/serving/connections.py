@@ -19,10 +19,9 @@ _ORDER = itertools.count()
 
 
 class Connection(HttpToolsProtocol):
-    """A uvicorn connection with time limits: `head_seconds` for headers, `seconds` for a body or to read an answer.
+    """A uvicorn connection with time limits for headers (`head_seconds`), and for a body or a response (`seconds`).
 
-    If there are more than `most` connections, the connection that has waited the longest for a complete request is
-    closed.
+    If there are more than `most` connections, the connection that has waited longest for a complete request is closed.
     """
 
     def __init__(self, *args: Any, head_seconds: float, seconds: float, most: int, **kwargs: Any) -> None:
@@ -101,7 +100,7 @@ class Connection(HttpToolsProtocol):
             self._gives_up.cancel()
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Close the connection; if no answer has been started, first send an error with `status` and `detail`."""
+        """Close the connection, after an error response with `status` and `detail` if no response has started yet."""
         if self._overhead and (self.cycle is None or not self.cycle.response_started):
             body = json.dumps({"detail": detail}).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"

@@ -16,9 +16,9 @@ _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
 class Guard:
-    """ASGI middleware that refuses requests: 400 for other hosts than `hosts`, 401 without token, 403 from other pages.
+    """ASGI middleware that answers 400 to unknown host names, 401 to wrong tokens, and 403 to pages of other sites.
 
-    In `hosts`, `*` stands for every name, and `localhost` for every address of the machine itself.
+    `hosts` are the known host names, in which `*` stands for every name and `localhost` for all loopback addresses.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None) -> None:
@@ -53,7 +53,7 @@ class Guard:
 
 
 def is_loopback(name: str) -> bool:
-    """Return whether a host name or IP address means this machine itself, such as localhost or 127.0.0.1."""
+    """Return whether a host name or IP address is a loopback address, such as localhost or 127.0.0.1."""
     try:
         return ip_address(name).is_loopback
     except ValueError:
@@ -61,7 +61,7 @@ def is_loopback(name: str) -> bool:
 
 
 def _name(host: str) -> str:
-    """Return the host name in `NAME:PORT` (of IPv6 the address without brackets); "" if there is no name."""
+    """Return the host name in `NAME:PORT`, without the brackets of an IPv6 address, or "" if there is no valid name."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

@@ -30,7 +30,7 @@ class _Message(BaseModel):
 
 
 class Asking(_Message):
-    """Settings of a request: the adapters to use, and how much to return."""
+    """The settings of a request, which are adapters, the number of classes to return and a probability threshold."""
 
     adapters: Names = []
     top_k: TopK = 5
@@ -38,13 +38,13 @@ class Asking(_Message):
 
 
 class ImagesInJson(Asking):
-    """A request with images as base64."""
+    """A JSON request that contains images as base64."""
 
     images: list[str] = Field(min_length=1, description="Image files as base64.")
 
 
 class LoadAdapter(_Message):
-    """An adapter to load, by its path in the server's folder."""
+    """A request to load an adapter, given by its path in the server's folder and an optional name."""
 
     path: str = Field(min_length=1, max_length=1000)
     name: str | None = Field(default=None, min_length=1, max_length=200)
@@ -64,9 +64,9 @@ class ClassProbability(BaseModel):
 
 
 class AdapterAnswer(BaseModel):
-    """The answer of one adapter for an image. Below the threshold, `class` is none and there is no label.
+    """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
-    A multi-label adapter gives all `classes` that reach the threshold.
+    For a multi-label adapter, `classes` lists all classes that reach the threshold.
     """
 
     adapter: str
@@ -79,20 +79,20 @@ class AdapterAnswer(BaseModel):
 
 
 class ImageAnswers(BaseModel):
-    """The answers of all adapters for one image."""
+    """The predictions of all requested adapters for one image."""
 
     image: str
     answers: list[AdapterAnswer]
 
 
 class ImagesAnswered(BaseModel):
-    """The results for all images, in the order in which they were sent."""
+    """The results for all images of a request, in the order of the images in the request."""
 
     results: list[ImageAnswers]
 
 
 class AdapterCard(BaseModel):
-    """An adapter that is loaded."""
+    """The description of a loaded adapter."""
 
     name: str
     method: str
@@ -105,7 +105,7 @@ _FORM = "curl -F images=@photo.png"
 
 
 class Health(BaseModel):
-    """The server's state, `ok` or `stuck`, and the number of requests that wait."""
+    """The server's state, which is `ok` or `stuck`, and its numbers of loaded adapters and of waiting requests."""
 
     status: str
     adapters: int
@@ -113,14 +113,14 @@ class Health(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, in one line."""
+    """An error message of one line."""
 
     detail: str
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A request as it was sent: its images as named files, and its settings."""
+    """The parsed content of a request, which consists of images as named files and settings."""
 
     files: list[tuple[str, bytes]]
     asking: Asking
@@ -131,10 +131,10 @@ class Sent:
 
 
 async def sent(request: Request, most: int) -> Sent:
-    """Read the body of a request, JSON or an uploaded form, with at most `most` images.
+    """Return the parsed body of a request, which must be JSON or an uploaded form with at most `most` images.
 
-    Raises HTTPException 400 for a form that cannot be read, 415 for other content types, and 422 for a body that does
-    not fit the schema or for parameters in the address.
+    Raises HTTPException with status 400 if a form cannot be read, 415 for any other content type, and 422 if the body
+    does not match the schema or if the URL has query parameters.
     """
     for name in request.query_params:
         raise HTTPException(
@@ -181,7 +181,7 @@ async def _uploaded(request: Request) -> Sent:
 def answers(
     files: Sequence[tuple[str, bytes]], adapters: Sequence[str], predictions: Sequence[Sequence[Prediction]]
 ) -> dict[str, object]:
-    """Return `predictions`, which has a row for each file with one prediction per adapter, as plain data for JSON."""
+    """Return the JSON-serialisable response for `predictions`, which have a row per file and a column per adapter."""
     return {
         "results": [
             {
@@ -194,13 +194,13 @@ def answers(
 
 
 class _InMemory(MultiPartParser):
-    """A form parser that keeps uploads in memory: bodies are small, and temporary files would take file descriptors."""
+    """A form parser that keeps uploads in memory, because temporary files would use up file descriptors."""
 
     spool_max_size = sys.maxsize
 
 
 def _json(body: bytes, most: int) -> object:
-    """Parse JSON with at most `most` commas; with millions of values, parsing would block the server for seconds."""
+    """Return the value of a JSON body with at most `most` commas; parsing millions of values would block the server."""
     from pydantic_core import from_json
 
     if (parts := body.count(b",")) > most:

@@ -19,7 +19,7 @@ _LAST = (b"connection", b"close")  # makes uvicorn stop reading
 
 
 class Counted:
-    """The Prometheus metrics of a server, in a registry of its own."""
+    """The Prometheus metrics of one server, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -33,11 +33,11 @@ class Counted:
 
 
 class Around:
-    """ASGI middleware that answers 413 to a body of more than `most` bytes, supports `HEAD`, and keeps the metrics.
+    """ASGI middleware that answers 413 to bodies of more than `most` bytes, supports `HEAD`, and updates the metrics.
 
-    `most` applies to `/predict`; the limit of all other paths is 64 KiB. If a request is answered before its large body
-    has arrived, the connection is closed: reading the refused bodies of twenty clients kept the event loop from all
-    other clients.
+    `most` applies to `/predict`; the limit of all other URL paths is 64 KiB. If a request is answered before its large
+    body has arrived, the connection is closed, because reading such bodies from twenty clients blocked the event loop
+    for all other clients.
     """
 
     def __init__(self, app: ASGIApp, most: int, metrics: Counted) -> None:
@@ -95,6 +95,6 @@ def _too_large(most: int) -> HTTPException:
 
 
 def announced(scope: Scope, otherwise: int) -> int:
-    """Return the length in bytes that a request's headers give for its body; `otherwise` if it comes in chunks."""
+    """Return the length of a request's body in bytes from its headers, or `otherwise` if the body is sent in chunks."""
     headers = dict(scope["headers"])
     return otherwise if b"transfer-encoding" in headers else int(headers.get(b"content-length", 0))

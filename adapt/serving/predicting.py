@@ -26,7 +26,7 @@ _AGAIN = {"Retry-After": "1"}
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on one request, and on all requests together."""
+    """The limits of a server on a single request, and on all current requests together."""
 
     body_bytes: int = 20 * 2**20
     images: int = 32
@@ -42,7 +42,7 @@ class Limits:
 
 
 class Predictions:
-    """A server's `/predict`: it answers a limited number of requests at a time."""
+    """The handler of a server's `/predict` requests, which answers a limited number of requests at a time."""
 
     def __init__(self, adapters: ServedAdapters, limits: Limits, metrics: Counted) -> None:
         self.adapters, self.limits, self.metrics = adapters, limits, metrics
@@ -55,23 +55,23 @@ class Predictions:
 
     @property
     def waiting(self) -> int:
-        """The number of requests that wait for a thread that reads images, or for a pass of the model."""
+        """The number of requests that wait for an image-decoding thread or for a forward pass of the model."""
         return len(self.readers) + len(self.batcher)
 
     @property
     def stuck(self) -> bool:
-        """Whether reading one image, or one pass of the model, has taken longer than the time limit of a request."""
+        """Whether decoding an image or a forward pass of the model exceeds the time limit of a request."""
         return max(self.readers.longest(), self.batcher.longest()) > self.limits.seconds
 
     def close(self, seconds: float) -> None:
-        """Stop reading images, and answer the requests that wait for the model, for at most `seconds`."""
+        """Stop decoding images, and answer the requests that already wait for the model, for at most `seconds`."""
         self.readers.close()
         self.batcher.close(seconds)
 
     async def answer(self, request: Request) -> Response:
-        """Return the response to a request; its status is 503 if the server is full, and 504 after the time limit.
+        """Return the response to a request, with status 503 if the server is overloaded, or 504 after the time limit.
 
-        Raises AdaptError for a mistake in the request, and ClientDisconnect if the client has left.
+        Raises AdaptError or HTTPException for an invalid request, and ClientDisconnect if the client has disconnected.
         """
         seconds = self.limits.seconds
         try:
@@ -90,11 +90,11 @@ class Predictions:
             return JSONResponse({"detail": f"there was no answer within {seconds:g} seconds"}, 504)
 
     def _size(self, request: Request) -> int:
-        """Return the size of a body in bytes by its headers, capped at the limit: a larger body is refused later."""
+        """Return the size of a request's body in bytes according to its headers, but at most the size limit."""
         return min(announced(request.scope, self.limits.body_bytes), self.limits.body_bytes)
 
     async def _predicted(self, asked: Sent) -> dict[str, object]:
-        """Return the predictions for a request as plain data. Once cancelled, no further image is read."""
+        """Return the JSON-serialisable predictions for a request; cancellation stops the decoding of further images."""
         now = self.adapters.now
         names = asked.asking.adapters or [now.default]
         together = now.together(names)
@@ -114,7 +114,7 @@ class Predictions:
         return answers(asked.files, names, rows)
 
     def _begin(self, held: AsyncExitStack) -> None:
-        """Count a request as being answered until `held` is closed. Raises Crowded if too many are being answered."""
+        """Count a request as active until `held` is closed. Raises Crowded if too many requests are already active."""
         if self._answering >= self.limits.requests:
             raise Crowded(f"{self.limits.requests} requests are being answered already: try again in a second")
         self._answering += 1
@@ -128,7 +128,7 @@ class Predictions:
 
 
 async def _left(request: Request, given: asyncio.Timeout) -> None:
-    """Wait until the client disconnects, and then let the request time out at once."""
+    """Wait until the client disconnects, and then make the request time out immediately."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     given.reschedule(0)

@@ -37,7 +37,7 @@ class TooManyPixels(AdaptError):
 
 @dataclass(eq=False)
 class _Job:
-    """A request whose images are being read: size and reading function of each image left, and the results so far."""
+    """A request being read, with the size and decoding function of each remaining image, and the results so far."""
 
     left: deque[tuple[int, Callable[[], object]]]
     done: Future[Any] = field(default_factory=Future)
@@ -45,7 +45,7 @@ class _Job:
 
 
 class ImageReaders:
-    """Two or more threads that read images. One of the threads takes no image of more than `small` pixels."""
+    """A pool of two or more image-decoding threads, one of which accepts only images up to the size `small`."""
 
     def __init__(self, small: int) -> None:
         self._jobs: list[_Job] = []
@@ -57,25 +57,25 @@ class ImageReaders:
             threading.Thread(target=self._run, args=(most,), name="adapt-reader", daemon=True).start()
 
     def __len__(self) -> int:
-        """Return how many requests wait for a thread."""
+        """Return the number of requests that wait for a decoding thread."""
         return len(self._jobs)
 
     def ask(self, parts: Sequence[Part], sizes: Sequence[int], look: Callable[[Part], Seen]) -> Future[list[Seen]]:
-        """Queue `parts`, the images of a request, and return a future for the list of results of `look(part)`.
+        """Queue `parts`, the images of a request, and return a future for the list of `look(part)` for all images.
 
-        Requests are ordered by `sizes`. Once the future is cancelled, the remaining images are not read.
+        The request with the smallest sum of remaining `sizes` goes first. Cancelling the future stops the decoding.
         """
         job = _Job(deque(zip(sizes, [partial(look, part) for part in parts], strict=True)))
         self._put(job)
         return job.done
 
     def longest(self) -> float:
-        """Return the longest time in seconds that any thread has spent on its present image; 0 if all are idle."""
+        """Return the longest time in seconds that a thread has spent on its current image, or 0 if all are idle."""
         begun = list(self._begun.values())
         return time.monotonic() - min(begun) if begun else 0.0
 
     def close(self) -> None:
-        """End each thread after its present image."""
+        """End each thread after its current image."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -106,7 +106,7 @@ class ImageReaders:
                 job.done.set_result(job.results)
 
     def _next(self, most: float) -> _Job | None:
-        """Wait for a request whose next image has at most `most` pixels, and take it; None once closed."""
+        """Wait for a request whose next image is not larger than `most`, and return the request; None once closed."""
         with self._changed:
             while not self._closed:
                 self._jobs = [job for job in self._jobs if not job.done.cancelled()]
@@ -120,18 +120,18 @@ class ImageReaders:
 
 
 def pixels_of(content: bytes, name: str) -> int:
-    """Return the number of pixels that an image's header gives. Raises AdaptError for what `open_image` refuses.
+    """Return the number of pixels given in an image's header. Raises AdaptError if `open_image` would refuse the image.
 
-    A JPEG of very many scans, which takes long to decode, is refused too.
+    A JPEG with very many scans, which is slow to decode, is refused as well.
     """
     with opened(BytesIO(content), name) as picture:
         if picture.format in ("JPEG", "MPO") and _scans(content) > _SCANS:
-            raise ValueError(f"it is a JPEG of more than {_SCANS} scans, each of which goes over the whole picture")
+            raise ValueError(f"the image is a JPEG with more than {_SCANS} scans: save it with fewer scans")
         return picture.width * picture.height
 
 
 def _scans(content: bytes) -> int:
-    """Count the scans of a JPEG up to one beyond the maximum, without the scans of an embedded thumbnail."""
+    """Return the number of scans in a JPEG without its embedded thumbnail, but stop counting above the limit."""
     scans, at = 0, 2
     while 0 <= (at := content.find(b"\xff", at)) < len(content) - 3 and scans <= _SCANS:
         kind = content[at + 1]

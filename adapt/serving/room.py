@@ -10,11 +10,11 @@ from adapt.errors import AdaptError
 
 
 class Crowded(AdaptError):
-    """An error for a request that the server has no room for at present; the client may send it again."""
+    """The error for a request that the busy server cannot take at present; the client may send the request again."""
 
 
 class Room:
-    """A limit of `most` units, such as bytes, shared by the requests of one event loop."""
+    """A limit of `most` units, such as bytes, on all requests of one event loop together."""
 
     def __init__(self, most: int, of: str) -> None:
         self._most, self._of = most, of
@@ -22,9 +22,9 @@ class Room:
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Reserve `size` units for the `with` block; if there is no room, blocks that hold more are ended first.
+        """Reserve `size` units for the `with` block, if necessary after aborting blocks with larger reservations.
 
-        Raises Crowded if no block that holds more is left, and inside a block that is ended.
+        Raises Crowded if the limit is reached and no block has a larger reservation, and in each block that is aborted.
         """
         while sum(self._held.values()) + size > self._most:
             largest = max(self._held, key=self._held.__getitem__, default=None)

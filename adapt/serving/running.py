@@ -22,7 +22,7 @@ _GRACE, _END = 5, 9  # seconds: for waiting requests, and until the process is e
 
 
 def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
-    """Serve `app` at the socket `listening` until a signal comes; a request's body may take `seconds` to arrive."""
+    """Serve `app` on the socket `listening` until a signal ends the server; clients have `seconds` to send a body."""
     PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # bytes that a header may unpack to; the default is sixteen times as much
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = max(1, min(_CONNECTIONS, files - _OTHER_FILES)) if files != resource.RLIM_INFINITY else _CONNECTIONS

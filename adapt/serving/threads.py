@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 def without_team() -> None:
-    """Make the current thread compute alone from now on, without an OpenMP team."""
+    """Make the current thread compute without a team of OpenMP threads from now on."""
     torch.get_num_threads()  # torch sets a thread's number when first asked: do that before, not after
     threadpool_limits(1, user_api="openmp")  # torch's own call would also set it for threads that start later
 
 
 def apart(compute: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `compute` in a temporary thread, whose OpenMP team ends with it, and return the result."""
+    """Return the result of `compute`, run in a temporary thread so that its OpenMP thread team ends afterwards."""
     outcome: Future[T] = Future()
 
     def run() -> None:

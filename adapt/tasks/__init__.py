@@ -44,31 +44,31 @@ def names() -> list[str]:
 
 
 def named(name: str) -> Task:
-    """Return the task called `name`. Raises AdaptError, with the nearest names, if there is none."""
+    """Return the task called `name`. Raises AdaptError, which suggests similar names, if there is no such task."""
     return _listing.find(name).label_type.task
 
 
 def register(task: type[Task]) -> type[Task]:
-    """Register a task in this process and return it; also usable as a decorator."""
+    """Register a task class in this process, and return the class, so that `register` can be a decorator."""
     reading.cache_clear()
     return _listing.register(task)
 
 
 def of(items: Sequence[Item]) -> Task:
-    """Return the task of `items`, all of which have the same one. Raises AdaptError if there are no items."""
+    """Return the task that all `items` belong to. Raises AdaptError if there are no items."""
     if not items:
-        raise AdaptError("there are no images: this part of the data is empty")
+        raise AdaptError("there are no images, because this split of the data is empty: give at least one image")
     return items[0].task
 
 
 def without_classes(method: Method) -> bool:
-    """Return whether the method learns some task that has no classes, so that it needs no class names."""
+    """Return whether the method can learn a task without classes, in which case the method needs no class names."""
     return any(task.learned_by(method) for task in map(named, names()) if not task.classes_are)
 
 
 @cache
 def reading(columns: frozenset[str]) -> Task:
-    """Return the task whose labels a list with these columns holds. Raises AdaptError if none or several fit."""
+    """Return the task that fits the columns of a data list. Raises AdaptError if no task or more than one task fits."""
     own = columns - PLACES
     claims = [task for task in map(named, names()) if _claims(task, columns, own)]
     most = max((len(task.needs) for task in claims), default=0)
@@ -78,18 +78,18 @@ def reading(columns: frozenset[str]) -> Task:
     listed = ", ".join(sorted(columns))
     if fitting:
         tasks = " and ".join(task.name for task in fitting)
-        raise AdaptError(f"the columns {listed} fit the tasks {tasks}: uninstall the package of one")
+        raise AdaptError(f"the columns {listed} fit the tasks {tasks}: uninstall the package of one of these tasks")
     raise AdaptError(f"no task reads the columns {listed} together: expected {_expected()}")
 
 
 def known_columns() -> list[str]:
-    """Return the columns that a list of any task may have; a name may end in `*`."""
+    """Return the columns that the data lists of all tasks may have; `*` at the end of a name stands for any ending."""
     own = {column for task in map(named, names()) for column in task.needs | task.may_have}
     return sorted(own | PLACES)
 
 
 def unknown_columns(columns: Sequence[str]) -> list[str]:
-    """Return the columns that no list may have, whatever its task."""
+    """Return the given columns that no task's data list may have."""
     known = known_columns()
     return [column for column in columns if not any(_is(column, each) for each in known)]
 

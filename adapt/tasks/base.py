@@ -35,7 +35,7 @@ Cell = str | float | Sequence[str] | Chat  # of a row in a list; names of classe
 
 @dataclass(frozen=True)
 class Label:
-    """The base of labels: what is known about an item besides its files. Each task derives a small frozen dataclass."""
+    """The base class of labels. Each task derives a small frozen dataclass that stores what is known about an item."""
 
     task: ClassVar[Task]
 
@@ -46,41 +46,41 @@ class Label:
 
     @property
     def stratum(self) -> str:
-        """The name, usually the class, by which few-shot samples, folds and parts of the data are balanced."""
+        """The name, usually of a class, by which few-shot samples, folds and data splits are stratified."""
         return SEPARATOR.join(self.class_names)
 
     @property
     def unit(self) -> str:
-        """The entity that the item shows, if any; all items of an entity stay together."""
+        """The name of the item's entity, or "" if there is none; items of an entity stay in the same data split."""
         return ""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of files besides the item's images, such as a mask."""
+        """The paths of the item's files other than its images, such as a mask."""
         return ()
 
     @property
     def words(self) -> str:
-        """The label in words, for people."""
+        """The label as human-readable text."""
         return SEPARATOR.join(self.class_names)
 
     @property
     def columns(self) -> dict[str, str]:
-        """The further values, besides the answer, that a list of items shows, by column, such as a question."""
+        """A dictionary of further values of the label besides the answer, such as a question, by column name."""
         return {}
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """Return the same label with other names for its classes."""
+        """Return a copy of the label with new class names; `names` is a dictionary from old to new names."""
         return self
 
     def identity(self, root: str) -> dict[str, object] | None:
-        """Return what identifies the label besides its classes' numbers, as plain data; paths are below `root`."""
+        """Return plain data that identify the label together with its class numbers; paths are relative to `root`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class NamedLabel(Label):
-    """A label with the name of one class."""
+    """A label that contains the name of one class."""
 
     name: str
 
@@ -96,7 +96,7 @@ class NamedLabel(Label):
 
 
 class Task:
-    """The base of all tasks. By default, items have classes, and logits say which class an item has."""
+    """The base class of all tasks. By default, each item has one class, and the logits of a model predict the class."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -148,15 +148,15 @@ class Task:
     # reading
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Label:
-        """Return the label that a row's cells contain. Raises AdaptError, beginning with `where`, for a bad value."""
+        """Return the label in the cells of a row. Raises AdaptError, prefixed with `where`, for an invalid value."""
         raise NotImplementedError
 
     def completed(self, labels: Sequence[Any]) -> Sequence[Label]:
-        """Return the labels of a data set; values that depend on all labels, such as a rarest class, are filled in."""
+        """Return the labels of a data set after filling in values that depend on all labels, such as a rarest class."""
         return labels
 
     def class_names(self, labels: Iterable[Label]) -> tuple[str, ...]:
-        """Return the sorted class names of a data set that does not list them."""
+        """Return the sorted names of all classes in `labels`, for a data set that does not list its class names."""
         return tuple(sorted({name for label in labels for name in label.class_names}))
 
     # a data set
@@ -165,48 +165,48 @@ class Task:
         """Raise AdaptError if the labels of a data set contradict each other."""
 
     def validates(self, model: Adapted) -> bool:
-        """Return whether validation items are scored besides test items."""
+        """Return whether a model is scored on the validation items in addition to the test items."""
         return True
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
-        """Raise AdaptError if `method` cannot learn from these training items."""
+        """Raise AdaptError if `method` cannot learn from the training `items`."""
 
     def check_answers(self, model: Adapted) -> None:
-        """Raise AdaptError if a model was trained to give another kind of answer than this task needs."""
+        """Raise AdaptError if `model` was trained to give a different kind of answer than this task requires."""
         if model.answers.several:
             raise AdaptError(
-                f"this {model.method.name} was trained for several classes per image, and the data has {self.title}: "
+                f"this {model.method.name} was trained for several classes per image, but the data has {self.title}: "
                 "give a .csv with a column labels"
             )
 
     def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
-        """Raise AdaptError, before any image is decoded, if a model cannot be scored on these items."""
+        """Raise AdaptError, before any image is decoded, if `model` cannot be scored on `items`."""
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
-        """Raise AdaptError if a model cannot answer this task, or does not know the classes of the items."""
+        """Raise AdaptError if `model` cannot do this task, or if the class of an item is not a class of `model`."""
         kind = model.backbone.family
         if kind not in self.backbones:
             raise AdaptError(
-                f"the data are {self.items_are}, and {model.backbone.describe()} is a {kind}: use a "
-                f"{' or a '.join(sorted(self.backbones))}, or data for a {kind}"
+                f"the data are {self.items_are}, but {model.backbone.describe()} is a {kind}: use a "
+                f"{' or a '.join(sorted(self.backbones))}, or give data for a {kind}"
             )
         if self.classes_are and not model.class_names and kind == "dual encoder":
             raise AdaptError(
-                f"the model has no classes, and the data has some ({items[0].answer!r}): give it their names, as "
-                "class_names or with --data-classes"
+                f"the model has no classes, but the data has classes such as {items[0].answer!r}: give the class "
+                "names to the model, as class_names or with --data-classes"
             )
         known = set(model.class_names)
         for item in items if known else ():
             if not known.issuperset(item.class_names):
                 raise AdaptError(
-                    f"{item.name} is of class {item.answer!r}, which the model does not know: wrap or load the model "
-                    "with the data's own class names"
+                    f"{item.name} has the class {item.answer!r}, which is not a class of the model: wrap or load the "
+                    "model with the class names of the data"
                 )
 
     # learning
 
     def learned_by(self, method: Method | type[Method]) -> bool:
-        """Return whether a method can learn this task; for a class of methods, whether some of them can."""
+        """Return whether a method can learn this task; for a method class, whether some instance of the class can."""
         from adapt.methods.base.traits import LearnedTokens, LearnsShares, has_trait, owns_prompts
 
         if self.name in method.tasks:
@@ -217,29 +217,29 @@ class Task:
         return method.learns_any_step and _edits(method) and not owns
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the number of each item's class `(n,)`, its place among `class_names`."""
+        """Return the class numbers of the items `(n,)`, which are indices of the items' classes in `class_names`."""
         import torch
 
         place = {name: number for number, name in enumerate(class_names)}
         return torch.tensor([place[item.label.class_names[0]] for item in items], dtype=torch.long)
 
     def shares(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return each item's distribution over the classes `(n, c)`, in rows that sum to 1; by default one-hot."""
+        """Return the class distributions of the items `(n, c)`, whose rows sum to 1 and are one-hot by default."""
         import torch
         import torch.nn.functional as F
 
         return F.one_hot(self.numbers(items, class_names), len(class_names)).to(torch.float64)
 
     def values(self, items: Sequence[Item]) -> Tensor | None:
-        """Return the number that labels each item `(n,)`, such as a quality score; None if the task has no numbers."""
+        """Return the numeric labels of the items `(n,)`, such as quality scores, or None for a task without numbers."""
         return None
 
     def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return the labels of a step's items, `(b,)` or `(b, c)`: by default the numbers of their classes."""
+        """Return the labels of the items of a batch, `(b,)` or `(b, c)`, which are class numbers by default."""
         return self.numbers(items, class_names)
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
-        """Return a batch as a `Step`, from which a method computes; `inputs` are images, or cached features."""
+        """Return the `Step` of a batch, from which a method computes a loss; `inputs` are images or cached features."""
         return model.step(inputs).of(self, items)
 
     def chat(self, item: Item, question: str) -> Chat:
@@ -254,57 +254,57 @@ class Task:
         return class_names
 
     def loss(self, step: Step) -> Terms:
-        """Return the loss terms for a method that has no loss of its own."""
+        """Return the default loss terms of this task, which are used for a method that does not define a loss."""
         return {"cross_entropy": step.cross_entropy}
 
     def right(self, step: Step) -> Tensor:
-        """Return whether the answer for each item of a batch is right, bool `(b,)`."""
+        """Return a bool tensor `(b,)` that is true where a model's answer for an item of a batch is correct."""
         return step.right
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return a weight `(c,)` for the images of each class, with which all classes count the same in the loss."""
+        """Return a loss weight for each class `(c,)`, with which all classes contribute equally to the loss."""
         counts = self.numbers(items, class_names).bincount(minlength=len(class_names)).clamp_min(1)
         return 1 / counts
 
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Fit on the training items what turns a model's and a baseline's logits into answers, such as a bias."""
+        """Fit the parameters that turn logits of the model and `baseline` into answers, such as a logit bias."""
 
     def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
-        """Fit on `items` what turns a baseline's logits into answers, such as a bias, without an adapted model."""
+        """Fit the parameters that turn logits of `baseline` into answers, such as a logit bias, on `items`."""
 
     # scoring
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        """Return the scores of `model` on these items."""
+        """Return the scores of `model` on `items`."""
         raise NotImplementedError
 
 
 def _edits(method: Method | type[Method]) -> bool:
-    """Return whether the method changes a tower: a method that changes only class features needs classes to learn."""
+    """Return whether the method edits a tower; a method that edits only class features cannot learn without classes."""
     from adapt.methods.base import Method as Base
 
     return method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)
 
 
 def labels_of(items: Sequence[Item], kind: type[L]) -> list[L]:
-    """Return the labels of items, all of which belong to the task with this kind of label."""
+    """Return the labels of `items`, all of which must have labels of the type `kind`."""
     return [cast("L", item.label) for item in items]
 
 
 def optional(cells: Mapping[str, Cell], column: str) -> str:
-    """Return the text in a column; "" if the column is empty or missing."""
+    """Return the text in a column of a row, or "" if the column is empty or missing."""
     return str(cells.get(column) or "")
 
 
 def filled(cells: Mapping[str, Cell], column: str, where: str) -> str:
-    """Return the text in a column. Raises AdaptError, beginning with `where`, if it is empty."""
+    """Return the text in a column of a row. Raises AdaptError, prefixed with `where`, if the text is empty."""
     if not cells[column]:
-        raise AdaptError(f"{where}: the {column} is empty: fill it in")
+        raise AdaptError(f"{where}: the {column} is empty: fill in a value")
     return str(cells[column])
 
 
 def number(cell: Cell, where: str, column: str) -> float:
-    """Return the number in a cell. Raises AdaptError, beginning with `where`, for anything else."""
+    """Return the number in a cell. Raises AdaptError, prefixed with `where`, if the cell is not a finite number."""
     try:
         value = float(cell)  # type: ignore[arg-type]  # a sequence is no number either
     except ValueError:

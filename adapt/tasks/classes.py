@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Class(NamedLabel):
-    """The name of a class and, if the image is a region, its `overlap` (IoU, 0 to 1) with its object's box."""
+    """The class name of an image and, if the image is a region, the `overlap` (IoU) with the box of the object."""
 
     overlap: float | None = None
 
 
 class Classes(Task):
-    """The task of classification: images, or texts in their place, with one class each."""
+    """The task of classification, in which each image, or each text in place of an image, has one class."""
 
     name = "classes"
     title = "one class per image"
@@ -52,8 +52,8 @@ class Classes(Task):
                 known.setdefault(item.label.overlap is not None, item)
         if len(known) == 2:
             raise AdaptError(
-                f"data {split.name!r}: {known[True].name!r} has an overlap and {known[False].name!r} has none: give "
-                "every item a number, or none"
+                f"data {split.name!r}: {known[True].name!r} has an overlap, but {known[False].name!r} has no overlap: "
+                "give an overlap for every item, or for no item"
             )
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
@@ -62,8 +62,8 @@ class Classes(Task):
         learns = trait(method, LearnsOverlaps)
         if learns and learns.of_overlaps and self.values(items) is None:
             raise AdaptError(
-                f"{method.name} with grades learns from the overlap of regions with their object's box, which the data "
-                "does not have: give a .csv with a column overlap, or leave method.grades out"
+                f"{method.name} with grades learns from the overlaps of regions with the box of their object, but the "
+                "data has no overlaps: give a .csv with a column overlap, or leave out method.grades"
             )
 
     def learned_by(self, method: Method | type[Method]) -> bool:

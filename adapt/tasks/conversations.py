@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapt.chats import Chat
+from adapt.errors import AdaptError
 from adapt.tasks.base import Cell, Label, Task, labels_of
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ class Conversations(Task):
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Conversation:
         chat = cells["chat"]
-        assert isinstance(chat, Chat)  # as its reader gives
+        if not isinstance(chat, Chat):
+            raise AdaptError(
+                f"{where}: a column 'chat' cannot hold a conversation: list conversations in a .jsonl file"
+            )
         return Conversation(chat)
 
     def validates(self, model: Adapted) -> bool:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unlabelled(Label):
-    """The empty label of an item about which nothing is known."""
+    """The empty label of an item without annotations."""
 
 
 class Images(Task):
-    """The task of learning from images, or from texts such as captions, that have no label."""
+    """The task of learning from unlabelled images, or from unlabelled texts such as captions."""
 
     name = "images"
     title = "no label"
@@ -41,18 +41,18 @@ class Images(Task):
         super().check_model(model, items)
         if model.class_names or not self.learned_by(model.method):
             raise AdaptError(
-                f"the data are {self.items_are}, and {model.method.name} has {len(model.class_names)} classes: give "
-                "labels, or use a method that needs none, without class names"
+                f"the data are {self.items_are}, but {model.method.name} with {len(model.class_names)} classes needs "
+                "labels: give labels, or use a method that needs no labels, without class names"
             )
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return each item's position as its number `(n,)`: there are no classes, so no two items are alike."""
+        """Return the positions of the items `(n,)` as class numbers, because unlabelled items have no classes."""
         import torch
 
         return torch.arange(len(items))
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        raise AdaptError(f"{items[0].name} and others have no labels to score answers by: give a list with labels")
+        raise AdaptError(f"{items[0].name} and other items have no labels for scoring: give a list with labels")
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return self.name in method.tasks

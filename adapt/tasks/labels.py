@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Several(Label):
-    """The names of an image's classes, sorted, and the `rarest` of them, by which few-shot images are drawn."""
+    """The sorted class names of an image, and the name of its `rarest` class, by which few-shot images are sampled."""
 
     names: tuple[str, ...]
     rarest: str = ""
@@ -45,7 +45,7 @@ class Several(Label):
 
 
 class Labels(Task):
-    """The task of multi-label classification: images with several classes each, or none."""
+    """The task of multi-label classification, in which each image has any number of classes."""
 
     name = "labels"
     title = "several classes per image, or none"
@@ -67,12 +67,12 @@ class Labels(Task):
         return Several(tuple(sorted(names)), "" if isinstance(cell, str) or not names else names[0])
 
     def completed(self, labels: Sequence[Several]) -> Sequence[Several]:
-        """Return the labels with each image's rarest class filled in, by which parts are drawn to have all classes.
+        """Return the labels with the rarest class of each image filled in, by which data splits are stratified.
 
-        If names came as a tuple rather than a text, the first name takes the place of the rarest.
+        If the class names were given as a tuple instead of a text, the first name is used in place of the rarest class.
         """
         if not any(label.names for label in labels):
-            raise AdaptError("all cells of the column 'labels' are empty: give some image a class")
+            raise AdaptError("all cells of the column 'labels' are empty: give a class to at least one image")
         _check_separator({name for label in labels for name in label.names})
         images = Counter(name for label in labels for name in label.names)
         rank = {name: (count, name) for name, count in images.items()}
@@ -82,7 +82,7 @@ class Labels(Task):
         return self.name in method.tasks or method.learns_any_step
 
     def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return whether each item has each class, bool `(n, c)`."""
+        """Return a bool tensor `(n, c)` that is true where an item has a class."""
         import torch
 
         place = {name: number for number, name in enumerate(class_names)}
@@ -100,7 +100,7 @@ class Labels(Task):
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:
-        """Return whether each image's top class is one of its own, or no class is predicted if it has none, `(b,)`."""
+        """Return whether images are classified correctly `(b,)`; for an image without classes, no class is correct."""
         import torch
 
         best = step.logits.max(-1)
@@ -108,15 +108,15 @@ class Labels(Task):
         return torch.where(step.labels.any(-1), step.labels.gather(1, best.indices[:, None])[:, 0], ~answered)
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return a weight `(c,)` for images that have a class, with which they count as much as those without it."""
+        """Return class weights `(c,)` of positive labels, which balance images with and without a class in the loss."""
         counts = self.labels(items, class_names).sum(0).clamp_min(1)
         return (len(items) - counts) / counts
 
     def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Fit the bias on the logits with which the model and its baseline decide each class separately.
+        """Fit the logit biases with which the model and its baseline decide for or against each class.
 
-        It depends only on the baseline's logits of the training images, at the baseline's scale and at the method's, so
-        that a resumed run has the same bias, whatever the method starts from.
+        The biases depend only on the baseline's logits of the training images, at the logit scales of the baseline and
+        of the method. So a resumed run has the same biases, regardless of the method's initial values.
         """
         own: float = baseline.backbone.logit_scale  # type: ignore[union-attr]  # a dual encoder, which the task requires
         scale = (training.model.method.logit_scale or own) / own
@@ -131,7 +131,7 @@ class Labels(Task):
     def _biases(
         self, baseline: Adapted, items: Sequence[Item], inference: Inference, scales: Sequence[float]
     ) -> list[float]:
-        """Return, for each factor of the baseline's logits, the bias that predicts as many labels as the items have."""
+        """Return, for each logit factor in `scales`, the bias that predicts as many labels as the items have."""
         from adapt.evaluation.multi_label import prior_biases
 
         truth = self.labels(items, baseline.class_names)
@@ -141,8 +141,8 @@ class Labels(Task):
     def check_answers(self, model: Adapted) -> None:
         if not model.answers.several:
             raise AdaptError(
-                f"the data has several classes per image, and this {model.method.name} gives each image one: train it "
-                "on such data"
+                f"the data has several classes per image, but this {model.method.name} predicts one class per image: "
+                "train a model on images with several classes"
             )
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
@@ -159,13 +159,13 @@ def _drawn_by(label: Several, rank: Mapping[str, tuple[int, str]]) -> Several:
 
 
 def _check_separator(names: set[str]) -> None:
-    """Raise AdaptError for a name that seems to list several classes with another separator, such as a comma."""
+    """Raise AdaptError for a class name that seems to list several classes with a wrong separator, such as a comma."""
     for other in ";,":
         parts_of = {name: {part.strip() for part in name.split(other)} for name in sorted(names)}
         count = Counter(part for own in parts_of.values() for part in own)
         for name, own in parts_of.items():
             if len(own) > 1 and all(count[part] > 1 for part in own):
                 raise AdaptError(
-                    f"the column 'labels' has {name!r}, and other cells have each of its parts: separate names by "
-                    f"{SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}, or rename the class if that is its name"
+                    f"the column 'labels' has the name {name!r}, whose parts are names in other cells: separate names "
+                    f"by {SEPARATOR!r}, as in {SEPARATOR.join(sorted(own))}, or rename the class if this is one name"
                 )

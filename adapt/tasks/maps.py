@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Defect(NamedLabel):
-    """A class, and the path of a mask, a picture of the image's size that is bright at defects; "" without a mask."""
+    """A class name, and the path of a `mask` image that is bright at defects, or "" if there is no mask."""
 
     mask: str = ""
 
@@ -32,7 +32,7 @@ class Defect(NamedLabel):
 
 
 class Maps(Task):
-    """The task of anomaly localisation: images with masks of their defects."""
+    """The task of anomaly localisation, in which images have a class, and masks that mark defects."""
 
     name = "maps"
     title = "one class per image, and masks of what is abnormal"
@@ -69,7 +69,7 @@ class Maps(Task):
         return map_scores(model, items, inference)
 
     def _drawn(self, model: Adapted, items: Sequence[Item]) -> bool:
-        """Return whether the model localises anomalies, and any of the items has a mask."""
+        """Return whether the model localises anomalies and at least one item has a mask."""
         from adapt.methods.base.traits import DrawsMaps, has_trait
 
         return has_trait(model.method, DrawsMaps) and any(item.label.files for item in items)

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair(Label):
-    """The label of a pair: a paraphrase of its text, "" if there is none. The text itself is in the item."""
+    """The label of an image-text pair, which contains a paraphrase of the text, or "" if there is no paraphrase."""
 
     rephrased: str = ""
 
 
 class Pairs(Task):
-    """The task of cross-modal retrieval: pairs of an image and a text; an image may be in several pairs."""
+    """The task of cross-modal retrieval with image-text pairs, in which an image may belong to several pairs."""
 
     name = "pairs"
     title = "pairs of images and texts"
@@ -51,8 +51,8 @@ class Pairs(Task):
         super().check_model(model, items)
         if model.class_names or not self.learned_by(model.method):
             raise AdaptError(
-                f"the data are pairs of images and texts, which have no classes, and this is {model.method.name} with "
-                f"{len(model.class_names)} classes: use a method that learns from pairs, as lora does, without class "
+                f"the data are pairs of images and texts without classes, but the model is {model.method.name} with "
+                f"{len(model.class_names)} classes: use a method that learns from pairs, such as lora, without class "
                 "names"
             )
 
@@ -60,7 +60,7 @@ class Pairs(Task):
         return self.name in method.tasks
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
-        """Return a number for each item `(n,)`, equal for items with the same image or entity."""
+        """Return a number for each item `(n,)`, which is equal for items with the same entity or image."""
         import torch
 
         place: dict[str, int] = {}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QuestionLabel(NamedLabel):
-    """A question and its right answer. If a model chooses answers from a list, they are its classes."""
+    """A question about an image, and the correct answer, which is stored as the name of a class."""
 
     question: str
 
@@ -29,7 +29,7 @@ class QuestionLabel(NamedLabel):
 
 
 class Questions(Task):
-    """The task of visual question answering: images with a question and its answer; an image may have several."""
+    """The task of visual question answering, in which an image may have several questions, each with one answer."""
 
     name = "questions"
     title = "questions about images"
@@ -63,7 +63,7 @@ class Questions(Task):
     def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
         labels = labels_of(items, QuestionLabel)
         questions, answers = [label.question for label in labels], [label.name for label in labels]
-        return model.step([inputs, questions, answers]).of(self, items)
+        return model.question_step(inputs, questions, answers).of(self, items)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.scores import QuestionScores, scored

@@ -11,7 +11,7 @@ from adapt.tasks.pairs import Pair, Pairs
 
 @dataclass(frozen=True)
 class Record(Pair):
-    """A pair with the name of the entity that it shows; a pair without a name is an entity of its own."""
+    """The label of an image-text pair with the name of the pair's entity, or "" if no entity is given."""
 
     entity: str = ""
 
@@ -21,7 +21,7 @@ class Record(Pair):
 
 
 class Records(Pairs):
-    """The task of record linkage: pairs of an image and a text, several of which may show one entity."""
+    """The task of record linkage with image-text pairs, in which several pairs may describe the same entity."""
 
     name = "records"
     title = "pairs of images and texts, several per entity"

@@ -22,7 +22,7 @@ GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069
 
 @dataclass(frozen=True)
 class Graded(NamedLabel):
-    """A number, and the word that stands for it, which is "" until the words of the data set are known."""
+    """A numeric label, and a word for the number, which is "" until a word is assigned."""
 
     value: float
 
@@ -32,7 +32,7 @@ class Graded(NamedLabel):
 
 
 class Targets(Task):
-    """The task of regression: images with a number each, such as a quality score."""
+    """The task of regression, in which each image is labelled with a number, such as a quality score."""
 
     name = "targets"
     title = "a number per image"
@@ -47,7 +47,7 @@ class Targets(Task):
         return Graded(optional(cells, "label"), number(cells["target"], where, "target"))
 
     def completed(self, labels: Sequence[Graded]) -> Sequence[Graded]:
-        """Return the labels with a word each; if any has none, all get one of five words, by fifths of the range."""
+        """Return the labels with words; if any word is missing, all words are set by fifths of the range of numbers."""
         if all(label.name for label in labels):
             return labels
         values = [label.value for label in labels]

@@ -16,20 +16,20 @@ SHIPPED = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": 
 
 
 def trackers(track: Track, out: object) -> list[Tracker]:
-    """Return the trackers that `track` names or holds, without starting them; `out` is the run's directory or None.
+    """Return the trackers given by `track`, as names or as `Tracker` objects, without starting the trackers.
 
-    Raises AdaptError for an unknown name, an object that is not a tracker, a duplicate, and if a tracker lacks its
-    library or needs a run directory and there is none.
+    `out` is the run directory or None. Raises AdaptError for an unknown name, an object that is not a tracker, a
+    duplicate, a missing library, or a tracker that needs a run directory if `out` is None.
     """
     given = track if isinstance(track, Sequence) and not isinstance(track, str) else [track]
     chosen = [_made(each) for each in given]
     names = [each.name for each in chosen]
     for each in chosen:
         if names.count(each.name) > 1:
-            raise AdaptError(f"{each.name} would track a run twice: give it once, or give two trackers different names")
+            raise AdaptError(f"{each.name} would track a run twice: remove one, or give the trackers different names")
         if each.needs_folder and out is None:
             raise AdaptError(
-                f"{each.name} writes into the run's directory, but there is none: name one by --out, or `out` in Python"
+                f"{each.name} writes into the run directory, but this run has no directory: give --out (out=)"
             )
     return chosen
 
@@ -38,7 +38,7 @@ def _made(tracker: object) -> Tracker:
     if isinstance(tracker, str):
         if tracker not in SHIPPED:
             raise AdaptError(
-                f"there is no tracker {tracker!r}; {nearest(tracker, SHIPPED)}; give your own as an object"
+                f"there is no tracker {tracker!r}; {nearest(tracker, SHIPPED)}; give a tracker of your own as an object"
             )
         tracker = getattr(import_module(f"adapt.tracking.{tracker}"), SHIPPED[tracker])()
     if not isinstance(tracker, Tracker):

@@ -21,10 +21,10 @@ _AT_ONCE = {"metrics": 1000, "params": 100}  # in one request
 
 
 class MLflow(Tracker):
-    """A tracker that makes a run in the experiment named by MLFLOW_EXPERIMENT_NAME, by default `adapt`.
+    """A tracker that creates a run in the MLflow experiment MLFLOW_EXPERIMENT_NAME, by default `adapt`.
 
-    The store is MLFLOW_TRACKING_URI, or that of `mlflow.set_tracking_uri`; by default mlflow.db in the working
-    directory, which `mlflow ui` shows. Raises AdaptError without the extra `mlflow`.
+    The tracking store is set by MLFLOW_TRACKING_URI or `mlflow.set_tracking_uri`. The default is the file mlflow.db in
+    the working directory, which `mlflow ui` displays. Raises AdaptError if the extra `mlflow` is not installed.
     """
 
     def __init__(self) -> None:
@@ -68,12 +68,12 @@ class MLflow(Tracker):
         self._client.set_terminated(self._run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def _alone(self) -> AbstractContextManager[object]:
-        """Return a lock on the database file, so that of runs that start together only one creates the tables."""
+        """Return a lock on the database file, with which only one of several simultaneous runs creates the tables."""
         kind, _, path = self._library.get_tracking_uri().partition("?")[0].partition(":///")
         return FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext()
 
     def _experiment(self, name: str) -> str:
-        """Return the id of the experiment `name`, which is created if necessary."""
+        """Return the id of the experiment `name`, and create the experiment if necessary."""
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             try:

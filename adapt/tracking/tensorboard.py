@@ -13,9 +13,9 @@ from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers
 
 
 class TensorBoard(Tracker):
-    """A tracker that writes event files to `folder`, by default the run's directory.
+    """A tracker that writes event files to `folder`, by default the run directory.
 
-    `tensorboard --logdir runs` shows all runs. Raises AdaptError without the extra `tensorboard`.
+    `tensorboard --logdir runs` displays all runs. Raises AdaptError if the extra `tensorboard` is not installed.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:

@@ -14,7 +14,7 @@ StepEntry = Mapping[str, Any]  # a line of log.jsonl
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The facts about a run (a training) that a tracker is given: id, name, settings, folder, and progress."""
+    """The description of a training run that a tracker receives, with id, name, settings, folder and progress."""
 
     id: str
     """Letters and digits that no other run has, kept when a run is resumed."""
@@ -31,11 +31,11 @@ class TrackedRun:
 
 
 class Tracker:
-    """The base class of trackers, whose methods are called during a run: override the methods that you need.
+    """The base class of trackers, whose methods are called during a training run. Override the methods that you need.
 
-    Training steps are reported once a checkpoint contains them: at the end of each epoch, and within an epoch every
-    `checkpoint_minutes`. So a run that is killed and resumed reports each step once, in order. A tracker that raises an
-    exception is dropped with a warning, and the run continues.
+    Training steps are reported after each checkpoint, which is written at the end of each epoch, and within an epoch
+    every `checkpoint_minutes`. So a run that is killed and resumed reports each step once, in order. A tracker that
+    raises an exception is dropped with a warning, and the run continues.
     """
 
     needs_folder: bool = False
@@ -56,21 +56,21 @@ class Tracker:
         """Called with the content of metrics.json when the run is complete."""
 
     def stopped(self, error: BaseException) -> None:
-        """Called when the run has failed or was interrupted (KeyboardInterrupt); it may be resumed later."""
+        """Called when the run has failed or was interrupted (KeyboardInterrupt); the run may be resumed later."""
 
 
 def step_numbers(entry: StepEntry) -> dict[str, float]:
-    """Return the numbers of a step's log entry by name, such as `train/loss`, or `train/terms/kl` for a loss term."""
+    """Return a dictionary of the numbers in a step's log entry, with names such as `train/loss` or `train/terms/kl`."""
     return {f"train/{name}": value for name, value in _numbers(entry) if name != "step"}
 
 
 def final_numbers(metrics: Mapping[str, object]) -> dict[str, float]:
-    """Return the numbers of metrics.json by name, such as `adapted/accuracy`, without the numbers of single classes."""
+    """Return a dictionary of the numbers in metrics.json, such as `adapted/accuracy`, without per-class numbers."""
     return {name: value for name, value in _numbers(metrics) if "by_class" not in name.split("/")}
 
 
 def flat_settings(settings: Mapping[str, object]) -> dict[str, str | int | float | bool]:
-    """Return nested settings by dotted key, such as `train.lr`; values other than numbers and texts become texts."""
+    """Return nested settings as a flat dictionary with dotted keys such as `train.lr`, and with lists as texts."""
     return {
         key: value if isinstance(value, str | int | float | bool) else str(value)
         for key, value in plain.leaves(settings)

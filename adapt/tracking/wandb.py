@@ -14,10 +14,10 @@ logger = logging.getLogger("adapt")
 
 
 class WeightsAndBiases(Tracker):
-    """A tracker that makes a run in the project WANDB_PROJECT, by default `adapt`; W&B's other variables apply too.
+    """A tracker that creates a run in the W&B project WANDB_PROJECT, by default `adapt`; other W&B variables apply too.
 
-    Without `wandb login` or WANDB_API_KEY, and with WANDB_MODE=offline, everything stays in the folder wandb of the
-    run's directory, which `wandb sync` uploads later. Raises AdaptError without the extra `wandb`.
+    Without a login (`wandb login` or WANDB_API_KEY), or with WANDB_MODE=offline, all data stay in the folder `wandb` of
+    the run directory, which `wandb sync` can upload later. Raises AdaptError if the extra `wandb` is not installed.
     """
 
     def __init__(self) -> None:

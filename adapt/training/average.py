@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class RunningAverage:
-    """The running average of a module's parameters: a weighted sum over epochs, or a moving average over steps."""
+    """A running average of a module's parameters, as a weighted sum over epochs or a moving average over steps."""
 
     def __init__(self, module: nn.Module, settings: Average, epochs: int) -> None:
         self._parameters = dict(module.named_parameters())
@@ -33,30 +33,30 @@ class RunningAverage:
 
     @torch.no_grad()
     def step_done(self) -> None:
-        """Add the parameters after a step to a moving average."""
+        """Update the average with the current parameters after an optimiser step, if the average is over steps."""
         if self._decay is not None:
             for name, parameter in self._parameters.items():
                 self.values[name].lerp_(parameter, 1 - self._decay)
 
     @torch.no_grad()
     def epoch_done(self, epoch: int) -> None:
-        """Add the parameters at the end of `epoch`, counted from 0, to a weighted sum."""
+        """Add the current parameters at the end of `epoch`, counted from 0, if the average is over epochs."""
         if self._decay is None:
             for name, parameter in self._parameters.items():
                 self.values[name] += self._weights[epoch] * parameter
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Replace the module's parameters by their average over the training."""
+        """Replace the module's parameters by the running average."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self.values[name])
 
 
 def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
-    """Return the weights of all epochs, which sum to 1; empty if steps are averaged.
+    """Return the weights of all epochs, which sum to 1, or an empty sequence for an average over steps.
 
-    Gaussian: epoch t, counted from 1, has the weight `exp(-(t - mean)^2 / (2 std^2))`. Raises AdaptError if every
-    weight is zero.
+    Gaussian weights are proportional to `exp(-(t - mean)^2 / (2 std^2))` for epoch t, counted from 1. Raises AdaptError
+    if every weight is zero.
     """
     if settings.gaussian is not None:
         mean, std = settings.gaussian.mean, settings.gaussian.std
@@ -67,7 +67,7 @@ def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
         return ()
     if not sum(weights):
         raise AdaptError(
-            f"train.average gives none of the {epochs} epochs a weight; its epochs are counted from 1: set its mean "
-            f"or start to a number from 1 to {epochs}"
+            f"train.average gives a weight of zero to all {epochs} epochs, which are counted from 1: set the mean or "
+            f"start of train.average to a number from 1 to {epochs}"
         )
     return [weight / sum(weights) for weight in weights]

@@ -20,7 +20,7 @@ logger = logging.getLogger("adapt")
 
 
 def check_learned(method: Method, task: Task, name: str) -> None:
-    """Raise AdaptError, naming the methods that can, if `method` cannot learn the task of the data called `name`."""
+    """Raise AdaptError, which suggests other methods, if `method` cannot learn the `task` of the data called `name`."""
     if task.learned_by(method):
         return
     every_method = [methods.find(each) for each in methods.names()]
@@ -28,13 +28,13 @@ def check_learned(method: Method, task: Task, name: str) -> None:
     learned = [tasks.named(each) for each in sorted(method.tasks)]
     columns = " or ".join(", ".join(sorted(each.needs)) for each in learned if each.needs)
     raise AdaptError(
-        f"{name} holds {task.items_are}, and {method.name} learns {', '.join(each.name for each in learned)}: give a "
-        f"list with the columns {columns}, or take one of {able}"
+        f"{name} contains {task.items_are}, but {method.name} learns {', '.join(each.name for each in learned)}: give "
+        f"a list with the columns {columns}, or use one of the methods {able}"
     )
 
 
 def baseline_of(model: Adapted, template: str) -> Model:
-    """Return the unadapted backbone as a model: zero-shot, with its own head, or answering from the text alone."""
+    """Return a model of the unadapted backbone, the baseline with which the adapted model is compared."""
     method = ZeroShot(template)
     if isinstance(model, AdaptedModel):
         return wrap(model.backbone, method, model.class_names, model.fast, text_memory=model.text_memory)
@@ -42,13 +42,13 @@ def baseline_of(model: Adapted, template: str) -> Model:
 
 
 def zero_shot(training: Fitting, baseline: Model) -> dict[str, object]:
-    """Return the unadapted backbone's figures on the test images."""
+    """Return the metrics of the unadapted backbone on the test images."""
     figures = training.score(baseline, training.test_set, training.model.baseline).figures()
     return figures | ({"template": training.template} if isinstance(baseline, AdaptedModel) else {})
 
 
 def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """Warn if training made the backbone worse, and say what to try."""
+    """Log a warning with advice if the adapted model is worse than the unadapted backbone on the test images."""
     figure, title = main_figure(metrics["adapted"])
     before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
     if after >= before:
@@ -64,6 +64,6 @@ def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
         advice = f"it does not fit its training images yet ({100 * fitted:.1f} % right at the end), so try more epochs "
         advice += "or another train.lr"
     logger.warning(
-        "adapted %s, %.1f %%, is below the %.1f %% of %s: %s, and compare on validation images",
+        "the %s of the adapted model is %.1f %%, below the %.1f %% of %s: %s, and compare on validation images",
         title, 100 * after, 100 * before, metrics["baseline"], advice,
     )  # fmt: skip

@@ -26,9 +26,9 @@ from adapt.training.settings import TrainSettings
 
 
 class Batches(Protocol):
-    """The batches of a training: inputs and their items, from any step of any epoch.
+    """The batches of a training run, with inputs and items, which can be iterated from any step of any epoch.
 
-    If `divided` between processes, the inputs are this process's share of the images; the items are of the full batch.
+    If batches are `divided` between processes, the inputs are from a fraction of the images, and the items from all.
     """
 
     divided: bool
@@ -36,11 +36,11 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
-        """Yield the inputs and items of each batch of an epoch, from batch `step` on."""
+        """Yield the inputs and items of each batch of `epoch`, starting with the batch at index `step`."""
 
 
 class ImageBatches:
-    """Batches of images `(b, 3, h, w)`, decoded and augmented anew in every epoch."""
+    """Batches of images `(b, 3, h, w)`, which are decoded and augmented again in every epoch."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class ImageBatches:
 
 
 class Shares(Epochs):
-    """One process's share of every batch of a training; `full()` yields the full batches."""
+    """An epoch sampler that yields one process's fraction of each training batch; `full()` yields the full batches."""
 
     def __init__(
         self,
@@ -102,9 +102,9 @@ class Shares(Epochs):
 
 
 class KnownBatches:
-    """Batches of tensors that were computed once, `(n, views, ...)` for fixed views of each image.
+    """Batches of precomputed tensors `(n, views, ...)`, which contain a fixed number of views of each image.
 
-    `inputs` turns the rows of a batch into its inputs.
+    `inputs` is a function that converts the selected rows of the tensors into the inputs of a batch.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class KnownBatches:
 
 
 class FeatureBatches(KnownBatches):
-    """Batches of features `(b, e)` of an unedited vision tower."""
+    """Batches of precomputed features `(b, e)` from an unedited vision tower."""
 
     def __init__(self, features: Tensor, items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
         features = features if features.ndim == 3 else features[:, None]  # (n, views, e)
@@ -140,7 +140,7 @@ class FeatureBatches(KnownBatches):
 
 
 class BlockBatches(KnownBatches):
-    """Batches of inputs `(b, l, d)` of the first edited block of a vision tower."""
+    """Batches of precomputed inputs `(b, l, d)` to the first edited block of a vision tower."""
 
     def __init__(
         self,
@@ -164,16 +164,17 @@ def training_batches(
     progress: Progress | None,
     processes: Processes = ALONE,
 ) -> Batches:
-    """Return the training batches that need the least computation in each step.
+    """Return training batches of the kind that needs the least computation in each step.
 
-    They hold features, if the vision tower is unedited, the task learns from features, images are not augmented anew
-    and the cache is on; or the inputs of the first edited block, if earlier blocks are unedited and the inputs fit into
-    memory; or else images. Raises AdaptError for the setting `views` if features cannot be used.
+    The batches contain features if the vision tower is unedited, the task can learn from features, images are not
+    augmented again in every epoch, and the cache is on. Otherwise, the batches contain the inputs of the first edited
+    block, if the earlier blocks are unedited and these inputs fit into memory. In all other cases, the batches contain
+    images. Raises AdaptError if `views` is set and features cannot be used.
     """
     if settings.views is not None and not keeps_features(model, cache):
         raise AdaptError(
-            "train.views need the feature cache and an unedited vision tower, and "
-            f"{model.method.name} with these settings encodes images in every step: leave views out"
+            f"train.views needs the feature cache and an unedited vision tower, but {model.method.name} with these "
+            "settings encodes images in every step: leave out train.views"
         )
     if of_texts(items):
         assert isinstance(model, AdaptedModel)  # fit has checked
@@ -182,7 +183,7 @@ def training_batches(
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:
-            raise AdaptError(f"train.views need images, and the data holds {task.items_are}: leave views out")
+            raise AdaptError(f"train.views needs images only, but the data are {task.items_are}: leave out train.views")
         return ImageBatches(model, items, settings, seed, processes)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0

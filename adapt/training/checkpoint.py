@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Position(BaseModel):
-    """The progress of a training: `batch` counts finished batches of the current epoch, `step` all finished steps."""
+    """The progress of a training run, with `batch` finished batches of the current epoch and `step` finished steps."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -39,9 +39,9 @@ class Position(BaseModel):
 
 @dataclass(frozen=True)
 class Trained:
-    """The state of a training that a checkpoint stores and restores in place.
+    """The training state that a checkpoint stores and restores in place.
 
-    `beside` holds tensors that training needs and the adapter does not; the random state is that of `device`.
+    `beside` contains tensors that the adapter does not need; the random state of `device` is also stored.
     """
 
     method: Method
@@ -52,7 +52,7 @@ class Trained:
 
 
 def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
-    """Replace the checkpoint at `path` atomically. `recipe` identifies what is being trained."""
+    """Replace the checkpoint at `path` atomically; `recipe` is the identifier of the recipe and the training images."""
     optimizer, scaler = trained.optimizer, trained.scaler
     tensors = {f"method.{name}": tensor for name, tensor in trained.method.state_dict().items()}
     tensors |= {f"beside.{name}": tensor for name, tensor in trained.beside.items()}
@@ -76,9 +76,9 @@ def save(path: Path, trained: Trained, position: Position, recipe: str) -> None:
 
 
 def load(path: Path, trained: Trained, recipe: str) -> Position:
-    """Restore the trained tensors and the random state, and return the position of the training.
+    """Restore the trained tensors and the random state from a checkpoint, and return the position in the training run.
 
-    Raises AdaptError if the checkpoint is missing, damaged, or of another recipe.
+    Raises AdaptError if the checkpoint is missing or damaged, or belongs to another recipe.
     """
     if not path.is_file():
         raise AdaptError(f"there is no checkpoint at {path} to resume from: leave out --resume to start a new run")
@@ -86,7 +86,7 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
     tensors = tensor_file.read(path)
     check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
     if metadata.get("recipe") != recipe:
-        raise AdaptError(f"{path} is of another recipe or of other images: resume with its own, or choose a new --out")
+        raise AdaptError(f"{path} belongs to another recipe or other images: use the original ones, or another --out")
     load_tensors(trained.method, _under("method.", tensors), str(path))
     optimizer = trained.optimizer
     try:
@@ -99,19 +99,19 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
         return Position.model_validate(plain.parse(metadata["position"]))
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise AdaptError(
-            f"{path} is damaged ({shown(error)}) and cannot be resumed: start again in a new --out"
+            f"{path} is damaged ({shown(error)}) and cannot be resumed: start a new run with another --out"
         ) from error
 
 
 def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[int, dict[str, object]]:
-    """Return the optimiser's state by parameter. Raises ValueError if an entry fits no parameter, or not its shape."""
+    """Return the optimiser's state by parameter. Raises ValueError if an entry does not fit the parameter's shape."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, object]] = {}
     for name, value in named.items():
         index, key = name.split(".", 1)
         shape = value.shape if isinstance(value, Tensor) else ()
         if not 0 <= int(index) < len(parameters) or shape not in ((), parameters[int(index)].shape):
-            raise ValueError(f"{name} of the optimiser fits no parameter")
+            raise ValueError(f"the optimiser state {name} does not match the name and shape of a parameter")
         state.setdefault(int(index), {})[key] = value
     return state
 
@@ -120,13 +120,13 @@ def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[
 def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Copy `values` into `tensors`. Raises ValueError if the names or shapes differ."""
     if tensors.keys() != values.keys() or any(tensors[name].shape != value.shape for name, value in values.items()):
-        raise ValueError("the state that only training needs is of another method")
+        raise ValueError("the stored training tensors do not match the names and shapes of the tensors of this method")
     for name, value in values.items():
         tensors[name].copy_(value)
 
 
 def finite(method: Method) -> bool:
-    """Return whether every trained value is finite."""
+    """Return whether all trained parameters of the method are finite."""
     return all(bool(parameter.isfinite().all()) for parameter in method.trains())
 
 

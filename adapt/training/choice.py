@@ -32,10 +32,10 @@ _Combination = tuple[float, ...]  # a value of each setting, in the order of the
 
 
 def choose(training: Fitting, learned: bool = False) -> None:
-    """Choose and set the method's settings that are tuned on the data (its `grid`); note values and accuracy.
+    """Tune the settings in the method's `grid` on the data, and record the chosen values and the accuracy.
 
-    `learned` says that the method has already learned from the training images. If no image can be held out, as with
-    one image per class, the usual values are taken. The alternatives are noted too.
+    `learned` is true if the method has already learned from the training images. If no image can be held out, as with
+    one image per class, the default values are used. The candidate values are recorded as well.
     """
     method = training.model.method
     grid, before = trait(method, Grid), method.config
@@ -74,9 +74,9 @@ def _by_validation(
 
 
 def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> tuple[_Combination, float, int] | None:
-    """Return the values chosen by cross-validation, their accuracy, and the number of images that were held out.
+    """Return the values chosen by cross-validation, their accuracy, and the number of held-out images.
 
-    None if no image can be held out, or if the method cannot learn from the images of a fold.
+    Return None if no image can be held out, or if the method cannot learn from the images of a fold.
     """
     folds = training.folds()
     try:
@@ -105,7 +105,7 @@ def _cross_validated(
 
 
 def _weights(grid: Grid, labels: Tensor) -> Tensor:
-    """Return the weight of each image `(n,)`, 1 on average: equal, or inverse to the number of images of its class."""
+    """Return image weights `(n,)` with mean 1, either equal or inverse to the number of images of the class."""
     if not grid.balanced:
         return torch.ones(len(labels), dtype=torch.double)
     weights = 1 / labels.bincount().double()[labels]
@@ -113,7 +113,7 @@ def _weights(grid: Grid, labels: Tensor) -> Tensor:
 
 
 def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the log-probability of each image's class at each temperature, `(temperatures, n)`."""
+    """Return the log-probability of each image's true class at each temperature, `(temperatures, n)`."""
     rows = max(1, AT_ONCE // (len(TEMPERATURES) * logits.shape[1]))
     parts = []
     for part, right in zip(logits.split(rows), labels.split(rows), strict=True):
@@ -126,7 +126,7 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 def _nearest_to_usual(
     likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]
 ) -> _Combination:
-    """Return the combination of settings nearest to the usual values, among those within the noise of the best."""
+    """Return the setting combination nearest to the defaults, among combinations within the noise of the best one."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
     behind = {values: at_best[best] - own for values, own in at_best.items()}
@@ -143,7 +143,7 @@ def _nearest_to_usual(
 
 
 def _place(choice: Choice, value: float) -> int:
-    """Return the index of the choice's value that is nearest to `value`."""
+    """Return the index of the value in `choice.values` that is nearest to `value`."""
     return min(range(len(choice.values)), key=lambda place: abs(choice.values[place] - value))
 
 
@@ -159,7 +159,7 @@ def _values(settings: Mapping[str, float], choices: Mapping[str, Choice]) -> _Co
 def _settle(
     training: Fitting, choices: Mapping[str, Choice], settings: dict[str, float], how: str, accuracy: float | None
 ) -> None:
-    """Set the chosen values in the method, note them for metrics.json, and log them."""
+    """Set the chosen settings in the method, record the settings for metrics.json, and log a summary."""
     method = training.model.method
     configure(method, settings)
     among = {name: list(choice.values) for name, choice in choices.items()}
@@ -173,7 +173,7 @@ def _settle(
         at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]
         if at_end and choice.open_ended and accuracy is not None:
             logger.info(
-                "%s: %s was tried from %.4g to %.4g, and the chosen value is at an end of that range: set method.%s to "
-                "try values beyond it",
+                "%s: the setting %s was tried from %.4g to %.4g, and the chosen value is at an end of this range: "
+                "set method.%s to try values outside the range",
                 method.name, name, choice.values[0], choice.values[-1], name,
             )  # fmt: skip

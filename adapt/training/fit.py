@@ -57,31 +57,32 @@ def fit(
     track: Track = (),
     **settings: Unpack[FitSettings],
 ) -> Result:
-    """Train `model` in place on labelled images, and compare it with its baseline (zero-shot) on `test_set`.
+    """Train `model` in place on labelled images, and compare the model with its zero-shot baseline on `test_set`.
 
-    `settings` are those of `TrainSettings` (epochs or iterations, lr, batch_size, ...), of which a method without
-    gradient steps takes none, and:
+    `settings` are the fields of `TrainSettings` (epochs or iterations, lr, batch_size, ...), which a method without
+    gradient steps does not accept, and the following settings:
 
-    * `seed`, by default 1, and `cache`: whether image features are kept on disk, as by default.
-    * `template`: the prompt of zero-shot, by default "a photo of a {}.". `blend`: the share of the adapted model in the
-      answers; the rest is zero-shot (WiSE-FT).
-    * `calibrate`: divide the logits by a temperature chosen on `val_set`; without one, a method without gradient steps
-      chooses it by cross-validation.
+    * `seed`, by default 1, and `cache`, which is on by default and stores image features on disk.
+    * `template`: the prompt of the zero-shot baseline, by default "a photo of a {}.".
+    * `blend`: the weight of the adapted model in the answers; zero-shot answers have the remaining weight (WiSE-FT).
+    * `calibrate`: divide the logits by a temperature that is chosen on `val_set`. Without a `val_set`, a method without
+      gradient steps chooses the temperature by cross-validation.
 
-    Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if it is empty;
-    the blocks to skip need a `val_set`. A later `fit` keeps the chosen values.
+    Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if `val_set` is
+    empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values.
 
-    `out` is a new run directory, or an existing one to continue with `resume`: it holds the adapter, metrics, log and
-    checkpoints. Photographs are turned upright by EXIF if their items say so, as those from `adapt.data.load` on your
-    own folders do; the adapter records this. `track` names trackers that follow the run (tensorboard, wandb, mlflow),
-    or holds trackers of your own.
+    `out` is a new run directory, or an existing run directory to continue with `resume`. A run directory contains the
+    adapter, metrics, log and checkpoints. Photographs are rotated upright by EXIF if the items request the rotation, as
+    items from `adapt.data.load` on your own folders do, and the adapter records the rotation. `track` contains names of
+    trackers that follow the run (tensorboard, wandb, mlflow), or trackers of your own.
 
-    Under `accelerate launch` or torchrun the processes train together, each on its share of every batch's images. The
-    main process measures and writes; the results of the others have neither scores nor an adapter.
+    Under `accelerate launch` or torchrun, the processes train one model together, and each process encodes a fraction
+    of every batch. Only the main process evaluates the model and writes files, so the results of other processes
+    contain neither scores nor an adapter.
 
-    Raises AdaptError for wrong settings, a tracker whose extra is missing, labels that the model does not have, images
-    that cannot be decoded, a step that does not fit into memory, or a loss that is not finite, and KeyboardInterrupt if
-    the user stops the training.
+    Raises AdaptError for invalid settings, a tracker whose extra is not installed, labels that the model does not have,
+    images that cannot be decoded, a training step that does not fit into memory, or a loss that is not finite. Raises
+    KeyboardInterrupt if the user stops the training.
     """
     tracking = trackers(track, out)
     training = checked(model, train_set, test_set, val_set=val_set, **settings)
@@ -102,9 +103,9 @@ def checked(
     calibrate: bool = False,
     **settings: Any,
 ) -> Fitting:
-    """Return a training that can begin; the arguments are those of `fit`.
+    """Return a checked `Fitting` that is ready for training, from the arguments of `fit`.
 
-    Raises AdaptError for everything that `fit` can refuse before an image is opened.
+    Raises AdaptError for every mistake that `fit` can detect before an image is opened.
     """
     if not 0 <= seed < 2**63:
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
@@ -133,7 +134,7 @@ def checked(
 
 
 def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:
-    """Raise AdaptError if the method cannot learn from, or be measured on, these items."""
+    """Raise AdaptError if `model` cannot learn from the training items, or be scored on validation or test items."""
     task = tasks.of(train_set)
     check_learned(model.method, task, "the training data")
     for part in filter(None, (train_set, val_set, test_set)):
@@ -142,28 +143,27 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
         tasks.of(part).check_tested(model, part)
     if of_texts(train_set) and task.classes_are and not keeps_features(model, cache=True):
         raise AdaptError(
-            f"the data has texts in the place of training images, and {model.method.name} on "
-            f"{model.backbone.describe()} learns from images: take a method that does not edit the vision tower, such "
-            "as close"
+            f"the data has texts instead of training images, but {model.method.name} on {model.backbone.describe()} "
+            "learns from images: use a method that does not edit the vision tower, such as close"
         )
     method, needed = model.method, chosen_setting(model.method)
     task.check_learnt(method, train_set)
     if needed is not None and not val_set:
         raise AdaptError(
-            f"{method.name} chooses {needed} on validation images, and there are none: give some, or set "
-            f"method.{needed}"
+            f"{method.name} chooses {needed} on validation images, but there are no validation images: give some, or "
+            f"set method.{needed}"
         )
     with_images = {name for item in train_set for name in item.class_names}
     missing = [name for name in model.class_names if name not in with_images]
     if method.needs_every_class and missing:
-        raise AdaptError(f"{method.name} needs an image of every class; there is none of {missing[0]!r}: add one")
+        raise AdaptError(f"{method.name} needs an image of every class, but {missing[0]!r} has none: add an image")
 
 
 def _directory(out: str | Path | None, training: Fitting, resume: bool) -> AbstractContextManager[Run | None]:
-    """Return a context manager of the run directory `out`, or of None if there is none."""
+    """Return a context manager that yields the run in the directory `out`, or None if `out` is None."""
     if out is None and resume:
         raise AdaptError(
-            "resume continues the run in a directory, and none is given: name it with out, or leave resume out"
+            "resume continues a run in a directory, but no directory is given: give a directory, or omit resume"
         )
     if out is None:
         return nullcontext()
@@ -171,9 +171,9 @@ def _directory(out: str | Path | None, training: Fitting, resume: bool) -> Abstr
 
 
 def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), progress: bool = False) -> Result:
-    """Train the model, measure it, and save its adapter in the directory `run`, if there is one.
+    """Train and evaluate the model, save the adapter in the run directory if there is one, and return the result.
 
-    Raises as `fit` does once work has begun.
+    Raises the errors of `fit` that can occur after its initial checks.
     """
     model, processes = training.model, training.processes
     training.run, training.progress = run, progress and processes.main
@@ -235,15 +235,17 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
 
 
 def _pick(item: Item) -> dict[str, str]:
-    """Return the row of an item in train_images.csv: its file, label and text."""
+    """Return the row of an item in train_images.csv, with the item's path, class, further label columns and text."""
     return {"path": item.path, "class": item.answer} | item.label.columns | ({"text": item.text} if item.text else {})
 
 
 def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSettings | None:
-    """Return the checked settings, with `auto` precision resolved; None for a method without gradient steps."""
+    """Return the checked training settings with the precision resolved, or None for a method without gradient steps."""
     if not model.method.takes_steps:
         if settings:
-            raise AdaptError(f"{model.method.name} is not trained by steps: leave out {', '.join(sorted(settings))}")
+            raise AdaptError(
+                f"{model.method.name} is not trained by gradient steps: leave out {', '.join(sorted(settings))}"
+            )
         return None
     try:
         chosen = TrainSettings(**settings).at(None)
@@ -257,31 +259,31 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSet
 
 
 def _check_vision(model: Adapted, settings: TrainSettings) -> None:
-    """Raise AdaptError for the term `distill` if no edited vision tower is there to distil into."""
+    """Raise AdaptError if the loss has the term `distill`, but the method does not edit a vision tower."""
     edited = isinstance(model, AdaptedModel) and "vision" in model.method.touches
     if settings.terms.get("distill") and not edited:
         raise AdaptError(
-            f"train.terms has distill: {settings.terms['distill']:g}, and {model.method.name} on "
-            f"{model.backbone.describe()} changes no image features that distill could keep near the backbone's own: "
-            "leave it out"
+            f"train.terms has distill: {settings.terms['distill']:g}, but {model.method.name} on "
+            f"{model.backbone.describe()} does not change image features, so that distill has no effect: leave out "
+            "distill"
         )
 
 
 def _check_weights(model: Adapted, settings: TrainSettings) -> None:
-    """Raise AdaptError for class weights if there are no classes, or if the method's loss does not use them."""
+    """Raise AdaptError if class weights are set, but there are no classes or the loss does not use class weights."""
     if settings.class_weights == "equal":
         return
     if not isinstance(model, AdaptedModel) or not model.class_names:
-        raise AdaptError("train.class_weights needs classes, and the data has none: leave it out")
+        raise AdaptError("train.class_weights needs classes, but the data has no classes: omit train.class_weights")
     if not model.method.weighs_classes:
         raise AdaptError(
-            f"train.class_weights needs a cross-entropy over classes, which the loss of {model.method.name} does not "
-            "have: leave it out"
+            f"train.class_weights needs a cross-entropy over classes, but the loss of {model.method.name} has no such "
+            "term: leave out train.class_weights"
         )
 
 
 def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
-    """Train the method, and return the figures of the training for the metrics."""
+    """Train the method, and return entries about the training for metrics.json."""
     method = training.model.method
     if training.chosen is None:
         started = time.monotonic()
@@ -302,7 +304,7 @@ def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
 
 
 def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
-    """Take all gradient steps, and return their figures for the metrics."""
+    """Take all gradient steps, and return entries for metrics.json, such as the duration and the final loss."""
     model, settings = training.model, training.settings
     needed = check_memory(model, training.batches, settings, training.processes.count)
     if settings.average is not None:  # fail before a search takes its time

@@ -46,10 +46,10 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 @dataclass
 class Fitting:
-    """One training: a model, the items that it learns from and is tested on, and the settings.
+    """A training run, with a model, the items for training, validation and testing, and the settings.
 
-    `chosen` are the settings of the gradient steps, checked and complete; None for a method without steps. `given` are
-    those that were given, if not by a `recipe`.
+    `chosen` contains the complete, checked settings of the gradient steps, or None for a method without gradient steps.
+    `given` contains the settings that the user gave to `fit`, if the training run has no `recipe`.
     """
 
     model: Adapted
@@ -77,14 +77,14 @@ class Fitting:
     def classifier(self) -> AdaptedModel:
         if not isinstance(self.model, AdaptedModel):
             raise AdaptError(
-                f"{self.model.method.name} learns from features of images and class names, and "
+                f"{self.model.method.name} learns from features of images and class names, but "
                 f"{self.model.backbone.describe()} is a {self.model.backbone.family}: use a dual encoder"
             )
         return self.model
 
     @property
     def origin(self) -> dict[str, object]:
-        """The recipe of the training, or what `fit` was given, as a run directory and trackers show it."""
+        """The recipe of the training run, or the arguments of `fit`, for the run directory and for trackers."""
         if self.recipe is not None:
             return self.recipe
         method = {"name": self.model.method.name, **self.model.method.config.model_dump(mode="json")}
@@ -93,9 +93,9 @@ class Fitting:
 
     @property
     def settings(self) -> TrainSettings:
-        """The settings of the steps. Raises AdaptError for a method without gradient steps."""
+        """The settings of the gradient steps. Raises AdaptError for a method without gradient steps."""
         if self.chosen is None:
-            raise AdaptError(f"{self.model.method.name} is not trained by steps: it has no training settings")
+            raise AdaptError(f"{self.model.method.name} is not trained by gradient steps, and has no training settings")
         return self.chosen
 
     @property
@@ -105,7 +105,7 @@ class Fitting:
 
     @cached_property
     def batches(self) -> Batches:
-        """The batches of training items, for the trainer and for a search."""
+        """The training batches, which are created at first use."""
         with counting_bar("encoding", self.progress) as bar:
             return self._batches(self.settings, bar)
 
@@ -113,7 +113,7 @@ class Fitting:
         return training_batches(self.model, self.train_set, settings, self.seed, self.cache, bar, self.processes)
 
     def weigh_classes(self) -> None:
-        """Set the model's class weights as the settings say."""
+        """Set the model's class weights according to the setting `class_weights`."""
         self.model.class_weights = None
         if self.settings.class_weights == "equal":
             return
@@ -121,16 +121,16 @@ class Fitting:
         self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
 
     def inference(self, progress: Progress | None = None) -> Inference:
-        """Return the inference settings of this training: its workers and its use of the feature cache."""
+        """Return the inference settings of this training run, such as the number of decoding processes."""
         return Inference(self.workers, self.cache, progress)
 
     def score(self, model: Adapted, items: Sequence[Item], title: str) -> Scores:
-        """Return the scores of `model`, the training's own or its baseline, under a progress bar called `title`."""
+        """Return the scores of `model` on `items`, while a progress bar called `title` is shown."""
         with counting_bar(title, self.progress) as bar:
             return evaluate(model, items, workers=self.workers, cache=self.cache, progress=bar)
 
     def renew_batches(self) -> None:
-        """Discard batches of stored inputs of a vision block if the method, once prepared, edits an earlier block."""
+        """Discard batches that store inputs of a vision block if the prepared method edits an earlier block."""
         begin = self.batches.block if isinstance(self.batches, BlockBatches) else 0
         if begin and isinstance(self.model, AdaptedModel) and self.model.unedited_blocks < begin:
             del self.batches
@@ -151,15 +151,15 @@ class Fitting:
         values = tasks.of(items).values(items)
         if values is None:
             raise AdaptError(
-                f"{self.model.method.name} learns from a number for each image, and the data has none: give a .csv "
-                "with a column target"
+                f"{self.model.method.name} learns from a number for each image, but the data has no numbers: give a "
+                ".csv with a column target"
             )
         return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         if views and not self.cache:
             raise AdaptError(
-                f"{self.model.method.name} keeps {views} views of each image in the cache, which is off: switch it on"
+                f"{self.model.method.name} stores {views} views of each image in the cache: set cache to true"
             )
         key = part, views, unit, projected
         if key not in self._features:  # read from disk once for all folds
@@ -176,10 +176,10 @@ class Fitting:
         return self._features[key]
 
     def folds(self) -> list[Fold]:
-        """Return five folds of the training images; every fold holds out a fifth and learns from the rest.
+        """Return five cross-validation folds of the training images, each of which holds out a fifth of the images.
 
-        Folds are stratified by class and keep groups together. An image that every model must learn from, such as the
-        only one of its class, is never held out; if this is so for all images, there are no folds.
+        Folds are stratified by class and keep groups together. An image that is needed for training in all folds, such
+        as the only image of its class, is never held out. If no image can be held out, the list is empty.
         """
         part_of = folds(self.train_set, FOLDS, self.seed)
         return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, FOLDS)]
@@ -191,7 +191,7 @@ class Fitting:
         other = own if backbone is None else load_backbone(backbone, str(own.device)).turning(own.preprocess.turned)
         if not isinstance(other, DualEncoder):
             raise AdaptError(
-                f"{other.describe()} has no features of texts and images to compare: name a dual encoder, such as CLIP"
+                f"{other.describe()} has no comparable features of texts and images: name a dual encoder, such as CLIP"
             )
         model = wrap(other, ZeroShot()).eval()
         baseline = replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
@@ -231,9 +231,9 @@ class Fitting:
             return trainer.train(step_done).seconds
 
     def _stage(self, changed: dict[str, object]) -> TrainSettings:
-        """Return the settings of a stage, one of several trainings inside a training: its own, with `changed` ones.
+        """Return the settings of a training stage, which are the settings of this training run with `changed` values.
 
-        Weights are not averaged in a stage. Raises AdaptError for wrong settings.
+        The trained tensors are not averaged in a stage. Raises AdaptError for invalid settings.
         """
         own = self.settings.model_dump(exclude_unset=True) | {"average": None}
         lengths = ("epochs", "iterations", "iterations_per_shot")
@@ -282,14 +282,14 @@ class Fitting:
 
 @dataclass
 class Fold(Fitting):
-    """A fold of cross-validation: a training on some of the training images, which validates on others."""
+    """A cross-validation fold, which trains on some of the training images and validates on the held-out images."""
 
     training: Fitting | None = None
     places: dict[Part, list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, training: Fitting, learned: list[int], held_out: list[int]) -> Fold:
-        """Return the fold of `training` that learns from images at indices `learned`, and validates at `held_out`."""
+        """Return a fold of `training` that trains on the indices `learned` and validates on the indices `held_out`."""
         places: dict[Part, list[int]] = {"train": learned, "val": held_out}
         items = {part: [training.train_set[place] for place in own] for part, own in places.items()}
         changed = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}

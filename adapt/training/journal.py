@@ -21,9 +21,9 @@ logger = logging.getLogger("adapt")
 
 
 class Journal:
-    """The journal of one run, with or without a directory. As a context manager it starts and stops the trackers.
+    """The journal of a training run, which writes the log and reports to trackers, and starts and stops the trackers.
 
-    A tracker that fails is dropped with a warning, and the run continues.
+    The run may have no directory. A tracker that raises an exception is dropped with a warning, and the run continues.
     """
 
     def __init__(
@@ -52,19 +52,19 @@ class Journal:
             self._tell(lambda tracker: tracker.stopped(error))
 
     def go_on(self, step: int) -> None:
-        """Drop log entries after `step`, from which a resumed run continues; the entries up to it are its history."""
+        """Drop log entries after `step`, where a resumed run continues, and load the earlier entries as the history."""
         if self._run is not None and self._run.resume and self._run.writes:
             self._run.cut_log(step)
             self.history = self._run.history() if step else []
 
     def step(self, entry: dict[str, object]) -> None:
-        """Record a finished step."""
+        """Append the log entry of a finished training step."""
         self.history.append(entry)
         if self._run is not None:
             self._run.log(entry)
 
     def saved(self) -> None:
-        """Send the steps so far to the trackers: the checkpoint has them, so that none is repeated after a resume."""
+        """Send new log entries to the trackers, once a checkpoint contains the steps, so that no step is sent twice."""
         self._tell(self._catch_up)
         self._note()
 
@@ -83,17 +83,17 @@ class Journal:
             self._told[tracker.name] = new[-1]["step"]
 
     def _tell(self, send: Callable[[Tracker], None]) -> None:
-        """Call `send` on every tracker, and drop those that fail."""
+        """Call `send` for every tracker, and drop trackers that raise an exception."""
         for tracker in list(self._trackers):
             try:
                 send(tracker)
             except AdaptError:
                 raise
             except Exception as error:  # noqa: BLE001 - third-party code must not cost the run
-                logger.warning("%s failed and no longer follows this run: %s", tracker.name, shown(repr(error)))
+                logger.warning("tracker %s failed and no longer follows this run: %s", tracker.name, shown(repr(error)))
                 self._trackers.remove(tracker)
 
     def _note(self) -> None:
-        """Write tracking.json, which a resumed run reads."""
+        """Write tracking.json, from which a resumed run reads the last step that each tracker received."""
         if self._told and self._run is not None and self._run.writes:
             write_text(self._run.tracking, plain.dump({"id": self._id, "told": self._told}) + "\n")

@@ -17,14 +17,14 @@ _WARM, _TIMED = 2, 3  # number of slow first steps, and of the steps that are ti
 
 
 class LengthOfTime:
-    """A timer that warns after a few steps if training will take long, with advice on how to shorten it."""
+    """A timer that warns after a few steps if training will take long, with advice on how to shorten the training."""
 
     def __init__(self, model: Adapted, batches: Batches, settings: TrainSettings, steps: int, done: int) -> None:
         self._left, self._advice = steps - done, _shorter(model, batches, settings)
         self._started, self._seen = time.monotonic(), 0
 
     def step_done(self) -> None:
-        """Count a step, and warn once enough of them are timed; the first ones are slower and do not count."""
+        """Count a finished step; after a few timed steps, log a warning if the remaining training will take long."""
         self._seen += 1
         if self._seen == _WARM:
             self._started = time.monotonic()
@@ -34,7 +34,7 @@ class LengthOfTime:
         seconds = each * (self._left - self._seen)
         if seconds > LONG:
             logger.warning(
-                "%s steps are left at %.2g s each, about %s in all: to shorten this, try %s",
+                "%s steps are left at %.2g s each, about %s in total: to shorten the training, try %s",
                 f"{self._left - self._seen:,}", each, readable_time(seconds), self._advice,
             )  # fmt: skip
 

@@ -37,24 +37,24 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Length:
-    """The length of a training: its optimiser steps, and the epochs that they fill."""
+    """The length of a training run as the number of optimiser steps and the number of epochs."""
 
     steps: int
     epochs: int
 
     @classmethod
     def of(cls, settings: TrainSettings, batches: int) -> Length:
-        """Return the length of a training with `batches` batches in an epoch."""
+        """Return the length of a training run with `batches` batches in each epoch."""
         an_epoch = -(-batches // settings.accumulate)
         steps = settings.iterations or an_epoch * settings.epochs  # type: ignore[operator]
         return cls(steps, -(-steps // an_epoch))
 
 
 class Trainer:
-    """A trainer of one model: its optimiser, its position, and the loop.
+    """A trainer of one model, with an optimiser, a position in the training run, and the training loop.
 
-    It trains `parameters`, by default all of the method's, on `loss`, by default the model's. It calls `saved` whenever
-    it has written a checkpoint with all steps so far; without a run it calls `saved` at the same times.
+    By default, `parameters` are all parameters of the method, and `loss` is the model's loss. `saved` is called after
+    each checkpoint that contains all steps so far or, without a run and its checkpoints, at the same times.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Trainer:
             processes.any(False)  # wait until all have read it, before the main process replaces it
 
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
-        """Train to the end, and return the final position.
+        """Train until the last step, and return the final position.
 
-        `report` is called with each step's log entry, `epoch_done` with each epoch and the number of epochs. Raises
-        AdaptError if a loss, or a value after the last step, is not finite, and KeyboardInterrupt if the user stops the
-        training; the checkpoint of a run directory then holds the last good state.
+        `report` is called with the log entry of each step, and `epoch_done` with each epoch and the number of epochs.
+        Raises AdaptError if a loss, or a trained value after the last step, is not finite, and KeyboardInterrupt if the
+        user stops the training. After an error, the checkpoint in the run directory contains the last good state.
         """
         self.model.train()
         saved = time.monotonic()
@@ -107,14 +107,15 @@ class Trainer:
                 self._keep()
         if not checkpoint.finite(self.model.method):
             raise AdaptError(
-                f"the last step, {self.position.step}, left values that are not finite{self._last_good()}: {_ADVICE}"
+                f"after the last step, {self.position.step}, trained values are not finite{self._last_good()}: "
+                f"{_ADVICE}"
             )
         if self.average is not None:
             self.average.settle()
         return self.position
 
     def _epoch(self) -> Iterator[dict[str, object]]:
-        """Take the remaining steps of the current epoch, and yield a log entry for each (loss, rate, ...)."""
+        """Take the remaining steps of the current epoch, and yield a log entry (loss, rate, ...) for each step."""
         position, accumulate = self.position, self.settings.accumulate
         remaining = self.batches.epoch(position.epoch, position.batch)
         started = time.monotonic()
@@ -142,7 +143,7 @@ class Trainer:
         return rate
 
     def _losses(self, step: Step) -> tuple[Terms, Tensor | None]:
-        """Return the terms of a batch's loss, and which answers `(b,)` are right, or None if `loss` was given."""
+        """Return a batch's loss terms, and a bool tensor `(b,)` of correct answers (None with a custom loss)."""
         name = self.model.method.name
         if self.loss is not None:
             return followed(checked(self.loss(step), name), name), None
@@ -150,7 +151,7 @@ class Trainer:
         return followed(terms, name), right
 
     def _step(self, group: list[tuple[object, list[Item]]]) -> tuple[dict[str, float], float | None]:
-        """Take one optimiser step over accumulated batches; return the terms of their mean loss, and their accuracy."""
+        """Take one optimiser step over accumulated batches, and return the terms of the mean loss and the accuracy."""
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
@@ -181,7 +182,7 @@ class Trainer:
         return dict(means), float(torch.cat(correct).cpu().double().mean()) if correct else None
 
     def _keep(self) -> None:
-        """Write a new checkpoint in place of the old one, unless a trained value is no longer finite."""
+        """Write a new checkpoint in place of the old checkpoint, unless a trained value is not finite."""
         if not checkpoint.finite(self.model.method):
             return
         if self.run is not None and self.run.writes:
@@ -195,9 +196,9 @@ class Trainer:
         return checkpoint.Trained(method, self.optimizer, self.scaler, extra, self.model.backbone.device)
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
-        """Return the error for a loss that is not finite.
+        """Save the state if all trained values are finite, and return the error for a loss that is not finite.
 
-        The optimiser has not stepped on it, so the state is saved first, if it is finite.
+        The state can be saved because the optimiser has not yet made a step with this loss.
         """
         self._keep()
         loss = sum(terms.values())
@@ -211,31 +212,31 @@ class Trainer:
 
 
 def followed(terms: Terms, method: str) -> Terms:
-    """Return `terms` itself, the terms of a method's loss. Raises AdaptError if none depends on a trained parameter."""
+    """Return the loss `terms` unchanged. Raises AdaptError if no term depends on a trained parameter."""
     if not any(term.requires_grad for term in terms.values()):
         raise AdaptError(
-            f"{method}: no term of its loss ({', '.join(terms)}) depends on a trained parameter: correct its loss or "
-            "its settings"
+            f"{method}: no term of the loss ({', '.join(terms)}) depends on a trained parameter: correct the loss or "
+            "the settings of the method"
         )
     return terms
 
 
 def precision_on(device: torch.device, precision: str, through_towers: bool) -> str:
-    """Return `precision`, or the one that `auto` means: bf16 for steps through a tower on bf16 hardware, else fp32."""
+    """Return `precision`, where `auto` becomes bf16 for steps through a tower on bf16 hardware, and fp32 otherwise."""
     if precision != AUTO:
         return precision
     return "bf16" if through_towers and prefers_bf16(device) else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the autocast of the forward pass, which does nothing for fp32."""
+    """Return the autocast context for the forward pass, which has no effect for fp32."""
     return torch.autocast(device.type, _DTYPES.get(precision), enabled=precision in _DTYPES)
 
 
 def make_optimizer(
     model: Adapted, settings: TrainSettings, parameters: Iterable[nn.Parameter] | None = None
 ) -> Optimizer:
-    """Return the optimiser of `parameters`, by default all that the method trains.
+    """Return an optimiser of `parameters`, which are by default all trained parameters of the method.
 
     Raises AdaptError for fp16 on a device other than CUDA, or if there are no parameters.
     """
@@ -243,7 +244,7 @@ def make_optimizer(
         raise AdaptError("precision fp16 needs a CUDA device: use bf16 or fp32")
     parameters = list(model.method.trains() if parameters is None else parameters)
     if not parameters:
-        raise AdaptError(f"{model.method.name} is trained by steps, but has no parameter to train")
+        raise AdaptError(f"{model.method.name} takes gradient steps, but has no trained parameter: correct the method")
     if settings.optimizer != "sgd":
         kind = {"adam": Adam, "adamw": AdamW}[settings.optimizer]
         return kind(parameters, lr=settings.lr, eps=settings.eps, weight_decay=settings.weight_decay)

@@ -33,7 +33,7 @@ Each = TypeVar("Each")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's `number` among the `count` processes of a training; number 0 is the main one and writes files."""
+    """The `number` of this process among `count` training processes; number 0, the main process, writes files."""
 
     count: int = 1
     number: int = 0
@@ -44,15 +44,15 @@ class Processes:
         return self.number == 0
 
     def share(self, draws: Sequence[Each]) -> list[Each]:
-        """Return this process's share of a batch: of equal size for each, with repeats if the batch does not divide."""
+        """Return this process's fraction of a batch; all fractions have equal sizes, with repeats if necessary."""
         each = -(-len(draws) // self.count)
         return list(islice(cycle(draws), self.number * each, (self.number + 1) * each))
 
     def whole(self, own: Tensor, size: int) -> Tensor:
-        """Return the rows `(size, ...)` of a full batch from each process's share `(ceil(size / count), ...)`.
+        """Return the rows `(size, ...)` of a full batch, gathered from all processes' rows `(ceil(size / count), ...)`.
 
-        All processes compute the same loss. Its gradient reaches a process's own rows only, scaled so that the mean
-        over processes (`average`) is the gradient of the full batch.
+        All processes compute the same loss. In each process, the gradient of the loss reaches only the rows of this
+        process, and is scaled so that the mean over all processes (`average`) is the gradient of the full batch.
         """
         if self.count == 1:
             return own
@@ -64,7 +64,7 @@ class Processes:
         return torch.cat([*rows[: self.number], own, *rows[self.number + 1 :]])[:size]
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace the gradients of `parameters` by their mean over the processes."""
+        """Replace the gradients of `parameters` by the mean of the gradients over all processes."""
         gradients = [each.grad for each in parameters if each.grad is not None]
         if self.count == 1 or not gradients:
             return
@@ -75,7 +75,7 @@ class Processes:
             gradient.copy_(values.view_as(gradient))
 
     def any(self, own: bool) -> bool:
-        """Return whether the flag `own` is set in any process."""
+        """Return whether the flag, which is `own` in this process, is set in any process."""
         if self.count == 1:
             return own
         from accelerate.utils import reduce
@@ -83,7 +83,7 @@ class Processes:
         return bool(reduce(torch.tensor([float(own)], device=self.device), "sum") > 0)
 
     def agreed(self, value: Each) -> Each:
-        """Return in every process the `value` that the main process has."""
+        """Return the main process's `value` in every process."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -91,14 +91,14 @@ class Processes:
         return broadcast_object_list([value])[0]
 
     def begin_alike(self, method: Method) -> None:
-        """Copy the main process's tensors to all. Raises AdaptError if the processes chose different settings."""
+        """Copy the main process's tensors to all processes. Raises AdaptError if settings of the method differ."""
         if self.count == 1:
             return
         from accelerate.utils import broadcast
 
         config = plain.dump(method.config.model_dump(mode="json"))
         if self.agreed(config) != config:
-            raise AdaptError(f"{method.name} chose different settings in its {self.count} processes: train with one")
+            raise AdaptError(f"{method.name} chose different settings in {self.count} processes: use one process")
         for tensor in (*method.state_dict().values(), *method.training_state().values()):
             tensor.copy_(broadcast(tensor.to(self.device)))
 
@@ -107,15 +107,15 @@ ALONE = Processes()
 
 
 def check_alone() -> None:
-    """Raise AdaptError if several processes train together, because they would write the same runs."""
+    """Raise AdaptError if several processes were launched to train together, since all would write the same runs."""
     if is_launched():
         raise AdaptError(
-            "several processes were launched, which can only train one run together: use --jobs for many runs"
+            "several processes were launched, but can only train one run together: use --jobs for many runs"
         )
 
 
 def processes_on(device: torch.device) -> Processes:
-    """Return the processes that train together with this one, whose model is on `device`."""
+    """Return a description of the processes that train together; `device` is the device of this process's model."""
     if not is_launched():
         return ALONE
     from accelerate import PartialState
@@ -127,7 +127,7 @@ def processes_on(device: torch.device) -> Processes:
 def check_divides(
     processes: Processes, model: Adapted, items: Sequence[Item], settings: TrainSettings | None, cache: bool
 ) -> None:
-    """Raise AdaptError if several processes save no time, or if their shares do not add up to the batch."""
+    """Raise AdaptError if several processes would save no time, or could not compute the gradient of the full batch."""
     method = model.method
     if processes.count == 1:
         return
@@ -143,7 +143,7 @@ def check_divides(
         reason = "changes gradients by a rule that needs the full batch"
     else:
         return
-    raise AdaptError(f"{processes.count} processes gain nothing: {method.name} {reason}; train with one")
+    raise AdaptError(f"{processes.count} processes gain nothing, because {method.name} {reason}: use one process")
 
 
 def _times(x: Tensor, factor: int) -> Tensor:

@@ -21,7 +21,7 @@ _OF_THE_MACHINE = ("seconds", "share_of_training", "estimated_bytes")
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a training: `metrics` as in metrics.json, and `history`, a log entry for each optimiser step."""
+    """The result of a training run, with `metrics` as in metrics.json, and a `history` of one log entry per step."""
 
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
@@ -56,18 +56,18 @@ class Result:
 
     @property
     def _reports(self) -> type[Reports] | None:
-        """The method's class, if it reports lines or pictures of its own."""
+        """The method's class if the method adds its own lines or pictures to reports, and otherwise None."""
         method = methods.find(self.metrics["method"])
         return method if issubclass(method, Reports) else None
 
     def draw(self, run: Path) -> None:
-        """Draw the curves of `plot` into the folder `run`, as curves.png, and the method's own pictures of the run."""
+        """Save the figure of `plot` as curves.png in the folder `run`, and draw the method's pictures of the run."""
         self.plot(run / "curves.png")
         if self._reports:
             self._reports.draw(run)
 
     def _compared(self) -> list[str]:
-        """Return lines of text with the main figure, such as accuracy, of the baseline and of the adapted model."""
+        """Return lines of text with the main metric, such as accuracy, of the baseline and of the adapted model."""
         if "adapted" not in self.metrics:
             return []
         (figure, title), lines, gain = main_figure(self.metrics["adapted"]), [], ""
@@ -80,13 +80,13 @@ class Result:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The names of the loss's terms, if it has more than one."""
+        """The names of the loss terms, or an empty tuple if the loss has only one term."""
         return tuple(self.history[0].get("terms", ())) if self.history else ()
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Return a figure of the loss, by its terms, and of the accuracies, by epoch.
+        """Return a matplotlib figure with curves of the loss, the loss terms and the accuracies over epochs.
 
-        The figure is written to `path` if given. Raises AdaptError if matplotlib is not installed (the extra `plot`).
+        The figure is saved at `path` if given. Raises AdaptError if matplotlib (the extra `plot`) is not installed.
         """
         try:
             from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ class Result:
         return figure
 
     def _title(self) -> str:
-        """Return the title of the plot: method, backbone and accuracy."""
+        """Return the title of the plot, with method, backbone and accuracy."""
         method = f"{self.metrics['method']} on {self.metrics['backbone']}"
         if "adapted" not in self.metrics:
             return method
@@ -130,7 +130,7 @@ class Result:
         return f"{method}: {outcome}"
 
     def _draw(self, axes: Any, values: list[float], label: str, thin: bool = False) -> None:
-        """Draw the mean over each epoch of `values`, which has one value for each step."""
+        """Draw a curve with the mean of `values` in each epoch; `values` contains one value for each step."""
         by_epoch: dict[int, list[float]] = {}
         for entry, value in zip(self.history, values, strict=True):
             by_epoch.setdefault(entry["epoch"], []).append(value)
@@ -142,17 +142,17 @@ class Result:
 
 
 def read_history(log: Path) -> list[dict[str, Any]]:
-    """Return the entries of a run's log.jsonl. Raises AdaptError if it is damaged."""
+    """Return the entries of a run's log.jsonl. Raises AdaptError if the file is damaged."""
     try:
         entries = [plain.parse(line) for line in log.read_bytes().splitlines()]
         if not all(isinstance(each, dict) and {"epoch", "loss", "accuracy"} <= each.keys() for each in entries):
-            raise ValueError("a line is not a training step")
+            raise ValueError("a line of the file is not the log entry of a training step")
     except (OSError, ValueError) as error:
-        raise AdaptError(f"{log} is damaged ({error}): train again in another --out") from error
+        raise AdaptError(f"{log} is damaged ({error}): train again with another --out") from error
     return entries
 
 
 def reproducible(metrics: Mapping[str, object]) -> dict[str, object]:
-    """Return `metrics`, at any depth without times and memory, so that two equal runs write the same adapter."""
+    """Return nested `metrics` without times and memory sizes, so that two equal runs write identical adapters."""
     stable = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
     return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in stable.items()}

@@ -23,12 +23,12 @@ _OF_THE_START = ("environment.json", "tracking.json")  # written before anything
 
 
 class Run:
-    """A run directory at `path`, locked inside the context manager.
+    """A run directory at `path`, which is locked while the context manager is active.
 
-    Of several processes that train one model, only the main one `writes` and holds the lock; the others read.
-
-    Raises AdaptError if another process uses the directory, if it holds a run and `resume` is not set, or if there is
-    no run to resume or it is of another recipe.
+    If several processes train one model, `writes` is true only for the main process, which writes files and holds the
+    lock. Raises AdaptError if another process uses the directory, or if the directory contains a run and `resume` is
+    not set. With `resume`, raises AdaptError if there is no run to resume, or if the run was started with another
+    recipe.
     """
 
     def __init__(self, path: str | Path, recipe: str, resume: bool, writes: bool = True) -> None:
@@ -43,14 +43,14 @@ class Run:
         if not self.writes:
             return self
         if self.path.exists() and not self.path.is_dir():
-            raise AdaptError(f"{self.path} is a file: a run needs a directory of its own")
+            raise AdaptError(f"{self.path} is a file, but a run needs a directory: choose another --out")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise AdaptError(f"{self.path} is in use by another run: wait for it, or choose another --out") from None
+            raise AdaptError(f"{self.path} is in use by another run: wait, or choose another --out") from None
         except OSError as error:
-            raise AdaptError(f"cannot make the run directory {self.path}: {error.strerror or error}") from error
+            raise AdaptError(f"cannot create the run directory {self.path}: {error.strerror or error}") from error
         try:
             self._check()
             self._clean()
@@ -104,53 +104,53 @@ class Run:
         return self.resume and self.checkpoint.is_file()
 
     def kept(self, name: str) -> Path:
-        """Return the path of a method's result, `name`.json. Raises AdaptError if the run itself writes this file."""
+        """Return the path `name`.json for a method's result. Raises AdaptError if the run itself uses this name."""
         if name in ("metrics", "environment", "targets", "explanations", "tracking"):
-            raise AdaptError(f"{name}.json is one of the run's own files: keep the method's result under another name")
+            raise AdaptError(f"{name}.json is a file that the run itself writes: choose another name for the result")
         return self.path / f"{name}.json"
 
     @property
     def identity(self) -> str:
-        """The hash of the recipe and the training images, which a checkpoint must have."""
+        """The hash of the recipe and the training images, which must equal the hash in the checkpoint."""
         return hashlib.sha256(f"{_of_any_device(self.recipe)}\n{self.images}".encode()).hexdigest()[:16]
 
     def _begun(self) -> bool:
-        """Return whether the directory holds a run: results, a log or a checkpoint."""
+        """Return whether the directory contains the results, the log or a checkpoint of a run."""
         results = {path.name for path in self.path.glob("*.json")} - {*_OF_THE_START}
         return bool(results) or self.checkpoint.exists() or (self.path / "log.jsonl").exists()
 
     def _check(self) -> None:
-        """Write the recipe of a new run, or check that the run can be resumed."""
+        """Write the recipe of a new run, or check that an existing run can be resumed."""
         recipe = self.path / "recipe.yaml"
         if not self.resume:
             if recipe.exists() or self.checkpoint.exists():
                 raise AdaptError(
-                    f"{self.path} already holds a run: choose another --out (out=), or continue it with --resume "
-                    "(resume=True)"
+                    f"{self.path} already contains a run: choose another --out (out=), or continue the run with "
+                    "--resume (resume=True)"
                 )
             write_text(recipe, self.recipe)
             write_text(self.path / "environment.json", plain.dump(environment(), indent=2) + "\n")
         elif not recipe.is_file():
-            raise AdaptError(f"{self.path} holds no run to resume: leave out --resume to start one")
+            raise AdaptError(f"{self.path} contains no run to resume: leave out --resume to start a new run")
         elif (self.path / "metrics.json").exists():
             raise AdaptError(
-                f"the run in {self.path} is complete, with nothing to resume: to train again, choose another --out"
+                f"the run in {self.path} is complete and cannot be resumed: to train again, choose another --out"
             )
         elif _of_any_device(recipe.read_text(encoding="utf-8", errors="replace")) != _of_any_device(self.recipe):
             raise AdaptError(
-                f"{self.path} was started with another recipe ({recipe}): resume with that one, or choose another --out"
+                f"{self.path} was started with another recipe ({recipe}): use this recipe, or choose another --out"
             )
 
     def _clean(self) -> None:
-        """Delete the temporary files of a killed run."""
+        """Delete temporary files that a killed run has left."""
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def text_memory(self, own: int) -> int:
-        """Return the memory budget of the text side in bytes: `own` for a new run, or the one that the run began with.
+        """Return the memory budget for encoding texts in bytes, which is `own` for a new run and is kept when resuming.
 
-        The budget decides how classes are split into parts, and so what dropout draws: a run resumed on another machine
-        keeps it.
+        The budget determines how classes are split into chunks, and thus the random numbers for dropout. For this
+        reason, a run that is resumed on another machine keeps its budget.
         """
         if not self.writes:
             return own
@@ -159,12 +159,12 @@ class Run:
             # the file is missing if a run was stopped before it began
             recorded = plain.parse(path.read_bytes()) if path.exists() else environment()
             if not isinstance(recorded, dict):
-                raise ValueError("it is not a JSON object")
+                raise ValueError("the file does not contain a JSON object")
             budget: int | None = recorded.get("text_memory")  # None for a new run
             if budget is not None and (type(budget) is not int or budget < 0):
-                raise ValueError(f"text_memory is {brief(budget)}; expected a number of bytes")
+                raise ValueError(f"text_memory is {brief(budget)}; expected a whole number of bytes")
         except (OSError, ValueError) as error:
-            raise AdaptError(f"{path} is damaged ({error}): start a new run in another --out") from error
+            raise AdaptError(f"{path} is damaged ({error}): start a new run with another --out") from error
         if budget is None:
             write_text(path, plain.dump(recorded | {"text_memory": own}, indent=2) + "\n")
         return own if budget is None else budget
@@ -179,7 +179,7 @@ class Run:
                 file.write(plain.dump(entry) + "\n")
         except OSError as error:
             raise AdaptError(
-                f"cannot write {log}: {error.strerror or error}; once that is solved, continue with --resume"
+                f"cannot write {log}: {error.strerror or error}; solve this problem, and continue the run with --resume"
             ) from error
 
     def history(self) -> list[dict[str, Any]]:
@@ -187,7 +187,7 @@ class Run:
         return read_history(self.path / "log.jsonl")
 
     def cut_log(self, step: int) -> None:
-        """Drop what a killed run logged after the checkpoint at `step`, so that no step appears twice."""
+        """Delete the log entries of a killed run after the checkpoint at `step`, so that no step appears twice."""
         log = self.path / "log.jsonl"
         if self.writes and log.is_file():
             # one line per step; the last may be cut short
@@ -201,12 +201,12 @@ class Run:
 
 
 def _of_any_device(recipe: str) -> str:
-    """Return a recipe without the line of its device: a run may be resumed on another one."""
+    """Return a recipe without the line with the device, because a run may be resumed on another device."""
     return "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("device: "))
 
 
 def environment() -> dict[str, Any]:
-    """Return what a result may depend on besides the recipe: hardware, threads and versions."""
+    """Return the hardware, number of threads and library versions, on which a result may depend besides the recipe."""
     import torch
 
     own = accelerator()

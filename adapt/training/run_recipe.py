@@ -36,22 +36,22 @@ logger = logging.getLogger("adapt")
 
 
 def read_data(recipe: Recipe, progress: bool = False) -> Split:
-    """Return the recipe's data: its few-shot sample of images, all of which were checked to be decodable.
+    """Return the recipe's data, reduced to the few-shot sample, after checking that all images can be decoded.
 
-    Raises AdaptError as `listed_data` and `decodable` do.
+    Raises the same errors as `listed_data` and `decodable`.
     """
     return decodable(listed_data(recipe), recipe, progress)
 
 
 def listed_data(recipe: Recipe) -> Split:
-    """Return the recipe's data, reduced to its few-shot sample, without opening an image.
+    """Return the recipe's data, reduced to the few-shot sample, without opening an image.
 
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     split = recipe.data.load()
     note_passed_over(recipe.data.source, split)
     if not split.train:
-        raise AdaptError(f"{recipe.data.source} has no training images: give data with some")
+        raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
     if (
         split.ratios is not None
     ):  # the data came without parts: train on the images that were cut off for validation too
@@ -63,20 +63,20 @@ def listed_data(recipe: Recipe) -> Split:
         _note_short(split, recipe.data.shots)
     elif recipe.data.shots is not None:
         logger.warning(
-            "data.shots is %d, and %s have no classes to sample from: all %d of them are used, as with --shots all",
+            "data.shots is %d, but %s have no classes to sample from: all %d items are used, as with --shots all",
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
     return split.only(recipe.data.classes)
 
 
 def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
-    """Return `split` without broken images. Raises AdaptError for these unless the recipe skips them."""
+    """Return `split` without broken images. Raises AdaptError for a broken image unless the recipe skips it."""
     with counting_bar("checking", progress) as bar:
         return without_broken(split, recipe.data.broken, bar)
 
 
 def with_validation(split: Split, recipe: Recipe) -> Split:
-    """Return `split`, with validation images taken from the training images if the recipe needs some."""
+    """Return `split`, with validation images taken from the training images if the recipe needs validation images."""
     method = recipe.new_method()
     chosen = [setting] if (setting := chosen_setting(method)) else []
     chosen += ["the temperature"] * (recipe.calibrate and not calibrates_by_folds(method))
@@ -85,27 +85,27 @@ def with_validation(split: Split, recipe: Recipe) -> Split:
     carved = split.with_validation(recipe.seed)
     if carved.val:
         logger.warning(
-            "%s has no validation images, on which %s chooses %s: %d of its %d training images, drawn by the seed, are "
-            "used instead",
+            "%s has no validation images, but %s needs validation images to choose %s: %d of the %d training images, "
+            "drawn with the seed, are used instead",
             shown(split.name), method.name, " and ".join(chosen), len(carved.val), len(split.train),
         )  # fmt: skip
     return carved
 
 
 def _note_short(split: Split, shots: int) -> None:
-    """Warn if classes have fewer training images than `shots`."""
+    """Log a warning if there are classes with fewer training images than `shots`."""
     counts = Counter(item.stratum for item in split.train)
     short = [name for name in split.class_names if counts[name] < shots]
     if short:
         listed = ", ".join(f"{name!r} {counts[name]}" for name in short[:3]) + ", ..." * (len(short) > 3)
         classes = "1 class has" if len(short) == 1 else f"{len(short)} classes have"
-        logger.warning("%s fewer than %d training images (%s): all of them are used", classes, shots, listed)
+        logger.warning("%s fewer than %d training images (%s): all images are used", classes, shots, listed)
 
 
 def images_per_class(recipe: Recipe, split: Split) -> int:
     """Return the number of training images per class, on which the length of training may depend.
 
-    It is the recipe's shots, or else the median over the classes of `split`.
+    The number is the recipe's shots if set, and otherwise the median over the classes of `split`.
     """
     if recipe.data.shots is not None:
         return recipe.data.shots
@@ -115,7 +115,7 @@ def images_per_class(recipe: Recipe, split: Split) -> int:
 
 
 def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None) -> Adapted:
-    """Return a model: the recipe's method on `backbone` (by default the recipe's), initialised by the recipe's seed."""
+    """Return a model with the recipe's method on `backbone` or, by default, on the recipe's backbone."""
     if backbone is None:
         backbone = backbone_of(recipe)
     method = recipe.new_method()
@@ -148,10 +148,10 @@ def run_recipe(
     backbone: Backbone | None = None,
     track: Track = (),
 ) -> Result:
-    """Train by `recipe`, with a run directory at `out` if one is given. Everything is checked before training.
+    """Train according to `recipe`, in a run directory at `out` if given, and return the result.
 
-    `split` (sampled and checked) and `backbone` are by default the recipe's own. `track` names trackers, or holds
-    trackers of your own, as in `fit`.
+    All inputs are checked before training. By default, `split` and `backbone` are the recipe's; a given `split` must be
+    sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
     main = processes_on(chosen(recipe.device)).main
@@ -169,10 +169,10 @@ def run_recipe(
 
 
 def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> Fitting:
-    """Return the training of the recipe's `model` on `split`, ready to begin.
+    """Return a checked `Fitting` of the recipe's `model` on `split` that is ready for training.
 
-    `changes` replace training settings of the recipe; None leaves a setting out. Raises AdaptError as `fit` does before
-    an image is opened.
+    `changes` replace training settings of the recipe, and None removes a setting. Raises AdaptError for every mistake
+    that `fit` can detect before an image is opened.
     """
     settings = _settings(recipe, split) | changes
     training = checked(
@@ -191,14 +191,14 @@ def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object)
 
 
 def _settings(recipe: Recipe, split: Split) -> dict[str, object]:
-    """Return the training settings that the recipe sets, for `fit`; the length of training is resolved for `split`.
+    """Return the recipe's training settings for `fit`, with the length of training resolved for `split`.
 
-    The number of epochs is logged if the recipe's table has no entry for this number of images.
+    The number of epochs is logged if the recipe's table of epochs has no entry for the number of images per class.
     """
     if recipe.train is None:
         return {}
     images = images_per_class(recipe, split)
     plain, table = recipe.train.at(images), recipe.train.epochs
     if isinstance(table, dict) and images not in table:
-        logger.info("train.epochs has no entry for %d images per class: training takes %s epochs", images, plain.epochs)
+        logger.info("train.epochs has no entry for %d images per class: %s epochs are used", images, plain.epochs)
     return plain.model_dump(exclude_unset=True, exclude_none=True)

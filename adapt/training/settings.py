@@ -16,26 +16,26 @@ class _Settings(BaseModel):
 
 
 class Gaussian(_Settings):
-    """Gaussian weights over epochs, counted from 1, around the epoch `mean` (PromptSRC)."""
+    """Gaussian weights of epochs around the epoch `mean`, as in PromptSRC; epochs are counted from 1."""
 
     mean: float
     std: float = Field(gt=0)
 
 
 class EMA(_Settings):
-    """An exponential moving average over steps with this `decay`, which starts from the initial values."""
+    """An exponential moving average over steps with the factor `decay`, which starts from the initial values."""
 
     decay: float = Field(gt=0, lt=1)
 
 
 class SWA(_Settings):
-    """The mean over epochs from `start` on, counted from 1."""
+    """The mean of the trained tensors over the epochs from `start` on; epochs are counted from 1."""
 
     start: int = Field(default=1, ge=1)
 
 
 class Average(_Settings):
-    """An average of the trained tensors, of exactly one kind, such as `{gaussian: {mean: 15, std: 1}}`."""
+    """An average of the trained tensors by exactly one of three rules, such as `{gaussian: {mean: 15, std: 1}}`."""
 
     gaussian: Gaussian | None = None
     ema: EMA | None = None
@@ -44,12 +44,12 @@ class Average(_Settings):
     @model_validator(mode="after")
     def _one(self) -> Average:
         if sum(each is not None for each in (self.gaussian, self.ema, self.swa)) != 1:
-            raise ValueError("give one of gaussian, ema and swa")
+            raise ValueError("give exactly one of gaussian, ema and swa")
         return self
 
 
 class TrainSettings(_Settings):
-    """Optimiser, schedule and loop. The defaults are CoOp's (Dassl's), except for the number of epochs."""
+    """Settings of the optimiser, schedule and training loop. The defaults, except for epochs, are from CoOp (Dassl)."""
 
     epochs: int | dict[int, int] | None = None
     """Passes over the training images, or a table of passes by number of shots. Give one of epochs, iterations and
@@ -99,7 +99,7 @@ class TrainSettings(_Settings):
     @field_validator("terms", mode="before", json_schema_input_type=dict[str, float] | None)
     @classmethod
     def _none(cls, terms: object) -> object:
-        """Return no terms for the value null, with which an override removes all loss terms of a recipe."""
+        """Return an empty dictionary for null, which a user sets as `terms` to remove all loss terms of a recipe."""
         return {} if terms is None else terms
 
     @field_validator("terms")
@@ -109,9 +109,9 @@ class TrainSettings(_Settings):
 
         for name, weight in terms.items():
             if name not in TERMS:
-                raise ValueError(f"unknown term {name!r}; {nearest(name, TERMS)}")
+                raise ValueError(f"unknown loss term {name!r}; {nearest(name, TERMS)}")
             if weight <= 0:
-                raise ValueError(f"the weight of {name} is {weight}; expected a positive number")
+                raise ValueError(f"the weight of the loss term {name} is {weight}; expected a positive number")
         return terms
 
     @model_validator(mode="after")
@@ -121,10 +121,10 @@ class TrainSettings(_Settings):
         if len(given) != 1:
             listed = " and ".join(f"{name} {length}" for name, length in given.items())
             conflict = f"; {listed} are given: leave one out, or set it to null" if given else ""
-            raise ValueError(f"give one of epochs, iterations and iterations_per_shot{conflict}")
+            raise ValueError(f"give exactly one of epochs, iterations and iterations_per_shot{conflict}")
         if isinstance(self.epochs, dict) and (not self.epochs or min(self.epochs) < 1):
             raise ValueError(
-                f"epochs are given for {first_of(sorted(self.epochs))} shots; expected numbers of at least 1"
+                f"epochs has entries for {first_of(sorted(self.epochs))} shots; expected entries for 1 shot or more"
             )
         for epochs in self.epochs.values() if isinstance(self.epochs, dict) else [self.epochs]:
             if epochs is not None and epochs < 1:
@@ -133,31 +133,31 @@ class TrainSettings(_Settings):
             start = self.average.swa.start
             raise ValueError(f"swa starts at epoch {start}; expected at most {self.epochs}, the number of epochs")
         if self.views is not None and self.augment == "none":
-            raise ValueError("views need augmented images: set augment to published, or leave views out")
+            raise ValueError("views needs augmented images: set augment to published, or leave out views")
         if self.schedule == "cosine_epoch":
             if self.epochs is None:
                 raise ValueError(
-                    "the schedule cosine_epoch needs epochs, and iterations are given: give epochs, or set schedule "
-                    "to cosine_iteration"
+                    "the schedule cosine_epoch needs a number of epochs, but iterations are given: give epochs, or "
+                    "set schedule to cosine_iteration"
                 )
             if self.warmup:
                 raise ValueError(
-                    "warmup is a share of steps, and cosine_epoch counts epochs: give warmup_epochs instead"
+                    "warmup is a fraction of steps, but cosine_epoch warms up by epochs: give warmup_epochs instead"
                 )
         return self
 
     def at(self, shots: int | None) -> TrainSettings:
         """Return the settings with the length of training resolved to a number, for `shots` training images per class.
 
-        If a table of epochs has no entry for `shots`, the nearest entry by ratio counts. Raises AdaptError if the
-        length depends on `shots`, and `shots` is None.
+        If a table of epochs has no entry for `shots`, the nearest entry by ratio is used. Raises AdaptError if the
+        length depends on `shots` and `shots` is None.
         """
         if self.iterations_per_shot is None and not isinstance(self.epochs, dict):
             return self
         if shots is None:
             raise AdaptError(
                 "the length of training depends on the number of images per class, which is not known here: give "
-                "train.epochs or train.iterations as a plain number"
+                "train.epochs or train.iterations as a single number"
             )
         if isinstance(self.epochs, dict):
             nearest_shots = min(self.epochs, key=lambda known: (abs(math.log(known / shots)), known))
@@ -168,7 +168,7 @@ class TrainSettings(_Settings):
 
 
 class FitSettings(TypedDict, total=False):
-    """The keyword settings of `fit`: first its own, then those of `TrainSettings`, which say what each means."""
+    """The keyword settings of `fit`, which are documented in `fit` and in `TrainSettings`."""
 
     seed: int
     template: str

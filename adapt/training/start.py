@@ -18,9 +18,9 @@ from adapt.models.base import Adapted
 def start_from(model: Adapted, path: str | Path) -> None:
     """Copy the tensors of the adapter at `path`, a file or a run directory, into the model's method.
 
-    The adapter's method may be a relative, as `lora` is of `modx`; settings that both have must be equal. Raises
-    AdaptError if method, settings, classes or backbone do not fit, or as `read_header` and `read_tensors` do; the model
-    is then unchanged.
+    The adapter's method may be a base class or subclass of the model's method, as `lora` is of `modx`. Settings that
+    both methods have must be equal. Raises AdaptError if the method, settings, classes or backbone do not match, and
+    for the errors of `read_header` and `read_tensors`. After an error, the model is unchanged.
     """
     file, described = check_start(path, model.method, model.method.takes_steps, model.class_names)
     check_backbone(described, model.backbone, file)
@@ -29,10 +29,10 @@ def start_from(model: Adapted, path: str | Path) -> None:
 
 
 def check_start(path: str | Path, method: Method, steps: bool, class_names: Sequence[str]) -> tuple[Path, Header]:
-    """Return the adapter's file and header, checked as far as this is possible without a backbone.
+    """Return the file and the header of the adapter at `path`, after all checks that do not need a backbone.
 
-    `path` is the file or a run directory; `steps` says whether `method`, which need not be built yet, takes gradient
-    steps. Raises AdaptError as `start_from` does, except about the backbone.
+    `path` is a file or a run directory. `steps` is true if `method`, which does not have to be built yet, takes
+    gradient steps. Raises the same errors as `start_from`, except for errors about the backbone.
     """
     file = located(path)
     described = read_header(file)
@@ -42,18 +42,18 @@ def check_start(path: str | Path, method: Method, steps: bool, class_names: Sequ
 
 
 def check_can_start(method: Method, steps: bool, place: str) -> None:
-    """Raise AdaptError if the training of `method`, by `steps` or not, cannot start from the adapter at `place`."""
+    """Raise AdaptError if `method` cannot start from an adapter, for example without gradient steps (`steps`)."""
     if not steps:
-        raise AdaptError(f"{method.name} is not trained by steps, and cannot start from {place}: leave start out")
+        raise AdaptError(f"{method.name} is not trained by gradient steps, and cannot start from {place}: omit start")
     if method.begins_anew or chosen_setting(method):
         raise AdaptError(
-            f"{method.name} sets the initial values of its tensors itself, so nothing of {place} would remain: leave "
-            "start out"
+            f"{method.name} sets the initial values of its tensors itself, so no value from {place} would be used: "
+            "omit start"
         )
 
 
 def _check_kin(method: Method, class_names: Sequence[str], described: Header, file: Path) -> None:
-    """Raise AdaptError unless the adapter's method and `method` have the same kinds of tensors and classes."""
+    """Raise AdaptError unless the adapter's method is related to `method`, with equal shared settings and classes."""
     earlier = method_of(described, file)
     if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
         raise AdaptError(
@@ -63,18 +63,18 @@ def _check_kin(method: Method, class_names: Sequence[str], described: Header, fi
     _check_settings(method, earlier, file)
     if method.per_class and described.class_names != tuple(class_names):
         raise AdaptError(
-            f"{file} has tensors of {method.name} for each of its {len(described.class_names)} classes, and the "
-            f"{len(class_names)} classes of the data are not the same: leave start out"
+            f"{file} has tensors of {method.name} for each of its {len(described.class_names)} classes, but the data "
+            f"has {len(class_names)} classes that are not the same: omit start"
         )
 
 
 def _check_settings(method: Method, earlier: Method, file: Path) -> None:
-    """Raise AdaptError if a setting that both methods have differs."""
+    """Raise AdaptError if a setting that both methods have has different values."""
     ours, theirs = (each.config.model_dump(mode="json") for each in (method, earlier))
     differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
     if differing:
         key = differing[0]
         raise AdaptError(
-            f"{file} was trained with {key} {theirs[key]!r}, but this training has {ours[key]!r}: set method.{key} to "
-            f"{theirs[key]!r}"
+            f"{file} was trained with {key} set to {theirs[key]!r}, but this training has {ours[key]!r}: set "
+            f"method.{key} to {theirs[key]!r}"
         )

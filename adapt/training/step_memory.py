@@ -28,10 +28,10 @@ _HELD = 1.25  # bytes that the allocator reserves for each byte that is kept, as
 
 
 def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, processes: int = 1) -> int:
-    """Return the estimated bytes that a training step over images takes besides the model; 0 if it reads features.
+    """Return the estimated memory of a training step in bytes, without the model, or 0 if steps read features.
 
-    Each of `processes` has its share of the images. Raises AdaptError, naming a batch size that fits, if the step needs
-    more than the free memory.
+    Each of the `processes` encodes a fraction of the images. Raises AdaptError, which suggests a batch size that fits,
+    if the step needs more than the free memory.
     """
     if isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
         return 0
@@ -47,17 +47,17 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
             advice = "not even one image fits, so free memory or take a smaller backbone"
         more = "" if model.checkpointing or "vision" not in model.method.touches else ", or set checkpointing: true"
         raise AdaptError(
-            f"a step over {size} images needs about {readable_bytes(needed)} and {readable_bytes(free)} "
-            f"are free: {advice}{more}"
+            f"a training step over {size} images needs about {readable_bytes(needed)}, but only "
+            f"{readable_bytes(free)} of memory are free: {advice}{more}"
         )
     return needed
 
 
 @dataclass(frozen=True)
 class StepBytes:
-    """The approximate memory of a step, in bytes.
+    """The approximate memory of a training step in bytes.
 
-    If classes are encoded in parts, a part's own bytes stay within the model's `text_memory` and are not counted.
+    If classes are encoded in chunks, the temporary memory of a chunk (at most `text_memory`) is not counted.
     """
 
     classes: int  # kept for the backward pass of the class features
@@ -66,13 +66,13 @@ class StepBytes:
     by_image: bool = False  # whether each image has its own class features
 
     def of(self, images: int) -> int:
-        """Return the bytes of a step over this number of images."""
+        """Return the memory in bytes of a training step over the given number of images."""
         classes = self.classes * (images if self.by_image else 1)
         return classes + images * int(_HELD * self.kept + self.working)
 
 
 def step_bytes(model: AdaptedModel, block: int | None = None) -> StepBytes:
-    """Return the memory of training steps that start from the inputs of the vision block `block`, or from images."""
+    """Return the memory of a training step that starts at the vision block `block`, or at images if `block` is None."""
     return StepBytes(_of_classes(model), *_of_an_image(model, block), by_image=model.method.per_image)
 
 
@@ -106,7 +106,7 @@ def _no_images(backbone: DualEncoder) -> Tensor:
 
 
 def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
-    """Return the bytes that `compute()`, in training mode, keeps for its backward pass besides the model's tensors."""
+    """Return the bytes that `compute()` saves for the backward pass in training mode, without the model's tensors."""
     tensors = (*model.backbone.model.parameters(), *model.backbone.model.buffers(), *model.method.state_dict().values())
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     saved: dict[int, Tensor] = {}
@@ -124,7 +124,7 @@ def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
 
 @contextmanager
 def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
-    """After a `with` block, restore the modes of modules and the values of buffers, such as a batch norm's."""
+    """Restore the training modes of modules and the values of buffers, as of a batch norm, after a `with` block."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -138,7 +138,7 @@ def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
 
 
 def _tokens(model: AdaptedModel, images: Tensor) -> int:
-    """Return how many tokens an image has in the vision tower, from one pass."""
+    """Return the number of tokens of an image in the vision tower, measured in one forward pass."""
     backbone = model.backbone
     with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.inference_mode():
         backbone.encode_image(images)

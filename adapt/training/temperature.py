@@ -25,29 +25,29 @@ FEW = 50  # images; on fewer, a temperature is uncertain
 
 
 def calibrates_by_folds(method: Method) -> bool:
-    """Return whether a temperature can be cross-validated: the method takes no steps and uses single image features."""
+    """Return whether a temperature can be cross-validated, as for methods on fixed features without gradient steps."""
     return not (method.takes_steps or method.touches or method.views or trait(method, Stream))
 
 
 def check_calibration(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
-    """Raise AdaptError if a temperature makes no sense for the data, or if there are no images to choose it on."""
+    """Raise AdaptError if the data do not allow calibration, or if there are no images to choose a temperature on."""
     task = tasks.of(train_set)
     if not task.calibrated:
-        raise AdaptError(f"calibrate needs data with one class per image, and the data has {task.title}: leave it out")
+        raise AdaptError(f"calibrate needs one class per image, but the data has {task.title}: leave out calibrate")
     if not model.class_names:
-        raise AdaptError(f"calibrate needs classes, and {model.backbone.describe()} has none here: leave calibrate out")
+        raise AdaptError(f"calibrate needs classes, but {model.backbone.describe()} has no classes: omit calibrate")
     if not (val_set or calibrates_by_folds(model.method)):
         raise AdaptError(
-            "calibrate chooses a temperature on validation images, and there are none: give some, or leave it out"
+            "calibrate needs validation images to choose a temperature on: give some, or leave out calibrate"
         )
     if not val_set and all(fold is None for fold in folds(train_set, FOLDS, 0)):
-        raise AdaptError("calibrate needs two images of some class, to hold one out: give more, or leave it out")
+        raise AdaptError("calibrate needs a class with at least two images: give more images, or leave out calibrate")
 
 
 def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
-    """Return logits `(n, classes)` of the training images by cross-validation, and their labels.
+    """Return the cross-validated logits `(n, classes)` of the training images, and the labels of these images.
 
-    Afterwards the method is fitted to the last fold, and still has to learn from all images.
+    Afterwards, the method is fitted to the last fold, and must still be fitted to all training images.
     """
     model, logits, labels = training.classifier, list[Tensor](), list[Tensor]()
     answers = replace(model.answers, temperature=1.0)  # without an earlier temperature
@@ -60,9 +60,9 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
 
 
 def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
-    """Set the model's temperature, and return its figures for metrics.json.
+    """Set the model's temperature, and return the calibration entries for metrics.json.
 
-    `before` are the scores on the test images without a temperature.
+    `before` contains the scores on the test images without a temperature.
     """
     model = training.model
     if training.held_back_answers is not None:
@@ -73,9 +73,9 @@ def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
         chosen, images = temperature(model, items, workers=training.workers, cache=training.cache), len(items)
     if images < FEW or chosen in BOUNDS:
         logger.warning(
-            "the temperature, %.3g, was chosen on %d images: with few images, or at an end of the range of "
-            "temperatures, probabilities may still be too high or too low; compare the errors before and after, and "
-            "give more images",
+            "the temperature %.3g, chosen on %d images, is uncertain, because the images are few or the value is at "
+            "an end of the range of temperatures, so probabilities may still be too high or too low: compare the "
+            "errors before and after calibration, and give more images",
             chosen, images,
         )  # fmt: skip
     model.answers = replace(model.answers, temperature=chosen)

@@ -38,7 +38,9 @@ def changed(path: Path, keys: str, value: Any) -> None:
 def test_in_transformers_format(hf_clip: Backbone, tmp_path: Path, keys: str, value: Any, message: str) -> None:
     hf_clip.export(tmp_path / "m", hf_clip.model)
     changed(tmp_path / "m" / "config.json", keys, value)
-    with pytest.raises(AdaptError, match=f"m' is damaged, transformers cannot load it: .*{message}") as caught:
+    with pytest.raises(
+        AdaptError, match=f"m' is damaged and transformers cannot load the model: .*{message}"
+    ) as caught:
         adapt.load_backbone(str(tmp_path / "m"))
     assert "\n" not in str(caught.value)
 

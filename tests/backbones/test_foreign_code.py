@@ -185,7 +185,7 @@ def test_an_adapter_that_names_such_a_folder(model_folder: Path, tmp_path: Path,
 def test_what_turns_nothing_on_is_taken() -> None:
     check_configuration({"trust_remote_code": False, "text_config": {"attn_implementation": "sdpa"}}, "config.json")
     check_configuration({"text_cfg": {"tokenizer_kwargs": {"clean": "lower", "strip_sep_token": True}}}, "config.json")
-    with pytest.raises(AdaptError, match=r"c.json is refused: a\.b\.trust_remote_code is True"):
+    with pytest.raises(AdaptError, match=r"c.json is refused because its key a\.b\.trust_remote_code is True"):
         check_configuration({"a": [{"b": {"trust_remote_code": True}}]}, "c.json")
 
 

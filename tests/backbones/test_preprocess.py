@@ -70,8 +70,8 @@ def test_processors_of_pillow_and_filters_that_torch_does_not_have(number: int) 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop_size": {"height": 24, "width": 24}}, r"cropped to \{'height': 24.*32 x 32"),
-        ({"do_center_crop": False}, r"size \{'shortest_edge': 32\}, and the model reads"),
+        ({"crop_size": {"height": 24, "width": 24}}, r"crops them to \{'height': 24.*32 x 32"),
+        ({"do_center_crop": False}, r"resizes images to \{'shortest_edge': 32\}, but the model needs"),
         ({"size": {"height": 32, "width": 48}, "do_center_crop": False}, r"\{'height': 32, 'width': 48\}"),
         ({"do_resize": False}, "do_resize = False; expected True"),
         ({"do_rescale": False}, "do_rescale = False; expected True"),

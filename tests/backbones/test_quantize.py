@@ -292,7 +292,7 @@ def test_an_adapter_records_it_and_warns_elsewhere(
         assert caplog.messages == []
         whole = adapt.load(path, fresh("open_clip"))
     [message] = caplog.messages
-    assert f"was trained on a backbone with {kind}, this one has no quantisation: results differ a little" in message
+    assert f"was trained on a backbone with {kind}, but the given backbone has no quantisation: results" in message
     assert torch.equal(same(pictures), model(pictures))
     assert 0 < relative(whole(pictures), model(pictures)) < FORWARD[kind]
 
@@ -303,7 +303,7 @@ def test_an_adapter_of_the_original_warns_when_it_is_quantised(
     path = lora(fresh("hf_clip")).save(tmp_path / "a.safetensors")
     assert read_header(path).quantization is None
     adapt.load(path, quantize(fresh("hf_clip"), "int8"))
-    assert "was trained on a backbone with no quantisation, this one has int8" in caplog.text
+    assert "was trained on a backbone with no quantisation, but the given backbone has int8" in caplog.text
 
 
 @every_kind
@@ -339,7 +339,7 @@ def test_loras_weights_do_not_merge_into_it(name: str, kind: str, tmp_path: Path
 @every_kind
 def test_twice_or_an_unknown_kind_is_refused(kind: str) -> None:
     small = quantize(fresh("open_clip_timm"), kind)
-    with pytest.raises(AdaptError, match=f"CustomTextCLIP is quantised already, to {kind}"):
+    with pytest.raises(AdaptError, match=f"CustomTextCLIP is already quantised to {kind}"):
         quantize(small, "nf4")
     with pytest.raises(AdaptError, match="quantize is 'nf5'; did you mean 'nf4'"):
         quantize(fresh("open_clip_timm"), "nf5")

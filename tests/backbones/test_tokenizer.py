@@ -81,7 +81,7 @@ def test_open_clips_own_tokenizer(clean: str, mask: str) -> None:
 
 
 def test_words_dropped_by_their_syntax() -> None:
-    with pytest.raises(AdaptError, match="build it without reduction_mask='syntax'"):
+    with pytest.raises(AdaptError, match="use a tokenizer without reduction_mask='syntax'"):
         Backbone.from_open_clip(tiny_backbones.native_clip(), open_clip.SimpleTokenizer(reduction_mask="syntax"))
 
 
@@ -91,7 +91,7 @@ class _Shouting(open_clip.SimpleTokenizer):
 
 
 def test_a_tokenizer_that_reads_otherwise_is_refused() -> None:
-    with pytest.raises(AdaptError, match=r"the tokenizer of _Shouting reads '' as \[49406, 256, 49407, .*give it"):
+    with pytest.raises(AdaptError, match=r"the tokenizer _Shouting encodes '' as \[49406, 256, 49407, .*adapt would"):
         Backbone.from_open_clip(tiny_backbones.native_clip(), _Shouting())
 
 
@@ -99,7 +99,7 @@ def test_padding_on_the_left_is_refused() -> None:
     processor: Any = tiny_backbones.hf_clip_processor()
     processor.tokenizer.padding_side = "left"
     try:
-        with pytest.raises(AdaptError, match=r"the tokenizer of CLIPTokenizer\w* reads '' as"):
+        with pytest.raises(AdaptError, match=r"the tokenizer CLIPTokenizer\w* encodes '' as"):
             build_hf(tiny_backbones.hf_clip_model(), processor)
     finally:
         processor.tokenizer.padding_side = "right"

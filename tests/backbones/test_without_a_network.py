@@ -32,9 +32,9 @@ def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     [
         (
             "open_clip:ViT-B-16-quickgelu/openai",
-            r"the weights 'openai' of ViT-B-16-quickgelu are not on this machine .*: the hub does not answer at "
-            r"http://127.0.0.1:9\. Connect it, give a file as open_clip:ViT-B-16-quickgelu/FILE or a local folder, or "
-            r"work offline with --backbone mini-clip, which is bundled$",
+            r"the weights 'openai' of ViT-B-16-quickgelu are damaged, or are not on this machine .*: "
+            r"the hub does not answer at http://127.0.0.1:9\. Connect to the internet, give a weight file as "
+            r"open_clip:ViT-B-16-quickgelu/FILE or a local folder, or use --backbone mini-clip, which works offline$",
         ),
         ("hf:openai/clip-vit-base-patch16", "couldn't find them in the cached files. Connect to the internet, or give"),
         ("mini-clip+hf:nobody/nothing", "couldn't find them in the cached files. Connect to the internet, or give"),

@@ -197,7 +197,10 @@ def test_changes_are_of_all_recipes(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
     photos = _painted(tmp_path / "photos", one=3)
-    for out, message in ((tmp_path / "out", "has one class, 'one'"), (photos / "runs", "lies inside the data")):
+    for out, message in (
+        (tmp_path / "out", "has only one class, 'one'"),
+        (photos / "runs", "is inside the data folder"),
+    ):
         result = run(photos, "--backbone", "mini-clip", "--out", out, "--quiet")
         assert result.exit_code == 2
         assert message in result.stderr

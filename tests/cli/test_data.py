@@ -79,7 +79,7 @@ def test_check_names_a_wrong_root_once(run, refused, photos: Path, tmp_path: Pat
     assert run("data", "check", tmp_path / "list.csv", "--root", photos).exit_code == 0
     result = run("data", "check", tmp_path / "list.csv", "--root", photos / "test")
     refused(result, f"none of the {len(listed)} images of data 'list' exists, such as '{photos}/test/test/")
-    refused(result, f"start from the root '{photos}/test': give the right folder (--root, or data.root")
+    refused(result, f"relative to the root '{photos}/test': give the right root folder (--root, or data.root")
 
 
 def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:
@@ -88,8 +88,7 @@ def test_check_lists_the_broken_images_of_a_folder(run, damaged: Path) -> None:
     assert result.stdout.splitlines() == [
         "damaged: 3 classes; images: train 6, val 6, test 6",
         *(
-            f"image '{damaged}/{part}/sky/1.png' cannot be decoded: unknown format. "
-            "Replace it or take it out of the data"
+            f"image '{damaged}/{part}/sky/1.png' cannot be decoded: unknown format. Replace or remove the image"
             for part in ("train", "val", "test")
         ),
     ]
@@ -108,9 +107,9 @@ def test_check_of_a_folder_of_strangers(run, photos: Path, tmp_path: Path) -> No
     assert note == "Note: one training image each, too few to hold any back: goldfish, lime tree"
     assert title == "two\\nlines: 3 classes; images: train 4, val 1, test 3"
     assert sorted(problem.partition("sky/")[2] for problem in problems) == [
-        "narrow.png' cannot be decoded: it is 1 x 300000 pixels; one side may be 100 times the other. "
-        "Replace it or take it out of the data",
-        "pipe.png' cannot be read: it is a named pipe, not a regular file. Replace it or take it out of the data",
+        "narrow.png' cannot be decoded: the image is 1 x 300000 pixels; the longer side may be at most 100 times "
+        "the shorter side. Replace or remove the image",
+        "pipe.png' cannot be read: it is a named pipe, not a regular file. Replace or remove the image",
     ]
     assert result.stderr == "2 problems in two\\nlines.\n"
 

@@ -36,7 +36,7 @@ def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos
 
 def test_export_refusals(run, refused, adapter: Path, tmp_path: Path) -> None:
     refused(run("export", adapter, "--out", tmp_path / "light"), "give either --compact or --to")
-    refused(run("export", adapter, "--compact", "--out", tmp_path / "light"), "this coop skips no block")
+    refused(run("export", adapter, "--compact", "--out", tmp_path / "light"), "this coop adapter skips no block")
     refused(run("predict", tmp_path, "photo.png"), "there is no adapter in the folder", "expected adapter.safetensors")
     assert not (tmp_path / "light").exists()
 
@@ -77,7 +77,7 @@ def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_fol
     refused(run("export", adapter, "--to", "onnx", "--compact", "--out", out), "give either --compact or --to")
     refused(
         run("export", adapter, "--compact", "--int8", "--out", out),
-        "--int8, --runtime, --classes and --data go with --to",
+        "--int8, --runtime, --classes and --data need --to",
     )
     refused(run("export", adapter, "--to", "torch", "--int8", "--out", out), "int8 applies to onnx")
     cocoop = adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.CoCoOp(), ("goldfish", "sky"))

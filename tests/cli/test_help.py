@@ -41,7 +41,9 @@ def test_another_projects_package_in_the_way_is_named(tmp_path: Path) -> None:
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from adapt.cli import main; main(['methods'])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("Error: another project has overwritten the files of adapt-vlm")
+    assert result.stderr.startswith(
+        "Error: the package adapt from PyPI, an unrelated project, has overwritten files of adapt-vlm"
+    )
     assert "pip uninstall adapt" in result.stderr
     assert result.stderr.count("\n") == 1
 

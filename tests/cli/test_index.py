@@ -53,7 +53,7 @@ def test_a_folder_and_a_csv(
     run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out)
     assert load_index(out).entries == ("a sky", "a tree")
     (tmp_path / "a.csv").write_text("id,caption\n1,a sky\n")
-    refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "no column 'text'")
+    refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "has no column 'text'")
     monkeypatch.setattr("adapt.recipe.read_recipe", lambda *given, **more: SimpleNamespace(backbone="no-such"))
     refused(run("index", tmp_path / "captions.txt", "--out", out), "unknown backbone 'no-such'")  # the recipes' own
     assert load_index(out).entries == ("a sky", "a tree")  # what existed stays
@@ -89,7 +89,7 @@ def test_an_old_index_is_searched_by_a_new_backbone(
         found = json.loads(run(*asked, "--adapter", adapter, "--slerp", share).stdout)["found"]
         assert [each["entry"] for each in found] == [each["entry"] for each in expected]
         assert [each["cosine"] for each in found] == pytest.approx([each["cosine"] for each in expected], abs=1e-5)
-    refused(run(*asked, "--slerp", 0.5), "and there is only one: give an --adapter of the method xbt")
+    refused(run(*asked, "--slerp", 0.5), "but only one backbone is given: give an --adapter of the method xbt")
     run("index", words, "--backbone", "mini-clip", "--out", other)
     refused(run("search", other, "a dog", "--adapter", adapter), "the index was made without an adapter")
 
@@ -105,5 +105,5 @@ def test_images_are_named_by_words_of_captions(run, refused, captions: Path, pho
         assert [each["class"] for each in json.loads(line)["top"]] == [name for name, _ in prediction.top]
     one = run("predict", "--vocabulary-free", captions, paths[0], "--top-k", 1)
     assert one.stdout.splitlines()[1].endswith(f"%  {expected[0].class_name}")
-    refused(run("predict", "--vocabulary-free", captions, paths[0], "--classes", "a,b"), "takes names from captions")
+    refused(run("predict", "--vocabulary-free", captions, paths[0], "--classes", "a,b"), "predicts words from captions")
     refused(run("predict", captions), "there is no image after")

@@ -76,9 +76,9 @@ def test_processes_that_would_share_an_accelerator_are_refused(
     programs: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, 2)
-    with pytest.raises(AdaptError, match="--processes 3 need an accelerator each, and there are 2: give at most 2"):
+    with pytest.raises(AdaptError, match="--processes 3 needs 3 accelerators, but there are only 2: give at most 2"):
         launching.launched(3, "auto")
     with pytest.raises(
-        AdaptError, match="--device cuda:1 is a single device, and --processes 2 need one each: give only a kind"
+        AdaptError, match="--device cuda:1 is a single device, but --processes 2 needs one device per process"
     ):
         launching.launched(2, "cuda:1")

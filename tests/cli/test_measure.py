@@ -90,7 +90,7 @@ def test_data_with_other_classes(run, refused, adapter: Path, other_photos: Path
         (["--data", "nowhere"], "data 'nowhere' is not known to any reader"),
         (["--data", "PHOTOS", "--backbone", "mini-clap"], "unknown backbone 'mini-clap'"),
         (["--data", "PHOTOS", "--backbone", "MODEL", "--template", "a photo"], "a template must contain {}"),
-        (["--data", "PHOTOS", "--root", "x"], "takes no root: leave 'x' out"),
+        (["--data", "PHOTOS", "--root", "x"], "takes no root: leave out 'x'"),
     ],
 )
 def test_refusals(run, refused, photos: Path, model_folder: Path, arguments: list[str], words: str) -> None:

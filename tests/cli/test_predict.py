@@ -157,7 +157,7 @@ def test_files_of_classes_that_are_refused(
 
 
 def test_a_folder_without_images(run, refused, adapter: Path, tmp_path: Path) -> None:
-    refused(run("predict", adapter, tmp_path), f"the folder {tmp_path} holds no image")
+    refused(run("predict", adapter, tmp_path), f"the folder {tmp_path} contains no image files")
 
 
 def _edit(adapter: Path, tmp_path: Path, how: str) -> Path:
@@ -273,7 +273,7 @@ def test_the_number_of_a_method_of_numbers_stands_in_each_layout(
 
 
 def test_adapters_without_images(run, refused, adapter: Path) -> None:
-    refused(run("predict", adapter, adapter), "is an adapter, and an image is expected here: adapters come first")
+    refused(run("predict", adapter, adapter), "is an adapter; expected an image: give all adapters before")
 
 
 def test_a_folder_of_images_in_which_an_adapter_lies(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
@@ -290,8 +290,8 @@ def test_an_adapter_given_twice(run, refused, adapter: Path, photos: Path) -> No
 
 
 def test_what_is_neither_adapter_nor_image(run, refused, adapter: Path, photos: Path) -> None:
-    refused(run("predict", adapter, "nope", photos), "there is nothing at nope: expected an adapter or an image")
-    refused(run("predict", adapter, photos, adapter), "adapters come first, then images")
+    refused(run("predict", adapter, "nope", photos), "nope does not exist; expected an adapter or an image")
+    refused(run("predict", adapter, photos, adapter), "give all adapters before the images")
 
 
 @pytest.fixture(scope="session")
@@ -324,9 +324,9 @@ def test_explain_is_refused_where_nothing_could_be_said(run, refused, adapter, d
     refused(run("predict", adapter, photos, "--explain"), "coop does not decide by descriptors of classes")
     refused(
         run("predict", described, photos, "--explain", "--csv"),
-        "--explain takes one adapter and prints text or --json",
+        "--explain takes a single adapter and prints text or JSON",
     )
-    refused(run("predict", described, adapter, photos, "--explain"), "--explain takes one adapter")
+    refused(run("predict", described, adapter, photos, "--explain"), "--explain takes a single adapter")
 
 
 def test_nothing_in_a_csv_steers_a_terminal(run, adapter: Path, photos: Path, tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def test_the_same_command_goes_on(run, of_five: Path, tmp_path: Path) -> None:
         (["--seeds", "2,2"], "seeds are [2, 2]; expected different numbers"),
         (["--set", "method.class_specific=true"], "coop learns tensors for each of its classes"),
         (["--set", "data.source=nowhere"], "data 'nowhere' is not known to any reader"),
-        (["--set", "data.classes=new"], "--set data.classes=new: this protocol sets data.classes; leave it out"),
-        (["--set", "seed=7"], "--set seed=7: this protocol sets seed; give --seeds"),
+        (["--set", "data.classes=new"], "not allowed: this protocol itself sets data.classes; leave out this --set"),
+        (["--set", "seed=7"], "--set seed=7 is not allowed: this protocol itself sets seed; give --seeds"),
     ],
 )
 def test_refusals(run, refused, of_five: Path, tmp_path: Path, options: list[str], words: str) -> None:
@@ -220,14 +220,14 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
     ("options", "words"),
     [
         (["--to", "nowhere"], "data 'nowhere' is not known to any reader"),
-        ([], "name the data to measure on, such as --to emoji@fluent-3d or --to FOLDER"),
+        ([], "name the data to test on, such as --to emoji@fluent-3d or --to FOLDER"),
         (["--root", "nowhere"], "imagenetv2"),
         (["--data", "eurosat", "--root", "nowhere", "--to", "{others}/sketches"], "nowhere/eurosat"),
         (["--to", "{others}/sketches", "--to", "{others}/sketches/"], "; expected different names"),
         (["--to", "{others}/sketches", "--set", "method.class_specific=true"], "coop learns tensors for each of its"),
         (
             ["--to", "{others}/sketches", "--address", "10.0.0.1:6379"],
-            "--address names a Ray cluster: add --engine ray",
+            "--address is the address of a Ray cluster and needs --engine ray: add --engine ray",
         ),
     ],
 )
@@ -283,11 +283,11 @@ def test_a_table_shows_the_papers_figures_unless_told_not_to(run, halves: Path, 
     ("content", "words"),
     [
         (None, "none.json does not exist"),
-        ("no JSON", "none.json holds no results of a protocol: "),
-        ("[1, 2]", "none.json holds no results of a protocol: "),
+        ("no JSON", "none.json contains no valid results of a protocol: "),
+        ("[1, 2]", "none.json contains no valid results of a protocol: "),
         (
             '{"recipe": {}, "runs": []}',
-            "none.json holds no results of a protocol: protocol: Field required",
+            "none.json contains no valid results of a protocol: protocol: Field required",
         ),
     ],
 )
@@ -307,4 +307,4 @@ def test_beside_a_run_what_is_missing_is_named_first(run, refused, halves: Path,
     empty.mkdir()
     refused(run("table", finished, missing), f"{missing} does not exist; expected results of a protocol")
     refused(run("table", empty, finished), f"{empty} holds no results of a protocol, such as base_to_new.json, and no")
-    refused(run("table", finished, halves), f"{finished} is a run, and {halves} the result of a protocol")
+    refused(run("table", finished, halves), f"{finished} is a run directory, but {halves} is the result of a protocol")

@@ -43,9 +43,11 @@ def test_a_lora_of_the_hub_becomes_a_folder_of_pefts(run, hub: StandIn, trained,
 
 
 def test_refusals(run, refused, hub: StandIn, adapter: Path, photos: Path, tmp_path: Path) -> None:
-    refused(run("push", tmp_path / "none", "user/coop"), "there is no adapter at", "or the folder of its run")
-    refused(run("push", adapter, "coop"), "hf://coop names no repository of the hub: expected hf://user/name")
-    refused(run("push", adapter, "another/coop"), "is refused by the hub")
+    refused(run("push", tmp_path / "none", "user/coop"), "there is no adapter at", "or the folder of a run")
+    refused(
+        run("push", adapter, "coop"), "hf://coop is not the name of a repository on the hub: expected hf://user/name"
+    )
+    refused(run("push", adapter, "another/coop"), "the hub refuses the request for ")
     refused(run("predict", "hf://user/none", photos / "test"), "the hub has no repository user/none")
     hub.repositories["user/empty"] = Repository()
-    refused(run("eval", "hf://user/empty", "--data", photos), "hf://user/empty holds no adapter")
+    refused(run("eval", "hf://user/empty", "--data", photos), "hf://user/empty contains no adapter")

@@ -86,16 +86,16 @@ def test_questions_and_classes_are_not_mixed(
     speaks, image = speaking / "adapter.safetensors", photos / "test/sky/0.png"
     refused(run("predict", speaks, image), "answers questions: give --question")
     refused(run("predict", adapter, image, "--question", QUESTION), "classifies images: leave --question out")
-    refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave the class names out")
-    refused(run("chat", adapter, image), "is for a dual encoder, which does not answer in words")
+    refused(run("predict", speaks, image, "--question", QUESTION, "--classes", "a,b"), "leave class_names out")
+    refused(run("chat", adapter, image), "is for a dual encoder, which cannot chat")
     refused(
         run("eval", speaks, "--data", photos),
-        "the data are images with one class each, and mini-clip+mini-lm is a vision LLM: use a dual encoder, or data",
+        "the data are images with one class each, but mini-clip+mini-lm is a vision LLM: use a dual encoder or a native VLM",
     )
     classifying = ("--set=method={name: coop}", "--set=backbone=mini-clip", "--set=data.shots=1")
     refused(
         run("train", speaking / "recipe.yaml", *classifying),
-        "holds questions about images, and coop learns classes: give a list with the columns label, or take one of ",
+        "contains questions about images, but coop learns classes: give a list with the columns label, or use one of ",
     )
 
 

@@ -60,4 +60,4 @@ def test_a_file_of_ones_own(run, recipe) -> None:
 
 
 def test_an_unknown_one(run, refused) -> None:
-    refused(run("recipes", "cop"), "no recipe file 'cop'", "did you mean 'coop'?")
+    refused(run("recipes", "cop"), "nor a recipe called 'cop'", "did you mean 'coop'?")

@@ -45,7 +45,7 @@ def test_what_is_there_already(run, refused, adapter: Path, photos: Path, tmp_pa
 
 
 def test_a_run_directory_that_cannot_be_made(run, refused, recipe: Path, taken: Path) -> None:
-    refused(run("train", recipe, "--out", taken / "run", *NO_BACKBONE), "cannot make the run directory", "Not a dir")
+    refused(run("train", recipe, "--out", taken / "run", *NO_BACKBONE), "cannot create the run directory", "Not a dir")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_run_directory_that_cannot_be_made(run, refused, recipe: Path, taken: 
     [
         ("nowhere", "coop", "nowhere"),
         ("adapter", "lora", "is an adapter of coop, but the method to train is lora"),
-        ("adapter", "coop", "was trained with n_ctx 2, but this training has 3"),
+        ("adapter", "coop", "was trained with n_ctx set to 2, but this training has 3"),
     ],
 )
 def test_an_adapter_that_training_cannot_start_from(
@@ -67,9 +67,12 @@ def test_an_adapter_that_training_cannot_start_from(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (("train.views=3",), "views need augmented images"),
-        (("train.terms={distill: 1}",), "changes no image features that distill could keep near the backbone's own"),
-        (("blend=0.5", "calibrate=true", "method={name: linear_probe}"), "linear_probe is not trained by steps"),
+        (("train.views=3",), "views needs augmented images"),
+        (("train.terms={distill: 1}",), "does not change image features, so that distill has no effect"),
+        (
+            ("blend=0.5", "calibrate=true", "method={name: linear_probe}"),
+            "linear_probe is not trained by gradient steps",
+        ),
     ],
 )
 def test_no_image_is_decoded_before_a_refusal(run, refused, recipe: Path, monkeypatch, changes, words: str) -> None:
@@ -82,4 +85,4 @@ def test_a_run_that_is_there_is_found_before_the_data_is_read(run, refused, reci
     (tmp_path / "run/metrics.json").write_text("{}")
     (tmp_path / "run/recipe.yaml").write_text("")
     where = ("--data", tmp_path / "nowhere", "--out", tmp_path / "run")
-    refused(run("train", recipe, *where), "already holds a run")
+    refused(run("train", recipe, *where), "already contains a run")

@@ -47,7 +47,7 @@ def test_what_cannot_be_served(run: Callable[..., Any], refused: Callable[..., N
     other = adapter.with_name("b.safetensors")
     for arguments, words in (
         ([str(other)], "b.safetensors"),
-        ([str(adapter), str(adapter)], "two adapters are called a: give one of them another name, as NAME=PATH"),
+        ([str(adapter), str(adapter)], "two adapters are called a: give one adapter another name, as NAME=PATH"),
         ([str(adapter), "--folder", str(other)], "is not a folder"),
     ):
         refused(run("serve", *arguments, "--port", "0"), words)
@@ -83,9 +83,9 @@ def test_a_server_answers_until_it_is_told_to_end(adapter: Path) -> None:
     [
         (None, "cannot be read ("),
         (b"\xff" * 32, "cannot be read ("),
-        (b"short", "holds 5 characters; expected one line of at least 16"),
-        (b"two words of a token", "expected one line of at least 16, without spaces"),
-        (b"two-lines-of-a-token\nanother", "expected one line of at least 16, without spaces"),
+        (b"short", "has 5 characters; expected one line of at least 16"),
+        (b"two words of a token", "expected one line of at least 16 characters without spaces"),
+        (b"two-lines-of-a-token\nanother", "expected one line of at least 16 characters without spaces"),
     ],
 )
 def test_tokens_that_are_refused(

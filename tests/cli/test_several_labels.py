@@ -76,7 +76,7 @@ def test_all_classes_of_an_image(run, refused, recipe: Path, street: Path, tmp_p
     refused(run("export", out, "--to", "html", "--out", tmp_path / "page", "--runtime", tmp_path), "")
     refused(
         run("train", recipe, "--data", street, "--set", "method={name: gda}", "--set", "train=null"),
-        "images with several classes each, or none, and gda learns classes: give a list with the columns label, ",
+        "images with several classes each, or none, but gda learns classes: give a list with the columns label, ",
     )
 
 

@@ -83,7 +83,7 @@ def test_without_out_nothing_is_written(run, recipe: Path, tmp_path: Path, monke
 
 
 def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
-    refused(run("train", recipe, "--track", "tensorboard"), "TensorBoard writes into the run's directory", "--out")
+    refused(run("train", recipe, "--track", "tensorboard"), "TensorBoard writes into the run directory", "--out")
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
         ("seed", ["override 'seed' is not of the form key=value"]),
         ("backbone=mini-clap", ["unknown backbone 'mini-clap'", "did you mean 'mini-clip'?"]),
         ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean 'ViT-B-16'"]),
-        ("backbone=open_clip:ViT-B-16/openia", ["no weights 'openia'", "did you mean 'openai'?"]),
+        ("backbone=open_clip:ViT-B-16/openia", ["no pretrained weights 'openia'", "did you mean 'openai'?"]),
         ("data.source=nowhere", ["data 'nowhere' is not known to any reader"]),
         ("train.precision=fp16", ["fp16 needs a CUDA device"]),
-        ("method={name: linear_probe}", ["linear_probe is not trained by steps: leave out"]),
+        ("method={name: linear_probe}", ["linear_probe is not trained by gradient steps: leave out"]),
         ("device=gpu", ["device 'gpu' cannot be used here"]),
         ("device=cuda:99", ["device 'cuda:99' cannot be used here"]),
     ],
@@ -111,9 +111,9 @@ def test_refusals(run, refused, recipe: Path, tmp_path: Path, override: str, wor
 
 def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: Path) -> None:
     das = "method={name: das, search_epochs: 2, warmup_epochs: 0, turn: 1, draws: 2}"
-    refused(run("train", recipe, "--set", das, "--keep-flops", 0.01), "das: keep_flops is 0.01, and a larger share")
+    refused(run("train", recipe, "--set", das, "--keep-flops", 0.01), "das: keep_flops is 0.01, but a larger fraction")
     both = run("train", recipe, "--set", das, "--set", "method.skip=1", "--keep-flops", 0.9)
-    refused(both, "--keep-flops chooses how many blocks are skipped: leave it out, or --set method.skip=1")
+    refused(both, "--keep-flops and --set method.skip=1 both choose the skipped blocks: leave out one of them")
     result = run("train", recipe, "--set", das, "--keep-flops", 0.9, "--out", tmp_path / "run", "--quiet")
     assert result.exit_code == 0
     search = json.loads((tmp_path / "run/metrics.json").read_text())["search"]
@@ -123,8 +123,11 @@ def test_keep_flops_sets_the_methods_key(run, refused, recipe: Path, tmp_path: P
 
 
 def test_an_unknown_recipe(run, refused) -> None:
-    refused(run("train", "cop"), "no recipe file 'cop'", "did you mean 'coop'?")
-    refused(run("train", "coop/eurosad"), "coop has no recipe 'eurosad': it has coop/base_to_new, coop/few_shot; data")
+    refused(run("train", "cop"), "nor a recipe called 'cop'", "did you mean 'coop'?")
+    refused(
+        run("train", "coop/eurosad"),
+        "no recipe 'eurosad': choose coop/base_to_new or coop/few_shot, and choose data",
+    )
 
 
 def test_options_are_keys_of_the_recipe(run, recipe: Path, photos: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_options_are_keys_of_the_recipe(run, recipe: Path, photos: Path, model_f
             "--backbone mini-clip and --set backbone=hf:x disagree",
         ),
         (["--device", "cpu", "--set", "device=cuda"], "--device cpu and --set device=cuda disagree"),
-        (["--root", "somewhere"], "takes no root: leave 'somewhere' out"),
+        (["--root", "somewhere"], "takes no root: leave out 'somewhere'"),
     ],
 )
 def test_options_and_keys_that_disagree(run, refused, recipe: Path, options: list[str], words: str) -> None:
@@ -173,7 +176,7 @@ def test_flags_that_need_a_directory(run, refused, recipe: Path, flag: str) -> N
 
 
 def test_a_finished_run_is_not_overwritten(run, refused, recipe: Path, trained) -> None:
-    refused(run("train", recipe, "--out", trained("coop")), "already holds a run")
+    refused(run("train", recipe, "--out", trained("coop")), "already contains a run")
 
 
 @pytest.fixture

@@ -194,12 +194,12 @@ def test_a_recipe_beside_its_figure(run, verified, publish: Publish, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--data", "eurosatt"], "--data eurosatt is not a published set; did you mean 'eurosat'?"),
-        (["--as", "RN5"], "--as RN5 is not a published backbone; did you mean 'RN50'?"),
-        (["--recipe", "coop"], "--recipe coop is trained for each seed: give a folder for the runs with --out"),
-        (["--out", "runs"], "--out and --set are for the runs of a recipe: add --recipe"),
-        (["--set", "train.lr=1"], "--out and --set are for the runs of a recipe: add --recipe"),
-        (["--recipe", "cop", "--out", "runs"], "no recipe of that name"),
+        (["--data", "eurosatt"], "--data eurosatt is not a published data set; did you mean 'eurosat'?"),
+        (["--as", "RN5"], "--as RN5 is not the name of a published backbone; did you mean 'RN50'?"),
+        (["--recipe", "coop"], "--recipe coop needs a folder for its training runs: give a folder with --out"),
+        (["--out", "runs"], "--out and --set apply only to a recipe's runs: add --recipe"),
+        (["--set", "train.lr=1"], "--out and --set apply only to a recipe's runs: add --recipe"),
+        (["--recipe", "cop", "--out", "runs"], "nor a recipe called 'cop'"),
         (["--recipe", "coop", "--seeds", "x", "--out", "runs"], "--seeds is 'x'"),
         (["--root", "nowhere"], "'eurosat': there is no folder"),
     ],

@@ -57,11 +57,11 @@ def test_what_to_call_for_a_model_of_a_library() -> None:
         adapt.wrap("mini-clip", new("coop"), NAMES)
     with pytest.raises(AdaptError, match=r"wrap got the class CoOp as method; expected an object"):
         adapt.wrap(tiny_backbones.backbone("open_clip"), adapt.methods.CoOp, NAMES)
-    with pytest.raises(AdaptError, match="no processor beside the CLIPModel, without tokenizer and image"):
+    with pytest.raises(AdaptError, match="no processor for the CLIPModel, but needs tokenizer and image"):
         Backbone.from_transformers(model, None)
-    with pytest.raises(AdaptError, match=r"got a CLIPTokenizer.* without tokenizer and image_processor"):
+    with pytest.raises(AdaptError, match=r"got a CLIPTokenizer.* but needs tokenizer and image_processor"):
         Backbone.from_transformers(model, tiny_backbones.hf_clip_tokenizer())
-    with pytest.raises(AdaptError, match=r"the tokenizer is None; expected what open_clip.get_tokenizer"):
+    with pytest.raises(AdaptError, match=r"the tokenizer is None; expected the result of open_clip.get_tokenizer"):
         Backbone.from_open_clip(tiny_backbones.native_clip(), None)
-    with pytest.raises(AdaptError, match="got a Linear; expected CLIPModel"):
+    with pytest.raises(AdaptError, match="got a Linear; expected a model of type"):
         Backbone.from_transformers(nn.Linear(1, 1), None)

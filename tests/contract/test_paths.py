@@ -61,7 +61,7 @@ def test_both_vision_paths_give_the_same_gradients(
 
 @pytest.mark.parametrize("method", [name for name in ALL_WITH_TEXT if fits(name, "hf_siglip")])
 def test_the_fast_path_is_refused_where_text_is_not_causal(method: str, hf_siglip: Backbone) -> None:
-    with pytest.raises(AdaptError, match=r"fast=True.*SiglipModel cannot take it: it is not causal"):
+    with pytest.raises(AdaptError, match=r"fast=True.*SiglipModel cannot use the fast path \(it is not causal"):
         adapt.wrap(hf_siglip, new(method), NAMES, fast=True)
     assert adapt.wrap(hf_siglip, new(method), NAMES).text_path == "plain"
 

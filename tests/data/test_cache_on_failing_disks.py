@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_nothing_behind(
     assert store.features(items, to_tensor, encode, "k", batch_size=2)[:, 0].tolist() == list(range(10))
     assert encode.images == 10
     (message,) = told.messages
-    assert "cannot be written: No space left on device. Free space" in message
+    assert "cannot be written: No space left on device. Free disk space" in message
     assert [path for path in store.directory.rglob("*") if path.is_file()] == []
 
 

@@ -96,7 +96,7 @@ IMAGE = {"id": 1, "file_name": "a.jpg"}
         ([{"image": "../a.jpg", "caption": "a"}], "entry 1: the image '../a.jpg' is not under"),
         ([{"image": "a.jpg", "caption": "a", "split": "tests"}], "entry 1 has the split 'tests'; did you mean 'test'"),
         ([{"image": "a.jpg", "caption": "a", "split": ["test"]}], "entry 1 has the split ['test']"),
-        ([PLAIN[0], {"image": "b.jpg", "caption": "b"}], "b.jpg' has no split, and others have one"),
+        ([PLAIN[0], {"image": "b.jpg", "caption": "b"}], "b.jpg' has no split, but other images have a split"),
         ([PLAIN[0], {**PLAIN[0], "split": "test"}], "a.jpg' is of two parts, 'train' and 'test'"),
         (
             {"images": [IMAGE], "annotations": [{"image_id": 2, "caption": "a"}]},
@@ -108,7 +108,7 @@ IMAGE = {"id": 1, "file_name": "a.jpg"}
         ),
         ({"images": [IMAGE], "annotations": []}, "entry 1 is {'caption': [], 'image': 'a.jpg'}; expected"),
         ({"images": [{"filename": "a.jpg", "sentences": [{}]}]}, "entry 1 is {'caption': [None], 'image': 'a.jpg'"),
-        ({"images": 3}, "expected a list, or an object with the list images"),
+        ({"images": 3}, "expected a list, or an object with a list 'images'"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, content: Any, message: str) -> None:

@@ -100,10 +100,10 @@ def test_broken_images_are_refused_with_their_number(split: Split) -> None:
     with pytest.raises(AdaptError) as caught:
         without_broken(split, "refuse")
     first, second = split.train[1].path, split.test[0].path
-    advice = "cannot be decoded: unknown format. Replace it or take it out of the data"
+    advice = "cannot be decoded: unknown format. Replace or remove the image"
     assert str(caught.value) == (
         f"2 of 5 images of data 'insects' cannot be used: image '{first}' {advice}; image '{second}' {advice}. "
-        "`adapt data check` lists them all; data.broken=skip leaves them out"
+        "List all problems with `adapt data check`, or leave the images out with data.broken=skip"
     )
 
 
@@ -124,7 +124,10 @@ def test_a_class_without_a_good_image_is_refused(split: Split) -> None:
 
 def test_many_broken_images_are_counted(tmp_path: Path) -> None:
     items = tuple(Item.of(path=str(tmp_path / f"{i}.png"), label="a") for i in range(1200))
-    with pytest.raises(AdaptError, match=r"^1,200 of 1,200 images .*/2.png' does not exist; and 1,197 more\. `adapt"):
+    with pytest.raises(
+        AdaptError,
+        match=r"^1,200 of 1,200 images .*/2.png' does not exist; and 1,197 more\. List all problems with `adapt",
+    ):
         without_broken(Split("gone", ("a",), items, (), ()), "refuse")
 
 

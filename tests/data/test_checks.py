@@ -50,7 +50,7 @@ def test_every_kind_is_named(strange: Path) -> None:
     assert len(problems) == 2
     assert problems[0].startswith("image 'train/cat/cut.jpg' cannot be decoded: ")
     assert problems[1] == (
-        "image 'train/cat/empty.jpg' cannot be decoded: the file is empty. Replace it or take it out of the data"
+        "image 'train/cat/empty.jpg' cannot be decoded: the file is empty. Replace or remove the image"
     )
     assert notes == [
         "4 files that look like pictures are passed over (1 .png, 1 .txt, 1 .cr2, 1 without a suffix): loose.png, "
@@ -146,8 +146,9 @@ def test_a_class_without_an_image_keeps_nothing_else_from_being_told(tmp_path: P
         load(tmp_path)
     problems, notes = findings(tmp_path)
     assert problems == [
-        f"data '{tmp_path.name}': no training image of 'dog'. Add images to each class or take the class out",
-        "image 'emu/broken.png' cannot be decoded: unknown format. Replace it or take it out of the data",
+        f"data '{tmp_path.name}': no training image of 'dog'. Add training images of each class, or "
+        "remove classes that have none",
+        "image 'emu/broken.png' cannot be decoded: unknown format. Replace or remove the image",
         "class 'dog' has no image",
         "class 'emu' has no training image that can be read, of 1",
     ]

@@ -74,7 +74,7 @@ def test_a_class_with_just_enough_images_is_shuffled_and_not_repeated(sampling: 
 
 
 def test_one_draw_for_both_needs_the_images_of_both() -> None:
-    with pytest.raises(AdaptError, match=r"class 'b' has 5 training images; .* takes 6 of each class"):
+    with pytest.raises(AdaptError, match=r"class 'b' has 5 training images, .* needs 6 of each class"):
         _split((30, 5)).few_shot(3, 1, "clip-lora")
     few = _split((30, 6)).few_shot(3, 1, "clip-lora")
     assert sorted(_paths(few.train + few.val))[-6:] == list(range(30, 36))

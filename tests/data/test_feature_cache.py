@@ -249,9 +249,9 @@ def test_a_pipe_among_the_shards_is_passed_over(store: FeatureCache, items: list
 
 
 def test_what_is_refused(store: FeatureCache, items: list[Item]) -> None:
-    with pytest.raises(AdaptError, match="no images to take features of"):
+    with pytest.raises(AdaptError, match="no images to compute features of"):
         store.features([], to_tensor, Encoder(), "k")
-    with pytest.raises(ValueError, match=r"shape \(10, 3, 8, 8\), not \(b, d\)"):
+    with pytest.raises(ValueError, match=r"shape \(10, 3, 8, 8\); expected \(b, d\)"):
         store.features(items, to_tensor, lambda images: images, "k")
     with pytest.raises(ValueError, match="shorter"):
         store.features(items, to_tensor, lambda images: images[1:, :, 0, 0], "k")
@@ -276,5 +276,5 @@ def test_the_limit_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert FeatureCache(tmp_path).max_bytes == 2**29
     for wrong in ("much", "0", "-1", "inf", "nan"):
         monkeypatch.setenv("ADAPT_CACHE_GIB", wrong)
-        with pytest.raises(AdaptError, match=f"ADAPT_CACHE_GIB is '{wrong}'; expected the most GiB"):
+        with pytest.raises(AdaptError, match=f"ADAPT_CACHE_GIB is '{wrong}'; expected the maximum size"):
             FeatureCache(tmp_path)

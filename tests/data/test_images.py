@@ -76,7 +76,7 @@ def test_a_picture_in_memory_is_converted_alike() -> None:
 
 def test_broken_files_are_named(tmp_path: Path, make_image: Any) -> None:
     whole = Path(make_image("whole.png")).read_bytes()
-    advice = "Replace it or take it out of the data"
+    advice = "Replace or remove the image"
     for name, content, reason in (
         ("text.jpg", b"not an image", "unknown format"),
         ("empty.png", b"", "the file is empty"),
@@ -120,7 +120,7 @@ def test_a_picture_above_the_pixel_limit_is_refused(make_image: Any, monkeypatch
 @pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1), (3, 301)])
 def test_a_picture_too_narrow_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int]) -> None:
     Image.new("1", size).save(tmp_path / "narrow.png")
-    with pytest.raises(AdaptError, match=f"it is {size[0]} x {size[1]} pixels; one side may be 100 times the other"):
+    with pytest.raises(AdaptError, match=f"is {size[0]} x {size[1]} pixels; the longer side may be at most 100 times"):
         open_image(tmp_path / "narrow.png")
     path = str(tmp_path / "narrow.png")
     assert list(broken_images([Item.of(path=path, label="a")])) == [path]
@@ -138,7 +138,7 @@ def test_fewer_pixels_are_decoded_than_pillow_decodes(
 ) -> None:
     path = make_image(name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32)
-    with pytest.raises(AdaptError, match=f"it has 64 pixels, more than the limit of {most}"):
+    with pytest.raises(AdaptError, match=f"the image has 64 pixels, more than the limit of {most}"):
         open_image(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert open_image(path).size == (8, 8)
@@ -215,7 +215,7 @@ def test_a_member_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.M
         file.writestr("a.png", bytes(2**20))
     whole = archive.read_bytes()
     monkeypatch.setattr(files, "MOST_BYTES", 2**19)
-    with pytest.raises(AdaptError, match="it unpacks to 1,048,576 bytes, and at most 524,288 are read"):
+    with pytest.raises(AdaptError, match="the image unpacks to 1,048,576 bytes, more than the limit of 524,288"):
         open_image(f"{archive}!a.png")
     # a header that says less than there is
     (tmp_path / "liar.zip").write_bytes(whole.replace((2**20).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
@@ -232,7 +232,7 @@ def test_an_encrypted_member_is_named(tmp_path: Path) -> None:
         content[content.index(signature) + offset] |= 1
     archive.write_bytes(content)
     with pytest.raises(
-        AdaptError, match=r"secret.zip!a.png' cannot be read: it is encrypted; save the archive without"
+        AdaptError, match=r"secret.zip!a.png' cannot be read: the archive is encrypted: save the archive without"
     ):
         open_image(f"{archive}!a.png")
 

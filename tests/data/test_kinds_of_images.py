@@ -122,13 +122,13 @@ def test_lists_iterators_and_stacks(file: Path) -> None:
         (np.zeros((0, 8, 3)), r"\(0, 8, 3\); expected"),
         (np.full((8, 8, 3), 255.0), "floats from 255 to 255; expected 0 to 1"),
         (np.full((8, 8, 3), np.nan), "floats from nan"),
-        (torch.full((3, 8, 8), -1.5), r"give pixels that .* has normalised to the model itself, as model\(pixels\)"),
+        (torch.full((3, 8, 8), -1.5), r"already normalised by a backbone's transform, call model\(pixels\) instead"),
         (np.zeros((8, 8, 3), int), "array of int64; expected uint8"),
-        (np.zeros((1, 500, 3), np.uint8), "one side may be 100 times the other"),
+        (np.zeros((1, 500, 3), np.uint8), "the longer side may be at most 100 times"),
         (b"no picture", "image 'in memory' cannot be decoded: unknown format"),
-        ({"a": 1}, r"\{'a': 1\} stands where an image is expected: a path, the bytes"),
-        (3, "3 stands where"),
-        (None, "None stands where"),
+        ({"a": 1}, r"\{'a': 1\} is not an image; expected a path, the bytes"),
+        (3, "3 is not an image"),
+        (None, "None is not an image"),
     ],
 )
 def test_what_is_no_picture(source: Any, words: str) -> None:
@@ -139,7 +139,7 @@ def test_what_is_no_picture(source: Any, words: str) -> None:
 def test_what_is_no_list_of_pictures() -> None:
     with pytest.raises(AdaptError, match=r"array of shape \(\); expected"):
         list(picture_batches(np.array("a.png"), 2))
-    with pytest.raises(AdaptError, match="3 stands where images are expected"):
+    with pytest.raises(AdaptError, match="3 is not an image; expected a path"):
         list(picture_batches(3, 2))
 
 
@@ -148,13 +148,13 @@ def test_an_address_is_fetched_where_that_is_allowed(server: str, monkeypatch: p
     assert np.array_equal(np.asarray(open_image(f"{server}/away", urls=True)), PIXELS)
     assert [picture.size for picture in next(picture_batches([f"{server}/a.png"] * 2, 2, urls=True))] == [(9, 6)] * 2
     for address, words in (
-        ("/none.png", "the server says 404"),
+        ("/none.png", "the server answers 404"),
         ("/out", "is not allowed"),
         ("/ftp", "it leads to 'ftp:"),
     ):
         with pytest.raises(AdaptError, match=words):
             open_image(server + address, urls=True)
-    with pytest.raises(AdaptError, match="is an address, which is fetched only where urls=True allows it"):
+    with pytest.raises(AdaptError, match="is a web address, but downloads are not allowed: give urls=True"):
         open_image(f"{server}/a.png")
     with pytest.raises(AdaptError, match="cannot be fetched"):
         open_image("http://127.0.0.1:1/a.png", urls=True)

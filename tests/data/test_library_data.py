@@ -87,7 +87,7 @@ def test_torchvisions_two_lists_of_food(tmp_path: Path) -> None:
 
 
 def test_torchvision_data_that_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"no set 'CIFAR10' of image files with class names; .*Valid: Country211, DTD"):
+    with pytest.raises(AdaptError, match=r"no data set 'CIFAR10' of image files with labels; .*Valid: Country211, DTD"):
         load("torchvision:CIFAR10", tmp_path)
     with pytest.raises(AdaptError, match=r"torchvision finds no DTD in '.*': Dataset not found.*datasets.DTD\("):
         load("torchvision:DTD", tmp_path)
@@ -144,14 +144,14 @@ def test_hugging_face_images_that_are_files(tmp_path: Path, monkeypatch: pytest.
 def test_hugging_face_data_that_is_refused(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     _dataset(2).remove_columns("kind").save_to_disk(tmp_path / "unlabelled")
-    with pytest.raises(AdaptError, match="has 0 columns of kind ClassLabel among picture; expected one"):
+    with pytest.raises(AdaptError, match="has 0 columns of type ClassLabel among picture; expected one"):
         read_hugging_face(tmp_path / "unlabelled")
     partly = _dataset(2).map(lambda row: {"kind": -1})
     partly.save_to_disk(tmp_path / "partly")
     with pytest.raises(AdaptError, match="part train: row 0 has no label"):
         read_hugging_face(tmp_path / "partly")
     datasets.DatasetDict({"extra": _dataset(2)}).save_to_disk(tmp_path / "extra")
-    with pytest.raises(AdaptError, match="has a part 'extra'; expected train, val"):
+    with pytest.raises(AdaptError, match="has a split 'extra'; expected only train, val"):
         read_hugging_face(tmp_path / "extra")
     with pytest.raises(AdaptError, match=r"datasets cannot load '.*': Directory .* is neither"):
         read_hugging_face(_image(tmp_path / "pictures/1.png").parent)

@@ -57,7 +57,7 @@ def test_links_that_put_one_picture_into_two_places_are_refused(tmp_path: Path, 
     for link in (one, other):
         (root / link).parent.mkdir(exist_ok=True)
         (root / link).symlink_to(picture)
-    with pytest.raises(AdaptError, match=f"{other}' .* is the same picture as .*{one}' .* by symbolic links. Keep one"):
+    with pytest.raises(AdaptError, match=f"{other}' .* is the same picture as .*{one}' .* symbolic links. Remove one"):
         read_folder(root)
 
 
@@ -76,7 +76,7 @@ def test_a_link_in_a_list_adds_no_picture(tmp_path: Path) -> None:
     assert sorted(relative(read_csv(_written(tmp_path / "list.csv", text)).items(), tmp_path)) == sorted(listed)
     content = {"train": [["0.png", 0, "a"]], "val": [["0.png", 0, "a"]], "test": [["link0.png", 0, "a"]]}
     with pytest.raises(
-        AdaptError, match=r"link0.png' \(test\) is the same picture as '.*/0.png' \(train\), by symbolic"
+        AdaptError, match=r"link0.png' \(test\) is the same picture as '.*/0.png' \(train\), through symbolic"
     ):
         read_split(_written(tmp_path / "split.json", json.dumps(content)), root=tmp_path)
 

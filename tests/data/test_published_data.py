@@ -204,14 +204,14 @@ def test_a_name_that_is_nearly_right(spec: str, meant: str, copied: Path) -> Non
 def test_another_number_of_classes_is_refused(copied: Path) -> None:
     shutil.rmtree(copied / "imagenet-adversarial/imagenet-a" / miniatures.SUBSET[0])
     with pytest.raises(
-        AdaptError, match=r"'imagenet_a' has 199 classes in .*; 200 are published\. Fetch imagenet-a.tar"
+        AdaptError, match=r"'imagenet_a' has 199 classes in .*; expected 200, as published\. Fetch imagenet-a.tar"
     ):
         load("imagenet_a", copied)
 
 
 def test_a_folder_that_is_no_class(copied: Path) -> None:
     (copied / "imagenet-adversarial/imagenet-a/n99999999").mkdir()
-    with pytest.raises(AdaptError, match=r"n99999999 in imagenet-a/ is no class of classnames.txt"):
+    with pytest.raises(AdaptError, match=r"n99999999 in imagenet-a/ is not a class in classnames.txt"):
         load("imagenet_a", copied)
 
 
@@ -219,7 +219,8 @@ def test_a_variant_that_is_not_listed(copied: Path) -> None:
     listed = copied / "fgvc_aircraft/images_variant_val.txt"
     listed.write_text("1234567 Concorde\n" + listed.read_text())
     with pytest.raises(
-        AdaptError, match=r"images_variant_val.txt' has the line '1234567 Concorde'; expected an image and a variant in"
+        AdaptError,
+        match=r"images_variant_val.txt' has the line '1234567 Concorde'; expected an image and a variant",
     ):
         load("fgvc_aircraft", copied)
 

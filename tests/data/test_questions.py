@@ -199,6 +199,6 @@ def test_digests_depend_on_the_question(items: list[Item]) -> None:
 
 def test_questions_for_some_items_only_are_refused(items: list[Item]) -> None:
     mixed = (*_asking(items, "what?")[:5], *items[5:])
-    message = r"5.png' is labelled for the task classes .*0.png' for questions .* Label every item alike"
+    message = r"5.png' is labelled for the task classes .*0.png' for the task questions .* Label all items"
     with pytest.raises(AdaptError, match=message):
         Split("s", ("a", "b"), mixed, (), ())

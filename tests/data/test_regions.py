@@ -85,18 +85,18 @@ def test_a_box_that_is_none(write: Write, row: str, first: str, message: str) ->
 
 
 def test_all_four_edges_are_needed(write: Write) -> None:
-    with pytest.raises(AdaptError, match=r"no column 'y1'\. A region needs all of x0, y0, x1, y1"):
+    with pytest.raises(AdaptError, match=r"no column 'y1'\. Regions need all the columns x0, y0, x1, y1"):
         read_csv(write("a.png,left,0,0,5", first="path,label,x0,y0,x1"))
 
 
 def test_a_box_that_reaches_out_of_its_image(write: Write, tmp_path: Path) -> None:
     split = read_csv(write(*HALVES, "b.png,right,train,20,0,41,20".replace("train", "test")))
     message = (
-        f"region '{tmp_path}/b.png#xywh=20,0,21,20' is not inside its image, which is 40 x 20 pixels: x reaches from "
-        "20 to 41, y from 0 to 20"
+        f"region '{tmp_path}/b.png#xywh=20,0,21,20' is not inside its image, which is 40 x 20 pixels: the box has x "
+        "from 20 to 41 and y from 0 to 20"
     )
     assert list(broken_images(list(split.items())).values()) == [
-        f"{message}. Correct the box or take it out of the data"
+        f"{message}. Correct the box or remove the region from the data"
     ]
     with pytest.raises(AdaptError, match=re.escape(message)):
         open_image(split.test[1])
@@ -125,7 +125,7 @@ def test_an_image_is_never_in_two_parts(write: Write) -> None:
 def test_a_strip_is_refused(write: Write, tmp_path: Path) -> None:
     Image.new("RGB", (400, 9)).save(tmp_path / "wide.png")
     split = read_csv(write(*HALVES, "wide.png,right,test,0,3,400,5"))
-    with pytest.raises(AdaptError, match="is 400 x 2 pixels; one side may be 100 times the other"):
+    with pytest.raises(AdaptError, match="is 400 x 2 pixels; the longer side may be at most 100 times"):
         open_image(split.test[-1])
     assert len(broken_images(split.test)) == 1
 
@@ -142,7 +142,7 @@ def test_paths_alone(write: Write, tmp_path: Path) -> None:
     assert read_paths(listed) == [(f"{tmp_path}/{name}", name) for name in called]
     with pytest.raises(AdaptError, match=r"line 2: the image '\.\./a.png' is not under"):
         read_paths(write("../a.png", first="path"))
-    with pytest.raises(AdaptError, match=r"expected a column 'path'.* Rename 'file' to it\."):
+    with pytest.raises(AdaptError, match=r"expected a column 'path'.* Rename 'file' to 'path'\."):
         read_paths(write("a.png", first="file"))
     with pytest.raises(AdaptError, match=r"and a line for each image\."):
         read_paths(write(first="path"))

@@ -73,12 +73,16 @@ def test_rare_classes_are_in_every_part(write: Write) -> None:
         ),
         (("a.jpg,cat|",), "path,labels", "line 2: the labels are 'cat|'; expected different names"),
         (("a.jpg,cat; dog", "b.jpg,dog;bird", "c.jpg,cat;bird"), "path,labels", "separate names by '|', as in cat|dog"),
-        (("a.jpg,cat;dog", "b.jpg,dog|bird", "c.jpg,cat"), "path,labels", "'labels' has 'cat;dog', and other cells"),
+        (
+            ("a.jpg,cat;dog", "b.jpg,dog|bird", "c.jpg,cat"),
+            "path,labels",
+            "'labels' has the name 'cat;dog', whose parts",
+        ),
         (('a.jpg,"cat,dog"', "b.jpg,dog", "c.jpg,cat"), "path,labels", "as in cat|dog"),
         (("a.jpg,",), "path,labels", "all cells of the column 'labels' are empty"),
         (("a.jpg,cat,dog",), "path,labels,label", "mine.csv': no task reads the columns label, labels, path together"),
         (("a.jpg,cat,1",), "path,labels,target", "no task reads the columns labels, path, target together"),
-        (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected either a path or a text, and not both"),
+        (("a.jpg,cat,hm",), "path,labels,text", "line 2: expected either a path or a text, not both"),
         (("a.jpg,cat", "a.jpg,dog"), "path,labels", "is of two classes, 'cat' and 'dog'"),
         (("a.jpg,cat", "a.jpg,dog"), "path,label", "a column 'labels' in place of 'label' may have several"),
         (("cat",), "labels", "line 2: the path is empty"),
@@ -96,7 +100,7 @@ def test_a_folder_with_its_list(tmp_path: Path, write: Write) -> None:
     assert split.name == tmp_path.name
     assert split.class_names == split.train[0].class_names == ("cat", "dog")
     touch(tmp_path, "deep/c.jpg")
-    with pytest.raises(AdaptError, match=r"deep/c.jpg' is not in it: add a line for it, with an empty cell labels"):
+    with pytest.raises(AdaptError, match=r"does not list .*deep/c.jpg': add a line for the image, with an empty cell"):
         load(tmp_path)
 
 
@@ -114,10 +118,10 @@ ITEM = Item.of(path="a.jpg", labels=("a", "b"))
     [
         (
             (Item.of(path="b.jpg", label="b"), ITEM),
-            "'a.jpg' is labelled for the task labels (several classes per image, or none), and 'b.jpg' for classes",
+            "labelled for the task labels (several classes per image, or none), but 'b.jpg' for the task classes",
         ),
-        ((Item.of(path="a.jpg", labels="a|c"),), "'a.jpg' has the class 'a|c'; expected one of its 2 class names"),
-        ((replace(ITEM, text="hm"),), "a.jpg' has a text beside"),
+        ((Item.of(path="a.jpg", labels="a|c"),), "the class 'a|c'; expected one of the data set's 2 class names"),
+        ((replace(ITEM, text="hm"),), "a.jpg' has both a text and a label"),
     ],
 )
 def test_a_split_that_is_none(items: tuple[Item, ...], message: str) -> None:

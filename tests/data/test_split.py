@@ -155,7 +155,7 @@ def test_all_classes_are_the_split_itself() -> None:
 def test_one_class_leaves_none_to_be_new() -> None:
     split = _split((2,))
     assert split.only("base") == split
-    with pytest.raises(AdaptError, match="'counts' has 1 class; the share 'new' of them is empty"):
+    with pytest.raises(AdaptError, match="'counts' has 1 class, so the part 'new' of the classes is empty"):
         split.only("new")
 
 
@@ -184,7 +184,7 @@ def test_a_split_for_evaluation_needs_no_training_images() -> None:
         ((), None, "has no classes"),
         (("a", " "), None, "the name of label 1 is empty"),
         (("a", "b", "a"), None, "labels 0 and 2 are both named 'a'"),
-        (("a", "b"), Item.of(path="x.png", label="c"), "'x.png' has the class 'c'; expected one of its 2 class names"),
+        (("a", "b"), Item.of(path="x.png", label="c"), "has the class 'c'; expected one of the data set's 2 class"),
     ],
 )
 def test_labels_and_names_must_agree(names: tuple[str, ...], item: Item | None, message: str) -> None:
@@ -224,7 +224,7 @@ def test_validation_images_are_a_fifth_of_each_class_by_whole_groups() -> None:
     assert {item.group for item in carved.train}.isdisjoint(item.group for item in carved.val)
     assert carved == split.with_validation(3) != split.with_validation(4)
     assert grouped(1, 4).with_validation(1).val == ()  # one group each: nothing could be held back
-    with pytest.raises(AdaptError, match="has validation images already"):
+    with pytest.raises(AdaptError, match="already has validation images"):
         carved.with_validation(1)
 
 

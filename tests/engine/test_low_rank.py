@@ -43,7 +43,7 @@ def test_rows_that_no_image_can_own_are_refused() -> None:
     block = tiny_llms.vision_llm("llama").tower("decoder").blocks[0]
     with (
         updated(block, {"q": update("q", 2)}, False),
-        pytest.raises(AdaptError, match="3 rows cannot be shared"),
+        pytest.raises(AdaptError, match="3 rows cannot be divided"),
     ):
         block.projections["q"].module(torch.randn(3, 2, 32))
 

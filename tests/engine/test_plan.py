@@ -40,13 +40,13 @@ def test_edits_are_found_by_their_place() -> None:
 def test_parts_of_the_tower_itself_are_claimed_once() -> None:
     edits = [Replace(None, "projection", LINEAR), Replace(None, "final_norm", LINEAR)]
     assert plan(TOWER, edits).outer == {"projection": LINEAR, "final_norm": LINEAR}
-    with pytest.raises(AdaptError, match="the same place, projection of the text tower"):
+    with pytest.raises(AdaptError, match="the same kind change projection of the text tower"):
         plan(TOWER, [edits[0], edits[0]])
 
 
 def test_a_norm_that_stands_behind_its_site_cannot_be_read() -> None:
     tower = tiny_fusion.bridgetower().tower("text_fusion")
-    with pytest.raises(AdaptError, match="Parallel reads attn of block 0 of the text_fusion tower after its norm"):
+    with pytest.raises(AdaptError, match="needs a norm before attn of block 0 of the text_fusion tower"):
         plan(tower, [Parallel(0, "attn", LINEAR, normed=True)])
 
 
@@ -68,7 +68,7 @@ MISSING = [
     (Replace(0, "nope", LINEAR), f"Replace names 'nope' of block 0 of {TEXT}; .*Valid: .*norm2"),
     (Parallel(0, "cross", LINEAR), f"Parallel names 'cross' of block 0 of {TEXT}; Valid: attn, block, mlp"),
     (Replace(None, "pre_norm", LINEAR), f"Replace names 'pre_norm' of {TEXT}; .*Valid: final_norm, projection"),
-    (LowRank(0, "q", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0), "act in a decoder, not in the text tower"),
+    (LowRank(0, "q", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0), "require a decoder, and cannot be applied"),
 ]
 
 
@@ -115,16 +115,19 @@ def test_what_prompts_can_share(edits: list[Edit], images: int | None, prefix_pe
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ([SHARED, PER_CLASS], "learned tokens to enter the text tower"),
-        ([SHARED, DEEP, DEEP], "the same place, block 1 of the text tower"),
-        ([Replace(0, "q", LINEAR), Replace(0, "q", LINEAR)], "the same place, q of block 0 of the text tower"),
-        ([SHARED, attention(), attention()], "the same place, block 0 of the text tower"),
-        ([DEEP], "that none have entered"),
-        ([attention()], "that none have entered"),
-        ([Bypass(1, LINEAR), Replace(1, "q", LINEAR)], "block 1 is skipped by one edit and changed inside by another"),
-        ([Parallel(1, "mlp", LINEAR), Bypass(1, LINEAR)], "block 1 is skipped by one edit"),
-        ([SHARED, attention(), Bypass(0, LINEAR)], "block 0 is skipped by one edit"),
-        ([SHARED, Tokens(torch.zeros(3, 4), block=1)], r"tokens \(3, 4\) at block 1 do not fit those .* \(2, 4\)"),
+        ([SHARED, PER_CLASS], "learned tokens at the input of the text tower"),
+        ([SHARED, DEEP, DEEP], "the same kind change block 1 of the text tower"),
+        ([Replace(0, "q", LINEAR), Replace(0, "q", LINEAR)], "the same kind change q of block 0 of the text tower"),
+        ([SHARED, attention(), attention()], "the same kind change block 0 of the text tower"),
+        ([DEEP], "but no edit adds learned tokens at its input"),
+        ([attention()], "but no edit adds learned tokens at its input"),
+        ([Bypass(1, LINEAR), Replace(1, "q", LINEAR)], "block 1 is bypassed by one edit and changed by another"),
+        ([Parallel(1, "mlp", LINEAR), Bypass(1, LINEAR)], "block 1 is bypassed by one edit"),
+        ([SHARED, attention(), Bypass(0, LINEAR)], "block 0 is bypassed by one edit"),
+        (
+            [SHARED, Tokens(torch.zeros(3, 4), block=1)],
+            r"tokens \(3, 4\) .* do not fit the learned tokens \(2, 4\)",
+        ),
         ([SHARED, Tokens(torch.zeros(5, 1, 2, 4), block=1)], r"tokens \(5, 1, 2, 4\) at block 1 do not fit"),
     ],
 )

@@ -157,12 +157,12 @@ def _rows(tab: Any, tables: int) -> list[list[str]]:
 def test_a_page_needs_its_runtime(open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapt.wrap(open_clip, CoOp(n_ctx=2), NAMES)
     monkeypatch.setattr(tracing, "traced", None)
-    with pytest.raises(AdaptError, match=r"and --runtime is missing: `npm pack onnxruntime-web` downloads"):
+    with pytest.raises(AdaptError, match=r"but --runtime is missing: `npm pack onnxruntime-web` downloads"):
         export(model, tmp_path / "out", "html")
     with pytest.raises(AdaptError, match=r"is not an onnxruntime-web package \(.*package\.json"):
         export(model, tmp_path / "out", "html", runtime=tmp_path)
     (tmp_path / "package.json").write_text('{"name": "left-pad", "version": "1.0.0"}')
-    with pytest.raises(AdaptError, match="it is the package left-pad"):
+    with pytest.raises(AdaptError, match="it is the npm package left-pad"):
         export(model, tmp_path / "out", "html", runtime=tmp_path)
     with pytest.raises(AdaptError, match="a runtime applies to html, not to onnx"):
         export(model, tmp_path / "out", "onnx", runtime=tmp_path)

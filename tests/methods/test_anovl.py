@@ -85,7 +85,7 @@ def test_states_are_said_of_the_object() -> None:
     ("settings", "message"),
     [
         ({"smoothing": 2}, "smoothing.*an odd number is expected"),
-        ({"states": {"normal": ["clean"]}}, "it needs {} where the object's name goes"),
+        ({"states": {"normal": ["clean"]}}, "has no {}: write {} for the object's name"),
     ],
 )
 def test_settings_that_draw_no_map_are_refused(settings: dict[str, object], message: str) -> None:
@@ -103,7 +103,7 @@ def test_without_a_normal_class_there_is_no_map(images: Tensor) -> None:
 
 @pytest.mark.parametrize("kind", ["open_clip_resnet", "hf_siglip"])
 def test_a_tower_without_a_class_token_gives_no_maps(kind: str, images: Tensor) -> None:
-    with pytest.raises(AdaptError, match=r"gives no features of patches: .* Take a CLIP with a ViT"):
+    with pytest.raises(AdaptError, match=r"has no patch features: .* Use a CLIP with a ViT"):
         wrapped(kind).logits_and_maps(images)
 
 
@@ -174,7 +174,7 @@ def test_a_folder_of_defects(screws: Path) -> None:
 
 def test_a_defect_without_a_mask_is_refused(screws: Path) -> None:
     (screws / "ground_truth/bent/0_mask.png").unlink()
-    with pytest.raises(AdaptError, match="is an image of a defect, and has no mask"):
+    with pytest.raises(AdaptError, match="is an image of a defect, but ground_truth has no mask"):
         read_defect_folder(screws)
 
 
@@ -192,7 +192,7 @@ def test_a_csv_with_a_column_mask(screws: Path) -> None:
 def test_masks_of_another_size_are_refused_by_name(tmp_path: Path) -> None:
     mask = picture(tmp_path / "m.png", (16, 32), box=(0, 0, 4, 4))
     item = Item.of(path=picture(tmp_path / "a.png"), label="abnormal", mask=mask)
-    with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels, and its image .*a.png' 32 x 32: expected the"):
+    with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels, but its image .*a.png' is 32 x 32; expected the"):
         check_masks([item])
     with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels"):
         evaluate(wrapped(), [item], workers=0)
@@ -225,7 +225,7 @@ def test_a_mask_is_of_a_whole_image(screws: Path) -> None:
     table = screws / "screws.csv"
     line = '"test/bent/0.png#xywh=0,0,8,8",abnormal,test,ground_truth/bent/0_mask.png\n'
     table.write_text("path,label,split,mask\n" + line)
-    with pytest.raises(AdaptError, match=r"line 2: .* is a region, and a mask is for a full image"):
+    with pytest.raises(AdaptError, match=r"line 2: .* is a region, but a mask is for a full image"):
         read_csv(table)
 
 
@@ -246,7 +246,7 @@ def test_which_method_is_best_for_classes_is_not_asked_of_maps() -> None:
 
 
 def test_what_is_said_of_no_class_is_refused_and_adapters_of_other_names_load(tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="states has 'god', which is no class; did you mean 'good'"):
+    with pytest.raises(AdaptError, match="states has 'god', which is not a class; did you mean 'good'"):
         adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(states={"god": ["clean {}"]}), ("good", "bad"))
     model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(normal="good"), ("good", "bad"))
     path = model.save(tmp_path / "adapter.safetensors")

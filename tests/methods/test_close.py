@@ -81,13 +81,13 @@ def test_a_step_sees_the_text_towers_features(open_clip: Backbone, of_texts: Spl
 def test_methods_that_need_images_say_so(name: str, open_clip: Backbone, of_texts: Split) -> None:
     method = methods.find(name)(**methods.find(name).example)
     model = adapt.wrap(open_clip, method, of_texts.class_names)
-    with pytest.raises(AdaptError, match=f"texts in the place of training images, and {name}"):
+    with pytest.raises(AdaptError, match=f"texts instead of training images, but {name}"):
         adapt.fit(model, of_texts.train, **STEPS)
 
 
 def test_views_are_of_images(open_clip: Backbone, of_texts: Split) -> None:
     model = adapt.wrap(open_clip, methods.GDA(views=2), of_texts.class_names)
-    with pytest.raises(AdaptError, match="gda takes random views of images"):
+    with pytest.raises(AdaptError, match="gda needs random views of images"):
         adapt.fit(model, of_texts.train, progress=False)
 
 
@@ -95,7 +95,7 @@ def test_a_text_beyond_the_context_is_named(open_clip: Backbone, of_texts: Split
     long = tuple(replace(item, text="very " * 200 + "long") for item in of_texts.train)
     model = adapt.wrap(open_clip, methods.Close(), of_texts.class_names)
     with pytest.raises(
-        AdaptError, match=r"the text 'very very .* has 203 tokens but the text tower reads 77: shorten it"
+        AdaptError, match=r"the text 'very very .* has 203 tokens but the text tower reads 77: shorten the text"
     ):
         adapt.fit(model, long, **STEPS)
 
@@ -114,10 +114,10 @@ def test_a_csv_of_texts_and_images(tmp_path: Path, five_classes: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("text,label\n,dog\n", "expected either a path or a text, and not both"),
-        ("text,path,label\na,b.png,dog\n", "expected either a path or a text, and not both"),
-        ("text,label,split\na,dog,train\nb,dog,test\n", "the part test has the text 'b'; expected images"),
-        ("text,path,label,split\na,,dog,train\n,b.png,dog,train\n", "the part train has images .* and texts"),
+        ("text,label\n,dog\n", "expected either a path or a text, not both"),
+        ("text,path,label\na,b.png,dog\n", "expected either a path or a text, not both"),
+        ("text,label,split\na,dog,train\nb,dog,test\n", "the test data has the text 'b'; expected images"),
+        ("text,path,label,split\na,,dog,train\n,b.png,dog,train\n", "the train data has both images .* and texts"),
     ],
 )
 def test_a_csv_that_mixes_both_is_refused(tmp_path: Path, content: str, expected: str) -> None:

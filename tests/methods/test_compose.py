@@ -136,13 +136,13 @@ def test_terms_of_one_name_are_kept_apart(
         assert terms["pulled.knowledge"] == 1
         assert 0 < terms["kgcoop.knowledge"] != 1
     model = adapt.wrap(open_clip, Compose([Otherwise(towers=["vision"]), methods.CoOp(n_ctx=2)]), NAMES)
-    with pytest.raises(AdaptError, match="otherwise has a cross-entropy of its own"):
+    with pytest.raises(AdaptError, match="otherwise changes the cross-entropy"):
         model.losses(model.step(images, labels))
 
 
 @pytest.mark.parametrize("method", [methods.ProGrad, methods.TPT])
 def test_methods_with_gradients_or_answers_of_their_own_stand_alone(method: Any) -> None:
-    with pytest.raises(AdaptError, match=f"{method.name} cannot be a part"):
+    with pytest.raises(AdaptError, match=f"{method.name} cannot be part of a composition"):
         Compose([method(), LoRA()])
 
 
@@ -177,7 +177,7 @@ def test_the_part_with_learned_tokens_brings_the_prompts(open_clip: Backbone) ->
 
 
 def test_different_templates_are_refused(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="das and lora have different prompts for 'goldfish': give both the same"):
+    with pytest.raises(AdaptError, match="das and lora have different prompts for 'goldfish': set the same"):
         wrapped(open_clip, DAS(skipped=["vision.1"], template="art of the {}."), LoRA())
 
 
@@ -187,17 +187,20 @@ _DAS, _LORA = {"name": "das", "skip": 1}, {"name": "lora"}
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([], "name at least two methods"),
-        ([_LORA], "name at least two methods"),
-        ([{"name": "coop"}, {"name": "maple"}], "coop and maple both learn tokens of the prompts: take one of them"),
-        ([{"name": "coop"}, {"name": "coop"}], "coop and coop2 both learn tokens of the prompts"),
-        ([{"name": "ivlp"}, {"name": "cocoop"}], "ivlp and cocoop both learn tokens"),
-        ([_DAS, _LORA, _DAS], "das and das2 both choose skipped on validation images: give it to one of them"),
-        ([_LORA, _LORA | {"logit_scale": 50}], r"logit_scale is 100\.0 in lora and 50\.0 in lora2: take one value"),
-        ([_DAS, {"name": "zero_shot"}], "zero_shot cannot be a part: expected methods that change a tower"),
-        ([_DAS, {"name": "linear_probe"}], "linear_probe cannot be a part"),
-        ([_DAS, {"name": "compose", "methods": [_DAS, _LORA]}], "compose cannot be a part"),
-        ([_DAS, {"rank": 2}], r"a part is \{'rank': 2\}; expected its name"),
+        ([], "a composition needs at least two methods: name more methods"),
+        ([_LORA], "a composition needs at least two methods: name more methods"),
+        (
+            [{"name": "coop"}, {"name": "maple"}],
+            "coop and maple both learn prompt tokens and cannot be combined: use one",
+        ),
+        ([{"name": "coop"}, {"name": "coop"}], "coop and coop2 both learn prompt tokens"),
+        ([{"name": "ivlp"}, {"name": "cocoop"}], "ivlp and cocoop both learn prompt tokens"),
+        ([_DAS, _LORA, _DAS], "das and das2 both choose skipped on validation images: set skipped in one method"),
+        ([_LORA, _LORA | {"logit_scale": 50}], r"logit_scale is 100\.0 in lora, 50\.0 in lora2: set equal values"),
+        ([_DAS, {"name": "zero_shot"}], "zero_shot cannot be part of a composition: expected methods that change"),
+        ([_DAS, {"name": "linear_probe"}], "linear_probe cannot be part of a composition"),
+        ([_DAS, {"name": "compose", "methods": [_DAS, _LORA]}], "compose cannot be part of a composition"),
+        ([_DAS, {"rank": 2}], r"an entry of methods is \{'rank': 2\}; expected name and"),
         ([_DAS, {"name": "lore"}], "unknown method 'lore'; did you mean 'lora'"),
         ([_DAS, {"name": "lora", "rnk": 2}], "lora: unknown key 'rnk'; did you mean 'rank'"),
         ([_DAS, "lora"], "methods is 'lora': .*dictionary"),
@@ -211,7 +214,7 @@ def test_parts_that_do_not_go_together(parts: list[Any], message: str) -> None:
 def test_a_part_belongs_to_one_model(open_clip: Backbone) -> None:
     lora = LoRA()
     adapt.wrap(open_clip, lora, NAMES)
-    with pytest.raises(AdaptError, match="this lora already belongs to a model: make a new one"):
+    with pytest.raises(AdaptError, match="this lora already belongs to a model: create a new lora"):
         Compose([DAS(), lora])
     alone = LoRA()
     wrapped(open_clip, DAS(skipped=["vision.1"]), alone)
@@ -240,5 +243,5 @@ def test_parts_serve_the_backbones_that_each_of_them_serves(open_clip: Backbone,
 def test_parts_that_want_one_place_are_refused_when_it_is_built(
     parts: list[methods.Method], place: str, open_clip: Backbone
 ) -> None:
-    with pytest.raises(AdaptError, match=f"two edits of one kind want the same place, ({place})"):
+    with pytest.raises(AdaptError, match=f"two edits of the same kind change ({place})"):
         adapt.wrap(open_clip, Compose(parts), NAMES)

@@ -63,7 +63,7 @@ def test_an_adapter_that_names_a_file_is_refused_and_the_file_is_not_read(
     monkeypatch.setattr("adapt.formats.loadable.check_loadable", lambda *_: None)  # `save` would refuse
     path = model.save(tmp_path / "adapter.safetensors")
     monkeypatch.setattr("adapt.methods.descriptions.read_descriptors", lambda path: pytest.fail("it was read"))
-    with pytest.raises(AdaptError, match="names a file of descriptors"):
+    with pytest.raises(AdaptError, match="descriptors names a file"):
         adapt.load(path, open_clip)
 
 
@@ -125,8 +125,8 @@ def test_bad_descriptors_are_refused_by_name(open_clip: Backbone, descriptors: o
         ("a.json", '{"cat": ["fur", ""]}', "none of them empty"),
         ("a.json", '{"cat": ["fur"], "cat": ["ears"]}', "the class 'cat' is listed twice"),
         ("a.json", '{"cat": [], "cat": ["ears"]}', "the class 'cat' is listed twice"),
-        ("a.json", '{"cat": ["' + "x" * 2000 + '"]}', "a text of 2,000 characters"),
-        ("a.json", "[1]", "expected an object"),
+        ("a.json", '{"cat": ["' + "x" * 2000 + '"]}', "a text has 2,000 characters"),
+        ("a.json", "[1]", "expected a JSON object"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path: Path, name: str, content: str, expected: str) -> None:

@@ -53,12 +53,12 @@ def test_without_a_background_it_is_coops_answers(open_clip: Backbone, images: T
 
 
 def test_a_background_that_is_no_class_is_named(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match=r"background is 'nine', which is no class; did you mean 'none'"):
+    with pytest.raises(AdaptError, match=r"background is 'nine', which is not a class; did you mean 'none'"):
         adapt.wrap(open_clip, methods.DetPro(background="nine"), NAMES)
 
 
 def test_one_class_beside_the_background_is_none_to_tell_apart(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="expected two or more beside 'none'"):
+    with pytest.raises(AdaptError, match="expected two or more besides 'none'"):
         adapt.wrap(open_clip, methods.DetPro(background="none"), ("cat", "none"))
 
 
@@ -154,9 +154,12 @@ def test_grades_are_learned_saved_and_loaded(open_clip: Backbone, tiny_split: Sp
 @pytest.mark.parametrize(
     ("overlaps", "message"),
     [
-        ((), "detpro with grades learns from the overlap of regions with their object's box, which the data does not"),
-        ((0.4, 0.8), "has an overlap of 0.4; expected at least 0.5, the first of method.grades: label it"),
-        ((0.55, 0.6), r"no training region of a class has an overlap from 0.7 to 1, a grade of method.grades"),
+        ((), "detpro with grades learns from the overlaps of regions with the box of their object, but the data"),
+        ((0.4, 0.8), "has an overlap of 0.4; expected at least 0.5, the lowest of method.grades: label the region"),
+        (
+            (0.55, 0.6),
+            r"no training region of a known class has an overlap from 0.7 to 1, which is a grade in method.grades",
+        ),
     ],
 )
 def test_overlaps_that_grades_cannot_be_learned_from(
@@ -171,5 +174,5 @@ def test_overlaps_that_grades_cannot_be_learned_from(
 
 @pytest.mark.parametrize("grades", [(0.5,), (0.7, 0.5), (0.5, 1.0), (-0.1, 0.5)])
 def test_grades_that_are_none(grades: tuple[float, ...]) -> None:
-    with pytest.raises(AdaptError, match="expected two or more, increasing, from 0 to under 1"):
+    with pytest.raises(AdaptError, match="expected two or more rising numbers from 0 to below 1"):
         methods.DetPro(grades=grades)

@@ -156,15 +156,15 @@ def test_both_paths_agree_on_unequal_parts(
 
 @pytest.mark.parametrize("reader", [{"p_to_x": 2.0}, {"p_to_p": 0.0}, {"reads_names": True}], ids=str)
 def test_readers_that_forget_are_refused(reader: dict[str, Any], open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match=r"change nothing in the text tower.*set depth_text to less than 3"):
+    with pytest.raises(AdaptError, match=r"have no effect in the text tower.*set depth_text to less than 3"):
         adapt.wrap(open_clip, methods.DPL(**SIZES | {"depth_text": 3}, **reader), NAMES)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"share": 0.2}, "share is the constant of mix: constant"),
-        ({"mix": "constant"}, "share is the constant of mix: constant"),
+        ({"share": 0.2}, "share is required with mix: constant"),
+        ({"mix": "constant"}, "share is required with mix: constant"),
     ],
     ids=str,
 )

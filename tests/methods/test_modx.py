@@ -76,11 +76,11 @@ def test_training_starts_from_an_adapter_of_a_kin_method(tmp_path: Path, images:
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
-        ("modx", {"rank": 2}, "was trained with rank 4, but this training has 2: set method.rank to 4"),
-        ("modx", {"alpha": 8.0}, "was trained with alpha 1.0, but this training has 8.0"),
+        ("modx", {"rank": 2}, "was trained with rank set to 4, but this training has 2: set method.rank to 4"),
+        ("modx", {"alpha": 8.0}, "was trained with alpha set to 1.0, but this training has 8.0"),
         ("coop", {}, "is an adapter of modx, but the method to train is coop"),
-        ("clap", {}, "clap sets the initial values of its tensors itself, so nothing of .* would remain"),
-        ("zero_shot", {}, "zero_shot is not trained by steps, and cannot start from"),
+        ("clap", {}, "clap sets the initial values of its tensors itself, so no value from .* would be used"),
+        ("zero_shot", {}, "zero_shot is not trained by gradient steps, and cannot start from"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_changes(
@@ -125,7 +125,7 @@ def test_what_it_loses_is_the_rows_that_were_right(of_pairs: bool, tiny_split: S
 
 
 def test_it_is_no_part_of_a_composition() -> None:
-    with pytest.raises(AdaptError, match="modx cannot be a part"):
+    with pytest.raises(AdaptError, match="modx cannot be part of a composition"):
         methods.Compose([methods.ModX(), methods.CoOp(n_ctx=2)])
 
 

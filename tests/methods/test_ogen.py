@@ -81,7 +81,7 @@ def test_a_resumed_training_keeps_its_generator(open_clip: Backbone, tiny_split:
 
 def test_it_counts_epochs_and_needs_two_classes(open_clip: Backbone, tiny_split: Split) -> None:
     model = wrapped(open_clip, tiny_split.class_names)
-    with pytest.raises(AdaptError, match=r"train\.epochs is missing: ogen needs it"):
+    with pytest.raises(AdaptError, match=r"train\.epochs is missing: set the number of epochs"):
         adapt.fit(model, tiny_split.train, iterations=3, schedule="constant", augment="none", progress=False)
     with pytest.raises(AdaptError, match="the only class is 'cat'"):
         wrapped(open_clip, ("cat",))
@@ -98,7 +98,7 @@ def test_unknown_names_are_checked_as_class_names_are(open_clip: Backbone, tiny_
     ):
         with pytest.raises(AdaptError, match=expected):
             adapt.wrap(open_clip, methods.OGEN(unknown_names=unknown), names)
-    with pytest.raises(AdaptError, match="class_specific contexts leave none for unknown_names"):
+    with pytest.raises(AdaptError, match="class_specific leaves unknown_names without context"):
         methods.OGEN(unknown_names=["toy"], class_specific=True, ctx_init="")
 
 

@@ -185,7 +185,7 @@ def test_words_left_to_the_data_usually_count_where_class_names_help(
 def test_labels_outside_the_classes_are_refused(open_clip: Backbone) -> None:
     model = fitted(open_clip, methods.KNN(neighbours=1), images(3))
     tensors = {"labels": torch.tensor([0, 3])}
-    with pytest.raises(AdaptError, match="labels of here are 0 to 3, and there are 3 classes"):
+    with pytest.raises(AdaptError, match="the labels in here are 0 to 3, but there are 3 classes"):
         model.method.check_tensors(tensors, "here")
 
 

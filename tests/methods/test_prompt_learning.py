@@ -101,7 +101,7 @@ def test_every_image_has_its_own_context(fast: bool, open_clip: Backbone, images
 
 def test_class_features_of_cocoop_need_an_image(open_clip: Backbone) -> None:
     model = adapt.wrap(open_clip, methods.CoCoOp(), NAMES)
-    with pytest.raises(AdaptError, match="reads features of the vision tower, and this call has none"):
+    with pytest.raises(AdaptError, match="reads features of the vision tower, which this call does not compute"):
         model.class_features()
 
 
@@ -136,7 +136,7 @@ def test_what_does_not_fit_the_towers_is_refused(method: methods.Method, message
 
 
 def test_nothing_to_learn_is_refused() -> None:
-    with pytest.raises(AdaptError, match="are both 0; expected one above 0"):
+    with pytest.raises(AdaptError, match="are both 0; expected at least one above 0"):
         methods.IVLP(n_ctx_text=0, n_ctx_vision=0)
 
 

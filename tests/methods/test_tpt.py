@@ -66,7 +66,7 @@ def test_threads_do_not_see_each_others_steps(model: AdaptedModel, views: Tensor
 
 
 def test_an_image_without_views_is_refused(model: AdaptedModel, images: Tensor) -> None:
-    with pytest.raises(AdaptError, match=r"tpt reads 8 views of each image, and the batch has 1: call model\.predict"):
+    with pytest.raises(AdaptError, match=r"tpt reads 8 views of each image, but the batch has 1: call model\.predict"):
         model(images)
 
 
@@ -113,5 +113,5 @@ def test_it_answers_in_half_precision_compiled_and_frozen(open_clip, views: Tens
 
 
 def test_another_number_of_views_is_refused(model: AdaptedModel, views: Tensor) -> None:
-    with pytest.raises(AdaptError, match="reads 8 views of each image, and the batch has 3"):
+    with pytest.raises(AdaptError, match="reads 8 views of each image, but the batch has 3"):
         model(views[:, :3])

@@ -71,13 +71,13 @@ def test_the_cache_and_fresh_images_give_the_same_targets(numbers: Split) -> Non
 def test_data_without_numbers_are_refused_before_work(tiny_split: Split, numbers: Split) -> None:
     with pytest.raises(
         AdaptError,
-        match="holds images with one class each, and uniqa learns targets: give a list ",
+        match="contains images with one class each, but uniqa learns targets: give a list ",
     ):
         fit(made(), tiny_split.train, **STEPS)
     alike = [replace(item, label=replace(item.label, value=1.0)) for item in numbers.train]
     with pytest.raises(AdaptError, match="all training images have the target 1; expected different targets"):
         fit(made(), alike, **STEPS)
-    with pytest.raises(AdaptError, match=r"is labelled for the task targets .* for classes .* Label every item alike"):
+    with pytest.raises(AdaptError, match=r"labelled for the task targets .* for the task classes .* Label all items"):
         replace(numbers, val=tiny_split.val)
 
 

@@ -100,5 +100,5 @@ def test_published_weights_are_a_first_start_and_no_second_one(
 
 
 def test_it_is_no_part_of_a_composition() -> None:
-    with pytest.raises(AdaptError, match="vl2v cannot be a part"):
+    with pytest.raises(AdaptError, match="vl2v cannot be part of a composition"):
         methods.Compose([methods.VL2V(**methods.VL2V.example), methods.CoOp(n_ctx=2)])

@@ -129,14 +129,16 @@ def test_letters_that_a_checkpoint_does_not_name(tmp_path: Path) -> None:
 
     with pytest.raises(
         AdaptError,
-        match=r"letters are 'qkvom', and the checkpoint has generators for 3 letters without their names: give",
+        match=r"letters are 'qkvom', but the checkpoint has 3 generators, one for each letter: give",
     ):
         imported(True)
-    with pytest.raises(AdaptError, match=r"letters are 'qk', .* generators for 3 letters.*: give the letters of its"):
+    with pytest.raises(
+        AdaptError, match=r"letters are 'qk', .* 3 generators, one for each letter: give the letters with"
+    ):
         imported(True, letters="qk")
     with pytest.raises(
         AdaptError,
-        match=r"letters are 'qkvom', and the checkpoint has 6 factors; expected a multiple of 5: give the letters",
+        match=r"letters are 'qkvom', but the checkpoint has 6 factors; expected a multiple of 5: give the letters",
     ):
         imported(False)
     with pytest.raises(AdaptError, match=r"'gen\.queries' .* has shape \(1, 1, 6, 16\); vlora on .* \(1, 1, 4, 16\)"):
@@ -147,7 +149,9 @@ def test_generators_of_unlike_shapes_are_refused() -> None:
     head = "mm_projector.gen.{}.weights_head.weight"
     state = {head.format(0): torch.zeros(6, 16), head.format(1): torch.zeros(8, 16)}
     state["mm_projector.Bs"] = torch.zeros(1, 4, 16)
-    with pytest.raises(AdaptError, match=r"weights_head\.weight have shapes \[\(6, 16\), \(8, 16\)\]"):
+    with pytest.raises(
+        AdaptError, match=r"weights_head\.weight of the generators have shapes \[\(6, 16\), \(8, 16\)\]"
+    ):
         VLoRA.published(state, {})
 
 
@@ -155,5 +159,5 @@ def test_an_adapter_of_ours_is_no_published_checkpoint(tmp_path: Path) -> None:
     model = _shared()
     file = tmp_path / "vlora.safetensors"
     save_file(model.method.state_dict(), file)
-    with pytest.raises(AdaptError, match=r"is not a checkpoint of vlora: it has no tensor 'Bs', but Bs\.m"):
+    with pytest.raises(AdaptError, match=r"is not a checkpoint of vlora: it has no tensor 'Bs', but has Bs\.m"):
         import_published(file, "vlora", model.backbone)

@@ -106,7 +106,7 @@ def test_an_old_index_is_searched_without_the_old_backbone(
 
 def test_an_index_of_another_backbone_is_refused_by_name(model_folder: Path, tmp_path: Path) -> None:
     other = adapt.wrap(tiny_backbones.backbone("hf_clip"), methods.ZeroShot(), ("object",))
-    with pytest.raises(AdaptError, match=f"differs from it, .*, as does {model_folder} that its adapter projects into"):
+    with pytest.raises(AdaptError, match=f"different backbone, .*, and so does {model_folder} of the adapter's space"):
         index_texts(other, TEXTS).check(trained(model_folder))
 
 
@@ -168,7 +168,7 @@ def test_too_few_texts_and_wrong_backbones_are_refused(model_folder: Path) -> No
     with pytest.raises(AdaptError, match="unknown backbone 'nothing'"):
         trained("nothing")
     with pytest.raises(
-        AdaptError, match="mini-vilt has no features of texts and images to compare: name a dual encoder"
+        AdaptError, match="mini-vilt has no comparable features of texts and images: name a dual encoder"
     ):
         trained("mini-vilt")
     space = {"backbone": "", "fingerprint": "0", "reading": "{}", "size": 32}

@@ -65,7 +65,7 @@ def test_an_adapter_keeps_how_it_answers(images: Tensor, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_is_from_0_to_1(share: float) -> None:
-    with pytest.raises(AdaptError, match="expected the share of the adapted model, from 0 to 1"):
+    with pytest.raises(AdaptError, match="expected the weight of the adapted model's logits, from 0 to 1"):
         made("coop").blended(share)
 
 

@@ -134,5 +134,5 @@ def test_what_is_no_list_of_models_is_refused(open_clip: Backbone, photos: list[
     path = model.save(tmp_path / "adapter.safetensors")
     with pytest.raises(AdaptError, match="expected a list of paths"):
         adapt.load_many(path)
-    with pytest.raises(AdaptError, match=r"backbone is 'mini-clip'; expected one, such as adapt\.load_backbone"):
+    with pytest.raises(AdaptError, match=r"backbone is 'mini-clip'; expected a backbone, such as adapt\.load_backbone"):
         adapt.load(path, "mini-clip")

@@ -111,5 +111,5 @@ def test_answers_in_words_have_a_threshold_and_no_features(tiny_split: Split) ->
     (found,) = model.predict(path, question="what is it ?")
     (none,) = model.predict(path, question="what is it ?", threshold=1.0)
     assert (none.class_name, none.top, found.label) == ("none", found.top, None)
-    with pytest.raises(AdaptError, match="leave features out"):
+    with pytest.raises(AdaptError, match="do not request features"):
         model.predict(path, question="what is it ?", features=True)

@@ -201,7 +201,7 @@ def test_a_file_may_import_those_beside_it(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_edits_without_the_towers_that_they_touch_are_refused() -> None:
-    with pytest.raises(AdaptError, match=r"Lost defines edits without touches.* touches = frozenset"):
+    with pytest.raises(AdaptError, match=r"Lost defines edits but no touches.* touches = frozenset"):
         type("Lost", (methods.ZeroShot,), {"name": "lost", "edits": lambda self, tower, context: []})
 
 
@@ -244,8 +244,8 @@ def test_sizes_that_the_data_decides_are_settings(open_clip: adapt.Backbone, tin
             self.register_buffer("features", training.features("train"))
 
     path, count = tmp_path / "kept.safetensors", len(tiny_split.train)
-    misshapen = rf"'features' of this model has shape \({count}, 64\); kept .* expects \(0, 64\): allocate"
-    for cls, said in ((Undeclared, misshapen), (Later, "this model has the unknown features: it does not fit")):
+    misshapen = rf"'features' of this model has shape \({count}, 64\); kept .* expects \(0, 64\)\. Allocate"
+    for cls, said in ((Undeclared, misshapen), (Later, "this model has the unknown features, and does not fit")):
         model = trained(cls, open_clip, tiny_split)
         with pytest.raises(AdaptError, match=f"kept could not be loaded again .*{said}"):
             model.save(path)

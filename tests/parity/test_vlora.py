@@ -137,5 +137,5 @@ def test_settings_that_a_checkpoint_does_not_fit_are_named(tmp_path: Path) -> No
     torch.save(checkpoint(), tmp_path / "mm_projector.bin")
     with pytest.raises(AdaptError, match=r"weights_head.* has shape \(5, 256, 32\); vlora on this .* \(5, 512, 32\)"):
         import_published(tmp_path / "mm_projector.bin", "vlora", backbone(), settings=settings() | {"rank": 8})
-    with pytest.raises(AdaptError, match=r"not a checkpoint of projector: it has no tensor 'weight', but model\.mm_p"):
+    with pytest.raises(AdaptError, match=r"checkpoint of projector: it has no tensor 'weight', but has model\.mm_p"):
         import_published(tmp_path / "mm_projector.bin", "projector", backbone())

@@ -110,5 +110,5 @@ def test_the_commands_are_whole_and_the_standard_error_has_its_own_name(run: Pat
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "\xff"])
 def test_lists_that_are_none(run: Path, text: str) -> None:
     (run / "suspects.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(AdaptError, match=r"suspects\.csv holds no list of images: it has no column class"):
+    with pytest.raises(AdaptError, match=r"suspects\.csv holds no list of images: the column class is missing"):
         report([run])

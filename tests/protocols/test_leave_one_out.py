@@ -86,7 +86,7 @@ def test_each_domain_has_its_turn(recipe: Recipe, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("domain", "message"),
-    [("cartoon", "has no domain 'cartoon' to leave out; it has 'art', 'photo', 'sketch'")],
+    [("cartoon", "has no domain 'cartoon' to leave out; its domains: 'art', 'photo', 'sketch'")],
 )
 def test_a_domain_that_is_not_there(folder: Path, domain: str, message: str) -> None:
     with pytest.raises(AdaptError, match=message):
@@ -106,5 +106,5 @@ def test_domains_that_results_cannot_tell_apart(recipe: Recipe, names: tuple[str
 
 def test_folders_without_classes(tmp_path: Path) -> None:
     (tmp_path / "art").mkdir()
-    with pytest.raises(AdaptError, match="expected DOMAIN/CLASS/IMAGE"):
+    with pytest.raises(AdaptError, match="Expected DOMAIN/CLASS/IMAGE"):
         load(f"domains:{tmp_path}")

@@ -41,7 +41,7 @@ def test_parts_of_classes_are_consecutive(split: Split, classes: str, names: int
 
 @pytest.mark.parametrize("classes", ["3/2", "6/6"])
 def test_a_part_that_there_is_not(split: Split, classes: str) -> None:
-    with pytest.raises(AdaptError, match=f"has 5 classes; the share '{classes}' of them is empty"):
+    with pytest.raises(AdaptError, match=f"has 5 classes, so the part '{classes}' of the classes is empty"):
         split.only(classes)
 
 
@@ -78,7 +78,7 @@ def test_a_method_that_cannot_go_on_is_refused_before_the_first_phase(
     name: str, recipe: Recipe, trained: list[int], tmp_path: Path
 ) -> None:
     other = recipe.model_copy(update={"method": {"name": name}} | ({"train": None} if name == "prolip" else {}))
-    with pytest.raises(AdaptError, match="leave start out"):
+    with pytest.raises(AdaptError, match="omit start"):
         run_protocol(protocols.phases(other, parts(recipe, 2), (1,)), tmp_path)
     assert trained == []
 

@@ -65,7 +65,7 @@ def test_table_shows_runs_and_refuses_a_mixture(runs: dict[str, Path], tmp_path:
     assert run("table", out).stdout == swept.stdout
     mixed = run("table", out, runs["one"])
     assert mixed.exit_code == 2
-    assert "is a run, and" in mixed.stderr
+    assert "is a run directory, but" in mixed.stderr
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_table_shows_runs_and_refuses_a_mixture(runs: dict[str, Path], tmp_path:
         (["method.alhpa=1,2"], "alhpa"),
         (["method.alpha=1,1"], "a value of the sweep appears twice"),
         (["--seeds", "1,x"], "--seeds is '1,x'; expected numbers such as 1,2,3"),
-        (["--set", "seed=3"], "this protocol sets seed; give --seeds"),
+        (["--set", "seed=3"], "this protocol itself sets seed; give --seeds"),
     ],
 )
 def test_what_cannot_be_swept_is_refused(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def test_data_without_new_classes_are_refused_before_anything_is_trained(
     for part in ("train", "test"):
         shutil.copytree(five_classes / part / "sky", tmp_path / "one" / part / "sky")
     recipe = build_recipe(raw | {"data": {"source": str(tmp_path / "one"), "shots": 2}}, "one")
-    with pytest.raises(AdaptError, match="'one' has 1 class; the share 'new' of them is empty"):
+    with pytest.raises(AdaptError, match="'one' has 1 class, so the part 'new' of the classes is empty"):
         base_to_new(recipe, SEEDS, tmp_path / "none")
     assert trained == []
 

@@ -273,14 +273,16 @@ def test_what_is_no_run_is_refused(content: str | None, tmp_path: Path) -> None:
 def test_damaged_metrics_are_refused_by_name(tmp_path: Path, found: Path, damage: dict[str, Any]) -> None:
     metrics = read(found / "curve/shots-1-seed-1/metrics.json")
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | damage))
-    with pytest.raises(AdaptError, match=rf"metrics\.json holds no metrics of a finished run: {next(iter(damage))}"):
+    with pytest.raises(
+        AdaptError, match=rf"metrics\.json contains no valid metrics of a finished run: {next(iter(damage))}"
+    ):
         report([tmp_path])
 
 
 @pytest.mark.parametrize("text", ["", "[", "[" * 5000, "NaN", "[]", "null", "9" * 5000, "\xff"])
 def test_metrics_that_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(AdaptError, match=r"metrics\.json holds no metrics of a finished run"):
+    with pytest.raises(AdaptError, match=r"metrics\.json contains no valid metrics of a finished run"):
         report([tmp_path])
 
 
@@ -328,7 +330,7 @@ def test_what_decided_is_drawn(described: Path) -> None:
 def test_explanations_that_are_none(described: Path, tmp_path: Path, text: str) -> None:
     shutil.copytree(described, tmp_path / "run")
     (tmp_path / "run/explanations.json").write_text(text)
-    with pytest.raises(AdaptError, match=r"explanations\.json holds no explanations"):
+    with pytest.raises(AdaptError, match=r"explanations\.json contains no valid explanations"):
         report([tmp_path / "run"])
 
 

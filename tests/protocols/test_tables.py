@@ -99,13 +99,13 @@ def test_curves_of_different_shots_share_a_table() -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (halves(source="photos"), "base_to_new on emoji with mini-clip and base_to_new on photos"),
-        (curve({1: 0.5}), "base_to_new on emoji with mini-clip and few_shot on emoji"),
+        (halves(source="photos"), "base_to_new on emoji with mini-clip and of base_to_new on photos"),
+        (curve({1: 0.5}), "base_to_new on emoji with mini-clip and of few_shot on emoji"),
     ],
     ids=["data", "protocol"],
 )
 def test_what_cannot_be_compared_is_refused(other: dict[str, Any], words: str) -> None:
-    with pytest.raises(AdaptError, match=f"one table shows one protocol, data set and backbone; these are {words}"):
+    with pytest.raises(AdaptError, match=f"the results are of {words} .*; expected one protocol, data set"):
         table([halves(), other])
 
 
@@ -325,7 +325,7 @@ def test_two_official_codes_agree_within_what_is_allowed() -> None:
         ({"summary": []}, "summary"),
         (
             {"summary": [{"shots": 1, "mean": {}, "std": {}, "zero_shot": {}}]},
-            "every number of shots, or domain, needs figures called test",
+            "the figure test is missing for a number of shots or a domain",
         ),
         ({"recipe": {"method": {}, "backbone": "x", "data": {"source": "x"}}}, "recipe.method.name"),
         ({"runs": [{}]}, "runs.0.run"),
@@ -333,5 +333,5 @@ def test_two_official_codes_agree_within_what_is_allowed() -> None:
 )
 def test_damaged_results_are_refused_by_name(tmp_path: Path, damage: dict[str, Any], key: str) -> None:
     (tmp_path / "few_shot.json").write_text(json.dumps(curve({1: 0.5}) | damage))
-    with pytest.raises(AdaptError, match=rf"few_shot\.json holds no results of a protocol: .*{key}"):
+    with pytest.raises(AdaptError, match=rf"few_shot\.json contains no valid results of a protocol: .*{key}"):
         read_results(tmp_path)

@@ -102,10 +102,10 @@ def test_the_resolved_form_keeps_neither(path: Path) -> None:
     ("old", "new", "message"),
     [
         ("data: {shots: 8}", "data: {source: 3}", "data.source is 3"),
-        ("dtd: {train", "dtb: {train", "on has 'dtb', which is no data set known by name; did you mean 'dtd'"),
-        ("  own: {method", "  photos: {method", "on has 'photos', which is no data set known by name"),
-        ("emoji@noto: {seed: 7}", "emoji@noto: 7", "on.emoji@noto is 7; expected keys of a recipe"),
-        ("expected:\n  dtd", "expected:\n  dtt", "expected has 'dtt', which is no data set"),
+        ("dtd: {train", "dtb: {train", "on has 'dtb', which is not the name of a known data set; did you mean 'dtd'"),
+        ("  own: {method", "  photos: {method", "on has 'photos', which is not the name of a known data set"),
+        ("emoji@noto: {seed: 7}", "emoji@noto: 7", "on.emoji@noto is 7; expected recipe keys"),
+        ("expected:\n  dtd", "expected:\n  dtt", "expected has 'dtt', which is not the name of"),
         ("dtd: {train", "dtd: {trian: 1, train", "unknown key 'trian'; did you mean 'train'"),
     ],
 )
@@ -120,7 +120,7 @@ def test_files_that_are_refused(path: Path, old: str, new: str, message: str) ->
 def test_on_what_is_asked_for(path: Path) -> None:
     with pytest.raises(AdaptError, match=r"mine\.yaml names no data: .* emoji, .*; for example --data emoji"):
         read_recipe(path)
-    with pytest.raises(AdaptError, match=r"data\.source is 'photos' and the data is 'dtd'; expected one of them"):
+    with pytest.raises(AdaptError, match=r"data\.source is 'photos', but the data is also given as 'dtd'"):
         read_recipe(path, ["data.source=photos"], data="dtd")
     with pytest.raises(AdaptError, match="unknown key 'on'"):
         read_recipe(path, ["on.dtd.seed=3"], data="dtd")
@@ -157,9 +157,9 @@ def test_recipes_by_name(
     ("name", "message"),
     [
         ("compose", "compose has several recipes: choose compose/das_lora or compose/vlora_lora"),
-        ("dpl/eurosat", "dpl has no recipe 'eurosat': it has dpl/few_shot; data sets are chosen by --data"),
-        ("mapel", "no recipe file 'mapel' and no recipe of that name; did you mean 'maple'"),
-        ("none.yaml", "no recipe file 'none.yaml'"),
+        ("dpl/eurosat", "dpl has no recipe 'eurosat': choose dpl/few_shot, and choose data sets with --data"),
+        ("mapel", "nor a recipe called 'mapel'; did you mean 'maple'"),
+        ("none.yaml", "nor a recipe called 'none.yaml'"),
     ],
 )
 def test_names_that_are_none(name: str, message: str) -> None:
@@ -196,7 +196,7 @@ def test_a_length_that_is_set_takes_the_place_of_the_recipes(key: str) -> None:
 def test_an_empty_name_of_data_and_a_name_too_long_for_a_file_are_refused() -> None:
     with pytest.raises(AdaptError, match="the data is ''; expected the name"):
         read_recipe("zero_shot", data="")
-    with pytest.raises(AdaptError, match="there is no recipe file"):
+    with pytest.raises(AdaptError, match="there is neither a recipe file"):
         read_recipe("a" * 5000, data="emoji")
 
 

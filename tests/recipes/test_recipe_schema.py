@@ -104,10 +104,10 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
             {"train": {"epochs": 1, "optimizer": "adagrad"}},
             r"^mine: train.optimizer is 'adagrad': .*'sgd', 'adam' or 'adamw'",
         ),
-        ({"train": {"lr": 1}}, r"^mine: train: give one of epochs, iterations and iterations_per_shot"),
+        ({"train": {"lr": 1}}, r"^mine: train: give exactly one of epochs, iterations and iterations_per_shot"),
         (
             {"train": {"iterations": 5, "iterations_per_shot": 2}},
-            r"^mine: train: give one of .*; iterations 5 and iterations_per_shot 2 are given: leave one out, or",
+            r"^mine: train: give exactly one of .*; iterations 5 and iterations_per_shot 2 are given: leave one out",
         ),
         ({3: 4}, r"^mine: "),
     ],
@@ -154,14 +154,14 @@ _LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" f
     ("text", "message"),
     [
         (_LAUGHS, r"recipes have no references \(\*name\): write the value out"),
-        ("method: " + "[" * 5000, "it is nested too deep"),
-        ("method: " + "[" * 40 + "]" * 40, "it is nested too deep"),
+        ("method: " + "[" * 5000, "the data is nested too deep"),
+        ("method: " + "[" * 40 + "]" * 40, "the data is nested too deep"),
         ("seed: " + "9" * 5000, "is not valid YAML: Exceeds the limit"),
         ("seed: 2020-13-45", "is not valid YAML: month must be in"),
         ("# " + "x" * 2**20, "is larger than 1,048,576 bytes, the most that a recipe may have"),
-        (yaml.safe_dump(_RAW | {"seed": 2**70}), "a whole number of 71 bits; expected at most 64"),
+        (yaml.safe_dump(_RAW | {"seed": 2**70}), "an integer has 71 bits; expected at most 64"),
         (yaml.safe_dump(_RAW | {"method": {"name": "zero_shot", "template": []}}), "give at least one template"),
-        (yaml.safe_dump(_RAW | {"method": {"name": "coop", "ctx_init": "x" * 2000}}), "a text of 2,000 characters"),
+        (yaml.safe_dump(_RAW | {"method": {"name": "coop", "ctx_init": "x" * 2000}}), "a text has 2,000 characters"),
     ],
 )  # fmt: skip
 def test_recipes_that_are_too_much(text: str, message: str, tmp_path: Path) -> None:

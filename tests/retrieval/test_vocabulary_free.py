@@ -63,9 +63,9 @@ def test_it_predicts_as_a_model_does(open_clip: Backbone, index: Index) -> None:
 
 def test_what_it_cannot_use_is_refused(open_clip: Backbone, hf_siglip: Backbone, index: Index, tiny_split: Any) -> None:
     model = adapt.wrap(open_clip, methods.ZeroShot(), ("object",))
-    with pytest.raises(AdaptError, match="the index holds images"):
+    with pytest.raises(AdaptError, match="the index contains images"):
         VocabularyFree(open_clip, index_images(model, [tiny_split.test[0].path]))
-    with pytest.raises(AdaptError, match="differs from it"):
+    with pytest.raises(AdaptError, match="is a different backbone"):
         VocabularyFree(hf_siglip, index)
     with pytest.raises(AdaptError, match=r"alpha is 1\.5"):
         VocabularyFree(open_clip, index, alpha=1.5)

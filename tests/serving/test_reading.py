@@ -125,5 +125,5 @@ def test_scans_of_a_jpeg_are_counted_but_not_those_of_its_thumbnail() -> None:
     last, end = progressive.rfind(b"\xff\xda"), progressive.rfind(b"\xff\xd9")
     many = progressive[:end] + progressive[last:end] * 26 + progressive[end:]
     assert pixels_of(many, "a") == 64 * 32
-    with pytest.raises(adapt.AdaptError, match="image 'a' cannot be decoded: it is a JPEG of more than 32 scans"):
+    with pytest.raises(adapt.AdaptError, match="'a' cannot be decoded: the image is a JPEG with more than 32 scans"):
         pixels_of(many[:end] + progressive[last:end] + many[end:], "a")

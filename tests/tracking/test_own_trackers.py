@@ -94,7 +94,7 @@ def test_a_resumed_run_is_the_same_one_and_a_tracker_that_joins_hears_all(train,
 
 def test_a_refusal_after_the_trackers_were_told_leaves_nothing(train, tmp_path: Path) -> None:
     notes, out = Notes(), tmp_path / "run"
-    with pytest.raises(AdaptError, match=r"train.average gives none of the 1 epochs a weight"):
+    with pytest.raises(AdaptError, match=r"train.average gives a weight of zero to all 1 epochs"):
         train(out=out, track=notes, average={"swa": {"start": 3}}, epochs=None, iterations=2, schedule="constant")
     assert notes.ends == [AdaptError]
     assert not out.exists()
@@ -109,7 +109,7 @@ def test_a_tracker_that_fails_does_not_lose_the_run(
         result = train(out=tmp_path / "run", test_set=tiny_split.test, track=[failing, notes])
     said = [record.getMessage() for record in caplog.records if "Failing" in record.getMessage()]
     assert len(said) == 1
-    assert said[0].startswith("Failing failed and no longer follows this run: ConnectionError('no answer")
+    assert said[0].startswith("tracker Failing failed and no longer follows this run: ConnectionError('no answer")
     assert "\n" not in said[0]
     assert failing.calls.count(at) == 1
     assert failing.calls[-1] == at
@@ -136,7 +136,7 @@ def test_a_damaged_tracking_file_is_refused_by_name(train, tmp_path: Path) -> No
     with stopped_at(5):
         train(out=out, track=Notes())
     (out / "tracking.json").write_text('{"id": "../..", "told": {}}')
-    with pytest.raises(AdaptError, match=r"tracking.json holds no trackers of a run: id"):
+    with pytest.raises(AdaptError, match=r"tracking.json contains no valid trackers of a run: id"):
         train(out=out, resume=True, track=Notes())
 
 

@@ -146,7 +146,7 @@ def test_a_missing_extra_is_found_before_work_starts(
 
 
 def test_event_files_need_a_folder(train, tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match=r"TensorBoard writes into the run's directory, but there is none: name one"):
+    with pytest.raises(AdaptError, match=r"TensorBoard writes into the run directory, but this run has no directory"):
         train(track="tensorboard")
     train(track=TensorBoard(tmp_path / "events"), epochs=1)
     assert ("train/loss", 3) in stored_numbers.tensorboard(tmp_path / "events")

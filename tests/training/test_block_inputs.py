@@ -64,7 +64,7 @@ def test_how_much_it_takes_is_said_before_it_is_filled(make_model, tiny_split, c
     with caplog.at_level(logging.INFO, "adapt"):
         tokens = block_inputs(make_model("lora", **LATE), tiny_split.train, 2, workers=0, progress=None)
     assert tokens.shape == (len(tiny_split.train), 17, 192)
-    assert "of the cache, so that no step computes the blocks before it" in caplog.text
+    assert "of the cache, so that training steps skip the earlier blocks" in caplog.text
 
 
 def test_what_is_kept_is_what_the_block_reads(make_model, tiny_split) -> None:
@@ -78,13 +78,13 @@ def test_what_is_kept_is_what_the_block_reads(make_model, tiny_split) -> None:
 
 def test_an_edit_of_an_earlier_block_is_refused(make_model) -> None:
     backbone = make_model("lora", **LATE).backbone
-    with pytest.raises(AdaptError, match="begin at block 2 of the vision tower, and block 1 is edited"):
+    with pytest.raises(AdaptError, match="inputs of vision block 2, but block 1 before it is edited"):
         vision.encode_from(backbone, 2, torch.zeros(1, 17, 192), [Parallel(1, "mlp", torch.nn.Linear(192, 192))])
 
 
 def test_a_batch_of_block_inputs_has_no_images(make_model) -> None:
     model = make_model("lora", **LATE)
-    with pytest.raises(AdaptError, match="reads images, and this batch has only their features"):
+    with pytest.raises(AdaptError, match="reads images, but this batch has only image features"):
         _ = model.step(BlockInputs(2, torch.zeros(1, 17, 192)), torch.zeros(1).long()).images
 
 

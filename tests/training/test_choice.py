@@ -164,8 +164,8 @@ def test_the_end_of_the_range_is_said(
     images = len(tiny_split.val)
     assert caplog.messages == [
         f"gda: alpha 10, chosen on {images} validation images (100.0 % right)",
-        "gda: alpha was tried from 1 to 10, and the chosen value is at an end of that range: set method.alpha to "
-        "try values beyond it",
+        "gda: the setting alpha was tried from 1 to 10, and the chosen value is at an end of this range: set "
+        "method.alpha to try values outside the range",
     ]
 
 
@@ -223,7 +223,7 @@ def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, 
     one_each = list({item.answer: item for item in tiny_split.train}.values())
     model = probe("lda")
     monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
-    with pytest.raises(adapt.AdaptError, match="calibrate needs two images of some class"):
+    with pytest.raises(adapt.AdaptError, match="calibrate needs a class with at least two images"):
         fit(model, one_each, calibrate=True, progress=False)
 
 

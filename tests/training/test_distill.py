@@ -124,5 +124,5 @@ def test_a_search_is_rewarded_by_the_loss_that_is_trained(train, make_model, tin
 
 
 def test_a_model_without_such_features_refuses_it(make_model, tiny_split, train) -> None:
-    with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, and coop on .* changes no image features"):
+    with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, but coop on .* does not change image features"):
         train(make_model("coop", n_ctx=4), terms={"distill": 2})

@@ -69,7 +69,7 @@ def test_the_plot_is_drawn(train, tiny_split, tmp_path: Path, with_test: bool) -
 
 def test_labels_must_be_the_models(train, make_model, tiny_split) -> None:
     wrong = [item.labelled(Class("shark")) for item in tiny_split.test]
-    with pytest.raises(AdaptError, match="is of class 'shark', which the model does not know"):
+    with pytest.raises(AdaptError, match="has the class 'shark', which is not a class of the model"):
         train(test_set=wrong)
 
 
@@ -102,7 +102,7 @@ def test_a_strength_that_is_given_is_not_chosen(make_model, tiny_split) -> None:
 
 @pytest.mark.parametrize("method", ["linear_probe", "zero_shot"])
 def test_methods_without_steps_take_no_settings(make_model, tiny_split, method: str) -> None:
-    with pytest.raises(AdaptError, match=f"{method} is not trained by steps: leave out epochs, lr"):
+    with pytest.raises(AdaptError, match=f"{method} is not trained by gradient steps: leave out epochs, lr"):
         fit(make_model(method), tiny_split.train, epochs=1, lr=0.1)
 
 
@@ -147,11 +147,11 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys
 def test_what_the_images_make_impossible_is_refused_before_any_is_encoded(make_model, tiny_split, monkeypatch) -> None:
     model = make_model("linear_probe")
     monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
-    with pytest.raises(AdaptError, match="linear_probe is not trained by steps: leave out epochs"):
+    with pytest.raises(AdaptError, match="linear_probe is not trained by gradient steps: leave out epochs"):
         fit(model, tiny_split.train, tiny_split.test, progress=False, epochs=1)
-    with pytest.raises(AdaptError, match="needs an image of every class; there is none of 'goldfish'"):
+    with pytest.raises(AdaptError, match="needs an image of every class, but 'goldfish' has none"):
         fit(model, tiny_split.train[4:], tiny_split.test, val_set=tiny_split.val, progress=False)
-    with pytest.raises(AdaptError, match="resume continues the run in a directory, and none is given"):
+    with pytest.raises(AdaptError, match="resume continues a run in a directory, but no directory is given"):
         fit(make_model(), tiny_split.train, resume=True, epochs=1)
 
 
@@ -172,12 +172,12 @@ def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None
         caplog.clear()
         settings = {"epochs": 20, "lr": 0.05, "batch_size": 4, "augment": "none", "workers": 0, "progress": False}
         result = fit(make_model(n_ctx=4), items, tiny_split.test, **settings)
-        said.append([message for message in caplog.messages if "adapted accuracy" in message])
+        said.append([message for message in caplog.messages if "the accuracy of the adapted model is" in message])
     assert result.accuracy < result.zero_shot_accuracy
     assert said[0] == []
     assert len(said[1]) == 1
     for part in (
-        f"{100 * result.accuracy:.1f} %, is below the",
+        f"{100 * result.accuracy:.1f} %, below the",
         "zero-shot: it fits its training images (",
         "train.lr",
     ):

@@ -99,12 +99,12 @@ def test_the_curves_have_a_line_for_each_term(new, train) -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda self, step: {}, "its loss returned {}"),
-        (lambda self, step: None, "its loss returned None"),
-        (lambda self, step: self.ctx.sum(), "its loss returned"),
-        (lambda self, step: {"a": self.ctx}, r"the term 'a' of its loss is of shape \(4, 128\)"),
-        (lambda self, step: {"a": 1.0}, "the term 'a' of its loss is 1.0"),
-        (lambda self, step: {"a": torch.ones(())}, r"no term of its loss \(a\) depends on a trained parameter"),
+        (lambda self, step: {}, "the function loss returned {}"),
+        (lambda self, step: None, "the function loss returned None"),
+        (lambda self, step: self.ctx.sum(), "the function loss returned"),
+        (lambda self, step: {"a": self.ctx}, r"the loss term 'a' is of shape \(4, 128\)"),
+        (lambda self, step: {"a": 1.0}, "the loss term 'a' is 1.0"),
+        (lambda self, step: {"a": torch.ones(())}, r"no term of the loss \(a\) depends on a trained parameter"),
         (
             lambda self, step: {"a": self.ctx.sum(), "b": self.ctx.sum() * float("nan")},
             r"the loss is nan \(a .*, b nan\) at step 1",

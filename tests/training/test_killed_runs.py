@@ -47,7 +47,7 @@ def test_a_run_stopped_by_a_signal(tiny_split: Split, tmp_path: Path, number: in
     forked_runs.assert_same(expected, tmp_path / "cut")
 
 
-_OF_WORKERS = "a worker cannot hand over images: unable to ", " Free shared memory (/dev/shm), or set workers to 0"
+_OF_WORKERS = "a worker process cannot send images: unable to ", " Free shared memory (/dev/shm), or set workers to 0"
 
 
 @by_turns(

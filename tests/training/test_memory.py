@@ -27,7 +27,9 @@ def room_for(monkeypatch: pytest.MonkeyPatch, make_model) -> Any:
 
 def test_what_is_suggested_fits_and_gives_the_same_batch(train, make_model, room_for) -> None:
     room_for(3)
-    with pytest.raises(AdaptError, match=r"a step over 12 images needs .* are free: set train.batch_size") as info:
+    with pytest.raises(
+        AdaptError, match=r"a training step over 12 images needs .* are free: set train.batch_size"
+    ) as info:
         train(make_model("lora"), batch_size=12)
     batch_size, accumulate = map(int, re.findall(r"train\.\w+ to (\d+)", str(info.value)))
     assert (batch_size, accumulate) == (3, 4)

@@ -95,7 +95,9 @@ def test_captions_without_a_single_wrong_twin_are_told(
     found = [record.getMessage() for record in caplog.records if "method.words" in record.getMessage()]
     assert len(found) == told
     if told:
-        assert found[0].startswith("svlc: none of the 12 training captions, such as 'a goldfish 0', has a word of")
+        assert found[0].startswith(
+            "svlc: none of the 12 training captions, such as 'a goldfish 0', contains a word listed"
+        )
 
 
 def test_a_stopped_training_goes_on_exactly(open_clip: Backbone, pairs: Split, tmp_path: Path) -> None:
@@ -111,14 +113,14 @@ def test_methods_of_classes_say_so(name: str, open_clip: Backbone) -> None:
 
 
 def test_pairs_and_classes_are_not_taken_for_one_another(open_clip: Backbone, pairs: Split, tiny_split: Split) -> None:
-    with pytest.raises(AdaptError, match="use a method that learns from pairs, as lora does, without class names"):
+    with pytest.raises(AdaptError, match="use a method that learns from pairs, such as lora, without class names"):
         adapt.fit(adapt.wrap(open_clip, methods.LoRA(), ["cat"]), pairs.train, **STEPS)
-    with pytest.raises(AdaptError, match="the model has no classes, and the data has some"):
+    with pytest.raises(AdaptError, match="the model has no classes, but the data has classes"):
         adapt.fit(wrapped(open_clip), tiny_split.train, **STEPS)
     long = replace(pairs.train[0], text="very " * 200 + "long")
     with pytest.raises(AdaptError, match=r"the text 'very .* has 203 tokens"):
         adapt.fit(wrapped(open_clip), (long, *pairs.train[1:4]), **STEPS | {"batch_size": 4, "iterations": 1})
-    with pytest.raises(AdaptError, match=r"for the task pairs .* for classes .*Label every item alike"):
+    with pytest.raises(AdaptError, match=r"for the task pairs .* for the task classes .*Label all items"):
         replace(pairs, test=tiny_split.test)
 
 
@@ -164,7 +166,8 @@ def test_texts_alone_learn_beside_pairs_that_are_held_out(tmp_path: Path, tiny_s
 def test_methods_that_need_more_than_texts_refuse_them(method: str, learns: str, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("a cat\na dog\n")
     with pytest.raises(
-        AdaptError, match=rf"texts holds .*texts alone, .* and {method} learns {learns}: .* or take one of xbt$"
+        AdaptError,
+        match=rf"texts contains .*texts alone, .* but {method} learns {learns}: .* or use one of the methods xbt$",
     ):
         read_data(read_recipe(method, [], str(tmp_path / "texts.txt")))
 
@@ -223,20 +226,20 @@ def test_a_folder_with_texts_beside_its_images(tmp_path: Path) -> None:
     assert [item.text for item in split.test] == ["a bird"]
     assert split.task.numbers(split.train, ()).tolist() == [0, 0, 1]
     (tmp_path / "train/1.txt").write_text("\n")
-    with pytest.raises(AdaptError, match=r"1\.png' has none: write one to 1\.txt"):
+    with pytest.raises(AdaptError, match=r"1\.png' has no text: write one to 1\.txt"):
         load(tmp_path)
     (tmp_path / "train/1.txt").write_text("a dog")
     Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
     (tmp_path / "loose.txt").write_text("a fish")
-    with pytest.raises(AdaptError, match=r"loose\.png' is in none of them"):
+    with pytest.raises(AdaptError, match=r"loose\.png' is in none of these folders"):
         load(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("settings", "refusal"),
     [
-        ({"towers": ("text",)}, "need images, and the data holds pairs of images and texts"),
-        ({"blocks": (2, 3)}, "need the feature cache and an unedited vision tower"),
+        ({"towers": ("text",)}, "needs images only, but the data are pairs of images and texts"),
+        ({"blocks": (2, 3)}, "needs the feature cache and an unedited vision tower"),
     ],
 )
 def test_pairs_keep_their_texts_where_images_could_come_from_the_cache(
@@ -280,9 +283,9 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
     recipe = read_recipe("lora", changes, str(tmp_path / "pairs.csv"))
     with caplog.at_level("WARNING", "adapt"):
         assert len(read_data(recipe).train) == len(pairs.train)
-    assert "data.shots is 1, and pairs of images and texts have no classes" in caplog.text
+    assert "data.shots is 1, but pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
         AdaptError,
-        match="or take one of bitfit, clippings, ln_tuning, lora, modx, svlc, xbt, zero_shot",
+        match="or use one of the methods bitfit, clippings, ln_tuning, lora, modx, svlc, xbt, zero_shot",
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

@@ -84,7 +84,9 @@ def test_a_stop_of_either_is_one_of_both_and_the_run_goes_on(by_two: tuple[Path,
 
 def test_what_gains_nothing_is_refused(by_two: tuple[Path, list[list[str]]]) -> None:
     for lines in by_two[1]:
-        assert lines[1:] == ["2 processes gain nothing: gda takes no steps, and one process solves it; train with one"]
+        assert lines[1:] == [
+            "2 processes gain nothing, because gda takes no steps, and one process solves it: use one process"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_what_cannot_be_divided(
     method: str, changes: dict[str, Any] | None, reason: str, make_model: MakeModel, tiny_split: Split
 ) -> None:
     settings = None if changes is None else TrainSettings(epochs=1, **changes)
-    with pytest.raises(AdaptError, match=f"2 processes gain nothing: {reason}.*; train with one"):
+    with pytest.raises(AdaptError, match=f"2 processes gain nothing, because {reason}.*: use one process"):
         check_divides(TWO, make_model(method), tiny_split.train, settings, True)
 
 
@@ -120,7 +122,7 @@ def test_methods_whose_shares_do_not_add_up(
         return
     step = model.step(images, torch.zeros(6))
     step.whole = lambda rows: rows
-    with pytest.raises(AdaptError, match="ln_tuning reads the images of a batch themselves, and each of several"):
+    with pytest.raises(AdaptError, match="ln_tuning reads all images of a batch, but each of several"):
         _ = step.images
 
 

@@ -135,7 +135,7 @@ def test_pairs_without_entities_are_contrasted(open_clip: Backbone, records: Spl
 def test_entities_of_one_pair_each_teach_nothing(open_clip: Backbone, records: Split) -> None:
     model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2), ())
     alone = [item.labelled(Record(entity=str(number))) for number, item in enumerate(records.train)]
-    with pytest.raises(AdaptError, match=f"each of the {len(alone)} entities of the training data has one pair only"):
+    with pytest.raises(AdaptError, match=f"each of the {len(alone)} entities in the training data has only one pair"):
         adapt.fit(model, alone, epochs=1, progress=False)
 
 
@@ -186,7 +186,7 @@ def test_an_index_of_pairs_finds_their_entities_again(tmp_path: Path, open_clip:
     found = load_index(made.save(tmp_path / "known.safetensors"))
     found.check(model)
     assert found.nearest(index_pairs(model, items[:1]).features, 1)[1].item() == 0
-    with pytest.raises(AdaptError, match="is not an image with a text"):
+    with pytest.raises(AdaptError, match="is not an image-text pair"):
         index_pairs(model, [Item.of(path="a.png")])
 
 
@@ -214,9 +214,9 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     said = [plain.parse(line.encode()) for line in found.stdout.splitlines()]
     assert [(each["query"], each["found"][0]["entry"]) for each in said] == [("a.png", "dog"), ("b.png", "b.png")]
     refused = runner.invoke(main, ["index", str(tmp_path), *root, "--backbone", "mini-clip", "--out", known])
-    assert "--root is the folder of the images of --pairs" in refused.output
+    assert "--root is the folder of the images for --pairs" in refused.output
     refused = runner.invoke(main, ["search", known, "a dog", *root])
-    assert "--root is the folder of the images in a .csv of pairs, and no query is a .csv" in refused.output
+    assert "--root is the image folder of a .csv of pairs, but no query is a .csv" in refused.output
     (tmp_path / "new.csv").write_text("path\na.png\n")
     refused = runner.invoke(main, ["search", known, str(tmp_path / "new.csv")])
     assert "new.csv': " in refused.output
@@ -225,7 +225,7 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     source = str(tmp_path / "records.csv")
     assert runner.invoke(main, ["index", source, "--backbone", "mini-clip", "--out", texts]).exit_code == 0
     refused = runner.invoke(main, ["search", texts, source])
-    assert "is an index of texts, and a query is a .csv of pairs: give an index made by" in refused.output
+    assert "is an index of texts, but a query is a .csv of pairs: give an index made by" in refused.output
 
 
 def test_bundled_records_have_other_concepts_in_each_part_and_misread_names() -> None:

@@ -145,11 +145,11 @@ _REFUSALS: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], str
     "exists": (
         None,
         {},
-        r"already holds a run: choose another --out \(out=\), or continue it with --resume \(resume=True\)",
+        r"already contains a run: choose another --out \(out=\), or continue the run with --resume \(resume=True\)",
     ),
     "another recipe": (None, {"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
     "a truncated checkpoint": (_truncate, {"resume": True}, "is truncated or damaged"),
-    "a checkpoint of another recipe": (_of_another_recipe, {"resume": True}, "is of another recipe"),
+    "a checkpoint of another recipe": (_of_another_recipe, {"resume": True}, "belongs to another recipe"),
 }
 
 
@@ -167,7 +167,7 @@ def test_an_interrupted_run_is_not_lost_by(train, out: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("resume", "message"), [(False, "already holds a run"), (True, "is complete, with nothing to")]
+    ("resume", "message"), [(False, "already contains a run"), (True, "is complete and cannot be")]
 )
 def test_a_complete_run_is_neither_overwritten_nor_resumed(train, out: Path, resume: bool, message: str) -> None:
     train(out=out, epochs=1)
@@ -187,21 +187,21 @@ def test_a_directory_in_use_is_refused(train, out: Path) -> None:
 
 def test_the_lock_is_free_again_after_a_refusal(train, out: Path) -> None:
     train(out=out, epochs=1)
-    with pytest.raises(AdaptError, match="already holds a run"):
+    with pytest.raises(AdaptError, match="already contains a run"):
         train(out=out, epochs=1)
     with FileLock(out / ".lock", timeout=0):
         pass
 
 
 def test_nothing_to_resume(train, out: Path) -> None:
-    with pytest.raises(AdaptError, match="holds no run to resume: leave out --resume"):
+    with pytest.raises(AdaptError, match="contains no run to resume: leave out --resume"):
         train(out=out, resume=True)
 
 
 def test_a_file_is_no_run_directory(train, out: Path) -> None:
     out.parent.mkdir()
     out.write_text("precious")
-    with pytest.raises(AdaptError, match="is a file: a run needs a directory"):
+    with pytest.raises(AdaptError, match="is a file, but a run needs a directory"):
         train(out=out)
     assert out.read_text() == "precious"
 
@@ -232,5 +232,5 @@ def test_a_log_that_was_changed_is_refused_by_name(train, out: Path, file: str, 
         train(out=out)
     lines = (out / file).read_bytes().splitlines()
     (out / file).write_bytes(b"\n".join([damage, *lines[1:]]) + b"\n")
-    with pytest.raises(AdaptError, match=rf"{file} is damaged .*: train again in another --out"):
+    with pytest.raises(AdaptError, match=rf"{file} is damaged .*: train again with another --out"):
         train(out=out, resume=True)

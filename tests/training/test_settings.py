@@ -45,18 +45,18 @@ def test_length_at_a_number_of_shots(settings: dict[str, Any], shots: int | None
 
 
 def test_a_table_of_epochs_is_by_numbers_of_images() -> None:
-    with pytest.raises(ValueError, match=r"epochs are given for 0 shots; expected numbers of at least 1"):
+    with pytest.raises(ValueError, match=r"epochs has entries for 0 shots; expected entries for 1 shot or more"):
         TrainSettings(epochs={0: 50})
 
 
 @pytest.mark.parametrize(
     ("settings", "shots", "message"),
     [
-        ({"epochs": {1: 50}}, None, "give train.epochs or train.iterations as a plain number"),
+        ({"epochs": {1: 50}}, None, "give train.epochs or train.iterations as a single number"),
         (
             {"iterations_per_shot": 500, "schedule": "constant"},
             None,
-            "give train.epochs or train.iterations as a plain",
+            "give train.epochs or train.iterations as a single",
         ),
     ],
 )
@@ -68,15 +68,15 @@ def test_no_length_for_these_shots(settings: dict[str, Any], shots: int | None, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "give one of epochs, iterations and iterations_per_shot"),
-        ({"epochs": 1, "iterations": 1}, "give one of epochs, iterations and iterations_per_shot"),
+        ({}, "give exactly one of epochs, iterations and iterations_per_shot"),
+        ({"epochs": 1, "iterations": 1}, "give exactly one of epochs, iterations and iterations_per_shot"),
         ({"epochs": 0}, "epochs is 0; expected at least 1"),
         ({"epochs": {4: 0}}, "epochs is 0; expected at least 1"),
-        ({"iterations": 5}, "schedule cosine_epoch needs epochs, and iterations are given"),
-        ({"epochs": 1, "views": 2, "augment": "none"}, "views need augmented images"),
+        ({"iterations": 5}, "schedule cosine_epoch needs a number of epochs, but iterations are given"),
+        ({"epochs": 1, "views": 2, "augment": "none"}, "views needs augmented images"),
         (
             {"epochs": 1, "warmup": 0.1},
-            "warmup is a share of steps, and cosine_epoch counts epochs: give warmup_epochs",
+            "warmup is a fraction of steps, but cosine_epoch warms up by epochs: give warmup_epochs",
         ),
         ({"epochs": 1, "warmup": 1, "schedule": "constant"}, "less than 1"),
         ({"epochs": 1, "lr": 0}, "greater than 0"),
@@ -107,7 +107,7 @@ def test_a_last_short_batch_goes_only_where_there_is_a_full_one(
         ({"distill": 1}, "fit: unknown key 'distill'"),
         ({"precision": "fp8"}, "precision is 'fp8'"),
         ({"precision": "fp16"}, "fp16 needs a CUDA device: use bf16 or fp32"),
-        ({"iterations": 3}, "give one of epochs"),
+        ({"iterations": 3}, "give exactly one of epochs"),
     ],
 )
 def test_fit_refuses(train, settings: dict[str, Any], message: str) -> None:

@@ -134,7 +134,9 @@ REFUSING = ("clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "og
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, listed: Path, name: str) -> None:
-    refused = rf"images with several classes each, or none, and {name} learns classes.*, or take one of bitfit, "
+    refused = (
+        rf"images with several classes each, or none, but {name} learns classes.*, or use one of the methods bitfit, "
+    )
     with pytest.raises(AdaptError, match=refused):
         read_data(read_recipe(name, [("data.root", "/")], str(listed)))
     model = of_method(open_clip, name, several.class_names)
@@ -144,12 +146,12 @@ def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, 
 
 def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_split: Split) -> None:
     model = of_method(open_clip, "coop", several.class_names)
-    with pytest.raises(AdaptError, match="several classes per image, and this coop gives each image one"):
+    with pytest.raises(AdaptError, match="several classes per image, but this coop predicts one class per image"):
         evaluate(model, several.test)
     adapt.fit(model, several.train, **OF_ALL | {"epochs": 1})
-    with pytest.raises(AdaptError, match="trained for several classes per image, and the data has one"):
+    with pytest.raises(AdaptError, match="trained for several classes per image, but the data has one"):
         evaluate(model, tiny_split.test)
-    with pytest.raises(AdaptError, match="calibrate needs data with one class per image"):
+    with pytest.raises(AdaptError, match="calibrate needs one class per image"):
         adapt.fit(model, several.train, val_set=several.val, calibrate=True, **OF_ALL)
     adapt.fit(model, tiny_split.train, **OF_ALL | {"epochs": 1})  # and learns anew from one class each
     assert model.answers.logit_bias is None

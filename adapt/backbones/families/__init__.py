@@ -22,30 +22,30 @@ names, register = _listing.names, _listing.register
 
 
 def forms() -> dict[str, str]:
-    """Return the forms that the name of a backbone can take, such as `hf:NAME_OR_PATH`, each with its description."""
+    """Return a dict from each valid form of backbone names, such as `hf:NAME_OR_PATH`, to a description of the form."""
     return {form: text for family in _families() for form, text in family.forms.items()}
 
 
 def of(spec: str) -> Family:
-    """Return the family that loads the backbone named `spec`. Raises AdaptError if no family, or two, claim it."""
+    """Return the family (loader) of the backbone named `spec`. Raises AdaptError unless exactly one family matches."""
     claims = [family for family in _families() if family.claims(spec)]
     if len(claims) == 1:
         return claims[0]
     if claims:
         both = " and ".join(family.name for family in claims)
-        raise AdaptError(f"the backbone {spec!r} is claimed by the families {both}: uninstall the package of one")
+        raise AdaptError(f"several loaders accept the backbone name {spec!r} ({both}): uninstall one loader's package")
     if Path(spec).is_dir():
         return of_folder(Path(spec))
     raise AdaptError(
-        f"unknown backbone {spec!r}: neither a folder nor one of the known forms; {nearest(spec, forms())}"
+        f"unknown backbone {spec!r}; expected an existing folder or a name of a known form: {nearest(spec, forms())}"
     )
 
 
 def of_folder(path: Path) -> Family:
-    """Return the family that can load the model folder `path`. Raises AdaptError if there is none."""
+    """Return the family (loader) for the model folder `path`. Raises AdaptError if no family can load the folder."""
     family = next((each for each in _families() if each.claims_folder(path)), None)
     if family is None:
-        raise AdaptError(f"{path} is not a model folder: it has neither open_clip_config.json nor config.json")
+        raise AdaptError(f"{path} is not a model folder; expected open_clip_config.json or config.json in the folder")
     return family
 
 

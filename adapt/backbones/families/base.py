@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Family:
-    """The base class of families, the loaders of backbones. Packages add one by an entry point in `adapt.backbones`."""
+    """The base class of backbone loaders (families); a package adds a loader by an entry point in `adapt.backbones`."""
 
     name: ClassVar[str]
     forms: ClassVar[dict[str, str]] = {}
@@ -29,7 +29,7 @@ class Family:
         return False
 
     def load(self, spec: str, device: torch.device) -> Backbone:
-        """Return the backbone named `spec`; the caller then moves it to `device`.
+        """Load and return the backbone named `spec`, which the caller then moves to `device`.
 
         Raises AdaptError, with a remedy, if the backbone cannot be loaded.
         """
@@ -40,7 +40,7 @@ class Family:
         return False
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        """Return the backbone in the folder `path`; without `tensors`, only its configuration is read, no weights."""
+        """Return the backbone in the folder `path`. If `tensors` is false, no weights are read."""
         raise NotImplementedError
 
     def build(self, model: Any, processor: Any, name: str | None) -> Backbone:

@@ -71,11 +71,11 @@ class OpenCLIPModels(Family):
 
 
 def _snapshot(repository: str) -> Path:
-    """Download the files of a hub repository that open_clip itself would read, no pickles, and return their folder."""
+    """Download the files of a hub repository that open_clip reads, except pickles, and return the local folder."""
     folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
     for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
         if not (folder / needed).is_file():
-            raise AdaptError(f"{repository} has no {needed}, which every open_clip model on the hub has")
+            raise AdaptError(f"{repository} has no {needed}, which open_clip models need: choose another repository")
     return folder
 
 
@@ -110,7 +110,7 @@ def _configuration(path: Path) -> _ModelConfig:
 
 
 def _tokenizer_options(text: _TextConfig) -> dict[str, int | None]:
-    """Return options for open_clip's `get_tokenizer`, with `trust_remote_code=False` for transformers tokenizers."""
+    """Return arguments for open_clip's `get_tokenizer`, with `trust_remote_code=False` for transformers tokenizers."""
     options = {"context_length": text.get("context_length")}
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
 
@@ -129,7 +129,7 @@ def _pretrained(spec: str, name: str) -> Backbone:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained and pretrained not in tags and not Path(pretrained).is_file():
         hint = nearest(pretrained, tags, f"open_clip.list_pretrained_tags_by_model({architecture!r})")
-        raise AdaptError(f"open_clip has no weights {pretrained!r} for {architecture}; {hint}")
+        raise AdaptError(f"open_clip has no pretrained weights {pretrained!r} for {architecture}; {hint}")
     config = open_clip.get_model_config(architecture)
     check_configuration(config, f"open_clip's configuration of {architecture}")
     with hub.asked_once() if pretrained in tags else nullcontext() as silence:
@@ -141,7 +141,7 @@ def _pretrained(spec: str, name: str) -> Backbone:
 def _parts(
     architecture: str, pretrained: str, text: _TextConfig, silence: str | None
 ) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
-    """Return an open_clip model, tokenizer and transform; `silence` explains errors if the hub does not answer."""
+    """Load and return an open_clip model, tokenizer and transform; `silence` says why the hub cannot be reached."""
     import open_clip
 
     from adapt.backbones.foreign_code import needs_code, no_questions
@@ -154,14 +154,14 @@ def _parts(
             return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
     except (RuntimeError, OSError, ValueError) as error:
         raise needs_code(error, architecture) or AdaptError(
-            f"the weights {pretrained!r} of {architecture} are not on this machine and cannot be fetched, or are "
-            f"damaged: {silence or reason(error)}. Connect it, give a file as open_clip:{architecture}/FILE or a "
-            "local folder, or work offline with --backbone mini-clip, which is bundled"
+            f"the weights {pretrained!r} of {architecture} are damaged, or are not on this machine and cannot be "
+            f"downloaded: {silence or reason(error)}. Connect to the internet, give a weight file as "
+            f"open_clip:{architecture}/FILE or a local folder, or use --backbone mini-clip, which works offline"
         ) from error
 
 
 def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:
-    """Warn if the weights were trained with another activation (GELU, QuickGELU) than the architecture uses."""
+    """Warn if weights were trained with another activation function (GELU, QuickGELU) than the architecture uses."""
     import open_clip
 
     trained = bool(open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu")) if pretrained else quick
@@ -179,7 +179,7 @@ def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """Silence log messages of libraries, and open_clip's QuickGELU warning, while a model loads in the `with` block."""
+    """Silence libraries' log messages and open_clip's QuickGELU warning in the `with` block, which loads a model."""
     levels = {each: each.level for each in (logging.getLogger(), logging.getLogger("huggingface_hub"))}
     for each in levels:
         each.setLevel(logging.CRITICAL)

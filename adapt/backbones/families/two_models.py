@@ -36,10 +36,11 @@ class TwoModels(Family):
 
 
 def with_language_model(encoder: Backbone, spec: str, device: torch.device, name: str | None = None) -> VisionLLM:
-    """Return a vision LLM: `encoder`'s vision tower with the causal language model `spec` (hf:NAME, folder or mini-lm).
+    """Return a vision LLM that combines the vision tower of `encoder` with the causal language model `spec`.
 
-    The language model keeps the precision of its checkpoint. The exception is fp16, which becomes fp32 on the CPU,
-    where fp16 is slow. Raises AdaptError if `encoder` is not a CLIP or SigLIP, or the language model cannot be loaded.
+    `spec` is hf:NAME, a folder or mini-lm. The language model keeps the precision of its checkpoint, except that fp16
+    becomes fp32 on the CPU, where fp16 is slow. Raises AdaptError if `encoder` is not a CLIP or SigLIP, or if the
+    language model cannot be loaded.
     """
     import torch
 
@@ -47,7 +48,7 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     from adapt.backbones.vision_llm import VisionLLM
 
     if not isinstance(encoder, DualEncoder):
-        raise AdaptError(f"{encoder.describe()} is a {encoder.family}: a language model needs a CLIP or SigLIP")
+        raise AdaptError(f"{encoder.describe()} is a {encoder.family}; expected a CLIP or SigLIP for a language model")
     llm, tokenizer = _language_model(spec)
     if device.type == "cpu" and llm.dtype == torch.float16:
         llm = llm.float()
@@ -61,7 +62,7 @@ def _language_model(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase
 
     source = str(bundled(spec)) if spec in BUNDLED else spec.removeprefix("hf:")
     if not spec.startswith("hf:") and not Path(source).is_dir():
-        raise AdaptError(f"the language model {spec!r} is not a folder; give a folder, hf:NAME or mini-lm")
+        raise AdaptError(f"the language model {spec!r} is not an existing folder; give a folder, hf:NAME or mini-lm")
     with fetching(source):
         llm = whole(AutoModelForCausalLM, source, dtype="auto")
         return llm.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)

@@ -31,24 +31,26 @@ def is_address(source: str) -> bool:
 
 
 def fetched(address: str) -> bytes:
-    """Return the content of an http or https address, which may be no larger than an image file may be (256 MiB).
+    """Download and return the content of an http or https address, up to the size limit of image files (256 MiB).
 
-    Raises AdaptError if the content has not arrived completely within 10 seconds, if the server answers with an error
-    or too many bytes, and if it redirects to anything other than http and https.
+    Raises AdaptError if the download takes more than 10 seconds, if the server answers with an error or too many bytes,
+    or if the server redirects to an address other than http and https.
     """
     until = time.monotonic() + _SECONDS
     try:
         with urllib.request.build_opener(_WithinTheWeb, _Http(until), _Https(until)).open(address) as answer:
             return read_bounded(answer, MOST_BYTES)
     except urllib.error.HTTPError as error:
-        raise AdaptError(f"image {address!r} cannot be fetched: the server says {error.code} {error.reason}") from error
+        raise AdaptError(
+            f"image {address!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the address"
+        ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise AdaptError(f"image {address!r} cannot be fetched: {reason}. Check the address and the network") from error
 
 
 class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
-    """A handler that follows redirects only to http and https, whereas urllib's own also follows them to ftp."""
+    """A urllib handler that follows redirects to http and https only, whereas urllib's default also allows ftp."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -59,7 +61,7 @@ class _WithinTheWeb(urllib.request.HTTPRedirectHandler):
 
 
 def _left(until: float) -> float:
-    """Return the seconds left until the time `until`. Raises TimeoutError if it has passed."""
+    """Return the seconds left until the deadline `until`. Raises TimeoutError if the deadline has passed."""
     left = until - time.monotonic()
     if left <= 0:
         raise TimeoutError("timed out")  # as a socket says it
@@ -67,7 +69,7 @@ def _left(until: float) -> float:
 
 
 class _Until(urllib.request.AbstractHTTPHandler):
-    """A urllib handler with a deadline for the entire request: urllib's own timeout restarts with each byte."""
+    """A urllib handler with a deadline for the entire request, because urllib's own timeout restarts with each read."""
 
     def __init__(self, until: float) -> None:
         super().__init__()
@@ -96,7 +98,7 @@ class _Https(_Until, urllib.request.HTTPSHandler):
 
 
 class _Reading(io.RawIOBase):
-    """A readable stream over a socket that raises TimeoutError when the deadline has passed."""
+    """A readable stream over a socket; a read after the deadline raises TimeoutError."""
 
     def __init__(self, own: socket, until: float) -> None:
         self._socket, self._bytes, self._until = own, own.makefile("rb", buffering=0), until

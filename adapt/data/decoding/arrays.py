@@ -25,15 +25,15 @@ def is_array(source: object) -> TypeGuard[Pixels]:
 
 
 def is_sequence(array: Pixels) -> bool:
-    """Return whether an array is a batch, of images along its first axis or of objects such as paths, not one image."""
+    """Return whether an array contains several images: stacked along the first axis, or as objects such as paths."""
     return array.ndim > 3 or (array.ndim > 0 and getattr(array.dtype, "kind", None) in _NO_PIXELS)
 
 
 def picture_of(source: Pixels) -> Image.Image:
-    """Return a PIL image from an array `(h, w)` or `(h, w, c)`, or from a tensor `(h, w)` or `(c, h, w)`.
+    """Return a PIL image made from an array `(h, w)` or `(h, w, c)`, or from a tensor `(h, w)` or `(c, h, w)`.
 
-    Pixels are uint8, or floats from 0 to 1, with 1, 3 or 4 channels. Raises AdaptError for another shape, type or
-    range.
+    Pixels are uint8, or floats from 0 to 1, with 1, 3 or 4 channels. Raises AdaptError for any other shape, data type
+    or value range.
     """
     import numpy as np
 
@@ -44,13 +44,13 @@ def picture_of(source: Pixels) -> Image.Image:
         expected = "(c, h, w)" if hasattr(source, "detach") else "(h, w, c)"
         raise AdaptError(
             f"an image is an array of shape {tuple(source.shape)}; expected (h, w), or {expected} with 1, 3 or 4 "
-            "channels c"
+            "channels as c"
         )
     if values.dtype.kind == "f":
         if not (values.min() >= 0 and values.max() <= 1):  # also for NaN
             raise AdaptError(
-                f"an image is an array of floats from {values.min():g} to {values.max():g}; expected 0 to 1: scale it, "
-                "and give pixels that a backbone's transform has normalised to the model itself, as model(pixels)"
+                f"an image is an array of floats from {values.min():g} to {values.max():g}; expected 0 to 1: scale the "
+                "array. If the pixels were already normalised by a backbone's transform, call model(pixels) instead"
             )
         values = np.rint(255 * values.astype(np.float32)).astype(np.uint8)
     if values.dtype != np.uint8:

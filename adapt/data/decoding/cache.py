@@ -33,10 +33,10 @@ _told: set[Path] = set()  # the directories about whose failure this process has
 class FeatureCache:
     """A disk cache of image features in `directory` (default: `$ADAPT_CACHE` or `~/.cache/adapt/features`).
 
-    Features of an image are computed once, also if it occurs in different data sets, few-shot samples or processes.
-    Above `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB), the shards that have not been used for longest are
-    deleted. If the disk fails, is full or read-only, cached features are still used and all others are computed each
-    time; a warning is logged once.
+    Features of an image are computed once, even if the image occurs in several data sets, few-shot samples or
+    processes. Above `max_bytes` (default: `$ADAPT_CACHE_GIB`, or 4 GiB), the least recently used shards are deleted. If
+    the disk fails, is full or is read-only, features in the cache are still used, all other features are computed each
+    time, and a warning is logged once.
 
     Raises AdaptError if `$ADAPT_CACHE_GIB` is not a positive number.
     """
@@ -47,7 +47,7 @@ class FeatureCache:
         self.max_bytes = _limit() if max_bytes is None else max_bytes
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """Return the number of files and bytes in each folder of the cache; a folder belongs to one key."""
+        """Return {folder: (number of files, bytes)} for the cache, which has one folder per backbone and transform."""
         folders: dict[str, tuple[int, int]] = {}
         for folder, size in shards.sizes(self.directory):
             files, total = folders.get(folder.name, (0, 0))
@@ -55,7 +55,7 @@ class FeatureCache:
         return folders
 
     def clear(self) -> None:
-        """Delete all cached features; other files in the directory stay."""
+        """Delete all cached features, but no other files in the cache directory."""
         shards.trim(self.directory, 0)
 
     def features(
@@ -70,20 +70,20 @@ class FeatureCache:
         workers: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Return the features of `items` on the CPU, `(n, d)`, computing only those that are not cached.
+        """Return the features `(n, d)` of `items` on the CPU, computing only features that are not cached.
 
-        With `views`, they are `(n, views, d)`, for that many random augmentations of each image by `transform`. The
-        seed of a view is made of the image's content and the view's number, so that view 0 of an image is the same in
-        every data set.
+        With `views` above 0, the features are `(n, views, d)`, for `views` random augmentations of each image by
+        `transform`. The random seed of an augmentation depends only on the image's content and the augmentation's
+        number, so that augmentation 0 of an image is the same in every data set.
 
         `encode` maps images (b, 3, h, w) to features (b, d), and runs in inference mode. `key` identifies the backbone
-        and the transform; with None, the cache is not used. `progress` is called with the number of images encoded and
-        the number of images to encode.
+        and the transform; if `key` is None, the cache is not used. `progress` is called with the number of encoded
+        images and the total number of images to encode.
 
-        Raises AdaptError if there are no items, or an image cannot be decoded.
+        Raises AdaptError if there are no items, or if an image cannot be decoded.
         """
         if not items:
-            raise AdaptError("there are no images to take features of: the part of the data is empty")
+            raise AdaptError("there are no images to compute features of: choose data that has images")
         ids = [row_id for item in items for row_id in _row_ids(item, views)]
         draws: dict[bytes, Draw] = {}
         for position, row_id in enumerate(ids):
@@ -109,13 +109,13 @@ class FeatureCache:
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
-        """Log a warning, once for each cache directory, if the disk fails in the `with` block; do not raise."""
+        """Log a warning, once per cache directory, instead of raising an AdaptError in the `with` block."""
         try:
             yield
         except AdaptError as error:
             if self.directory not in _told:
                 _told.add(self.directory)
-                logger.warning("%s. Until then, features are computed each time.", error)
+                logger.warning("%s. Until the cache works, features are computed each time.", error)
 
 
 def _limit() -> int:
@@ -125,12 +125,12 @@ def _limit() -> int:
     except ValueError:
         gib = -1.0
     if not 0 < gib < float("inf"):
-        raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the most GiB that cached features may take, such as 4")
+        raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the maximum size of the cache in GiB, such as 4")
     return int(gib * 2**30)
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
-    """Return the cache ids of an item: hashes of its image's content, one for each view, or just one without views."""
+    """Return the cache ids of an item, hashes of the image content: one id per view, or a single id without views."""
     content = hashlib.blake2b(read_bytes(item.path))
     ids = []
     for view in range(views) if views else [""]:
@@ -147,7 +147,7 @@ def _compute(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[dict[bytes, Tensor]]:
-    """Encode the images that are missing in the cache, and yield their features (d,) by id, one shard at a time."""
+    """Encode the images that are missing in the cache, and yield {id: features (d,)} for one shard at a time."""
     if not missing:  # or workers would be started for nothing
         return
     ids = list(missing)
@@ -171,6 +171,6 @@ def _encode(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     with torch.inference_mode():
         features = encode(images)
     if features.ndim != 2:
-        raise ValueError(f"encode returned features of shape {tuple(features.shape)}, not (b, d)")
+        raise ValueError(f"encode returned features of shape {tuple(features.shape)}; expected (b, d)")
     # A copy outside inference mode: tensors of inference mode cannot take part in a later backward.
     return features.cpu().clone()

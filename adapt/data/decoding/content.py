@@ -11,12 +11,12 @@ from adapt.data.emoji import defects, questions
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open an image file: on disk, in an archive, or a bundled drawing (see `adapt.data.decoding.files.open_file`)."""
+    """Open an image on disk, in an archive or in a bundled data set, as `adapt.data.decoding.files.open_file` does."""
     return files.open_file(path, _DRAWN)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the bytes of an image file or a bundled drawing; for a region, the text of its box is appended."""
+    """Return the bytes of an image file or a bundled drawing; for a region of an image, the box is appended as text."""
     image, box = parted(os.fspath(path))
     return files.read_bytes(image, _DRAWN) + (b"" if box is None else repr(box).encode())
 

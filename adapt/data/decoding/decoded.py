@@ -24,13 +24,13 @@ _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*
 
 
 class Decoded:
-    """An iterable of decoded batches: images (b, 3, h, w) and their items, in the order given by `draws`.
+    """An iterable of decoded batches, pairs of images (b, 3, h, w) and a list of items, in the order given by `draws`.
 
-    If items have several images each, a batch has a list of that many tensors. Iterating raises AdaptError for a file
-    that cannot be decoded, also in a worker, and if the machine has too little shared memory for the workers.
+    If items have k images each, a batch has a list of k image tensors. Iterating raises AdaptError if a file cannot be
+    decoded, in this process or in a worker, or if the machine has too little shared memory for the workers.
 
-    There are never more workers than processors. There are none in a process that cannot start any, such as a worker of
-    joblib. With `pinned`, images are in page-locked memory, from which they are copied to CUDA asynchronously.
+    The number of workers is at most the number of processors, and 0 in a process that cannot start workers, such as a
+    joblib worker. With `pinned`, images are in page-locked memory, which allows asynchronous copies to CUDA.
     """
 
     def __init__(self, dataset: ImageSet, draws: Epochs | list[list[Draw]], workers: int, pinned: bool = False) -> None:
@@ -55,7 +55,7 @@ class Decoded:
             if no_room is None:
                 raise
             raise AdaptError(
-                f"a worker cannot hand over images: {no_room[0]}. Free shared memory (/dev/shm), or set workers to 0"
+                f"a worker process cannot send images: {no_room[0]}. Free shared memory (/dev/shm), or set workers to 0"
             ) from error
         finally:
             if not complete:
@@ -75,14 +75,14 @@ class Decoded:
 
 
 class Loader(Decoded):
-    """The data loader that `adapt.data.loader` returns: iterating it gives one epoch, and then the next one."""
+    """The data loader that `adapt.data.loader` returns; each iteration yields the batches of the next epoch."""
 
     def __init__(self, dataset: ImageSet, epochs: Epochs, workers: int) -> None:
         super().__init__(dataset, epochs, workers)
         self.epochs = epochs
 
     def set_epoch(self, epoch: int, step: int = 0) -> None:
-        """Continue at batch `step` of `epoch`, without decoding earlier batches, as a resumed training run needs."""
+        """Start the next iteration at batch `step` of `epoch`, without decoding earlier batches, to resume a run."""
         self.epochs.epoch, self.epochs.step = epoch, step
 
     def __iter__(self) -> Iterator[tuple[Any, list[Item]]]:
@@ -91,9 +91,9 @@ class Loader(Decoded):
 
 
 class _Drawn:
-    """The data set for torch's workers: indexed by `Draw`s, and returning an AdaptError instead of raising it.
+    """The data set for torch's workers, which is indexed by `Draw`s and returns an AdaptError instead of raising it.
 
-    An error that is raised in a worker would reach the user inside torch's traceback.
+    If a worker raised the error, torch would wrap the error in a traceback of its own.
     """
 
     def __init__(self, dataset: ImageSet) -> None:
@@ -119,7 +119,7 @@ def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
 
 
 def _may_start_workers() -> bool:
-    """Return whether this process can start torch's workers; a daemon process cannot."""
+    """Return whether this process can start data loading workers, which for example a daemon process cannot."""
     way = multiprocessing.get_start_method(allow_none=True)  # allow_none, so that asking does not set it
     return way in (None, *multiprocessing.get_all_start_methods()) and not multiprocessing.current_process().daemon
 

@@ -21,7 +21,7 @@ class Draw(NamedTuple):
 
 
 def seed_for(*names: object) -> int:
-    """Return a 63-bit seed derived from `names`, the same in every process."""
+    """Return a 63-bit seed that is derived from `names` and is the same in every process."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator and Python's `random` for the `with` block, then restore their states.
 
-    Only one thread at a time can be in the block.
+    Only one thread at a time can be in the `with` block.
     """
     with _turn, torch.random.fork_rng(devices=[]):
         state = random.getstate()

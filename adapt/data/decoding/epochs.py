@@ -11,10 +11,10 @@ from adapt.data.decoding.draws import Draw, seed_for
 
 
 class Epochs:
-    """A batch sampler that can start at any epoch and step; iterating it goes from there to the end of the epoch.
+    """A batch sampler that can start at any batch of any epoch, and yields the batches up to the end of the epoch.
 
-    With `together` above 1, up to that many items of the same entity (`entities` names one for each item) follow each
-    other, so that a batch contains them.
+    `entities` has the name of each item's entity. With `together` above 1, up to `together` items of the same entity
+    follow each other, so that a batch contains several items of an entity.
     """
 
     def __init__(

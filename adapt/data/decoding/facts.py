@@ -15,7 +15,7 @@ from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):
-    """Facts about one image file; if it has a `problem`, it cannot be used, and only `lacks` is set besides."""
+    """Facts about one image file; a file with a `problem` is unusable, and has no other facts but perhaps `lacks`."""
 
     problem: str = ""
     lacks: str = ""
@@ -34,7 +34,7 @@ class Facts(NamedTuple):
 
 
 def facts_of(path: str, turned: bool) -> Facts:
-    """Decode the file at `path` and return the facts about it.
+    """Decode the image file at `path` and return facts about the file, such as its format and size.
 
     A JPEG is decoded at an eighth of its size, which is faster but still reads all of its data.
     """
@@ -64,6 +64,6 @@ def _digest(size: tuple[int, int], content: bytes) -> bytes:
 
 
 def _is_wide(picture: Image.Image) -> bool:
-    """Return whether a PIL image has 16 bits per channel; the image has been opened but not yet decoded."""
+    """Return whether a PIL image, which is opened but not yet decoded, has 16 bits per channel."""
     parts = getattr(picture, "tile", ())
     return picture.mode.startswith("I") or any(";16" in str(part) for part in parts)

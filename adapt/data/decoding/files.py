@@ -40,22 +40,23 @@ _UNREADABLE = (
 
 
 def zip_root(archive: str | os.PathLike[str]) -> str:
-    """Return the prefix of the paths of an archive's members: `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
+    """Return the path prefix of an archive's members, such that `zip_root("a.zip") + "b.png"` is `"a.zip!b.png"`."""
     return f"{os.fspath(archive)}!"
 
 
 def under(root: str, path: str, where: str) -> str:
     """Return `path` joined to the absolute folder `root`; if `root` is "", return `path` itself.
 
-    Raises AdaptError, which starts with `where`, if the path leads out of `root` or cannot be a file's name.
+    Raises AdaptError, with a message that starts with `where`, if the path leads out of `root` or is not a valid file
+    name.
     """
     if not _may_exist(path):
-        raise AdaptError(f"{where}: the image {path!r} cannot be a file's name. Correct it or take it out")
+        raise AdaptError(f"{where}: the image path {path!r} is not a valid file name. Correct or remove the path")
     if not root:
         return path
     joined = os.path.normpath(os.path.join(root, path))
     if not joined.startswith(os.path.join(root, "")):
-        raise AdaptError(f"{where}: the image {path!r} is not under {root!r}. Give the root folder of the images")
+        raise AdaptError(f"{where}: the image {path!r} is not under the root {root!r}. Give the images' root folder")
     return joined
 
 
@@ -69,8 +70,8 @@ def _may_exist(path: str) -> bool:
 def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> BinaryIO:
     """Open the image file at `path`, which may be in an archive; a file in an archive is read into memory.
 
-    `more` has readers for further kinds of containers, by suffix; zip and arrow are built in. Raises AdaptError, naming
-    the file, if it is missing, cannot be opened, or is not a regular file.
+    `more` adds readers for other archive formats, by suffix; zip and arrow are built in. Raises AdaptError, naming the
+    file, if the file is missing, cannot be opened, or is not a regular file.
     """
     path = os.fspath(path)
     with _named(path):
@@ -84,7 +85,7 @@ def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | N
 def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> bytes:
     """Return the content of the image file at `path`, which may be in an archive.
 
-    Raises AdaptError, naming the file, if it is missing, cannot be read, or takes more than 256 MiB.
+    Raises AdaptError, naming the file, if the file is missing, cannot be read, or has more than 256 MiB.
     """
     with open_file(path, more) as file, _named(os.fspath(path)):
         return read_bounded(file, MOST_BYTES)
@@ -100,16 +101,16 @@ def _named(path: str) -> Iterator[None]:
     except KeyError:
         raise AdaptError(f"image {path!r} does not exist: the archive has no such member") from None
     except _UNREADABLE as error:
-        raise AdaptError(f"image {path!r} cannot be read: {error}. Replace it or take it out of the data") from error
+        raise AdaptError(f"image {path!r} cannot be read: {error}. Replace or remove the image") from error
 
 
 def _zip_member(archive: str, member: str) -> bytes:
     opened = _open_zip(archive, os.getpid())
     entry = opened.getinfo(member)
     if entry.flag_bits & _ENCRYPTED:
-        raise ValueError("it is encrypted; save the archive without a password")
+        raise ValueError("the archive is encrypted: save the archive without a password")
     if entry.file_size > MOST_BYTES:
-        raise ValueError(f"it unpacks to {entry.file_size:,} bytes, and at most {MOST_BYTES:,} are read")
+        raise ValueError(f"the image unpacks to {entry.file_size:,} bytes, more than the limit of {MOST_BYTES:,}")
     with opened.open(entry) as file:
         return read_bounded(file, MOST_BYTES)  # type: ignore[arg-type]  # its reads are those of any file
 
@@ -125,7 +126,7 @@ def _arrow_cell(table: str, member: str) -> bytes:
     column, _, row = member.rpartition("/")
     cell = _open_arrow(table)[column][int(row)].as_py()
     if not (isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)):
-        raise ValueError("the table has no image there")
+        raise ValueError("the cell of the table contains no image")
     content: bytes = cell["bytes"]
     return content
 
@@ -145,7 +146,7 @@ def _open_arrow(table: str) -> Table:
 
 
 def _missing_folder(path: str) -> str:
-    """Return a hint that names the topmost missing folder above `path`, as its root is usually wrong; "" if none."""
+    """Return a hint that names the topmost missing folder above `path`, or "" if the folder of `path` exists."""
     missing, folder = "", os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)

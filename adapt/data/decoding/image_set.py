@@ -21,7 +21,7 @@ Pictures = Union["Tensor", tuple["Tensor", ...], list["Image"]]  # `|` does not 
 
 
 class ImageSet:
-    """A map-style torch data set: `dataset[i]` is the transformed image (3, h, w) of item `i`, and `i` itself.
+    """A map-style torch data set: `dataset[i]` is the transformed image (3, h, w) of item `i`, together with `i`.
 
     An item with several images gives a tuple of them; if the transform leaves images as decoded, every item gives a
     list. Images are turned upright by EXIF if the transform asks for that.
@@ -36,7 +36,7 @@ class ImageSet:
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Pictures, int]:
-        """Return the image of an item, or all of its images, and `index`.
+        """Return the transformed image of item `index`, or all of its images, and `index`.
 
         Raises AdaptError, naming the file, if an image cannot be decoded.
         """
@@ -58,22 +58,22 @@ def loader(
     workers: int = 0,
     drop_last: bool | None = None,
 ) -> Loader:
-    """Return a data loader of batches: images (b, 3, h, w) and a list of their b items.
+    """Return a data loader whose batches are pairs of images (b, 3, h, w) and a list of their b items.
 
     If items have several images each, a batch has a list of that many tensors. If the transform leaves images as
     decoded, it has a list of the images of each item.
 
-    With `train`, items are shuffled, and the last batch is dropped if it is short and not the only one, as in the
-    published code; `drop_last` overrides that. Order and augmentation depend only on `seed`, the epoch and the image;
-    see `Loader.set_epoch`.
+    With `train`, items are shuffled, and an incomplete last batch is dropped as in the published code, except if it is
+    the only batch; `drop_last` overrides this default. Order and augmentation depend only on `seed`, the epoch and the
+    image (see `Loader.set_epoch`).
 
-    Raises AdaptError if there are no items; iterating raises AdaptError for a file that cannot be decoded.
+    Raises AdaptError if there are no items. Iterating raises AdaptError for a file that cannot be decoded.
     """
     from adapt.data.decoding.decoded import Loader
     from adapt.data.decoding.epochs import Epochs
 
     if not items:
-        raise AdaptError("there are no images to load: the part of the data that was asked for is empty")
+        raise AdaptError("there are no images to load: choose data that has images")
     if batch_size < 1:
         raise AdaptError(f"batch_size is {batch_size}; expected at least 1")
     if drop_last is None:

@@ -27,16 +27,17 @@ ACCEPTED = "a path, the bytes of a file, a PIL image, an array (h, w, c) or a te
 
 
 def open_image(source: object, *, turned: bool = False, urls: bool = False, name: str = "in memory") -> Image.Image:
-    """Return the image of `source` as a PIL image in mode RGB.
+    """Open the image `source` and return a PIL image in mode RGB.
 
-    `source` is an item; a path, also `ARCHIVE.zip!MEMBER`, or for a region `IMAGE#xywh=X,Y,WIDTH,HEIGHT`; the bytes of
-    an image file; a PIL image; an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`, of uint8 or of
-    floats from 0 to 1; with `urls` also an http or https address, which is fetched. With `turned`, the image is turned
-    upright by its EXIF orientation before a region is cut out. Messages call the image `name` if it has no path.
+    `source` is an item, a path (such as `ARCHIVE.zip!MEMBER`, or `IMAGE#xywh=X,Y,WIDTH,HEIGHT` for a region), the bytes
+    of an image file, a PIL image, an array `(h, w)` or `(h, w, c)`, or a tensor `(h, w)` or `(c, h, w)`. Arrays and
+    tensors have uint8 values, or floats from 0 to 1. With `urls`, `source` can also be an http or https address to
+    download. With `turned`, the image is turned upright by its EXIF orientation before a region is cut out. Error
+    messages refer to an image without a path as `name`.
 
-    Raises AdaptError, naming the file, if it is missing or broken, if the image is too large or too narrow, or if a
-    region is not inside its image. Also raises AdaptError for an array of another shape or range, an address without
-    `urls`, and any other source.
+    Raises AdaptError, naming the file, if the file is missing or broken, if the image is too large or too narrow, or if
+    a region is not inside its image. Also raises AdaptError for an array with an invalid shape or value range, for an
+    address without `urls`, and for a source of any other type.
     """
     if isinstance(source, Image.Image):
         with naming(name):
@@ -50,7 +51,7 @@ def open_image(source: object, *, turned: bool = False, urls: bool = False, name
             return to_rgb(picture)
     if isinstance(source, str) and is_address(source):
         if not urls:
-            raise AdaptError(f"{brief(source)} is an address, which is fetched only where urls=True allows it")
+            raise AdaptError(f"{brief(source)} is a web address, but downloads are not allowed: give urls=True")
         return decoded(BytesIO(fetched(source)), source, turned)
     path, box = _parted(source)
     with open_file(path) as file:
@@ -64,10 +65,10 @@ def open_image(source: object, *, turned: bool = False, urls: bool = False, name
 def picture_batches(
     images: object, size: int, *, turned: bool = False, urls: bool = False
 ) -> Iterator[list[Image.Image]]:
-    """Yield lists of up to `size` images, opened as `open_image` does.
+    """Yield lists of up to `size` PIL images in mode RGB, opened by `open_image`.
 
     `images` is one source that `open_image` accepts, an iterable of such sources, or an array with images along its
-    first axis. Raises AdaptError as `open_image` does.
+    first axis. Raises the same errors as `open_image`.
     """
     yield from in_batches((open_image(image, turned=turned, urls=urls) for image in each_of(images)), size)
 
@@ -85,20 +86,20 @@ def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
 
 
 def each_of(images: object) -> Iterable[object]:
-    """Return an iterable of image sources, from `images`: one source, an iterable, or an array of several images.
+    """Return an iterable of image sources from `images`, which is one source, an iterable, or an array of images.
 
-    Raises AdaptError if it is none of these.
+    Raises AdaptError if `images` is of any other type.
     """
     single = (str, os.PathLike, Image.Image, Item, *_BYTES)
     if isinstance(images, single) or (is_array(images) and not is_sequence(images)):
         return (images,)
     if not isinstance(images, Iterable):
-        raise AdaptError(f"{brief(images)} stands where images are expected: {ACCEPTED}, or a list of these")
+        raise AdaptError(f"{brief(images)} is not an image; expected {ACCEPTED}, or a list of such images")
     return images
 
 
 def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:
-    """Raise AdaptError if `open_image` would refuse an image; this takes less time and memory than opening it.
+    """Raise AdaptError if `open_image` could not open an image; the check takes less time and memory than opening.
 
     A JPEG is decoded at an eighth of its size, which reads all of its data. An image above the size limit is refused by
     its header alone.
@@ -115,7 +116,7 @@ def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> 
 
 
 def _parted(source: object) -> tuple[str, Box | None]:
-    """Return the path of the full image and, if `source` is a region, its box, otherwise None."""
+    """Return the path of the full image and the box of the region, or None for the box if `source` is not a region."""
     path, box = parted(_path(source))
     if box is None:
         check_form(path)
@@ -124,9 +125,9 @@ def _parted(source: object) -> tuple[str, Box | None]:
 
 def _path(source: object) -> str:
     if isinstance(source, Item) and not source.path:
-        raise AdaptError(f"the text {source.text!r} stands in an image's place: give an item with an image")
+        raise AdaptError(f"the item with the text {source.text!r} has no image: give an item with an image")
     if isinstance(source, Item):
         return source.path
     if not isinstance(source, str | os.PathLike):
-        raise AdaptError(f"{brief(source)} stands where an image is expected: {ACCEPTED}")
+        raise AdaptError(f"{brief(source)} is not an image; expected {ACCEPTED}")
     return str(os.fspath(source))

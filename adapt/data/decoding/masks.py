@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 def check_masks(items: Sequence[Item], turned: bool = False) -> None:
-    """Raise AdaptError, naming the mask, if a mask does not exist, is not a picture, or not of its image's size."""
+    """Raise AdaptError, naming the mask, if a mask of `items` is missing, is not an image, or has the wrong size."""
     for item in items:
         check_mask(item, turned)
 
 
 def check_mask(item: Item, turned: bool = False) -> None:
-    """Raise AdaptError if `item` has a mask that does not exist, is not a picture, or is not of its image's size."""
+    """Raise AdaptError if `item` has a mask that is missing, is not an image, or differs in size from its image."""
     for path in item.label.files:
         if (image := _size(item.path, turned)) == (mask := _size(path, turned)):
             continue
         fits_stored = _size(item.path, False) == mask
         raise AdaptError(
-            f"the mask {path!r} is {mask[0]} x {mask[1]} pixels, and its image {item.path!r} {image[0]} x "
-            f"{image[1]}{' turned upright' if fits_stored else ''}: expected the same size. Draw it on the image as it "
-            f"is{' shown, or set data.exif=stored' if fits_stored else ''}, or take it out of the data"
+            f"the mask {path!r} is {mask[0]} x {mask[1]} pixels, but its image {item.path!r} is {image[0]} x "
+            f"{image[1]}{' turned upright' if fits_stored else ''}; expected the same size. Draw the mask on the image "
+            f"as it is{' shown, or set data.exif=stored' if fits_stored else ''}, or remove the mask from the data"
         )
 
 
@@ -44,11 +44,11 @@ def _size(path: str, turned: bool) -> tuple[int, int]:
 
 
 def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], turned: bool = False) -> Tensor:
-    """Return the mask of an image as bool `(h, w)`, true where defective, resized and cropped by `place`.
+    """Return the defect mask of an item as bool `(h, w)`, true where defective, resized and cropped by `place`.
 
-    `place` and `turned` (upright by EXIF) must be those used for the image. An image without a mask is not defective
-    anywhere. A pixel is defective if it is above half of the mask's brightest pixel, so masks of 0 and 1 work too.
-    Raises AdaptError, naming the file, if the mask cannot be decoded.
+    `place` and `turned` (upright by EXIF) must be the same as for the image. For an item without a mask, all pixels are
+    false. A pixel is defective if its value is above half of the mask's maximum, so that masks with values 0 and 1 work
+    too. Raises AdaptError, naming the file, if the mask cannot be decoded.
     """
     import torch
 

@@ -38,7 +38,7 @@ def orientation(picture: Image.Image) -> int:
 
 
 def upright(picture: Image.Image, held: int) -> Image.Image:
-    """Return a PIL image turned upright from the EXIF orientation `held`, which is removed from its EXIF data."""
+    """Return a PIL image turned upright from the EXIF orientation `held`, without an orientation in its metadata."""
     if held == _UPRIGHT:
         return picture
     turned = picture.transpose(_TURNS[held])
@@ -47,11 +47,11 @@ def upright(picture: Image.Image, held: int) -> Image.Image:
 
 
 def size_of(picture: Image.Image, turned: bool) -> tuple[int, int]:
-    """Return the width and height of an opened PIL image, without decoding it; `turned` gives the size once upright."""
+    """Return the width and height of a PIL image without decoding; with `turned`, the size after turning upright."""
     width, height = picture.size
     return (height, width) if turned and orientation(picture) in _SIDEWAYS else (width, height)
 
 
 def turns(transform: object) -> bool:
-    """Return whether `transform`, which comes from a backbone, expects images that are turned upright by EXIF."""
+    """Return whether a backbone's `transform` expects images that are turned upright by their EXIF orientation."""
     return bool(getattr(transform, "turned", False))

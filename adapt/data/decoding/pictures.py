@@ -68,7 +68,7 @@ _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
     """Return the image in `file` as a PIL image in mode RGB, turned upright by EXIF if `turned`.
 
-    Raises AdaptError, which calls the image `name`, if it is broken, too large or too narrow.
+    Raises AdaptError, with a message that calls the image `name`, if the image is broken, too large or too narrow.
     """
     with opened(file, name) as picture:
         return to_rgb(picture, turned)
@@ -76,7 +76,7 @@ def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
 
 @contextmanager
 def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
-    """Open the image in `file` without decoding it; Pillow's errors in the `with` block become an AdaptError."""
+    """Yield the undecoded PIL image in `file`; Pillow's errors in the `with` block are turned into an AdaptError."""
     with naming(repr(name)):
         picture = _opened(file)
         check_size(picture)
@@ -97,7 +97,7 @@ def _opened(file: BinaryIO) -> Image.Image:
 
 
 def lacking(file: BinaryIO) -> str:
-    """Return a message on the missing library that the image in `file` needs; "" if no library is missing."""
+    """Return a message that names the missing library for the image in `file`, or "" if no library is missing."""
     return _lacking(_container_of(file))
 
 
@@ -113,7 +113,7 @@ def _lacking(kind: str) -> str:
 
 
 def _container_of(file: BinaryIO) -> str:
-    """Return HEIF or AVIF if the first bytes of `file` say so, else ""; then rewind the file."""
+    """Return "HEIF" or "AVIF" if the first bytes of `file` have this format's signature, else "", and rewind `file`."""
     start = file.read(64)
     if not start:
         raise ValueError("the file is empty")
@@ -127,14 +127,17 @@ def _container_of(file: BinaryIO) -> str:
 
 
 def check_size(picture: Image.Image) -> None:
-    """Raise ValueError if an image's header claims too many pixels, or sides of too different lengths."""
+    """Raise ValueError if an image has too many pixels or an extreme aspect ratio according to its header."""
     shorter, longer = sorted(picture.size)
     if longer > RATIO * shorter:
-        raise ValueError(f"it is {picture.width} x {picture.height} pixels; one side may be {RATIO} times the other")
+        raise ValueError(
+            f"the image is {picture.width} x {picture.height} pixels; the longer side may be at most {RATIO} times the "
+            "shorter side"
+        )
     limit = Image.MAX_IMAGE_PIXELS
     most = None if limit is None else int(limit * _PIXELS_OF.get(picture.format or "", _PIXELS))
     if most is not None and shorter * longer > most:
-        raise ValueError(f"it has {shorter * longer:,} pixels, more than the limit of {most:,}")
+        raise ValueError(f"the image has {shorter * longer:,} pixels, more than the limit of {most:,}")
 
 
 @contextmanager
@@ -144,11 +147,11 @@ def naming(name: str) -> Iterator[None]:
         yield
     except _BROKEN as error:
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else one_line(error).rstrip(".")
-        raise AdaptError(f"image {name} cannot be decoded: {reason}. Replace it or take it out of the data") from error
+        raise AdaptError(f"image {name} cannot be decoded: {reason}. Replace or remove the image") from error
 
 
 def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
-    """Return a PIL image in mode RGB, turned upright by its EXIF orientation if `turned`."""
+    """Return a PIL image converted to mode RGB and, if `turned`, turned upright by its EXIF orientation."""
     converted = _in_rgb(picture)
     return upright(converted, orientation(picture)) if turned else converted
 
@@ -164,7 +167,7 @@ def _in_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Return an image converted to RGB by `convert`, a band of rows at a time, to save memory."""
+    """Return an image converted to RGB by calling `convert` on one band of rows at a time, to save memory."""
     rows = max(1, _BAND // picture.width)
     if picture.height <= rows:
         return convert(picture)
@@ -181,9 +184,9 @@ def _over_white(picture: Image.Image) -> Image.Image:
 
 
 def _high_byte(picture: Image.Image) -> Image.Image:
-    """Return a 16-bit grey image as 8-bit grey, in RGB.
+    """Return a 16-bit greyscale image scaled down to 8 bits, as an RGB image.
 
-    Pillow's own conversion clips at 255 in some versions, which makes the image all white.
+    Pillow's own conversion clips at 255 in some versions, which makes the image entirely white.
     """
     wide = picture.convert("I")
     _, highest = cast(tuple[int, int], wide.getextrema())

@@ -14,9 +14,9 @@ _REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DO
 
 
 def region(path: str, edges: tuple[float, float, float, float]) -> str:
-    """Return the path of a region of the image at `path`: the whole pixels that contain the rectangle `edges`.
+    """Return the path of a region of the image at `path`, which is the rectangle `edges` rounded outwards to pixels.
 
-    `edges` are left, upper, right and lower. Raises ValueError if they contain no pixel, or begin outside the image.
+    `edges` are left, upper, right and lower. Raises ValueError if the rectangle is empty or has negative coordinates.
     """
     left, upper, right, lower = floor(edges[0]), floor(edges[1]), ceil(edges[2]), ceil(edges[3])
     if min(left, upper) < 0 or edges[0] >= edges[2] or edges[1] >= edges[3]:
@@ -25,7 +25,7 @@ def region(path: str, edges: tuple[float, float, float, float]) -> str:
 
 
 def parted(path: str) -> tuple[str, Box | None]:
-    """Split the path of a region into the path of its image and its box; any other path is returned with None."""
+    """Split the path of a region into the path of the image and the box; for any other path, the box is None."""
     match = _REGION.fullmatch(path)
     if match is None:
         return path, None
@@ -34,7 +34,7 @@ def parted(path: str) -> tuple[str, Box | None]:
 
 
 def check_form(path: str) -> None:
-    """Raise AdaptError for a path that contains `#xywh=` but is not a valid region, and not an existing file."""
+    """Raise AdaptError for a path that contains `#xywh=` but is neither a valid region nor an existing file."""
     image, mark, box = path.rpartition("#xywh=")
     if mark and not os.path.exists(path):
         raise AdaptError(
@@ -44,18 +44,18 @@ def check_form(path: str) -> None:
 
 
 def check_inside(box: Box, size: tuple[int, int], path: str) -> None:
-    """Raise AdaptError if a region's box is empty, reaches out of its image, or is too narrow."""
+    """Raise AdaptError if a region's box is empty, extends beyond the image, or is too narrow."""
     left, upper, right, lower = box
     empty = left >= right or upper >= lower
     if empty or right > size[0] or lower > size[1]:
         wrong = "has no pixel in" if empty else "is not inside"
         raise AdaptError(
-            f"region {path!r} {wrong} its image, which is {size[0]} x {size[1]} pixels: x reaches from {left} to "
-            f"{right}, y from {upper} to {lower}. Correct the box or take it out of the data"
+            f"region {path!r} {wrong} its image, which is {size[0]} x {size[1]} pixels: the box has x from {left} to "
+            f"{right} and y from {upper} to {lower}. Correct the box or remove the region from the data"
         )
     shorter, longer = sorted((right - left, lower - upper))
     if longer > RATIO * shorter:
         raise AdaptError(
-            f"region {path!r} is {right - left} x {lower - upper} pixels; one side may be {RATIO} times the other. "
-            "Correct the box or take it out of the data"
+            f"region {path!r} is {right - left} x {lower - upper} pixels; the longer side may be at most {RATIO} times "
+            "the shorter side. Correct the box or remove the region from the data"
         )

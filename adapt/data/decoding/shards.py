@@ -26,7 +26,7 @@ _STALE_SECONDS = 3600
 
 
 def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
-    """Return the cached features (d,) of the `wanted` ids that the shards in `folder` contain.
+    """Return {id: cached features (d,)} for the `wanted` ids that the shards in `folder` contain.
 
     A damaged shard is deleted, so that its features are computed again. Raises AdaptError if the disk fails.
     """
@@ -50,7 +50,7 @@ def read(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
 def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
     """Write the features (d,) in `rows` to a new shard in `folder`.
 
-    Raises AdaptError if the disk does not accept it; no incomplete file is left then.
+    Raises AdaptError if the shard cannot be written; in that case no incomplete file is left.
     """
     ids = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(-1, ID_BYTES)
     features = torch.stack(list(rows.values()))
@@ -69,10 +69,10 @@ def write(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
 
 
 def trim(directory: Path, max_bytes: int) -> None:
-    """Delete the least recently used shards in `directory` until the rest takes at most `max_bytes`.
+    """Delete the least recently used shards in `directory` until the remaining shards take at most `max_bytes`.
 
-    Also deletes half-written files of a killed process. Other processes may trim at the same time. Raises AdaptError if
-    the disk fails.
+    Also deletes incomplete files that killed processes left. Other processes may trim at the same time. Raises
+    AdaptError if the disk fails.
     """
     shards = []
     with _disk(directory, "trimmed"):
@@ -100,7 +100,7 @@ def sizes(directory: Path) -> Iterator[tuple[Path, int]]:
 
 
 class _DamagedError(Exception):
-    """The error for a shard whose content does not match its name, which is a checksum."""
+    """The error for a shard whose content does not match the checksum that is its file name."""
 
 
 def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
@@ -138,5 +138,5 @@ def _disk(folder: Path, verb: str) -> Iterator[None]:
     except OSError as error:
         raise AdaptError(
             f"the feature cache {str(folder)!r} cannot be {verb}: {error.strerror or error}. "
-            "Free space, set ADAPT_CACHE to another folder, or switch the cache off"
+            "Free disk space, set ADAPT_CACHE to another folder, or switch the cache off"
         ) from error

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class Views:
-    """A transform to `(1 + count, 3, h, w)`: the image by `plain`, then `count` random augmentations by `random`.
+    """A transform of an image to `(1 + count, 3, h, w)`: the output of `plain`, then `count` outputs of `random`.
 
-    The seed of an augmentation is made of the image's pixels and the augmentation's number.
+    The random seed of each augmentation by `random` depends only on the image's pixels and the augmentation's number.
     """
 
     def __init__(self, plain: Transform, random: Transform, count: int) -> None:
@@ -26,7 +26,7 @@ class Views:
 
     @property
     def turned(self) -> bool:
-        """Whether images must be turned upright by EXIF before this transform."""
+        """Whether images must be turned upright by their EXIF orientation before this transform."""
         return turns(self.plain)
 
     def __call__(self, image: Image) -> Tensor:

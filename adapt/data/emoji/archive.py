@@ -21,7 +21,7 @@ DrawnItem = TypedDict(
 
 
 class DrawingIndex(TypedDict):
-    """The contents of index.json in the zip: drawing styles, classes, and a record of each drawing (`DrawnItem`)."""
+    """The contents of index.json in the zip: drawing styles, classes, and a `DrawnItem` for each drawing."""
 
     styles: list[str]
     classes: list[str]

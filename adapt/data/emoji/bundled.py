@@ -52,20 +52,20 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
 
 
 def is_bundled(spec: str) -> bool:
-    """Return whether `spec` names a bundled data set; a style after `@` need not exist."""
+    """Return whether `spec` names a bundled data set, without checking that a style after `@` exists."""
     return spec in (_CONCEPTS, _TEXTS, _RECORDS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
-    """Return all names of bundled data sets, including those with a style (`emoji@STYLE`)."""
+    """Return all names of bundled data sets, including names with a style (`emoji@STYLE`)."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
     return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the names of the concepts that the bundled backbone was trained on, and of the held-out ones.
+    """Return (names of the concepts that the bundled backbone was trained on, names of the held-out concepts).
 
-    Each of the two tuples is sorted.
+    Both tuples are sorted.
     """
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
     base, new = (tuple(sorted(name for name, held in held_out.items() if held is flag)) for flag in (False, True))
@@ -73,9 +73,9 @@ def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def read_bundled(spec: str) -> Split:
-    """Return the bundled data set called `spec`; an item's domain is its drawing style, its group the concept, if any.
+    """Return the bundled data set called `spec`.
 
-    Raises AdaptError for an unknown style.
+    An item's domain is the drawing style, and its group is the concept, if any. Raises AdaptError for an unknown style.
     """
     if spec == _CONCEPTS:
         return _concepts()
@@ -85,7 +85,7 @@ def read_bundled(spec: str) -> Split:
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
-        raise AdaptError(f"unknown bundled data {spec!r}; {nearest(spec, names(), LISTED_BY)}")
+        raise AdaptError(f"unknown bundled data set {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
     if name in _AT_STYLES:
         return _AT_STYLES[name](spec)
@@ -103,7 +103,7 @@ def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
 
 
 def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Return text items for the concepts in `images`: the name of each concept in every prompt template."""
+    """Return a text item for each concept in `images` and each prompt template, with the concept's name filled in."""
     named = dict.fromkeys((item.label, item.group) for item in images)
     return tuple(
         Item((), label, group=concept, text=template.replace("{}", concept))

@@ -32,7 +32,7 @@ _COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
 def read_defects(spec: str) -> Split:
     """Return the data set `spec` (`emoji-defects` or `emoji-defects@STYLE`): drawings, some with a defect and its mask.
 
-    An item's domain is its drawing style, and its group the concept.
+    An item's domain is the drawing style, and its group is the concept.
     """
     train, val, test = (tuple(_items(spec, part)) for part in ("train", "val", "test"))
     return Split(spec, CLASSES, train, val, test, root=zip_root(archive.ARCHIVE))
@@ -59,9 +59,9 @@ def _entries(spec: str, part: str) -> list[archive.DrawnItem]:
 
 @lru_cache(maxsize=8)
 def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
-    """Return the drawings of one part in `style`, or in all seen styles if it is "".
+    """Return the drawings of one part (train, val, test) in `style` or, if `style` is "", in all but the unseen style.
 
-    `drawings`, the path of the archive, is only part of the cache key.
+    `drawings`, the path of the archive, is only an argument so that the cache depends on the path.
     """
     return [
         entry
@@ -73,7 +73,7 @@ def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
 
 
 def png(spec: str, member: str) -> bytes:
-    """Return a drawing with a defect, or its mask, as PNG bytes; `member` is its name in the data set `spec`.
+    """Return the PNG bytes of a drawing with a defect, or of the defect's mask, named `member` in the data set `spec`.
 
     Raises LookupError if there is no such drawing.
     """
@@ -89,7 +89,7 @@ def png(spec: str, member: str) -> bytes:
 
 
 def planted(drawing: Image.Image, stream: Random) -> tuple[Image.Image, Image.Image]:
-    """Return a copy of `drawing` with a random defect, and the defect's mask in mode L, of the same size."""
+    """Return a copy of `drawing` with a random defect, and a mask of the defect in mode L and of the same size."""
     side = drawing.width * _FINER
     picture, mask = drawing.resize((side, side)), Image.new("L", (side, side), 0)
     (_scratch if stream.choice(KINDS) == "scratch" else _stain)(picture, mask, stream)
@@ -103,7 +103,7 @@ def _place(side: int, stream: Random) -> tuple[float, float]:
 
 
 def _scratch(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
-    """Draw a scratch on `picture` and `mask`: a line with a bend, a fifth to a third of the side long."""
+    """Draw a scratch on `picture` and `mask`: a bent line whose length is a fifth to a third of the picture's side."""
     side = picture.width
     (x, y), angle, half = _place(side, stream), stream.uniform(0, pi), side * stream.uniform(0.1, 0.16)
     bend = stream.uniform(-0.03, 0.03) * side, stream.uniform(-0.03, 0.03) * side
@@ -115,7 +115,7 @@ def _scratch(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
 
 
 def _stain(picture: Image.Image, mask: Image.Image, stream: Random) -> None:
-    """Draw a stain on `picture` and `mask`: a spot with a ragged edge, an eighth to a fifth of the side wide."""
+    """Draw a stain on `picture` and `mask`: a ragged spot whose width is an eighth to a fifth of the picture's side."""
     side = picture.width
     (x, y), radius, corners = _place(side, stream), side * stream.uniform(0.06, 0.11), 12
     turns = (2 * pi * corner / corners for corner in range(corners))

@@ -15,7 +15,7 @@ from adapt.data.split import Split
 
 
 def read_captions(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-captions...`): scenes of `emoji-questions`, each paired with a caption."""
+    """Return the data set `spec` (`emoji-captions` or a variant): scenes of `emoji-questions`, paired with captions."""
 
     def captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
@@ -26,7 +26,7 @@ def read_captions(spec: str) -> Split:
 def caption(scene: Scene, turned: bool) -> str:
     """Return a caption of `scene`, such as "three times a dog".
 
-    A scene of two things can be described from left to right or, with `turned`, from right to left.
+    A scene of two things is described from left to right or, if `turned`, from right to left.
     """
     first, *others = [with_article(concept.name) for concept in scene.concepts]
     if scene.kind == "pair":
@@ -35,14 +35,14 @@ def caption(scene: Scene, turned: bool) -> str:
 
 
 def with_article(name: str) -> str:
-    """Return `name` with its indefinite article, a or an."""
+    """Return `name` with the indefinite article, "a" or "an", in front."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def read_counts(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-counts...`): scenes of one to four copies of a drawing, with their number.
+    """Return the data set `spec` (`emoji-counts` or a variant): scenes labelled with the number of copies of a drawing.
 
-    An item's group is the concept that is drawn.
+    A scene has one to four copies. An item's group is the drawn concept.
     """
 
     def counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
@@ -54,7 +54,7 @@ def read_counts(spec: str) -> Split:
 
 
 def read_labels(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-labels...`): scenes of one to four different things, with all their names."""
+    """Return the data set `spec` (`emoji-labels` or a variant): scenes labelled with the names of all things shown."""
     names = tuple(concept.name for concept in questions.concepts().values())
 
     def labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:

@@ -39,7 +39,7 @@ _MADE = {
 
 
 def read_questions(spec: str) -> Split:
-    """Return the questions of the data set `spec`; an item's domain is the drawing style, "" if scenes mix styles."""
+    """Return the data set `spec` of questions; an item's domain is the drawing style, or "" if scenes mix styles."""
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         for question, answer in asked(scene):
@@ -51,10 +51,10 @@ def read_questions(spec: str) -> Split:
 def split_of(
     name: str, spec: str, class_names: tuple[str, ...], items: Callable[[str, int, Scene, str], Iterable[Item]]
 ) -> Split:
-    """Return a split called `name` of the scenes of the data set `spec`.
+    """Return a split called `name` with items made from the scenes of the data set `spec`.
 
-    `items` makes the items of a scene from its path, its number, the scene itself, and the style ("" if scenes mix
-    styles).
+    `items` returns the items of one scene, given the scene's path, the scene's number, the scene, and the style ("" if
+    scenes mix styles).
     """
     root, style = f"{spec}.scenes!", spec.partition("@")[2]
     parts: dict[str, list[Item]] = {part: [] for part in PARTS}
@@ -65,7 +65,7 @@ def split_of(
 
 
 def scene(spec: str, member: str) -> Scene:
-    """Return the scene `PART/NUMBER.png` of the data set `spec`. Raises KeyError if there is none."""
+    """Return the scene `member` (`PART/NUMBER.png`) of the data set `spec`. Raises KeyError for an unknown scene."""
     return scenes_of(spec)[member]
 
 
@@ -75,7 +75,7 @@ def scenes_of(spec: str) -> dict[str, Scene]:
 
 
 def asked(scene: Scene) -> Iterator[tuple[str, str]]:
-    """Yield the questions about `scene`, each with its answer."""
+    """Yield (question, answer) for each question that can be asked about `scene`."""
     first = scene.concepts[0]
     if scene.kind == "one":
         yield WHAT, first.name
@@ -94,7 +94,7 @@ def asked(scene: Scene) -> Iterator[tuple[str, str]]:
 
 @cache
 def concepts() -> dict[str, Concept]:
-    """Return the concepts that can be in scenes, by their names in the index of bundled drawings."""
+    """Return the concepts that can occur in scenes, as {name in the index of bundled drawings: concept}."""
     groups = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     return {
         row.get("concept", row["name"]): Concept(row["name"], group, row.get("colour", ""))
@@ -121,7 +121,7 @@ def drawings(spec: str, part: str) -> list[list[Drawing]]:
 
 
 def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
-    """Return the drawings for which `wanted(concept number, style)` holds, as one list for each concept."""
+    """Return the drawings for which `wanted(concept number, style)` is true, as one list for each concept."""
     drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
     number = {name: place for place, name in enumerate(concepts())}
     root = zip_root(archive.ARCHIVE)
@@ -136,7 +136,7 @@ def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
 def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
     """Return the scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}.
 
-    `archive`, the path of the drawings, is only part of the cache key.
+    `archive`, the path of the drawings, is only an argument so that the cache depends on the path.
     """
     base, _, style = spec.partition("@")
     made, of_all_styles, of_a_style = _MADE[base]

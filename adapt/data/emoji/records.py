@@ -20,7 +20,7 @@ _TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbon
 
 
 def read_records() -> Split:
-    """Return the data set: pairs of a drawing and a misread name; the domain is the style, the entity the concept."""
+    """Return the data set of drawings with misread names; an item's domain is the style, its entity is the concept."""
     part_of = _parts()
     root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in archive.index()["items"]:
@@ -35,7 +35,7 @@ def read_records() -> Split:
 
 
 def _parts() -> dict[str, str]:
-    """Return the part (train, val, test) of each concept."""
+    """Return {concept: part}, where the part of the split is train, val or test."""
     held_out = {entry["concept"]: bool(entry["held_out"]) for entry in archive.index()["items"]}
     known = sorted(concept for concept, held in held_out.items() if not held)
     Random(NAME).shuffle(known)

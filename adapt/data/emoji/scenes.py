@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Concept(NamedTuple):
-    """A thing that is drawn, such as a dog; `colour` is "" if its drawings differ in colour."""
+    """A thing that drawings show, such as a dog; `colour` is "" if the drawings of a concept differ in colour."""
 
     name: str
     group: str
@@ -37,14 +37,14 @@ class Concept(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """One drawing of a concept; `path` is an image path as `adapt.data.decoding.files` reads it."""
+    """One drawing of a concept; `path` is an image path that `adapt.data.decoding.files` can read."""
 
     concept: Concept
     path: str
 
 
 class Piece(NamedTuple):
-    """A drawing in a scene: its position, the side of its square in pixels, and whether it is mirrored."""
+    """A drawing in a scene, with its position, its side length in pixels, and whether the drawing is mirrored."""
 
     drawing: Drawing
     left: int
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A layout of drawings on a picture: one drawing, its copies, a pair (the left one first), or a mixture."""
+    """A layout of drawings on a picture: one drawing, copies of a drawing, a pair (left, right), or a mixture."""
 
     kind: Layout
     pieces: tuple[Piece, ...]
@@ -67,7 +67,7 @@ class Scene:
         return [piece.drawing.concept for piece in self.pieces]
 
     def draw(self) -> Image.Image:
-        """Draw the scene and return it as a picture in mode RGB, 64 pixels wide and high."""
+        """Return a picture of the scene, in mode RGB and 64 pixels wide and high."""
         picture = Image.new("RGB", (SIDE, SIDE), self.background)
         for piece in self.pieces:
             place = (piece.left, piece.top, piece.left + piece.side, piece.top + piece.side)
@@ -78,17 +78,17 @@ class Scene:
         return picture
 
     def png(self) -> bytes:
-        """Draw the scene and return it as the bytes of a PNG file."""
+        """Return a picture of the scene as the bytes of a PNG file."""
         file = BytesIO()
         self.draw().save(file, "PNG")
         return file.getvalue()
 
 
 def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random) -> Iterator[Scene]:
-    """Yield random scenes in the repeated order one drawing, copies of a drawing, a pair: `per_kind` scenes of each.
+    """Yield `per_kind` random scenes of each of three kinds in turn: one drawing, copies of a drawing, and a pair.
 
-    `drawings` has a list for each concept. In each kind of scene, every concept is used before any is used again. The
-    numbers of copies also take turns.
+    `drawings` has a list of drawings for each concept. Within each kind of scene, every concept is used before any
+    concept is used again. The number of copies cycles from one to four.
     """
     single, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
     for number in range(per_kind):
@@ -100,7 +100,7 @@ def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random)
 
 
 def mixtures(drawings: Sequence[Sequence[Drawing]], count: int, stream: Random) -> Iterator[Scene]:
-    """Yield `count` random scenes of one to four different concepts; `drawings` has a list for each concept."""
+    """Yield `count` random scenes of one to four different concepts, given the list of drawings of each concept."""
     turns = _turns(drawings, stream)
     for number in range(count):
         chosen: list[Sequence[Drawing]] = []
@@ -127,12 +127,12 @@ def _pair(left: Drawing, right: Drawing, stream: Random) -> Scene:
 
 
 def _cells(stream: Random, count: int) -> list[tuple[int, int, int, int]]:
-    """Return `count` different quarters of the picture, at random."""
+    """Return `count` different random quarters of the picture, as boxes (left, top, width, height)."""
     return stream.sample([(left, top, _CELL, _CELL) for top in (0, _CELL) for left in (0, _CELL)], count)
 
 
 def _placed(drawing: Drawing, box: tuple[int, int, int, int], sides: tuple[int, int], stream: Random) -> Piece:
-    """Return `drawing` at a random position in `box` (left, top, width, height), with a random side from `sides`."""
+    """Return `drawing` at a random position in `box` (left, top, width, height), with a random size from `sides`."""
     left, top, width, height = box
     side = stream.randint(*sides)
     across, down = stream.randint(0, width - side), stream.randint(0, height - side)
@@ -144,14 +144,14 @@ def _background(stream: Random) -> tuple[int, int, int]:
 
 
 def _turns(members: Sequence[T], stream: Random) -> Iterator[T]:
-    """Yield all `members` in random order, then all of them again in another order, without end."""
+    """Yield all `members` in random order, over and over without end, in a new order each time."""
     while True:
         yield from stream.sample(members, len(members))
 
 
 @lru_cache(maxsize=512)
 def _cut_out(path: str) -> tuple[Image.Image, Image.Image]:
-    """Return a drawing, and a mask in mode L of what to cut off: the white paper around it, and its outer edge."""
+    """Return a drawing, and a mask in mode L of the white paper around the drawing and of the drawing's outer edge."""
     with open_file(path) as file:
         drawing = decoded(file, path)
     framed = ImageOps.expand(drawing, 1, _WHITE)

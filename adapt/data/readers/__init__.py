@@ -29,13 +29,13 @@ names, register = _listing.names, _listing.register
 
 
 def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:
-    """Return the data set `spec`: a name, a folder or a file that one of the readers accepts.
+    """Return the data set `spec`, which is a name, a folder or a file that one of the readers accepts.
 
-    A name wins over a folder of that name; write `./emoji` for the folder. `root` is the folder from which the paths in
-    a list start, or which holds the published data sets. `names` is a file with other names for the classes, see
-    `read_names`.
+    The name of a data set takes precedence over a folder with the same name; write `./emoji` for the folder. `root` is
+    the folder to which the paths in a list are relative, or the folder that contains the published data sets. `names`
+    is a file with new names for the classes (see `read_names`).
 
-    Raises AdaptError if no reader accepts `spec`, or if its reader cannot read it.
+    Raises AdaptError if no reader accepts `spec`, if `root` is missing or not needed, or if the data cannot be read.
     """
     given, split = os.fspath(spec), None
     reader = _reader_of(given)
@@ -45,15 +45,17 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
         near = nearest(given, known, "`adapt data list`")
         raise AdaptError(f"data {given!r} is not known to any reader: {near}. Expected {takes}")
     if root is None and reader.root == "needed":
-        raise AdaptError(f"data {given!r} needs a root: {reader.root_is}. An image folder of that name is './{given}'")
+        raise AdaptError(
+            f"data {given!r} needs a root: {reader.root_is}. If {given!r} is an image folder, write './{given}'"
+        )
     if root is not None and reader.root == "none":
-        raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave {os.fspath(root)!r} out")
+        raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave out {os.fspath(root)!r}")
     split = reader.read(given, None if root is None else os.fspath(root))
     return split if names is None else split.renamed(read_names(names))
 
 
 def folder_of(spec: _Path) -> str | None:
-    """Return the folder of the data set `spec`, all of whose images should be in it; None for a name or a list."""
+    """Return the folder whose images should all be in the data set `spec`, or None if `spec` is a name or a list."""
     reader = _reader_of(os.fspath(spec))
     return None if reader is None else reader.folder(os.fspath(spec))
 
@@ -63,12 +65,12 @@ def _readers() -> Iterator[Reader]:
 
 
 def _reader_of(spec: str) -> Reader | None:
-    """Return the reader that accepts `spec`; None if there is none. Raises AdaptError if two readers claim it."""
+    """Return the reader that accepts `spec`, or None. Raises AdaptError if more than one reader accepts `spec`."""
     claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
     claims = [each for each in claims if each.fallback == claims[0].fallback]
     if len(claims) > 1:
         raise AdaptError(
-            f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}: uninstall the "
-            "package of one"
+            f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}; expected one: "
+            "uninstall the packages of the other readers"
         )
     return claims[0] if claims else None

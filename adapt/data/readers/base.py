@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Reader:
-    """The base class of readers of data. A reader in another package needs an entry point in `adapt.readers`."""
+    """The base class of data set readers. A reader in another package needs an entry point in `adapt.readers`."""
 
     name: ClassVar[str]
     takes: ClassVar[str]
@@ -24,17 +24,17 @@ class Reader:
     """Whether it takes only what no other reader takes."""
 
     def claims(self, spec: str) -> bool:
-        """Return whether this reader accepts the data that `spec` names, looking at no more than necessary."""
+        """Return whether this reader accepts the data set `spec`, after opening as few files as possible."""
         return bool(self.prefix) and spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
-        """Return the data set, without opening images. Raises AdaptError, naming it, if its form is not as expected."""
+        """Return the data set `spec` without opening images. Raises AdaptError, naming the data set, on failure."""
         raise NotImplementedError
 
     def specs(self) -> Sequence[str]:
-        """Return the names of data sets that this reader accepts; empty if it does not go by names."""
+        """Return the names of data sets that this reader accepts; empty if the reader does not recognise names."""
         return ()
 
     def folder(self, spec: str) -> str | None:
-        """Return the folder of `spec`, all of whose images should be in the data; None for a name or a list."""
+        """Return the folder whose images should all be in the data set `spec`, or None for a name or a list."""
         return None

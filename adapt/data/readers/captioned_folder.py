@@ -15,17 +15,17 @@ from adapt.errors import AdaptError
 
 
 def is_captioned(root: str | os.PathLike[str]) -> bool:
-    """Return whether `root`, or its folder of a part (train, val, test), has an image with a .txt file beside it."""
+    """Return whether `root`, or `train`, `val` or `test` in `root`, has an image with a .txt file of the same name."""
     root = os.path.abspath(root)
     homes = (root, *(os.path.join(root, part) for part in parts.ALIASES))
     return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))
 
 
 def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return pairs of the images at any depth in `root` with the lines of the text files beside them.
+    """Return the images at any depth in `root`, paired with the lines of the .txt files of the same names.
 
-    The folders `train/`, and perhaps `val/` and `test/`, are the parts of the split. Without them, images are divided
-    by `ratios` and `seed`. Raises AdaptError, naming the image, if one has no text, or an empty one.
+    The folder `train/` and, optionally, `val/` and `test/` define the split. Without these folders, images are divided
+    by `ratios` and `seed`. Raises AdaptError, naming the image, if an image has no text file or an empty text file.
     """
     root = os.path.abspath(root)
     rows: list[Listed] = []
@@ -34,14 +34,17 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
         lines = read_lines(text) if text.is_file() else []
         if not lines:
             raise AdaptError(
-                f"image folder {root!r} has texts beside its images, and {path!r} has none: write one to {text.name}, "
-                "or take the image out"
+                f"image folder {root!r} has texts for images, but {path!r} has no text: write one to {text.name}, or "
+                "remove the image"
             )
         part = parts.ALIASES.get(os.path.relpath(path, root).split(os.sep)[0], "")
         rows += [listed(path, {"text": line}, part) for line in lines]
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(f"image folder {root!r} is divided into parts, and {loose!r} is in none of them: move it")
+        raise AdaptError(
+            f"image folder {root!r} has folders for train, val or test, but {loose!r} is in none of these folders: "
+            "move the image into one of them"
+        )
     return to_split(os.path.basename(root), root, rows, None, ratios, seed)
 
 

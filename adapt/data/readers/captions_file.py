@@ -29,9 +29,9 @@ _SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # the beginning of 
 
 
 def is_captions_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a JSON file holds captions, and not one of CoOp's split files.
+    """Return whether a JSON file contains captions, in contrast to a split file of CoOp (`split_zhou_*.json`).
 
-    Captions are JSON lines, a list, or an object with images.
+    A file of captions has JSON Lines, a list, or an object with the key `images`.
     """
     if os.fspath(path).endswith(".jsonl"):
         return True
@@ -50,13 +50,13 @@ def read_captions_file(
 ) -> Split:
     """Return the pairs of images and captions in a `.json`, a `.json.gz` or a `.jsonl` file.
 
-    The file has one of three forms. The first is a list, or lines, of objects with `image` (or `path`, `file_name`),
-    `caption` (or `captions`, `text`), which is a text or a list of texts, and perhaps `split`. The others are COCO's
-    `{"images": ..., "annotations": ...}`, and Karpathy's `{"images": [...]}` with `sentences`. Paths start from `root`,
-    by default the file's folder, and must stay under it. Without a `split` the images are divided by `ratios` (train,
-    val, test) and `seed`.
+    The file has one of three formats. The first is a list, or JSON Lines, of objects with the keys `image` (or `path`,
+    `file_name`), `caption` (or `captions`, `text`), and optionally `split`; a caption is a text or a list of texts. The
+    second is COCO's `{"images": ..., "annotations": ...}`, and the third is Karpathy's `{"images": [...]}` with
+    `sentences`. Image paths are relative to `root`, by default the file's folder, and must stay under `root`. Without
+    `split`, images are divided by `ratios` (train, val, test) and `seed`.
 
-    Raises AdaptError, naming the entry, for any other form, an empty caption, an image without a caption, and if only
+    Raises AdaptError, naming the entry, for any other format, an empty caption, an image without a caption, and if only
     some entries have a split.
     """
     source = os.fspath(path)
@@ -71,27 +71,29 @@ def read_captions_file(
         for text in texts
     ]
     if not rows:
-        raise AdaptError(f"{where} list no images")
+        raise AdaptError(f"{where} list no images; expected at least one")
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
-        raise AdaptError(f"{where}: {loose!r} has no split, and others have one. Give it to every image, or to none")
+        raise AdaptError(
+            f"{where}: {loose!r} has no split, but other images have a split. Give every image a split, or none at all"
+        )
     check_listed_once(rows, where)
     rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)
     return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
 
 
 def _lines(text: str) -> Iterator[object]:
-    """Yield the content of each line of a .jsonl. Raises ValueError, with the line's number, for a damaged line."""
+    """Yield the parsed JSON of each line of a .jsonl text. Raises ValueError, naming the line, for invalid JSON."""
     for number, line in enumerate(text.splitlines(), 1):
         try:
             if line.strip():
                 yield json.loads(line)
         except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
+            raise ValueError(f"line {number} is not valid JSON: {error}") from None
 
 
 def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
-    """Yield for each listed image its name in messages, its path, its texts, and its part (train, val, test or "")."""
+    """Yield (name in messages, path, captions, part) for each listed image; the part is train, val, test or ""."""
     match content:
         case {"images": list(images), "annotations": list(annotations)}:
             listed = _of_coco(images, annotations, where)
@@ -100,7 +102,7 @@ def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str],
         case list():
             listed = content
         case _:
-            raise AdaptError(f"{where}: {brief(content)}; expected a list, or an object with the list images")
+            raise AdaptError(f"{where}: found {brief(content)}; expected a list, or an object with a list 'images'")
     for number, entry in enumerate(listed, 1):
         place = f"{where}: entry {number}"
         fields = entry if isinstance(entry, dict) else {}
@@ -119,7 +121,7 @@ def _are_texts(texts: object) -> TypeGuard[list[str]]:
 
 
 def _of_karpathy(entry: object) -> object:
-    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) as {image, caption, split}; others unchanged."""
+    """Return an entry of Karpathy's splits (COCO, Flickr8k, Flickr30k) as {image, caption, split}, others unchanged."""
     match entry:
         case {"filename": str(name), "sentences": list(sentences), **others}:
             texts = [each.get("raw") if isinstance(each, dict) else each for each in sentences]
@@ -130,9 +132,9 @@ def _of_karpathy(entry: object) -> object:
 
 
 def _of_coco(images: list[dict[str, object]], annotations: list[object], where: str) -> list[object]:
-    """Return COCO's images as {image, caption}, each with the list of its captions.
+    """Return COCO's images as a list of {image, caption}, where `caption` is a list of all captions of the image.
 
-    Raises AdaptError for a caption whose image id is unknown.
+    Raises AdaptError for a malformed image or annotation, and for a caption with an unknown image id.
     """
     texts: dict[object, list[object]] = {}
     for number, image in enumerate(images, 1):
@@ -147,7 +149,7 @@ def _of_coco(images: list[dict[str, object]], annotations: list[object], where: 
                 texts[known].append(caption)
             case _:
                 raise AdaptError(
-                    f"{where}: annotation {number} is {brief(each)}; expected the image_id of an image and a caption"
+                    f"{where}: annotation {number} is {brief(each)}; expected a caption and a known image's image_id"
                 )
     return [{"image": image["file_name"], "caption": texts[image["id"]]} for image in images]
 

@@ -41,22 +41,23 @@ def read_csv(
 ) -> Split:
     """Return the split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
 
-    `label` is the class name, or with a column `question` the answer. Paths start from `root`, by default the CSV's
-    folder, and must stay under it. Without a `split` column the images are divided by `ratios` (train, val, test) and
-    `seed`. `group` names images that are more alike than others of their class, such as photographs of one object.
+    `label` is the class name, or the answer if there is a column `question`. Paths are relative to `root`, by default
+    the CSV's folder, and must stay under `root`. Without a column `split`, images are divided by `ratios` (train, val,
+    test) and `seed`. `group` names images that are more alike than other images of their class, such as photographs of
+    one object.
 
-    A line with a `text` and no path is a text to learn from. Without a column `label`, each other line is a pair of an
-    image and a text; an image may have several texts. A column `rephrased` has the text in other words, or is empty.
-    Pairs of one `entity` belong together, and stay in one part of the split if the CSV does not divide them. A `target`
-    is a number, such as a quality score, and its `label` a word for it. Without a `label`, the word is one of bad,
-    poor, fair, good and perfect, by fifths of the range between the extremes. A column `labels` in place of `label` has
-    the names of all classes in the image, separated by `|`, or nothing. A `mask` is the path of a picture that is
-    bright where the image is defective.
+    A line with a `text` but no path is a text to train on. Without a column for labels, each line with a path is a pair
+    of an image and a text; an image may have several texts. A column `rephrased` has a paraphrase of the text, or is
+    empty. Pairs with the same `entity` stay in one part (train, val, test) if the CSV has no column `split`. A `target`
+    is a number, such as a quality score, and `label` is a word for the number. Without a `label`, the word is one of
+    bad, poor, fair, good and perfect, by fifths of the range from the lowest to the highest target. A column `labels`,
+    used instead of `label`, has the names of all classes in the image, separated by `|`, or is empty. A `mask` is the
+    path of a picture that is bright where the image is defective.
 
-    Columns `x0,y0,x1,y1` are the edges of a region in pixels: left, upper, right and lower. Each region is an image by
-    itself, a line without edges is the full image, and regions of one image stay together. `overlap` beside a `label`
-    is how much a region and its object's box overlap: intersection over union, 0 to 1. A file that is listed again
-    through symbolic links counts once. A `'` that `adapt.cells` put before a formula is dropped from a cell.
+    Columns `x0,y0,x1,y1` are the left, upper, right and lower edges of a region in pixels. Each region counts as an
+    image, a line without edges is the full image, and regions of one image stay together. The column `overlap` is the
+    intersection over union, from 0 to 1, of a region and its object's box. A file that is listed again through symbolic
+    links counts once. A `'` that `adapt.cells` put before a formula is removed from a cell.
 
     Raises AdaptError, naming the line, if a column or a value is not as expected.
     """
@@ -73,8 +74,8 @@ def read_csv(
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
     """Return all pairs of an image and a text in a CSV file with the columns `path,text[,entity]`, in the file's order.
 
-    Each pair comes with its image's path relative to `root`, the folder from which paths start (by default the CSV's).
-    Raises AdaptError, naming the line, as `read_csv` does, and for a line that is not a pair.
+    Each pair is returned with the image's path relative to `root`, which is by default the CSV's folder. Raises the
+    errors of `read_csv`, and AdaptError for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
     items = [row.item for row in _listed(os.fspath(path), folder)]
@@ -82,26 +83,27 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
         if item.task.classes_are or not (item.paths and item.text):
             raise AdaptError(
                 f"CSV {os.fspath(path)!r}: {item.name!r} is not an image with a text. Expected the columns "
-                "path,text, perhaps with entity, and no label"
+                "path,text or path,text,entity, without a column label"
             )
     return [(replace(item, turned=True), os.path.relpath(item.path, folder)) for item in items]
 
 
 def _listed(source: str, folder: str) -> list[Listed]:
-    """Return the lines of a CSV as items, each with its part of the split."""
+    """Return the lines of a CSV file as items, each with its part of the split (train, val, test or "")."""
     where = f"CSV {source!r}"
     with readable(where):
         rows = list(_rows(csv_reader(source), folder, where))
     if not rows:
-        raise AdaptError(f"{where} lists no images")
+        raise AdaptError(f"{where} lists no images; expected at least one line below the header")
     return rows
 
 
 def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    """Return the images, or regions of images, in the column `path` of a CSV file, ignoring other columns.
+    """Return the paths of the images, or regions of images, that a CSV file lists in the column `path`.
 
-    Each path comes with its name in the file. Paths start from the file's folder. Raises AdaptError, naming the line,
-    for a path that leads out of this folder, and for an impossible box.
+    Each path is returned with the path as written in the file. Paths are relative to the file's folder. Columns
+    `x0,y0,x1,y1` give regions, and other columns are ignored. Raises AdaptError, naming the line, for a path that leads
+    out of the folder, and for an invalid box.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
@@ -112,9 +114,9 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     _check_box(columns, where)
     if "path" not in columns or not rows:
         of_paths = [column for column in columns if _OTHER_WORDS.get(column.strip().casefold()) == "path"]
-        hint = f" Rename {of_paths[0]!r} to it." if of_paths else ""
+        hint = f" Rename {of_paths[0]!r} to 'path'." if of_paths else ""
         raise AdaptError(
-            f"{where}: expected a column 'path', perhaps with {', '.join(_BOX)}, and a line for each image.{hint}"
+            f"{where}: expected a column 'path', optionally columns {', '.join(_BOX)}, and a line for each image.{hint}"
         )
     return [(_path(cells, folder, line), _path(cells, "", line)) for line, cells in rows]
 
@@ -125,7 +127,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
         raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
-        raise AdaptError(f"{where}: a mask is for a full image, and {', '.join(_BOX)} for regions. Leave one out")
+        raise AdaptError(f"{where}: a column mask cannot go with {', '.join(_BOX)}. Leave out the mask or the regions")
     try:
         task = tasks.reading(frozenset(columns))
     except AdaptError as error:
@@ -135,13 +137,17 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
 
 
 def _hint(column: str) -> str:
-    """Return a hint for an unknown column, which names the column that was probably meant."""
+    """Return a hint for an unknown column, such as the name of the column that was probably meant."""
     meant = _OTHER_WORDS.get(column.strip().casefold())
-    return f"did you mean {meant!r}? Rename it" if meant else nearest(column, tasks.known_columns(), "docs/own_data.md")
+    return (
+        f"did you mean {meant!r}? Rename the column"
+        if meant
+        else nearest(column, tasks.known_columns(), "docs/own_data.md")
+    )
 
 
 def _row(record: dict[str | None, str | None], task: Task, folder: str, where: str) -> Listed:
-    """Return the item of a line, with its part of the split."""
+    """Return the item of one line of a CSV file, with its part of the split (train, val, test or "")."""
     cells = _cells(record, where)
     part = ""
     if "split" in cells:
@@ -152,24 +158,24 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
     label = task.read(cells | files, where)
     if not paths and any(cells.get(edge) for edge in _BOX):
-        raise AdaptError(f"{where}: there is a box but no path. Give the path of the image that the box lies in")
+        raise AdaptError(f"{where}: there is a box but no path. Give the path of the image that contains the box")
     if "text" in cells and task.classes_are and bool(text) is bool(paths):
-        raise AdaptError(f"{where}: expected either a path or a text, and not both. Empty or fill one of the two cells")
+        raise AdaptError(f"{where}: expected either a path or a text, not both. Fill exactly one of the two cells")
     if not (paths or text):
-        raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty")
+        raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty. Fill the cell")
     image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
-        raise AdaptError(f"{where}: {paths[0]!r} is a region, and a mask is for a full image. Leave one of them out")
+        raise AdaptError(f"{where}: {paths[0]!r} is a region, but a mask is for a full image. Leave out the mask")
     group = cells.get("group", "") or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
 
 
 def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:
-    """Return the image paths of a line, none if all are empty. Raises AdaptError if only some are empty."""
+    """Return the image paths of a line, or () if all path cells are empty. Raises AdaptError if only some are empty."""
     given = [column for column in task.images if cells.get(column)]
     if given and len(given) < len(task.images):
         missing = next(column for column in task.images if column not in given)
-        raise AdaptError(f"{where}: the {missing} is empty")
+        raise AdaptError(f"{where}: the {missing} is empty. Fill the cell")
     if len(given) == 1:
         return (_path(cells, folder, where),)
     return tuple(under(folder, cells[column], where) for column in given)
@@ -177,18 +183,18 @@ def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[
 
 def _check_box(columns: Sequence[str], where: str) -> None:
     if missing := set(_BOX) - set(columns) if set(_BOX) & set(columns) else ():
-        raise AdaptError(f"{where}: no column {min(missing)!r}. A region needs all of {', '.join(_BOX)}")
+        raise AdaptError(f"{where}: no column {min(missing)!r}. Regions need all the columns {', '.join(_BOX)}")
 
 
 def _cells(record: dict[str | None, str | None], where: str) -> dict[str, str]:
-    """Return the cells of a line, by column. Raises AdaptError if the line has too many or too few cells."""
+    """Return the cells of a line, as {column: text}. Raises AdaptError if the line has too many or too few cells."""
     if None in record or None in record.values():
-        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that hold a comma")
+        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that contain a comma")
     return {column or "": unguarded((value or "").strip()) for column, value in record.items()}
 
 
 def _path(cells: dict[str, str], folder: str, where: str) -> str:
-    """Return the path of a line's image, or of the region if the line has a box."""
+    """Return the path of the image in a line, or the path of a region of the image if the line has a box."""
     path = under(folder, cells["path"], where)
     if not any(cells.get(edge) for edge in _BOX):
         return path

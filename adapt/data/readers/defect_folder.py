@@ -13,16 +13,19 @@ NORMAL, ABNORMAL, _GOOD, _MASKS = "normal", "abnormal", "good", "ground_truth"
 
 
 def read_defect_folder(root: str | os.PathLike[str]) -> Split:
-    """Return the data of one object: `train/good`, `test/good`, `test/KIND` of each defect, `ground_truth/KIND`.
+    """Return the data set in the folder of one object, in the layout of the anomaly detection benchmark MVTec AD.
 
-    Images in `good` have the class normal. All others have the class abnormal, with the kind of defect as the domain. A
-    mask has the name of its image, perhaps followed by `_mask`.
-
-    Raises AdaptError if there are no such folders, and for a defect without a mask.
+    Normal images are in `train/good` and `test/good`. For each kind of defect, images are in `test/KIND` and masks in
+    `ground_truth/KIND`. The classes are normal and abnormal, and the domain of an abnormal image is the kind of defect.
+    A mask has the name of the image, optionally followed by `_mask`. Raises AdaptError if these folders are missing,
+    and if an image of a defect has no mask.
     """
     root = os.path.abspath(root)
     if "test" not in subfolders(root):
-        raise AdaptError(f"folder {root!r} has no folder test. Expected test/good, test/KIND, and ground_truth/KIND")
+        raise AdaptError(
+            f"folder {root!r} has no folder test. Expected test/good, and test/KIND and ground_truth/KIND for each "
+            "kind of defect"
+        )
     rows = []
     for part in ("train", "test"):
         for kind in subfolders(os.path.join(root, part)) if part in subfolders(root) else ():
@@ -32,21 +35,21 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
                 mask = "" if name == NORMAL else _mask(path, masks)
                 rows.append(listed(path, {"label": name, "mask": mask}, part, kind))
     if not any(row.item.label.files for row in rows):
-        raise AdaptError(f"folder {root!r} has no image of a defect in test/KIND")
+        raise AdaptError(f"folder {root!r} has no image of a defect; expected at least one as test/KIND/IMAGE")
     return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
 
 
 def _masks(root: str, kind: str) -> dict[str, str]:
-    """Return the masks of one kind of defect, by the names of their images without suffixes."""
+    """Return {image name without suffix: path of the mask} for the masks of one kind of defect."""
     folder = os.path.join(root, _MASKS, kind)
     if not os.path.isdir(folder):
-        raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, and no masks of them in {_MASKS}/{kind}")
+        raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, but no folder {_MASKS}/{kind}: add masks")
     return {_stem(path).removesuffix("_mask"): path for path in images_in(folder)}
 
 
 def _mask(path: str, masks: dict[str, str]) -> str:
     if _stem(path) not in masks:
-        raise AdaptError(f"{path!r} is an image of a defect, and has no mask of its name in {_MASKS}")
+        raise AdaptError(f"{path!r} is an image of a defect, but {_MASKS} has no mask of the same name: add a mask")
     return masks[_stem(path)]
 
 

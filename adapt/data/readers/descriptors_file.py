@@ -15,11 +15,11 @@ BUNDLED = {"emoji": Path(__file__).parent.parent / "emoji" / "descriptors.json"}
 
 
 def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Return the descriptors of each class, from a file or from a bundled set by its name.
+    """Return {class: descriptors} from a file, or the bundled descriptors if `path` is the name of a bundled data set.
 
-    A `.csv` has the first line `class,descriptor` and a line for each descriptor, a `.json` an object `{class:
-    [descriptor, ...]}`. Raises AdaptError, naming the entry, for a file of another form, an empty descriptor, and a
-    class that occurs twice in a JSON.
+    A `.csv` file has the header `class,descriptor` and a line for each descriptor. A `.json` file has an object
+    `{class: [descriptor, ...]}`. Raises AdaptError, naming the entry, for any other format, an empty descriptor, and a
+    class that occurs twice in a `.json` file.
     """
     source = os.fspath(BUNDLED.get(os.fspath(path), path))
     where = f"descriptors {os.fspath(path)!r}"
@@ -37,7 +37,7 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
 
 
 def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield the class and descriptors of each entry. Raises AdaptError for an entry of another form."""
+    """Yield (class, descriptors) of each entry. Raises AdaptError for an entry in any other format."""
     for number, entry in enumerate(entries, 1):
         match entry:
             case [str(name), str(phrase)] if csv and name.strip() and phrase.strip():

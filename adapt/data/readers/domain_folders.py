@@ -18,11 +18,11 @@ RATIOS = (
 
 
 def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
-    """Return the data set in a folder of domains, each a folder of class folders; hidden ones are ignored.
+    """Return the data set in a folder with the layout `DOMAIN/CLASS/IMAGE`; hidden files and folders are ignored.
 
     A fifth of the images of each class and domain, drawn by `seed`, is for validation. There are no test images, since
-    a domain that is left out is tested with all of its images. Raises AdaptError if there are no such folders, or if
-    links list an image for two domains or classes.
+    a domain that is left out of training is tested on all images of the domain. Raises AdaptError if there are no such
+    images, or if symbolic links list an image for two classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
@@ -35,7 +35,7 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     ]
     if not rows:
         raise AdaptError(
-            f"folder {root!r} has no images in folders of domains and classes: expected DOMAIN/CLASS/IMAGE"
+            f"folder {root!r} has no images in folders of domains and classes. Expected DOMAIN/CLASS/IMAGE"
         )
     rows = one_each(rows, root, real_paths(row.item.path for row in rows), f"folder {root!r}")
     drawn = parts.assign([f"{row.item.domain}/{row.item.answer}" for row in rows], RATIOS, seed)

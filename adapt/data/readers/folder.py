@@ -17,15 +17,15 @@ IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 
 
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return the data in a folder of class folders, or of `train/`, `val/`, `test/` with class folders.
+    """Return the data set in a folder of class folders, or in `train/`, `val/` and `test/` with class folders.
 
-    `val/` may also be called `valid/` or `validation/`. Images count at any depth below their class folder; other files
-    and hidden ones are passed over (see `adapt.data.readers.passed_over`). Symbolic links are followed. An image counts
-    once, by its own path if that is in the folder, not by a link. `ratios` (train, val, test) and `seed` divide a
-    folder without parts, and have no effect on one with parts.
+    `val/` may also be called `valid/` or `validation/`. Images may be at any depth below the class folder; other files
+    and hidden files are ignored (see `adapt.data.readers.passed_over`). Symbolic links are followed, and an image
+    counts once, preferably by a path without links. `ratios` (train, val, test) and `seed` divide a folder without
+    `train/`, `val/` and `test/`, and have no effect otherwise.
 
-    Raises AdaptError if the folder is missing, if a part or a class is empty, or if links put one image from elsewhere
-    into two parts or classes.
+    Raises AdaptError if the folder is missing, if a class or one of `train/`, `val/` and `test/` is empty, or if links
+    put an image from outside the folder into two of `train/`, `val/` and `test/`, or into two classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
@@ -41,17 +41,20 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
 
 
 def _part_folders(root: str) -> list[tuple[str, str]]:
-    """Return (folder of class folders, part of the split); if there are no parts, the root itself with part ""."""
+    """Return (folder of class folders, part) for each part of the split (train, val, test), or [(`root`, "")]."""
     # A class may be called "train": it then holds images, where a part holds the folders of the classes.
     names = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
     part_of = {name: parts.ALIASES[name] for name in names}
     if len(set(part_of.values())) < len(names):
-        raise AdaptError(f"image folder {root!r} has two folders for one part: {', '.join(names)}. Keep one of each")
+        raise AdaptError(
+            f"image folder {root!r} has two folders for the same part (train, val or test): {', '.join(names)}. Keep "
+            "one folder for each part"
+        )
     return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
 
 
 def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
-    """Return the images of all class folders in `folder`, sorted; adds the real path of each image to `real`."""
+    """Return the images of all class folders in `folder`, sorted, and add the real path of each image to `real`."""
     rows: list[Listed] = []
     for name in subfolders(folder):
         images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
@@ -60,28 +63,28 @@ def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
     if not rows:
         raise AdaptError(
             f"image folder {folder!r} has no images in folders of their classes. "
-            f"Expected CLASS/IMAGE, an image being one of: {' '.join(IMAGE_SUFFIXES)}"
+            f"Expected CLASS/IMAGE, with images of the formats {' '.join(IMAGE_SUFFIXES)}"
         )
     return rows
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the names of the folders in `folder`, sorted, without hidden ones."""
+    """Return the names of the folders in `folder`, sorted, without hidden folders."""
     return [entry.name for entry in _visible(folder) if _is_folder(entry)]
 
 
 def images_in(folder: str) -> list[str]:
-    """Return the paths of the images at any depth in `folder`, sorted, without hidden ones.
+    """Return the paths of the images at any depth in `folder`, sorted, without hidden files and folders.
 
-    Symbolic links are followed. An image is listed once, by a path without links if it has one.
+    Symbolic links are followed. An image is listed once, by a path without links if there is such a path.
     """
     return sorted(real_files(folder, IMAGE_SUFFIXES))
 
 
 def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]:
-    """Return {path: real path} of the files at any depth in `folder`, with one of `suffixes`.
+    """Return {path: real path} of the files at any depth in `folder` whose names end in one of `suffixes`.
 
-    The real path has no symbolic links. A file is listed once, by a path without links if it has one.
+    The real path has no symbolic links. A file is listed once, by a path without links if there is such a path.
     """
     path_of: dict[str, str] = {}  # path by real path
     here, behind, linked = [folder], list[str](), list[str]()

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return a Hugging Face data set: a folder written by `save_to_disk`, or a name on the hub.
+    """Return a Hugging Face data set, given a folder written by `save_to_disk` or the name of a data set on the hub.
 
-    The library fetches a data set from the hub. It must have one column of images and one of class labels; a text
-    column `domain` is read if there is one. Classes keep their numbers. `ratios` (train, val, test) and `seed` divide a
-    data set without parts, or with `train` only.
+    The library `datasets` downloads data sets from the hub. A data set must have one column of images and one column of
+    class labels, and can have a text column `domain`. Class numbers are kept. `ratios` (train, val, test) and `seed`
+    divide a data set that is not divided, or has only one part.
 
-    Raises AdaptError if the library is missing or finds no such data set, or for other columns.
+    Raises AdaptError if the library is missing or finds no such data set, or if the data set has other columns.
     """
     source = os.fspath(source)
     datasets = _parts(source)
@@ -42,7 +42,7 @@ def read_hugging_face(source: str | os.PathLike[str], ratios: Sequence[float] = 
 
 
 def _parts(source: str) -> dict[str, Dataset]:
-    """Return the data set's parts by adapt's names for them: train, val, test."""
+    """Return the data set `source` as {part: data set}, where the parts have adapt's names (train, val, test)."""
     try:
         import datasets
     except ImportError:
@@ -50,51 +50,54 @@ def _parts(source: str) -> dict[str, Dataset]:
     try:
         loaded = datasets.load_from_disk(source) if os.path.isdir(source) else datasets.load_dataset(source)
     except (OSError, ValueError) as error:
-        raise AdaptError(f"datasets cannot load {source!r}: {one_line(error)}") from error
+        raise AdaptError(f"the library datasets cannot load {source!r}: {one_line(error)}") from error
     named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     unknown = named.keys() - parts.ALIASES.keys()
     if unknown:
-        raise AdaptError(f"data {source!r} has a part {min(unknown)!r}; expected {', '.join(parts.ALIASES)}")
+        raise AdaptError(f"data {source!r} has a split {min(unknown)!r}; expected only {', '.join(parts.ALIASES)}")
     return {parts.ALIASES[name]: dataset for name, dataset in named.items()}
 
 
 def _only(features: Features, kind: str, source: str) -> str:
-    """Return the name of the only column of type `kind`. Raises AdaptError if there are none or several."""
+    """Return the name of the only column of type `kind`. Raises AdaptError if no column or several have this type."""
     columns = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(columns) != 1:
         raise AdaptError(
-            f"data {source!r} has {len(columns)} columns of kind {kind} among {', '.join(features)}; expected one. "
-            "Cast or remove columns with datasets and save the result by save_to_disk"
+            f"data {source!r} has {len(columns)} columns of type {kind} among {', '.join(features)}; expected one. "
+            "Cast or remove columns with the library datasets and save the result with save_to_disk"
         )
     return columns[0]
 
 
 def _rows(dataset: Dataset, image: str, label: str, where: str) -> Iterator[tuple[str, int, str]]:
-    """Yield the image path, label and domain of each row.
+    """Yield (image path, label, domain) of each row of a data set.
 
-    An image that is stored inside an Arrow file has the path of its cell, `TABLE.arrow!COLUMN/ROW`.
+    The path of an image that is stored inside an Arrow file is `TABLE.arrow!COLUMN/ROW`.
     """
     from pyarrow import compute
 
     if dataset._indices is not None:  # rows chosen or shuffled after they were written
         raise AdaptError(
-            f"{where}: its rows were selected or reordered after its files were written. Save it by save_to_disk and "
-            "load the result"
+            f"{where}: rows were selected or reordered after the files of the data set were written. Save the data set "
+            "with save_to_disk and load the result"
         )
     content = dataset.data.column(image)
     outside = compute.struct_field(content, "path").filter(compute.struct_field(content, "bytes").is_null())
     paths = outside.to_pylist() if len(outside) else [f"{cell[0]}!{image}/{cell[1]}" for cell in _cells(dataset)]
     if len(paths) != len(dataset):
-        raise AdaptError(f"{where}: some images are files and some are in its tables. Save it by save_to_disk first")
+        raise AdaptError(
+            f"{where}: some images are separate files, but other images are in tables. Save the data set with "
+            "save_to_disk, and load the result"
+        )
     domains = dataset["domain"] if "domain" in dataset.column_names else [""] * len(dataset)
     for row, (path, number, domain) in enumerate(zip(paths, dataset[label], domains, strict=True)):
         if number is None or number < 0:
-            raise AdaptError(f"{where}: row {row} has no label. Remove the rows or the part without labels")
+            raise AdaptError(f"{where}: row {row} has no label. Remove all rows without labels")
         yield path, number, domain
 
 
 def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
-    """Yield for each row of the data set the path of its Arrow file, and the row's number in that file."""
+    """Yield (path of the Arrow file, row number in this file) for each row of the data set."""
     import pyarrow
 
     for entry in dataset.cache_files:

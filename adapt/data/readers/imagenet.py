@@ -24,23 +24,26 @@ from adapt.shown import first_of
 
 
 def by_synsets(data: Published, home: Path) -> Split:
-    """Return the data in class folders named by WordNet ids: all 1,000 (ImageNet, -Sketch) or 200 of them (-A, -R)."""
+    """Return ImageNet, -Sketch (1,000 classes), -A or -R (200 classes), from class folders named by WordNet ids."""
     names = _class_names(home / data.lists[0])
     synsets = subfolders(home / data.images[0])
     for synset in synsets:
         if synset not in names:
-            raise AdaptError(f"data {data.name!r}: {synset} in {data.images[0]}/ is no class of {data.lists[0]}")
+            raise AdaptError(
+                f"data {data.name!r}: the folder {synset} in {data.images[0]}/ is not a class in {data.lists[0]}. "
+                "Remove the folder"
+            )
     return _split(data, home, synsets, [names[synset] for synset in synsets])
 
 
 def by_numbers(data: Published, home: Path) -> Split:
-    """Return the data in class folders named by class number, from 0 (ImageNetV2)."""
+    """Return ImageNetV2, read from class folders that are named by class numbers, starting from 0."""
     names = list(_class_names(home / data.lists[0]).values())
     return _split(data, home, [str(label) for label in range(len(names))], names)
 
 
 def _class_names(path: Path) -> dict[str, str]:
-    """Return the class names by WordNet id, made unique by a `_` at the end."""
+    """Return {WordNet id: class name}, where repeated class names are made unique by appending `_`."""
     names: dict[str, str] = {}
     for line in read_lines(path):
         synset, _, name = line.partition(" ")
@@ -51,9 +54,9 @@ def _class_names(path: Path) -> dict[str, str]:
 
 
 def _split(data: Published, home: Path, folders: Sequence[str], names: Sequence[str]) -> Split:
-    """Return the data in class folders; folder `i` of `folders` holds class `i`, which is called `names[i]`.
+    """Return the data set in class folders, where the folder `folders[i]` contains class `i`, named `names[i]`.
 
-    Of two image folders, the first is train and the second is test; a single one is test.
+    If the data set has two image folders, the first is train and the second is test. A single image folder is test.
     """
     parts = []
     for images in data.images:
@@ -69,8 +72,8 @@ def _check_folders(data: Published, images: Path, expected: Sequence[str]) -> No
         if folders:
             listed = first_of(sorted(folders))
             raise AdaptError(
-                f"data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected {len(expected)}, "
-                f"each with the images of its class. {data.advice}"
+                f"data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected {len(expected)} "
+                f"folders, each with the images of one class. {data.advice}"
             )
 
 

@@ -20,7 +20,7 @@ LIST = "labels.csv"
 
 
 def is_labelled(root: str | os.PathLike[str]) -> bool:
-    """Return whether `root` has a `labels.csv` with a column `path`."""
+    """Return whether the folder `root` has a file `labels.csv` with a column `path`."""
     try:
         return "path" in (csv_reader(os.path.join(root, LIST)).fieldnames or ())
     except (*UNREADABLE, csv.Error):
@@ -28,9 +28,9 @@ def is_labelled(root: str | os.PathLike[str]) -> bool:
 
 
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
-    """Return the split in the `labels.csv` of the folder `root`, in the format of `read_csv`.
+    """Return the split in the file `labels.csv` of the folder `root`, which has the format of `read_csv`.
 
-    Raises AdaptError as `read_csv` does, and for an image in the folder that is not listed, which it names.
+    Raises the errors of `read_csv`, and AdaptError, naming the image, if an image in the folder is not listed.
     """
     root = os.path.abspath(root)
     split = read_csv(os.path.join(root, LIST), root, ratios, seed)
@@ -38,8 +38,8 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
     for path, real in real_paths(images_in(root)).items():
         if real not in listed:
             raise AdaptError(
-                f"image folder {root!r} has a {LIST}, and {path!r} is not in it: add a line for it, with an empty "
-                "cell labels if it has none of the classes, or take the image out"
+                f"image folder {root!r} has a {LIST} that does not list {path!r}: add a line for the image, with an "
+                "empty cell labels if the image has none of the classes, or remove the image"
             )
     return replace(split, name=os.path.basename(root))
 

@@ -25,7 +25,8 @@ UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a file, which may be gzipped (`.gz`), without a byte order mark.
 
-    Raises OSError or EOFError if there is no such file or it is too large, ValueError if it is not UTF-8.
+    Raises OSError if the file is missing or too large, EOFError or zlib.error if gzipped content is damaged, and
+    ValueError if the text is not UTF-8.
     """
     with open_regular(path) as file:
         if not os.fspath(path).endswith(".gz"):
@@ -39,7 +40,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def readable(where: str) -> Iterator[None]:
-    """Turn errors of reading and parsing a list in the `with` block into an AdaptError that calls the file `where`."""
+    """Turn errors of reading or parsing a file in the `with` block into an AdaptError that calls the file `where`."""
     try:
         yield
     except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with thousands of brackets
@@ -47,11 +48,11 @@ def readable(where: str) -> Iterator[None]:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Return the lines of a file that are not empty, stripped. Raises AdaptError if it cannot be read."""
+    """Return the stripped, non-empty lines of a file. Raises AdaptError if the file cannot be read."""
     with readable(f"list {os.fspath(path)!r}"):
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
-    """Return a reader of the rows of a CSV file. Raises as `read_text` does, and csv.Error while it is iterated."""
+    """Return a csv.DictReader of a CSV file. Raises the errors of `read_text`, and csv.Error during iteration."""
     return csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)

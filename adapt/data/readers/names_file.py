@@ -15,9 +15,9 @@ from adapt.shown import brief
 
 
 def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return a new name for each class, from a `.csv` with the header `class,name` or a `.json` `{class: name}`.
+    """Return {class: new name}, from a `.csv` file with the header `class,name` or a `.json` file `{class: name}`.
 
-    Raises AdaptError, naming the entry, for a file of another form and for a class with two names.
+    Raises AdaptError, naming the entry, for any other format and for a class with two names.
     """
     where = f"class names {os.fspath(path)!r}"
     names: dict[str, str] = {}
@@ -27,25 +27,25 @@ def read_names(path: str | os.PathLike[str]) -> dict[str, str]:
                 names[key] = name
             case _:
                 raise AdaptError(
-                    f"{where}: entry {number} is {brief(pair)}; expected a class and its new name, each class once"
+                    f"{where}: entry {number} is {brief(pair)}; expected a class and a new name, with each class once"
                 )
     return names
 
 
 def read_entries(source: str, where: str, columns: tuple[str, str]) -> Sequence[object]:
-    """Return the entries of the file `source` as pairs of a class and a value, such as its name; they are unchecked.
+    """Return the unchecked entries of the file `source`, pairs of a class and a value such as a new name for the class.
 
-    A `.csv` has the first line `columns`, a `.json` is an object of values by class. Raises AdaptError, which calls the
-    file `where`, for a file of another form.
+    A `.csv` file has the header `columns`, and a `.json` file is an object `{class: value}`. Raises AdaptError, with a
+    message that calls the file `where`, for any other format.
     """
     if not source.endswith((".csv", ".json")):
-        raise AdaptError(f"{where} are neither a .csv nor a .json file: give one of these")
+        raise AdaptError(f"{where} are neither a .csv nor a .json file: give a .csv or a .json file")
     with readable(where):
         text = read_text(source)
         if source.endswith(".json"):
             content = json.loads(text, object_pairs_hook=tuple)  # pairs, to notice a key that occurs twice
             if not isinstance(content, tuple):
-                raise AdaptError(f"{where}: expected an object {{{columns[0]}: {columns[1]}}}")
+                raise AdaptError(f"{where}: expected a JSON object {{{columns[0]}: {columns[1]}}}")
             return content
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         first, *rows = [[unguarded(cell.strip()) for cell in row] for row in lines if row] or [[]]

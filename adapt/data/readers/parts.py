@@ -12,16 +12,16 @@ ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 
 
 def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> list[str]:
-    """Return the part ("train", "val" or "test") of each image, given each image's class.
+    """Return the part of the split ("train", "val" or "test") for each image, given the class of each image.
 
-    Each class is shuffled with a seed of its own and divided by `ratios`, so that adding a class does not change the
-    parts of other classes. At least one image of each class is for training.
+    The images of each class are shuffled with a separate seed and divided by `ratios`, so that adding a class does not
+    change the parts of other classes. At least one image of each class is for training.
 
-    Raises AdaptError if `ratios` is not three shares that add up to 1.
+    Raises AdaptError if `ratios` is not three fractions that add up to 1, or if the fraction of train is 0.
     """
     if len(ratios) != 3 or min(ratios) < 0 or ratios[0] == 0 or abs(sum(ratios) - 1) > 1e-6:
         raise AdaptError(
-            f"ratios is {tuple(ratios)}; expected the shares of train, val and test, adding up to 1, train above 0"
+            f"ratios is {tuple(ratios)}; expected three fractions, for train (above 0), val and test, that add up to 1"
         )
     by_class: dict[str, list[int]] = {}
     for index, name in enumerate(class_names):

@@ -28,7 +28,7 @@ UNREAD = (
 
 
 class PassedOver(NamedTuple):
-    """A file in a data set's folder that looks like an image, and why it is not in the data set."""
+    """A file in a data set's folder that looks like an image, and the reason why the file is not in the data set."""
 
     path: str
     why: str
@@ -40,9 +40,9 @@ class PassedOver(NamedTuple):
 
 
 def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver]:
-    """Return the files in the folder `source` that look like images and are not in `split`.
+    """Return the files in the folder `source` that look like images but are not in `split`.
 
-    There are none if `source` is a list or a name.
+    The result is empty if `source` is a list or a name.
     """
     folder = folder_of(source)
     if folder is None:
@@ -51,7 +51,7 @@ def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver
 
 
 def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedOver]:
-    """Return the files in `folder`, at any depth, that look like images and are not among the paths `used`."""
+    """Return the files in `folder`, at any depth, that look like images but are not among the paths `used`."""
     real_used = {os.path.realpath(path) for path in used}
     others = sorted(path for path, real in real_files(os.fspath(folder)).items() if real not in real_used)
     files = [PassedOver(path, _why(path)) for path in others]
@@ -59,18 +59,18 @@ def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedO
 
 
 def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
-    """Log a warning with the number of passed-over files by suffix, if there are any."""
+    """Log a warning, with counts by suffix, if files in the folder `source` look like images but are not in `split`."""
     note_files(split.name, passed_over(source, split), ". `adapt data check` names them")
 
 
 def note_files(name: str, files: Sequence[PassedOver], where: str = "") -> None:
-    """Log a warning that `files` in the folder called `name` were passed over, if there are any."""
+    """Log a warning that `files` in the folder called `name` were not used, unless `files` is empty."""
     if files:
         logger.warning("%s: %s passed over: %s%s", shown(name), counted(files), by_suffix(files), where)
 
 
 def counted(files: Sequence[PassedOver]) -> str:
-    """Return the start of a sentence that counts files, such as "3 files that look like pictures are"."""
+    """Return the start of a sentence with the number of files, such as "3 files that look like pictures are"."""
     return (
         "1 file that looks like a picture is"
         if len(files) == 1
@@ -79,13 +79,13 @@ def counted(files: Sequence[PassedOver]) -> str:
 
 
 def by_suffix(files: Sequence[PassedOver]) -> str:
-    """Return the number of files of each suffix as text, the most frequent suffix first."""
+    """Return text with the number of files of each suffix, such as "2 .cr2, 1 .psd", most frequent suffix first."""
     count = Counter(each.suffix for each in files)
     return ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(count.items(), key=lambda each: -each[1]))
 
 
 def _why(path: str) -> str:
-    """Return why a file that looks like an image is not in the data; "" if it does not look like an image."""
+    """Return the reason why an image-like file is not in the data, or "" if the file does not look like an image."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in IMAGE_SUFFIXES:
         return "in no folder of a class"
@@ -96,7 +96,7 @@ def _why(path: str) -> str:
 
 
 def _kind_of(path: str) -> str:
-    """Return the image format of a file, recognised by its first bytes; "" if it is not an image."""
+    """Return the image format of a file, recognised by its first bytes, or "" if the file is not an image."""
     try:
         with open_file(path) as file, opened(file, path) as picture:
             return str(picture.format)

@@ -15,7 +15,7 @@ _GUIDE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 
 @dataclass(frozen=True)
 class Published:
-    """The description of one published data set; the fields are explained at the head of published.toml."""
+    """The description of a published data set (folder, lists, classes, ...), read from published.toml."""
 
     name: str
     coop_name: str
@@ -31,35 +31,35 @@ class Published:
     source: str
 
     def missing(self, root: str) -> list[str]:
-        """Return the folders and lists of the data set that are missing under `root`, in words."""
+        """Return a text such as `file PATH` for each image folder and list file that is missing under `root`."""
         home = Path(root, self.folder)
         folders = [f"folder {path}" for path in (home, *(home / name for name in self.images)) if not path.is_dir()]
         return folders + [f"file {home / name}" for name in self.lists if not (home / name).is_file()]
 
     @property
     def advice(self) -> str:
-        """A sentence on which files to fetch for this data set, and where its official source is described."""
+        """Advice that names the files to download for this data set and links to CoOp's download guide."""
         return f"Fetch {self.fetch}, as {self.source} says"
 
 
 @cache
 def sets() -> dict[str, Published]:
-    """Return the fifteen data sets by adapt's names for them, in the order of the papers."""
+    """Return a dict of the fifteen published data sets by adapt's names (`oxford_pets`), in the order of the papers."""
     return {name: _record(name, row) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
 
 
 def trained() -> list[str]:
-    """Return the names of the data sets with training images: the eleven of the few-shot papers."""
+    """Return the names of the eleven published data sets that have training images."""
     return [name for name, each in sets().items() if each.sizes[0]]
 
 
 def find(name: str) -> Published | None:
-    """Return the data set called `name`, in adapt (`oxford_pets`) or in CoOp's code (`OxfordPets`); None if unknown."""
+    """Return the data set named `name` in adapt (`oxford_pets`) or in CoOp (`OxfordPets`), or None if unknown."""
     return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)
 
 
 def _record(name: str, row: Mapping[str, Any]) -> Published:
-    """Return a row of published.toml as a `Published`; without lists of its own, a data set has CoOp's split file."""
+    """Convert a row of published.toml to a `Published`. If the row has no `lists`, CoOp's split file is used."""
     split_file = f"split_zhou_{row['coop_name']}.json"
     fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"
     fields: dict[str, Any] = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []}

@@ -18,10 +18,10 @@ from adapt.errors import AdaptError
 
 
 def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
-    """Return a published data set, in its own folder under `root` (CoOp's `$DATA`).
+    """Return a published data set, read from its folder under `root` (the directory that CoOp calls `$DATA`).
 
-    Raises AdaptError, saying what to fetch, for a missing folder or list, and if the number of classes is not the
-    published one. Images are neither opened nor counted; `adapt data check` does both.
+    Raises AdaptError if a folder or list file is missing (the message says what to download), or if the number of
+    classes differs from the published number. Images are neither opened nor counted, unlike in `adapt data check`.
     """
     root = os.path.abspath(root)
     missing = data.missing(root)
@@ -32,26 +32,26 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
     split = _READERS[data.layout](data, home)
     if len(split.class_names) != data.classes:
         raise AdaptError(
-            f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; {data.classes} are published. "
-            f"{data.advice}"
+            f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; expected {data.classes}, as "
+            f"published. {data.advice}"
         )
     return replace(split, name=data.name, template=data.template)
 
 
 def _hint(data: Published, root: str) -> str:
-    """Return a hint if the caller gave the data set's own folder as `root`, and not the folder above it."""
+    """Return a hint to give the parent folder, if `root` is the data set's own folder, and otherwise an empty text."""
     own = os.path.basename(root) == data.folder and os.path.isdir(root)
     return f" Give the folder that holds {data.folder}/ as root, not that folder itself." if own else ""
 
 
 def _by_split_file(data: Published, home: Path) -> Split:
-    """Return the split in CoOp's split file. StanfordCars has two image folders; its paths start above them."""
+    """Read CoOp's split file, whose paths are relative to the image folder, or to `home` for several image folders."""
     (source,) = data.lists
     return read_split(home / source, home / data.images[0] if len(data.images) == 1 else home, turned=False)
 
 
 def _by_variants(data: Published, home: Path) -> Split:
-    """Return FGVCAircraft: `variants.txt` has the classes in order, and each part's list has lines `IMAGE VARIANT`."""
+    """Read FGVCAircraft: `variants.txt` lists the classes in order, the other lists have lines `IMAGE VARIANT`."""
     variants, *parts = (read_lines(home / name) for name in data.lists)
     images = home / data.images[0]
 
@@ -61,7 +61,7 @@ def _by_variants(data: Published, home: Path) -> Split:
             image, _, name = line.partition(" ")
             if name not in variants:
                 raise AdaptError(
-                    f"{str(home / source)!r} has the line {line!r}; expected an image and a variant in variants.txt"
+                    f"{str(home / source)!r} has the line {line!r}; expected an image and a variant from variants.txt"
                 )
             items.append(Item.of(path=str(images / f"{image}.jpg"), label=name))
         return tuple(items)

@@ -22,14 +22,14 @@ _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of 
 
 
 class Listed(NamedTuple):
-    """An item with its part of the split (train, val, test); the part is "" if the data set does not give it."""
+    """A data set item and its part of the split: train, val or test, or "" if the data set does not name a part."""
 
     item: Item
     part: str = ""
 
 
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
-    """Return an item from `cells`, its values by column name, such as label, and its part: train, val or test."""
+    """Return an item with its part of the split; `cells` is a dict from column names, such as label, to values."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
 
 
@@ -42,11 +42,11 @@ def to_split(
     seed: int,
     turned: bool = True,
 ) -> Split:
-    """Return the split of `rows`; images are turned upright by EXIF if `turned`.
+    """Divide `rows` into a `Split` of train, val and test items. Images are rotated upright by EXIF if `turned`.
 
-    Without `class_names`, classes are taken from the rows. Rows without a part are divided by `ratios` and `seed`. If
-    some of them are texts, the texts are for training and the images for the test. Raises AdaptError if a class has no
-    training image.
+    Without `class_names`, the class names are taken from the rows. If no row names its part (train, val, test) and all
+    items are images, the items are divided by `ratios` and `seed`. Otherwise, a row without a part is used for testing
+    if the row has an image, and for training if the row is a text. Raises AdaptError if a class has no training item.
     """
     rows, task = _completed(rows, name), tasks.of([row.item for row in rows])
     items = [row.item for row in rows]
@@ -64,7 +64,7 @@ def to_split(
 
 
 def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
-    """Return the rows with complete labels: some tasks make a label from the labels of all items."""
+    """Return the rows with completed labels, because some tasks derive each label from the labels of all items."""
     try:
         labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
     except AdaptError as error:
@@ -73,10 +73,10 @@ def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
 
 
 def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:
-    """Return the part (train, val, test) of each item, drawn by `ratios` and `seed`, and balanced by class.
+    """Return the part (train, val, test) of each item, drawn by `ratios` and `seed` and stratified by class.
 
-    Regions of one image share a part, and so do items of one entity. The part is then drawn by the rarest of their
-    classes. Questions about one image need not share a part.
+    Regions of the same image get the same part, and so do items of the same entity. Such a group is stratified by the
+    rarest class of its items. Questions about the same image may get different parts.
     """
     if not (task.stays_whole or any(parted(item.path)[1] for item in items)):
         return parts.assign([item.stratum for item in items], ratios, seed)
@@ -90,7 +90,10 @@ def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: 
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """Raise AdaptError for an image listed in two parts (train, val, test), classes or entities, if not allowed."""
+    """Raise AdaptError if an image is listed in two parts (train, val, test), two classes or two entities.
+
+    Images of tasks that allow several rows per image are not checked.
+    """
     seen: dict[tuple[str, str], str] = {}
     for item, part in rows:
         if not (item.paths and item.task.once_an_image):
@@ -109,11 +112,12 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
 
 
 def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
-    """Return `rows` without those whose path is a symbolic link to an image that another row lists.
+    """Return `rows` without the symbolic links to images that another row already lists.
 
-    Paths are below `root`; `real` maps each path to its path without links. Of several rows of one image, the row
-    without a link stays, or else the first one. If a row with another part or class is left out, a warning is logged.
-    Raises AdaptError if only links put an image into two parts or classes, as neither is the right one.
+    All paths are below `root`, and `real` maps each path to its path with links resolved. If several rows list the same
+    image, the row without a link is kept, or the first row if all rows are links. A warning is logged if a removed row
+    has another part (train, val, test), class or entity than the kept row. Raises AdaptError if links alone list an
+    image with two parts, classes or entities, because the right row is unknown.
     """
     home = os.path.realpath(root)
     own = {row.item.path for row in rows if real[row.item.path] == home + row.item.path.removeprefix(root)}
@@ -123,7 +127,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
         first = first_of.setdefault(real[row.item.path], row)
         if first.item.path != row.item.path and _counts_as(first) != _counts_as(row):
             if first.item.path not in own:
-                raise AdaptError(f"{where}: {_pair(row, first)}, by symbolic links. Keep one of the links")
+                raise AdaptError(f"{where}: {_pair(row, first)}, because both are symbolic links. Remove one link")
             lost.append((row, first))
     if lost:
         links = f"{len(lost):,} links of pictures that count elsewhere, such as {_pair(*lost[0])}"
@@ -141,7 +145,7 @@ def _pair(row: Listed, other: Listed) -> str:
 
 
 def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
-    """Raise AdaptError if symbolic links list one image in two parts; the same path may occur in two parts."""
+    """Raise AdaptError if different paths in two parts (train, val, test) are links to the same image."""
     real = real_paths(item.path for listed in items.values() for item in listed)
     seen: dict[str, tuple[str, str]] = {}
     for part, listed in items.items():
@@ -149,13 +153,13 @@ def check_linked(items: Mapping[str, Sequence[Item]], where: str) -> None:
             first, path = seen.setdefault(real[item.path], (part, item.path))
             if first != part and path != item.path:
                 raise AdaptError(
-                    f"{where}: {item.path!r} ({part}) is the same picture as {path!r} ({first}), by symbolic "
-                    "links. Keep one of them"
+                    f"{where}: {item.path!r} ({part}) is the same picture as {path!r} ({first}), through "
+                    "symbolic links. Remove one of the two entries"
                 )
 
 
 def real_paths(paths: Iterable[str]) -> dict[str, str]:
-    """Return {path: path without symbolic links} for all `paths`."""
+    """Return a dict from each path in `paths` to the path with all symbolic links resolved."""
     folders: dict[str, str] = {}
     real: dict[str, str] = {}
     for path in paths:

@@ -18,13 +18,13 @@ _PARTS = ("train", "val", "test")
 
 
 def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, turned: bool = True) -> Split:
-    """Return the split in a file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`, also gzipped.
+    """Return the `Split` in a JSON file `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`.
 
-    With `root`, paths are joined to it and must stay under it; without it, they stay as they are in the file. Images
-    are turned upright by EXIF if `turned`, or else taken as they are stored.
+    The file may be gzipped. With `root`, paths are relative to this folder and must stay inside the folder. Without
+    `root`, paths are used as written. Images are rotated upright by EXIF if `turned`, and otherwise used as stored.
 
-    Raises AdaptError if the file is not of this form, if a label has two names or none, or if a symbolic link puts one
-    image into two parts.
+    Raises AdaptError if the file has another form, if a label has two names, if the labels are not numbered from 0
+    without a gap, or if symbolic links put one image into two parts (train, val, test).
     """
     source = os.fspath(path)
     folder = "" if root is None else os.path.abspath(root)
@@ -46,12 +46,12 @@ def _read(source: str) -> dict[str, list[object]]:
     with readable(f"split {source!r}"):
         content = json.loads(read_text(source))
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
-        raise AdaptError(f"split {source!r}: expected an object with the lists {', '.join(_PARTS)}")
+        raise AdaptError(f"split {source!r}: expected a JSON object with the lists {', '.join(_PARTS)}")
     return content
 
 
 def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:
-    """Return the item of one entry in a split file, and record its class name in `names`, a mapping by label."""
+    """Return an entry of a split file as an item, and store the class name in `names`, a dict from label to name."""
     match entry:
         case [str(path), int(label), str(name)] if label >= 0 and not isinstance(label, bool):
             pass

@@ -14,21 +14,21 @@ from adapt.errors import AdaptError
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """Return the column `text` of a CSV. Raises AdaptError if there is no such column, or a text is empty."""
+    """Return the column `text` of a CSV file. Raises AdaptError if the column is missing or has an empty text."""
     where = f"CSV {os.fspath(path)!r}"
     with readable(where):
         rows = csv_reader(path)
         texts = [unguarded((row.get("text") or "").strip()) for row in rows]
     if "text" not in (rows.fieldnames or ()):
-        raise AdaptError(f"{where}: no column 'text'")
+        raise AdaptError(f"{where} has no column 'text'. Call the column of texts 'text'")
     for number, text in enumerate(texts, 1):
         if not text:
-            raise AdaptError(f"{where}: text {number} is empty")
+            raise AdaptError(f"{where}: text {number} is empty. Fill in the text or remove its row")
     return texts
 
 
 def read_list(path: str | os.PathLike[str]) -> Split:
-    """Return a split of texts to learn from, one on each line of the file; a repeated text counts once.
+    """Return a `Split` whose training items are the lines of a text file, without repeated lines.
 
     Raises AdaptError if the file is empty or cannot be read.
     """

@@ -43,16 +43,16 @@ def names() -> list[str]:
 def read_torchvision(
     name: str, root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0
 ) -> Split:
-    """Return torchvision's data set `name` in the folder `root`, where torchvision puts it.
+    """Return torchvision's data set `name` as a `Split`; `root` is the folder that torchvision's class calls `root`.
 
-    A data set that torchvision does not divide is divided by `ratios` (train, val, test) and `seed`. Files, class names
-    and parts are torchvision's, which differ from those of the papers: for the papers' split, give the data set's
-    published name.
+    A data set for which torchvision defines no splits is divided by `ratios` (train, val, test) and `seed`. Files,
+    class names and splits are taken from torchvision and differ from those in the papers. For the split of the papers,
+    use the published name of the data set, such as `oxford_pets`.
 
-    Raises AdaptError for an unknown name, and if torchvision finds no such data set under `root`.
+    Raises AdaptError if `name` is unknown, or if torchvision does not find the data set under `root`.
     """
     if name not in _PARTS:
-        raise AdaptError(f"torchvision has no set {name!r} of image files with class names; {nearest(name, _PARTS)}")
+        raise AdaptError(f"torchvision has no data set {name!r} of image files with labels; {nearest(name, _PARTS)}")
     root = os.path.abspath(root)
     divided = [(_open(name, root, split=theirs), part) for theirs, part in _PARTS[name].items()]
     datasets = divided or [(_open(name, root), "")]
@@ -72,21 +72,21 @@ def _open(name: str, root: str, **options: str) -> VisionDataset:
         return getattr(datasets, name)(root, **options)
     except (RuntimeError, OSError) as error:
         raise AdaptError(
-            f"torchvision finds no {name} in {root!r}: {error}. Put it where torchvision's documentation says, "
-            f"for example by `torchvision.datasets.{name}({root!r}, download=True)`"
+            f"torchvision finds no {name} in {root!r}: {error}. Put the data set where torchvision's documentation "
+            f"says, for example with `torchvision.datasets.{name}({root!r}, download=True)`"
         ) from error
 
 
 def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
-    """Return the image path and label of each image of a torchvision data set, in its order."""
+    """Return the (image path, label) pairs of a torchvision data set, in the order of the data set."""
     held = vars(dataset)
     pairs = next((held[key] for key in _PAIRS if key in held), None)
     if pairs is None:
         columns = [next((held[key] for key in keys if key in held), None) for keys in (_FILES, _LABELS)]
         if None in columns:
             raise AdaptError(
-                f"this version of torchvision keeps the files of {type(dataset).__name__} in attributes that adapt "
-                "does not know: list the images in a .csv"
+                f"this version of torchvision stores the file names of {type(dataset).__name__} in attributes that "
+                "adapt does not know. List the images in a .csv file instead"
             )
         pairs = zip(*columns, strict=True)
     return [(os.fspath(path), int(label)) for path, label in pairs]

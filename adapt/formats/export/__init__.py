@@ -34,20 +34,21 @@ def export(
 ) -> Path:
     """Write `model` to the new `folder` as a graph from images `(b, 3, h, w)` to logits `(b, n)`, for any b.
 
-    `to` is `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`: a page that
-    classifies pictures offline in a browser, and needs the npm package onnxruntime-web unpacked in `runtime`.
-    `int8` quantises the weights of ONNX and of the page. export.json has the class names, the preprocessing and, if
-    labelled images `data` are given, the accuracy of the exported model.
+    `to` is the format: `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`.
+    With `html`, a page is written that classifies images offline in a browser; `runtime` must then be a folder with the
+    unpacked npm package onnxruntime-web. `int8` quantises the weights (only for `onnx` and `html`). export.json records
+    the class names, the preprocessing and, if labelled images are given as `data`, the accuracy of the exported model.
 
-    Raises AdaptError, with nothing written, for a method whose logits a single graph cannot compute (prompts for each
-    image, several views, a memory, steps at test time), a missing library, `data` of classes that the model does not
-    have, and, without `int8`, if the graph's logits differ from the model's by more than 1e-4 of the largest.
+    Raises AdaptError, with nothing written, if a single graph cannot compute the method's logits (prompts for each
+    image, several views, a memory, steps at test time), if a library is missing, or if `data` has classes unknown to
+    the model. Without `int8`, also raises AdaptError if the graph's logits differ from the model's logits by more than
+    1e-4 of the largest logit.
     """
     _check(to, int8, runtime)
     classifier = tracing.exportable(model)
     if to == "html" and model.answers.several:
         raise AdaptError(
-            "a page shows one class for each image, but this adapter predicts several: use onnx, torch or openvino"
+            "an HTML page shows one class per image, but this adapter predicts several: use onnx, torch or openvino"
         )
     record.check_names(classifier, data)
     described = record.described(classifier, to, FORMS[to], int8)
@@ -58,7 +59,8 @@ def export(
         if difference > TOLERANCE and not int8:
             raise AdaptError(
                 f"the exported model's logits differ from the adapter's by {difference:.1e} of the largest; expected "
-                f"at most {TOLERANCE:g}: nothing was written; use another format, or report this {model.method.name}"
+                f"at most {TOLERANCE:g}. Nothing was written. Use another format, or report the problem with "
+                f"{model.method.name}"
             )
         described["difference"] = difference
         if data:
@@ -70,20 +72,20 @@ def export(
 
 
 def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
-    """Raise AdaptError for an unknown format, options that do not apply to it, or a missing library or runtime."""
+    """Raise AdaptError for an unknown format, for options that the format does not have, or if a library is missing."""
     if to not in FORMS:
-        raise AdaptError(f"there is no export to {to!r}; {nearest(to, FORMS)}")
+        raise AdaptError(f"there is no export format {to!r}; {nearest(to, FORMS)}")
     if int8 and to not in ("onnx", "html"):
-        raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave it out")
+        raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave out int8")
     if runtime is not None and to != "html":
-        raise AdaptError(f"a runtime applies to html, not to {to}: leave it out")
+        raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
     forms.check_libraries(to)
     if to == "html":
         page.read_runtime(runtime)
 
 
 def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> ImagesToLogits:
-    """Write the graph in the format `to` (for a page as ONNX), and return the function that runs what was written."""
+    """Write the graph in the format `to` (as ONNX for a page), and return a function that runs the written file."""
     if to == "torch":
         return forms.write_torch(program, folder)
     if to == "openvino":

@@ -31,16 +31,17 @@ def check_libraries(form: str) -> None:
 
 
 def write_torch(program: ExportedProgram, folder: Path) -> ImagesToLogits:
-    """Write `model.pt2` for `torch.export.load`, and return the function that runs it."""
+    """Write the graph to `model.pt2` for `torch.export.load`, and return a function that runs the written file."""
     torch.export.save(program, folder / TORCH)
     written = torch.export.load(folder / TORCH).module()
     return lambda images: written(images)
 
 
 def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> ImagesToLogits:
-    """Write `model.onnx`, with the weights of a large graph in `model.onnx.data`; return the function that runs it.
+    """Write the graph to `model.onnx`, and return a function that runs the written file.
 
-    `int8` quantises the graph dynamically. Raises AdaptError for an operation that ONNX does not have.
+    The weights of a large graph are written to `model.onnx.data`. `int8` quantises the graph dynamically. Raises
+    AdaptError if the graph has an operation that ONNX does not have.
     """
     import onnx
     import onnxruntime
@@ -57,7 +58,7 @@ def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Im
 
 
 def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
-    """Write OpenVINO's `model.xml` and `model.bin`, and return the function that runs them."""
+    """Write the graph to OpenVINO's `model.xml` and `model.bin`, and return a function that runs these files."""
     import openvino
 
     with TemporaryDirectory(dir=folder) as temporary:
@@ -69,7 +70,7 @@ def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
 
 
 def _converted(program: ExportedProgram, folder: Path) -> Path:
-    """Write the graph as ONNX to `folder`, and return the file. Raises AdaptError for an operation unknown to ONNX."""
+    """Write the graph as ONNX to `folder`, and return the path. Raises AdaptError for an operation unknown to ONNX."""
     try:
         plain = program.run_decompositions({torch.ops.aten.addmm.default: _addmm})
         graph = torch.onnx.export(
@@ -89,14 +90,14 @@ def _converted(program: ExportedProgram, folder: Path) -> Path:
 
 
 def _addmm(added: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Compute addmm as a matrix product and a sum: ONNX Runtime quantises matrix products, but not Gemm."""
+    """Return addmm as a matrix product and a sum, because ONNX Runtime quantises matrix products, but not Gemm."""
     return alpha * (one @ other) + beta * added
 
 
 def _quantise(graph: Path, path: Path) -> None:
-    """Write the ONNX `graph` to `path` with matrix products in 8 bits; convolutions stay in floating point.
+    """Write the ONNX `graph` to `path` with 8-bit matrix products; convolutions stay in floating point.
 
-    Weights are quantised now, activations at run time.
+    Weights are quantised in the file, and activations at run time.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -29,7 +29,7 @@ HINT = (
 
 @dataclass(frozen=True)
 class Runtime:
-    """ONNX Runtime for browsers: a JavaScript module, its WebAssembly, and their version."""
+    """ONNX Runtime for browsers: the JavaScript module, the WebAssembly file, and the version."""
 
     library: bytes
     wasm: bytes
@@ -37,14 +37,14 @@ class Runtime:
 
 
 def read_runtime(folder: str | Path | None) -> Runtime:
-    """Read the runtime from `folder`. Raises AdaptError unless it is an unpacked npm package onnxruntime-web."""
+    """Return the runtime in `folder`. Raises AdaptError if `folder` is not an unpacked npm package onnxruntime-web."""
     if folder is None:
-        raise AdaptError(f"an HTML page needs ONNX Runtime for browsers, and --runtime is missing: {HINT}")
+        raise AdaptError(f"an HTML page needs ONNX Runtime for browsers, but --runtime is missing: {HINT}")
     folder = Path(folder)
     try:
         described = json.loads((folder / "package.json").read_text(encoding="utf-8"))
         if described["name"] != "onnxruntime-web":
-            raise ValueError(f"it is the package {described['name']}")
+            raise ValueError(f"it is the npm package {described['name']}")
         library, wasm = ((folder / "dist" / name).read_bytes() for name in (_LIBRARY, _WASM))
         return Runtime(library, wasm, str(described["version"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -52,7 +52,7 @@ def read_runtime(folder: str | Path | None) -> Runtime:
 
 
 def write(folder: Path, record: dict[str, Any], runtime: Runtime) -> None:
-    """Replace the ONNX model in `folder` by an `index.html` that contains it, and add the runtime to `record`.
+    """Replace the ONNX model in `folder` by an `index.html` that contains the model; record the runtime in `record`.
 
     Raises AdaptError if the model is too large for browsers.
     """
@@ -81,5 +81,5 @@ def _too_large(size: int) -> AdaptError:
 
 
 def _packed(content: bytes) -> str:
-    """Return the content compressed by gzip, in base64; equal contents give equal texts."""
+    """Return `content` as base64 text after gzip compression; equal contents give equal texts."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()

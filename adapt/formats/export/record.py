@@ -26,7 +26,7 @@ _AT_ONCE = 64
 
 
 def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, Any]:
-    """Return export.json without measurements. Raises AdaptError for custom preprocessing, which it cannot describe."""
+    """Return the content of export.json without measurements. Raises AdaptError if the preprocessing is custom code."""
     size = model.backbone.preprocess.size
     return {
         "format": FORMAT,
@@ -51,14 +51,14 @@ def _preprocess(backbone: Backbone) -> dict[str, object]:
     own, described = backbone.transform(train=False)(picture), backbone.preprocess.evaluation()(picture)
     if own.shape != described.shape or not torch.allclose(own, described, atol=1e-6):
         raise AdaptError(
-            f"{backbone.describe()} prepares images by a custom transform, which a record cannot describe: build the "
-            "backbone without it, or with a Resize, a CenterCrop and a Normalize"
+            f"{backbone.describe()} prepares images by a custom transform, which export.json cannot describe: build "
+            "the backbone without the transform, or with a Resize, a CenterCrop and a Normalize"
         )
     return asdict(backbone.preprocess)
 
 
 def difference(model: AdaptedModel, run: ImagesToLogits) -> float:
-    """Return the largest relative difference between the export's and the model's logits, for several batch sizes."""
+    """Return the largest difference of the export's logits from the model's logits, relative to the largest logit."""
     size = model.backbone.preprocess.size
     images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
     own = _logits(model, images)
@@ -71,18 +71,18 @@ def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
     """Raise AdaptError if an image in `data` has several classes, or a class that the model does not have."""
     if many := next((item for item in data if len(item.class_names) != 1), None):
         raise AdaptError(
-            f"{many.name!r} has {len(many.class_names)} classes; an export is measured on images of one class: leave "
-            "the data out"
+            f"{many.name!r} has {len(many.class_names)} classes; an export can only be measured on images of one "
+            "class: leave the data out"
         )
     if unknown := {item.answer for item in data} - set(model.class_names):
         raise AdaptError(
-            f"the data has the class {brief(min(unknown))}, which this {model.method.name} does not know: give data of "
-            "its own classes, or an adapter for these"
+            f"the data has the class {brief(min(unknown))}, but this {model.method.name} adapter does not have the "
+            "class: give data with the adapter's classes, or another adapter"
         )
 
 
 def accuracy(model: AdaptedModel, run: ImagesToLogits, data: Sequence[Item]) -> dict[str, float]:
-    """Return the accuracies of the export and of the model, and the share of images on which they agree."""
+    """Return the accuracies of the export and of the model, and the share of images with the same prediction."""
     exported, own = [], []
     for pixels in model.pixels_of(data, _AT_ONCE):
         exported += run(pixels).argmax(-1).tolist()

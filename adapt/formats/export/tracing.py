@@ -25,7 +25,7 @@ Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, seve
 
 
 def exportable(model: Adapted) -> AdaptedModel:
-    """Return `model` itself. Raises AdaptError, with the reason, if a single graph cannot compute its logits."""
+    """Return `model` unchanged. Raises AdaptError, with a reason, if a single graph cannot compute its logits."""
     backbone = model.backbone
     reason: str | None = f"{backbone.describe()} is a {backbone.family}, and only a dual encoder classifies images"
     if isinstance(model, AdaptedModel):
@@ -55,10 +55,10 @@ def _reason_against(model: AdaptedModel) -> str | None:
 
 
 def traced(model: AdaptedModel) -> ExportedProgram:
-    """Return the graph from prepared images `(b, 3, h, w)` to the model's logits `(b, n)`, for any b.
+    """Return the graph from preprocessed images `(b, 3, h, w)` to the model's logits `(b, n)`, for any batch size b.
 
-    The graph holds only the tensors that images pass through, not the text tower. Raises AdaptError as `exportable`
-    does, and if the method computes what no graph can contain, such as a branch that depends on a value.
+    The graph contains only the tensors that images pass through, not the text tower. Raises AdaptError in the same
+    cases as `exportable`, and if the method computes what a graph cannot contain, such as a branch on a value.
     """
     exportable(model)
     size, frozen_model = model.backbone.preprocess.size, model.backbone.model
@@ -82,9 +82,10 @@ def _program(module: nn.Module, examples: Tensor) -> ExportedProgram:
 
 
 class _ImagesToLogits(nn.Module):
-    """A module from images to the logits of `model`; all values that depend only on the classes are precomputed.
+    """A module from images to the logits of `model`, in which all values that depend only on classes are precomputed.
 
-    The model and its backbone are submodules, and the values are buffers, so that the graph includes their tensors.
+    The model and backbone are submodules and the precomputed values are buffers, so the graph includes all their
+    tensors.
     """
 
     def __init__(self, model: AdaptedModel, examples: Tensor) -> None:

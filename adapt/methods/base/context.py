@@ -10,7 +10,7 @@ from adapt.errors import AdaptError
 
 
 class Context:
-    """Outputs of towers that a method may read during one call of the adapted model; each is computed only once."""
+    """Tower outputs that a method may read during one forward call of the adapted model, each computed at most once."""
 
     def __init__(
         self,
@@ -24,27 +24,27 @@ class Context:
         self._known: dict[tuple[str, str], Tensor] = {}
 
     def features(self, tower: str) -> Tensor:
-        """Return the unit-length features `(b, e)` of the inputs that this call gives to `tower`."""
+        """Return the unit-length features `(b, e)` that `tower` computes for the inputs of the current forward call."""
         return self._read("features", tower)
 
     def tokens(self, tower: str) -> Tensor:
-        """Return the patch features `(b, l, d)` of this call's images, as the backbone reads them from `tower`.
+        """Return the token features `(b, l, d)` that `tower` computes for the images of the current forward call.
 
-        On a dual encoder they are the outputs of the last block for all tokens, including a class token.
+        On a dual encoder, the features are the outputs of the last block for all tokens, including a class token.
         """
         return self._read("tokens", tower)
 
     def class_features(self, templates: Sequence[str]) -> Tensor:
-        """Return the unit-length features `(n, e)` of the classes in hand-written templates, by the frozen backbone."""
+        """Return the frozen backbone's unit-length features `(n, e)` of the classes in hand-written `templates`."""
         if self._class_features is None:
-            raise AdaptError("the method reads class features, and this model has none: use a dual encoder")
+            raise AdaptError("the method reads class features, which only a dual encoder has: use a dual encoder")
         return self._class_features(templates)
 
     def _read(self, kind: str, tower: str) -> Tensor:
         key = (kind, tower)
         if key not in self._compute:
             raise AdaptError(
-                f"the method reads {kind} of the {tower} tower, and this call has none: "
+                f"the method reads {kind} of the {tower} tower, which this call does not compute: "
                 "call model(images), or model.class_features(model.image_features(images))"
             )
         if key not in self._known:

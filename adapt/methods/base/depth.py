@@ -9,9 +9,9 @@ from adapt.errors import AdaptError
 
 
 def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:
-    """Return `depth`, by default the fraction `share` of the blocks of the tower that has the fewest.
+    """Return `depth`, or if `depth` is None, the fraction `share` of the number of blocks in the shallowest tower.
 
-    Raises AdaptError as `check_depth` does.
+    Raises AdaptError if a tower has fewer than `depth` blocks.
     """
     if depth is None:
         depth = max(1, int(share * min(len(tower.blocks) for tower in towers)))

@@ -21,7 +21,7 @@ Trial = tuple[dict[str, Any], Tensor]  # settings, and the logits (n, classes) o
 
 
 class Choice(NamedTuple):
-    """The values to try for one setting, in order, and the usual one, kept unless another is clearly better."""
+    """The values to try for one setting, in order, and the usual value, which only a clearly better value replaces."""
 
     values: Sequence[Any]
     usual: Any
@@ -30,18 +30,18 @@ class Choice(NamedTuple):
 
 
 def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
-    """Yield each combination of values of several settings, the last changing fastest; {} if there are no settings."""
+    """Yield each combination of the settings' values, with the last setting varying fastest; {} for no settings."""
     for values in product(*(choice.values for choice in choices.values())):
         yield dict(zip(choices, values, strict=True))
 
 
 def configure(method: Method, settings: Mapping[str, object]) -> None:
-    """Set `settings` in the method's config to these values."""
+    """Replace the values of `settings` in the method's config."""
     method.config = method.config.model_copy(update=dict(settings))
 
 
 class Grid(Trait):
-    """The trait of methods some of whose settings are tuned on the data: see `adapt.training.choice`."""
+    """The trait of methods with settings that are tuned on the data by `adapt.training.choice`."""
 
     at_answer: ClassVar[frozenset[str]] = frozenset()
     """The settings that change only the answers, so that one fit serves all their values."""
@@ -56,10 +56,10 @@ class Grid(Trait):
         """Return the settings that are tuned on the data, with the values to try for each setting."""
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
-        """Yield each combination of the values in `choices`, with the logits of the validation images under it.
+        """Yield each combination of the values in `choices`, with the resulting logits of the validation images.
 
-        The method is fitted to the training images once for each combination of the settings outside `at_answer`. If it
-        has `learned` from these images already, it is not fitted at all.
+        The method is fitted to the training images once for each combination of the settings outside `at_answer`. If
+        `learned` is true, the method is already fitted, and is not fitted again.
         """
         method: Method = training.model.method
         fits = {name: choice for name, choice in choices.items() if name not in self.at_answer}

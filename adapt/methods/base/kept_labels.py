@@ -11,6 +11,6 @@ def check_labels_of(labels: Tensor, classes: int, source: str) -> None:
     """Raise AdaptError if the labels `(n,)` that the file `source` stores do not fit the number of `classes`."""
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise AdaptError(
-            f"labels of {source} are {int(labels.min())} to {int(labels.max())}, and there are {classes} classes: "
+            f"the labels in {source} are {int(labels.min())} to {int(labels.max())}, but there are {classes} classes: "
             "download or train the adapter again"
         )

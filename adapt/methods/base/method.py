@@ -28,14 +28,14 @@ StepT = TypeVar("StepT", bound=Step, contravariant=True, default=Any)
 
 
 class Method(nn.Module, Generic[StepT]):
-    """The base of all methods, with the members that every method has and that training calls.
+    """The base class of all adaptation methods, with the members that every method has and that training calls.
 
-    `Method(**config)` creates a method and `wrap` builds it on a backbone. `Method[PairStep]` names the kind of batches
-    that it reads. Members of only some methods are traits, listed beside `Method` in the class statement: see
-    `adapt.methods.base.traits`.
+    `Method(**config)` creates a method, and `wrap` builds the method on a backbone. A subclass of `Method[PairStep]`
+    reads batches of the type `PairStep`. Abilities that only some methods have are traits, which are added as further
+    base classes (see `adapt.methods.base.traits`).
 
-    `named_parameters()` are exactly the tensors that train, and `state_dict()` exactly those that an adapter holds,
-    under the names of the paper's reference implementation.
+    `named_parameters()` returns exactly the trained tensors, and `state_dict()` exactly the tensors that an adapter
+    file stores, under the names of the paper's reference implementation.
     """
 
     name: ClassVar[str]
@@ -69,8 +69,8 @@ class Method(nn.Module, Generic[StepT]):
                 getattr(cls, each) is getattr(Method, each) for each in ("prepare", "loss", "infer")
             )
         if cls.edits is not Method.edits and cls.touches is Method.touches:
-            advice = 'name the towers it edits, such as touches = frozenset({"vision"})'
-            raise AdaptError(f"{cls.__name__} defines edits without touches, so no tower would ask for them: {advice}")
+            advice = 'name the edited towers, such as touches = frozenset({"vision"})'
+            raise AdaptError(f"{cls.__name__} defines edits but no touches, so that no tower would be edited: {advice}")
 
     def __init__(self, **config: Any) -> None:
         super().__init__()
@@ -82,12 +82,12 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def touches(self) -> frozenset[str]:
-        """The towers that this method edits, known before anything runs."""
+        """The names of the towers that this method edits, as determined by its settings."""
         return frozenset()
 
     @property
     def per_class(self) -> bool:
-        """Whether a tensor of the method belongs to certain classes, so that it cannot serve other class names."""
+        """Whether a tensor of the method is specific to the training classes, so that new classes need new training."""
         return False
 
     @property
@@ -97,34 +97,35 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def logit_scale(self) -> float | None:
-        """A fixed logit scale, or None for the backbone's own."""
+        """The fixed logit scale of the method, or None to use the backbone's logit scale."""
         return None
 
     @property
     def views(self) -> int:
-        """The number of random views of each image that `infer` reads in addition to the image itself."""
+        """The number of random augmented views of each image that `infer` reads in addition to the image itself."""
         return 0
 
     @property
     def parts(self) -> Mapping[str, Method]:
-        """The methods that make up a composition, by name; for any other method, only the method itself."""
+        """The component methods of a composition by name. A single method is its own only component."""
         return {self.name: self}
 
     # changes inside the backbone
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        """Allocate the parameters, sized by the backbone's towers. Called by `wrap`, and when training starts anew."""
+        """Allocate the parameters for the backbone's tower sizes. Called by `wrap`, and when training restarts."""
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        """Return the prompts of a class, whose features are averaged; none if the logits need no class features.
+        """Return the prompts of a class, whose features are averaged, or [] if the logits need no class features.
 
-        By default they come from the templates in the setting `template`. A method without this setting has no prompts.
+        By default, the prompts are made from the templates in the setting `template`. A method without this setting has
+        no prompts.
         """
         templates = getattr(self.config, "template", ())
         return from_templates(tokenizer, templates, class_name)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        """Return the changes that the method makes inside `tower` (a transformer stack) in this call of the model."""
+        """Return the changes that the method makes inside `tower` (a transformer) during the current forward call."""
         return []
 
     # learning
@@ -132,18 +133,18 @@ class Method(nn.Module, Generic[StepT]):
     def logits(self, step: StepT) -> Tensor:
         """Return the logits `(b, n)` of a batch, or `(b, l, v)` for the answers of a language model.
 
-        By default they are the cosine similarities of images and class features, times the logit scale.
+        By default, the logits are the cosine similarities of image and class features, times the logit scale.
         """
         logits: Tensor = step.model.own_logits(step)
         return logits
 
     def loss(self, step: StepT) -> Terms:
-        """Return the terms of a batch's loss, by name. The loss is their sum; the log shows each of them."""
+        """Return the terms of a batch's loss by name. The loss is the sum of the terms, and each term is logged."""
         return step.task_loss()
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the method is trained by gradient steps; by default, whether it has parameters."""
+        """Whether the method is trained by gradient steps. By default, this is true if the method has parameters."""
         return any(True for _ in self.parameters())
 
     def trains(self) -> Iterable[nn.Parameter]:
@@ -151,29 +152,29 @@ class Method(nn.Module, Generic[StepT]):
         return self.parameters()
 
     def prepare(self, training: Training) -> None:
-        """Do the method's work before, or instead of, training steps: closed forms, caches, statistics, a search.
+        """Do the method's work before or instead of gradient steps, such as a closed-form fit, a cache or a search.
 
-        A resumed run (`training.resumed`) also calls it, and then restores the trained values from the checkpoint.
+        A resumed run (`training.resumed`) also calls `prepare`, and then restores trained values from the checkpoint.
         """
 
     def backward(self, terms: Terms) -> None:
-        """Compute the gradients of a batch's loss. `terms` are already scaled for gradient accumulation and fp16."""
+        """Compute the gradients of a batch's loss `terms`, already scaled for gradient accumulation and fp16."""
         total(terms).backward()
 
     def epoch_done(self, epoch: int, epochs: int) -> None:
-        """Do the method's own work at the end of epoch number `epoch`, counted from 0, of `epochs`."""
+        """Do the method's own work at the end of epoch `epoch`, counted from 0, of `epochs` epochs in total."""
 
     def finish(self, training: Training) -> None:
-        """Do the method's own work after the last training step, such as a choice on validation images."""
+        """Do the method's own work after the last training step, such as choosing a threshold on validation images."""
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return, by name, the tensors that only training needs. Checkpoints hold them; adapters do not."""
+        """Return, by name, the tensors that only training needs, which are saved in checkpoints but not in adapters."""
         return {}
 
     def infer(self, step: StepT) -> Tensor:
-        """Return the logits `(b, n)` of a batch at test time. Changes nothing, so several threads may call it at once.
+        """Return the logits `(b, n)` of a batch at test time without changing the method, so that threads can share it.
 
-        A method for streams of images stores what it remembers of the batch in `step.memory`.
+        A method for streams of images stores its memory of the batch in `step.memory`.
         """
         logits: Tensor = step.logits
         return logits

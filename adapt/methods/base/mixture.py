@@ -22,13 +22,13 @@ Combination = Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_
 
 @dataclass(frozen=True)
 class Mixture:
-    """Settings for mixing adapters: a weight for each adapter, and peft's name for the way to combine their changes.
+    """The settings for merging adapters, with a weight for each adapter and the name of a combination method of peft.
 
-    `density` is the fraction of entries of a change that is kept, in every combination but `linear`. `rank` is the rank
-    of a low-rank result; None keeps the rank that the combination gives. `seed` is for drawing the entries that
-    `dare_...` drops.
+    `density` is the fraction of the entries of a weight change that is kept, in every combination other than `linear`.
+    `rank` is the rank of a merged LoRA, where None leaves the rank to the combination. `seed` is the random seed for
+    choosing the entries that `dare_...` drops.
 
-    Raises AdaptError for an unknown combination, and for a density or rank that does not fit it.
+    Raises AdaptError for an unknown combination, and for a density or rank that does not fit the combination.
     """
 
     weights: tuple[float, ...]
@@ -43,12 +43,12 @@ class Mixture:
                 f"unknown combination {self.combination!r}; {nearest(self.combination, get_args(Combination))}"
             )
         if not self.weights or not all(torch.isfinite(torch.tensor(self.weights))):
-            raise AdaptError(f"weights are {list(self.weights)}; expected a number for each adapter")
+            raise AdaptError(f"weights are {list(self.weights)}; expected a finite number for each adapter")
         if self.is_linear != (self.density is None):
-            need = "has no density: leave it out" if self.is_linear else "needs a density, such as 0.2"
-            raise AdaptError(f"{self.combination} {need}")
+            need = "has no density: leave density out" if self.is_linear else "needs a density, such as 0.2"
+            raise AdaptError(f"the combination {self.combination} {need}")
         if self.density is not None and not 0 < self.density <= 1:
-            raise AdaptError(f"density is {self.density}; expected the share of entries to keep, over 0 and up to 1")
+            raise AdaptError(f"density is {self.density}; expected the fraction of entries to keep, above 0 up to 1")
         if self.rank is not None and self.rank < 1:
             raise AdaptError(f"rank is {self.rank}; expected 1 or more")
 
@@ -57,11 +57,11 @@ class Mixture:
         return self.combination == "linear"
 
     def mean(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the sum of the adapters' tensors, each times the adapter's weight."""
+        """Return the sum of the adapters' tensors, each multiplied by the adapter's weight."""
         return reduce(torch.add, (weight * tensor for weight, tensor in zip(self.weights, tensors, strict=True)))
 
     def of_changes(self, changes: Sequence[Tensor]) -> Tensor:
-        """Return the combination of the adapters' changes of one weight `(out, in)`; dropped entries are drawn anew."""
+        """Return the merged change of one weight `(out, in)`. Every call draws the entries to drop at random."""
         if self.is_linear:
             return self.mean(changes)
         from peft.utils import merge_utils
@@ -77,19 +77,19 @@ def default_weights(members: int, combination: str) -> tuple[float, ...]:
 
 
 class Mixes(Trait):
-    """The trait of methods with their own way to mix adapters, in place of the mean of their tensors."""
+    """The trait of methods that merge adapters by a rule of their own instead of averaging the adapters' tensors."""
 
     @classmethod
     @abstractmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the settings and tensors of the mixture of several adapters of this method with the same settings.
+        """Return the settings and tensors of the adapter that merges `members` of this method with equal settings.
 
         Raises AdaptError for a mixture that the adapters' tensors do not allow.
         """
 
 
 def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the settings and tensors of the mixture of several adapters of one method with the same settings.
+    """Return the settings and tensors of the adapter that merges `members`, adapters of one method with equal settings.
 
     Raises AdaptError for a mixture that the adapters' tensors do not allow.
     """
@@ -98,23 +98,23 @@ def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], 
 
 
 def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the settings that all adapters have, and the weighted mean of their trained tensors.
+    """Return the adapters' common settings, and the weighted mean of the adapters' trained tensors.
 
     Raises AdaptError if the mixture is not a mean, or if the adapters differ in a tensor that is not trained.
     """
     first = members[0]
     if not mixture.is_linear:
         raise AdaptError(
-            f"{mixture.combination} mixes changes from a common start, and a {first.name} adapter does not record its "
-            "start: use linear, or adapters of lora"
+            f"{mixture.combination} mixes changes from a common start, which {first.name} adapters do not record: "
+            "use linear, or mix lora adapters"
         )
     if mixture.rank is not None:
         raise AdaptError(
-            f"rank is {mixture.rank}, but {first.name} adapters have no rank: leave it out (only lora has one)"
+            f"rank is {mixture.rank}, but {first.name} adapters have no rank: leave rank out, or mix lora adapters"
         )
     if abs(sum(mixture.weights) - 1) > 1e-6:
         raise AdaptError(
-            f"the weights sum to {sum(mixture.weights):g}; expected 1, for a mean of {first.name}'s tensors"
+            f"the weights sum to {sum(mixture.weights):g}; expected 1, because the tensors of {first.name} are averaged"
         )
     states = [member.state_dict() for member in members]
     trained = {name for name, _ in first.named_parameters()}
@@ -122,8 +122,8 @@ def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any]
     for name, tensor in states[0].items():
         if name not in trained and not all(tensor.equal(state[name]) for state in states):
             raise AdaptError(
-                f"{first.name}: the adapters differ in {name}, computed from training images, which has no mean: "
-                "mix adapters that agree in it"
+                f"{first.name}: the adapters differ in the tensor {name}, which comes from training images and cannot "
+                f"be averaged: mix adapters with an equal {name}"
             )
         tensors[name] = mixture.mean([state[name] for state in states]) if name in trained else tensor
     return first.config.model_dump(mode="json"), tensors

@@ -27,7 +27,7 @@ class PlainClassifierConfig(MethodConfig):
 
 
 class PlainClassifier(Method[ImageStep], Grid):
-    """The base of plain classifiers, whose logits are their own `scores` plus `words` times the zero-shot logits."""
+    """The base class of plain classifiers on image features, whose logits are `scores + words * zero_shot_logits`."""
 
     Config = PlainClassifierConfig
     needs_every_class = True
@@ -44,7 +44,7 @@ class PlainClassifier(Method[ImageStep], Grid):
         return [] if self.config.words == 0 else super().prompts(tokenizer, class_name)
 
     def scores(self, features: Tensor) -> Tensor:
-        """Return the classifier's own logits `(b, n_classes)` for unit-length features `(b, e)`."""
+        """Return logits `(b, n_classes)` for unit-length features `(b, e)`, before any zero-shot logits are added."""
         raise NotImplementedError
 
     def logits(self, step: ImageStep) -> Tensor:
@@ -53,10 +53,10 @@ class PlainClassifier(Method[ImageStep], Grid):
 
 
 class LinearClassifier(PlainClassifier):
-    """The base of linear classifiers: `solve` computes `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
+    """The base of linear classifiers, whose `solve` computes `weight` `(n_classes, e)` and `bias` `(n_classes,)`."""
 
     scale: float
-    """The backbone's factor of cosines."""
+    """The backbone's logit scale."""
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
@@ -90,6 +90,6 @@ def _names_help(training: Training) -> bool:
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Return the mean feature of each class `(n_classes, e)`, from the features of its images `(n, e)`."""
+    """Return the mean image feature of each class as `(n_classes, e)`, from image features `(n, e)` and `labels`."""
     sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
     return sums / labels.bincount(minlength=classes)[:, None]

@@ -8,6 +8,6 @@ LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP
 
 
 def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors under `prefix` in a published checkpoint of learned prompts, without frozen tokens."""
+    """Return the tensors under `prefix` in a published prompt-learning checkpoint, without frozen token embeddings."""
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}

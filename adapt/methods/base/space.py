@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Space(BaseModel):
-    """The feature space of a dual encoder, which depends on its weights and on how it preprocesses images."""
+    """The identity of a dual encoder's feature space, as given by the encoder's weights and image preprocessing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,7 @@ class Space(BaseModel):
 
     @classmethod
     def of(cls, backbone: DualEncoder) -> Space:
-        """Return the space in which the features of `backbone` lie."""
+        """Return the feature space of `backbone`."""
         return cls(
             backbone=backbone.name or "",
             fingerprint=backbone.fingerprint.short(),
@@ -46,14 +46,14 @@ class Projects(Trait):
     @property
     @abstractmethod
     def space(self) -> Space | None:
-        """The other backbone's feature space; None if the method projects into a space of its own."""
+        """The backbone feature space into which the method projects; None if the method learns a new space."""
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
-        """Return projections `(..., d)` of image or text features `(..., e)`, which the caller normalises."""
+        """Return the projections `(..., d)` of image or text features `(..., e)`, not yet normalised."""
 
 
 def space_of(method: Method) -> Space | None:
-    """Return the other backbone's feature space in which a method compares features; None if there is none."""
+    """Return the feature space of another backbone into which `method` projects features; None for any other method."""
     projects = trait(method, Projects)
     return None if projects is None else projects.space

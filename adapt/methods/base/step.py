@@ -26,9 +26,9 @@ Terms = dict[str, Tensor]  # the terms of a loss by name, which add up
 
 
 class Encoded(NamedTuple):
-    """A batch of images given as unit-length features `(b, e)`, without the images themselves.
+    """A batch of precomputed unit-length image features `(b, e)`, which replace the images.
 
-    `views` `(b, v, e)` are features of several views of each image, for a method that reads views.
+    `views` `(b, v, e)` contains the features of v random views of each image, for a method that reads views.
     """
 
     features: Tensor
@@ -36,9 +36,9 @@ class Encoded(NamedTuple):
 
 
 class BlockInputs(NamedTuple):
-    """A batch of images given as their tokens `(b, l, d)` at the input of vision block `block`, without the images.
+    """A batch of precomputed tokens `(b, l, d)` at the input of vision block `block`, which replace the images.
 
-    The method edits no earlier block.
+    Such a batch requires a method that edits no earlier block.
     """
 
     block: int
@@ -46,7 +46,7 @@ class BlockInputs(NamedTuple):
 
 
 class Step:
-    """A batch of data set items with labels (its form depends on their task), and with the method's logits `(b, n)`."""
+    """A batch of data set items with labels, for which a method computes logits and a loss."""
 
     task: Task | None = None
     """The task of the items; None for a step made by hand, whose loss is its own cross-entropy."""
@@ -59,13 +59,13 @@ class Step:
         self.model, self.inputs, self._labels = model, inputs, labels
 
     def of(self, task: Task, items: Sequence[Item]) -> Self:
-        """Set the items of this batch and their task, and return the batch."""
+        """Set the items and the task of this batch, and return the batch."""
         self.task, self.items = task, items
         return self
 
     @cached_property
     def labels(self) -> Tensor | None:
-        """The labels of the items, `(b,)` or `(b, n)` depending on their task; None if unknown."""
+        """The labels of the items, `(b,)` or `(b, n)` depending on the task; None if the labels are unknown."""
         labels = self._labels
         if labels is None and self.task is not None:
             labels = self.task.labels(self.items, self.model.class_names)
@@ -73,12 +73,12 @@ class Step:
 
     @cached_property
     def values(self) -> Tensor | None:
-        """The number with which each item is labelled `(b,)`, such as a quality score; None for a task without any."""
+        """The numeric label of each item `(b,)`, such as a quality score; None for a task without numeric labels."""
         values = None if self.task is None else self.task.values(self.items)
         return None if values is None else moved(values.float(), self.model.backbone.device)
 
     def task_loss(self) -> Terms:
-        """Return the terms of the task's own loss by name; methods may replace them or add to them."""
+        """Return the loss terms of the task by name. A method may replace these terms or add further terms."""
         terms: Terms = {"cross_entropy": self.cross_entropy} if self.task is None else self.task.loss(self)
         return terms
 
@@ -89,7 +89,7 @@ class Step:
 
     @property
     def right(self) -> Tensor:
-        """Whether the class with the largest logit is the label of the item, for each item `(b,)`."""
+        """Whether the class with the largest logit is the correct class, for each item `(b,)`."""
         assert self.labels is not None
         return self.logits.argmax(-1).eq(self.labels)
 
@@ -106,19 +106,19 @@ class Step:
         return F.cross_entropy(self.logits.float(), self.labels, self.model.class_weights)
 
     def again(self) -> Self:
-        """Return the same batch for a method whose tensors changed; only results of the frozen backbone are kept."""
+        """Return a new object for this batch after the method's tensors changed, keeping frozen-backbone results."""
         return self._alike(type(self)(self.model, self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
-        """Return `other`, a new step for the same batch, after copying the items and results that no method changes."""
+        """Return `other`, a new object for this batch, after copying items and frozen-backbone results into `other`."""
         other.task, other.items, other.whole = self.task, self.items, self.whole
         return other
 
 
 class ImageStep(Step):
-    """A batch of images `(b, 3, h, w)`, or of their features, to classify by class names.
+    """A batch of images `(b, 3, h, w)`, or of precomputed image features, to classify by class names.
 
-    It may hold several views of each image `(b, v, 3, h, w)`, of which the first is the image itself.
+    A batch may contain v views of each image `(b, v, 3, h, w)`, of which the first is the image itself.
     """
 
     model: DualEncoderView
@@ -132,7 +132,7 @@ class ImageStep(Step):
         """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
     def under(self, method: Method) -> ImageStep:
-        """Return the same batch for another method of the same class, such as a copy that is tuned on the batch."""
+        """Return an object for this batch with another method of the same class, such as a copy tuned on the batch."""
         return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
@@ -142,16 +142,16 @@ class ImageStep(Step):
 
     @cached_property
     def memory(self) -> Any:
-        """The method's memory of the stream of images that this batch is part of; a new memory outside a stream."""
+        """The method's memory of the image stream that contains this batch; a new memory if there is no stream."""
         return self.model.stream().memory if self.model.memory is None else self.model.memory
 
     @cached_property
     def images(self) -> Tensor:
-        """The images `(b, 3, h, w)`. Raises AdaptError for a batch of features, or one divided among processes."""
+        """The images `(b, 3, h, w)`. Raises AdaptError for a batch of features or a batch split over processes."""
         if self.whole is not None:
             raise AdaptError(
-                f"{self.model.method.name} reads the images of a batch themselves, and each of several processes has "
-                "only a share of them: train with one process"
+                f"{self.model.method.name} reads all images of a batch, but each of several processes has only a part "
+                "of the images: train with one process"
             )
         return self._images
 
@@ -159,8 +159,8 @@ class ImageStep(Step):
     def _images(self) -> Tensor:
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
-                f"{self.model.method.name} reads images, and this batch has only their features: give its class "
-                '`reads = frozenset({"images"})`, so that training does not use the feature cache'
+                f"{self.model.method.name} reads images, but this batch has only image features: give the method's "
+                'class `reads = frozenset({"images"})`, so that training does not use the feature cache'
             )
         images = moved(self.inputs, self.model.backbone.device)
         return images[:, 0] if images.ndim == 5 else images
@@ -169,7 +169,7 @@ class ImageStep(Step):
     def view_features(self) -> Tensor:
         """Unit-length features `(b, v, e)` of the views of each image, of which the first is the image itself.
 
-        Raises AdaptError if the batch has no views.
+        Raises AdaptError if the batch does not have the views that the method reads.
         """
         if isinstance(self.inputs, Encoded) and self.inputs.views is not None:
             others = moved(self.inputs.views, self.model.backbone.device)
@@ -185,26 +185,26 @@ class ImageStep(Step):
     def _wrong_views(self, given: int) -> AdaptError:
         method = self.model.method
         return AdaptError(
-            f"{method.name} reads {method.views + 1} views of each image, and the batch has {given}: call "
+            f"{method.name} reads {method.views + 1} views of each image, but the batch has {given}: call "
             "model.predict, or pass images (b, v, 3, h, w) whose first view is the image itself"
         )
 
     def frozen_blocks(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the input and output `(b, l, d)` of each named block, such as vision.3, by the unedited backbone.
+        """Return the input and output `(b, l, d)` of the unadapted backbone's blocks `names`, such as vision.3.
 
-        The tensors carry no gradient.
+        The tensors have no gradient.
         """
         pairs = self.model.frozen_blocks(self._images, names)
         return {name: (self._of_all(before), self._of_all(after)) for name, (before, after) in pairs.items()}
 
     @cached_property
     def features(self) -> Tensor:
-        """Unit-length features of the images `(b, e)`, under the method's edits."""
+        """The unit-length features of the images `(b, e)`, computed by the adapted vision tower."""
         return self._of_all(self._own_features)
 
     @cached_property
     def _own_features(self) -> Tensor:
-        """Unit-length features of the images that this process encodes: all, or its share of the batch."""
+        """The unit-length features of the images that this process encodes, which may be only a part of the batch."""
         if isinstance(self.inputs, Encoded):
             return moved(self.inputs.features, self.model.backbone.device)
         features: Tensor = self.model.image_features(self._entering)
@@ -215,21 +215,21 @@ class ImageStep(Step):
 
     @property
     def _entering(self) -> Tensor | BlockInputs:
-        """The batch as the vision tower receives it: images, or the inputs of a later block."""
+        """The input of the vision tower for this batch: images, or precomputed inputs of a later block."""
         return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
 
     @cached_property
     def local_features(self) -> Tensor:
-        """Features `(b, rows, columns, e)` of the images' patches, not normalised, by the unedited backbone.
+        """The unadapted backbone's features `(b, rows, columns, e)` of the images' patches, not normalised.
 
-        They carry no gradient; see `adapt.engine.values`. The same forward pass computes `frozen_features`.
+        The features have no gradient; see `adapt.engine.values`. The same forward pass computes `frozen_features`.
         """
         patches, self._frozen["features"] = self.model.local_features(self.images)
         return patches
 
     @cached_property
     def image_tokens(self) -> Tensor:
-        """The output `(b, l, d)` of the last vision block of the unedited backbone for all tokens, without gradient."""
+        """The output `(b, l, d)` of the unadapted backbone's last vision block for all tokens, without gradient."""
         return self._of_all(self._own_tokens)
 
     @cached_property
@@ -240,7 +240,7 @@ class ImageStep(Step):
 
     @cached_property
     def class_features(self) -> Tensor:
-        """Unit-length features of the classes `(n, e)`, or `(b, n, e)` if they depend on the image."""
+        """The unit-length text features of the classes `(n, e)`, or `(b, n, e)` if the features depend on images."""
         features: Tensor
         method = self.model.method
         if method.per_image:
@@ -252,12 +252,12 @@ class ImageStep(Step):
 
     @cached_property
     def prompt_features(self) -> tuple[Tensor, ...]:
-        """For each class, the unit-length features `(m, e)` of its m prompts; m may differ between classes."""
+        """The unit-length features `(m, e)` of each class's m prompts, where m may differ between classes."""
         features: tuple[Tensor, ...] = self._once("prompt_features", self.model.prompt_features)
         return features
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts other than those of the classes, under the method's edits.
+        """Return unit-length features `(m, e)` of prompts that are not class prompts, from the adapted tower.
 
         The prompts cannot contain learned tokens that belong to a class or an image.
         """
@@ -266,7 +266,7 @@ class ImageStep(Step):
 
     @property
     def frozen_features(self) -> Tensor:
-        """Unit-length features of the images `(b, e)` by the unedited backbone, without gradient."""
+        """The unadapted backbone's unit-length features of the images `(b, e)`, without gradient."""
         if isinstance(self.inputs, Encoded):  # no edits act on them
             return self.features
         if "features" not in self._frozen:
@@ -275,7 +275,7 @@ class ImageStep(Step):
         return self._frozen["features"]
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return features `(n, e)` of the classes in hand-written `templates`, by the unedited backbone, no gradient.
+        """Return the unadapted backbone's class features `(n, e)` for hand-written `templates`, without gradient.
 
         The `average` over templates is `unit`, the normalised mean of unit-length features, or `raw`, the mean of the
         tower's outputs, not normalised.
@@ -286,12 +286,12 @@ class ImageStep(Step):
 
     @property
     def scale(self) -> float:
-        """The logit scale, by which cosine similarities are multiplied: the method's own, or else the backbone's."""
+        """The logit scale of the method or else of the backbone, by which cosine similarities are multiplied."""
         return float(self._once("scale", lambda: self.model.method.logit_scale or self.model.backbone.logit_scale))
 
     @property
     def bias(self) -> float:
-        """The bias that is added to scaled cosine similarities: SigLIP's, or 0 for other backbones."""
+        """The backbone's logit bias, which is added to scaled cosine similarities (0 except for SigLIP)."""
         return float(self._once("bias", lambda: self.model.backbone.logit_bias))
 
     def _once(self, name: Hashable, compute: Callable[[], T]) -> T:
@@ -301,10 +301,10 @@ class ImageStep(Step):
         return known
 
     def cosine_logits(self, class_features: Tensor, features: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n)`: scaled cosines of images with `class_features`, `(n, e)` or per image `(b, n, e)`.
+        """Return logits `(b, n)` from scaled cosines of images with `class_features` `(n, e)` or `(b, n, e)`.
 
-        Unit-length `features` `(b, e)` replace the images' own. The logit scale is the method's, or else the
-        backbone's; SigLIP's bias is added.
+        Unit-length `features` `(b, e)` can replace the features of the batch's images. The logit scale and bias are the
+        properties `scale` and `bias`.
         """
         features = self.features if features is None else features
         if torch.is_autocast_enabled(
@@ -319,10 +319,10 @@ class ImageStep(Step):
 
 
 class PairStep(ImageStep):
-    """A batch of image-text pairs: `[images, texts]`, with images `(b, 3, h, w)` and a text for each image.
+    """A batch of image-text pairs `[images, texts]`, with images `(b, 3, h, w)` and a text for each image.
 
-    `labels` are numbers of the images, or of the entities that the images show. An optional third list has a paraphrase
-    of each text, or "" for a text without one.
+    `labels` are numbers that identify the images, or the entities that the images show. An optional third list contains
+    a paraphrase of each text, or "" for a text without paraphrase.
     """
 
     def __init__(self, model: DualEncoderView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
@@ -342,32 +342,32 @@ class PairStep(ImageStep):
 
     @cached_property
     def cross_entropy(self) -> Tensor:
-        """The contrastive loss of the batch, from images to texts and from texts to images."""
+        """The contrastive loss of the batch, averaged over the directions image to text and text to image."""
         return contrast(self.without_same(self.logits))
 
     @property
     def right(self) -> Tensor:
-        """Whether each image `(b,)` is nearest to its own text, not counting other texts that also describe it."""
+        """Whether each image `(b,)` is nearest to its own text, ignoring other texts that also describe the image."""
         nearest = self.without_same(self.logits).argmax(-1)
         return nearest == torch.arange(len(nearest), device=nearest.device)
 
     @cached_property
     def text_features(self) -> Tensor:
-        """Unit-length features of the texts `(b, e)`, under the method's edits."""
+        """The unit-length features of the texts `(b, e)`, computed by the adapted text tower."""
         features: Tensor = self.model.encode_texts(self.texts)
         return features
 
     @property
     def pair_features(self) -> Tensor:
-        """Unit-length features of the pairs `(b, e)`, one for each image with its text."""
+        """The unit-length features of the pairs `(b, e)`, each computed from an image and its text."""
         features: Tensor = self.model.pair_features(self.features, self.text_features)
         return features
 
     @cached_property
     def same(self) -> Tensor:
-        """Whether the text of pair j also describes the image of pair i, `(b, b)`; false on the diagonal.
+        """Whether the text of pair j also describes the image of pair i, as a mask `(b, b)` with a false diagonal.
 
-        It does if it equals the image's own text, or if the two pairs have the same image or entity.
+        An entry is true if the two pairs have equal texts, or the same image or entity.
         """
         assert self.labels is not None
         number = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
@@ -376,15 +376,15 @@ class PairStep(ImageStep):
         return alike.fill_diagonal_(False)
 
     def without_same(self, logits: Tensor) -> Tensor:
-        """Return `logits` `(b, b)` of images and texts, minus infinity where another pair's text is also right."""
+        """Return image-text `logits` `(b, b)`, with -inf where another pair's text also describes the image."""
         return logits.masked_fill(self.same, -torch.inf)
 
 
 def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
-    """Return the contrastive loss: the mean cross-entropy of logits `(b, b)` over both directions.
+    """Return the contrastive loss, which is the mean cross-entropy of image-text logits `(b, b)` in both directions.
 
-    Rows are images, columns are texts, and the diagonal has the right pairs. `wrong` `(b, m)` are the images' logits of
-    further texts, which are wrong for every image.
+    Rows are images, columns are texts, and matching pairs are on the diagonal. `wrong` `(b, m)` contains the images'
+    logits for m further texts, which match none of the images.
     """
     right = torch.arange(len(logits), device=logits.device)
     with_wrong = logits if wrong is None else torch.cat([logits, wrong], dim=-1)

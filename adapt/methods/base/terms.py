@@ -19,19 +19,19 @@ def total(terms: Terms) -> Tensor:
 
 
 def checked(terms: object, method: str) -> Terms:
-    """Return `terms` of a loss. Raises AdaptError, naming the method, unless they are a dict of one-number tensors."""
-    expected = "expected a dict of the terms by name, each a tensor with one number"
+    """Return the loss `terms` unchanged. Raises AdaptError, naming `method`, if `terms` are not a dict of scalars."""
+    expected = "expected a dict of terms by name, each a tensor with one number"
     if not isinstance(terms, dict) or not terms:
-        raise AdaptError(f"{method}: its loss returned {brief(terms)}; {expected}")
+        raise AdaptError(f"{method}: the function loss returned {brief(terms)}; {expected}")
     for name, term in terms.items():
         if not (isinstance(name, str) and isinstance(term, Tensor) and term.numel() == 1):
             kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
-            raise AdaptError(f"{method}: the term {name!r} of its loss is {kind}; {expected}")
+            raise AdaptError(f"{method}: the loss term {name!r} is {kind}; {expected}")
     return terms
 
 
 def distill(step: ImageStep) -> Tensor:
-    """Return the mean cosine distance of the images' features from the frozen backbone's, an extra term of the loss."""
+    """Return the mean cosine distance between adapted and frozen image features, as an extra term of the loss."""
     return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
 
 

@@ -19,15 +19,15 @@ Kept = TypeVar("Kept", bound=BaseModel)
 
 
 class Training(Protocol):
-    """The training of a method, as `prepare` and `finish` receive it. There may be no validation images."""
+    """The training run that `prepare` and `finish` of a method receive, possibly without validation images."""
 
     @property
     def model(self) -> ModelView:
-        """The adapted model in training."""
+        """The adapted model that is being trained."""
 
     @property
     def classifier(self) -> DualEncoderView:
-        """The adapted model in training, a dual encoder. Raises AdaptError if its backbone is of another kind."""
+        """The adapted dual encoder that is being trained. Raises AdaptError for a backbone of another kind."""
 
     seed: int
     seconds: float
@@ -38,33 +38,33 @@ class Training(Protocol):
         """The recipe's training settings, such as `lr`. Raises AdaptError for a method without gradient steps."""
 
     def items(self, part: Part) -> Sequence[Item]:
-        """Return the items (images with labels) of one part of the split: train or val."""
+        """Return the items (images with labels) of the data split `part`, train or val."""
 
     def labels(self, part: Part) -> Tensor:
-        """Return the class numbers `(n,)` of the items in one part of the split."""
+        """Return the class indices `(n,)` of the items in the data split `part`, train or val."""
 
     def shares(self, part: Part) -> Tensor:
-        """Return soft labels `(n, c)`, the share of each class in an item, for one part of the split; rows sum to 1."""
+        """Return the soft labels `(n, c)` of the items in the data split `part`, train or val. Each row sums to 1."""
 
     def values(self, part: Part) -> Tensor:
-        """Return the numbers `(n,)` with which a part's items are labelled. Raises AdaptError if they have none."""
+        """Return the numeric labels `(n,)` of the items in a split. Raises AdaptError if the labels are not numeric."""
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        """Return features `(n, e)` of the images in a part of the split, or `(n, views, e)` of random views of them.
+        """Return image features `(n, e)` of the data split `part`, or `(n, views, e)` of random views of the images.
 
-        They are computed by the vision tower without edits, cached, and on the CPU. With `unit`, they have unit length.
-        If not `projected`, they are the inputs `(..., d)` of the tower's last projection, for a method that replaces
-        this projection.
+        The features are computed by the vision tower without edits, cached, and on the CPU. With `unit`, the features
+        have unit length. If `projected` is false, the features are the inputs `(..., d)` of the tower's last
+        projection, for a method that replaces this projection.
         """
 
     def alone(self, backbone: str | None = None) -> Training:
-        """Return a training on the same items with no method on the backbone, which is the model's or the one named.
+        """Return a training run on the same items without a method, on the model's backbone or the named `backbone`.
 
         Raises AdaptError for an unknown name, and for a backbone that does not compare images with texts.
         """
 
     def held_back(self) -> Iterator[Step]:
-        """Yield batches of validation images without end, preprocessed as at test time."""
+        """Yield validation batches in an endless loop, with images preprocessed as at test time."""
 
     def train(
         self,
@@ -75,20 +75,20 @@ class Training(Protocol):
         after: Callable[[dict[str, Any]], None] = lambda entry: None,
         **changed: Any,
     ) -> float:
-        """Run a stage of training and return its duration in seconds; `changed` are settings for this stage only.
+        """Run a stage of training, and return its duration in seconds. `changed` overrides settings for this stage.
 
-        Trains `parameters`, by default all, to minimise `loss`, by default the method's own, and calls `after` with the
-        log entry of every step. If `loss` is given, batches hold images, not features.
+        The stage trains `parameters` (by default all) to minimise `loss` (by default the method's loss), and calls
+        `after` with the log entry of every training step. With `loss`, batches contain images, not cached features.
         """
 
     def loss(self, step: Step) -> Tensor:
-        """Return the loss of a batch as in training: with the recipe's extra terms and in the recipe's precision."""
+        """Return the training loss of a batch, with the recipe's extra loss terms and in the recipe's precision."""
 
     def flops(self, towers: Collection[str]) -> float:
-        """Return the operations that `towers` now need for one image and one class, or for one generated answer."""
+        """Return the FLOPs that `towers` currently need for one image and one class, or for one generated answer."""
 
     def restart(self) -> None:
-        """Build all trained tensors afresh from the seed, under the method's present settings."""
+        """Reinitialise all trained tensors from the seed, with the method's current settings."""
 
     @property
     def started(self) -> bool:
@@ -96,13 +96,13 @@ class Training(Protocol):
 
     @property
     def resumed(self) -> bool:
-        """Whether the run is resumed: a checkpoint then gives the values of tensors that `prepare` has allocated."""
+        """Whether the run is resumed, so that a checkpoint replaces the values of the tensors from `prepare`."""
 
     def keep(self, name: str, data: BaseModel) -> None:
-        """Store `data`, a costly result of the method, as `name`.json in the run directory, for a resumed run."""
+        """Store `data`, an expensive result of the method, as `name`.json in the run directory for a resumed run."""
 
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:
-        """Return the result that `keep` stored in this or the resumed run, or None. Raises AdaptError if damaged."""
+        """Return the result stored by `keep` in this or the resumed run, or None. Raises AdaptError for a bad file."""
 
     def note(self, **figures: object) -> None:
-        """Add figures of the method to the run's metrics.json."""
+        """Add `figures` (results of the method, by name) to metrics.json in the run directory."""

@@ -26,17 +26,17 @@ Imported = tuple[dict[str, Tensor], dict[str, object]]  # tensors of a published
 
 
 class Trait(ABC):  # noqa: B024  # abstract members belong to each trait
-    """The base of all traits, which are abilities of some methods."""
+    """The base class of all traits, which are abilities that only some methods have."""
 
     of_each_part: ClassVar[bool] = False
-    """Whether any number of parts of a composition may have it, because only the parts are asked for it."""
+    """Whether several components of a composition may have the trait, because it is read from each component."""
 
 
 T = TypeVar("T", bound=Trait)
 
 
 def trait(method: Method, kind: type[T]) -> T | None:
-    """Return the method, or the part of a composition of methods, that has the trait `kind`; None if there is none."""
+    """Return the method, or the component method of a composition, that has the trait `kind`, or else None."""
     carriers: Iterable[object] = (method, *method.parts.values())
     return next((part for part in carriers if isinstance(part, kind)), None)
 
@@ -51,7 +51,7 @@ class LearnedTokens(Trait):
 
     @property
     def owns_prompts(self) -> bool:
-        """Whether the method, with its present settings, does put learned tokens into the prompts."""
+        """Whether the method, with its current settings, puts learned tokens into the prompts."""
         return True
 
     @property
@@ -61,7 +61,7 @@ class LearnedTokens(Trait):
 
 
 class AveragesPrompts(Trait):
-    """The trait of methods whose class features are not a normalised mean of unit features, but `prompt_average`."""
+    """The trait of methods that average prompt features by the rule `prompt_average`, not by a normalised mean."""
 
     prompt_average: ClassVar[Literal["mean", "raw"]]
     """`mean`: the mean of unit-length features, not normalised; `raw`: the mean of the tower's outputs."""
@@ -76,11 +76,11 @@ class Explains(Trait):
 
 
 class Grades(Trait):
-    """The trait of methods whose logits stand for a number (regression), such as a quality score."""
+    """The trait of methods whose logits represent a number (regression), such as a quality score."""
 
     @abstractmethod
     def score(self, logits: Tensor) -> Tensor:
-        """Return the numbers `(b,)` that logits `(b, n)` stand for."""
+        """Return the predicted numbers `(b,)` that the logits `(b, n)` represent."""
 
 
 class DrawsMaps(Trait):
@@ -89,15 +89,15 @@ class DrawsMaps(Trait):
     @property
     @abstractmethod
     def normal_class(self) -> str:
-        """The name of the class of images without an anomaly."""
+        """The name of the class for images without an anomaly."""
 
     @abstractmethod
     def anomalies(self, step: ImageStep) -> Tensor:
-        """Return the anomaly scores of the pixels of a batch of images, from 0 to 1: `(b, h, w)`."""
+        """Return the anomaly score of each pixel in a batch of images, from 0 to 1, as `(b, h, w)`."""
 
 
 class Stream(Trait):
-    """The trait of methods whose answer to an image depends on the images before it."""
+    """The trait of methods whose prediction for an image depends on earlier images in a stream."""
 
     @abstractmethod
     def memory(self) -> Any:
@@ -105,7 +105,7 @@ class Stream(Trait):
 
 
 class StandsAlone(Trait):
-    """The trait of methods that cannot be a part of a composition of several methods."""
+    """The trait of methods that cannot be combined with other methods in a composition."""
 
     of_each_part = True
 
@@ -115,11 +115,11 @@ class EncodesImages(StandsAlone):
 
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)` by the method's own image model, not normalised."""
+        """Return the features `(b, e)` of images `(b, 3, h, w)` from the method's own image model, not normalised."""
 
 
 class PoolsPairs(Trait):
-    """The trait of methods whose feature of an image-text pair is not the mean of the image's and text's features."""
+    """The trait of methods whose features of image-text pairs are not the mean of image and text features."""
 
     @abstractmethod
     def pool(self, features: Tensor, text_features: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class GroupsEntities(Trait):
     @property
     @abstractmethod
     def together(self) -> int:
-        """The number of records of one entity that follow each other in a batch."""
+        """The number of records of the same entity that are adjacent in a batch."""
 
 
 class LearnsOverlaps(Trait):
@@ -144,11 +144,11 @@ class LearnsOverlaps(Trait):
     @property
     @abstractmethod
     def of_overlaps(self) -> bool:
-        """Whether the method learns from overlaps with its present settings."""
+        """Whether the method, with its current settings, learns from overlaps of image regions with object boxes."""
 
 
 class LearnsShares(Trait):
-    """The trait of methods whose `prepare` learns from soft labels, so that they learn every task with soft labels."""
+    """The trait of methods whose `prepare` learns from soft labels, and so supports every task with soft labels."""
 
     of_each_part = True
 
@@ -170,19 +170,19 @@ class InsideBlocks(Trait):
     """The blocks that another part of a composition skips, such as vision.3; they get no tensors."""
 
     def present(self, tower: Tower) -> Iterator[tuple[int, Block]]:
-        """Yield the index and the block, for each block of `tower` that no other method skips."""
+        """Yield each block of `tower` with its index, except blocks that another method of the composition skips."""
         for index, block in enumerate(tower.blocks):
             if f"{tower.name}.{index}" not in self.absent:
                 yield index, block
 
 
 class ChoosesOnValidation(Trait):
-    """The trait of methods one of whose settings is chosen on validation images in training."""
+    """The trait of methods with a setting that training chooses on validation images."""
 
     @property
     @abstractmethod
     def chosen_on_validation(self) -> str | None:
-        """The name of the setting that is chosen on validation images, or None if the user set it."""
+        """The name of the setting that is chosen on validation images, or None if the user has fixed its value."""
 
 
 class ReadsPublished(Trait):
@@ -195,12 +195,12 @@ class ReadsPublished(Trait):
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         """Return this method's tensors from a published checkpoint's `state`, and the settings that the tensors imply.
 
-        `given` are settings from the caller, which the tensors do not reveal. Raises KeyError for a missing tensor.
+        `given` contains settings from the caller that the tensors do not imply. Raises KeyError for a missing tensor.
         """
 
 
 def unpublished(method: type[Method]) -> AdaptError:
-    """Return the error that a method cannot read any published checkpoints."""
+    """Return an AdaptError which says that adapt cannot read published checkpoints of `method`."""
     return AdaptError(f"adapt cannot read published {method.name} checkpoints: train an adapter instead")
 
 
@@ -208,23 +208,23 @@ class ChecksAdapter(Trait):
     """The trait of methods that check more of an adapter file than the names, shapes and types of its tensors."""
 
     def check_settings(self) -> None:
-        """Raise AdaptError if settings in an adapter file name another file. Called before the method is built."""
+        """Raise AdaptError if settings in an adapter refer to another file. Called before the method is built."""
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Raise AdaptError if tensors in the file `source` have unusable values, though names, shapes and types fit."""
+        """Raise AdaptError if tensors in `source` with correct names, shapes and types have invalid values."""
 
 
 class Reports(Trait):
-    """The trait of methods that report figures of their own about a training, such as the blocks that were skipped."""
+    """The trait of methods that report additional results of a training run, such as the skipped blocks."""
 
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Return lines of text about this method's figures, taken from all `metrics` of a run."""
+        """Return lines of text that report this method's results, from all `metrics` of a run."""
         return ()
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Plot this method's results in a run directory, and save the plots there."""
+        """Plot this method's results from the run directory `run`, and save the plots in this directory."""
 
 
 def skipped_blocks(method: Method) -> frozenset[str]:
@@ -234,7 +234,7 @@ def skipped_blocks(method: Method) -> frozenset[str]:
 
 
 def chosen_setting(method: Method) -> str | None:
-    """Return the name of the method's setting that training chooses on validation images, or None if there is none."""
+    """Return the name of the setting that training chooses on validation images, or None without such a setting."""
     chooses = trait(method, ChoosesOnValidation)
     return None if chooses is None else chooses.chosen_on_validation
 
@@ -246,11 +246,11 @@ def owns_prompts(method: Method) -> bool:
 
 
 def normal_label(method: Method, class_names: Sequence[str]) -> int:
-    """Return the index of the class without anomalies. Raises AdaptError if method or classes have no such class."""
+    """Return the index of the class for normal images. Raises AdaptError if there is no such class."""
     maps = trait(method, DrawsMaps)
     if maps is None:
         raise AdaptError(
-            f"{method.name} classifies images and draws no anomaly maps: use a method that does, such as anovl"
+            f"{method.name} classifies images and draws no anomaly maps: use another method, such as anovl"
         )
     name = maps.normal_class
     if name not in class_names:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ModelView(Protocol):
-    """An adapted model of any kind, as its method sees it."""
+    """The interface through which a method accesses its adapted model."""
 
     method: Method
     class_names: tuple[str, ...]
@@ -29,53 +29,53 @@ class ModelView(Protocol):
     def backbone(self) -> Backbone: ...
 
     def own_logits(self, step: Any) -> Tensor:
-        """Return the default logits `(b, n)` of a batch, for a method that does not define its own."""
+        """Return the default logits `(b, n)` of a batch, for a method that does not override `logits`."""
 
     def stream(self) -> Self:
-        """Return the same model with a memory of its own, for one stream of images."""
+        """Return this model with a new, empty memory for one stream of images."""
 
 
 class DualEncoderView(ModelView, Protocol):
-    """An adapted dual encoder, as its method sees it."""
+    """The interface through which a method accesses its adapted dual encoder."""
 
     @property
     def backbone(self) -> DualEncoder: ...
 
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)` under the method's edits."""
+        """Return features `(b, e)` of images `(b, 3, h, w)`, computed by the adapted vision tower."""
 
     def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return unit-length features `(b, e)` of images by the unedited backbone."""
+        """Return the unadapted backbone's unit-length features `(b, e)` of images."""
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the input and output `(b, l, d)` of each named block, such as vision.3, by the unedited backbone."""
+        """Return the input and output `(b, l, d)` of the unadapted backbone's blocks `names`, such as vision.3."""
 
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features of patches `(b, rows, columns, e)` and of images `(b, e)` by the unedited backbone."""
+        """Return the unadapted backbone's features of patches `(b, rows, columns, e)` and of images `(b, e)`."""
 
     def image_tokens(self, images: Tensor) -> Tensor:
-        """Return the output `(b, l, d)` of the last vision block for images, by the unedited backbone."""
+        """Return the output `(b, l, d)` of the unadapted backbone's last vision block for images."""
 
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        """Return features of the classes `(n, e)`, or `(b, n, e)` if they depend on the image."""
+        """Return text features of the classes `(n, e)`, or `(b, n, e)` if the features depend on the image."""
 
     def prompt_features(self) -> tuple[Tensor, ...]:
         """Return, for each class, the unit-length features `(m, e)` of its m prompts."""
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return features `(n, e)` of the classes in hand-written templates, by the unedited backbone."""
+        """Return the unadapted backbone's features `(n, e)` of the classes in hand-written templates."""
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Return unit-length features `(m, e)` of prompts under the method's edits."""
+        """Return unit-length features `(m, e)` of prompts, computed by the adapted text tower."""
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return unit-length features `(m, e)` of texts under the method's edits."""
+        """Return unit-length features `(m, e)` of texts, computed by the adapted text tower."""
 
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        """Return features `(m, e)` of texts, without gradient: by the backbone alone, or with the method's edits."""
+        """Return features `(m, e)` of texts without gradient, from the adapted tower only if `edited` is true."""
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Return unit-length features `(b, e)` of image-text pairs, from the features of images and of texts."""
 
     def under(self, method: Method) -> DualEncoderView:
-        """Return a model with the same backbone and texts, but another method of the same class."""
+        """Return a model with the same backbone and class names, but with another `method` of the same class."""

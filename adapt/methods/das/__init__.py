@@ -72,12 +72,15 @@ class DASConfig(MethodConfig):
     @model_validator(mode="after")
     def _consistent(self) -> DASConfig:
         if self.keep_flops is not None and (self.skip is not None or self.skipped is not None):
-            raise ValueError("keep_flops chooses how many blocks are skipped: leave it out, or skip and skipped")
+            raise ValueError("keep_flops cannot be combined with skip or skipped: use only keep_flops, or leave it out")
         if self.skipped is not None and not len(set(self.skipped)) == len(self.skipped) == self.count:
-            raise ValueError(f"skipped names {len(set(self.skipped))} different blocks, and skip is {self.count}")
+            raise ValueError(
+                f"skipped names {len(set(self.skipped))} different blocks, but skip is {self.count}: use equal numbers"
+            )
         if self.searches and self.warmup_epochs >= self.search_epochs:
             raise ValueError(
-                f"warmup_epochs is {self.warmup_epochs}; expected less than search_epochs, {self.search_epochs}"
+                f"warmup_epochs is {self.warmup_epochs}; expected less than search_epochs, which is "
+                f"{self.search_epochs}"
             )
         return self
 
@@ -95,7 +98,7 @@ class DASConfig(MethodConfig):
 
 
 class Adapter(nn.Module):
-    """An adapter `up(relu(down(norm(x))))`, `(..., d) -> (..., d)`; with `residual`, its input is added."""
+    """An adapter `up(relu(down(norm(x))))`, `(..., d) -> (..., d)`, to which `residual` adds the input `x`."""
 
     def __init__(self, width: int, hidden: int, residual: bool) -> None:
         super().__init__()
@@ -112,11 +115,11 @@ class Adapter(nn.Module):
 
 
 class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
-    """Skipped blocks and light adapters: `DAS(skip, towers)` trains an adapter `TOWER.BLOCK.SITE` beside each sublayer.
+    """Block skipping with light adapters. `DAS(skip, towers)` trains adapters `TOWER.BLOCK.SITE` beside sublayers.
 
-    A skipped block has one adapter in its place, `TOWER.BLOCK.bypass`. Sites are the sublayers of a block: attn, mlp,
-    and cross if the block attends to another stream. During a search, every block has all adapters, and `select` sets
-    which blocks are skipped.
+    `SITE` is a sublayer of a block, which is attn, mlp, or cross in a block that attends to another stream. A skipped
+    block is replaced by one adapter, `TOWER.BLOCK.bypass`. During a search, every block has all these adapters, and
+    `select` sets which blocks are skipped.
     """
 
     name = "das"
@@ -141,7 +144,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Plot the gates of blocks over a run's search, and save the plot as search.png in the run directory."""
+        """Plot each block's gate over the search of a run, and save the plot as search.png in the run directory."""
         if (run / "search.json").is_file():
             plot_search(Found.model_validate_json((run / "search.json").read_text()), run / "search.png")
 
@@ -160,7 +163,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     @property
     def most(self) -> dict[str, int]:
-        """The largest number of blocks that can be skipped, by tower; at least one block of a tower remains."""
+        """The largest number of blocks that can be skipped in each tower, where at least one block must remain."""
         skippable, every = (Counter(name.partition(".")[0] for name in names) for names in (self.blocks, self._widths))
         return {tower: min(skippable[tower], count - 1) for tower, count in every.items()}
 
@@ -173,8 +176,8 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         self._check()
         if self.config.imitate and (backbone.family != "dual encoder" or set(self.config.towers) != {"vision"}):
             raise AdaptError(
-                f"das: imitate is {self.config.imitate}, and {backbone.describe()} would imitate blocks of "
-                f"{' and '.join(self.config.towers)}; expected the vision tower of a dual encoder: leave it out"
+                f"das: imitate is {self.config.imitate} for {backbone.describe()} and the towers "
+                f"{' and '.join(self.config.towers)}; expected the vision tower of a dual encoder: leave imitate out"
             )
         self._device = backbone.device
         if self.config.searches:
@@ -191,34 +194,36 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         blocks, count, most = self.blocks, self.config.count or 0, sum(self.most.values())
         if count > most:
             limit = f", of which {most} may be skipped" if most < len(self._widths) - 1 else ""
-            raise AdaptError(f"das: skip is {count}, and there are {len(self._widths)} blocks{limit}: keep some")
+            raise AdaptError(
+                f"das: skip is {count}, but there are {len(self._widths)} blocks{limit}: skip fewer blocks"
+            )
         skipped = self.config.skipped or ()
         for tower in self.config.towers:
             own = [name for name in self._widths if name.startswith(f"{tower}.")]
             if own and set(own) <= set(skipped):
-                raise AdaptError(f"das: skipped names all {len(own)} blocks of the {tower} tower: keep some")
+                raise AdaptError(f"das: skipped names all {len(own)} blocks of the {tower} tower: name fewer blocks")
         for name in skipped:
             if name in self._needed:
                 raise AdaptError(
-                    f"das: skipped names {name!r}, and a decoder needs the first block of each kind of attention, from "
-                    "whose cache it reads masks and positions while generating: take another block"
+                    f"das: skipped names {name!r}, but a decoder needs the first block of each kind of attention, "
+                    "whose cache supplies masks and positions during generation: name another block"
                 )
             if name not in blocks:
-                raise AdaptError(f"das: skipped names {name!r}; expected some of {', '.join(blocks)}")
+                raise AdaptError(f"das: skipped names {name!r}; expected names among {', '.join(blocks)}")
 
     def select(self, names: Collection[str]) -> None:
-        """Skip the blocks with these names, and no others, from now on."""
+        """Skip exactly the blocks `names` in all following forward passes."""
         self.selected = frozenset(names)
 
     def _settle(self, names: Collection[str]) -> None:
-        """Write these names of blocks into the method's settings, as the blocks to skip."""
+        """Store `names` in the method's settings as the blocks to skip."""
         places = {name: place for place, name in enumerate(self.blocks)}
         skipped = tuple(sorted(names, key=lambda name: places.get(name, -1)))  # `_check` refuses unknown names later
         chosen = {"skipped": skipped, "skip": len(skipped), "keep_flops": None}
         self.config = self.config.model_copy(update=chosen)
 
     def prepare(self, training: Training) -> None:
-        """Search for the blocks to skip, unless they are set, and start afresh; then train bypasses to imitate them."""
+        """Search for the blocks to skip if the settings name no blocks, then train the bypasses to imitate blocks."""
         if self.config.searches:
             result = training.kept("search", Found) or self._search(training)
             self._settle(result.chosen)
@@ -250,7 +255,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             training.note(search=result.summary(training.seconds))
 
     def _allocate(self, kinds: Mapping[str, tuple[str, ...]]) -> None:
-        """Create the adapters `TOWER.BLOCK.KIND`; `kinds` lists for each block its sites (such as attn), or bypass."""
+        """Create the adapters `TOWER.BLOCK.KIND`, where `kinds` lists each block's adapters, such as attn or bypass."""
         for tower in self.config.towers:
             setattr(self, tower, nn.ModuleDict())
         for name, block_kinds in kinds.items():
@@ -277,7 +282,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
 
 def _needed(tower: Tower) -> frozenset[str]:
-    """Return the names of blocks of a decoder that cannot be skipped: the first of each kind of attention."""
+    """Return the decoder blocks that cannot be skipped, which are the first blocks of each kind of attention."""
     if tower.name != "decoder":
         return frozenset()
     kinds = tower.form.kinds or ("full",) * len(tower.blocks)

@@ -17,9 +17,9 @@ IMAGES = 4  # images per step: few, because an adapter learns from every token o
 
 
 def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) -> float:
-    """Train only `bypasses`, the adapters in place of blocks such as vision.3, and return the duration in seconds.
+    """Train only `bypasses`, the adapters that replace blocks such as vision.3, and return the duration in seconds.
 
-    Learning rate and schedule are the recipe's, without warm-up epochs; a batch has at most four images.
+    The recipe's learning rate and schedule are used without warm-up epochs, and a batch has at most four images.
     """
 
     def loss(step: ImageStep) -> Terms:
@@ -37,9 +37,9 @@ def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) 
 
 
 def lacking_blocks(bypasses: Mapping[str, nn.Module], step: ImageStep) -> Tensor:
-    """Return the sum of the relative errors with which `bypasses` imitate their blocks of the frozen backbone.
+    """Return the sum of the relative errors with which the adapters `bypasses` imitate blocks of the frozen backbone.
 
-    If the tower's output is read at the class token, the error of this token is also a term of its own.
+    In a tower with class-token pooling, the relative error at the class token is also added.
     """
     read_at_class = step.model.backbone.tower("vision").form.pooling == "class"
     errors = []
@@ -53,5 +53,5 @@ def lacking_blocks(bypasses: Mapping[str, nn.Module], step: ImageStep) -> Tensor
 
 
 def _relative_error(before: Tensor, imitated: Tensor, after: Tensor) -> Tensor:
-    """Return `|imitated - after|^2 / |before - after|^2` for a block's imitation, output and input `(..., d)`."""
+    """Return `|imitated - after|^2 / |before - after|^2` for a block's input `before` and output `after` `(..., d)`."""
     return (imitated - after).square().sum() / (after - before).square().sum()

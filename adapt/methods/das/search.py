@@ -24,7 +24,7 @@ LEAST_CHANCE = 1e-4  # the least chance of drawing a block, so that very low gat
 
 
 class Update(BaseModel):
-    """One update of the gates: their new values, and the compared subsets of skipped blocks with their losses."""
+    """One update of the gates, with the new gates, the compared subsets of skipped blocks and each subset's loss."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -68,17 +68,17 @@ class Skipping(Protocol):
 
     @property
     def most(self) -> dict[str, int]:
-        """The largest number of blocks that can be skipped, by tower."""
+        """The largest number of blocks that can be skipped in each tower."""
 
     def select(self, names: Collection[str]) -> None:
-        """Skip the blocks with these names, and no others, from now on."""
+        """Skip exactly the blocks `names` in all following forward passes."""
 
 
 class Search:
-    """A search for blocks to skip, with a gate (a number) for each block, and a trace of the gates' updates.
+    """A search for blocks to skip, with a learned gate (a number) for each block and a record of all gate updates.
 
-    Draws from torch's global random state. Raises AdaptError if skipping cannot save as much as `keep_flops` asks, or
-    if there are fewer subsets of blocks than an update compares.
+    Random subsets are drawn from torch's global random state. Raises AdaptError if skipping cannot save as many FLOPs
+    as `keep_flops` requires, or if there are fewer subsets of blocks than an update compares.
     """
 
     def __init__(self, method: Skipping, training: Training) -> None:
@@ -100,7 +100,7 @@ class Search:
         subsets = number_of_subsets(list(zip(self.towers, self.gains, strict=True)), self.goal, self.most)
         if subsets < self.config.draws:
             raise AdaptError(
-                f"das: draws is {self.config.draws}; expected at most {subsets}, the number of different subsets"
+                f"das: draws is {self.config.draws}; expected at most {subsets}, the number of subsets of blocks"
             )
 
     def _check_goal(self) -> None:
@@ -112,12 +112,12 @@ class Search:
             least = math.ceil(1000 * (1 - saved / self.operations)) / 1000
             skipped = " and ".join(f"{most} {tower} blocks" for tower, most in self.most.items())
             raise AdaptError(
-                f"das: keep_flops is {self.config.keep_flops}, and a larger share remains with {skipped} skipped, "
-                f"the most allowed: give at least {least}"
+                f"das: keep_flops is {self.config.keep_flops}, but a larger fraction remains with {skipped} skipped, "
+                f"the largest number allowed: set keep_flops to at least {least}"
             )
 
     def run(self) -> Found:
-        """Train for the epochs of the search while updating gates, and return the blocks with the largest gates."""
+        """Train for the search epochs while updating the gates, and return the blocks with the largest gates."""
         self._select(self._draw())
         seconds = self.training.train("searching blocks", after=self._after, epochs=self.config.search_epochs)
         chosen = self._enough(self.gates.sort(descending=True, stable=True).indices.tolist())
@@ -130,7 +130,7 @@ class Search:
         )
 
     def _after(self, entry: dict[str, Any]) -> None:
-        """Skip a new random subset of blocks after a training step; the gates are first updated if it is time."""
+        """Skip a new random subset of blocks after a training step, after updating the gates if an update is due."""
         self.since_update += 1
         if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
             self.since_update = 0
@@ -143,7 +143,7 @@ class Search:
         return self._enough(torch.multinomial(chances, len(self.names)).tolist())
 
     def _enough(self, order: Sequence[int]) -> tuple[int, ...]:
-        """Return the first blocks in `order` that suffice for the goal (a count, or a saving), `most` per tower."""
+        """Return the first blocks in `order` that reach the goal (a count or saved FLOPs), at most `most` per tower."""
         taken: list[int] = []
         left = dict(self.most)
         for block in order:
@@ -177,9 +177,9 @@ class Search:
 
 
 def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, float]]:
-    """Return the operations of the searched towers with no block skipped, and the saving by skipping each block.
+    """Return the FLOPs of the searched towers without skipped blocks, and the FLOPs that skipping each block saves.
 
-    Afterwards the method skips no block.
+    After the call, the method skips no block.
     """
     towers = {name: name.partition(".")[0] for name in method.blocks}
     method.select(())
@@ -210,9 +210,10 @@ def updated_gates(gates: Tensor, subsets: Sequence[Sequence[int]], losses: Seque
 
 
 def number_of_subsets(blocks: Sequence[tuple[str, float]], goal: float, most: Mapping[str, int]) -> int:
-    """Return the number of subsets of `blocks`, given as (tower, gain), whose sum of gains just reaches `goal`.
+    """Return the number of subsets of `blocks` (pairs of tower and gain) whose sum of gains just reaches `goal`.
 
-    Without its largest gain, a subset does not reach the goal. A subset has at most `most` blocks of each tower.
+    A subset is counted only if the sum without its largest gain misses the goal, and if the subset has at most `most`
+    blocks of each tower.
     """
     sizes = Counter(blocks)  # blocks of a tower mostly have the same gain
     subsets = 0

@@ -97,27 +97,27 @@ class LoRAConfig(MethodConfig):
     @classmethod
     def _ours(cls, value: dict[str, object]) -> dict[str, object]:
         for key in value.keys() & _OWNED:
-            raise ValueError(f"{key} is set by the method itself ({_OWNED[key]})")
+            raise ValueError(f"{key} cannot be set here ({_OWNED[key]}): leave {key} out")
         if value.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
             raise ValueError(
-                "such init_lora_weights change the frozen weights; expected true, false, gaussian or orthogonal"
+                "this init_lora_weights changes the frozen weights; expected true, false, gaussian or orthogonal"
             )
         return value
 
     @model_validator(mode="after")
     def _only_plain(self) -> LoRAConfig:
         if self.input_gradient is False and not self.plain:
-            raise ValueError("input_gradient is false; only the plain lora tuner can stop it: leave it out")
+            raise ValueError("input_gradient is false, which needs lora without options: leave input_gradient out")
         return self
 
     @property
     def plain(self) -> bool:
-        """Whether the update is only a low-rank term added to the frozen projection (peft's `lora`, no options)."""
+        """Whether the update is only a low-rank term added to the frozen projection (peft's `lora` without options)."""
         return self.tuner == "lora" and not self.options
 
 
 class PlainLoRAConfig(LoRAConfig):
-    """The settings of LoRA for papers that only say "LoRA", and that keep the backbone's logit scale."""
+    """The LoRA settings for papers that specify only "LoRA" and that keep the backbone's logit scale."""
 
     published = {"rank": 4, "alpha": 1.0, "dropout": 0.0, "input_gradient": True}
     logit_scale: float | None = Field(default=None, gt=0)
@@ -125,7 +125,7 @@ class PlainLoRAConfig(LoRAConfig):
 
 
 class LoRA(Method[StepT], InsideBlocks, Mixes):
-    """Low-rank adaptation by peft: `LoRA(rank, alpha, ...)` trains `TOWER.BLOCK.PROJECTION.lora_A` and `lora_B`."""
+    """Low-rank adaptation by peft. `LoRA(rank, alpha, ...)` trains `TOWER.BLOCK.PROJECTION.lora_A` and `lora_B`."""
 
     name = "lora"
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
@@ -146,7 +146,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     @property
     def training(self) -> bool:
-        """Whether the method is in training mode, which all layers of peft share: backward may recompute a block."""
+        """Whether the method is in training mode. Setting this property also sets the mode of all peft layers."""
         return self._in_training
 
     @training.setter
@@ -175,7 +175,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         object.__setattr__(self, "_ties", {site: list(self._tied(site)) for site in sites})
 
     def _tied(self, site: Place) -> Iterator[tuple[peft_layers.Held, peft_layers.Held]]:
-        """Register the parameters of peft's layer at `site` in this module too, and yield each one's place in both."""
+        """Register the peft layer's parameters at `site` in this module, and yield every parameter's two locations."""
         tower, block, letter = site
         for name, held in peft_layers.parameters(self._shell[_key(site)]).items():
             parameter = held.module._parameters[held.name]
@@ -189,8 +189,8 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
             first, stop = self.config.blocks or (0, len(tower.blocks))
             if not 0 <= first < stop <= len(tower.blocks):
                 raise AdaptError(
-                    f"lora: blocks are {first} to {stop}, and the {name} tower has {len(tower.blocks)}: give the first "
-                    "and the one after the last"
+                    f"lora: blocks are {first} to {stop}, but the {name} tower has {len(tower.blocks)} blocks: give "
+                    "the index of the first block and the index after the last block"
                 )
             for index, block in self.present(tower):
                 if not first <= index < stop:
@@ -198,11 +198,13 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
                 for letter in tower.projections if self.config.projections == "all" else self.config.projections:
                     if letter not in tower.projections:
                         has = ", ".join(tower.projections)
-                        raise AdaptError(f"lora: projections has {letter}; expected some of {has} in the {name} tower")
+                        raise AdaptError(
+                            f"lora: projections has {letter}; expected names in {has} for the {name} tower"
+                        )
                     yield (name, index, letter), block.projections[letter]
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
-        """Yield each adapted projection with its peft layer, updated from this module's tensors and the backbone."""
+        """Yield each adapted projection with its peft layer, after setting the layer's tensors from this module."""
         for site in self._sites_of:
             layer = self._shell[_key(site)]
             for held, own in self._ties[site]:
@@ -215,29 +217,30 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     @property
     def sites(self) -> tuple[Place, ...]:
-        """The adapted projections, each named by tower, block and projection (such as q)."""
+        """The adapted projections, each as (tower, block index, projection), such as ('vision', 0, 'q')."""
         return tuple(self._sites_of)
 
     def pair(self, tower: str, block: int, projection: str) -> tuple[Tensor, Tensor]:
         """Return the LoRA factors of a projection: A `(r, in)` and B `(out, r)`."""
         site = (tower, block, "out" if projection == "o" else projection)
         if site not in self._sites_of:
-            raise AdaptError(f"lora has no pair at {site}; adapted: {', '.join(map(_key, self._sites_of))}")
+            raise AdaptError(f"lora has no factors for {site}; expected one of {', '.join(map(_key, self._sites_of))}")
         layer = self._layer(site)
         return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
     def merged(self) -> dict[Place, Tensor]:
-        """Return the weight `(out, in)` of each adapted projection plus its update; the model itself is unchanged."""
+        """Return the weight `(out, in)` of each adapted projection including its update. The model is unchanged."""
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Return the settings and tensors of a mixture of several LoRAs: see `adapt.methods.lora.mixing`."""
+        """Return the settings and tensors of a LoRA that merges several LoRAs by `adapt.methods.lora.mixing`."""
         adapters: list[Any] = list(members)
         sites, config = adapters[0].sites, adapters[0].config
         if not config.plain:
             raise AdaptError(
-                f"lora: the adapters have tuner {config.tuner!r}; expected plain LoRA, whose weight changes mix"
+                f"lora: the adapters have tuner {config.tuner!r}; expected lora without options, whose weight changes "
+                "can be mixed"
             )
         scaling = config.alpha / config.rank**0.5
         factors = mixing.mixed([[each.pair(*site) for each in adapters] for site in sites], scaling, mixture)
@@ -266,7 +269,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
 
 class _StopInputGradient(nn.Module):
-    """A tuner layer whose input gets gradient only through the frozen projection, not through the low-rank path."""
+    """A peft layer that passes gradient to its input only through the frozen projection, not the low-rank path."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """A faster `nn.Dropout(p)`, which draws other random numbers from the same generator."""
+    """A faster `nn.Dropout(p)` for the CPU, which draws different random numbers from the same generator."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0 or x.device.type != "cpu":
@@ -23,7 +23,7 @@ class Dropout(nn.Dropout):
 
 
 def kept(shape: torch.Size, p: float) -> Tensor:
-    """Return a random mask, true with probability 1 - p; p is exact if a multiple of 1/256, else rounded to 32 bits."""
+    """Return a random mask that is true with probability 1 - p, where p is rounded to 32 bits."""
     dtype = torch.uint8 if (256 * p).is_integer() else torch.int32
     count, each = math.prod(shape), dtype.itemsize
     words = torch.empty(-(-count * each // 8), dtype=torch.int64).random_(-(2**63), None)

@@ -17,10 +17,10 @@ Factors = tuple[Tensor, Tensor]  # A `(r, in)` and B `(out, r)`
 
 
 def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture) -> list[Factors]:
-    """Return the LoRA factors of a mixture of adapters for each projection, at the scaling that all adapters have.
+    """Return the LoRA factors that merge several adapters for each projection, with the adapters' common scaling.
 
     A linear mixture is exact, and its rank is the sum of the adapters' ranks (peft's `cat`). Any other mixture, or a
-    lower `mixture.rank`, is approximated by singular values, by default at the adapters' rank (peft's `..._svd`).
+    lower `mixture.rank`, is approximated by a truncated SVD, by default at the adapters' rank (peft's `..._svd`).
     """
     rank = sum(a.shape[0] for a, _ in places[0])
     if mixture.is_linear and (mixture.rank is None or mixture.rank >= rank):
@@ -32,18 +32,20 @@ def mixed(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture)
     factors = [_nearest(change / scaling, rank) for change in changes]
     exact = sum(float(change.square().sum()) for change in changes)
     retained = sum(float((scaling * (b @ a)).square().sum()) for a, b in factors)
-    logger.info("rank %d retains %.1f %% of the mixed change (by squared norm)", rank, 100 * retained / (exact or 1.0))
+    logger.info(
+        "rank %d retains %.1f %% of the squared norm of the mixed weight change", rank, 100 * retained / (exact or 1.0)
+    )
     return factors
 
 
 def _side_by_side(members: Sequence[Factors], mixture: Mixture) -> Factors:
-    """Return factors A and B whose product B A is the weighted sum of the products of the adapters' factors."""
+    """Return LoRA factors A and B whose product B A is the weighted sum of the adapters' products B A."""
     weighted = [weight * b for weight, (_, b) in zip(mixture.weights, members, strict=True)]
     return torch.cat([a for a, _ in members]), torch.cat(weighted, dim=1)
 
 
 def _nearest(change: Tensor, rank: int) -> Factors:
-    """Return factors of rank `rank` whose product is nearest to the weight change `change`, padded with zeros."""
+    """Return the LoRA factors of rank `rank` that best approximate the weight change `change`, padded with zeros."""
     u, values, v = torch.linalg.svd(change, full_matrices=False)
     short = max(0, rank - len(values))
     root = values[:rank].sqrt()
@@ -52,5 +54,5 @@ def _nearest(change: Tensor, rank: int) -> Factors:
 
 
 def scaled_alpha(alpha: float, rank: int, new_rank: int) -> float:
-    """Return the alpha for rank `new_rank` with which alpha / sqrt(rank) stays the same."""
+    """Return the alpha that keeps alpha / sqrt(rank) constant when the rank changes to `new_rank`."""
     return alpha * math.sqrt(new_rank / rank)

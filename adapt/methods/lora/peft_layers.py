@@ -27,9 +27,9 @@ def inject(
 ) -> nn.ModuleDict:
     """Return a layer of peft's `tuner`, such as lora, for each of the frozen `projections`.
 
-    `settings` are rank, alpha and dropout; a setting of None is ignored. `options` are peft's own. Raises AdaptError
-    for an unknown tuner, for settings and options that the tuner does not have, and for a tuner whose layers share
-    state.
+    `settings` are rank, alpha and dropout; a None is ignored. `options` are further settings of peft's config.
+    Raises AdaptError for an unknown tuner, for settings and options that the tuner does not have, and for a tuner whose
+    layers share state.
     """
     kinds = _known()
     if tuner not in kinds:
@@ -40,13 +40,13 @@ def inject(
     try:
         config = kinds[tuner](**arguments)
     except (TypeError, ValueError) as error:
-        raise AdaptError(f"lora: options {dict(options)} do not fit peft's {tuner}: {error}") from error
+        raise AdaptError(f"lora: options {dict(options)} do not fit peft's tuner {tuner}: {error}") from error
     import peft
 
     try:
         peft.inject_adapter_in_model(config, shell, NAME)
     except ValueError as error:  # peft itself refuses some tuners whose layers share state
-        raise AdaptError(f"lora: peft's {tuner} cannot be used here: {error}") from error
+        raise AdaptError(f"lora: peft's {tuner} cannot be used: {error}") from error
     _refuse_shared_state(shell, tuner)
     for module in list(shell.modules()):
         for name, part in module.named_children():
@@ -62,7 +62,7 @@ def _known() -> dict[str, type[Any]]:
 
 
 def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those settings that are not None, by the names that they have in peft's config class `kind`."""
+    """Return the settings that are not None, under their names in peft's config class `kind`."""
     fields = {field.name for field in dataclasses.fields(kind)}
     named: dict[str, Any] = {"use_rslora": True} if tuner == "lora" else {}
     for ours, value in settings.items():
@@ -73,44 +73,44 @@ def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Ma
         if name is None and value == 0:  # no dropout
             continue
         if name is None:
-            raise AdaptError(f"lora: {ours} is {value}, and peft's {tuner} has no such setting: leave it out")
+            raise AdaptError(f"lora: {ours} is {value}, but peft's {tuner} has no such setting: leave {ours} out")
         if name in options:
-            raise AdaptError(f"lora: options set {name}: set {ours} instead")
+            raise AdaptError(f"lora: options contains {name}: use the setting {ours} instead")
         named[name] = value
     return named
 
 
 def _stand_in(projection: Projection, plain: bool, tuner: str) -> StandIn:
-    """Return a linear layer that stands in for a frozen projection; unless `plain`, the tuner can read its weight."""
+    """Return a linear layer that replaces a frozen projection for peft, with a readable weight if not `plain`."""
     if plain:
         return StandIn(projection)
     if not projection.is_view:
         raise AdaptError(
-            f"lora: {tuner} with these options reads frozen weights, which are quantised or interleaved here: use the "
-            "tuner lora without options"
+            f"lora: {tuner} with these options reads frozen weights, but these weights are quantised or interleaved: "
+            "use the tuner lora without options"
         )
     return ViewedWeight(projection)
 
 
 def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
-    """Raise AdaptError if layers share a tensor: it could not be saved, moved or compared layer by layer."""
+    """Raise AdaptError if layers share a tensor, which could not be saved, moved or compared layer by layer."""
     owners: dict[int, str] = {}
     for key, layer in shell.items():
         base = {id(tensor) for tensor in cast(Any, layer).get_base_layer().parameters()}
         for tensor in {id(t): t for t in [*layer.parameters(), *layer.buffers()] if id(t) not in base}.values():
             if owners.setdefault(id(tensor), key) != key:
-                raise AdaptError(f"lora: peft's {tuner} shares state between layers and is not supported")
+                raise AdaptError(f"lora: peft's {tuner} shares state between layers: use another tuner")
 
 
 class Held(NamedTuple):
-    """The place of a parameter: the module that holds it, and its name in that module."""
+    """The location of a parameter, which consists of a module and the parameter's name in the module."""
 
     module: nn.Module
     name: str
 
 
 def parameters(layer: Any) -> dict[str, Held]:
-    """Return the places of the trained parameters of a peft layer, by names such as `lora_A.weight`."""
+    """Return the locations of the trained parameters of a peft layer, by names such as `lora_A.weight`."""
     places: dict[str, Held] = {}
     for attribute in layer.adapter_layer_names:
         holder: Any = getattr(layer, attribute, {})
@@ -127,7 +127,7 @@ def parameters(layer: Any) -> dict[str, Held]:
 
 
 def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> Held:
-    """Register `parameter` in modules below `root`, under the names in `path`, and return its place."""
+    """Register `parameter` in the submodule of `root` at `path` (a list of names), and return its location."""
     *modules, leaf = path
     owner = root
     for part in modules:
@@ -139,12 +139,12 @@ def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> H
 
 
 def merged(layer: Any) -> Tensor:
-    """Return the frozen weight `(out, in)` plus the layer's update. Raises AdaptError if it cannot be changed."""
+    """Return the frozen weight `(out, in)` plus the update. Raises AdaptError for quantised or interleaved weights."""
     base: StandIn = layer.get_base_layer()
     if base.projection.quantized:
         raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
     if not base.projection.is_view:
-        raise AdaptError("lora cannot be merged into weights interleaved by heads: keep it as an adapter")
+        raise AdaptError("lora cannot be merged into weights interleaved by heads: keep the lora as an adapter")
     if not isinstance(base, ViewedWeight):
         update: Tensor = layer.get_delta_weight(NAME)
         return base.projection.weight + update.to(base.projection.weight.dtype)

@@ -118,13 +118,13 @@ def test_how_many_blocks_are_skipped(settings: dict[str, Any], count: int | None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"skip": 3}, "skip is 3, and there are 3 blocks: keep some"),
-        ({"skip": 9}, "skip is 9, and there are 3 blocks: keep some"),
+        ({"skip": 3}, "skip is 3, but there are 3 blocks: skip fewer"),
+        ({"skip": 9}, "skip is 9, but there are 3 blocks: skip fewer"),
         (
             {"skip": 1, "skipped": ["vision.3"]},
-            "skipped names 'vision.3'; expected some of vision.0, vision.1, vision.2",
+            "skipped names 'vision.3'; expected names among vision.0, vision.1, vision.2",
         ),
-        ({"skip": 1, "skipped": ["text.0"]}, "skipped names 'text.0'; expected some of vision.0"),
+        ({"skip": 1, "skipped": ["text.0"]}, "skipped names 'text.0'; expected names among vision.0"),
     ],
 )
 def test_what_does_not_fit_the_towers_is_refused(settings: dict[str, Any], message: str, open_clip: Backbone) -> None:
@@ -135,11 +135,11 @@ def test_what_does_not_fit_the_towers_is_refused(settings: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"skip": 2, "skipped": ["vision.1"]}, "skipped names 1 different blocks, and skip is 2"),
-        ({"skip": 1, "keep_flops": 0.9}, "keep_flops chooses how many blocks are skipped: leave it out, or skip"),
-        ({"skipped": ["vision.1"], "keep_flops": 0.9}, "keep_flops chooses how many blocks are skipped: leave it out"),
+        ({"skip": 2, "skipped": ["vision.1"]}, "skipped names 1 different blocks, but skip is 2"),
+        ({"skip": 1, "keep_flops": 0.9}, "keep_flops cannot be combined with skip or skipped"),
+        ({"skipped": ["vision.1"], "keep_flops": 0.9}, "keep_flops cannot be combined with skip or skipped"),
         ({"keep_flops": 1.0}, r"keep_flops is 1\.0: .*less than 1"),
-        ({"search_epochs": 1}, "warmup_epochs is 1; expected less than search_epochs, 1"),
+        ({"search_epochs": 1}, "warmup_epochs is 1; expected less than search_epochs, which is 1"),
     ],
 )
 def test_refused_settings(settings: dict[str, Any], message: str) -> None:

@@ -160,15 +160,15 @@ def test_without_skipped_blocks_there_is_nothing_to_do(make_model, training_of) 
 @pytest.mark.parametrize("towers", [["text"], ["text", "vision"]])
 def test_blocks_of_another_tower_are_refused(make_model, towers: list[str]) -> None:
     named = " and ".join(towers)
-    with pytest.raises(AdaptError, match=rf"das: imitate is 2, and .* would imitate blocks of {named};"):
+    with pytest.raises(AdaptError, match=rf"das: imitate is 2 for .* and the towers {named};"):
         make_model("das", skip=1, towers=towers, imitate=2)
 
 
 def test_a_fusion_encoder_refuses_it(train) -> None:
-    with pytest.raises(AdaptError, match=r"das: imitate is 2, and .* would imitate blocks of fusion;"):
+    with pytest.raises(AdaptError, match=r"das: imitate is 2 for .* and the towers fusion;"):
         wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=1, imitate=2), ("cat", "dog"))
     model = wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=1, skipped=["fusion.1"]), ("cat", "dog"))
     from adapt.training import fit as fitting
 
-    with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, and das on .* changes no image features"):
+    with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, but das on .* does not change image features"):
         fitting._settings(model, {"epochs": 1, "terms": {"distill": 2}}, True)

@@ -132,7 +132,7 @@ def test_named_blocks_need_no_search_and_no_held_back_images(train, make_model, 
 
 
 def test_without_validation_images_it_is_refused(train, make_model) -> None:
-    with pytest.raises(AdaptError, match="chooses skipped on validation images, and there are none"):
+    with pytest.raises(AdaptError, match="chooses skipped on validation images, but there are no"):
         train(make_model("das", **SEARCH))
 
 
@@ -179,7 +179,7 @@ def test_a_budget_below_the_last_block_is_refused(train, make_model, tiny_split:
     model = make_model("das", **SEARCH | {"skip": None, "keep_flops": 0.2})
     with pytest.raises(
         AdaptError,
-        match=r"is 0\.2, and a larger share remains with 2 vision blocks skipped, the most .*: give at least (0\.\d+)",
+        match=r"is 0\.2, but a larger fraction remains with 2 vision blocks .*: set keep_flops to at least (0\.\d+)",
     ) as refusal:
         train(model, val_set=tiny_split.val)
     least = float(str(refusal.value).split()[-1])
@@ -207,12 +207,12 @@ def test_no_draw_leaves_a_tower_without_a_block(train, make_model, tiny_split: S
     for subset in [found["chosen"], *drawn]:
         assert len(subset) == 4
         assert Counter(name.partition(".")[0] for name in subset) == {"text": 2, "vision": 2}
-    with pytest.raises(AdaptError, match="skip is 5, and there are 6 blocks, of which 4 may be skipped"):
+    with pytest.raises(AdaptError, match="skip is 5, but there are 6 blocks, of which 4 may be skipped"):
         make_model("das", **SEARCH | {"skip": 5, "towers": ["text", "vision"]})
 
 
 def test_more_draws_than_subsets_are_refused(train, make_model, tiny_split: Split) -> None:
-    with pytest.raises(AdaptError, match="draws is 4; expected at most 3, the number of different subsets"):
+    with pytest.raises(AdaptError, match="draws is 4; expected at most 3, the number of subsets"):
         train(make_model("das", **SEARCH | {"draws": 4}), val_set=tiny_split.val)
 
 
@@ -220,7 +220,7 @@ def test_a_search_that_was_changed_is_refused_by_name(train, new, tiny_split: Sp
     with stopped_at(1):
         train(new(), val_set=tiny_split.val, out=tmp_path / "run")
     (tmp_path / "run" / "search.json").write_text('{"chosen": [3]}')
-    with pytest.raises(AdaptError, match=r"search\.json holds no search: chosen\.0"):
+    with pytest.raises(AdaptError, match=r"search\.json contains no valid search: chosen\.0"):
         train(new(), val_set=tiny_split.val, out=tmp_path / "run", resume=True)
 
 

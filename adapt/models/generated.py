@@ -14,7 +14,7 @@ from adapt.models.prediction import NOT_FINITE
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in words, with the geometric mean of its tokens' probabilities."""
+    """An answer in words, whose probability is the geometric mean of its tokens' probabilities."""
 
     text: str
     probability: float

@@ -1,0 +1,200 @@
+"""Native vision-language models: the library's own forward, towers, rows of conversations, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_natives
+import torch
+from checks import assert_untouched, perturb, snapshot
+from PIL import Image
+
+import adapt
+from adapt import AdaptError, Backbone
+from adapt.backbones.native import NativeVLM
+from adapt.backbones.tower import tokens_of
+from adapt.chats import IMAGE, Chat, Turn
+from adapt.methods import LoRA, ZeroShot
+from adapt.models.chatting import ChatModel, ChatStep
+
+KINDS = sorted(tiny_natives.KINDS)
+SIZES = [(40, 24), (24, 24), (30, 44), (64, 32)]
+
+
+def pictures() -> list[Image.Image]:
+    draw = np.random.default_rng(0)
+    return [Image.fromarray(draw.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
+
+
+CHATS = [
+    Chat.about("what is it?", "a dog."),
+    Chat.about("is there a circle? answer yes or no.", "no."),
+    Chat((Turn("system", ("be brief.",)), *Chat.about("colour?", "red.").turns)).asked("and now?").answered("blue."),
+    Chat((Turn("user", (IMAGE, "older than", IMAGE, "?")), Turn("assistant", ("no, it is younger.",)))),
+]  # fmt: skip
+
+
+def seen() -> list[list[Image.Image]]:
+    one, two, three, four = pictures()
+    return [[one], [two], [three], [four, one]]
+
+
+def model_of(kind: str, method: Any = None) -> ChatModel:
+    model: ChatModel = adapt.wrap(tiny_natives.backbone(kind), method or ZeroShot())
+    return model.eval()
+
+
+def lora(*towers: str) -> LoRA:
+    return LoRA(rank=2, alpha=2.0, dropout=0.0, towers=towers, projections="all", input_gradient=True)
+
+
+def step_of(model: ChatModel, chats: list[Chat] = CHATS, images: list[list[Image.Image]] | None = None) -> ChatStep:
+    step = model.step(seen()[: len(chats)] if images is None else images)
+    step.chats = chats
+    return step
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_method_the_forward_is_the_librarys(kind: str) -> None:
+    """Bit for bit, on the processor's own inputs."""
+    backbone = tiny_natives.backbone(kind)
+    texts = [backbone.processor.apply_chat_template(chat.messages()) for chat in CHATS]
+    begun = bool(backbone.tokenizer.bos_token)  # the templates write it
+    inputs = backbone.processor(
+        text=texts, images=seen(), padding=True, add_special_tokens=not begun, return_tensors="pt"
+    )
+    model = model_of(kind)
+    with torch.no_grad():
+        expected = tiny_natives.model(kind)(**inputs).logits
+        assert torch.equal(model(CHATS, seen()), expected)
+        rows = backbone.rows(CHATS, seen())
+        assert torch.equal(step_of(model).answer_logits, expected[:, :-1][rows.answers[:, 1:]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_at_a_time_and_padded_on_either_side_gives_the_same(kind: str) -> None:
+    model = model_of(kind)
+    with torch.no_grad():
+        together = step_of(model).answer_logits
+        alone = torch.cat(
+            [step_of(model, [chat], [own]).answer_logits for chat, own in zip(CHATS, seen(), strict=True)]
+        )
+        torch.testing.assert_close(together, alone, rtol=0, atol=5e-6)
+        left = model.backbone.rows(CHATS, seen(), left=True)
+        torch.testing.assert_close(model.answer_logits(left), together, rtol=0, atol=5e-6)
+    asked = [chat.question for chat in CHATS]
+    one = [model.generate([chat], [own], max_new_tokens=6)[0] for chat, own in zip(asked, seen(), strict=True)]
+    for answer, expected in zip(model.generate(asked, seen(), max_new_tokens=6), one, strict=True):
+        assert (answer.text, answer.tokens) == (expected.text, expected.tokens)
+        assert answer.probability == pytest.approx(expected.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_alone_are_learned(kind: str) -> None:
+    """The words of every answer, and the marks that end it; the header of an answer is not."""
+    rows = tiny_natives.backbone(kind).rows(CHATS, seen())
+    tokenizer = tiny_natives.tokenizer(kind)
+    end = tokenizer.eos_token
+    for chat, ids, inside in zip(CHATS, rows.inputs["input_ids"], rows.answers, strict=True):
+        text = tokenizer.decode(ids[inside])
+        answers = [turn.text for turn in chat.turns if turn.role == "assistant"]
+        assert [part.strip() for part in text.split(end)] == [*answers, ""]
+
+
+def test_an_answer_with_loss_false_is_not_learned() -> None:
+    backbone = tiny_natives.backbone("smolvlm")
+    *earlier, last = CHATS[2].turns
+    skipped = Chat((*earlier[:2], Turn("assistant", ("red.",), learned=False), earlier[3], last))
+    rows = backbone.rows([skipped], [seen()[2]])
+    assert backbone.tokenizer.decode(rows.inputs["input_ids"][0][rows.answers[0]]) == " blue.<end_of_utterance>\n"
+
+
+@pytest.mark.parametrize("tower", ["vision", "connector", "decoder"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_on_each_part(kind: str, tower: str, tmp_path: Path) -> None:
+    """Every adapted matrix gets a gradient, the backbone none; saved and loaded it answers the same; it goes again."""
+    backbone = tiny_natives.backbone(kind)
+    model: ChatModel = adapt.wrap(backbone, lora(tower))
+    model(CHATS, seen())
+    before = snapshot(backbone.model)  # with the library's own hooks, which its first forward leaves
+    perturb(model)
+    model.train()
+    step_of(model).cross_entropy.backward()
+    idle = {name for name, parameter in model.method.named_parameters() if not parameter.grad.norm() > 0}  # type: ignore[union-attr]
+    assert all("deepstack_1" in name for name in idle)  # it enters behind the last block, where nothing reads it
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+    model.eval()
+    loaded = adapt.load(model.save(tmp_path / "a.safetensors"), backbone=tiny_natives.backbone(kind))
+    assert isinstance(loaded, ChatModel)
+    with torch.no_grad():
+        logits = model(CHATS, seen())
+        assert torch.equal(loaded(CHATS, seen()), logits)
+        assert not torch.equal(logits, model_of(kind)(CHATS, seen()))
+    model.unwrap()
+    assert_untouched(backbone.model, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_frozen_tower_gets_no_graph(kind: str) -> None:
+    """Nor does checkpointing give it one."""
+    graphs: list[bool] = []
+    for checkpointing in (False, True):
+        backbone = tiny_natives.backbone(kind)
+        model: ChatModel = adapt.wrap(backbone, lora("decoder"), checkpointing=checkpointing)
+        last = backbone.tower("vision").blocks[-1].module
+        last.register_forward_hook(lambda module, inputs, output: graphs.append(tokens_of(output).requires_grad))
+        step_of(model.train()).cross_entropy.backward()
+    assert graphs == [False, False]
+
+
+def test_llava_is_adapted_up_to_the_block_that_it_reads() -> None:
+    """The last block of three is computed, and its output never read."""
+    assert len(tiny_natives.backbone("llava").tower("vision").blocks) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_loads_as_the_object_does(kind: str, tmp_path: Path) -> None:
+    tiny_natives.model(kind).save_pretrained(tmp_path)
+    tiny_natives.processor(kind).save_pretrained(tmp_path)
+    backbone = adapt.load_backbone(str(tmp_path), "cpu")
+    assert isinstance(backbone, NativeVLM)
+    assert backbone.fingerprint.matches(tiny_natives.backbone(kind).fingerprint)
+    with torch.no_grad():
+        model: ChatModel = adapt.wrap(backbone, ZeroShot())
+        assert torch.equal(model.eval()(CHATS, seen()), model_of(kind)(CHATS, seen()))
+
+
+def test_another_bound_on_pixels_is_another_model(tmp_path: Path) -> None:
+    saved = model_of("qwen2_5_vl", lora("decoder")).save(tmp_path / "a.safetensors")
+    processor = tiny_natives.processor("qwen2_5_vl")
+    processor.image_processor.size = {"shortest_edge": 16 * 16, "longest_edge": 80 * 80}
+    other = Backbone.from_transformers(tiny_natives.model("qwen2_5_vl"), processor)
+    with pytest.raises(AdaptError, match="longest_edge"):
+        adapt.load(saved, backbone=other)
+
+
+def test_what_is_refused() -> None:
+    backbone = tiny_natives.backbone("smolvlm")
+    with pytest.raises(AdaptError, match="speaks of 1 images, and 0 are given"):
+        backbone.rows(CHATS[:1], [[]])
+    with pytest.raises(AdaptError, match=r"takes 2,\d\d\d tokens, and the model reads at most 1,024"):
+        backbone.rows([Chat.about("why " * 700, "so.", 0)], [[]])
+    processor = tiny_natives.processor("smolvlm")
+    processor.chat_template = None
+    with pytest.raises(AdaptError, match="has no chat template: set processor"):
+        Backbone.from_transformers(tiny_natives.model("smolvlm"), processor)
+    with pytest.raises(AdaptError, match=r"coop adapts a dual encoder, .* is a native VLM"):
+        adapt.wrap(backbone, adapt.methods.CoOp(), ("a", "b"))
+
+
+def test_a_template_that_changes_earlier_turns_is_refused() -> None:
+    """Some cut what an answer thought once another turn follows: its tokens could not be found."""
+    processor = tiny_natives.processor("smolvlm")
+    processor.chat_template = "{{ messages | length }}" + processor.chat_template
+    backbone = Backbone.from_transformers(tiny_natives.model("smolvlm"), processor)
+    assert isinstance(backbone, NativeVLM)
+    with pytest.raises(AdaptError, match="changes earlier turns when later ones follow"):
+        backbone.rows(CHATS[2:3], seen()[2:3])

@@ -1,0 +1,132 @@
+"""Conversations on a tiny native model: check, train, resume, evaluate, predict, chat, and classes of a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_natives
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import adapt
+from adapt.cli import main
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "smolvlm"
+    tiny_natives.model("smolvlm").save_pretrained(folder)
+    tiny_natives.processor("smolvlm").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight conversations about coloured pictures for each of three colours, and one without a picture."""
+    folder = tmp_path_factory.mktemp("chats")
+    rows = [
+        {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi."}], "split": "train"}
+    ]
+    for number in range(24):
+        colour = list(COLOURS)[number % 3]
+        (folder / colour).mkdir(exist_ok=True)
+        path = f"{colour}/{number}.png"
+        Image.new("RGB", (32 + number, 30), COLOURS[colour]).save(folder / path)
+        turns = [{"role": "user", "content": "<image>colour?"}, {"role": "assistant", "content": f"{colour}."}]
+        rows.append({"messages": turns, "images": [path], "split": "test" if number < 6 else "train"})
+    path = folder / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+TRAIN = ("--set", "train.lr=0.02", "--set", "train.epochs=12", "--set", "method.dropout=0", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, model: Path, chats: Path) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    words = ["train", "lora/chats", "--data", chats, "--backbone", model, "--out", out, *TRAIN]
+    result = CliRunner().invoke(main, list(map(str, words)))
+    assert (result.exit_code, result.stderr) == (0, "")
+    return out
+
+
+def test_it_learns(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["zero_shot"]["accuracy"] == 0
+    assert metrics["adapted"]["accuracy"] == 1
+    assert metrics["adapted"]["by_question"] == {"colour?": 1.0}
+    assert metrics["baseline"] == "without the adapter"
+
+
+def test_check(run: Run, chats: Path) -> None:
+    result = run("data", "check", chats)
+    assert result.exit_code == 0
+    assert "chats: conversations about images: train 19, val 0, test 6" in result.stdout
+
+
+def test_eval(run: Run, trained: Path, chats: Path) -> None:
+    result = run("eval", trained, "--data", chats)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("100.0 % of 6 test conversations of chats answered right, token F1 100.0 %")
+
+
+def test_predict_needs_a_question(run: Run, trained: Path, chats: Path) -> None:
+    picture = chats.parent / "red/3.png"
+    result = run("predict", trained, picture, "--question", "colour?")
+    assert result.exit_code == 0
+    assert result.stdout.endswith("red.\n")
+    refused = run("predict", trained, picture)
+    assert refused.exit_code == 2
+    assert "answers questions: give --question" in refused.stderr
+
+
+def test_chat_remembers(run: Run, trained: Path, chats: Path) -> None:
+    """The second answer is that of the model to the whole conversation."""
+    picture = chats.parent / "green/4.png"
+    result = run("chat", trained, picture, "--question", "colour?", "--question", "why?", "--max-tokens", "5")
+    assert result.exit_code == 0
+    model = adapt.load(trained)
+    assert isinstance(model, adapt.models.chatting.ChatModel)
+    first = adapt.chats.Chat.about("colour?")
+    answer = model.chat(first, [picture], max_new_tokens=5).text
+    second = model.chat(first.answered(answer).asked("why?"), [picture], max_new_tokens=5).text
+    assert result.stdout.splitlines() == [f"colour?  {answer}", f"why?  {second}".rstrip()]
+
+
+def test_a_resumed_training_is_the_same(tmp_path: Path, run: Run, model: Path, chats: Path, trained: Path) -> None:
+    out = tmp_path / "run"
+    assert run("train", "lora/chats", "--data", chats, "--backbone", model, "--out", out, *TRAIN[:-1]).exit_code == 0
+    assert (out / "adapter.safetensors").read_bytes() == (trained / "adapter.safetensors").read_bytes()
+
+
+def test_a_folder_of_photographs_is_classified_by_the_classes_words(
+    tmp_path: Path, run: Run, model: Path, chats: Path
+) -> None:
+    out, photos = tmp_path / "run", chats.parent
+    result = run("train", "lora/chats", "--data", photos, "--backbone", model, "--out", out, *TRAIN)
+    assert result.exit_code == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["adapted"]["accuracy"] == 1
+    shown = run("predict", out, photos / "blue/2.png", "--csv")
+    assert shown.stdout.splitlines()[1].startswith(f"{photos / 'blue/2.png'},blue,")
+    asked = run("predict", out, photos / "blue/2.png", "--question", "What is in the image?")
+    assert asked.stdout.endswith("blue\n")
+
+
+def test_questions_of_a_csv(tmp_path: Path, run: Run, model: Path, chats: Path) -> None:
+    coloured = [(number, list(COLOURS)[number % 3]) for number in range(6, 24)]
+    rows = [f"{colour}/{number}.png,colour?,{colour}" for number, colour in coloured]
+    source = chats.parent / "questions.csv"
+    source.write_text("path,question,label,split\n" + "\n".join(f"{row},train" for row in rows) + f"\n{rows[0]},test\n")
+    result = run("train", "lora/chats", "--data", source, "--backbone", model, "--out", tmp_path / "run", *TRAIN)
+    assert result.exit_code == 0
+    assert run("predict", tmp_path / "run", chats.parent / "red/3.png", "--question", "colour?").stdout.endswith(
+        "red\n"
+    )

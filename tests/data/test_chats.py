@@ -1,0 +1,255 @@
+"""Conversations in JSON and JSONL: every form that people have, and every bad row by its file and number."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import adapt
+from adapt import AdaptError
+from adapt.chats import IMAGE, Chat, Turn
+from adapt.data.decoding.images import open_image
+from adapt.data.item import Item
+from adapt.tasks.conversations import Conversation
+
+USER = {"role": "user", "content": "<image>what is it?"}
+DOG = {"role": "assistant", "content": "a dog."}
+ABOUT = Chat.about("what is it?", "a dog.")
+COLOURS = {"7.png": (200, 30, 30), "8.png": (30, 30, 200)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (40, 30), colour).save(tmp_path / name)
+    return tmp_path
+
+
+def encoded(name: str) -> str:
+    file = BytesIO()
+    Image.new("RGB", (40, 30), COLOURS[name]).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def written(folder: Path, rows: list[Any], name: str = "chats.jsonl") -> Path:
+    path = folder / name
+    path.write_text(json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def read(folder: Path, *rows: Any, name: str = "chats.jsonl") -> list[Item]:
+    return list(adapt.data.load(written(folder, list(rows), name)).items())
+
+
+def chat_of(item: Item) -> Chat:
+    assert isinstance(item.label, Conversation)
+    return item.label.chat
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]
+
+
+URI = f"data:image/png;base64,{encoded('7.png')}"
+PART = {"type": "image"}
+ASKED = {"type": "text", "text": "what is it?"}
+FORMS: dict[str, dict[str, Any]] = {
+    "LLaVA": {"id": "7", "image": "7.png", "conversations": turns("<image>what is it?", "a dog.")},
+    "ShareGPT": {"images": ["7.png"], "conversations": turns("<image>what is it?", "a dog.")},
+    "bytes": {"images": [{"bytes": encoded("7.png")}], "conversations": turns("<image>what is it?", "a dog.")},
+    "path": {"images": [{"path": "7.png", "bytes": None}], "conversations": turns("<image>what is it?", "a dog.")},
+    "marks": {"messages": [USER, DOG], "images": ["7.png"]},
+    "OpenAI": {
+        "messages": [
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URI}}, ASKED]},
+            {"role": "assistant", "content": "a dog."},
+        ]
+    },
+    "ms-swift": {"query": "<image>what is it?", "response": "a dog.", "images": ["7.png"]},
+    "ms-swift inline": {"messages": [{"role": "user", "content": "<img>7.png</img>what is it?"}, DOG]},
+    "question and answer": {"question": "what is it?", "answer": "a dog.", "image": "7.png"},
+    "TRL": {
+        "messages": [
+            {"role": "user", "content": [PART, ASKED]},
+            {"role": "assistant", "content": [{"type": "text", "text": "a dog."}]},
+        ],
+        "images": ["7.png"],
+    },
+    "own image": {"messages": [{"role": "user", "content": [PART | {"path": "7.png"}, ASKED]}, DOG]},
+    "base64": {"messages": [{"role": "user", "content": [PART | {"base64": encoded("7.png")}, ASKED]}, DOG]},
+}
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "chats.json"])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(form: str, name: str, folder: Path) -> None:
+    [item] = read(folder, FORMS[form], name=name)
+    assert chat_of(item) == ABOUT
+    assert item.text == "what is it?"
+    picture = open_image(item)
+    assert (picture.size, picture.getpixel((0, 0))) == ((40, 30), COLOURS["7.png"])
+
+
+def test_each_row_is_read_by_its_own_keys(folder: Path) -> None:
+    items = read(folder, *FORMS.values())
+    assert [chat_of(item) for item in items] == [ABOUT] * len(FORMS)
+
+
+def test_several_images_turns_and_a_system_turn(folder: Path) -> None:
+    row = {
+        "system": "be brief",
+        "query": "<image>and its colour?",
+        "response": "brown.",
+        "history": [["<image>what is it?", "a dog."]],
+        "images": ["7.png", "8.png"],
+    }
+    marks = {"messages": [{"role": "user", "content": "older, <image> or <image>?"}, DOG], "images": ["8.png", "7.png"]}
+    first, second = sorted(read(folder, row, marks), key=lambda item: len(chat_of(item).turns), reverse=True)
+    system = Turn("system", ("be brief",))
+    more = Chat((system, *ABOUT.turns, Turn("user", (IMAGE, "and its colour?")), Turn("assistant", ("brown.",))))
+    assert chat_of(first) == more
+    assert [Path(path).name for path in first.paths] == ["7.png", "8.png"]
+    assert chat_of(second).turns[0].parts == ("older, ", IMAGE, " or ", IMAGE, "?")
+    assert [Path(path).name for path in second.paths] == ["8.png", "7.png"]
+
+
+def test_answers_that_are_not_learned(folder: Path) -> None:
+    [item] = read(folder, row(USER, DOG | {"loss": False}, BARE, DOG))
+    assert [turn.learned for turn in chat_of(item).turns] == [True, False, True, True]
+
+
+def test_rows_with_and_without_images_and_their_parts(folder: Path) -> None:
+    words = {"messages": [{"role": "user", "content": "hello"}, DOG]}
+    split = adapt.data.load(written(folder, [FORMS["LLaVA"] | {"split": "train"}, words | {"split": "test"}]))
+    assert [len(split.train), len(split.val), len(split.test)] == [1, 0, 1]
+    assert split.test[0].name == "hello"
+
+
+def row(*messages: Any, images: Any = ("7.png",), **more: Any) -> dict[str, Any]:
+    return {"messages": list(messages), "images": list(images)} | more
+
+
+def asks(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+BARE = {"role": "user", "content": "what is it?"}
+BAD: dict[str, tuple[Any, str]] = {
+    "fewer marks than images": (row(BARE, DOG), "0 image marks and 1 images: give as many"),
+    "more marks than images": (row(USER, DOG, images=[]), "1 image marks and 0 images"),
+    "a mark without images": ({"messages": [USER, DOG]}, "1 image marks and 0 images"),
+    "a mark typed in a part": (
+        row(asks(PART, {"type": "text", "text": "<image>?"}), DOG),
+        "2 image marks and 1 images",
+    ),
+    "a missing file": (row(USER, DOG, images=["cat.png"]), r"the image '.*cat\.png' does not exist"),
+    "an empty answer": (row(USER, DOG | {"content": " "}), "answer 1 has no words"),
+    "no answer": (row(USER), "does not end with an answer"),
+    "a question last": (row(USER, DOG, BARE), "does not end with an answer"),
+    "an unknown role": (row(USER, DOG | {"role": "tool"}), "the role 'tool' is not known"),
+    "roles out of turn": (row(DOG, USER, DOG), "turn 1 is of the assistant; expected the user"),
+    "two questions in a row": (row(USER, BARE, DOG), "turn 2 is of the user; expected the assistant"),
+    "a system turn inside": (row(USER, {"role": "system", "content": "be brief"}, DOG), "turn 2 is of the system"),
+    "an address": (row(USER, DOG, images=["https://a.b/7.png"]), "an address: training fetches nothing"),
+    "a path outside": (row(USER, DOG, images=["../7.png"]), "is not under"),
+    "a number as image": (row(USER, DOG, images=[7]), "has the image 7; expected a path, a data URI or base64"),
+    "another type of part": (row(asks({"type": "video"}), DOG, images=[]), "has the type 'video'"),
+    "a part of another form": (row(asks(1), DOG, images=[]), "the part 1 is neither a text nor an object"),
+    "a text of null": (row(asks({"type": "text", "text": None}), DOG, images=[]), "is not a text"),
+    "content of null": (row(BARE | {"content": None}, DOG), "the content is None; expected a text"),
+    "a turn without a role": (row({"content": "what is it?"}, DOG), "has no role or no content"),
+    "both forms": ({"messages": [BARE, DOG], "conversations": turns("a", "b")}, "both messages and conversations"),
+    "image and images": (row(USER, DOG, image="7.png"), "both image and images"),
+    "a history of another form": ({"query": "a", "response": "b", "history": ["c"]}, "expected a list of"),
+    "preferences": ({"prompt": [BARE], "chosen": "a", "rejected": "b"}, "preferences between answers"),
+    "other keys": ({"messages": None, "caption": "a dog"}, "has the keys messages, caption; expected"),
+    "no turns": ({"messages": []}, r"messages is \[\]; expected a list of turns"),
+    "no object": ([1], r"is \[1\]; expected an object"),
+    "an unknown part of the split": (row(USER, DOG, split="dev"), "has the split 'dev'"),
+    "loss of another form": (row(BARE, DOG | {"loss": "no"}), "loss is 'no'; expected true or false"),
+    "nothing to learn": (row(BARE, DOG | {"loss": False}, images=[]), "no answer to learn"),
+    "an image in an answer": (row(BARE, DOG | {"content": "<image>a dog"}), "answer 1 has an image"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_refused_by_file_and_row(case: str, folder: Path) -> None:
+    """And no other row is taken in its place."""
+    bad, message = BAD[case]
+    with pytest.raises(AdaptError, match=rf"conversations '.*chats\.jsonl' row 2.*{message}"):
+        read(folder, FORMS["marks"], bad)
+
+
+def test_an_image_that_does_not_decode_is_refused_before_training(folder: Path) -> None:
+    (folder / "7.png").write_bytes(b"no picture")
+    split = adapt.data.load(written(folder, [FORMS["marks"]]))
+    from adapt.data.check import without_broken
+
+    with pytest.raises(AdaptError, match=r"1 of 1 images .* cannot be used: image '.*7\.png' cannot be decoded"):
+        without_broken(split, "refuse")
+
+
+def test_a_broken_image_inside_a_row_is_named_by_the_row(folder: Path) -> None:
+    [item] = read(folder, {"messages": [USER, DOG], "images": ["data:image/png;base64,AAAA"]})
+    with pytest.raises(AdaptError, match=r"image '.*chats\.jsonl!1/1' cannot be decoded"):
+        open_image(item)
+
+
+def test_photographs_are_turned_upright(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(folder / "7.jpg", exif=exif)
+    [item] = read(folder, {"messages": [USER, DOG], "images": ["7.jpg"]})
+    assert item.turned
+    assert open_image(item, turned=item.turned).size == (30, 40)
+
+
+def test_captions_are_still_captions(folder: Path) -> None:
+    [item] = read(folder, {"image": "7.png", "caption": "a dog"})
+    assert item.task.name == "pairs"
+
+
+def _corrupted(text: str, draw: random.Random) -> str:
+    """The text with one thing wrong: a letter, a word, or a value of another kind."""
+    values = ["null", "1", "[]", "{}", '""', "true", '"<image>"', "[[]]", '{"type": "image"}']
+    changes: list[Callable[[str], str]] = [
+        lambda line: line[: draw.randrange(len(line))],
+        lambda line: line.replace(draw.choice(["role", "content", "user", "assistant", "images", "type"]), "x", 1),
+        lambda line: line.replace(draw.choice(['"7.png"', '"a dog."', '"user"', '"text"']), draw.choice(values)),
+        lambda line: line.replace("<image>", draw.choice(["", "<image><image>", "<img>", "<img>8.png</img>"])),
+        lambda line: line[: (at := draw.randrange(len(line)))] + draw.choice('{}[]",:') + line[at + 1 :],
+    ]
+    lines = text.split("\n")
+    place = draw.randrange(len(lines))
+    lines[place] = draw.choice(changes)(lines[place])
+    return "\n".join(lines)
+
+
+def test_two_thousand_corrupted_files(folder: Path) -> None:
+    """Each is refused in a message, or read as it says: conversations that end with an answer, with their images."""
+    rows = [FORMS["marks"], FORMS["TRL"], FORMS["ms-swift"]]
+    text = "\n".join(map(json.dumps, rows))
+    draw, read_ones = random.Random(0), 0
+    path = folder / "chats.jsonl"
+    for _ in range(2000):
+        corrupted = _corrupted(text, draw)
+        path.write_text(corrupted, encoding="utf-8")
+        items: list[Item] = []
+        with suppress(AdaptError):
+            items = list(adapt.data.load(path).items())
+            read_ones += 1
+            assert len(items) == sum(bool(line.strip()) for line in corrupted.split("\n"))
+        for item in items:
+            if item.task.name == "conversations":
+                assert chat_of(item).answer.strip()
+                assert chat_of(item).images == len(item.paths)
+    assert 100 < read_ones < 1500
