@@ -125,8 +125,8 @@ def of_classes(
         check_length(tokenizer, longest, f"the prompt of class {name!r}", shorten)
         if own in names:
             raise AdaptError(
-                f"class names {names[own]!r} and {name!r} have the same tokens: give names with different tokens "
-                "(in a file of names, data.names in a recipe), or merge the two classes"
+                f"class names {names[own]!r} and {name!r} have the same tokens: rename one of them "
+                "(data.names is a file with other names), or merge the two classes"
             )
         names[own] = name
     return [list(own) for own in names]

@@ -79,12 +79,12 @@ class Case:
         """The data set for the checks, which is `data_set` if given, or else a few bundled items of a suitable task."""
         if self.data_set is not None:
             return self.data_set
-        family, every_task = self.backbone.family, map(tasks.named, tasks.names())
+        kind, every_task = self.backbone.kind, map(tasks.named, tasks.names())
         task = next(
-            each for each in every_task if family in each.backbones and each.example and each.learned_by(self.method)
+            each for each in every_task if kind in each.backbones and each.example and each.learned_by(self.method)
         )
         bundled = data.load(task.example)
-        if family != "dual encoder":
+        if kind != "dual encoder":
             train, val, test = (part[:IMAGES] for part in (bundled.train, bundled.val, bundled.test))
             return data.Split("questions", bundled.class_names, train, val, test)
         few, names = bundled.few_shot(IMAGES, seed=1), bundled.class_names[:CLASSES]
@@ -339,7 +339,7 @@ BACKBONE_CHECKS: tuple[Callable[[Backbone], None], ...] = (
 def _features(backbone: Backbone, method: Method) -> tuple[Tensor, Tensor]:
     """Return class and image features for random parameters; assert that fast and plain forward passes agree."""
     assert isinstance(backbone, DualEncoder), (
-        f"{backbone.describe()} is a {backbone.family}; only dual encoders can be checked"
+        f"{backbone.describe()} is a {backbone.kind}; only dual encoders can be checked"
     )
     size = backbone.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -67,4 +67,4 @@ def logits(model: Any) -> Tensor:
     """Of three fixed images, with a question each where the model answers questions."""
     side = getattr(model.backbone.preprocess, "size", tiny_backbones.IMAGE)
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
-    return model(images) if model.backbone.family == "dual encoder" else model(images, QUESTIONS)
+    return model(images) if model.backbone.kind == "dual encoder" else model(images, QUESTIONS)

@@ -43,7 +43,7 @@ class Backbone:
     model with `Backbone.from_open_clip`, `Backbone.from_transformers` or `VisionLLM(...)`.
     """
 
-    family: ClassVar[str]  # the kind of backbone, such as dual encoder, which methods name if they serve it
+    kind: ClassVar[str]  # such as dual encoder; methods name the kinds that they serve
     quantization: str | None = None  # nf4 or int8, if the linears in its blocks are quantised
 
     def __init__(
@@ -187,7 +187,7 @@ class DualEncoder(Backbone):
     `encode_image` and `encode_text` run the unmodified forward pass of the model's library.
     """
 
-    family = "dual encoder"
+    kind = "dual encoder"
 
     def __init__(
         self, *, encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor], Tensor], **parts: Any

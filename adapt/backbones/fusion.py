@@ -29,7 +29,7 @@ class FusionEncoder(Backbone):
     Images are resized to a square, whereas the models' published code keeps the aspect ratio of images.
     """
 
-    family = "fusion encoder"
+    kind = "fusion encoder"
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class NativeVLM(Backbone):
     has no prompt of its own.
     """
 
-    family = "native VLM"
+    kind = "native VLM"
 
     def __init__(
         self,
@@ -126,10 +126,10 @@ class NativeVLM(Backbone):
     ) -> ChatRows:
         """Return conversations, with the images of each, as rows of tokens padded on the right, or on the `left`.
 
-        If it `asks`, each row ends with the beginning of an answer, which is to be generated.
+        With `asks`, each row ends with the beginning of an answer, which is to be generated.
 
-        Raises AdaptError if a conversation has another number of images than its parts say, if the chat template
-        refuses it, and if its tokens are more than the decoder reads: nothing is ever cut.
+        Raises AdaptError if the number of images differs from the number of image parts in a conversation, if the chat
+        template refuses the conversation, or if it has more tokens than the decoder can read. No token is ever cut.
         """
         for chat, own in zip(chats, images, strict=True):
             if len(own) != chat.images:

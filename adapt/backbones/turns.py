@@ -99,7 +99,7 @@ def copied_alone(owner: T, model: nn.Module, memo: dict[int, object]) -> T:
 
 
 def keeping_modes(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which no other thread switches methods on `model` between training and evaluation mode."""
+    """Return a context in which no other thread can change the mode (training, evaluation) of methods on `model`."""
     return _entered(_MODES, model, _Turns.shared)
 
 

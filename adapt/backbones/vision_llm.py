@@ -46,7 +46,7 @@ class VisionLLM(Backbone):
     vision block whose output gives the patch features, as in LLaVA.
     """
 
-    family = "vision LLM"
+    kind = "vision LLM"
 
     def __init__(
         self,

@@ -151,7 +151,7 @@ def _dual_encoder(backbone: Backbone) -> DualEncoder:
     if isinstance(backbone, DualEncoder):
         return backbone
     raise AdaptError(
-        f"{backbone.describe()} is a {backbone.family}, but methods are only compared on a dual encoder such as CLIP "
+        f"{backbone.describe()} is a {backbone.kind}, but methods are only compared on a dual encoder such as CLIP "
         "or SigLIP: give another --backbone, and images without questions"
     )
 

@@ -89,7 +89,7 @@ def _answering(
     if isinstance(model, ChatModel):
         return _Conversation(model, pictures, settings)
     if not isinstance(model, SpeakingModel):
-        raise AdaptError(f"{adapter} is for a {model.backbone.family}, which cannot chat: use `adapt predict`")
+        raise AdaptError(f"{adapter} is for a {model.backbone.kind}, which cannot chat: use `adapt predict`")
     if len(pictures) > 1:
         raise AdaptError(f"{adapter} answers about one image at a time, and {len(pictures)} are given: give one")
     return lambda question: model.answer(pictures[0], question, **settings).text

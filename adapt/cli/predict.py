@@ -234,7 +234,7 @@ def _explanations(
 
 
 def _classifies(model: Model) -> bool:
-    return model.backbone.family == "dual encoder"
+    return model.backbone.kind == "dual encoder"
 
 
 def _check_question(adapter: Path, model: Model, question: str | None) -> None:

@@ -100,7 +100,9 @@ def _place(tower: Tower, edit: Edit) -> str:
     if edit.block is None:
         return _named(kind, edit.part, tower.parts, where) if isinstance(edit, Replace) else where
     if not 0 <= edit.block < len(tower.blocks):
-        raise AdaptError(f"{kind} names block {edit.block} of {where}, which has blocks 0 to {len(tower.blocks) - 1}")
+        raise AdaptError(
+            f"{kind} refers to block {edit.block} of {where}, which has blocks 0 to {len(tower.blocks) - 1}"
+        )
     block = tower.blocks[edit.block]
     inside = f"block {edit.block} of {where}"
     if isinstance(edit, Replace):
@@ -117,7 +119,7 @@ def _place(tower: Tower, edit: Edit) -> str:
 
 def _named(kind: str, part: str, parts: Collection[str], where: str) -> str:
     if part not in parts:
-        raise AdaptError(f"{kind} names {part!r} of {where}; {nearest(part, parts)}")
+        raise AdaptError(f"{kind} refers to {part!r}, which {where} does not have; {nearest(part, parts)}")
     return f"{part} of {where}"
 
 

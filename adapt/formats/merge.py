@@ -27,8 +27,8 @@ def merged_model(model: AdaptedModel) -> nn.Module:
             f"{model.method.name} cannot be merged; expected lora without other methods, which only changes weights"
         )
     backbone = model.backbone
-    if backbone.family != "dual encoder":
-        raise AdaptError(f"only a CLIP or SigLIP can be merged, but {backbone.describe()} is a {backbone.family}")
+    if backbone.kind != "dual encoder":
+        raise AdaptError(f"only a CLIP or SigLIP can be merged, but {backbone.describe()} is a {backbone.kind}")
     if model.answers.blend < 1:
         raise AdaptError(
             f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which merged weights cannot "

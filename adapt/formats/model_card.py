@@ -28,9 +28,9 @@ class WithPeft(NamedTuple):
 
 
 def model_card(
-    header: Header, family: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
+    header: Header, kind: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
 ) -> str:
-    """Return the text of an adapter's model card; `family` is the kind of backbone, such as `dual encoder`.
+    """Return the text of an adapter's model card; `kind` is the kind of backbone, such as `dual encoder`.
 
     `address` is the adapter's name for `adapt.load`, and `place` is the adapter's name for huggingface_hub and peft.
     Raises AdaptError if `license` is not an identifier such as apache-2.0.
@@ -41,7 +41,7 @@ def model_card(
     if license is not None and not license.replace("-", "").replace(".", "").isalnum():
         raise AdaptError(f"license is {license!r}; expected an identifier of the Hugging Face Hub, such as apache-2.0")
     card = ModelCard.from_template(
-        _metadata(header, family, license, of_peft=peft is not None),
+        _metadata(header, kind, license, of_peft=peft is not None),
         template_str=files("adapt.formats").joinpath("model_card.md").read_text(encoding="utf-8"),
         literal=partial(json.dumps, ensure_ascii=False),
         address=address,
@@ -51,7 +51,7 @@ def model_card(
         backbone=_backbone(header),
         portable=is_portable(header.backbone),
         class_names=list(header.class_names),
-        question=family != "dual encoder",
+        question=kind != "dual encoder",
         data=_data(header),
         amount="all images" if shots is None else f"{shots} images a class",
         seed=header.seed,
@@ -61,11 +61,11 @@ def model_card(
     return str(card.content)
 
 
-def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool) -> ModelCardData:
+def _metadata(header: Header, kind: str, license: str | None, *, of_peft: bool) -> ModelCardData:
     """Return the metadata at the top of the card for the Hugging Face Hub: task, base model, tags, accuracy."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    task, data, base, measured = _task(header, family), _data(header), hub_names(header.backbone), None
+    task, data, base, measured = _task(header, kind), _data(header), hub_names(header.backbone), None
     if data is not None and "adapted" in (scores := _scores(header)):
         measured = [EvalResult(task, "custom", data, "accuracy", scores["adapted"], dataset_split="test")]
     return ModelCardData(
@@ -80,9 +80,9 @@ def _metadata(header: Header, family: str, license: str | None, *, of_peft: bool
     )
 
 
-def _task(header: Header, family: str) -> str:
+def _task(header: Header, kind: str) -> str:
     """Return the Hugging Face Hub's name of the model's task, such as `zero-shot-image-classification`."""
-    if family == "dual encoder":
+    if kind == "dual encoder":
         return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
     return "visual-question-answering" if header.class_names else "image-text-to-text"
 

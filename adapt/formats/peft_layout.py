@@ -52,8 +52,8 @@ def export(model: Adapted, folder: str | Path) -> Path:
             "peft's layout stores only the LoRA tensors: the temperature, the zero-shot blend and the logit bias of "
             "this model are not exported"
         )
-    header, family = adapter.header_of(model), model.backbone.family
-    card = model_card(header, family, address=str(folder), place=str(folder), peft=_with_peft(model))
+    header, kind = adapter.header_of(model), model.backbone.kind
+    card = model_card(header, kind, address=str(folder), place=str(folder), peft=_with_peft(model))
     write_text(folder / "README.md", card)
     return folder
 

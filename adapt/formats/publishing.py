@@ -87,6 +87,6 @@ def write_folder(model: Adapted, folder: Path, repository: str, file: Path | Non
     carried = peft_layout.carried(model) if is_portable(model.backbone.name) else None
     if carried is not None:
         peft_layout.write(model, folder)
-    header, family, address = read_header(folder / adapter.NAME), model.backbone.family, f"{hub.SCHEME}{repository}"
-    card = model_card(header, family, address=address, place=repository, peft=carried, license=license)
+    header, kind, address = read_header(folder / adapter.NAME), model.backbone.kind, f"{hub.SCHEME}{repository}"
+    card = model_card(header, kind, address=address, place=repository, peft=carried, license=license)
     write_text(folder / CARD, card)

@@ -32,15 +32,15 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
     _check_kind(method, backbone)
-    if backbone.family in ("vision LLM", "native VLM") and (method.views or type(method).infer is not Method.infer):
+    if backbone.kind in ("vision LLM", "native VLM") and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
-            f"{method.name} adapts class logits at test time, but a {backbone.family} answers in words: use a backbone "
+            f"{method.name} adapts class logits at test time, but a {backbone.kind} answers in words: use a backbone "
             "that classifies images"
         )
-    may_lack_classes = backbone.family == "native VLM" or (
-        backbone.family == "dual encoder" and tasks.without_classes(method)
+    may_lack_classes = backbone.kind == "native VLM" or (
+        backbone.kind == "dual encoder" and tasks.without_classes(method)
     )
-    without_classes = backbone.family == "vision LLM" or (may_lack_classes and not class_names)
+    without_classes = backbone.kind == "vision LLM" or (may_lack_classes and not class_names)
     names = () if without_classes else check_class_names(class_names)
     with (
         outside_inference_mode(),
@@ -49,7 +49,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
     ):  # frozen, so that building changes no batch statistics
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))
-        if backbone.family == "fusion encoder":
+        if backbone.kind == "fusion encoder":
             add_head(cast("FusionEncoder", backbone), method, names)
     method.built = True
     return names
@@ -58,9 +58,9 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
 def _check_kind(method: Method, backbone: Backbone) -> None:
     """Raise AdaptError if `method`, or a part of a composed method, does not support this kind of backbone."""
     for part in method.parts.values():
-        if backbone.family not in part.serves:
+        if backbone.kind not in part.serves:
             raise AdaptError(
-                f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.family}"
+                f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.kind}"
                 ": use another method or another backbone"
             )
 

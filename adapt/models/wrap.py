@@ -126,7 +126,7 @@ def assemble(
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
-        kind: Any = _MODELS[backbone.family]
+        kind: Any = _MODELS[backbone.kind]
         return kind(backbone, method, names, checkpointing=checkpointing)
 
 

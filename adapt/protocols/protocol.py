@@ -80,7 +80,7 @@ def transfer(name: str, recipe: Recipe, targets: Sequence[Target], seeds: Sequen
     if not names or len(set(names)) < len(names):
         raise AdaptError(f"{name} has the targets {list(names)}; expected different names: give targets by --to")
     for taken in _TAKEN.intersection(names):
-        raise AdaptError(f"a target cannot be called {taken!r}, which is a column of the results: rename the folder")
+        raise AdaptError(f"the folder {taken!r} cannot be a target, because the results have such a column: rename it")
     runs = tuple(PlannedRun(f"seed-{one.seed}", one, "source", tuple(targets)) for one in _seeded(recipe, seeds))
 
     def average(mean: Figures) -> Figures:

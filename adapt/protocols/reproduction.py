@@ -141,7 +141,7 @@ def reproduce(
     """
     if not isinstance(backbone, DualEncoder):
         raise AdaptError(
-            f"{backbone.describe()} is a {backbone.family}; published figures exist for dual encoders only: use "
+            f"{backbone.describe()} is a {backbone.kind}; published figures exist for dual encoders only: use "
             "another backbone"
         )
     if not split.test:
@@ -175,7 +175,7 @@ def reproduce(
 def _zero_shot(
     backbone: DualEncoder, split: Split, rows: Sequence[papers.PaperRow], cache: bool
 ) -> tuple[dict[str, float], list[FigurePair]]:
-    """Return our zero-shot accuracies by title, and a pair of our and the published accuracy for each of `rows`.
+    """Return the accuracies measured zero-shot, by title, and beside each of `rows` the one measured for it.
 
     Each set of templates in `rows` is measured once. If there are no rows, the data set's template is measured.
     """

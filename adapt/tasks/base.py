@@ -184,7 +184,7 @@ class Task:
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
         """Raise AdaptError if `model` cannot do this task, or if the class of an item is not a class of `model`."""
-        kind = model.backbone.family
+        kind = model.backbone.kind
         if kind not in self.backbones:
             raise AdaptError(
                 f"the data are {self.items_are}, but {model.backbone.describe()} is a {kind}: use a "

@@ -78,7 +78,7 @@ class Fitting:
         if not isinstance(self.model, AdaptedModel):
             raise AdaptError(
                 f"{self.model.method.name} learns from features of images and class names, but "
-                f"{self.model.backbone.describe()} is a {self.model.backbone.family}: use a dual encoder"
+                f"{self.model.backbone.describe()} is a {self.model.backbone.kind}: use a dual encoder"
             )
         return self.model
 

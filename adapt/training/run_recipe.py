@@ -161,7 +161,7 @@ def run_recipe(
             method = recipe.new_method()
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
         backbone = backbone_of(recipe) if backbone is None else backbone
-        model = build(recipe, listed.task.class_names_for(backbone.family, listed.class_names), backbone)
+        model = build(recipe, listed.task.class_names_for(backbone.kind, listed.class_names), backbone)
         training = training_of(recipe, model, listed)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
             training = training_of(recipe, model, kept)

@@ -57,9 +57,9 @@ def fresh(name: str) -> Any:
 def outputs(backbone: Any, pictures: Tensor) -> list[Tensor]:
     """What the frozen backbone makes of images and of words."""
     with torch.inference_mode():
-        if backbone.family == "dual encoder":
+        if backbone.kind == "dual encoder":
             return [backbone.encode_image(pictures), backbone.encode_text(backbone.tokenize(NAMES))]
-        if backbone.family == "fusion encoder":
+        if backbone.kind == "fusion encoder":
             return [backbone.encode(pictures, QUESTIONS)]
         ids = torch.tensor([tiny_llms.tokenizer()(QUESTIONS[1])["input_ids"]])
         return [backbone.patches(pictures), backbone.llm(input_ids=ids, use_cache=False).logits]
@@ -82,7 +82,7 @@ def told(small: Backbone, original: Any) -> Any:
 
 def objective(model: Any, pictures: Tensor) -> Tensor:
     """The loss of three images."""
-    family = model.backbone.family
+    family = model.backbone.kind
     if family == "dual encoder":
         return loss_of(model, pictures, torch.tensor([0, 1, 2]))
     texts = ANSWERS if family == "vision LLM" else NAMES
@@ -103,7 +103,7 @@ def trained(model: Any, pictures: Tensor, steps: int = 3) -> tuple[float, float]
 def lora(backbone: Backbone, **options: Any) -> Any:
     """LoRA on every tower; on a vision LLM's decoder alone, which does not look at its image without another method."""
     torch.manual_seed(0)
-    towers = ["decoder"] if backbone.family == "vision LLM" else list(backbone.towers)
+    towers = ["decoder"] if backbone.kind == "vision LLM" else list(backbone.towers)
     return adapt.wrap(backbone, methods.LoRA(towers=towers, **options), NAMES)
 
 

@@ -59,15 +59,21 @@ def test_what_computes_is_found_wherever_it_acts() -> None:
 
 TEXT = "the text tower"
 MISSING = [
-    (Replace(-1, "q", LINEAR), f"Replace names block -1 of {TEXT}, which has blocks 0 to 2"),
-    (Replace(99, "q", LINEAR), f"Replace names block 99 of {TEXT}, which has blocks 0 to 2"),
-    (Bypass(3, LINEAR), f"Bypass names block 3 of {TEXT}"),
-    (Parallel(-2, "mlp", LINEAR), f"Parallel names block -2 of {TEXT}"),
-    (Tokens(torch.zeros(2, 4), block=7), f"Tokens names block 7 of {TEXT}"),
-    (Attention(5, lambda scores, queries, keys: scores), f"Attention names block 5 of {TEXT}"),
-    (Replace(0, "nope", LINEAR), f"Replace names 'nope' of block 0 of {TEXT}; .*Valid: .*norm2"),
-    (Parallel(0, "cross", LINEAR), f"Parallel names 'cross' of block 0 of {TEXT}; Valid: attn, block, mlp"),
-    (Replace(None, "pre_norm", LINEAR), f"Replace names 'pre_norm' of {TEXT}; .*Valid: final_norm, projection"),
+    (Replace(-1, "q", LINEAR), f"Replace refers to block -1 of {TEXT}, which has blocks 0 to 2"),
+    (Replace(99, "q", LINEAR), f"Replace refers to block 99 of {TEXT}, which has blocks 0 to 2"),
+    (Bypass(3, LINEAR), f"Bypass refers to block 3 of {TEXT}"),
+    (Parallel(-2, "mlp", LINEAR), f"Parallel refers to block -2 of {TEXT}"),
+    (Tokens(torch.zeros(2, 4), block=7), f"Tokens refers to block 7 of {TEXT}"),
+    (Attention(5, lambda scores, queries, keys: scores), f"Attention refers to block 5 of {TEXT}"),
+    (Replace(0, "nope", LINEAR), f"Replace refers to 'nope', which block 0 of {TEXT} does not have; .*Valid: .*norm2"),
+    (
+        Parallel(0, "cross", LINEAR),
+        f"'cross', which block 0 of {TEXT} does not have; Valid: attn, block, mlp",
+    ),
+    (
+        Replace(None, "pre_norm", LINEAR),
+        f"'pre_norm', which {TEXT} does not have; .*Valid: final_norm, projection",
+    ),
     (LowRank(0, "q", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0), "require a decoder, and cannot be applied"),
 ]
 
@@ -91,7 +97,9 @@ def test_a_decoder_and_a_fusion_tower_refuse_what_they_cannot_carry() -> None:
         with pytest.raises(AdaptError, match="learned tokens cannot be added to the fusion tower"):
             plan(fusion, [edit])
     update = LowRank(0, "nope", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0)
-    with pytest.raises(AdaptError, match=r"LowRank names 'nope' of block 0 of the decoder tower; .*mlp"):
+    with pytest.raises(
+        AdaptError, match=r"LowRank refers to 'nope', which block 0 of the decoder tower does not have; .*mlp"
+    ):
         plan(tiny_llms.vision_llm("llama").tower("decoder"), [update])
 
 

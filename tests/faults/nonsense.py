@@ -91,7 +91,7 @@ def _adapter(path: Path, on: Any) -> tuple[str, str]:
     _one_line(said)
     try:
         model = adapt.load(path, on)
-        question = {} if on.family == "dual encoder" else {"question": "what is it ?"}
+        question = {} if on.kind == "dual encoder" else {"question": "what is it ?"}
         found = model.predict(PICTURES, **question)
     except AdaptError as error:
         return _refused(error)

@@ -212,7 +212,7 @@ ALIKE = [("Red Panda", "red_panda"), ("Apple", "apple"), ("sea  cucumber", "sea 
 @pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "lora"])
 def test_names_that_read_the_same(method: str, pair: tuple[str, str], open_clip: Backbone) -> None:
     new = adapt.methods.find(method)
-    said = f"class names {pair[0]!r} and {pair[1]!r} have the same tokens: give names"
+    said = f"class names {pair[0]!r} and {pair[1]!r} have the same tokens: rename one of them"
     with pytest.raises(AdaptError, match=re.escape(said)):
         adapt.wrap(open_clip, new(), ["goldfish", *pair])
     model = adapt.wrap(open_clip, new(), ["goldfish", pair[0]])

@@ -250,7 +250,9 @@ def test_a_target_whose_data_changed_is_measured_again(
 
 @pytest.mark.parametrize("taken", ["source", "average", "run", "shots", "seed", "train_set"])
 def test_targets_cannot_be_called_as_other_columns_are(recipe: Recipe, targets: dict[str, Target], taken: str) -> None:
-    with pytest.raises(AdaptError, match=f"a target cannot be called '{taken}', which is a column of the results"):
+    with pytest.raises(
+        AdaptError, match=f"the folder '{taken}' cannot be a target, because the results have such a column"
+    ):
         protocols.transfer("cross_dataset", recipe, [replace(targets["drawings"], name=taken)], SEEDS)
 
 

@@ -48,7 +48,7 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     from adapt.backbones.vision_llm import VisionLLM
 
     if not isinstance(encoder, DualEncoder):
-        raise AdaptError(f"{encoder.describe()} is a {encoder.family}; expected a CLIP or SigLIP for a language model")
+        raise AdaptError(f"{encoder.describe()} is a {encoder.kind}; expected a CLIP or SigLIP for a language model")
     llm, tokenizer = _language_model(spec)
     if device.type == "cpu" and llm.dtype == torch.float16:
         llm = llm.float()

@@ -27,7 +27,7 @@ Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, seve
 def exportable(model: Adapted) -> AdaptedModel:
     """Return `model` unchanged. Raises AdaptError, with a reason, if a single graph cannot compute its logits."""
     backbone = model.backbone
-    reason: str | None = f"{backbone.describe()} is a {backbone.family}, and only a dual encoder classifies images"
+    reason: str | None = f"{backbone.describe()} is a {backbone.kind}, and only a dual encoder classifies images"
     if isinstance(model, AdaptedModel):
         reason = _reason_against(model)
         if reason is None:

@@ -132,7 +132,7 @@ class ImageStep(Step):
         """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
     def under(self, method: Method) -> ImageStep:
-        """Return an object for this batch with another method of the same class, such as a copy tuned on the batch."""
+        """Return a step for the same batch under `method`, of the same type, such as a copy tuned on the batch."""
         return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:

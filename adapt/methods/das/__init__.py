@@ -75,7 +75,7 @@ class DASConfig(MethodConfig):
             raise ValueError("keep_flops cannot be combined with skip or skipped: use only keep_flops, or leave it out")
         if self.skipped is not None and not len(set(self.skipped)) == len(self.skipped) == self.count:
             raise ValueError(
-                f"skipped names {len(set(self.skipped))} different blocks, but skip is {self.count}: use equal numbers"
+                f"skipped has {len(set(self.skipped))} different blocks, but skip is {self.count}: use equal numbers"
             )
         if self.searches and self.warmup_epochs >= self.search_epochs:
             raise ValueError(
@@ -174,7 +174,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         self._sites = {name: tuple(block.sites) for name, (_, block) in named.items()}  # type: ignore[arg-type]
         self._needed = frozenset().union(*map(_needed, towers))
         self._check()
-        if self.config.imitate and (backbone.family != "dual encoder" or set(self.config.towers) != {"vision"}):
+        if self.config.imitate and (backbone.kind != "dual encoder" or set(self.config.towers) != {"vision"}):
             raise AdaptError(
                 f"das: imitate is {self.config.imitate} for {backbone.describe()} and the towers "
                 f"{' and '.join(self.config.towers)}; expected the vision tower of a dual encoder: leave imitate out"
@@ -201,15 +201,19 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         for tower in self.config.towers:
             own = [name for name in self._widths if name.startswith(f"{tower}.")]
             if own and set(own) <= set(skipped):
-                raise AdaptError(f"das: skipped names all {len(own)} blocks of the {tower} tower: name fewer blocks")
+                raise AdaptError(
+                    f"das: the setting skipped contains all {len(own)} blocks of the {tower} tower: name fewer blocks"
+                )
         for name in skipped:
             if name in self._needed:
                 raise AdaptError(
-                    f"das: skipped names {name!r}, but a decoder needs the first block of each kind of attention, "
-                    "whose cache supplies masks and positions during generation: name another block"
+                    f"das: the setting skipped contains {name!r}, but a decoder needs the first block of each kind of "
+                    "attention, whose cache supplies masks and positions during generation: name another block"
                 )
             if name not in blocks:
-                raise AdaptError(f"das: skipped names {name!r}; expected names among {', '.join(blocks)}")
+                raise AdaptError(
+                    f"das: the setting skipped contains {name!r}; expected names among {', '.join(blocks)}"
+                )
 
     def select(self, names: Collection[str]) -> None:
         """Skip exactly the blocks `names` in all following forward passes."""
