@@ -42,3 +42,11 @@ def first_of(names: Sequence[object], most: int = 5, between: str = ", ") -> str
 def brief(value: object) -> str:
     """Return the text `repr(value)`, shortened if the text is long or deeply nested."""
     return _brief.repr(value)
+
+
+def spread(values: Sequence[int]) -> str:
+    """Return the range of numbers in words, with the median: `2 to 8 (median 4)`."""
+    from statistics import median_high  # which takes a while to import
+
+    least, most = min(values), max(values)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,} (median {median_high(values):,})"

@@ -34,7 +34,12 @@ from adapt.training.result import Result
 Subject = TypeVar("Subject")
 Predicted = tuple[tuple[str, ...], Tensor]  # predictions, and their confidence (n,)
 
-BACKBONES = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
+BACKBONES = {
+    "dual encoder": "mini-clip",
+    "fusion encoder": "mini-vilt",
+    "vision LLM": "mini-clip+mini-lm",
+    "native VLM": "mini-vlm",
+}
 STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
 CLASSES, IMAGES = 3, 4  # number of classes in a check, and of images of each
 
@@ -84,7 +89,7 @@ class Case:
             each for each in every_task if kind in each.backbones and each.example and each.learned_by(self.method)
         )
         bundled = data.load(task.example)
-        if kind != "dual encoder":
+        if not task.divisible or kind in ("fusion encoder", "vision LLM"):
             train, val, test = (part[:IMAGES] for part in (bundled.train, bundled.val, bundled.test))
             return data.Split("questions", bundled.class_names, train, val, test)
         few, names = bundled.few_shot(IMAGES, seed=1), bundled.class_names[:CLASSES]

@@ -162,6 +162,10 @@ class Backbone:
     def read_as(self, reading: dict[str, Any]) -> None:
         """Apply the user-selectable input settings stored in an adapter file; the base class has no such settings."""
 
+    def limit_pixels(self, most: int) -> None:
+        """Prepare images with at most `most` pixels. Raises AdaptError if the model reads all images at one size."""
+        raise AdaptError(f"{self.describe()} prepares every image at one size: leave data.max_pixels out")
+
     @property
     def device(self) -> torch.device:
         return self._parameter.device

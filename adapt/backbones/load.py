@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from adapt.backbones.base import DualEncoder
     from adapt.backbones.fusion import FusionEncoder
+    from adapt.backbones.native import NativeVLM
     from adapt.backbones.vision_llm import VisionLLM
 
 logger = logging.getLogger("adapt")
@@ -39,6 +40,12 @@ def load_backbone(
 def load_backbone(
     spec: Literal["mini-clip+mini-lm"], device: str | torch.device = ..., quantize: str | None = ...
 ) -> VisionLLM: ...
+
+
+@overload
+def load_backbone(
+    spec: Literal["mini-vlm"], device: str | torch.device = ..., quantize: str | None = ...
+) -> NativeVLM: ...
 
 
 @overload

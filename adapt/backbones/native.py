@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ _OF_PIXELS = (
     "size", "crop_size", "max_image_size", "do_resize", "do_center_crop", "do_image_splitting", "do_normalize",
     "image_mean", "image_std", "resample", "patch_size", "merge_size", "min_pixels", "max_pixels",
 )  # fmt: skip
+
+_OF_BUDGET = ("size", "do_image_splitting")  # those that a budget of pixels sets
+Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
 ChatImages = Sequence["Image"]  # of one conversation, in order
 
@@ -75,6 +79,7 @@ class NativeVLM(Backbone):
         processor: ProcessorMixin,
         towers: dict[str, Tower],
         name: str | None = None,
+        bound: Bound | None = None,
         question: str = "What is in the image?",
     ) -> None:
         super().__init__(
@@ -87,7 +92,8 @@ class NativeVLM(Backbone):
         )
         self.vlm: Any = model  # a `PreTrainedModel` that can also `generate`
         self.processor: Any = processor
-        self.question = question
+        self.question, self._bound = question, bound
+        self._gained: dict[tuple[int, int], int] = {}
         if not getattr(processor, "chat_template", None):
             raise AdaptError(
                 f"the {type(processor).__name__} of {self.describe()} has no chat template: set processor.chat_template"
@@ -108,6 +114,26 @@ class NativeVLM(Backbone):
 
     def read_as(self, reading: dict[str, Any]) -> None:
         self.question = reading.get("question", self.question)
+        recorded = reading.get("processor", {})
+        self._prepare({name: recorded[name] for name in _OF_BUDGET if name in recorded})
+
+    def limit_pixels(self, most: int) -> None:
+        """Prepare images with at most about `most` pixels each, in the way of the model's family.
+
+        Raises AdaptError if the family reads all images at one size, and for fewer pixels than it can read.
+        """
+        if self._bound is None:
+            super().limit_pixels(most)
+        else:
+            self._prepare(self._bound(self.processor.image_processor, most))
+
+    def _prepare(self, settings: Mapping[str, object]) -> None:
+        """Set how the processor prepares images, in a copy of it: the user's own object stays as it is."""
+        self.processor = copy(self.processor)
+        self.processor.image_processor = copy(self.processor.image_processor)
+        for name, value in settings.items():
+            setattr(self.processor.image_processor, name, value)
+        self._gained = {}
 
     @property
     def longest(self) -> int:
@@ -149,6 +175,28 @@ class NativeVLM(Backbone):
             )
         return ChatRows(rows.inputs, rows.answers.to(self.device))
 
+    def lengths(self, chats: Sequence[Chat], sizes: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+        """Return the number of tokens of each conversation, from the width and height of its images alone."""
+        texts = [self.render(chat) for chat in chats]
+        rows = self.tokenizer(texts, add_special_tokens=not self._begun(texts))["input_ids"]
+        return [len(row) + sum(map(self._tokens_gained, own)) for row, own in zip(rows, sizes, strict=True)]
+
+    def _tokens_gained(self, size: tuple[int, int]) -> int:
+        """Return how many tokens an image of this width and height has more than its mark in the text."""
+        from PIL import Image
+
+        if size not in self._gained:
+            text = self.render(Chat.about("?"))
+            alone = self.tokenizer(text, add_special_tokens=not self._begun([text]))["input_ids"]
+            ids = self._processed([text], [[Image.new("RGB", size)]], left=False)["input_ids"]
+            self._gained[size] = ids.shape[1] - len(alone)
+        return self._gained[size]
+
+    def _begun(self, texts: Sequence[str]) -> bool:
+        """Return whether rendered texts have the token that starts a text, as in most chat templates."""
+        start = self.tokenizer.bos_token
+        return start is not None and all(text.startswith(start) for text in texts)
+
     def render(self, chat: Chat, asks: bool = False) -> str:
         """Return a conversation as text by the model's chat template, with one mark for each image."""
         from jinja2 import TemplateError
@@ -162,15 +210,13 @@ class NativeVLM(Backbone):
             ) from error
 
     def _processed(self, texts: list[str], images: Sequence[ChatImages], left: bool) -> dict[str, Any]:
-        start = self.tokenizer.bos_token
-        begun = start is not None and all(text.startswith(start) for text in texts)  # as in chat templates
         return dict(
             self.processor(
                 text=texts,
                 images=[list(own) for own in images] if any(images) else None,
                 padding=True,
                 padding_side="left" if left else "right",
-                add_special_tokens=not begun,
+                add_special_tokens=not self._begun(texts),
                 return_offsets_mapping=True,
                 return_text_replacement_offsets=True,
                 return_tensors="pt",

@@ -11,7 +11,7 @@ from adapt import hub
 from adapt.errors import AdaptError
 
 HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
-BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt")
+BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt", "mini-vlm")
 
 
 def bundled(name: str = "mini-clip") -> Path:

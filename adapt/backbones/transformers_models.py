@@ -56,6 +56,7 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
                 f"{source} is a {config.model_type} model, which adapt cannot load; {nearest(config.model_type, known)}"
             )
         family = known[config.model_type]
+        family.check_libraries(config.model_type)
         classes = family.model_types[config.model_type]
         named = next((each for each in classes if each in (config.architectures or ())), classes[-1])
         kind = getattr(transformers, named)

@@ -11,7 +11,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.shown import shown, spread
 
 if TYPE_CHECKING:
     from adapt.data.checks import Finding
@@ -63,7 +63,8 @@ _source = common.together(
 @click.option(
     "--out", type=click.Path(path_type=Path), help="New folder for lists of the files concerned, a CSV per finding."
 )
-def check(source: str, folder: str | None, root: str | None, out: Path | None) -> None:
+@click.option("--backbone", help="Native vision-language model whose tokens are counted in conversations.")
+def check(source: str, folder: str | None, root: str | None, out: Path | None, backbone: str | None) -> None:
     """Check SOURCE for files and labels that would stop training, and for anything unusual.
 
     SOURCE is a name from `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that contains
@@ -91,6 +92,10 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None) -
     sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
     contents = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
     click.echo(f"{shown(split.name)}: {contents}: {sizes}")
+    items = list(split.items())
+    facts = [*split.task.facts(items)] if items else []
+    for line in facts if backbone is None else [*facts, _tokens(items, backbone)]:
+        click.echo(f"  {line}")
     check_root(split)
     with counting_bar("checking", True) as bar:
         looked = looking.look(source, split, inconsistent, bar)
@@ -102,6 +107,26 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None) -
         summary = f"{problems:,} problem{'s' * (problems > 1)} in {shown(split.name)}. {entry.advice if entry else ''}"
         click.echo(summary.rstrip(), err=True)
         sys.exit(2)
+
+
+def _tokens(items: Sequence[Item], name: str) -> str:
+    """Return how many tokens items take as conversations. Raises AdaptError for a model that has no conversations."""
+    from adapt.backbones.load import load_backbone
+    from adapt.backbones.native import NativeVLM
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.data.decoding.images import image_size
+
+    with quiet_libraries():
+        backbone = load_backbone(name, "cpu")
+        if not isinstance(backbone, NativeVLM):
+            raise AdaptError(f"{name} is a {backbone.kind}, which reads no conversations: leave --backbone out")
+        chats = [item.task.chat(item, backbone.question) for item in items]
+        sizes = [[image_size(path, item.turned) for path in item.paths] for item in items]
+        lengths = backbone.lengths(chats, sizes)
+    long = sum(length > backbone.longest for length in lengths)
+    return f"{spread(lengths)} tokens, of which {name} reads {backbone.longest:,}" + f"; {long:,} are longer" * bool(
+        long
+    )
 
 
 def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:

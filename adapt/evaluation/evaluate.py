@@ -34,4 +34,5 @@ def evaluate(
     task = tasks.of(items)
     task.check_model(model, items)
     task.check_answers(model)
+    model.check_items(items)
     return task.score(model, items, Inference(workers, cache, progress))

@@ -5,30 +5,36 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from adapt.backbones.base import DualEncoder
 from adapt.backbones.turns import alone
 from adapt.disk import new_folder
 from adapt.errors import AdaptError
 from adapt.methods.lora import LoRA
-from adapt.models.classifier import AdaptedModel
+from adapt.models.base import Adapted
+
+_MERGED = ("dual encoder", "native VLM")
 
 
-def merged_model(model: AdaptedModel) -> nn.Module:
+def merged_model(model: Adapted) -> nn.Module:
     """Return a copy of the backbone's model with LoRA merged into the weights and the temperature into the logit scale.
 
-    Raises AdaptError if the method is not LoRA on a dual encoder, if predictions are blended with zero-shot
-    predictions, or if the adapter is multi-label.
+    Raises AdaptError if the method is not LoRA on a dual encoder or a native vision-language model, if predictions are
+    blended with zero-shot predictions, or if the adapter is multi-label.
     """
     if not isinstance(model.method, LoRA):
         raise AdaptError(
             f"{model.method.name} cannot be merged; expected lora without other methods, which only changes weights"
         )
     backbone = model.backbone
-    if backbone.kind != "dual encoder":
-        raise AdaptError(f"only a CLIP or SigLIP can be merged, but {backbone.describe()} is a {backbone.kind}")
+    if backbone.kind not in _MERGED:
+        raise AdaptError(
+            f"only a CLIP, a SigLIP or a native VLM can be merged, but {backbone.describe()} is a {backbone.kind}"
+        )
     if model.answers.blend < 1:
         raise AdaptError(
             f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which merged weights cannot "
@@ -44,11 +50,8 @@ def merged_model(model: AdaptedModel) -> nn.Module:
     modules = dict(copied.named_modules())
     names = {id(module): name for name, module in backbone.model.named_modules()}
     with torch.no_grad():
-        if model.method.logit_scale is not None:  # otherwise probabilities would differ
-            modules[""].logit_scale.fill_(math.log(model.method.logit_scale))
-        modules[""].logit_scale.sub_(math.log(model.answers.temperature))
-        if getattr(modules[""], "logit_bias", None) is not None:
-            modules[""].logit_bias.div_(model.answers.temperature)
+        if isinstance(backbone, DualEncoder):
+            _scale(modules[""], model)
         for (tower, block, letter), weight in model.method.merged().items():
             projection = backbone.tower(tower).blocks[block].projections[letter]
             target = getattr(modules[names[id(projection.module)]], projection.weight_name)
@@ -62,7 +65,16 @@ def merged_model(model: AdaptedModel) -> nn.Module:
     return copied
 
 
-def merge(model: AdaptedModel, folder: str | Path) -> Path:
+def _scale(copied: Any, model: Adapted) -> None:
+    """Give the copied model the logit scale and the temperature of `model`; otherwise, probabilities would differ."""
+    if model.method.logit_scale is not None:
+        copied.logit_scale.fill_(math.log(model.method.logit_scale))
+    copied.logit_scale.sub_(math.log(model.answers.temperature))
+    if getattr(copied, "logit_bias", None) is not None:
+        copied.logit_bias.div_(model.answers.temperature)
+
+
+def merge(model: Adapted, folder: str | Path) -> Path:
     """Write the merged model as a checkpoint to the new `folder`, which `adapt.load_backbone(folder)` reads."""
     with new_folder(folder) as new:
         model.backbone.export(new, merged_model(model))

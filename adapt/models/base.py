@@ -33,6 +33,7 @@ from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several
 
 if TYPE_CHECKING:
+    from adapt.data.item import Item
     from adapt.edits import Edit
 
 B = TypeVar("B", bound=Backbone, covariant=True, default=Backbone)
@@ -142,6 +143,9 @@ class Adapted(nn.Module, Generic[B]):
     def step(self, inputs: Any, labels: Tensor | None = None) -> Step:
         """Return the `Step` that is passed to methods for a batch of images or of results computed from images."""
         return Step(self, inputs, labels)
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        """Raise AdaptError if the model cannot read some of the items, before any image of theirs is decoded."""
 
     def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> Step:
         """Return a batch of images, each with a question and its answer, in the form in which methods see it."""

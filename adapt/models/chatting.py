@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
-from adapt.data.decoding.images import in_batches, open_image, picture_batches
+from adapt.data.decoding.images import image_size, in_batches, open_image, picture_batches
+from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
@@ -86,6 +88,19 @@ class ChatModel(Adapted[NativeVLM]):
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        """Raise AdaptError if conversations take more tokens than the decoder reads; nothing is ever cut."""
+        chats = [item.task.chat(item, self.backbone.question) for item in items]
+        lengths = self.backbone.lengths(chats, [_sizes(item) for item in items])
+        longest = self.backbone.longest
+        long = [item for item, length in zip(items, lengths, strict=True) if length > longest]
+        if long:
+            raise AdaptError(
+                f"{len(long):,} of {len(items):,} conversations take more than the {longest:,} tokens that "
+                f"{self.backbone.describe()} reads, the longest {max(lengths):,}, such as {long[0].name!r}: set "
+                "data.max_pixels for smaller images, shorten them, or take them out"
+            )
 
     def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> ChatStep:
         return self.step(inputs)  # whose conversations the task makes of the items
@@ -218,6 +233,15 @@ class ChatModel(Adapted[NativeVLM]):
         for answer in self.generate([Chat.about(wanted.question)] * len(pixels), pixels):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
+
+
+def _sizes(item: Item) -> list[tuple[int, int]]:
+    """Return the sizes of an item's images; images that cannot be opened are left out, and reported with all others."""
+    sizes = []
+    for path in item.paths:
+        with suppress(AdaptError):
+            sizes.append(image_size(path, item.turned))
+    return sizes
 
 
 def _only_last(chat: Chat) -> Chat:

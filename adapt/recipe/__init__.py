@@ -45,6 +45,8 @@ class DataSection(BaseModel):
     """Turn photographs upright by their EXIF orientation, or take them as stored; by default your own are turned."""
     broken: Literal["refuse", "skip"] = "refuse"
     """Refuse or skip images that do not decode; they are checked before training."""
+    max_pixels: int | None = Field(default=None, ge=1)
+    """At most about this many pixels of each image, for native vision-language models; by default their own bound."""
     template: str = "a photo of a {}."
     """The prompt template of the zero-shot baseline that every run reports."""
 

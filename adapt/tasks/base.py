@@ -168,6 +168,10 @@ class Task:
         """Return whether a model is scored on the validation items in addition to the test items."""
         return True
 
+    def facts(self, items: Sequence[Item]) -> Sequence[str]:
+        """Return lines about the items for `adapt data check`, beyond their number."""
+        return ()
+
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
         """Raise AdaptError if `method` cannot learn from the training `items`."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from adapt.chats import Chat
 from adapt.errors import AdaptError
+from adapt.shown import spread
 from adapt.tasks.base import Cell, Label, Task, labels_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Conversations(Task):
                 f"{where}: a column 'chat' cannot hold a conversation: list conversations in a .jsonl file"
             )
         return Conversation(chat)
+
+    def facts(self, items: Sequence[Item]) -> Sequence[str]:
+        chats = [label.chat for label in labels_of(items, Conversation)]
+        turns, images = spread([len(chat.turns) for chat in chats]), spread([chat.images for chat in chats])
+        return (f"{turns} turns and {images} images in a conversation",)
 
     def validates(self, model: Adapted) -> bool:
         return False  # answering in words takes long

@@ -139,6 +139,7 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
     check_learned(model.method, task, "the training data")
     for part in filter(None, (train_set, val_set, test_set)):
         tasks.of(part).check_model(model, part)
+        model.check_items(part)
     for part in filter(None, (val_set, test_set)):
         tasks.of(part).check_tested(model, part)
     if of_texts(train_set) and task.classes_are and not keeps_features(model, cache=True):

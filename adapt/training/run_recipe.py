@@ -118,6 +118,8 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
     """Return a model with the recipe's method on `backbone` or, by default, on the recipe's backbone."""
     if backbone is None:
         backbone = backbone_of(recipe)
+    if recipe.data.max_pixels is not None:
+        backbone.limit_pixels(recipe.data.max_pixels)
     method = recipe.new_method()
     memory = recipe.text_memory_gib
     with keeping_rng(backbone.device, recipe.seed):

@@ -198,3 +198,67 @@ def test_a_template_that_changes_earlier_turns_is_refused() -> None:
     assert isinstance(backbone, NativeVLM)
     with pytest.raises(AdaptError, match="changes earlier turns when later ones follow"):
         backbone.rows(CHATS[2:3], seen()[2:3])
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "llava"])
+def test_merged_and_in_pefts_layout_it_is_the_same_model_in_transformers(kind: str, tmp_path: Path) -> None:
+    """Without adapt: the merged folder by itself, and the LoRA by peft on the model's folder."""
+    import transformers
+    from peft import PeftModel
+
+    from adapt.formats import merge, peft_layout
+
+    folder = tmp_path / "model"
+    tiny_natives.model(kind).save_pretrained(folder)
+    tiny_natives.processor(kind).save_pretrained(folder)
+    model: ChatModel = adapt.wrap(adapt.load_backbone(str(folder), "cpu"), lora("decoder"))
+    perturb(model)
+    model.eval()
+    rows = model.backbone.rows(CHATS, seen())
+    merge.merge(model, tmp_path / "merged")
+    peft_layout.export(model, tmp_path / "peft")
+    class_of = getattr(transformers, tiny_natives.KINDS[kind])
+    with torch.no_grad():
+        expected = model(CHATS, seen())
+        merged = class_of.from_pretrained(tmp_path / "merged").eval()
+        torch.testing.assert_close(merged(**rows.inputs).logits, expected, rtol=0, atol=1e-5)
+        by_peft = PeftModel.from_pretrained(class_of.from_pretrained(folder), tmp_path / "peft").eval()
+        torch.testing.assert_close(by_peft(**rows.inputs).logits, expected, rtol=0, atol=1e-5)
+        loaded = adapt.load(tmp_path / "peft")
+        assert isinstance(loaded, ChatModel)
+        assert torch.equal(loaded(CHATS, seen()), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_follow_from_sizes_alone(kind: str) -> None:
+    backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
+    sizes = [[picture.size for picture in own] for own in seen()]
+    assert backbone.lengths(CHATS, sizes) == backbone.rows(CHATS, seen()).lengths.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "longest"),
+    [("smolvlm", 1500, 4), ("idefics3", 1500, 4), ("qwen2_5_vl", 320, 5), ("qwen3_vl", 320, 5)],
+)
+def test_a_budget_of_pixels(kind: str, most: int, longest: int) -> None:
+    """A picture of 40 x 24 takes at most as many tokens as the budget has, and the user's processor stays."""
+    processor = tiny_natives.processor(kind, split=kind in ("smolvlm", "idefics3"))
+    backbone = Backbone.from_transformers(tiny_natives.model(kind), processor)
+    assert isinstance(backbone, NativeVLM)
+
+    def tokens() -> int:
+        places = backbone.rows(CHATS[:1], [[pictures()[0]]]).inputs["input_ids"] == backbone.vlm.config.image_token_id
+        return int(places.sum())
+
+    before, own = tokens(), dict(processor.image_processor.size)
+    backbone.limit_pixels(most)
+    assert tokens() <= longest < before
+    assert dict(processor.image_processor.size) == own
+    with pytest.raises(AdaptError, match="max_pixels is 9; expected at least"):
+        backbone.limit_pixels(9)
+
+
+def test_a_budget_of_pixels_where_all_images_have_one_size() -> None:
+    for backbone in (tiny_natives.backbone("llava"), adapt.load_backbone("mini-clip")):
+        with pytest.raises(AdaptError, match=r"prepares every image at one size: leave data\.max_pixels out"):
+            backbone.limit_pixels(1000)

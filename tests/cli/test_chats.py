@@ -65,10 +65,17 @@ def test_it_learns(trained: Path) -> None:
     assert metrics["baseline"] == "without the adapter"
 
 
-def test_check(run: Run, chats: Path) -> None:
-    result = run("data", "check", chats)
+def test_check(run: Run, chats: Path, model: Path) -> None:
+    result = run("data", "check", chats, "--backbone", model)
     assert result.exit_code == 0
-    assert "chats: conversations about images: train 19, val 0, test 6" in result.stdout
+    assert result.stdout.splitlines() == [
+        "chats: conversations about images: train 19, val 0, test 6",
+        "  2 turns and 0 to 1 (median 1) images in a conversation",
+        f"  17 to 25 (median 25) tokens, of which {model} reads 1,024",
+        "All images can be used.",
+    ]
+    refused = run("data", "check", chats, "--backbone", "mini-clip")
+    assert "mini-clip is a dual encoder, which reads no conversations: leave --backbone out" in refused.stderr
 
 
 def test_eval(run: Run, trained: Path, chats: Path) -> None:
@@ -130,3 +137,28 @@ def test_questions_of_a_csv(tmp_path: Path, run: Run, model: Path, chats: Path) 
     assert run("predict", tmp_path / "run", chats.parent / "red/3.png", "--question", "colour?").stdout.endswith(
         "red\n"
     )
+
+
+def test_what_is_too_long_is_refused_before_the_first_step(tmp_path: Path, run: Run, model: Path) -> None:
+    """By the sizes of images alone, with all that are too long; a smaller picture is proposed."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "0.png")
+    rows = [
+        {"question": "why? " * words, "answer": "so.", "image": "0.png", "split": "train"} for words in (10, 900, 400)
+    ]
+    source = tmp_path / "chats.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    result = run("train", "lora/chats", "--data", source, "--backbone", model, "--out", tmp_path / "run", *TRAIN)
+    assert result.exit_code == 2
+    assert "2 of 3 conversations take more than the 1,024 tokens that" in result.stderr
+    assert "set data.max_pixels for smaller images" in result.stderr
+
+
+def test_a_budget_of_pixels_is_kept_with_the_adapter(tmp_path: Path, run: Run, chats: Path) -> None:
+    folder = tmp_path / "qwen"
+    tiny_natives.model("qwen2_5_vl").save_pretrained(folder)
+    tiny_natives.processor("qwen2_5_vl").save_pretrained(folder)
+    settings = ("--set", "data.max_pixels=320", "--set", "train.epochs=1", "--quiet")
+    out = tmp_path / "run"
+    assert run("train", "lora/chats", "--data", chats, "--backbone", folder, "--out", out, *settings).exit_code == 0
+    model = adapt.load(out)
+    assert model.backbone.reading()["processor"]["size"] == {"shortest_edge": 256, "longest_edge": 320}

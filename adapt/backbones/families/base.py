@@ -24,6 +24,9 @@ class Family:
     whole_processor: ClassVar[bool] = False
     """Whether these models need transformers' own processor, which joins text and images, not only its two parts."""
 
+    def check_libraries(self, model_type: str) -> None:
+        """Raise AdaptError if a library is missing that models of this type need."""
+
     def claims(self, spec: str) -> bool:
         """Return whether this family loads the backbone named `spec`."""
         return False

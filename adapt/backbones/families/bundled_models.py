@@ -20,6 +20,7 @@ class BundledModels(Family):
         "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
         "mini-clip-half": "one of half its width, trained by itself (offline)",
         "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
+        "mini-vlm": "the bundled LLaVA that talks about emoji (offline)",
     }
 
     def claims(self, spec: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapt.backbones.families.base import Family
+from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +45,15 @@ class QwenVL(Family):
             "connector": connector_tower(eyes.merger, text.hidden_size, _mergers(eyes)),
             "decoder": tower_of(inner.language_model.layers, text),
         }
-        return NativeVLM(model, processor, towers, name)
+        return NativeVLM(model, processor, towers, name, _bound)
+
+
+def _bound(pixels: Any, most: int) -> dict[str, object]:
+    """Return the setting for images of at most `most` pixels, an area, whatever their shape."""
+    least = (pixels.patch_size * pixels.merge_size) ** 2
+    if most < least:
+        raise AdaptError(f"max_pixels is {most:,}; expected at least {least:,}, the pixels of one token")
+    return {"size": {"shortest_edge": min(pixels.size["shortest_edge"], most), "longest_edge": most}}
 
 
 def _block(layer: Any) -> Block:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapt.backbones.families.base import Family
+from adapt.errors import AdaptError, missing
 
 if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
@@ -17,6 +19,10 @@ class SmolVLM(Family):
         "idefics3": ("Idefics3ForConditionalGeneration",),
     }
     whole_processor = True
+
+    def check_libraries(self, model_type: str) -> None:
+        if model_type == "smolvlm" and find_spec("num2words") is None:
+            raise missing("SmolVLM's processor", "num2words", "vlm")
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
         from adapt.backbones.decoder import tower_of
@@ -33,4 +39,13 @@ class SmolVLM(Family):
             "connector": connector_tower(inner.connector, text.hidden_size, linears),
             "decoder": tower_of(inner.text_model.layers, text),
         }
-        return NativeVLM(model, processor, towers, name)
+        return NativeVLM(model, processor, towers, name, _bound)
+
+
+def _bound(pixels: Any, most: int) -> dict[str, object]:
+    """Return the settings for square images of as many tiles a side as have at most `most` pixels."""
+    tile = pixels.max_image_size["longest_edge"]
+    side = int(most**0.5) // tile
+    if side < 1:
+        raise AdaptError(f"max_pixels is {most:,}; expected at least {tile**2:,}, the pixels of one tile")
+    return {"size": {"longest_edge": side * tile}, "do_image_splitting": side > 1 and pixels.do_image_splitting}

@@ -98,6 +98,19 @@ def each_of(images: object) -> Iterable[object]:
     return images
 
 
+def image_size(path: str, turned: bool) -> tuple[int, int]:
+    """Return the width and height of an image or a region, upright if `turned`, without decoding it.
+
+    Raises AdaptError, naming the file, if it cannot be opened.
+    """
+    file_name, box = parted(path)
+    if box is not None:
+        return box[2] - box[0], box[3] - box[1]
+    with warnings.catch_warnings(), open_file(file_name) as file, opened(file, file_name) as picture:
+        warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
+        return size_of(picture, turned)
+
+
 def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:
     """Raise AdaptError if `open_image` could not open an image; the check takes less time and memory than opening.
 
