@@ -263,18 +263,21 @@ def _overlapping(offsets: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
     return inside
 
 
-def connector_tower(connector: nn.Module, width: int, linears: Mapping[str, nn.Module]) -> Tower:
-    """Return the connector as a tower of one block, whose linear maps can be edited; it has no attention or norm."""
-    block = Block(
-        module=connector,
-        attn=connector,
-        norm1=connector,
-        norm2=connector,
-        act=connector,
-        projections={name: Projection(linear) for name, linear in linears.items()},
-        plain_attention=False,
+def connector_tower(width: int, connectors: Mapping[nn.Module, Mapping[str, nn.Module]]) -> Tower:
+    """Return the connectors as a tower with a block each, whose linear maps by name can be edited, and nothing else."""
+    blocks = tuple(
+        Block(
+            module=connector,
+            attn=connector,
+            norm1=connector,
+            norm2=connector,
+            act=connector,
+            projections={name: Projection(linear) for name, linear in linears.items()},
+            plain_attention=False,
+        )
+        for connector, linears in connectors.items()
     )
-    return Tower("connector", width, 1, Form(causal=False, pooling="none"), (block,))
+    return Tower("connector", width, 1, Form(causal=False, pooling="none"), blocks)
 
 
 def _export(processor: ProcessorMixin, folder: Path, model: PreTrainedModel) -> None:

@@ -124,9 +124,8 @@ def _tokens(items: Sequence[Item], name: str) -> str:
         sizes = [[image_size(path, item.turned) for path in item.paths] for item in items]
         lengths = backbone.lengths(chats, sizes)
     long = sum(length > backbone.longest for length in lengths)
-    return f"{spread(lengths)} tokens, of which {name} reads {backbone.longest:,}" + f"; {long:,} are longer" * bool(
-        long
-    )
+    longer = f"; {long:,} are longer" if long else ""
+    return f"{spread(lengths)} tokens, of which {name} reads {backbone.longest:,}{longer}"
 
 
 def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:

@@ -43,6 +43,7 @@ class Conversations(Task):
 
     name = "conversations"
     title = "conversations about images"
+    example = "emoji-chats"
     label_type = Conversation
     backbones = frozenset({"native VLM"})
     needs = frozenset({"chat"})

@@ -31,7 +31,7 @@ class Llava(Family):
         linears = {"linear_1": projector.linear_1, "linear_2": projector.linear_2}
         towers = {
             "vision": replace(vision, blocks=vision.blocks[: _used(config.vision_feature_layer, len(vision.blocks))]),
-            "connector": connector_tower(projector, text.hidden_size, linears),
+            "connector": connector_tower(text.hidden_size, {projector: linears}),
             "decoder": tower_of(inner.language_model.layers, text),
         }
         return NativeVLM(model, processor, towers, name)

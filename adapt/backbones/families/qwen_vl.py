@@ -42,7 +42,7 @@ class QwenVL(Family):
         width = blocks[0].projections["q"].shape[1]
         towers = {
             "vision": Tower("vision", width, eyes.blocks[0].attn.num_heads, form, blocks),
-            "connector": connector_tower(eyes.merger, text.hidden_size, _mergers(eyes)),
+            "connector": connector_tower(text.hidden_size, _mergers(eyes)),
             "decoder": tower_of(inner.language_model.layers, text),
         }
         return NativeVLM(model, processor, towers, name, _bound)
@@ -74,14 +74,9 @@ def _block(layer: Any) -> Block:
     )
 
 
-def _mergers(eyes: Any) -> dict[str, nn.Module]:
-    """Return the linear maps of the merger by name, and of the mergers of early blocks where there are some."""
+def _mergers(eyes: Any) -> dict[nn.Module, dict[str, nn.Module]]:
+    """Return the merger, and the mergers of early blocks where there are some, each with its linear maps by name."""
     if hasattr(eyes.merger, "mlp"):
-        return {"fc1": eyes.merger.mlp[0], "fc2": eyes.merger.mlp[2]}
-    early = enumerate(getattr(eyes, "deepstack_merger_list", ()))
-    named = {"": eyes.merger} | {f"deepstack_{number}_": merger for number, merger in early}
-    return {
-        f"{prefix}{short}": getattr(merger, f"linear_{short}")
-        for prefix, merger in named.items()
-        for short in ("fc1", "fc2")
-    }
+        return {eyes.merger: {"fc1": eyes.merger.mlp[0], "fc2": eyes.merger.mlp[2]}}
+    mergers = [eyes.merger, *eyes.deepstack_merger_list]
+    return {merger: {"fc1": merger.linear_fc1, "fc2": merger.linear_fc2} for merger in mergers}

@@ -36,7 +36,7 @@ class SmolVLM(Family):
         linears = {"proj": inner.connector.modality_projection.proj}
         towers = {
             "vision": Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks),
-            "connector": connector_tower(inner.connector, text.hidden_size, linears),
+            "connector": connector_tower(text.hidden_size, {inner.connector: linears}),
             "decoder": tower_of(inner.text_model.layers, text),
         }
         return NativeVLM(model, processor, towers, name, _bound)
