@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
     from adapt.backbones.base import DualEncoder
     from adapt.backbones.fusion import FusionEncoder
+    from adapt.backbones.native import NativeVLM
     from adapt.backbones.vision_llm import VisionLLM
     from adapt.models.answering import AnsweringModel
+    from adapt.models.chatting import ChatModel
     from adapt.models.speaking import SpeakingModel
 
 
@@ -62,6 +64,17 @@ def load(
     fast: bool | None = ...,
     device: str | torch.device = ...,
 ) -> SpeakingModel: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    backbone: NativeVLM,
+    class_names: Sequence[str] | None = ...,
+    *,
+    fast: bool | None = ...,
+    device: str | torch.device = ...,
+) -> ChatModel: ...
 
 
 @overload

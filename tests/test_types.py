@@ -16,17 +16,20 @@ _GIVES = {
     'adapt.load_backbone("mini-clip")': "DualEncoder",
     'adapt.load_backbone("mini-vilt")': "FusionEncoder",
     'adapt.load_backbone("mini-clip+mini-lm")': "VisionLLM",
+    'adapt.load_backbone("mini-vlm")': "NativeVLM",
     "adapt.load_backbone(name)": "Backbone",
     "adapt.Backbone.from_transformers(module, processor)": "Backbone",
     "adapt.split_attention(module)": "Module",
     "adapt.wrap(clip, adapt.methods.CoOp(), names)": "AdaptedModel",
     "adapt.wrap(vilt, adapt.methods.LoRA(), names)": "AnsweringModel",
     "adapt.wrap(llm, adapt.methods.VLoRA())": "SpeakingModel",
-    "adapt.wrap(any_one, adapt.methods.LoRA(), names)": "AdaptedModel | AnsweringModel | SpeakingModel",
-    "adapt.load(name)": "AdaptedModel | AnsweringModel | SpeakingModel",
+    "adapt.wrap(vlm, adapt.methods.LoRA())": "ChatModel",
+    "adapt.load(name, vlm)": "ChatModel",
+    "adapt.wrap(any_one, adapt.methods.LoRA(), names)": "AdaptedModel | AnsweringModel | SpeakingModel | ChatModel",
+    "adapt.load(name)": "AdaptedModel | AnsweringModel | SpeakingModel | ChatModel",
     "adapt.load(name, clip)": "AdaptedModel",
     "adapt.load(name, llm)": "SpeakingModel",
-    "adapt.load_many([name])": "list[AdaptedModel | AnsweringModel | SpeakingModel]",
+    "adapt.load_many([name])": "list[AdaptedModel | AnsweringModel | SpeakingModel | ChatModel]",
     "adapt.load(name).predict(name)[0].class_name": "str",
     "adapt.predict_many(adapt.load_many([name]), name)": "list[tuple[Prediction, ...]]",
     "adapt.load(name)(image)": "Tensor",
@@ -50,6 +53,7 @@ name, names = "a", ["a", "b"]
 clip = adapt.load_backbone("mini-clip")
 vilt = adapt.load_backbone("mini-vilt")
 llm = adapt.load_backbone("mini-clip+mini-lm")
+vlm = adapt.load_backbone("mini-vlm")
 any_one = adapt.load_backbone(name)
 module, image = nn.Identity(), Tensor()
 """

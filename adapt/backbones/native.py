@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class NativeVLM(Backbone):
 
     def transform(self, train: bool) -> Transform:
         """Return a transform that leaves images as they are, because the processor prepares them with the text."""
-        return AsDecoded(self.preprocess.turned)
+        return cast("Transform", AsDecoded(self.preprocess.turned))  # whose images nothing here takes for tensors
 
     def reading(self) -> dict[str, Any]:
         settings = json.loads(self.processor.image_processor.to_json_string())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
 
-Transform = Callable[["Image"], Any]  # PIL image -> (3, h, w), or the image itself
+Transform = Callable[["Image"], Tensor]  # PIL image -> (3, h, w)
 Picture = TypeVar("Picture", bound="Image | Tensor")
 
 

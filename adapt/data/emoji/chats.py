@@ -7,17 +7,29 @@ each question comes last in some. Two scenes with copies of a drawing are also c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from adapt import tasks
-from adapt.chats import IMAGE, Chat, Turn
+from adapt.chats import Chat
 from adapt.data.emoji import questions
+from adapt.data.emoji.labelled_scenes import with_article
 from adapt.data.emoji.scenes import MOST, Scene
 from adapt.data.item import Item
 from adapt.data.split import Split
 
 MORE = "which one has more?"
 FIRST, SECOND, NEITHER = "the first", "the second", "neither"
+_SENTENCES = {
+    questions.WHAT: "it is {thing}.",
+    questions.GROUP: "it is {thing}.",
+    questions.ANIMAL: "it is {thing}.",
+    questions.COLOUR: "it is {answer}.",
+    questions.LEFT: "on the left is {thing}.",
+    questions.RIGHT: "on the right is {thing}.",
+    MORE: "it is {answer}.",
+}
+
+Words = Callable[[str, str], str]  # from a question and its short answer to the answer in a conversation
 
 
 def read_chats(spec: str) -> Split:
@@ -48,14 +60,21 @@ def _item(paths: tuple[str, ...], chat: Chat, style: str) -> Item:
     return Item(paths, label, style, text=chat.question.turns[-1].text)
 
 
-def about_one(scene: Scene, number: int) -> Chat:
-    """Return a conversation about one scene, whose questions are turned by the scene's `number`."""
+def in_a_sentence(question: str, answer: str) -> str:
+    """Return the answer to a question as the conversations give it: in a sentence."""
+    if question in _SENTENCES:
+        return _SENTENCES[question].format(answer=answer, thing=with_article(answer))
+    return f"there {'is' if answer == questions.NUMBERS[0] else 'are'} {answer}."
+
+
+def about_one(scene: Scene, number: int, words: Words = in_a_sentence) -> Chat:
+    """Return a conversation about one scene, whose questions are rotated by the scene's `number`."""
     asked = list(questions.asked(scene))
     start = number % len(asked)
-    return _chat([*asked[start:], *asked[:start]], 1)
+    return _chat([*asked[start:], *asked[:start]], 1, words)
 
 
-def about_two(first: Scene, second: Scene) -> Chat:
+def about_two(first: Scene, second: Scene, words: Words = in_a_sentence) -> Chat:
     """Return a conversation that compares the numbers of things in two scenes."""
     counts = len(first.pieces), len(second.pieces)
     more = FIRST if counts[0] > counts[1] else SECOND if counts[0] < counts[1] else NEITHER
@@ -63,10 +82,13 @@ def about_two(first: Scene, second: Scene) -> Chat:
         (f"how many are in {name}?", questions.NUMBERS[count - 1])
         for name, count in zip((FIRST, SECOND), counts, strict=True)
     ]
-    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2)
+    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2, words)
 
 
-def _chat(asked: list[tuple[str, str]], images: int) -> Chat:
+def _chat(asked: list[tuple[str, str]], images: int, words: Words) -> Chat:
     """Return a conversation of questions with their answers, the first of which comes with the images."""
-    turns = [turn for each in asked for turn in (Turn("user", (each[0],)), Turn("assistant", (each[1],)))]
-    return Chat((Turn("user", (*[IMAGE] * images, asked[0][0])), *turns[1:]))
+    (first, answer), *later = asked
+    chat = Chat.about(first, words(first, answer), images)
+    for question, answer in later:
+        chat = chat.asked(question).answered(words(question, answer))
+    return chat

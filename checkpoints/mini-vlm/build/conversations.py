@@ -1,7 +1,7 @@
 """Conversations for training, without end: about random scenes in the seen styles, and about single drawings.
 
 The scenes are of the kinds of `emoji-chats`, from the drawings of its training part; none of its own scenes is drawn
-but by chance. Nothing is in the unseen style.
+but by chance. Nothing is in the unseen style, and answers are short.
 """
 
 from collections.abc import Iterator
@@ -52,12 +52,17 @@ def _one(scene: Scene, stream: Random) -> Drawn:
         question = f"is there {labelled_scenes.with_article(asked)}?"
         chat = Chat.about(question, "yes" if asked in there else "no")
     else:
-        chat = chats.about_one(scene, number)
+        chat = chats.about_one(scene, number, _short)
     return Drawn(chat, (scene,))
 
 
 def _two(first: Scene, second: Scene) -> Drawn:
-    return Drawn(chats.about_two(first, second), (first, second))
+    return Drawn(chats.about_two(first, second, _short), (first, second))
+
+
+def _short(question: str, answer: str) -> str:
+    """An answer in a word or two, as mini-lm knows it; `emoji-chats` has sentences."""
+    return answer
 
 
 def _single(path: str, name: str) -> Drawn:

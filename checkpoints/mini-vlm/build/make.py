@@ -1,4 +1,4 @@
-"""Make the vision-language model: `python make.py WORK`. One thread needs about 12 minutes.
+"""Make the vision-language model: `python make.py WORK`. One thread needs about 35 minutes.
 
 The eyes are mini-clip's and stay frozen, the decoder begins as mini-lm, the connector at random. Training goes on from
 its last checkpoint in the work folder; the finished model is written beside this folder.
@@ -24,7 +24,7 @@ import parts
 from adapt.backbones.base import Backbone
 
 TARGET = Path(__file__).resolve().parents[1]
-SEED, BATCH, STEPS, RATES = 0, 32, 600, (0.004, 1e-3)
+SEED, BATCH, STEPS, RATES = 0, 32, 1600, (0.004, 1e-3)
 POOL = 8  # batches are cut from so many at a time, sorted by length: little is padding
 
 
