@@ -113,9 +113,9 @@ class ChatModel(Adapted[NativeVLM]):
         logits: Tensor = output.logits
         return logits
 
-    def forward(self, chats: Sequence[Chat], images: Sequence[ChatImages]) -> Tensor:
-        """Return logits `(b, l, v)` for conversations with the images of each, padded on the right."""
-        rows = self.backbone.rows(chats, images)
+    def forward(self, images: Sequence[ChatImages], chats: Sequence[Chat | str]) -> Tensor:
+        """Return logits `(b, l, v)` for conversations, or questions, about the images of each, padded on the right."""
+        rows = self.backbone.rows(_chats(images, chats), images)
         logits: Tensor = self._edited(lambda: self.backbone.vlm(**rows.inputs, use_cache=False)).logits
         return logits
 
@@ -126,12 +126,14 @@ class ChatModel(Adapted[NativeVLM]):
     # choosing among given answers
 
     @torch.no_grad()
-    def log_likelihood(self, images: Sequence[ChatImages], chats: Sequence[Chat], answers: Sequence[str]) -> Tensor:
-        """Return the sum of the log-probabilities of each answer's tokens `(b,)`, after a conversation about images.
+    def log_likelihood(
+        self, images: Sequence[ChatImages], chats: Sequence[Chat | str], answers: Sequence[str]
+    ) -> Tensor:
+        """Return the sum of the log-probabilities of each answer's tokens `(b,)`, the token that ends it included.
 
-        The token that ends the answer is included.
+        Each answer follows a conversation, or a question, about its images.
         """
-        return self._sums(images, chats, answers)[0]
+        return self._sums(images, _chats(images, chats), answers)[0]
 
     def _sums(
         self, images: Sequence[ChatImages], chats: Sequence[Chat], answers: Sequence[str]
@@ -143,12 +145,14 @@ class ChatModel(Adapted[NativeVLM]):
         scores = self.answer_logits(rows).float().log_softmax(-1).gather(-1, tokens[learned][:, None])[:, 0]
         return torch.zeros(learned.shape, device=scores.device).masked_scatter(learned, scores).sum(-1), learned.sum(-1)
 
-    def choose(self, images: Sequence[ChatImages], chats: Sequence[Chat], options: Sequence[str]) -> Tensor:
-        """Return logits `(b, n)` of the same n options as the answer to each conversation.
+    @torch.no_grad()
+    def choose(self, images: Sequence[ChatImages], chats: Sequence[Chat | str], options: Sequence[str]) -> Tensor:
+        """Return logits `(b, n)` of the same n options as the answer in each conversation, or to each question.
 
         They are the mean log-probabilities of the options' tokens, so that a long option is as probable as a short one.
         """
-        every = [(own, chat, option) for own, chat in zip(images, chats, strict=True) for option in options]
+        pairs = list(zip(images, _chats(images, chats), strict=True))
+        every = [(own, chat, option) for own, chat in pairs for option in options]
         parts = [self._sums(*zip(*part, strict=True)) for part in in_batches(every, TOGETHER)]
         return torch.cat([sums / tokens for sums, tokens in parts]).view(len(chats), len(options))
 
@@ -161,14 +165,14 @@ class ChatModel(Adapted[NativeVLM]):
     @torch.no_grad()
     def generate(
         self,
-        chats: Sequence[Chat],
         images: Sequence[ChatImages],
+        chats: Sequence[Chat | str],
         *,
         max_new_tokens: int = 64,
         merge: bool | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Return the next answer in each conversation, with the images of each, by transformers' `generate`.
+        """Return the next answer in each conversation, or to each question, by transformers' `generate`.
 
         `merge` merges low-rank updates into copies of the weights, used for all tokens of an answer; by default, if
         there is one conversation. `options` are options of `generate`, such as `num_beams`.
@@ -176,7 +180,7 @@ class ChatModel(Adapted[NativeVLM]):
         vlm, tokenizer = self.backbone.vlm, self.backbone.tokenizer
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self._ends()} | options
         with evaluating(self):
-            rows = self.backbone.rows(chats, images, left=True, asks=True)
+            rows = self.backbone.rows(_chats(images, chats), images, left=True, asks=True)
             output = self._edited(
                 lambda: vlm.generate(
                     **rows.inputs,
@@ -201,7 +205,7 @@ class ChatModel(Adapted[NativeVLM]):
 
         `options` are those of `generate`.
         """
-        return self.generate([chat], [self._opened(images)], **options)[0]
+        return self.generate([self._opened(images)], [chat], **options)[0]
 
     def answer(self, image: object, question: str, **options: Any) -> Answer:
         """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes."""
@@ -212,7 +216,7 @@ class ChatModel(Adapted[NativeVLM]):
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
         assert isinstance(step, ChatStep)
-        answers = self.generate([chat.question for chat in step.chats], step.inputs)
+        answers = self.generate(step.inputs, [chat.question for chat in step.chats])
         return [answer.text for answer in answers], [answer.probability for answer in answers]
 
     def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Any]:
@@ -230,9 +234,17 @@ class ChatModel(Adapted[NativeVLM]):
             return
         if wanted.question is None:
             raise AdaptError("this model answers questions about images, and there is no question: give one")
-        for answer in self.generate([Chat.about(wanted.question)] * len(pixels), pixels):
+        for answer in self.generate(pixels, [wanted.question] * len(pixels)):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
+
+
+def _chats(images: Sequence[ChatImages], chats: Sequence[Chat | str]) -> list[Chat]:
+    """Return conversations; a text is a question about all of its images."""
+    return [
+        Chat.about(chat, images=len(own)) if isinstance(chat, str) else chat
+        for own, chat in zip(images, chats, strict=True)
+    ]
 
 
 def _sizes(item: Item) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ def test_without_a_method_the_forward_is_the_librarys(kind: str) -> None:
     model = model_of(kind)
     with torch.no_grad():
         expected = tiny_natives.model(kind)(**inputs).logits
-        assert torch.equal(model(CHATS, seen()), expected)
+        assert torch.equal(model(seen(), CHATS), expected)
         rows = backbone.rows(CHATS, seen())
         assert torch.equal(step_of(model).answer_logits, expected[:, :-1][rows.answers[:, 1:]])
 
@@ -87,8 +87,8 @@ def test_one_at_a_time_and_padded_on_either_side_gives_the_same(kind: str) -> No
         left = model.backbone.rows(CHATS, seen(), left=True)
         torch.testing.assert_close(model.answer_logits(left), together, rtol=0, atol=5e-6)
     asked = [chat.question for chat in CHATS]
-    one = [model.generate([chat], [own], max_new_tokens=6)[0] for chat, own in zip(asked, seen(), strict=True)]
-    for answer, expected in zip(model.generate(asked, seen(), max_new_tokens=6), one, strict=True):
+    one = [model.generate([own], [chat], max_new_tokens=6)[0] for chat, own in zip(asked, seen(), strict=True)]
+    for answer, expected in zip(model.generate(seen(), asked, max_new_tokens=6), one, strict=True):
         assert (answer.text, answer.tokens) == (expected.text, expected.tokens)
         assert answer.probability == pytest.approx(expected.probability, rel=1e-5)
 
@@ -119,7 +119,7 @@ def test_lora_on_each_part(kind: str, tower: str, tmp_path: Path) -> None:
     """Every adapted matrix gets a gradient, the backbone none; saved and loaded it answers the same; it goes again."""
     backbone = tiny_natives.backbone(kind)
     model: ChatModel = adapt.wrap(backbone, lora(tower))
-    model(CHATS, seen())
+    model(seen(), CHATS)
     before = snapshot(backbone.model)  # with the library's own hooks, which its first forward leaves
     perturb(model)
     model.train()
@@ -131,9 +131,9 @@ def test_lora_on_each_part(kind: str, tower: str, tmp_path: Path) -> None:
     loaded = adapt.load(model.save(tmp_path / "a.safetensors"), backbone=tiny_natives.backbone(kind))
     assert isinstance(loaded, ChatModel)
     with torch.no_grad():
-        logits = model(CHATS, seen())
-        assert torch.equal(loaded(CHATS, seen()), logits)
-        assert not torch.equal(logits, model_of(kind)(CHATS, seen()))
+        logits = model(seen(), CHATS)
+        assert torch.equal(loaded(seen(), CHATS), logits)
+        assert not torch.equal(logits, model_of(kind)(seen(), CHATS))
     model.unwrap()
     assert_untouched(backbone.model, before)
 
@@ -165,7 +165,7 @@ def test_a_folder_loads_as_the_object_does(kind: str, tmp_path: Path) -> None:
     assert backbone.fingerprint.matches(tiny_natives.backbone(kind).fingerprint)
     with torch.no_grad():
         model: ChatModel = adapt.wrap(backbone, ZeroShot())
-        assert torch.equal(model.eval()(CHATS, seen()), model_of(kind)(CHATS, seen()))
+        assert torch.equal(model.eval()(seen(), CHATS), model_of(kind)(seen(), CHATS))
 
 
 def test_another_bound_on_pixels_is_another_model(tmp_path: Path) -> None:
@@ -220,14 +220,14 @@ def test_merged_and_in_pefts_layout_it_is_the_same_model_in_transformers(kind: s
     peft_layout.export(model, tmp_path / "peft")
     class_of = getattr(transformers, tiny_natives.KINDS[kind])
     with torch.no_grad():
-        expected = model(CHATS, seen())
+        expected = model(seen(), CHATS)
         merged = class_of.from_pretrained(tmp_path / "merged").eval()
         torch.testing.assert_close(merged(**rows.inputs).logits, expected, rtol=0, atol=1e-5)
         by_peft = PeftModel.from_pretrained(class_of.from_pretrained(folder), tmp_path / "peft").eval()
         torch.testing.assert_close(by_peft(**rows.inputs).logits, expected, rtol=0, atol=1e-5)
         loaded = adapt.load(tmp_path / "peft")
         assert isinstance(loaded, ChatModel)
-        assert torch.equal(loaded(CHATS, seen()), expected)
+        assert torch.equal(loaded(seen(), CHATS), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -279,3 +279,14 @@ def test_lora_learns_on_quantised_blocks(kind: str, quantization: str) -> None:
         losses.append(step_of(model).cross_entropy)
     assert losses[0].item() == pytest.approx(plain, rel=0.02)
     assert losses[-1] < losses[0]
+
+
+def test_options_are_weighed_by_the_mean_of_their_tokens() -> None:
+    """And a question in a string is asked about all images."""
+    model, options = model_of("smolvlm"), ["yes.", "a big red dog that sits."]
+    [own] = seen()[3:]
+    sums = model.log_likelihood([own, own], ["which is older?"] * 2, options)
+    asked = Chat.about("which is older?", images=2)
+    tokens = [int(model.backbone.rows([asked.answered(option)], [own]).answers.sum()) for option in options]
+    torch.testing.assert_close(model.choose([own], [asked], options)[0], sums / torch.tensor(tokens))
+    assert tokens[1] > 2 * tokens[0]

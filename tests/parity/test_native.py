@@ -195,7 +195,7 @@ def test_native_answers(name: str) -> None:
     filled = F.pad(words, (0, 8 - words.shape[1]), value=backbone.tokenizer.pad_token_id)
     stored.equal("words.tokens", filled)
     texts = backbone.tokenizer.batch_decode(words, skip_special_tokens=True)
-    assert [answer.text for answer in model.generate(questions, images, max_new_tokens=8)] == [
+    assert [answer.text for answer in model.generate(images, questions, max_new_tokens=8)] == [
         text.strip() for text in texts
     ]
 
