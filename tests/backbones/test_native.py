@@ -20,6 +20,7 @@ from adapt.backbones.tower import tokens_of
 from adapt.chats import IMAGE, Chat, Turn
 from adapt.methods import LoRA, ZeroShot
 from adapt.models.chatting import ChatModel, ChatStep
+from adapt.testing import check_method
 
 KINDS = sorted(tiny_natives.KINDS)
 SIZES = [(40, 24), (24, 24), (30, 44), (64, 32)]
@@ -290,3 +291,13 @@ def test_options_are_weighed_by_the_mean_of_their_tokens() -> None:
     tokens = [int(model.backbone.rows([asked.answered(option)], [own]).answers.sum()) for option in options]
     torch.testing.assert_close(model.choose([own], [asked], options)[0], sums / torch.tensor(tokens))
     assert tokens[1] > 2 * tokens[0]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "smolvlm" else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
+)
+def test_lora_holds_to_the_interface_of_methods(kind: str) -> None:
+    """Resumed training, copies, threads, other processes of batches: what holds of every method on every kind."""
+    settings = {"rank": 2, "alpha": 1.0, "dropout": 0.0, "towers": ("decoder",), "input_gradient": True}
+    passed = check_method(LoRA, tiny_natives.backbone(kind), **settings)
+    assert {"a_stopped_training_goes_on_exactly", "threads_are_answered_alike", "copies_are_whole"} <= set(passed)
