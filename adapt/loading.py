@@ -17,6 +17,7 @@ from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.answers import Answers
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import Model
 from adapt.shown import brief
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
     from adapt.backbones.vision_llm import VisionLLM
     from adapt.models.answering import AnsweringModel
-    from adapt.models.chatting import ChatModel
     from adapt.models.speaking import SpeakingModel
 
 
@@ -212,7 +212,7 @@ def _of_file(
             )
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
-        if not isinstance(model, AdaptedModel):
+        if not isinstance(model, AdaptedModel | ChatModel):
             raise AdaptError(f"{path} answers questions about images and has no classes: leave class_names out")
         try:
             model = model.with_classes(class_names)

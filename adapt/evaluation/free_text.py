@@ -88,6 +88,7 @@ class WordScores(QuestionScores):
             "accuracy": self.accuracy,
             "main_title": self.main_title,
             "images": self.images,
+            "mean_class_accuracy": self.accuracy,  # every answer is its own class
             "exact_match": self._mean(one == other for one, other in self._pairs),
             "token_f1": self._mean(token_f1(*pair) for pair in self._pairs),
             "anls": self._mean(similarity(*pair) for pair in self._pairs),

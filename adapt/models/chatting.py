@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged, predictions
+from adapt.prompts import check_class_names
 
 Computed = TypeVar("Computed")
 
@@ -85,6 +87,12 @@ class ChatModel(Adapted[NativeVLM]):
     @property
     def classifies(self) -> bool:
         return bool(self.class_names)
+
+    def with_classes(self, class_names: Sequence[str]) -> ChatModel:
+        """Return a model that chooses among other class names, with the same tensors."""
+        other = copy(self)
+        other.class_names = check_class_names(class_names)
+        return other
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)

@@ -84,6 +84,14 @@ def test_eval(run: Run, trained: Path, chats: Path) -> None:
     assert result.stdout.startswith("100.0 % of 6 test conversations of chats answered right, token F1 100.0 %")
 
 
+def test_table_and_report(run: Run, trained: Path, tmp_path: Path) -> None:
+    table = run("table", trained)
+    assert table.exit_code == 0
+    assert "100.0" in table.stdout
+    assert run("report", trained, "--out", tmp_path / "report.html").exit_code == 0
+    assert "100.0 %" in (tmp_path / "report.html").read_text()
+
+
 def test_predict_needs_a_question(run: Run, trained: Path, chats: Path) -> None:
     picture = chats.parent / "red/3.png"
     result = run("predict", trained, picture, "--question", "colour?")
@@ -123,6 +131,8 @@ def test_a_folder_of_photographs_is_classified_by_the_classes_words(
     assert metrics["adapted"]["accuracy"] == 1
     shown = run("predict", out, photos / "blue/2.png", "--csv")
     assert shown.stdout.splitlines()[1].startswith(f"{photos / 'blue/2.png'},blue,")
+    others = run("predict", out, photos / "blue/2.png", "--classes", "blue,violet", "--csv")
+    assert others.stdout.splitlines()[1].startswith(f"{photos / 'blue/2.png'},blue,")
     asked = run("predict", out, photos / "blue/2.png", "--question", "What is in the image?")
     assert asked.stdout.endswith("blue\n")
 
