@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = get_args(Role)
 IMAGE = None  # the part of a turn where the conversation's next image stands
 
 
@@ -67,14 +66,18 @@ class Chat:
         """Return the conversation with `answer` as its next turn."""
         return replace(self, turns=(*self.turns, Turn("assistant", (answer,))))
 
-    def messages(self) -> list[dict[str, object]]:
-        """Return the conversation in the form that chat templates of transformers read, images without pixels."""
-        return [{"role": turn.role, "content": list(_content(turn))} for turn in self.turns]
+    def messages(self, end: str = "") -> list[dict[str, object]]:
+        """Return the conversation in the form that chat templates of transformers read, images without pixels.
+
+        `end` is put behind each answer.
+        """
+        return [{"role": turn.role, "content": list(_content(turn, end))} for turn in self.turns]
 
 
-def _content(turn: Turn) -> Iterator[dict[str, str]]:
-    for is_image, parts in groupby(turn.parts, lambda part: part is IMAGE):
+def _content(turn: Turn, end: str) -> Iterator[dict[str, str]]:
+    parts = (*turn.parts, end) if end and turn.role == "assistant" else turn.parts
+    for is_image, group in groupby(parts, lambda part: part is IMAGE):
         if is_image:
-            yield from ({"type": "image"} for _ in parts)
+            yield from ({"type": "image"} for _ in group)
         else:
-            yield {"type": "text", "text": "".join(part or "" for part in parts)}
+            yield {"type": "text", "text": "".join(part or "" for part in group)}

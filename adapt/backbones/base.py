@@ -85,7 +85,7 @@ class Backbone:
     def from_transformers(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
         """Wrap a transformers model and its processor as a backbone.
 
-        The result is a `DualEncoder` for CLIP and SigLIP, a `FusionEncoder` for ViLT and BridgeTower, and a `VisionLLM`
+        The result is a `DualEncoder` for CLIP and SigLIP, a `FusionEncoder` for ViLT and BridgeTower, and a `NativeVLM`
         for LLaVA.
         """
         from adapt.backbones.transformers_models import build
@@ -162,8 +162,11 @@ class Backbone:
     def read_as(self, reading: dict[str, Any]) -> None:
         """Apply the user-selectable input settings stored in an adapter file; the base class has no such settings."""
 
-    def limit_pixels(self, most: int) -> None:
-        """Prepare images with at most `most` pixels. Raises AdaptError if the model reads all images at one size."""
+    def limited(self, most: int) -> Self:
+        """Return a backbone that prepares images with at most `most` pixels.
+
+        Raises AdaptError if the model reads all images at one size.
+        """
         raise AdaptError(f"{self.describe()} prepares every image at one size: leave data.max_pixels out")
 
     @property

@@ -12,13 +12,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
 from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
@@ -38,6 +39,7 @@ _OF_PIXELS = (
     "image_mean", "image_std", "resample", "patch_size", "merge_size", "min_pixels", "max_pixels",
 )  # fmt: skip
 
+_PREPARING = Lock()  # padding and truncation are state of a tokenizer, which threads would change for each other
 _OF_BUDGET = ("size", "do_image_splitting")  # those that a budget of pixels sets
 Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
@@ -88,15 +90,16 @@ class NativeVLM(Backbone):
             tokenizer=processor.tokenizer,
             preprocess=Preprocess(size=0, mean=(), std=(), resize="squash"),  # the processor's own is used
             name=name,
-            export=partial(_export, processor),
         )
         self.vlm: Any = model  # a `PreTrainedModel` that can also `generate`
         self.processor: Any = processor
+        self._given: Any = processor  # as it was before any budget of pixels
         self.question, self._bound = question, bound
         self._gained: dict[tuple[int, int], int] = {}
-        if not getattr(processor, "chat_template", None):
+        if not isinstance(getattr(processor, "chat_template", None), str):
             raise AdaptError(
-                f"the {type(processor).__name__} of {self.describe()} has no chat template: set processor.chat_template"
+                f"the {type(processor).__name__} of {self.describe()} has no chat template in one text: set "
+                "processor.chat_template"
             )
 
     def transform(self, train: bool) -> Transform:
@@ -117,20 +120,34 @@ class NativeVLM(Backbone):
         recorded = reading.get("processor", {})
         self._prepare({name: recorded[name] for name in _OF_BUDGET if name in recorded})
 
-    def limit_pixels(self, most: int) -> None:
-        """Prepare images with at most about `most` pixels each, in the way of the model's family.
+    def limited(self, most: int) -> Self:
+        """Return a backbone that prepares images with at most about `most` pixels, in the way of the model's family.
 
-        Raises AdaptError if the family reads all images at one size, and for fewer pixels than it can read.
+        Both share the model. Raises AdaptError if the family reads all images at one size, and for fewer pixels than it
+        can read.
         """
         if self._bound is None:
-            super().limit_pixels(most)
-        else:
-            self._prepare(self._bound(self.processor.image_processor, most))
+            return super().limited(most)
+        other = copy(self)
+        other._prepare(self._bound(self._given.image_processor, most))
+        return other
+
+    def to(self, device: torch.device | str) -> Self:
+        if torch.device(device).type == "cpu" and self.dtype == torch.float16:  # slow there, and without a loss scaler
+            with outside_inference_mode():
+                self.model.float()
+        return super().to(device)
+
+    def export(self, folder: Path, model: nn.Module) -> None:
+        """Write `model`, an edited copy of this backbone's model, and the processor to `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        cast("PreTrainedModel", model).save_pretrained(folder)
+        self.processor.save_pretrained(folder)
 
     def _prepare(self, settings: Mapping[str, object]) -> None:
         """Set how the processor prepares images, in a copy of it: the user's own object stays as it is."""
-        self.processor = copy(self.processor)
-        self.processor.image_processor = copy(self.processor.image_processor)
+        self.processor = copy(self._given)
+        self.processor.image_processor = copy(self._given.image_processor)
         for name, value in settings.items():
             setattr(self.processor.image_processor, name, value)
         self._gained = {}
@@ -141,11 +158,18 @@ class NativeVLM(Backbone):
         return int(getattr(self.vlm.config.get_text_config(), "max_position_embeddings", 2**31))
 
     @cached_property
-    def end(self) -> int | None:
+    def _own_end(self) -> int | None:
         """The id of the special token that the chat template puts behind an answer; None if it puts none there."""
-        behind = self.render(Chat.about("?", "!", 0)).rpartition("!")[2]
-        ids = self.tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]
+        chat = Chat.about("?", "!", 0)
+        behind = str(self.processor.apply_chat_template(chat.messages())).rpartition("!")[2]
+        ids = self._tokenized([behind.lstrip()], special=False)[0]
         return ids[0] if ids and ids[0] in self.tokenizer.all_special_ids else None
+
+    @property
+    def end(self) -> int | None:
+        """The id of the token that ends an answer: the chat template's, or the tokenizer's, which `render` adds."""
+        own: int | None = self.tokenizer.eos_token_id
+        return own if self._own_end is None else self._own_end
 
     def rows(
         self, chats: Sequence[Chat], images: Sequence[ChatImages], *, left: bool = False, asks: bool = False
@@ -176,9 +200,14 @@ class NativeVLM(Backbone):
         return ChatRows(rows.inputs, rows.answers.to(self.device))
 
     def lengths(self, chats: Sequence[Chat], sizes: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
-        """Return the number of tokens of each conversation, from the width and height of its images alone."""
+        """Return the number of tokens of each conversation, from the width and height of its images alone.
+
+        Raises AdaptError as `rows` does, but for the number of tokens.
+        """
         texts = [self.render(chat) for chat in chats]
-        rows = self.tokenizer(texts, add_special_tokens=not self._begun(texts))["input_ids"]
+        for chat, text in zip(chats, texts, strict=True):
+            self._spans(chat, text)
+        rows = self._tokenized(texts, special=not self._begun(texts))
         return [len(row) + sum(map(self._tokens_gained, own)) for row, own in zip(rows, sizes, strict=True)]
 
     def _tokens_gained(self, size: tuple[int, int]) -> int:
@@ -187,7 +216,7 @@ class NativeVLM(Backbone):
 
         if size not in self._gained:
             text = self.render(Chat.about("?"))
-            alone = self.tokenizer(text, add_special_tokens=not self._begun([text]))["input_ids"]
+            alone = self._tokenized([text], special=not self._begun([text]))[0]
             ids = self._processed([text], [[Image.new("RGB", size)]], left=False)["input_ids"]
             self._gained[size] = ids.shape[1] - len(alone)
         return self._gained[size]
@@ -198,30 +227,49 @@ class NativeVLM(Backbone):
         return start is not None and all(text.startswith(start) for text in texts)
 
     def render(self, chat: Chat, asks: bool = False) -> str:
-        """Return a conversation as text by the model's chat template, with one mark for each image."""
+        """Return a conversation as text by the model's chat template, with one mark for each image.
+
+        Answers get the tokenizer's end token where the template, as LLaVA-1.5's, puts none behind them: without it, a
+        model would not learn to stop. Raises AdaptError if the template refuses the conversation, and if its words
+        contain the mark.
+        """
         from jinja2 import TemplateError
 
+        end = self.tokenizer.eos_token or "" if self._own_end is None else ""
         try:
-            return str(self.processor.apply_chat_template(chat.messages(), add_generation_prompt=asks))
+            text = str(self.processor.apply_chat_template(chat.messages(end), add_generation_prompt=asks))
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             roles = ", ".join(turn.role for turn in chat.turns)
             raise AdaptError(
                 f"the chat template of {self.describe()} refuses a conversation of {roles}: {reason(error)}"
             ) from error
+        mark = str(self.processor.image_token)
+        if text.count(mark) != chat.images:
+            raise AdaptError(
+                f"a conversation has {chat.images} images, but {mark} is {text.count(mark)} times in its text: take it "
+                "out of the words"
+            )
+        return text
+
+    def _tokenized(self, texts: list[str], special: bool) -> list[list[int]]:
+        with _PREPARING:
+            rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        return rows
 
     def _processed(self, texts: list[str], images: Sequence[ChatImages], left: bool) -> dict[str, Any]:
-        return dict(
-            self.processor(
-                text=texts,
-                images=[list(own) for own in images] if any(images) else None,
-                padding=True,
-                padding_side="left" if left else "right",
-                add_special_tokens=not self._begun(texts),
-                return_offsets_mapping=True,
-                return_text_replacement_offsets=True,
-                return_tensors="pt",
+        with _PREPARING:
+            return dict(
+                self.processor(
+                    text=texts,
+                    images=[list(own) for own in images] if any(images) else None,
+                    padding=True,
+                    padding_side="left" if left else "right",
+                    add_special_tokens=not self._begun(texts),
+                    return_offsets_mapping=True,
+                    return_text_replacement_offsets=True,
+                    return_tensors="pt",
+                )
             )
-        )
 
     def _spans(self, chat: Chat, text: str) -> list[tuple[int, int]]:
         """Return the first and the last-but-one character of each learned answer in the rendered conversation."""
@@ -278,9 +326,3 @@ def connector_tower(width: int, connectors: Mapping[nn.Module, Mapping[str, nn.M
         for connector, linears in connectors.items()
     )
     return Tower("connector", width, 1, Form(causal=False, pooling="none"), blocks)
-
-
-def _export(processor: ProcessorMixin, folder: Path, model: PreTrainedModel) -> None:
-    """Write a model and its processor to `folder` in transformers' format."""
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)

@@ -112,20 +112,23 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
 def _tokens(items: Sequence[Item], name: str) -> str:
     """Return how many tokens items take as conversations. Raises AdaptError for a model that has no conversations."""
     from adapt.backbones.load import load_backbone
-    from adapt.backbones.native import NativeVLM
     from adapt.cli.quiet import quiet_libraries
-    from adapt.data.decoding.images import image_size
+    from adapt.methods.zero_shot import ZeroShot
+    from adapt.models.chatting import ChatModel
+    from adapt.models.wrap import wrap
 
     with quiet_libraries():
         backbone = load_backbone(name, "cpu")
-        if not isinstance(backbone, NativeVLM):
-            raise AdaptError(f"{name} is a {backbone.kind}, which reads no conversations: leave --backbone out")
-        chats = [item.task.chat(item, backbone.question) for item in items]
-        sizes = [[image_size(path, item.turned) for path in item.paths] for item in items]
-        lengths = backbone.lengths(chats, sizes)
-    long = sum(length > backbone.longest for length in lengths)
+        model = wrap(backbone, ZeroShot(), ("object",))
+        if not isinstance(model, ChatModel) or backbone.kind not in items[0].task.backbones:
+            raise AdaptError(
+                f"{name} is a {backbone.kind}, which reads no {items[0].task.items_are} as conversations: leave "
+                "--backbone out"
+            )
+        lengths = model.lengths(items)
+    long = sum(length > model.backbone.longest for length in lengths)
     longer = f"; {long:,} are longer" if long else ""
-    return f"{spread(lengths)} tokens, of which {name} reads {backbone.longest:,}{longer}"
+    return f"{spread(lengths)} tokens, of which {name} reads {model.backbone.longest:,}{longer}"
 
 
 def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:

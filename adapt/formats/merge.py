@@ -52,6 +52,11 @@ def merged_model(model: Adapted) -> nn.Module:
     with torch.no_grad():
         if isinstance(backbone, DualEncoder):
             _scale(modules[""], model)
+        elif model.answers.temperature != 1:
+            raise AdaptError(
+                f"this adapter divides logits by the temperature {model.answers.temperature:g}, which merged weights "
+                "cannot include: train it without calibrate, or load the adapter with adapt"
+            )
         for (tower, block, letter), weight in model.method.merged().items():
             projection = backbone.tower(tower).blocks[block].projections[letter]
             target = getattr(modules[names[id(projection.module)]], projection.weight_name)

@@ -59,10 +59,10 @@ def load(
     folder = Path(folder)
     config, note = _read_config(folder), _read_note(folder / TENSORS)
     class_names = note.class_names if class_names is None and note else class_names
-    if class_names is None:
-        raise AdaptError(f"{folder} is in peft's layout but records no class names: give class names (--classes)")
     if backbone is None:
         backbone = _named_backbone(config, note, folder, device)
+    if class_names is None and backbone.kind not in ("vision LLM", "native VLM"):
+        raise AdaptError(f"{folder} is in peft's layout but records no class names: give class names (--classes)")
     backbone = backbone.turning(note is not None and note.preprocess["turned"])
     if note is not None:
         note_quantization(note.quantization, backbone, folder)
@@ -70,7 +70,7 @@ def load(
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
     settings = note.model_dump(include={"logit_scale", "template"}) if note else {"logit_scale": None}
     method = LoRA(**_settings(config, adapted, backbone), **settings)
-    return build_for(method, backbone, class_names, tensors, str(folder), fast).eval()
+    return build_for(method, backbone, class_names or (), tensors, str(folder), fast).eval()
 
 
 def class_names_of(folder: Path) -> list[str]:

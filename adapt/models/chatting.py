@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
-from adapt.data.decoding.images import image_size, in_batches, open_image, picture_batches
+from adapt.data.decoding.images import image_sizes, in_batches, open_image, picture_batches
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
@@ -27,6 +27,7 @@ from adapt.prompts import check_class_names
 
 Computed = TypeVar("Computed")
 
+MOST_TOKENS = 64  # of an answer, unless more are asked for
 TOGETHER = 8  # conversations that pass through the model at once, where nothing is learned
 
 
@@ -99,8 +100,7 @@ class ChatModel(Adapted[NativeVLM]):
 
     def check_items(self, items: Sequence[Item]) -> None:
         """Raise AdaptError if conversations take more tokens than the decoder reads; nothing is ever cut."""
-        chats = [item.task.chat(item, self.backbone.question) for item in items]
-        lengths = self.backbone.lengths(chats, [_sizes(item) for item in items])
+        lengths = self.lengths(items)
         longest = self.backbone.longest
         long = [item for item, length in zip(items, lengths, strict=True) if length > longest]
         if long:
@@ -109,6 +109,20 @@ class ChatModel(Adapted[NativeVLM]):
                 f"{self.backbone.describe()} reads, the longest {max(lengths):,}, such as {long[0].name!r}: set "
                 "data.max_pixels for smaller images, shorten them, or take them out"
             )
+
+    def lengths(self, items: Sequence[Item]) -> list[int]:
+        """Return the number of tokens of each item as a conversation, from the sizes of its images alone.
+
+        Raises AdaptError, naming the item, if the chat template refuses a conversation.
+        """
+        lengths: list[int] = []
+        for item in items:
+            try:
+                chat = item.task.chat(item, self.backbone.question)
+                lengths += self.backbone.lengths([chat], [image_sizes(item)])
+            except AdaptError as error:
+                raise AdaptError(f"{item.name!r}: {error}") from None
+        return lengths
 
     def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> ChatStep:
         return self.step(inputs)  # whose conversations the task makes of the items
@@ -176,7 +190,7 @@ class ChatModel(Adapted[NativeVLM]):
         images: Sequence[ChatImages],
         chats: Sequence[Chat | str],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int = MOST_TOKENS,
         merge: bool | None = None,
         **options: Any,
     ) -> list[Answer]:
@@ -219,12 +233,24 @@ class ChatModel(Adapted[NativeVLM]):
         """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes."""
         return self.chat(Chat.about(question), [image], **options)
 
+    def probabilities(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+        """Return the probabilities `(n, n_classes)` of all classes, on the CPU; `images` is as in `predict`."""
+
+        def compute(model: ChatModel, pixels: Any) -> Tensor:
+            step = model.step(pixels)
+            step.chats = [Chat.about(model.backbone.question)] * len(pixels)
+            return model.answers.probabilities(model.answered(step).float()).cpu()
+
+        return torch.cat(list(self._of_batches(images, batch_size, urls, compute)))
+
     def _opened(self, images: Sequence[object]) -> ChatImages:
         return [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
         assert isinstance(step, ChatStep)
-        answers = self.generate(step.inputs, [chat.question for chat in step.chats])
+        ids = self.backbone.tokenizer([chat.answer for chat in step.chats])["input_ids"]
+        longest = MOST_TOKENS + max(map(len, ids))  # so that no right answer is cut
+        answers = self.generate(step.inputs, [chat.question for chat in step.chats], max_new_tokens=longest)
         return [answer.text for answer in answers], [answer.probability for answer in answers]
 
     def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Any]:
@@ -242,7 +268,9 @@ class ChatModel(Adapted[NativeVLM]):
             return
         if wanted.question is None:
             raise AdaptError("this model answers questions about images, and there is no question: give one")
-        for answer in self.generate(pixels, [wanted.question] * len(pixels)):
+        batches = in_batches(pixels, TOGETHER)
+        answers = (self.generate(batch, [wanted.question] * len(batch)) for batch in batches)
+        for answer in chain.from_iterable(answers):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
 
@@ -253,15 +281,6 @@ def _chats(images: Sequence[ChatImages], chats: Sequence[Chat | str]) -> list[Ch
         Chat.about(chat, images=len(own)) if isinstance(chat, str) else chat
         for own, chat in zip(images, chats, strict=True)
     ]
-
-
-def _sizes(item: Item) -> list[tuple[int, int]]:
-    """Return the sizes of an item's images; images that cannot be opened are left out, and reported with all others."""
-    sizes = []
-    for path in item.paths:
-        with suppress(AdaptError):
-            sizes.append(image_size(path, item.turned))
-    return sizes
 
 
 def _only_last(chat: Chat) -> Chat:

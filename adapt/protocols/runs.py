@@ -23,8 +23,9 @@ from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
-from adapt.models.wrap import wrap
+from adapt.models.wrap import Model, wrap
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
 from adapt.tracking import Track
@@ -146,25 +147,24 @@ def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
     """Return a run's metrics on each target data set; missing metrics are measured and stored in targets.json."""
     file = folder / "targets.json"
     known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
-    model: AdaptedModel | None = None
+    model: Model | None = None
     for target in run.targets:
         split = _images(target.data)
         identity = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
         if known.get(target.name, {}) | identity != known.get(target.name):
             if model is None:
-                loaded = load(folder / "adapter.safetensors", device=run.recipe.device)
-                assert isinstance(loaded, AdaptedModel)  # other kinds have no targets
-                model = loaded
+                model = load(folder / "adapter.safetensors", device=run.recipe.device)
             known[target.name] = identity | _measured(model, split, target.data, run.recipe)
             write_text(file, plain.dump(known, indent=2) + "\n")
     return {target.name: known[target.name] for target in run.targets}
 
 
-def _measured(model: AdaptedModel, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:
+def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:
     split = without_broken(split, data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
-    adapted = model.with_classes(split.class_names) if split.class_names else model
-    baseline = wrap(model.backbone, ZeroShot(data.template), split.class_names, recipe.fast)
+    names = split.task.class_names_for(model.backbone.kind, split.class_names)
+    adapted = model.with_classes(names) if names and isinstance(model, AdaptedModel | ChatModel) else model
+    baseline = wrap(model.backbone, ZeroShot(data.template), names, recipe.fast)
     split.task.fit_baseline(baseline, split.train or split.test, Inference(workers, recipe.cache))
     ours, frozen = (
         evaluate(each, split.test, workers=workers, cache=recipe.cache).figures() for each in (adapted, baseline)

@@ -119,7 +119,7 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
     if backbone is None:
         backbone = backbone_of(recipe)
     if recipe.data.max_pixels is not None:
-        backbone.limit_pixels(recipe.data.max_pixels)
+        backbone = backbone.limited(recipe.data.max_pixels)
     method = recipe.new_method()
     memory = recipe.text_memory_gib
     with keeping_rng(backbone.device, recipe.seed):

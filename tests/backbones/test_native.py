@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_what_is_refused() -> None:
         backbone.rows([Chat.about("why " * 700, "so.", 0)], [[]])
     processor = tiny_natives.processor("smolvlm")
     processor.chat_template = None
-    with pytest.raises(AdaptError, match="has no chat template: set processor"):
+    with pytest.raises(AdaptError, match="has no chat template in one text: set processor"):
         Backbone.from_transformers(tiny_natives.model("smolvlm"), processor)
     with pytest.raises(AdaptError, match=r"coop adapts a dual encoder, .* is a native VLM"):
         adapt.wrap(backbone, adapt.methods.CoOp(), ("a", "b"))
@@ -253,17 +254,20 @@ def test_a_budget_of_pixels(kind: str, most: int, longest: int) -> None:
         return int(places.sum())
 
     before, own = tokens(), dict(processor.image_processor.size)
-    backbone.limit_pixels(most)
+    whole, backbone = backbone, backbone.limited(most)
     assert tokens() <= longest < before
+    assert backbone.limited(10**6).reading() != backbone.reading()
+    backbone = whole
+    assert tokens() == before
     assert dict(processor.image_processor.size) == own
     with pytest.raises(AdaptError, match="max_pixels is 9; expected at least"):
-        backbone.limit_pixels(9)
+        backbone.limited(9)
 
 
 def test_a_budget_of_pixels_where_all_images_have_one_size() -> None:
     for backbone in (tiny_natives.backbone("llava"), adapt.load_backbone("mini-clip")):
         with pytest.raises(AdaptError, match=r"prepares every image at one size: leave data\.max_pixels out"):
-            backbone.limit_pixels(1000)
+            backbone.limited(1000)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -301,3 +305,52 @@ def test_lora_holds_to_the_interface_of_methods(kind: str) -> None:
     settings = {"rank": 2, "alpha": 1.0, "dropout": 0.0, "towers": ("decoder",), "input_gradient": True}
     passed = check_method(LoRA, tiny_natives.backbone(kind), **settings)
     assert {"a_stopped_training_goes_on_exactly", "threads_are_answered_alike", "copies_are_whole"} <= set(passed)
+
+
+# LLaVA-1.5's own template marks no end of an answer
+UNENDED = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for p in m['content'] if p['type'] == 'image' %}<image>\n"
+    "{% endfor %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] + ' ' }}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def test_where_the_template_ends_no_answer_the_tokenizers_end_is_learned() -> None:
+    processor = tiny_natives.processor("llava")
+    processor.chat_template = UNENDED
+    backbone = Backbone.from_transformers(tiny_natives.model("llava"), processor)
+    assert isinstance(backbone, NativeVLM)
+    rows = backbone.rows(CHATS[:1], seen()[:1])
+    assert backbone.tokenizer.decode(rows.inputs["input_ids"][0][rows.answers[0]]) == " a dog.</s> "
+    assert backbone.end == backbone.tokenizer.eos_token_id
+
+
+def test_the_mark_of_an_image_in_the_words_is_refused() -> None:
+    with pytest.raises(AdaptError, match="has 1 images, but <image> is 2 times in its text: take it out of the words"):
+        model_of("smolvlm").answer(pictures()[0], "<image> what is it?")
+
+
+def test_threads_pad_their_own_rows_on_their_own_side() -> None:
+    backbone = tiny_natives.backbone("smolvlm")
+    pad = backbone.tokenizer.pad_token_id
+
+    def on_its_side(left: bool) -> bool:
+        ids = [backbone.rows(CHATS[:2], seen()[:2], left=left).inputs["input_ids"] for _ in range(20)]
+        return all(bool((rows[:, 0] == pad).any()) is left for rows in ids)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(on_its_side, [True, False] * 8)) == [True] * 16
+
+
+def test_fp16_is_computed_in_fp32_on_the_cpu(tmp_path: Path) -> None:
+    tiny_natives.model("llava").half().save_pretrained(tmp_path)
+    tiny_natives.processor("llava").save_pretrained(tmp_path)
+    assert adapt.load_backbone(str(tmp_path), "cpu").dtype == torch.float32
+
+
+def test_parts_of_a_fused_layer_are_not_written_for_peft(tmp_path: Path) -> None:
+    from adapt.formats import peft_layout
+
+    model: ChatModel = adapt.wrap(tiny_natives.backbone("qwen2_5_vl"), lora("vision"))
+    with pytest.raises(AdaptError, match=r"vision\.0\.q is a part of a fused layer, which peft cannot adapt by itself"):
+        peft_layout.export(model, tmp_path / "peft")

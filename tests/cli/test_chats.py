@@ -75,7 +75,7 @@ def test_check(run: Run, chats: Path, model: Path) -> None:
         "All images can be used.",
     ]
     refused = run("data", "check", chats, "--backbone", "mini-clip")
-    assert "mini-clip is a dual encoder, which reads no conversations: leave --backbone out" in refused.stderr
+    assert "mini-clip is a dual encoder, which reads no conversations about images as conversations" in refused.stderr
 
 
 def test_eval(run: Run, trained: Path, chats: Path) -> None:

@@ -122,8 +122,27 @@ def test_several_images_turns_and_a_system_turn(folder: Path) -> None:
     assert [Path(path).name for path in second.paths] == ["8.png", "7.png"]
 
 
+def test_alpacas_instruction_and_its_input(folder: Path) -> None:
+    rows = [
+        {"instruction": "translate", "input": "hund", "output": "a dog.", "split": "train"},
+        {"instruction": "what is it?", "input": "", "output": "a dog.", "image": "7.png", "split": "test"},
+    ]
+    both, alone = read(folder, *rows)
+    assert chat_of(both) == Chat.about("translate\nhund", "a dog.", 0)
+    assert chat_of(alone) == ABOUT
+
+
+def test_an_image_inside_a_row_is_read_anew_where_the_file_has_changed(folder: Path) -> None:
+    uris = {name: f"data:image/png;base64,{encoded(name)}" for name in COLOURS}
+    for name in COLOURS:
+        [item] = read(folder, row(USER, DOG, images=[uris[name]]))
+        assert open_image(item).getpixel((0, 0)) == COLOURS[name]
+
+
 def test_answers_that_are_not_learned(folder: Path) -> None:
     [item] = read(folder, row(USER, DOG | {"loss": False}, BARE, DOG))
+    assert [turn.learned for turn in chat_of(item).turns] == [True, False, True, True]
+    [item] = read(folder, row(USER, DOG | {"weight": 0}, BARE, DOG | {"weight": 1}))
     assert [turn.learned for turn in chat_of(item).turns] == [True, False, True, True]
 
 
@@ -172,6 +191,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "a history of another form": ({"query": "a", "response": "b", "history": ["c"]}, "expected a list of"),
     "preferences": ({"prompt": [BARE], "chosen": "a", "rejected": "b"}, "preferences between answers"),
     "other keys": ({"messages": None, "caption": "a dog"}, "has the keys messages, caption; expected"),
+    "two questions": ({"question": "what?", "prompt": "why?", "answer": "so."}, "has both prompt and question"),
+    "a film": (row(USER, DOG, videos=["a.mp4"]), "has 'videos': only images and texts are learned"),
+    "a question without words": (row(BARE | {"content": " "}, DOG, images=[]), "question 1 has neither words nor an"),
+    "base64 as a path": (row(USER, DOG, images=["A" * 5000]), "give base64 as a data URI, or under the key base64"),
     "no turns": ({"messages": []}, r"messages is \[\]; expected a list of turns"),
     "no object": ([1], r"is \[1\]; expected an object"),
     "an unknown part of the split": (row(USER, DOG, split="dev"), "has the split 'dev'"),

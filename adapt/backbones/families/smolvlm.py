@@ -48,4 +48,4 @@ def _bound(pixels: Any, most: int) -> dict[str, object]:
     side = int(most**0.5) // tile
     if side < 1:
         raise AdaptError(f"max_pixels is {most:,}; expected at least {tile**2:,}, the pixels of one tile")
-    return {"size": {"longest_edge": side * tile}, "do_image_splitting": side > 1 and pixels.do_image_splitting}
+    return {"size": {"longest_edge": side * tile}, "do_image_splitting": side > 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from typing import TypeVar
 
@@ -109,6 +110,15 @@ def image_size(path: str, turned: bool) -> tuple[int, int]:
     with warnings.catch_warnings(), open_file(file_name) as file, opened(file, file_name) as picture:
         warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
         return size_of(picture, turned)
+
+
+def image_sizes(item: Item) -> list[tuple[int, int]]:
+    """Return the sizes of an item's images; images that cannot be opened are left out, as other checks report them."""
+    sizes = []
+    for path in item.paths:
+        with suppress(AdaptError):
+            sizes.append(image_size(path, item.turned))
+    return sizes
 
 
 def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:

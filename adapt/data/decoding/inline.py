@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -55,7 +56,9 @@ def read_member(file: str, member: str) -> bytes:
     Raises LookupError if there is no such image, ValueError if it is not valid base64.
     """
     row, _, number = member.partition("/")
-    encoded = list(images_in(_rows(file)[int(row) - 1]))[int(number) - 1]
+    known = os.stat(file)
+    rows = _rows(file, known.st_mtime_ns, known.st_size)
+    encoded = list(images_in(rows[int(row) - 1]))[int(number) - 1]
     return decoded(encoded)
 
 
@@ -65,7 +68,7 @@ def decoded(encoded: str) -> bytes:
 
 
 @lru_cache(maxsize=1)
-def _rows(file: str) -> list[object]:
+def _rows(file: str, changed: int, size: int) -> list[object]:
     with open_regular(file) as opened:
         text = read_bounded(opened, _MOST_BYTES).decode("utf-8-sig")
     return list(rows_of(text, file.endswith(".jsonl")))

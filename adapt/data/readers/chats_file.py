@@ -37,11 +37,13 @@ from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 from adapt.shown import brief
 
-QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
+QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input
 RESPONSE = ("response", "answer", "output", "target", "text", "completion", "content")
+_NOT_READ = ("videos", "video", "audios", "audio", "tools")
 _ROLES: dict[str, Role] = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
 }  # fmt: skip
+_LONGEST_PATH = 4096  # of Linux; a longer text is an image itself
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
@@ -145,6 +147,11 @@ def _listed(row: object, where: str, folder: str, place: str) -> Listed:
     for key in _PREFERENCES:
         if key in row:
             raise AdaptError(f"{where} has {key!r}: preferences between answers cannot be learned yet. Take it out")
+    for key in _NOT_READ:
+        if row.get(key):
+            raise AdaptError(
+                f"{where} has {key!r}: only images and texts are learned. Take it out, or leave the row out"
+            )
     read = _turns(row, where)
     images = _images(row, read, where)
     inline = list(images_in(row))
@@ -175,7 +182,7 @@ def _turns(row: Mapping[str, Any], where: str) -> _Row:
             role, content = ("from", "value") if "from" in turn else ("role", "content")
             if role not in turn or content not in turn:
                 raise AdaptError(f"{where}: the turn {brief(turn)} has no {role} or no {content}")
-            read.add(turn[role], turn[content], turn.get("loss"))
+            read.add(turn[role], turn[content], turn.get("loss", turn.get("weight")))
         return read
     _question_and_answer(row, read)
     return read
@@ -183,14 +190,17 @@ def _turns(row: Mapping[str, Any], where: str) -> _Row:
 
 def _question_and_answer(row: Mapping[str, Any], read: _Row) -> None:
     """Read a row of a query and a response, perhaps with a history of earlier ones."""
-    query = next((key for key in QUERY if row.get(key) is not None), None)
-    response = next((key for key in RESPONSE if row.get(key) is not None), None)
-    if query is None or response is None:
+    queries, responses = ([key for key in keys if row.get(key) not in (None, "")] for keys in (QUERY, RESPONSE))
+    if not (queries and responses):
         raise AdaptError(f"{read.where} has the keys {', '.join(map(str, row)) or 'none'}; expected {_FORMS}")
+    for keys in (queries, responses):
+        if len(keys) > 1 and keys != ["instruction", "input"]:
+            raise AdaptError(f"{read.where} has both {keys[0]} and {keys[1]}: leave one of them out")
+    query = "\n".join(str(row[key]) for key in queries) if len(queries) > 1 else row[queries[0]]
     history = row.get("history") or []
     if not (isinstance(history, list) and all(isinstance(each, list) and len(each) == 2 for each in history)):
         raise AdaptError(f"{read.where}: history is {brief(history)}; expected a list of [query, response]")
-    for asked, answered in [*history, (row[query], row[response])]:
+    for asked, answered in [*history, (query, row[responses[0]])]:
         read.add("user", asked)
         read.add("assistant", answered)
     if not read.named:
@@ -237,6 +247,8 @@ def _path(image: object, inline: list[str], where: str, folder: str, place: str)
         )
     if is_inline(image):
         raise AdaptError(f"{where} has an image inside the text: give it in images, or as a part of type image")
+    if len(image) > _LONGEST_PATH:
+        raise AdaptError(f"{where} has the image {brief(image)}: give base64 as a data URI, or under the key base64")
     path = under(folder, image, where)
     if "!" not in path and not os.path.isfile(path):
         raise AdaptError(f"{where}: the image {path!r} does not exist. Give the folder of the images as root")
@@ -253,6 +265,8 @@ def _check(chat: Chat, where: str) -> None:
                 f"{where}: turn {number + 1} is of the {turn.role}; expected the {expected}, in turn, after a "
                 "system turn if there is one"
             )
+        if turn.role == "user" and not (turn.text.strip() or turn.images):
+            raise AdaptError(f"{where}: question {number // 2 + 1} has neither words nor an image: write it")
         if turn.role == "assistant" and not turn.text.strip():
             raise AdaptError(f"{where}: answer {number // 2 + 1} has no words: write it, or take the row out")
         if turn.role == "assistant" and turn.images:
