@@ -87,8 +87,8 @@ def write(model: Adapted, folder: Path) -> None:
         fused = model.backbone.tower(tower).blocks[block].projections[letter].rows is not None
         if fused and model.backbone.kind == "native VLM":  # a CLIP's are split by `adapt.split_attention`
             raise AdaptError(
-                f"{tower}.{block}.{letter} is a part of a fused layer, which peft cannot adapt by itself: leave {letter} "
-                f"or the {tower} tower out of the adapter"
+                f"{tower}.{block}.{letter} is a part of a fused layer, which peft cannot adapt by itself: leave "
+                f"{letter} or the {tower} tower out of the adapter"
             )
     note = Note(
         logit_scale=method.config.logit_scale,
