@@ -71,19 +71,20 @@ def test_neighbours_vote_by_their_cosines_in_ties_alone(open_clip: Backbone, nei
     assert scaled(found, (votes / votes.sum(-1, keepdim=True)).log()) < 1e-5
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.7])
-def test_lda_by_its_formula(open_clip: Backbone, ridge: float) -> None:
+@pytest.mark.parametrize(("count", "ridge"), [(11, 0.0), (11, 0.7), (4, 0.0)])
+def test_lda_by_its_formula(open_clip: Backbone, count: int, ridge: float) -> None:
     """Of classes with unequal numbers of images: their shares, an unbiased covariance, and the ridge."""
     from sklearn.covariance import ledoit_wolf
 
-    features, labels = images(each=4)
+    features, labels = (tensor[:count] for tensor in images(each=4))
     model = fitted(open_clip, methods.LDA(ridge=ridge), (features, labels))
     x = features.double()
     means = torch.stack([x[labels == label].mean(0) for label in range(3)])
-    covariance = torch.from_numpy(ledoit_wolf((x - means[labels]).numpy(), assume_centered=True)[0]) * 11 / (11 - 3)
-    covariance = covariance + ridge * covariance.trace() / 11 * torch.eye(64, dtype=torch.double)
+    covariance = torch.from_numpy(ledoit_wolf((x - means[labels]).numpy(), assume_centered=True)[0])
+    covariance = covariance * count / (count - 3)
+    covariance = covariance + ridge * covariance.trace() / count * torch.eye(64, dtype=torch.double)
     weight = means @ torch.linalg.inv(covariance)
-    shares = torch.tensor([4 / 11, 4 / 11, 3 / 11], dtype=torch.double)
+    shares = labels.bincount().double() / count
     bias = shares.log() - (weight * means).sum(-1) / 2
     assert relative(model.method.weight, weight) < 1e-5
     assert relative(model.method.bias, bias) < 1e-5
