@@ -214,15 +214,18 @@ def test_ctp_tft_reads_by_its_template_and_keeps_the_backbones_bias(open_clip: B
     assert {tuple(each) for each in asked} == {("art of the {}.",)}
 
 
-def test_what_a_nearest_mixture_of_loras_keeps() -> None:
+def test_what_a_nearest_mixture_of_loras_keeps(caplog: pytest.LogCaptureFixture) -> None:
     """Its factors give the change at the members' own scaling, and alpha keeps that at another rank."""
     members = [(torch.randn(2, 6), torch.randn(5, 2)) for _ in range(2)]
     mixture = Mixture(weights=(0.5, 0.5), rank=3)
-    [(a, b)] = mixing.mixed([members], 0.7, mixture)
+    with caplog.at_level("INFO", logger="adapt"):
+        [(a, b)] = mixing.mixed([members], 0.7, mixture)
     change = sum(0.5 * (up @ down) for down, up in members)
     u, values, v = torch.linalg.svd(change.double())
     nearest = u[:, :3] * values[:3] @ v[:3]
     assert relative(b @ a, nearest) < 1e-5
+    share = 100 * float(values[:3].square().sum() / values.square().sum())
+    assert caplog.messages == [f"rank 3 retains {share:.1f} % of the squared norm of the mixed weight change"]
     assert mixing.scaled_alpha(2.0, 4, 9) / 9**0.5 == pytest.approx(2.0 / 4**0.5)
 
 
