@@ -13,7 +13,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
-from adapt.methods.base import Encoded, Method
+from adapt.methods import linear_probe
+from adapt.methods.base import Choice, Encoded, Method
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -202,6 +203,32 @@ def test_one_image_a_class_is_no_reason_to_warn(open_clip: Backbone, recwarn: py
     assert [str(each.message) for each in recwarn if "unique classes" in str(each.message)] == []
 
 
+def test_a_probe_that_does_not_converge_says_what_to_set(
+    open_clip: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    fitted(open_clip, methods.LinearProbe(strength=10.0), images(3))
+    assert caplog.messages == []
+    monkeypatch.setattr(linear_probe, "MOST_STEPS", 1)
+    fitted(open_clip, methods.LinearProbe(strength=10.0), images(3))
+    [message] = caplog.messages
+    assert message.startswith("the logistic regression with strength 10 did not converge in 1 steps")
+    assert [str(each.message) for each in recwarn if "converge" in str(each.message)] == []  # scikit-learn's own
+
+
+def test_strengths_are_compared_by_rough_fits(open_clip: Backbone) -> None:
+    """Each is a fit of its own, as near to the exact one as a gradient of 1e-4 makes it."""
+    train, method = images(3), methods.LinearProbe()
+    training: Any = Given(*train, adapt.wrap(open_clip, method, NAMES))
+    found = list(method.trials(training, {"strength": Choice((0.1, 10.0), usual=10.0)}))
+    assert [settings for settings, _ in found] == [{"strength": 0.1}, {"strength": 10.0}]
+    for settings, logits in found:
+        exact = fitted(open_clip, methods.LinearProbe(**settings), train).logits(train[0])
+        assert 1e-5 < scaled(logits, exact) < 1e-2
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "grid"),
     [
@@ -209,6 +236,8 @@ def test_one_image_a_class_is_no_reason_to_warn(open_clip: Backbone, recwarn: py
         (methods.KNN, {"neighbours": 3}, {}),
         (methods.LinearProbe, {}, {"strength": ((0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.LinearProbe, {"strength": 1.0}, {}),
+        (methods.LDA, {}, {}),
+        (methods.LDA, {"ridge": None}, {"ridge": ((0.0, 0.2, 1.0), 0.2, True)}),
         (methods.GDA, {}, {"alpha": ((1e-4, 0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.GDA, {"alpha": 1.0}, {}),
     ],
