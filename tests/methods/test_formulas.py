@@ -16,6 +16,7 @@ import adapt
 from adapt import AdaptedModel, Backbone, methods
 from adapt.methods.base import Encoded, ImageStep, Mixture, contrast
 from adapt.methods.clippings import supervised_contrast
+from adapt.methods.gda import shrunk_precision
 from adapt.methods.lora import mixing
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -303,6 +304,7 @@ def test_gda_of_classes_with_unequal_numbers_of_images(open_clip: Backbone, shri
         covariance = centred.T @ centred / 10
         eye = torch.eye(64, dtype=torch.double)
         precision = 64 * torch.linalg.inv(10 * covariance + covariance.trace() * eye)
+        assert relative(shrunk_precision(covariance, 11), precision) < 1e-12  # of fp64
     else:
         precision = torch.linalg.pinv(sum(each.T @ each / (len(each) - 1) for each in apart) / 3, hermitian=True)
     weight = means @ precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,39 @@ def test_strengths_are_compared_by_rough_fits(open_clip: Backbone) -> None:
     for settings, logits in found:
         exact = fitted(open_clip, methods.LinearProbe(**settings), train).logits(train[0])
         assert 1e-5 < scaled(logits, exact) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(methods.KNN, {"neighbours": 3}), (methods.GDA, {"views": 0, "new_classes": True, "neighbours": 5})],
+)
+def test_an_adapter_holds_the_training_features_that_it_answers_by(
+    open_clip: Backbone, kind: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    train, (others, _) = images(3), images(3)
+    model = fitted(open_clip, kind(**settings), train)
+    assert model.method.config.rows == 36
+    loaded = adapt.load(model.save(tmp_path / "adapter.safetensors"), open_clip)
+    assert torch.equal(loaded.method.features, train[0])
+    assert torch.equal(loaded.logits(others), model.logits(others))
+
+
+def test_gda_for_its_own_classes_holds_no_training_features(open_clip: Backbone) -> None:
+    model = fitted(open_clip, methods.GDA(views=0), images(3))
+    assert model.method.state_dict().keys() == {"weight", "bias"}
+    assert model.method.config.rows is None
+
+
+def test_gda_needs_as_many_training_features_as_model_a_new_class(open_clip: Backbone) -> None:
+    train = images(3)
+    for neighbours in (36, 37):
+        settings: dict[str, Any] = {"views": 0, "new_classes": True, "neighbours": neighbours}
+        new = fitted(open_clip, methods.GDA(**settings), train).with_classes(["kite", "dog"])
+        if neighbours == 36:
+            assert new.logits(train[0]).shape == (36, 2)
+            continue
+        with pytest.raises(AdaptError, match="by its 37 nearest training features, but only 36 exist"):
+            new.logits(train[0])
 
 
 @pytest.mark.parametrize(
