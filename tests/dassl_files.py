@@ -35,6 +35,11 @@ def of_a_learner(tensors: dict[str, Tensor], classes: int = 3) -> dict[str, Tens
     return tensors | {name: torch.ones(classes, length, width) for name, length in ends.items()}
 
 
+def of_kgcoop(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of KgCoOp's prompt learner, with a bias and a network that it never uses."""
+    return of_a_learner(tensors) | {"bias_vectors": torch.ones(1, 64), "meta_net.linear1.weight": torch.ones(4, 64)}
+
+
 def of_maple(tensors: dict[str, Tensor], classes: int = 3) -> dict[str, Tensor]:
     """The state of a published MaPLe: its prompt learner and all of CLIP, which a few tensors stand for."""
     return _CLIP | {f"prompt_learner.{name}": tensor for name, tensor in of_a_learner(tensors, classes).items()}

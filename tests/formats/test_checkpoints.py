@@ -51,10 +51,11 @@ def _ivlp(n_text: int = 2, n_vision: int = 4, depth_text: int = 3, depth_vision:
 _SHAPES: dict[str, Callable[..., dict[str, tuple[int, ...]]]] = {
     "coop": lambda n_ctx=4: {"ctx": (n_ctx, 128)},
     "cocoop": _cocoop,
+    "kgcoop": lambda n_ctx=4: {"ctx": (n_ctx, 128)},
     "maple": _maple,
     "ivlp": _ivlp,
 }
-_STATES = {"maple": dassl_files.of_maple, "ivlp": dassl_files.of_ivlp}
+_STATES = {"kgcoop": dassl_files.of_kgcoop, "maple": dassl_files.of_maple, "ivlp": dassl_files.of_ivlp}
 WORDS = "a photo of a"
 
 
@@ -84,6 +85,7 @@ def test_a_coop_checkpoint_becomes_a_model(shape: tuple[int, ...], open_clip: Ba
     [
         pytest.param("coop", {"n_ctx": 8}, {"n_ctx": 8, "ctx_init": "", "class_specific": False}, id="coop"),
         pytest.param("cocoop", {"n_ctx": 4}, {"n_ctx": 4, "ctx_init": ""}, id="cocoop"),
+        pytest.param("kgcoop", {"n_ctx": 6}, {"n_ctx": 6, "ctx_init": "", "class_specific": False}, id="kgcoop"),
         pytest.param("maple", {"n_ctx": 2, "depth": 3}, {"n_ctx": 2, "depth": 3, "ctx_init": WORDS}, id="maple"),
         pytest.param(
             "maple", {"n_ctx": 4, "depth": 1}, {"n_ctx": 4, "depth": 1, "ctx_init": WORDS}, id="maple shallow"

@@ -82,6 +82,22 @@ def test_random_words_are_as_many_and_the_same_for_all_classes(open_clip: Backbo
     assert method.descriptors("cat") != wrapped(open_clip, random_words=4).method.descriptors("cat")
 
 
+def test_random_words_have_three_to_eight_letters() -> None:
+    method = methods.Descriptions(descriptors={"cat": ["whiskers"] * 100}, random_words=0)
+    pairs = [phrase.split(" ") for phrase in method.descriptors("cat")]
+    assert {len(pair) for pair in pairs} == {2}
+    assert {len(word) for pair in pairs for word in pair} == {3, 4, 5, 6, 7, 8}
+
+
+def test_a_class_without_descriptors_is_read_as_published_and_named(
+    open_clip: Backbone, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = methods.Descriptions(descriptors={"cat": [], "dog": ["a snout"]})
+    adapt.wrap(open_clip, method, ["cat", "dog"])
+    assert caplog.messages == ["class 'cat' has no descriptors: as published, its prompt ends in 'which has '"]
+    assert [len(method.prompts(open_clip.tokenizer, name)) for name in ("cat", "dog")] == [1, 1]
+
+
 def test_explanations_agree_with_the_answers(open_clip: Backbone) -> None:
     model, picture = wrapped(open_clip), Image.new("RGB", (40, 30), (200, 30, 90))
     [found], [prediction] = model.explain(picture, top_k=3), model.predict(picture, top_k=3)

@@ -16,6 +16,7 @@ import adapt
 from adapt import AdaptedModel, Backbone, methods
 from adapt.methods.base import Encoded, ImageStep, Mixture, contrast
 from adapt.methods.clippings import supervised_contrast
+from adapt.methods.gda import shrunk_precision
 from adapt.methods.lora import mixing
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -71,19 +72,20 @@ def test_neighbours_vote_by_their_cosines_in_ties_alone(open_clip: Backbone, nei
     assert scaled(found, (votes / votes.sum(-1, keepdim=True)).log()) < 1e-5
 
 
-@pytest.mark.parametrize("ridge", [0.0, 0.7])
-def test_lda_by_its_formula(open_clip: Backbone, ridge: float) -> None:
+@pytest.mark.parametrize(("count", "ridge"), [(11, 0.0), (11, 0.7), (4, 0.0)])
+def test_lda_by_its_formula(open_clip: Backbone, count: int, ridge: float) -> None:
     """Of classes with unequal numbers of images: their shares, an unbiased covariance, and the ridge."""
     from sklearn.covariance import ledoit_wolf
 
-    features, labels = images(each=4)
+    features, labels = (tensor[:count] for tensor in images(each=4))
     model = fitted(open_clip, methods.LDA(ridge=ridge), (features, labels))
     x = features.double()
     means = torch.stack([x[labels == label].mean(0) for label in range(3)])
-    covariance = torch.from_numpy(ledoit_wolf((x - means[labels]).numpy(), assume_centered=True)[0]) * 11 / (11 - 3)
-    covariance = covariance + ridge * covariance.trace() / 11 * torch.eye(64, dtype=torch.double)
+    covariance = torch.from_numpy(ledoit_wolf((x - means[labels]).numpy(), assume_centered=True)[0])
+    covariance = covariance * count / (count - 3)
+    covariance = covariance + ridge * covariance.trace() / count * torch.eye(64, dtype=torch.double)
     weight = means @ torch.linalg.inv(covariance)
-    shares = torch.tensor([4 / 11, 4 / 11, 3 / 11], dtype=torch.double)
+    shares = labels.bincount().double() / count
     bias = shares.log() - (weight * means).sum(-1) / 2
     assert relative(model.method.weight, weight) < 1e-5
     assert relative(model.method.bias, bias) < 1e-5
@@ -213,15 +215,18 @@ def test_ctp_tft_reads_by_its_template_and_keeps_the_backbones_bias(open_clip: B
     assert {tuple(each) for each in asked} == {("art of the {}.",)}
 
 
-def test_what_a_nearest_mixture_of_loras_keeps() -> None:
+def test_what_a_nearest_mixture_of_loras_keeps(caplog: pytest.LogCaptureFixture) -> None:
     """Its factors give the change at the members' own scaling, and alpha keeps that at another rank."""
     members = [(torch.randn(2, 6), torch.randn(5, 2)) for _ in range(2)]
     mixture = Mixture(weights=(0.5, 0.5), rank=3)
-    [(a, b)] = mixing.mixed([members], 0.7, mixture)
+    with caplog.at_level("INFO", logger="adapt"):
+        [(a, b)] = mixing.mixed([members], 0.7, mixture)
     change = sum(0.5 * (up @ down) for down, up in members)
     u, values, v = torch.linalg.svd(change.double())
     nearest = u[:, :3] * values[:3] @ v[:3]
     assert relative(b @ a, nearest) < 1e-5
+    share = 100 * float(values[:3].square().sum() / values.square().sum())
+    assert caplog.messages == [f"rank 3 retains {share:.1f} % of the squared norm of the mixed weight change"]
     assert mixing.scaled_alpha(2.0, 4, 9) / 9**0.5 == pytest.approx(2.0 / 4**0.5)
 
 
@@ -299,6 +304,7 @@ def test_gda_of_classes_with_unequal_numbers_of_images(open_clip: Backbone, shri
         covariance = centred.T @ centred / 10
         eye = torch.eye(64, dtype=torch.double)
         precision = 64 * torch.linalg.inv(10 * covariance + covariance.trace() * eye)
+        assert relative(shrunk_precision(covariance, 11), precision) < 1e-12  # of fp64
     else:
         precision = torch.linalg.pinv(sum(each.T @ each / (len(each) - 1) for each in apart) / 3, hermitian=True)
     weight = means @ precision

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
-from adapt.methods.base import Encoded, Method
+from adapt.methods import linear_probe
+from adapt.methods.base import Choice, Encoded, Method
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -202,6 +204,65 @@ def test_one_image_a_class_is_no_reason_to_warn(open_clip: Backbone, recwarn: py
     assert [str(each.message) for each in recwarn if "unique classes" in str(each.message)] == []
 
 
+def test_a_probe_that_does_not_converge_says_what_to_set(
+    open_clip: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    fitted(open_clip, methods.LinearProbe(strength=10.0), images(3))
+    assert caplog.messages == []
+    monkeypatch.setattr(linear_probe, "MOST_STEPS", 1)
+    fitted(open_clip, methods.LinearProbe(strength=10.0), images(3))
+    [message] = caplog.messages
+    assert message.startswith("the logistic regression with strength 10 did not converge in 1 steps")
+    assert [str(each.message) for each in recwarn if "converge" in str(each.message)] == []  # scikit-learn's own
+
+
+def test_strengths_are_compared_by_rough_fits(open_clip: Backbone) -> None:
+    """Each is a fit of its own, as near to the exact one as a gradient of 1e-4 makes it."""
+    train, method = images(3), methods.LinearProbe()
+    training: Any = Given(*train, adapt.wrap(open_clip, method, NAMES))
+    found = list(method.trials(training, {"strength": Choice((0.1, 10.0), usual=10.0)}))
+    assert [settings for settings, _ in found] == [{"strength": 0.1}, {"strength": 10.0}]
+    for settings, logits in found:
+        exact = fitted(open_clip, methods.LinearProbe(**settings), train).logits(train[0])
+        assert 1e-5 < scaled(logits, exact) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(methods.KNN, {"neighbours": 3}), (methods.GDA, {"views": 0, "new_classes": True, "neighbours": 5})],
+)
+def test_an_adapter_holds_the_training_features_that_it_answers_by(
+    open_clip: Backbone, kind: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    train, (others, _) = images(3), images(3)
+    model = fitted(open_clip, kind(**settings), train)
+    assert model.method.config.rows == 36
+    loaded = adapt.load(model.save(tmp_path / "adapter.safetensors"), open_clip)
+    assert torch.equal(loaded.method.features, train[0])
+    assert torch.equal(loaded.logits(others), model.logits(others))
+
+
+def test_gda_for_its_own_classes_holds_no_training_features(open_clip: Backbone) -> None:
+    model = fitted(open_clip, methods.GDA(views=0), images(3))
+    assert model.method.state_dict().keys() == {"weight", "bias"}
+    assert model.method.config.rows is None
+
+
+def test_gda_needs_as_many_training_features_as_model_a_new_class(open_clip: Backbone) -> None:
+    train = images(3)
+    for neighbours in (36, 37):
+        settings: dict[str, Any] = {"views": 0, "new_classes": True, "neighbours": neighbours}
+        new = fitted(open_clip, methods.GDA(**settings), train).with_classes(["kite", "dog"])
+        if neighbours == 36:
+            assert new.logits(train[0]).shape == (36, 2)
+            continue
+        with pytest.raises(AdaptError, match="by its 37 nearest training features, but only 36 exist"):
+            new.logits(train[0])
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "grid"),
     [
@@ -209,6 +270,8 @@ def test_one_image_a_class_is_no_reason_to_warn(open_clip: Backbone, recwarn: py
         (methods.KNN, {"neighbours": 3}, {}),
         (methods.LinearProbe, {}, {"strength": ((0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.LinearProbe, {"strength": 1.0}, {}),
+        (methods.LDA, {}, {}),
+        (methods.LDA, {"ridge": None}, {"ridge": ((0.0, 0.2, 1.0), 0.2, True)}),
         (methods.GDA, {}, {"alpha": ((1e-4, 0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.GDA, {"alpha": 1.0}, {}),
     ],

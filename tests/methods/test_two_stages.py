@@ -91,7 +91,13 @@ def test_norms_of_another_kind_are_refused() -> None:
         layer_norm(torch.nn.RMSNorm(4), methods.LNTuning())
 
 
-def test_a_tuned_norm_starts_as_the_frozen_one() -> None:
-    norm = torch.nn.LayerNorm(8).half()
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_tuned_norm_starts_as_the_frozen_one(affine: bool) -> None:
+    """Also as one without weight and bias, which then are 1 and 0."""
+    norm = torch.nn.LayerNorm(8, elementwise_affine=affine).half()
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
     x = torch.randn(2, 8).half()
-    assert torch.allclose(TunedNorm(norm)(x), norm.float()(x.float()).half(), atol=1e-3)
+    tuned = TunedNorm(norm)
+    assert [(name, value.shape) for name, value in tuned.named_parameters()] == [("weight", (8,)), ("bias", (8,))]
+    assert torch.allclose(tuned(x), norm.float()(x.float()).half(), atol=4e-3)

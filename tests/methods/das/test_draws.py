@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapt import AdaptError
 from adapt.methods.base import ImageStep
 from adapt.methods.das import search as module
 from adapt.methods.das.search import LEAST_CHANCE, Search, number_of_subsets, updated_gates
@@ -60,6 +61,26 @@ def test_blocks_are_taken_until_they_reach_the_goal(order: Any, taken: Any, sear
     search.gains, search.goal = [5.0, 1.0, 1.0, 3.0], 4.0
     search.towers, search.most = ["vision"] * 4, {"vision": 4}
     assert search._enough(order) == taken
+
+
+@pytest.mark.parametrize(("order", "taken"), [((0, 1, 3, 2), (0, 3)), ((2, 3, 1, 0), (1, 2))])
+def test_no_more_blocks_of_a_tower_are_taken_than_may_be_skipped(order: Any, taken: Any, searching) -> None:
+    search = searching(skip=1)
+    search.gains, search.goal = [1.0] * 4, 2.0
+    search.towers, search.most = ["text", "text", "vision", "vision"], {"text": 1, "vision": 1}
+    assert search._enough(order) == taken
+
+
+def test_a_budget_may_ask_for_all_that_can_be_saved_and_for_no_more(searching) -> None:
+    """The dearest block of one tower and the dearest two of the other save 299 + 500 of 2,000."""
+    search = searching(skip=1)
+    search.towers, search.most = ["text", "text", "vision", "vision", "vision"], {"text": 1, "vision": 2}
+    search.saved, search.operations = [100.0, 299.0, 150.0, 200.0, 300.0], 2000.0
+    search.goal = 799.0
+    search._check_goal()
+    search.goal = 800.5
+    with pytest.raises(AdaptError, match=r"1 text blocks and 2 vision blocks skipped, .* to at least 0\.601$"):
+        search._check_goal()
 
 
 def test_an_update_compares_different_subsets_on_one_batch(searching, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +137,13 @@ def test_updates_come_in_turn_after_the_warm_up_and_draws_at_every_step(
 
 @pytest.mark.parametrize(
     ("gains", "goal", "count"),
-    [([1.0] * 6, 2.0, 15), ([5.0, 5.0, 5.0, 1.0, 1.0], 5.0, 12), ([5.0, 1.0], 7.0, 0), ([2.0, 1.0], 1.0, 2)],
+    [
+        ([1.0] * 6, 2.0, 15),
+        ([5.0, 5.0, 5.0, 1.0, 1.0], 5.0, 12),
+        ([5.0, 1.0], 7.0, 0),
+        ([2.0, 1.0], 1.0, 2),
+        ([3.0, 2.0, 2.0], 6.0, 0),  # all three would, but one has to stay
+    ],
 )
 def test_the_subsets_that_reach_a_goal_are_counted(gains: list[float], goal: float, count: int) -> None:
     assert number_of_subsets([("vision", gain) for gain in gains], goal, {"vision": len(gains) - 1}) == count
