@@ -99,7 +99,7 @@ def predict(
 
     With --csv, the columns are image, class and probability. --threshold adds a column answer. --top-k 2 adds class_2
     and probability_2, and so on. A regression adapter adds a column number. A multi-label adapter adds a column
-    classes, with names separated by |. A cell that a spreadsheet would run as a formula begins with an apostrophe.
+    classes, with names separated by bars. A cell that a spreadsheet would run as a formula begins with an apostrophe.
 
     \b
     Examples:
