@@ -28,6 +28,7 @@ def untrained() -> tuple[tf.LlavaForConditionalGeneration, tf.LlavaProcessor]:
     decoder = tf.AutoModelForCausalLM.from_pretrained(CHECKPOINTS / "mini-lm", dtype=torch.float32)
     decoder.resize_token_embeddings(len(tokenizer))
     decoder.config.max_position_embeddings = POSITIONS
+    decoder.config._name_or_path = ""  # or the file would name a folder here
     eyes = tf.CLIPVisionConfig(
         hidden_size=192, intermediate_size=576, num_hidden_layers=6, num_attention_heads=3, image_size=64, patch_size=8,
         hidden_act="gelu",
