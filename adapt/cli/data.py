@@ -267,7 +267,8 @@ def match(
         from adapt.retrieval.matching import match as matched
 
         model = wrap(load_backbone(backbone, device).turning(split.turned), ZeroShot(), split.class_names)
-        assert isinstance(model, AdaptedModel)  # zero-shot serves dual encoders only
+        if not isinstance(model, AdaptedModel):
+            raise AdaptError(f"{backbone} is a {model.backbone.kind}, which compares no images with texts: give a CLIP")
         with counting_bar("encoding", True) as bar:
             nearest = matched(model, items, descriptors, top, progress=bar)
     rows = [
