@@ -270,8 +270,8 @@ def test_match_writes_pairs_that_can_be_learned_from(
     assert split.task.name == "pairs"
     for item in split.items():
         assert item.text in texts[Path(item.path).parent.name]
-    other = (*words[:-1], tmp_path / "other.csv", "--backbone", "mini-vilt")
-    refused(run(*other), "mini-vilt is a fusion encoder, which compares no images with texts: give a CLIP")
+    other = (*words[:-1], tmp_path / "other.csv", "--backbone", "mini-clip+mini-lm")
+    refused(run(*other), "mini-clip+mini-lm is a vision LLM, which compares no images with texts: give a CLIP")
     del texts["sky"]
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     refused(run(*words), "there is no text for the class 'sky'")
