@@ -25,6 +25,7 @@ def untrained() -> tuple[tf.LlavaForConditionalGeneration, tf.LlavaProcessor]:
     """The model in fp32, and its processor."""
     tokenizer = tf.AutoTokenizer.from_pretrained(CHECKPOINTS / "mini-lm")
     tokenizer.add_tokens(WORDS)
+    tokenizer.clean_up_tokenization_spaces = True  # "it is a dog.", without a space before the full stop
     decoder = tf.AutoModelForCausalLM.from_pretrained(CHECKPOINTS / "mini-lm", dtype=torch.float32)
     decoder.resize_token_embeddings(len(tokenizer))
     decoder.config.max_position_embeddings = POSITIONS
