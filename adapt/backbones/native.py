@@ -190,14 +190,15 @@ class NativeVLM(Backbone):
         spans, offsets = [self._spans(chat, text) for chat, text in zip(chats, texts)], batch.pop("offset_mapping")
         places = [_expanded(own, places) for own, places in zip(spans, replaced, strict=True)]
         inside = [_overlapping(row, own) for row, own in zip(offsets, places, strict=True)]
-        rows = ChatRows({name: value.to(self.device) for name, value in batch.items()}, torch.stack(inside))
+        inputs = {name: value.to(self.device) for name, value in batch.items()}
+        rows = ChatRows(inputs, torch.stack(inside).to(self.device))
         longest = int(rows.lengths.max())
         if longest > self.longest:
             raise AdaptError(
                 f"a conversation takes {longest:,} tokens, and the model reads at most {self.longest:,}: shorten it, "
                 "or bound the pixels of its images (data.max_pixels)"
             )
-        return ChatRows(rows.inputs, rows.answers.to(self.device))
+        return rows
 
     def lengths(self, chats: Sequence[Chat], sizes: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
         """Return the number of tokens of each conversation, from the width and height of its images alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -24,7 +24,7 @@ def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
         raise AdaptError(f"got {given} about {len(images)} images: give a list with one {kind} for each image")
 
 
-def of_each(images: Tensor, question: str | None) -> list[str]:
+def of_each(images: Sized, question: str | None) -> list[str]:
     """Return a list with `question` once for each image. Raises AdaptError if `question` is None."""
     if question is None:
         raise AdaptError("this model answers questions about images, but there is no question: give a question")

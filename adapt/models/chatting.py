@@ -237,11 +237,15 @@ class ChatModel(Adapted[NativeVLM]):
         """Return the probabilities `(n, n_classes)` of all classes, on the CPU; `images` is as in `predict`."""
 
         def compute(model: ChatModel, pixels: Any) -> Tensor:
-            step = model.step(pixels)
-            step.chats = [Chat.about(model.backbone.question)] * len(pixels)
-            return model.answers.probabilities(model.answered(step).float()).cpu()
+            return model.answers.probabilities(model._class_logits(pixels).float()).cpu()
 
         return torch.cat(list(self._of_batches(images, batch_size, urls, compute)))
+
+    def _class_logits(self, images: Sequence[ChatImages]) -> Tensor:
+        """Return the logits `(b, n)` of the classes as the model answers with them, for the images of one each."""
+        step = self.step(images)
+        step.chats = [Chat.about(self.backbone.question)] * len(images)
+        return self.answered(step)
 
     def _opened(self, images: Sequence[object]) -> ChatImages:
         return [open_image(image, turned=self.backbone.preprocess.turned) for image in images]
@@ -262,14 +266,10 @@ class ChatModel(Adapted[NativeVLM]):
         """Yield one prediction for each image: the answer to the request's question, or the most probable classes."""
         asking.check_featureless(self, wanted)
         if wanted.question is None and self.class_names:
-            step = self.step(pixels)
-            step.chats = [Chat.about(self.backbone.question)] * len(pixels)
-            yield from predictions(self.answered(step), self.class_names, wanted, self.answers)
+            yield from predictions(self._class_logits(pixels), self.class_names, wanted, self.answers)
             return
-        if wanted.question is None:
-            raise AdaptError("this model answers questions about images, and there is no question: give one")
         batches = in_batches(pixels, TOGETHER)
-        answers = (self.generate(batch, [wanted.question] * len(batch)) for batch in batches)
+        answers = (self.generate(batch, asking.of_each(batch, wanted.question)) for batch in batches)
         for answer in chain.from_iterable(answers):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from adapt.data.decoding.files import under
+from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.chats_file import is_chats_file
@@ -64,7 +65,7 @@ def read_captions_file(
     folder = os.path.abspath(Path(source).parent if root is None else root)
     with readable(where):
         text = read_text(source)
-        content = list(_lines(text)) if source.endswith(".jsonl") else json.loads(text)
+        content = list(rows_of(text, lines=True)) if source.endswith(".jsonl") else json.loads(text)
     rows = [
         listed(under(folder, image, place), {"text": text}, part)
         for place, image, texts, part in _entries(content, where)
@@ -80,16 +81,6 @@ def read_captions_file(
     check_listed_once(rows, where)
     rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)
     return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
-
-
-def _lines(text: str) -> Iterator[object]:
-    """Yield the parsed JSON of each line of a .jsonl text. Raises ValueError, naming the line, for invalid JSON."""
-    for number, line in enumerate(text.splitlines(), 1):
-        try:
-            if line.strip():
-                yield json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"line {number} is not valid JSON: {error}") from None
 
 
 def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str], str]]:
