@@ -3,6 +3,7 @@
 There are checkpoints, from which a run that was killed goes on.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -18,6 +19,14 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "mini-clip" / "build")
 from muon import Muon
 
 WARM_UP, REPORT, SAVE = 50, 50, 200  # steps
+
+
+def arguments(description: str | None, steps: int) -> argparse.Namespace:
+    """Return the command line's `work`, the folder for the checkpoint, and `steps`, by default those given."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("work", type=Path, help="folder for the checkpoint")
+    parser.add_argument("--steps", type=int, default=steps)
+    return parser.parse_args()
 
 
 def fit(

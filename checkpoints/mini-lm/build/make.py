@@ -3,7 +3,6 @@
 Training goes on from its last checkpoint in the work folder; the finished model is written beside this folder.
 """
 
-import argparse
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,10 +86,7 @@ def train(tokenizer, file: Path, steps: int) -> LlamaForCausalLM:
 
 def main() -> None:
     """Train, write the folder, and measure what was written."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    arguments = parser.parse_args()
+    arguments = loop.arguments(__doc__, STEPS)
     torch.set_num_threads(1)
     words.save(TARGET)
     tokenizer = AutoTokenizer.from_pretrained(TARGET)

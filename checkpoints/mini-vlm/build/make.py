@@ -4,7 +4,6 @@ The eyes are mini-clip's and stay frozen, the decoder begins as mini-lm, the con
 its last checkpoint in the work folder; the finished model is written beside this folder.
 """
 
-import argparse
 import random
 import sys
 from collections.abc import Iterator
@@ -46,10 +45,7 @@ def losses(model: tf.LlavaForConditionalGeneration, backbone: Backbone, first: i
 
 def main() -> None:
     """Train, and write the folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("work", type=Path, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    arguments = parser.parse_args()
+    arguments = loop.arguments(__doc__, STEPS)
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     model, processor = parts.untrained()
