@@ -66,6 +66,11 @@ class Chat:
         """Return the conversation with `answer` as its next turn."""
         return replace(self, turns=(*self.turns, Turn("assistant", (answer,))))
 
+    def ending(self, answer: str) -> Chat:
+        """Return the conversation with `answer` as its next turn, the only one that counts as learned."""
+        earlier = tuple(replace(turn, learned=False) for turn in self.turns)
+        return Chat((*earlier, Turn("assistant", (answer,))))
+
     def messages(self, end: str = "") -> list[dict[str, object]]:
         """Return the conversation in the form that chat templates of transformers read, images without pixels.
 

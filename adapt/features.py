@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from typing import TypeGuard
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
+from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.transform_key import transform_key
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.image_set import loader
+from adapt.data.decoding.images import image_size, open_image
 from adapt.data.item import Item
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import has_trait
 from adapt.models.base import Adapted
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = logging.getLogger("adapt")
 VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batch
@@ -126,13 +133,10 @@ def block_inputs(
     width = backbone.tower("vision").width
     pixels = torch.zeros(1, 3, *[backbone.preprocess.size] * 2, device=backbone.device)
     cache, needed = FeatureCache(), len(items) * model.block_inputs(pixels, block).tokens.nbytes
-    limits = {"the cache may hold": cache.max_bytes, "half of the free memory is": free_bytes(torch.device("cpu")) // 2}
-    size = f"the inputs of block {block} for {len(items):,} images take {readable_bytes(needed)}"
-    for name, limit in limits.items():
-        if needed > limit:
-            logger.warning("%s, but %s %s: every step computes the earlier blocks", size, name, readable_bytes(limit))
-            return None
-    logger.info("%s of the cache, so that training steps skip the earlier blocks", size)
+    what = f"the inputs of block {block} for {len(items):,} images"
+    if not _fits(cache, needed, what, "every step computes the earlier blocks"):
+        return None
+    logger.info("%s take %s of the cache, so that training steps skip the earlier blocks", what, readable_bytes(needed))
 
     def encode(images: Tensor) -> Tensor:
         with _in_its_own_precision(model):
@@ -140,6 +144,66 @@ def block_inputs(
 
     key = _key(backbone, [transform], f"inputs of block {block}")
     return cache.features(items, transform, encode, key, workers=workers, progress=progress).unflatten(-1, (-1, width))
+
+
+def keeps_encoded(model: Adapted, cache: bool) -> TypeGuard[ChatModel]:
+    """Return whether images may be encoded once, because the method edits neither what sees nor what connects."""
+    fast = isinstance(model, ChatModel) and model.path == "fast"
+    return cache and fast and not {"vision", "connector"} & model.method.touches
+
+
+def encoded_images(
+    model: ChatModel, items: Sequence[Item], *, workers: int, progress: Progress | None
+) -> dict[str, EncodedImage] | None:
+    """Return the items' images by path as the decoder of a native vision-language model reads them.
+
+    Warns and returns None if they exceed the size limit of the cache, or half of the free memory. Raises AdaptError,
+    naming the file, if an image cannot be decoded.
+    """
+    backbone = model.backbone
+    turned = backbone.preprocess.turned
+    alone = {path: replace(item, paths=(path,)) for item in items for path in item.paths}
+    if not alone:
+        return {}
+    layouts = {path: backbone.layout(image_size(path, turned)) for path in alone}
+
+    def encode(images: Sequence[Sequence[Image]]) -> list[Tensor]:
+        with _in_its_own_precision(model):
+            encoded = backbone.encode_images([picture for pictures in images for picture in pictures])
+        return [image.features.flatten() for image in encoded]
+
+    first, *_ = alone
+    with torch.inference_mode():
+        [[one]] = [encode([[open_image(first, turned=turned)]])]
+    needed = sum(layout.tokens for layout in layouts.values()) * one.nbytes // layouts[first].tokens
+    cache = FeatureCache()
+    if not _fits(cache, needed, f"the features of {len(alone):,} images", "every step encodes its images"):
+        return None
+    rows = cache.rows(
+        list(alone.values()), backbone.transform(train=False), encode, backbone.image_key,
+        batch_size=model.evaluated_together, workers=workers, progress=progress,
+    )  # fmt: skip
+    width = backbone.vlm.config.get_text_config().hidden_size
+    return {
+        path: EncodedImage(layouts[path], row.view(-1, layouts[path].tokens, width))
+        for path, row in zip(alone, rows, strict=True)
+    }
+
+
+def of_paths(items: Sequence[Item], known: Mapping[str, EncodedImage]) -> list[list[EncodedImage]]:
+    """Return the encoded images of each item."""
+    return [[known[path] for path in item.paths] for item in items]
+
+
+def _fits(cache: FeatureCache, needed: int, what: str, otherwise: str) -> bool:
+    """Return whether `needed` bytes fit into the cache and half of the free memory; warn with `otherwise` if not."""
+    limits = {"the cache may hold": cache.max_bytes, "half of the free memory is": free_bytes(torch.device("cpu")) // 2}
+    for name, limit in limits.items():
+        if needed > limit:
+            size = readable_bytes(needed)
+            logger.warning("%s take %s, but %s %s: %s", what, size, name, readable_bytes(limit), otherwise)
+            return False
+    return True
 
 
 def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) -> str | None:
@@ -160,7 +224,7 @@ def _note_unknown() -> None:
     )
 
 
-def _in_its_own_precision(model: AdaptedModel) -> torch.autocast:
+def _in_its_own_precision(model: Adapted) -> torch.autocast:
     """Return a context without autocast, because cached features must not depend on the caller's precision."""
     return torch.autocast(model.backbone.device.type, enabled=False)
 

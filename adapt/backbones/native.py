@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -20,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.encoded_images import EncodedImage, Layout, image_inputs, layouts_of, parted, written
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
 from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
 from adapt.chats import Chat
+from adapt.engine.branches import Branches, Row, padded, row_of
 from adapt.errors import AdaptError
 from adapt.shown import brief
 
@@ -43,7 +46,7 @@ _PREPARING = Lock()  # padding and truncation are state of a tokenizer, which th
 _OF_BUDGET = ("size", "do_image_splitting")  # those that a budget of pixels sets
 Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
-ChatImages = Sequence["Image"]  # of one conversation, in order
+ChatImages = Sequence["Image | EncodedImage"]  # of one conversation, in order
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class NativeVLM(Backbone):
         self.processor: Any = processor
         self._given: Any = processor  # as it was before any budget of pixels
         self.question, self._bound = question, bound
-        self._gained: dict[tuple[int, int], int] = {}
+        self._layouts: dict[tuple[int, int], Layout] = {}  # by width and height
         if not isinstance(getattr(processor, "chat_template", None), str):
             raise AdaptError(
                 f"the {type(processor).__name__} of {self.describe()} has no chat template in one text: set "
@@ -150,7 +153,7 @@ class NativeVLM(Backbone):
         self.processor.image_processor = copy(self._given.image_processor)
         for name, value in settings.items():
             setattr(self.processor.image_processor, name, value)
-        self._gained = {}
+        self._layouts = {}
 
     @property
     def longest(self) -> int:
@@ -176,7 +179,8 @@ class NativeVLM(Backbone):
     ) -> ChatRows:
         """Return conversations, with the images of each, as rows of tokens padded on the right, or on the `left`.
 
-        With `asks`, each row ends with the beginning of an answer, which is to be generated.
+        Images are all PIL images, or all encoded. With `asks`, each row ends with the beginning of an answer, which is
+        to be generated.
 
         Raises AdaptError if the number of images differs from the number of image parts in a conversation, if the chat
         template refuses the conversation, or if it has more tokens than the decoder can read. No token is ever cut.
@@ -185,12 +189,17 @@ class NativeVLM(Backbone):
             if len(own) != chat.images:
                 raise AdaptError(f"a conversation speaks of {chat.images} images, and {len(own)} are given")
         texts = [self.render(chat, asks) for chat in chats]
-        batch = self._processed(texts, images, left)
+        encoded = [[image for image in own if isinstance(image, EncodedImage)] for own in images]
+        if any(encoded):
+            batch = self._expanded(texts, [[image.layout for image in own] for own in encoded], left)
+        else:
+            batch = self._processed(texts, images, left)
         replaced = batch.pop("text_replacement_offsets", None) or [[]] * len(chats)
         spans, offsets = [self._spans(chat, text) for chat, text in zip(chats, texts)], batch.pop("offset_mapping")
-        places = [_expanded(own, places) for own, places in zip(spans, replaced, strict=True)]
+        places = [_moved(own, places) for own, places in zip(spans, replaced, strict=True)]
         inside = [_overlapping(row, own) for row, own in zip(offsets, places, strict=True)]
         inputs = {name: value.to(self.device) for name, value in batch.items()}
+        inputs |= image_inputs([image for own in encoded for image in own], self.device)
         rows = ChatRows(inputs, torch.stack(inside).to(self.device))
         longest = int(rows.lengths.max())
         if longest > self.longest:
@@ -199,6 +208,60 @@ class NativeVLM(Backbone):
                 "or bound the pixels of its images (data.max_pixels)"
             )
         return rows
+
+    def _positions(self, rows: ChatRows) -> Tensor:
+        """Return the position of each token `(b, l)`, or the three positions `(3, b, l)` of Qwen's models."""
+        compute = getattr(self.vlm.model, "get_rope_index", None)
+        if compute is None:
+            return (rows.inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        read = {name: rows.inputs[name] for name in signature(compute).parameters if name in rows.inputs}
+        positions: Tensor = compute(**read)[0]
+        return positions
+
+    def branches(
+        self, chats: Sequence[Chat], images: Sequence[Sequence[EncodedImage]], answers: Sequence[Sequence[str]]
+    ) -> tuple[Branches, dict[str, Any]]:
+        """Return each conversation with several `answers` as a row that has their common beginning once.
+
+        The second value has the arguments of the model's forward. Raises AdaptError as `rows` does.
+        """
+        known: dict[object, Row] = {}  # most rows of a batch are equal where classes are the answers
+        packed = []
+        for chat, seen, own in zip(chats, images, answers, strict=True):
+            key = chat, *own, *(image.layout.key for image in seen)
+            if key not in known:
+                known[key] = self._branched([chat.ending(answer) for answer in own], seen)
+            packed.append(known[key])
+        branches = padded(packed, self.tokenizer.pad_token_id or 0)  # any token: nothing sees it
+        inputs: dict[str, Any] = {"input_ids": branches.tokens, "position_ids": branches.positions}
+        inputs["attention_mask"] = branches.visible
+        if self._attention == "eager":  # which adds its mask to the scores
+            hidden = torch.finfo(self.dtype).min
+            inputs["attention_mask"] = torch.where(branches.visible, 0.0, hidden).to(self.dtype)
+        return branches, inputs | image_inputs([image for own in images for image in own], self.device)
+
+    @property
+    def reason_against_branches(self) -> str | None:
+        """The reason why answers cannot share their beginning in one row, or None if they can."""
+        text = self.vlm.config.get_text_config()
+        if self._attention not in ("sdpa", "eager"):
+            return f"its attention {self._attention} takes no mask of our own"
+        kinds = {*(getattr(text, "layer_types", None) or ["full_attention"])} - {"full_attention"}
+        return f"its decoder has layers of {' and '.join(sorted(kinds))}" if kinds else None
+
+    @property
+    def _attention(self) -> str:
+        return str(self.vlm.config.get_text_config()._attn_implementation)
+
+    def _branched(self, chats: Sequence[Chat], images: Sequence[EncodedImage]) -> Row:
+        """Return conversations about the same images, which differ in their last answer, as one row."""
+        full = self.rows(chats, [images] * len(chats))
+        lengths = full.lengths.tolist()
+        return row_of(
+            [ids[:length] for ids, length in zip(full.inputs["input_ids"], lengths, strict=True)],
+            [answer[:length] for answer, length in zip(full.answers, lengths, strict=True)],
+            self._positions(full)[..., max(range(len(lengths)), key=lengths.__getitem__), :],
+        )
 
     def lengths(self, chats: Sequence[Chat], sizes: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
         """Return the number of tokens of each conversation, from the width and height of its images alone.
@@ -213,14 +276,41 @@ class NativeVLM(Backbone):
 
     def _tokens_gained(self, size: tuple[int, int]) -> int:
         """Return how many tokens an image of this width and height has more than its mark in the text."""
+        return len(self._tokenized([self.layout(size).text], special=False)[0]) - 1
+
+    def layout(self, size: tuple[int, int]) -> Layout:
+        """Return what stands in a text for an image of this width and height."""
         from PIL import Image
 
-        if size not in self._gained:
-            text = self.render(Chat.about("?"))
-            alone = self._tokenized([text], special=not self._begun([text]))[0]
-            ids = self._processed([text], [[Image.new("RGB", size)]], left=False)["input_ids"]
-            self._gained[size] = ids.shape[1] - len(alone)
-        return self._gained[size]
+        if size not in self._layouts:
+            batch = self._processed([self._mark], [[Image.new("RGB", size)]], left=False)
+            [self._layouts[size]] = layouts_of(batch, self._mark_id)
+        return self._layouts[size]
+
+    @property
+    def image_key(self) -> str:
+        """A key that is equal only if the model and everything that prepares its images are equal."""
+        from transformers import __version__
+
+        prepared = self.processor.image_processor.to_json_string()
+        return "/".join((self.content(), __version__, str(self.dtype), str(self.preprocess.turned), prepared))
+
+    def encode_images(self, images: Sequence[Image]) -> list[EncodedImage]:
+        """Return what the vision tower and the connector compute for each image, and how it stands in a text."""
+        if not images:
+            return []
+        batch = self._processed([self._mark] * len(images), [[image] for image in images], left=False)
+        compute = self.vlm.model.get_image_features
+        read = {name: batch[name].to(self.device) for name in signature(compute).parameters if name in batch}
+        return parted(compute(**read, return_dict=True), layouts_of(batch, self._mark_id))
+
+    @property
+    def _mark(self) -> str:
+        return str(self.processor.image_token)
+
+    @property
+    def _mark_id(self) -> int:
+        return int(self.vlm.config.image_token_id)
 
     def _begun(self, texts: Sequence[str]) -> bool:
         """Return whether rendered texts have the token that starts a text, as in most chat templates."""
@@ -244,11 +334,10 @@ class NativeVLM(Backbone):
             raise AdaptError(
                 f"the chat template of {self.describe()} refuses a conversation of {roles}: {reason(error)}"
             ) from error
-        mark = str(self.processor.image_token)
-        if text.count(mark) != chat.images:
+        if text.count(self._mark) != chat.images:
             raise AdaptError(
-                f"a conversation has {chat.images} images, but {mark} is {text.count(mark)} times in its text: take it "
-                "out of the words"
+                f"a conversation has {chat.images} images, but {self._mark} is {text.count(self._mark)} times in its "
+                "text: take it out of the words"
             )
         return text
 
@@ -272,6 +361,23 @@ class NativeVLM(Backbone):
                 )
             )
 
+    def _expanded(self, texts: list[str], layouts: Sequence[Sequence[Layout]], left: bool) -> dict[str, Any]:
+        """Return texts, after the marks of their images are expanded by `layouts`, as the processor returns them."""
+        expanded = [written(text, self._mark, own) for text, own in zip(texts, layouts, strict=True)]
+        with _PREPARING:
+            batch: Mapping[str, Tensor] = self.tokenizer(
+                [text for text, _ in expanded],
+                padding=True,
+                padding_side="left" if left else "right",
+                add_special_tokens=not self._begun(texts),
+                return_offsets_mapping=True,
+                return_tensors="pt",
+            )
+        types = {}
+        if "mm_token_type_ids" in signature(self.vlm.forward).parameters:
+            types["mm_token_type_ids"] = (batch["input_ids"] == self._mark_id).long()
+        return {**batch, **types, "text_replacement_offsets": [replaced for _, replaced in expanded]}
+
     def _spans(self, chat: Chat, text: str) -> list[tuple[int, int]]:
         """Return the first and the last-but-one character of each learned answer in the rendered conversation."""
         return [
@@ -291,7 +397,7 @@ class NativeVLM(Backbone):
         return next(differ, min(len(begun), len(text))), len(done)
 
 
-def _expanded(spans: Sequence[tuple[int, int]], replaced: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
+def _moved(spans: Sequence[tuple[int, int]], replaced: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:
     """Return spans of characters in the text after its image marks have been `replaced` by as many as there are tokens.
 
     `replaced` has the span of each mark in the text, and its new span in the longer text.

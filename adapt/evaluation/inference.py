@@ -11,8 +11,17 @@ from torch import Tensor
 
 from adapt import tasks
 from adapt.data.decoding.image_set import loader
+from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
-from adapt.features import item_features, keeps_features, of_texts, view_features
+from adapt.features import (
+    encoded_images,
+    item_features,
+    keeps_encoded,
+    keeps_features,
+    of_paths,
+    of_texts,
+    view_features,
+)
 from adapt.methods.base import Step
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
@@ -64,11 +73,20 @@ class Inference:
         """Yield the items in batches, each decoded into a `Step`, from which a method can compute logits."""
         task, done = tasks.of(items), 0
         size = max(1, model.evaluated_together // (1 + model.method.views))
-        for inputs, batch in loader(items, model.transform(), size, train=False, workers=self.workers):
+        for inputs, batch in self._batches(model, items, size):
             yield task.step(model, batch, inputs)
             done += len(batch)
             if self.progress is not None:
                 self.progress(done, len(items))
+
+    def _batches(self, model: Adapted, items: Sequence[Item], size: int) -> Iterator[tuple[Any, list[Item]]]:
+        """Yield the inputs and items of each batch: decoded images, or encoded images where the model reads those."""
+        if keeps_encoded(model, self.cache):
+            known = encoded_images(model, items, workers=self.workers, progress=None)
+            if known is not None:
+                yield from ((of_paths(batch, known), batch) for batch in in_batches(items, size))
+                return
+        yield from loader(items, model.transform(), size, train=False, workers=self.workers)
 
     def _from_features(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
         if model.method.views:

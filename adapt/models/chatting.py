@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
 from adapt.data.decoding.images import image_sizes, in_batches, open_image, picture_batches
 from adapt.data.item import Item
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Step
+from adapt.methods.base import Context, Method, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.generated import Answer, answers_of
@@ -29,6 +29,7 @@ Computed = TypeVar("Computed")
 
 MOST_TOKENS = 64  # of an answer, unless more are asked for
 TOGETHER = 8  # conversations that pass through the model at once, where nothing is learned
+OPTIONS = 32  # answers that share a row of tokens
 
 
 class ChatStep(Step):
@@ -81,6 +82,24 @@ class ChatModel(Adapted[NativeVLM]):
     The probability of a class is that of its name as the answer to the backbone's `question`, among all names: the sum
     of the log-probabilities of the name's tokens, the token that ends the answer included, divided by their number.
     """
+
+    def __init__(
+        self,
+        backbone: NativeVLM,
+        method: Method,
+        class_names: Sequence[str],
+        fast: bool | None = None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__(backbone, method, class_names, checkpointing=checkpointing)
+        against = "it is switched off" if fast is False else backbone.reason_against_branches
+        if fast and against:
+            raise AdaptError(
+                f"fast=True, but {backbone.describe()} cannot use the fast path ({against}): leave fast out, or load "
+                "the model with attn_implementation='sdpa'"
+            )
+        self.path: Literal["fast", "plain"] = "plain" if against else "fast"
 
     baseline = "without the adapter"
     evaluated_together = TOGETHER
@@ -161,11 +180,36 @@ class ChatModel(Adapted[NativeVLM]):
         self, images: Sequence[ChatImages], chats: Sequence[Chat], answers: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
         """Return the sum of the log-probabilities of each answer's tokens `(b,)`, and the number of tokens `(b,)`."""
-        answered = [_only_last(chat.answered(answer)) for chat, answer in zip(chats, answers, strict=True)]
-        rows = self.backbone.rows(answered, images)
+        rows = self.backbone.rows([chat.ending(answer) for chat, answer in zip(chats, answers, strict=True)], images)
         learned, tokens = rows.answers[:, 1:], rows.inputs["input_ids"][:, 1:]
         scores = self.answer_logits(rows).float().log_softmax(-1).gather(-1, tokens[learned][:, None])[:, 0]
         return torch.zeros(learned.shape, device=scores.device).masked_scatter(learned, scores).sum(-1), learned.sum(-1)
+
+    @in_one_mode
+    def score_each(
+        self, images: Sequence[ChatImages], chats: Sequence[Chat | str], answers: Sequence[Sequence[str]]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum of the log-probabilities of the tokens of each conversation's answers, and their number.
+
+        Both are `(answers,)`, the answers of all conversations one after the other. On the fast path, images are
+        encoded once, and the decoder reads the beginning that the answers of a conversation share once.
+        """
+        chats = _chats(images, chats)
+        if self.path == "plain":
+            every = [(own, chat, answer) for own, chat, each in zip(images, chats, answers) for answer in each]
+            return self._sums(*zip(*every, strict=True))
+        branches, inputs = self.backbone.branches(chats, self.encoded(images), answers)
+        needed = branches.predicting
+        output = self._edited(lambda: self.backbone.vlm(**inputs, logits_to_keep=needed, use_cache=False))
+        return branches.scores(output.logits)
+
+    def encoded(self, images: Sequence[ChatImages]) -> list[list[EncodedImage]]:
+        """Return the images of each conversation as the decoder reads them, by the adapted tower and connector."""
+        each = [image for own in images for image in own]
+        known = [image for image in each if isinstance(image, EncodedImage)]
+        pictures = [image for image in each if not isinstance(image, EncodedImage)]
+        left = iter(self._edited(lambda: self.backbone.encode_images(pictures)) if pictures else known)
+        return [[next(left) for _ in own] for own in images]
 
     @torch.no_grad()
     def choose(self, images: Sequence[ChatImages], chats: Sequence[Chat | str], options: Sequence[str]) -> Tensor:
@@ -173,10 +217,20 @@ class ChatModel(Adapted[NativeVLM]):
 
         They are the mean log-probabilities of the options' tokens, so that a long option is as probable as a short one.
         """
-        pairs = list(zip(images, _chats(images, chats), strict=True))
-        every = [(own, chat, option) for own, chat in pairs for option in options]
-        parts = [self._sums(*zip(*part, strict=True)) for part in in_batches(every, TOGETHER)]
-        return torch.cat([sums / tokens for sums, tokens in parts]).view(len(chats), len(options))
+        if self.path == "fast":
+            images = self.encoded(images)
+        together = max(1, TOGETHER // (len(options) if self.path == "plain" else 1))
+        logits = []
+        for part in in_batches(zip(images, _chats(images, chats), strict=True), together):
+            seen, asked = zip(*part, strict=True)
+            columns = [self._means(seen, asked, some) for some in in_batches(options, OPTIONS)]
+            logits.append(torch.cat(columns, dim=-1))
+        return torch.cat(logits)
+
+    def _means(self, images: Sequence[ChatImages], chats: Sequence[Chat], options: Sequence[str]) -> Tensor:
+        """Return the mean log-probability `(b, n)` of the tokens of each of n options in each conversation."""
+        sums, tokens = self.score_each(images, chats, [options] * len(chats))
+        return (sums / tokens).view(len(chats), len(options))
 
     def own_logits(self, step: ChatStep) -> Tensor:
         """Return the logits `(b, n)` of the classes for a batch of conversations, whose own answers are left out."""
@@ -281,9 +335,3 @@ def _chats(images: Sequence[ChatImages], chats: Sequence[Chat | str]) -> list[Ch
         Chat.about(chat, images=len(own)) if isinstance(chat, str) else chat
         for own, chat in zip(images, chats, strict=True)
     ]
-
-
-def _only_last(chat: Chat) -> Chat:
-    """Return the conversation with its last turn as the only one that is scored."""
-    *earlier, last = chat.turns
-    return Chat((*(replace(turn, learned=False) for turn in earlier), last))

@@ -24,8 +24,7 @@ Model: TypeAlias = AdaptedModel | AnsweringModel | SpeakingModel | ChatModel
 _MODELS: dict[str, type[Model]] = {
     "fusion encoder": AnsweringModel,
     "vision LLM": SpeakingModel,
-    "native VLM": ChatModel,
-}  # of backbones that are no dual encoders
+}
 
 
 @overload
@@ -126,6 +125,8 @@ def assemble(
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+        if isinstance(backbone, NativeVLM):
+            return ChatModel(backbone, method, names, fast, checkpointing=checkpointing)
         kind: Any = _MODELS[backbone.kind]
         return kind(backbone, method, names, checkpointing=checkpointing)
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
 from adapt import tasks
+from adapt.backbones.encoded_images import EncodedImage
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.epochs import Epochs
 from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
 from adapt.errors import AdaptError
-from adapt.features import block_inputs, item_features, keeps_features, of_texts
+from adapt.features import (
+    block_inputs,
+    encoded_images,
+    item_features,
+    keeps_encoded,
+    keeps_features,
+    of_paths,
+    of_texts,
+)
 from adapt.methods.base import BlockInputs, Encoded, trait
 from adapt.methods.base.traits import GroupsEntities
 from adapt.models.base import Adapted
@@ -155,6 +164,31 @@ class BlockBatches(KnownBatches):
         super().__init__(tokens[:, None], items, settings, seed, partial(BlockInputs, block), processes)
 
 
+class EncodedBatches:
+    """Batches of conversations whose images were encoded once, as the method edits only the decoder."""
+
+    def __init__(
+        self,
+        known: Mapping[str, EncodedImage],
+        items: Sequence[Item],
+        settings: TrainSettings,
+        seed: int,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._known, self._items = known, items
+        self._epochs = Shares(len(items), settings, seed, processes)
+        self.divided = processes.count > 1
+
+    def __len__(self) -> int:
+        return len(self._epochs)
+
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
+        self._epochs.epoch, self._epochs.step = epoch, step
+        for own, draws in zip(self._epochs, self._epochs.full()):
+            seen = of_paths([self._items[draw.position] for draw in own], self._known)
+            yield seen, [self._items[draw.position] for draw in draws]
+
+
 def training_batches(
     model: Adapted,
     items: Sequence[Item],
@@ -167,7 +201,8 @@ def training_batches(
     """Return training batches of the kind that needs the least computation in each step.
 
     The batches contain features if the vision tower is unedited, the task can learn from features, images are not
-    augmented again in every epoch, and the cache is on. Otherwise, the batches contain the inputs of the first edited
+    augmented again in every epoch, and the cache is on. For a native vision-language model, they contain encoded images
+    if the method edits only the decoder. Otherwise, the batches contain the inputs of the first edited
     block, if the earlier blocks are unedited and these inputs fit into memory. In all other cases, the batches contain
     images. Raises AdaptError if `views` is set and features cannot be used.
     """
@@ -180,6 +215,10 @@ def training_batches(
         assert isinstance(model, AdaptedModel)  # fit has checked
         features = item_features(model, items, workers=0, views=settings.views or 0)
         return FeatureBatches(features, items, settings, seed)
+    if keeps_encoded(model, cache):
+        known = encoded_images(model, items, workers=settings.workers, progress=progress)
+        if known is not None:
+            return EncodedBatches(known, items, settings, seed, processes)
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:

@@ -44,6 +44,21 @@ def test_only_what_is_missing_is_decoded(store: FeatureCache, items: list[Item],
     assert (encode.images, len(decoded)) == (10, 10)
 
 
+def test_rows_may_differ_in_length(store: FeatureCache, items: list[Item]) -> None:
+    """As the tokens of images of different sizes do; they are stored, and computed once."""
+    computed = []
+
+    def encode(images: Tensor) -> list[Tensor]:
+        computed.append(len(images))
+        return [image.flatten()[: 1 + int(image[0, 0, 0]) % 3] for image in images]
+
+    first = store.rows(items, to_tensor, encode, "k")
+    assert [len(row) for row in first] == [1 + number % 3 for number in range(10)]
+    again = FeatureCache(store.directory).rows(items[::-1], to_tensor, encode, "k")
+    assert all(torch.equal(one, other) for one, other in zip(first[::-1], again, strict=True))
+    assert computed == [10]
+
+
 def test_another_key_is_another_feature(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
     store.features(items, to_tensor, encode, "one")
     store.features(items, to_tensor, encode, "two")
@@ -251,7 +266,7 @@ def test_a_pipe_among_the_shards_is_passed_over(store: FeatureCache, items: list
 def test_what_is_refused(store: FeatureCache, items: list[Item]) -> None:
     with pytest.raises(AdaptError, match="no images to compute features of"):
         store.features([], to_tensor, Encoder(), "k")
-    with pytest.raises(ValueError, match=r"shape \(10, 3, 8, 8\); expected \(b, d\)"):
+    with pytest.raises(ValueError, match=r"a row of shape \(3, 8, 8\); expected \(d,\)"):
         store.features(items, to_tensor, lambda images: images, "k")
     with pytest.raises(ValueError, match="shorter"):
         store.features(items, to_tensor, lambda images: images[1:, :, 0, 0], "k")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class FeatureCache:
         self,
         items: Sequence[Item],
         transform: Transform,
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[[Any], Sequence[Tensor] | Tensor],
         key: str | None,
         *,
         views: int = 0,
@@ -82,6 +82,28 @@ class FeatureCache:
 
         Raises AdaptError if there are no items, or if an image cannot be decoded.
         """
+        rows = self.rows(
+            items, transform, encode, key, views=views, batch_size=batch_size, workers=workers, progress=progress
+        )
+        features = torch.stack(rows)
+        return features.view(len(items), views, -1) if views else features
+
+    def rows(
+        self,
+        items: Sequence[Item],
+        transform: Transform,
+        encode: Callable[[Any], Sequence[Tensor] | Tensor],
+        key: str | None,
+        *,
+        views: int = 0,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Tensor]:
+        """Return the features `(d,)` of each item or view, where d may differ; the arguments are those of `features`.
+
+        Items with the same image share a tensor.
+        """
         if not items:
             raise AdaptError("there are no images to compute features of: choose data that has images")
         ids = [row_id for item in items for row_id in _row_ids(item, views)]
@@ -98,11 +120,11 @@ class FeatureCache:
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
             if folder is not None:
                 with self._tolerant():
-                    shards.write(folder, computed)
+                    for alike in _by_length(computed):
+                        shards.write(folder, alike)
                     shards.trim(self.directory, self.max_bytes)
             rows |= computed
-        features = torch.stack([rows[row_id] for row_id in ids])
-        return features.view(len(items), views, -1) if views else features
+        return [rows[row_id] for row_id in ids]
 
     def _folder(self, key: str) -> Path:
         return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
@@ -142,7 +164,7 @@ def _row_ids(item: Item, views: int) -> list[bytes]:
 def _compute(
     missing: dict[bytes, Draw],
     dataset: ImageSet,
-    encode: Callable[[Tensor], Tensor],
+    encode: Callable[[Any], Sequence[Tensor] | Tensor],
     batch_size: int,
     workers: int,
     progress: Callable[[int, int], None] | None,
@@ -167,10 +189,17 @@ def _compute(
         yield shard
 
 
-def _encode(encode: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def _encode(encode: Callable[[Any], Sequence[Tensor] | Tensor], images: object) -> list[Tensor]:
     with torch.inference_mode():
         features = encode(images)
-    if features.ndim != 2:
-        raise ValueError(f"encode returned features of shape {tuple(features.shape)}; expected (b, d)")
-    # A copy outside inference mode: tensors of inference mode cannot take part in a later backward.
-    return features.cpu().clone()
+    for row in features:
+        if row.ndim != 1:
+            raise ValueError(f"encode returned a row of shape {tuple(row.shape)}; expected (d,)")
+    # Copies outside inference mode: tensors of inference mode cannot take part in a later backward.
+    return [row.cpu().clone() for row in features]
+
+
+def _by_length(rows: Mapping[bytes, Tensor]) -> Iterator[dict[bytes, Tensor]]:
+    """Yield the rows of each length, as a shard holds rows of one."""
+    for length in sorted({len(row) for row in rows.values()}):
+        yield {row_id: row for row_id, row in rows.items() if len(row) == length}

@@ -1,0 +1,126 @@
+"""Images as a native vision-language model's decoder reads them: the connector's output, and their marks in the text.
+
+The output of a vision tower and a connector that no method edits is the same in every step and for every question, so
+it is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from transformers.utils import ModelOutput
+
+PER_TOKEN = ("input_ids", "attention_mask", "offset_mapping", "mm_token_type_ids")  # of what a processor returns
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What stands in a text for an image of some size."""
+
+    text: str
+    """The marks of the image's tokens, with any marks around and between them."""
+    tokens: int
+    """The number of tokens whose word embeddings the connector's output replaces."""
+    sizes: Mapping[str, Tensor]
+    """Other inputs of the model that describe the image, by name, such as `image_grid_thw` `(1, 3)`."""
+
+    @property
+    def key(self) -> str:
+        """A text that is equal only for equal layouts."""
+        return repr((self.text, {name: value.tolist() for name, value in self.sizes.items()}))
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image after the vision tower and the connector."""
+
+    layout: Layout
+    features: Tensor
+    """`(1 + k, t, d)`: the connector's output for t tokens, and that of k early blocks (Qwen3-VL's deepstack)."""
+
+
+def layouts_of(batch: Mapping[str, Any], mark: int) -> list[Layout]:
+    """Return the layouts of images from a processor's output for texts that are one image's mark each.
+
+    `mark` is the id of the token that the connector's output replaces.
+    """
+    sizes = {
+        name: value
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and name not in PER_TOKEN and not name.startswith("pixel")
+    }
+    return [
+        Layout(
+            replaced[0]["replacement"],
+            int((ids == mark).sum()),
+            {name: value[row : row + 1] for name, value in sizes.items()},
+        )
+        for row, (ids, replaced) in enumerate(zip(batch["input_ids"], batch["text_replacement_offsets"], strict=True))
+    ]
+
+
+def written(text: str, mark: str, layouts: Sequence[Layout]) -> tuple[str, list[dict[str, Any]]]:
+    """Return `text` with its marks expanded by the layouts of its images, and the spans before and after of each."""
+    between = text.split(mark)
+    expanded, replaced = between[0], list[dict[str, Any]]()
+    place = len(expanded)
+    for layout, behind in zip(layouts, between[1:], strict=True):
+        start, stop = len(expanded), len(expanded) + len(layout.text)
+        replaced.append({"span": (place, place + len(mark)), "new_span": (start, stop)})
+        expanded += layout.text + behind
+        place += len(mark) + len(behind)
+    return expanded, replaced
+
+
+def parted(output: Any, layouts: Sequence[Layout]) -> list[EncodedImage]:
+    """Return the images whose features `output` of a model's `get_image_features` holds, one after the other.
+
+    Raises AdaptError if their number differs from that of the image tokens, as for a black image in SmolVLM, which
+    takes an image without any value but zero for padding.
+    """
+    layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+    features = torch.stack([_joined(layer) for layer in layers])
+    counts = [layout.tokens for layout in layouts]
+    if features.shape[1] != sum(counts):
+        raise AdaptError(
+            f"the model computed {features.shape[1]:,} features for images of {sum(counts):,} tokens: replace images "
+            "that have only zeros after preprocessing, such as black images without normalisation"
+        )
+    return [EncodedImage(layout, own) for layout, own in zip(layouts, features.split(counts, dim=1), strict=True)]
+
+
+def _joined(layer: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return features `(t, d)` of all images from one tensor `(tiles, p, d)`, or from a tensor for each image."""
+    joined = layer if isinstance(layer, Tensor) else torch.cat(list(layer))
+    return joined.reshape(-1, joined.shape[-1])
+
+
+def image_inputs(images: Sequence[EncodedImage], device: torch.device) -> dict[str, Any]:
+    """Return the arguments of a model's forward that replace the pixels of `images`, which stand in a batch's texts."""
+    if not images:
+        return {}
+    features = [image.features.to(device) for image in images]
+    sizes = {
+        name: torch.cat([image.layout.sizes[name] for image in images]).to(device) for name in images[0].layout.sizes
+    }
+    layers = [[own[layer] for own in features] for layer in range(len(features[0]))]
+    return {**sizes, "mm_encoder_outputs": {"image": _output(layers)}}
+
+
+def _output(layers: list[Any]) -> ModelOutput:
+    """Return features in the form of `get_image_features`, new for each call, as `generate` repeats them in place."""
+    if len(layers) == 1:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling(pooler_output=layers[0])
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    return BaseModelOutputWithDeepstackFeatures(pooler_output=layers[0], deepstack_features=layers[1:])

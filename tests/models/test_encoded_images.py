@@ -1,0 +1,208 @@
+"""The fast path of native vision-language models: images encoded once, and answers that share their beginning."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_natives
+import torch
+from checks import flat, perturb, relative
+from native_chats import CHATS, KINDS, lora, model_of, pictures, seen, step_of
+from PIL import Image
+
+import adapt
+from adapt import AdaptError
+from adapt.backbones.encoded_images import EncodedImage
+from adapt.backbones.native import NativeVLM
+from adapt.chats import Chat
+from adapt.data import Item
+from adapt.methods import LoRA, ZeroShot
+from adapt.models.chatting import ChatModel
+
+# with a common beginning, one that goes on where another ends, and an empty one
+OPTIONS = ["a dog.", "a door", "a door.", "no.", "a dog and a cat, both asleep.", ""]
+
+
+def encoded(backbone: NativeVLM) -> list[list[EncodedImage]]:
+    return [backbone.encode_images(own) for own in seen()]  # type: ignore[arg-type]
+
+
+def both(kind: str, *towers: str, **settings: Any) -> tuple[ChatModel, ChatModel]:
+    """The same adapted model on the fast path and on the plain path."""
+    fast: ChatModel = adapt.wrap(tiny_natives.backbone(kind), lora(*towers), **settings)
+    perturb(fast)
+    plain = ChatModel(fast.backbone, fast.method, (), False)
+    assert (fast.path, plain.path) == ("fast", "plain")
+    return fast.eval(), plain.eval()
+
+
+@pytest.mark.parametrize("asks", [False, True])
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_encoded_images_are_the_processors(kind: str, left: bool, asks: bool) -> None:
+    """Beside them one without an image. Pixels are replaced by what the eyes made of them."""
+    backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
+    text_only = Chat.about("hello?", "yes.", images=0)
+    chats = [chat.question if asks else chat for chat in (*CHATS, text_only)]
+    expected = backbone.rows(chats, [*seen(), []], left=left, asks=asks)
+    rows = backbone.rows(chats, [*encoded(backbone), []], left=left, asks=asks)
+    pixels = {name for name in expected.inputs if name.startswith("pixel")}
+    assert rows.inputs.keys() == expected.inputs.keys() - pixels | {"mm_encoder_outputs"}
+    for name in expected.inputs.keys() - pixels:
+        assert torch.equal(rows.inputs[name], expected.inputs[name])
+    assert torch.equal(rows.answers, expected.answers)
+    with torch.no_grad():
+        logits = backbone.vlm(**expected.inputs).logits
+        torch.testing.assert_close(backbone.vlm(**rows.inputs).logits, logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layout_follows_from_the_size(kind: str) -> None:
+    backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
+    for picture in pictures():
+        [image] = backbone.encode_images([picture])
+        assert backbone.layout(picture.size).key == image.layout.key
+        assert image.features.shape[1] == image.layout.tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoded_images_are_answered_as_pictures_are(kind: str) -> None:
+    """With several beams, too, for which `generate` repeats the features."""
+    model = model_of(kind)
+    asked = [chat.question for chat in CHATS]
+    for beams in (1, 2):
+        answers = model.generate(encoded(model.backbone), asked, max_new_tokens=6, num_beams=beams)
+        expected = model.generate(seen(), asked, max_new_tokens=6, num_beams=beams)
+        for answer, other in zip(answers, expected, strict=True):
+            assert (answer.text, answer.tokens) == (other.text, other.tokens)
+            assert answer.probability == pytest.approx(other.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_options_in_one_row_are_weighed_as_each_alone(kind: str, attention: str) -> None:
+    fast, plain = both(kind, "vision", "connector", "decoder")
+    fast.backbone.vlm.set_attn_implementation(attention)
+    asked = [chat.question for chat in CHATS]
+    logits = fast.choose(seen(), asked, OPTIONS)
+    torch.testing.assert_close(logits, plain.choose(seen(), asked, OPTIONS), rtol=0, atol=1e-5)
+    each = [plain.log_likelihood([own], [chat], ["a door"]) for own, chat in zip(seen(), asked, strict=True)]
+    sums, tokens = fast.score_each(seen(), asked, [["a door", "no."]] * len(asked))
+    torch.testing.assert_close(sums[::2], torch.cat(each), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits[:, 1], sums[::2] / tokens[::2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_answers_in_one_row_are_those_of_each_alone(kind: str) -> None:
+    """Which preferences are learned by."""
+    answers = [["a dog.", "a cat."], ["no.", "no, never."], ["blue", "red"], ["it is", "it was"]]
+    gradients = []
+    for model in both(kind, "vision", "connector", "decoder"):
+        model.zero_grad()
+        sums, _ = model.score_each(seen(), [chat.question for chat in CHATS], answers)
+        (sums[::2] - sums[1::2]).sigmoid().log().mean().neg().backward()
+        gradients.append([parameter.grad for parameter in model.method.parameters()])
+    assert relative(flat(gradients[0]), flat(gradients[1])) < 1e-4
+
+
+def test_many_options_take_several_rows() -> None:
+    fast, plain = both("qwen2_5_vl", "decoder")
+    options = [f"{number} dogs" for number in range(70)]
+    [own], asked = seen()[:1], ["how many?"]
+    torch.testing.assert_close(
+        fast.choose([own], asked, options), plain.choose([own], asked, options), rtol=0, atol=1e-5
+    )
+
+
+def test_where_the_fast_path_does_not_apply_it_is_refused() -> None:
+    backbone = tiny_natives.backbone("qwen2_5_vl")
+    text = backbone.vlm.config.get_text_config()
+    text.layer_types = ["sliding_attention", "full_attention"]
+    with pytest.raises(AdaptError, match=r"fast=True, but .*\(its decoder has layers of sliding_attention\): leave"):
+        adapt.wrap(backbone, ZeroShot(), fast=True)
+    assert adapt.wrap(backbone, ZeroShot()).path == "plain"
+    text.layer_types = ["full_attention"] * 2
+    assert adapt.wrap(backbone, ZeroShot(), fast=True).path == "fast"
+    text._attn_implementation = "flex_attention"
+    with pytest.raises(AdaptError, match=r"its attention flex_attention takes no mask of our own"):
+        adapt.wrap(backbone, ZeroShot(), fast=True)
+
+
+def test_a_picture_that_counts_as_padding_is_refused() -> None:
+    """An image of zeros alone, which SmolVLM does not encode: the features of the next would take its place."""
+    processor = tiny_natives.processor("smolvlm")
+    processor.image_processor.do_normalize = False
+    backbone = adapt.Backbone.from_transformers(tiny_natives.model("smolvlm"), processor)
+    assert isinstance(backbone, NativeVLM)
+    with pytest.raises(AdaptError, match="computed 4 features for images of 8 tokens: replace images"):
+        backbone.encode_images([Image.new("RGB", (32, 32)), pictures()[0]])
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> list[Item]:
+    """Two pictures of each of two classes, of four sizes."""
+    for number, picture in enumerate(pictures()):
+        picture.save(tmp_path / f"{number}.png")
+    return [
+        Item.of(path=str(tmp_path / f"{number}.png"), label=["circle", "square"][number % 2]) for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_from_encoded_images_learns_the_same(kind: str, items: list[Item]) -> None:
+    """And encodes each image once, for all epochs and both evaluations; without the cache, in each."""
+    trained, calls = [], []
+    for cache in (True, False):
+        backbone = tiny_natives.backbone(kind)
+        encodings: list[int] = []
+        backbone.vlm.model.get_image_features = counting(backbone.vlm.model.get_image_features, encodings)
+        torch.manual_seed(0)  # which draws the start of LoRA
+        model: ChatModel = adapt.wrap(backbone, lora("decoder"), ("circle", "square"))
+        settings = {"epochs": 3, "batch_size": 2, "lr": 0.01, "optimizer": "adamw", "cache": cache}
+        result = adapt.fit(model, items, items, progress=False, **settings)
+        trained.append((flat(model.method.parameters()).detach(), result.metrics["adapted"]["accuracy"]))
+        calls.append(len(encodings))
+    assert relative(trained[0][0], trained[1][0]) < 1e-4
+    assert trained[0][1] == trained[1][1]
+    assert calls[0] < calls[1]
+
+
+def counting(compute: Any, calls: list[int]) -> Any:
+    """A function that notes each call of `compute`, with its signature."""
+    from functools import wraps
+
+    @wraps(compute)
+    def counted(*args: Any, **named: Any) -> Any:
+        calls.append(1)
+        return compute(*args, **named)
+
+    return counted
+
+
+def test_images_that_do_not_fit_are_encoded_in_every_step(
+    items: list[Item], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ADAPT_CACHE_GIB", "0.000001")
+    model: ChatModel = adapt.wrap(tiny_natives.backbone("llava"), lora("decoder"), ("circle", "square"))
+    with caplog.at_level(logging.WARNING, logger="adapt"):
+        adapt.fit(model, items, epochs=1, batch_size=2, lr=0.01, progress=False)
+    assert "the features of 4 images take" in caplog.text
+    assert "every step encodes its images" in caplog.text
+
+
+def test_an_adapted_eye_is_not_cached(items: list[Item]) -> None:
+    """Its features change with every step."""
+    model: ChatModel = adapt.wrap(tiny_natives.backbone("llava"), lora("connector"), ("circle", "square"))
+    plain = ChatModel(model.backbone, model.method, ("circle", "square"), False)
+    perturb(model)
+    from adapt.features import keeps_encoded
+
+    assert not keeps_encoded(model, cache=True)
+    assert keeps_encoded(model_of("llava"), cache=True)
+    assert not keeps_encoded(model_of("llava"), cache=False)
+    assert not keeps_encoded(plain, cache=True)
+    assert relative(step_of(model).answer_logits, step_of(plain).answer_logits) == 0
+    assert isinstance(model.method, LoRA)
