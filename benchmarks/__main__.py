@@ -16,7 +16,7 @@ from adapt.engine.memory import readable_bytes
 from adapt.errors import nearest
 from benchmarks.measure import Row
 
-_NOT_MEASUREMENTS = {"__main__", "drawings", "measure", "ordinary_folders", "products", "step"}
+_NOT_MEASUREMENTS = {"__main__", "drawings", "measure", "native_model", "ordinary_folders", "products", "step"}
 
 
 @click.command()

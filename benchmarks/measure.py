@@ -25,10 +25,12 @@ class Measured:
 
     seconds: float
     peak_bytes: int
+    processor_seconds: float
+    """The best in seconds of all processors together, which other programs on the machine hardly change."""
 
     def times(self, factor: float) -> Measured:
         """Return the same for `factor` such steps."""
-        return replace(self, seconds=factor * self.seconds)
+        return replace(self, seconds=factor * self.seconds, processor_seconds=factor * self.processor_seconds)
 
 
 def compared(plain: Measured, fast: Measured, *, scaled: bool = False) -> Row:
@@ -64,13 +66,15 @@ def _measure(repeats: int, build: Callable[P, Callable[[], object]], *args: P.ar
     before = _status("VmRSS")
     warming = _seconds(step)
     peak = _status("VmHWM") - before
-    return Measured(min((_seconds(step) for _ in range(repeats)), default=warming), peak)
+    taken = [_seconds(step) for _ in range(repeats)] or [warming]
+    return Measured(min(wall for wall, _ in taken), peak, min(processor for _, processor in taken))
 
 
-def _seconds(step: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def _seconds(step: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds that a step took, and those of all processors together."""
+    started, processor = time.perf_counter(), time.process_time()
     step()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - processor
 
 
 def by_turns(steps: Sequence[Callable[[], object]], rounds: int, warming: int = 5) -> list[float]:
@@ -79,7 +83,7 @@ def by_turns(steps: Sequence[Callable[[], object]], rounds: int, warming: int = 
     draw = random.Random(0)
     for number in range(-warming, rounds):  # the first rounds warm up
         for index in draw.sample(range(len(steps)), len(steps)):
-            taken = _seconds(steps[index])
+            taken, _ = _seconds(steps[index])
             if number >= 0:
                 seconds[index].append(taken)
     return [statistics.median(each) for each in seconds]

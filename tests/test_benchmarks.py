@@ -8,7 +8,7 @@ import pytest
 
 import adapt
 from adapt import Backbone, methods
-from benchmarks import meter, needed, none_of_these, products, vlora
+from benchmarks import meter, needed, none_of_these, products, vlm, vlora
 from benchmarks.text import class_names
 
 
@@ -131,3 +131,9 @@ def test_scores_are_larger_the_surer_an_image_is_of_a_known_class() -> None:
     huge = torch.tensor([[80.0, 0.0, -20.0], [90.0, 0.0, -20.0]]).double()  # whose probabilities are 1
     low, high = none_of_these.of_some_class(huge)
     assert low < high
+
+
+@pytest.mark.full
+def test_a_step_on_conversations_takes_the_products_that_the_formula_counts() -> None:
+    """With its images encoded: the head for answers alone, the last block for their tokens."""
+    assert products.products_of(vlm.ours(kept=True)).flops == vlm.operations()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from functools import cached_property
 from itertools import chain
@@ -17,6 +18,7 @@ from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
 from adapt.data.decoding.images import image_sizes, in_batches, open_image, picture_batches
 from adapt.data.item import Item
+from adapt.engine import last_block
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, Step
 from adapt.models import asking, generation
@@ -149,16 +151,25 @@ class ChatModel(Adapted[NativeVLM]):
     @in_one_mode
     def answer_logits(self, rows: ChatRows) -> Tensor:
         """Return the logits `(t, v)` at the positions that predict the t tokens of answers, row by row."""
-        before = F.pad(rows.answers[:, 1:], (0, 1))
-        output = self._edited(lambda: self.backbone.vlm(**rows.inputs, logits_to_keep=before, use_cache=False))
-        logits: Tensor = output.logits
-        return logits
+        return self._logits_at(F.pad(rows.answers[:, 1:], (0, 1)), rows.inputs)
 
     def forward(self, images: Sequence[ChatImages], chats: Sequence[Chat | str]) -> Tensor:
         """Return logits `(b, l, v)` for conversations, or questions, about the images of each, padded on the right."""
         rows = self.backbone.rows(_chats(images, chats), images)
         logits: Tensor = self._edited(lambda: self.backbone.vlm(**rows.inputs, use_cache=False)).logits
         return logits
+
+    def _logits_at(self, needed: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the logits `(t, v)` at the `needed` tokens `(b, l)`, to which the fast path limits the last block."""
+        last = self.backbone.tower("decoder").blocks[-1].module
+
+        def compute() -> Tensor:
+            with last_block.only_for(last, needed) if short else nullcontext():
+                logits: Tensor = self.backbone.vlm(**inputs, logits_to_keep=needed, use_cache=False).logits
+            return logits
+
+        short = self.path == "fast" and last_block.applies(last, self._edits("decoder", Context()))
+        return self._edited(compute)
 
     def _edited(self, compute: Callable[[], Computed], merge: bool = False) -> Computed:
         edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
@@ -199,9 +210,7 @@ class ChatModel(Adapted[NativeVLM]):
             every = [(own, chat, answer) for own, chat, each in zip(images, chats, answers) for answer in each]
             return self._sums(*zip(*every, strict=True))
         branches, inputs = self.backbone.branches(chats, self.encoded(images), answers)
-        needed = branches.predicting
-        output = self._edited(lambda: self.backbone.vlm(**inputs, logits_to_keep=needed, use_cache=False))
-        return branches.scores(output.logits)
+        return branches.scores(self._logits_at(branches.predicting, inputs))
 
     def encoded(self, images: Sequence[ChatImages]) -> list[list[EncodedImage]]:
         """Return the images of each conversation as the decoder reads them, by the adapted tower and connector."""

@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.stand_in import StandIn
 from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
@@ -258,7 +257,8 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         passes_gradient = self._passes_gradient()
         for site, layer in self._layers():
             if site[0] == tower.name:
-                edits.append(Replace(site[1], site[2], layer if passes_gradient else _StopInputGradient(layer)))
+                module = peft_layers.PlainLayer(layer, passes_gradient) if self.config.plain else layer
+                edits.append(Replace(site[1], site[2], module))
         return edits
 
     def _passes_gradient(self) -> bool:
@@ -266,20 +266,6 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         if config.input_gradient is None:
             return not config.plain or (self.training and config.dropout > 0)
         return bool(config.input_gradient)
-
-
-class _StopInputGradient(nn.Module):
-    """A peft layer that passes gradient to its input only through the frozen projection, not the low-rank path."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        frozen: StandIn = self.layer.get_base_layer()
-        with frozen.giving(frozen(x)):
-            output: Tensor = self.layer(x.detach())
-        return output
 
 
 def _key(site: Place) -> str:

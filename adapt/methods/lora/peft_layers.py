@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.stand_in import StandIn, ViewedWeight
@@ -100,6 +102,26 @@ def _refuse_shared_state(shell: nn.ModuleDict, tuner: str) -> None:
         for tensor in {id(t): t for t in [*layer.parameters(), *layer.buffers()] if id(t) not in base}.values():
             if owners.setdefault(id(tensor), key) != key:
                 raise AdaptError(f"lora: peft's {tuner} shares state between layers: use another tuner")
+
+
+class PlainLayer(nn.Module):
+    """peft's layer of LoRA without options, with its scale on the low-rank side and one product that adds it.
+
+    If `passes_gradient` is false, the low-rank path passes no gradient to its input; only the frozen projection does.
+    """
+
+    def __init__(self, layer: Any, passes_gradient: bool) -> None:
+        super().__init__()
+        self.layer, self.passes_gradient = layer, passes_gradient
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, up = (getattr(self.layer, factor)[NAME].weight for factor in ("lora_A", "lora_B"))
+        frozen: Tensor = self.layer.get_base_layer()(x)
+        entering = (x if self.passes_gradient else x.detach()).to(down.dtype)
+        low = F.linear(self.layer.lora_dropout[NAME](entering), down) * self.layer.scaling[NAME]
+        if low.dtype != frozen.dtype:  # of a backbone in half precision
+            return (frozen + F.linear(low, up)).to(frozen.dtype)
+        return torch.addmm(frozen.flatten(0, -2), low.flatten(0, -2), up.T).view(frozen.shape)
 
 
 class Held(NamedTuple):
