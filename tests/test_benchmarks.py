@@ -134,6 +134,7 @@ def test_scores_are_larger_the_surer_an_image_is_of_a_known_class() -> None:
 
 
 @pytest.mark.full
-def test_a_step_on_conversations_takes_the_products_that_the_formula_counts() -> None:
+def test_a_step_on_conversations_takes_the_products_that_the_formula_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its images encoded: the head for answers alone, the last block for their tokens."""
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)  # or later tests would have one thread
     assert products.products_of(vlm.ours(kept=True)).flops == vlm.operations()

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Replace
 from adapt.engine.patching import forward_as
 
@@ -22,9 +23,11 @@ _KNOWN = {
 }
 
 
-def applies(layer: nn.Module, edits: Sequence[Edit]) -> bool:
-    """Return whether a tower's last block can be computed for some tokens alone, under the `edits` of it."""
-    return type(layer).__name__ in _KNOWN and all(isinstance(edit, Replace) for edit in edits)
+def applies(tower: Tower, edits: Sequence[Edit]) -> bool:
+    """Return whether a decoder's last block can be computed for some tokens alone, under the `edits` of the decoder."""
+    last = len(tower.blocks) - 1
+    known = type(tower.blocks[last].module).__name__ in _KNOWN
+    return known and all(isinstance(edit, Replace) for edit in edits if edit.block == last)
 
 
 @contextmanager

@@ -161,14 +161,14 @@ class ChatModel(Adapted[NativeVLM]):
 
     def _logits_at(self, needed: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Return the logits `(t, v)` at the `needed` tokens `(b, l)`, to which the fast path limits the last block."""
-        last = self.backbone.tower("decoder").blocks[-1].module
+        decoder = self.backbone.tower("decoder")
 
         def compute() -> Tensor:
-            with last_block.only_for(last, needed) if short else nullcontext():
+            with last_block.only_for(decoder.blocks[-1].module, needed) if short else nullcontext():
                 logits: Tensor = self.backbone.vlm(**inputs, logits_to_keep=needed, use_cache=False).logits
             return logits
 
-        short = self.path == "fast" and last_block.applies(last, self._edits("decoder", Context()))
+        short = self.path == "fast" and last_block.applies(decoder, self._edits("decoder", Context()))
         return self._edited(compute)
 
     def _edited(self, compute: Callable[[], Computed], merge: bool = False) -> Computed:

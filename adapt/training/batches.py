@@ -28,6 +28,7 @@ from adapt.features import (
 from adapt.methods.base import BlockInputs, Encoded, trait
 from adapt.methods.base.traits import GroupsEntities
 from adapt.models.base import Adapted
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
 from adapt.training.processes import ALONE, Processes
@@ -58,6 +59,7 @@ class ImageBatches:
         settings: TrainSettings,
         seed: int,
         processes: Processes = ALONE,
+        lengths: Sequence[int] = (),
     ) -> None:
         self._items = items
         self.divided = processes.count > 1
@@ -66,7 +68,7 @@ class ImageBatches:
         groups = trait(model.method, GroupsEntities)
         if groups and tasks.of(items).keeps_entities_together and any(item.unit for item in items):
             together = groups.together
-        self._epochs = Shares(len(items), settings, seed, processes, entities, together)
+        self._epochs = Shares(len(items), settings, seed, processes, entities, together, lengths)
         pinned = model.backbone.device.type == "cuda"
         self._decoded = Decoded(ImageSet(items, transform), self._epochs, settings.workers, pinned)
 
@@ -90,6 +92,7 @@ class Shares(Epochs):
         processes: Processes,
         entities: Sequence[str] = (),
         together: int = 1,
+        lengths: Sequence[int] = (),
     ) -> None:
         drop_last = settings.drop_last and size >= settings.batch_size
         super().__init__(
@@ -100,6 +103,7 @@ class Shares(Epochs):
             drop_last=drop_last,
             entities=entities,
             together=together,
+            lengths=lengths,
         )
         self._processes = processes
 
@@ -174,9 +178,10 @@ class EncodedBatches:
         settings: TrainSettings,
         seed: int,
         processes: Processes = ALONE,
+        lengths: Sequence[int] = (),
     ) -> None:
         self._known, self._items = known, items
-        self._epochs = Shares(len(items), settings, seed, processes)
+        self._epochs = Shares(len(items), settings, seed, processes, lengths=lengths)
         self.divided = processes.count > 1
 
     def __len__(self) -> int:
@@ -215,15 +220,16 @@ def training_batches(
         assert isinstance(model, AdaptedModel)  # fit has checked
         features = item_features(model, items, workers=0, views=settings.views or 0)
         return FeatureBatches(features, items, settings, seed)
+    lengths = model.lengths(items) if settings.group_by_length and isinstance(model, ChatModel) else ()
     if keeps_encoded(model, cache):
         known = encoded_images(model, items, workers=settings.workers, progress=progress)
         if known is not None:
-            return EncodedBatches(known, items, settings, seed, processes)
+            return EncodedBatches(known, items, settings, seed, processes, lengths)
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:
             raise AdaptError(f"train.views needs images only, but the data are {task.items_are}: leave out train.views")
-        return ImageBatches(model, items, settings, seed, processes)
+        return ImageBatches(model, items, settings, seed, processes, lengths)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
@@ -233,4 +239,4 @@ def training_batches(
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:
             return BlockBatches(block, tokens, items, settings, seed, processes)
-    return ImageBatches(model, items, settings, seed, processes)
+    return ImageBatches(model, items, settings, seed, processes, lengths)

@@ -24,6 +24,7 @@ from adapt.evaluation.examples import keep_examples
 from adapt.features import keeps_features, of_texts
 from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import training_bar
 from adapt.tracking import Track, Tracker, trackers
@@ -254,6 +255,11 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSet
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
     _check_vision(model, chosen)
     _check_weights(model, chosen)
+    if chosen.group_by_length and not isinstance(model, ChatModel):
+        raise AdaptError(
+            f"train.group_by_length is for conversations, but {model.backbone.describe()} is a {model.backbone.kind}, "
+            "whose inputs are of one length: leave out train.group_by_length"
+        )
     through_towers = bool(model.method.touches) or not keeps_features(model, cache)
     precision = precision_on(model.backbone.device, chosen.precision, through_towers)
     return chosen.model_copy(update={"precision": precision})

@@ -63,6 +63,8 @@ class TrainSettings(_Settings):
     """Batches whose gradients are averaged into one step."""
     drop_last: bool = True
     """Leave out a short last batch, unless it is the only one."""
+    group_by_length: bool = False
+    """Batches of conversations with similar numbers of tokens, so that few are padding; for native models."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(default=0.002, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -181,6 +183,7 @@ class FitSettings(TypedDict, total=False):
     batch_size: int
     accumulate: int
     drop_last: bool
+    group_by_length: bool
     optimizer: Literal["sgd", "adam", "adamw"]
     lr: float
     momentum: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from adapt.backbones.native import NativeVLM
 from adapt.backbones.quantize import quantize
 from adapt.backbones.tower import tokens_of
 from adapt.chats import Chat, Turn
-from adapt.methods import LoRA, ZeroShot
+from adapt.methods import DAS, LoRA, Projector, ZeroShot
 from adapt.models.chatting import ChatModel
 from adapt.testing import check_method
 
@@ -267,6 +268,53 @@ def test_lora_holds_to_the_interface_of_methods(kind: str) -> None:
     settings = {"rank": 2, "alpha": 1.0, "dropout": 0.0, "towers": ("decoder",), "input_gradient": True}
     passed = check_method(LoRA, tiny_natives.backbone(kind), **settings)
     assert {"a_stopped_training_goes_on_exactly", "threads_are_answered_alike", "copies_are_whole"} <= set(passed)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "qwen2_5_vl" else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
+)
+def test_skipped_blocks_and_a_new_connector_hold_to_the_interface_of_methods(kind: str) -> None:
+    check_method(DAS, tiny_natives.backbone(kind), skipped=("decoder.1",), towers=("decoder",), reduction=4)
+    check_method(Projector, tiny_natives.backbone(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_connector_starts_anew_and_alone_is_trained(kind: str) -> None:
+    backbone = tiny_natives.backbone(kind)
+    model: ChatModel = adapt.wrap(backbone, Projector())
+    connector = backbone.tower("connector")
+    expected = sum(
+        math.prod(each.shape) + each.shape[0] for block in connector.blocks for each in block.projections.values()
+    )
+    assert sum(parameter.numel() for parameter in model.method.parameters()) == expected
+    with torch.no_grad():
+        assert not torch.allclose(step_of(model).answer_logits, step_of(model_of(kind)).answer_logits)
+    step_of(model.train()).cross_entropy.backward()
+    idle = {name for name, parameter in model.method.named_parameters() if not parameter.grad.norm() > 0}  # type: ignore[union-attr]
+    assert all(name.startswith("2.") for name in idle)  # of Qwen3: behind the last block nothing reads it
+    with pytest.raises(AdaptError, match=r"projector: kind is linear, .* keeps its connector's form: leave kind out"):
+        adapt.wrap(tiny_natives.backbone(kind), Projector(kind="linear"))
+
+
+def test_skipped_blocks_on_either_path_are_the_same() -> None:
+    """Also where the last block is skipped, or has adapters beside it, so that all tokens pass it."""
+    for skipped in ("decoder.1", "decoder.2"):
+        model: ChatModel = adapt.wrap(three_blocks(), DAS(skipped=(skipped,), towers=("decoder",), reduction=4))
+        perturb(model)
+        plain = ChatModel(model.backbone, model.method, (), False)
+        with torch.no_grad():
+            torch.testing.assert_close(step_of(model).answer_logits, step_of(plain).answer_logits, rtol=0, atol=1e-5)
+
+
+def three_blocks() -> NativeVLM:
+    """LLaVA with another block in its decoder."""
+    model = tiny_natives.model("llava")
+    model.config.text_config.num_hidden_layers = 3
+    model.config.text_config.layer_types = None
+    longer = type(model)(model.config).eval()
+    made = Backbone.from_transformers(longer, tiny_natives.processor("llava"))
+    assert isinstance(made, NativeVLM)
+    return made
 
 
 # LLaVA-1.5's own template marks no end of an answer

@@ -124,7 +124,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     name = "das"
     title = "DAS (Wu et al., NeurIPS 2023)"
-    serves = ("dual encoder", "fusion encoder", "vision LLM")
+    serves = ("dual encoder", "fusion encoder", "vision LLM", "native VLM")
     Config = DASConfig
     learns_any_step = True
     example = {"skipped": ["text.1"], "towers": ["text", "vision"]}
