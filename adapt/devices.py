@@ -102,7 +102,7 @@ def rng_states(device: torch.device) -> dict[str, Tensor]:
     import torch
 
     states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
+    if device.type not in ("cpu", "meta"):  # on meta nothing is drawn
         states[device.type] = torch.get_device_module(device).get_rng_state(*_numbered(device))
     return states
 

@@ -99,6 +99,7 @@ class NativeVLM(Backbone):
         self._given: Any = processor  # as it was before any budget of pixels
         self.question, self._bound = question, bound
         self._layouts: dict[tuple[int, int], Layout] = {}  # by width and height
+        self._lengths: dict[tuple[Chat, tuple[tuple[int, int], ...]], int] = {}  # counted before training, and to test
         if not isinstance(getattr(processor, "chat_template", None), str):
             raise AdaptError(
                 f"the {type(processor).__name__} of {self.describe()} has no chat template in one text: set "
@@ -153,7 +154,7 @@ class NativeVLM(Backbone):
         self.processor.image_processor = copy(self._given.image_processor)
         for name, value in settings.items():
             setattr(self.processor.image_processor, name, value)
-        self._layouts = {}
+        self._layouts, self._lengths = {}, {}
 
     @property
     def longest(self) -> int:
@@ -268,11 +269,15 @@ class NativeVLM(Backbone):
 
         Raises AdaptError as `rows` does, but for the number of tokens.
         """
-        texts = [self.render(chat) for chat in chats]
-        for chat, text in zip(chats, texts, strict=True):
+        return [self._length(chat, tuple(own)) for chat, own in zip(chats, sizes, strict=True)]
+
+    def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...]) -> int:
+        if (chat, sizes) not in self._lengths:
+            text = self.render(chat)
             self._spans(chat, text)
-        rows = self._tokenized(texts, special=not self._begun(texts))
-        return [len(row) + sum(map(self._tokens_gained, own)) for row, own in zip(rows, sizes, strict=True)]
+            [ids] = self._tokenized([text], special=not self._begun([text]))
+            self._lengths[chat, sizes] = len(ids) + sum(map(self._tokens_gained, sizes))
+        return self._lengths[chat, sizes]
 
     def _tokens_gained(self, size: tuple[int, int]) -> int:
         """Return how many tokens an image of this width and height has more than its mark in the text."""

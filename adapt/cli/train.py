@@ -48,6 +48,7 @@ _changes = common.together(
     help="Processes that train one run together, each on its own GPU with its share of every batch.",
 )
 @click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
+@click.option("--dry-run", is_flag=True, help="Check recipe and data, tell steps and memory, and train nothing.")
 @click.option("--quiet", is_flag=True, help="Hide progress.")
 def train(
     recipe: str,
@@ -58,6 +59,7 @@ def train(
     track: tuple[str, ...],
     processes: int,
     plot: bool,
+    dry_run: bool,
     quiet: bool,
     **options: Unpack[common.Options],
 ) -> None:
@@ -69,6 +71,7 @@ def train(
       adapt train coop --data photos/ --shots 8 --out runs/mine
       adapt train lora --data eurosat --root data --out runs/eurosat
       adapt train das --keep-flops 0.75 --out runs/light
+      adapt train lora/chats --data chats.jsonl --backbone hf:HuggingFaceTB/SmolVLM-256M-Instruct --dry-run
 
     \b
     OUT receives adapter.safetensors (the trained parameters), metrics.json, log.jsonl (a line per
@@ -85,6 +88,9 @@ def train(
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
+    if dry_run:
+        _plan(chosen)
+        return
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
     _begin(chosen, quiet)
@@ -99,6 +105,17 @@ def train(
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
         _say(result, out if plot else None)
+
+
+def _plan(recipe: Recipe) -> None:
+    """Print what training by `recipe` would do."""
+    from adapt.cli.quiet import quiet_libraries
+
+    with quiet_libraries():
+        from adapt.training.dry_run import planned
+
+        for line in planned(recipe):
+            click.echo(line)
 
 
 def _begin(recipe: Recipe, quiet: bool) -> None:

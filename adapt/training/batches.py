@@ -43,6 +43,10 @@ class Batches(Protocol):
 
     divided: bool
 
+    @property
+    def items(self) -> Sequence[Item]:
+        """All items of the training data."""
+
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
@@ -61,7 +65,7 @@ class ImageBatches:
         processes: Processes = ALONE,
         lengths: Sequence[int] = (),
     ) -> None:
-        self._items = items
+        self.items = items
         self.divided = processes.count > 1
         transform = model.backbone.transform(train=settings.augment == "published")
         entities, together = [item.kept_with for item in items], 1  # items of an entity in one batch
@@ -78,7 +82,7 @@ class ImageBatches:
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         for (inputs, _), draws in zip(self._decoded, self._epochs.full()):
-            yield inputs, [self._items[draw.position] for draw in draws]
+            yield inputs, [self.items[draw.position] for draw in draws]
 
 
 class Shares(Epochs):
@@ -129,7 +133,7 @@ class KnownBatches:
         inputs: Callable[[Tensor], object],
         processes: Processes = ALONE,
     ) -> None:
-        self._known, self._items, self._inputs = known, items, inputs
+        self._known, self.items, self._inputs = known, items, inputs
         self._epochs = Shares(len(items), settings, seed, processes)
         self.divided = processes.count > 1
 
@@ -141,7 +145,7 @@ class KnownBatches:
         views = self._known.shape[1]
         for own, draws in zip(self._epochs, self._epochs.full()):
             positions, view = ([draw.position for draw in own], [draw.seed % views for draw in own])
-            yield self._inputs(self._known[positions, view]), [self._items[draw.position] for draw in draws]
+            yield self._inputs(self._known[positions, view]), [self.items[draw.position] for draw in draws]
 
 
 class FeatureBatches(KnownBatches):
@@ -180,7 +184,7 @@ class EncodedBatches:
         processes: Processes = ALONE,
         lengths: Sequence[int] = (),
     ) -> None:
-        self._known, self._items = known, items
+        self._known, self.items = known, items
         self._epochs = Shares(len(items), settings, seed, processes, lengths=lengths)
         self.divided = processes.count > 1
 
@@ -190,8 +194,8 @@ class EncodedBatches:
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         for own, draws in zip(self._epochs, self._epochs.full()):
-            seen = of_paths([self._items[draw.position] for draw in own], self._known)
-            yield seen, [self._items[draw.position] for draw in draws]
+            seen = of_paths([self.items[draw.position] for draw in own], self._known)
+            yield seen, [self.items[draw.position] for draw in draws]
 
 
 def training_batches(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.training.batches import Batches, BlockBatches, FeatureBatches
+from adapt.training.chat_memory import ChatBytes, chat_bytes
 from adapt.training.loop import autocast
 from adapt.training.settings import TrainSettings
 
@@ -33,21 +36,26 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     Each of the `processes` encodes a fraction of the images. Raises AdaptError, which suggests a batch size that fits,
     if the step needs more than the free memory.
     """
-    if isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
+    step: StepBytes | ChatBytes
+    if isinstance(model, ChatModel):
+        step = chat_bytes(model, batches.items, settings.precision)
+    elif isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
         return 0
+    else:
+        with autocast(model.backbone.device, settings.precision):
+            step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
     size, free = -(-settings.batch_size // processes), free_bytes(model.backbone.device)
-    with autocast(model.backbone.device, settings.precision):
-        step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
     needed = step.of(size)
     if needed > free:
         fitting = next((n for n in range(size - 1, 0, -1) if step.of(n) <= free), 0)
         if fitting:
             advice = f"set train.batch_size to {fitting} and train.accumulate to {-(-size // fitting)}"
         else:
-            advice = "not even one image fits, so free memory or take a smaller backbone"
-        more = "" if model.checkpointing or "vision" not in model.method.touches else ", or set checkpointing: true"
+            advice = "not even one fits, so free memory or take a smaller backbone"
+        recomputed = isinstance(model, ChatModel) or "vision" in model.method.touches
+        more = ", or set checkpointing: true" if recomputed and not model.checkpointing else ""
         raise AdaptError(
-            f"a training step over {size} images needs about {readable_bytes(needed)}, but only "
+            f"a training step over {size} {step.noun} needs about {readable_bytes(needed)}, but only "
             f"{readable_bytes(free)} of memory are free: {advice}{more}"
         )
     return needed
@@ -60,6 +68,7 @@ class StepBytes:
     If classes are encoded in chunks, the temporary memory of a chunk (at most `text_memory`) is not counted.
     """
 
+    noun: ClassVar = "images"
     classes: int  # kept for the backward pass of the class features
     kept: int  # kept for the backward pass of an image's features
     working: int  # working memory of one block for an image, and the image itself

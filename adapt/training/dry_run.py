@@ -1,0 +1,96 @@
+"""What a recipe would do: data, sizes and memory, before any weights of a native vision-language model are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from adapt.backbones.base import outside_inference_mode
+from adapt.backbones.load import hollow
+from adapt.backbones.native import NativeVLM
+from adapt.backbones.sources import BUNDLED, bundled
+from adapt.devices import chosen
+from adapt.engine.memory import free_bytes, readable_bytes
+from adapt.models.chatting import ChatModel
+from adapt.shown import spread
+from adapt.training.chat_memory import chat_bytes
+from adapt.training.loop import Length, precision_on
+from adapt.training.run_recipe import backbone_of, build, listed_data, training_of
+
+if TYPE_CHECKING:
+    from adapt.backbones.base import Backbone
+    from adapt.recipe import Recipe
+    from adapt.training.fitting import Fitting
+
+_STORED = {"nf4": 0.5, "int8": 1.0}  # bytes of a quantised weight
+_COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # of a trained number: itself, its gradient, and the optimiser's
+
+
+def planned(recipe: Recipe) -> Iterator[str]:
+    """Yield lines about the training that `recipe` describes, after all checks that need no image.
+
+    The weights of a native vision-language model are not loaded; those of other backbones are. Raises the same errors
+    as the training would before its first image.
+    """
+    split = listed_data(recipe)
+    backbone = outline(recipe.backbone) or backbone_of(recipe)
+    with outside_inference_mode():
+        model = build(recipe, split.task.class_names_for(backbone.kind, split.class_names), backbone)
+    training = training_of(recipe, model, split)
+    counted = sum(parameter.numel() for parameter in backbone.model.parameters())
+    trained = sum(parameter.numel() for parameter in model.method.trains())
+    parts = {"training": split.train, "validation": split.val, "test": split.test}
+    yield f"backbone   {backbone.describe()}, {counted / 1e6:,.1f} million parameters"
+    yield f"method     {model.method.name}, {trained:,} trained parameters"
+    listed = ", ".join(f"{len(items):,} {name}" for name, items in parts.items() if items)
+    yield f"data       {listed} {split.task.noun}"
+    if training.chosen is not None:
+        yield from _length(training)
+    if isinstance(model, ChatModel) and training.chosen is not None:
+        yield from _memory(recipe, training, model, trained)
+    elif training.chosen is not None:
+        yield "memory     estimated and compared with what is free before the first step"
+
+
+def outline(spec: str) -> NativeVLM | None:
+    """Return the native vision-language model named `spec` without weights, or None for any other backbone."""
+    from adapt.backbones import transformers_models
+
+    name = spec.removeprefix("hf:")
+    folder = bundled(spec) if spec in BUNDLED else Path(name)
+    backbone: Backbone | None = None
+    if folder.is_dir():
+        backbone = hollow(folder, spec)
+    elif spec.startswith("hf:") and "+" not in spec:
+        with torch.device("meta"):
+            backbone = transformers_models.load(name, spec, tensors=False)
+    return backbone if isinstance(backbone, NativeVLM) else None
+
+
+def _length(training: Fitting) -> Iterator[str]:
+    settings, count = training.settings, len(training.train_set)
+    whole, rest = divmod(count, settings.batch_size)
+    batches = whole + (rest > 0 and not (settings.drop_last and whole))
+    length = Length.of(settings, batches)
+    size = min(settings.batch_size, count) * settings.accumulate
+    yield f"training   {length.epochs} epochs, {length.steps:,} steps on {size} {training.train_set[0].task.noun} each"
+
+
+def _memory(recipe: Recipe, training: Fitting, model: ChatModel, trained: int) -> Iterator[str]:
+    """Yield the tokens of the conversations, and the memory of weights, optimiser and a step."""
+    settings, backbone, device = training.settings, model.backbone, chosen(recipe.device)
+    precision = precision_on(device, recipe.train.precision if recipe.train else "auto", True)
+    step = chat_bytes(model, training.train_set, precision)
+    stored = _STORED.get(recipe.quantize or "", (backbone.vlm.config.dtype or backbone.dtype).itemsize)
+    sizes = {
+        "weights": int(stored * sum(parameter.numel() for parameter in backbone.model.parameters())),
+        "trained parameters and optimiser": 4 * _COPIES[settings.optimizer] * trained,
+        f"a step in {precision}": step.of(min(settings.batch_size, len(training.train_set))),
+    }
+    yield f"tokens     {spread(model.lengths(training.train_set))} in a conversation, up to {step.answered} of answers"
+    yield "memory     " + ", ".join(f"{readable_bytes(size)} of {name}" for name, size in sizes.items())
+    free = readable_bytes(free_bytes(device))
+    yield f"in all     about {readable_bytes(sum(sizes.values()))}; {free} are free on {device}"

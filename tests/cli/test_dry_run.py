@@ -1,0 +1,94 @@
+"""`adapt train --dry-run`: what a recipe would do, without training, and without the weights of a native model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import adapt
+from adapt import AdaptError
+from adapt.backbones.sources import bundled
+from adapt.cli import main
+from adapt.data import Item
+from adapt.methods import LoRA
+from adapt.methods.base.terms import total
+from adapt.models.chatting import ChatModel
+from adapt.training import step_memory
+from adapt.training.chat_memory import chat_bytes
+
+CHATS = adapt.data.load("emoji-chats@fluent-3d")
+
+
+def planned(*arguments: str) -> str:
+    result = CliRunner().invoke(main, ["train", *arguments, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_nothing_of_a_native_model_is_loaded_but_its_configuration(tmp_path: Path) -> None:
+    folder = shutil.copytree(bundled("mini-vlm"), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    out = tmp_path / "run"
+    lines = planned("lora/chats", "--backbone", str(folder), "--out", str(out)).splitlines()
+    assert "350,208 trained parameters" in lines[1]
+    assert lines[2] == "data       313 training, 50 validation, 313 test conversations"
+    assert lines[4] == "tokens     79 to 180 (median 104) in a conversation, up to 31 of answers"
+    assert "10.0 MiB of weights" in lines[5]  # in the half precision in which they are stored
+    assert not out.exists()
+
+
+def test_quantised_weights_count_less(tmp_path: Path) -> None:
+    assert "2.5 MiB of weights" in planned("lora/chats", "--set", "quantize=nf4")
+
+
+def test_the_other_backbones_are_loaded() -> None:
+    lines = planned("coop", "--data", "emoji", "--shots", "4").splitlines()
+    assert lines[3] == "training   30 epochs, 90 steps on 32 images each"
+
+
+def test_what_training_would_refuse_is_refused() -> None:
+    result = CliRunner().invoke(main, ["train", "coop", "--backbone", "mini-vlm", "--data", "emoji", "--dry-run"])
+    assert "coop adapts a dual encoder" in result.output
+    assert result.exit_code != 0
+
+
+def adapted(checkpointing: bool, *towers: str) -> ChatModel:
+    lora = LoRA(rank=4, dropout=0.0, towers=towers, projections="all", input_gradient=True)
+    return adapt.wrap(adapt.load_backbone("mini-vlm", "cpu"), lora, checkpointing=checkpointing).train()
+
+
+def kept(model: ChatModel, items: list[Item]) -> int:
+    """The bytes that a step saves for its backward pass."""
+    saved: dict[int, int] = {}
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.backbone.model.parameters(), *model.parameters())}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    step = items[0].task.step(model, items, [[adapt.data.open_image(path) for path in item.paths] for item in items])
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = total(model.losses(step)[0])
+    assert loss.requires_grad
+    return sum(size for address, size in saved.items() if address not in own)
+
+
+@pytest.mark.parametrize("towers", [("decoder",), ("vision", "decoder")])
+def test_the_formula_is_near_what_a_step_keeps(towers: tuple[str, ...]) -> None:
+    model = adapted(False, *towers)
+    items = [item for item in CHATS.train if len(item.paths) == 1][:1] * 4
+    estimate = chat_bytes(model, items, "fp32").of(len(items))
+    assert 0.5 < kept(model, items) / estimate < 1.0  # beside what is kept, one block and the head in working memory
+    assert chat_bytes(adapted(True, *towers), items, "fp32").of(4) < 0.7 * estimate
+    assert chat_bytes(model, items, "bf16").of(4) < 0.7 * estimate
+
+
+def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_memory, "free_bytes", lambda device: 50 * 2**20)
+    with pytest.raises(
+        AdaptError, match=r"over 8 conversations needs about .*: set train\.batch_size to \d and .*or set c"
+    ):
+        adapt.fit(adapted(False, "decoder"), CHATS.train[:8], epochs=1, batch_size=8, progress=False)
