@@ -165,7 +165,7 @@ def encoded_images(
     alone = {path: replace(item, paths=(path,)) for item in items for path in item.paths}
     if not alone:
         return {}
-    layouts = {path: backbone.layout(image_size(path, turned)) for path in alone}
+    marks_of = {path: backbone.marks(image_size(path, turned)) for path in alone}
 
     def encode(images: Sequence[Sequence[Image]]) -> list[Tensor]:
         with _in_its_own_precision(model):
@@ -175,7 +175,7 @@ def encoded_images(
     first, *_ = alone
     with torch.inference_mode():
         [[one]] = [encode([[open_image(first, turned=turned)]])]
-    needed = sum(layout.tokens for layout in layouts.values()) * one.nbytes // layouts[first].tokens
+    needed = sum(marks.tokens for marks in marks_of.values()) * one.nbytes // marks_of[first].tokens
     cache = FeatureCache()
     if not _fits(cache, needed, f"the features of {len(alone):,} images", "every step encodes its images"):
         return None
@@ -185,7 +185,7 @@ def encoded_images(
     )  # fmt: skip
     width = backbone.vlm.config.get_text_config().hidden_size
     return {
-        path: EncodedImage(layouts[path], row.view(-1, layouts[path].tokens, width))
+        path: EncodedImage(marks_of[path], row.view(-1, marks_of[path].tokens, width))
         for path, row in zip(alone, rows, strict=True)
     }
 

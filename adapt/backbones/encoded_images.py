@@ -22,8 +22,8 @@ PER_TOKEN = ("input_ids", "attention_mask", "offset_mapping", "mm_token_type_ids
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What stands in a text for an image of some size."""
+class ImageMarks:
+    """What stands in a text for an image of some size: marks of its tokens."""
 
     text: str
     """The marks of the image's tokens, with any marks around and between them."""
@@ -34,7 +34,7 @@ class Layout:
 
     @property
     def key(self) -> str:
-        """A text that is equal only for equal layouts."""
+        """A text that is equal only for equal marks."""
         return repr((self.text, {name: value.tolist() for name, value in self.sizes.items()}))
 
 
@@ -42,13 +42,13 @@ class Layout:
 class EncodedImage:
     """An image after the vision tower and the connector."""
 
-    layout: Layout
+    marks: ImageMarks
     features: Tensor
     """`(1 + k, t, d)`: the connector's output for t tokens, and that of k early blocks (Qwen3-VL's deepstack)."""
 
 
-def layouts_of(batch: Mapping[str, Any], mark: int) -> list[Layout]:
-    """Return the layouts of images from a processor's output for texts that are one image's mark each.
+def marks_of(batch: Mapping[str, Any], mark: int) -> list[ImageMarks]:
+    """Return the marks of images from a processor's output for texts that are one image's mark each.
 
     `mark` is the id of the token that the connector's output replaces.
     """
@@ -58,7 +58,7 @@ def layouts_of(batch: Mapping[str, Any], mark: int) -> list[Layout]:
         if isinstance(value, Tensor) and name not in PER_TOKEN and not name.startswith("pixel")
     }
     return [
-        Layout(
+        ImageMarks(
             replaced[0]["replacement"],
             int((ids == mark).sum()),
             {name: value[row : row + 1] for name, value in sizes.items()},
@@ -67,34 +67,34 @@ def layouts_of(batch: Mapping[str, Any], mark: int) -> list[Layout]:
     ]
 
 
-def written(text: str, mark: str, layouts: Sequence[Layout]) -> tuple[str, list[dict[str, Any]]]:
-    """Return `text` with its marks expanded by the layouts of its images, and the spans before and after of each."""
+def written(text: str, mark: str, images: Sequence[ImageMarks]) -> tuple[str, list[dict[str, Any]]]:
+    """Return `text` with the marks of its images in place of each `mark`, and the spans of each before and after."""
     between = text.split(mark)
     expanded, replaced = between[0], list[dict[str, Any]]()
     place = len(expanded)
-    for layout, behind in zip(layouts, between[1:], strict=True):
-        start, stop = len(expanded), len(expanded) + len(layout.text)
+    for marks, behind in zip(images, between[1:], strict=True):
+        start, stop = len(expanded), len(expanded) + len(marks.text)
         replaced.append({"span": (place, place + len(mark)), "new_span": (start, stop)})
-        expanded += layout.text + behind
+        expanded += marks.text + behind
         place += len(mark) + len(behind)
     return expanded, replaced
 
 
-def parted(output: Any, layouts: Sequence[Layout]) -> list[EncodedImage]:
-    """Return the images whose features `output` of a model's `get_image_features` holds, one after the other.
+def parted(output: Any, each: Sequence[ImageMarks]) -> list[EncodedImage]:
+    """Return images with the marks of `each`, whose features follow each other in the output of `get_image_features`.
 
     Raises AdaptError if their number differs from that of the image tokens, as for a black image in SmolVLM, which
     takes an image without any value but zero for padding.
     """
     layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
     features = torch.stack([_joined(layer) for layer in layers])
-    counts = [layout.tokens for layout in layouts]
+    counts = [marks.tokens for marks in each]
     if features.shape[1] != sum(counts):
         raise AdaptError(
             f"the model computed {features.shape[1]:,} features for images of {sum(counts):,} tokens: replace images "
             "that have only zeros after preprocessing, such as black images without normalisation"
         )
-    return [EncodedImage(layout, own) for layout, own in zip(layouts, features.split(counts, dim=1), strict=True)]
+    return [EncodedImage(marks, own) for marks, own in zip(each, features.split(counts, dim=1), strict=True)]
 
 
 def _joined(layer: Tensor | Sequence[Tensor]) -> Tensor:
@@ -109,7 +109,7 @@ def image_inputs(images: Sequence[EncodedImage], device: torch.device) -> dict[s
         return {}
     features = [image.features.to(device) for image in images]
     sizes = {
-        name: torch.cat([image.layout.sizes[name] for image in images]).to(device) for name in images[0].layout.sizes
+        name: torch.cat([image.marks.sizes[name] for image in images]).to(device) for name in images[0].marks.sizes
     }
     layers = [[own[layer] for own in features] for layer in range(len(features[0]))]
     return {**sizes, "mm_encoder_outputs": {"image": _output(layers)}}

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.encoded_images import EncodedImage, Layout, image_inputs, layouts_of, parted, written
+from adapt.backbones.encoded_images import EncodedImage, ImageMarks, image_inputs, marks_of, parted, written
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
 from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
 from adapt.chats import Chat
-from adapt.engine.branches import Branches, Row, padded, row_of
+from adapt.engine.branches import BranchedRow, Branches, padded, row_of
 from adapt.errors import AdaptError
 from adapt.shown import brief
 
@@ -98,7 +98,7 @@ class NativeVLM(Backbone):
         self.processor: Any = processor
         self._given: Any = processor  # as it was before any budget of pixels
         self.question, self._bound = question, bound
-        self._layouts: dict[tuple[int, int], Layout] = {}  # by width and height
+        self._marks: dict[tuple[int, int], ImageMarks] = {}  # by width and height
         self._lengths: dict[tuple[Chat, tuple[tuple[int, int], ...]], int] = {}  # counted before training, and to test
         if not isinstance(getattr(processor, "chat_template", None), str):
             raise AdaptError(
@@ -154,7 +154,7 @@ class NativeVLM(Backbone):
         self.processor.image_processor = copy(self._given.image_processor)
         for name, value in settings.items():
             setattr(self.processor.image_processor, name, value)
-        self._layouts, self._lengths = {}, {}
+        self._marks, self._lengths = {}, {}
 
     @property
     def longest(self) -> int:
@@ -192,7 +192,7 @@ class NativeVLM(Backbone):
         texts = [self.render(chat, asks) for chat in chats]
         encoded = [[image for image in own if isinstance(image, EncodedImage)] for own in images]
         if any(encoded):
-            batch = self._expanded(texts, [[image.layout for image in own] for own in encoded], left)
+            batch = self._expanded(texts, [[image.marks for image in own] for own in encoded], left)
         else:
             batch = self._processed(texts, images, left)
         replaced = batch.pop("text_replacement_offsets", None) or [[]] * len(chats)
@@ -226,10 +226,10 @@ class NativeVLM(Backbone):
 
         The second value has the arguments of the model's forward. Raises AdaptError as `rows` does.
         """
-        known: dict[object, Row] = {}  # most rows of a batch are equal where classes are the answers
+        known: dict[object, BranchedRow] = {}  # most rows of a batch are equal where classes are the answers
         packed = []
         for chat, seen, own in zip(chats, images, answers, strict=True):
-            key = chat, *own, *(image.layout.key for image in seen)
+            key = chat, *own, *(image.marks.key for image in seen)
             if key not in known:
                 known[key] = self._branched([chat.ending(answer) for answer in own], seen)
             packed.append(known[key])
@@ -254,7 +254,7 @@ class NativeVLM(Backbone):
     def _attention(self) -> str:
         return str(self.vlm.config.get_text_config()._attn_implementation)
 
-    def _branched(self, chats: Sequence[Chat], images: Sequence[EncodedImage]) -> Row:
+    def _branched(self, chats: Sequence[Chat], images: Sequence[EncodedImage]) -> BranchedRow:
         """Return conversations about the same images, which differ in their last answer, as one row."""
         full = self.rows(chats, [images] * len(chats))
         lengths = full.lengths.tolist()
@@ -281,16 +281,16 @@ class NativeVLM(Backbone):
 
     def _tokens_gained(self, size: tuple[int, int]) -> int:
         """Return how many tokens an image of this width and height has more than its mark in the text."""
-        return len(self._tokenized([self.layout(size).text], special=False)[0]) - 1
+        return len(self._tokenized([self.marks(size).text], special=False)[0]) - 1
 
-    def layout(self, size: tuple[int, int]) -> Layout:
+    def marks(self, size: tuple[int, int]) -> ImageMarks:
         """Return what stands in a text for an image of this width and height."""
         from PIL import Image
 
-        if size not in self._layouts:
+        if size not in self._marks:
             batch = self._processed([self._mark], [[Image.new("RGB", size)]], left=False)
-            [self._layouts[size]] = layouts_of(batch, self._mark_id)
-        return self._layouts[size]
+            [self._marks[size]] = marks_of(batch, self._mark_id)
+        return self._marks[size]
 
     @property
     def image_key(self) -> str:
@@ -307,7 +307,7 @@ class NativeVLM(Backbone):
         batch = self._processed([self._mark] * len(images), [[image] for image in images], left=False)
         compute = self.vlm.model.get_image_features
         read = {name: batch[name].to(self.device) for name in signature(compute).parameters if name in batch}
-        return parted(compute(**read, return_dict=True), layouts_of(batch, self._mark_id))
+        return parted(compute(**read, return_dict=True), marks_of(batch, self._mark_id))
 
     @property
     def _mark(self) -> str:
@@ -366,9 +366,9 @@ class NativeVLM(Backbone):
                 )
             )
 
-    def _expanded(self, texts: list[str], layouts: Sequence[Sequence[Layout]], left: bool) -> dict[str, Any]:
-        """Return texts, after the marks of their images are expanded by `layouts`, as the processor returns them."""
-        expanded = [written(text, self._mark, own) for text, own in zip(texts, layouts, strict=True)]
+    def _expanded(self, texts: list[str], marks: Sequence[Sequence[ImageMarks]], left: bool) -> dict[str, Any]:
+        """Return texts with the `marks` of their images, as the processor returns them."""
+        expanded = [written(text, self._mark, own) for text, own in zip(texts, marks, strict=True)]
         with _PREPARING:
             batch: Mapping[str, Tensor] = self.tokenizer(
                 [text for text, _ in expanded],

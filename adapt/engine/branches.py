@@ -16,7 +16,7 @@ ROOT = 0  # the branch of the common beginning; those of the answers follow, and
 
 
 @dataclass(frozen=True)
-class Row:
+class BranchedRow:
     """Answers to one conversation in a row of l tokens."""
 
     tokens: Tensor
@@ -43,7 +43,7 @@ class Branches:
     """Their positions `(..., b, l)`."""
     visible: Tensor
     """Whether a token (next to last axis) sees another (last axis): bool `(b, 1, l, l)`."""
-    rows: tuple[Row, ...]
+    rows: tuple[BranchedRow, ...]
 
     @property
     def predicting(self) -> Tensor:
@@ -71,7 +71,7 @@ class Branches:
         return sums, answer.bincount(minlength=sum(counts))
 
 
-def row_of(tokens: Sequence[Tensor], scored: Sequence[Tensor], positions: Tensor) -> Row:
+def row_of(tokens: Sequence[Tensor], scored: Sequence[Tensor], positions: Tensor) -> BranchedRow:
     """Return conversations that differ in their last answer as one row.
 
     `tokens` are the tokens of each conversation, `scored` says which of them count, and `positions` `(..., l)` are the
@@ -91,7 +91,7 @@ def row_of(tokens: Sequence[Tensor], scored: Sequence[Tensor], positions: Tensor
         before.append(torch.where(earlier < shared, earlier, earlier - shared + start))
         chosen.append(own[inside])
         answer.append(torch.full_like(inside, number))
-    return Row(
+    return BranchedRow(
         torch.cat([tokens[0][:shared], *(own[shared:] for own in tokens)]),
         positions[..., places],
         torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device)),
@@ -101,7 +101,7 @@ def row_of(tokens: Sequence[Tensor], scored: Sequence[Tensor], positions: Tensor
     )
 
 
-def padded(rows: Sequence[Row], pad: int) -> Branches:
+def padded(rows: Sequence[BranchedRow], pad: int) -> Branches:
     """Return rows as one batch, filled up with the token `pad`."""
     longest = max(len(row.tokens) for row in rows)
 

@@ -64,8 +64,8 @@ def test_a_layout_follows_from_the_size(kind: str) -> None:
     backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
     for picture in pictures():
         [image] = backbone.encode_images([picture])
-        assert backbone.layout(picture.size).key == image.layout.key
-        assert image.features.shape[1] == image.layout.tokens
+        assert backbone.marks(picture.size).key == image.marks.key
+        assert image.features.shape[1] == image.marks.tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,6 +12,7 @@ from typing import Any
 import open_clip
 import pytest
 import tiny_backbones
+import tiny_natives
 import torch
 import yaml
 from click.testing import CliRunner
@@ -41,6 +42,7 @@ _COOP_TEMPLATES = {
     "ucf101": "a photo of a person doing {}.",
 }
 
+_NATIVE = {"lora/smolvlm": "smolvlm", "lora/qwen_vl": "qwen2_5_vl", "lora/llava": "llava"}  # and their tiny models
 every_recipe = pytest.mark.parametrize("name", shipped())
 every_data_set = pytest.mark.parametrize("data", sorted(_ELEVEN))
 _WORDS_OF_COMMANDS = ("train", "few-shot", "base-to-new", "cross-dataset", "domain-generalisation")
@@ -93,7 +95,8 @@ def test_it_builds(
 ) -> None:
     recipe = read_recipe(name, data=data)
     if not recipe.backbone.startswith("mini-"):
-        monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: backbone)
+        of_family: Backbone = tiny_natives.backbone(_NATIVE[name]) if name in _NATIVE else backbone
+        monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: of_family)
     model = run_recipe.build(recipe, class_names)
     assert model.method.name == recipe.method["name"]
     assert (recipe.train is not None) == model.method.takes_steps
@@ -156,7 +159,7 @@ def _stop() -> None:
 def test_all_are_listed_by_their_names() -> None:
     folder = Path(__file__).resolve().parents[2] / "recipes"
     assert list(shipped().values()) == sorted(folder.rglob("*.yaml"))
-    assert len(shipped()) <= 54  # one for each kind of protocol that a paper has settings for
+    assert len(shipped()) <= 58  # one for each kind of protocol that a paper has settings for
     assert {f"{method}/few_shot" for method in _OF_ELEVEN} < shipped().keys()
 
 
