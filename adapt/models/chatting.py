@@ -105,6 +105,8 @@ class ChatModel(Adapted[NativeVLM]):
 
     baseline = "without the adapter"
     evaluated_together = TOGETHER
+    objective: Any = None
+    """What a task's loss needs beside the model and the batch, such as the log-probabilities of a reference."""
 
     @property
     def classifies(self) -> bool:
@@ -132,15 +134,15 @@ class ChatModel(Adapted[NativeVLM]):
             )
 
     def lengths(self, items: Sequence[Item]) -> list[int]:
-        """Return the number of tokens of each item as a conversation, from the sizes of its images alone.
+        """Return the number of tokens of each item's longest conversation, from the sizes of its images alone.
 
         Raises AdaptError, naming the item, if the chat template refuses a conversation.
         """
         lengths: list[int] = []
         for item in items:
             try:
-                chat = item.task.chat(item, self.backbone.question)
-                lengths += self.backbone.lengths([chat], [image_sizes(item)])
+                chats, sizes = item.task.chats(item, self.backbone.question), image_sizes(item)
+                lengths.append(max(self.backbone.lengths(chats, [sizes] * len(chats))))
             except AdaptError as error:
                 raise AdaptError(f"{item.name!r}: {error}") from None
         return lengths

@@ -253,9 +253,16 @@ class Task:
         """
         return Chat.about(question, item.answer, len(item.paths))
 
+    def chats(self, item: Item, question: str) -> Sequence[Chat]:
+        """Return all conversations of an item, with each answer that is scored; by default the only one."""
+        return (self.chat(item, question),)
+
     def class_names_for(self, kind: str, class_names: tuple[str, ...]) -> tuple[str, ...]:
         """Return the names that a model on a `kind` of backbone chooses from; none if it answers in its own words."""
         return class_names
+
+    def prepare(self, training: Fitting) -> None:
+        """Compute what the loss needs beside the model, before the first step, from the tensors at the start."""
 
     def loss(self, step: Step) -> Terms:
         """Return the default loss terms of this task, which are used for a method that does not define a loss."""

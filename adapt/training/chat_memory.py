@@ -44,6 +44,7 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str) -> ChatB
     half = precision in ("bf16", "fp16") or backbone.dtype in (torch.bfloat16, torch.float16)
     each = 2 if half else _FP32
     tokens, answered = max(model.lengths(items)), max(_answered(model, item) for item in items)
+    tokens += answered if items[0].task.chats(items[0], "")[1:] else 0  # several answers follow one beginning
     towers = {"decoder": tokens}  # and the tokens of a conversation in it
     if "vision" in model.method.touches:
         merged = getattr(config, "scale_factor", 0) or getattr(config.vision_config, "spatial_merge_size", 1)
@@ -68,6 +69,6 @@ def _numbers(tower: Tower, checkpointing: bool) -> tuple[int, int]:
 
 def _answered(model: ChatModel, item: Item) -> int:
     """Return about how many tokens an item's answers have, with two that end each."""
-    turns = item.task.chat(item, model.backbone.question).turns
-    answers = [turn.text for turn in turns if turn.role == "assistant" and turn.learned]
+    chats = item.task.chats(item, model.backbone.question)
+    answers = [turn.text for chat in chats for turn in chat.turns if turn.role == "assistant" and turn.learned]
     return sum(len(ids) + 2 for ids in model.backbone.tokenizer(answers)["input_ids"]) if answers else 0

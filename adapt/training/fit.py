@@ -321,6 +321,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
         model.method.prepare(training)
         training.processes.begin_alike(model.method)
         training.renew_batches()
+        tasks.of(training.train_set).prepare(training)
         trainer = Trainer(
             model, training.batches, settings, training.run, saved=journal.saved, processes=training.processes
         )

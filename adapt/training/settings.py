@@ -48,6 +48,17 @@ class Average(_Settings):
         return self
 
 
+class DPOSettings(_Settings):
+    """The loss of preferences, direct preference optimisation."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the model is held to the reference."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """The share of pairs that are taken to be in the wrong order."""
+    per_token: bool = False
+    """Divide log-probabilities by the number of tokens, so that long answers do not weigh more."""
+
+
 class TrainSettings(_Settings):
     """Settings of the optimiser, schedule and training loop. The defaults, except for epochs, are from CoOp (Dassl)."""
 
@@ -84,6 +95,8 @@ class TrainSettings(_Settings):
     terms: dict[str, float] = Field(default_factory=dict)
     """Additional terms of the loss with their weights, also in the rewards of a search. distill: one minus the cosine
     between image features and those of the unadapted backbone."""
+    dpo: DPOSettings = Field(default_factory=DPOSettings)
+    """The loss of preferences."""
     average: Average | None = None
     """An average of the trained tensors over the training, which replaces them at its end."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -197,6 +210,7 @@ class FitSettings(TypedDict, total=False):
     min_lr: float
     class_weights: Literal["equal", "balanced"]
     terms: dict[str, float] | None
+    dpo: DPOSettings | dict[str, Any]
     average: Average | dict[str, Any] | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     augment: Literal["published", "none"]

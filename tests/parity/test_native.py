@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +18,18 @@ import adapt
 from adapt.chats import IMAGE, Chat, Turn
 from adapt.data.item import Item
 from adapt.methods import LoRA, ZeroShot
+from adapt.models import preferring
 from adapt.models.chatting import ChatModel, ChatStep
 from adapt.tasks.conversations import Conversation
+from adapt.tasks.preferences import Preference
+from adapt.training.fitting import Fitting
 from adapt.training.loop import Trainer
-from adapt.training.settings import TrainSettings
+from adapt.training.settings import DPOSettings, TrainSettings
 
 FORWARD = ["forward_smolvlm", "forward_idefics3_tiles", "forward_qwen2_5_vl", "forward_qwen3_vl", "forward_llava"]
 TRAINED = ["sft_smolvlm", "sft_qwen2_5_vl", "sft_llava", "sft_smolvlm_everywhere", "sft_smolvlm_accumulate"]
 MEANS = ["sft_qwen2_5_vl_accumulate"]
+PREFERENCES = ["dpo_qwen2_5_vl", "dpo_smolvlm_start"]
 _OURS = {
     "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out", "out_proj": "out", "gate_proj": "gate",
     "up_proj": "up", "down_proj": "down",
@@ -127,11 +132,18 @@ def test_native_rows(name: str) -> None:
         assert texts == settings["texts"][number * len(texts) : (number + 1) * len(texts)]
 
 
+@pytest.mark.parametrize("path", ["fast", "encoded", "plain"])
 @pytest.mark.parametrize("name", [*TRAINED])
-def test_native_training(name: str) -> None:
+def test_native_training(name: str, path: str) -> None:
     """Losses, the first gradients, and the tensors after all steps of our own trainer are TRL's."""
     settings, stored = case(name)
     model, batches = adapted(settings, stored), Batches(settings, stored)
+    if path == "plain":
+        model.path = "plain"
+    if path == "encoded":
+        if "vision" in model.method.touches:
+            pytest.skip("an adapted vision tower encodes its images in every step")
+        batches.all = [(model.encoded(images), items) for images, items in batches.all]  # type: ignore[misc]
     accumulated = steps_of(model, batches)[: settings["accumulate"]]
     for step in accumulated:
         share = step.weight / sum(each.weight for each in accumulated)
@@ -160,6 +172,87 @@ def test_native_means_of_batches(name: str) -> None:
     stored.scaled("steps.loss", torch.stack(losses).mean().detach().double(), lambda values: values[0])
     for key in stored.under("grad."):
         stored.relative(f"grad.{key}", model.method.get_parameter(ours(key)).grad)
+
+
+class PreferredBatches(Batches):
+    """The pairs of answers of a case, whose images are files in `folder`."""
+
+    def __init__(self, settings: Stored, stored: Stored, folder: Path, encoded: ChatModel | None = None) -> None:
+        for number, picture in pictures(stored).items():
+            picture.save(folder / f"{number}.png")
+        self.items = [_preferred(row, folder) for row in settings["rows"][: settings["batch"] * settings["steps"]]]
+        images: list[Any] = [[Image.open(path) for path in item.paths] for item in self.items]
+        if encoded is not None:
+            images = encoded.encoded(images)
+        size = settings["batch"]
+        starts = range(0, len(self.items), size)
+        self.all = [(images[start : start + size], self.items[start : start + size]) for start in starts]
+
+
+def _preferred(row: dict[str, Any], folder: Path) -> Item:
+    chat = chat_of({"messages": [*row["prompt"], *row["chosen"]]})
+    rejected = chat_of({"messages": row["rejected"]}).answer
+    return Item(tuple(str(folder / f"{number}.png") for number in row["images"]), Preference(chat, rejected), text="-")
+
+
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_native_preference_rows(name: str, tmp_path: Path) -> None:
+    """Chosen and rejected answers, as one conversation each, are TRL's tokens and masks."""
+    settings, stored = case(name)
+    backbone = tiny_natives.backbone(settings["family"], settings["seed"], settings["split"])
+    for number, (images, items) in enumerate(PreferredBatches(settings, stored, tmp_path).all):
+        asked = [item.label.chat.question for item in items]
+        answers = [item.label.words for item in items], [item.label.rejected for item in items]
+        chats = [chat.ending(answer) for each in answers for chat, answer in zip(asked, each, strict=True)]
+        rows = backbone.rows(chats, [*images, *images])
+        prefix = f"batch.{number}."
+        assert {*rows.inputs, "completion_mask"} == set(stored.under(prefix))
+        _hold_rows(stored, prefix, {**rows.inputs, "completion_mask": rows.answers})
+
+
+@pytest.mark.parametrize("path", ["fast", "encoded", "plain"])
+@pytest.mark.parametrize("name", PREFERENCES)
+def test_native_preferences(
+    name: str,
+    path: str,
+    tmp_path: Path,
+) -> None:
+    """Losses, rewards, the first gradients and the tensors after all steps are TRL's."""
+    settings, stored = case(name)
+    model = adapted(settings, stored)
+    if path == "plain":
+        model.path = "plain"
+    model.started = settings["reference"] != "adapter off"
+    batches = PreferredBatches(settings, stored, tmp_path, model if path == "encoded" else None)
+    chosen = train_settings(settings).model_copy(update={"workers": 0, "dpo": DPOSettings(beta=settings["beta"])})
+    preferring.objective(Fitting(model, batches.items, chosen=chosen, cache=path == "encoded"))
+    seen: list[preferring.PreferenceStep] = []
+
+    def loss(step: Any) -> dict[str, Tensor]:
+        seen.append(step)
+        return {"dpo": step.dpo}
+
+    images, items = batches.all[0]
+    model.losses(items[0].task.step(model, items, images))[0]["dpo"].backward()
+    gradients = {key: parameter.grad for key, parameter in model.method.named_parameters()}
+    for key in stored.under("grad."):
+        stored.relative(f"grad.{key}", gradients[ours(key)])
+    norm = torch.stack([gradient.norm() for gradient in gradients.values() if gradient is not None]).norm()
+    stored.scaled("steps.grad_norm", norm.double(), lambda norms: norms[0], within=1e-4)
+    losses: list[float] = []
+    Trainer(model, batches, chosen, None, loss=loss).train(lambda entry: losses.append(entry["loss"]))  # type: ignore[arg-type]
+    stored.scaled("steps.loss", torch.tensor(losses, dtype=torch.float64))
+    rewards = torch.stack([step.rewards.detach().double().mean(0) for step in seen])
+    sums = torch.stack([step.sums.detach().double().mean(0) for step in seen])
+    for column, answer in enumerate(("chosen", "rejected")):
+        stored.scaled(f"steps.rewards/{answer}", rewards[:, column])
+        stored.scaled(f"steps.logps/{answer}", sums[:, column])
+    stored.scaled("steps.rewards/margins", rewards[:, 0] - rewards[:, 1])
+    ahead = [(step.rewards[:, 0] > step.rewards[:, 1]).double().mean() for step in seen]
+    stored.scaled("steps.rewards/accuracies", torch.stack(ahead))
+    tensors = model.method.state_dict()
+    for key in stored.under("after."):
+        stored.relative(f"after.{key}", tensors[ours(key)])
 
 
 @pytest.mark.parametrize("name", FORWARD)

@@ -16,6 +16,7 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 `emoji-records`   pairs of a drawing and its concept's name with misread letters, to be linked by concept
 `emoji-questions` (@) questions about scenes, see `adapt.data.emoji.questions`
 `emoji-chats`     (@) conversations about one scene or two, see `adapt.data.emoji.chats`
+`emoji-preferences` (@) the same, with a wrong answer beside the last right one
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Literal
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
-from adapt.data.emoji.chats import read_chats
+from adapt.data.emoji.chats import read_chats, read_preferences
 from adapt.data.emoji.defects import read_defects
 from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
 from adapt.data.emoji.questions import read_questions
@@ -44,6 +45,7 @@ _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.
 _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-questions": read_questions,
     "emoji-chats": read_chats,
+    "emoji-preferences": read_preferences,
     "emoji-captions": read_captions,
     "emoji-counts": read_counts,
     "emoji-defects": read_defects,

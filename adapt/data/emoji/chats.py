@@ -2,12 +2,15 @@
 
 `emoji-chats` has drawings in the seen styles, `emoji-chats@STYLE` in one style; scenes are made as those of
 `emoji-questions`. A conversation asks everything about its scene, in an order that changes from scene to scene, so that
-each question comes last in some. Two scenes with copies of a drawing are also compared.
+each question comes last in some. Two scenes with copies of a drawing are also compared. `emoji-preferences` has a wrong
+answer beside the last answer of each conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from adapt import tasks
 from adapt.chats import Chat
@@ -16,6 +19,7 @@ from adapt.data.emoji.labelled_scenes import with_article
 from adapt.data.emoji.scenes import MOST, Scene
 from adapt.data.item import Item
 from adapt.data.split import Split
+from adapt.tasks.base import Cell
 
 MORE = "which one has more?"
 FIRST, SECOND, NEITHER = "the first", "the second", "neither"
@@ -53,6 +57,33 @@ def read_chats(spec: str) -> Split:
         yield _item((first[0], second[0]), about_two(first[1], second[1]), style)
 
     return questions.split_of(spec, spec, (), items)
+
+
+def read_preferences(spec: str) -> Split:
+    """Return the last questions of the conversations of the data set `spec`, each with a right and a wrong answer.
+
+    The wrong answer is the right one to the same question about another scene of the same part of the data.
+    """
+    split = read_chats(spec.replace("preferences", "chats"))
+    train, val, test = (tuple(_paired(items)) for items in (split.train, split.val, split.test))
+    return replace(split, name=spec, train=train, val=val, test=test)
+
+
+def _paired(items: Sequence[Item]) -> Iterator[Item]:
+    """Yield each item with the next answer to its question that differs from its own, if there is one."""
+    by_question: dict[str, list[str]] = {}
+    for item in items:
+        by_question.setdefault(item.text, []).append(item.answer)
+    asked = Counter[str]()
+    for item in items:
+        answers = by_question[item.text]
+        later = answers[asked[item.text] :] + answers
+        asked[item.text] += 1
+        wrong = next((answer for answer in later if answer != item.answer), None)
+        if wrong is not None:
+            chat = item.task.chat(item, "")
+            cells: dict[str, Cell] = {"chat": chat, "rejected": wrong}
+            yield item.labelled(tasks.reading(frozenset(cells)).read(cells, item.path))
 
 
 def _item(paths: tuple[str, ...], chat: Chat, style: str) -> Item:

@@ -6,6 +6,8 @@ Each row is read by its own keys:
   `<image>` or `<img>PATH</img>` is an image, or lists of parts as in OpenAI's interface;
 * `query` and `response`, perhaps with `history` (ms-swift's older form, and rows of question and answer); if no turn
   of such a row has a mark, its images come first;
+* of a preference, the two answers: `chosen` and `rejected` (TRL beside a `prompt` of turns, LLaMA-Factory beside
+  turns, or beside a question), or `rejected_response` beside turns that end with the chosen answer (ms-swift);
 * `system`, a turn before the first; `image` or `images`, in the order of their marks: a path, a data URI, an object
   with `path` or `bytes`, or a list of these; `split` for the part of the split.
 
@@ -36,6 +38,7 @@ from adapt.data.readers.rows import Listed, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 from adapt.shown import brief
+from adapt.tasks.base import Cell
 
 QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input
 RESPONSE = ("response", "answer", "output", "target", "text", "completion", "content")
@@ -44,7 +47,8 @@ _ROLES: dict[str, Role] = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
 }  # fmt: skip
 _LONGEST_PATH = 4096  # of Linux; a longer text is an image itself
-_PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images")
+_PREFERENCES = ("chosen", "rejected", "rejected_response")
+_OTHER_PREFERENCES = ("rejected_messages", "rejected_images")
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
 
@@ -144,26 +148,79 @@ def _listed(row: object, where: str, folder: str, place: str) -> Listed:
     """Return a row as an item with its part of the split; images inside the row are named by its `place`."""
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    for key in _PREFERENCES:
+    for key in _OTHER_PREFERENCES:
         if key in row:
-            raise AdaptError(f"{where} has {key!r}: preferences between answers cannot be learned yet. Take it out")
+            raise AdaptError(
+                f"{where} has {key!r}: two answers to one conversation are compared. Give the rejected answer as "
+                "rejected_response, or leave the row out"
+            )
     for key in _NOT_READ:
         if row.get(key):
             raise AdaptError(
                 f"{where} has {key!r}: only images and texts are learned. Take it out, or leave the row out"
             )
+    inline = list(images_in(row))
+    rejected = None
+    if any(key in row for key in _PREFERENCES):
+        row, rejected = _preference(row, where)
     read = _turns(row, where)
     images = _images(row, read, where)
-    inline = list(images_in(row))
     paths = tuple(_path(image, inline, where, folder, place) for image in images)
     chat = Chat(tuple(read.turns))
     _check(chat, where)
     part = row.get("split") or ""
     if not isinstance(part, str) or (part and part not in parts.ALIASES):
         raise AdaptError(f"{where} has the split {brief(part)}; {nearest(str(part), parts.ALIASES)}")
-    label = tasks.reading(frozenset({"chat"})).read({"chat": chat}, where)
+    cells: dict[str, Cell] = {"chat": chat} if rejected is None else {"chat": chat, "rejected": rejected}
+    label = tasks.reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
     return Listed(Item(paths, label, text=text), parts.ALIASES.get(part, ""))
+
+
+def _preference(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
+    """Return a row that ends with the chosen answer, without the keys of preferences, and the rejected answer."""
+    rest = {key: value for key, value in row.items() if key not in _PREFERENCES}
+    given = [key for key in _PREFERENCES if key in row]
+    if given == ["rejected_response"]:
+        return rest, _answer(row["rejected_response"], where, "rejected_response")
+    if given != ["chosen", "rejected"]:
+        raise AdaptError(
+            f"{where} has {' and '.join(given)}; expected chosen and rejected, or rejected_response beside turns that "
+            "end with the chosen answer"
+        )
+    chosen, rejected = (_answer(row[key], where, key) for key in given)
+    turns = next((key for key in ("messages", "conversations") if rest.get(key) is not None), None)
+    if isinstance(rest.get("prompt"), list):
+        return {**rest, "prompt": None, "messages": [*rest["prompt"], _turn(chosen)]}, rejected
+    if turns is not None and isinstance(rest[turns], list):
+        return {**rest, turns: [*rest[turns], _turn(chosen)]}, rejected
+    return {**rest, "response": chosen}, rejected
+
+
+def _turn(answer: str) -> dict[str, str]:
+    return {"role": "assistant", "content": answer}
+
+
+def _answer(value: object, where: str, key: str) -> str:
+    """Return the words of an answer that is a text, a turn of the assistant, or a list of one such turn."""
+    turn = value[0] if isinstance(value, list) and len(value) == 1 else value
+    read = _Row(where)
+    if isinstance(turn, dict):
+        role, content = ("from", "value") if "from" in turn else ("role", "content")
+        if role not in turn or content not in turn:
+            raise AdaptError(f"{where}: {key} is {brief(value)}; expected an answer of the assistant")
+        read.add(turn[role], turn[content])
+    elif isinstance(turn, str):
+        read.add("assistant", turn)
+    else:
+        raise AdaptError(
+            f"{where}: {key} is {brief(value)}; expected a text, or one turn of the assistant, with earlier turns in "
+            "prompt or messages"
+        )
+    [made] = read.turns
+    if made.role != "assistant" or made.images or not made.text.strip():
+        raise AdaptError(f"{where}: {key} is {brief(value)}; expected an answer of the assistant in words")
+    return made.text
 
 
 def _turns(row: Mapping[str, Any], where: str) -> _Row:

@@ -1,0 +1,110 @@
+"""Direct preference optimisation (DPO) of native vision-language models.
+
+Paper: Rafailov et al., Direct Preference Optimization, NeurIPS 2023, equation 7; label smoothing as in Mitchell's note
+on conservative DPO, 2023; log-probabilities divided by the number of tokens as an option.
+Reference: TRL 1.16.0, `DPOTrainer` with the loss `sigmoid`.
+
+The reference is the backbone without the adapter, or the adapter that training starts from. Its log-probabilities are
+computed once, before the first step (TRL computes them in every step).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.models.chatting import ChatModel, ChatStep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from adapt.data.item import Item
+    from adapt.training.fitting import Fitting
+    from adapt.training.settings import DPOSettings
+
+
+class PreferenceStep(ChatStep):
+    """A batch of conversations with a chosen answer, and the rejected answer of each."""
+
+    def __init__(self, model: ChatModel, inputs: Any, rejected: Sequence[str], labels: Tensor | None = None) -> None:
+        super().__init__(model, inputs, labels)
+        self.rejected = list(rejected)
+
+    def again(self) -> PreferenceStep:
+        return self._alike(type(self)(self.model, self.inputs, self.rejected, self._labels))
+
+    @property
+    def weight(self) -> float:
+        """The number of pairs: accumulated batches count by it."""
+        return float(len(self.rejected))
+
+    @cached_property
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        pairs = [[chat.answer, other] for chat, other in zip(self.chats, self.rejected, strict=True)]
+        sums, tokens = self.model.score_each(self.inputs, [chat.question for chat in self.chats], pairs)
+        return sums.view(-1, 2), tokens.view(-1, 2)
+
+    @property
+    def sums(self) -> Tensor:
+        """The sums of the log-probabilities of the tokens of the chosen and the rejected answers, `(b, 2)`."""
+        return self._scores[0]
+
+    @property
+    def tokens(self) -> Tensor:
+        """The numbers of tokens of the chosen and the rejected answers, `(b, 2)`."""
+        return self._scores[1]
+
+    @property
+    def right(self) -> Tensor:
+        """Whether the chosen answer is more probable than the rejected one, for each pair `(b,)`."""
+        return self.sums[:, 0] > self.sums[:, 1]
+
+    @cached_property
+    def rewards(self) -> Tensor:
+        """By how much the chosen and the rejected answers are more probable than under the reference, `(b, 2)`.
+
+        These are differences of log-probabilities times beta, of sums over tokens or, if so set, of means.
+        """
+        known: DPO = self.model.objective
+        gained = self.sums - known.reference(self.items).to(self.sums.device)
+        return known.settings.beta * (gained / self.tokens if known.settings.per_token else gained)
+
+    @property
+    def dpo(self) -> Tensor:
+        """The mean loss of the pairs."""
+        margins, smoothing = self.rewards[:, 0] - self.rewards[:, 1], self.model.objective.settings.label_smoothing
+        return -((1 - smoothing) * F.logsigmoid(margins) + smoothing * F.logsigmoid(-margins)).mean()
+
+
+class DPO:
+    """What the loss needs beside the model: its settings, and the reference's log-probabilities of the answers."""
+
+    def __init__(self, settings: DPOSettings, items: Sequence[Item], sums: Tensor) -> None:
+        self.settings = settings
+        self._row = {item: row for row, item in enumerate(items)}
+        self._sums = sums
+
+    def reference(self, items: Sequence[Item]) -> Tensor:
+        """Return the reference's sums of log-probabilities of the chosen and the rejected answers, `(b, 2)`."""
+        return self._sums[[self._row[item] for item in items]]
+
+
+def objective(training: Fitting) -> None:
+    """Compute the reference's log-probabilities of all training items, and give them to the model.
+
+    The model's tensors are those that training starts from.
+    """
+    from adapt.evaluation.inference import Inference
+    from adapt.methods import ZeroShot
+
+    model: Any = training.model
+    method = deepcopy(model.method) if model.started else ZeroShot()
+    reference = ChatModel(model.backbone, method, model.class_names, None if model.path == "fast" else False)
+    inference = Inference(training.settings.workers, training.cache)
+    sums = list(inference.of_batches(reference, training.train_set, lambda step: step.sums.cpu()))
+    model.objective = DPO(training.settings.dpo, training.train_set, torch.cat(sums))
