@@ -10,7 +10,6 @@ computed once, before the first step (TRL computes them in every step).
 
 from __future__ import annotations
 
-from copy import deepcopy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -97,14 +96,14 @@ class DPO:
 def objective(training: Fitting) -> None:
     """Compute the reference's log-probabilities of all training items, and give them to the model.
 
-    The model's tensors are those that training starts from.
+    The model still has the tensors that training starts from, also if a run goes on later.
     """
     from adapt.evaluation.inference import Inference
     from adapt.methods import ZeroShot
 
     model: Any = training.model
-    method = deepcopy(model.method) if model.started else ZeroShot()
-    reference = ChatModel(model.backbone, method, model.class_names, None if model.path == "fast" else False)
+    fast = None if model.path == "fast" else False
+    reference = model if model.started else ChatModel(model.backbone, ZeroShot(), model.class_names, fast)
     inference = Inference(training.settings.workers, training.cache)
     sums = list(inference.of_batches(reference, training.train_set, lambda step: step.sums.cpu()))
     model.objective = DPO(training.settings.dpo, training.train_set, torch.cat(sums))

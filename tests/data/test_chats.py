@@ -189,7 +189,24 @@ BAD: dict[str, tuple[Any, str]] = {
     "both forms": ({"messages": [BARE, DOG], "conversations": turns("a", "b")}, "both messages and conversations"),
     "image and images": (row(USER, DOG, image="7.png"), "both image and images"),
     "a history of another form": ({"query": "a", "response": "b", "history": ["c"]}, "expected a list of"),
-    "preferences": ({"prompt": [BARE], "chosen": "a", "rejected": "b"}, "preferences between answers"),
+    "half a preference": ({"prompt": [BARE], "chosen": "a"}, "has chosen; expected chosen and rejected, or"),
+    "three answers": (
+        row(BARE, images=[], chosen="a", rejected="b", rejected_response="c"),
+        "has chosen and rejected and",
+    ),
+    "equal answers": ({"question": "what?", "chosen": "a", "rejected": "a "}, "the rejected answer are equal"),
+    "no rejected answer": (
+        {"question": "what?", "chosen": "a", "rejected": " "},
+        "rejected is ' '; expected an answer",
+    ),
+    "an image in a rejected answer": ({"question": "a", "chosen": "a", "rejected": "<image>"}, "expected an answer of"),
+    "whole conversations": (
+        {"chosen": [BARE, DOG], "rejected": [BARE, DOG]},
+        "one turn of the assistant, with earlier",
+    ),
+    "a rejected question": (row(BARE, images=[], chosen=DOG, rejected=BARE), "expected an answer of the assistant"),
+    "an answer of another form": (row(BARE, images=[], chosen=7, rejected="b"), "chosen is 7; expected a text, or one"),
+    "rejected images": (row(USER, DOG, rejected_images=["7.png"]), "has 'rejected_images': two answers to one"),
     "other keys": ({"messages": None, "caption": "a dog"}, "has the keys messages, caption; expected"),
     "two questions": ({"question": "what?", "prompt": "why?", "answer": "so."}, "has both prompt and question"),
     "a film": (row(USER, DOG, videos=["a.mp4"]), "has 'videos': only images and texts are learned"),
@@ -239,6 +256,36 @@ def test_photographs_are_turned_upright(folder: Path) -> None:
 def test_captions_are_still_captions(folder: Path) -> None:
     [item] = read(folder, {"image": "7.png", "caption": "a dog"})
     assert item.task.name == "pairs"
+
+
+PREFERENCES: dict[str, dict[str, Any]] = {
+    "TRL": {"prompt": [USER], "chosen": [DOG], "rejected": [DOG | {"content": "a cat."}], "images": ["7.png"]},
+    "LLaMA-Factory": {
+        "conversations": turns("<image>what is it?"),
+        "chosen": {"from": "gpt", "value": "a dog."},
+        "rejected": {"from": "gpt", "value": "a cat."},
+        "images": ["7.png"],
+    },
+    "ms-swift": row(USER, DOG, rejected_response="a cat."),
+    "ms-swift, a turn": row(USER, DOG, rejected_response=[DOG | {"content": "a cat."}]),
+    "LLaVA": {"image": "7.png", "prompt": "<image>what is it?", "chosen": "a dog.", "rejected": "a cat."},
+    "RLHF-V": {"image": "7.png", "question": "what is it?", "chosen": "a dog.", "rejected": "a cat."},
+}
+
+
+@pytest.mark.parametrize("form", PREFERENCES)
+def test_preferences_of_each_form_are_the_same_pair(form: str, folder: Path) -> None:
+    [item] = read(folder, PREFERENCES[form])
+    assert item.task.name == "preferences"
+    assert item.paths == (str(folder / "7.png"),)
+    [asked, answered] = item.label.chat.turns
+    assert (asked.images, asked.text.strip()) == (1, "what is it?")
+    assert (answered.text, item.label.rejected) == ("a dog.", "a cat.")
+
+
+def test_conversations_and_preferences_are_not_mixed(folder: Path) -> None:
+    with pytest.raises(AdaptError, match="row 2 belongs to preferences, and row 1 to conversations: put each"):
+        read(folder, FORMS["marks"], PREFERENCES["TRL"])
 
 
 def _corrupted(text: str, draw: random.Random) -> str:

@@ -139,6 +139,13 @@ def read_chats(
     if not rows:
         raise AdaptError(f"{where} have no rows")
     listed = [_listed(row, f"{where} row {number}", folder, f"{source}!{number}") for number, row in enumerate(rows, 1)]
+    first = listed[0].item.task
+    for number, row in enumerate(listed, 1):
+        if row.item.task is not first:
+            raise AdaptError(
+                f"{where} row {number} belongs to {row.item.task.name}, and row 1 to {first.name}: put each into its "
+                "own file"
+            )
     if len({bool(row.part) for row in listed}) == 2:
         raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
     return to_split(Path(source).stem, folder, listed, None, ratios, seed)
