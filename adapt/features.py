@@ -174,7 +174,7 @@ def encoded_images(
 
     first, *_ = alone
     with torch.inference_mode():
-        [[one]] = [encode([[open_image(first, turned=turned)]])]
+        [one] = encode([[open_image(first, turned=turned)]])
     needed = sum(marks.tokens for marks in marks_of.values()) * one.nbytes // marks_of[first].tokens
     cache = FeatureCache()
     if not _fits(cache, needed, f"the features of {len(alone):,} images", "every step encodes its images"):

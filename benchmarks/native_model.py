@@ -73,9 +73,9 @@ def pictures(count: int = 2) -> list[Image.Image]:
     return [Image.fromarray(draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def chat(words: Any, last: str = "cat") -> Chat:
-    """Return a conversation about one picture with as many tokens as are measured, whose answer ends with `last`."""
-    answer = " ".join(["dog"] * (ANSWER - 2) + [last])  # and the mark and the line break that end it
+def chat(words: Any, word: str = "dog") -> Chat:
+    """Return a conversation about one picture with as many tokens as are measured, whose answer repeats a `word`."""
+    answer = " ".join([word] * (ANSWER - 1))  # and the mark and the line break that end it
     bare = words.apply_chat_template(Chat.about("dog", answer).messages(), chat_template=_TEMPLATE, tokenize=False)
     left = TOKENS - (SIDE // 28) ** 2 + 2 - len(words(bare)["input_ids"])  # the picture's mark is one of them
     return Chat.about(" ".join(["dog"] * left), answer)

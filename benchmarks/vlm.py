@@ -1,4 +1,4 @@
-"""A LoRA step, a choice among classes and answers of native vision-language models, beside TRL and peft.
+"""LoRA and DPO steps, a choice among classes and answers of native vision-language models, beside TRL and peft.
 
 TRL comes with the extra `peers`. A step has two conversations of 350 tokens (by TRL 349, as it tokenizes a prompt by
 itself), 32 of them the answer, each about one picture of 448 x 448. LoRA of rank 16 adapts all matrices of the
@@ -15,11 +15,15 @@ from typing import Any
 import torch
 
 import adapt
+from adapt.data import Item
 from adapt.engine.memory import readable_bytes
 from adapt.errors import missing
 from adapt.methods import LoRA
 from adapt.methods.base.terms import total
 from adapt.models.chatting import ChatModel
+from adapt.models.preferring import DPO
+from adapt.tasks.preferences import Preference, Preferences
+from adapt.training.settings import DPOSettings
 from benchmarks import native_model, needed
 from benchmarks.measure import Measured, Row, by_turns, compared, in_fresh_process
 from benchmarks.products import products_of
@@ -39,11 +43,7 @@ def ours(kept: bool) -> Step:
     """Return a step of adapt; with `kept`, the images were encoded in an earlier one."""
     torch.set_num_threads(1)
     model = adapted()
-    chat, pictures = native_model.chat(model.backbone.tokenizer), native_model.pictures()
-    images: Any = [[picture] for picture in pictures]
-    if kept:
-        with torch.no_grad():
-            images = model.encoded(images)
+    chat, images = native_model.chat(model.backbone.tokenizer), _images(model, kept)
     rows = model.backbone.rows([chat] * len(images), images)
 
     def step() -> float:
@@ -54,6 +54,13 @@ def ours(kept: bool) -> Step:
         return float(loss)
 
     return step
+
+
+def _images(model: ChatModel, kept: bool) -> Any:
+    """Return the image of each conversation; with `kept`, as the decoder reads it."""
+    images: Any = [[picture] for picture in native_model.pictures(BATCH)]
+    with torch.no_grad():
+        return model.encoded(images) if kept else images
 
 
 def _configuration() -> Any:
@@ -89,6 +96,50 @@ def trl(checkpointing: bool) -> Step:
         )  # fmt: skip
         trainer = SFTTrainer(
             native_model.model(read.tokenizer), settings, train_dataset=_columns(), processing_class=read,
+            peft_config=_configuration(),
+        )  # fmt: skip
+        batch = next(iter(trainer.get_train_dataloader()))
+    trainer.current_gradient_accumulation_steps = 1
+    return lambda: float(trainer.training_step(trainer.model, batch))
+
+
+def preferring(kept: bool) -> Step:
+    """Return a step of adapt's DPO on two pairs of answers, whose reference is known; with `kept`, images are, too."""
+    torch.set_num_threads(1)
+    model, words = adapted(), native_model.processor().tokenizer
+    chats, images = [native_model.chat(words, word) for word in ("cat", "bird")], _images(model, kept)
+    pairs = [Item((), Preference(chats[0], chats[1].answer)) for _ in images]
+    model.objective = DPO(DPOSettings(), pairs, torch.full((BATCH, 2), -300.0))
+
+    def step() -> float:
+        batch = Preferences().step(model, pairs, images)
+        loss = total(model.losses(batch)[0])
+        loss.backward()
+        return float(loss)
+
+    return step
+
+
+def trl_preferring() -> Step:
+    """Return a step of TRL's DPO trainer on the same pairs, as it comes."""
+    torch.set_num_threads(1)
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    read = native_model.processor()
+    chats = [native_model.chat(read.tokenizer, word) for word in ("cat", "bird")]
+    row = {
+        "prompt": [{"role": "user", "content": chats[0].question.turns[-1].text}],
+        "chosen": [{"role": "assistant", "content": chats[0].answer}],
+        "rejected": [{"role": "assistant", "content": chats[1].answer}],
+    }
+    rows = Dataset.from_list([{**row, "images": [picture]} for picture in native_model.pictures()])
+    with tempfile.TemporaryDirectory() as folder:
+        settings = DPOConfig(
+            folder, per_device_train_batch_size=BATCH, max_length=None, report_to=[], use_cpu=True, bf16=False
+        )
+        trainer = DPOTrainer(
+            native_model.model(read.tokenizer), args=settings, train_dataset=rows, processing_class=read,
             peft_config=_configuration(),
         )  # fmt: skip
         batch = next(iter(trainer.get_train_dataloader()))
@@ -153,11 +204,17 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         "adapt": (ours, (False,)),
         "adapt, images that repeat": (ours, (True,)),
     }
-    measured: dict[str, Measured] = {}
-    for name, (build, arguments) in ways.items():
-        progress(name)
-        measured[name] = in_fresh_process(REPEATS, build, *arguments)
-        yield _figures(f"SFT, {name}", measured[name], measured["TRL as it comes"])
+    preferred: dict[str, tuple[Callable[..., Step], tuple[object, ...]]] = {
+        "TRL as it comes": (trl_preferring, ()),
+        "adapt": (preferring, (False,)),
+        "adapt, images that repeat": (preferring, (True,)),
+    }
+    for title, steps in (("SFT", ways), ("DPO", preferred)):
+        measured: dict[str, Measured] = {}
+        for name, (build, arguments) in steps.items():
+            progress(f"{title}, {name}")
+            measured[name] = in_fresh_process(REPEATS, build, *arguments)
+            yield _figures(f"{title}, {name}", measured[name], measured["TRL as it comes"])
     for name, build in {
         f"a choice among {CLASSES}": choosing,
         f"{QUESTIONS} answers of {WORDS} tokens": answering,

@@ -85,6 +85,11 @@ class ChatModel(Adapted[NativeVLM]):
     of the log-probabilities of the name's tokens, the token that ends the answer included, divided by their number.
     """
 
+    baseline = "without the adapter"
+    evaluated_together = TOGETHER
+    objective: Any = None
+    """What a task's loss needs beside the model and the batch, such as the log-probabilities of a reference."""
+
     def __init__(
         self,
         backbone: NativeVLM,
@@ -102,11 +107,6 @@ class ChatModel(Adapted[NativeVLM]):
                 "the model with attn_implementation='sdpa'"
             )
         self.path: Literal["fast", "plain"] = "plain" if against else "fast"
-
-    baseline = "without the adapter"
-    evaluated_together = TOGETHER
-    objective: Any = None
-    """What a task's loss needs beside the model and the batch, such as the log-probabilities of a reference."""
 
     @property
     def classifies(self) -> bool:
@@ -216,11 +216,9 @@ class ChatModel(Adapted[NativeVLM]):
 
     def encoded(self, images: Sequence[ChatImages]) -> list[list[EncodedImage]]:
         """Return the images of each conversation as the decoder reads them, by the adapted tower and connector."""
-        each = [image for own in images for image in own]
-        known = [image for image in each if isinstance(image, EncodedImage)]
-        pictures = [image for image in each if not isinstance(image, EncodedImage)]
-        left = iter(self._edited(lambda: self.backbone.encode_images(pictures)) if pictures else known)
-        return [[next(left) for _ in own] for own in images]
+        pictures = [image for own in images for image in own if not isinstance(image, EncodedImage)]
+        made = iter(self._edited(lambda: self.backbone.encode_images(pictures)) if pictures else ())
+        return [[image if isinstance(image, EncodedImage) else next(made) for image in own] for own in images]
 
     @torch.no_grad()
     def choose(self, images: Sequence[ChatImages], chats: Sequence[Chat | str], options: Sequence[str]) -> Tensor:
