@@ -86,7 +86,7 @@ class Backbone:
         """Wrap a transformers model and its processor as a backbone.
 
         The result is a `DualEncoder` for CLIP and SigLIP, a `FusionEncoder` for ViLT and BridgeTower, and a `NativeVLM`
-        for LLaVA.
+        for SmolVLM, Idefics3, Qwen-VL and LLaVA.
         """
         from adapt.backbones.transformers_models import build
 

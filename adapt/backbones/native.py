@@ -43,6 +43,7 @@ _OF_PIXELS = (
 )  # fmt: skip
 
 _PREPARING = Lock()  # padding and truncation are state of a tokenizer, which threads would change for each other
+_MOST_SIZES = 1000  # of images whose marks are remembered
 _OF_BUDGET = ("size", "do_image_splitting")  # those that a budget of pixels sets
 Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
@@ -98,8 +99,7 @@ class NativeVLM(Backbone):
         self.processor: Any = processor
         self._given: Any = processor  # as it was before any budget of pixels
         self.question, self._bound = question, bound
-        self._marks: dict[tuple[int, int], ImageMarks] = {}  # by width and height
-        self._lengths: dict[tuple[Chat, tuple[tuple[int, int], ...]], int] = {}  # counted before training, and to test
+        self._marks: dict[tuple[str, int, int], ImageMarks] = {}  # by how images are prepared, width and height
         if not isinstance(getattr(processor, "chat_template", None), str):
             raise AdaptError(
                 f"the {type(processor).__name__} of {self.describe()} has no chat template in one text: set "
@@ -154,7 +154,7 @@ class NativeVLM(Backbone):
         self.processor.image_processor = copy(self._given.image_processor)
         for name, value in settings.items():
             setattr(self.processor.image_processor, name, value)
-        self._marks, self._lengths = {}, {}
+        self._marks = {}
 
     @property
     def longest(self) -> int:
@@ -248,6 +248,8 @@ class NativeVLM(Backbone):
         if self._attention not in ("sdpa", "eager"):
             return f"its attention {self._attention} takes no mask of our own"
         kinds = {*(getattr(text, "layer_types", None) or ["full_attention"])} - {"full_attention"}
+        if getattr(text, "layer_types", None) is None and getattr(text, "sliding_window", None):
+            kinds = {"sliding_attention"}
         return f"its decoder has layers of {' and '.join(sorted(kinds))}" if kinds else None
 
     @property
@@ -272,12 +274,10 @@ class NativeVLM(Backbone):
         return [self._length(chat, tuple(own)) for chat, own in zip(chats, sizes, strict=True)]
 
     def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...]) -> int:
-        if (chat, sizes) not in self._lengths:
-            text = self.render(chat)
-            self._spans(chat, text)
-            [ids] = self._tokenized([text], special=not self._begun([text]))
-            self._lengths[chat, sizes] = len(ids) + sum(map(self._tokens_gained, sizes))
-        return self._lengths[chat, sizes]
+        text = self.render(chat)
+        self._spans(chat, text)
+        [ids] = self._tokenized([text], special=not self._begun([text]))
+        return len(ids) + sum(map(self._tokens_gained, sizes))
 
     def _tokens_gained(self, size: tuple[int, int]) -> int:
         """Return how many tokens an image of this width and height has more than its mark in the text."""
@@ -287,18 +287,26 @@ class NativeVLM(Backbone):
         """Return what stands in a text for an image of this width and height."""
         from PIL import Image
 
-        if size not in self._marks:
+        key = self._prepared, *size
+        if key not in self._marks:
+            if len(self._marks) >= _MOST_SIZES:
+                self._marks.clear()
             batch = self._processed([self._mark], [[Image.new("RGB", size)]], left=False)
-            [self._marks[size]] = marks_of(batch, self._mark_id)
-        return self._marks[size]
+            [self._marks[key]] = marks_of(batch, self._mark_id)
+        return self._marks[key]
 
     @property
     def image_key(self) -> str:
         """A key that is equal only if the model and everything that prepares its images are equal."""
         from transformers import __version__
 
-        prepared = self.processor.image_processor.to_json_string()
-        return "/".join((self.content(), __version__, str(self.dtype), str(self.preprocess.turned), prepared))
+        settings = self.vlm.config.to_json_string(use_diff=False), self._prepared  # which layer LLaVA reads, and more
+        return "/".join((self.content(), __version__, str(self.dtype), str(self.preprocess.turned), *settings))
+
+    @property
+    def _prepared(self) -> str:
+        """How the processor prepares images, as text."""
+        return str(self.processor.image_processor.to_json_string())
 
     def encode_images(self, images: Sequence[Image]) -> list[EncodedImage]:
         """Return what the vision tower and the connector compute for each image, and how it stands in a text."""

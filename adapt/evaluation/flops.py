@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from copy import copy
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adapt.models.base import Adapted
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 
+_PICTURE = (448, 448)  # pixels, for models that read images of any size
 QUESTION = "what is in the picture?"  # a short one, for models that answer questions
 
 
@@ -50,6 +53,8 @@ def tower_flops(model: Adapted, towers: Collection[str]) -> float:
     if isinstance(model, AdaptedModel):
         counted: dict[str, Callable[[AdaptedModel], float]] = {"vision": image_flops, "text": text_flops}
         return sum(counted[tower](model) for tower in towers)
+    if isinstance(model, ChatModel):
+        return flops(lambda: model([[Image.new("RGB", _PICTURE)]], [QUESTION]))
     image = _image(model)
     return flops(lambda: model(image, [QUESTION]))
 

@@ -210,15 +210,16 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         return super().logits(step) if owner is None else owner.logits(step)
 
     def loss(self, step: Step) -> Terms:
-        """Return the cross-entropy that all components share, and their other loss terms, prefixed by their names."""
-        terms = super().loss(step)
+        """Return the task's terms, which all components share, and their other loss terms, prefixed by their names."""
+        terms = dict(super().loss(step))
         for name, part in self.parts.items():
             own = part.loss(step)
-            if not torch.equal(own.pop("cross_entropy", terms["cross_entropy"]), terms["cross_entropy"]):
-                raise AdaptError(
-                    f"compose: {name} changes the cross-entropy, which all methods in a composition share: leave this "
-                    "method out"
-                )
+            for shared in terms.keys() & own.keys():
+                if not torch.equal(own.pop(shared), terms[shared]):
+                    raise AdaptError(
+                        f"compose: {name} changes the {shared.replace('_', '-')}, which all methods in a composition "
+                        "share: leave this method out"
+                    )
             terms |= {f"{name}.{key}": term for key, term in own.items()}
         return terms
 

@@ -78,7 +78,10 @@ class Projector(Method[Step], ReadsPublished):
             )
         self._native = True
         for index, block in enumerate(backbone.tower("connector").blocks):
-            maps = {name: _Map(each.shape[1], each.shape[0]) for name, each in block.projections.items()}
+            maps = {
+                name: _Map(each.shape[1], each.shape[0], each.bias is not None)
+                for name, each in block.projections.items()
+            }
             self.add_module(str(index), nn.ModuleDict(maps))
         self.to(backbone.device)
 

@@ -18,6 +18,7 @@ from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
 from adapt.data.decoding.images import image_sizes, in_batches, open_image, picture_batches
 from adapt.data.item import Item
+from adapt.edits import Edit
 from adapt.engine import last_block
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, Step
@@ -170,12 +171,17 @@ class ChatModel(Adapted[NativeVLM]):
                 logits: Tensor = self.backbone.vlm(**inputs, logits_to_keep=needed, use_cache=False).logits
             return logits
 
-        short = self.path == "fast" and last_block.applies(decoder, self._edits("decoder", Context()))
-        return self._edited(compute)
+        edits = self._all_edits()
+        # without edits, other threads share the model, and must not meet the shortened block
+        edited = self.path == "fast" and any(edits.values())
+        short = edited and last_block.applies(decoder, edits.get("decoder", ()))
+        return self._through(edits, compute)
 
     def _edited(self, compute: Callable[[], Computed], merge: bool = False) -> Computed:
-        edits = {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
-        return self._through(edits, compute, merge)
+        return self._through(self._all_edits(), compute, merge)
+
+    def _all_edits(self) -> dict[str, list[Edit]]:
+        return {name: self._edits(name, Context()) for name in sorted(self.method.touches)}
 
     # choosing among given answers
 
@@ -225,13 +231,15 @@ class ChatModel(Adapted[NativeVLM]):
         """Return logits `(b, n)` of the same n options as the answer in each conversation, or to each question.
 
         They are the mean log-probabilities of the options' tokens, so that a long option is as probable as a short one.
+        Raises AdaptError if there are no options.
         """
-        if self.path == "fast":
-            images = self.encoded(images)
+        if not options:
+            raise AdaptError("there are no options to choose from: give at least one")
         together = max(1, TOGETHER // (len(options) if self.path == "plain" else 1))
         logits = []
         for part in in_batches(zip(images, _chats(images, chats), strict=True), together):
-            seen, asked = zip(*part, strict=True)
+            own, asked = zip(*part, strict=True)
+            seen: Sequence[ChatImages] = self.encoded(own) if self.path == "fast" else own
             columns = [self._means(seen, asked, some) for some in in_batches(options, OPTIONS)]
             logits.append(torch.cat(columns, dim=-1))
         return torch.cat(logits)

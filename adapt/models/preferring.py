@@ -99,7 +99,7 @@ def objective(training: Fitting) -> None:
     The model still has the tensors that training starts from, also if a run goes on later.
     """
     from adapt.evaluation.inference import Inference
-    from adapt.methods import ZeroShot
+    from adapt.methods.zero_shot import ZeroShot
 
     model: Any = training.model
     fast = None if model.path == "fast" else False

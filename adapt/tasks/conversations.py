@@ -70,6 +70,13 @@ class Conversations(Task):
         turns, images = spread([len(chat.turns) for chat in chats]), spread([chat.images for chat in chats])
         return (f"{turns} turns and {images} images in a conversation",)
 
+    def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
+        check_seen(method, items)
+        for item in items:
+            [label] = labels_of([item], Conversation)
+            if not any(turn.role == "assistant" and turn.learned for turn in label.chat.turns):
+                raise AdaptError(f"{item.name!r} has no answer to learn: take it out, or set learned for one")
+
     def validates(self, model: Adapted) -> bool:
         return False  # answering in words takes long
 
@@ -85,3 +92,14 @@ class Conversations(Task):
 
         questions = [item.label.columns["question"] for item in items]
         return scored_words(items, inference.of_batches(model, items, model.decide), questions)
+
+
+def check_seen(method: Method, items: Sequence[Item]) -> None:
+    """Raise AdaptError if `method` adapts only what reads images, and an item without one could teach it nothing."""
+    blind = [item for item in items if not item.paths]
+    if blind and method.touches and "decoder" not in method.touches:
+        raise AdaptError(
+            f"{len(blind):,} of {len(items):,} conversations have no image, such as {blind[0].name!r}, and "
+            f"{method.name} adapts only the {' and the '.join(sorted(method.touches))}: take them out, or adapt the "
+            "decoder"
+        )

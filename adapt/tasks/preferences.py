@@ -10,6 +10,7 @@ from adapt.chats import Chat
 from adapt.errors import AdaptError
 from adapt.shown import spread
 from adapt.tasks.base import Cell, Label, Task, filled, labels_of
+from adapt.tasks.conversations import check_seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,17 @@ class Preferences(Task):
         )
         longer = sum(len(label.words) > len(label.rejected) for label in labels)
         return (f"{turns} turns and {images} images in a conversation; the chosen answer is longer in {longer:,}",)
+
+    def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
+        from adapt.methods.base.traits import ChoosesOnValidation, trait
+
+        check_seen(method, items)
+        chooses = trait(method, ChoosesOnValidation)
+        if chooses is not None and chooses.chosen_on_validation is not None:
+            raise AdaptError(
+                f"{method.name} chooses {chooses.chosen_on_validation} by the loss on validation items, for which the "
+                f"reference of preferences is not computed: set method.{chooses.chosen_on_validation}"
+            )
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return method.learns_any_step and bool(self.backbones & set(method.serves))

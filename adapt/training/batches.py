@@ -181,12 +181,11 @@ class EncodedBatches:
         items: Sequence[Item],
         settings: TrainSettings,
         seed: int,
-        processes: Processes = ALONE,
         lengths: Sequence[int] = (),
     ) -> None:
         self._known, self.items = known, items
-        self._epochs = Shares(len(items), settings, seed, processes, lengths=lengths)
-        self.divided = processes.count > 1
+        self._epochs = Shares(len(items), settings, seed, ALONE, lengths=lengths)
+        self.divided = False
 
     def __len__(self) -> int:
         return len(self._epochs)
@@ -228,7 +227,7 @@ def training_batches(
     if keeps_encoded(model, cache):
         known = encoded_images(model, items, workers=settings.workers, progress=progress)
         if known is not None:
-            return EncodedBatches(known, items, settings, seed, processes, lengths)
+            return EncodedBatches(known, items, settings, seed, lengths)
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:

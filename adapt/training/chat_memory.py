@@ -16,6 +16,7 @@ import torch
 
 from adapt.backbones.tower import Tower
 from adapt.data.item import Item
+from adapt.methods.base import Context
 from adapt.models.chatting import ChatModel
 
 _FP32 = 4  # bytes
@@ -38,10 +39,13 @@ class ChatBytes:
         return conversations * self.each
 
 
-def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str) -> ChatBytes:
-    """Return the memory of a training step on `items`, from the sizes of their images and of the model alone."""
+def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str, stored: torch.dtype | None = None) -> ChatBytes:
+    """Return the memory of a training step on `items`, from the sizes of their images and of the model alone.
+
+    `stored` is the precision of the weights, by default that of the model.
+    """
     config, backbone = model.backbone.vlm.config, model.backbone
-    half = precision in ("bf16", "fp16") or backbone.dtype in (torch.bfloat16, torch.float16)
+    half = precision in ("bf16", "fp16") or (stored or backbone.dtype) in (torch.bfloat16, torch.float16)
     each = 2 if half else _FP32
     tokens, answered = max(model.lengths(items)), max(_answered(model, item) for item in items)
     tokens += answered if items[0].task.chats(items[0], "")[1:] else 0  # several answers follow one beginning
@@ -49,22 +53,27 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str) -> ChatB
     if "vision" in model.method.touches:
         merged = getattr(config, "scale_factor", 0) or getattr(config.vision_config, "spatial_merge_size", 1)
         towers["vision"] = merged**2 * tokens
-    sizes = [(count, *_numbers(backbone.tower(name), model.checkpointing)) for name, count in towers.items()]
+    sizes = [(count, *_numbers(model, backbone.tower(name))) for name, count in towers.items()]
     kept, current = sum(count * kept for count, kept, _ in sizes), max(count * now for count, _, now in sizes)
     needed = each * (kept + current) + answered * config.get_text_config().vocab_size * 3 * _FP32
     return ChatBytes(tokens, answered, needed)
 
 
-def _numbers(tower: Tower, checkpointing: bool) -> tuple[int, int]:
+def _numbers(model: ChatModel, tower: Tower) -> tuple[int, int]:
     """Return how many numbers of each token the blocks of a tower keep, and how many the current block needs.
 
-    With `checkpointing`, a block keeps its input, and the current block is held three times: as first computed, as
-    recomputed, and as gradients.
+    Blocks before the first edited one keep nothing, if no edited tower comes before them. With checkpointing, a block
+    keeps its input, and the current block is held three times: as first computed, as recomputed, and as gradients.
     """
+    edited = (
+        [edit.block or 0 for edit in model.method.edits(tower, Context())] if tower.name in model.method.touches else []
+    )
+    alone = tower.name == "vision" or not {"vision", "connector"} & model.method.touches
+    blocks = len(tower.blocks) - (min(edited, default=0) if alone else 0)
     maps = tower.blocks[0].projections
     hidden = max(each.shape[0] for each in maps.values())
     block = 8 * tower.width + 2 * maps["k"].shape[0] + 4 * hidden
-    return (len(tower.blocks) * tower.width, 3 * block) if checkpointing else (len(tower.blocks) * block, block)
+    return (blocks * tower.width, 3 * block) if model.checkpointing else (blocks * block, block)
 
 
 def _answered(model: ChatModel, item: Item) -> int:

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from adapt.recipe import Recipe
     from adapt.training.fitting import Fitting
 
-_STORED = {"nf4": 0.5, "int8": 1.0}  # bytes of a quantised weight
 _COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # of a trained number: itself, its gradient, and the optimiser's
 
 
 def planned(recipe: Recipe) -> Iterator[str]:
     """Yield lines about the training that `recipe` describes, after all checks that need no image.
 
-    The weights of a native vision-language model are not loaded; those of other backbones are. Raises the same errors
-    as the training would before its first image.
+    The weights of a native vision-language model are not loaded, unless it is quantised or starts from an adapter;
+    those of other backbones are. Raises the same errors as the training would before its first image.
     """
     split = listed_data(recipe)
-    backbone = outline(recipe.backbone) or backbone_of(recipe)
+    outlined = recipe.start is None and recipe.quantize is None  # checks of both read the weights
+    backbone = (outline(recipe.backbone) if outlined else None) or backbone_of(recipe)
     with outside_inference_mode():
         model = build(recipe, split.task.class_names_for(backbone.kind, split.class_names), backbone)
     training = training_of(recipe, model, split)
@@ -83,10 +83,12 @@ def _memory(recipe: Recipe, training: Fitting, model: ChatModel, trained: int) -
     """Yield the tokens of the conversations, and the memory of weights, optimiser and a step."""
     settings, backbone, device = training.settings, model.backbone, chosen(recipe.device)
     precision = precision_on(device, recipe.train.precision if recipe.train else "auto", True)
-    step = chat_bytes(model, training.train_set, precision)
-    stored = _STORED.get(recipe.quantize or "", (backbone.vlm.config.dtype or backbone.dtype).itemsize)
+    stored = backbone.dtype if backbone.device.type != "meta" else backbone.vlm.config.dtype or torch.float32
+    if stored == torch.float16 and device.type == "cpu":  # where it is computed in fp32
+        stored = torch.float32
+    step = chat_bytes(model, training.train_set, precision, stored)
     sizes = {
-        "weights": int(stored * sum(parameter.numel() for parameter in backbone.model.parameters())),
+        "weights": weight_bytes(backbone, stored),
         "trained parameters and optimiser": 4 * _COPIES[settings.optimizer] * trained,
         f"a step in {precision}": step.of(min(settings.batch_size, len(training.train_set))),
     }
@@ -94,3 +96,10 @@ def _memory(recipe: Recipe, training: Fitting, model: ChatModel, trained: int) -
     yield "memory     " + ", ".join(f"{readable_bytes(size)} of {name}" for name, size in sizes.items())
     free = readable_bytes(free_bytes(device))
     yield f"in all     about {readable_bytes(sum(sizes.values()))}; {free} are free on {device}"
+
+
+def weight_bytes(backbone: NativeVLM, stored: torch.dtype) -> int:
+    """Return the memory of a model's weights, of which an outline is to be loaded in the precision `stored`."""
+    if backbone.device.type == "meta":
+        return stored.itemsize * sum(parameter.numel() for parameter in backbone.model.parameters())
+    return sum(parameter.nbytes for parameter in backbone.model.parameters())

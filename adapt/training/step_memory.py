@@ -44,12 +44,14 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     else:
         with autocast(model.backbone.device, settings.precision):
             step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
-    size, free = -(-settings.batch_size // processes), free_bytes(model.backbone.device)
+    size, free = -(-min(settings.batch_size, len(batches.items)) // processes), free_bytes(model.backbone.device)
     needed = step.of(size)
     if needed > free:
         fitting = next((n for n in range(size - 1, 0, -1) if step.of(n) <= free), 0)
         if fitting:
-            advice = f"set train.batch_size to {fitting} and train.accumulate to {-(-size // fitting)}"
+            advice = (
+                f"set train.batch_size to {fitting} and train.accumulate to {-(-size // fitting) * settings.accumulate}"
+            )
         else:
             advice = "not even one fits, so free memory or take a smaller backbone"
         recomputed = isinstance(model, ChatModel) or "vision" in model.method.touches

@@ -283,9 +283,8 @@ def test_a_new_connector_starts_anew_and_alone_is_trained(kind: str) -> None:
     backbone = tiny_natives.backbone(kind)
     model: ChatModel = adapt.wrap(backbone, Projector())
     connector = backbone.tower("connector")
-    expected = sum(
-        math.prod(each.shape) + each.shape[0] for block in connector.blocks for each in block.projections.values()
-    )
+    maps = [each for block in connector.blocks for each in block.projections.values()]
+    expected = sum(math.prod(each.shape) + (0 if each.bias is None else each.shape[0]) for each in maps)
     assert sum(parameter.numel() for parameter in model.method.parameters()) == expected
     with torch.no_grad():
         assert not torch.allclose(step_of(model).answer_logits, step_of(model_of(kind)).answer_logits)

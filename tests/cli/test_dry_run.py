@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -36,12 +37,22 @@ def test_nothing_of_a_native_model_is_loaded_but_its_configuration(tmp_path: Pat
     assert "350,208 trained parameters" in lines[1]
     assert lines[2] == "data       313 training, 50 validation, 313 test conversations"
     assert lines[4] == "tokens     79 to 180 (median 104) in a conversation, up to 31 of answers"
-    assert "10.0 MiB of weights" in lines[5]  # in the half precision in which they are stored
+    assert "20.0 MiB of weights" in lines[5]  # stored in half precision, which the CPU computes in fp32
     assert not out.exists()
 
 
 def test_quantised_weights_count_less(tmp_path: Path) -> None:
-    assert "2.5 MiB of weights" in planned("lora/chats", "--set", "quantize=nf4")
+    """Those of the blocks: embeddings and the head stay as they are."""
+    [mib] = re.findall(r"([\d.]+) MiB of weights", planned("lora/chats", "--set", "quantize=nf4"))
+    assert 4 < float(mib) < 12
+
+
+def test_a_start_is_checked(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["train", "lora/chats", "--set", f"start={tmp_path / 'no.safetensors'}", "--dry-run"]
+    )
+    assert "no.safetensors" in result.output
+    assert "Error" in result.output
 
 
 def test_the_other_backbones_are_loaded() -> None:
@@ -84,6 +95,11 @@ def test_the_formula_is_near_what_a_step_keeps(towers: tuple[str, ...]) -> None:
     assert 0.5 < kept(model, items) / estimate < 1.0  # beside what is kept, one block and the head in working memory
     assert chat_bytes(adapted(True, *towers), items, "fp32").of(4) < 0.7 * estimate
     assert chat_bytes(model, items, "bf16").of(4) < 0.7 * estimate
+    if towers == ("decoder",):
+        last = LoRA(rank=4, dropout=0.0, towers=towers, blocks=(5, 6))
+        assert (
+            chat_bytes(adapt.wrap(adapt.load_backbone("mini-vlm", "cpu"), last), items, "fp32").of(4) < 0.5 * estimate
+        )
 
 
 def test_a_step_that_does_not_fit_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,13 +304,14 @@ def _corrupted(text: str, draw: random.Random) -> str:
     return "\n".join(lines)
 
 
-def test_two_thousand_corrupted_files(folder: Path) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=pytest.mark.full)])
+def test_two_thousand_corrupted_files(count: int, folder: Path) -> None:
     """Each is refused in a message, or read as it says: conversations that end with an answer, with their images."""
     rows = [FORMS["marks"], FORMS["TRL"], FORMS["ms-swift"]]
     text = "\n".join(map(json.dumps, rows))
     draw, read_ones = random.Random(0), 0
     path = folder / "chats.jsonl"
-    for _ in range(2000):
+    for _ in range(count):
         corrupted = _corrupted(text, draw)
         path.write_text(corrupted, encoding="utf-8")
         items: list[Item] = []
@@ -322,4 +323,4 @@ def test_two_thousand_corrupted_files(folder: Path) -> None:
             if item.task.name == "conversations":
                 assert chat_of(item).answer.strip()
                 assert chat_of(item).images == len(item.paths)
-    assert 100 < read_ones < 1500
+    assert 0.05 < read_ones / count < 0.75

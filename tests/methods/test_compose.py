@@ -226,7 +226,7 @@ def test_parts_serve_the_backbones_that_each_of_them_serves(open_clip: Backbone,
     reading = tiny_llms.vision_llm("llama")
     with pytest.raises(AdaptError, match=r"coop adapts a dual encoder, and .* is a vision LLM"):
         adapt.wrap(reading, Compose([CoOp(), LoRA(towers=["decoder"])]))
-    with pytest.raises(AdaptError, match="projector adapts a vision LLM, and CLIP is a dual encoder"):
+    with pytest.raises(AdaptError, match="projector adapts a vision LLM or a native VLM, and CLIP is a dual encoder"):
         adapt.wrap(open_clip, Compose([methods.Projector(), LoRA()]), NAMES)
     model = perturb(adapt.wrap(reading, Compose([methods.Projector(), LoRA(towers=["decoder"], dropout=0)])))
     model.loss(images[:2], ["what is it?"] * 2, ["a cat", "a dog"]).backward()

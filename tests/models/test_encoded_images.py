@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import adapt
 from adapt import AdaptError
 from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.native import NativeVLM
-from adapt.chats import Chat
+from adapt.chats import Chat, Turn
 from adapt.data import Item
-from adapt.methods import LoRA, ZeroShot
+from adapt.evaluation.inference import Inference
+from adapt.methods import DAS, LoRA, Projector, ZeroShot
 from adapt.models.chatting import ChatModel
+from adapt.tasks.conversations import Conversation
 
 # with a common beginning, one that goes on where another ends, and an empty one
 OPTIONS = ["a dog.", "a door", "a door.", "no.", "a dog and a cat, both asleep.", ""]
@@ -206,3 +209,80 @@ def test_an_adapted_eye_is_not_cached(items: list[Item]) -> None:
     assert not keeps_encoded(plain, cache=True)
     assert relative(step_of(model).answer_logits, step_of(plain).answer_logits) == 0
     assert isinstance(model.method, LoRA)
+
+
+def test_threads_on_an_unadapted_model_do_not_meet_each_others_tokens() -> None:
+    """They share the backbone, so that none may shorten its last block."""
+    model = model_of("qwen2_5_vl")
+    asked = [chat.question for chat in CHATS]
+
+    def chosen(number: int) -> torch.Tensor:
+        return model.choose([seen()[number % 4]], [asked[number % 4]], OPTIONS[:3])
+
+    expected = [chosen(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        for number, logits in enumerate(threads.map(chosen, range(80))):
+            torch.testing.assert_close(logits, expected[number % 4], rtol=0, atol=1e-5)
+
+
+def logits_of(model: ChatModel, items: list[Item], cache: bool) -> torch.Tensor:
+    return Inference(0, cache).all_logits(model, items)
+
+
+def test_features_of_another_layer_are_others(items: list[Item]) -> None:
+    """Which layer LLaVA's connector reads stands in its configuration alone."""
+    for layer in (-2, -1):
+        own = tiny_natives.model("llava")
+        own.config.vision_feature_layer = layer
+        backbone = adapt.Backbone.from_transformers(own, tiny_natives.processor("llava"))
+        model: ChatModel = adapt.wrap(backbone, ZeroShot(), ("circle", "square")).eval()
+        torch.testing.assert_close(logits_of(model, items, True), logits_of(model, items, False), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
+def test_a_processor_that_is_changed_in_place_is_noticed(kind: str, items: list[Item]) -> None:
+    model: ChatModel = adapt.wrap(tiny_natives.backbone(kind), ZeroShot(), ("circle", "square")).eval()
+    for most in (320, 640):
+        model.backbone.processor.image_processor.size = {"shortest_edge": 256, "longest_edge": most}
+        torch.testing.assert_close(logits_of(model, items, True), logits_of(model, items, False), rtol=0, atol=1e-5)
+
+
+def test_a_sliding_window_without_kinds_of_layers_is_noticed() -> None:
+    """As Mistral's configuration has it."""
+    backbone = tiny_natives.backbone("qwen2_5_vl")
+    text = backbone.vlm.config.get_text_config()
+    text.layer_types, text.sliding_window = None, 16
+    assert backbone.reason_against_branches == "its decoder has layers of sliding_attention"
+
+
+def test_options_are_needed() -> None:
+    with pytest.raises(AdaptError, match="no options to choose from"):
+        model_of("llava").choose(seen()[:1], ["what?"], [])
+
+
+def test_conversations_that_could_teach_nothing_are_refused(items: list[Item]) -> None:
+    words = Item((), Conversation(Chat.about("hello?", "yes.", images=0)), text="hello?")
+    chats = [Item(item.paths, Conversation(Chat.about("what?", "so.")), text="-") for item in items]
+    for method in (lora("vision"), Projector()):
+        model: ChatModel = adapt.wrap(tiny_natives.backbone("llava"), method)
+        with pytest.raises(
+            AdaptError, match=r"1 of 5 conversations have no image, such as 'hello\?', and .* adapts only"
+        ):
+            adapt.fit(model, [*chats, words], epochs=1)
+    unlearned = Chat((chats[0].label.chat.turns[0], Turn("assistant", ("so.",), learned=False)))
+    with pytest.raises(AdaptError, match="has no answer to learn"):
+        adapt.fit(
+            adapt.wrap(tiny_natives.backbone("llava"), lora("decoder")),
+            [Item(items[0].paths, Conversation(unlearned), text="-")],
+            epochs=1,
+        )
+
+
+def test_a_search_for_blocks_counts_the_operations_of_a_conversation() -> None:
+    split = adapt.data.load("emoji-chats@fluent-3d")
+    search = DAS(skip=1, towers=("decoder",), search_epochs=2, reduction=4)
+    model: ChatModel = adapt.wrap(adapt.load_backbone("mini-vlm", "cpu"), search)
+    settings: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 0.001, "optimizer": "adamw"}
+    result = adapt.fit(model, split.train[:8], val_set=split.val[:4], progress=False, **settings)
+    assert len(result.metrics["search"]["chosen"]) == 1
+    assert 0.6 < result.metrics["search"]["kept_flops"] < 1

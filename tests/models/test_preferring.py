@@ -16,6 +16,7 @@ from adapt.chats import Chat
 from adapt.data import Item
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.pair_scores import PairScores
+from adapt.methods import DAS, Compose
 from adapt.models.chatting import ChatModel
 from adapt.models.preferring import DPO, PreferenceStep
 from adapt.tasks.preferences import Preference
@@ -155,3 +156,12 @@ def test_what_is_refused(items: list[Item]) -> None:
     clip = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.LoRA(), ("a", "b"))
     with pytest.raises(AdaptError, match="pairs of answers about images"):
         adapt.fit(clip, items, epochs=1)
+
+
+def test_several_methods_learn_them_together_and_a_search_is_refused(items: list[Item]) -> None:
+    parts = [DAS(skipped=("decoder.1",), towers=("decoder",), reduction=4), lora("decoder")]
+    model: ChatModel = adapt.wrap(tiny_natives.backbone("llava"), Compose(parts))
+    adapt.fit(model, items, epochs=1, batch_size=2, lr=0.01, progress=False)
+    searching: ChatModel = adapt.wrap(tiny_natives.backbone("llava"), DAS(skip=1, towers=("decoder",), reduction=4))
+    with pytest.raises(AdaptError, match=r"das chooses skipped by the loss on validation items.*set method\.skipped"):
+        adapt.fit(searching, items, val_set=items, epochs=1)

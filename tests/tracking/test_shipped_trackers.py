@@ -49,6 +49,7 @@ def _logged(out: Path) -> stored_numbers.Numbers:
     }
 
 
+@pytest.mark.full
 def test_a_run_that_was_killed_and_went_on_is_tracked_as_one(train, make_model, tiny_split, tmp_path: Path) -> None:
     """Killed at step 5, with a checkpoint of step 3: steps 4 and 5 are taken again, and told once."""
     out = tmp_path / "runs/one"

@@ -50,7 +50,7 @@ def test_checkpointing_is_suggested_and_needs_less(train, make_model, room_for) 
 
 def test_where_not_one_image_fits_no_batch_is_suggested(train, make_model, room_for) -> None:
     room_for(0)
-    with pytest.raises(AdaptError, match="not even one image fits") as info:
+    with pytest.raises(AdaptError, match="not even one fits") as info:
         train(make_model("lora"))
     assert "batch_size" not in str(info.value)
 
