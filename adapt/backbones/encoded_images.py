@@ -23,7 +23,7 @@ PER_TOKEN = ("input_ids", "attention_mask", "offset_mapping", "mm_token_type_ids
 
 @dataclass(frozen=True)
 class ImageMarks:
-    """What stands in a text for an image of some size: marks of its tokens."""
+    """The marks that stand in a text for an image of some size, and what else describes the image to the model."""
 
     text: str
     """The marks of the image's tokens, with any marks around and between them."""

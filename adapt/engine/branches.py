@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROOT = 0  # the branch of the common beginning; those of the answers follow, and the last is padding's
+ROOT = 0  # the branch of the common beginning; those of the answers follow, and padding's is -1
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,9 @@ class PairScores(QuestionScores):
         return sum(self.margins) / self.images
 
     def figures(self) -> dict[str, Any]:
-        return {
-            "accuracy": self.accuracy,
-            "main_title": self.main_title,
-            "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # every answer is its own class
-            "margin": self.margin,
-            "calibration_error": self.calibration_error,
-        }
+        # every answer is its own class
+        own = {"main_title": self.main_title, "mean_class_accuracy": self.accuracy, "margin": self.margin}
+        return super().figures() | own
 
     def details(self) -> dict[str, object]:
         return {key: value for key, value in super().details().items() if key == "by_threshold"}

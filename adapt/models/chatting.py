@@ -235,12 +235,13 @@ class ChatModel(Adapted[NativeVLM]):
         """
         if not options:
             raise AdaptError("there are no options to choose from: give at least one")
-        together = max(1, TOGETHER // (len(options) if self.path == "plain" else 1))
+        fast = self.path == "fast"  # otherwise each option is a row of its own, with its image
+        together, each = (TOGETHER, OPTIONS) if fast else (max(1, TOGETHER // len(options)), TOGETHER)
         logits = []
         for part in in_batches(zip(images, _chats(images, chats), strict=True), together):
             own, asked = zip(*part, strict=True)
-            seen: Sequence[ChatImages] = self.encoded(own) if self.path == "fast" else own
-            columns = [self._means(seen, asked, some) for some in in_batches(options, OPTIONS)]
+            seen: Sequence[ChatImages] = self.encoded(own) if fast else own
+            columns = [self._means(seen, asked, some) for some in in_batches(options, each)]
             logits.append(torch.cat(columns, dim=-1))
         return torch.cat(logits)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from adapt.chats import Chat
 from adapt.errors import AdaptError
@@ -44,7 +44,7 @@ class Conversations(Task):
     name = "conversations"
     title = "conversations about images"
     example = "emoji-chats"
-    label_type = Conversation
+    label_type: ClassVar[type[Label]] = Conversation
     backbones = frozenset({"native VLM"})
     needs = frozenset({"chat"})
     noun = "conversations"
@@ -60,9 +60,7 @@ class Conversations(Task):
     def read(self, cells: Mapping[str, Cell], where: str) -> Conversation:
         chat = cells["chat"]
         if not isinstance(chat, Chat):
-            raise AdaptError(
-                f"{where}: a column 'chat' cannot hold a conversation: list conversations in a .jsonl file"
-            )
+            raise AdaptError(f"{where}: a column 'chat' cannot hold a conversation: list {self.name} in a .jsonl file")
         return Conversation(chat)
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
@@ -71,7 +69,7 @@ class Conversations(Task):
         return (f"{turns} turns and {images} images in a conversation",)
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
-        check_seen(method, items)
+        _check_seen(method, items)
         for item in items:
             [label] = labels_of([item], Conversation)
             if not any(turn.role == "assistant" and turn.learned for turn in label.chat.turns):
@@ -94,7 +92,7 @@ class Conversations(Task):
         return scored_words(items, inference.of_batches(model, items, model.decide), questions)
 
 
-def check_seen(method: Method, items: Sequence[Item]) -> None:
+def _check_seen(method: Method, items: Sequence[Item]) -> None:
     """Raise AdaptError if `method` adapts only what reads images, and an item without one could teach it nothing."""
     blind = [item for item in items if not item.paths]
     if blind and method.touches and "decoder" not in method.touches:

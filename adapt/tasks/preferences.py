@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from adapt.chats import Chat
 from adapt.errors import AdaptError
-from adapt.shown import spread
-from adapt.tasks.base import Cell, Label, Task, filled, labels_of
-from adapt.tasks.conversations import check_seen
+from adapt.tasks.base import Cell, filled, labels_of
+from adapt.tasks.conversations import Conversation, Conversations
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapt.chats import Chat
     from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
@@ -25,77 +24,50 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Preference(Label):
+class Preference(Conversation):
     """A conversation that ends with the chosen answer, and the answer that was rejected in its place."""
 
-    chat: Chat
     rejected: str
 
     @property
-    def stratum(self) -> str:
-        return ""  # almost every answer occurs once
-
-    @property
-    def words(self) -> str:
-        return self.chat.answer
-
-    @property
     def columns(self) -> dict[str, str]:
-        return {"question": self.chat.question.turns[-1].text, "rejected": self.rejected}
+        return super().columns | {"rejected": self.rejected}
 
 
-class Preferences(Task):
+class Preferences(Conversations):
     """The task of preferences: training raises the probability of the chosen answers over that of the rejected ones."""
 
     name = "preferences"
     title = "preferences between two answers about images"
     example = "emoji-preferences"
     label_type = Preference
-    backbones = frozenset({"native VLM"})
     needs = frozenset({"chat", "rejected"})
     noun = "pairs of answers"
     items_are = "pairs of answers about images, of which one is better"
-    classes_are = ""
-    mixes_texts = True
-    once_an_image = False
-    divisible = False
-    calibrated = False
-    learns_from_features = False
-    comparable = "the methods compared classify with a CLIP or SigLIP: give images with classes"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Preference:
-        chat, rejected = cells["chat"], filled(cells, "rejected", where)
-        if not isinstance(chat, Chat):
-            raise AdaptError(f"{where}: a column 'chat' cannot hold a conversation: list preferences in a .jsonl file")
+        chat, rejected = super().read(cells, where).chat, filled(cells, "rejected", where)
         if chat.answer.strip() == rejected.strip():
             raise AdaptError(f"{where}: the chosen and the rejected answer are equal: change one, or take the row out")
         return Preference(chat, rejected)
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
-        labels = labels_of(items, Preference)
-        turns, images = (
-            spread([count(label.chat) for label in labels]) for count in (_turns, lambda chat: chat.images)
-        )
-        longer = sum(len(label.words) > len(label.rejected) for label in labels)
-        return (f"{turns} turns and {images} images in a conversation; the chosen answer is longer in {longer:,}",)
+        longer = sum(len(label.words) > len(label.rejected) for label in labels_of(items, Preference))
+        return tuple(f"{fact}; the chosen answer is longer in {longer:,}" for fact in super().facts(items))
+
+    def validates(self, model: Adapted) -> bool:
+        return True  # answers that are given are scored in one pass
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
         from adapt.methods.base.traits import ChoosesOnValidation, trait
 
-        check_seen(method, items)
+        super().check_learnt(method, items)
         chooses = trait(method, ChoosesOnValidation)
         if chooses is not None and chooses.chosen_on_validation is not None:
             raise AdaptError(
                 f"{method.name} chooses {chooses.chosen_on_validation} by the loss on validation items, for which the "
                 f"reference of preferences is not computed: set method.{chooses.chosen_on_validation}"
             )
-
-    def learned_by(self, method: Method | type[Method]) -> bool:
-        return method.learns_any_step and bool(self.backbones & set(method.serves))
-
-    def chat(self, item: Item, question: str) -> Chat:
-        [label] = labels_of([item], Preference)
-        return label.chat
 
     def chats(self, item: Item, question: str) -> Sequence[Chat]:
         [label] = labels_of([item], Preference)
@@ -123,7 +95,3 @@ class Preferences(Task):
         from adapt.evaluation.pair_scores import scored_pairs
 
         return scored_pairs(items, inference.of_batches(model, items, lambda step: step.sums.cpu().tolist()))
-
-
-def _turns(chat: Chat) -> int:
-    return len(chat.turns)

@@ -11,13 +11,16 @@ import torch
 from adapt.backbones.base import outside_inference_mode
 from adapt.backbones.load import hollow
 from adapt.backbones.native import NativeVLM
+from adapt.backbones.quantize import weight_bytes
 from adapt.backbones.sources import BUNDLED, bundled
 from adapt.devices import chosen
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.models.chatting import ChatModel
 from adapt.shown import spread
+from adapt.training.batches import Shares
 from adapt.training.chat_memory import chat_bytes
 from adapt.training.loop import Length, precision_on
+from adapt.training.processes import ALONE
 from adapt.training.run_recipe import backbone_of, build, listed_data, training_of
 
 if TYPE_CHECKING:
@@ -72,9 +75,7 @@ def outline(spec: str) -> NativeVLM | None:
 
 def _length(training: Fitting) -> Iterator[str]:
     settings, count = training.settings, len(training.train_set)
-    whole, rest = divmod(count, settings.batch_size)
-    batches = whole + (rest > 0 and not (settings.drop_last and whole))
-    length = Length.of(settings, batches)
+    length = Length.of(settings, len(Shares(count, settings, training.seed, ALONE)))
     size = min(settings.batch_size, count) * settings.accumulate
     yield f"training   {length.epochs} epochs, {length.steps:,} steps on {size} {training.train_set[0].task.noun} each"
 
@@ -88,7 +89,7 @@ def _memory(recipe: Recipe, training: Fitting, model: ChatModel, trained: int) -
         stored = torch.float32
     step = chat_bytes(model, training.train_set, precision, stored)
     sizes = {
-        "weights": weight_bytes(backbone, stored),
+        "weights": _weights(backbone, stored),
         "trained parameters and optimiser": 4 * _COPIES[settings.optimizer] * trained,
         f"a step in {precision}": step.of(min(settings.batch_size, len(training.train_set))),
     }
@@ -98,8 +99,8 @@ def _memory(recipe: Recipe, training: Fitting, model: ChatModel, trained: int) -
     yield f"in all     about {readable_bytes(sum(sizes.values()))}; {free} are free on {device}"
 
 
-def weight_bytes(backbone: NativeVLM, stored: torch.dtype) -> int:
+def _weights(backbone: NativeVLM, stored: torch.dtype) -> int:
     """Return the memory of a model's weights, of which an outline is to be loaded in the precision `stored`."""
     if backbone.device.type == "meta":
         return stored.itemsize * sum(parameter.numel() for parameter in backbone.model.parameters())
-    return sum(parameter.nbytes for parameter in backbone.model.parameters())
+    return weight_bytes(backbone.model)

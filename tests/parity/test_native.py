@@ -119,6 +119,20 @@ def _hold_rows(stored: Stored, prefix: str, inputs: dict[str, Tensor], labels: T
             stored.equal(prefix + name, own.long(), Tensor.long)
 
 
+def _hold_first_gradients(stored: Stored, model: ChatModel) -> None:
+    gradients = {key: parameter.grad for key, parameter in model.method.named_parameters()}
+    for key in stored.under("grad."):
+        stored.relative(f"grad.{key}", gradients[ours(key)])
+    norm = torch.stack([gradient.norm() for gradient in gradients.values() if gradient is not None]).norm()
+    stored.scaled("steps.grad_norm", norm.double(), lambda norms: norms[0], within=1e-4)
+
+
+def _hold_tensors(stored: Stored, model: ChatModel) -> None:
+    tensors = model.method.state_dict()
+    for key in stored.under("after."):
+        stored.relative(f"after.{key}", tensors[ours(key)])
+
+
 @pytest.mark.parametrize("name", [*TRAINED, *MEANS])
 def test_native_rows(name: str) -> None:
     """Tokens, labels, masks, grids and pixels are those of TRL's collator, and nothing is left out."""
@@ -148,17 +162,11 @@ def test_native_training(name: str, path: str) -> None:
     for step in accumulated:
         share = step.weight / sum(each.weight for each in accumulated)
         (share * model.losses(step)[0]["cross_entropy"]).backward()
-    gradients = {key: parameter.grad for key, parameter in model.method.named_parameters()}
-    for key in stored.under("grad."):
-        stored.relative(f"grad.{key}", gradients[ours(key)])
-    norm = torch.stack([gradient.norm() for gradient in gradients.values() if gradient is not None]).norm()
-    stored.scaled("steps.grad_norm", norm.double(), lambda norms: norms[0], within=1e-4)
+    _hold_first_gradients(stored, model)
     losses: list[float] = []
     Trainer(model, batches, train_settings(settings), None).train(lambda entry: losses.append(entry["loss"]))  # type: ignore[arg-type]
     stored.scaled("steps.loss", torch.tensor(losses, dtype=torch.float64))
-    tensors = model.method.state_dict()
-    for key in stored.under("after."):
-        stored.relative(f"after.{key}", tensors[ours(key)])
+    _hold_tensors(stored, model)
 
 
 @pytest.mark.parametrize("name", MEANS)
@@ -212,11 +220,7 @@ def test_native_preference_rows(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["fast", "encoded", "plain"])
 @pytest.mark.parametrize("name", PREFERENCES)
-def test_native_preferences(
-    name: str,
-    path: str,
-    tmp_path: Path,
-) -> None:
+def test_native_preferences(name: str, path: str, tmp_path: Path) -> None:
     """Losses, rewards, the first gradients and the tensors after all steps are TRL's."""
     settings, stored = case(name)
     model = adapted(settings, stored)
@@ -234,11 +238,7 @@ def test_native_preferences(
 
     images, items = batches.all[0]
     model.losses(items[0].task.step(model, items, images))[0]["dpo"].backward()
-    gradients = {key: parameter.grad for key, parameter in model.method.named_parameters()}
-    for key in stored.under("grad."):
-        stored.relative(f"grad.{key}", gradients[ours(key)])
-    norm = torch.stack([gradient.norm() for gradient in gradients.values() if gradient is not None]).norm()
-    stored.scaled("steps.grad_norm", norm.double(), lambda norms: norms[0], within=1e-4)
+    _hold_first_gradients(stored, model)
     losses: list[float] = []
     Trainer(model, batches, chosen, None, loss=loss).train(lambda entry: losses.append(entry["loss"]))  # type: ignore[arg-type]
     stored.scaled("steps.loss", torch.tensor(losses, dtype=torch.float64))
@@ -250,9 +250,7 @@ def test_native_preferences(
     stored.scaled("steps.rewards/margins", rewards[:, 0] - rewards[:, 1])
     ahead = [(step.rewards[:, 0] > step.rewards[:, 1]).double().mean() for step in seen]
     stored.scaled("steps.rewards/accuracies", torch.stack(ahead))
-    tensors = model.method.state_dict()
-    for key in stored.under("after."):
-        stored.relative(f"after.{key}", tensors[ours(key)])
+    _hold_tensors(stored, model)
 
 
 @pytest.mark.parametrize("name", FORWARD)
