@@ -165,7 +165,7 @@ def encoded_images(
     alone = {path: replace(item, paths=(path,)) for item in items for path in item.paths}
     if not alone:
         return {}
-    marks_of = {path: backbone.marks(image_size(path, turned)) for path in alone}
+    marks_of = {path: backbone.marks(image_size(path, turned))[0] for path in alone}
 
     def encode(images: Sequence[Sequence[Image]]) -> list[Tensor]:
         with _in_its_own_precision(model):

@@ -14,6 +14,7 @@ from adapt.methods import LoRA, ZeroShot
 from adapt.models.chatting import ChatModel, ChatStep
 
 KINDS = sorted(tiny_natives.KINDS)
+FAST = [kind for kind in KINDS if kind not in ("gemma3", "llava_onevision", "paligemma")]  # the others take the plain path
 SIZES = [(40, 24), (24, 24), (30, 44), (64, 32)]
 
 
@@ -35,6 +36,12 @@ def seen() -> list[list[Image.Image]]:
     return [[one], [two], [three], [four, one]]
 
 
+def read_by(kind: str) -> tuple[list[Chat], list[list[Image.Image]]]:
+    """The conversations that a model reads, with their images: PaliGemma, one question and its answer."""
+    read = [0, 1, 3] if kind == "paligemma" else range(4)
+    return [CHATS[number] for number in read], [seen()[number] for number in read]
+
+
 def model_of(kind: str, method: Any = None) -> ChatModel:
     model: ChatModel = adapt.wrap(tiny_natives.backbone(kind), method or ZeroShot())
     return model.eval()
@@ -44,7 +51,11 @@ def lora(*towers: str) -> LoRA:
     return LoRA(rank=2, alpha=2.0, dropout=0.0, towers=towers, projections="all", input_gradient=True)
 
 
-def step_of(model: ChatModel, chats: list[Chat] = CHATS, images: list[list[Image.Image]] | None = None) -> ChatStep:
-    step = model.step(seen()[: len(chats)] if images is None else images)
-    step.chats = chats
+def step_of(
+    model: ChatModel, chats: list[Chat] | None = None, images: list[list[Image.Image]] | None = None
+) -> ChatStep:
+    """A step with some conversations, by default all that the model reads."""
+    known, pictures = read_by(model.backbone.vlm.config.model_type)
+    step = model.step(images or pictures[: len(chats or known)])
+    step.chats = chats or known
     return step

@@ -25,17 +25,21 @@ KINDS = {
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3_vl": "Qwen3VLForConditionalGeneration",
     "llava": "LlavaForConditionalGeneration",
+    "llava_next": "LlavaNextForConditionalGeneration",
+    "llava_onevision": "LlavaOnevisionForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
+    "paligemma": "PaliGemmaForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
 }
 _MARKS = {  # the tokens that start a text, end an answer, fill rows
     "smolvlm": ("<|im_start|>", "<end_of_utterance>", "<|im_end|>"),
     "idefics3": ("<s>", "<end_of_utterance>", "<pad>"),
-    "qwen": (None, "<|im_end|>", "<|endoftext|>"),
     "llava": ("<s>", "</s>", "<pad>"),
+    "llava_next": ("<s>", "</s>", "<pad>"),
+    "paligemma": ("<bos>", "<eos>", "<pad>"),
+    "gemma3": ("<bos>", "<eos>", "<pad>"),
 }
-
-
-def _family(kind: str) -> str:
-    return "qwen" if kind.startswith("qwen") else kind
+_CHATML_MARKS = (None, "<|im_end|>", "<|endoftext|>")
 
 
 # chat templates
@@ -48,8 +52,8 @@ def _parts(image: str) -> str:
     return "{% for p in m['content'] %}{% if p['type'] == 'image' %}" + image + "{% else %}{{ p['text'] }}" + _ENDS
 
 
-def _chatml(system: str) -> str:
-    body = _parts("<|vision_start|><|image_pad|><|vision_end|>")
+def _chatml(system: str, image: str = "<|vision_start|><|image_pad|><|vision_end|>") -> str:
+    body = _parts(image)
     return (
         system + "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + body + "<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -78,6 +82,11 @@ _LLAVA = (
     "{% for p in m['content'] %} {{ p['text'] }}{% endfor %}</s>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+_GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<start_of_image>{% else %}{{ p['text'] | trim }}{% endif %}"
+    "{% endfor %}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
 TEMPLATES = {
     "smolvlm": _utterances("<|im_start|>"),
     "idefics3": _utterances("<s>"),
@@ -85,7 +94,22 @@ TEMPLATES = {
     "qwen2_5_vl": _chatml(_SYSTEM),
     "qwen3_vl": _chatml(""),
     "llava": _LLAVA,
-}
+    "llava_next": _LLAVA,
+    "llava_onevision": _chatml("", "<image>\n"),
+    "internvl": _chatml("", "<IMG_CONTEXT>\n"),
+    "gemma3": _GEMMA,
+}  # PaliGemma has none
+
+
+_EXTRA = {
+    "internvl": {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    },
+    "gemma3": {
+        "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+    },
+}  # fmt: skip
 
 
 @cache
@@ -94,10 +118,11 @@ def _words() -> str:
 
 
 def tokenizer(kind: str) -> Any:
-    start, end, fill = _MARKS[_family(kind)]
+    start, end, fill = _MARKS.get(kind, _CHATML_MARKS)
+    more = {"extra_special_tokens": _EXTRA[kind]} if kind in _EXTRA else {}
     return tf.PreTrainedTokenizerFast(
         tokenizer_file=_words(), bos_token=start, eos_token=end, pad_token=fill, padding_side="right",
-        clean_up_tokenization_spaces=False,
+        clean_up_tokenization_spaces=False, **more,
     )  # fmt: skip
 
 
@@ -129,14 +154,56 @@ def config(kind: str) -> Any:
             text_config={"model_type": "llama", **text}, vision_config={"model_type": f"{kind}_vision", **_EYES},
             scale_factor=2, image_token_id=ids["<image>"], tie_word_embeddings=False, pad_token_id=words.pad_token_id,
         )  # fmt: skip
-    if kind == "llava":
-        eyes = {"model_type": "clip_vision_model", **_EYES, "num_hidden_layers": 3, "projection_dim": 24}
-        return tf.LlavaConfig(
-            text_config={"model_type": "llama", **text}, vision_config=eyes, image_token_index=ids["<image>"],
-            image_seq_length=16, vision_feature_layer=-2, vision_feature_select_strategy="default",
+    if kind.startswith("llava"):
+        return _llava(kind, text, ids)
+    if kind == "internvl":
+        return tf.InternVLConfig(
+            text_config={"model_type": "qwen2", **text}, image_token_id=ids["<IMG_CONTEXT>"], image_seq_length=4,
+            vision_config={**_EYES, "image_size": [32, 32], "patch_size": [8, 8]}, downsample_ratio=0.5,
             tie_word_embeddings=False,
         )  # fmt: skip
+    if kind in ("paligemma", "gemma3"):
+        return _gemma(kind, text, ids)
     return _qwen(kind, text, ids)
+
+
+_SIGLIP = {"model_type": "siglip_vision_model", **_EYES, "vision_use_head": False}
+_GRIDS = [[32, 32], [32, 64], [64, 32], [64, 64]]
+
+
+def _llava(kind: str, text: dict[str, Any], ids: dict[str, int]) -> Any:
+    if kind == "llava_onevision":
+        return tf.LlavaOnevisionConfig(
+            text_config={"model_type": "qwen2", **text}, vision_config=_SIGLIP, image_token_index=ids["<image>"],
+            video_token_index=ids["<video>"], vision_feature_layer=-1, vision_feature_select_strategy="full",
+            vision_aspect_ratio="anyres_max_4", image_grid_pinpoints=_GRIDS, tie_word_embeddings=False,
+        )  # fmt: skip
+    eyes = {"model_type": "clip_vision_model", **_EYES, "num_hidden_layers": 3, "projection_dim": 24}
+    settings: dict[str, Any] = {
+        "text_config": {"model_type": "llama", **text}, "vision_config": eyes, "image_token_index": ids["<image>"],
+        "image_seq_length": 16, "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    if kind == "llava":
+        return tf.LlavaConfig(**settings)
+    return tf.LlavaNextConfig(**settings, image_grid_pinpoints=_GRIDS[1:])
+
+
+def _gemma(kind: str, text: dict[str, Any], ids: dict[str, int]) -> Any:
+    text = {name: value for name, value in text.items() if name != "rope_parameters"} | {"head_dim": 8}
+    if kind == "gemma3":
+        own = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+        return tf.Gemma3Config(
+            text_config={**text, **own, "query_pre_attn_scalar": 8}, vision_config=_SIGLIP, mm_tokens_per_image=4,
+            image_token_index=ids["<image_soft_token>"], boi_token_index=ids["<start_of_image>"],
+            eoi_token_index=ids["<end_of_image>"], tie_word_embeddings=False,
+        )  # fmt: skip
+    more = 427 + 1152  # its processor adds 1024 places and 128 segments to the tokenizer
+    return tf.PaliGemmaConfig(
+        text_config={"model_type": "gemma", **text, "vocab_size": more, "num_key_value_heads": 1},
+        vision_config=_SIGLIP, image_token_index=ids["<image>"], projection_dim=32, hidden_size=32, vocab_size=more,
+        tie_word_embeddings=False,
+    )  # fmt: skip
 
 
 def _qwen(kind: str, text: dict[str, Any], ids: dict[str, int]) -> Any:
@@ -163,11 +230,12 @@ def _qwen(kind: str, text: dict[str, Any], ids: dict[str, int]) -> Any:
 # processors
 
 _HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_SQUARE = {"height": 32, "width": 32}
 
 
 def processor(kind: str, split: bool = False) -> Any:
     """With `split`, Idefics3 and SmolVLM cut images into tiles of 32 pixels."""
-    words, chat = tokenizer(kind), TEMPLATES[kind]
+    words, chat = tokenizer(kind), TEMPLATES.get(kind)
     if kind in ("smolvlm", "idefics3"):
         tiles: dict[str, Any] = {
             "size": {"longest_edge": 64 if split else 32}, "max_image_size": {"longest_edge": 32},
@@ -177,12 +245,33 @@ def processor(kind: str, split: bool = False) -> Any:
             return tf.Idefics3Processor(tf.Idefics3ImageProcessor(**tiles), words, image_seq_len=4, chat_template=chat)
         films = tf.SmolVLMVideoProcessor(**_HALF)
         return tf.SmolVLMProcessor(tf.SmolVLMImageProcessor(**tiles), words, films, image_seq_len=4, chat_template=chat)
-    if kind == "llava":
-        pixels = tf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, **_HALF)
-        return tf.LlavaProcessor(
-            pixels, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    if kind in ("llava", "llava_next"):
+        settings: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": _SQUARE, **_HALF}
+        read, made = (tf.CLIPImageProcessor(**settings), tf.LlavaProcessor)
+        if kind == "llava_next":
+            read = tf.LlavaNextImageProcessor(**settings, image_grid_pinpoints=_GRIDS[1:])
+            made = tf.LlavaNextProcessor
+        return made(
+            read, words, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1,
             chat_template=chat,
         )  # fmt: skip
+    if kind == "llava_onevision":
+        read = tf.LlavaOnevisionImageProcessor(size=_SQUARE, image_grid_pinpoints=_GRIDS, **_HALF)
+        return tf.LlavaOnevisionProcessor(
+            read, words, tf.LlavaOnevisionVideoProcessor(size=_SQUARE), num_image_tokens=16,
+            vision_feature_select_strategy="full", vision_aspect_ratio="anyres_max_4", chat_template=chat,
+        )  # fmt: skip
+    if kind == "internvl":
+        read = tf.GotOcr2ImageProcessor(size=_SQUARE, crop_to_patches=True, min_patches=1, max_patches=4, **_HALF)
+        films = tf.InternVLVideoProcessor(size=_SQUARE)
+        return tf.InternVLProcessor(read, words, films, image_seq_length=4, chat_template=chat)
+    if kind == "paligemma":
+        read = tf.SiglipImageProcessor(size=_SQUARE, **_HALF)
+        read.image_seq_length = 16
+        return tf.PaliGemmaProcessor(read, words)
+    if kind == "gemma3":
+        read = tf.Gemma3ImageProcessor(size=_SQUARE, **_HALF)
+        return tf.Gemma3Processor(read, words, image_seq_length=4, chat_template=chat)
     packed = {"patch_size": 4, "merge_size": 2}
     areas = {"shortest_edge": 16 * 16, "longest_edge": 40 * 40}
     pixels = tf.Qwen2VLImageProcessor(size=areas, temporal_patch_size=2, **packed, **_HALF)

@@ -167,7 +167,7 @@ class Backbone:
 
         Raises AdaptError if the model reads all images at one size.
         """
-        raise AdaptError(f"{self.describe()} prepares every image at one size: leave data.max_pixels out")
+        raise AdaptError(f"{self.describe()} has no bound on the pixels of an image: leave data.max_pixels out")
 
     @property
     def device(self) -> torch.device:

@@ -47,23 +47,22 @@ class EncodedImage:
     """`(1 + k, t, d)`: the connector's output for t tokens, and that of k early blocks (Qwen3-VL's deepstack)."""
 
 
-def marks_of(batch: Mapping[str, Any], mark: int) -> list[ImageMarks]:
-    """Return the marks of images from a processor's output for texts that are one image's mark each.
+def marks_of(batch: Mapping[str, Any], placeholder: str) -> list[ImageMarks]:
+    """Return the marks of all images from a processor's output.
 
-    `mark` is the id of the token that the connector's output replaces.
+    `placeholder` is the token that the connector's output replaces.
     """
     sizes = {
         name: value
         for name, value in batch.items()
         if isinstance(value, Tensor) and name not in PER_TOKEN and not name.startswith("pixel")
     }
+    texts = [each["replacement"] for replaced in batch["text_replacement_offsets"] for each in replaced]
     return [
         ImageMarks(
-            replaced[0]["replacement"],
-            int((ids == mark).sum()),
-            {name: value[row : row + 1] for name, value in sizes.items()},
+            text, text.count(placeholder), {name: value[number : number + 1] for name, value in sizes.items()}
         )
-        for row, (ids, replaced) in enumerate(zip(batch["input_ids"], batch["text_replacement_offsets"], strict=True))
+        for number, text in enumerate(texts)
     ]
 
 
@@ -103,15 +102,20 @@ def _joined(layer: Tensor | Sequence[Tensor]) -> Tensor:
     return joined.reshape(-1, joined.shape[-1])
 
 
-def image_inputs(images: Sequence[EncodedImage], device: torch.device) -> dict[str, Any]:
-    """Return the arguments of a model's forward that replace the pixels of `images`, which stand in a batch's texts."""
+def image_inputs(images: Sequence[EncodedImage], device: torch.device, stacked: bool) -> dict[str, Any]:
+    """Return the arguments of a model's forward that replace the pixels of `images`, which stand in a batch's texts.
+
+    `stacked` says that the model takes the features of all images as one tensor, and not as a list.
+    """
     if not images:
         return {}
     features = [image.features.to(device) for image in images]
     sizes = {
         name: torch.cat([image.marks.sizes[name] for image in images]).to(device) for name in images[0].marks.sizes
     }
-    layers = [[own[layer] for own in features] for layer in range(len(features[0]))]
+    layers: list[Any] = [[own[layer] for own in features] for layer in range(len(features[0]))]
+    if stacked:  # as so many images of one token, which `generate` can tell apart where it repeats them
+        layers = [torch.cat(layer)[:, None] for layer in layers]
     return {**sizes, "mm_encoder_outputs": {"image": _output(layers)}}
 
 

@@ -40,11 +40,12 @@ if TYPE_CHECKING:
 _OF_PIXELS = (
     "size", "crop_size", "max_image_size", "do_resize", "do_center_crop", "do_image_splitting", "do_normalize",
     "image_mean", "image_std", "resample", "patch_size", "merge_size", "min_pixels", "max_pixels",
+    "image_grid_pinpoints", "crop_to_patches", "min_patches", "max_patches", "do_pan_and_scan",
 )  # fmt: skip
 
-_PREPARING = Lock()  # padding and truncation are state of a tokenizer, which threads would change for each other
+PREPARING = Lock()  # padding and truncation are state of a tokenizer, which threads would change for each other
 _MOST_SIZES = 1000  # of images whose marks are remembered
-_OF_BUDGET = ("size", "do_image_splitting")  # those that a budget of pixels sets
+_OF_BUDGET = ("size", "do_image_splitting", "crop_to_patches", "max_patches")  # those that a budget of pixels sets
 Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
 ChatImages = Sequence["Image | EncodedImage"]  # of one conversation, in order
@@ -74,7 +75,8 @@ class NativeVLM(Backbone):
     """A vision-language model of transformers with its own connector, and with its processor.
 
     Its towers are `vision`, `connector` and `decoder`. `question` asks for the class of an image, for which the model
-    has no prompt of its own.
+    has no prompt of its own. `apart` says that an image becomes the same tokens whatever other images a conversation
+    has, and `stacked` that the connector's output of all images is one tensor.
     """
 
     kind = "native VLM"
@@ -87,6 +89,8 @@ class NativeVLM(Backbone):
         name: str | None = None,
         bound: Bound | None = None,
         question: str = "What is in the image?",
+        apart: bool = True,
+        stacked: bool = False,
     ) -> None:
         super().__init__(
             model=model,
@@ -98,13 +102,20 @@ class NativeVLM(Backbone):
         self.vlm: Any = model  # a `PreTrainedModel` that can also `generate`
         self.processor: Any = processor
         self._given: Any = processor  # as it was before any budget of pixels
-        self.question, self._bound = question, bound
-        self._marks: dict[tuple[str, int, int], ImageMarks] = {}  # by how images are prepared, width and height
-        if not isinstance(getattr(processor, "chat_template", None), str):
+        self.question, self._bound, self._apart, self._stacked = question, bound, apart, stacked
+        self._marks: dict[tuple[str, tuple[tuple[int, int], ...]], list[ImageMarks]] = {}  # by preparation and sizes
+        assert isinstance(self.template, str)
+
+    @property
+    def template(self) -> str:
+        """The chat template. Raises AdaptError if the processor has none, or several."""
+        template = getattr(self.processor, "chat_template", None)
+        if not isinstance(template, str):
             raise AdaptError(
-                f"the {type(processor).__name__} of {self.describe()} has no chat template in one text: set "
+                f"the {type(self.processor).__name__} of {self.describe()} has no chat template in one text: set "
                 "processor.chat_template"
             )
+        return template
 
     def transform(self, train: bool) -> Transform:
         """Return a transform that leaves images as they are, because the processor prepares them with the text."""
@@ -115,7 +126,7 @@ class NativeVLM(Backbone):
         return {
             "turned": self.preprocess.turned,
             "processor": {name: settings[name] for name in _OF_PIXELS if settings.get(name) is not None},
-            "chat_template": hashlib.sha256(self.processor.chat_template.encode()).hexdigest()[:16],
+            "chat_template": hashlib.sha256(self.template.encode()).hexdigest()[:16],
             "question": self.question,
         }
 
@@ -167,7 +178,8 @@ class NativeVLM(Backbone):
         chat = Chat.about("?", "!", 0)
         behind = str(self.processor.apply_chat_template(chat.messages())).rpartition("!")[2]
         ids = self._tokenized([behind.lstrip()], special=False)[0]
-        return ids[0] if ids and ids[0] in self.tokenizer.all_special_ids else None
+        special = {each for each, token in self.tokenizer.added_tokens_decoder.items() if token.special}  # Gemma's, too
+        return ids[0] if ids and ids[0] in special else None
 
     @property
     def end(self) -> int | None:
@@ -189,6 +201,16 @@ class NativeVLM(Backbone):
         for chat, own in zip(chats, images, strict=True):
             if len(own) != chat.images:
                 raise AdaptError(f"a conversation speaks of {chat.images} images, and {len(own)} are given")
+        rows = self._rows(chats, images, left, asks)
+        longest = int(rows.lengths.max())
+        if longest > self.longest:
+            raise AdaptError(
+                f"a conversation takes {longest:,} tokens, and the model reads at most {self.longest:,}: shorten it, "
+                "or bound the pixels of its images (data.max_pixels)"
+            )
+        return rows
+
+    def _rows(self, chats: Sequence[Chat], images: Sequence[ChatImages], left: bool, asks: bool) -> ChatRows:
         texts = [self.render(chat, asks) for chat in chats]
         encoded = [[image for image in own if isinstance(image, EncodedImage)] for own in images]
         if any(encoded):
@@ -200,15 +222,8 @@ class NativeVLM(Backbone):
         places = [_moved(own, places) for own, places in zip(spans, replaced, strict=True)]
         inside = [_overlapping(row, own) for row, own in zip(offsets, places, strict=True)]
         inputs = {name: value.to(self.device) for name, value in batch.items()}
-        inputs |= image_inputs([image for own in encoded for image in own], self.device)
-        rows = ChatRows(inputs, torch.stack(inside).to(self.device))
-        longest = int(rows.lengths.max())
-        if longest > self.longest:
-            raise AdaptError(
-                f"a conversation takes {longest:,} tokens, and the model reads at most {self.longest:,}: shorten it, "
-                "or bound the pixels of its images (data.max_pixels)"
-            )
-        return rows
+        inputs |= image_inputs([image for own in encoded for image in own], self.device, self._stacked)
+        return ChatRows(inputs, torch.stack(inside).to(self.device))
 
     def _positions(self, rows: ChatRows) -> Tensor:
         """Return the position of each token `(b, l)`, or the three positions `(3, b, l)` of Qwen's models."""
@@ -239,12 +254,16 @@ class NativeVLM(Backbone):
         if self._attention == "eager":  # which adds its mask to the scores
             hidden = torch.finfo(self.dtype).min
             inputs["attention_mask"] = torch.where(branches.visible, 0.0, hidden).to(self.dtype)
-        return branches, inputs | image_inputs([image for own in images for image in own], self.device)
+        return branches, inputs | image_inputs([image for own in images for image in own], self.device, self._stacked)
 
     @property
     def reason_against_branches(self) -> str | None:
         """The reason why answers cannot share their beginning in one row, or None if they can."""
         text = self.vlm.config.get_text_config()
+        if not self._apart:
+            return "an image becomes other tokens beside a second one"
+        if "token_type_ids" in signature(self.vlm.forward).parameters:
+            return "its decoder sees images both ways"
         if self._attention not in ("sdpa", "eager"):
             return f"its attention {self._attention} takes no mask of our own"
         kinds = {*(getattr(text, "layer_types", None) or ["full_attention"])} - {"full_attention"}
@@ -277,22 +296,25 @@ class NativeVLM(Backbone):
         text = self.render(chat)
         self._spans(chat, text)
         [ids] = self._tokenized([text], special=not self._begun([text]))
-        return len(ids) + sum(map(self._tokens_gained, sizes))
+        together = [(size,) for size in sizes] if self._apart else [sizes] if sizes else []
+        return len(ids) + sum(map(self._tokens_gained, together))
 
-    def _tokens_gained(self, size: tuple[int, int]) -> int:
-        """Return how many tokens an image of this width and height has more than its mark in the text."""
-        return len(self._tokenized([self.marks(size).text], special=False)[0]) - 1
+    def _tokens_gained(self, sizes: tuple[tuple[int, int], ...]) -> int:
+        """Return how many tokens images of a conversation, by width and height, have more than marks in the text."""
+        text = "".join(marks.text for marks in self.marks(*sizes))
+        return len(self._tokenized([text], special=False)[0]) - len(sizes)
 
-    def marks(self, size: tuple[int, int]) -> ImageMarks:
-        """Return what stands in a text for an image of this width and height."""
+    def marks(self, *sizes: tuple[int, int]) -> list[ImageMarks]:
+        """Return what stands in a conversation's text for images of these widths and heights."""
         from PIL import Image
 
-        key = self._prepared, *size
+        key = self._prepared, sizes
         if key not in self._marks:
             if len(self._marks) >= _MOST_SIZES:
                 self._marks.clear()
-            batch = self._processed([self._mark], [[Image.new("RGB", size)]], left=False)
-            [self._marks[key]] = marks_of(batch, self._mark_id)
+            blank = [Image.new("RGB", size) for size in sizes]
+            batch = self._processed([self._mark * len(sizes)], [blank], left=False)
+            self._marks[key] = marks_of(batch, self._placeholder)
         return self._marks[key]
 
     @property
@@ -315,14 +337,20 @@ class NativeVLM(Backbone):
         batch = self._processed([self._mark] * len(images), [[image] for image in images], left=False)
         compute = self.vlm.model.get_image_features
         read = {name: batch[name].to(self.device) for name in signature(compute).parameters if name in batch}
-        return parted(compute(**read, return_dict=True), marks_of(batch, self._mark_id))
+        return parted(compute(**read, return_dict=True), marks_of(batch, self._placeholder))
 
     @property
     def _mark(self) -> str:
+        """What stands for an image in a text that the processor reads."""
         return str(self.processor.image_token)
 
     @property
-    def _mark_id(self) -> int:
+    def _placeholder(self) -> str:
+        """The token, once or more for each image, whose embedding the connector's output replaces."""
+        return str(self.tokenizer.convert_ids_to_tokens(self._placeholder_id))
+
+    @property
+    def _placeholder_id(self) -> int:
         return int(self.vlm.config.image_token_id)
 
     def _begun(self, texts: Sequence[str]) -> bool:
@@ -347,20 +375,21 @@ class NativeVLM(Backbone):
             raise AdaptError(
                 f"the chat template of {self.describe()} refuses a conversation of {roles}: {reason(error)}"
             ) from error
-        if text.count(self._mark) != chat.images:
-            raise AdaptError(
-                f"a conversation has {chat.images} images, but {self._mark} is {text.count(self._mark)} times in its "
-                "text: take it out of the words"
-            )
+        for mark in {self._mark, self._placeholder}:
+            if text.count(mark) != (chat.images if mark == self._mark else 0):
+                raise AdaptError(
+                    f"a conversation has {chat.images} images, but {mark} is {text.count(mark)} times in its text: "
+                    "take it out of the words"
+                )
         return text
 
     def _tokenized(self, texts: list[str], special: bool) -> list[list[int]]:
-        with _PREPARING:
+        with PREPARING:
             rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
         return rows
 
     def _processed(self, texts: list[str], images: Sequence[ChatImages], left: bool) -> dict[str, Any]:
-        with _PREPARING:
+        with PREPARING:
             return dict(
                 self.processor(
                     text=texts,
@@ -377,7 +406,7 @@ class NativeVLM(Backbone):
     def _expanded(self, texts: list[str], marks: Sequence[Sequence[ImageMarks]], left: bool) -> dict[str, Any]:
         """Return texts with the `marks` of their images, as the processor returns them."""
         expanded = [written(text, self._mark, own) for text, own in zip(texts, marks, strict=True)]
-        with _PREPARING:
+        with PREPARING:
             batch: Mapping[str, Tensor] = self.tokenizer(
                 [text for text, _ in expanded],
                 padding=True,
@@ -388,7 +417,7 @@ class NativeVLM(Backbone):
             )
         types = {}
         if "mm_token_type_ids" in signature(self.vlm.forward).parameters:
-            types["mm_token_type_ids"] = (batch["input_ids"] == self._mark_id).long()
+            types["mm_token_type_ids"] = (batch["input_ids"] == self._placeholder_id).long()
         return {**batch, **types, "text_replacement_offsets": [replaced for _, replaced in expanded]}
 
     def _spans(self, chat: Chat, text: str) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ import pytest
 import tiny_natives
 import torch
 from checks import assert_untouched, perturb, snapshot
-from native_chats import CHATS, KINDS, lora, model_of, pictures, seen, step_of
+from native_chats import CHATS, KINDS, lora, model_of, pictures, read_by, seen, step_of
 
 import adapt
 from adapt import AdaptError, Backbone
@@ -23,37 +23,48 @@ from adapt.models.chatting import ChatModel
 from adapt.testing import check_method
 
 
+UNLINKED = ("gemma3", "connector")  # a bare matrix, no linear layer
+LINKED = [kind for kind in KINDS if kind != "gemma3"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_method_the_forward_is_the_librarys(kind: str) -> None:
     """Bit for bit, on the processor's own inputs."""
+    chats, images = read_by(kind)
     backbone = tiny_natives.backbone(kind)
-    texts = [backbone.processor.apply_chat_template(chat.messages()) for chat in CHATS]
-    begun = bool(backbone.tokenizer.bos_token)  # the templates write it
-    inputs = backbone.processor(
-        text=texts, images=seen(), padding=True, add_special_tokens=not begun, return_tensors="pt"
-    )
+    given: dict[str, Any] = {"images": images, "padding": True, "return_tensors": "pt"}
+    if kind == "paligemma":
+        texts = ["<image>" * chat.images + chat.turns[0].text for chat in chats]
+        inputs = backbone.processor(text=texts, suffix=[chat.answer for chat in chats], **given)
+        del inputs["labels"]
+    else:
+        texts = [backbone.processor.apply_chat_template(chat.messages()) for chat in chats]
+        begun = bool(backbone.tokenizer.bos_token)  # the templates write it
+        inputs = backbone.processor(text=texts, add_special_tokens=not begun, **given)
     model = model_of(kind)
     with torch.no_grad():
         expected = tiny_natives.model(kind)(**inputs).logits
-        assert torch.equal(model(seen(), CHATS), expected)
-        rows = backbone.rows(CHATS, seen())
+        assert torch.equal(model(images, chats), expected)
+        rows = backbone.rows(chats, images)
         assert torch.equal(step_of(model).answer_logits, expected[:, :-1][rows.answers[:, 1:]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_at_a_time_and_padded_on_either_side_gives_the_same(kind: str) -> None:
+    chats, images = read_by(kind)
     model = model_of(kind)
     with torch.no_grad():
         together = step_of(model).answer_logits
         alone = torch.cat(
-            [step_of(model, [chat], [own]).answer_logits for chat, own in zip(CHATS, seen(), strict=True)]
+            [step_of(model, [chat], [own]).answer_logits for chat, own in zip(chats, images, strict=True)]
         )
-        torch.testing.assert_close(together, alone, rtol=0, atol=5e-6)
-        left = model.backbone.rows(CHATS, seen(), left=True)
-        torch.testing.assert_close(model.answer_logits(left), together, rtol=0, atol=5e-6)
-    asked = [chat.question for chat in CHATS]
-    one = [model.generate([own], [chat], max_new_tokens=6)[0] for chat, own in zip(asked, seen(), strict=True)]
-    for answer, expected in zip(model.generate(seen(), asked, max_new_tokens=6), one, strict=True):
+        within = 5e-6 * max(1, float(together.abs().max()))
+        torch.testing.assert_close(together, alone, rtol=0, atol=within)
+        left = model.backbone.rows(chats, images, left=True)
+        torch.testing.assert_close(model.answer_logits(left), together, rtol=0, atol=within)
+    asked = [chat.question for chat in chats]
+    one = [model.generate([own], [chat], max_new_tokens=6)[0] for chat, own in zip(asked, images, strict=True)]
+    for answer, expected in zip(model.generate(images, asked, max_new_tokens=6), one, strict=True):
         assert (answer.text, answer.tokens) == (expected.text, expected.tokens)
         assert answer.probability == pytest.approx(expected.probability, rel=1e-5)
 
@@ -61,10 +72,11 @@ def test_one_at_a_time_and_padded_on_either_side_gives_the_same(kind: str) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_alone_are_learned(kind: str) -> None:
     """The words of every answer, and the marks that end it; the header of an answer is not."""
-    rows = tiny_natives.backbone(kind).rows(CHATS, seen())
-    tokenizer = tiny_natives.tokenizer(kind)
-    end = tokenizer.eos_token
-    for chat, ids, inside in zip(CHATS, rows.inputs["input_ids"], rows.answers, strict=True):
+    chats, images = read_by(kind)
+    backbone = tiny_natives.backbone(kind)
+    rows, tokenizer = backbone.rows(chats, images), tiny_natives.tokenizer(kind)
+    end = tokenizer.decode(backbone.end)
+    for chat, ids, inside in zip(chats, rows.inputs["input_ids"], rows.answers, strict=True):
         text = tokenizer.decode(ids[inside])
         answers = [turn.text for turn in chat.turns if turn.role == "assistant"]
         assert [part.strip() for part in text.split(end)] == [*answers, ""]
@@ -78,13 +90,16 @@ def test_an_answer_with_loss_false_is_not_learned() -> None:
     assert backbone.tokenizer.decode(rows.inputs["input_ids"][0][rows.answers[0]]) == " blue.<end_of_utterance>\n"
 
 
-@pytest.mark.parametrize("tower", ["vision", "connector", "decoder"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "tower"),
+    [(kind, tower) for kind in KINDS for tower in ("vision", "connector", "decoder") if (kind, tower) != UNLINKED],
+)
 def test_lora_on_each_part(kind: str, tower: str, tmp_path: Path) -> None:
     """Every adapted matrix gets a gradient, the backbone none; saved and loaded it answers the same; it goes again."""
+    chats, images = read_by(kind)
     backbone = tiny_natives.backbone(kind)
     model: ChatModel = adapt.wrap(backbone, lora(tower))
-    model(seen(), CHATS)
+    model(images, chats)
     before = snapshot(backbone.model)  # with the library's own hooks, which its first forward leaves
     perturb(model)
     model.train()
@@ -96,9 +111,9 @@ def test_lora_on_each_part(kind: str, tower: str, tmp_path: Path) -> None:
     loaded = adapt.load(model.save(tmp_path / "a.safetensors"), backbone=tiny_natives.backbone(kind))
     assert isinstance(loaded, ChatModel)
     with torch.no_grad():
-        logits = model(seen(), CHATS)
-        assert torch.equal(loaded(seen(), CHATS), logits)
-        assert not torch.equal(logits, model_of(kind)(seen(), CHATS))
+        logits = model(images, chats)
+        assert torch.equal(loaded(images, chats), logits)
+        assert not torch.equal(logits, model_of(kind)(images, chats))
     model.unwrap()
     assert_untouched(backbone.model, before)
 
@@ -123,6 +138,7 @@ def test_llava_is_adapted_up_to_the_block_that_it_reads() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_loads_as_the_object_does(kind: str, tmp_path: Path) -> None:
+    chats, images = read_by(kind)
     tiny_natives.model(kind).save_pretrained(tmp_path)
     tiny_natives.processor(kind).save_pretrained(tmp_path)
     backbone = adapt.load_backbone(str(tmp_path), "cpu")
@@ -130,7 +146,7 @@ def test_a_folder_loads_as_the_object_does(kind: str, tmp_path: Path) -> None:
     assert backbone.fingerprint.matches(tiny_natives.backbone(kind).fingerprint)
     with torch.no_grad():
         model: ChatModel = adapt.wrap(backbone, ZeroShot())
-        assert torch.equal(model.eval()(seen(), CHATS), model_of(kind)(seen(), CHATS))
+        assert torch.equal(model.eval()(images, chats), model_of(kind)(images, chats))
 
 
 def test_another_bound_on_pixels_is_another_model(tmp_path: Path) -> None:
@@ -197,14 +213,15 @@ def test_merged_and_in_pefts_layout_it_is_the_same_model_in_transformers(kind: s
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lengths_follow_from_sizes_alone(kind: str) -> None:
+    chats, images = read_by(kind)
     backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
-    sizes = [[picture.size for picture in own] for own in seen()]
-    assert backbone.lengths(CHATS, sizes) == backbone.rows(CHATS, seen()).lengths.tolist()
+    sizes = [[picture.size for picture in own] for own in images]
+    assert backbone.lengths(chats, sizes) == backbone.rows(chats, images).lengths.tolist()
 
 
 @pytest.mark.parametrize(
     ("kind", "most", "longest"),
-    [("smolvlm", 1500, 4), ("idefics3", 1500, 4), ("qwen2_5_vl", 320, 5), ("qwen3_vl", 320, 5)],
+    [("smolvlm", 1500, 4), ("idefics3", 1500, 4), ("qwen2_5_vl", 320, 5), ("qwen3_vl", 320, 5), ("internvl", 1500, 4)],
 )
 def test_a_budget_of_pixels(kind: str, most: int, longest: int) -> None:
     """A picture of 40 x 24 takes at most as many tokens as the budget has, and the user's processor stays."""
@@ -227,9 +244,9 @@ def test_a_budget_of_pixels(kind: str, most: int, longest: int) -> None:
         backbone.limited(9)
 
 
-def test_a_budget_of_pixels_where_all_images_have_one_size() -> None:
+def test_a_budget_of_pixels_for_models_that_have_none() -> None:
     for backbone in (tiny_natives.backbone("llava"), adapt.load_backbone("mini-clip")):
-        with pytest.raises(AdaptError, match=r"prepares every image at one size: leave data\.max_pixels out"):
+        with pytest.raises(AdaptError, match=r"has no bound on the pixels of an image: leave data\.max_pixels out"):
             backbone.limited(1000)
 
 
@@ -245,7 +262,7 @@ def test_lora_learns_on_quantised_blocks(kind: str, quantization: str) -> None:
         losses[-1].backward()
         optimizer.step()
         losses.append(step_of(model).cross_entropy)
-    assert losses[0].item() == pytest.approx(plain, rel=0.02)
+    assert losses[0].item() == pytest.approx(plain, rel=0.05)
     assert losses[-1] < losses[0]
 
 
@@ -271,14 +288,14 @@ def test_lora_holds_to_the_interface_of_methods(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [kind if kind == "qwen2_5_vl" else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS]
+    "kind", [kind if kind == "qwen2_5_vl" else pytest.param(kind, marks=pytest.mark.full) for kind in LINKED]
 )
 def test_skipped_blocks_and_a_new_connector_hold_to_the_interface_of_methods(kind: str) -> None:
     check_method(DAS, tiny_natives.backbone(kind), skipped=("decoder.1",), towers=("decoder",), reduction=4)
     check_method(Projector, tiny_natives.backbone(kind))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LINKED)
 def test_a_new_connector_starts_anew_and_alone_is_trained(kind: str) -> None:
     backbone = tiny_natives.backbone(kind)
     model: ChatModel = adapt.wrap(backbone, Projector())
@@ -293,6 +310,34 @@ def test_a_new_connector_starts_anew_and_alone_is_trained(kind: str) -> None:
     assert all(name.startswith("2.") for name in idle)  # of Qwen3: behind the last block nothing reads it
     with pytest.raises(AdaptError, match=r"projector: kind is linear, .* keeps its connector's form: leave kind out"):
         adapt.wrap(tiny_natives.backbone(kind), Projector(kind="linear"))
+
+
+def test_the_connector_of_gemma_3_cannot_be_edited() -> None:
+    for method in (lora("connector"), Projector()):
+        with pytest.raises(AdaptError, match=r"the connector tower of .*; editable towers: vision, decoder"):
+            adapt.wrap(tiny_natives.backbone("gemma3"), method)
+
+
+def test_paligemma_reads_one_question_and_its_answer() -> None:
+    backbone = tiny_natives.backbone("paligemma")
+    for chat, own, shown in (
+        (CHATS[2], seen()[2], "turns of system, user, assistant, user, assistant with 1 images"),
+        (Chat.about("hello?", images=0), [], "turns of user with 0 images: give it as a question with its answer"),
+        (Chat.about("<image> what?", "so."), seen()[0], "words of a question have <image>, which stands for an image"),
+    ):
+        with pytest.raises(AdaptError, match=shown):
+            backbone.rows([chat], [own])
+
+
+def test_where_answers_share_no_beginning_fast_is_refused() -> None:
+    for kind, reason in (
+        ("gemma3", "its decoder sees images both ways"),
+        ("paligemma", "its decoder sees images both ways"),
+        ("llava_onevision", "an image becomes other tokens beside a second one"),
+    ):
+        assert model_of(kind).path == "plain"
+        with pytest.raises(AdaptError, match=f"fast=True, but .* cannot use the fast path .{reason}"):
+            adapt.wrap(tiny_natives.backbone(kind), ZeroShot(), fast=True)
 
 
 def test_skipped_blocks_on_either_path_are_the_same() -> None:

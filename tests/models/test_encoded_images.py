@@ -11,7 +11,7 @@ import pytest
 import tiny_natives
 import torch
 from checks import flat, perturb, relative
-from native_chats import CHATS, KINDS, lora, model_of, pictures, seen, step_of
+from native_chats import CHATS, FAST, lora, model_of, pictures, seen, step_of
 from PIL import Image
 
 import adapt
@@ -44,7 +44,7 @@ def both(kind: str, *towers: str, **settings: Any) -> tuple[ChatModel, ChatModel
 
 @pytest.mark.parametrize("asks", [False, True])
 @pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAST)
 def test_rows_of_encoded_images_are_the_processors(kind: str, left: bool, asks: bool) -> None:
     """Beside them one without an image. Pixels are replaced by what the eyes made of them."""
     backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
@@ -62,16 +62,16 @@ def test_rows_of_encoded_images_are_the_processors(kind: str, left: bool, asks: 
         torch.testing.assert_close(backbone.vlm(**rows.inputs).logits, logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAST)
 def test_a_layout_follows_from_the_size(kind: str) -> None:
     backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
     for picture in pictures():
         [image] = backbone.encode_images([picture])
-        assert backbone.marks(picture.size).key == image.marks.key
+        assert backbone.marks(picture.size)[0].key == image.marks.key
         assert image.features.shape[1] == image.marks.tokens
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAST)
 def test_encoded_images_are_answered_as_pictures_are(kind: str) -> None:
     """With several beams, too, for which `generate` repeats the features."""
     model = model_of(kind)
@@ -85,7 +85,7 @@ def test_encoded_images_are_answered_as_pictures_are(kind: str) -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAST)
 def test_options_in_one_row_are_weighed_as_each_alone(kind: str, attention: str) -> None:
     fast, plain = both(kind, "vision", "connector", "decoder")
     fast.backbone.vlm.set_attn_implementation(attention)
@@ -98,7 +98,7 @@ def test_options_in_one_row_are_weighed_as_each_alone(kind: str, attention: str)
     torch.testing.assert_close(logits[:, 1], sums[::2] / tokens[::2], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAST)
 def test_gradients_of_answers_in_one_row_are_those_of_each_alone(kind: str) -> None:
     """Which preferences are learned by."""
     answers = [["a dog.", "a cat."], ["no.", "no, never."], ["blue", "red"], ["it is", "it was"]]
@@ -154,7 +154,7 @@ def items(tmp_path: Path) -> list[Item]:
     ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FAST)
 def test_training_from_encoded_images_learns_the_same(kind: str, items: list[Item]) -> None:
     """And encodes each image once, for all epochs and both evaluations; without the cache, in each."""
     trained, calls = [], []

@@ -26,7 +26,10 @@ from adapt.training.fitting import Fitting
 from adapt.training.loop import Trainer
 from adapt.training.settings import DPOSettings, TrainSettings
 
-FORWARD = ["forward_smolvlm", "forward_idefics3_tiles", "forward_qwen2_5_vl", "forward_qwen3_vl", "forward_llava"]
+FORWARD = [
+    "forward_smolvlm", "forward_idefics3_tiles", "forward_qwen2_5_vl", "forward_qwen3_vl", "forward_llava",
+    "forward_llava_next", "forward_llava_onevision", "forward_internvl", "forward_paligemma", "forward_gemma3",
+]  # fmt: skip
 TRAINED = ["sft_smolvlm", "sft_qwen2_5_vl", "sft_llava", "sft_smolvlm_everywhere", "sft_smolvlm_accumulate"]
 MEANS = ["sft_qwen2_5_vl_accumulate"]
 PREFERENCES = ["dpo_qwen2_5_vl", "dpo_smolvlm_start"]

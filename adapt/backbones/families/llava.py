@@ -1,4 +1,4 @@
-"""The family of LLaVA models, with their own connector (Liu et al., Improved Baselines with Visual Instruction Tuning).
+"""The family of LLaVA models with their own connectors: LLaVA 1.5, LLaVA-NeXT and LLaVA-OneVision.
 
 The vision tower ends at the block whose output the connector reads: later blocks are computed and never used, and
 training them would have no effect.
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 class Llava(Family):
     name = "llava"
-    model_types: ClassVar = {"llava": ("LlavaForConditionalGeneration",)}
+    model_types: ClassVar = {
+        "llava": ("LlavaForConditionalGeneration",),
+        "llava_next": ("LlavaNextForConditionalGeneration",),
+        "llava_onevision": ("LlavaOnevisionForConditionalGeneration",),
+    }
     whole_processor = True
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
@@ -34,7 +38,9 @@ class Llava(Family):
             "connector": connector_tower(text.hidden_size, {projector: linears}),
             "decoder": tower_of(inner.language_model.layers, text),
         }
-        return NativeVLM(model, processor, towers, name)
+        # LLaVA-OneVision cuts a single image into tiles, and images of a conversation with several into none
+        apart = config.model_type != "llava_onevision"
+        return NativeVLM(model, processor, towers, name, apart=apart)
 
 
 def _used(layers: int | list[int], blocks: int) -> int:

@@ -1,0 +1,67 @@
+"""The family of InternVL models in transformers' format (InternVL 2.5 to 3.5, `...-HF` on the hub).
+
+An InternViT or a vision tower of the same form sees up to `max_patches` tiles of an image, each of one size, and one
+small picture of the whole if there are several.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adapt.backbones.families.base import Family
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.backbones.native import NativeVLM
+    from adapt.backbones.tower import Block
+
+
+class InternVL(Family):
+    name = "internvl"
+    model_types: ClassVar = {"internvl": ("InternVLForConditionalGeneration",)}
+    whole_processor = True
+
+    def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
+        from adapt.backbones.decoder import tower_of
+        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.tower import Form, Tower
+
+        inner, text, eyes = model.model, model.config.get_text_config(), model.config.vision_config
+        blocks = tuple(map(_block, inner.vision_tower.encoder.layer))
+        projector, form = inner.multi_modal_projector, Form(causal=False, pooling="none")
+        linears = {"linear_1": projector.linear_1, "linear_2": projector.linear_2}
+        towers = {
+            "vision": Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks),
+            "connector": connector_tower(text.hidden_size, {projector: linears}),
+            "decoder": tower_of(inner.language_model.layers, text),
+        }
+        return NativeVLM(model, processor, towers, name, _bound, stacked=True)
+
+
+def _bound(pixels: Any, most: int) -> dict[str, object]:
+    """Return the settings for images of as many tiles as have at most `most` pixels, the small picture included."""
+    tile = pixels.size["height"] * pixels.size["width"]
+    tiles = most // tile - 1  # without the small picture
+    if most < tile:
+        raise AdaptError(f"max_pixels is {most:,}; expected at least {tile:,}, the pixels of one tile")
+    return {"crop_to_patches": tiles > 1, "max_patches": max(1, tiles)}
+
+
+def _block(layer: Any) -> Block:
+    from adapt.backbones.tower import Block, Projection, Site
+
+    attn, mlp, norms = layer.attention, layer.mlp, (layer.layernorm_before, layer.layernorm_after)
+    letters = {letter: Projection(getattr(attn, f"{letter}_proj")) for letter in "qkv"}
+    return Block(
+        module=layer,
+        attn=attn,
+        norm1=norms[0],
+        norm2=norms[1],
+        act=mlp.activation_fn,
+        projections={
+            **letters, "out": Projection(attn.projection_layer), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2),
+        },
+        sites={"attn": Site(norms[0], attn), "mlp": Site(norms[1], mlp)},
+        mlp=mlp,
+        plain_attention=False,  # norms of queries and keys, and a scale on what each site adds
+    )  # fmt: skip

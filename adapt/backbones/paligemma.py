@@ -1,0 +1,57 @@
+"""PaliGemma as a backbone (Beyer et al., PaliGemma: A versatile 3B VLM for transfer): a prompt, and one answer.
+
+It has no chat template. Its processor puts the images first, then the words of the prompt, and reads the answer by
+itself: the prompt attends both ways, the answer to what comes before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from adapt.backbones.native import PREPARING, ChatImages, ChatRows, NativeVLM
+from adapt.chats import Chat
+from adapt.errors import AdaptError
+
+
+class PaliGemma(NativeVLM):
+    """A PaliGemma with its processor."""
+
+    template = ""
+    _own_end = None  # the processor puts the tokenizer's end token behind an answer
+
+    def _rows(self, chats: Sequence[Chat], images: Sequence[ChatImages], left: bool, asks: bool) -> ChatRows:
+        with PREPARING:
+            batch = dict(
+                self.processor(
+                    text=[self._mark * chat.images + self._words(chat) for chat in chats],
+                    suffix=None if asks else [chat.answer for chat in chats],
+                    images=[list(own) for own in images],
+                    padding=True,
+                    padding_side="left" if left else "right",
+                    return_tensors="pt",
+                )
+            )
+        del batch["labels"]  # with which the model would compute a loss
+        inputs = {name: value.to(self.device) for name, value in batch.items()}
+        answers = inputs["token_type_ids"].bool()
+        for row, chat in enumerate(chats):
+            answers[row] &= chat.turns[-1].learned
+        return ChatRows(inputs, answers)
+
+    def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...]) -> int:
+        prompt = f"{self.tokenizer.bos_token}{self._words(chat)}\n"
+        parts = self._tokenized([prompt, chat.answer + self.tokenizer.eos_token], special=False)
+        return sum(map(len, parts)) + self.processor.image_seq_length * len(sizes)
+
+    def _words(self, chat: Chat) -> str:
+        """Return the words of the prompt. Raises AdaptError for any other form than a question with its answer."""
+        roles = [turn.role for turn in chat.turns]
+        if roles not in (["user"], ["user", "assistant"]) or not chat.turns[0].images:
+            raise AdaptError(
+                f"{self.describe()} reads one question about images, and its answer; the conversation has turns of "
+                f"{', '.join(roles)} with {chat.images} images: give it as a question with its answer"
+            )
+        words = chat.turns[0].text
+        if self._mark in words:
+            raise AdaptError(f"the words of a question have {self._mark}, which stands for an image: take it out")
+        return words
