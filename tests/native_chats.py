@@ -14,7 +14,9 @@ from adapt.methods import LoRA, ZeroShot
 from adapt.models.chatting import ChatModel, ChatStep
 
 KINDS = sorted(tiny_natives.KINDS)
-FAST = [kind for kind in KINDS if kind not in ("gemma3", "llava_onevision", "paligemma")]  # the others take the plain path
+FAST = [
+    kind for kind in KINDS if kind not in ("gemma3", "llava_onevision", "paligemma")
+]  # the others take the plain path
 SIZES = [(40, 24), (24, 24), (30, 44), (64, 32)]
 
 

@@ -59,9 +59,7 @@ def marks_of(batch: Mapping[str, Any], placeholder: str) -> list[ImageMarks]:
     }
     texts = [each["replacement"] for replaced in batch["text_replacement_offsets"] for each in replaced]
     return [
-        ImageMarks(
-            text, text.count(placeholder), {name: value[number : number + 1] for name, value in sizes.items()}
-        )
+        ImageMarks(text, text.count(placeholder), {name: value[number : number + 1] for name, value in sizes.items()})
         for number, text in enumerate(texts)
     ]
 

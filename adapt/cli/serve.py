@@ -57,6 +57,13 @@ _SHORTEST = 16  # characters of a token, so that nobody guesses it
     help="Maximum size of a request's images together, in megapixels.",
 )
 @click.option(
+    "--max-tokens",
+    type=click.IntRange(min=2),
+    default=4096,
+    show_default=True,
+    help="Maximum number of tokens in a conversation, its answer included.",
+)
+@click.option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=64,
@@ -82,6 +89,7 @@ def serve(
     max_mib: float,
     max_images: int,
     max_megapixels: float,
+    max_tokens: int,
     max_requests: int,
     timeout: float,
     token_file: Path | None,
@@ -90,8 +98,10 @@ def serve(
 ) -> None:
     """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. By default, requests use the first ADAPTER.
 
-    A web page for trying images is at /, the API schema at /openapi.json, and metrics at /metrics. Without
-    --token-file, anyone who can reach the port can send requests and, with --folder, load and unload adapters.
+    Adapters that classify answer at /predict, those of native vision-language models at /v1/chat/completions, as
+    OpenAI's clients ask. Web pages for trying them are at / and /chat, the API schema at /openapi.json, and metrics at
+    /metrics. Without --token-file, anyone who can reach the port can send requests and, with --folder, load and unload
+    adapters.
 
     \b
     Examples:
@@ -107,16 +117,21 @@ def serve(
     listening = _listening(host, port)
     with listening, quiet_libraries():
         from adapt.serving.adapters import ServedAdapters
+        from adapt.serving.admission import Limits
         from adapt.serving.app import create_app
         from adapt.serving.guard import is_loopback
-        from adapt.serving.predicting import Limits
         from adapt.serving.running import run
         from adapt.serving.threads import apart
 
         given = apart(common.given_backbone, backbone, device)
         served = ServedAdapters(adapters, folder, given, device, max_adapters)
         limits = Limits(
-            int(max_mib * 2**20), max_images, int(max_megapixels * 1e6), requests=max_requests, seconds=timeout
+            int(max_mib * 2**20),
+            max_images,
+            int(max_megapixels * 1e6),
+            max_tokens,
+            requests=max_requests,
+            seconds=timeout,
         )
         app = create_app(served, limits, ("localhost",) if is_loopback(host) else ("*",), token)
         name = f"[{host}]" if ":" in host else host

@@ -272,7 +272,7 @@ class ChatModel(Adapted[NativeVLM]):
         there is one conversation. `options` are options of `generate`, such as `num_beams`.
         """
         vlm, tokenizer = self.backbone.vlm, self.backbone.tokenizer
-        settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self._ends()} | options
+        settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self.ends} | options
         with evaluating(self):
             rows = self.backbone.rows(_chats(images, chats), images, left=True, asks=True)
             output = self._edited(
@@ -288,8 +288,9 @@ class ChatModel(Adapted[NativeVLM]):
             )
         return answers_of(vlm, tokenizer, output, settings["eos_token_id"])
 
-    def _ends(self) -> list[int]:
-        """Return the ids of tokens that end an answer: the chat template's, the tokenizer's and the model's own."""
+    @property
+    def ends(self) -> list[int]:
+        """The ids of tokens that end an answer: the chat template's, the tokenizer's and the model's own."""
         own, tokenizer = self.backbone.vlm.generation_config.eos_token_id, self.backbone.tokenizer
         known = {tokenizer.eos_token_id, self.backbone.end, *(own if isinstance(own, list) else [own])}
         return sorted(known - {None})

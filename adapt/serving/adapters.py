@@ -19,6 +19,7 @@ from adapt.errors import AdaptError, nearest
 from adapt.formats import peft_layout
 from adapt.formats.header import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
+from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.many import SideBySide
 from adapt.serving.threads import apart
@@ -40,25 +41,46 @@ class TooManyAdapters(AdaptError):
     """The error for a request to load an adapter when the maximum number of adapters is already loaded."""
 
 
+ServedModel = AdaptedModel | ChatModel
+
+
 @dataclass(frozen=True)
 class Served:
     """An immutable set of served adapters by name, with a default adapter and a cache of adapter combinations."""
 
-    models: dict[str, AdaptedModel]
+    models: dict[str, ServedModel]
     default: str
     _together: dict[tuple[str, ...], SideBySide] = field(default_factory=dict)
+
+    def named(self, name: str) -> ServedModel:
+        """Return the adapter `name`. Raises NoSuchAdapter if there is none."""
+        if name not in self.models:
+            raise NoSuchAdapter(f"there is no adapter {brief(name)}; {nearest(name, self.models)}")
+        return self.models[name]
+
+    @property
+    def speaking(self) -> dict[str, ChatModel]:
+        """The adapters that answer in words."""
+        return {name: model for name, model in self.models.items() if isinstance(model, ChatModel)}
+
+    def speaker(self, name: str) -> ChatModel:
+        """Return the adapter `name`, which answers in words. Raises AdaptError if it does not, or if there is none."""
+        model = self.named(name)
+        if not isinstance(model, ChatModel):
+            raise AdaptError(f"{name} classifies images, and does not answer in words: send images to /predict")
+        return model
 
     def together(self, names: Sequence[str]) -> SideBySide:
         """Return a predictor that runs the named adapters side by side; methods that learn at test time are reset."""
         key = tuple(names)
-        for name in key:
-            if name not in self.models:
-                raise NoSuchAdapter(f"there is no adapter {brief(name)}; {nearest(name, self.models)}")
+        models = [self.named(name) for name in key]
+        for name in self.speaking.keys() & key:
+            raise AdaptError(f"{name} answers in words: send conversations with its name to /v1/chat/completions")
         if len(set(key)) < len(key):
             raise AdaptError(f"an adapter is named twice in {', '.join(key)}: name each adapter once")
         together = self._together.get(key)
         if together is None:
-            together = SideBySide([self.models[name] for name in key])
+            together = SideBySide(models)
             if not together.remembers and len(self._together) < _READY:
                 together = self._together.setdefault(key, together)
         return together
@@ -70,7 +92,7 @@ class ServedAdapters:
     Each of `given` is a path or `NAME=PATH`, and the first adapter is the default. If there is a `folder`, requests may
     load adapters from this folder, up to `most` adapters in total. Without a folder, the adapters cannot be changed.
     Adapters with the same backbone share one copy of the backbone. Raises AdaptError if an adapter cannot be loaded or
-    does not classify images, or if two adapters have the same name.
+    neither classifies images nor chats, or if two adapters have the same name.
     """
 
     def __init__(
@@ -87,7 +109,7 @@ class ServedAdapters:
         self._backbone, self._device, self._most = backbone, device, most
         self._shared: WeakValueDictionary[str, Backbone] = WeakValueDictionary()
         self._changing = threading.Lock()
-        models: dict[str, AdaptedModel] = {}
+        models: dict[str, ServedModel] = {}
         for each in given:
             name, path = _named(each)
             _check_free(name, models)
@@ -120,7 +142,7 @@ class ServedAdapters:
         """Unload the adapter `name`; current requests are still answered. Raises AdaptError for the default adapter."""
         self._writable()
         with self._changing:
-            self.now.together([name])
+            self.now.named(name)
             if name == self.now.default:
                 raise AdaptError(
                     f"{name} is the default adapter, which cannot be unloaded: make another adapter the default first"
@@ -131,7 +153,7 @@ class ServedAdapters:
         """Make the adapter `name` the default adapter, which answers requests that do not name an adapter."""
         self._writable()
         with self._changing:
-            self.now.together([name])
+            self.now.named(name)
             self.now = Served(self.now.models, name)
 
     def _writable(self) -> Path:
@@ -171,14 +193,18 @@ class ServedAdapters:
                 "server with an adapter of that backbone, or with --backbone"
             )
 
-    def _loaded(self, path: Path) -> AdaptedModel:
+    def _loaded(self, path: Path) -> ServedModel:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
-        if not isinstance(model, AdaptedModel) or not model.class_names:
-            raise AdaptError(f"{path} does not classify images by class names: give an adapter that classifies images")
+        if not isinstance(model, ChatModel) and not (isinstance(model, AdaptedModel) and model.class_names):
+            raise AdaptError(
+                f"{path} does neither classify images by class names nor chat: give an adapter that classifies, or one "
+                "of a native vision-language model"
+            )
         if key is not None:
             self._shared.setdefault(key, model.backbone)
-        model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
+        if isinstance(model, AdaptedModel):
+            model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
 
 
@@ -206,6 +232,6 @@ def _checked(name: str) -> str:
     return name
 
 
-def _check_free(name: str, models: dict[str, AdaptedModel]) -> None:
+def _check_free(name: str, models: dict[str, ServedModel]) -> None:
     if name in models:
         raise AdaptError(f"two adapters are called {name}: give one adapter another name, as NAME=PATH")

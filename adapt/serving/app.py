@@ -1,4 +1,4 @@
-"""The HTTP interface: predictions, the adapters that give them, health, metrics, and a page."""
+"""The HTTP interface: predictions, answers in words, the adapters that give them, health, metrics, and two pages."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator, Collection
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse
 
 from adapt import __version__
 from adapt.errors import AdaptError
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
+from adapt.serving.admission import Admission, Limits
+from adapt.serving.chat_messages import ChatRequest, Completion, Mistaken, ModelCard, ModelCards
+from adapt.serving.conversing import FAILED, ChatCompletions
 from adapt.serving.guard import Guard
 from adapt.serving.messages import (
     AdapterCard,
@@ -31,7 +37,7 @@ from adapt.serving.messages import (
     Problem,
 )
 from adapt.serving.middleware import Around, Counted
-from adapt.serving.predicting import Limits, Predictions
+from adapt.serving.predicting import Predictions
 from adapt.serving.reading import TooManyPixels
 
 _STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413}  # other mistakes: 422
@@ -54,45 +60,89 @@ def create_app(
     another server.
     """
     limits, metrics = limits or Limits(), Counted()
-    predictions = Predictions(adapters, limits, metrics)
+    admission = Admission(limits)
+    predictions = Predictions(adapters, admission, metrics)
+    conversations = ChatCompletions(adapters, admission, metrics)
+    work = Work(admission, predictions, conversations)
+    metrics.waiting.set_function(lambda: work.waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(predictions.close, 2.0)
+        await asyncio.to_thread(work.close, 2.0)
 
     app = FastAPI(title="adapt", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Guard, hosts=hosts, token=token)
     app.add_middleware(Around, most=limits.body_bytes, metrics=metrics)
     _add_problems(app)
-    _add_predict(app, predictions)
+    _add_predict(app, predictions, limits)
+    _add_chat(app, adapters, conversations)
     _add_adapters(app, adapters)
-    _add_watching(app, predictions)
-    _add_page(app)
+    _add_watching(app, adapters, work, metrics)
+    for path, name in (("/", "page.html"), ("/chat", "chat.html")):
+        _add_page(app, path, name)
     return app
 
 
+@dataclass(frozen=True)
+class Work:
+    """What all threads of a server do: decoding images, passes of classifiers, and answers in words."""
+
+    admission: Admission
+    predictions: Predictions
+    conversations: ChatCompletions
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for an image-decoding thread or for a model."""
+        return len(self.admission.readers) + len(self.predictions.batcher) + len(self.conversations.talker)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether decoding an image, a pass of a model or a token exceeds the time limit of a request."""
+        each = self.admission.readers, self.predictions.batcher, self.conversations.talker
+        return max(thread.longest() for thread in each) > self.admission.limits.seconds
+
+    def close(self, seconds: float) -> None:
+        """Stop decoding images, and answer the requests that already wait for a model, for at most `seconds`."""
+        self.admission.readers.close()
+        ends = time.monotonic() + seconds
+        self.predictions.batcher.close(seconds)
+        self.conversations.talker.close(max(0.0, ends - time.monotonic()))
+
+
 def _add_problems(app: FastAPI) -> None:
-    """Register handlers that answer every error with a JSON object, whose `detail` is a message of one line."""
+    """Register handlers that answer every error with a JSON object, in OpenAI's form for the paths of its interface."""
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
-        return JSONResponse({"detail": str(error)}, _STATUS.get(type(error), 422))
+        return _problem(request, str(error), _STATUS.get(type(error), 422))
+
+    @app.exception_handler(HTTPException)
+    async def refusal(request: Request, error: HTTPException) -> Response:
+        return _problem(request, error.detail, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def misfit(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
+        return _problem(request, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
 
     @app.exception_handler(Exception)  # the error is logged as well
     async def failure(request: Request, error: Exception) -> Response:
-        return JSONResponse({"detail": "the server failed to answer this request: its log has the error"}, 500)
+        return _problem(request, FAILED, 500)
 
 
-def _add_predict(app: FastAPI, predictions: Predictions) -> None:
+def _problem(request: Request, message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    if not request.url.path.startswith("/v1/"):
+        return JSONResponse({"detail": message}, status, headers)
+    status = 400 if status == 422 else status  # as OpenAI's interface has it
+    return JSONResponse(Mistaken.of(message, status), status, headers)
+
+
+def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None:
     described: dict[str, Any] = {"response_model": ImagesAnswered, "responses": _PROBLEMS}
 
-    @app.post("/predict", **described, openapi_extra={"requestBody": _body(predictions.limits)})
+    @app.post("/predict", **described, openapi_extra={"requestBody": _body(limits)})
     async def predict(request: Request) -> Response:
         """Classify images, sent as files or as base64 in JSON, with one or more adapters."""
         return await predictions.answer(request)
@@ -115,6 +165,41 @@ def _body(limits: Limits) -> dict[str, Any]:
     }
 
 
+def _add_chat(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompletions) -> None:
+    """Register the paths of OpenAI's interface."""
+    schema = ChatRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    parts, started, problems = schema.pop("$defs"), int(time.time()), {name: {"model": Mistaken} for name in _PROBLEMS}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+
+    @app.post(
+        "/v1/chat/completions", response_model=Completion, responses=problems, openapi_extra={"requestBody": body}
+    )
+    async def complete(request: Request) -> Response:
+        """Answer a conversation about images in words, at once or as a stream of events."""
+        return await conversations.answer(request)
+
+    @app.get("/v1/models")
+    def list_models() -> ModelCards:
+        """List the adapters that answer in words."""
+        return ModelCards(data=[ModelCard(id=name, created=started) for name in adapters.now.speaking])
+
+    @app.get("/v1/models/{name}", responses=problems)
+    def get_model(name: str) -> ModelCard:
+        """Return the description of an adapter that answers in words."""
+        adapters.now.speaker(name)
+        return ModelCard(id=name, created=started)
+
+    described = app.openapi
+
+    def with_parts() -> dict[str, Any]:
+        """Add the schemas that the one of a conversation refers to."""
+        whole = described()
+        whole["components"]["schemas"].update(parts)
+        return whole
+
+    app.openapi = with_parts  # type: ignore[method-assign]
+
+
 def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
     def cards() -> list[AdapterCard]:
         now = adapters.now
@@ -124,6 +209,7 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
                 method=model.method.name,
                 backbone=model.backbone.name,
                 classes=list(model.class_names),
+                chats=name in now.speaking,
                 default=name == now.default,
             )
             for name, model in now.models.items()
@@ -153,29 +239,32 @@ def _add_adapters(app: FastAPI, adapters: ServedAdapters) -> None:
         return cards()
 
 
-def _add_watching(app: FastAPI, predictions: Predictions) -> None:
+def _add_watching(app: FastAPI, adapters: ServedAdapters, work: Work, metrics: Counted) -> None:
     @app.get("/healthz", responses={400: {"model": Problem}, 503: {"model": Health}})
     async def health(response: Response) -> Health:
         """Return the server's state; the HTTP status is 503 while an operation exceeds the time limit of a request."""
-        stuck, adapters = predictions.stuck, len(predictions.adapters.now.models)
+        stuck = work.stuck
         response.status_code = 503 if stuck else 200
-        return Health(status="stuck" if stuck else "ok", adapters=adapters, waiting=predictions.waiting)
+        return Health(status="stuck" if stuck else "ok", adapters=len(adapters.now.models), waiting=work.waiting)
 
     @app.get("/metrics", include_in_schema=False)
     def prometheus() -> Response:
-        return Response(generate_latest(predictions.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_page(app: FastAPI) -> None:
-    text = files("adapt.serving").joinpath("page.html").read_text(encoding="utf-8")
+def _add_page(app: FastAPI, path: str, name: str) -> None:
+    folder = files("adapt.serving")
+    text = folder.joinpath(name).read_text(encoding="utf-8")
+    for common in ("common.css", "common.js"):
+        text = text.replace(f"/* {common} */", folder.joinpath(common).read_text(encoding="utf-8"))
     script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
     assert script is not None
     digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src blob:; "
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src blob: data:; "
         "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
     )
 
-    @app.get("/", include_in_schema=False)
+    @app.get(path, include_in_schema=False)
     async def page() -> Response:
         return HTMLResponse(text, headers={"Content-Security-Policy": policy})

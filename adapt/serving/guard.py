@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_OPEN = ("/", "/healthz")  # need no token: the page asks for it, and monitors have none
+_OPEN = ("/", "/chat", "/healthz")  # need no token: the pages ask for it, and monitors have none
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 

@@ -25,11 +25,11 @@ Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none i
 Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
 
 
-class _Message(BaseModel):
+class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Asking(_Message):
+class Asking(Message):
     """The settings of a request, which are adapters, the number of classes to return and a probability threshold."""
 
     adapters: Names = []
@@ -43,14 +43,14 @@ class ImagesInJson(Asking):
     images: list[str] = Field(min_length=1, description="Image files as base64.")
 
 
-class LoadAdapter(_Message):
+class LoadAdapter(Message):
     """A request to load an adapter, given by its path in the server's folder and an optional name."""
 
     path: str = Field(min_length=1, max_length=1000)
     name: str | None = Field(default=None, min_length=1, max_length=200)
 
 
-class AdapterName(_Message):
+class AdapterName(Message):
     """The name of a loaded adapter."""
 
     name: str
@@ -98,6 +98,8 @@ class AdapterCard(BaseModel):
     method: str
     backbone: str | None
     classes: list[str]
+    chats: bool
+    """Whether it answers in words."""
     default: bool
 
 
@@ -142,8 +144,8 @@ async def sent(request: Request, most: int) -> Sent:
         )
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = _checked(ImagesInJson, _json(await request.body(), 1000 + most))
-        files = [(f"image {number}", _decoded(text, number)) for number, text in enumerate(body.images, 1)]
+        body = checked(ImagesInJson, from_json_body(await request.body(), 1000 + most))
+        files = [(name := f"image {number}", decoded(text, name)) for number, text in enumerate(body.images, 1)]
         upload = Sent(files, Asking(**body.model_dump(exclude={"images"})))
     elif kind == "multipart/form-data":
         try:
@@ -175,7 +177,7 @@ async def _uploaded(request: Request) -> Sent:
                 fields[key] = value
     finally:
         await form.close()
-    return Sent(files, _checked(Asking, {**fields, "adapters": adapters}))
+    return Sent(files, checked(Asking, {**fields, "adapters": adapters}))
 
 
 def answers(
@@ -199,7 +201,7 @@ class _InMemory(MultiPartParser):
     spool_max_size = sys.maxsize
 
 
-def _json(body: bytes, most: int) -> object:
+def from_json_body(body: bytes, most: int) -> object:
     """Return the value of a JSON body with at most `most` commas; parsing millions of values would block the server."""
     from pydantic_core import from_json
 
@@ -212,15 +214,17 @@ def _json(body: bytes, most: int) -> object:
     return value
 
 
-def _checked(kind: type[Checked], values: object) -> Checked:
+def checked(kind: type[Checked], values: object) -> Checked:
+    """Return `values` as a message. Raises HTTPException with status 422 if they do not match its schema."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise HTTPException(422, explain(kind, error, "the request")) from None
 
 
-def _decoded(text: str, number: int) -> bytes:
+def decoded(text: str, name: str) -> bytes:
+    """Return the bytes of base64. Raises HTTPException with the `name` of the image that they are to be."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise HTTPException(422, f"image {number} is not valid base64: {error}") from None
+        raise HTTPException(422, f"{name} is not valid base64: {error}") from None

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SMALL = 2**16  # maximum bytes of a body without images; one of that size is read to its end even if refused
+_TAKE_IMAGES = ("/predict", "/v1/chat/completions")
 _LEFT = 499  # nginx's status for a client that did not wait, only for the metrics
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
 _LAST = (b"connection", b"close")  # makes uvicorn stop reading
@@ -27,6 +28,7 @@ class Counted:
         self.requests = Counter("adapt_requests", "Requests.", ["path", "status"], registry=self.registry)
         self.seconds = Histogram("adapt_request_seconds", "Time to answer.", ["path"], registry=self.registry)
         self.images = Counter("adapt_images", "Images answered.", ["adapter"], registry=self.registry)
+        self.tokens = Counter("adapt_tokens", "Tokens of answers in words.", ["adapter"], registry=self.registry)
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self.passes = Histogram("adapt_pass_images", "Images in a pass.", buckets=sizes, registry=self.registry)
         self.waiting = Gauge("adapt_waiting_requests", "Requests that wait for a pass.", registry=self.registry)
@@ -35,9 +37,9 @@ class Counted:
 class Around:
     """ASGI middleware that answers 413 to bodies of more than `most` bytes, supports `HEAD`, and updates the metrics.
 
-    `most` applies to `/predict`; the limit of all other URL paths is 64 KiB. If a request is answered before its large
-    body has arrived, the connection is closed, because reading such bodies from twenty clients blocked the event loop
-    for all other clients.
+    `most` applies to the paths that take images; the limit of all other URL paths is 64 KiB. If a request is answered
+    before its large body has arrived, the connection is closed, because reading such bodies from twenty clients blocked
+    the event loop for all other clients.
     """
 
     def __init__(self, app: ASGIApp, most: int, metrics: Counted) -> None:
@@ -50,7 +52,7 @@ class Around:
         started, status = time.perf_counter(), 0
         bare = scope["method"] == "HEAD"  # answered like GET, but without the body
         scope = {**scope, "method": "GET"} if bare else scope
-        most = self.most if scope["path"] == "/predict" else min(self.most, _SMALL)
+        most = self.most if scope["path"] in _TAKE_IMAGES else min(self.most, _SMALL)
         left, coming = most, announced(scope, sys.maxsize) > _SMALL  # whether a large body is still arriving
 
         async def receiving() -> Message:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_natives
@@ -21,7 +22,6 @@ from adapt.chats import Chat, Turn
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
 from adapt.models.chatting import ChatModel
 from adapt.testing import check_method
-
 
 UNLINKED = ("gemma3", "connector")  # a bare matrix, no linear layer
 LINKED = [kind for kind in KINDS if kind != "gemma3"]

@@ -282,7 +282,7 @@ def test_native_answers(name: str) -> None:
         asked = backbone.rows(questions, images, left=True, asks=True)
         _hold_rows(stored, "prompt.", asked.inputs)
         output = backbone.vlm.generate(
-            **asked.inputs, max_new_tokens=8, do_sample=False, eos_token_id=model._ends(),
+            **asked.inputs, max_new_tokens=8, do_sample=False, eos_token_id=model.ends,
             pad_token_id=backbone.tokenizer.pad_token_id, return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
     words = output.sequences[:, asked.inputs["input_ids"].shape[1] :]

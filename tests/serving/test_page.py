@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,86 @@ def test_axe_finds_nothing_serious(tab: Any, tiny_split: Split, scheme: str) -> 
     assert [each["id"] for each in found["violations"]] == []
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(24, 26, 27)"}[scheme]
+
+
+@pytest.fixture
+def chat(serve: Callable[..., TestClient], browser: Any) -> Any:
+    """The page for conversations, whose server answers each with the words of `SAID`; `sent` are its requests."""
+    page, opened = serve().get("/chat"), browser.new_page()
+    opened.sent = []
+
+    def served(route: Any) -> None:
+        path = route.request.url.removeprefix(_ADDRESS)
+        if path == "chat":
+            route.fulfill(body=page.text, headers=dict(page.headers))
+        elif path == "v1/models":
+            route.fulfill(json={"data": [{"id": "first"}, {"id": "second"}]})
+        else:
+            opened.sent.append(route.request.post_data_json)
+            chunks = [{"choices": [{"delta": {"content": words}}]} for words in SAID] + [{"choices": [], "usage": {}}]
+            events = [f"data: {json.dumps(chunk)}\n\n" for chunk in chunks]
+            route.fulfill(body="".join([*events, "data: [DONE]\n\n"]), headers={"content-type": "text/event-stream"})
+
+    opened.route("**/*", served)
+    opened.goto(_ADDRESS + "chat")
+    yield opened
+    opened.close()
+
+
+SAID = ["a dog ", "on a <b>sofa</b>"]
+
+
+def test_a_conversation_about_a_picture_is_written_as_it_comes(chat: Any, tiny_split: Split) -> None:
+    """And sent whole with the next question; names and words of the model are text, never markup."""
+    chat.set_input_files("#files", Path(tiny_split.train[0].path))
+    chat.locator("#pictures img").wait_for()
+    chat.select_option("#adapter", "second")
+    for number, words in enumerate(("what is it?", "and where?"), 1):
+        chat.fill("#words", words)
+        chat.keyboard.press("Enter")
+        chat.locator(".turn.assistant").nth(number - 1).get_by_text("".join(SAID)).wait_for()
+        chat.locator("#send:enabled").wait_for()
+    assert chat.locator("#ask").is_hidden()
+    first, second = chat.sent
+    assert (first["model"], first["stream"], len(first["messages"])) == ("second", True, 1)
+    image, text = first["messages"][0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    assert text == {"type": "text", "text": "what is it?"}
+    assert second["messages"] == [
+        *first["messages"],
+        {"role": "assistant", "content": "".join(SAID)},
+        {"role": "user", "content": [{"type": "text", "text": "and where?"}]},
+    ]
+    assert chat.locator(".turn").all_inner_texts() == ["what is it?", "".join(SAID), "and where?", "".join(SAID)]
+    assert chat.locator(".turn img").count() == 1
+    chat.click("#anew")
+    assert chat.locator(".turn").count() == 0
+
+
+def test_a_question_that_fails_may_be_asked_again(chat: Any) -> None:
+    problem = {"error": {"message": "try again in a second"}}
+    chat.route("**/v1/chat/completions", lambda route: route.fulfill(status=503, json=problem), times=1)
+    for words in ("what?", "what then?"):
+        chat.fill("#words", words)
+        chat.click("#send")
+        chat.locator("#send:enabled").wait_for()
+        if words == "what?":
+            assert chat.inner_text("#problem") == problem["error"]["message"]
+    chat.get_by_text("".join(SAID)).wait_for()
+    assert [len(sent["messages"]) for sent in chat.sent] == [1]
+    assert chat.inner_text("#problem") == ""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_a_conversation(chat: Any, tiny_split: Split, scheme: str) -> None:
+    if not AXE.is_file():
+        pytest.skip("axe-core is not installed: make test-browser")
+    chat.emulate_media(color_scheme=scheme)
+    chat.set_input_files("#files", Path(tiny_split.train[0].path))
+    chat.fill("#words", "what is it?")
+    chat.click("#send")
+    chat.get_by_text("".join(SAID)).wait_for()
+    chat.evaluate(AXE.read_text(encoding="utf-8"))
+    found = chat.evaluate("axe.run()")
+    assert len(found["passes"]) > 10
+    assert [each["id"] for each in found["violations"]] == []

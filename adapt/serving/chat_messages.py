@@ -1,0 +1,270 @@
+"""The schemas of `/v1/chat/completions`, as OpenAI's interface has them, and what they mean here.
+
+Only what is honoured is accepted: any other parameter is refused by name. Images are data URIs, as the server contacts
+no other one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from fastapi import HTTPException
+from pydantic import BaseModel, Field, model_validator
+
+from adapt.chats import IMAGE, Chat, Role, Turn
+from adapt.serving.admission import File
+from adapt.serving.messages import Message, decoded
+from adapt.serving.talking import Said
+
+_DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,")
+_ANSWER = 256  # tokens, unless the request says how many
+
+
+class TextPart(Message):
+    """Words of a turn."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageURL(Message):
+    """An image as a data URI."""
+
+    url: str = Field(description="data:image/png;base64,…")
+    detail: Literal["auto"] = "auto"
+
+
+class ImagePart(Message):
+    """An image in a turn."""
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+ChatPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatTurn(Message):
+    """A turn of a conversation: a text, or a list of texts and images."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ChatPart]
+    refusal: None = None
+
+
+class StreamOptions(Message):
+    """What a stream contains beside the answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(Message):
+    """A conversation that ends with a question of the user, and how it is to be answered."""
+
+    model: str = Field(description="The name of an adapter.")
+    messages: list[ChatTurn] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0, ge=0, le=2, description="0 takes the most probable token each time.")
+    top_p: float = Field(default=1, gt=0, le=1)
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] = 1
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, values: Any) -> Any:
+        """Leave out what is null: clients send settings that they have no value for."""
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None}
+
+    @property
+    def most(self) -> int | None:
+        """The maximum number of tokens of the answer, if the request has one."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def answer_tokens(self) -> int:
+        """The maximum number of tokens of the answer."""
+        return self.most or _ANSWER
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts before which an answer ends."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(filter(None, given))
+
+    @property
+    def sampling(self) -> tuple[tuple[str, Any], ...]:
+        """The options of transformers' `generate` that choose each token."""
+        if not self.temperature:
+            return ()
+        return ("do_sample", True), ("temperature", self.temperature), ("top_p", self.top_p), ("top_k", 0)
+
+    def conversation(self) -> tuple[Chat, list[File]]:
+        """Return the conversation and its images, which have names and contents. Raises HTTPException."""
+        files: list[File] = []
+        turns = [Turn(_role(turn), tuple(_parts(turn, files))) for turn in self.messages]
+        if turns[-1].role != "user":
+            raise HTTPException(422, f"the last message is of the {turns[-1].role}; expected a question of the user")
+        return Chat(tuple(turns)), files
+
+
+def _role(turn: ChatTurn) -> Role:
+    return "system" if turn.role == "developer" else turn.role
+
+
+def _parts(turn: ChatTurn, files: list[File]) -> Iterator[str | None]:
+    """Yield the parts of a turn, and add its images to `files`."""
+    parts = [turn.content] if isinstance(turn.content, str) else turn.content
+    for part in parts:
+        if isinstance(part, ImagePart):
+            if turn.role != "user":
+                raise HTTPException(422, f"a message of the {turn.role} has an image; expected images of the user only")
+            files.append((name := f"image {len(files) + 1}", _content(part.image_url.url, name)))
+            yield IMAGE
+        else:
+            yield part if isinstance(part, str) else part.text
+
+
+def _content(url: str, name: str) -> bytes:
+    start = _DATA.match(url)
+    if start is None:
+        raise HTTPException(
+            422, f"{name} is {url[:60]!r}; expected data:image/png;base64,…, as this server fetches no images"
+        )
+    return decoded(url[start.end() :], name)
+
+
+class Usage(BaseModel):
+    """The number of tokens of a conversation and its answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerMessage(BaseModel):
+    """An answer in words."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class AnswerChoice(BaseModel):
+    """An answer, and why it ends."""
+
+    index: int = 0
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(BaseModel):
+    """The answer to a request that does not stream."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[AnswerChoice]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """An adapter that answers in words."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: Literal["adapt"] = "adapt"
+
+
+class ModelCards(BaseModel):
+    """All adapters that answer in words."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Mistake(BaseModel):
+    """An error message of one line, and its kind."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: None = None
+    code: None = None
+
+
+class Mistaken(BaseModel):
+    """An error in the form of OpenAI's interface."""
+
+    error: Mistake
+
+    @classmethod
+    def of(cls, message: str, status: int) -> dict[str, Any]:
+        """Return the body of an error response."""
+        mistake = Mistake(message=message, type="server_error" if status >= 500 else "invalid_request_error")
+        return cls(error=mistake).model_dump()
+
+
+@dataclass
+class Written:
+    """The pieces of an answer as the parts of a response."""
+
+    model: str
+
+    def __post_init__(self) -> None:
+        self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
+
+    def whole(self, pieces: list[Said]) -> dict[str, Any]:
+        """Return the body of a response with an answer's pieces together."""
+        last = pieces[-1]
+        assert last.finish is not None
+        message = AnswerMessage(content="".join(piece.text for piece in pieces))
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self.model,
+            choices=[AnswerChoice(message=message, finish_reason=last.finish)],
+            usage=_usage(last),
+        ).model_dump()
+
+    def first(self) -> dict[str, Any]:
+        """Return the chunk that begins a stream."""
+        return self._chunk({"role": "assistant", "content": ""}, None)
+
+    def next(self, piece: Said) -> Iterator[dict[str, Any]]:
+        """Yield the chunks of a piece: its text, and its end if it is the last one."""
+        if piece.text:
+            yield self._chunk({"content": piece.text}, None)
+        if piece.finish:
+            yield self._chunk({}, piece.finish)
+
+    def used(self, last: Said) -> dict[str, Any]:
+        """Return the chunk with the number of tokens."""
+        return self._chunk({}, None) | {"choices": [], "usage": _usage(last).model_dump()}
+
+    def _chunk(self, delta: dict[str, str], finish: str | None) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self.model,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        }
+
+
+def _usage(last: Said) -> Usage:
+    return Usage(
+        prompt_tokens=last.prompt_tokens,
+        completion_tokens=last.tokens,
+        total_tokens=last.prompt_tokens + last.tokens,
+    )

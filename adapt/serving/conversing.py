@@ -1,0 +1,194 @@
+"""The steps from a request with a conversation to its answer in words, at once or piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastapi import HTTPException, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, StreamingResponse
+
+from adapt.chats import Chat
+from adapt.data.decoding.images import open_image
+from adapt.errors import AdaptError
+from adapt.models.chatting import ChatModel
+from adapt.serving.adapters import ServedAdapters
+from adapt.serving.admission import Admission
+from adapt.serving.chat_messages import ChatRequest, Mistaken, Written
+from adapt.serving.messages import checked, from_json_body
+from adapt.serving.middleware import Counted
+from adapt.serving.predicting import AGAIN, left
+from adapt.serving.room import Crowded
+from adapt.serving.talking import Question, Said, Talker
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COMMAS = 200_000  # in a body, so that reading it blocks nobody
+_CHARACTERS = 16  # for each token that a conversation may have
+FAILED = "the server failed to answer this request: its log has the error"
+_LOG = logging.getLogger(__name__)
+
+
+class ChatCompletions:
+    """The handler of a server's `/v1/chat/completions` requests."""
+
+    def __init__(self, adapters: ServedAdapters, admission: Admission, metrics: Counted) -> None:
+        self._adapters, self._admission, self._metrics = adapters, admission, metrics
+        self.talker = Talker()
+
+    async def answer(self, request: Request) -> Response:
+        """Return the response to a request, with status 503 if the server is overloaded, or 504 after the time limit.
+
+        Raises AdaptError or HTTPException for an invalid request, and ClientDisconnect if the client has disconnected.
+        """
+        pieces: asyncio.Queue[_Piece | Exception] = asyncio.Queue()
+        work = asyncio.create_task(self._work(request, pieces))
+        streams = False
+        try:
+            first = await _taken(pieces)
+            streams = first.asked.stream
+            if streams:
+                stream = self._stream(first, pieces, work)
+                return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+            return JSONResponse(Written(first.asked.model).whole([piece.said async for piece in _all(first, pieces)]))
+        except Crowded as error:
+            return JSONResponse(Mistaken.of(str(error), 503), 503, AGAIN)
+        except TimeoutError:
+            if await request.is_disconnected():
+                raise ClientDisconnect from None
+            return JSONResponse(Mistaken.of(self._late, 504), 504)
+        finally:
+            if not streams:
+                work.cancel()
+
+    @property
+    def _late(self) -> str:
+        return f"there was no answer within {self._admission.limits.seconds:g} seconds"
+
+    async def _stream(
+        self, first: _Piece, pieces: asyncio.Queue[_Piece | Exception], work: asyncio.Task[None]
+    ) -> AsyncIterator[str]:
+        """Yield the events of a response. An error after its start is an event, too."""
+        written, last = Written(first.asked.model), first
+        try:
+            yield _event(written.first())
+            async for piece in _all(first, pieces):
+                for chunk in written.next(piece.said):
+                    yield _event(chunk)
+                last = piece
+            if first.asked.stream_options and first.asked.stream_options.include_usage:
+                yield _event(written.used(last.said))
+            yield "data: [DONE]\n\n"
+        except (AdaptError, TimeoutError) as error:
+            yield _event(Mistaken.of(self._late if isinstance(error, TimeoutError) else str(error), 500))
+        except Exception:  # noqa: BLE001  # the response has begun, so that no handler can answer
+            _LOG.exception("an answer ended")
+            yield _event(Mistaken.of(FAILED, 500))
+        finally:
+            work.cancel()
+
+    async def _work(self, request: Request, pieces: asyncio.Queue[_Piece | Exception]) -> None:
+        """Put the pieces of the answer to a request, or an error, into `pieces`."""
+        try:
+            async with self._admission.body(request) as given:
+                asked = await _read(request)
+                leaving = asyncio.create_task(left(request, given))
+                try:
+                    async for said in self._answers(asked):
+                        pieces.put_nowait(_Piece(asked, said))
+                finally:
+                    leaving.cancel()
+        except Exception as error:  # noqa: BLE001  # it is raised where the pieces are taken
+            pieces.put_nowait(error)
+
+    async def _answers(self, asked: ChatRequest) -> AsyncIterator[Said]:
+        model = self._adapters.now.speaker(asked.model)
+        chat, files = asked.conversation()
+        limits, loop = self._admission.limits, asyncio.get_running_loop()
+        if len(files) > limits.images:
+            raise HTTPException(422, f"{len(files)} images were sent; expected at most {limits.images}")
+
+        def look(content: bytes, name: str) -> Image:
+            return open_image(content, turned=model.backbone.preprocess.turned, name=name)
+
+        async with self._admission.images(files, look) as images:
+            most = await self._admission.apart(lambda: self._most(asked, model, chat, images))
+            heard: asyncio.Queue[Said | Exception] = asyncio.Queue()
+
+            def hear(said: Said | Exception) -> None:
+                with suppress(RuntimeError):  # of a closed loop: the server has ended
+                    loop.call_soon_threadsafe(heard.put_nowait, said)
+
+            question = Question(model, chat, images, most, asked.stops, asked.sampling, hear)
+            tokens, finish = 0, None
+            try:
+                self.talker.ask(question)
+                while finish is None:
+                    said = await heard.get()
+                    if isinstance(said, Exception):
+                        raise said
+                    self._metrics.tokens.labels(asked.model).inc(said.tokens - tokens)
+                    tokens, finish = said.tokens, said.finish
+                    yield said
+            finally:
+                question.given_up = True
+
+    def _most(self, asked: ChatRequest, model: ChatModel, chat: Chat, images: Sequence[Image]) -> int:
+        """Return the maximum number of tokens of an answer. Raises AdaptError if a conversation is too long."""
+        most = min(self._admission.limits.tokens, model.backbone.longest)
+        characters = sum(len(turn.text) for turn in chat.turns)
+        if characters > _CHARACTERS * most:
+            raise AdaptError(
+                f"the conversation has {characters:,} characters; expected at most {_CHARACTERS * most:,}: shorten it"
+            )
+        [tokens] = model.backbone.lengths([chat], [[image.size for image in images]])
+        left = most - tokens
+        if left < (asked.most or 1):
+            raise AdaptError(
+                f"the conversation takes {tokens:,} tokens, and may have {most:,} together with its answer of "
+                f"{asked.answer_tokens:,}: shorten it, send smaller images, or lower max_tokens"
+            )
+        return min(asked.answer_tokens, left)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A piece of the answer to a request."""
+
+    asked: ChatRequest
+    said: Said
+
+
+async def _read(request: Request) -> ChatRequest:
+    for name in request.query_params:
+        raise HTTPException(422, f"the address has the parameter {name!r}: send it in the JSON")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, f"the content type is {kind!r}; expected application/json")
+    return checked(ChatRequest, from_json_body(await request.body(), _COMMAS))
+
+
+async def _taken(pieces: asyncio.Queue[_Piece | Exception]) -> _Piece:
+    """Wait for the next piece and return it, or raise the error in its place."""
+    piece = await pieces.get()
+    if isinstance(piece, Exception):
+        raise piece
+    return piece
+
+
+async def _all(first: _Piece, pieces: asyncio.Queue[_Piece | Exception]) -> AsyncIterator[_Piece]:
+    """Yield the first piece and all others, up to the last."""
+    yield (piece := first)
+    while piece.said.finish is None:
+        yield (piece := await _taken(pieces))
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -1,0 +1,234 @@
+"""Answers in words, which many clients wait for: a thread that writes some at once, and all by turns.
+
+Conversations with the same adapter that wait at the same time are answered together. While others wait, a group of
+answers pauses after every few tokens, so that a long answer holds up a short one by a part of a second only.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from adapt.chats import Chat
+from adapt.models.chatting import TOGETHER, ChatModel
+from adapt.models.ongoing import OngoingAnswers
+
+if TYPE_CHECKING:
+    from adapt.backbones.native import ChatImages
+
+_TURN = 16  # tokens that a group writes before another has its turn
+_BEGUN = 4 * TOGETHER  # answers that are begun and not ended, each of which holds memory for its tokens
+_BROKEN = "\ufffd"  # what bytes of an unfinished character are decoded to
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Said:
+    """The next piece of an answer."""
+
+    text: str
+    finish: Finish | None
+    """Why the answer ends with this piece: by the model's or a client's end mark, or at the most tokens."""
+    prompt_tokens: int
+    tokens: int
+    """The number of tokens of the answer so far."""
+
+
+@dataclass(eq=False)
+class Question:
+    """A conversation that waits for its answer, of at most `most` tokens, up to the first of the texts `stops`."""
+
+    model: ChatModel
+    chat: Chat
+    images: ChatImages
+    most: int
+    stops: Sequence[str]
+    sampling: tuple[tuple[str, Any], ...]
+    """Options of `generate`, by name."""
+    heard: Callable[[Said | Exception], None]
+    """Called by another thread for each piece of the answer, or with the error in its place."""
+    given_up: bool = False
+
+    def goes_with(self, other: Question) -> bool:
+        """Return whether both can be answered in one pass."""
+        return self.model is other.model and self.sampling == other.sampling
+
+
+class Talker:
+    """A thread that answers questions; `spoken` is called with the number of tokens of each step."""
+
+    def __init__(self, spoken: Callable[[int], None] = lambda tokens: None) -> None:
+        self._spoken = spoken
+        self._questions: deque[Question] = deque()
+        self._paused: deque[_Group] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._fresh = False  # whether the last turn was that of new questions
+        self._since: float | None = None  # the time of the last token, while a group has its turn
+        self._thread = threading.Thread(target=self._run, name="adapt-talker", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Return the number of questions whose answers have not begun."""
+        return len(self._questions)
+
+    def ask(self, question: Question) -> None:
+        """Queue a question. Raises RuntimeError if the talker is closed."""
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the talker is closed")
+            self._questions.append(question)
+            self._changed.notify()
+
+    def longest(self) -> float:
+        """Return the time in seconds since the last token, or 0 if nothing is being answered."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def close(self, seconds: float | None = None) -> None:
+        """Refuse new questions, finish the others, and wait at most `seconds` for the thread to end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        while group := self._next():
+            self._since = time.monotonic()
+            try:
+                group.go_on(self._others_wait, self._step)
+            except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
+                self._failed(group, error)
+                continue
+            finally:
+                self._since = None
+            if group.open:
+                self._paused.append(group)
+
+    def _failed(self, group: _Group, error: Exception) -> None:
+        """Tell the clients of a group about an error; those that came together are first tried one by one."""
+        if len(group.answers) > 1 and not any(answer.tokens for answer in group.answers):
+            self._paused.extend(_Group([answer.question]) for answer in group.answers)
+            return
+        for answer in group.open:
+            answer.question.heard(error)
+
+    def _step(self, tokens: int) -> None:
+        self._since = time.monotonic()
+        self._spoken(tokens)
+
+    def _others_wait(self) -> bool:
+        return bool(self._paused or (self._questions and self._has_room))
+
+    @property
+    def _has_room(self) -> bool:
+        return sum(len(group.open) for group in self._paused) < _BEGUN
+
+    def _next(self) -> _Group | None:
+        """Wait for questions and return the group whose turn it is, or None once the talker is closed and idle."""
+        with self._changed:
+            while True:
+                self._questions = deque(each for each in self._questions if not each.given_up)
+                self._paused = deque(group for group in self._paused if group.open)
+                new = bool(self._questions and self._has_room)
+                if new and not (self._fresh and self._paused):
+                    self._fresh = True
+                    return _Group(self._taken())
+                if self._paused:
+                    self._fresh = False
+                    return self._paused.popleft()
+                if self._closed:
+                    return None
+                self._changed.wait()
+
+    def _taken(self) -> list[Question]:
+        """Take the first question, and others that go with it, from those that wait."""
+        first = self._questions[0]
+        taken = [question for question in self._questions if question.goes_with(first)][:TOGETHER]
+        self._questions = deque(question for question in self._questions if question not in taken)
+        return taken
+
+
+class _Group:
+    """Questions that are answered together."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        self.answers = [_Answer(question) for question in questions]
+        self._ongoing: OngoingAnswers | None = None
+
+    @property
+    def open(self) -> list[_Answer]:
+        """The answers that have not ended, and that somebody waits for."""
+        return [answer for answer in self.answers if not answer.ended]
+
+    def go_on(self, others_wait: Callable[[], bool], stepped: Callable[[int], None]) -> None:
+        """Generate tokens until all answers have ended, or until others wait and a turn is over."""
+        questions = [answer.question for answer in self.answers]
+        if self._ongoing is None:
+            first, images = questions[0], [question.images for question in questions]
+            self._ongoing = OngoingAnswers(
+                first.model, images, [question.chat for question in questions], **dict(first.sampling)
+            )
+            for answer, tokens in zip(self.answers, self._ongoing.prompt_tokens, strict=True):
+                answer.prompt_tokens = tokens
+        self._ongoing.go_on(partial(self._heard, iter(range(1, 2**31)), others_wait, stepped))
+
+    def _heard(
+        self, numbers: Any, others_wait: Callable[[], bool], stepped: Callable[[int], None], tokens: Tensor
+    ) -> Tensor:
+        stepped(len(self.open))
+        for answer, token in zip(self.answers, tokens.tolist(), strict=True):
+            answer.hear(token)
+        paused = next(numbers) >= _TURN and others_wait()
+        return torch.tensor([paused or answer.ended for answer in self.answers])
+
+
+class _Answer:
+    """The answer to a question, as far as it has been generated."""
+
+    def __init__(self, question: Question) -> None:
+        self.question, self.prompt_tokens = question, 0
+        self.tokens: list[int] = []
+        self._text = ""  # what has been sent of it
+        self._finished = False
+
+    @property
+    def ended(self) -> bool:
+        return self._finished or self.question.given_up
+
+    def hear(self, token: int) -> None:
+        """Add a token, and send the text that can no longer change."""
+        if self.ended:
+            return
+        question, backbone = self.question, self.question.model.backbone
+        self.tokens.append(token)
+        finish: Finish | None = None
+        if token in question.model.ends:
+            finish = "stop"
+        elif len(self.tokens) >= min(question.most, backbone.longest - self.prompt_tokens):
+            finish = "length"
+        text = str(backbone.tokenizer.decode(self.tokens, skip_special_tokens=True)).lstrip()
+        cut = min((place for stop in question.stops if (place := text.find(stop)) >= 0), default=None)
+        if cut is not None:
+            text, finish = text[:cut], "stop"
+        text = text.rstrip() if finish else self._certain(text)
+        self._finished = finish is not None
+        if finish or len(text) > len(self._text):
+            question.heard(Said(text[len(self._text) :], finish, self.prompt_tokens, len(self.tokens)))
+            self._text = text
+
+    def _certain(self, text: str) -> str:
+        """Return the beginning of a text that stays as it is: no space at its end, half a character, or half a stop."""
+        text = text.rstrip(_BROKEN).rstrip()
+        for stop in self.question.stops:
+            begun = next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+            text = text[: len(text) - begun]
+        return text

@@ -1,0 +1,353 @@
+"""Conversations over HTTP, as OpenAI's own client asks for them; limits, errors, and answers that take turns."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import tiny_natives
+import torch
+from checks import perturb
+from native_chats import lora, pictures
+from PIL import Image
+from serving.asking import hold
+from starlette.testclient import TestClient
+
+import adapt
+from adapt.chats import Chat
+from adapt.methods import ZeroShot
+from adapt.models.chatting import ChatModel
+from adapt.models.ongoing import OngoingAnswers
+from adapt.serving import talking
+from adapt.serving.adapters import Served, ServedAdapters
+from adapt.serving.admission import Limits
+from adapt.serving.app import create_app
+from adapt.serving.talking import Question, Said, Talker
+
+KIND = "qwen2_5_vl"
+QUESTIONS = ["what is it?", "how many are there?", "is there a circle?", "colour?"]
+
+
+def uri(image: Image.Image) -> str:
+    content = BytesIO()
+    image.save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def user(question: str, *images: Image.Image) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": uri(image)}} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, ChatModel]:
+    torch.manual_seed(0)
+    backbone = tiny_natives.backbone(KIND)
+    made: dict[str, ChatModel] = {name: adapt.wrap(backbone, lora("decoder")).eval() for name in ("first", "second")}
+    for model in made.values():
+        perturb(model)
+    return made
+
+
+@pytest.fixture
+def served(models: dict[str, ChatModel], tmp_path: Path) -> ServedAdapters:
+    paths = [str(model.save(tmp_path / f"{name}.safetensors")) for name, model in models.items()]
+    return ServedAdapters(paths, backbone=tiny_natives.backbone(KIND))
+
+
+@pytest.fixture
+def client(served: ServedAdapters) -> Iterator[Callable[..., TestClient]]:
+    """A client of an application with the limits given; closed behind the test."""
+    clients: list[TestClient] = []
+
+    def start(**limits: Any) -> TestClient:
+        clients.append(TestClient(create_app(served, Limits(**limits)), raise_server_exceptions=False))
+        return clients[-1].__enter__()
+
+    yield start
+    for each in clients:
+        each.__exit__(None, None, None)
+
+
+def as_openai(served: ServedAdapters, ask: Callable[[openai.AsyncOpenAI], Any], **limits: Any) -> Any:
+    """What `ask` returns with a client of OpenAI's library."""
+
+    async def run() -> Any:
+        transport = httpx.ASGITransport(create_app(served, Limits(**limits)), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport) as http:
+            return await ask(
+                openai.AsyncOpenAI(base_url="http://local/v1", api_key="-", max_retries=0, http_client=http)
+            )
+
+    return asyncio.run(run())
+
+
+def post(client: TestClient, *messages: dict[str, Any], **settings: Any) -> Any:
+    asked = {"model": "first", "messages": list(messages), "max_tokens": 6} | settings
+    return client.post("/v1/chat/completions", json=asked)
+
+
+def test_openais_client_gets_what_the_model_says(served: ServedAdapters, models: dict[str, ChatModel]) -> None:
+    """About images, in turns, from the adapter that it names; at once and as a stream."""
+    one, two, *_ = pictures()
+    messages = [
+        {"role": "system", "content": "be brief."},
+        user("what is it?", one),
+        {"role": "assistant", "content": "a dog."},
+        user("and this?", two),
+    ]
+    chat = adapt.chats.Chat((adapt.chats.Turn("system", ("be brief.",)), *Chat.about("what is it?", "a dog.").turns))
+    chat = Chat((*chat.turns, *Chat.about("and this?").turns))
+
+    async def ask(client: openai.AsyncOpenAI) -> Any:
+        assert [model.id async for model in client.models.list()] == ["first", "second"]
+        assert (await client.models.retrieve("second")).id == "second"
+        whole, pieces = {}, {}
+        for name in models:
+            asked: dict[str, Any] = {"model": name, "messages": messages, "max_tokens": 7}
+            whole[name] = await client.chat.completions.create(**asked)
+            stream = await client.chat.completions.create(
+                **asked, stream=True, stream_options={"include_usage": True}, seed=None
+            )
+            pieces[name] = [piece async for piece in stream]
+        return whole, pieces
+
+    whole, pieces = as_openai(served, ask)
+    for name, model in models.items():
+        expected = model.chat(chat, [one, two], max_new_tokens=7)
+        tokens = int(model.backbone.rows([chat], [[one, two]], asks=True).lengths)
+        [choice], usage = whole[name].choices, whole[name].usage
+        assert choice.message.content == expected.text
+        assert choice.finish_reason == ("length" if expected.tokens == 7 else "stop")
+        assert (usage.prompt_tokens, usage.completion_tokens) == (tokens, expected.tokens)
+        *said, last, used = pieces[name]
+        assert "".join(piece.choices[0].delta.content for piece in said) == expected.text
+        assert (last.choices[0].finish_reason, used.usage) == (choice.finish_reason, usage)
+    assert whole["first"].choices[0].message.content != whole["second"].choices[0].message.content
+
+
+def test_eight_clients_at_once_get_the_answers_of_one(served: ServedAdapters) -> None:
+    asked = [(name, question, image) for name in ("first", "second") for question, image in zip(QUESTIONS, pictures())]
+
+    async def ask(client: openai.AsyncOpenAI) -> Any:
+        def answer(name: str, question: str, image: Image.Image) -> Any:
+            return client.chat.completions.create(model=name, messages=[user(question, image)], max_tokens=40)  # type: ignore[list-item]
+
+        together = await asyncio.gather(*(answer(*each) for each in asked))
+        return [answer.choices for answer in together], [(await answer(*each)).choices for each in asked]
+
+    together, alone = as_openai(served, ask)
+    assert together == alone
+
+
+BAD: list[tuple[int, str, dict[str, Any]]] = [
+    (404, "there is no adapter 'third'; Valid: first, second", {"model": "third"}),
+    (400, "unknown key 'seed'", {"seed": 1}),
+    (400, "temperature is 3", {"temperature": 3}),
+    (400, "n is 2", {"n": 2}),
+    (400, "the last message is of the assistant; expected a", {"messages": [{"role": "assistant", "content": "a"}]}),
+    (400, "image 1 is 'https://a.example/b.png'; expected data:image", {"image": "https://a.example/b.png"}),
+    (400, "image 1 is not valid base64", {"image": "data:image/png;base64,????"}),
+    (400, "cannot be decoded", {"image": "data:image/png;base64,aGVsbG8="}),
+    (400, "a message of the system has an image", {"role": "system"}),
+    (400, "'video'", {"messages": [{"role": "user", "content": [{"type": "video", "video": "x"}]}]}),
+    (400, "takes 41 tokens, and may have 100 together with its answer of 90", {"max_tokens": 90}),
+    (400, "has 6,000 characters; expected at most 1,600", {"messages": [{"role": "user", "content": "a" * 6000}]}),
+    (400, "<|image_pad|> is 2 times in its text", {"text": "<|image_pad|>"}),
+    (413, "the images have 576 pixels, and a request may have at most 500", {"size": 24}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "message", "wrong"), BAD, ids=[message[:30] for _, message, _ in BAD])
+def test_what_is_wrong_is_named(
+    client: Callable[..., TestClient], status: int, message: str, wrong: dict[str, Any]
+) -> None:
+    size = wrong.pop("size", None)
+    asked = user(wrong.pop("text", "what is it?"), Image.new("RGB", (size or 40, size or 24)))
+    asked["role"] = wrong.pop("role", "user")
+    asked["content"][0]["image_url"]["url"] = wrong.pop("image", asked["content"][0]["image_url"]["url"])
+    limited = client(tokens=100, pixels=500 if size else 2000)
+    answer = post(limited, *wrong.pop("messages", [asked]), **wrong)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert message in answer.json()["error"]["message"]
+
+
+def test_a_body_that_is_no_json_is_refused(client: Callable[..., TestClient]) -> None:
+    sent = client(images=1)
+    for content, kind, status in ((b"{", "application/json", 400), (b"a=b", "text/plain", 415)):
+        answer = sent.post("/v1/chat/completions", content=content, headers={"content-type": kind})
+        assert answer.status_code == status
+        assert set(answer.json()) == {"error"}
+    assert post(sent, user("which?", *pictures()[:2])).status_code == 400
+    assert sent.get("/v1/models/nobody").status_code == 404
+
+
+def test_an_answer_ends_before_a_stop_which_no_piece_shows(
+    served: ServedAdapters, models: dict[str, ChatModel]
+) -> None:
+    image = pictures()[0]
+    text = models["first"].answer(image, "what is it?", max_new_tokens=30).text
+    stop = text[len(text) // 2 :][:3]
+
+    async def ask(client: openai.AsyncOpenAI) -> list[str]:
+        stream = await client.chat.completions.create(
+            model="first", messages=[user("what is it?", image)], max_tokens=30, stop=["never", stop], stream=True
+        )  # type: ignore[call-overload]
+        return [piece.choices[0].delta.content or "" async for piece in stream]
+
+    pieces = as_openai(served, ask)
+    assert "".join(pieces) == text[: text.index(stop)].rstrip()
+    assert len([piece for piece in pieces if piece]) > 2
+
+
+def test_tokens_may_be_drawn(client: Callable[..., TestClient]) -> None:
+    sent = client()
+    drawn = {post(sent, user("what?"), temperature=2.0).json()["choices"][0]["message"]["content"] for _ in range(4)}
+    assert len(drawn) > 1
+    narrow = {
+        post(sent, user("what?"), temperature=2.0, top_p=1e-6).json()["choices"][0]["message"]["content"]
+        for _ in range(3)
+    }
+    assert narrow == {post(sent, user("what?")).json()["choices"][0]["message"]["content"]}
+
+
+def test_what_takes_too_long_ends(client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a status before the answer begins, and as an event in a stream that has begun."""
+    sent, held = client(seconds=0.5), hold(monkeypatch, OngoingAnswers, "go_on")
+    answer = post(sent, user("what?"))
+    assert (answer.status_code, answer.json()["error"]["message"]) == (504, "there was no answer within 0.5 seconds")
+    assert answer.json()["error"]["type"] == "server_error"
+    assert sent.get("/healthz").status_code == 503
+    held.go.set()
+
+    usual = talking._Answer.hear
+
+    def slow(self: Any, token: int) -> None:
+        usual(self, token)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(talking._Answer, "hear", slow)
+    events = post(sent, user("what?"), stream=True, max_tokens=50).text.split("\n\n")
+    assert json.loads(events[-2].removeprefix("data: "))["error"]["message"] == "there was no answer within 0.5 seconds"
+
+
+def test_a_failure_of_the_model_is_told_and_the_next_question_is_answered(
+    client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = client()
+    with monkeypatch.context() as patch:
+        patch.setattr(OngoingAnswers, "go_on", lambda self, heard: 1 / 0)
+        failed = post(sent, user("what?"))
+    assert (failed.status_code, failed.json()["error"]["type"]) == (500, "server_error")
+    assert "log" in failed.json()["error"]["message"]
+    assert post(sent, user("what?")).status_code == 200
+
+
+def test_classifiers_and_those_that_chat_are_told_apart(served: ServedAdapters, open_clip: adapt.Backbone) -> None:
+    classifier = adapt.wrap(open_clip, ZeroShot(), ("cat", "dog")).eval()
+    served.now = Served({**served.now.models, "clip": classifier}, "clip")
+    with TestClient(create_app(served)) as sent:
+        assert [model["id"] for model in sent.get("/v1/models").json()["data"]] == ["first", "second"]
+        assert {card["name"]: card["chats"] for card in sent.get("/adapters").json()} == {
+            "first": True, "second": True, "clip": False,
+        }  # fmt: skip
+        refused = post(sent, user("what?"), model="clip").json()["error"]["message"]
+        assert refused == "clip classifies images, and does not answer in words: send images to /predict"
+        content = BytesIO()
+        pictures()[0].save(content, "PNG")
+        asked = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))], data={"adapters": "first"})
+        assert asked.status_code == 422
+        assert "first answers in words: send conversations" in asked.json()["detail"]
+        post(sent, user("what?"))
+        assert 'adapt_tokens_total{adapter="first"} 6.0' in sent.get("/metrics").text
+
+
+def question(model: ChatModel, words: str, most: int, hear: Callable[[Any], None], **more: Any) -> Question:
+    images = [pictures()[0]]
+    return Question(model, Chat.about(words), images, most, (), more.get("sampling", ()), hear)
+
+
+def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]) -> None:
+    """Which comes later, for another adapter: it ends while the long one is at its second turn or third."""
+    talker, begun, ended = Talker(), list[int](), list[str]()
+    done, first = threading.Event(), threading.Event()
+
+    def long(said: Said) -> None:
+        begun.append(said.tokens)
+        first.set()
+        if said.finish:
+            ended.append("long")
+            done.set()
+
+    def short(said: Said) -> None:
+        if said.finish:
+            ended.append(f"short after {begun[-1] // talking._TURN} turns")
+
+    talker.ask(question(models["first"], "what is it?", 400, long))
+    assert first.wait(30)
+    at = begun[-1]
+    talker.ask(question(models["second"], "how many?", 5, short))
+    assert done.wait(60)
+    talker.close(30)
+    assert ended[-1] == "long"
+    turns = int(ended[0].split()[2])
+    assert turns <= at // talking._TURN + 2
+
+
+def test_what_nobody_waits_for_is_not_generated(models: dict[str, ChatModel]) -> None:
+    spoken: list[int] = []
+    talker = Talker(spoken.append)
+    asked = question(models["first"], "what is it?", 400, lambda said: None)
+
+    def hear(said: Said) -> None:
+        asked.given_up = said.tokens >= 3
+
+    asked.heard = hear
+    talker.ask(asked)
+    gone = question(models["first"], "what is it?", 400, lambda said: None)
+    gone.given_up = True
+    talker.ask(gone)
+    talker.close(30)
+    assert len(talker) == 0
+    assert 3 <= len(spoken) < 10
+
+
+def test_what_the_model_refuses_fails_alone(models: dict[str, ChatModel]) -> None:
+    """A conversation that is too long, beside others in one pass."""
+    heard: dict[int, list[Any]] = {0: [], 1: [], 2: []}
+    words = ["what is it?", "why " * 1500, "how many?"]
+    talker = Talker()
+    with talker._changed:  # they come at once
+        for number, each in enumerate(words):
+            talker._questions.append(question(models["first"], each, 3, heard[number].append))
+        talker._changed.notify()
+    talker.close(30)
+    assert [type(each[-1]).__name__ for each in heard.values()] == ["Said", "AdaptError", "Said"]
+    assert heard[0][-1].finish
+
+
+def test_pieces_are_the_answers_words_also_where_the_tokenizer_joins_them() -> None:
+    """It takes the space before a full stop away, and a character may need several tokens."""
+    bundled = adapt.load_backbone("mini-vlm", "cpu")
+    model: Any = adapt.wrap(bundled, ZeroShot()).eval()
+    tokenizer = model.backbone.tokenizer
+    heard: list[Any] = []
+    answer = talking._Answer(question(model, "what?", 20, heard.append))
+    ids = tokenizer("it is a dolphin . two , or three ?", add_special_tokens=False)["input_ids"]
+    for token in [*ids, model.ends[0]]:
+        answer.hear(token)
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert "dolphin." in text
+    assert "".join(said.text for said in heard) == text.strip()
+    assert len(heard) > 4
+    assert (heard[-1].finish, heard[-1].tokens, answer.ended) == ("stop", len(ids) + 1, True)
