@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Beams of the beam search for an answer."
 )
+@common.at_use
 @common.of_adapter
 @common.device
 def chat(
@@ -47,6 +48,7 @@ def chat(
     questions: tuple[str, ...],
     max_tokens: int,
     beams: int,
+    at_use: tuple[str, ...],
     backbone: str | None,
     device: str,
 ) -> None:
@@ -70,6 +72,7 @@ def chat(
         for image in images:
             check_image(image)  # before the model is loaded, which takes time
         model = load(adapter, common.given_backbone(backbone, device), device=device)
+        common.set_at_use(model, at_use)
         pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
         answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})
         for question in questions:

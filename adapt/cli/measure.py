@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     "--blend",
     help="Shares of the adapter against zero-shot (WiSE-FT), such as 0,0.5,1, each measured by itself.",
 )
+@common.at_use
 @common.of_adapter
 @common.device
 @common.cache
@@ -41,6 +42,7 @@ def evaluate_adapter(
     part: str,
     data_classes: bool,
     blend: str | None,
+    at_use: tuple[str, ...],
     backbone: str | None,
     device: str,
     cache: bool,
@@ -69,6 +71,7 @@ def evaluate_adapter(
 
         given = common.given_backbone(backbone, device)
         model = load(adapter, given, split.class_names if data_classes else None, device=device)
+        common.set_at_use(model, at_use)
         if model.class_names and set(split.class_names) != set(model.class_names):
             raise AdaptError(_other_classes(data, split.class_names, adapter, model.class_names))
         blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured

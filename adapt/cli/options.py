@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
 
@@ -14,6 +14,7 @@ from adapt.shown import unseen
 
 if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
+    from adapt.models.wrap import Model
     from adapt.recipe import Recipe
     from adapt.recipe.file import Override
 
@@ -82,6 +83,13 @@ cache = click.option(
     "--cache/--no-cache", default=True, show_default=True, help="Cache image features on disk for the next run."
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+at_use = click.option(
+    "--set",
+    "at_use",
+    multiple=True,
+    metavar="use.KEY=VALUE",
+    help="Change how the method answers, such as use.tokens=4 (repeatable).",
+)
 of_adapter = click.option("--backbone", help="Backbone, if the adapter does not name it.")
 
 
@@ -111,6 +119,18 @@ def given_backbone(spec: str | None, device: str) -> Backbone | None:
     from adapt.backbones.load import load_backbone
 
     return load_backbone(spec, device) if spec else None
+
+
+def set_at_use(model: Model, changes: Sequence[str]) -> None:
+    """Apply the changes from --set to a loaded adapter. Raises AdaptError for a key that its method does not have."""
+    from adapt.recipe.file import pair
+
+    pairs = [pair(change) for change in changes]
+    for key, _ in pairs:
+        if not key.startswith("use."):
+            raise AdaptError(f"--set {key}: expected use.KEY=VALUE, because the adapter's other settings are learned")
+    if pairs:
+        model.set_at_use(**{key.removeprefix("use."): value for key, value in pairs})
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

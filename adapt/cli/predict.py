@@ -64,6 +64,7 @@ class ImageFile(NamedTuple):
     metavar="INDEX",
     help="Name images without an adapter, by words from the captions of an index (see `adapt index`).",
 )
+@common.at_use
 @common.of_adapter
 @common.device
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
@@ -82,6 +83,7 @@ def predict(
     question: str | None,
     explain: bool,
     vocabulary_free: Path | None,
+    at_use: tuple[str, ...],
     backbone: str | None,
     device: str,
     as_json: bool,
@@ -116,9 +118,10 @@ def predict(
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
-    if vocabulary_free is not None and (classes or question or explain or threshold is not None):
+    if vocabulary_free is not None and (classes or question or explain or at_use or threshold is not None):
         raise AdaptError(
-            "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain and --threshold"
+            "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set and "
+            "--threshold"
         )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     readable: list[ImageFile] = []
@@ -131,7 +134,7 @@ def predict(
         _check_explained(explain, threshold, as_csv, adapters)
         files = list(image_files(images[len(adapters) - 1 :]))
         answering = partial(_explanations, top_k) if explain else partial(_predictions, top_k, threshold, question)
-        answers = _by_adapters(adapters, common.class_names(classes), backbone, device, answering)
+        answers = _by_adapters(adapters, common.class_names(classes), at_use, backbone, device, answering)
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     with quiet_libraries():
         for number, answer in enumerate(answers(partial(readable_images, files, readable))):
@@ -180,6 +183,7 @@ def _by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> 
 def _by_adapters(
     adapters: Sequence[Path],
     names: list[str] | None,
+    at_use: Sequence[str],
     backbone: str | None,
     device: str,
     answering: Callable[[Sequence[Path], Sequence[Model], OpenedImages], Iterator[Any]],
@@ -190,6 +194,8 @@ def _by_adapters(
         from adapt.loading import load_many
 
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
+        for model in models:
+            common.set_at_use(model, at_use)
         return answering(adapters, models, images({model.backbone.preprocess.turned for model in models}))
 
     return answers

@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.maple import MaPLe as MaPLe
     from adapt.methods.mma import MMA as MMA
     from adapt.methods.modx import ModX as ModX
+    from adapt.methods.mqt import MQT as MQT
     from adapt.methods.nearest_mean import NearestMean as NearestMean
     from adapt.methods.ogen import OGEN as OGEN
     from adapt.methods.prograd import ProGrad as ProGrad

@@ -27,7 +27,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.terms import TERMS
-from adapt.methods.base.traits import Stream, skipped_blocks, trait
+from adapt.methods.base.traits import SetAtUse, Stream, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several
@@ -249,6 +249,16 @@ class Adapted(nn.Module, Generic[B]):
     def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
         """Yield preprocessed batches of the images passed to `predict`: `(b, 3, h, w)` or views `(b, v, 3, h, w)`."""
         yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
+
+    def set_at_use(self, **changes: object) -> None:
+        """Change settings of the method that count when it answers, such as `tokens=4` for `mqt`.
+
+        Raises AdaptError if the method has no such setting.
+        """
+        method = trait(self.method, SetAtUse)
+        if method is None:
+            raise AdaptError(f"{self.method.name} has no settings at use: leave {', '.join(changes)} out")
+        method.set_at_use(changes)
 
     def start_anew(self) -> None:
         """Create all trainable tensors of the method again, with the method's current settings."""

@@ -18,7 +18,7 @@ _PREFIX = "hf:"
 class HubModels(Family):
     name = "hub_models"
     forms: ClassVar = {
-        "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, SmolVLM, Qwen-VL, LLaVA, Gemma 3, ..., e.g. hf:openai/clip-vit-base-patch16",
+        "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, SmolVLM, Qwen-VL, Gemma 3, ..., e.g. hf:openai/clip-vit-base-patch16",
         "FOLDER": "a folder in open_clip's or transformers' format",
     }
 

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from adapt.errors import AdaptError, nearest
+from adapt.validation import explain
 
 if TYPE_CHECKING:
     from adapt.backbones.tower import Block, Tower
@@ -225,6 +227,21 @@ class Reports(Trait):
     @classmethod
     def draw(cls, run: Path) -> None:
         """Plot this method's results from the run directory `run`, and save the plots in this directory."""
+
+
+class SetAtUse(Trait):
+    """The trait of methods with settings that may be changed when they answer, such as the number of visual tokens."""
+
+    at_use: BaseModel
+    """The settings, whose class lists them; a method begins with their defaults."""
+
+    def set_at_use(self, changes: Mapping[str, object]) -> None:
+        """Change settings by name. Raises AdaptError for an unknown name and a wrong value."""
+        kind = type(self.at_use)
+        try:
+            self.at_use = kind.model_validate(self.at_use.model_dump() | dict(changes))
+        except ValidationError as error:
+            raise AdaptError(explain(kind, error, "the settings at use")) from None
 
 
 def skipped_blocks(method: Method) -> frozenset[str]:
