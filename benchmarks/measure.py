@@ -7,7 +7,7 @@ import multiprocessing
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -55,6 +55,29 @@ def in_fresh_process(
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_measure, (repeats, build, *args), kwargs)
+
+
+def by_rounds(
+    rounds: int, steps: Mapping[str, tuple[Callable[..., Callable[[], object]], tuple[object, ...]]]
+) -> dict[str, Measured]:
+    """Return the best of each step over some rounds, in which each is measured once in a process of its own.
+
+    So a slow minute of the machine falls on all of them. A step is given as what builds it, and arguments.
+    """
+    taken = [
+        {name: in_fresh_process(1, build, *arguments) for name, (build, arguments) in steps.items()}
+        for _ in range(rounds)
+    ]
+    return {name: _best([each[name] for each in taken]) for name in steps}
+
+
+def _best(taken: Sequence[Measured]) -> Measured:
+    """Return the best seconds, and the largest peak."""
+    return Measured(
+        min(each.seconds for each in taken),
+        max(each.peak_bytes for each in taken),
+        min(each.processor_seconds for each in taken),
+    )
 
 
 def _measure(repeats: int, build: Callable[P, Callable[[], object]], *args: P.args, **kwargs: P.kwargs) -> Measured:

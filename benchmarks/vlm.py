@@ -25,12 +25,13 @@ from adapt.models.preferring import DPO
 from adapt.tasks.preferences import Preference, Preferences
 from adapt.training.settings import DPOSettings
 from benchmarks import native_model, needed
-from benchmarks.measure import Measured, Row, by_turns, compared, in_fresh_process
+from benchmarks.measure import Measured, Row, by_rounds, by_turns, compared
 from benchmarks.products import products_of
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BATCH, CLASSES, QUESTIONS, WORDS, REPEATS = 2, 24, 8, 64, 3
 Step = Callable[[], object]
+Ways = dict[str, tuple[Callable[..., Step], tuple[object, ...]]]
 
 
 def adapted() -> ChatModel:
@@ -192,35 +193,34 @@ def answering(together: bool) -> Step:
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
-    """Measure each way in a process of its own, the best of three, in seconds of all processors together."""
+    """Measure each way in three processes of its own, by turns, and take the best, in seconds of all processors."""
     try:
         import trl as _  # noqa: F401
     except ImportError:
         raise missing("the comparison with TRL", "trl", "peers") from None
-    ways: dict[str, tuple[Callable[..., Step], tuple[object, ...]]] = {
+    ways: Ways = {
         "TRL as it comes": (trl, (True,)),
         "TRL without recomputing": (trl, (False,)),
         "peft and the model's loss": (peft, ()),
         "adapt": (ours, (False,)),
         "adapt, images that repeat": (ours, (True,)),
     }
-    preferred: dict[str, tuple[Callable[..., Step], tuple[object, ...]]] = {
+    preferred: Ways = {
         "TRL as it comes": (trl_preferring, ()),
         "adapt": (preferring, (False,)),
         "adapt, images that repeat": (preferring, (True,)),
     }
     for title, steps in (("SFT", ways), ("DPO", preferred)):
-        measured: dict[str, Measured] = {}
-        for name, (build, arguments) in steps.items():
-            progress(f"{title}, {name}")
-            measured[name] = in_fresh_process(REPEATS, build, *arguments)
-            yield _figures(f"{title}, {name}", measured[name], measured["TRL as it comes"])
+        progress(f"{title}, each way in {REPEATS} rounds")
+        measured = by_rounds(REPEATS, steps)
+        for name, each in measured.items():
+            yield _figures(f"{title}, {name}", each, measured["TRL as it comes"])
     for name, build in {
         f"a choice among {CLASSES}": choosing,
         f"{QUESTIONS} answers of {WORDS} tokens": answering,
     }.items():
         progress(name)
-        apart, together = (in_fresh_process(REPEATS, build, way) for way in (False, True))
+        apart, together = by_rounds(REPEATS, {str(way): (build, (way,)) for way in (False, True)}).values()
         yield _figures(name, together, apart)
     progress("the products of a step")
     yield _limit()

@@ -1,7 +1,7 @@
-"""VLoRA against the projector on questions about emoji: `python compare.py WORK` fills the card and docs/questions.md.
+"""VLoRA and MQT against the projector on questions about emoji: `python compare.py WORK` fills card and guide.
 
-Both recipes are trained on three seeds, unless WORK holds the runs, and the models of the first are measured side by
-side in one process.
+Each recipe is trained on three seeds, unless WORK holds the runs, and the models of the first are measured side by side
+in one process.
 """
 
 import argparse
@@ -27,7 +27,13 @@ import card
 from benchmarks.measure import by_turns
 
 TARGET = Path(__file__).resolve().parents[1]
-METHODS = ("projector", "vlora")
+CASES = {  # a recipe, and its settings at use
+    "projector": ("projector", {}),
+    "mqt, all 64 tokens": ("mqt", {}),
+    "mqt, 4 tokens": ("mqt", {"tokens": 4}),
+    "mqt, 1 token": ("mqt", {"tokens": 1}),
+    "vlora": ("vlora", {}),
+}
 SEEDS = (1, 2, 3)
 REPEATS = 40
 
@@ -37,11 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     work = parser.parse_args().work
-    runs = {method: [trained(method, seed, work) for seed in SEEDS] for method in METHODS}
-    models = {method: adapt.load(first / "adapter.safetensors") for method, (first, *_) in runs.items()}
-    figures = {method: measured(models[method], runs[method]) for method in METHODS}
-    for method, seconds in side_by_side(models).items():
-        figures[method]["seconds"] = seconds
+    runs = {case: [trained(method, seed, work) for seed in SEEDS] for case, (method, _) in CASES.items()}
+    models = {case: loaded(runs[case][0], at_use) for case, (_, at_use) in CASES.items()}
+    figures = {case: measured(models[case], runs[case], at_use) for case, (_, at_use) in CASES.items()}
+    for case, seconds in side_by_side(models).items():
+        figures[case]["seconds"] = seconds
     (TARGET / "compare.json").write_text(json.dumps(figures, indent=2) + "\n")
     body = f"{as_markdown(table(figures))}\n\n{ratios(figures)}"
     for file in (TARGET / "README.md", TARGET.parents[1] / "docs" / "questions.md"):
@@ -58,14 +64,29 @@ def trained(method: str, seed: int, work: Path) -> Path:
     return run
 
 
-def measured(model: SpeakingModel, runs: list[Path]) -> dict:
+def loaded(run: Path, at_use: dict[str, int]) -> SpeakingModel:
+    """The model of a run, with its settings at use."""
+    model = adapt.load(run / "adapter.safetensors")
+    if at_use:
+        model.set_at_use(**at_use)
+    return model
+
+
+def accuracy(run: Path, metrics: dict, at_use: dict[str, int]) -> float:
+    """The share of right answers on the test part, measured anew where a setting differs from training's."""
+    if not at_use:
+        return metrics["adapted"]["accuracy"]
+    return adapt.evaluate(loaded(run, at_use), adapt.data.load("emoji-questions").test)["accuracy"]
+
+
+def measured(model: SpeakingModel, runs: list[Path], at_use: dict[str, int]) -> dict:
     """What training found, and what one question costs before its answer."""
     metrics = [json.loads((run / "metrics.json").read_text()) for run in runs]
     image, question = example(model)
     model.requires_grad_(False)
     tower = flops(lambda: model.backbone.patches(image))
     return {
-        "accuracy": [each["adapted"]["accuracy"] for each in metrics],
+        "accuracy": [accuracy(run, each, at_use) for run, each in zip(runs, metrics, strict=True)],
         "alone": metrics[0]["zero_shot"]["accuracy"],
         "trained_parameters": metrics[0]["trainable_parameters"],
         "training_seconds": [each["seconds"] for each in metrics],
@@ -83,7 +104,7 @@ def example(model: SpeakingModel) -> tuple[torch.Tensor, str]:
 
 def side_by_side(models: dict[str, SpeakingModel]) -> dict[str, float]:
     """The median seconds of an answer, by turns."""
-    image, question = example(models[METHODS[0]])
+    image, question = example(next(iter(models.values())))
     answers = [lambda model=model: model.generate(image, [question]) for model in models.values()]
     return dict(zip(models, by_turns(answers, REPEATS)))
 
@@ -91,21 +112,21 @@ def side_by_side(models: dict[str, SpeakingModel]) -> dict[str, float]:
 def table(figures: dict[str, dict]) -> list[list[str]]:
     """The rows of the table, the head first."""
     head = ["", "accuracy", "tokens before the answer", "operations, vision tower apart", "an answer takes"]
-    rows = [["language model alone", f"{100 * figures[METHODS[0]]['alone']:.1f} %", "", "", ""]]
-    for method, each in figures.items():
+    rows = [["language model alone", f"{100 * figures['projector']['alone']:.1f} %", "", "", ""]]
+    for case, each in figures.items():
         percents = [100 * accuracy for accuracy in each["accuracy"]]
-        accuracy = f"{statistics.mean(percents):.1f} ± {statistics.stdev(percents):.1f} %"
+        share = f"{statistics.mean(percents):.1f} ± {statistics.stdev(percents):.1f} %"
         operations = f"{each['operations'] / 1e6:.0f} M"
-        rows.append([method, accuracy, str(each["tokens"]), operations, f"{each['seconds']:.4f} s"])
+        rows.append([case, share, str(each["tokens"]), operations, f"{each['seconds']:.4f} s"])
     return [head, *rows]
 
 
 def ratios(figures: dict[str, dict]) -> str:
     """What vlora has of the projector's accuracy and seconds."""
-    projector, vlora = (figures[method] for method in METHODS)
-    accuracy = 100 * statistics.mean(vlora["accuracy"]) / statistics.mean(projector["accuracy"])
+    projector, vlora = figures["projector"], figures["vlora"]
+    share = 100 * statistics.mean(vlora["accuracy"]) / statistics.mean(projector["accuracy"])
     seconds = 100 * vlora["seconds"] / projector["seconds"]
-    return f"VLoRA has {accuracy:.1f} % of the projector's accuracy, and an answer takes {seconds:.1f} % of its time."
+    return f"VLoRA has {share:.1f} % of the projector's accuracy, and an answer takes {seconds:.1f} % of its time."
 
 
 if __name__ == "__main__":
