@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import re
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import JSONResponse
 
 from adapt import __version__
 from adapt.errors import AdaptError
@@ -37,8 +32,10 @@ from adapt.serving.messages import (
     Problem,
 )
 from adapt.serving.middleware import Around, Counted
+from adapt.serving.pages import page
 from adapt.serving.predicting import Predictions
 from adapt.serving.reading import TooManyPixels
+from adapt.serving.work import Work
 
 _STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413}  # other mistakes: 422
 _PROBLEMS: dict[int | str, Any] = {
@@ -55,9 +52,9 @@ def create_app(
     """Return the FastAPI application that serves `adapters`.
 
     `hosts` are the host names under which requests may address the server; `localhost` stands for all loopback
-    addresses. If there is a `token`, all requests except for `/` and `/healthz` must contain the token. On shutdown,
-    the application answers waiting requests for at most two seconds. Neither the application nor its web page contacts
-    another server.
+    addresses. If there is a `token`, all requests except for the pages and `/healthz` must contain the token. On
+    shutdown, the application answers waiting requests for at most two seconds. Neither the application nor its web
+    pages contact another server.
     """
     limits, metrics = limits or Limits(), Counted()
     admission = Admission(limits)
@@ -79,36 +76,9 @@ def create_app(
     _add_chat(app, adapters, conversations)
     _add_adapters(app, adapters)
     _add_watching(app, adapters, work, metrics)
-    for path, name in (("/", "page.html"), ("/chat", "chat.html")):
-        _add_page(app, path, name)
+    app.add_route("/", page("page.html"), include_in_schema=False)
+    app.add_route("/chat", page("chat.html"), include_in_schema=False)
     return app
-
-
-@dataclass(frozen=True)
-class Work:
-    """What all threads of a server do: decoding images, passes of classifiers, and answers in words."""
-
-    admission: Admission
-    predictions: Predictions
-    conversations: ChatCompletions
-
-    @property
-    def waiting(self) -> int:
-        """The number of requests that wait for an image-decoding thread or for a model."""
-        return len(self.admission.readers) + len(self.predictions.batcher) + len(self.conversations.talker)
-
-    @property
-    def stuck(self) -> bool:
-        """Whether decoding an image, a pass of a model or a token exceeds the time limit of a request."""
-        each = self.admission.readers, self.predictions.batcher, self.conversations.talker
-        return max(thread.longest() for thread in each) > self.admission.limits.seconds
-
-    def close(self, seconds: float) -> None:
-        """Stop decoding images, and answer the requests that already wait for a model, for at most `seconds`."""
-        self.admission.readers.close()
-        ends = time.monotonic() + seconds
-        self.predictions.batcher.close(seconds)
-        self.conversations.talker.close(max(0.0, ends - time.monotonic()))
 
 
 def _add_problems(app: FastAPI) -> None:
@@ -250,21 +220,3 @@ def _add_watching(app: FastAPI, adapters: ServedAdapters, work: Work, metrics: C
     @app.get("/metrics", include_in_schema=False)
     def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _add_page(app: FastAPI, path: str, name: str) -> None:
-    folder = files("adapt.serving")
-    text = folder.joinpath(name).read_text(encoding="utf-8")
-    for common in ("common.css", "common.js"):
-        text = text.replace(f"/* {common} */", folder.joinpath(common).read_text(encoding="utf-8"))
-    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
-    assert script is not None
-    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src blob: data:; "
-        "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
-    )
-
-    @app.get(path, include_in_schema=False)
-    async def page() -> Response:
-        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
