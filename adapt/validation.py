@@ -36,13 +36,17 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
 def _locate(model: type, location: tuple[int | str, ...]) -> tuple[list[str], type]:
     """Return the keys that lead to the value at pydantic's `location`, and the model or TypedDict of the last key."""
     path: list[str] = []
-    for part in map(str, location):
-        path.append(part)
-        annotation = _keys(model).get(part)
+    for part in location:
+        path.append(str(part))
+        if isinstance(part, int) and len(path) < len(location):  # one of a list, whose kind is that of all
+            continue
+        annotation = _keys(model).get(str(part))
         inner = [choice for choice in (annotation, *get_args(annotation)) if _keys(choice)]
         if not inner or len(path) == len(location):
             break
         model = inner[0]
+    if any(isinstance(part, int) for part in location[len(path) :]):  # in a list of several kinds
+        return [*map(str, location)], object
     return path, model
 
 

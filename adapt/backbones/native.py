@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.backbones.encoded_images import EncodedImage, ImageMarks, image_inputs, marks_of, parted, written
+from adapt.backbones.encoded_images import PER_TOKEN, EncodedImage, ImageMarks, image_inputs, marks_of, parted, written
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
 from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 _OF_PIXELS = (
     "size", "crop_size", "max_image_size", "do_resize", "do_center_crop", "do_image_splitting", "do_normalize",
     "image_mean", "image_std", "resample", "patch_size", "merge_size", "min_pixels", "max_pixels",
-    "image_grid_pinpoints", "crop_to_patches", "min_patches", "max_patches", "do_pan_and_scan",
+    "image_grid_pinpoints", "min_patches", "max_patches",
 )  # fmt: skip
 
 PREPARING = Lock()  # padding and truncation are state of a tokenizer, which threads would change for each other
 _MOST_SIZES = 1000  # of images whose marks are remembered
-_OF_BUDGET = ("size", "do_image_splitting", "crop_to_patches", "max_patches")  # those that a budget of pixels sets
+_OF_BUDGET = ("size", "do_image_splitting", "max_patches")  # those that a budget of pixels sets
 Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
 ChatImages = Sequence["Image | EncodedImage"]  # of one conversation, in order
@@ -75,8 +75,8 @@ class NativeVLM(Backbone):
     """A vision-language model of transformers with its own connector, and with its processor.
 
     Its towers are `vision`, `connector` and `decoder`. `question` asks for the class of an image, for which the model
-    has no prompt of its own. `apart` says that an image becomes the same tokens whatever other images a conversation
-    has, and `stacked` that the connector's output of all images is one tensor.
+    has no prompt of its own. `independent` says that an image becomes the same tokens whatever other images are in the
+    conversation, and `stacked` that the connector's output of all images is one tensor.
     """
 
     kind = "native VLM"
@@ -89,7 +89,7 @@ class NativeVLM(Backbone):
         name: str | None = None,
         bound: Bound | None = None,
         question: str = "What is in the image?",
-        apart: bool = True,
+        independent: bool = True,
         stacked: bool = False,
     ) -> None:
         super().__init__(
@@ -102,20 +102,23 @@ class NativeVLM(Backbone):
         self.vlm: Any = model  # a `PreTrainedModel` that can also `generate`
         self.processor: Any = processor
         self._given: Any = processor  # as it was before any budget of pixels
-        self.question, self._bound, self._apart, self._stacked = question, bound, apart, stacked
+        self.question, self._bound, self._independent, self._stacked = question, bound, independent, stacked
         self._marks: dict[tuple[str, tuple[tuple[int, int], ...]], list[ImageMarks]] = {}  # by preparation and sizes
-        assert isinstance(self.template, str)
+        self._check_template()
 
-    @property
-    def template(self) -> str:
-        """The chat template. Raises AdaptError if the processor has none, or several."""
-        template = getattr(self.processor, "chat_template", None)
-        if not isinstance(template, str):
+    def _check_template(self) -> None:
+        """Raise AdaptError if the processor has no chat template, or several."""
+        if not self.template:
             raise AdaptError(
                 f"the {type(self.processor).__name__} of {self.describe()} has no chat template in one text: set "
                 "processor.chat_template"
             )
-        return template
+
+    @property
+    def template(self) -> str:
+        """The chat template, or "" if there is none in one text."""
+        template = getattr(self.processor, "chat_template", None)
+        return template if isinstance(template, str) else ""
 
     def transform(self, train: bool) -> Transform:
         """Return a transform that leaves images as they are, because the processor prepares them with the text."""
@@ -217,7 +220,7 @@ class NativeVLM(Backbone):
             batch = self._expanded(texts, [[image.marks for image in own] for own in encoded], left)
         else:
             batch = self._processed(texts, images, left)
-        replaced = batch.pop("text_replacement_offsets", None) or [[]] * len(chats)
+        replaced = batch.pop("text_replacement_offsets")
         spans, offsets = [self._spans(chat, text) for chat, text in zip(chats, texts)], batch.pop("offset_mapping")
         places = [_moved(own, places) for own, places in zip(spans, replaced, strict=True)]
         inside = [_overlapping(row, own) for row, own in zip(offsets, places, strict=True)]
@@ -257,13 +260,18 @@ class NativeVLM(Backbone):
         return branches, inputs | image_inputs([image for own in images for image in own], self.device, self._stacked)
 
     @property
+    def reason_against_encoding(self) -> str | None:
+        """The reason why images cannot be encoded by themselves, before the decoder reads them, or None if they can."""
+        if not self._independent:
+            return "an image becomes other tokens beside a second one"
+        return "its decoder sees images both ways" if _both_ways(self.vlm) else None
+
+    @property
     def reason_against_branches(self) -> str | None:
         """The reason why answers cannot share their beginning in one row, or None if they can."""
+        if self.reason_against_encoding:
+            return self.reason_against_encoding
         text = self.vlm.config.get_text_config()
-        if not self._apart:
-            return "an image becomes other tokens beside a second one"
-        if "token_type_ids" in signature(self.vlm.forward).parameters:
-            return "its decoder sees images both ways"
         if self._attention not in ("sdpa", "eager"):
             return f"its attention {self._attention} takes no mask of our own"
         kinds = {*(getattr(text, "layer_types", None) or ["full_attention"])} - {"full_attention"}
@@ -285,18 +293,20 @@ class NativeVLM(Backbone):
             self._positions(full)[..., max(range(len(lengths)), key=lengths.__getitem__), :],
         )
 
-    def lengths(self, chats: Sequence[Chat], sizes: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
+    def lengths(
+        self, chats: Sequence[Chat], sizes: Sequence[Sequence[tuple[int, int]]], *, asks: bool = False
+    ) -> list[int]:
         """Return the number of tokens of each conversation, from the width and height of its images alone.
 
-        Raises AdaptError as `rows` does, but for the number of tokens.
+        With `asks`, the beginning of an answer counts. Raises AdaptError as `rows` does, but for the number of tokens.
         """
-        return [self._length(chat, tuple(own)) for chat, own in zip(chats, sizes, strict=True)]
+        return [self._length(chat, tuple(own), asks) for chat, own in zip(chats, sizes, strict=True)]
 
-    def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...]) -> int:
-        text = self.render(chat)
+    def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...], asks: bool) -> int:
+        text = self.render(chat, asks)
         self._spans(chat, text)
         [ids] = self._tokenized([text], special=not self._begun([text]))
-        together = [(size,) for size in sizes] if self._apart else [sizes] if sizes else []
+        together = [(size,) for size in sizes] if self._independent else [sizes] if sizes else []
         return len(ids) + sum(map(self._tokens_gained, together))
 
     def _tokens_gained(self, sizes: tuple[tuple[int, int], ...]) -> int:
@@ -309,13 +319,14 @@ class NativeVLM(Backbone):
         from PIL import Image
 
         key = self._prepared, sizes
-        if key not in self._marks:
+        known = self._marks.get(key)
+        if known is None:
             if len(self._marks) >= _MOST_SIZES:
                 self._marks.clear()
             blank = [Image.new("RGB", size) for size in sizes]
             batch = self._processed([self._mark * len(sizes)], [blank], left=False)
-            self._marks[key] = marks_of(batch, self._placeholder)
-        return self._marks[key]
+            known = self._marks[key] = marks_of(batch, self._placeholder)
+        return known
 
     @property
     def image_key(self) -> str:
@@ -334,6 +345,8 @@ class NativeVLM(Backbone):
         """Return what the vision tower and the connector compute for each image, and how it stands in a text."""
         if not images:
             return []
+        if self.reason_against_encoding:
+            raise AdaptError(f"{self.describe()} cannot encode images alone ({self.reason_against_encoding})")
         batch = self._processed([self._mark] * len(images), [[image] for image in images], left=False)
         compute = self.vlm.model.get_image_features
         read = {name: batch[name].to(self.device) for name in signature(compute).parameters if name in batch}
@@ -375,7 +388,8 @@ class NativeVLM(Backbone):
             raise AdaptError(
                 f"the chat template of {self.describe()} refuses a conversation of {roles}: {reason(error)}"
             ) from error
-        for mark in {self._mark, self._placeholder}:
+        film = getattr(self.processor, "video_token", None) or self._placeholder
+        for mark in dict.fromkeys((self._mark, self._placeholder, film)):
             if text.count(mark) != (chat.images if mark == self._mark else 0):
                 raise AdaptError(
                     f"a conversation has {chat.images} images, but {mark} is {text.count(mark)} times in its text: "
@@ -389,11 +403,16 @@ class NativeVLM(Backbone):
         return rows
 
     def _processed(self, texts: list[str], images: Sequence[ChatImages], left: bool) -> dict[str, Any]:
+        from transformers import ProcessorMixin
+
+        # processors with a call of their own, as of Idefics3 and InternVL, fail if the first of some texts has no image
+        own_call = type(self.processor).__call__ is not ProcessorMixin.__call__
+        order = sorted(range(len(texts)), key=lambda row: own_call and not images[row])
         with PREPARING:
-            return dict(
+            batch = dict(
                 self.processor(
-                    text=texts,
-                    images=[list(own) for own in images] if any(images) else None,
+                    text=[texts[row] for row in order],
+                    images=[list(images[row]) for row in order] if any(images) else None,
                     padding=True,
                     padding_side="left" if left else "right",
                     add_special_tokens=not self._begun(texts),
@@ -402,6 +421,9 @@ class NativeVLM(Backbone):
                     return_tensors="pt",
                 )
             )
+        if not any(images):  # of which some make an empty tensor
+            batch["text_replacement_offsets"] = [[]] * len(texts)
+        return batch if order == sorted(order) else _put_back(batch, order)
 
     def _expanded(self, texts: list[str], marks: Sequence[Sequence[ImageMarks]], left: bool) -> dict[str, Any]:
         """Return texts with the `marks` of their images, as the processor returns them."""
@@ -437,6 +459,21 @@ class NativeVLM(Backbone):
             )
         differ = (place for place, (ours, theirs) in enumerate(zip(begun, text)) if ours != theirs)
         return next(differ, min(len(begun), len(text))), len(done)
+
+
+def _both_ways(vlm: Any) -> bool:
+    """Return whether a model, such as Gemma's, is told which tokens see each other both ways."""
+    return "token_type_ids" in signature(vlm.forward).parameters
+
+
+def _put_back(batch: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """Return a processor's output with its rows of tokens as they were before they were put into `order`.
+
+    Pixels stay: the order of the images among themselves is the same, and models skip the padding between them.
+    """
+    places = sorted(range(len(order)), key=order.__getitem__)
+    put = {name: value[places] for name, value in batch.items() if name in PER_TOKEN}
+    return batch | put | {"text_replacement_offsets": [batch["text_replacement_offsets"][place] for place in places]}
 
 
 def _moved(spans: Sequence[tuple[int, int]], replaced: Sequence[Mapping[str, Any]]) -> list[tuple[int, int]]:

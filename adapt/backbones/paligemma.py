@@ -16,14 +16,20 @@ from adapt.errors import AdaptError
 class PaliGemma(NativeVLM):
     """A PaliGemma with its processor."""
 
-    template = ""
-    _own_end = None  # the processor puts the tokenizer's end token behind an answer
+    def _check_template(self) -> None:
+        """It needs none."""
+
+    @property
+    def end(self) -> int | None:
+        """The id of the tokenizer's end token, which the processor puts behind an answer."""
+        own: int | None = self.tokenizer.eos_token_id
+        return own
 
     def _rows(self, chats: Sequence[Chat], images: Sequence[ChatImages], left: bool, asks: bool) -> ChatRows:
         with PREPARING:
             batch = dict(
                 self.processor(
-                    text=[self._mark * chat.images + self._words(chat) for chat in chats],
+                    text=[self._mark * chat.images + self._words(chat, asks) for chat in chats],
                     suffix=None if asks else [chat.answer for chat in chats],
                     images=[list(own) for own in images],
                     padding=True,
@@ -38,20 +44,20 @@ class PaliGemma(NativeVLM):
             answers[row] &= chat.turns[-1].learned
         return ChatRows(inputs, answers)
 
-    def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...]) -> int:
-        prompt = f"{self.tokenizer.bos_token}{self._words(chat)}\n"
-        parts = self._tokenized([prompt, chat.answer + self.tokenizer.eos_token], special=False)
+    def _length(self, chat: Chat, sizes: tuple[tuple[int, int], ...], asks: bool) -> int:
+        prompt = f"{self.tokenizer.bos_token}{self._words(chat, asks)}\n"
+        answer = [] if asks else [chat.answer + self.tokenizer.eos_token]
+        parts = self._tokenized([prompt, *answer], special=False)
         return sum(map(len, parts)) + self.processor.image_seq_length * len(sizes)
 
-    def _words(self, chat: Chat) -> str:
+    def _words(self, chat: Chat, asks: bool) -> str:
         """Return the words of the prompt. Raises AdaptError for any other form than a question with its answer."""
         roles = [turn.role for turn in chat.turns]
-        if roles not in (["user"], ["user", "assistant"]) or not chat.turns[0].images:
+        if roles not in (["user"], ["user"] if asks else ["user", "assistant"]) or not chat.turns[0].images:
             raise AdaptError(
                 f"{self.describe()} reads one question about images, and its answer; the conversation has turns of "
                 f"{', '.join(roles)} with {chat.images} images: give it as a question with its answer"
             )
-        words = chat.turns[0].text
-        if self._mark in words:
-            raise AdaptError(f"the words of a question have {self._mark}, which stands for an image: take it out")
-        return words
+        if any(self._mark in turn.text for turn in chat.turns):
+            raise AdaptError(f"the words of a conversation have {self._mark}, which stands for an image: take it out")
+        return chat.turns[0].text

@@ -17,6 +17,7 @@ from adapt.models.base import evaluating
 from adapt.models.chatting import ChatModel
 
 Heard = Callable[[Tensor], Tensor]
+_MOST = 2**20  # tokens, where a model knows no limit
 _TYPES = ("mm_token_type_ids", "token_type_ids")  # inputs with an entry for each token, 0 for words of an answer
 
 
@@ -44,7 +45,9 @@ class OngoingAnswers:
         """
         vlm, tokens = self._model.backbone.vlm, self._inputs["input_ids"].shape[1]
         settings = {
-            "max_new_tokens": max(1, self._model.backbone.longest - tokens),
+            "max_new_tokens": min(self._model.backbone.longest, _MOST),  # whoever hears knows when each has enough
+            "num_beams": 1,
+            "cache_implementation": None,  # the growing one, whatever the checkpoint's configuration asks for
             "pad_token_id": generation.padding(self._model.backbone.tokenizer),
             "eos_token_id": None,  # `heard` knows what ends an answer
             "stopping_criteria": StoppingCriteriaList([_Hearing(heard)]),

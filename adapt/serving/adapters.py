@@ -198,7 +198,7 @@ class ServedAdapters:
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
         if not isinstance(model, ChatModel) and not (isinstance(model, AdaptedModel) and model.class_names):
             raise AdaptError(
-                f"{path} does neither classify images by class names nor chat: give an adapter that classifies, or one "
+                f"{path} neither classifies images by class names nor chats: give an adapter that classifies, or one "
                 "of a native vision-language model"
             )
         if key is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -47,18 +47,16 @@ class Admission:
         self._pixels = Room(limits.in_all * limits.pixels, "pixels")
         self._answering = 0
 
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[asyncio.Timeout]:
-        """Hold the bytes of a request's body, for at most the time of a request. Raises TimeoutError and Crowded."""
-        size = min(announced(request.scope, self.limits.body_bytes), self.limits.body_bytes)
-        async with asyncio.timeout(self.limits.seconds) as given, self._bytes.hold(size):
-            yield given
+    def body(self, request: Request) -> AbstractAsyncContextManager[None]:
+        """Return a context that holds the bytes of a request's body. It raises Crowded if there are too many."""
+        return self._bytes.hold(min(announced(request.scope, self.limits.body_bytes), self.limits.body_bytes))
 
     @asynccontextmanager
     async def images(self, files: Sequence[File], look: Callable[[bytes, str], Seen]) -> AsyncIterator[list[Seen]]:
-        """Hold a request with its images, as `look` makes them of content and name; cancellation stops the decoding.
+        """Count a request as being answered, and yield its images, which `look` makes of each file's content and name.
 
-        Raises Crowded if too many requests are being answered, and TooManyPixels.
+        Their pixels are held meanwhile. Cancellation stops the decoding. Raises Crowded if too many requests are being
+        answered, and TooManyPixels.
         """
         if self._answering >= self.limits.requests:
             raise Crowded(f"{self.limits.requests} requests are being answered already: try again in a second")
@@ -75,7 +73,7 @@ class Admission:
         finally:
             self._answering -= 1
 
-    async def apart(self, compute: Callable[[], Seen]) -> Seen:
+    async def aside(self, compute: Callable[[], Seen]) -> Seen:
         """Return the result of `compute`, run by one of the threads that decode images."""
         [result] = await asyncio.wrap_future(self.readers.ask([None], [0], lambda _: compute()))
         return result

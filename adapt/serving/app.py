@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,13 +12,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 
 from adapt import __version__
 from adapt.errors import AdaptError
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
 from adapt.serving.admission import Admission, Limits
-from adapt.serving.chat_messages import ChatRequest, Completion, Mistaken, ModelCard, ModelCards
+from adapt.serving.chat_messages import ChatRequest, Completion, ModelCard, ModelCards
 from adapt.serving.conversing import FAILED, ChatCompletions
 from adapt.serving.guard import Guard
 from adapt.serving.messages import (
@@ -29,11 +28,11 @@ from adapt.serving.messages import (
     ImagesAnswered,
     ImagesInJson,
     LoadAdapter,
-    Problem,
 )
 from adapt.serving.middleware import Around, Counted
 from adapt.serving.pages import page
 from adapt.serving.predicting import Predictions
+from adapt.serving.problems import Mistaken, Problem, problem
 from adapt.serving.reading import TooManyPixels
 from adapt.serving.work import Work
 
@@ -86,27 +85,20 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
-        return _problem(request, str(error), _STATUS.get(type(error), 422))
+        return problem(request.url.path, str(error), _STATUS.get(type(error), 422))
 
     @app.exception_handler(HTTPException)
     async def refusal(request: Request, error: HTTPException) -> Response:
-        return _problem(request, error.detail, error.status_code, error.headers)
+        return problem(request.url.path, error.detail, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def misfit(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _problem(request, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
+        return problem(request.url.path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
 
     @app.exception_handler(Exception)  # the error is logged as well
     async def failure(request: Request, error: Exception) -> Response:
-        return _problem(request, FAILED, 500)
-
-
-def _problem(request: Request, message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    if not request.url.path.startswith("/v1/"):
-        return JSONResponse({"detail": message}, status, headers)
-    status = 400 if status == 422 else status  # as OpenAI's interface has it
-    return JSONResponse(Mistaken.of(message, status), status, headers)
+        return problem(request.url.path, FAILED, 500)
 
 
 def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 from fastapi import HTTPException
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.serving.admission import File
@@ -22,7 +22,15 @@ from adapt.serving.messages import Message, decoded
 from adapt.serving.talking import Said
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,")
+_COLDEST = 0.001  # a temperature below which probabilities are 0 and 1
 _ANSWER = 256  # tokens, unless the request says how many
+
+
+def _given(values: Any) -> Any:
+    """Leave out what is null: clients send settings that they have no value for."""
+    if not isinstance(values, dict):
+        return values
+    return {key: value for key, value in values.items() if value is not None}
 
 
 class TextPart(Message):
@@ -53,8 +61,18 @@ class ChatTurn(Message):
     """A turn of a conversation: a text, or a list of texts and images."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ChatPart]
-    refusal: None = None
+    content: Annotated[list[ChatPart], Field(max_length=1000)]
+
+    _without_nulls = model_validator(mode="before")(_given)
+
+    @field_validator("content", mode="before", json_schema_input_type=str | list[ChatPart])
+    @classmethod
+    def _as_parts(cls, content: object) -> object:
+        if isinstance(content, str):
+            return [{"type": "text", "text": content}]
+        if not isinstance(content, list):
+            raise ValueError("expected a text, or a list of parts")
+        return content
 
 
 class StreamOptions(Message):
@@ -70,21 +88,20 @@ class ChatRequest(Message):
     messages: list[ChatTurn] = Field(min_length=1, max_length=1000)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=0, ge=0, le=2, description="0 takes the most probable token each time.")
+    temperature: float = Field(default=0, ge=0, le=2, description="Below 0.001, the most probable token is taken.")
     top_p: float = Field(default=1, gt=0, le=1)
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=4)
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1
     user: str | None = None
 
-    @model_validator(mode="before")
+    _without_nulls = model_validator(mode="before")(_given)
+
+    @field_validator("stop", mode="before", json_schema_input_type=str | list[str])
     @classmethod
-    def _given(cls, values: Any) -> Any:
-        """Leave out what is null: clients send settings that they have no value for."""
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if value is not None}
+    def _as_list(cls, stop: object) -> object:
+        return [stop] if isinstance(stop, str) else stop
 
     @property
     def most(self) -> int | None:
@@ -99,20 +116,19 @@ class ChatRequest(Message):
     @property
     def stops(self) -> tuple[str, ...]:
         """The texts before which an answer ends."""
-        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(filter(None, given))
+        return tuple(filter(None, self.stop))
 
     @property
     def sampling(self) -> tuple[tuple[str, Any], ...]:
         """The options of transformers' `generate` that choose each token."""
-        if not self.temperature:
+        if self.temperature < _COLDEST:
             return ()
         return ("do_sample", True), ("temperature", self.temperature), ("top_p", self.top_p), ("top_k", 0)
 
     def conversation(self) -> tuple[Chat, list[File]]:
         """Return the conversation and its images, which have names and contents. Raises HTTPException."""
         files: list[File] = []
-        turns = [Turn(_role(turn), tuple(_parts(turn, files))) for turn in self.messages]
+        turns = [Turn(_role(turn), tuple(_parts(turn, files)), learned=False) for turn in self.messages]
         if turns[-1].role != "user":
             raise HTTPException(422, f"the last message is of the {turns[-1].role}; expected a question of the user")
         return Chat(tuple(turns)), files
@@ -124,15 +140,14 @@ def _role(turn: ChatTurn) -> Role:
 
 def _parts(turn: ChatTurn, files: list[File]) -> Iterator[str | None]:
     """Yield the parts of a turn, and add its images to `files`."""
-    parts = [turn.content] if isinstance(turn.content, str) else turn.content
-    for part in parts:
+    for part in turn.content:
         if isinstance(part, ImagePart):
             if turn.role != "user":
                 raise HTTPException(422, f"a message of the {turn.role} has an image; expected images of the user only")
             files.append((name := f"image {len(files) + 1}", _content(part.image_url.url, name)))
             yield IMAGE
         else:
-            yield part if isinstance(part, str) else part.text
+            yield part.text
 
 
 def _content(url: str, name: str) -> bytes:
@@ -192,27 +207,6 @@ class ModelCards(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
-
-
-class Mistake(BaseModel):
-    """An error message of one line, and its kind."""
-
-    message: str
-    type: Literal["invalid_request_error", "server_error"]
-    param: None = None
-    code: None = None
-
-
-class Mistaken(BaseModel):
-    """An error in the form of OpenAI's interface."""
-
-    error: Mistake
-
-    @classmethod
-    def of(cls, message: str, status: int) -> dict[str, Any]:
-        """Return the body of an error response."""
-        mistake = Mistake(message=message, type="server_error" if status >= 500 else "invalid_request_error")
-        return cls(error=mistake).model_dump()
 
 
 @dataclass

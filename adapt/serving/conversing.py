@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +20,18 @@ from adapt.errors import AdaptError
 from adapt.models.chatting import ChatModel
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission
-from adapt.serving.chat_messages import ChatRequest, Mistaken, Written
+from adapt.serving.chat_messages import ChatRequest, Written
 from adapt.serving.messages import checked, from_json_body
 from adapt.serving.middleware import Counted
 from adapt.serving.predicting import AGAIN, left
+from adapt.serving.problems import Mistaken
 from adapt.serving.room import Crowded
 from adapt.serving.talking import Question, Said, Talker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_COMMAS = 200_000  # in a body, so that reading it blocks nobody
+_COMMAS = 20_000  # in a body, so that reading it blocks nobody
 _CHARACTERS = 16  # for each token that a conversation may have
 FAILED = "the server failed to answer this request: its log has the error"
 _LOG = logging.getLogger(__name__)
@@ -97,20 +98,23 @@ class ChatCompletions:
     async def _work(self, request: Request, pieces: asyncio.Queue[_Piece | Exception]) -> None:
         """Put the pieces of the answer to a request, or an error, into `pieces`."""
         try:
-            async with self._admission.body(request) as given:
+            async with asyncio.timeout(self._admission.limits.seconds) as given, AsyncExitStack() as held:
+                await held.enter_async_context(self._admission.body(request))
                 asked = await _read(request)
                 leaving = asyncio.create_task(left(request, given))
                 try:
-                    async for said in self._answers(asked):
+                    async for said in self._answers(asked, held):
                         pieces.put_nowait(_Piece(asked, said))
                 finally:
                     leaving.cancel()
         except Exception as error:  # noqa: BLE001  # it is raised where the pieces are taken
             pieces.put_nowait(error)
 
-    async def _answers(self, asked: ChatRequest) -> AsyncIterator[Said]:
+    async def _answers(self, asked: ChatRequest, body: AsyncExitStack) -> AsyncIterator[Said]:
+        """Yield the pieces of an answer; `body` is closed once the images are decoded."""
         model = self._adapters.now.speaker(asked.model)
         chat, files = asked.conversation()
+        asked.messages.clear()  # which has the images a second time
         limits, loop = self._admission.limits, asyncio.get_running_loop()
         if len(files) > limits.images:
             raise HTTPException(422, f"{len(files)} images were sent; expected at most {limits.images}")
@@ -119,7 +123,9 @@ class ChatCompletions:
             return open_image(content, turned=model.backbone.preprocess.turned, name=name)
 
         async with self._admission.images(files, look) as images:
-            most = await self._admission.apart(lambda: self._most(asked, model, chat, images))
+            files.clear()
+            await body.aclose()
+            most = await self._admission.aside(lambda: self._most(asked, model, chat, images))
             heard: asyncio.Queue[Said | Exception] = asyncio.Queue()
 
             def hear(said: Said | Exception) -> None:
@@ -148,14 +154,14 @@ class ChatCompletions:
             raise AdaptError(
                 f"the conversation has {characters:,} characters; expected at most {_CHARACTERS * most:,}: shorten it"
             )
-        [tokens] = model.backbone.lengths([chat], [[image.size for image in images]])
-        left = most - tokens
-        if left < (asked.most or 1):
+        [tokens] = model.backbone.lengths([chat], [[image.size for image in images]], asks=True)
+        room = most - tokens
+        if room < (asked.most or 1):
             raise AdaptError(
                 f"the conversation takes {tokens:,} tokens, and may have {most:,} together with its answer of "
                 f"{asked.answer_tokens:,}: shorten it, send smaller images, or lower max_tokens"
             )
-        return min(asked.answer_tokens, left)
+        return min(asked.answer_tokens, room)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from adapt.serving.problems import problem
+
 _OPEN = ("/", "/chat", "/healthz")  # need no token: the pages ask for it, and monitors have none
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
@@ -29,18 +31,18 @@ class Guard:
         await (refusal or self.app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
-        headers = Headers(scope=scope)
+        headers, path = Headers(scope=scope), scope["path"]
         host, origin = headers.get("host", ""), headers.get("origin")
         if not self._known(_name(host)):
-            return JSONResponse({"detail": f"the server is not called {host[:100]!r}: use its own name"}, 400)
-        if self.token is not None and scope["path"] not in _OPEN and not self._knows(headers.get("authorization", "")):
+            return problem(path, f"the server is not called {host[:100]!r}: use its own name", 400)
+        if self.token is not None and path not in _OPEN and not self._knows(headers.get("authorization", "")):
             detail = "the token is missing or wrong: send the header Authorization: Bearer TOKEN"
-            return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
+            return problem(path, detail, 401, {"WWW-Authenticate": "Bearer"})
         if scope["method"] not in _SAFE and origin is not None and _place(origin) != host.lower():
             detail = (
                 f"a page of {origin[:100]!r} may not send requests to {host[:100]!r}: only the server's own page may"
             )
-            return JSONResponse({"detail": detail}, 403)
+            return problem(path, detail, 403)
         return None
 
     def _known(self, name: str) -> bool:

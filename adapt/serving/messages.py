@@ -114,12 +114,6 @@ class Health(BaseModel):
     waiting: int
 
 
-class Problem(BaseModel):
-    """An error message of one line."""
-
-    detail: str
-
-
 @dataclass(frozen=True)
 class Sent:
     """The parsed content of a request, which consists of images as named files and settings."""

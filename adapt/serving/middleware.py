@@ -9,8 +9,9 @@ import time
 from fastapi import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapt.serving.problems import problem
 
 _SMALL = 2**16  # maximum bytes of a body without images; one of that size is read to its end even if refused
 _TAKE_IMAGES = ("/predict", "/v1/chat/completions")
@@ -76,14 +77,14 @@ class Around:
         try:
             if announced(scope, 0) > most:
                 refusal = _too_large(most)
-                await JSONResponse({"detail": refusal.detail}, refusal.status_code)(scope, receive, sending)
+                await problem(scope["path"], refusal.detail, refusal.status_code)(scope, receive, sending)
             else:
                 await self.app(scope, receiving, sending)
         except ClientDisconnect:  # the client left while its body or images were read
             status = _LEFT
         except asyncio.CancelledError:  # the server is ending, and has waited as long as it could
             if not status:
-                await JSONResponse({"detail": "the server is shutting down"}, 503)(scope, receive, sending)
+                await problem(scope["path"], "the server is shutting down", 503)(scope, receive, sending)
         finally:
             path = getattr(
                 scope.get("route"), "path", "other"

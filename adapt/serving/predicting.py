@@ -33,7 +33,7 @@ class Predictions:
         """
         limits = self._admission.limits
         try:
-            async with self._admission.body(request) as given:
+            async with asyncio.timeout(limits.seconds) as given, self._admission.body(request):
                 asked = await sent(request, limits.images)
                 leaving = asyncio.create_task(left(request, given))
                 try:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,10 +23,12 @@ from adapt.models.chatting import TOGETHER, ChatModel
 from adapt.models.ongoing import OngoingAnswers
 
 if TYPE_CHECKING:
-    from adapt.backbones.native import ChatImages
+    from PIL.Image import Image
 
-_TURN = 16  # tokens that a group writes before another has its turn
-_BEGUN = 4 * TOGETHER  # answers that are begun and not ended, each of which holds memory for its tokens
+_TURN, _LONGEST_TURN = 16, 64  # tokens that a group writes while others wait, and while none does
+_PAUSE = 0.001  # seconds between turns, for threads that wait for the model, as those that load an adapter
+_BEGUN = 8 * TOGETHER  # answers that are begun and not ended, each of which holds memory for its tokens
+_PIXELS = 2**23  # of the images in a pass, if there are several conversations
 _BROKEN = "\ufffd"  # what bytes of an unfinished character are decoded to
 Finish = Literal["stop", "length"]
 
@@ -48,7 +51,7 @@ class Question:
 
     model: ChatModel
     chat: Chat
-    images: ChatImages
+    images: Sequence[Image]
     most: int
     stops: Sequence[str]
     sampling: tuple[tuple[str, Any], ...]
@@ -56,6 +59,11 @@ class Question:
     heard: Callable[[Said | Exception], None]
     """Called by another thread for each piece of the answer, or with the error in its place."""
     given_up: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """The number of pixels of its images."""
+        return sum(image.width * image.height for image in self.images)
 
     def goes_with(self, other: Question) -> bool:
         """Return whether both can be answered in one pass."""
@@ -112,6 +120,7 @@ class Talker:
                 self._since = None
             if group.open:
                 self._paused.append(group)
+                time.sleep(_PAUSE)
 
     def _failed(self, group: _Group, error: Exception) -> None:
         """Tell the clients of a group about an error; those that came together are first tried one by one."""
@@ -152,7 +161,11 @@ class Talker:
     def _taken(self) -> list[Question]:
         """Take the first question, and others that go with it, from those that wait."""
         first = self._questions[0]
-        taken = [question for question in self._questions if question.goes_with(first)][:TOGETHER]
+        taken, pixels = [first], first.pixels
+        for question in islice(self._questions, 1, None):
+            pixels += question.pixels if question.goes_with(first) else 0
+            if question.goes_with(first) and len(taken) < TOGETHER and pixels <= _PIXELS:
+                taken.append(question)
         self._questions = deque(question for question in self._questions if question not in taken)
         return taken
 
@@ -179,15 +192,16 @@ class _Group:
             )
             for answer, tokens in zip(self.answers, self._ongoing.prompt_tokens, strict=True):
                 answer.prompt_tokens = tokens
-        self._ongoing.go_on(partial(self._heard, iter(range(1, 2**31)), others_wait, stepped))
+        self._ongoing.go_on(partial(self._heard, count(1), others_wait, stepped))
 
     def _heard(
-        self, numbers: Any, others_wait: Callable[[], bool], stepped: Callable[[int], None], tokens: Tensor
+        self, steps: Iterator[int], others_wait: Callable[[], bool], stepped: Callable[[int], None], tokens: Tensor
     ) -> Tensor:
         stepped(len(self.open))
         for answer, token in zip(self.answers, tokens.tolist(), strict=True):
             answer.hear(token)
-        paused = next(numbers) >= _TURN and others_wait()
+        step = next(steps)
+        paused = step >= _LONGEST_TURN or (step >= _TURN and others_wait())
         return torch.tensor([paused or answer.ended for answer in self.answers])
 
 

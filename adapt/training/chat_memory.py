@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -51,12 +51,22 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str, stored: 
     tokens += answered if items[0].task.chats(items[0], "")[1:] else 0  # several answers follow one beginning
     towers = {"decoder": tokens}  # and the tokens of a conversation in it
     if "vision" in model.method.touches:
-        merged = getattr(config, "scale_factor", 0) or getattr(config.vision_config, "spatial_merge_size", 1)
-        towers["vision"] = merged**2 * tokens
+        towers["vision"] = round(_patches_of_a_token(config) * tokens)
     sizes = [(count, *_numbers(model, backbone.tower(name))) for name, count in towers.items()]
     kept, current = sum(count * kept for count, kept, _ in sizes), max(count * now for count, _, now in sizes)
     needed = each * (kept + current) + answered * config.get_text_config().vocab_size * 3 * _FP32
     return ChatBytes(tokens, answered, needed)
+
+
+def _patches_of_a_token(config: Any) -> float:
+    """Return how many patches of the vision tower become one token of the decoder, by the names of each family."""
+    eyes = config.vision_config
+    if pooled := getattr(config, "mm_tokens_per_image", 0):  # Gemma 3
+        return float((eyes.image_size / eyes.patch_size) ** 2 / pooled)
+    if ratio := getattr(config, "downsample_ratio", 0):  # InternVL
+        return float(ratio**-2)
+    merged = getattr(config, "scale_factor", 0) or getattr(eyes, "spatial_merge_size", 1)
+    return float(merged**2)
 
 
 def _numbers(model: ChatModel, tower: Tower) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,25 @@ from adapt.chats import Chat, Turn
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
 from adapt.models.chatting import ChatModel
 from adapt.testing import check_method
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "paligemma"])  # which reads no text alone
+def test_conversations_with_and_without_images_go_together_in_any_order(kind: str) -> None:
+    backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
+    known = [(Chat.about("hello?", "yes.", images=0), []), (CHATS[0], seen()[0]), (CHATS[3], seen()[3])]
+
+    def logits(order: Sequence[int]) -> list[torch.Tensor]:
+        chats, images = zip(*(known[number] for number in order), strict=True)
+        rows = backbone.rows(chats, images)
+        output = backbone.vlm(**rows.inputs).logits
+        return [row[:length] for row, length in zip(output, rows.lengths.tolist(), strict=True)]
+
+    with torch.no_grad():
+        alone = [logits([number])[0] for number in range(3)]
+        for order in ((0, 1), (1, 0), (0, 1, 2), (2, 0, 1), (0, 0, 1)):
+            for number, row in zip(order, logits(order), strict=True):
+                torch.testing.assert_close(row, alone[number], rtol=0, atol=1e-5)
+
 
 UNLINKED = ("gemma3", "connector")  # a bare matrix, no linear layer
 LINKED = [kind for kind in KINDS if kind != "gemma3"]
@@ -323,10 +343,20 @@ def test_paligemma_reads_one_question_and_its_answer() -> None:
     for chat, own, shown in (
         (CHATS[2], seen()[2], "turns of system, user, assistant, user, assistant with 1 images"),
         (Chat.about("hello?", images=0), [], "turns of user with 0 images: give it as a question with its answer"),
-        (Chat.about("<image> what?", "so."), seen()[0], "words of a question have <image>, which stands for an image"),
+        (
+            Chat.about("<image> what?", "so."),
+            seen()[0],
+            "words of a conversation have <image>, which stands for an image",
+        ),
     ):
         with pytest.raises(AdaptError, match=shown):
             backbone.rows([chat], [own])
+
+
+def test_images_that_cannot_stand_alone_are_not_encoded() -> None:
+    for kind in ("gemma3", "paligemma", "llava_onevision"):
+        with pytest.raises(AdaptError, match="cannot encode images alone"):
+            tiny_natives.backbone(kind).encode_images(pictures()[:1])
 
 
 def test_where_answers_share_no_beginning_fast_is_refused() -> None:

@@ -8,6 +8,7 @@ from checks import perturb
 from native_chats import KINDS, lora, model_of, read_by
 from torch import Tensor
 
+from adapt.chats import Chat
 from adapt.models.chatting import ChatModel
 from adapt.models.ongoing import OngoingAnswers
 
@@ -44,3 +45,23 @@ def test_with_pauses_the_tokens_are_those_of_generate(kind: str) -> None:
             ongoing.go_on(kept)
     assert every.rows == expected.tolist()
     assert one.rows[0] == expected[2].tolist()
+
+
+def test_a_long_neighbour_and_a_checkpoints_settings_change_nothing() -> None:
+    """Beside a conversation that nearly fills the context, and where the checkpoint asks for beams or a fixed cache."""
+    model: ChatModel = model_of("qwen2_5_vl", lora("decoder"))
+    perturb(model)
+    chats, images = [Chat.about("why " * 320, images=0), Chat.about("what?")], [[], read_by("qwen2_5_vl")[1][0]]
+    expected = Kept(1)
+    expected.until = 90
+    OngoingAnswers(model, images[1:], chats[1:]).go_on(expected)
+    settings = model.backbone.vlm.generation_config
+    settings.num_beams, settings.cache_implementation = 2, "static"
+    kept, calls = Kept(2), 0
+    ongoing = OngoingAnswers(model, images, chats)
+    for until in (30, 90):
+        kept.until, calls = until, calls + 1
+        ongoing.go_on(kept)
+    assert ongoing.prompt_tokens[0] > model.backbone.longest - 90
+    assert len(kept.rows[1]) == 90
+    assert kept.rows[1] == expected.rows[0]

@@ -97,6 +97,41 @@ def post(client: TestClient, *messages: dict[str, Any], **settings: Any) -> Any:
     return client.post("/v1/chat/completions", json=asked)
 
 
+def test_what_a_client_sends_that_means_nothing_is_taken(client: Callable[..., TestClient]) -> None:
+    """Nulls at any depth, a conversation that begins with an answer, and a temperature that is nearly 0."""
+    said = {"role": "assistant", "content": "hello.", "tool_calls": None, "audio": None}
+    sent = client()
+    first = post(sent, said, user("what?"), temperature=1e-300)
+    assert first.status_code == 200, first.text
+    assert first.json()["choices"] == post(sent, said, user("what?")).json()["choices"]
+
+
+def test_many_short_turns_are_counted_at_once(client: Callable[..., TestClient]) -> None:
+    """The place of each answer is looked for in training alone, as that takes a text for every turn."""
+    turns = [{"role": role, "content": "a"} for _ in range(300) for role in ("user", "assistant")]
+    sent, rendered = client(), list[int]()
+    backbone = tiny_natives.backbone(KIND)
+    usual = type(backbone).render
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(backbone), "render", lambda self, *args: rendered.append(1) or usual(self, *args))
+        answer = post(sent, *turns, user("what?"))
+    assert "tokens" in answer.json()["error"]["message"]
+    assert len(rendered) == 1
+
+
+def test_limits_count_the_beginning_of_the_answer(client: Callable[..., TestClient]) -> None:
+    usage = post(client(tokens=60), user("what is it?", pictures()[0]), max_tokens=None).json()["usage"]
+    assert usage["total_tokens"] == 60
+
+
+def test_errors_before_a_handler_have_the_same_form(client: Callable[..., TestClient], served: ServedAdapters) -> None:
+    large = post(client(body_bytes=100_000), user("a" * 200_000))
+    assert (large.status_code, set(large.json())) == (413, {"error"})
+    with TestClient(create_app(served, token="sesame" * 4)) as guarded:
+        assert guarded.get("/v1/models").json()["error"]["message"].startswith("the token is missing or wrong")
+        assert guarded.get("/chat").status_code == 200
+
+
 def test_openais_client_gets_what_the_model_says(served: ServedAdapters, models: dict[str, ChatModel]) -> None:
     """About images, in turns, from the adapter that it names; at once and as a stream."""
     one, two, *_ = pictures()
@@ -160,8 +195,13 @@ BAD: list[tuple[int, str, dict[str, Any]]] = [
     (400, "image 1 is not valid base64", {"image": "data:image/png;base64,????"}),
     (400, "cannot be decoded", {"image": "data:image/png;base64,aGVsbG8="}),
     (400, "a message of the system has an image", {"role": "system"}),
+    (400, "unknown key 'messages.0.name'", {"messages": [{"role": "user", "content": "a", "name": "bob"}]}),
+    (400, "messages.0.content.0", {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}),
+    (400, "messages.0.content is 5: expected a text, or a list", {"messages": [{"role": "user", "content": 5}]}),
+    (400, "stop is", {"stop": ["a", "b", "c", "d", "e"]}),
+    (400, "<|video_pad|> is 1 times in its text", {"text": "<|video_pad|>"}),
     (400, "'video'", {"messages": [{"role": "user", "content": [{"type": "video", "video": "x"}]}]}),
-    (400, "takes 41 tokens, and may have 100 together with its answer of 90", {"max_tokens": 90}),
+    (400, "takes 45 tokens, and may have 100 together with its answer of 90", {"max_tokens": 90}),
     (400, "has 6,000 characters; expected at most 1,600", {"messages": [{"role": "user", "content": "a" * 6000}]}),
     (400, "<|image_pad|> is 2 times in its text", {"text": "<|image_pad|>"}),
     (413, "the images have 576 pixels, and a request may have at most 500", {"size": 24}),
@@ -302,6 +342,42 @@ def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]
     assert ended[-1] == "long"
     turns = int(ended[0].split()[2])
     assert turns <= at // talking._TURN + 2
+
+
+def test_many_long_answers_do_not_hold_up_a_short_one(models: dict[str, ChatModel]) -> None:
+    talker, ended = Talker(), list[str]()
+    done = threading.Event()
+
+    def hear(name: str) -> Callable[[Said], None]:
+        def heard(said: Said) -> None:
+            if said.finish:
+                ended.append(name)
+                if len(ended) == 34:
+                    done.set()
+
+        return heard
+
+    with talker._changed:
+        for number in range(33):
+            name = "short" if number == 32 else "long"
+            model = models["second" if number == 32 else "first"]
+            talker._questions.append(question(model, "what?", 3 if name == "short" else 100, hear(name)))
+        talker._changed.notify()
+    ended.append("begun")
+    assert done.wait(120)
+    talker.close(30)
+    assert ended[1] == "short"
+
+
+def test_large_pictures_share_no_pass(models: dict[str, ChatModel]) -> None:
+    talker = Talker()
+    with talker._changed:
+        for side in (2000, 2000, 2000, 24):
+            asked = question(models["first"], "what?", 1, lambda said: None)
+            asked.images = [Image.new("L", (side, side))]
+            talker._questions.append(asked)
+        assert [len(talker._taken()) for _ in range(2)] == [2, 2]
+    talker.close(30)
 
 
 def test_what_nobody_waits_for_is_not_generated(models: dict[str, ChatModel]) -> None:

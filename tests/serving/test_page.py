@@ -176,18 +176,37 @@ def test_a_conversation_about_a_picture_is_written_as_it_comes(chat: Any, tiny_s
     assert chat.locator(".turn").count() == 0
 
 
-def test_a_question_that_fails_may_be_asked_again(chat: Any) -> None:
+def test_a_question_that_fails_may_be_asked_again(chat: Any, tiny_split: Split) -> None:
     problem = {"error": {"message": "try again in a second"}}
     chat.route("**/v1/chat/completions", lambda route: route.fulfill(status=503, json=problem), times=1)
-    for words in ("what?", "what then?"):
-        chat.fill("#words", words)
-        chat.click("#send")
-        chat.locator("#send:enabled").wait_for()
-        if words == "what?":
-            assert chat.inner_text("#problem") == problem["error"]["message"]
+    chat.set_input_files("#files", Path(tiny_split.train[0].path))
+    chat.locator("#pictures img").wait_for()
+    chat.fill("#words", "what?")
+    chat.click("#send")
+    chat.locator("#send:enabled").wait_for()
+    assert chat.inner_text("#problem") == problem["error"]["message"]
+    assert chat.locator(".turn").count() == 0
+    assert (chat.input_value("#words"), chat.locator("#pictures img").count()) == ("what?", 1)
+    chat.click("#send")
     chat.get_by_text("".join(SAID)).wait_for()
     assert [len(sent["messages"]) for sent in chat.sent] == [1]
     assert chat.inner_text("#problem") == ""
+
+
+def test_a_new_conversation_begins_without_the_old_one(chat: Any) -> None:
+    """Though an answer was being written."""
+    held: list[Any] = []
+    chat.route("**/v1/chat/completions", lambda route: held.append(route), times=1)
+    chat.fill("#words", "old?")
+    chat.click("#send")
+    chat.locator("#stop:visible").wait_for()
+    chat.click("#anew")
+    chat.locator("#send:enabled").wait_for()
+    chat.fill("#words", "new?")
+    chat.click("#send")
+    chat.get_by_text("".join(SAID)).wait_for()
+    assert [message["content"][-1]["text"] for message in chat.sent[0]["messages"]] == ["new?"]
+    assert len(held) == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -39,12 +39,11 @@ class InternVL(Family):
 
 
 def _bound(pixels: Any, most: int) -> dict[str, object]:
-    """Return the settings for images of as many tiles as have at most `most` pixels, the small picture included."""
+    """Return the setting for images of as many tiles as have at most `most` pixels, the small picture included."""
     tile = pixels.size["height"] * pixels.size["width"]
-    tiles = most // tile - 1  # without the small picture
     if most < tile:
         raise AdaptError(f"max_pixels is {most:,}; expected at least {tile:,}, the pixels of one tile")
-    return {"crop_to_patches": tiles > 1, "max_patches": max(1, tiles)}
+    return {"max_patches": min(pixels.max_patches, max(1, most // tile - 1))}
 
 
 def _block(layer: Any) -> Block:

@@ -39,8 +39,8 @@ class Llava(Family):
             "decoder": tower_of(inner.language_model.layers, text),
         }
         # LLaVA-OneVision cuts a single image into tiles, and images of a conversation with several into none
-        apart = config.model_type != "llava_onevision"
-        return NativeVLM(model, processor, towers, name, apart=apart)
+        independent = config.model_type != "llava_onevision"
+        return NativeVLM(model, processor, towers, name, independent=independent)
 
 
 def _used(layers: int | list[int], blocks: int) -> int:
