@@ -1,4 +1,4 @@
-"""Threads without an OpenMP team: only the thread that runs the model has a team, which then stays awake in a pass.
+"""Threads without an OpenMP team: only the threads that run models have one, which then stays awake in a pass.
 
 OpenMP (GNU's, which torch brings) gives a team of threads to each thread that computes. Between two operations of a
 pass, a team spins for GOMP_SPINCOUNT turns. With more threads than processors, a team spins for only a hundred turns,
