@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import adapt
+from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.flops import flops
 from adapt.models.speaking import SpeakingModel
 from adapt.protocols.tables import as_markdown
@@ -76,7 +77,7 @@ def accuracy(run: Path, metrics: dict, at_use: dict[str, int]) -> float:
     """The share of right answers on the test part, measured anew where a setting differs from training's."""
     if not at_use:
         return metrics["adapted"]["accuracy"]
-    return adapt.evaluate(loaded(run, at_use), adapt.data.load("emoji-questions").test)["accuracy"]
+    return evaluate(loaded(run, at_use), adapt.data.load("emoji-questions").test).accuracy
 
 
 def measured(model: SpeakingModel, runs: list[Path], at_use: dict[str, int]) -> dict:
@@ -99,7 +100,7 @@ def measured(model: SpeakingModel, runs: list[Path], at_use: dict[str, int]) -> 
 def example(model: SpeakingModel) -> tuple[torch.Tensor, str]:
     """An image of the test part and a question about it."""
     item = adapt.data.load("emoji-questions").test[0]
-    return model.backbone.transform(train=False)(adapt.data.open_image(item))[None], item.question
+    return model.backbone.transform(train=False)(adapt.data.open_image(item))[None], item.label.question
 
 
 def side_by_side(models: dict[str, SpeakingModel]) -> dict[str, float]:
