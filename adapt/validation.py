@@ -45,7 +45,8 @@ def _locate(model: type, location: tuple[int | str, ...]) -> tuple[list[str], ty
         if not inner or len(path) == len(location):
             break
         model = inner[0]
-    if any(isinstance(part, int) for part in location[len(path) :]):  # in a list of several kinds
+    rest = location[len(path) :]
+    if len(rest) > 1 and isinstance(rest[0], int):  # a key of something in a list of several kinds
         return [*map(str, location)], object
     return path, model
 
