@@ -354,7 +354,7 @@ class NativeVLM(Backbone):
 
     @property
     def _mark(self) -> str:
-        """What stands for an image in a text that the processor reads."""
+        """The text that stands for an image where the processor reads it."""
         return str(self.processor.image_token)
 
     @property

@@ -17,7 +17,7 @@ class PaliGemma(NativeVLM):
     """A PaliGemma with its processor."""
 
     def _check_template(self) -> None:
-        """It needs none."""
+        """Accept a processor without a chat template, as PaliGemma has none."""
 
     @property
     def end(self) -> int | None:

@@ -7,9 +7,7 @@ first.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction, Wanted
+from adapt.serving.worker import Worker
 
 Answered = list[tuple[Prediction, ...]]  # for each image, the prediction of each adapter
 
@@ -39,41 +38,17 @@ class Asked:
         return self.together is other.together and self.wanted == other.wanted
 
 
-class Batcher:
+class Batcher(Worker[Asked]):
     """A thread that computes predictions in batches of at most `most` images, and calls `passed` with batch sizes."""
 
     def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
         self._most, self._passed = most, passed
-        self._queue: deque[Asked] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._begun: float | None = None  # when the current pass began
-        self._thread = threading.Thread(target=self._run, name="adapt-batcher", daemon=True)
-        self._thread.start()
-
-    def __len__(self) -> int:
-        return len(self._queue)
+        super().__init__("adapt-batcher")
 
     def ask(self, asked: Asked) -> Future[Answered]:
         """Queue a request and return the future for its predictions. Raises RuntimeError if the batcher is closed."""
-        with self._changed:
-            if self._closed:
-                raise RuntimeError("the batcher is closed")
-            self._queue.append(asked)
-            self._changed.notify()
+        self._put(asked)
         return asked.answer
-
-    def longest(self) -> float:
-        """Return the time in seconds since the current forward pass began, or 0 if no pass is running."""
-        begun = self._begun
-        return 0.0 if begun is None else time.monotonic() - begun
-
-    def close(self, seconds: float | None = None) -> None:
-        """Refuse new requests, answer the queued requests, and wait at most `seconds` for the thread to end."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join(seconds)
 
     def _run(self) -> None:
         while batch := self._next():

@@ -6,7 +6,6 @@ answers pauses after every few tokens, so that a long answer holds up a short on
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor
 from adapt.chats import Chat
 from adapt.models.chatting import TOGETHER, ChatModel
 from adapt.models.ongoing import OngoingAnswers
+from adapt.serving.worker import Worker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,54 +70,29 @@ class Question:
         return self.model is other.model and self.sampling == other.sampling
 
 
-class Talker:
+class Talker(Worker[Question]):
     """A thread that answers questions; `spoken` is called with the number of tokens of each step."""
 
     def __init__(self, spoken: Callable[[int], None] = lambda tokens: None) -> None:
         self._spoken = spoken
-        self._questions: deque[Question] = deque()
         self._paused: deque[_Group] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
         self._fresh = False  # whether the last turn was that of new questions
-        self._since: float | None = None  # the time of the last token, while a group has its turn
-        self._thread = threading.Thread(target=self._run, name="adapt-talker", daemon=True)
-        self._thread.start()
-
-    def __len__(self) -> int:
-        """Return the number of questions whose answers have not begun."""
-        return len(self._questions)
+        super().__init__("adapt-talker")
 
     def ask(self, question: Question) -> None:
         """Queue a question. Raises RuntimeError if the talker is closed."""
-        with self._changed:
-            if self._closed:
-                raise RuntimeError("the talker is closed")
-            self._questions.append(question)
-            self._changed.notify()
-
-    def longest(self) -> float:
-        """Return the time in seconds since the last token, or 0 if nothing is being answered."""
-        since = self._since
-        return 0.0 if since is None else time.monotonic() - since
-
-    def close(self, seconds: float | None = None) -> None:
-        """Refuse new questions, finish the others, and wait at most `seconds` for the thread to end."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join(seconds)
+        self._put(question)
 
     def _run(self) -> None:
         while group := self._next():
-            self._since = time.monotonic()
+            self._begun = time.monotonic()
             try:
                 group.go_on(self._others_wait, self._step)
             except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
                 self._failed(group, error)
                 continue
             finally:
-                self._since = None
+                self._begun = None
             if group.open:
                 self._paused.append(group)
                 time.sleep(_PAUSE)
@@ -131,11 +106,11 @@ class Talker:
             answer.question.heard(error)
 
     def _step(self, tokens: int) -> None:
-        self._since = time.monotonic()
+        self._begun = time.monotonic()
         self._spoken(tokens)
 
     def _others_wait(self) -> bool:
-        return bool(self._paused or (self._questions and self._has_room))
+        return bool(self._paused or (self._queue and self._has_room))
 
     @property
     def _has_room(self) -> bool:
@@ -145,9 +120,9 @@ class Talker:
         """Wait for questions and return the group whose turn it is, or None once the talker is closed and idle."""
         with self._changed:
             while True:
-                self._questions = deque(each for each in self._questions if not each.given_up)
+                self._queue = deque(each for each in self._queue if not each.given_up)
                 self._paused = deque(group for group in self._paused if group.open)
-                new = bool(self._questions and self._has_room)
+                new = bool(self._queue and self._has_room)
                 if new and not (self._fresh and self._paused):
                     self._fresh = True
                     return _Group(self._taken())
@@ -160,13 +135,13 @@ class Talker:
 
     def _taken(self) -> list[Question]:
         """Take the first question, and others that go with it, from those that wait."""
-        first = self._questions[0]
+        first = self._queue[0]
         taken, pixels = [first], first.pixels
-        for question in islice(self._questions, 1, None):
+        for question in islice(self._queue, 1, None):
             pixels += question.pixels if question.goes_with(first) else 0
             if question.goes_with(first) and len(taken) < TOGETHER and pixels <= _PIXELS:
                 taken.append(question)
-        self._questions = deque(question for question in self._questions if question not in taken)
+        self._queue = deque(question for question in self._queue if question not in taken)
         return taken
 
 

@@ -361,7 +361,7 @@ def test_many_long_answers_do_not_hold_up_a_short_one(models: dict[str, ChatMode
         for number in range(33):
             name = "short" if number == 32 else "long"
             model = models["second" if number == 32 else "first"]
-            talker._questions.append(question(model, "what?", 3 if name == "short" else 100, hear(name)))
+            talker._queue.append(question(model, "what?", 3 if name == "short" else 100, hear(name)))
         talker._changed.notify()
     ended.append("begun")
     assert done.wait(120)
@@ -375,7 +375,7 @@ def test_large_pictures_share_no_pass(models: dict[str, ChatModel]) -> None:
         for side in (2000, 2000, 2000, 24):
             asked = question(models["first"], "what?", 1, lambda said: None)
             asked.images = [Image.new("L", (side, side))]
-            talker._questions.append(asked)
+            talker._queue.append(asked)
         assert [len(talker._taken()) for _ in range(2)] == [2, 2]
     talker.close(30)
 
@@ -405,7 +405,7 @@ def test_what_the_model_refuses_fails_alone(models: dict[str, ChatModel]) -> Non
     talker = Talker()
     with talker._changed:  # they come at once
         for number, each in enumerate(words):
-            talker._questions.append(question(models["first"], each, 3, heard[number].append))
+            talker._queue.append(question(models["first"], each, 3, heard[number].append))
         talker._changed.notify()
     talker.close(30)
     assert [type(each[-1]).__name__ for each in heard.values()] == ["Said", "AdaptError", "Said"]
