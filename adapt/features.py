@@ -21,8 +21,6 @@ from adapt.data.decoding.images import image_size, open_image
 from adapt.data.item import Item
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
-from adapt.methods.base.space import Projects
-from adapt.methods.base.traits import has_trait
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
@@ -39,8 +37,7 @@ def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
     """Return whether cached features suffice, because the method neither edits the vision tower nor reads images."""
     if not (cache and isinstance(model, AdaptedModel)):
         return False
-    own_space = has_trait(model.method, Projects)  # the cache holds features in the backbone's space
-    return not ("vision" in model.method.touches or own_space or "images" in model.method.reads)
+    return not ("vision" in model.method.touches or "images" in model.method.reads)
 
 
 def of_texts(items: Sequence[Item]) -> bool:
@@ -82,7 +79,7 @@ def item_features(
     def encode(images: Tensor) -> Tensor:
         images = images.to(backbone.device)
         with _in_its_own_precision(model):
-            return (model.image_features(images, unit) if projected else model.read_features(images, unit)).float()
+            return (model.backbone_features if projected else model.read_features)(images, unit).float()
 
     if not cache:
         with torch.no_grad():
@@ -111,7 +108,7 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
 
     def encode(images: Tensor) -> Tensor:
         with _in_its_own_precision(model):
-            return model.image_features(images.flatten(0, 1).to(backbone.device)).float().reshape(len(images), -1)
+            return model.backbone_features(images.flatten(0, 1).to(backbone.device)).float().reshape(len(images), -1)
 
     transforms = [backbone.transform(train=train) for train in (False, True)]
     key = _key(backbone, transforms, f"{views} as they are decided on")

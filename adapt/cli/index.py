@@ -41,11 +41,17 @@ _root = click.option(
 @click.option(
     "--pairs", "of_pairs", is_flag=True, help="Read SOURCE as a .csv with path,text[,entity], an entry per line."
 )
+@click.option(
+    "--dim",
+    type=click.IntRange(min=1),
+    help="Keep only the first values of each feature; meant for an adapter of mrl.  [default: all]",
+)
 @_root
 @_adapter
 @common.device
 def index(
-    source: Path, out: Path, backbone: str | None, of_pairs: bool, root: Path | None, adapter: Path | None, device: str
+    source: Path, out: Path, backbone: str | None, of_pairs: bool, dim: int | None, root: Path | None,
+    adapter: Path | None, device: str,
 ) -> None:  # fmt: skip
     """Build an index of the texts or images in SOURCE, for `adapt search` and for `adapt predict --vocabulary-free`.
 
@@ -56,6 +62,7 @@ def index(
       adapt index captions.txt --out captions.safetensors
       adapt index photos/ --backbone mini-clip --out photos.safetensors
       adapt index records.csv --pairs --adapter runs/records --out records.safetensors
+      adapt index photos/ --adapter runs/mrl-pairs --dim 64 --out small.safetensors
     """
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers.csv_file import read_pairs
@@ -79,6 +86,8 @@ def index(
                 built = replace(built, entries=tuple(item.unit or path for item, path in pairs))
             else:
                 built = (index_images if of_images else index_texts)(model, entries, bar)
+    if dim is not None:
+        built = built.shortened(dim)
     built.save(out)
     click.echo(f"{out}  {len(built):,} {built.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
 

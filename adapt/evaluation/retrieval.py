@@ -108,7 +108,7 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
     with torch.no_grad():
         of_texts = _of_texts(model, texts)
         of_images = torch.cat([*inference.of_batches(model, list(images.values()), lambda step: step.features)])
-        logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts)).float().cpu()
+        logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts, of_images)).float().cpu()
         recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
         if max(_sizes_of_entities(items).values(), default=0) > 1:
             images_of, texts_of = ([row[item.path] for item in items], [place[item.text] for item in items])

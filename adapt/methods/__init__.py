@@ -16,6 +16,7 @@ from adapt.errors import AdaptError
 from adapt.listing import Listing
 
 if TYPE_CHECKING:  # editors and type checkers do not see methods found by their files
+    from adapt.methods.adem_vl import ADEMVL as ADEMVL
     from adapt.methods.anovl import AnoVL as AnoVL
     from adapt.methods.base import Method
     from adapt.methods.bitfit import BitFit as BitFit
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.mma import MMA as MMA
     from adapt.methods.modx import ModX as ModX
     from adapt.methods.mqt import MQT as MQT
+    from adapt.methods.mrl import MRL as MRL
     from adapt.methods.nearest_mean import NearestMean as NearestMean
     from adapt.methods.ogen import OGEN as OGEN
     from adapt.methods.prograd import ProGrad as ProGrad

@@ -12,10 +12,8 @@ Deviations:
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,8 +27,8 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, Tokens
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
-from adapt.methods.base.training import Training
-from adapt.methods.base.traits import Imported, ReadsPublished, Reports, SetAtUse
+from adapt.methods.base.nested import Nested, powers
+from adapt.methods.base.traits import Imported, ReadsPublished
 
 _HEAD = 64  # numbers, of the published 1024 in 16 heads
 _EPS = 1e-6  # of the norms
@@ -63,7 +61,7 @@ class MQTAtUse(BaseModel, extra="forbid", frozen=True):
     """The number of visual tokens; by default all."""
 
 
-class MQT(Method[Step], ReadsPublished, SetAtUse, Reports):
+class MQT(Nested, Method[Step], ReadsPublished):
     """Visual tokens `(m, d)` of a language model, pooled from an image's patches by the first m of some queries."""
 
     at_use: MQTAtUse
@@ -75,6 +73,7 @@ class MQT(Method[Step], ReadsPublished, SetAtUse, Reports):
     touches = frozenset({"decoder"})
     Config = MQTConfig
     example: ClassVar[dict[str, Any]] = {"tokens": 4}
+    counted, counted_as = "tokens", "visual tokens"
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -135,35 +134,9 @@ class MQT(Method[Step], ReadsPublished, SetAtUse, Reports):
             return self.at_use.tokens or self.config.tokens
         return self.drawn[int(torch.randint(len(self.drawn), ()))]
 
-    # accuracy against tokens
-
-    @torch.no_grad()
-    def finish(self, training: Training) -> None:
-        """Note the share of right answers on validation questions, by the number of tokens."""
-        count, usual = len(training.items("val")), self.at_use
-        if not count:
-            return
-        shares = {}
-        for number in _powers(self.config.tokens):
-            self.at_use = MQTAtUse(tokens=number)
-            right = torch.cat([step.right for step in _all_of(training.held_back(), count)])
-            shares[number] = float(right.double().mean())
-        self.at_use = usual
-        training.note(tokens=shares, tokens_questions=count)
-
-    @classmethod
-    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
-        """Yield a line on the accuracy of answers by the number of visual tokens."""
-        if "tokens" in metrics:
-            shares = ", ".join(f"{number}: {100 * share:.1f} %" for number, share in metrics["tokens"].items())
-            yield f"by tokens   {shares} (of {metrics['tokens_questions']:,} validation questions)"
-
-    @classmethod
-    def draw(cls, run: Path) -> None:
-        """Plot accuracy against the number of tokens, and save the plot as tokens.png in the run directory."""
-        shares = json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("tokens")
-        if shares:
-            plot_shares({int(number): share for number, share in shares.items()}, run / "tokens.png")
+    @property
+    def compared(self) -> tuple[int, ...]:
+        return powers(1, self.config.tokens)
 
 
 def positions(side: int, width: int) -> Tensor:
@@ -190,29 +163,3 @@ def _drawn(*shape: int) -> Tensor:
 
 def _drawn_into(tensor: Tensor) -> Tensor:
     return nn.init.trunc_normal_(tensor, std=0.02)
-
-
-def _powers(most: int) -> list[int]:
-    """Return 1, 2, 4 and so on, and `most`."""
-    return sorted({2**power for power in range(most.bit_length())} | {most})
-
-
-def _all_of(steps: Iterator[Step], count: int) -> Iterator[Step]:
-    """Yield steps of one pass over `count` items, from steps without end."""
-    while count > 0:
-        yield (step := next(steps))
-        count -= len(step.items)
-
-
-def plot_shares(shares: Mapping[int, float], path: Path) -> None:
-    """Plot accuracy against the number of visual tokens. Needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(list(shares), [100 * share for share in shares.values()], marker="o")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(shares), map(str, shares))
-    axes.set_xlabel("visual tokens in use")
-    axes.set_ylabel("right answers, % of validation questions")
-    figure.savefig(path, dpi=150)

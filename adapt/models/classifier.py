@@ -56,7 +56,10 @@ class AdaptedModel(TextSide):
 
     @in_one_mode
     def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n_classes)` for unit-length image features `(b, e)` and, if given, views `(b, v, e)`."""
+        """Return logits `(b, n_classes)` for unit-length image features `(b, e)` of the backbone.
+
+        `views` `(b, v, e)` are the features of random views, for a method that reads views.
+        """
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def own_logits(self, step: ImageStep) -> Tensor:
@@ -73,7 +76,7 @@ class AdaptedModel(TextSide):
             features = self._image_features(images, self._edits("vision", Context()))
         else:
             features = encoder.image_features(images)
-        features = self._projected(features, unit=False)
+        features = self.projected(features, unit=False)
         return F.normalize(features, dim=-1) if unit else features
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
@@ -91,9 +94,11 @@ class AdaptedModel(TextSide):
         features = self._image_features(images, [Replace(None, "projection", nn.Identity())])
         return F.normalize(features, dim=-1) if unit else features
 
-    def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return unit-length image features `(b, e)` from the backbone without the method's edits."""
-        return F.normalize(self._image_features(images, []), dim=-1)
+    @in_one_mode
+    def backbone_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
+        """Return image features `(b, e)` from the backbone without the method, normalised if `unit` is True."""
+        features = self._image_features(images, [])
+        return F.normalize(features, dim=-1) if unit else features
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the inputs and outputs `(b, l, d)` of named blocks, such as vision.3, in the unedited vision tower."""

@@ -83,10 +83,10 @@ class TextSide(Adapted[DualEncoder]):
         """Return text features under the method's edits, or stored text features if no input has changed."""
         edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
         if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
-            return self._projected(texts.encode(edits, self.text_memory))
-        return self._projected(texts.remembered(edits, self.text_memory))
+            return self.projected(texts.encode(edits, self.text_memory))
+        return self.projected(texts.remembered(edits, self.text_memory))
 
-    def _projected(self, features: Tensor, unit: bool = True) -> Tensor:
+    def projected(self, features: Tensor, unit: bool = True) -> Tensor:
         """Return features after the method's projection, if any, normalised again if `unit` is True."""
         projects = trait(self.method, Projects)
         if projects is None:
@@ -139,7 +139,7 @@ class TextSide(Adapted[DualEncoder]):
         encoder = ClassTexts(self.backbone, singles, self.fast, average="each" if unit else "raw")
         with torch.no_grad():
             features = encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)
-            return self._projected(features, unit) if edited else features
+            return self.projected(features, unit) if edited else features
 
     @property
     def _own_texts(self) -> ClassTexts:

@@ -7,13 +7,13 @@ record the backbone and the adapter that encoded the features; queries by other 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from adapt import plain
@@ -21,8 +21,8 @@ from adapt.data.item import Item
 from adapt.disk import replacing
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
-from adapt.methods.base.space import Space, space_of
-from adapt.methods.base.traits import owns_prompts
+from adapt.methods.base.space import Projects, Space, space_of
+from adapt.methods.base.traits import has_trait, owns_prompts
 from adapt.models.base import evaluating, pixel_batches
 from adapt.models.classifier import AdaptedModel
 from adapt.progress import Progress
@@ -47,6 +47,8 @@ class IndexHeader(BaseModel):
     """The preparation of inputs, as JSON."""
     adapter: str = ""
     """The checksum of the adapter; "" for the backbone without one."""
+    dim: int | None = Field(default=None, ge=1)
+    """The number of values that were kept of each feature; None if all were kept."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,23 @@ class Index:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def shortened(self, dim: int) -> Index:
+        """Return an index with only the first `dim` values of each feature, normalised again.
+
+        Raises AdaptError if the features have fewer values.
+        """
+        if dim > self.features.shape[-1]:
+            raise AdaptError(f"--dim is {dim}; expected at most {self.features.shape[-1]}, the values of a feature")
+        return replace(self, header=self.header.model_copy(update={"dim": dim}), features=_first(self.features, dim))
+
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return cosines `(b, k)` of unit-length `queries` `(b, e)` to the nearest features, and the features' indices.
 
         The search is exact, and the nearest feature comes first. k is the smaller of `count` and the size of the index.
+        For an index of shortened features, queries are shortened alike.
         """
+        if self.header.dim is not None:
+            queries = _first(queries, self.header.dim)
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: AdaptedModel) -> None:
@@ -75,7 +89,7 @@ class Index:
         """
         self._check_origin(model)
         width = (space_of(model.method) or Space.of(model.backbone)).size
-        if self.features.shape[-1] != width:
+        if self.features.shape[-1] != min(width, self.header.dim or width):
             raise AdaptError(
                 f"the index has features of dimension {self.features.shape[-1]:,}, but the features of "
                 f"{model.backbone.describe()} have dimension {width:,}: {_WHAT.advice}"
@@ -108,7 +122,8 @@ class Index:
         """Write the index atomically to a file at `path`, and return the path."""
         text = torch.frombuffer(bytearray(plain.dump(list(self.entries)).encode()), dtype=torch.uint8)
         with replacing(path) as temporary:
-            tensor_file.write({"features": self.features, "entries": text}, temporary, self.header.model_dump())
+            header = {key: str(value) for key, value in self.header.model_dump(exclude_none=True).items()}
+            tensor_file.write({"features": self.features, "entries": text}, temporary, header)
         return Path(path)
 
 
@@ -186,9 +201,9 @@ def _of_images(model: AdaptedModel, paths: Sequence[str]) -> Iterator[Tensor]:
 
 
 def identity_of(model: AdaptedModel) -> str:
-    """Return a checksum of the tensors and settings of the model's adapter, or "" if the adapter edits no tower."""
+    """Return a checksum of the adapter's tensors and settings, or "" if the adapter changes no features."""
     method = model.method
-    if not method.touches:
+    if not (method.touches or has_trait(method, Projects)):
         return ""
     settings = plain.dump(method.config.model_dump(mode="json"))
     return tensor_file.checksum(method.state_dict(), {"name": method.name, "settings": settings})
@@ -200,6 +215,10 @@ def _check_prompts(model: AdaptedModel) -> None:
             f"{model.method.name} learned prompt tokens for its class names, and cannot encode other texts: make the "
             "index without an adapter, or with an adapter that edits only the towers, such as lora"
         )
+
+
+def _first(features: Tensor, dim: int) -> Tensor:
+    return F.normalize(features[:, :dim], dim=-1)
 
 
 def _check(entries: Sequence[str], what: str) -> None:

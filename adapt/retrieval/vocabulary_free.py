@@ -44,7 +44,8 @@ class VocabularyFree:
     For each image, the `captions` nearest captions are retrieved. Words that occur at least `least` times in these
     captions are candidates, and are encoded in `template`. The score of a word is the mean of its probabilities given
     the image (weight `alpha`) and given the captions (weight `1 - alpha`). Raises AdaptError if the index does not
-    contain texts, if the index was made with another backbone or with an adapter, or if `alpha` is not in [0, 1].
+    contain texts, if the index was made with another backbone, with an adapter or with shortened features, or if
+    `alpha` is not in [0, 1].
     """
 
     def __init__(
@@ -70,6 +71,11 @@ class VocabularyFree:
             raise AdaptError(f"alpha is {alpha}; expected a number from 0 to 1, the weight of the image in the scores")
         if index.header.adapter:
             raise AdaptError("the index was made with an adapter: make a new index without an adapter")
+        if index.header.dim is not None:
+            raise AdaptError(
+                f"the index has only the first {index.header.dim} values of each feature: make a new index without "
+                "--dim"
+            )
         # only for its features, of photographs turned upright
         self.model = wrap(backbone.turning(True), ZeroShot(), ("object",))
         index.check(self.model)

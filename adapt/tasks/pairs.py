@@ -40,7 +40,6 @@ class Pairs(Task):
     classes_are = ""
     stays_whole = True
     comparable = "the methods compared need classes, and pairs have none"
-    learns_from_features = False
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Label:
         filled(cells, "text", where)

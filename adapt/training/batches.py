@@ -237,7 +237,8 @@ def training_batches(
         views = settings.views or 0
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
         return FeatureBatches(features, items, settings, seed)
-    if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and "images" not in model.method.reads:
+    reads_images = "images" in model.method.reads or trait(model.method, GroupsEntities)  # which orders images itself
+    if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and not reads_images:
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:

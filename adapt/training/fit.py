@@ -304,6 +304,7 @@ def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
     if not training.val_set:
         choose(training)
     figures = _steps(training, journal)
+    training.model.eval()  # what is chosen and measured now concerns answers
     if training.val_set:  # after training, as published
         choose(training, learned=True)
     method.finish(training)

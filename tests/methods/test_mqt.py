@@ -18,6 +18,7 @@ from adapt import AdaptError, methods
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.cli import main
 from adapt.data import Split
+from adapt.evaluation.evaluate import evaluate
 from adapt.models.speaking import SpeakingModel
 
 
@@ -123,15 +124,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked = ["train", "mqt", "--out", str(folder), "--plot", *(part for each in changes for part in ("--set", each))]
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 0, result.output
-    assert "by tokens   1: " in result.output
+    assert "by tokens  1: " in result.output
     return folder
 
 
 def test_a_run_tells_accuracy_by_tokens(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["tokens"]) == ["1", "2", "4", "8", "16"]
-    assert all(0 <= share <= 1 for share in metrics["tokens"].values())
-    assert metrics["tokens_questions"] == len(adapt.data.load("emoji-questions").val)
+    questions = adapt.data.load("emoji-questions").val
+    assert metrics["tokens_items"] == len(questions)
+    model = adapt.load(run)
+    for number, share in metrics["tokens"].items():
+        model.set_at_use(tokens=int(number))
+        assert evaluate(model, questions).accuracy == pytest.approx(share)
     assert (run / "tokens.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -16,6 +16,7 @@ from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Split
 from adapt.formats import tensor_file
 from adapt.retrieval.index import Index, IndexHeader, index_images, index_texts, load_index
+from adapt.retrieval.vocabulary_free import VocabularyFree
 
 TEXTS = ("a red panda", "two goldfish in a bowl", "the sea, and cucumbers", "a dew_drop")
 
@@ -89,6 +90,34 @@ def test_features_of_another_width_are_refused(open_clip: Backbone, tmp_path: Pa
         load_index(path).check(model)
 
 
+def test_shortened_features_are_searched_by_shortened_queries(open_clip: Backbone, tmp_path: Path) -> None:
+    model = wrapped(open_clip)
+    whole = index_texts(model, TEXTS)
+    path = whole.shortened(8).save(tmp_path / "short.safetensors")
+    short = load_index(path)
+    short.check(model)
+    assert short.features.shape == (len(TEXTS), 8)
+    queries = index_texts(model, ["the sea", "a panda"]).features
+    expected = F.normalize(queries[:, :8], dim=-1) @ F.normalize(whole.features[:, :8], dim=-1).T
+    cosines, places = short.nearest(queries, len(TEXTS))
+    assert torch.allclose(cosines, expected.gather(1, places), atol=1e-6)
+    with pytest.raises(AdaptError, match="--dim is 65; expected at most 64, the values of a feature"):
+        whole.shortened(65)
+    with pytest.raises(AdaptError, match="the index has only the first 8 values of each feature: make"):
+        VocabularyFree(open_clip, short)
+
+
+def test_an_index_under_a_projection_is_of_its_adapter(open_clip: Backbone) -> None:
+    """The first values of learned features are what the adapter gives when it answers with as many."""
+    model = perturb(wrapped(open_clip, methods.MRL()))
+    index = index_texts(model, TEXTS)
+    index.check(model)
+    with pytest.raises(AdaptError, match="made with an adapter"):
+        index.check(wrapped(open_clip))
+    model.set_at_use(dim=8)
+    assert torch.allclose(index.shortened(8).features, model.encode_texts(TEXTS).detach(), atol=1e-5)
+
+
 def test_words_learned_for_prompts_are_of_no_other_texts(open_clip: Backbone) -> None:
     with pytest.raises(AdaptError, match="coop learned prompt tokens for its class names, and cannot encode"):
         index_texts(wrapped(open_clip, methods.CoOp()), TEXTS)
@@ -108,7 +137,7 @@ def _damaged(index: Index, path: Path, **changes: Any) -> Path:
         "features": index.features,
         "entries": torch.frombuffer(bytearray(b'["a","b","c","d"]'), dtype=torch.uint8),
     }
-    header = index.header.model_dump() | changes.pop("header", {})
+    header = index.header.model_dump(exclude_none=True) | changes.pop("header", {})
     kept = {name: tensor for name, tensor in (tensors | changes).items() if tensor is not None}
     tensor_file.write(kept, path, header)
     return path

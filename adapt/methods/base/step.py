@@ -26,7 +26,7 @@ Terms = dict[str, Tensor]  # the terms of a loss by name, which add up
 
 
 class Encoded(NamedTuple):
-    """A batch of precomputed unit-length image features `(b, e)`, which replace the images.
+    """A batch of the backbone's unit-length image features `(b, e)`, which replace the images.
 
     `views` `(b, v, e)` contains the features of v random views of each image, for a method that reads views.
     """
@@ -206,9 +206,12 @@ class ImageStep(Step):
     def _own_features(self) -> Tensor:
         """The unit-length features of the images that this process encodes, which may be only a part of the batch."""
         if isinstance(self.inputs, Encoded):
-            return moved(self.inputs.features, self.model.backbone.device)
+            return self.model.projected(self._encoded(self.inputs))
         features: Tensor = self.model.image_features(self._entering)
         return features
+
+    def _encoded(self, inputs: Encoded) -> Tensor:
+        return moved(inputs.features, self.model.backbone.device)
 
     def _of_all(self, own: Tensor) -> Tensor:
         return own if self.whole is None else self.whole(own)
@@ -268,7 +271,7 @@ class ImageStep(Step):
     def frozen_features(self) -> Tensor:
         """The unadapted backbone's unit-length features of the images `(b, e)`, without gradient."""
         if isinstance(self.inputs, Encoded):  # no edits act on them
-            return self.features
+            return self._of_all(self._encoded(self.inputs))
         if "features" not in self._frozen:
             with torch.no_grad():
                 self._frozen["features"] = self._of_all(self.model.backbone_features(self._entering))

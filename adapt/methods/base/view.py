@@ -44,8 +44,11 @@ class DualEncoderView(ModelView, Protocol):
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Return features `(b, e)` of images `(b, 3, h, w)`, computed by the adapted vision tower."""
 
-    def backbone_features(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return the unadapted backbone's unit-length features `(b, e)` of images."""
+    def backbone_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
+        """Return the unadapted backbone's features `(b, e)` of images, normalised to unit length if `unit` is True."""
+
+    def projected(self, features: Tensor, unit: bool = True) -> Tensor:
+        """Return features `(b, e)` after the method's projection, if it has one, normalised again if `unit` is True."""
 
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the input and output `(b, l, d)` of the unadapted backbone's blocks `names`, such as vision.3."""

@@ -1,0 +1,88 @@
+"""Nested (Matryoshka) results: any number of the first elements may be used, and each number is measured."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from adapt.methods.base.step import Step
+from adapt.methods.base.training import Training
+from adapt.methods.base.traits import Reports, SetAtUse
+
+
+class Nested(SetAtUse, Reports):
+    """The trait of methods that answer with any number of the first elements of a result, as set when they answer.
+
+    After training, answers to validation items are counted at several numbers, and plotted.
+    """
+
+    counted: ClassVar[str]
+    """The setting at use that counts the elements, which also names the figures and the plot."""
+    counted_as: ClassVar[str]
+    """What it counts, for the axis of the plot, such as visual tokens."""
+
+    @property
+    @abstractmethod
+    def compared(self) -> Sequence[int]:
+        """The numbers that are compared after training, ascending. The last one is all elements."""
+
+    @torch.no_grad()
+    def finish(self, training: Training) -> None:
+        """Note the share of right answers on validation items by the number of elements."""
+        items, usual = len(training.items("val")), self.at_use
+        if not items:
+            return
+        shares = {}
+        for number in self.compared:
+            self.set_at_use({self.counted: number})
+            right = torch.cat([step.right for step in _once_through(training.held_back(), items)])
+            shares[number] = float(right.double().mean())
+        self.at_use = usual
+        training.note(**{self.counted: shares, f"{self.counted}_items": items})
+
+    @classmethod
+    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+        """Yield a line on the share of right answers by the number of elements."""
+        if cls.counted in metrics:
+            shares = ", ".join(f"{number}: {100 * share:.1f} %" for number, share in metrics[cls.counted].items())
+            yield f"by {cls.counted:7} {shares} (of {metrics[f'{cls.counted}_items']:,} validation items)"
+
+    @classmethod
+    def draw(cls, run: Path) -> None:
+        """Plot right answers against the number of elements, and save the plot in the run directory."""
+        shares = json.loads((run / "metrics.json").read_text(encoding="utf-8")).get(cls.counted)
+        if shares:
+            by_number = {int(number): share for number, share in shares.items()}
+            plot_shares(by_number, f"{cls.counted_as} in use", run / f"{cls.counted}.png")
+
+
+def powers(first: int, most: int) -> tuple[int, ...]:
+    """Return `first` and its doubles up to `most`, and `most`, ascending."""
+    doubles = (first * 2**power for power in range(most.bit_length()))
+    return tuple(sorted({each for each in doubles if each < most} | {most}))
+
+
+def _once_through(steps: Iterator[Step], count: int) -> Iterator[Step]:
+    """Yield steps of one pass over `count` items, from steps without end."""
+    while count > 0:
+        yield (step := next(steps))
+        count -= len(step.items)
+
+
+def plot_shares(shares: Mapping[int, float], title: str, path: Path) -> None:
+    """Plot the share of right answers against a number called `title`. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(list(shares), [100 * share for share in shares.values()], marker="o")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(shares), map(str, shares))
+    axes.set_xlabel(title)
+    axes.set_ylabel("right answers, % of validation items")
+    figure.savefig(path, dpi=150)
