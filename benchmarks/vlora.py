@@ -29,10 +29,12 @@ def answering(method: str) -> Callable[[], object]:
     return lambda: model.generate(image, [QUESTION], max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
 
 
-def large(method: str) -> int:
+def large(method: str, **at_use: object) -> int:
     """Return the operations of a question of 32 tokens at Vicuna-7B's and CLIP ViT-L/14-336's sizes, without towers."""
     backbone = large_backbone()
     model = adapt.wrap(backbone, adapt.methods.find(method)()).eval().requires_grad_(False)
+    if at_use:
+        model.set_at_use(**at_use)
     image = torch.zeros(1, 3, *[backbone.preprocess.size] * 2, device="meta")
     question = " ".join(["word"] * TEXT)
     return flops(lambda: model(image, [question])) - flops(lambda: backbone.patches(image))

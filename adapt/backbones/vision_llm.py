@@ -82,6 +82,15 @@ class VisionLLM(Backbone):
 
     def patches(self, images: Tensor) -> Tensor:
         """Return patch features `(b, p, d)` of images `(b, 3, h, w)` after `patch_block`, without the class token."""
+        return self.tokens(images)[:, self.class_tokens :]
+
+    @property
+    def class_tokens(self) -> int:
+        """The number of class tokens before the patches, 1 or 0."""
+        return int(self.tower("vision").form.pooling == "class")
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Return features `(b, l, d)` of images `(b, 3, h, w)` after `patch_block`, those of a class token first."""
         tower = self.towers["vision"]
         block, outputs = tower.blocks[self.patch_block], list[Tensor]()
         with alone(self.model):  # otherwise the hook would also see other threads' calls
@@ -92,8 +101,7 @@ class VisionLLM(Backbone):
                 self._encode(images.to(self.dtype))
             finally:
                 handle.remove()
-        features = outputs[0] if block.batch_first else outputs[0].transpose(0, 1)
-        return features[:, 1:] if tower.form.pooling == "class" else features
+        return outputs[0] if block.batch_first else outputs[0].transpose(0, 1)
 
     def patch_shape(self) -> tuple[int, int]:
         """Return the number of patches per image and the width of a patch feature, measured by one forward pass."""

@@ -88,8 +88,11 @@ def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
         def class_features(templates: Sequence[str]) -> Tensor:
             return torch.zeros(classes, backbone.embed_dim, device=backbone.device)
 
+    class_tokens: dict[str, Callable[[], Tensor]] = {}
     if isinstance(backbone, VisionLLM):
-        tokens["vision"] = lambda: torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
+        patches = torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
+        tokens["vision"] = lambda: patches
+        class_tokens["vision"] = lambda: patches[:, 0]
     for name in sorted(method.touches):
         tower = backbone.tower(name)
-        plan(tower, method.edits(tower, Context(features, tokens, class_features)))
+        plan(tower, method.edits(tower, Context(features, tokens, class_features, class_tokens)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ class SpeakingModel(Adapted[VisionLLM]):
         asking.check(images, questions)
         if answers is not None:
             asking.check(images, answers, "answer")
-        context = Context(tokens={"vision": lambda: self._patches(images)})
+        seen, before = cache(lambda: self._seen(images)), self.backbone.class_tokens
+        context = Context(tokens={"vision": lambda: seen()[:, before:]}, class_tokens={"vision": lambda: seen()[:, 0]})
         edits = self._edits("decoder", context)
         planned = plan(self.backbone.tower("decoder"), edits)
         if planned.overwriting or planned.attention:
@@ -104,10 +105,11 @@ class SpeakingModel(Adapted[VisionLLM]):
             embedded if values is None else embedded.masked_scatter(rows.visual[..., None], values.to(embedded.dtype))
         )
 
-    def _patches(self, images: Tensor) -> Tensor:
+    def _seen(self, images: Tensor) -> Tensor:
+        """Return features `(b, l, d)` of the class token, if the tower has one, and of the patches, under all edits."""
         backbone, edits = self.backbone, self._edits("vision", Context())
         with alone(backbone.model):  # reading a block's output needs the backbone alone
-            return self._through({"vision": edits}, lambda: backbone.patches(images.to(backbone.device)))
+            return self._through({"vision": edits}, lambda: backbone.tokens(images.to(backbone.device)))
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> AnswerStep:
         return AnswerStep(self, inputs, labels)

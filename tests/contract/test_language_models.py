@@ -17,6 +17,7 @@ from adapt.models import generation as generate
 from adapt.models.speaking import SpeakingModel
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    "adem_vl": {"scales": (4, 1), "hidden": 4, "vision_dim": 2, "beta": 1.0},
     "compose": {
         "methods": [
             {"name": "vlora", "dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2},

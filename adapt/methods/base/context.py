@@ -17,10 +17,12 @@ class Context:
         features: dict[str, Callable[[], Tensor]] | None = None,
         tokens: dict[str, Callable[[], Tensor]] | None = None,
         class_features: Callable[[Sequence[str]], Tensor] | None = None,
+        class_tokens: dict[str, Callable[[], Tensor]] | None = None,
     ) -> None:
         self._class_features = class_features
         self._compute = {("features", name): compute for name, compute in (features or {}).items()}
         self._compute |= {("tokens", name): compute for name, compute in (tokens or {}).items()}
+        self._compute |= {("class tokens", name): compute for name, compute in (class_tokens or {}).items()}
         self._known: dict[tuple[str, str], Tensor] = {}
 
     def features(self, tower: str) -> Tensor:
@@ -30,9 +32,14 @@ class Context:
     def tokens(self, tower: str) -> Tensor:
         """Return the token features `(b, l, d)` that `tower` computes for the images of the current forward call.
 
-        On a dual encoder, the features are the outputs of the last block for all tokens, including a class token.
+        On a dual encoder, the features are the outputs of the last block for all tokens, including a class token. On a
+        vision LLM, they are the features of patches alone.
         """
         return self._read("tokens", tower)
+
+    def class_token(self, tower: str) -> Tensor:
+        """Return the feature `(b, d)` of the class token that `tower` computes beside the patches, on a vision LLM."""
+        return self._read("class tokens", tower)
 
     def class_features(self, templates: Sequence[str]) -> Tensor:
         """Return the frozen backbone's unit-length features `(n, e)` of the classes in hand-written `templates`."""

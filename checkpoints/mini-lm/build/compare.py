@@ -1,4 +1,4 @@
-"""VLoRA and MQT against the projector on questions about emoji: `python compare.py WORK` fills card and guide.
+"""VLoRA, MQT and ADEM-VL against the projector on questions about emoji: `python compare.py WORK` fills card and guide.
 
 Each recipe is trained on three seeds, unless WORK holds the runs, and the models of the first are measured side by side
 in one process.
@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "mini-clip" / "build")
 import card
 
 from benchmarks.measure import by_turns
+from benchmarks.vlora import large
 
 TARGET = Path(__file__).resolve().parents[1]
 CASES = {  # a recipe, and its settings at use
@@ -33,8 +34,10 @@ CASES = {  # a recipe, and its settings at use
     "mqt, all 64 tokens": ("mqt", {}),
     "mqt, 4 tokens": ("mqt", {"tokens": 4}),
     "mqt, 1 token": ("mqt", {"tokens": 1}),
+    "adem_vl": ("adem_vl", {}),
     "vlora": ("vlora", {}),
 }
+AT_7B = {"mqt, all 64 tokens": {"tokens": 256}}  # as many as published
 SEEDS = (1, 2, 3)
 REPEATS = 40
 
@@ -49,6 +52,8 @@ def main() -> None:
     figures = {case: measured(models[case], runs[case], at_use) for case, (_, at_use) in CASES.items()}
     for case, seconds in side_by_side(models).items():
         figures[case]["seconds"] = seconds
+    for case, (method, at_use) in CASES.items():
+        figures[case]["operations_7b"] = large(method, **AT_7B.get(case, at_use))
     (TARGET / "compare.json").write_text(json.dumps(figures, indent=2) + "\n")
     body = f"{as_markdown(table(figures))}\n\n{ratios(figures)}"
     for file in (TARGET / "README.md", TARGET.parents[1] / "docs" / "questions.md"):
@@ -112,22 +117,27 @@ def side_by_side(models: dict[str, SpeakingModel]) -> dict[str, float]:
 
 def table(figures: dict[str, dict]) -> list[list[str]]:
     """The rows of the table, the head first."""
-    head = ["", "accuracy", "tokens before the answer", "operations, vision tower apart", "an answer takes"]
-    rows = [["language model alone", f"{100 * figures['projector']['alone']:.1f} %", "", "", ""]]
+    head = ["", "accuracy", "numbers", "tokens before the answer", "operations, vision tower apart", "an answer takes"]
+    head.append("operations at 7B")
+    rows = [["language model alone", f"{100 * figures['projector']['alone']:.1f} %", *[""] * 5]]
     for case, each in figures.items():
         percents = [100 * accuracy for accuracy in each["accuracy"]]
         share = f"{statistics.mean(percents):.1f} ± {statistics.stdev(percents):.1f} %"
         operations = f"{each['operations'] / 1e6:.0f} M"
-        rows.append([case, share, str(each["tokens"]), operations, f"{each['seconds']:.4f} s"])
+        cost = [operations, f"{each['seconds']:.4f} s", f"{each['operations_7b'] / 1e12:.2f} T"]
+        rows.append([case, share, f"{each['trained_parameters']:,}", str(each["tokens"]), *cost])
     return [head, *rows]
 
 
 def ratios(figures: dict[str, dict]) -> str:
-    """What vlora has of the projector's accuracy and seconds."""
-    projector, vlora = figures["projector"], figures["vlora"]
+    """What vlora has of the projector's accuracy and seconds, and adem_vl of vlora's seconds."""
+    projector, vlora, adem = (figures[case] for case in ("projector", "vlora", "adem_vl"))
     share = 100 * statistics.mean(vlora["accuracy"]) / statistics.mean(projector["accuracy"])
     seconds = 100 * vlora["seconds"] / projector["seconds"]
-    return f"VLoRA has {share:.1f} % of the projector's accuracy, and an answer takes {seconds:.1f} % of its time."
+    return (
+        f"VLoRA has {share:.1f} % of the projector's accuracy, and an answer takes {seconds:.1f} % of its time; one of "
+        f"ADEM-VL takes {100 * adem['seconds'] / vlora['seconds']:.1f} % of VLoRA's."
+    )
 
 
 if __name__ == "__main__":
