@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
 from adapt.backbones.encoded_images import EncodedImage
@@ -22,11 +23,13 @@ from adapt.edits import Edit
 from adapt.engine import last_block
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, Step
-from adapt.models import asking, generation
+from adapt.models import asking, debiasing, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
+from adapt.models.debiasing import ChatAtUse, Mode
 from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged, predictions
 from adapt.prompts import check_class_names
+from adapt.validation import explain
 
 Computed = TypeVar("Computed")
 
@@ -90,6 +93,8 @@ class ChatModel(Adapted[NativeVLM]):
     evaluated_together = TOGETHER
     objective: Any = None
     """What a task's loss needs beside the model and the batch, such as the log-probabilities of a reference."""
+    at_use = debiasing.ChatAtUse()
+    """What may be set when the model answers."""
 
     def __init__(
         self,
@@ -118,6 +123,19 @@ class ChatModel(Adapted[NativeVLM]):
         other = copy(self)
         other.class_names = check_class_names(class_names)
         return other
+
+    def set_at_use(self, **changes: object) -> None:
+        """Change settings that count when the model answers: those of `ChatAtUse`, and those of the method.
+
+        Raises AdaptError for an unknown name and a wrong value.
+        """
+        own = {name: changes.pop(name) for name in ChatAtUse.model_fields if name in changes}
+        if changes:
+            super().set_at_use(**changes)
+        try:
+            self.at_use = ChatAtUse.model_validate(self.at_use.model_dump() | own)
+        except ValidationError as error:
+            raise AdaptError(explain(ChatAtUse, error, "the settings at use")) from None
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)
@@ -227,18 +245,43 @@ class ChatModel(Adapted[NativeVLM]):
         return [[image if isinstance(image, EncodedImage) else next(made) for image in own] for own in images]
 
     @torch.no_grad()
-    def choose(self, images: Sequence[ChatImages], chats: Sequence[Chat | str], options: Sequence[str]) -> Tensor:
+    def choose(
+        self,
+        images: Sequence[ChatImages],
+        chats: Sequence[Chat | str],
+        options: Sequence[str],
+        *,
+        calibrate: Mode | None = None,
+    ) -> Tensor:
         """Return logits `(b, n)` of the same n options as the answer in each conversation, or to each question.
 
         They are the mean log-probabilities of the options' tokens, so that a long option is as probable as a short one.
-        Raises AdaptError if there are no options.
+        With `calibrate`, the options' probabilities are divided by those without the image (see
+        `adapt.models.debiasing`). Raises AdaptError if there are no options, or if the mode cannot be used.
         """
         if not options:
             raise AdaptError("there are no options to choose from: give at least one")
+        calibrate, asked_about = calibrate or self.at_use.calibrate, _chats(images, chats)
+        logits = self._chosen(images, asked_about, options)
+        if calibrate is None:
+            return logits
+        others = debiasing.without_images(calibrate, images, asked_about, self.backbone.tokenizer.unk_token)
+        without = [self._probabilities(*each, options) for each in others]
+        return debiasing.calibrated(logits, torch.stack(without).mean(0))
+
+    def _probabilities(self, images: Sequence[ChatImages], chats: Sequence[Chat], options: Sequence[str]) -> Tensor:
+        """Return probabilities `(b, n)` of options; equal conversations without images are computed once."""
+        if any(images):
+            return self._chosen(images, chats, options).softmax(-1)
+        row = {chat: number for number, chat in enumerate(dict.fromkeys(chats))}
+        distinct = self._chosen([[] for _ in row], list(row), options).softmax(-1)
+        return distinct[[row[chat] for chat in chats]]
+
+    def _chosen(self, images: Sequence[ChatImages], chats: Sequence[Chat], options: Sequence[str]) -> Tensor:
         fast = self.path == "fast"  # otherwise each option is a row of its own, with its image
         together, each = (TOGETHER, OPTIONS) if fast else (max(1, TOGETHER // len(options)), TOGETHER)
         logits = []
-        for part in in_batches(zip(images, _chats(images, chats), strict=True), together):
+        for part in in_batches(zip(images, chats, strict=True), together):
             own, asked = zip(*part, strict=True)
             seen: Sequence[ChatImages] = self.encoded(own) if fast else own
             columns = [self._means(seen, asked, some) for some in in_batches(options, each)]
@@ -264,17 +307,33 @@ class ChatModel(Adapted[NativeVLM]):
         *,
         max_new_tokens: int = MOST_TOKENS,
         merge: bool | None = None,
+        debias: Mode | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
         **options: Any,
     ) -> list[Answer]:
         """Return the next answer in each conversation, or to each question, by transformers' `generate`.
 
         `merge` merges low-rank updates into copies of the weights, used for all tokens of an answer; by default, if
-        there is one conversation. `options` are options of `generate`, such as `num_beams`.
+        there is one conversation. With `debias`, `alpha` times what would be answered without the image is taken out of
+        each token's scores (see `adapt.models.debiasing`); by default as set at use. `options` are options of
+        `generate`, such as `num_beams`. Raises AdaptError if answers are to be both debiased and sampled.
         """
         vlm, tokenizer = self.backbone.vlm, self.backbone.tokenizer
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self.ends} | options
+        asked, shown = _chats(images, chats), list(images)
+        if mode := debias or self.at_use.debias:
+            if settings["do_sample"]:
+                raise AdaptError("debiased answers cannot be sampled: leave out do_sample, or debias")
+            others = debiasing.without_images(mode, images, asked, tokenizer.unk_token)
+            strength = self.at_use.alpha if alpha is None else alpha, self.at_use.beta if beta is None else beta
+            settings["logits_processor"] = [
+                *settings.get("logits_processor", ()), debiasing.Debiasing(1 + len(others), *strength)
+            ]  # fmt: skip
+            for more, again in others:
+                shown, asked = shown + more, asked + again
         with evaluating(self):
-            rows = self.backbone.rows(_chats(images, chats), images, left=True, asks=True)
+            rows = self.backbone.rows(asked, shown, left=True, asks=True)
             output = self._edited(
                 lambda: vlm.generate(
                     **rows.inputs,
@@ -286,7 +345,7 @@ class ChatModel(Adapted[NativeVLM]):
                 ),
                 len(chats) == 1 if merge is None else merge,
             )
-        return answers_of(vlm, tokenizer, output, settings["eos_token_id"])
+        return answers_of(vlm, tokenizer, output, settings["eos_token_id"])[: len(chats)]
 
     @property
     def ends(self) -> list[int]:
