@@ -58,6 +58,14 @@ class Chat:
         """The conversation up to its last answer, which is left out."""
         return replace(self, turns=self.turns[:-1]) if self.turns[-1].role == "assistant" else self
 
+    def without_images(self, instead: str | None = None) -> Chat:
+        """Return the conversation with the text `instead` in the place of each image, or nothing."""
+        turns = []
+        for turn in self.turns:
+            parts = tuple(instead if part is IMAGE else part for part in turn.parts)
+            turns.append(replace(turn, parts=tuple(part for part in parts if part is not None)))
+        return replace(self, turns=tuple(turns))
+
     def asked(self, question: str) -> Chat:
         """Return the conversation with `question` as its next turn."""
         return replace(self, turns=(*self.turns, Turn("user", (question,))))

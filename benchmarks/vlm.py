@@ -21,7 +21,7 @@ from adapt.errors import missing
 from adapt.methods import LoRA
 from adapt.methods.base.terms import total
 from adapt.models.chatting import ChatModel
-from adapt.models.preferring import DPO
+from adapt.models.preferring import Reference
 from adapt.tasks.preferences import Preference, Preferences
 from adapt.training.settings import DPOSettings
 from benchmarks import native_model, needed
@@ -110,7 +110,7 @@ def preferring(kept: bool) -> Step:
     model, words = adapted(), native_model.processor().tokenizer
     chats, images = [native_model.chat(words, word) for word in ("cat", "bird")], _images(model, kept)
     pairs = [Item((), Preference(chats[0], chats[1].answer)) for _ in images]
-    model.objective = DPO(DPOSettings(), pairs, torch.full((BATCH, 2), -300.0))
+    model.objective = Reference(DPOSettings(), pairs, torch.full((BATCH, 2), -300.0))
 
     def step() -> float:
         batch = Preferences().step(model, pairs, images)

@@ -160,8 +160,9 @@ class ChatModel(Adapted[NativeVLM]):
         lengths: list[int] = []
         for item in items:
             try:
-                chats, sizes = item.task.chats(item, self.backbone.question), image_sizes(item)
-                lengths.append(max(self.backbone.lengths(chats, [sizes] * len(chats))))
+                chats = item.task.chats(item, self.backbone.question)
+                sizes = item.task.images_of_chats(item, image_sizes(item))
+                lengths.append(max(self.backbone.lengths(chats, sizes)))
             except AdaptError as error:
                 raise AdaptError(f"{item.name!r}: {error}") from None
         return lengths

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy
@@ -28,7 +27,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from adapt.backbones.encoded_images import EncodedImage
-from adapt.chats import IMAGE, Chat
+from adapt.chats import Chat
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -105,16 +104,7 @@ def without_images(
         return [([[noised(image) for image in own] for own in images], list(chats))]
     if mode == "unk" and unknown is None:
         raise AdaptError("the tokenizer has no unknown token to put in an image's place: use none or noise")
-    return [([[] for _ in chats], [_emptied(chat, unknown if mode == "unk" else None) for chat in chats])]
-
-
-def _emptied(chat: Chat, instead: str | None) -> Chat:
-    """Return a conversation with the text `instead` in the place of each image, or nothing."""
-    turns = []
-    for turn in chat.turns:
-        parts = tuple(instead if part is IMAGE else part for part in turn.parts)
-        turns.append(replace(turn, parts=tuple(part for part in parts if part is not None)))
-    return replace(chat, turns=tuple(turns))
+    return [([[] for _ in chats], [chat.without_images(unknown if mode == "unk" else None) for chat in chats])]
 
 
 def noised(image: Image | EncodedImage) -> Image:

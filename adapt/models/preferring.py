@@ -69,32 +69,43 @@ class PreferenceStep(ChatStep):
 
         These are differences of log-probabilities times beta, of sums over tokens or, if so set, of means.
         """
-        known: DPO = self.model.objective
-        gained = self.sums - known.reference(self.items).to(self.sums.device)
+        known: Reference = self.model.objective
+        gained = self.sums - known.sums(self.items).to(self.sums.device)
         return known.settings.beta * (gained / self.tokens if known.settings.per_token else gained)
 
     @property
     def dpo(self) -> Tensor:
         """The mean loss of the pairs."""
-        margins, smoothing = self.rewards[:, 0] - self.rewards[:, 1], self.model.objective.settings.label_smoothing
-        return -((1 - smoothing) * F.logsigmoid(margins) + smoothing * F.logsigmoid(-margins)).mean()
+        return dpo_losses(self.rewards, self.sums, self.model.objective.settings).mean()
 
 
-class DPO:
-    """What the loss needs beside the model: its settings, and the reference's log-probabilities of the answers."""
+def dpo_losses(rewards: Tensor, sums: Tensor, settings: DPOSettings) -> Tensor:
+    """Return the loss of each pair `(b,)`, from rewards and log-probabilities `(b, 2)` of its answers, chosen first.
 
-    def __init__(self, settings: DPOSettings, items: Sequence[Item], sums: Tensor) -> None:
+    With `settings.chosen`, the log-probability of the chosen answer counts too (STIC: Deng et al., Enhancing Large
+    Vision Language Models with Self-Training on Image Comprehension, NeurIPS 2024; reference `993734e`, whose
+    `_get_noisy_batch_logps` scores other tokens than those of the rejected answer, unlike the paper and this function).
+    """
+    margins, smoothing = rewards[:, 0] - rewards[:, 1], settings.label_smoothing
+    losses = -((1 - smoothing) * F.logsigmoid(margins) + smoothing * F.logsigmoid(-margins))
+    return losses - settings.chosen * sums[:, 0]
+
+
+class Reference:
+    """What a loss needs beside the model: its settings, and the reference's log-probabilities of the answers."""
+
+    def __init__(self, settings: Any, items: Sequence[Item], sums: Tensor) -> None:
         self.settings = settings
         self._row = {item: row for row, item in enumerate(items)}
         self._sums = sums
 
-    def reference(self, items: Sequence[Item]) -> Tensor:
-        """Return the reference's sums of log-probabilities of the chosen and the rejected answers, `(b, 2)`."""
+    def sums(self, items: Sequence[Item]) -> Tensor:
+        """Return the reference's `step.sums` `(b, n)` for a batch of items."""
         return self._sums[[self._row[item] for item in items]]
 
 
-def objective(training: Fitting) -> None:
-    """Compute the reference's log-probabilities of all training items, and give them to the model.
+def refer(training: Fitting, settings: Any) -> None:
+    """Compute the reference's log-probabilities of all training items, and give them to the model for its loss.
 
     The model still has the tensors that training starts from, also if a run goes on later.
     """
@@ -106,4 +117,4 @@ def objective(training: Fitting) -> None:
     reference = model if model.started else ChatModel(model.backbone, ZeroShot(), model.class_names, fast)
     inference = Inference(training.settings.workers, training.cache)
     sums = list(inference.of_batches(reference, training.train_set, lambda step: step.sums.cpu()))
-    model.objective = DPO(training.settings.dpo, training.train_set, torch.cat(sums))
+    model.objective = Reference(settings, training.train_set, torch.cat(sums))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from adapt.training.fitting import Fitting
 
 L = TypeVar("L", bound="Label")
+T = TypeVar("T")
 
 SEPARATOR = "|"  # between the names of several classes in one text
 Cell = str | float | Sequence[str] | Chat  # of a row in a list; names of classes may come as a sequence
@@ -123,6 +124,8 @@ class Task:
     """Whether a class may have no training image."""
     stays_whole: ClassVar[bool] = False
     """Whether all items of one image must be in the same part of the data."""
+    rows_of_chats: ClassVar[int] = 1
+    """The rows of tokens that a training step reads for each item, of a task of conversations."""
     once_an_image: ClassVar[bool] = True
     """Whether an image may be listed only once, so that a second label for it is a mistake."""
     mixes_texts: ClassVar[bool] = False
@@ -252,6 +255,10 @@ class Task:
         `question` is the model's own, which asks for the class of an image.
         """
         return Chat.about(question, item.answer, len(item.paths))
+
+    def images_of_chats(self, item: Item, images: Sequence[T]) -> Sequence[Sequence[T]]:
+        """Return the images, or what stands for them, that each conversation of `chats` reads: by default all."""
+        return [images] * len(self.chats(item, ""))
 
     def chats(self, item: Item, question: str) -> Sequence[Chat]:
         """Return all conversations of an item, with each answer that is scored; by default the only one."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step, Terms
     from adapt.models.base import Adapted
+    from adapt.models.chatting import ChatStep
     from adapt.models.preferring import PreferenceStep
     from adapt.training.fitting import Fitting
 
@@ -73,7 +74,7 @@ class Preferences(Conversations):
         [label] = labels_of([item], Preference)
         return label.chat, label.chat.question.answered(label.rejected)
 
-    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> PreferenceStep:
+    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> ChatStep:
         from adapt.models.chatting import ChatModel
         from adapt.models.preferring import PreferenceStep
 
@@ -81,9 +82,9 @@ class Preferences(Conversations):
         return PreferenceStep(cast("ChatModel", model), inputs, rejected).of(self, items)
 
     def prepare(self, training: Fitting) -> None:
-        from adapt.models.preferring import objective
+        from adapt.models.preferring import refer
 
-        objective(training)
+        refer(training, training.settings.dpo)
 
     def loss(self, step: Step) -> Terms:
         return {"dpo": cast("PreferenceStep", step).dpo}

@@ -55,6 +55,7 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str, stored: 
     sizes = [(count, *_numbers(model, backbone.tower(name))) for name, count in towers.items()]
     kept, current = sum(count * kept for count, kept, _ in sizes), max(count * now for count, _, now in sizes)
     needed = each * (kept + current) + answered * config.get_text_config().vocab_size * 3 * _FP32
+    needed *= items[0].task.rows_of_chats
     return ChatBytes(tokens, answered, needed)
 
 

@@ -57,6 +57,24 @@ class DPOSettings(_Settings):
     """The share of pairs that are taken to be in the wrong order."""
     per_token: bool = False
     """Divide log-probabilities by the number of tokens, so that long answers do not weigh more."""
+    chosen: float = Field(default=0.0, ge=0)
+    """The weight of the chosen answer's log-probability, which is added; STIC's is 1/1024."""
+
+
+class SVCOSettings(_Settings):
+    """The loss of minimal pairs, symmetrical visual contrastive optimisation."""
+
+    beta: tuple[float, float, float, float] = (0.1, 0.1, 0.1, 0.1)
+    """How strongly the model is held to the reference, in each of four terms: the first image's answer under its image
+    against no image, and under no image against the other image, and the same for the second image's answer. A term
+    with 0 is left out."""
+
+    @field_validator("beta")
+    @classmethod
+    def _weights(cls, beta: tuple[float, ...]) -> tuple[float, ...]:
+        if min(beta) < 0 or max(beta) == 0:
+            raise ValueError(f"beta is {list(beta)}; expected four numbers of at least 0, one of them above 0")
+        return beta
 
 
 class TrainSettings(_Settings):
@@ -97,6 +115,8 @@ class TrainSettings(_Settings):
     between image features and those of the unadapted backbone."""
     dpo: DPOSettings = Field(default_factory=DPOSettings)
     """The loss of preferences."""
+    svco: SVCOSettings = Field(default_factory=SVCOSettings)
+    """The loss of minimal pairs."""
     average: Average | None = None
     """An average of the trained tensors over the training, which replaces them at its end."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -211,6 +231,7 @@ class FitSettings(TypedDict, total=False):
     class_weights: Literal["equal", "balanced"]
     terms: dict[str, float] | None
     dpo: DPOSettings | dict[str, Any]
+    svco: SVCOSettings | dict[str, Any]
     average: Average | dict[str, Any] | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     augment: Literal["published", "none"]

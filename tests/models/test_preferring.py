@@ -18,7 +18,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.pair_scores import PairScores
 from adapt.methods import DAS, Compose
 from adapt.models.chatting import ChatModel
-from adapt.models.preferring import DPO, PreferenceStep
+from adapt.models.preferring import PreferenceStep, Reference
 from adapt.tasks.preferences import Preference
 from adapt.training.settings import DPOSettings
 
@@ -49,7 +49,7 @@ def test_the_loss_is_the_papers(smoothing: float, per_token: bool, items: list[I
     model = model_of("smolvlm")
     reference = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)) - 20
     settings = DPOSettings(beta=0.3, label_smoothing=smoothing, per_token=per_token)
-    model.objective = DPO(settings, items, reference)
+    model.objective = Reference(settings, items, reference)
     step = step_of(model, items)
     expected = []
     for item, (chosen, rejected) in zip(items, reference.tolist(), strict=True):

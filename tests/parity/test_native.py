@@ -232,7 +232,7 @@ def test_native_preferences(name: str, path: str, tmp_path: Path) -> None:
     model.started = settings["reference"] != "adapter off"
     batches = PreferredBatches(settings, stored, tmp_path, model if path == "encoded" else None)
     chosen = train_settings(settings).model_copy(update={"workers": 0, "dpo": DPOSettings(beta=settings["beta"])})
-    preferring.objective(Fitting(model, batches.items, chosen=chosen, cache=path == "encoded"))
+    preferring.refer(Fitting(model, batches.items, chosen=chosen, cache=path == "encoded"), chosen.dpo)
     seen: list[preferring.PreferenceStep] = []
 
     def loss(step: Any) -> dict[str, Tensor]:

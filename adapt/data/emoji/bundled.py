@@ -17,6 +17,7 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 `emoji-questions` (@) questions about scenes, see `adapt.data.emoji.questions`
 `emoji-chats`     (@) conversations about one scene or two, see `adapt.data.emoji.chats`
 `emoji-preferences` (@) the same, with a wrong answer beside the last right one
+`emoji-contrasts` (@) pairs of scenes that differ in one thing, with a question about it
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Literal
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
-from adapt.data.emoji.chats import read_chats, read_preferences
+from adapt.data.emoji.chats import read_chats, read_contrasts, read_preferences
 from adapt.data.emoji.defects import read_defects
 from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
 from adapt.data.emoji.questions import read_questions
@@ -46,6 +47,7 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-questions": read_questions,
     "emoji-chats": read_chats,
     "emoji-preferences": read_preferences,
+    "emoji-contrasts": read_contrasts,
     "emoji-captions": read_captions,
     "emoji-counts": read_counts,
     "emoji-defects": read_defects,

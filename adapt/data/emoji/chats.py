@@ -3,7 +3,8 @@
 `emoji-chats` has drawings in the seen styles, `emoji-chats@STYLE` in one style; scenes are made as those of
 `emoji-questions`. A conversation asks everything about its scene, in an order that changes from scene to scene, so that
 each question comes last in some. Two scenes with copies of a drawing are also compared. `emoji-preferences` has a wrong
-answer beside the last answer of each conversation.
+answer beside the last answer of each conversation. `emoji-contrasts` has pairs of scenes that differ in one thing, with
+a question about it and the answer to each.
 """
 
 from __future__ import annotations
@@ -84,6 +85,26 @@ def _paired(items: Sequence[Item]) -> Iterator[Item]:
             chat = item.task.chat(item, "")
             cells: dict[str, Cell] = {"chat": chat, "rejected": wrong}
             yield item.labelled(tasks.reading(frozenset(cells)).read(cells, item.path))
+
+
+def read_contrasts(spec: str) -> Split:
+    """Return minimal pairs of scenes of the data set `spec`: what differs is asked, and each scene has its answer."""
+    first: list[tuple[str, Scene]] = []
+
+    def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+        if number % 2 == 0:
+            first[:] = [(path, scene)]
+            return
+        [(other_path, other)] = first
+        answers = dict(questions.asked(scene))
+        question, answer = next(each for each in questions.asked(other) if answers.get(each[0]) not in (None, each[1]))
+        cells: dict[str, Cell] = {
+            "chat": Chat.about(question, answer), "rejected": answers[question], "rejected_images": "1",
+        }  # fmt: skip
+        label = tasks.reading(frozenset(cells)).read(cells, path)
+        yield Item((other_path, path), label, style, text=question)
+
+    return questions.split_of(spec, spec, (), items)
 
 
 def _item(paths: tuple[str, ...], chat: Chat, style: str) -> Item:

@@ -34,6 +34,7 @@ _ANIMALS = "animal"
 _MADE = {
     "emoji-questions": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
     "emoji-chats": (scenes.scenes, (450, 45, 90), (90, 15, 90)),
+    "emoji-contrasts": (scenes.minimal_pairs, (450, 45, 90), (90, 15, 90)),
     "emoji-labels": (scenes.mixtures, (600, 80, 240), (120, 40, 240)),
 }
 

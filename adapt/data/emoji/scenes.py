@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
 from random import Random
@@ -97,6 +97,32 @@ def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random)
         first = next(left)
         second = next(each for each in right if each is not first)
         yield _pair(stream.choice(first), stream.choice(second), stream)
+
+
+def minimal_pairs(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random) -> Iterator[Scene]:
+    """Yield the scenes of `scenes`, each followed by one that differs from it in one thing.
+
+    One drawing becomes another one, a drawing has a copy more (of four copies, one less), or two drawings change sides.
+    """
+    for scene in scenes(drawings, per_kind, stream):
+        yield scene
+        pieces = scene.pieces
+        if scene.kind == "one":
+            other = stream.choice([each for each in drawings if each[0].concept != pieces[0].drawing.concept])
+            yield replace(scene, pieces=(pieces[0]._replace(drawing=stream.choice(other)),))
+        elif scene.kind == "pair":
+            left, right = pieces
+            yield replace(scene, pieces=(left._replace(drawing=right.drawing), right._replace(drawing=left.drawing)))
+        elif len(pieces) == MOST:
+            yield replace(scene, pieces=pieces[:-1])
+        else:
+            [free, *_] = [cell for cell in _cells(stream, MOST) if not any(_lies_in(piece, cell) for piece in pieces)]
+            yield replace(scene, pieces=(*pieces, _placed(pieces[0].drawing, free, _CELL_SIDES, stream)))
+
+
+def _lies_in(piece: Piece, cell: tuple[int, int, int, int]) -> bool:
+    left, top, width, height = cell
+    return left <= piece.left < left + width and top <= piece.top < top + height
 
 
 def mixtures(drawings: Sequence[Sequence[Drawing]], count: int, stream: Random) -> Iterator[Scene]:

@@ -8,6 +8,7 @@ Each row is read by its own keys:
   of such a row has a mark, its images come first;
 * of a preference, the two answers: `chosen` and `rejected` (TRL beside a `prompt` of turns, LLaMA-Factory beside
   turns, or beside a question), or `rejected_response` beside turns that end with the chosen answer (ms-swift);
+  with `rejected_images`, a list as long as the conversation's images, the rejected answer is that to these images;
 * `system`, a turn before the first; `image` or `images`, in the order of their marks: a path, a data URI, an object
   with `path` or `bytes`, or a list of these; `split` for the part of the split.
 
@@ -48,7 +49,8 @@ _ROLES: dict[str, Role] = {
 }  # fmt: skip
 _LONGEST_PATH = 4096  # of Linux; a longer text is an image itself
 _PREFERENCES = ("chosen", "rejected", "rejected_response")
-_OTHER_PREFERENCES = ("rejected_messages", "rejected_images")
+_OTHER_PREFERENCES = ("rejected_messages",)
+_OTHER_IMAGES = "rejected_images"
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
 
@@ -167,21 +169,33 @@ def _listed(row: object, where: str, folder: str, place: str) -> Listed:
                 f"{where} has {key!r}: only images and texts are learned. Take it out, or leave the row out"
             )
     inline = list(images_in(row))
-    rejected = None
+    rejected, others = None, list[object]()
     if any(key in row for key in _PREFERENCES):
+        row, others = _without_other_images(row, where)
         row, rejected = _preference(row, where)
     read = _turns(row, where)
     images = _images(row, read, where)
-    paths = tuple(_path(image, inline, where, folder, place) for image in images)
+    paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
     chat = Chat(tuple(read.turns))
     _check(chat, where)
     part = row.get("split") or ""
     if not isinstance(part, str) or (part and part not in parts.ALIASES):
         raise AdaptError(f"{where} has the split {brief(part)}; {nearest(str(part), parts.ALIASES)}")
     cells: dict[str, Cell] = {"chat": chat} if rejected is None else {"chat": chat, "rejected": rejected}
+    if others:
+        cells["rejected_images"] = str(len(others))
     label = tasks.reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
     return Listed(Item(paths, label, text=text), parts.ALIASES.get(part, ""))
+
+
+def _without_other_images(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[object]]:
+    """Return a row of a preference without its rejected images, and these images."""
+    rest = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
+    others = row.get(_OTHER_IMAGES) or []
+    if not isinstance(others, list):
+        raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
+    return rest, others
 
 
 def _preference(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
