@@ -169,7 +169,7 @@ def initial_context(backbone: Backbone, words: str, n_ctx: int) -> Tensor:
             f"ctx_init {words!r} has {len(pieces)} tokens but n_ctx is {n_ctx}: give more words, or leave ctx_init "
             'empty ("") for a random initialisation'
         )
-    embedding = tower.text.embedding  # type: ignore[union-attr]
+    embedding = tower.embedding
     with torch.no_grad():
         return embedding(torch.tensor(pieces[:n_ctx], device=embedding.weight.device)).float()
 

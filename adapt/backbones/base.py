@@ -101,6 +101,20 @@ class Backbone:
             )
         return self.towers[name]
 
+    @property
+    def towers_share(self) -> bool:
+        """Whether two towers are the same blocks, so that images and texts pass through the same weights."""
+        blocks = [block.module for tower in self.towers.values() for block in tower.blocks]
+        return len({*map(id, blocks)}) < len(blocks)
+
+    def check_towers_apart(self, what: str) -> None:
+        """Raise AdaptError if towers share their weights, so that `what`, such as merged weights, would mix them."""
+        if self.towers_share:
+            raise AdaptError(
+                f"images and texts pass through the same weights of {self.describe()}, so that {what} would mix what "
+                "an adapter adds to each: save an adapter file, and load it with adapt"
+            )
+
     def describe(self) -> str:
         return self.name or type(self.model).__name__
 

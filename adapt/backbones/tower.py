@@ -190,6 +190,16 @@ class Tower:
     projection: LastProjection | None = None
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The text tower's embedding of tokens. Raises AdaptError if learned tokens cannot be put among them."""
+        if self.text is None:
+            raise AdaptError(
+                f"learned tokens cannot be added to the {self.name} tower, which is the decoder of a vision-language "
+                "model: use another method, such as lora"
+            )
+        return self.text.embedding
+
+    @property
     def parts(self) -> dict[str, nn.Module | LastProjection]:
         """A dict of the existing editable layers outside the blocks, by name: pre_norm, final_norm and projection."""
         named = {"pre_norm": self.pre_norm, "final_norm": self.final_norm, "projection": self.projection}

@@ -94,7 +94,7 @@ def _load(adapter: Path, backbone: str | None) -> Any:
 
 def _show_words(model: AdaptedModel, count: int) -> None:
     """Print the words nearest to each learned token, by Euclidean distance between embeddings, as in CoOp."""
-    embedding = model.backbone.tower("text").text.embedding.weight.detach()  # type: ignore[union-attr]
+    embedding = model.backbone.tower("text").embedding.weight.detach()
     from adapt.methods.base.traits import LearnedTokens, trait
 
     learns = trait(model.method, LearnedTokens)

@@ -106,7 +106,7 @@ def say_backbone(name: str, source: str) -> None:
     from adapt.data.emoji.bundled import is_bundled
 
     click.echo(f"backbone   {name}", err=True)
-    if name.partition("+")[0] in BUNDLED and not is_bundled(source):
+    if name.removeprefix("embed:").partition("+")[0] in BUNDLED and not is_bundled(source):
         click.echo(
             f"{'':10} {name} was trained on drawings of emoji, not on photographs: it is good for trying things out; a "
             "CLIP of photographs (--backbone open_clip:ViT-B-16-quickgelu/openai) is far better on them",

@@ -36,7 +36,8 @@ def activation_bytes(tower: Tower, keys: int, blocks: int) -> int:
     The row attends to `keys` keys. The estimate counts the inputs of the norms, q, k, v, the attention output and
     scores, and the hidden layer of the MLP.
     """
-    inner = tower.blocks[0].projections["fc1"].weight.shape[0]
+    maps = tower.blocks[0].projections
+    inner = sum(maps[name].shape[0] for name in ("fc1", "gate", "up") if name in maps)
     return 4 * blocks * (8 * tower.width + 3 * inner + 3 * tower.heads * keys)
 
 

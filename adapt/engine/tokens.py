@@ -45,7 +45,7 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
         return x.index_put((rows, positions), values.to(x.dtype))
 
     if edit.block is None:
-        embedding = tower.text.embedding  # type: ignore[union-attr]
+        embedding = tower.embedding
         yield embedding.register_forward_hook(lambda module, inputs, output: overwrite(output))
     else:
         yield _before(tower.blocks[edit.block], overwrite)

@@ -24,7 +24,7 @@ def merged_model(model: Adapted) -> nn.Module:
     """Return a copy of the backbone's model with LoRA merged into the weights and the temperature into the logit scale.
 
     Raises AdaptError if the method is not LoRA on a dual encoder or a native vision-language model, if predictions are
-    blended with zero-shot predictions, or if the adapter is multi-label.
+    blended with zero-shot predictions, if the adapter is multi-label, or if two towers share their weights.
     """
     if not isinstance(model.method, LoRA):
         raise AdaptError(
@@ -35,6 +35,7 @@ def merged_model(model: Adapted) -> nn.Module:
         raise AdaptError(
             f"only a CLIP, a SigLIP or a native VLM can be merged, but {backbone.describe()} is a {backbone.kind}"
         )
+    backbone.check_towers_apart("merged weights")
     if model.answers.blend < 1:
         raise AdaptError(
             f"{1 - model.answers.blend:.0%} of this adapter's predictions are zero-shot, which merged weights cannot "

@@ -61,7 +61,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
 def carried(model: Adapted) -> WithPeft | None:
     """Return the backbone name and settings with which peft alone reproduces `model`; None if that is impossible."""
     method = model.method
-    if not (isinstance(method, LoRA) and method.config.plain and model.answers == PLAIN):
+    if model.backbone.towers_share or not (isinstance(method, LoRA) and method.config.plain and model.answers == PLAIN):
         return None
     needed = _with_peft(model)
     return needed if needed.base is not None else None
@@ -82,6 +82,7 @@ def write(model: Adapted, folder: Path) -> None:
             f"only plain LoRA can be written in peft's layout, but this adapter is {method.name} with the settings "
             f"{method.config.model_dump()}: save an adapter file instead"
         )
+    model.backbone.check_towers_apart("peft's layout")
     names = module_names(model.backbone)
     for tower, block, letter in method.sites:
         fused = model.backbone.tower(tower).blocks[block].projections[letter].rows is not None

@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.uniqa import UniQA as UniQA
     from adapt.methods.vl2v import VL2V as VL2V
     from adapt.methods.vl2v_sd import VL2VSD as VL2VSD
+    from adapt.methods.vladva import VladVA as VladVA
     from adapt.methods.vlora import VLoRA as VLoRA
     from adapt.methods.xbt import XBT as XBT
     from adapt.methods.zero_shot import ZeroShot as ZeroShot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -165,6 +165,10 @@ class AdaptedModel(TextSide):
         if self._fast_on_images:
             return vision.encode(backbone, images, edits, checkpointing)
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))
+
+    def under_edits(self, tower: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the result of `compute()`, which runs the backbone, with the method's edits of a tower in place."""
+        return self._through({tower: self._edits(tower, Context())}, compute)
 
     def under(self, method: Method) -> AdaptedModel:
         """Return a model that shares the backbone and the texts, but uses `method`, an object of the same class."""

@@ -34,8 +34,9 @@ _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src", "svlc")
 _IN_VISION_BLOCKS += ("clippings", "ctp_tft", "modx", "vl2v", "vl2v_sd", "xbt")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
-# by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside
-_ELSEWHERE = ("compose", "tpt", "two_stage")
+# by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside; in
+# tests/backbones, since it adapts no CLIP
+_ELSEWHERE = ("compose", "tpt", "two_stage", "vladva")
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
 _BY_NO_STEP = ("descriptions", "gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")

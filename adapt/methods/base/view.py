@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from torch import Tensor
@@ -79,6 +79,9 @@ class DualEncoderView(ModelView, Protocol):
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Return unit-length features `(b, e)` of image-text pairs, from the features of images and of texts."""
+
+    def under_edits(self, tower: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the result of `compute()`, which runs the backbone, with the method's edits of a tower in place."""
 
     def under(self, method: Method) -> DualEncoderView:
         """Return a model with the same backbone and class names, but with another `method` of the same class."""
