@@ -121,12 +121,15 @@ class EmbeddingVLM(DualEncoder):
     def read_as(self, reading: dict[str, Any]) -> None:
         self.states.question = reading.get("question", self.states.question)
 
-    def caption_loss(self, images: Tensor, texts: Sequence[str], asked: str) -> Tensor:
-        """Return the mean cross-entropy of the tokens of `texts` as answers to `asked` about images `(b, 3, h, w)`."""
+    def caption_losses(self, images: Tensor, texts: Sequence[str], asked: str) -> Tensor:
+        """Return the cross-entropies `(t,)` of the t tokens of `texts`, as answers to `asked` about images.
+
+        The images are `(b, 3, h, w)`.
+        """
         rows = self.states.captions(images, texts, asked)
         wanted = rows.answers[:, 1:]
         logits = self.states.native.vlm(**rows.inputs, logits_to_keep=F.pad(wanted, (0, 1)), use_cache=False).logits
-        return F.cross_entropy(logits.float(), rows.inputs["input_ids"][:, 1:][wanted])
+        return F.cross_entropy(logits.float(), rows.inputs["input_ids"][:, 1:][wanted], reduction="none")
 
 
 def side(native: NativeVLM) -> int:

@@ -99,8 +99,9 @@ class Fusion(nn.Module):
         self.rank = int(dropped * keys.shape[1]) + 1  # of the smallest score that counts
 
     def forward(self, states: Tensor) -> Tensor:
-        rows = len(states) // len(self.keys)
-        keys, values = (each.repeat_interleave(rows, 0) for each in (self.keys, self.values))
+        keys, values, rows = self.keys, self.values, len(states) // len(self.keys)
+        if rows > 1:
+            keys, values = keys.repeat_interleave(rows, 0), values.repeat_interleave(rows, 0)
         scores = F.silu(states.to(keys.dtype)) @ keys.transpose(-1, -2)
         least = scores.detach().kthvalue(self.rank, dim=-1, keepdim=True).values
         return (scores.masked_fill(scores < least, 0) @ values).to(states.dtype)

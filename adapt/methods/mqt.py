@@ -122,11 +122,10 @@ class MQT(Nested, Method[Step], ReadsPublished):
         """The numbers of tokens that training draws from."""
         return self.config.drawn or tuple(range(2, self.config.tokens + 1, 2)) or (1,)
 
-    def set_at_use(self, changes: Mapping[str, object]) -> None:
-        super().set_at_use(changes)
-        if (self.at_use.tokens or 1) > self.config.tokens:
+    def check_at_use(self, settings: MQTAtUse) -> None:
+        if (settings.tokens or 1) > self.config.tokens:
             raise AdaptError(
-                f"tokens is {self.at_use.tokens}; expected at most {self.config.tokens}, the number of queries"
+                f"tokens is {settings.tokens}; expected at most {self.config.tokens}, the number of queries"
             )
 
     def _number(self) -> int:

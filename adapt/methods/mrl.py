@@ -14,7 +14,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any, Literal
 
@@ -158,10 +158,9 @@ class MRL(Nested, Method[ImageStep], Projects):
             terms |= {f"{name}_{length}": importance * term for name, term in shortened.task_loss().items()}
         return terms
 
-    def set_at_use(self, changes: Mapping[str, object]) -> None:
-        super().set_at_use(changes)
-        dim, most = self.at_use.dim or 1, self.nesting[-1]
-        if self.config.classifier == "heads" and self.at_use.dim not in (None, *self.nesting):
+    def check_at_use(self, settings: MRLAtUse) -> None:
+        dim, most = settings.dim or 1, self.nesting[-1]
+        if self.config.classifier == "heads" and settings.dim not in (None, *self.nesting):
             raise AdaptError(f"dim is {dim}; expected one of {', '.join(map(str, self.nesting))}, which have a head")
         if dim > most:
             raise AdaptError(f"dim is {dim}; expected at most {most}, the values of a feature")

@@ -97,12 +97,12 @@ class VladVA(SVLC):
         def of_some(start: Tensor) -> Tensor:
             first = int(start)
             images, texts = step.images[first : first + size], long[first : first + size]
-            mean: Tensor = step.model.under_edits(
-                "vision", lambda: backbone.caption_loss(images, texts, self.config.asked)
+            losses: Tensor = step.model.under_edits(
+                "vision", lambda: backbone.caption_losses(images, texts, self.config.asked)
             )
-            return mean[None] * len(texts) / len(long)
+            return losses
 
-        return _in_turn(of_some, 1, torch.tensor(parts)).sum()
+        return _in_turn(of_some, 1, torch.tensor(parts)).mean()
 
 
 def _in_turn(compute: Callable[[Tensor], Tensor], size: int, rows: Tensor) -> Tensor:

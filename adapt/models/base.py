@@ -273,6 +273,11 @@ class Adapted(nn.Module, Generic[B]):
         """
         if not (skipped := skipped_blocks(self.method)):
             raise AdaptError(f"this {self.method.name} skips no block that could be removed: use a method such as das")
+        if self.backbone.towers_share:
+            raise AdaptError(
+                f"images and texts pass through the same blocks of {self.backbone.describe()}: a block that one side "
+                "skips cannot be removed"
+            )
         backbone: Any = self.backbone
         _ = (
             backbone.fingerprint,

@@ -129,11 +129,15 @@ class ChatModel(Adapted[NativeVLM]):
 
         Raises AdaptError for an unknown name and a wrong value.
         """
-        own = {name: changes.pop(name) for name in ChatAtUse.model_fields if name in changes}
+        own = self._at_use(**{name: changes.pop(name) for name in ChatAtUse.model_fields if name in changes})
         if changes:
             super().set_at_use(**changes)
+        self.at_use = own
+
+    def _at_use(self, **changes: object) -> ChatAtUse:
+        """Return the settings at use with some `changes`. Raises AdaptError for a wrong value."""
         try:
-            self.at_use = ChatAtUse.model_validate(self.at_use.model_dump() | own)
+            return ChatAtUse.model_validate(self.at_use.model_dump() | changes)
         except ValidationError as error:
             raise AdaptError(explain(ChatAtUse, error, "the settings at use")) from None
 
@@ -262,11 +266,12 @@ class ChatModel(Adapted[NativeVLM]):
         """
         if not options:
             raise AdaptError("there are no options to choose from: give at least one")
-        calibrate, asked_about = calibrate or self.at_use.calibrate, _chats(images, chats)
+        mode = self._at_use(**_given(calibrate=calibrate)).calibrate
+        asked_about = _chats(images, chats)
         logits = self._chosen(images, asked_about, options)
-        if calibrate is None:
+        if mode is None:
             return logits
-        others = debiasing.without_images(calibrate, images, asked_about, self.backbone.tokenizer.unk_token)
+        others = debiasing.without_images(mode, images, asked_about, self.backbone.tokenizer.unk_token)
         without = [self._probabilities(*each, options) for each in others]
         return debiasing.calibrated(logits, torch.stack(without).mean(0))
 
@@ -322,14 +327,15 @@ class ChatModel(Adapted[NativeVLM]):
         """
         vlm, tokenizer = self.backbone.vlm, self.backbone.tokenizer
         settings: dict[str, Any] = {"do_sample": False, "eos_token_id": self.ends} | options
-        asked, shown = _chats(images, chats), list(images)
-        if mode := debias or self.at_use.debias:
+        asked, shown, groups = _chats(images, chats), list(images), 1
+        at_use = self._at_use(**_given(debias=debias, alpha=alpha, beta=beta))
+        if mode := at_use.debias:
             if settings["do_sample"]:
                 raise AdaptError("debiased answers cannot be sampled: leave out do_sample, or debias")
             others = debiasing.without_images(mode, images, asked, tokenizer.unk_token)
-            strength = self.at_use.alpha if alpha is None else alpha, self.at_use.beta if beta is None else beta
+            groups += len(others)
             settings["logits_processor"] = [
-                *settings.get("logits_processor", ()), debiasing.Debiasing(1 + len(others), *strength)
+                *settings.get("logits_processor", ()), debiasing.Debiasing(groups, at_use.alpha, at_use.beta)
             ]  # fmt: skip
             for more, again in others:
                 shown, asked = shown + more, asked + again
@@ -346,7 +352,8 @@ class ChatModel(Adapted[NativeVLM]):
                 ),
                 len(chats) == 1 if merge is None else merge,
             )
-        return answers_of(vlm, tokenizer, output, settings["eos_token_id"])[: len(chats)]
+        answers = answers_of(vlm, tokenizer, output, settings["eos_token_id"])
+        return answers[: len(answers) // groups]  # the first group sees the images
 
     @property
     def ends(self) -> list[int]:
@@ -406,6 +413,10 @@ class ChatModel(Adapted[NativeVLM]):
         for answer in chain.from_iterable(answers):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
             yield judged(only, wanted.threshold)
+
+
+def _given(**settings: object) -> dict[str, object]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _chats(images: Sequence[ChatImages], chats: Sequence[Chat | str]) -> list[Chat]:

@@ -77,6 +77,12 @@ class Index:
         The search is exact, and the nearest feature comes first. k is the smaller of `count` and the size of the index.
         For an index of shortened features, queries are shortened alike.
         """
+        size = self.features.shape[-1]
+        if queries.shape[-1] < size:
+            raise AdaptError(
+                f"a query has {queries.shape[-1]:,} values, and the features of the index have {size:,}: encode the "
+                "query as the index was made, without use.dim"
+            )
         if self.header.dim is not None:
             queries = _first(queries, self.header.dim)
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
@@ -244,5 +250,7 @@ def _index(
         if progress is not None:
             progress(done, len(entries))
     by = Space.of(model.backbone).model_dump(exclude={"size"})
-    header = IndexHeader(kind=kind, adapter=identity_of(model), **by)
+    size = features[0].shape[-1]  # fewer than all where the adapter answers with fewer
+    dim = size if size < (space_of(model.method) or Space.of(model.backbone)).size else None
+    header = IndexHeader(kind=kind, adapter=identity_of(model), dim=dim, **by)
     return Index(header, tuple(entries), torch.cat(features))

@@ -127,6 +127,21 @@ def test_wrong_lengths_are_refused_by_name(open_clip: Backbone, tiny_split: Spli
         wrapped(open_clip, tiny_split, classifier="heads").set_at_use(dim=9)
 
 
+def test_a_refused_length_is_not_taken(open_clip: Backbone, tiny_split: Split, images: Tensor) -> None:
+    model = wrapped(open_clip, tiny_split, classifier="heads").eval()
+    before = model(images)
+    with pytest.raises(AdaptError):
+        model.set_at_use(dim=9)
+    assert torch.equal(model(images), before)
+
+
+def test_several_labels_are_compared_by_length_too(tmp_path: Path) -> None:
+    asked = ["train", "mrl", "--data", "emoji-labels", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(main, [*asked, "--set", "train.iterations=3", "--set", "train.epochs=null"])
+    assert result.exit_code == 0, result.output
+    assert "by dim     8: " in result.output
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training on the bundled drawings."""

@@ -81,6 +81,13 @@ def test_it_changes_answers_and_alpha_zero_does_not() -> None:
     assert generated(model, images, ASKED) == plain
 
 
+def test_several_answers_are_all_returned() -> None:
+    model, images = chatting("smolvlm"), seen()[:2]
+    for debias in (None, "none"):
+        settings: dict[str, Any] = {"debias": debias, "num_beams": 3, "num_return_sequences": 2}
+        assert len(generated(model, images, ASKED, **settings)) == 4
+
+
 def test_beams_go_on_together() -> None:
     model, images = chatting("qwen2_5_vl"), seen()[:2]
     settings: dict[str, Any] = {"debias": "none", "num_beams": 3}
@@ -154,6 +161,12 @@ def test_what_cannot_be_debiased_is_refused() -> None:
         generated(model, images, ASKED[:1], debias="unk")
     with pytest.raises(AdaptError, match="noise is added to pictures, and these are encoded already"):
         model.choose(model.encoded(images), ASKED[:1], OPTIONS, calibrate="noise")
+    with pytest.raises(AdaptError, match="debias is 'all'"):
+        generated(model, images, ASKED[:1], debias="all")
+    with pytest.raises(AdaptError, match="beta is 0"):
+        generated(model, images, ASKED[:1], debias="none", beta=0)
+    with pytest.raises(AdaptError, match="calibrate is 'all'"):
+        model.choose(images, ASKED[:1], OPTIONS, calibrate="all")  # type: ignore[arg-type]
     with pytest.raises(AdaptError, match="debias is 'all': Input should be 'none', 'unk', 'both' or 'noise'"):
         model.set_at_use(debias="all")
     with pytest.raises(AdaptError, match="zero_shot has no settings at use: leave tokens out"):

@@ -116,6 +116,13 @@ def test_an_index_under_a_projection_is_of_its_adapter(open_clip: Backbone) -> N
         index.check(wrapped(open_clip))
     model.set_at_use(dim=8)
     assert torch.allclose(index.shortened(8).features, model.encode_texts(TEXTS).detach(), atol=1e-5)
+    short = index_texts(model, TEXTS)
+    short.check(model)
+    assert short.header == index.shortened(8).header
+    with pytest.raises(
+        AdaptError, match="a query has 8 values, and the features of the index have 64: encode the quer"
+    ):
+        index.nearest(short.features, 1)
 
 
 def test_words_learned_for_prompts_are_of_no_other_texts(open_clip: Backbone) -> None:

@@ -26,7 +26,7 @@ class TwoModels(Family):
 
     def claims(self, spec: str) -> bool:
         vision, _, llm = spec.partition("+")
-        return bool(vision and llm) and not Path(spec).is_dir()
+        return bool(vision and llm) and not spec.startswith("embed:") and not Path(spec).is_dir()
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones.load import of_one_model

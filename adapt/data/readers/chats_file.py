@@ -173,6 +173,11 @@ def _listed(row: object, where: str, folder: str, place: str) -> Listed:
     if any(key in row for key in _PREFERENCES):
         row, others = _without_other_images(row, where)
         row, rejected = _preference(row, where)
+    elif row.get(_OTHER_IMAGES):
+        raise AdaptError(
+            f"{where} has {_OTHER_IMAGES!r}: two answers to one question are compared, and there is one. Give the "
+            "other images' answer as rejected_response, or leave the row out"
+        )
     read = _turns(row, where)
     images = _images(row, read, where)
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])

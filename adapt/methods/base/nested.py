@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from adapt.methods.base.step import Step
 from adapt.methods.base.training import Training
@@ -40,7 +41,7 @@ class Nested(SetAtUse, Reports):
         shares = {}
         for number in self.compared:
             self.set_at_use({self.counted: number})
-            right = torch.cat([step.right for step in _once_through(training.held_back(), items)])
+            right = torch.cat([_right(step) for step in _once_through(training.held_back(), items)])
             shares[number] = float(right.double().mean())
         self.at_use = usual
         training.note(**{self.counted: shares, f"{self.counted}_items": items})
@@ -65,6 +66,10 @@ def powers(first: int, most: int) -> tuple[int, ...]:
     """Return `first` and its doubles up to `most`, and `most`, ascending."""
     doubles = (first * 2**power for power in range(most.bit_length()))
     return tuple(sorted({each for each in doubles if each < most} | {most}))
+
+
+def _right(step: Step) -> Tensor:
+    return step.right if step.task is None else step.task.right(step)
 
 
 def _once_through(steps: Iterator[Step], count: int) -> Iterator[Step]:

@@ -239,9 +239,14 @@ class SetAtUse(Trait):
         """Change settings by name. Raises AdaptError for an unknown name and a wrong value."""
         kind = type(self.at_use)
         try:
-            self.at_use = kind.model_validate(self.at_use.model_dump() | dict(changes))
+            settings = kind.model_validate(self.at_use.model_dump() | dict(changes))
         except ValidationError as error:
             raise AdaptError(explain(kind, error, "the settings at use")) from None
+        self.check_at_use(settings)
+        self.at_use = settings
+
+    def check_at_use(self, settings: Any) -> None:
+        """Raise AdaptError for settings of the right types that do not fit the method."""
 
 
 def skipped_blocks(method: Method) -> frozenset[str]:
