@@ -1,14 +1,17 @@
-"""One-line explanations of pydantic's validation errors."""
+"""Settings that pydantic checks, with one-line explanations of its errors."""
 
 from __future__ import annotations
 
-from typing import get_args, get_type_hints
+from collections.abc import Mapping
+from typing import TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from typing_extensions import is_typeddict
 
-from adapt.errors import nearest
+from adapt.errors import AdaptError, nearest
 from adapt.shown import brief
+
+S = TypeVar("S", bound=BaseModel)
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
@@ -56,3 +59,12 @@ def _keys(kind: object) -> dict[str, object]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     return get_type_hints(kind) if is_typeddict(kind) else {}
+
+
+def with_changes(settings: S, changes: Mapping[str, object], where: str) -> S:
+    """Return `settings` with some `changes` by name. Raises AdaptError for an unknown name and a wrong value."""
+    kind = type(settings)
+    try:
+        return kind.model_validate(settings.model_dump() | dict(changes))
+    except ValidationError as error:
+        raise AdaptError(explain(kind, error, where)) from None

@@ -192,12 +192,17 @@ class Tower:
     @property
     def embedding(self) -> nn.Embedding:
         """The text tower's embedding of tokens. Raises AdaptError if learned tokens cannot be put among them."""
-        if self.text is None:
+        self.check_takes_tokens()
+        assert self.text is not None
+        return self.text.embedding
+
+    def check_takes_tokens(self) -> None:
+        """Raise AdaptError if this is the decoder of a vision-language model in the place of a CLIP's tower."""
+        if self.name != "decoder" and self.form.pooling == "none":
             raise AdaptError(
                 f"learned tokens cannot be added to the {self.name} tower, which is the decoder of a vision-language "
                 "model: use another method, such as lora"
             )
-        return self.text.embedding
 
     @property
     def parts(self) -> dict[str, nn.Module | LastProjection]:

@@ -95,11 +95,8 @@ def _place(tower: Tower, edit: Edit) -> str:
     kind, where = type(edit).__name__, f"the {tower.name} tower"
     if isinstance(edit, Tokens | Attention) and tower.name not in _TAKES_TOKENS:
         raise AdaptError(f"learned tokens cannot be added to {where}; expected one of: {', '.join(_TAKES_TOKENS)}")
-    if isinstance(edit, Tokens | Attention) and tower.name != "decoder" and tower.form.pooling == "none":
-        raise AdaptError(
-            f"learned tokens cannot be added to {where}, which is the decoder of a vision-language model: use another "
-            "method, such as lora"
-        )
+    if isinstance(edit, Tokens | Attention):
+        tower.check_takes_tokens()
     if isinstance(edit, LowRank) and tower.name != "decoder":
         raise AdaptError(f"low-rank updates of each image require a decoder, and cannot be applied to {where}")
     if edit.block is None:

@@ -91,18 +91,15 @@ class VladVA(SVLC):
         """Return the mean cross-entropy of the captions' tokens, as answers to a question about their images."""
         backbone: Any = step.model.backbone
         long = [long or short for long, short in zip(step.rephrased, step.texts, strict=True)]
-        parts = range(0, len(long), self.config.at_once or len(long))
-        size = parts.step
 
-        def of_some(start: Tensor) -> Tensor:
-            first = int(start)
-            images, texts = step.images[first : first + size], long[first : first + size]
+        def of_some(rows: Tensor) -> Tensor:
+            images, texts = step.images[rows], [long[row] for row in rows.tolist()]
             losses: Tensor = step.model.under_edits(
                 "vision", lambda: backbone.caption_losses(images, texts, self.config.asked)
             )
             return losses
 
-        return _in_turn(of_some, 1, torch.tensor(parts)).mean()
+        return _in_turn(of_some, self.config.at_once or len(long), torch.arange(len(long))).mean()
 
 
 def _in_turn(compute: Callable[[Tensor], Tensor], size: int, rows: Tensor) -> Tensor:

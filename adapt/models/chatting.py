@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor
 
 from adapt.backbones.encoded_images import EncodedImage
@@ -29,7 +28,7 @@ from adapt.models.debiasing import ChatAtUse, Mode
 from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged, predictions
 from adapt.prompts import check_class_names
-from adapt.validation import explain
+from adapt.validation import with_changes
 
 Computed = TypeVar("Computed")
 
@@ -136,10 +135,7 @@ class ChatModel(Adapted[NativeVLM]):
 
     def _at_use(self, **changes: object) -> ChatAtUse:
         """Return the settings at use with some `changes`. Raises AdaptError for a wrong value."""
-        try:
-            return ChatAtUse.model_validate(self.at_use.model_dump() | changes)
-        except ValidationError as error:
-            raise AdaptError(explain(ChatAtUse, error, "the settings at use")) from None
+        return with_changes(self.at_use, changes, "the settings at use")
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)

@@ -94,7 +94,7 @@ class Index:
         embedding space of the index's backbone.
         """
         self._check_origin(model)
-        width = (space_of(model.method) or Space.of(model.backbone)).size
+        width = _size(model)
         if self.features.shape[-1] != min(width, self.header.dim or width):
             raise AdaptError(
                 f"the index has features of dimension {self.features.shape[-1]:,}, but the features of "
@@ -223,6 +223,11 @@ def _check_prompts(model: AdaptedModel) -> None:
         )
 
 
+def _size(model: AdaptedModel) -> int:
+    """Return the number of values of a whole feature."""
+    return (space_of(model.method) or Space.of(model.backbone)).size
+
+
 def _first(features: Tensor, dim: int) -> Tensor:
     return F.normalize(features[:, :dim], dim=-1)
 
@@ -251,6 +256,6 @@ def _index(
             progress(done, len(entries))
     by = Space.of(model.backbone).model_dump(exclude={"size"})
     size = features[0].shape[-1]  # fewer than all where the adapter answers with fewer
-    dim = size if size < (space_of(model.method) or Space.of(model.backbone)).size else None
+    dim = size if size < _size(model) else None
     header = IndexHeader(kind=kind, adapter=identity_of(model), dim=dim, **by)
     return Index(header, tuple(entries), torch.cat(features))

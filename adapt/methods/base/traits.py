@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 
 from adapt.errors import AdaptError, nearest
-from adapt.validation import explain
+from adapt.validation import with_changes
 
 if TYPE_CHECKING:
     from adapt.backbones.tower import Block, Tower
@@ -237,11 +237,7 @@ class SetAtUse(Trait):
 
     def set_at_use(self, changes: Mapping[str, object]) -> None:
         """Change settings by name. Raises AdaptError for an unknown name and a wrong value."""
-        kind = type(self.at_use)
-        try:
-            settings = kind.model_validate(self.at_use.model_dump() | dict(changes))
-        except ValidationError as error:
-            raise AdaptError(explain(kind, error, "the settings at use")) from None
+        settings = with_changes(self.at_use, changes, "the settings at use")
         self.check_at_use(settings)
         self.at_use = settings
 
