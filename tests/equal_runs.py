@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import tiny_backbones
 import tiny_fusion
 import tiny_llms
+import tiny_natives
 
 from adapt import Backbone, methods
 from adapt.testing import Case
@@ -18,9 +19,11 @@ KINDS = {
     "dual encoder": lambda: tiny_backbones.backbone("open_clip"),
     "fusion encoder": tiny_fusion.vilt,
     "vision LLM": lambda: tiny_llms.vision_llm("llama"),
+    "embedding": tiny_natives.dual_encoder,
 }
-# each method on the first kind of backbone that it serves
-CASES = tuple((name, methods.find(name).serves[0]) for name in methods.names())
+ON_ITS_OWN = {"vladva": "embedding"}
+# each method on the first kind of backbone that it serves, or on the only backbones that it takes
+CASES = tuple((name, ON_ITS_OWN.get(name, methods.find(name).serves[0])) for name in methods.names())
 
 
 @cache

@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any, ClassVar
 
 import pytest
+import tiny_natives
 import torch
+from equal_runs import CASES
 from selection import by_turns
 
 import adapt
@@ -18,13 +20,13 @@ from adapt.testing import CHECKS, check_method
 @pytest.fixture(scope="module")
 def backbones() -> dict[str, adapt.Backbone]:
     names = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
-    return {family: adapt.load_backbone(name) for family, name in names.items()}
+    bundled = {family: adapt.load_backbone(name) for family, name in names.items()}
+    return {**bundled, "embedding": tiny_natives.dual_encoder()}
 
 
-@by_turns("name", methods.names(), take=2)
-def test_every_method_holds_the_contract(name: str, backbones: dict[str, adapt.Backbone]) -> None:
-    method = methods.find(name)
-    assert check_method(method, backbones[method.serves[0]]) == [check.__name__ for check in CHECKS]
+@by_turns(("name", "kind"), CASES, take=2)
+def test_every_method_holds_the_contract(name: str, kind: str, backbones: dict[str, adapt.Backbone]) -> None:
+    assert check_method(methods.find(name), backbones[kind]) == [check.__name__ for check in CHECKS]
 
 
 class Writes(methods.CoOp):

@@ -16,7 +16,10 @@ import transformers as tf
 from parity.tiny_clip import draw
 
 from adapt import Backbone
+from adapt.backbones.embedding import EmbeddingVLM
 from adapt.backbones.native import NativeVLM
+
+QUESTION = "in one word?"  # before a feature is read
 
 KINDS = {
     "smolvlm": "SmolVLMForConditionalGeneration",
@@ -314,3 +317,7 @@ def backbone(kind: str, seed: int = 0, split: bool = False) -> NativeVLM:
     made = Backbone.from_transformers(model(kind, seed), processor(kind, split))
     assert isinstance(made, NativeVLM)
     return made
+
+
+def dual_encoder(kind: str = "llava") -> EmbeddingVLM:
+    return EmbeddingVLM(backbone(kind), QUESTION, name=f"embed:{kind}")

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_natives
 import torch
 import torch.nn.functional as F
 from checks import perturb, scaled
 from click.testing import CliRunner
 from native_chats import KINDS
+from tiny_natives import QUESTION, dual_encoder
 from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, methods
-from adapt.backbones.embedding import EmbeddingVLM, pictures
+from adapt.backbones.embedding import pictures
 from adapt.chats import Chat
 from adapt.cli import main
 from adapt.data import Split
@@ -28,13 +28,7 @@ from adapt.retrieval.index import index_images, index_texts
 from adapt.tasks.pairs import Pair
 
 TEXTS = ["a dog.", "a red panda on the left of a lemon", "two"]
-QUESTION = "in one word?"
 PAIRS: dict[str, Any] = {"batch_size": 6, "optimizer": "adamw", "augment": "none", "workers": 0}
-
-
-def backbone(kind: str = "llava") -> EmbeddingVLM:
-    native: Any = tiny_natives.backbone(kind)
-    return EmbeddingVLM(native, QUESTION, name=f"embed:{kind}")
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def squares(images: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "paligemma"])
 def test_a_feature_is_the_state_where_an_answer_would_begin(kind: str, squares: Tensor) -> None:
     """One by one and without padding, from all states of the library's own forward."""
-    embedding = backbone(kind)
+    embedding = dual_encoder(kind)
     native = embedding.states.native
     with torch.no_grad():
         of_texts = embedding.encode_text(embedding.tokenize(TEXTS))
@@ -69,7 +63,7 @@ def test_pictures_come_back_as_they_were(squares: Tensor) -> None:
 
 
 def test_a_copy_reads_with_its_own_weights(squares: Tensor) -> None:
-    embedding = backbone()
+    embedding = dual_encoder()
     other = copy.deepcopy(embedding)
     before = embedding.encode_image(squares)
     with torch.no_grad():
@@ -86,10 +80,10 @@ def test_a_copy_reads_with_its_own_weights(squares: Tensor) -> None:
 )
 def test_what_serves_a_clip_serves_it(method: methods.Method, tiny_split: Split, tmp_path: Path) -> None:
     """Training, saving, loading, prediction, and an index."""
-    model: Any = adapt.wrap(backbone(), method, tiny_split.class_names)
+    model: Any = adapt.wrap(dual_encoder(), method, tiny_split.class_names)
     settings: dict[str, Any] = {"epochs": 1} | PAIRS if method.takes_steps else {}
     adapt.fit(model, tiny_split.train, tiny_split.test, progress=False, **settings)
-    loaded = adapt.load(model.eval().save(tmp_path / "a.safetensors"), backbone())
+    loaded = adapt.load(model.eval().save(tmp_path / "a.safetensors"), dual_encoder())
     paths = [item.path for item in tiny_split.test]
     expected = model.predict(paths, top_k=1)
     assert [each.label for each in loaded.predict(paths, top_k=1)] == [each.label for each in expected]
@@ -99,7 +93,9 @@ def test_what_serves_a_clip_serves_it(method: methods.Method, tiny_split: Split,
 
 
 def test_an_update_of_shared_weights_is_not_merged(tiny_split: Split, tmp_path: Path) -> None:
-    model = perturb(adapt.wrap(backbone(), methods.LoRA(dropout=0.0, projections="qv"), tiny_split.class_names)).eval()
+    model = perturb(
+        adapt.wrap(dual_encoder(), methods.LoRA(dropout=0.0, projections="qv"), tiny_split.class_names)
+    ).eval()
     for write in (merge.merge, peft_layout.export):
         with pytest.raises(AdaptError, match="images and texts pass through the same weights of embed:llava, so that"):
             write(model, tmp_path / "out")
@@ -111,9 +107,9 @@ def test_learned_tokens_are_refused_by_name(tiny_split: Split) -> None:
         "learned tokens cannot be added to the {} tower, which is the decoder of a vision-language model: use anot"
     )
     with pytest.raises(AdaptError, match=refused.format("text")):
-        adapt.wrap(backbone(), methods.CoOp(ctx_init="two"), tiny_split.class_names)
+        adapt.wrap(dual_encoder(), methods.CoOp(ctx_init="two"), tiny_split.class_names)
     with pytest.raises(AdaptError, match=refused.format("vision")):
-        adapt.wrap(backbone(), methods.IVLP(n_ctx_text=0, depth_vision=1), tiny_split.class_names)
+        adapt.wrap(dual_encoder(), methods.IVLP(n_ctx_text=0, depth_vision=1), tiny_split.class_names)
     with pytest.raises(AdaptError, match="mini-clip is a dual encoder; expected a native vision-language model after"):
         adapt.load_backbone("embed:mini-clip")
 
@@ -127,7 +123,7 @@ def pairs(split: Split) -> Any:
 
 def vladva(**settings: Any) -> AdaptedModel:
     torch.manual_seed(0)
-    return adapt.wrap(backbone(), methods.VladVA(rank=2, **settings), ())
+    return adapt.wrap(dual_encoder(), methods.VladVA(rank=2, **settings), ())
 
 
 def test_one_update_serves_both_sides(squares: Tensor) -> None:
