@@ -227,7 +227,7 @@ def _counted(model: Adapted, stop: int | None) -> list[int]:
     """Return a list that grows by one at each loss computed by `model`; loss number `stop` raises InterruptedError."""
     losses, taken = model.losses, list[int]()
 
-    def counting(step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
+    def counting(step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor | None]:
         taken.append(1)
         if len(taken) == stop:
             raise InterruptedError

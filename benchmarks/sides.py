@@ -34,16 +34,16 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     things, sides, patches = (defaultdict[str, list[Tensor]](list) for _ in range(3))
     for seed in SEEDS:
         progress(f"seed {seed}")
-        train, test = (_scenes(part, count, seed) for part, count in (("train", TRAIN), ("test", TEST)))
-        seen, unseen = (_of_images(model, each) for each in (train, test))
+        train, test = (scenes_of_two(part, count, seed) for part, count in (("train", TRAIN), ("test", TEST)))
+        seen, unseen = (of_images(model, each) for each in (train, test))
         read = {name: (seen[name], unseen[name]) for name in seen} | {"captions": _of_captions(model, seed)}
         for name, (known, queries) in read.items():
-            things_right, sides_right = _sides_right(known, queries)
-            things[name].append(things_right)
-            sides[name].append(sides_right)
+            of_things, of_sides = sides_right(known, queries)
+            things[name].append(of_things)
+            sides[name].append(of_sides)
         for block in range(len(model.backbone.tower("vision").blocks)):
             known, queries = (_patches(model, block, each[:FEW]) for each in (train, test))
-            right = _scores(known, queries[0]).argmax(-1) == queries[1]
+            right = scores(known, queries[0]).argmax(-1) == queries[1]
             patches[f"patches before block {block}"].append(right[:, 0].double())
     for name in things:
         figures = f"left thing {per_cent(things[name])}", f"order {per_cent(sides[name])}"
@@ -52,28 +52,30 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         yield {"case": name, "text": f"side {per_cent(rights)}"}
 
 
-def _scenes(part: str, count: int, seed: int) -> list[Scene]:
+def scenes_of_two(part: str, count: int, seed: int) -> list[Scene]:
+    """Return `count` scenes of two drawings that only this part of the data has."""
     drawn = scenes(questions.drawings("emoji-questions", part), count, Random(f"{part}/{seed}"))
     return [scene for scene in drawn if scene.kind == "pair"]
 
 
-def _numbers(listed: Sequence[tuple[str, str]]) -> Tensor:
+def numbers(listed: Sequence[tuple[str, ...]]) -> Tensor:
+    """Return the numbers of things by their names, in the form of `listed`."""
     number = {concept.name: place for place, concept in enumerate(questions.concepts().values())}
     return torch.tensor([[number[name] for name in names] for names in listed])
 
 
 @torch.no_grad()
-def _of_images(model: AdaptedModel, drawn: Sequence[Scene]) -> dict[str, Pairs]:
+def of_images(model: AdaptedModel, drawn: Sequence[Scene]) -> dict[str, Pairs]:
     transform, features, tokens = model.transform(), [], []
     for start in range(0, len(drawn), 50):
         images = torch.stack([transform(scene.draw()) for scene in drawn[start : start + 50]])
         features.append(model.image_features(images))
         tokens.append(model.image_tokens(images))
-    patches = _patches_of(torch.cat(tokens))
+    patches = patches_of(torch.cat(tokens))
     side = round(patches.shape[1] ** 0.5)
     grid = patches.unflatten(1, (side, side))
     halves = torch.cat([half.mean((1, 2)) for half in grid.chunk(2, dim=2)], dim=-1)
-    labels = _numbers([(scene.concepts[0].name, scene.concepts[1].name) for scene in drawn])
+    labels = numbers([(scene.concepts[0].name, scene.concepts[1].name) for scene in drawn])
     read = {"image features": torch.cat(features), "mean of the patches": patches.mean(1), "means by halves": halves}
     return {name: (values, labels) for name, values in read.items()}
 
@@ -91,7 +93,7 @@ def _of_captions(model: AdaptedModel, seed: int) -> tuple[Pairs, Pairs]:
 def _of_texts(model: AdaptedModel, listed: Sequence[tuple[str, str]]) -> Pairs:
     texts = [f"{captions.with_article(left)} left of {captions.with_article(right)}" for left, right in listed]
     texts += [f"{captions.with_article(right)} right of {captions.with_article(left)}" for left, right in listed]
-    return model.text_features(texts), _numbers([*listed, *listed])
+    return model.text_features(texts), numbers([*listed, *listed])
 
 
 @torch.no_grad()
@@ -99,18 +101,18 @@ def _patches(model: AdaptedModel, block: int, drawn: Sequence[Scene]) -> Pairs:
     """Return each patch before a block, and whether it lies in the right half."""
     transform, name = model.transform(), f"vision.{block}"
     images = torch.stack([transform(scene.draw()) for scene in drawn])
-    patches = _patches_of(model.frozen_blocks(images, [name])[name][0])
+    patches = patches_of(model.frozen_blocks(images, [name])[name][0])
     side = round(patches.shape[1] ** 0.5)
     of_right = (torch.arange(side * side) % side >= side // 2).long().repeat(len(patches))
     return patches.flatten(0, 1), of_right[:, None]
 
 
-def _patches_of(tokens: Tensor) -> Tensor:
+def patches_of(tokens: Tensor) -> Tensor:
     """Return tokens `(b, l, d)` without the class token, normalised."""
     return F.layer_norm(tokens[:, 1:], tokens.shape[-1:])
 
 
-def _scores(known: Pairs, queries: Tensor) -> Tensor:
+def scores(known: Pairs, queries: Tensor) -> Tensor:
     """Return the scores `(n, labels, classes)` of a regression fitted on `known` for `queries`."""
     mean, spread = known[0].mean(0), known[0].std(0) + 1e-6
     inputs, queries = ((each - mean) / spread for each in (known[0], queries))
@@ -121,9 +123,9 @@ def _scores(known: Pairs, queries: Tensor) -> Tensor:
     return (queries @ weights).unflatten(1, usual.shape) + usual
 
 
-def _sides_right(known: Pairs, queries: Pairs) -> tuple[Tensor, Tensor]:
+def sides_right(known: Pairs, queries: Pairs) -> tuple[Tensor, Tensor]:
     """Return whether the left thing is recognised, and whether the right order scores higher than the reverse."""
-    scores, (left, right) = _scores(known, queries[0]), queries[1].T
-    row = torch.arange(len(scores))
-    order = scores[row, 0, left] + scores[row, 1, right] > scores[row, 0, right] + scores[row, 1, left]
-    return (scores[:, 0].argmax(-1) == left).double(), order.double()
+    found, (left, right) = scores(known, queries[0]), queries[1].T
+    row = torch.arange(len(found))
+    order = found[row, 0, left] + found[row, 1, right] > found[row, 0, right] + found[row, 1, left]
+    return (found[:, 0].argmax(-1) == left).double(), order.double()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.decoder import decoder_tower
@@ -109,6 +110,18 @@ class VisionLLM(Backbone):
         with torch.inference_mode():
             _, count, width = self.patches(torch.zeros(1, 3, size, size, device=self.device)).shape
         return count, width
+
+    def text_tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the tokens `(b, l)` of texts by themselves, padded on the right, and the mask of those that count.
+
+        Raises AdaptError for a text without a token.
+        """
+        rows = [torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        empty = [text for text, row in zip(texts, rows, strict=True) if not len(row)]
+        if empty:
+            raise AdaptError(f"{empty[0]!r} has no token: give words")
+        ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [torch.ones_like(row) for row in rows]))
+        return ids.to(self.device), mask.bool().to(self.device)
 
     def reading(self) -> dict[str, Any]:
         return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block}

@@ -86,6 +86,15 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
         return pooled(tower, planned, _through(backbone.model, tower, planned, 0, x, checkpointing))
 
 
+def tokens(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
+    """Return the output of the last block `(b, l, d)` for all tokens of images `(b, 3, h, w)`, with `edits`."""
+    tower = backbone.tower("vision")
+    planned = plan(tower, edits)
+    with frozen(backbone.model):
+        x = entered(tower, planned, images)
+        return _through(backbone.model, tower, planned, 0, x, checkpointing, whole=True)
+
+
 def encode_from(
     backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
 ) -> Tensor:
@@ -151,15 +160,19 @@ def _through(
     x: Tensor,
     checkpointing: bool = False,
     until: int | None = None,
+    whole: bool = False,
 ) -> Tensor:
-    """Return tokens `x` `(b, l, d)` after all blocks from number `first` on, or up to the block before `until`."""
+    """Return tokens `x` `(b, l, d)` after all blocks from number `first` on, or up to the block before `until`.
+
+    Without `whole`, the last block computes only the class token where that alone is pooled.
+    """
     learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
         if index in planned.overwriting:
             values = planned.overwriting[index].values
             x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
-        rows = CLASS_ROW if index == last and tower.form.pooling == "class" else None
+        rows = CLASS_ROW if index == last and tower.form.pooling == "class" and not whole else None
         if index in planned.bypassed:
             x = planned.bypassed[index](x if rows is None else x[:, rows])
             continue

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.lda import LDA as LDA
     from adapt.methods.linear_probe import LinearProbe as LinearProbe
     from adapt.methods.ln_tuning import LNTuning as LNTuning
+    from adapt.methods.locality import Locality as Locality
     from adapt.methods.lora import LoRA as LoRA
     from adapt.methods.lp_plus_plus import LPPlusPlus as LPPlusPlus
     from adapt.methods.maple import MaPLe as MaPLe

@@ -156,8 +156,8 @@ class Adapted(nn.Module, Generic[B]):
         """Return the final logits `(b, n)` of a batch, after zero-shot blend, logit bias and temperature."""
         return self.answers.of(step)
 
-    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor]:
-        """Return the terms of a batch's mean loss by name, and a mask `(b,)` of correct answers.
+    def losses(self, step: Step, weights: Mapping[str, float] | None = None) -> tuple[Terms, Tensor | None]:
+        """Return the terms of a batch's mean loss by name, and a mask `(b,)` of correct answers (None without labels).
 
         `weights` selects additional loss terms by name, each with a weight; such terms are available for all methods.
         """

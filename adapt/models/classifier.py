@@ -122,6 +122,17 @@ class AdaptedModel(TextSide):
         last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
         return self.frozen_blocks(images, [last])[last][1]
 
+    def vision_tokens(self, images: Tensor) -> Tensor:
+        """Return the last vision block's output `(b, l, d)` for all tokens, computed by the adapted tower."""
+        backbone, edits = self.backbone, self._edits("vision", Context())
+        images = moved(images, backbone.device).to(backbone.dtype)
+        if self._fast_on_images:
+            return vision.tokens(backbone, images, edits, self.checkpointing and bool(edits))
+        last = f"vision.{len(backbone.tower('vision').blocks) - 1}"
+        with watched(backbone.model, backbone.towers, [last]) as pairs:
+            self._through({"vision": edits}, lambda: backbone.encode_image(images))
+        return pairs[last][1]
+
     @property
     def unedited_blocks(self) -> int:
         """The number of vision blocks before the first block that the method changes.

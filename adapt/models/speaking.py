@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,26 +27,46 @@ def _of_each(edit: Tokens, images: int) -> Tensor:
     return edit.values.expand(images, 1, *edit.values.shape[-2:])[:, 0]
 
 
+class _Read(NamedTuple):
+    """Logits `(b, l, v)`, the answers' tokens as targets `(b, l)`, and any learned tokens `(b, k, d)` of the images."""
+
+    logits: Tensor
+    targets: Tensor
+    visual: Tensor | None
+
+
 class AnswerStep(Step):
     """A batch of images with one question and one answer for each image."""
 
     model: SpeakingModel
 
     @cached_property
-    def read(self) -> tuple[Tensor, Tensor]:
-        """The language model's logits `(b, l, v)` for the batch, and the answers' tokens as targets `(b, l)`."""
-        read: tuple[Tensor, Tensor] = self.model._read(*self.inputs)
-        return read
+    def read(self) -> _Read:
+        """The logits, the targets and the visual tokens of the batch."""
+        return self.model._read(*self.inputs)
+
+    @property
+    def answers(self) -> Sequence[str]:
+        """The answers to learn."""
+        answers: Sequence[str] = self.inputs[2]
+        return answers
+
+    @property
+    def visual_tokens(self) -> Tensor:
+        """The visual tokens `(b, k, d)` of the images, with gradient. Raises AdaptError if the method makes none."""
+        if self.read.visual is None:
+            raise AdaptError(f"{self.model.method.name} makes no visual tokens: use a method such as projector")
+        return self.read.visual
 
     @cached_property
     def cross_entropy(self) -> Tensor:
         """The mean cross-entropy of the answers' tokens."""
-        return generation.loss(self.logits, self.read[1])[0]
+        return generation.loss(self.logits, self.read.targets)[0]
 
     @property
     def right(self) -> Tensor:
         """The mask `(b,)` of answers for which the model predicts every token correctly."""
-        return generation.loss(self.logits, self.read[1])[1]
+        return generation.loss(self.logits, self.read.targets)[1]
 
 
 class SpeakingModel(Adapted[VisionLLM]):
@@ -59,14 +79,15 @@ class SpeakingModel(Adapted[VisionLLM]):
 
         Token sequences are padded on the right.
         """
-        return self._read(images, questions, answers)[0]
+        return self._read(images, questions, answers).logits
 
     def loss(self, images: Tensor, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Return the mean cross-entropy of the answers' tokens, including the end tokens."""
-        return generation.loss(*self._read(images, questions, answers))[0]
+        read = self._read(images, questions, answers)
+        return generation.loss(read.logits, read.targets)[0]
 
     @in_one_mode
-    def _read(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+    def _read(self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None) -> _Read:
         rows, values, edits = self._inputs(images, questions, answers, left=False)
 
         def read() -> Any:
@@ -77,7 +98,7 @@ class SpeakingModel(Adapted[VisionLLM]):
                 use_cache=False,
             )
 
-        return self._through({"decoder": edits}, read).logits, rows.targets
+        return _Read(self._through({"decoder": edits}, read).logits, rows.targets, values)
 
     def _inputs(
         self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool
@@ -115,7 +136,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         return AnswerStep(self, inputs, labels)
 
     def own_logits(self, step: AnswerStep) -> Tensor:
-        return step.read[0]
+        return step.read.logits
 
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
         images, questions, _ = step.inputs

@@ -136,6 +136,8 @@ class Task:
     """Whether a temperature can calibrate the probabilities of its classes."""
     example: ClassVar[str] = ""
     """The bundled data on which the contract suite and `adapt.testing` run; "" for none."""
+    scored: ClassVar[bool] = True
+    """Whether there are labels that answers can be scored by."""
     comparable: ClassVar[str] = ""
     """The reason why `recommend` does not compare methods on this task; "" if it does."""
     keeps_entities_together: ClassVar[bool] = False
@@ -169,7 +171,7 @@ class Task:
 
     def validates(self, model: Adapted) -> bool:
         """Return whether a model is scored on the validation items in addition to the test items."""
-        return True
+        return self.scored
 
     def facts(self, items: Sequence[Item]) -> Sequence[str]:
         """Return lines about the items for `adapt data check`, beyond their number."""
@@ -275,8 +277,8 @@ class Task:
         """Return the default loss terms of this task, which are used for a method that does not define a loss."""
         return {"cross_entropy": step.cross_entropy}
 
-    def right(self, step: Step) -> Tensor:
-        """Return a bool tensor `(b,)` that is true where a model's answer for an item of a batch is correct."""
+    def right(self, step: Step) -> Tensor | None:
+        """Return a mask `(b,)` of the items of a batch that a model answers correctly, or None without labels."""
         return step.right
 
     def class_weights(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:

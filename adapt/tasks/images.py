@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
-    from adapt.methods.base import Method
+    from adapt.methods.base import Method, Step
     from adapt.models.base import Adapted
 
 
@@ -32,10 +32,19 @@ class Images(Task):
     label_type = Unlabelled
     items_are = "images, or texts alone, without labels"
     classes_are = ""
+    scored = False
     comparable = "there are no labels to compare methods by"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Unlabelled:
         return Unlabelled()
+
+    def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
+        blind = [item for item in items if not item.paths]
+        if blind and "images" in method.reads:
+            raise AdaptError(
+                f"{method.name} learns from images, but {blind[0].text!r} and others have none: give a .csv with the "
+                "column path"
+            )
 
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
         super().check_model(model, items)
@@ -50,6 +59,9 @@ class Images(Task):
         import torch
 
         return torch.arange(len(items))
+
+    def right(self, step: Step) -> None:
+        """Return None, because without labels no answer is correct or wrong."""
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         raise AdaptError(f"{items[0].name} and other items have no labels for scoring: give a list with labels")

@@ -53,8 +53,8 @@ def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
     before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
     if after >= before:
         return
-    last = history[-len(history) // 10 :]  # the last tenth of the steps
-    fitted = sum(entry["accuracy"] for entry in last) / len(last) if last else None
+    last = [entry["accuracy"] for entry in history[-len(history) // 10 :] if "accuracy" in entry]  # the last tenth
+    fitted = sum(last) / len(last) if last else None
     if fitted is None:
         advice = "try other settings of the method or more shots"
     elif fitted > 0.6:

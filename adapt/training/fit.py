@@ -189,7 +189,8 @@ def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), 
 
 
 def _train_and_measure(training: Fitting, journal: Journal) -> Result:
-    model, run, seed, test_set = training.model, training.run, training.seed, training.test_set
+    model, run, seed = training.model, training.run, training.seed
+    test_set = training.test_set if training.test_set and tasks.of(training.test_set).scored else ()
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     metrics["device"] = described(model.backbone.device)
     if training.processes.count > 1:

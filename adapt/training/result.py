@@ -102,8 +102,9 @@ class Result:
         if self.terms:
             loss_axes.legend(fontsize="small")
         loss_axes.set_ylabel("loss on training images")
-        fitted = [100 * entry["accuracy"] for entry in self.history]
-        self._draw(accuracy_axes, fitted, "training images, during training", thin=True)
+        fitted = [100 * entry["accuracy"] for entry in self.history if "accuracy" in entry]
+        if fitted:
+            self._draw(accuracy_axes, fitted, "training images, during training", thin=True)
         accuracy_axes.set_ylabel("accuracy, %")
         if "adapted" in self.metrics:
             accuracy = 100 * self.accuracy

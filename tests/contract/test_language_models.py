@@ -27,7 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "das": {"towers": ["decoder"], "skipped": ["decoder.2"]},
     "lora": {"towers": ["decoder"], "dropout": 0.0},
     "mqt": {"tokens": 4, "keys": "patches"},
-    "projector": {},
+    "projector": {"align": "assignment"},
     "vlora": {"dim": 16, "depth": 1, "rank": 2, "heads": 4, "skip": 2},
 }
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal is there : red green blue ?"]

@@ -1,4 +1,4 @@
-"""Visual tokens by their formula, in fp64."""
+"""Visual tokens by their formula in fp64, from each patch or from their mean, and losses that draw them to words."""
 
 from __future__ import annotations
 
@@ -7,12 +7,28 @@ from typing import Any
 import pytest
 import tiny_llms
 import torch
-from checks import scaled
+import torch.nn.functional as F
+from checks import perturb, scaled
+from torch import Tensor
 
 import adapt
-from adapt import methods
+from adapt import AdaptError, methods
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.methods.base import Context
+from adapt.methods.projector import alignment
+from adapt.models.speaking import AnswerStep, SpeakingModel
+
+QUESTIONS, ANSWERS = ["what is it ?"] * 4, ["a cat", "two", "the red dog .", "two"]
+
+
+def model_of(**settings: Any) -> SpeakingModel:
+    torch.manual_seed(0)
+    made: SpeakingModel = perturb(adapt.wrap(tiny_llms.vision_llm("llama"), methods.Projector(**settings)))
+    return made.eval()
+
+
+def step_of(model: SpeakingModel, images: Tensor) -> AnswerStep:
+    return model.step((images[:4], QUESTIONS, ANSWERS))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -32,3 +48,89 @@ def test_a_patch_becomes_a_token(kind: Any) -> None:
         assert second is None
     assert edit.block is None
     assert scaled(edit.values[:, 0], expected) < 1e-6
+
+
+def test_tokens_of_the_mean_patch(images: Tensor) -> None:
+    model = model_of(kind="linear", tokens=3)
+    method: Any = model.method
+    patches = model.backbone.patches(images[:4])
+    expected = (patches.mean(1) @ method.linear_1.weight.T + method.linear_1.bias).view(4, 3, -1)
+    assert scaled(step_of(model, images).visual_tokens, expected) < 1e-6
+
+
+def test_dropout_in_training_alone(images: Tensor) -> None:
+    whole = step_of(model_of(), images).visual_tokens
+    model = model_of(dropout=0.5)
+    torch.testing.assert_close(step_of(model, images).visual_tokens, whole)
+    dropped = step_of(model.train(), images).visual_tokens
+    kept = dropped != 0
+    assert 0.4 < kept.double().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+
+
+def test_contrast_with_words_is_the_mean_of_cosines_with_each_token(images: Tensor) -> None:
+    """And the two equal answers are not each other's wrong texts."""
+    model = model_of(align="words", align_weight=0.5)
+    step = step_of(model, images)
+    embeddings, tokenizer = model.backbone.llm.get_input_embeddings(), model.backbone.tokenizer
+    scores = torch.zeros(4, 4, dtype=torch.float64)
+    for row, visual in enumerate(step.visual_tokens.double().mean(1)):
+        for column, answer in enumerate(ANSWERS):
+            ids = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
+            scores[row, column] = F.cosine_similarity(visual[None], embeddings(ids).double()).mean()
+    scores /= 0.07
+    rows = [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3]]  # of each answer, without its equal
+    direct: Any = sum(
+        F.cross_entropy(way[i, columns][None], torch.tensor([columns.index(i)]))
+        for way in (scores, scores.T)
+        for i, columns in enumerate(rows)
+    )
+    terms = model.method.loss(step)
+    assert terms["alignment"].item() == pytest.approx(direct.item() / 8 * 0.5, rel=1e-5)
+    assert terms["cross_entropy"].item() == pytest.approx(step.cross_entropy.item())
+
+
+@pytest.mark.parametrize("transport", ["sinkhorn", "softmax"])
+def test_assignments_are_predicted_from_each_other(transport: Any, images: Tensor) -> None:
+    model = model_of(align="assignment", transport=transport)
+    step, llm, tokenizer = step_of(model, images), model.backbone.llm, model.backbone.tokenizer
+    texts = []
+    for answer in ANSWERS:
+        ids = torch.tensor([tokenizer(answer, add_special_tokens=False)["input_ids"]])
+        texts.append(llm(input_ids=ids, output_hidden_states=True).hidden_states[-1][0].mean(0))
+    words = F.normalize(llm.get_input_embeddings().weight.double(), dim=-1)
+    means = step.visual_tokens.double().mean(1), torch.stack(texts).double()
+    scores = [F.normalize(each, dim=-1) @ words.T for each in means]
+    uniform = torch.full((len(words),), -torch.tensor(float(len(words))).log())
+    plans = []
+    for each in scores:
+        plan = (each / 0.01).exp()
+        for _ in range(3):
+            plan = plan / plan.sum(0) / len(words) if transport == "sinkhorn" else plan
+            plan = plan / plan.sum(-1, keepdim=True)
+        plans.append(plan)
+        assign = alignment.sinkhorn if transport == "sinkhorn" else alignment.sharpened
+        assert scaled(assign(each, uniform), plan) < 1e-6
+    logs = [(each / 0.01).log_softmax(-1) for each in scores]
+    direct = -((plans[1] * logs[0]).sum(-1).mean() + (plans[0] * logs[1]).sum(-1).mean()) / 2
+    assert model.method.loss(step)["alignment"].item() == pytest.approx(0.1 * direct.item(), rel=1e-4)
+
+
+def test_the_prior_counts_the_answers_tokens() -> None:
+    model = model_of(align="assignment")
+    method: Any = model.method
+    items = adapt.data.load("emoji-questions").train[:8]
+    adapt.fit(model, items, epochs=1, batch_size=4, augment="none", workers=0, progress=False)
+    counts = torch.zeros(len(method.log_prior))
+    for item in items:
+        for token in model.backbone.tokenizer(item.answer, add_special_tokens=False)["input_ids"]:
+            counts[token] += 1
+    torch.testing.assert_close(method.log_prior, (counts / counts.max() / 0.25).log_softmax(0))
+    assert "log_prior" not in method.state_dict()
+
+
+def test_refusals() -> None:
+    with pytest.raises(AdaptError, match="kind is mlp; expected linear where tokens is set"):
+        methods.Projector(tokens=3)
+    with pytest.raises(AdaptError, match="align_weight needs a loss: set align to words or assignment"):
+        methods.Projector(align_weight=0.3)

@@ -167,7 +167,7 @@ def test_methods_that_need_more_than_texts_refuse_them(method: str, learns: str,
     (tmp_path / "texts.txt").write_text("a cat\na dog\n")
     with pytest.raises(
         AdaptError,
-        match=rf"texts contains .*texts alone, .* but {method} learns {learns}: .* or use one of the methods xbt$",
+        match=rf"texts contains .*texts alone, .* but {method} learns {learns}: .* or use .* locality, xbt$",
     ):
         read_data(read_recipe(method, [], str(tmp_path / "texts.txt")))
 
@@ -290,6 +290,6 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
     assert "data.shots is 1, but pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
         AdaptError,
-        match="or use one of the methods bitfit, clippings, ln_tuning, lora, modx, mrl, svlc, vladva, xbt, zero_shot",
+        match="use one of the methods bitfit, clippings, ln_tuning, locality, lora, modx, mrl, svlc, vladva, xbt, zero",
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

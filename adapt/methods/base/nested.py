@@ -69,7 +69,9 @@ def powers(first: int, most: int) -> tuple[int, ...]:
 
 
 def _right(step: Step) -> Tensor:
-    return step.right if step.task is None else step.task.right(step)
+    right = step.right if step.task is None else step.task.right(step)
+    assert right is not None  # no method with this trait learns from images without labels
+    return right
 
 
 def _once_through(steps: Iterator[Step], count: int) -> Iterator[Step]:

@@ -373,14 +373,19 @@ class PairStep(ImageStep):
         An entry is true if the two pairs have equal texts, or the same image or entity.
         """
         assert self.labels is not None
-        number = {text: place for place, text in enumerate(dict.fromkeys(self.texts))}
-        texts = torch.tensor([number[text] for text in self.texts], device=self.labels.device)
-        alike = (self.labels[:, None] == self.labels) | (texts[:, None] == texts)
+        alike = (self.labels[:, None] == self.labels) | equal_texts(self.texts, self.labels.device)
         return alike.fill_diagonal_(False)
 
     def without_same(self, logits: Tensor) -> Tensor:
         """Return image-text `logits` `(b, b)`, with -inf where another pair's text also describes the image."""
         return logits.masked_fill(self.same, -torch.inf)
+
+
+def equal_texts(texts: Sequence[str], device: torch.device) -> Tensor:
+    """Return whether texts i and j are equal and not the same one, as a mask `(b, b)` with a false diagonal."""
+    number = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    numbers = torch.tensor([number[text] for text in texts], device=device)
+    return (numbers[:, None] == numbers).fill_diagonal_(False)
 
 
 def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:

@@ -59,6 +59,9 @@ class DualEncoderView(ModelView, Protocol):
     def image_tokens(self, images: Tensor) -> Tensor:
         """Return the output `(b, l, d)` of the unadapted backbone's last vision block for images."""
 
+    def vision_tokens(self, images: Tensor) -> Tensor:
+        """Return the output `(b, l, d)` of the adapted backbone's last vision block for images."""
+
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
         """Return text features of the classes `(n, e)`, or `(b, n, e)` if the features depend on the image."""
 

@@ -1,0 +1,221 @@
+"""Locality alignment (MaskEmbed): patch tokens from which the features of masked images can be rebuilt, without labels.
+
+Paper: Covert et al., Locality Alignment Improves Vision-Language Models, ICLR 2025.
+Reference: iancovert/locality-alignment `092ed8e` (MIT), `scripts/train.py`, `locality_alignment/*_utils.py`.
+Deviations:
+* The vision tower learns by LoRA in all projections; the reference trains all its weights.
+* Targets are divided by their standard deviation in the first batch; the reference measures it on validation images.
+* A second decoder, `control`, learns at the same time to rebuild the same features from the tokens of the frozen tower.
+  Only what the adapted tower gains over it was learned by the tower. In the reference this is a run of its own.
+* The attention of the student has no soft cap, as the reference's models called `vit_*`; `svit_*` cap it.
+* Masks are drawn by torch's generator. Masks in blocks or by single draws, and the losses of the ablations, are left
+  out.
+
+The frozen tower, shown only some patches of an image, is the teacher. The student sees the whole image once, and a
+small decoder rebuilds the teacher's tokens from the student's tokens of those patches. Nothing reaches the class token
+of the student, whose features may drift: `train.terms={distill: 1}` holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from itertools import islice
+from math import isqrt
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.tower import Tower, TowerName
+from adapt.engine.watching import watched
+from adapt.errors import AdaptError
+from adapt.methods.base import ImageStep, Terms, Training
+from adapt.methods.base.traits import Reports
+from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections
+
+_LAYER_SCALE = 1e-6  # at the start
+_MEASURED = 8  # batches of held-out images
+
+
+class LocalityConfig(PlainLoRAConfig):
+    published: ClassVar[dict[str, Any]] = {"rank": 16, "alpha": 4.0, "dropout": 0.0, "input_gradient": True}
+    projections: Projections = "all"
+    """The adapted projections: names, a string of the letters q k v o, or all."""
+    towers: tuple[TowerName, ...] = ("vision",)
+    """The vision tower."""
+    decoder_layers: int = Field(default=2, ge=1)
+    """The number of blocks of the decoder that rebuilds the teacher's tokens."""
+    decoder_width: int | None = Field(default=None, ge=1)
+    """The width of the decoder; by default that of the vision tower."""
+
+    @field_validator("towers")
+    @classmethod
+    def _of_images(cls, towers: tuple[TowerName, ...]) -> tuple[TowerName, ...]:
+        if towers != ("vision",):
+            raise ValueError(f"towers is {list(towers)}; expected [vision], since no text takes part")
+        return towers
+
+
+class Locality(LoRA[ImageStep], Reports):
+    """LoRA of the vision tower, `vision.BLOCK.PROJECTION.lora_A` and `lora_B`; decoders are not in adapters."""
+
+    name = "locality"
+    title = "Locality alignment by MaskEmbed (Covert et al., ICLR 2025), by LoRA"
+    serves = ("dual encoder",)  # type: ignore[assignment]
+    Config = LocalityConfig
+    tasks = frozenset({"classes", "images", "pairs", "records"})
+    reads = frozenset({"images"})
+    weighs_classes = False
+    learns_any_step = True
+    example: ClassVar[dict[str, Any]] = {"rank": 2, "decoder_layers": 1, "decoder_width": 12}
+    _scale: Tensor
+
+    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        super().build(backbone, class_names)
+        tower = backbone.tower("vision")
+        if len(tower.blocks) < 2 or not isinstance(tower.final_norm, nn.LayerNorm):
+            raise AdaptError(
+                f"locality: the vision tower of {backbone.describe()} has {len(tower.blocks)} blocks and ends with "
+                f"{type(tower.final_norm).__name__}; expected two blocks or more, and a layer norm at the end"
+            )
+        self._blocks, self._norm = len(tower.blocks), (deepcopy(tower.final_norm).float(),)  # in no adapter
+        self._tokens = _tokens(backbone)
+        self._patches = (
+            isqrt(self._tokens) ** 2
+        )  # images are square; class token and registers stand before the patches
+        # in a list, so that their tensors are neither parameters nor state of the method; `_apply` moves them
+        self._rebuilders = [nn.ModuleDict({name: self._rebuilder(tower) for name in ("locality", "control")})]
+        self._rebuilders[0].to(backbone.device)
+        self.register_buffer("_scale", torch.zeros((), device=backbone.device), persistent=False)
+
+    def _rebuilder(self, tower: Tower) -> Rebuilder:
+        width, act = self.config.decoder_width or tower.width, tower.blocks[0].act
+        heads = max(each for each in range(1, tower.heads + 1) if width % each == 0)
+        return Rebuilder(tower.width, self._tokens, width, heads, self.config.decoder_layers, lambda: deepcopy(act))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Locality:
+        if "_rebuilders" in vars(self):
+            self.rebuilders._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def rebuilders(self) -> nn.ModuleDict:
+        """The decoder of the adapted tower's tokens, `locality`, and that of the frozen tower's, `control`."""
+        return self._rebuilders[0]
+
+    def trains(self) -> Iterable[nn.Parameter]:
+        return [*self.parameters(), *self.rebuilders.parameters()]
+
+    def training_state(self) -> dict[str, Tensor]:
+        return {"scale": self._scale} | self.rebuilders.state_dict()
+
+    def loss(self, step: ImageStep) -> Terms:
+        """Return the mean squared error of the rebuilt tokens, from adapted and from frozen tokens.
+
+        In evaluation mode, all batches have the same masks.
+        """
+        always = None if self.training else torch.Generator().manual_seed(0)
+        return self.errors(step, masks_of(torch.rand(len(step.images), 1 + self._patches, generator=always)))
+
+    def errors(self, step: ImageStep, masks: Tensor) -> Terms:
+        """Return the errors of both decoders for `masks` `(b, m, p)` of shown patches, of which the last shows all."""
+        masks = masks.to(step.images.device)
+        frozen, targets = self.targets(step, masks)
+        tokens = {"locality": step.model.vision_tokens(step.images), "control": frozen}
+        return {
+            name: F.mse_loss(self.rebuilders[name](each.float(), self.seen(masks)), targets)
+            for name, each in tokens.items()
+        }
+
+    @torch.no_grad()
+    def targets(self, step: ImageStep, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frozen tower's tokens `(b, l, d)` of whole images, and those to rebuild, `(b, m, l, d)`.
+
+        Targets are outputs of the last block but one, through the final norm, of images in which hidden patches are 0.
+        """
+        last, [norm] = f"vision.{self._blocks - 1}", self._norm
+        images = hidden(step.images, masks).flatten(0, 1)
+        before, after = step.model.frozen_blocks(images, [last])[last]
+        targets = norm.to(before.device)(before.float()).unflatten(0, masks.shape[:2])
+        if not self._scale:
+            self._scale.copy_(1 / targets.std())
+        return after.unflatten(0, masks.shape[:2])[:, -1], self._scale * targets
+
+    def seen(self, masks: Tensor) -> Tensor:
+        """Return the mask `(b, m, l)` of all tokens: a class token is never shown."""
+        return F.pad(masks, (self._tokens - self._patches, 0))
+
+    @torch.no_grad()
+    def finish(self, training: Training) -> None:
+        """Measure the errors of both decoders on held-out images."""
+        held_out: list[Any] = list(islice(training.held_back(), _MEASURED)) if training.items("val") else []
+        if held_out:
+            every = [self.loss(step) for step in held_out]
+            training.note(
+                rebuilding={name: float(torch.stack([each[name] for each in every]).mean()) for name in every[0]}
+            )
+
+    @classmethod
+    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+        if errors := metrics.get("rebuilding"):
+            gained = 1 - errors["locality"] / errors["control"]
+            yield (
+                f"rebuilding error {errors['locality']:.4f} of masked held-out images, with the tower frozen "
+                f"{errors['control']:.4f}: {100 * gained:.1f} % less is due to the tower"
+            )
+
+
+class Rebuilder(nn.Module):
+    """A map of tokens `(b, l, d)` and masks `(b, m, l)` to rebuilt tokens `(b, m, l, d)`.
+
+    `head` is a new norm and a linear map of the student's tokens, which begins at zero. Blocks are those of a ViT.
+    """
+
+    def __init__(
+        self, width: int, tokens: int, hidden_width: int, heads: int, layers: int, act: Callable[[], nn.Module]
+    ) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import Block
+
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden_width))
+        for parameter in self.head[1].parameters():
+            nn.init.zeros_(parameter)
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, tokens, hidden_width))
+        form: dict[str, Any] = {"qkv_bias": True, "init_values": _LAYER_SCALE, "act_layer": act}
+        self.blocks = nn.Sequential(
+            *(Block(hidden_width, heads, norm_layer=nn.LayerNorm, **form) for _ in range(layers))
+        )
+        self.norm, self.out = nn.LayerNorm(hidden_width), nn.Linear(hidden_width, width)
+
+    def forward(self, tokens: Tensor, masks: Tensor) -> Tensor:
+        shown = self.head(tokens)[:, None] * masks[..., None]
+        rebuilt: Tensor = self.out(self.norm(self.blocks(shown.flatten(0, 1) + self.pos_embed)))
+        return rebuilt.unflatten(0, masks.shape[:2])
+
+
+def masks_of(draws: Tensor) -> Tensor:
+    """Return masks `(b, 3, p)` of patches to show: those whose draw is above the first, the others, and all.
+
+    With uniform `draws` `(b, 1 + p)`, all numbers of patches are equally probable.
+    """
+    some = draws[:, 1:] > draws[:, :1]
+    return torch.stack([some, ~some, torch.ones_like(some)], dim=1)
+
+
+def hidden(images: Tensor, masks: Tensor) -> Tensor:
+    """Return images `(b, m, 3, h, w)` in which the patches that `masks` `(b, m, p)` leaves out are 0."""
+    grid = masks.unflatten(-1, (isqrt(masks.shape[-1]), -1)).to(images.dtype)
+    return images[:, None] * F.interpolate(grid, images.shape[-2:])[:, :, None]
+
+
+def _tokens(backbone: DualEncoder) -> int:
+    """Return the number of tokens of the vision tower."""
+    size = backbone.preprocess.size
+    images = torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
+    with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.no_grad():
+        backbone.encode_image(images)
+    return int(seen["vision.0"][0].shape[1])

@@ -1,0 +1,179 @@
+"""Projector: a linear map or small MLP from patch features to visual tokens of the language model.
+
+Papers: Merullo et al., Linearly Mapping from Image to Text Space, ICLR 2023 (LiMBeR); Liu et al., Improved Baselines
+with Visual Instruction Tuning, CVPR 2024 (LLaVA-1.5). Losses beside the answers': Park et al., Bridging Vision and
+Language Spaces with Assignment Prediction, ICLR 2024 (VLAP); Liu et al., Contrastive Vision-Language Alignment Makes
+Efficient Instruction Learner, arXiv 2311.17945 (CG-VLM).
+References: LLaVA as implemented in transformers (`LlavaMultiModalProjector`), whose parameter names are used here;
+jmerullo/limber `ed3e942`; park-jungin/vlap `5caf538` (no licence: only its formulas were read). CG-VLM has no public
+code: `align: words` is our reading.
+Deviations:
+* The language model stays frozen; LLaVA also trains it in its second stage (see `compose` and `lora` for that).
+* LiMBeR reads a pooled vector of a ResNet where `tokens` is set; here it is the mean of the patches.
+* VLAP's tokens include the class token; here only patches are tokens. Its text is a caption, here the answer.
+* VLAP's file of word counts is not public: our prior is made of the answers' tokens in the training data, as shares of
+  the most frequent one. Its code never reaches the branch that balances samples, which the paper describes and which
+  is the default here; `transport: softmax` is what the code computes.
+* CG-VLM's embeddings are those of the input, its temperature is fixed, and its weight is 1: the paper's abstract alone
+  was available. Images with equal texts are not contrasted.
+* Of a native vision-language model, the linear maps of its own connector are learned anew, in the connector's own form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.native import NativeVLM
+from adapt.backbones.tower import Tower
+from adapt.backbones.vision_llm import VisionLLM
+from adapt.edits import Edit, Replace, Tokens
+from adapt.errors import AdaptError
+from adapt.methods.base import Context, Method, MethodConfig, Step, Terms, Training
+from adapt.methods.base.step import equal_texts
+from adapt.methods.base.traits import Imported, ReadsPublished
+from adapt.methods.projector import alignment
+
+_WEIGHTS = {"words": 1.0, "assignment": 0.1}
+
+
+class ProjectorConfig(MethodConfig):
+    kind: Literal["linear", "mlp"] = "mlp"
+    """One linear map (LiMBeR), or two with a GELU between them (LLaVA-1.5); native models keep their own form."""
+    tokens: int | None = Field(default=None, ge=1)
+    """The number of visual tokens, mapped together from the mean of the patches; null maps each patch to a token."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """The dropout of visual tokens in training; LiMBeR's is 0.1."""
+    align: Literal["none", "words", "assignment"] = "none"
+    """A loss beside that of the answers: contrast with their words (CG-VLM), or assignment to words (VLAP)."""
+    align_weight: float | None = Field(default=None, gt=0)
+    """The weight of that loss; by default 1 for words and 0.1 for assignment."""
+    transport: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    """How `assignment` assigns: by optimal transport (the paper), or each sample by itself (its code)."""
+
+    @model_validator(mode="after")
+    def _linear(self) -> ProjectorConfig:
+        if self.tokens is not None and self.kind != "linear":
+            raise ValueError(f"kind is {self.kind}; expected linear where tokens is set")
+        if self.align == "none" and self.align_weight is not None:
+            raise ValueError("align_weight needs a loss: set align to words or assignment")
+        return self
+
+
+class Projector(Method[Step], ReadsPublished):
+    """A linear layer or an MLP (`kind`) that maps each image patch to a visual token `(d,)` of a language model.
+
+    On a native vision-language model, new linear maps `BLOCK.NAME` replace those of the model's connector.
+    """
+
+    log_prior: Tensor
+
+    name = "projector"
+    title = "Projector (LiMBeR, ICLR 2023; LLaVA-1.5, CVPR 2024)"
+    serves = ("vision LLM", "native VLM")
+    Config = ProjectorConfig
+    learns_any_step = True
+    _native = False
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset({"connector" if self._native else "decoder"})
+
+    @classmethod
+    def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
+        """Return projector tensors and settings from a LLaVA of transformers, a `mm_projector.bin` or a `proj.ckpt`.
+
+        The latter is LiMBeR's, a linear map alone.
+        """
+        if state.keys() == {"weight", "bias"}:
+            return {f"linear_1.{key}": value for key, value in state.items()}, {"kind": "linear"}
+        own = {key.rpartition("projector.")[2]: value for key, value in state.items() if "projector." in key}
+        renamed = {key.replace("0.", "linear_1.").replace("2.", "linear_2."): value for key, value in own.items()}
+        tensors = own if "linear_1.weight" in own else renamed
+        if "linear_1.weight" not in tensors:
+            return {f"linear_1.{key}": tensors[key] for key in ("weight", "bias")}, {"kind": "linear"}
+        return {f"linear_{i}.{part}": tensors[f"linear_{i}.{part}"] for i in (1, 2) for part in ("weight", "bias")}, {}
+
+    def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
+        if isinstance(backbone, NativeVLM):
+            self._renew(backbone)
+            return
+        assert isinstance(backbone, VisionLLM)
+        _, width = backbone.patch_shape()
+        target = backbone.tower("decoder").width
+        self.linear_1 = nn.Linear(width, target * (self.config.tokens or 1))
+        self.linear_2 = nn.Linear(target, target) if self.config.kind == "mlp" else None
+        self.act = nn.GELU()
+        words = len(backbone.llm.get_input_embeddings().weight)
+        self.register_buffer("log_prior", alignment.prior(torch.zeros(words)), persistent=False)
+        self.to(backbone.device)
+
+    def _renew(self, backbone: NativeVLM) -> None:
+        """Draw new linear maps in place of those of the backbone's connector."""
+        if changed := self.config.model_dump(exclude_defaults=True):
+            raise AdaptError(
+                f"projector: {backbone.describe()} keeps its connector's form and learns from its answers alone: leave "
+                f"{', '.join(sorted(changed))} out"
+            )
+        self._native = True
+        for index, block in enumerate(backbone.tower("connector").blocks):
+            maps = {
+                name: _Map(each.shape[1], each.shape[0], each.bias is not None)
+                for name, each in block.projections.items()
+            }
+            self.add_module(str(index), nn.ModuleDict(maps))
+        self.to(backbone.device)
+
+    def edits(self, tower: Tower, context: Context) -> list[Edit]:
+        if self._native:
+            renewed = [(index, self.get_submodule(str(index))) for index in range(len(tower.blocks))]
+            return [Replace(index, name, linear) for index, maps in renewed for name, linear in maps.named_children()]
+        features = context.tokens("vision").to(self.linear_1.weight.dtype)
+        if self.config.tokens:
+            tokens = self.linear_1(features.mean(1)).unflatten(-1, (self.config.tokens, -1))
+        else:
+            tokens = self.linear_1(features)
+        if self.linear_2 is not None:
+            tokens = self.linear_2(self.act(tokens))
+        return [Tokens(F.dropout(tokens, self.config.dropout, self.training)[:, None])]
+
+    def prepare(self, training: Training) -> None:
+        """Count the tokens of the training answers, which are the prior of VLAP's assignments."""
+        if self.config.align == "assignment":
+            answers = [" ".join(item.class_names) for item in training.items("train")]
+            backbone: Any = training.model.backbone
+            ids, mask = backbone.text_tokens(answers)
+            counts = torch.bincount(ids[mask], minlength=len(self.log_prior)).float()
+            self.log_prior.copy_(alignment.prior(counts / counts.max()))
+
+    def loss(self, step: Any) -> Terms:
+        terms: Terms = step.task_loss()
+        if self.config.align == "none":
+            return terms
+        term = self._contrast(step) if self.config.align == "words" else self._assignment(step)
+        return terms | {"alignment": (self.config.align_weight or _WEIGHTS[self.config.align]) * term}
+
+    def _contrast(self, step: Any) -> Tensor:
+        words = alignment.mean_words(step.model.backbone, step.answers)
+        return alignment.contrast_with_words(step.visual_tokens.float(), words, equal_texts(step.answers, words.device))
+
+    def _assignment(self, step: Any) -> Tensor:
+        backbone = step.model.backbone
+        vocabulary = F.normalize(backbone.llm.get_input_embeddings().weight.detach().float(), dim=-1)
+        visual, texts = step.visual_tokens.float().mean(1), alignment.mean_states(backbone, step.answers)
+        scores = [F.normalize(each, dim=-1) @ vocabulary.T for each in (visual, texts)]
+        assign = alignment.sinkhorn if self.config.transport == "sinkhorn" else alignment.sharpened
+        return alignment.assignment_loss(*scores, *(assign(each.detach(), self.log_prior) for each in scores))
+
+
+class _Map(nn.Linear):
+    """A linear map in fp32 for inputs of any precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)

@@ -1,0 +1,127 @@
+"""Locality alignment: masks, what reaches the class token, the control, images without labels, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_backbones
+import torch
+import torch.nn.functional as F
+from checks import perturb
+from click.testing import CliRunner
+from torch import Tensor
+
+import adapt
+from adapt import AdaptedModel, AdaptError, methods
+from adapt.cli import main
+from adapt.data import Split
+from adapt.methods.base import ImageStep
+from adapt.methods.locality import hidden, masks_of
+
+
+def model_of(kind: str = "open_clip", fast: bool | None = None) -> AdaptedModel:
+    torch.manual_seed(0)
+    method = methods.Locality(rank=2, decoder_layers=1, decoder_width=12)
+    model: AdaptedModel = adapt.wrap(tiny_backbones.backbone(kind), method, (), fast=fast)
+    return model.eval()
+
+
+def test_masks_show_some_patches_the_others_and_all() -> None:
+    masks = masks_of(torch.rand(4000, 10, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(masks[:, 0], ~masks[:, 1])
+    assert masks[:, 2].all()
+    counts = masks[:, 0].sum(-1).bincount(minlength=10) / 4000
+    assert (counts - 0.1).abs().max() < 0.02  # each number of patches, none and all included
+
+
+def test_hidden_patches_are_zero_and_others_as_they_were() -> None:
+    images = torch.rand(2, 3, 8, 8) + 1
+    masks = torch.zeros(2, 1, 16, dtype=torch.bool)
+    masks[0, 0, 5] = masks[1, 0, 3] = True
+    [first], [second] = hidden(images, masks)
+    assert torch.equal(first[:, 2:4, 2:4], images[0, :, 2:4, 2:4])
+    assert torch.equal(second[:, 0:2, 6:8], images[1, :, 0:2, 6:8])
+    assert (first == 0).sum() == (second == 0).sum() == 3 * (64 - 4)
+
+
+@pytest.mark.parametrize("kind", tiny_backbones.WITH_VISION_BLOCKS)
+def test_all_tokens_of_the_adapted_tower_on_both_paths(kind: str, images: Tensor) -> None:
+    """As the hooks on its last block see them in the library's own forward."""
+    fast, plain = (perturb(model_of(kind, fast)) for fast in (None, False))
+    with torch.no_grad():
+        tokens = plain.vision_tokens(images)
+        assert (tokens - plain.image_tokens(images)).norm() > 0.01 * tokens.norm()  # LoRA is not at its start
+        torch.testing.assert_close(fast.vision_tokens(images), tokens, rtol=1e-4, atol=1e-4)
+
+
+def test_the_error_is_of_shown_tokens_alone(images: Tensor) -> None:
+    """The rebuilt tokens of a mask depend on no token that it hides, nor on the class token."""
+    model = model_of()
+    method: Any = model.method
+    rebuilder = method.rebuilders["locality"]
+    torch.nn.init.normal_(rebuilder.head[1].weight)
+    tokens = torch.randn(2, 17, rebuilder.out.out_features, requires_grad=True)
+    masks = masks_of(torch.rand(2, 17))
+    rebuilder(tokens, method.seen(masks))[:, 0].square().sum().backward()
+    assert tokens.grad is not None
+    reached = tokens.grad.abs().sum(-1) > 0
+    assert torch.equal(reached, F.pad(masks[:, 0], (1, 0)))
+
+
+def test_the_control_learns_but_not_the_tower(images: Tensor) -> None:
+    model = perturb(model_of()).train()
+    method: Any = model.method
+    step = ImageStep(model, images)
+    terms = method.loss(step)
+    terms["control"].backward()
+    assert all(parameter.grad is None for parameter in method.parameters())
+    assert all(parameter.grad is not None for parameter in method.rebuilders["control"].parameters())
+    assert all(parameter.grad is None for parameter in method.rebuilders["locality"].parameters())
+
+
+def test_targets_have_the_spread_one_and_a_resumed_run_keeps_their_scale(images: Tensor) -> None:
+    model = model_of()
+    method: Any = model.method
+    masks = masks_of(torch.rand(len(images), 17))
+    _, targets = method.targets(ImageStep(model, images), masks)
+    assert targets.std().item() == pytest.approx(1, rel=1e-5)
+    scale = method.training_state()["scale"].clone()
+    method.targets(ImageStep(model, 3 * images), masks)
+    assert method.training_state()["scale"] == scale
+
+
+def test_a_run_on_images_without_labels(tiny_split: Split, tmp_path: Path) -> None:
+    """It tells what the tower gained over the control, and its adapter holds LoRA alone."""
+    rows = [f"{item.path},{part}" for part in ("train", "val") for item in getattr(tiny_split, part)]
+    listed = tmp_path / "images.csv"
+    listed.write_text("path,split\n" + "\n".join(rows) + "\n")
+    settings = ["method.decoder_width=12", "train.epochs=1", "train.batch_size=4", "train.terms=null"]
+    changes = [text for setting in settings for text in ("--set", setting)]
+    run = ["train", "locality", "--data", str(listed), "--shots", "all", "--out", str(tmp_path / "run"), *changes]
+    result = CliRunner().invoke(main, run)
+    assert result.exit_code == 0, result.output
+    assert "of masked held-out images, with the tower frozen" in result.output
+    adapted = adapt.load(tmp_path / "run" / "adapter.safetensors")
+    assert all("lora_" in name for name in adapted.method.state_dict())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a dog\na cat\nthe sea\n")
+    run = [
+        "train",
+        "locality",
+        "--data",
+        str(tmp_path / "captions.txt"),
+        "--shots",
+        "all",
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    output = CliRunner().invoke(main, run).output
+    assert "locality learns from images, but 'a dog' and others have none: give a .csv with the column path" in output
+    with pytest.raises(AdaptError, match=r"towers is \['text'\]; expected \[vision\], since no text takes part"):
+        methods.Locality(towers=("text",))
+    with pytest.raises(AdaptError, match="vision"):
+        model_of("open_clip_resnet")

@@ -1,0 +1,80 @@
+"""Visual tokens of LiMBeR, and VLAP's loss, against the published codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import published
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt import methods
+from adapt.methods.base import Context
+from adapt.methods.projector import alignment
+
+
+def projector(weight: Tensor, bias: Tensor, **settings: Any) -> Any:
+    method: Any = methods.Projector(kind="linear", **settings)
+    method.linear_1 = nn.Linear(*weight.shape[::-1])
+    method.linear_1.load_state_dict({"weight": weight, "bias": bias})
+    method.linear_2 = None
+    return method
+
+
+def tokens_of(method: Any, features: Tensor) -> Tensor:
+    [tokens] = method.edits(None, Context(tokens={"vision": lambda: features}))
+    visual: Tensor = tokens.values[:, 0]
+    return visual
+
+
+@pytest.mark.parametrize("name", ["limber_pooled", "limber_grid"])
+def test_limber(name: str) -> None:
+    """Visual tokens by a checkpoint's own names, and the map's gradients under given weights of the tokens."""
+    settings, expected = published.case(name)
+    tensors, implied = methods.Projector.published(expected.under("param.proj."), {})
+    assert implied == {"kind": "linear"}
+    count = settings["image_tokens"]
+    method = projector(tensors["linear_1.weight"], tensors["linear_1.bias"], tokens=count)
+    tokens = tokens_of(method, expected["features"].flatten(1)[:, None] if count else expected["features"])
+    expected.scaled("tokens", tokens)
+    (tokens * expected["upstream"]).sum().backward()
+    for key in ("weight", "bias"):
+        expected.relative(f"grad.proj.{key}", method.linear_1.get_parameter(key).grad)
+
+
+def test_vlap() -> None:
+    """Mapped patches, scores, assignments of the published code, loss and all gradients."""
+    settings, expected = published.case("vlap")
+    assert (settings["temperature"], settings["epsilon"]) == (alignment.SHARPNESS, alignment.SHARPNESS)
+    assert settings["sinkhorn_iterations"] == alignment.ITERATIONS
+    method = projector(expected["param.img_projection.weight"], expected["param.img_projection.bias"])
+    visual, text = expected["visual"].clone().requires_grad_(), expected["text"].clone().requires_grad_()
+    mapped = tokens_of(method, visual)
+    expected.scaled("mapped", mapped)
+    vocabulary = F.normalize(expected["word_embeddings"], dim=-1)
+    of_images, of_texts = (F.normalize(each, dim=-1) @ vocabulary.T for each in (mapped.mean(1), text))
+    expected.scaled("scores_v", of_images)
+    expected.scaled("scores_t", of_texts)
+    log_prior = alignment.prior(expected["word_counts"][:, 0])
+    assigned = [alignment.sharpened(each.detach(), log_prior) for each in (of_images, of_texts)]
+    expected.scaled("q_v", assigned[0])
+    expected.scaled("q_t", assigned[1])
+    loss = alignment.assignment_loss(of_images, of_texts, *assigned)
+    expected.relative("loss", loss.detach(), within=1e-5)
+    loss.backward()
+    for key in ("weight", "bias"):
+        expected.relative(f"grad.img_projection.{key}", method.linear_1.get_parameter(key).grad)
+    expected.relative("grad.visual", visual.grad)
+    expected.relative("grad.text", text.grad)
+
+
+def test_vlap_sinkhorn() -> None:
+    """The transport plan of all samples to words, by the branch of the published code that its training never takes."""
+    settings, expected = published.case("vlap_sinkhorn3d")
+    assert settings["sinkhorn_iterations"] == alignment.ITERATIONS
+    log_prior = alignment.prior(expected["word_counts"][:, 0])
+    plan = alignment.sinkhorn(expected["scores"].flatten(0, 1), log_prior, settings["epsilon"])
+    expected.scaled("q", plan)
+    torch.testing.assert_close(plan.sum(-1), torch.ones(len(plan)))
