@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapt.data.looking import Looked
     from adapt.data.readers.published import Published
     from adapt.data.split import Split
+    from adapt.models.chatting import ChatModel
 
 
 @click.group()
@@ -251,11 +252,7 @@ def match(
     check_writable(out)
     split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
-    if not Path(split.root).is_dir():
-        raise AdaptError(
-            f"the images of {shown(split.name)} are not files in a folder, so a CSV cannot contain their paths: give a "
-            "data set of image files"
-        )
+    _check_files(split)
     items = [item for item in getattr(split, part) if item.path]
     if not items:
         raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
@@ -278,6 +275,90 @@ def match(
     ]
     write_csv(out, rows)
     click.echo(f"{out}  {len(rows):,} pairs of {len(items):,} images; their root is {split.root}")
+
+
+@data.command("filter")
+@_source
+@click.option("--backbone", help="Native vision-language model that reads the answers (see `adapt backbones`).")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter of the model that reads the answers.")
+@click.option("--keep", type=click.FloatRange(0, 1, min_open=True), required=True, help="Share of training items kept.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSONL file of conversations to write.")
+@common.device
+def filter_by_perplexity(
+    source: str, folder: str | None, root: str | None, backbone: str | None, adapter: Path | None, keep: float,
+    out: Path, device: str,
+) -> None:  # fmt: skip
+    """Write the training items of SOURCE whose answers a model finds least surprising, and all of val and test.
+
+    SOURCE has conversations, questions or classes of images; the model is a native vision-language model. The file has
+    a row for each conversation, with its perplexity, and is read by --data. Paths are relative to the root folder.
+
+    \b
+    Example:
+      adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.data.readers import load as read
+    from adapt.disk import check_writable, write_text
+    from adapt.plain import dump
+    from adapt.progress import counting_bar
+
+    check_writable(out)
+    if backbone is None and adapter is None:
+        raise AdaptError("no model is given to read the answers: give --backbone, --adapter, or both")
+    split = read(source, _root(folder, root))
+    _check_files(split)
+    with quiet_libraries():
+        from adapt.evaluation import perplexity
+        from adapt.evaluation.inference import Inference
+
+        perplexity.check_ranked(split)
+        model = _reading_model(adapter, backbone, device)
+        with counting_bar("reading", True) as bar:
+            values = perplexity.perplexities(model, split.train, Inference(cache=False, progress=bar))
+        kept = perplexity.lowest(values, keep)
+        parts = {part: getattr(split, part) for part in common.PARTS} | {"train": [split.train[row] for row in kept]}
+        question = model.backbone.question
+        rows = [
+            row for part, items in parts.items() for row in perplexity.rows_of_chats(items, part, split.root, question)
+        ]
+    for row, place in zip(rows, kept):
+        row["perplexity"] = values[place]
+    write_text(out, "".join(f"{dump(row)}\n" for row in rows))
+    most = max(values[place] for place in kept)
+    click.echo(
+        f"{out}  {len(kept):,} of {len(values):,} training items, of perplexity up to {most:.3g}; the root of their "
+        f"images is {split.root}"
+    )
+
+
+def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatModel:
+    """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
+    from adapt.backbones.load import load_backbone
+    from adapt.loading import load
+    from adapt.methods.zero_shot import ZeroShot
+    from adapt.models.chatting import ChatModel
+    from adapt.models.wrap import wrap
+
+    if adapter is not None:
+        model = load(adapter, common.given_backbone(name, device), device=device)
+    else:
+        model = wrap(load_backbone(str(name), device), ZeroShot(), ())
+    if not isinstance(model, ChatModel):
+        raise AdaptError(
+            f"{model.backbone.describe()} is a {model.backbone.kind}, which reads no conversations: give a native "
+            "vision-language model, such as mini-vlm"
+        )
+    return model
+
+
+def _check_files(split: Split) -> None:
+    """Raise AdaptError if images of a data set are not files in a folder, so that a list could not name them."""
+    if not Path(split.root).is_dir():
+        raise AdaptError(
+            f"the images of {shown(split.name)} are not files in a folder, so a list cannot contain their paths: give "
+            "a data set of image files"
+        )
 
 
 COMMANDS = {"data": data}

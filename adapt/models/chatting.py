@@ -74,6 +74,14 @@ class ChatStep(Step):
         return F.cross_entropy(self.answer_logits.float(), self.targets)
 
     @property
+    def perplexities(self) -> Tensor:
+        """The perplexity of the learned answers of each conversation `(b,)`, by the mean over their tokens."""
+        learned = self.rows.answers[:, 1:]
+        losses = F.cross_entropy(self.answer_logits.float(), self.targets, reduction="none")
+        by_token = torch.zeros(learned.shape, device=losses.device).masked_scatter(learned, losses)
+        return (by_token.sum(-1) / learned.sum(-1)).exp()
+
+    @property
     def right(self) -> Tensor:
         """Whether the model predicts every token of the answers of each conversation `(b,)`."""
         learned = self.rows.answers[:, 1:]
