@@ -1,14 +1,14 @@
 """Edits: the changes that a method can make to a tower (a transformer stack of the backbone), as data.
 
-Only `adapt.engine` applies edits. The modules of edits must act on each token `(..., d)` independently: the fast paths
-pass them only the tokens that matter, and the tokens of several classes together.
+Only `adapt.engine` applies edits. Except in `After`, the modules of edits must act on each token `(..., d)`
+independently: the fast paths pass them only the tokens that matter, and the tokens of several classes together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -102,6 +102,17 @@ class Bypass:
 
 
 @dataclass(frozen=True)
+class After:
+    """An edit that runs `module` between the last block of a vision tower and the tower's final norm.
+
+    The module maps all tokens `(b, l, d)` of the images, without learned tokens, to tokens of the same shape.
+    """
+
+    module: nn.Module
+    block: ClassVar[None] = None  # it acts outside the blocks
+
+
+@dataclass(frozen=True)
 class LowRank:
     """An edit that adds a low-rank update to one linear layer of a decoder block, with separate factors for each image.
 
@@ -117,4 +128,4 @@ class LowRank:
     scale: float
 
 
-Edit = Tokens | Replace | Attention | Parallel | Bypass | LowRank
+Edit = Tokens | Replace | Attention | Parallel | Bypass | After | LowRank

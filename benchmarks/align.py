@@ -1,4 +1,4 @@
-"""Losses that draw the projector's visual tokens to words (CG-VLM, VLAP): answers after little training."""
+"""Losses beside that of the answers, for the projector (CG-VLM, VLAP, OLA-VLM): answers after little training."""
 
 from __future__ import annotations
 
@@ -22,35 +22,36 @@ from benchmarks.measure import Row
 DATA = "emoji-questions"
 SEEDS = (1, 2, 3)
 TRAININGS = {"all questions, 2 epochs": (1, 2), "a tenth of them, 20 epochs": (10, 20)}  # one in so many, epochs
-LOSSES: dict[str, dict[str, Any]] = {
-    "answers alone": {},
-    "words (CG-VLM)": {"align": "words"},
-    "assignment (VLAP)": {"align": "assignment"},
-    "assignment by softmax (VLAP's code)": {"align": "assignment", "transport": "softmax"},
+LOSSES: dict[str, tuple[str, dict[str, Any]]] = {  # a recipe and settings
+    "answers alone": ("projector", {}),
+    "words (CG-VLM)": ("projector", {"align": "words"}),
+    "assignment (VLAP)": ("projector", {"align": "assignment"}),
+    "assignment by softmax (VLAP's code)": ("projector", {"align": "assignment", "transport": "softmax"}),
+    "features of mini-clip-half (OLA-VLM)": ("ola_vlm", {}),
 }
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report how many questions of the test are answered right, for each loss and two trainings of equal length."""
-    for case, settings in LOSSES.items():
+    for case, (recipe, settings) in LOSSES.items():
         figures = {}
         for training, (one_in, epochs) in TRAININGS.items():
             rights = list[Tensor]()
             for seed in SEEDS:
                 progress(f"{case}: {training}, seed {seed}")
-                rights.append(_right(settings, one_in, epochs, seed))
+                rights.append(_right(recipe, settings, one_in, epochs, seed))
             figures[training] = f"{training}: {per_cent(rights)}"
         yield row_of(case, figures)
 
 
-def _right(settings: dict[str, Any], one_in: int, epochs: int, seed: int) -> Tensor:
+def _right(name: str, settings: dict[str, Any], one_in: int, epochs: int, seed: int) -> Tensor:
     split = drawings(DATA)
     changes = [
         ("seed", seed),
         ("train.epochs", epochs),
         *((f"method.{name}", value) for name, value in settings.items()),
     ]
-    recipe = read_recipe("projector", changes, DATA)
+    recipe = read_recipe(name, changes, DATA)
     model = cast("SpeakingModel", build(recipe, split.class_names, adapt.load_backbone("mini-clip+mini-lm")))
     known = Random(seed).sample(split.train, len(split.train) // one_in)
     train(training_of(recipe, model, replace(split, train=tuple(known), val=(), test=())), None)

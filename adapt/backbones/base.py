@@ -44,6 +44,7 @@ class Backbone:
     """
 
     kind: ClassVar[str]  # such as dual encoder; methods name the kinds that they serve
+    instead: ClassVar[str] = "use another method or another backbone"  # advice where a method does not serve the kind
     quantization: str | None = None  # nf4 or int8, if the linears in its blocks are quantised
 
     def __init__(

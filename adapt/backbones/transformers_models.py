@@ -59,8 +59,8 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
         family.check_libraries(config.model_type)
         classes = family.model_types[config.model_type]
         named = next((each for each in classes if each in (config.architectures or ())), classes[-1])
-        kind = getattr(transformers, named)
-        model = whole(kind, source) if tensors else kind(config)
+        kind: Any = family.model_class(named)
+        model = whole(kind, source, exact=family.exact) if tensors else kind(config)
         processor = _processor(source, family.whole_processor)
     return build(model.eval(), processor, name)
 
@@ -76,10 +76,11 @@ def _processor(source: str, whole: bool) -> Any:
     return SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
 
 
-def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
+def whole(kind: Any, source: str, *, exact: bool = False, **options: object) -> PreTrainedModel:
     """Load and return the transformers model of class `kind` from `source`, after checking that no weight is missing.
 
-    Raises AdaptError for a missing tensor, which transformers would fill with random values.
+    Raises AdaptError for a missing tensor, which transformers would fill with random values, and, if `exact`, for a
+    tensor that the model has no place for.
     """
     native = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
     model, report = kind.from_pretrained(source, **native, **options)
@@ -87,6 +88,11 @@ def whole(kind: Any, source: str, **options: object) -> PreTrainedModel:
         raise AdaptError(
             f"{source} lacks {len(missing)} of its tensors, such as {missing[0]}, so configuration and weights belong "
             "to different models. Fetch the model again"
+        )
+    if exact and (surplus := sorted(report["unexpected_keys"])):
+        raise AdaptError(
+            f"{source} has tensors that do not belong to its configuration, such as {surplus[0]}, so configuration and "
+            "weights belong to different models. Fetch the model again"
         )
     loaded: PreTrainedModel = model
     return loaded

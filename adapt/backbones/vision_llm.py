@@ -33,10 +33,26 @@ class Vision:
     tower: Tower
     preprocess: Preprocess
     encode: Callable[[Tensor], object]  # runs the tower over images (b, 3, h, w)
+    patch_block: int = -2  # the block whose output a language model reads, unless told otherwise
 
     @classmethod
-    def of(cls, encoder: DualEncoder) -> Vision:
-        return cls(encoder.model, encoder.tower("vision"), encoder.preprocess, encoder.encode_image)
+    def of(cls, encoder: DualEncoder | Eyes) -> Vision:
+        read = -1 if isinstance(encoder, Eyes) else -2
+        return cls(encoder.model, encoder.tower("vision"), encoder.preprocess, encoder.encode_image, read)
+
+
+class Eyes(Backbone):
+    """A vision model whose last block is made for a language model, such as BLIP-2's with its Q-Former.
+
+    No method serves the eyes alone; the combination with a language model is a `VisionLLM`.
+    """
+
+    kind = "vision model"
+    instead = "name a language model behind it, VISION+LLM"
+
+    def __init__(self, *, encode_image: Callable[[Tensor], Tensor], **parts: Any) -> None:
+        super().__init__(**parts)
+        self.encode_image = encode_image  # (b, 3, h, w) -> (b, l, d)
 
 
 class VisionLLM(Backbone):
@@ -44,25 +60,29 @@ class VisionLLM(Backbone):
 
     `prompt` contains {} for the question and <image> for the image. The default prompt is made from the tokenizer's
     chat template, or is `question: ... answer:` if the tokenizer has no template. `patch_block` is the index of the
-    vision block whose output gives the patch features, as in LLaVA.
+    vision block whose output gives the patch features; by default the last but one, as in LLaVA, and the last of
+    `Eyes`.
     """
 
     kind = "vision LLM"
 
     def __init__(
         self,
-        vision: Vision | DualEncoder,
+        vision: Vision | DualEncoder | Eyes,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
         name: str | None = None,
         prompt: str | None = None,
-        patch_block: int = -2,
+        patch_block: int | None = None,
     ) -> None:
         own = vision._eval_transform if isinstance(vision, DualEncoder) else None
-        vision = Vision.of(vision) if isinstance(vision, DualEncoder) else vision
-        if vision.tower.form.pooling not in ("class", "mean", "map"):
-            raise AdaptError(f"the vision tower has {vision.tower.form.pooling!r} pooling; expected class, mean or map")
+        vision = vision if isinstance(vision, Vision) else Vision.of(vision)
+        if vision.tower.form.pooling not in ("class", "mean", "map", "none"):
+            raise AdaptError(
+                f"the vision tower has {vision.tower.form.pooling!r} pooling; expected class, mean, map or none"
+            )
+        patch_block = vision.patch_block if patch_block is None else patch_block
         blocks = len(vision.tower.blocks)
         if not -blocks <= patch_block < blocks:
             raise AdaptError(f"patch_block is {patch_block}, but the vision tower has only {blocks} blocks")

@@ -68,7 +68,6 @@ def _edited(
     inside = _once(model, partial(_inside_blocks, tower, planned, prompts, merge))
     with ExitStack() as stack:
         stack.enter_context(inside())
-        stack.enter_context(tokens.entered(tower, planned, prompts))
         stack.enter_context(_outer(tower, planned))
         for index, module in planned.bypassed.items():
             block = tower.blocks[index]
@@ -77,6 +76,12 @@ def _edited(
             if "block" in beside:
                 block = tower.blocks[index]
                 stack.enter_context(block.module.register_forward_hook(partial(_join_block, block, beside["block"])))
+        # hooks run in this order: what is added beside the last block, learned tokens cut off, the module after it
+        stack.enter_context(tokens.entered(tower, planned, prompts))
+        if planned.after is not None:
+            last = tower.blocks[-1]
+            behind = tokens.oriented(last, planned.after)
+            stack.enter_context(last.module.register_forward_hook(lambda module, inputs, output: behind(output)))
         if checkpointing:
             for block in tower.blocks:
                 stack.enter_context(_checkpointed(block.module, inside))

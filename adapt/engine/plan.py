@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from adapt.backbones.tower import NORMS, Tower
-from adapt.edits import Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
+from adapt.edits import After, Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
 from adapt.errors import AdaptError, nearest
 
 _TAKES_TOKENS = ("text", "vision", "decoder")
@@ -26,11 +26,14 @@ class Plan:
     bypassed: dict[int, nn.Module] = field(default_factory=dict)
     low_rank: dict[int, dict[str, LowRank]] = field(default_factory=dict)
     outer: dict[str, nn.Module] = field(default_factory=dict)  # in place of the tower's own norms and projection
+    after: nn.Module | None = None  # between the last block and the final norm
 
     @property
     def modules(self) -> Iterator[nn.Module]:
-        """All modules that the edits add to the tower: replacements, parallel branches and bypasses."""
+        """All modules that the edits add to the tower: replacements, parallel branches, bypasses and the one after."""
         yield from (*self.bypassed.values(), *self.outer.values())
+        if self.after is not None:
+            yield self.after
         for modules in self.replaced.values():
             yield from modules.values()
         for edits in self.parallel.values():
@@ -72,6 +75,10 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
             _claim(sorted_out.low_rank.setdefault(edit.block, {}), edit.site, edit, place)
         elif isinstance(edit, Bypass):
             _claim(sorted_out.bypassed, edit.block, edit.module, place)
+        elif isinstance(edit, After):
+            if sorted_out.after is not None:
+                raise AdaptError(f"two edits add a module after the blocks of {place}: keep one")
+            sorted_out.after = edit.module
         elif edit.block is not None:
             _claim(sorted_out.overwriting, edit.block, edit, place)
         elif sorted_out.entering is not None:
@@ -99,6 +106,8 @@ def _place(tower: Tower, edit: Edit) -> str:
         tower.check_takes_tokens()
     if isinstance(edit, LowRank) and tower.name != "decoder":
         raise AdaptError(f"low-rank updates of each image require a decoder, and cannot be applied to {where}")
+    if isinstance(edit, After) and (tower.name != "vision" or tower.form.pooling == "none"):
+        raise AdaptError(f"After requires a vision tower that pools its tokens, and cannot be applied to {where}")
     if edit.block is None:
         return _named(kind, edit.part, tower.parts, where) if isinstance(edit, Replace) else where
     if not 0 <= edit.block < len(tower.blocks):

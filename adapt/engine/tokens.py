@@ -63,15 +63,15 @@ def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
         return
     yield _before(tower.blocks[0], appended) if tower.pre_norm is None else _change_input(tower.pre_norm, appended)
     last = tower.blocks[-1]
-    cut = _oriented(last, lambda x: x[:, :-count])
+    cut = oriented(last, lambda x: x[:, :-count])
     yield last.module.register_forward_hook(lambda module, inputs, output: cut(output))
 
 
 def _before(block: Block, change: Change) -> RemovableHandle:
-    return _change_input(block.module, _oriented(block, change))
+    return _change_input(block.module, oriented(block, change))
 
 
-def _oriented(block: Block, change: Change) -> Change:
+def oriented(block: Block, change: Change) -> Change:
     """Return `change`, a function of tokens `(b, l, d)`, adapted to the layout of `block`, such as `(l, b, d)`."""
     return change if block.batch_first else lambda x: change(x.transpose(0, 1)).transpose(0, 1)
 

@@ -87,12 +87,13 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
 
 
 def tokens(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Return the output of the last block `(b, l, d)` for all tokens of images `(b, 3, h, w)`, with `edits`."""
+    """Return the last block's output `(b, l, d)` for images `(b, 3, h, w)`, with `edits`, without learned tokens."""
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
     with frozen(backbone.model):
         x = entered(tower, planned, images)
-        return _through(backbone.model, tower, planned, 0, x, checkpointing, whole=True)
+        x = _through(backbone.model, tower, planned, 0, x, checkpointing, whole=True)
+    return x if planned.entering is None else x[:, : -planned.entering.values.shape[-2]]
 
 
 def encode_from(
@@ -129,7 +130,9 @@ def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
 def _first_edited(tower: Tower, planned: Plan) -> int:
     if planned.entering is not None or "pre_norm" in planned.outer:
         return 0
-    inside = (*planned.replaced, *planned.attention, *planned.parallel, *planned.bypassed)
+    inside = [*planned.replaced, *planned.attention, *planned.parallel, *planned.bypassed]
+    if planned.after is not None:  # the last block then computes all tokens
+        inside.append(len(tower.blocks) - 1)
     return min(inside, default=len(tower.blocks))
 
 
@@ -164,15 +167,16 @@ def _through(
 ) -> Tensor:
     """Return tokens `x` `(b, l, d)` after all blocks from number `first` on, or up to the block before `until`.
 
-    Without `whole`, the last block computes only the class token where that alone is pooled.
+    Without `whole`, the last block computes only the class token where that alone is read.
     """
+    one_row = tower.form.pooling == "class" and planned.after is None and not whole
     learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
         if index in planned.overwriting:
             values = planned.overwriting[index].values
             x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
-        rows = CLASS_ROW if index == last and tower.form.pooling == "class" and not whole else None
+        rows = CLASS_ROW if index == last and one_row else None
         if index in planned.bypassed:
             x = planned.bypassed[index](x if rows is None else x[:, rows])
             continue
@@ -197,8 +201,10 @@ def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tenso
 def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
     """Return image features `(b, e)`, pooled from the output of the last block without the learned tokens."""
     parts = _parts(tower)
-    if planned.entering is not None and tower.form.pooling != "class":
+    if planned.entering is not None and (tower.form.pooling != "class" or planned.after is not None):
         x = x[:, : -planned.entering.values.shape[-2]]
+    if planned.after is not None:
+        x = planned.after(x)
     norm = planned.outer.get("final_norm", tower.final_norm)
     assert norm is not None  # every mapped vision tower has one
     features: Tensor = planned.outer.get("projection", parts.project)(parts.read(x, norm))

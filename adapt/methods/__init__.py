@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.knn import KNN as KNN
     from adapt.methods.lda import LDA as LDA
     from adapt.methods.linear_probe import LinearProbe as LinearProbe
+    from adapt.methods.lm4visual import LM4Visual as LM4Visual
     from adapt.methods.ln_tuning import LNTuning as LNTuning
     from adapt.methods.locality import Locality as Locality
     from adapt.methods.lora import LoRA as LoRA
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.mrl import MRL as MRL
     from adapt.methods.nearest_mean import NearestMean as NearestMean
     from adapt.methods.ogen import OGEN as OGEN
+    from adapt.methods.ola_vlm import OLAVLM as OLAVLM
     from adapt.methods.prograd import ProGrad as ProGrad
     from adapt.methods.projector import Projector as Projector
     from adapt.methods.prolip import ProLIP as ProLIP

@@ -34,6 +34,7 @@ from adapt.backbones.tower import Tower, TowerName
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
+from adapt.methods.base.aside import LearnsAside
 from adapt.methods.base.traits import Reports
 from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections
 
@@ -60,8 +61,11 @@ class LocalityConfig(PlainLoRAConfig):
         return towers
 
 
-class Locality(LoRA[ImageStep], Reports):
-    """LoRA of the vision tower, `vision.BLOCK.PROJECTION.lora_A` and `lora_B`; decoders are not in adapters."""
+class Locality(LearnsAside, LoRA[ImageStep], Reports):
+    """LoRA of the vision tower, `vision.BLOCK.PROJECTION.lora_A` and `lora_B`.
+
+    Two decoders are set aside: `locality` of the adapted tower's tokens, and `control` of the frozen tower's.
+    """
 
     name = "locality"
     title = "Locality alignment by MaskEmbed (Covert et al., ICLR 2025), by LoRA"
@@ -87,9 +91,7 @@ class Locality(LoRA[ImageStep], Reports):
         self._patches = (
             isqrt(self._tokens) ** 2
         )  # images are square; class token and registers stand before the patches
-        # in a list, so that their tensors are neither parameters nor state of the method; `_apply` moves them
-        self._rebuilders = [nn.ModuleDict({name: self._rebuilder(tower) for name in ("locality", "control")})]
-        self._rebuilders[0].to(backbone.device)
+        self.set_aside({name: self._rebuilder(tower) for name in ("locality", "control")}, backbone.device)
         self.register_buffer("_scale", torch.zeros((), device=backbone.device), persistent=False)
 
     def _rebuilder(self, tower: Tower) -> Rebuilder:
@@ -97,21 +99,8 @@ class Locality(LoRA[ImageStep], Reports):
         heads = max(each for each in range(1, tower.heads + 1) if width % each == 0)
         return Rebuilder(tower.width, self._tokens, width, heads, self.config.decoder_layers, lambda: deepcopy(act))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Locality:
-        if "_rebuilders" in vars(self):
-            self.rebuilders._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
-    @property
-    def rebuilders(self) -> nn.ModuleDict:
-        """The decoder of the adapted tower's tokens, `locality`, and that of the frozen tower's, `control`."""
-        return self._rebuilders[0]
-
-    def trains(self) -> Iterable[nn.Parameter]:
-        return [*self.parameters(), *self.rebuilders.parameters()]
-
     def training_state(self) -> dict[str, Tensor]:
-        return {"scale": self._scale} | self.rebuilders.state_dict()
+        return {"scale": self._scale} | super().training_state()
 
     def loss(self, step: ImageStep) -> Terms:
         """Return the mean squared error of the rebuilt tokens, from adapted and from frozen tokens.
@@ -127,8 +116,7 @@ class Locality(LoRA[ImageStep], Reports):
         frozen, targets = self.targets(step, masks)
         tokens = {"locality": step.model.vision_tokens(step.images), "control": frozen}
         return {
-            name: F.mse_loss(self.rebuilders[name](each.float(), self.seen(masks)), targets)
-            for name, each in tokens.items()
+            name: F.mse_loss(self.aside[name](each.float(), self.seen(masks)), targets) for name, each in tokens.items()
         }
 
     @torch.no_grad()

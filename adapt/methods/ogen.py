@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
+from adapt.methods.base.aside import LearnsAside
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.prompts import Prompt, check_class_names, of_classes
 
@@ -58,7 +60,7 @@ class OGENConfig(CoOpConfig):
         return self
 
 
-class OGEN(CoOp):
+class OGEN(LearnsAside, CoOp):
     """CoOp with generated features. `OGEN()` trains `ctx` `(n_ctx, d)` and a generator that is not in adapters."""
 
     name = "ogen"
@@ -81,8 +83,7 @@ class OGEN(CoOp):
         if size % self.config.heads:
             raise AdaptError(f"ogen: heads is {self.config.heads}; expected a divisor of {size}, the size of a feature")
         self._unknown = self._unknown_prompts(backbone, class_names)
-        # in a list, so that its tensors are neither parameters nor state of the method; `_apply` moves them
-        self._generator = [Generator(size, self.config.heads, self.config.dropout).to(device)]
+        self.set_aside({"generator": Generator(size, self.config.heads, self.config.dropout)}, device)
         self._k = min(self.config.neighbours, len(class_names) - 1, len(self._unknown) or len(class_names))
         buffers = {"_mean": torch.zeros(len(class_names), size), "_spread": torch.zeros(len(class_names), size)}
         buffers["_near"] = torch.zeros(len(class_names), self._k, dtype=torch.long)
@@ -101,20 +102,12 @@ class OGEN(CoOp):
         prompts = of_classes(backbone.tokenizer, names, lambda name: self.prompts(backbone.tokenizer, name))
         return [prompt for own in prompts for prompt in own]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OGEN:
-        self.generator._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
     @property
     def generator(self) -> Generator:
-        return self._generator[0]
-
-    def trains(self) -> Iterable[nn.Parameter]:
-        return [*self.parameters(), *self.generator.parameters()]
+        return cast("Generator", self.aside["generator"])
 
     def training_state(self) -> dict[str, Tensor]:
-        generator = {f"generator.{key}": value for key, value in self.generator.state_dict().items()}
-        return {"done": self._done, "past": self._past} | generator
+        return {"done": self._done, "past": self._past} | super().training_state()
 
     def prepare(self, training: Training) -> None:
         if training.settings.epochs is None:

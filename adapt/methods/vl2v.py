@@ -19,8 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -28,6 +26,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
+from adapt.methods.base.pixels import Repixelled
 from adapt.methods.base.traits import EncodesImages
 from adapt.methods.zero_shot import Template
 from adapt.shown import one_line
@@ -64,7 +63,8 @@ class VL2V(Method[ImageStep], EncodesImages):
             raise AdaptError(f"vl2v: timm has no model {self.config.student!r}; {nearest(self.config.student, known)}")
         student: Any = timm.create_model(self.config.student, num_classes=0)
         data = resolve_model_data_config(student)
-        self._pixels = _Pixels(backbone.preprocess, data["input_size"][-1], data["mean"], data["std"])
+        wanted = Preprocess(data["input_size"][-1], data["mean"], data["std"])
+        self._pixels = Repixelled(backbone.preprocess, wanted)
         self.student = student.to(backbone.device)
         self.proj_lyr = nn.Linear(student.num_features, backbone.embed_dim).to(backbone.device)
 
@@ -103,21 +103,6 @@ def drawn_to(step: ImageStep, image_share: float) -> Terms:
     to_images = (features * step.frozen_features.float()).sum(-1)
     to_texts = (features * step.class_features.float()[step.labels]).sum(-1)
     return {"images": image_share * (1 - to_images.mean()), "texts": (1 - image_share) * (1 - to_texts.mean())}
-
-
-class _Pixels:
-    """A conversion of pixels `(b, 3, h, w)` from the backbone's to the student's image size and normalisation."""
-
-    def __init__(self, preprocess: Preprocess, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self._size = size
-        scale = [old / new for old, new in zip(preprocess.std, std, strict=True)]
-        shift = [(old - new) / by for old, new, by in zip(preprocess.mean, mean, std, strict=True)]
-        self._scale, self._shift = (torch.tensor(values)[:, None, None] for values in (scale, shift))
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        if pixels.shape[-1] != self._size:
-            pixels = F.interpolate(pixels, (self._size, self._size), mode="bicubic", antialias=True)
-        return pixels * self._scale.to(pixels) + self._shift.to(pixels)
 
 
 def _published_weights(student: str) -> dict[str, Tensor]:

@@ -61,7 +61,7 @@ def _check_kind(method: Method, backbone: Backbone) -> None:
         if backbone.kind not in part.serves:
             raise AdaptError(
                 f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.kind}"
-                ": use another method or another backbone"
+                f": {backbone.instead}"
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.devices import moved
-from adapt.edits import Edit, Replace
+from adapt.edits import After, Edit, Replace
 from adapt.engine import values, vision
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
@@ -124,14 +124,19 @@ class AdaptedModel(TextSide):
 
     def vision_tokens(self, images: Tensor) -> Tensor:
         """Return the last vision block's output `(b, l, d)` for all tokens, computed by the adapted tower."""
-        backbone, edits = self.backbone, self._edits("vision", Context())
+        backbone = self.backbone
+        edits = [edit for edit in self._edits("vision", Context()) if not isinstance(edit, After)]
         images = moved(images, backbone.device).to(backbone.dtype)
         if self._fast_on_images:
             return vision.tokens(backbone, images, edits, self.checkpointing and bool(edits))
         last = f"vision.{len(backbone.tower('vision').blocks) - 1}"
-        with watched(backbone.model, backbone.towers, [last]) as pairs:
-            self._through({"vision": edits}, lambda: backbone.encode_image(images))
-        return pairs[last][1]
+
+        def watch() -> Tensor:  # under the edits, whose hooks then run first
+            with watched(backbone.model, backbone.towers, [last]) as pairs:
+                backbone.encode_image(images)
+            return pairs[last][1]
+
+        return self._through({"vision": edits}, watch)
 
     @property
     def unedited_blocks(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.data.decoding.images import open_image
 from adapt.edits import Edit, Tokens
 from adapt.engine.plan import plan
+from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
@@ -28,11 +29,12 @@ def _of_each(edit: Tokens, images: int) -> Tensor:
 
 
 class _Read(NamedTuple):
-    """Logits `(b, l, v)`, the answers' tokens as targets `(b, l)`, and any learned tokens `(b, k, d)` of the images."""
+    """Logits `(b, l, v)`, the answers' tokens as targets `(b, l)`, and any visual tokens `(b, k, d)` of the images."""
 
     logits: Tensor
     targets: Tensor
     visual: Tensor | None
+    places: Tensor  # a mask `(b, l)` of visual tokens
 
 
 class AnswerStep(Step):
@@ -44,6 +46,14 @@ class AnswerStep(Step):
     def read(self) -> _Read:
         """The logits, the targets and the visual tokens of the batch."""
         return self.model._read(*self.inputs)
+
+    def states(self, blocks: Collection[str]) -> dict[str, Tensor]:
+        """Return the outputs `(b, k, d)` of blocks, such as decoder.3, at the visual tokens, with gradient."""
+        backbone = self.model.backbone
+        with watched(backbone.model, backbone.towers, blocks) as seen:
+            self.read = self.model._read(*self.inputs)
+        images = len(self.answers)
+        return {name: after[self.read.places].unflatten(0, (images, -1)) for name, (_, after) in seen.items()}
 
     @property
     def answers(self) -> Sequence[str]:
@@ -98,7 +108,7 @@ class SpeakingModel(Adapted[VisionLLM]):
                 use_cache=False,
             )
 
-        return _Read(self._through({"decoder": edits}, read).logits, rows.targets, values)
+        return _Read(self._through({"decoder": edits}, read).logits, rows.targets, values, rows.visual)
 
     def _inputs(
         self, images: Tensor, questions: Sequence[str], answers: Sequence[str] | None, left: bool

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.devices import keeping_rng
@@ -117,13 +117,17 @@ def _no_images(backbone: DualEncoder) -> Tensor:
 
 
 def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
-    """Return the bytes that `compute()` saves for the backward pass in training mode, without the model's tensors."""
+    """Return the bytes that `compute()` saves for the backward pass in training mode, without the model's tensors.
+
+    Parameters are never counted, also if they belong to a frozen module that the method holds beside its own tensors.
+    """
     tensors = (*model.backbone.model.parameters(), *model.backbone.model.buffers(), *model.method.state_dict().values())
     own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with _left_as_it_was(model), keeping_rng(model.backbone.device):

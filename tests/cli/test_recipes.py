@@ -51,7 +51,7 @@ def test_as_json(run) -> None:
 
 def test_a_method_with_several_and_none_first(run) -> None:
     lines = run("recipes", "compose").stdout.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["compose/das_lora", "compose/vlora_lora"]
+    assert [line.split()[0] for line in lines[:3]] == ["compose/das_lora", "compose/mblip", "compose/vlora_lora"]
 
 
 def test_a_file_of_ones_own(run, recipe) -> None:

@@ -32,7 +32,7 @@ _SPACE = {"backbone": "old", "fingerprint": "0", "reading": "{}", "size": 7}
 _OF_THESE_CLASSES["xbt"] = {"old": "old", "hidden": 5, "space": _SPACE}
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
 _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src", "svlc")
-_IN_VISION_BLOCKS += ("clippings", "ctp_tft", "locality", "modx", "vl2v", "vl2v_sd", "xbt")
+_IN_VISION_BLOCKS += ("clippings", "ctp_tft", "lm4visual", "locality", "modx", "vl2v", "vl2v_sd", "xbt")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 # by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside; in
 # tests/backbones, since it adapts no CLIP
@@ -44,7 +44,8 @@ _BY_NO_STEP += ("anovl", "knn", "lda", "nearest_mean", "xbt")
 _ON_FEATURES = ("clap", "clip_adapter", "close", "mrl", "task_res", "tip_adapter/trained")  # which edit no tower
 _WITHOUT_PROMPTS = ("clap", "close", "knn", "lda", "linear_probe", "nearest_mean", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uniqa"))  # which takes numbers to learn
-TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in (*_ON_FEATURES, "vl2v"))
+_OUTSIDE_BLOCKS = (*_ON_FEATURES, "lm4visual", "vl2v")
+TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in _OUTSIDE_BLOCKS)
 ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
 KINDS = tuple(tiny_backbones.KINDS)
 CLIPS = ("open_clip", "hf_clip")

@@ -8,13 +8,14 @@ import pytest
 import tiny_backbones
 import tiny_fusion
 import tiny_llms
+import tiny_natives
 import torch
 from checks import assert_untouched, snapshot
 from torch import nn
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.edits import Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
+from adapt.edits import After, Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
 from adapt.engine.plan import plan
 from adapt.engine.text import FastText, PlainText
 from adapt.prompts import Prompt
@@ -42,6 +43,17 @@ def test_parts_of_the_tower_itself_are_claimed_once() -> None:
     assert plan(TOWER, edits).outer == {"projection": LINEAR, "final_norm": LINEAR}
     with pytest.raises(AdaptError, match="the same kind change projection of the text tower"):
         plan(TOWER, [edits[0], edits[0]])
+
+
+def test_one_module_comes_after_the_blocks_of_a_tower_that_pools() -> None:
+    vision = tiny_backbones.backbone("open_clip").tower("vision")
+    asked = plan(vision, [After(LINEAR)])
+    assert asked.after is LINEAR
+    assert list(asked.modules) == [LINEAR]
+    with pytest.raises(AdaptError, match="two edits add a module after the blocks of the vision tower: keep one"):
+        plan(vision, [After(LINEAR), After(LINEAR)])
+    with pytest.raises(AdaptError, match="After requires a vision tower that pools its tokens"):
+        plan(tiny_natives.dual_encoder().tower("vision"), [After(LINEAR)])
 
 
 def test_a_norm_that_stands_behind_its_site_cannot_be_read() -> None:
@@ -75,6 +87,7 @@ MISSING = [
         f"'pre_norm', which {TEXT} does not have; .*Valid: final_norm, projection",
     ),
     (LowRank(0, "q", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0), "require a decoder, and cannot be applied"),
+    (After(LINEAR), f"After requires a vision tower that pools its tokens, and cannot be applied to {TEXT}"),
 ]
 
 

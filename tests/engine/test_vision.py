@@ -6,6 +6,7 @@ from typing import Any
 
 import open_clip
 import pytest
+import tiny_backbones
 import torch
 import torch.nn.functional as F
 from checks import Fault, assert_untouched, flag, scaled, snapshot
@@ -14,13 +15,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.edits import Attention, Bypass, Edit, Parallel, Replace, Tokens
+from adapt.edits import After, Attention, Bypass, Edit, Parallel, Replace, Tokens
 from adapt.engine import vision
 from adapt.engine.hooks import run
 from adapt.methods import LoRA, ZeroShot
 
 LAST = {"open_clip": 2, "hf_clip": 2, "open_clip_timm": 1, "hf_siglip": 1}  # block
 NAMES = ("goldfish", "red panda")
+
+
+class Mixing(nn.Module):
+    """Each token gets what a linear map makes of the mean of all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = x + self.linear(x.mean(1, keepdim=True))
+        return mixed
 
 
 def edits(kind: str, width: int, last: int) -> list[Edit]:
@@ -50,6 +63,9 @@ def edits(kind: str, width: int, last: int) -> list[Edit]:
         "skipped blocks": [Bypass(0, linear()), Bypass(last, linear())],
         "attention": [Tokens(values(2)), Attention(0, _doubled), Attention(last, _doubled)],
         "outside": [Replace(None, "final_norm", norm())],
+        "after the blocks": [After(Mixing(width))],
+        "after learned tokens": [After(Mixing(width)), Tokens(values(2)), Parallel(last, "block", linear())],
+        "after a skipped block": [Bypass(last, linear()), After(Mixing(width)), Replace(None, "final_norm", norm())],
     }
     return kinds[kind]
 
@@ -63,7 +79,7 @@ def _doubled(scores: Tensor, learned_queries: Tensor, learned_keys: Tensor) -> T
 
 KINDS = (
     "none", "tokens", "tokens of an image", "projections", "the MLP", "norms", "beside sites", "beside blocks",
-    "skipped blocks", "attention", "outside",
+    "skipped blocks", "attention", "outside", "after the blocks", "after learned tokens", "after a skipped block",
 )  # fmt: skip
 
 
@@ -91,6 +107,28 @@ def test_both_paths_agree(kind: str, backbone: Backbone, request: pytest.Fixture
         assert all(scaled(one, other) < 1e-5 for one, other in zip(again, gradients, strict=True))
     unedited = backbone.encode_image(noise())
     assert kind == "none" or scaled(expected, unedited) > 1e-4
+
+
+def test_a_module_after_the_blocks_gets_all_tokens_and_begins_where_they_are_complete(open_clip: Backbone) -> None:
+    tower, seen = open_clip.tower("vision"), list[Tensor]()
+    mixing = Mixing(tower.width)
+    mixing.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    expected = vision.encode(open_clip, noise(), [After(mixing)])
+    tokens = vision.tokens(open_clip, noise(), [After(mixing)])
+    assert torch.equal(tokens, vision.tokens(open_clip, noise(), []))  # those before the module
+    assert [scaled(each, tokens) < 1e-6 for each in seen] == [True]
+    begun = vision.first_edited(tower, [After(mixing)])
+    assert begun == LAST["open_clip"]
+    inputs = vision.block_inputs(open_clip, begun, noise())
+    assert scaled(vision.encode_from(open_clip, begun, inputs, [After(mixing)]), expected) < 1e-6
+
+
+def test_a_module_after_the_blocks_gets_images_first(open_clip: Backbone) -> None:
+    mixing = Mixing(192)
+    expected = vision.encode(open_clip, noise(), [After(mixing)])
+    turned = tiny_backbones.length_first(open_clip)
+    changes = [(turned.tower("vision"), [After(mixing)])]
+    assert scaled(run(turned.model, changes, lambda: turned.encode_image(noise())), expected) < 1e-5
 
 
 class Products(TorchDispatchMode):

@@ -60,7 +60,7 @@ def test_the_error_is_of_shown_tokens_alone(images: Tensor) -> None:
     """The rebuilt tokens of a mask depend on no token that it hides, nor on the class token."""
     model = model_of()
     method: Any = model.method
-    rebuilder = method.rebuilders["locality"]
+    rebuilder = method.aside["locality"]
     torch.nn.init.normal_(rebuilder.head[1].weight)
     tokens = torch.randn(2, 17, rebuilder.out.out_features, requires_grad=True)
     masks = masks_of(torch.rand(2, 17))
@@ -77,8 +77,8 @@ def test_the_control_learns_but_not_the_tower(images: Tensor) -> None:
     terms = method.loss(step)
     terms["control"].backward()
     assert all(parameter.grad is None for parameter in method.parameters())
-    assert all(parameter.grad is not None for parameter in method.rebuilders["control"].parameters())
-    assert all(parameter.grad is None for parameter in method.rebuilders["locality"].parameters())
+    assert all(parameter.grad is not None for parameter in method.aside["control"].parameters())
+    assert all(parameter.grad is None for parameter in method.aside["locality"].parameters())
 
 
 def test_targets_have_the_spread_one_and_a_resumed_run_keeps_their_scale(images: Tensor) -> None:
@@ -125,3 +125,18 @@ def test_refusals(tmp_path: Path) -> None:
         methods.Locality(towers=("text",))
     with pytest.raises(AdaptError, match="vision"):
         model_of("open_clip_resnet")
+
+
+@pytest.mark.parametrize("other", [{"name": "ivlp", "depth_vision": 2, "depth_text": 2}, {"name": "mma", "dim": 4}])
+def test_all_tokens_beside_other_edits_on_both_paths(other: dict[str, Any], images: Tensor) -> None:
+    """Learned tokens are cut off, and what is added beside the last block is there."""
+    parts = [{"name": "locality", "rank": 2, "decoder_layers": 1, "decoder_width": 12}, other]
+    found = []
+    for fast in (None, False):
+        torch.manual_seed(0)
+        method = methods.Compose(methods=parts)
+        model = perturb(adapt.wrap(tiny_backbones.backbone("open_clip"), method, ("dog", "cat"), fast=fast)).eval()
+        with torch.no_grad():
+            found.append(model.vision_tokens(images))
+    assert found[0].shape[1] == 17
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)

@@ -34,18 +34,13 @@ def language_model(settings: Any, weights: dict[str, Tensor]) -> nn.Module:
         head_dim=settings["dim"] // settings["heads"],
         tie_word_embeddings=False,
     )()
-    names = {
-        "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    }  # fmt: skip
     state = {
         "model.embed_tokens.weight": weights["tok_embeddings.weight"],
         "model.norm.weight": weights["norm.weight"],
         "lm_head.weight": weights["output.weight"],
     }
     for layer in range(settings["layers"]):
-        for theirs, ours in names.items():
+        for theirs, ours in published.OF_LLAMA.items():
             weight = weights[f"layers.{layer}.{theirs}.weight"]
             if theirs in ("attention.wq", "attention.wk"):
                 dim, heads = settings["dim"], settings["heads"]

@@ -76,7 +76,7 @@ def test_maskembed(library: str) -> None:
     settings, expected = published.case("maskembed")
     model = built(library, settings)
     method, step = model.method, ImageStep(model, expected["images"])
-    rebuilder = method.rebuilders["locality"]
+    rebuilder = method.aside["locality"]
     load(rebuilder, expected)
     method._scale.copy_(expected["scale"])
     masks = expected["mask"].bool().unflatten(0, (-1, settings["mask"]["per_image"]))
@@ -98,7 +98,7 @@ def test_gradients_of_the_tower_of_maskembed() -> None:
     settings, expected = published.case("maskembed")
     model = built("open_clip", settings)
     method, step = model.method, ImageStep(model, expected["images"])
-    rebuilder = method.rebuilders["locality"]
+    rebuilder = method.aside["locality"]
     load(rebuilder, expected)
     method._scale.copy_(expected["scale"])
     masks = expected["mask"].bool().unflatten(0, (-1, settings["mask"]["per_image"]))
@@ -113,7 +113,7 @@ def test_the_start_of_maskembed() -> None:
     settings, expected = published.case("maskembed_start")
     model = built("open_clip", settings)
     method, step = model.method, ImageStep(model, expected["images"])
-    rebuilder = method.rebuilders["locality"]
+    rebuilder = method.aside["locality"]
     assert all(not parameter.any() for parameter in rebuilder.head[1].parameters())
     load(rebuilder, expected)
     method._scale.copy_(expected["scale"])

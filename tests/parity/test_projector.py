@@ -1,4 +1,4 @@
-"""Visual tokens of LiMBeR, and VLAP's loss, against the published codes."""
+"""Visual tokens of LiMBeR, and the losses of VLAP and OLA-VLM, against the published codes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adapt import methods
 from adapt.methods.base import Context
+from adapt.methods.ola_vlm import embedding_losses
 from adapt.methods.projector import alignment
 
 
@@ -78,3 +79,19 @@ def test_vlap_sinkhorn() -> None:
     plan = alignment.sinkhorn(expected["scores"].flatten(0, 1), log_prior, settings["epsilon"])
     expected.scaled("q", plan)
     torch.testing.assert_close(plan.sum(-1), torch.ones(len(plan)))
+
+
+def test_ola() -> None:
+    """Both losses and their gradients; the published mask is one of rows for the first, and its mean for the second."""
+    settings, expected = published.case("ola")
+    predicted, scale = expected["predicted"].clone().requires_grad_(), expected["logit_scale"].clone().requires_grad_()
+    regression, contrast = embedding_losses(predicted, expected["target"], scale)
+    mask = expected["mask"].float()
+    first = (regression * mask).mean()
+    second = settings["contrastive_loss_weight"] * contrast.mean() * mask.mean()
+    expected.scaled("smooth_l1", first)
+    expected.scaled("contrastive", second)
+    expected.scaled("loss", first + second)
+    (first + second).backward()
+    expected.relative("grad.predicted", predicted.grad)
+    expected.relative("grad.logit_scale", scale.grad)

@@ -12,6 +12,7 @@ from typing import Any
 import open_clip
 import pytest
 import tiny_backbones
+import tiny_llms
 import tiny_natives
 import torch
 import yaml
@@ -43,6 +44,7 @@ _COOP_TEMPLATES = {
 }
 
 _NATIVE = {"lora/smolvlm": "smolvlm", "lora/qwen_vl": "qwen2_5_vl", "lora/llava": "llava"}  # and their tiny models
+_OF_TWO_MODELS = ("compose/mblip",)
 every_recipe = pytest.mark.parametrize("name", shipped())
 every_data_set = pytest.mark.parametrize("data", sorted(_ELEVEN))
 _WORDS_OF_COMMANDS = ("train", "few-shot", "base-to-new", "cross-dataset", "domain-generalisation")
@@ -88,6 +90,12 @@ def _files_of_ones_own(tmp_path: Path, class_names: tuple[str, ...], monkeypatch
     monkeypatch.chdir(tmp_path)
 
 
+def _of_its_kind(name: str, clip: Backbone) -> Backbone:
+    if name in _OF_TWO_MODELS:
+        return tiny_llms.vision_llm("llama")
+    return tiny_natives.backbone(_NATIVE[name]) if name in _NATIVE else clip
+
+
 @pytest.mark.usefixtures("_files_of_ones_own")
 @on_all_data
 def test_it_builds(
@@ -95,8 +103,7 @@ def test_it_builds(
 ) -> None:
     recipe = read_recipe(name, data=data)
     if not recipe.backbone.removeprefix("embed:").startswith("mini-"):
-        of_family: Backbone = tiny_natives.backbone(_NATIVE[name]) if name in _NATIVE else backbone
-        monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: of_family)
+        monkeypatch.setattr(run_recipe, "load_backbone", lambda *_: _of_its_kind(name, backbone))
     model = run_recipe.build(recipe, class_names)
     assert model.method.name == recipe.method["name"]
     assert (recipe.train is not None) == model.method.takes_steps

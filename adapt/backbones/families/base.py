@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from adapt.backbones.base import Backbone
 
@@ -21,8 +22,18 @@ class Family:
     """The types of transformers models that it builds (`config.model_type`), each with the classes of its weights; the
     first class that a checkpoint names is taken, else the last."""
 
+    exact: ClassVar[bool] = False
+    """Whether a tensor that the model has no place for is refused, not only one that a checkpoint lacks."""
+
     whole_processor: ClassVar[bool] = False
     """Whether these models need transformers' own processor, which joins text and images, not only its two parts."""
+
+    def model_class(self, name: str) -> type[PreTrainedModel]:
+        """Return the class that reads weights of the class `name`, by default transformers' class of that name."""
+        import transformers
+
+        found: type[PreTrainedModel] = getattr(transformers, name)
+        return found
 
     def check_libraries(self, model_type: str) -> None:
         """Raise AdaptError if a library is missing that models of this type need."""

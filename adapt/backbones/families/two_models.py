@@ -39,30 +39,51 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     """Return a vision LLM that combines the vision tower of `encoder` with the causal language model `spec`.
 
     `spec` is hf:NAME, a folder or mini-lm. The language model keeps the precision of its checkpoint, except that fp16
-    becomes fp32 on the CPU, where fp16 is slow. Raises AdaptError if `encoder` is not a CLIP or SigLIP, or if the
-    language model cannot be loaded.
+    becomes fp32 on the CPU, where fp16 is slow. Raises AdaptError if `encoder` is neither a CLIP or SigLIP nor
+    BLIP-2's eyes, or if the language model cannot be loaded.
     """
     import torch
 
     from adapt.backbones.base import DualEncoder
-    from adapt.backbones.vision_llm import VisionLLM
+    from adapt.backbones.vision_llm import Eyes, VisionLLM
 
-    if not isinstance(encoder, DualEncoder):
-        raise AdaptError(f"{encoder.describe()} is a {encoder.kind}; expected a CLIP or SigLIP for a language model")
-    llm, tokenizer = _language_model(spec)
+    if not isinstance(encoder, DualEncoder | Eyes):
+        raise AdaptError(
+            f"{encoder.describe()} is a {encoder.kind}; expected a CLIP or SigLIP for a language model, or the eyes of "
+            "BLIP-2"
+        )
+    llm, tokenizer = language_model(spec), _tokenizer(spec)
     if device.type == "cpu" and llm.dtype == torch.float16:
         llm = llm.float()
     return VisionLLM(encoder, llm, tokenizer, name=name)
 
 
-def _language_model(spec: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def language_model(spec: str) -> PreTrainedModel:
+    """Return the causal language model `spec` (hf:NAME, a folder or mini-lm) on the CPU, in its own precision.
+
+    Raises AdaptError if the language model cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
 
     from adapt.backbones.transformers_models import whole
 
+    source = _source(spec)
+    with fetching(source):
+        return whole(AutoModelForCausalLM, source, dtype="auto").eval()
+
+
+def _tokenizer(spec: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    source = _source(spec)
+    with fetching(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return tokenizer
+
+
+def _source(spec: str) -> str:
+    """Return the folder or the hub's name of a language model. Raises AdaptError for a folder that is not there."""
     source = str(bundled(spec)) if spec in BUNDLED else spec.removeprefix("hf:")
     if not spec.startswith("hf:") and not Path(source).is_dir():
         raise AdaptError(f"the language model {spec!r} is not an existing folder; give a folder, hf:NAME or mini-lm")
-    with fetching(source):
-        llm = whole(AutoModelForCausalLM, source, dtype="auto")
-        return llm.eval(), AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    return source
