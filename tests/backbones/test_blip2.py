@@ -180,6 +180,13 @@ def test_methods_that_need_a_square_of_patches_refuse(name: str, backbone: Visio
         adapt.wrap(backbone, methods.find(name)())
 
 
+def test_no_block_of_the_qformer_is_bypassed(backbone: VisionLLM) -> None:
+    with pytest.raises(
+        AdaptError, match=r"das: only the linear maps in vision.0 of .* can be changed, so that no block"
+    ):
+        adapt.wrap(backbone, methods.DAS(towers=("vision",), skipped=("vision.1",)))
+
+
 def test_a_whole_blip2_in_python_is_refused() -> None:
     image_processor = transformers.BlipImageProcessor(size={"height": IMAGE, "width": IMAGE})
     processor: Any = transformers.Blip2Processor(image_processor, tiny_llms.tokenizer())

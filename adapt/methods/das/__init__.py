@@ -172,6 +172,11 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         named = {f"{tower.name}.{i}": (tower, block) for tower in towers for i, block in enumerate(tower.blocks)}
         self._widths = {name: tower.width for name, (tower, _) in named.items()}
         self._sites = {name: tuple(block.sites) for name, (_, block) in named.items()}  # type: ignore[arg-type]
+        if closed := [name for name, sites in self._sites.items() if not sites]:
+            raise AdaptError(
+                f"das: only the linear maps in {closed[0]} of {backbone.describe()} can be changed, so that no block "
+                "can be bypassed: set method.towers to other towers, or use lora"
+            )
         self._needed = frozenset().union(*map(_needed, towers))
         self._check()
         if self.config.imitate and (backbone.kind != "dual encoder" or set(self.config.towers) != {"vision"}):
