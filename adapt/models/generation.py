@@ -37,16 +37,26 @@ class Rows:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def rows(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str] | None, visual: int, left: bool) -> Rows:
+def rows(
+    backbone: VisionLLM,
+    questions: Sequence[str],
+    answers: Sequence[str] | None,
+    visual: int,
+    left: bool,
+    examples: Sequence[tuple[str, str]] = (),
+) -> Rows:
     """Return the tokens of `questions`, with `visual` placeholders for each image's tokens, and of any `answers`.
 
-    Sequences are padded on the left if `left` is True, and otherwise on the right. Raises AdaptError for a question
-    with several images, an empty answer, or a sequence longer than the language model reads.
+    Each sequence begins with `examples`, which are questions with their answers about images of their own. Sequences
+    are padded on the left if `left` is True, and otherwise on the right. Raises AdaptError for a question with several
+    images, an empty answer, or a sequence longer than the language model reads.
     """
-    tokens = [
+    before = [token for question, answer in examples for token in _row(backbone, question, answer, visual)[0]]
+    own = [
         _row(backbone, question, answer, visual)
         for question, answer in zip(questions, repeat(None) if answers is None else answers)
     ]
+    tokens = [([*before, *ids], answer) for ids, answer in own]
     length = max(len(ids) for ids, _ in tokens)
     if length > backbone.longest:
         raise AdaptError(

@@ -304,3 +304,41 @@ def test_eyes_and_language_models_that_cannot_be_had(folder: Path, tmp_path: Pat
         with_language_model(clip, "no/such", CPU)
     with pytest.raises(AdaptError, match=r"cannot load .* with transformers"):
         with_language_model(clip, str(tmp_path), CPU)
+
+
+def test_examples_stand_before_the_question(pictures: Tensor, tmp_path: Path) -> None:
+    """With the tokens of their own images, also beside LoRA, as if all had been put together by hand."""
+    torch.manual_seed(0)
+    parts = [{"name": "projector"}, {"name": "lora", "towers": ["decoder"], "dropout": 0.0}]
+    model: Any = perturb(adapt.wrap(tiny_llms.vision_llm("llama"), methods.Compose(methods=parts))).eval()
+    shown = Image.effect_noise((40, 40), 90).convert("RGB")
+    shown.save(tmp_path / "shown.png")
+    examples = [(tmp_path / "shown.png", "what is it ?", "a cat")]
+    given = model.generate(pictures[:2], QUESTIONS[:2], examples=examples, max_new_tokens=4)
+    tokenizer, embed = model.backbone.tokenizer, model.backbone.llm.get_input_embeddings()
+    for row in range(2):
+        images = torch.stack([model.backbone.transform(train=False)(shown), pictures[row]])
+        rows, values, edits = model._inputs(images, ["what is it ?", QUESTIONS[row]], None, left=False)
+        said = [[*ids("a cat"), tokenizer.eos_token_id], []]
+        pieces = []
+        for place, answer in enumerate(said):
+            embedded = model._embedded(rows, values)[place][rows.mask[place]]
+            pieces += [embedded, embed(torch.tensor(answer, dtype=torch.long))]
+        whole = torch.cat(pieces)[None]
+
+        def speak(whole: Tensor = whole) -> Any:
+            mask = torch.ones(whole.shape[:2], dtype=torch.long)
+            settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": generate.ends(model.backbone)}
+            return model.backbone.llm.generate(inputs_embeds=whole, attention_mask=mask, max_new_tokens=4, **settings)
+
+        tokens = model._through({"decoder": edits}, speak)[0]
+        assert given[row].text == tokenizer.decode(tokens, skip_special_tokens=True).strip()
+    alone = model.generate(pictures[:2], QUESTIONS[:2], max_new_tokens=4)
+    assert [answer.probability for answer in alone] != [answer.probability for answer in given]
+
+
+def test_examples_are_refused_where_an_image_is_no_visual_tokens(pictures: Tensor) -> None:
+    with pytest.raises(
+        AdaptError, match="examples need images as visual tokens and nothing else, which vlora does not give"
+    ):
+        build("vlora").generate(pictures, QUESTIONS, examples=[(Image.new("RGB", (9, 9)), "what is it ?", "a cat")])
