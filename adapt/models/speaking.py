@@ -158,8 +158,8 @@ class SpeakingModel(Adapted[VisionLLM]):
         values, _ = self._visual(images)
         if values is None or not all(isinstance(edit, Replace) for edit in edits):
             raise AdaptError(
-                f"examples need images as visual tokens and nothing else, which {self.method.name} does not give: leave "
-                "examples out, or use projector or mqt"
+                f"examples need images as visual tokens and nothing else, which {self.method.name} does not give: "
+                "leave examples out, or use projector or mqt"
             )
         return values.flatten(0, 1)[None]
 
