@@ -88,9 +88,7 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
             )
         self._blocks, self._norm = len(tower.blocks), (deepcopy(tower.final_norm).float(),)  # in no adapter
         self._tokens = _tokens(backbone)
-        self._patches = (
-            isqrt(self._tokens) ** 2
-        )  # images are square; class token and registers stand before the patches
+        self._patches = isqrt(self._tokens) ** 2  # images are square, and other tokens stand before the patches
         self.set_aside({name: self._rebuilder(tower) for name in ("locality", "control")}, backbone.device)
         self.register_buffer("_scale", torch.zeros((), device=backbone.device), persistent=False)
 

@@ -107,6 +107,10 @@ class OLAVLM(LearnsAside, Projector):
         }
         self.set_aside(made, backbone.device)
 
+    def finish(self, training: Training) -> None:
+        """Let the teacher go."""
+        self._teacher = None
+
     def loss(self, step: Any) -> Terms:
         if self._teacher is None:  # outside a run, where nothing is learned
             terms: Terms = step.task_loss()
