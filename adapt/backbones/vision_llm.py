@@ -132,16 +132,26 @@ class VisionLLM(Backbone):
         return count, width
 
     def text_tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return the tokens `(b, l)` of texts by themselves, padded on the right, and the mask of those that count.
+        """Return the tokens `(b, l)` of texts as answers, padded on the right, and the mask of those that count.
 
         Raises AdaptError for a text without a token.
         """
-        rows = [torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        after = self.prompt.replace(IMAGE, "").rpartition("{}")[2] or ":"
+        answered = [self.answered(after, text) for text in texts]
+        rows = [torch.tensor(ids[len(ids) - count :]) for ids, count in answered]
         empty = [text for text, row in zip(texts, rows, strict=True) if not len(row)]
         if empty:
             raise AdaptError(f"{empty[0]!r} has no token: give words")
         ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [torch.ones_like(row) for row in rows]))
         return ids.to(self.device), mask.bool().to(self.device)
+
+    def answered(self, before: str, answer: str) -> tuple[list[int], int]:
+        """Return the tokens of the text `before` with an answer behind it, and how many at the end are the answer's."""
+        ids = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+        text = before + " " * (not before[-1:].isspace()) + answer
+        answered = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        common = next((i for i, (a, b) in enumerate(zip(ids, answered)) if a != b), min(len(ids), len(answered)))
+        return answered, len(answered) - common
 
     def reading(self) -> dict[str, Any]:
         return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block}

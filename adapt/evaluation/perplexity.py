@@ -30,6 +30,8 @@ def check_ranked(split: Split) -> None:
             f"{split.name} has {split.task.items_are}, which have several answers each: give conversations, questions "
             "or classes"
         )
+    if not split.task.scored:
+        raise AdaptError(f"{split.name} has no answers to read, because its images have no labels: give labels")
     if not split.train:
         raise AdaptError(f"{split.name} has no training items: there is nothing to filter")
 

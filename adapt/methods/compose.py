@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
@@ -199,6 +199,9 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         for part in self.parts.values():
             part.finish(training)
         self._describe()
+
+    def trains(self) -> Iterable[nn.Parameter]:
+        return [parameter for part in self.parts.values() for parameter in part.trains()]
 
     def training_state(self) -> dict[str, Tensor]:
         return {

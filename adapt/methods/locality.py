@@ -18,6 +18,7 @@ of the student, whose features may drift: `train.terms={distill: 1}` holds them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import islice
@@ -37,6 +38,8 @@ from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.aside import LearnsAside
 from adapt.methods.base.traits import Reports
 from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections
+
+logger = logging.getLogger("adapt")
 
 _LAYER_SCALE = 1e-6  # at the start
 _MEASURED = 8  # batches of held-out images
@@ -135,6 +138,13 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
         """Return the mask `(b, m, l)` of all tokens: a class token is never shown."""
         return F.pad(masks, (self._tokens - self._patches, 0))
 
+    def prepare(self, training: Training) -> None:
+        if not training.items("val"):
+            logger.warning(
+                "locality: there are no validation images, so that the run cannot tell what the tower gained over the "
+                "control: put some images in the part val"
+            )
+
     @torch.no_grad()
     def finish(self, training: Training) -> None:
         """Measure the errors of both decoders on held-out images."""
@@ -148,10 +158,11 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
     @classmethod
     def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
         if errors := metrics.get("rebuilding"):
-            gained = 1 - errors["locality"] / errors["control"]
+            gained = 100 * (1 - errors["locality"] / errors["control"])
+            what = f"{gained:.1f} % less is due to the tower" if gained > 0 else "the tower gained nothing"
             yield (
                 f"rebuilding error {errors['locality']:.4f} of masked held-out images, with the tower frozen "
-                f"{errors['control']:.4f}: {100 * gained:.1f} % less is due to the tower"
+                f"{errors['control']:.4f}: {what}"
             )
 
 
@@ -193,9 +204,15 @@ def masks_of(draws: Tensor) -> Tensor:
 
 
 def hidden(images: Tensor, masks: Tensor) -> Tensor:
-    """Return images `(b, m, 3, h, w)` in which the patches that `masks` `(b, m, p)` leaves out are 0."""
-    grid = masks.unflatten(-1, (isqrt(masks.shape[-1]), -1)).to(images.dtype)
-    return images[:, None] * F.interpolate(grid, images.shape[-2:])[:, :, None]
+    """Return images `(b, m, 3, h, w)` in which the patches that `masks` `(b, m, p)` leaves out are 0.
+
+    Pixels at the right and lower edge that belong to no patch, as the tower does not read them, are 0 as well.
+    """
+    side = isqrt(masks.shape[-1])
+    height, width = (size // side for size in images.shape[-2:])
+    grid = masks.unflatten(-1, (side, side)).repeat_interleave(height, -2).repeat_interleave(width, -1)
+    shown = F.pad(grid, (0, images.shape[-1] - side * width, 0, images.shape[-2] - side * height))
+    return images[:, None] * shown[:, :, None].to(images.dtype)
 
 
 def _tokens(backbone: DualEncoder) -> int:

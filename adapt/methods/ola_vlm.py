@@ -93,7 +93,10 @@ class OLAVLM(LearnsAside, Projector):
 
     def prepare(self, training: Training) -> None:
         """Load the teacher, and make a predictor of its features for each block."""
-        model: Any = training.alone(self.config.teacher).classifier
+        try:
+            model: Any = training.alone(self.config.teacher).classifier
+        except AdaptError as error:
+            raise AdaptError(f"ola_vlm: method.teacher is {self.config.teacher!r}: {error}") from error
         backbone: Any = training.model.backbone
         teacher: DualEncoder = model.backbone
         pixels = Repixelled(backbone.preprocess, teacher.preprocess)

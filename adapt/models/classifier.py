@@ -279,7 +279,7 @@ class AdaptedModel(TextSide):
     def _check_classes(self) -> None:
         if not self.class_names:
             raise AdaptError(
-                f"this {self.method.name} learned from pairs and has no class names: give class names by --classes, or "
+                f"this {self.method.name} has no class names: give class names by --classes, or "
                 "by class_names of adapt.load"
             )
 

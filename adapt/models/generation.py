@@ -51,17 +51,21 @@ def rows(
     are padded on the left if `left` is True, and otherwise on the right. Raises AdaptError for a question with several
     images, an empty answer, or a sequence longer than the language model reads.
     """
-    before = [token for question, answer in examples for token in _row(backbone, question, answer, visual)[0]]
+    before: list[int] = []
+    for question, right in examples:
+        before += _row(backbone, question, right, visual, first=not before)[0]
     own = [
-        _row(backbone, question, answer, visual)
+        _row(backbone, question, answer, visual, first=not before)
         for question, answer in zip(questions, repeat(None) if answers is None else answers)
     ]
     tokens = [([*before, *ids], answer) for ids, answer in own]
     length = max(len(ids) for ids, _ in tokens)
     if length > backbone.longest:
+        shown, fewer = (f" and {len(before)} for the examples", "give fewer examples, ") if before else ("", "")
         raise AdaptError(
-            f"a question takes {length} tokens, {visual} of them for its image, but the language model reads at most "
-            f"{backbone.longest} tokens: shorten the question or answer, or use a method without visual tokens"
+            f"a question takes {length} tokens, {visual} of them for its image{shown}, but the language model reads at "
+            f"most {backbone.longest} tokens: shorten the question or answer, {fewer}or use a method without visual "
+            "tokens"
         )
     table = torch.full((3, len(tokens), length), 0)
     table[0], table[2] = padding(backbone.tokenizer), _NO_TARGET
@@ -74,8 +78,13 @@ def rows(
     return Rows(ids, mask.bool(), targets)
 
 
-def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) -> tuple[list[int], int]:
-    """Return the token ids of one question and answer, and the number of answer tokens at the end."""
+def _row(
+    backbone: VisionLLM, question: str, answer: str | None, visual: int, first: bool = True
+) -> tuple[list[int], int]:
+    """Return the token ids of one question and answer, and the number of answer tokens at the end.
+
+    Only the first row of a sequence has the token that starts a text.
+    """
     tokenizer = backbone.tokenizer
     places = question.count(IMAGE)
     if places > 1:
@@ -83,15 +92,16 @@ def _row(backbone: VisionLLM, question: str, answer: str | None, visual: int) ->
     prompt = backbone.prompt.replace(IMAGE, "") if places else backbone.prompt
     before, after = prompt.replace("{}", question).split(IMAGE)
     started = bool(tokenizer.bos_token) and before.startswith(tokenizer.bos_token)  # as in chat templates
-    start = tokenizer(before, add_special_tokens=not started)["input_ids"] + [_VISUAL] * visual
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    start = tokenizer(before, add_special_tokens=not started)["input_ids"]
+    if not first and start[:1] == [tokenizer.bos_token_id]:
+        del start[0]
+    start += [_VISUAL] * visual
     if answer is None:
-        return start + ids, 0
+        return start + tokenizer(after, add_special_tokens=False)["input_ids"], 0
     if not answer.strip():
         raise AdaptError(f"the answer to {question!r} is empty; expected words")
-    answered = tokenizer(after + " " * (not after[-1:].isspace()) + answer, add_special_tokens=False)["input_ids"]
-    common = next((i for i, (a, b) in enumerate(zip(ids, answered)) if a != b), min(len(ids), len(answered)))
-    return [*start, *answered, tokenizer.eos_token_id], len(answered) - common + 1
+    ids, count = backbone.answered(after, answer)
+    return [*start, *ids, tokenizer.eos_token_id], count + 1
 
 
 def ends(backbone: VisionLLM) -> list[int]:

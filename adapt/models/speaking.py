@@ -21,6 +21,7 @@ from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged
+from adapt.shown import brief
 
 Example = tuple[object, str, str]  # an image, a question about it, and the answer
 
@@ -126,6 +127,8 @@ class SpeakingModel(Adapted[VisionLLM]):
             asking.check(images, answers, "answer")
         values, edits = self._visual(images)
         visual = 0 if values is None else values.shape[1]
+        if wrong := [each for each in examples if not isinstance(each, tuple) or len(each) != 3]:
+            raise AdaptError(f"examples has {brief(wrong[0])}; expected tuples (image, question, answer)")
         words = [(question, answer) for _, question, answer in examples]
         rows = generation.rows(self.backbone, questions, answers, visual, left, words)
         if words:

@@ -82,6 +82,8 @@ def check(runs: Sequence[PlannedRun]) -> None:
         measured |= {run.own: recipe.data} | {target.name: target.data for target in run.targets}
     for name, data in measured.items():  # the runs of a protocol share them
         split = _images(data)
+        if not split.task.scored:
+            raise AdaptError(f"{split.name} has no labels, by which runs could be compared: give labels, or use train")
         if not split.test:
             raise AdaptError(f"{split.name} has no test images to measure {name!r} on: add test images")
 

@@ -11,19 +11,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from adapt.methods.base import Method
     from adapt.training.settings import Average
 
 
 class RunningAverage:
-    """A running average of a module's parameters, as a weighted sum over epochs or a moving average over steps."""
+    """A running average of a method's parameters, as a weighted sum over epochs or a moving average over steps.
 
-    def __init__(self, module: nn.Module, settings: Average, epochs: int) -> None:
-        self._parameters = dict(module.named_parameters())
+    Parameters that adapters leave out are averaged too, because they learned to fit the others.
+    """
+
+    def __init__(self, method: Method, settings: Average, epochs: int) -> None:
+        own = dict(method.named_parameters())
+        known = {id(parameter) for parameter in own.values()}
+        others = [parameter for parameter in method.trains() if id(parameter) not in known]
+        self._parameters = own | {f"aside.{number}": each for number, each in enumerate(others)}
         self._weights = epoch_weights(settings, epochs)
         self._decay = settings.ema.decay if settings.ema else None
         self.values: dict[str, Tensor] = {  # a moving average starts from the initial parameters
@@ -47,7 +54,7 @@ class RunningAverage:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Replace the module's parameters by the running average."""
+        """Replace the parameters by the running average."""
         for name, parameter in self._parameters.items():
             parameter.copy_(self.values[name])
 

@@ -112,8 +112,11 @@ class Result:
         if "zero_shot" in self.metrics:
             frozen, name = 100 * self.zero_shot_accuracy, self.metrics.get("baseline", "zero-shot")
             accuracy_axes.axhline(frozen, color="#7f7f7f", ls="--", label=f"test images, {name}: {frozen:.1f} %")
-        accuracy_axes.set_ylim(0, 102)
-        accuracy_axes.legend(fontsize="small", loc="best")
+        if accuracy_axes.has_data():
+            accuracy_axes.set_ylim(0, 102)
+            accuracy_axes.legend(fontsize="small", loc="best")
+        else:  # images without labels
+            accuracy_axes.remove()
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure
@@ -146,7 +149,7 @@ def read_history(log: Path) -> list[dict[str, Any]]:
     """Return the entries of a run's log.jsonl. Raises AdaptError if the file is damaged."""
     try:
         entries = [plain.parse(line) for line in log.read_bytes().splitlines()]
-        if not all(isinstance(each, dict) and {"epoch", "loss", "accuracy"} <= each.keys() for each in entries):
+        if not all(isinstance(each, dict) and {"epoch", "loss"} <= each.keys() for each in entries):
             raise ValueError("a line of the file is not the log entry of a training step")
     except (OSError, ValueError) as error:
         raise AdaptError(f"{log} is damaged ({error}): train again with another --out") from error

@@ -79,3 +79,6 @@ def test_what_cannot_be_filtered_is_refused(listed: Path, tmp_path: Path) -> Non
     assert (
         "Invalid value for '--keep'" in run(str(listed), "--keep", "0", "--out", "x", "--backbone", "mini-vlm").output
     )
+    (listed.parent / "images.csv").write_text("path,split\n0.png,train\n1.png,train\n6.png,val\n")
+    unlabelled = run(str(listed.parent / "images.csv"), *out, "--backbone", "mini-vlm").output
+    assert "has no answers to read, because its images have no labels: give labels" in unlabelled

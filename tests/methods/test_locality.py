@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import tiny_backbones
@@ -16,7 +17,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, AdaptError, methods
 from adapt.cli import main
-from adapt.data import Split
+from adapt.data import Item, Split
 from adapt.methods.base import ImageStep
 from adapt.methods.locality import hidden, masks_of
 
@@ -140,3 +141,63 @@ def test_all_tokens_beside_other_edits_on_both_paths(other: dict[str, Any], imag
             found.append(model.vision_tokens(images))
     assert found[0].shape[1] == 17
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_without_labels_goes_on_and_is_drawn(tiny_split: Split, tmp_path: Path) -> None:
+    """A cut run that is resumed ends as one that was not cut; a report and a plot need no accuracy."""
+    listed = tmp_path / "images.csv"
+    listed.write_text("path\n" + "\n".join(item.path for item in tiny_split.train) + "\n")
+    words = ["train", "locality", "--data", str(listed), "--shots", "all", "--quiet"]
+    settings = ["method.decoder_width=12", "train.epochs=2", "train.batch_size=4", "train.terms=null", "seed=1"]
+    words += [text for setting in settings for text in ("--set", setting)]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert CliRunner().invoke(main, [*words, "--out", str(whole)]).exit_code == 0
+    with patch("adapt.methods.locality.Locality.epoch_done", side_effect=KeyboardInterrupt):
+        CliRunner().invoke(main, [*words, "--out", str(cut)])
+    result = CliRunner().invoke(main, [*words, "--out", str(cut), "--resume"])
+    assert result.exit_code == 0, result.output
+    assert (whole / "adapter.safetensors").read_bytes() == (cut / "adapter.safetensors").read_bytes()
+    assert CliRunner().invoke(main, ["report", str(whole), "--out", str(tmp_path / "r.html")]).exit_code == 0
+
+
+def test_without_held_out_images_the_missing_control_is_said(
+    tiny_split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.Locality(rank=2, decoder_width=12), ())
+    items = [Item.of(path=item.path) for item in tiny_split.train[:4]]
+    adapt.fit(model, items, epochs=1, batch_size=4, augment="none", workers=0, progress=False)
+    assert "there are no validation images, so that the run cannot tell" in caplog.text
+
+
+def test_masks_fall_on_patches_where_the_tower_leaves_pixels_out() -> None:
+    images = torch.ones(1, 3, 30, 30)
+    masks = torch.zeros(1, 1, 9, dtype=torch.bool)
+    masks[0, 0, 8] = True
+    shown = hidden(images, masks)[0, 0, 0]
+    assert shown[20:30, 20:30].all()
+    assert shown.sum() == 100
+    masks = torch.ones(1, 1, 16, dtype=torch.bool)  # patches of 7 pixels, and two left over
+    shown = hidden(images, masks)[0, 0, 0]
+    assert shown[:28, :28].all()
+    assert not shown[28:].any()
+
+
+def test_in_a_composition_the_decoders_learn_too(tiny_split: Split) -> None:
+    parts = [{"name": "locality", "rank": 2, "decoder_layers": 1, "decoder_width": 12}, {"name": "ln_tuning"}]
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.Compose(methods=parts), tiny_split.class_names)
+    adapt.fit(model, tiny_split.train, epochs=1, batch_size=4, augment="none", workers=0, progress=False)
+    method: Any = model.method.parts["locality"]
+    assert all(method.aside[name].head[1].weight.any() for name in ("locality", "control"))
+
+
+def test_an_average_is_of_tower_and_decoder_alike(tiny_split: Split) -> None:
+    found = {}
+    for average in (None, {"swa": {"start": 2}}):
+        torch.manual_seed(0)
+        model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.Locality(rank=2, decoder_width=12), ())
+        items = [Item.of(path=item.path) for item in tiny_split.train]
+        settings: dict[str, Any] = {"batch_size": 4, "augment": "none", "workers": 0, "progress": False}
+        adapt.fit(model, items, epochs=2, average=average, **settings)
+        method: Any = model.method
+        found[average is None] = method.aside["control"].head[1].weight.clone()
+    torch.testing.assert_close(found[True], found[False])  # the average over the last epoch alone is its end

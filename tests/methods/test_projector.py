@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import tiny_llms
+import tiny_natives
 import torch
 import torch.nn.functional as F
 from checks import perturb, scaled
@@ -16,6 +17,7 @@ from adapt import AdaptError, methods
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.methods.base import Context
 from adapt.methods.projector import alignment
+from adapt.models import generation
 from adapt.models.speaking import AnswerStep, SpeakingModel
 
 QUESTIONS, ANSWERS = ["what is it ?"] * 4, ["a cat", "two", "the red dog .", "two"]
@@ -134,3 +136,14 @@ def test_refusals() -> None:
         methods.Projector(tokens=3)
     with pytest.raises(AdaptError, match="align_weight needs a loss: set align to words or assignment"):
         methods.Projector(align_weight=0.3)
+
+
+def test_answers_have_the_tokens_that_training_reads() -> None:
+    """Behind the prompt, whose end may join the first of them, as with byte pairs."""
+    tokenizer: Any = tiny_natives.tokenizer("llava")
+    llm = tiny_llms.causal("LlamaConfig", hidden_size=32, num_hidden_layers=1, vocab_size=427)().eval()
+    backbone = VisionLLM(tiny_llms.Unfold(image=16, patch=4).vision(), llm, tokenizer, patch_block=-1)
+    ids, mask = backbone.text_tokens(["banana", "two bananas"])
+    for text, row, own in zip(["banana", "two bananas"], ids, mask, strict=True):
+        targets = generation.rows(backbone, ["what is it?"], [text], 0, left=False).targets[0]
+        assert row[own].tolist() == targets[targets >= 0][:-1].tolist()  # without the end

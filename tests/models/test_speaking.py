@@ -342,3 +342,21 @@ def test_examples_are_refused_where_an_image_is_no_visual_tokens(pictures: Tenso
         AdaptError, match="examples need images as visual tokens and nothing else, which vlora does not give"
     ):
         build("vlora").generate(pictures, QUESTIONS, examples=[(Image.new("RGB", (9, 9)), "what is it ?", "a cat")])
+
+
+def test_examples_are_checked(pictures: Tensor) -> None:
+    model, image = build("projector"), Image.new("RGB", (40, 40))
+    for examples in ([(image, "what is it ?")], (image, "what is it ?", "a cat")):
+        with pytest.raises(AdaptError, match=r"examples has .*; expected tuples \(image, question, answer\)"):
+            model.generate(pictures, QUESTIONS, examples=examples)
+    with pytest.raises(AdaptError, match=r"of them for its image and .* for the examples, .* give fewer examples"):
+        model.generate(pictures, QUESTIONS, examples=[(image, "what is it ?", "a cat")] * 4)
+
+
+def test_only_the_beginning_has_the_token_that_starts_a_text() -> None:
+    backbone = tiny_llms.vision_llm("llama")
+    start = backbone.tokenizer.bos_token_id
+    rows = generate.rows(backbone, ["what is it ?"], None, 2, left=False, examples=[("how many dog ?", "two")])
+    assert rows.ids[0].tolist().count(start) == generate.rows(backbone, ["what is it ?"], None, 2, left=False).ids[
+        0
+    ].tolist().count(start)

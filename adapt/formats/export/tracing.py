@@ -38,7 +38,7 @@ def exportable(model: Adapted) -> AdaptedModel:
 def _reason_against(model: AdaptedModel) -> str | None:
     method, backbone = model.method, model.backbone
     if not model.class_names:
-        return "it learned from pairs and has no class names: give some, by --classes, or to adapt.load as class_names"
+        return "it has no class names: give some, by --classes, or to adapt.load as class_names"
     if method.per_image:
         return "its class features depend on the image, so the text tower would have to run for each image"
     if method.views:
