@@ -156,7 +156,7 @@ def test_recipes_by_name(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("compose", "compose has several recipes: choose compose/das_lora or compose/vlora_lora"),
+        ("compose", "compose has several recipes: choose compose/das_lora or compose/mblip or compose/vlora_lora"),
         ("dpl/eurosat", "dpl has no recipe 'eurosat': choose dpl/few_shot, and choose data sets with --data"),
         ("mapel", "nor a recipe called 'mapel'; did you mean 'maple'"),
         ("none.yaml", "nor a recipe called 'none.yaml'"),

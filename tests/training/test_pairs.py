@@ -263,7 +263,7 @@ def test_what_is_of_classes_is_refused_for_pairs(pairs: Split, open_clip: Backbo
     held = replace(pairs, val=()).with_validation(1)
     assert 0 < len(held.val) < len(held.train)
     assert {item.path for item in held.val}.isdisjoint(item.path for item in held.train)
-    with pytest.raises(AdaptError, match="learned from pairs and has no class names"):
+    with pytest.raises(AdaptError, match="this lora has no class names: give class names"):
         wrapped(open_clip).eval().predict(Image.new("RGB", (8, 8)))
     (tmp_path / "a.csv").write_text("path,text,question\na.png,a cat,what?\n")
     with pytest.raises(AdaptError, match=r"a\.csv': no task reads the columns path, question, text together"):
