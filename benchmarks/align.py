@@ -7,16 +7,14 @@ from dataclasses import replace
 from random import Random
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 import adapt
-from adapt.evaluation.evaluate import evaluate
 from adapt.models.speaking import SpeakingModel
 from adapt.recipe import read_recipe
 from adapt.training.fit import train
 from adapt.training.run_recipe import build, training_of
-from benchmarks.drawings import drawings, per_cent, row_of
+from benchmarks.drawings import drawings, per_cent, right, row_of
 from benchmarks.measure import Row
 
 DATA = "emoji-questions"
@@ -55,6 +53,4 @@ def _right(name: str, settings: dict[str, Any], one_in: int, epochs: int, seed: 
     model = cast("SpeakingModel", build(recipe, split.class_names, adapt.load_backbone("mini-clip+mini-lm")))
     known = Random(seed).sample(split.train, len(split.train) // one_in)
     train(training_of(recipe, model, replace(split, train=tuple(known), val=(), test=())), None)
-    scores = evaluate(model.eval(), split.test)
-    right = [said == item.answer for said, item in zip(scores.predicted, split.test, strict=True)]
-    return torch.tensor(right).double()
+    return right(model.eval(), split.test)

@@ -15,6 +15,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.noise import standard_error
+from adapt.models.base import Adapted
 from adapt.recipe import Recipe
 from adapt.training.fit import train
 from adapt.training.run_recipe import build, training_of
@@ -44,8 +45,8 @@ def trained(recipe: Recipe, split: Split) -> AdaptedModel:
     return model.eval()
 
 
-def right(model: AdaptedModel, items: Sequence[Item]) -> Tensor:
-    """Return which images `(n,)` a model classifies correctly, as 0 or 1."""
+def right(model: Adapted, items: Sequence[Item]) -> Tensor:
+    """Return which items `(n,)` a model answers correctly, as 0 or 1."""
     return torch.tensor(evaluate(model, items).right, dtype=torch.double)
 
 

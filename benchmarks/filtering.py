@@ -13,7 +13,6 @@ from torch import Tensor
 
 import adapt
 from adapt.data import Item
-from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.perplexity import lowest, perplexities
 from adapt.methods import ZeroShot
@@ -21,7 +20,7 @@ from adapt.models.chatting import ChatModel
 from adapt.recipe import read_recipe
 from adapt.training.fit import train
 from adapt.training.run_recipe import build, training_of
-from benchmarks.drawings import drawings, per_cent
+from benchmarks.drawings import drawings, per_cent, right
 from benchmarks.measure import Row
 
 DATA, BACKBONE = "emoji-questions", "mini-vlm"
@@ -33,7 +32,7 @@ SHARES = (0.8, 0.5)  # that are kept
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report the share of wrong answers that is left, and the test accuracy of LoRA on what is kept."""
     reader = cast("ChatModel", adapt.wrap(adapt.load_backbone(BACKBONE), ZeroShot(), ()))
-    wrong, right = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
+    wrong, after = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
     for seed in SEEDS:
         clean = Random(seed).sample(drawings(DATA).train, QUESTIONS)
         spoiled = _spoiled(clean, seed)
@@ -45,11 +44,11 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         for case, kept in sets.items():
             progress(f"{case}, seed {seed}")
             wrong[case].append(torch.tensor([spoiled[place] != clean[place] for place in kept]).double())
-            right[case].append(_right([spoiled[place] for place in kept], seed))
+            after[case].append(_right([spoiled[place] for place in kept], seed))
     for case in wrong:
-        text = f"wrong answers {per_cent(wrong[case])} | test accuracy of LoRA {per_cent(right[case])}"
+        text = f"wrong answers {per_cent(wrong[case])} | test accuracy of LoRA {per_cent(after[case])}"
         yield {"case": case, "text": text}
-    yield {"case": "without training", "text": f"test accuracy {per_cent([_of(reader)])}"}
+    yield {"case": "without training", "text": f"test accuracy {per_cent([right(reader, drawings(DATA).test)])}"}
 
 
 def _spoiled(items: Sequence[Item], seed: int) -> list[Item]:
@@ -70,10 +69,4 @@ def _right(known: Sequence[Item], seed: int) -> Tensor:
     recipe = read_recipe("lora/questions", [("seed", seed), ("train.epochs", 5)], DATA)
     model = build(recipe, split.class_names, adapt.load_backbone(BACKBONE))
     train(training_of(recipe, model, replace(split, train=tuple(known), val=(), test=())), None)
-    return _of(cast("ChatModel", model.eval()))
-
-
-def _of(model: ChatModel) -> Tensor:
-    items = drawings(DATA).test
-    said = evaluate(model, items).predicted
-    return torch.tensor([answer == item.answer for answer, item in zip(said, items, strict=True)]).double()
+    return right(model.eval(), split.test)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import mean, pstdev
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -147,7 +147,6 @@ def _projector(spec: str, seed: int) -> dict[str, float]:
     recipe = read_recipe("projector", [("seed", seed), ("train.epochs", PROJECTOR_EPOCHS)], "emoji-questions")
     model = build(recipe, split.class_names, adapt.load_backbone(spec))
     train(training_of(recipe, model, replace(split, val=(), test=())), None)
-    said = evaluate(cast("Any", model).eval(), split.test).predicted
-    correct = torch.tensor([answer == item.answer for answer, item in zip(said, split.test, strict=True)]).double()
+    correct = right(model.eval(), split.test)
     of_places: Tensor = torch.tensor([item.label.columns["question"] in PLACES for item in split.test])
     return {"projector, left and right": float(correct[of_places].mean()), "projector, all": float(correct.mean())}

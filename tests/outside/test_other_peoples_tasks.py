@@ -156,7 +156,9 @@ def test_triplets_are_refused_where_prompts_are_learned(triplets: Path) -> None:
     assert split.task is tasks.named("triplets")
     assert {len(item.paths) for item in split.train} == {3}
     model = adapt.wrap(backbone, adapt.methods.CoOp(n_ctx=2), ("a", "b"))
-    with pytest.raises(AdaptError, match=r"triplets of images.* coop learns classes: .* one of .*ln_tuning, .*lora"):
+    with pytest.raises(
+        AdaptError, match=r"triplets of images.* coop learns classes: .* one of .*ln_tuning, locality, lora"
+    ):
         adapt.fit(model, split.train, epochs=1, progress=False)
 
 

@@ -183,18 +183,18 @@ def test_prolips_weight_is_one_over_the_shots_unless_given() -> None:
         found.append(model.method.proj.double())
     assert torch.equal(found[0], found[1])
     read = Given(model, images[None], labels).features("train", unit=False, projected=False).double()
+    classes = model.class_features().detach().double()  # the model's own: Adam magnifies how another pass rounds them
     trained = start.clone().requires_grad_()
     moments, squares = torch.zeros_like(start), torch.zeros_like(start)
     for step in range(3):
-        cosines = unit(read @ trained) @ unit(texts(model)).T
+        cosines = unit(read @ trained) @ classes.T
         loss = F.cross_entropy(100 * cosines, labels) + 30 * (trained - start).square().sum()
         [gradient] = torch.autograd.grad(loss, [trained])
         moments, squares = 0.9 * moments + 0.1 * gradient, 0.999 * squares + 0.001 * gradient**2
         rate = 0.01 * (1 + math.cos(math.pi * step / 3)) / 2
         unbiased = moments / (1 - 0.9 ** (step + 1)), (squares / (1 - 0.999 ** (step + 1))).sqrt()
         trained = (trained - rate * unbiased[0] / (unbiased[1] + 1e-4)).detach().requires_grad_()
-    # the first steps of Adam magnify what small gradients are rounded by, 1e-3 or more of it by the processor
-    assert relative(found[2] - start, trained - start) < 30 * GRADIENT_TOLERANCE
+    assert relative(found[2] - start, trained - start) < 10 * GRADIENT_TOLERANCE
 
 
 @pytest.mark.parametrize("views", [0, 3])
