@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.ola_vlm import OLAVLM as OLAVLM
     from adapt.methods.prograd import ProGrad as ProGrad
     from adapt.methods.projector import Projector as Projector
+    from adapt.methods.proker import ProKeR as ProKeR
     from adapt.methods.prolip import ProLIP as ProLIP
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
     from adapt.methods.svlc import SVLC as SVLC

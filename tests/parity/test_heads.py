@@ -17,7 +17,7 @@ from trainings import Given, stepped, watched
 import adapt
 from adapt import AdaptedModel, methods
 from adapt.methods import lp_plus_plus
-from adapt.methods.base import Encoded, total
+from adapt.methods.base import Choice, Encoded, total
 from adapt.training.choice import choose
 
 EVERY_LIBRARY = by_turns("library", LIBRARIES)
@@ -150,6 +150,55 @@ def test_gda_on_new_classes(library: str) -> None:
         expected.relative(f"W_new{exact}", weight.T)
         expected.scaled(f"new_logits{exact}", other.logits(expected["new_features"]))
     expected.scaled("b_new", bias, within=GRADIENT_TOLERANCE)
+
+
+class OnFeatures(Given):
+    """A training on the features `(n, v, e)` of v views of each image, which stand in the place of the images."""
+
+    def features(self, part: str, **options: Any) -> Tensor:
+        return self._images if part == "train" else super().features(part, **options)
+
+
+@EVERY_LIBRARY
+def test_proker(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cosines are not scaled as published, and ours are."""
+    settings, expected = published.case("proker")
+    config = {key: settings[key] for key in ("views", "beta", "template")}
+    method = methods.ProKeR(**config, strength=settings["lmbda"])
+    model = wrapped("proker", library, method)
+    features, labels = (expected[key].unflatten(0, (config["views"], -1)) for key in ("features", "labels"))
+    val = expected["val_features"], expected["val_labels"]
+    training: Any = OnFeatures(model, features.transpose(0, 1), labels[0], val)
+    scale, test, test_labels = model.backbone.logit_scale, expected["test_features"], expected["test_labels"]
+
+    def right(logits: Tensor) -> Any:
+        return pytest.approx(float((logits.argmax(-1) == test_labels).float().mean()))
+
+    with watched(monkeypatch, method, "_kernel") as kernels:
+        method.prepare(training)
+    given = model.logits(test) / scale
+    expected.scaled("class_features", model.class_features())
+    expected.scaled("kernel", by_image(kernels[0][1], config["views"]))
+    expected.scaled("logits", given)
+    expected.scaled("val_logits", model.logits(val[0]) / scale)
+    method.config = method.config.model_copy(update={"beta": None, "strength": None})
+    for name, key in (("BETA", "beta"), ("STRENGTH", "lmbda")):
+        values = torch.linspace(*settings["search"][key]).tolist()
+        monkeypatch.setattr(methods.proker, name, Choice(values, usual=values[0]))
+    choose(training)
+    method.prepare(training)
+    settings.equal("best", {"beta": pytest.approx(method.config.beta), "lmbda": pytest.approx(method.config.strength)})
+    searched = model.logits(test) / scale
+    expected.scaled("searched_logits", searched)
+    zero_shot = test @ model.class_features().T
+    found = {"zero_shot": right(zero_shot), "given": right(given), "searched": right(searched)}
+    settings.equal("accuracy", found)
+
+
+def by_image(kernel: Tensor, views: int) -> Tensor:
+    """A kernel whose rows are the views of each image in turn, as one whose rows are each view's images in turn."""
+    order = torch.arange(len(kernel)).unflatten(0, (-1, views)).T.flatten()
+    return kernel[order][:, order]
 
 
 @EVERY_LIBRARY

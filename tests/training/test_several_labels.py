@@ -129,7 +129,9 @@ def test_a_run_that_goes_on_has_the_same_bias(listed: Path, model_folder: Path, 
         assert torch.equal(value, other.method.state_dict()[name])
 
 
-REFUSING = ("clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "ogen", "prograd", "tip_adapter")
+REFUSING = (
+    "clap", "detpro", "gda", "linear_probe", "lp_plus_plus", "modx", "ogen", "prograd", "proker", "tip_adapter",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSING)

@@ -25,6 +25,7 @@ METHODS = {
     "tip_adapter/trained": "Tip-Adapter-F",
     "gda": "GDA",
     "gda method.views=10": "GDA, ten views",
+    "proker": "ProKeR",
     "lp_plus_plus": "LP++",
     "task_res": "TaskRes",
     "clap": "CLAP",
