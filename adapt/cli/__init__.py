@@ -38,7 +38,7 @@ _COMMANDS = {
     "search": ("index", "Find the entries of an index that are nearest to a text or an image."),
     "chat": ("chat", "Ask questions about an image."),
     "inspect": ("formats", "Show the contents of an adapter, and the words nearest to its learned tokens."),
-    "merge": ("formats", "Fold a LoRA adapter into a standalone checkpoint."),
+    "merge": ("formats", "Fold an adapter of changed weights, such as LoRA, into a standalone checkpoint."),
     "export": ("export", "Export an adapter as a standalone model (ONNX and others), or with its backbone."),
     "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
     "soup": ("soup", "Combine adapters trained from the same start into one (a model soup)."),

@@ -112,9 +112,10 @@ def _show_words(model: AdaptedModel, count: int) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @common.of_adapter
 def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
-    """Merge a LoRA ADAPTER into a copy of its backbone, and save the copy to the new FOLDER in the backbone's format.
+    """Merge an ADAPTER into a copy of its backbone, and save the copy to the new FOLDER in the backbone's format.
 
-    The merged model needs neither adapt nor peft. To use the model with adapt, give `--backbone FOLDER`.
+    Adapters of lora and clip_svd can be merged, because they only change weights. The merged model needs neither adapt
+    nor peft. To use the model with adapt, give `--backbone FOLDER`.
     """
     from adapt.cli.quiet import quiet_libraries
 

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into a copy of its backbone: a standalone checkpoint in the backbone's own format."""
+"""Merge changed weights into a copy of the backbone: a standalone checkpoint in the backbone's own format."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.turns import alone
 from adapt.disk import new_folder
 from adapt.errors import AdaptError
-from adapt.methods.lora import LoRA
+from adapt.methods.base.traits import Merges
 from adapt.models.base import Adapted
 
 _MERGED = ("dual encoder", "native VLM")
 
 
 def merged_model(model: Adapted) -> nn.Module:
-    """Return a copy of the backbone's model with LoRA merged into the weights and the temperature into the logit scale.
+    """Return a copy of the backbone's model with the changed weights, and with the temperature in the logit scale.
 
-    Raises AdaptError if the method is not LoRA on a dual encoder or a native vision-language model, if predictions are
-    blended with zero-shot predictions, if the adapter is multi-label, or if two towers share their weights.
+    Raises AdaptError if the method changes more than weights of a dual encoder or a native vision-language model, if
+    predictions are blended with zero-shot predictions, if the adapter is multi-label, or if two towers share their
+    weights.
     """
-    if not isinstance(model.method, LoRA):
+    if not isinstance(model.method, Merges):  # the method itself: other parts of a composition would be lost
         raise AdaptError(
-            f"{model.method.name} cannot be merged; expected lora without other methods, which only changes weights"
+            f"{model.method.name} cannot be merged; expected a method that changes only weights, such as lora or "
+            "clip_svd, without other methods"
         )
     backbone = model.backbone
     if backbone.kind not in _MERGED:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.bitfit import BitFit as BitFit
     from adapt.methods.clap import CLAP as CLAP
     from adapt.methods.clip_adapter import CLIPAdapter as CLIPAdapter
+    from adapt.methods.clip_svd import CLIPSVD as CLIPSVD
     from adapt.methods.clippings import CLIPPINGS as CLIPPINGS
     from adapt.methods.close import Close as Close
     from adapt.methods.cocoop import CoCoOp as CoCoOp

@@ -1,4 +1,4 @@
-"""Merging LoRA: a copy of the backbone that computes what the adapted model does."""
+"""Merging changed weights: a copy of the backbone that computes what the adapted model does."""
 
 from __future__ import annotations
 
@@ -40,8 +40,11 @@ def test_a_merged_model_computes_the_adapted_features(
     assert scaled(model.image_features(images), expected) == 0
 
 
-def test_a_merged_checkpoint_loads_by_its_folder(hf_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
-    model = perturb(adapt.wrap(hf_clip, LoRA(), NAMES)).eval()
+@pytest.mark.parametrize("method", [LoRA, adapt.methods.CLIPSVD])
+def test_a_merged_checkpoint_loads_by_its_folder(
+    hf_clip: Backbone, images: Tensor, tmp_path: Path, method: type[adapt.methods.Method]
+) -> None:
+    model = perturb(adapt.wrap(hf_clip, method(), NAMES)).eval()
     loaded = adapt.load_backbone(str(merge(model, tmp_path / "merged")))
     zero_shot = adapt.wrap(loaded, adapt.methods.ZeroShot(), NAMES)
     assert scaled(zero_shot.image_features(images), model.image_features(images)) < 1e-5
@@ -85,9 +88,26 @@ def test_a_backbone_of_unknown_format_leaves_no_folder(open_clip: Backbone, tmp_
     assert not (tmp_path / "merged").exists()
 
 
-def test_only_lora_merges(open_clip: Backbone) -> None:
-    with pytest.raises(AdaptError, match="coop cannot be merged"):
-        merged_model(adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=2), NAMES))
+def test_only_changed_weights_merge(open_clip: Backbone) -> None:
+    both = adapt.methods.Compose([adapt.methods.CoOp(n_ctx=2), LoRA()])
+    for method in (adapt.methods.CoOp(n_ctx=2), both):
+        with pytest.raises(AdaptError, match=f"{method.name} cannot be merged; expected a method that changes only"):
+            merged_model(adapt.wrap(open_clip, method, NAMES))
+
+
+@pytest.mark.parametrize("backbone", ["open_clip", "hf_siglip"], indirect=True)
+def test_merged_singular_values_answer_as_the_adapted_model(backbone: Backbone, images: Tensor) -> None:
+    """Of separate and of fused weights, at its own scale."""
+    model = perturb(adapt.wrap(backbone, adapt.methods.CLIPSVD(), NAMES)).eval()
+    merged = copy.copy(backbone)
+    merged.model = merged_model(model)
+    if hasattr(merged.model, "encode_image"):
+        features = merged.model.encode_image(images)
+    else:
+        features = merged.model.get_image_features(pixel_values=images).pooler_output
+    logits = merged.logit_scale * F.normalize(features, dim=-1) @ model.class_features().T + merged.logit_bias
+    assert scaled(logits, model(images)) < 1e-5
+    assert scaled(model(images), adapt.wrap(backbone, adapt.methods.ZeroShot(), NAMES).eval()(images)) > 0.01
 
 
 def test_merging_does_not_touch_what_the_optimiser_holds(open_clip: Backbone) -> None:

@@ -106,6 +106,36 @@ def test_mma(library: str, fast: bool | None) -> None:
     compare("mma_2_3", trained("mma_2_3", library, method, fast))
 
 
+@FAST
+@EVERY_LIBRARY
+def test_clip_svd(library: str, fast: bool | None) -> None:
+    """Of fp64's decomposition, as the stored numbers are: fp32's has gradients that are off by 2.5e-4."""
+    settings, expected = published.case("clip_svd")
+    config = {key: settings[key] for key in ("towers", "template", "logit_scale")}
+    projections = tuple(letter for part in settings["parts"] for letter in part.split(", "))
+    method = methods.CLIPSVD(**config, projections=projections)
+    model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
+    trained = dict(method.named_parameters())
+    for key, start in trained.items():
+        expected.relative(f"param.{key}", start)
+
+    def first(number: int, step: ImageStep, loss: Tensor) -> None:
+        if number == 0:
+            expected.scaled("logits", step.logits)
+            expected.scaled("loss", loss)
+            for key, parameter in trained.items():
+                expected.relative(f"grad.{key}", parameter.grad)
+
+    count = settings["steps"]
+    batches = [(expected[f"images.{number}"], expected[f"labels.{number}"]) for number in range(count)]
+    optimizer = torch.optim.AdamW(trained.values(), **{key: settings[key] for key in ("lr", "weight_decay")})
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, count, settings["eta_min"])
+    losses = [*stepped(model, batches, optimizer, count, first, falling.step)]
+    expected.scaled("steps.loss", torch.stack(losses))
+    for key, value in trained.items():
+        expected.relative(f"after.{key}", value)
+
+
 def self_regulated(library: str, fast: bool | None = None) -> AdaptedModel:
     settings, _ = published.case("promptsrc_d2")
     shared = ("n_ctx_text", "n_ctx_vision", "depth_text", "depth_vision", "ctx_init", "text_weight", "image_weight")

@@ -67,7 +67,7 @@ def test_more_wrong_texts_are_columns_of_the_images_alone() -> None:
     assert torch.allclose(contrast(logits, wrong), expected)
 
 
-@pytest.mark.parametrize("name", ["lora", "ln_tuning", "bitfit", "svlc", "clippings"])
+@pytest.mark.parametrize("name", ["lora", "ln_tuning", "bitfit", "clip_svd", "svlc", "clippings"])
 def test_it_trains_is_saved_and_serves_classes_afterwards(
     name: str, open_clip: Backbone, pairs: Split, images: Tensor, tmp_path: Path
 ) -> None:
@@ -291,7 +291,7 @@ def test_recipes_of_classes_are_refused_and_shots_are_said_to_mean_nothing(
     assert "data.shots is 1, but pairs of images and texts have no classes" in caplog.text
     with pytest.raises(
         AdaptError,
-        match="or use one of the methods bitfit, clippings, ln_tuning, locality, lora, modx, mrl, svlc, vladva, xbt, "
-        "zero_shot",
+        match="or use one of the methods bitfit, clip_svd, clippings, ln_tuning, locality, lora, modx, mrl, svlc, "
+        "vladva, xbt, zero_shot",
     ):
         read_data(read_recipe("coop", changes[:3], str(tmp_path / "pairs.csv")))

@@ -21,6 +21,7 @@ from adapt.validation import with_changes
 if TYPE_CHECKING:
     from adapt.backbones.tower import Block, Tower
     from adapt.methods.base.method import Method
+    from adapt.methods.base.places import Place
     from adapt.methods.base.step import ImageStep
 
 
@@ -176,6 +177,19 @@ class InsideBlocks(Trait):
         for index, block in enumerate(tower.blocks):
             if f"{tower.name}.{index}" not in self.absent:
                 yield index, block
+
+
+class Merges(Trait):
+    """The trait of methods that change nothing but weights inside blocks, which a copy of the backbone can hold."""
+
+    of_each_part = True
+
+    @abstractmethod
+    def merged(self) -> dict[Place, Tensor]:
+        """Return the changed weight `(out, in)` of each adapted projection. The model is unchanged.
+
+        Raises AdaptError for quantised and interleaved weights.
+        """
 
 
 class ChoosesOnValidation(Trait):

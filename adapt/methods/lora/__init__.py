@@ -17,7 +17,7 @@ peft works on stand-ins, linear layers that hold views of the frozen weights, an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -29,12 +29,12 @@ from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Mixture
 from adapt.methods.base.method import StepT
 from adapt.methods.base.mixture import Mixes
-from adapt.methods.base.traits import InsideBlocks
+from adapt.methods.base.places import Letter, Place, Projections, places
+from adapt.methods.base.traits import InsideBlocks, Merges
 from adapt.methods.lora import mixing, peft_layers
 from adapt.methods.zero_shot import Template
 
 PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
-Place = tuple[str, int, str]  # tower, block, projection
 # settings of peft's configs that users cannot set here, with the reason or replacement
 _OWNED = {
     "target_modules": "use projections, towers and blocks",
@@ -46,10 +46,6 @@ _OWNED = {
     "use_rslora": "the scaling is alpha / sqrt(rank)",
 }
 _PUBLISHED = {"rank": 2, "alpha": 1.0, "dropout": 0.25}  # CLIP-LoRA's
-
-
-Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
-Projections = tuple[Letter, ...] | Literal["all"]
 
 
 class LoRAConfig(MethodConfig):
@@ -123,7 +119,7 @@ class PlainLoRAConfig(LoRAConfig):
     """A constant scale of the logits; null means the backbone's own."""
 
 
-class LoRA(Method[StepT], InsideBlocks, Mixes):
+class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
     """Low-rank adaptation by peft. `LoRA(rank, alpha, ...)` trains `TOWER.BLOCK.PROJECTION.lora_A` and `lora_B`."""
 
     name = "lora"
@@ -160,7 +156,7 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         self._modules.clear()  # an earlier build may have tensors for blocks that are absent now
-        sites = dict(self._sites(backbone))
+        sites = dict(places(self, backbone))
         # not as submodules: a stand-in's frozen weight must not be trained, saved or moved with this module
         object.__setattr__(self, "_sites_of", sites)
         settings = {name: getattr(self.config, name) for name in _PUBLISHED}
@@ -181,26 +177,6 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
             assert parameter is not None
             parameter.data = parameter.data.float()  # fp32 whatever the backbone's precision
             yield held, peft_layers.register(self, (tower, str(block), letter, *name.split(".")), parameter)
-
-    def _sites(self, backbone: Backbone) -> Iterator[tuple[Place, Projection]]:
-        for name in self.config.towers:
-            tower = backbone.tower(name)
-            first, stop = self.config.blocks or (0, len(tower.blocks))
-            if not 0 <= first < stop <= len(tower.blocks):
-                raise AdaptError(
-                    f"lora: blocks are {first} to {stop}, but the {name} tower has {len(tower.blocks)} blocks: give "
-                    "the index of the first block and the index after the last block"
-                )
-            for index, block in self.present(tower):
-                if not first <= index < stop:
-                    continue
-                for letter in tower.projections if self.config.projections == "all" else self.config.projections:
-                    if letter not in tower.projections:
-                        has = ", ".join(tower.projections)
-                        raise AdaptError(
-                            f"lora: projections has {letter}; expected names in {has} for the {name} tower"
-                        )
-                    yield (name, index, letter), block.projections[letter]
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
         """Yield each adapted projection with its peft layer, after setting the layer's tensors from this module."""
@@ -228,7 +204,6 @@ class LoRA(Method[StepT], InsideBlocks, Mixes):
         return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
     def merged(self) -> dict[Place, Tensor]:
-        """Return the weight `(out, in)` of each adapted projection including its update. The model is unchanged."""
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
     @classmethod

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adapt.backbones.stand_in import StandIn, ViewedWeight
 from adapt.backbones.tower import Projection
 from adapt.errors import AdaptError, nearest
+from adapt.methods.base.places import check_mergeable
 from adapt.methods.lora.dropout import Dropout
 
 NAME = "adapt"  # the adapter's name in each layer; one suffices, as each stand-in belongs to one method
@@ -163,10 +164,7 @@ def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> H
 def merged(layer: Any) -> Tensor:
     """Return the frozen weight `(out, in)` plus the update. Raises AdaptError for quantised or interleaved weights."""
     base: StandIn = layer.get_base_layer()
-    if base.projection.quantized:
-        raise AdaptError("lora cannot be merged into quantised weights: load the backbone without quantize")
-    if not base.projection.is_view:
-        raise AdaptError("lora cannot be merged into weights interleaved by heads: keep the lora as an adapter")
+    check_mergeable(base.projection, "lora")
     if not isinstance(base, ViewedWeight):
         update: Tensor = layer.get_delta_weight(NAME)
         return base.projection.weight + update.to(base.projection.weight.dtype)

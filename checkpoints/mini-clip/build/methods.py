@@ -37,6 +37,7 @@ METHODS = {
 TOWERS = {  # whose steps pass through a tower
     "two_stage": "2SFS",
     "lora": "CLIP-LoRA",
+    "clip_svd": "CLIP-SVD",
     "ivlp": "IVLP",
     "maple": "MaPLe",
     "prompt_src": "PromptSRC",

@@ -1,0 +1,52 @@
+"""The linear maps inside blocks that a method changes, as its settings select them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from adapt.backbones.base import Backbone
+from adapt.backbones.tower import Projection
+from adapt.errors import AdaptError
+from adapt.methods.base.method import Method
+from adapt.methods.base.traits import InsideBlocks
+
+Place = tuple[str, int, str]  # tower, block, projection
+Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
+Projections = tuple[Letter, ...] | Literal["all"]
+
+
+def places(method: Method, backbone: Backbone) -> Iterator[tuple[Place, Projection]]:
+    """Yield each place that the settings `towers`, `blocks` and `projections` select, with the frozen projection.
+
+    Raises AdaptError for blocks and projections that a tower does not have.
+    """
+    assert isinstance(method, InsideBlocks)
+    for name in method.config.towers:
+        tower = backbone.tower(name)
+        first, stop = method.config.blocks or (0, len(tower.blocks))
+        if not 0 <= first < stop <= len(tower.blocks):
+            raise AdaptError(
+                f"{method.name}: blocks are {first} to {stop}, but the {name} tower has {len(tower.blocks)} blocks: "
+                "give the index of the first block and the index after the last block"
+            )
+        letters = tower.projections if method.config.projections == "all" else method.config.projections
+        for letter in letters:
+            if letter not in tower.projections:
+                raise AdaptError(
+                    f"{method.name}: projections has {letter}; expected names in {', '.join(tower.projections)} for "
+                    f"the {name} tower"
+                )
+        for index, block in method.present(tower):
+            if first <= index < stop:
+                yield from (((name, index, letter), block.projections[letter]) for letter in letters)
+
+
+def check_mergeable(projection: Projection, method: str) -> None:
+    """Raise AdaptError if a changed weight cannot replace that of `projection`, which is quantised or interleaved."""
+    if projection.quantized:
+        raise AdaptError(f"{method} cannot be merged into quantised weights: load the backbone without quantize")
+    if not projection.is_view:
+        raise AdaptError(
+            f"{method} cannot be merged into weights interleaved by heads: keep the {method} as an adapter"
+        )
