@@ -20,6 +20,7 @@ from .loading import load as load
 from .loading import load_many as load_many
 from .models.classifier import AdaptedModel as AdaptedModel
 from .models.many import predict_many as predict_many
+from .models.vision_model import VisionModel as VisionModel
 from .models.wrap import wrap as wrap
 from .soups import soup as soup
 from .tracking.tracker import Tracker as Tracker

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 from torch import Tensor
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.transform_key import transform_key
@@ -23,7 +23,7 @@ from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ logger = logging.getLogger("adapt")
 VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batch
 
 
-def keeps_features(model: Adapted, cache: bool) -> TypeGuard[AdaptedModel]:
+def keeps_features(model: Adapted, cache: bool) -> TypeGuard[ImageModel]:
     """Return whether cached features suffice, because the method neither edits the vision tower nor reads images."""
-    if not (cache and isinstance(model, AdaptedModel)):
+    if not (cache and isinstance(model, ImageModel)):
         return False
     return not ("vision" in model.method.touches or "images" in model.method.reads)
 
@@ -46,7 +46,7 @@ def of_texts(items: Sequence[Item]) -> bool:
 
 
 def item_features(
-    model: AdaptedModel,
+    model: ImageModel,
     items: Sequence[Item],
     *,
     workers: int,
@@ -90,7 +90,7 @@ def item_features(
     return FeatureCache().features(items, transform, encode, key, views=views, workers=workers, progress=progress)
 
 
-def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:
+def _text_features(model: ImageModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:
     """Return features of texts. Raises AdaptError if `unavailable` names features that only images have."""
     if unavailable:
         raise AdaptError(
@@ -100,7 +100,7 @@ def _text_features(model: AdaptedModel, items: Sequence[Item], unit: bool, unava
     return model.text_features([item.text for item in items], unit).float().cpu()
 
 
-def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:
+def view_features(model: ImageModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> Tensor:
     """Return unit-length features `(n, v, e)` of each image (first view) and of its random views, for prediction."""
     _check_unedited(model)
     backbone, transform = model.backbone, model.transform()
@@ -120,7 +120,7 @@ def view_features(model: AdaptedModel, items: Sequence[Item], *, workers: int, p
 
 
 def block_inputs(
-    model: AdaptedModel, items: Sequence[Item], block: int, *, workers: int, progress: Progress | None
+    model: ImageModel, items: Sequence[Item], block: int, *, workers: int, progress: Progress | None
 ) -> Tensor | None:
     """Return the inputs `(n, l, d)` of block number `block` of the vision tower for all images, from the disk cache.
 
@@ -203,7 +203,7 @@ def _fits(cache: FeatureCache, needed: int, what: str, otherwise: str) -> bool:
     return True
 
 
-def _key(backbone: DualEncoder, transforms: Sequence[Transform], output: str) -> str | None:
+def _key(backbone: ImageEncoder, transforms: Sequence[Transform], output: str) -> str | None:
     """Return the key under which the cache stores `output` of a backbone, or None if an image transform is unknown."""
     keys = [key for each in transforms if (key := transform_key(each)) is not None]
     if len(keys) < len(transforms):
@@ -226,7 +226,7 @@ def _in_its_own_precision(model: Adapted) -> torch.autocast:
     return torch.autocast(model.backbone.device.type, enabled=False)
 
 
-def _check_unedited(model: AdaptedModel) -> None:
+def _check_unedited(model: ImageModel) -> None:
     if "vision" in model.method.touches:
         raise AdaptError(
             f"{model.method.name} edits the vision tower, so the backbone's cached features cannot be used: read "

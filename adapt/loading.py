@@ -19,6 +19,7 @@ from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.answers import Answers
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model
 from adapt.shown import brief
 
@@ -212,7 +213,7 @@ def _of_file(
             )
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
-        if not isinstance(model, AdaptedModel | ChatModel):
+        if not isinstance(model, ImageModel | ChatModel):
             raise AdaptError(f"{path} answers questions about images and has no classes: leave class_names out")
         try:
             model = model.with_classes(class_names)

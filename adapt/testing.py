@@ -39,6 +39,7 @@ BACKBONES = {
     "fusion encoder": "mini-vilt",
     "vision LLM": "mini-clip+mini-lm",
     "native VLM": "mini-vlm",
+    "vision encoder": "vision:mini-clip",
 }
 STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
 CLASSES, IMAGES = 3, 4  # number of classes in a check, and of images of each

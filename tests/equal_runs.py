@@ -13,6 +13,7 @@ import tiny_llms
 import tiny_natives
 
 from adapt import Backbone, methods
+from adapt.backbones.joined import joined
 from adapt.testing import Case
 
 KINDS = {
@@ -20,8 +21,9 @@ KINDS = {
     "fusion encoder": tiny_fusion.vilt,
     "vision LLM": lambda: tiny_llms.vision_llm("llama"),
     "embedding": tiny_natives.dual_encoder,
+    "joined": lambda: joined(tiny_backbones.backbone("open_clip"), tiny_backbones.backbone("hf_clip")),
 }
-ON_ITS_OWN = {"vladva": "embedding"}
+ON_ITS_OWN = {"cafo": "joined", "vladva": "embedding"}
 # each method on the first kind of backbone that it serves, or on the only backbones that it takes
 CASES = tuple((name, ON_ITS_OWN.get(name, methods.find(name).serves[0])) for name in methods.names())
 

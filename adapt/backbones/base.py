@@ -23,7 +23,8 @@ from adapt.errors import AdaptError
 if TYPE_CHECKING:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    from adapt.backbones.transformers_models import Processor
+    from adapt.backbones.transformers_models import ImageProcessor, Processor
+    from adapt.backbones.vision_encoder import VisionEncoder
 
 
 @contextmanager
@@ -83,11 +84,19 @@ class Backbone:
         return openclip.build(model, tokenizer, preprocess, name)
 
     @staticmethod
-    def from_transformers(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
+    def from_timm(model: nn.Module, name: str | None = None) -> VisionEncoder:
+        """Wrap a timm model without a classifier (`num_classes=0`) as a backbone of images alone."""
+        from adapt.backbones import timm_images
+
+        return timm_images.build(model, name)
+
+    @staticmethod
+    def from_transformers(model: nn.Module, processor: Processor | ImageProcessor, name: str | None = None) -> Backbone:
         """Wrap a transformers model and its processor as a backbone.
 
-        The result is a `DualEncoder` for CLIP and SigLIP, a `FusionEncoder` for ViLT and BridgeTower, and a `NativeVLM`
-        for SmolVLM, Idefics3, Qwen-VL and LLaVA.
+        The result is a `DualEncoder` for CLIP and SigLIP, a `VisionEncoder` for DINOv2, DINOv3, ViT, ConvNeXt and
+        RADIO, whose image processor is enough, a `FusionEncoder` for ViLT and BridgeTower, and a `NativeVLM` for
+        SmolVLM, Idefics3, Qwen-VL and LLaVA.
         """
         from adapt.backbones.transformers_models import build
 
@@ -203,7 +212,46 @@ class Backbone:
         return self
 
 
-class DualEncoder(Backbone):
+class ImageEncoder(Backbone):
+    """The base class of backbones that map an image to one feature vector, with which classes are compared by cosines.
+
+    `encode_image` runs the unmodified forward pass of the model's library.
+    """
+
+    def __init__(self, *, encode_image: Callable[[Tensor], Tensor], **parts: Any) -> None:
+        super().__init__(**parts)
+        self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
+
+    @cached_property
+    def embed_dim(self) -> int:
+        """The width `e` of the features, measured by encoding a blank image."""
+        side = self.preprocess.size
+        blank = torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
+        with torch.inference_mode():
+            return int(self.encode_image(blank).shape[-1])
+
+    @property
+    def logit_scale(self) -> float:
+        """The logit scale that multiplies cosine similarities."""
+        raise NotImplementedError
+
+    @property
+    def logit_bias(self) -> float:
+        """The bias that is added to the scaled cosines."""
+        return 0.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the towers' weights, to which images are converted; a logit scale may be more precise."""
+        return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
+
+    @cached_property
+    def _entrance(self) -> nn.Conv2d | None:
+        """The model's first convolution, which embeds image patches; None if the model has no convolution."""
+        return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
+
+
+class DualEncoder(ImageEncoder):
     """A CLIP or SigLIP backbone, which maps images and texts to features in one shared space.
 
     `encode_image` and `encode_text` run the unmodified forward pass of the model's library.
@@ -211,11 +259,8 @@ class DualEncoder(Backbone):
 
     kind = "dual encoder"
 
-    def __init__(
-        self, *, encode_image: Callable[[Tensor], Tensor], encode_text: Callable[[Tensor], Tensor], **parts: Any
-    ) -> None:
+    def __init__(self, *, encode_text: Callable[[Tensor], Tensor], **parts: Any) -> None:
         super().__init__(**parts)
-        self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
         self.encode_text = encode_text  # (n, context length) -> (n, e)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -238,16 +283,6 @@ class DualEncoder(Backbone):
         """The bias that is added to the logits, which is learned in SigLIP and zero in CLIP."""
         bias = getattr(self.model, "logit_bias", None)
         return 0.0 if bias is None else float(bias.detach().float())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the towers' weights, to which images are converted; the logit scale may be more precise."""
-        return self._parameter.dtype if self._entrance is None else self._entrance.weight.dtype
-
-    @cached_property
-    def _entrance(self) -> nn.Conv2d | None:
-        """The model's first convolution, which embeds image patches; None if the model has no convolution."""
-        return next((module for module in self.model.modules() if isinstance(module, nn.Conv2d)), None)
 
     @property
     def _parameter(self) -> Tensor:

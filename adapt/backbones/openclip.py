@@ -15,13 +15,11 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, syntax_mask_tokenize
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from safetensors.torch import save_file
-from timm.layers import Attention as TimmAttention
-from timm.models.vision_transformer import Block as TimmBlock
-from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, Transform, from_torchvision
+from adapt.backbones.timm_images import timm_tower
 from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
 from adapt.backbones.tower import (
     Block,
@@ -162,7 +160,12 @@ def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
         project=partial(_project, owner, "text_projection"),
     )
     return _tower(
-        "text", form, blocks, text=parts, final_norm=owner.ln_final, projection=_last(owner, "text_projection")
+        "text",
+        form,
+        blocks,
+        text=parts,
+        final_norm=owner.ln_final,
+        projection=LastProjection.of(owner, "text_projection"),
     )
 
 
@@ -170,12 +173,6 @@ def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> To
     heads, width = blocks[0].attn.num_heads, blocks[0].projections["out"].shape[0]
     assert isinstance(heads, int)
     return Tower(name, width, heads, form, blocks, **parts)
-
-
-def _last(owner: nn.Module, name: str) -> LastProjection | None:
-    """Return the final projection, the attribute `name` of `owner`; None if it is not a parameter or linear layer."""
-    known = isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear)
-    return LastProjection(owner, name) if known else None
 
 
 # functions of their owner, not closures over it: a copy of the backbone must read its own
@@ -200,11 +197,15 @@ def _vision_tower(visual: nn.Module) -> Tower | None:
         if blocks is None:
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
-        outside = {"pre_norm": visual.ln_pre, "final_norm": visual.ln_post, "projection": _last(visual, "proj")}
+        outside = {
+            "pre_norm": visual.ln_pre,
+            "final_norm": visual.ln_post,
+            "projection": LastProjection.of(visual, "proj"),
+        }
         parts = VisionParts(partial(_embed, visual), partial(_read, visual), partial(_project, visual, "proj"))
         return _tower("vision", Form(False, pooling), blocks, vision=None if pooling == "map" else parts, **outside)
     trunk = getattr(visual, "trunk", None)
-    return None if trunk is None else _timm_tower(trunk, visual.get_submodule("head"))
+    return None if trunk is None else timm_tower(trunk, visual.get_submodule("head"))
 
 
 def _embed(visual: VisionTransformer, images: Tensor) -> Tensor:
@@ -218,67 +219,3 @@ def _read(visual: VisionTransformer, x: Tensor, norm: Norm) -> Tensor:
         return norm(visual._global_pool(x)[0])
     pooled: Tensor = visual._global_pool(norm(x))[0]
     return pooled
-
-
-def _timm_tower(trunk: nn.Module, head: nn.Module) -> Tower | None:
-    if not isinstance(trunk, TimmViT) or any(type(block) is not TimmBlock for block in trunk.blocks):
-        return None
-    if any(
-        type(block.attn) is not TimmAttention or not _timm_mlp(block.get_submodule("mlp")) for block in trunk.blocks
-    ):
-        return None
-    blocks = tuple(_timm_block(block) for block in trunk.blocks)
-    pooling: Pooling = {"token": "class", "avg": "mean", "map": "map"}.get(trunk.global_pool, "none")  # type: ignore[assignment]
-    final = trunk.fc_norm if isinstance(trunk.norm, nn.Identity) else trunk.norm  # after the pooling, or before it
-    outside = {"pre_norm": trunk.norm_pre, "final_norm": final, "projection": _last(head, "proj")}
-    parts = VisionParts(partial(_timm_embed, trunk), partial(_timm_read, trunk), partial(_timm_project, trunk, head))
-    return _tower("vision", Form(False, pooling), blocks, vision=parts, **outside)
-
-
-def _timm_embed(trunk: TimmViT, images: Tensor) -> Tensor:
-    embedded: Tensor = trunk._pos_embed(trunk.patch_embed(images))
-    return embedded
-
-
-def _timm_project(trunk: TimmViT, head: nn.Module, pooled: Tensor) -> Tensor:
-    features: Tensor = head(trunk.head(pooled))  # trunk.head projects if open_clip's config has no projection
-    return features
-
-
-def _timm_read(trunk: TimmViT, x: Tensor, norm: Norm) -> Tensor:
-    before, after = (trunk.norm, norm) if isinstance(trunk.norm, nn.Identity) else (norm, trunk.fc_norm)
-    pooled: Tensor = after(trunk.pool(before(x)))
-    return pooled
-
-
-# linears of timm's MLPs: plain ones, and those with a gate (ViTamin)
-_MLPS: tuple[dict[str, str], ...] = ({"fc1": "fc1", "fc2": "fc2"}, {"w0": "gate", "w1": "up", "w2": "down"})
-
-
-def _timm_mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return a dict of the linear layers in a timm MLP, with short names such as fc1; empty for an unknown MLP type."""
-    names = next((known for known in _MLPS if all(hasattr(mlp, name) for name in known)), {})
-    return {letter: Projection(getattr(mlp, name)) for name, letter in names.items()}
-
-
-def _timm_block(module: nn.Module) -> Block:
-    assert isinstance(module, TimmBlock)
-    attn, mlp = module.attn, module.get_submodule("mlp")
-    assert isinstance(attn, TimmAttention)
-    projections = fused_qkv(attn.qkv, attn.num_heads * attn.head_dim)
-    projections |= {"out": Projection(attn.proj)} | _timm_mlp(mlp)
-    between = (attn.q_norm, attn.k_norm, getattr(attn, "norm", None), getattr(attn, "gate", None))
-    return Block(
-        module,
-        attn,
-        module.norm1,
-        module.norm2,
-        mlp.get_submodule("act"),
-        projections,
-        module.ls1,
-        module.ls2,
-        sites={"attn": Site(module.norm1, module.ls1), "mlp": Site(module.norm2, module.ls2)},
-        mlp=mlp,
-        attn_returns_weights=False,
-        plain_attention=all(part is None or isinstance(part, nn.Identity) for part in between),
-    )

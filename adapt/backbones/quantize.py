@@ -35,6 +35,8 @@ def quantize(backbone: B, kind: str) -> B:
             f"{backbone.describe()} is already quantised to {backbone.quantization}: load the backbone again to "
             "quantise the original weights"
         )
+    if not backbone.towers:
+        raise AdaptError(f"{backbone.describe()} has no blocks that could be quantised: leave quantize out")
     _ = backbone.fingerprint  # cached from now on
     backbone.model.requires_grad_(False)
     for name, tower in backbone.towers.items():

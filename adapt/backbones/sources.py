@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from adapt import hub
 from adapt.errors import AdaptError
 
 HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
+TIMM = "timm/"  # the owner of the hub's repositories with timm's own weights
 BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt", "mini-vlm")
 
 
@@ -23,19 +25,24 @@ def bundled(name: str = "mini-clip") -> Path:
     raise AdaptError(f"the bundled backbone {name!r} is missing from this installation; reinstall adapt")
 
 
+def _models(spec: str) -> list[str]:
+    """Return the names of the models that the backbone name `spec` combines, or of which it takes a half."""
+    return [part.removeprefix("vision:").removeprefix("embed:") for part in re.split("[+&]", spec)]
+
+
 def hub_names(spec: str | None) -> list[str]:
     """Return the hub repositories that the backbone name `spec` refers to, none for folders and random weights."""
-    return [name for part in (spec or "").split("+") if (name := _hub_name(part)) is not None]
+    return [name for part in _models(spec or "") if (name := _hub_name(part)) is not None]
 
 
 def is_portable(spec: str | None) -> bool:
     """Return whether the backbone name `spec` refers to the same model on any machine (bundled or on the hub)."""
-    return spec is not None and all(part in BUNDLED or _hub_name(part) for part in spec.split("+"))
+    return spec is not None and all(part in BUNDLED or _hub_name(part) for part in _models(spec))
 
 
 def is_here(spec: str) -> bool:
     """Return whether the backbone named `spec` consists of bundled models or local folders, and needs no network."""
-    parts = [spec] if os.path.isdir(spec) else spec.split("+")  # False for a name too long for a file
+    parts = [spec] if os.path.isdir(spec) else _models(spec)  # False for a name too long for a file
     return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
 
@@ -43,6 +50,8 @@ def _hub_name(spec: str) -> str | None:
     kind, _, rest = spec.partition(":")
     if kind == "hf":
         return rest if rest and not Path(rest).is_dir() else None
+    if kind == "timm":
+        return None if Path(rest).is_dir() else rest if "/" in rest else f"{TIMM}{rest}"
     if kind != "open_clip" or not rest:
         return None
     if rest.startswith(HF_HUB):

@@ -135,6 +135,13 @@ class Form:
     pooling: Pooling
     plain_mask: bool = True  # causal or none, with no padding or appended token masked
     kinds: tuple[str, ...] = ()  # each decoder block's kind of attention, if they differ
+    registers: int = 0  # of a vision tower: tokens before the patches that are not pooled
+    rotary: bool = False  # of a vision tower: whether attention turns queries and keys by the places of the patches
+
+    @property
+    def first_patch(self) -> int:
+        """The position of the first patch among a vision tower's tokens, after a pooled class token and registers."""
+        return self.registers + (self.pooling == "class")
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,11 @@ class LastProjection:
 
     owner: nn.Module
     name: str  # the name of the parameter or module in its owner
+
+    @classmethod
+    def of(cls, owner: nn.Module, name: str) -> LastProjection | None:
+        """Return the final projection, the attribute `name` of `owner`; None if it is no parameter or linear layer."""
+        return cls(owner, name) if isinstance(getattr(owner, name, None), nn.Parameter | nn.Linear) else None
 
     @property
     def weight(self) -> Tensor:
@@ -197,11 +209,16 @@ class Tower:
         return self.text.embedding
 
     def check_takes_tokens(self) -> None:
-        """Raise AdaptError if this is the decoder of a vision-language model in the place of a CLIP's tower."""
+        """Raise AdaptError if this is a decoder in the place of a CLIP's tower, or has rotary positions (DINOv3)."""
         if self.name != "decoder" and self.form.pooling == "none":
             raise AdaptError(
                 f"learned tokens cannot be added to the {self.name} tower, which is the decoder of a vision-language "
                 "model: use another method, such as lora"
+            )
+        if self.form.rotary:
+            raise AdaptError(
+                f"learned tokens cannot be added to the {self.name} tower, whose rotary attention takes the last "
+                "tokens for patches: use another method, such as lora"
             )
 
     @property

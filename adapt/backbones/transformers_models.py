@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from adapt.backbones.families.base import Family
+
 
 class ImageProcessor(Protocol):
     """The settings of a transformers image processor that determine the pixel values of a model's input."""
@@ -60,20 +62,35 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
         classes = family.model_types[config.model_type]
         named = next((each for each in classes if each in (config.architectures or ())), classes[-1])
         kind: Any = family.model_class(named)
-        model = whole(kind, source, exact=family.exact) if tensors else kind(config)
-        processor = _processor(source, family.whole_processor)
+        options = family.options.get(config.model_type, {})
+        model = whole(kind, source, exact=family.exact, **options) if tensors else kind(config, **options)
+        processor = _processor(source, family)
     return build(model.eval(), processor, name)
 
 
-def _processor(source: str, whole: bool) -> Any:
-    """Return the processor of a model: the `whole` one, which also joins text and images, or its two parts."""
+def reads_texts(source: str) -> bool:
+    """Return whether the model `source`, a hub name or a folder, reads texts, by its configuration alone."""
     import transformers
 
-    if whole:
-        return transformers.AutoProcessor.from_pretrained(source, trust_remote_code=False)
-    readers = (transformers.AutoImageProcessor, transformers.AutoTokenizer)
-    image_processor, tokenizer = (each.from_pretrained(source, trust_remote_code=False) for each in readers)
-    return SimpleNamespace(image_processor=image_processor, tokenizer=tokenizer)
+    with fetching(source):
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    family = families.of_model_types().get(config.model_type)
+    return family is None or family.reads_texts
+
+
+def _processor(source: str, family: Family) -> Any:
+    """Return the processor of a model: the whole one, which also joins text and images, or its parts."""
+    import transformers
+
+    def read(kind: Any) -> Any:
+        return kind.from_pretrained(source, trust_remote_code=False)
+
+    if family.whole_processor:
+        return read(transformers.AutoProcessor)
+    image_processor = read(transformers.AutoImageProcessor)
+    if not family.reads_texts:
+        return image_processor
+    return SimpleNamespace(image_processor=image_processor, tokenizer=read(transformers.AutoTokenizer))
 
 
 def whole(kind: Any, source: str, *, exact: bool = False, **options: object) -> PreTrainedModel:
@@ -98,7 +115,7 @@ def whole(kind: Any, source: str, *, exact: bool = False, **options: object) -> 
     return loaded
 
 
-def build(model: nn.Module, processor: Processor, name: str | None = None) -> Backbone:
+def build(model: nn.Module, processor: Processor | ImageProcessor, name: str | None = None) -> Backbone:
     """Wrap a transformers model and its processor as a backbone. Raises AdaptError for an unsupported type of model."""
     kind: str | None = getattr(getattr(model, "config", None), "model_type", None)
     known = families.of_model_types()
@@ -107,6 +124,9 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Ba
             f"from_transformers got a {type(model).__name__}; expected a model of type {', '.join(sorted(known))} (for "
             "open_clip models use Backbone.from_open_clip)"
         )
+    if not known[kind].reads_texts:
+        _check_headless(model, known[kind].model_types[kind])
+        return known[kind].build(model, _image_processor(processor, model), name)
     missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
     if missing:
         given = "no processor" if processor is None else f"a {type(processor).__name__}"
@@ -115,3 +135,24 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Ba
             "transformers.AutoProcessor.from_pretrained(NAME), or any object with a tokenizer and an image_processor"
         )
     return known[kind].build(model, processor, name)
+
+
+def _check_headless(model: nn.Module, classes: Sequence[str]) -> None:
+    """Raise AdaptError for a model with another class than `classes`, such as one with a classifier."""
+    if type(model).__name__ not in classes:
+        raise AdaptError(
+            f"from_transformers got a {type(model).__name__}; expected {' or '.join(classes)}: load the model by that "
+            "class, without its head"
+        )
+
+
+def _image_processor(processor: object, model: nn.Module) -> object:
+    """Return the image processor, which a whole processor contains. Raises AdaptError for anything else."""
+    found = getattr(processor, "image_processor", processor)
+    if not hasattr(found, "image_mean"):
+        given = "no processor" if processor is None else f"a {type(processor).__name__}"
+        raise AdaptError(
+            f"from_transformers got {given} for the {type(model).__name__}, but needs its image processor: give "
+            "transformers.AutoImageProcessor.from_pretrained(NAME)"
+        )
+    return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tower import Tower, tokens_of
@@ -36,7 +36,7 @@ class Vision:
     patch_block: int = -2  # the block whose output a language model reads, unless told otherwise
 
     @classmethod
-    def of(cls, encoder: DualEncoder | Eyes) -> Vision:
+    def of(cls, encoder: ImageEncoder | Eyes) -> Vision:
         read = -1 if isinstance(encoder, Eyes) else -2
         return cls(encoder.model, encoder.tower("vision"), encoder.preprocess, encoder.encode_image, read)
 
@@ -68,7 +68,7 @@ class VisionLLM(Backbone):
 
     def __init__(
         self,
-        vision: Vision | DualEncoder | Eyes,
+        vision: Vision | ImageEncoder | Eyes,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
@@ -76,7 +76,7 @@ class VisionLLM(Backbone):
         prompt: str | None = None,
         patch_block: int | None = None,
     ) -> None:
-        own = vision._eval_transform if isinstance(vision, DualEncoder) else None
+        own = vision._eval_transform if isinstance(vision, ImageEncoder) else None
         vision = vision if isinstance(vision, Vision) else Vision.of(vision)
         if vision.tower.form.pooling not in ("class", "mean", "map", "none"):
             raise AdaptError(
@@ -102,13 +102,13 @@ class VisionLLM(Backbone):
         self._encode, self._vision = vision.encode, vision.model
 
     def patches(self, images: Tensor) -> Tensor:
-        """Return patch features `(b, p, d)` of images `(b, 3, h, w)` after `patch_block`, without the class token."""
-        return self.tokens(images)[:, self.class_tokens :]
+        """Return patch features `(b, p, d)` of images `(b, 3, h, w)` after `patch_block`, without other tokens."""
+        return self.tokens(images)[:, self.first_patch :]
 
     @property
-    def class_tokens(self) -> int:
-        """The number of class tokens before the patches, 1 or 0."""
-        return int(self.tower("vision").form.pooling == "class")
+    def first_patch(self) -> int:
+        """The position of the first patch among the tokens, after a class token and registers if there are any."""
+        return self.tower("vision").form.first_patch
 
     def tokens(self, images: Tensor) -> Tensor:
         """Return features `(b, l, d)` of images `(b, 3, h, w)` after `patch_block`, those of a class token first."""

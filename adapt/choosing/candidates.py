@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from adapt import methods
+from adapt.backbones.base import Backbone
+from adapt.backbones.joined import JoinedDualEncoder
+from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.methods.base import Method
 from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import DrawsMaps, Stream, has_trait
@@ -16,6 +19,7 @@ from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
 
+_OF_KINDS = {VisionEncoder: "vision", JoinedDualEncoder: "two_models"}  # recipes for backbones of one kind
 _OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts", "pairs")  # recipes that are not few-shot
 _DEFAULTS = (("device", "auto"), ("data.sampling", "coop"))  # settings that a command can leave out
 VIEWS = 10  # of each image, encoded once, where a recipe would encode a fresh one at each step
@@ -51,8 +55,8 @@ class Candidate:
         return self.recipe.model_copy(update={"calibrate": True}) if self.calibrate else self.recipe
 
 
-def candidates(source: str, changes: dict[str, object], every: bool) -> list[Candidate]:
-    """Return the candidates to compare on the data `source`, the cheapest first; `changes` apply to all recipes.
+def candidates(source: str, changes: dict[str, object], every: bool, backbone: Backbone) -> list[Candidate]:
+    """Return the candidates to compare on `source` and `backbone`, the cheapest first; `changes` apply to all recipes.
 
     The candidates are the methods without training steps, the methods that train on cached features, and the methods
     whose recipes ask to be compared. If `every` is true, the methods that train through a tower are added. Methods are
@@ -60,19 +64,22 @@ def candidates(source: str, changes: dict[str, object], every: bool) -> list[Can
     from numbers, or if they localise anomalies.
     """
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
-    names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in _OTHER]
-    listed = [each for name in names for each in _of_recipe(short(name), source, changes, every)]
+    other = {*_OTHER, *(name for kind, name in _OF_KINDS.items() if not isinstance(backbone, kind))}
+    names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in other]
+    listed = [each for name in names for each in _of_recipe(short(name), source, changes, every, backbone)]
     return sorted(listed, key=lambda each: (each.cost, not each.always, not each.preferred))
 
 
-def _of_recipe(name: str, source: str, changes: dict[str, object], every: bool) -> Iterator[Candidate]:
+def _of_recipe(
+    name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone
+) -> Iterator[Candidate]:
     located = find_recipe(name)
     file = read_file(located.path, located.name)
     variants: dict[str, dict[str, object]] = {name: {}} | file.variants
     for title, settings in variants.items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = recipe.new_method()
-        if not _classifies_images(method):
+        if not _classifies_images(method, backbone):
             continue
         cost = _cost(recipe, method)
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS
@@ -86,12 +93,13 @@ def _of_recipe(name: str, source: str, changes: dict[str, object], every: bool) 
             yield Candidate(title, recipe, cost, always, command, title == file.preferred, calibrate)
 
 
-def _classifies_images(method: Method) -> bool:
-    """Return whether a method classifies single images with a dual encoder, in the encoder's own feature space."""
+def _classifies_images(method: Method, backbone: Backbone) -> bool:
+    """Return whether a method classifies single images on `backbone`, in the encoder's own feature space."""
     own_space = not has_trait(method, Projects)
     one_image = not (method.views or has_trait(method, Stream))
     labelled = "classes" in method.tasks and not has_trait(method, DrawsMaps)
-    return "dual encoder" in method.serves and own_space and one_image and labelled
+    fits = backbone.kind in method.serves and method.touches <= backbone.towers.keys()
+    return fits and own_space and one_image and labelled
 
 
 def _cost(recipe: Recipe, method: Method) -> Cost:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.choosing.candidates import Candidate, Cost
 from adapt.data.folds import folds, parts
 from adapt.data.item import Item
@@ -22,7 +22,7 @@ from adapt.data.split import Split
 from adapt.devices import one_thread
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.training.fit import train
 from adapt.training.loop import Length
 from adapt.training.result import Result
@@ -166,7 +166,7 @@ class Comparison:
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
         """Return a context that limits torch to one thread if the candidate trains on few features."""
-        assert isinstance(self._backbone, DualEncoder)
+        assert isinstance(self._backbone, ImageEncoder)
         numbers = len(self._split.train) * self._backbone.embed_dim * len(self._split.class_names)
         small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
         return one_thread() if small else nullcontext()
@@ -217,11 +217,11 @@ class Comparison:
 
 def _trained(
     candidate: Candidate, split: Split, backbone: Backbone, changes: dict[str, object] | None = None
-) -> tuple[AdaptedModel, Result]:
+) -> tuple[ImageModel, Result]:
     """Train the candidate on `split` with `changes` to the training settings, and return the model and the result."""
     recipe = candidate.recipe
     model = build(recipe, split.class_names, backbone)
-    assert isinstance(model, AdaptedModel)  # candidates are for dual encoders
+    assert isinstance(model, ImageModel)  # candidates are for encoders of images
     untested = replace(with_validation(split, recipe), test=())
     return model, train(training_of(recipe, model, untested, **changes or {}), None)
 

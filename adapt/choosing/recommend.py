@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
 from adapt.choosing.candidates import candidates
@@ -22,8 +22,8 @@ from adapt.devices import AUTO
 from adapt.disk import check_free
 from adapt.errors import AdaptError
 from adapt.features import item_features
-from adapt.methods.zero_shot import ZeroShot
-from adapt.models.wrap import wrap
+from adapt.models.image_model import ImageModel
+from adapt.models.unadapted import unadapted
 from adapt.progress import counting_bar
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
@@ -79,10 +79,10 @@ def recommend(
     with _reserved(out, data) as folder:
         listed_split = listed_data(base)
         _check_comparable(listed_split)
-        loaded = _dual_encoder(load_backbone(base.backbone, device, base.quantize))
+        loaded = _image_encoder(load_backbone(base.backbone, device, base.quantize))
         split = decodable(listed_split, base, progress)
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
-        listed = candidates(data, changes, every or budget is not None) if comparison.items else []
+        listed = candidates(data, changes, every or budget is not None, loaded) if comparison.items else []
         with loaded.unchanging():
             features = _features(split, loaded, progress)
             compared, left_out = race(comparison, listed, budget, progress)
@@ -98,8 +98,8 @@ def recommend(
         )
         if folder is not None:
             recommendation.write(folder)
-        uncompared = list((changes | UNCOMPARED[1]).items())
-        recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], uncompared, data)
+        alone = UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {}
+        recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], list((changes | alone).items()), data)
         result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=tracked_by)
         recommendation = replace(recommendation, result=result)
         if folder is not None:
@@ -146,13 +146,13 @@ def _check_comparable(split: Split) -> None:
         raise AdaptError(f"{split.name} has only one class, {split.class_names[0]!r}; expected at least two classes")
 
 
-def _dual_encoder(backbone: Backbone) -> DualEncoder:
-    """Return `backbone` unchanged. Raises AdaptError if the backbone is not a dual encoder, as a comparison needs."""
-    if isinstance(backbone, DualEncoder):
+def _image_encoder(backbone: Backbone) -> ImageEncoder:
+    """Return `backbone` unchanged. Raises AdaptError if it does not encode images by themselves."""
+    if isinstance(backbone, ImageEncoder):
         return backbone
     raise AdaptError(
         f"{backbone.describe()} is a {backbone.kind}, but methods are only compared on a dual encoder such as CLIP "
-        "or SigLIP: give another --backbone, and images without questions"
+        "or SigLIP, or on a vision encoder such as DINOv2: give another --backbone, and images without questions"
     )
 
 
@@ -171,9 +171,10 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, ob
     }
 
 
-def _features(split: Split, backbone: DualEncoder, progress: bool) -> dict[str, Tensor]:
+def _features(split: Split, backbone: ImageEncoder, progress: bool) -> dict[str, Tensor]:
     """Return the unit-length features `(n, e)` of the images in train, val and test, and cache the features."""
-    model = wrap(backbone.turning(split.turned), ZeroShot(), split.class_names)
+    model = unadapted(backbone.turning(split.turned), split.class_names)
+    assert isinstance(model, ImageModel)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}
         return {part: item_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}
@@ -185,7 +186,7 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -
         return [
             "Every class has only one training image (or one group of images), so none can be held out: which method "
             "is best here, and how accurate it is, cannot be known. Comparing methods takes at least two training "
-            f"images a class, and works much better with eight. {UNCOMPARED[0]} with class names is used instead"
+            f"images a class, and works much better with eight. {UNCOMPARED[0]} is used instead"
         ]
     untried = sorted({item.stratum for item in split.train} - {item.stratum for item in comparison.items})
     notes = [_on_class_names(each) for each in compared if each.candidate.name == BASELINE]

@@ -17,10 +17,10 @@ from adapt.errors import AdaptError
 from adapt.shown import shown
 
 if TYPE_CHECKING:
-    from adapt.models.classifier import AdaptedModel
+    from adapt.models.image_model import ImageModel
     from adapt.retrieval.index import Index
 
-    _Encode = Callable[[AdaptedModel, str, Path | None], Index]
+    _Encode = Callable[[ImageModel, str, Path | None], Index]
 
 _adapter = click.option(
     "--adapter", type=click.Path(path_type=Path), help="Adapter to encode with.  [default: the backbone by itself]"
@@ -163,28 +163,27 @@ def _entries(source: Path) -> tuple[list[str], bool]:
     return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), False
 
 
-def _model(backbone: str | None, adapter: Path | None, device: str) -> AdaptedModel:
-    """Return the model for encoding: the backbone with the adapter, or a zero-shot model if no adapter is given."""
-    from adapt.backbones.base import DualEncoder
+def _model(backbone: str | None, adapter: Path | None, device: str) -> ImageModel:
+    """Return the model for encoding: the backbone with the adapter, or the unadapted backbone if none is given."""
+    from adapt.backbones.base import ImageEncoder
     from adapt.loading import load
-    from adapt.methods.zero_shot import ZeroShot
-    from adapt.models.classifier import AdaptedModel
-    from adapt.models.wrap import wrap
+    from adapt.models.image_model import ImageModel
+    from adapt.models.unadapted import unadapted
 
     loaded = common.given_backbone(backbone, device)
     model = None if adapter is None else load(adapter, loaded, device=device)
     of = loaded if model is None else model.backbone
     if of is None:
         raise AdaptError("no backbone is given for encoding: give --backbone, such as mini-clip, or --adapter")
-    if not isinstance(of, DualEncoder):
-        raise AdaptError(f"{of.describe()} does not encode texts and images separately: use a CLIP or SigLIP")
+    if not isinstance(of, ImageEncoder):
+        raise AdaptError(f"{of.describe()} does not encode images by themselves: use a CLIP or a vision encoder")
     if model is None:  # and no adapter says otherwise: photographs are turned upright
-        model = wrap(of.turning(True), ZeroShot(), ("object",))
-    assert isinstance(model, AdaptedModel)  # as of every dual encoder
+        model = unadapted(of.turning(True), ("object",))
+    assert isinstance(model, ImageModel)  # as of every encoder of images
     return model.eval()
 
 
-def _encoded(model: AdaptedModel, query: str, root: Path | None) -> Index:
+def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
     """Encode a query (a text, an image file or a .csv of pairs), and return the features as an `Index`."""
     from adapt.data.readers.csv_file import read_pairs
     from adapt.retrieval.index import index_images, index_pairs, index_texts
@@ -202,7 +201,7 @@ def _lists_pairs(query: str) -> bool:
     return query.lower().endswith(".csv")
 
 
-def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _Encode:
+def _between(index: Index, model: ImageModel, share: float, device: str) -> _Encode:
     """Return a function that encodes a query by the index's backbone and by `model`, and interpolates the features.
 
     `share` is the weight of `model` in the spherical interpolation (slerp). Raises AdaptError if the adapter of `model`
@@ -219,7 +218,7 @@ def _between(index: Index, model: AdaptedModel, share: float, device: str) -> _E
     old = _model(index.header.backbone, None, device)
     index.check(old)
 
-    def between(model: AdaptedModel, query: str, root: Path | None) -> Index:
+    def between(model: ImageModel, query: str, root: Path | None) -> Index:
         new = _encoded(model, query, root)
         return replace(new, features=slerp(_encoded(old, query, root).features, new.features, share))
 

@@ -52,7 +52,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
 
         model = load(adapter, common.given_backbone(backbone, device), device=device)
         if not isinstance(model, AdaptedModel):
-            raise AdaptError(f"{adapter} answers questions and cannot draw maps: use an adapter of the method anovl")
+            raise AdaptError(f"{adapter} draws no maps: use an adapter of the method anovl")
         normal_label(model.method, model.class_names)  # before any image is read
         readable: list[ImageFile] = []
         turned = model.backbone.preprocess.turned

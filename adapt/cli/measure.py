@@ -128,11 +128,14 @@ def zeroshot(
     note_passed_over(data, split)
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
+        from adapt.backbones.vision_encoder import VisionEncoder
         from adapt.evaluation.inference import Inference
         from adapt.methods.zero_shot import ZeroShot
         from adapt.models.wrap import wrap
 
         turning = load_backbone(backbone, device).turning(split.turned)
+        if isinstance(turning, VisionEncoder):
+            raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
         model = wrap(turning, ZeroShot(templates or split.template), split.class_names)
         split.task.fit_baseline(model, split.train or _measured(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)

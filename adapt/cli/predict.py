@@ -235,12 +235,14 @@ def _explanations(
 
     [adapter], [model] = adapters, models
     if not isinstance(model, AdaptedModel):
-        raise AdaptError(f"{adapter} answers questions and has no class descriptors: leave --explain out")
+        raise AdaptError(f"{adapter} has no class descriptors: leave --explain out")
     return explained(model, images, Wanted(top_k), batch_size=64)
 
 
 def _classifies(model: Model) -> bool:
-    return model.backbone.kind == "dual encoder"
+    from adapt.models.image_model import ImageModel
+
+    return isinstance(model, ImageModel)
 
 
 def _check_question(adapter: Path, model: Model, question: str | None) -> None:

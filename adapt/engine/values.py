@@ -12,7 +12,7 @@ from math import isqrt
 
 from torch import Tensor
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.engine import vision
 from adapt.engine.blocks import run_block
 from adapt.engine.frozen import frozen
@@ -20,7 +20,7 @@ from adapt.engine.plan import Plan
 from adapt.errors import AdaptError
 
 
-def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
+def local_features(backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return patch features `(b, rows, columns, e)` and image features `(b, e)` of images `(b, 3, h, w)`.
 
     Both kinds of features are before normalisation and come from one forward pass. The module docstring defines patch
@@ -28,6 +28,8 @@ def local_features(backbone: DualEncoder, images: Tensor) -> tuple[Tensor, Tenso
     """
     reason = vision.reason_against(backbone)
     tower, nothing = backbone.towers.get("vision"), Plan()
+    if reason is None and tower is not None and tower.form.registers:
+        reason = "it has registers between the class token and the patches"
     if reason is None and tower is not None and tower.form.pooling != "class":
         reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
     if reason is not None or tower is None:

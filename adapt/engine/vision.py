@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tower import Tower, VisionParts, check_parts
 from adapt.edits import Attention, Edit
 from adapt.engine.agreement import bypassing_absent, same_features
@@ -31,7 +31,7 @@ from adapt.errors import AdaptError
 CLASS_ROW = slice(1)
 
 
-def reason_against(backbone: DualEncoder) -> str | None:
+def reason_against(backbone: ImageEncoder) -> str | None:
     """Return why the fast path does not support the vision tower in its current state, or None if it does.
 
     The result is cached until a module changes, so that repeated calls are cheap.
@@ -46,10 +46,10 @@ def reason_against(backbone: DualEncoder) -> str | None:
 
 
 _Seen = tuple[Structure, object]
-_REASONS: WeakKeyDictionary[DualEncoder, tuple[_Seen, str | None]] = WeakKeyDictionary()
+_REASONS: WeakKeyDictionary[ImageEncoder, tuple[_Seen, str | None]] = WeakKeyDictionary()
 
 
-def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
+def _found_against(backbone: ImageEncoder, modules: Structure) -> str | None:
     tower = backbone.towers.get("vision")
     if tower is None or tower.vision is None:
         return "its blocks are not mapped, or features are not read off their tokens"
@@ -61,7 +61,7 @@ def _found_against(backbone: DualEncoder, modules: Structure) -> str | None:
 
 
 @torch.no_grad()
-def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
+def _agrees(backbone: ImageEncoder, tower: Tower) -> bool:
     """Return whether the fast path and the library's own forward give the same features for two random noise images."""
     size = getattr(getattr(backbone.model, "visual", None), "image_size", backbone.preprocess.size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
@@ -77,7 +77,7 @@ def _agrees(backbone: DualEncoder, tower: Tower) -> bool:
     return same_features(backbone, tower, plain, fast)
 
 
-def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
+def encode(backbone: ImageEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
     """Return the features `(b, e)`, before normalisation, of images `(b, 3, h, w)` by the vision tower with `edits`."""
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
@@ -86,7 +86,7 @@ def encode(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
         return pooled(tower, planned, _through(backbone.model, tower, planned, 0, x, checkpointing))
 
 
-def tokens(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
+def tokens(backbone: ImageEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
     """Return the last block's output `(b, l, d)` for images `(b, 3, h, w)`, with `edits`, without learned tokens."""
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
@@ -97,7 +97,7 @@ def tokens(backbone: DualEncoder, images: Tensor, edits: Sequence[Edit], checkpo
 
 
 def encode_from(
-    backbone: DualEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
+    backbone: ImageEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
 ) -> Tensor:
     """Return image features `(b, e)`, computed from the tokens `(b, l, d)` at the input of block number `block`.
 
@@ -114,7 +114,7 @@ def encode_from(
 
 
 @torch.no_grad()
-def block_inputs(backbone: DualEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
+def block_inputs(backbone: ImageEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
     """Return unedited tokens `(b, l, d)` at the input of `block`, from images or from tokens at block `begun`."""
     tower, nothing = backbone.tower("vision"), Plan()
     with frozen(backbone.model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 
 _PICTURE = (448, 448)  # pixels, for models that read images of any size
 QUESTION = "what is in the picture?"  # a short one, for models that answer questions
@@ -31,7 +33,7 @@ def flops(compute: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def image_flops(model: AdaptedModel) -> int:
+def image_flops(model: ImageModel) -> int:
     """Return the FLOPs of the vision tower for one image, computed by the library's own forward as in papers.
 
     The fast path needs fewer operations, because its last block computes only one token.
@@ -50,8 +52,8 @@ def text_flops(model: AdaptedModel) -> float:
 
 def tower_flops(model: Adapted, towers: Collection[str]) -> float:
     """Return the FLOPs of `towers` for one image and one class, or of the full model if it answers questions."""
-    if isinstance(model, AdaptedModel):
-        counted: dict[str, Callable[[AdaptedModel], float]] = {"vision": image_flops, "text": text_flops}
+    if isinstance(model, ImageModel):
+        counted: dict[str, Callable[[Any], float]] = {"vision": image_flops, "text": text_flops}
         return sum(counted[tower](model) for tower in towers)
     if isinstance(model, ChatModel):
         return flops(lambda: model([[Image.new("RGB", _PICTURE)]], [QUESTION]))

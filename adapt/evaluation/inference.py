@@ -24,7 +24,7 @@ from adapt.features import (
 )
 from adapt.methods.base import Step
 from adapt.models.base import Adapted, evaluating
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.models.prediction import decided, finite
 from adapt.progress import Progress
 
@@ -88,7 +88,7 @@ class Inference:
                 return
         yield from loader(items, model.transform(), size, train=False, workers=self.workers)
 
-    def _from_features(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
+    def _from_features(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
         if model.method.views:
             yield from self._from_views(model, items)
             return
@@ -100,7 +100,7 @@ class Inference:
                 answered = model.logits(part)
             yield answered
 
-    def _from_views(self, model: AdaptedModel, items: Sequence[Item]) -> Iterator[Tensor]:
+    def _from_views(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
         """Yield batches of logits, computed from the features of each image and of its random views."""
         for start in range(0, len(items), FEATURES):
             some_items = items[start : start + FEATURES]

@@ -51,7 +51,7 @@ def model_card(
         backbone=_backbone(header),
         portable=is_portable(header.backbone),
         class_names=list(header.class_names),
-        question=kind != "dual encoder",
+        question=kind not in ("dual encoder", "vision encoder"),
         data=_data(header),
         amount="all images" if shots is None else f"{shots} images a class",
         seed=header.seed,
@@ -84,6 +84,8 @@ def _task(header: Header, kind: str) -> str:
     """Return the Hugging Face Hub's name of the model's task, such as `zero-shot-image-classification`."""
     if kind == "dual encoder":
         return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
+    if kind == "vision encoder":
+        return "image-classification"
     return "visual-question-answering" if header.class_names else "image-text-to-text"
 
 
@@ -93,8 +95,9 @@ def _title(header: Header) -> str:
 
 
 def _scores(header: Header) -> dict[str, float]:
-    accuracies = {key: within(header.metrics, key, "accuracy", kind=float) for key in ("zero_shot", "adapted")}
-    return {key.replace("_", "-"): value for key, value in accuracies.items() if value is not None}
+    names = {"zero_shot": within(header.metrics, "baseline", kind=str) or "zero-shot", "adapted": "adapted"}
+    accuracies = {name: within(header.metrics, key, "accuracy", kind=float) for key, name in names.items()}
+    return {name: value for name, value in accuracies.items() if value is not None}
 
 
 def _backbone(header: Header) -> str:

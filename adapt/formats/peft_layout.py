@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from adapt import plain
 from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.disk import replacing, write_text
 from adapt.errors import AdaptError
 from adapt.formats import adapter, tensor_file
@@ -81,6 +82,11 @@ def write(model: Adapted, folder: Path) -> None:
         raise AdaptError(
             f"only plain LoRA can be written in peft's layout, but this adapter is {method.name} with the settings "
             f"{method.config.model_dump()}: save an adapter file instead"
+        )
+    if isinstance(model.backbone, VisionEncoder):
+        raise AdaptError(
+            f"peft's layout has no place for the class vectors that this lora on {model.backbone.describe()} trained "
+            "along: keep the adapter file"
         )
     model.backbone.check_towers_apart("peft's layout")
     names = module_names(model.backbone)

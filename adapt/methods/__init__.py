@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.anovl import AnoVL as AnoVL
     from adapt.methods.base import Method
     from adapt.methods.bitfit import BitFit as BitFit
+    from adapt.methods.cafo import CaFo as CaFo
     from adapt.methods.clap import CLAP as CLAP
     from adapt.methods.clip_adapter import CLIPAdapter as CLIPAdapter
     from adapt.methods.clip_svd import CLIPSVD as CLIPSVD
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.das import DAS as DAS
     from adapt.methods.descriptions import Descriptions as Descriptions
     from adapt.methods.detpro import DetPro as DetPro
+    from adapt.methods.dino_linear import DINOLinear as DINOLinear
     from adapt.methods.dpl import DPL as DPL
     from adapt.methods.gda import GDA as GDA
     from adapt.methods.ivlp import IVLP as IVLP

@@ -21,7 +21,7 @@ from adapt.backbones.tower import Block, Projection, Tower
 from adapt.edits import Edit, Replace
 from adapt.methods.base import Context, Method, Step
 from adapt.methods.base.traits import InsideBlocks
-from adapt.methods.ln_tuning import NORMS, TOWERS, LNTuningConfig, held, hold, layer_norm
+from adapt.methods.ln_tuning import NORMS, LNTuningConfig, held, hold, layer_norm
 
 LINEARS = {"out": ("attn", "out_proj"), "fc1": ("mlp", "c_fc"), "fc2": ("mlp", "c_proj")}
 OUTER = {"text": {"final_norm": "ln_final"}, "vision": {"pre_norm": "ln_pre", "final_norm": "ln_post"}}
@@ -33,11 +33,15 @@ class BitFit(Method[Step], InsideBlocks):
     name = "bitfit"
     title = "BitFit (Ben Zaken et al., ACL 2022)"
     tasks = frozenset({"classes", "pairs", "records"})
+    serves = ("dual encoder", "vision encoder")
     Config = LNTuningConfig
-    touches = frozenset({"text", "vision"})
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset(self.config.towers)
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        for name in TOWERS:
+        for name in self.config.towers:
             tower = backbone.tower(name)
             hold(self, name, {index: self._biases(block) for index, block in self.present(tower)})
             for part, called in _outer(tower):

@@ -58,13 +58,14 @@ class CLIPSVD(Method[Step], ChecksAdapter, InsideBlocks, Merges):
 
     Each vector `(min(out, in),)` stands beside `start`, its frozen values at the start, by which loading recognises the
     weights. The factors U and V are larger than the weights, and are not saved: building, saving and loading decompose
-    the weights, which takes a minute and a half on one core for a CLIP ViT-B/16. Every call of a tower composes the
-    weights, which takes as long as a few images: a merged model does without.
+    the weights, which takes a minute and a half on one core for a CLIP ViT-B/16. Every training step composes the
+    weights, which takes as long as a few images; answers reuse them, in the memory of a second set of weights.
     """
 
     name = "clip_svd"
     title = "CLIP-SVD (Koleilat et al., 2025)"
     tasks = frozenset({"classes", "pairs", "records"})
+    serves = ("dual encoder", "vision encoder")
     Config = CLIPSVDConfig
     _projections: dict[Place, Projection]
 
@@ -138,7 +139,18 @@ class _Factors(nn.Module):
         self.register_buffer("_u", u, persistent=False)
         self.register_buffer("_v", v, persistent=False)
 
+        self._kept: tuple[object, Tensor] | None = None  # the last weight without a gradient, and of which values
+
     def weight(self) -> Tensor:
+        """Return the weight `(out, in)`, composed anew only if the singular values have changed or get a gradient."""
+        if torch.is_grad_enabled() and self.vector_S.requires_grad:
+            return self._composed()
+        now, kept = (self.vector_S.data_ptr(), self.vector_S._version), self._kept  # read once, for other threads
+        if kept is None or kept[0] != now:
+            kept = self._kept = now, self._composed().detach()
+        return kept[1]
+
+    def _composed(self) -> Tensor:
         with torch.autocast(self._u.device.type, enabled=False):  # small changes of S would be rounded away
             return self._u * self.vector_S @ self._v
 

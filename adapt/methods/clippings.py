@@ -43,7 +43,7 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
 
     name = "clippings"
     title = "CLIPPINGS (Arora et al., 2023)"
-    serves = ("dual encoder",)  # type: ignore[assignment]
+    serves = ("dual encoder",)
     Config = CLIPPINGSConfig
     learns_any_step = True
     example = {"projections": "qkvo"}

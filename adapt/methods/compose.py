@@ -201,7 +201,9 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         self._describe()
 
     def trains(self) -> Iterable[nn.Parameter]:
-        return [parameter for part in self.parts.values() for parameter in part.trains()]
+        head = getattr(self, "classifier", None)  # the composition's own, on backbones without class features
+        parameters = [parameter for part in self.parts.values() for parameter in part.trains()]
+        return parameters if head is None else [*parameters, *head.parameters()]
 
     def training_state(self) -> dict[str, Tensor]:
         return {

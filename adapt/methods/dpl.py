@@ -88,6 +88,7 @@ class DPL(IVLP):
 
     name = "dpl"
     title = "Decoupled prompt learning, our reading of the abstract (Xu et al., 2023)"
+    serves = ("dual encoder",)
     Config = DPLConfig
     published_share = 0.75
     example = {"depth_text": 1, "depth_vision": 1, "mix": "learned", "p_to_x": 2.0, "reads_names": True}

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.devices import doubled
 from adapt.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
@@ -59,6 +59,7 @@ class GDA(Method[ImageStep], Grid):
     name = "gda"
     title = "GDA (Wang et al., ICLR 2024)"
     Config = GDAConfig
+    serves = ("dual encoder", "vision encoder")
     example = {"views": 0}
     needs_every_class = True
     takes_steps = False
@@ -75,7 +76,7 @@ class GDA(Method[ImageStep], Grid):
     def grid(self, training: Training) -> dict[str, Choice]:
         return {"alpha": Choice(ALPHAS, usual=USUAL)} if self.config.alpha is None else {}
 
-    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._names, size = tuple(class_names), backbone.embed_dim
         self.register_buffer("weight", torch.zeros(len(class_names), size, device=backbone.device))
         self.register_buffer("bias", torch.zeros(len(class_names), device=backbone.device))

@@ -64,6 +64,7 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
     name = "ivlp"
     title = "VPT, deep language prompts and IVLP (Jia et al., ECCV 2022; Khattak et al., CVPR 2023)"
     Config = IVLPConfig
+    serves: tuple[str, ...] = ("dual encoder", "vision encoder")
     published_share = 1.0  # the share of blocks that get tokens if no depth is given
     example = {"n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
 

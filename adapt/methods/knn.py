@@ -1,9 +1,12 @@
 """Nearest neighbours: an image gets the majority class of the training images nearest to it.
 
-Paper: Cover and Hart, Nearest Neighbor Pattern Classification, IEEE Transactions on Information Theory 1967.
-Reference: scikit-learn's `KNeighborsClassifier` (uniform weights), with which it agrees except in ties.
-Deviations: the class of the nearer images wins a tie; in scikit-learn the first class does. `words` adds zero-shot
-logits, which is ours.
+Papers: Cover and Hart, Nearest Neighbor Pattern Classification, IEEE Transactions on Information Theory 1967; with a
+`temperature`, as Oquab et al., DINOv2, TMLR 2024, evaluate features.
+References: scikit-learn's `KNeighborsClassifier` (uniform weights), with which it agrees except in ties; dinov2
+`b8931f7`, `dinov2/eval/knn.py`.
+Deviations: the class of the nearer images wins a tie; in scikit-learn the first class does. DINOv2's weights of
+neighbours add up to 1 over the largest number of neighbours that is tried; here, over the neighbours that vote.
+`words` adds zero-shot logits, which is ours.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Training
 from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
@@ -28,6 +31,9 @@ TIE = 1e-3  # of a vote, times the cosine, is added: it decides only ties
 class KNNConfig(PlainClassifierConfig):
     neighbours: int | None = Field(default=None, ge=1)
     """The number of training images that vote; null lets the data choose, from 1 to 17."""
+    temperature: float | None = Field(default=None, gt=0)
+    """The temperature of a softmax over the neighbours' cosines, which weighs their votes (DINOv2: 0.07); by default,
+    all votes are equal."""
     rows: int | None = Field(default=None, ge=1)
     """The number of training images in the adapter; training sets it."""
 
@@ -39,7 +45,7 @@ class KNN(PlainClassifier, ChecksAdapter):
     title = "Nearest neighbours (Cover and Hart, 1967)"
     Config = KNNConfig
     example = {"neighbours": 3, "rows": 6}
-    at_answer = frozenset({"neighbours", "words"})
+    at_answer = frozenset({"neighbours", "temperature", "words"})
     features: Tensor
     labels: Tensor
 
@@ -47,7 +53,7 @@ class KNN(PlainClassifier, ChecksAdapter):
         neighbours = {"neighbours": NEIGHBOURS} if self.config.neighbours is None else {}
         return neighbours | super().grid(training)
 
-    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes, rows = len(class_names), self.config.rows or 0
         self._hold(torch.zeros(rows, backbone.embed_dim), torch.arange(rows) % self._classes, backbone.device)
 
@@ -65,8 +71,16 @@ class KNN(PlainClassifier, ChecksAdapter):
 
     def scores(self, features: Tensor) -> Tensor:
         """Return the logarithms `(b, n_classes)` of each class's fraction of the nearest neighbours' votes."""
+        votes = self.votes(features) + BESIDE
+        return (votes / votes.sum(-1, keepdim=True)).log()
+
+    def votes(self, features: Tensor) -> Tensor:
+        """Return the votes `(b, n_classes)` for each class, which add up to about the number of neighbours."""
         count = min(self.config.neighbours or 1, len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
-        votes = self.features.new_full((features.shape[0], self._classes), BESIDE)
-        votes = votes.scatter_add(1, self.labels[near.indices], 1 + TIE * near.values)
-        return (votes / votes.sum(-1, keepdim=True)).log()
+        if self.config.temperature is None:
+            votes = 1 + TIE * near.values
+        else:
+            votes = count * (near.values / self.config.temperature).softmax(-1)
+        none = votes.new_zeros(votes.shape[0], self._classes)
+        return none.scatter_add(1, self.labels[near.indices], votes)

@@ -1,4 +1,4 @@
-"""LayerNorm tuning: trains the layer norms inside the blocks of both towers.
+"""LayerNorm tuning: trains the layer norms inside the blocks of both towers, or of one.
 
 Paper: Farina et al., Rethinking Few-Shot Adaptation of Vision-Language Models in Two Stages, CVPR 2025; its
 first stage alone.
@@ -10,10 +10,11 @@ frozen.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
@@ -24,13 +25,14 @@ from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.zero_shot import Templates
 
-TOWERS = ("text", "vision")
 NORMS = {"norm1": "ln_1", "norm2": "ln_2"}  # the names in CLIP's own state
 
 
 class LNTuningConfig(MethodConfig):
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
+    towers: tuple[Literal["text", "vision"], ...] = Field(default=("text", "vision"), min_length=1)
+    """The tuned towers."""
 
 
 class LNTuning(Method[Step], InsideBlocks):
@@ -39,11 +41,15 @@ class LNTuning(Method[Step], InsideBlocks):
     name = "ln_tuning"
     title = "LayerNorm tuning (the first stage of Farina et al., CVPR 2025)"
     tasks = frozenset({"classes", "pairs", "records"})
+    serves = ("dual encoder", "vision encoder")
     Config = LNTuningConfig
-    touches = frozenset({"text", "vision"})
+
+    @property
+    def touches(self) -> frozenset[str]:
+        return frozenset(self.config.towers)
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        for name in TOWERS:
+        for name in self.config.towers:
             blocks = self.present(backbone.tower(name))
             hold(self, name, {index: self._norms(block) for index, block in blocks})
         self.to(backbone.device)

@@ -72,7 +72,7 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
 
     name = "locality"
     title = "Locality alignment by MaskEmbed (Covert et al., ICLR 2025), by LoRA"
-    serves = ("dual encoder",)  # type: ignore[assignment]
+    serves = ("dual encoder",)
     Config = LocalityConfig
     tasks = frozenset({"classes", "images", "pairs", "records"})
     reads = frozenset({"images"})

@@ -8,9 +8,7 @@ Deviations: adapters are fp32 whatever the backbone's precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -19,6 +17,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Parallel
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
+from adapt.methods.base.gradients import GradientTimes
 from adapt.methods.zero_shot import Template
 
 _TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # the names in the reference
@@ -90,19 +89,6 @@ class _Adapter(nn.Module):
         self.down, self.shared, self.up, self.scale = down, shared, up, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled = _GradientTimes.apply(x.to(next(self.parameters()).dtype), self.scale)
+        scaled = GradientTimes.apply(x.to(next(self.parameters()).dtype), self.scale)
         change = self.up(self.shared(self.down(scaled)))
-        return (self.scale * _GradientTimes.apply(change, 1 / self.scale)).to(x.dtype)
-
-
-class _GradientTimes(torch.autograd.Function):
-    """An identity function that multiplies the gradient by a factor in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.factor * gradient, None
+        return (self.scale * GradientTimes.apply(change, 1 / self.scale)).to(x.dtype)

@@ -35,7 +35,7 @@ class ModX(LoRA[PairStep], StandsAlone):
 
     name = "modx"
     title = "Mod-X (Ni et al., ICML 2023)"
-    serves = ("dual encoder",)  # type: ignore[assignment]
+    serves = ("dual encoder",)
     Config = ModXConfig
     example = {}
     _old: tuple[ModX, ...] = ()  # its state before the first step; in a tuple, because a submodule would be saved

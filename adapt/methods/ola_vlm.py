@@ -23,13 +23,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.pixels import Repixelled
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.edits import Edit, Tokens
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Terms, Training
 from adapt.methods.base.aside import LearnsAside
-from adapt.methods.base.pixels import Repixelled
 from adapt.methods.projector import Projector, ProjectorConfig
 
 _CONTRAST = 0.3  # the weight of the contrastive loss beside the smooth L1

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.grid import configure
@@ -57,6 +57,7 @@ class ProKeR(Method[ImageStep], Grid):
     name = "proker"
     title = "ProKeR (Bendou et al., CVPR 2025)"
     Config = ProKeRConfig
+    serves = ("dual encoder", "vision encoder")
     example = {"views": 0, "rows": 6}
     needs_every_class = True
     per_class = True
@@ -68,7 +69,7 @@ class ProKeR(Method[ImageStep], Grid):
         choices = {"beta": BETA, "strength": STRENGTH}
         return {name: choice for name, choice in choices.items() if getattr(self.config, name) is None}
 
-    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         rows, device = self.config.rows or 0, backbone.device
         self.register_buffer("x", torch.zeros(rows, backbone.embed_dim, device=device))
         self.register_buffer("alpha", torch.zeros(rows, len(class_names), device=device))
@@ -82,6 +83,7 @@ class ProKeR(Method[ImageStep], Grid):
         betas, strengths = (
             choices[name].values if name in choices else (self._setting(name),) for name in ("beta", "strength")
         )
+        training.prepare()  # which also sets what stands for class names on a backbone that reads none
         step = ImageStep(training.classifier, Encoded(training.features("val")))
         for beta in betas:
             configure(self, {"beta": beta})

@@ -100,6 +100,7 @@ class PromptSRC(IVLP):
 
     name = "prompt_src"
     title = "PromptSRC (Khattak et al., ICCV 2023)"
+    serves = ("dual encoder",)
     Config = PromptSRCConfig
     learns_any_step = True
     published_share = 0.75

@@ -72,7 +72,7 @@ class SVLC(LoRA[PairStep]):
 
     name = "svlc"
     title = "SVLC (Doveh et al., CVPR 2023)"
-    serves = ("dual encoder",)  # type: ignore[assignment]
+    serves = ("dual encoder",)
     Config = SVLCConfig
     learns_any_step = True
     example = {"projections": "qkvo"}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.traits import ChecksAdapter
@@ -57,6 +57,7 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
     name = "tip_adapter"
     title = "Tip-Adapter and Tip-Adapter-F (Zhang et al., ECCV 2022)"
     Config = TipAdapterConfig
+    serves = ("dual encoder", "vision encoder")
     example = {"views": 0, "keys": 6}
     needs_every_class = True
     per_class = True
@@ -69,7 +70,7 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
     def takes_steps(self) -> bool:
         return bool(self.config.train)
 
-    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes = len(class_names)
         count = self.config.keys or 0
         self._hold(torch.zeros(count, backbone.embed_dim), torch.arange(count) % self._classes, backbone.device)
@@ -102,7 +103,7 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
         """Yield the trials of `Grid.trials`, with the similarities of images and keys summed once for each beta."""
         if not learned:
-            self.prepare(training)
+            training.prepare()
         features = training.features("val").to(self.keys.device)
         step = ImageStep(training.classifier, Encoded(features))
         with torch.no_grad():

@@ -23,10 +23,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
+from adapt.backbones.pixels import Repixelled
 from adapt.backbones.preprocess import Preprocess
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
-from adapt.methods.base.pixels import Repixelled
 from adapt.methods.base.traits import EncodesImages
 from adapt.methods.zero_shot import Template
 from adapt.shown import one_line

@@ -31,7 +31,7 @@ class VL2VSD(LoRA[ImageStep]):
 
     name = "vl2v_sd"
     title = "VL2V-SD (Addepalli et al., CVPR 2024)"
-    serves = ("dual encoder",)  # type: ignore[assignment]
+    serves = ("dual encoder",)
     Config = VL2VSDConfig
     tasks = frozenset({"classes"})
     weighs_classes = False

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
@@ -64,7 +64,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
     takes_steps = False
     example = {"old": "mini-clip", "fewest": 1}
 
-    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         size, hidden, device = backbone.embed_dim, self.config.hidden, backbone.device
         old_size = size if self.space is None else self.space.size  # the identity, until the old size is known
         self.weight = nn.Parameter(torch.eye(size, old_size, device=device))

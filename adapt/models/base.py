@@ -35,6 +35,7 @@ from adapt.prompts import several
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.edits import Edit
+    from adapt.methods.base import Training
 
 B = TypeVar("B", bound=Backbone, covariant=True, default=Backbone)
 M = TypeVar("M", bound="Adapted[Backbone]")
@@ -105,6 +106,11 @@ class Adapted(nn.Module, Generic[B]):
     def answers_questions(self) -> bool:
         """Whether `predict` answers a question about each image."""
         return True
+
+    @property
+    def needs_every_class(self) -> bool:
+        """Whether every class needs a training image."""
+        return self.method.needs_every_class
 
     @property
     def has_baseline(self) -> bool:
@@ -259,6 +265,9 @@ class Adapted(nn.Module, Generic[B]):
         if method is None:
             raise AdaptError(f"{self.method.name} has no settings at use: leave {', '.join(changes)} out")
         method.set_at_use(changes)
+
+    def begin(self, training: Training) -> None:
+        """Compute what the model needs from the training images before its method is prepared; by default nothing."""
 
     def start_anew(self) -> None:
         """Create all trainable tensors of the method again, with the method's current settings."""

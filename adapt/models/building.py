@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from adapt import tasks
-from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
+from adapt.backbones.base import Backbone, ImageEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
+from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.engine.frozen import frozen
 from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
+from adapt.methods.base.traits import OwnClassifier, trait
 from adapt.prompts import check_class_names
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         _check_edits(backbone, method, len(names))
         if backbone.kind == "fusion encoder":
             add_head(cast("FusionEncoder", backbone), method, names)
+        if isinstance(backbone, VisionEncoder):
+            add_classifier(backbone, method, len(names))
     method.built = True
     return names
 
@@ -75,13 +79,24 @@ def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) ->
     method.classifier = backbone.new_classifier(answers)
 
 
+def add_classifier(backbone: VisionEncoder, method: Method, classes: int) -> None:
+    """Give `method` a classifier by cosines with class vectors, unless the method has a classifier of its own."""
+    if trait(method, OwnClassifier) is None:
+        method.classifier = backbone.new_classifier(classes, trains_classifier(method))
+
+
+def trains_classifier(method: Method) -> bool:
+    """Return whether the class vectors are trained: those of a method with training steps and no logits of its own."""
+    return method.takes_steps and all(type(part).logits is Method.logits for part in method.parts.values())
+
+
 @torch.no_grad()
 def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
     """Raise AdaptError if a tower does not support an edit of `method`, or if two edits conflict."""
     features: dict[str, Callable[[], Tensor]] = {}
     tokens: dict[str, Callable[[], Tensor]] = {}
     class_features = None
-    if isinstance(backbone, DualEncoder):
+    if isinstance(backbone, ImageEncoder):
         features["vision"] = lambda: torch.zeros(1, backbone.embed_dim, device=backbone.device)
         tokens["vision"] = lambda: torch.zeros(1, 1, backbone.tower("vision").width, device=backbone.device)
 

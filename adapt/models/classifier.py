@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.devices import moved
-from adapt.edits import After, Edit, Replace
-from adapt.engine import values, vision
-from adapt.engine.watching import watched
+from adapt.engine.memory import free_bytes
 from adapt.errors import AdaptError
-from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method, PairStep
-from adapt.methods.base.traits import DrawsMaps, EncodesImages, Grades, PoolsPairs, normal_label, trait
+from adapt.methods.base import Context, ImageStep, Method, PairStep
+from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, trait
 from adapt.models.base import in_one_mode
+from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.explanation import Explanation, explained
-from adapt.models.prediction import Prediction, Wanted, finite, predictions
-from adapt.models.text_side import TextSide
-from adapt.prompts import check_class_names
+from adapt.models.image_model import ImageModel
+from adapt.models.prediction import Prediction, Wanted, predictions
+from adapt.prompts import Prompt, check_class_names, check_length, from_template, of_classes, of_text
+from adapt.shown import brief
 
 
-class AdaptedModel(TextSide):
+class AdaptedModel(ImageModel[DualEncoder]):
     """An adapted dual encoder, which classifies images by class names or by a trained head."""
 
     def __init__(
@@ -38,29 +35,15 @@ class AdaptedModel(TextSide):
         checkpointing: bool = False,
         text_memory: int | None = None,
     ) -> None:
-        super().__init__(backbone, method, class_names, fast, checkpointing=checkpointing, text_memory=text_memory)
-        self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
-
-    @property
-    def classifies(self) -> bool:
-        return True
-
-    @property
-    def answers_questions(self) -> bool:
-        return False
-
-    @in_one_mode
-    def forward(self, images: Tensor | BlockInputs) -> Tensor:
-        """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for v views of each image `(b, v, 3, h, w)`."""
-        return self.answers.of(ImageStep(self, images))
-
-    @in_one_mode
-    def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
-        """Return logits `(b, n_classes)` for unit-length image features `(b, e)` of the backbone.
-
-        `views` `(b, v, e)` are the features of random views, for a method that reads views.
-        """
-        return self.answers.of(ImageStep(self, Encoded(image_features, views)))
+        super().__init__(backbone, method, class_names, fast, checkpointing=checkpointing)
+        # read once: chunks that changed from step to step would draw other dropout, and a resumed run would differ
+        self.text_memory = text_memory or free_bytes(backbone.device) // 2
+        averages = trait(method, AveragesPrompts)
+        average = "unit" if averages is None else averages.prompt_average
+        self._texts = self._class_texts(self._own_prompts, checkpointing, average)
+        self._each_text: ClassTexts | None = None
+        self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts without a class
+        self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
 
     def own_logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(step.text_features if isinstance(step, PairStep) else step.class_features)
@@ -68,155 +51,99 @@ class AdaptedModel(TextSide):
     def step(self, inputs: Any, labels: Tensor | None = None) -> ImageStep:
         return (PairStep if isinstance(inputs, list) else ImageStep)(self, inputs, labels)
 
-    @in_one_mode
-    def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
-        """Return features `(b, e)` of images `(b, 3, h, w)`, normalised to unit length if `unit` is True."""
-        encoder = trait(self.method, EncodesImages)
-        if encoder is None or isinstance(images, BlockInputs):
-            features = self._image_features(images, self._edits("vision", Context()))
-        else:
-            features = encoder.image_features(images)
-        features = self.projected(features, unit=False)
-        return F.normalize(features, dim=-1) if unit else features
+    def _own_prompts(self, class_name: str) -> list[Prompt]:
+        return self.method.prompts(self.backbone.tokenizer, class_name)
 
-    def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
-        """Return unit-length features `(b, e)` of image-text pairs, pooled from unit-length image and text features."""
-        text_features = text_features.to(features)
-        pools = trait(self.method, PoolsPairs)
-        pooled = (features + text_features) / 2 if pools is None else pools.pool(features, text_features)
-        return F.normalize(pooled, dim=-1)
-
-    def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
-        """Return the input `(b, d)` of the unedited vision tower's last projection, normalised if `unit` is True.
-
-        Raises AdaptError if the tower has no projection.
-        """
-        features = self._image_features(images, [Replace(None, "projection", nn.Identity())])
-        return F.normalize(features, dim=-1) if unit else features
+    def _class_texts(
+        self,
+        prompts: Callable[[str], list[Prompt]],
+        checkpointing: bool = False,
+        average: PromptAverage = "unit",
+    ) -> ClassTexts | None:
+        """Return an encoder for the prompts of all classes, or None if the classes have no prompts."""
+        if not (self.class_names and prompts(self.class_names[0])):
+            return None
+        by_class = of_classes(self.backbone.tokenizer, self.class_names, prompts)
+        return ClassTexts(self.backbone, by_class, self.fast, checkpointing, average)
 
     @in_one_mode
-    def backbone_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
-        """Return image features `(b, e)` from the backbone without the method, normalised if `unit` is True."""
-        features = self._image_features(images, [])
-        return F.normalize(features, dim=-1) if unit else features
+    def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
+        """Return class features `(n_classes, e)` with gradients to the method's parameters.
 
-    def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return the inputs and outputs `(b, l, d)` of named blocks, such as vision.3, in the unedited vision tower."""
-        backbone = self.backbone
-        with watched(backbone.model, backbone.towers, names) as pairs, torch.no_grad():
-            self.backbone_features(images)
-        return pairs
+        The features have unit length if the method does not have the trait `AveragesPrompts`.
 
-    @torch.no_grad()
-    def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return patch features `(b, rows, columns, e)` and unit-length image features `(b, e)`.
-
-        The unedited backbone computes both in one pass (see `adapt.engine.values`). Patch features are not normalised.
-        Raises AdaptError if the backbone has no patch features.
+        For a method whose prompts depend on the image, unit-length `image_features` `(b, e)` and possibly
+        `image_tokens` `(b, l, d)` are required, and the result is `(b, n_classes, e)`. For other methods, features
+        without gradients are stored until the method's edits, the backbone's weights or the precision change.
         """
-        patches, features = values.local_features(self.backbone, images)
-        return patches, F.normalize(features, dim=-1)
+        return self._encoded(self._own_texts, image_features, image_tokens)
 
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """Return the last vision block's output `(b, l, d)` for all tokens, computed by the unedited backbone."""
-        last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
-        return self.frozen_blocks(images, [last])[last][1]
+    @in_one_mode
+    def prompt_features(self) -> tuple[Tensor, ...]:
+        texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
+        if texts is None:
+            raise self._no_prompts()
+        return self._encoded(texts).split(texts.counts)
 
-    def vision_tokens(self, images: Tensor) -> Tensor:
-        """Return the last vision block's output `(b, l, d)` for all tokens, computed by the adapted tower."""
-        backbone = self.backbone
-        edits = [edit for edit in self._edits("vision", Context()) if not isinstance(edit, After)]
-        images = moved(images, backbone.device).to(backbone.dtype)
-        if self._fast_on_images:
-            return vision.tokens(backbone, images, edits, self.checkpointing and bool(edits))
-        last = f"vision.{len(backbone.tower('vision').blocks) - 1}"
+    def _encoded(self, texts: ClassTexts, features: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        """Return text features under the method's edits, or stored text features if no input has changed."""
+        edits = self._edits("text", Context(_read(features), _read(tokens), self.frozen_class_features))
+        if edits and (torch.is_grad_enabled() or self.method.training or self.method.per_image):
+            return self.projected(texts.encode(edits, self.text_memory))
+        return self.projected(texts.remembered(edits, self.text_memory))
 
-        def watch() -> Tensor:  # under the edits, whose hooks then run first
-            with watched(backbone.model, backbone.towers, [last]) as pairs:
-                backbone.encode_image(images)
-            return pairs[last][1]
+    def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
+        """Return class features `(n_classes, e)` of hand-written templates, computed by the unedited backbone.
 
-        return self._through({"vision": edits}, watch)
-
-    @property
-    def unedited_blocks(self) -> int:
-        """The number of vision blocks before the first block that the method changes.
-
-        The number is 0 if the tower can only be run by the library's own forward.
+        `average` is `unit` for the normalised mean of unit-length features of the templates, or `raw` for the mean of
+        the tower's outputs.
         """
-        if not self._fast_on_images:
-            return 0
-        return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
-
-    def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
-        """Return the input tokens of a vision block, from images `(b, 3, h, w)` or input tokens of an earlier block.
-
-        The unedited backbone computes the tokens. Raises AdaptError if the vision tower cannot use the fast path.
-        """
-        self._check_begun()
-        if isinstance(images, BlockInputs):
-            return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
-        pixels = moved(images, self.backbone.device).to(self.backbone.dtype)
-        return BlockInputs(block, vision.block_inputs(self.backbone, block, pixels))
-
-    @property
-    def _fast_on_images(self) -> bool:
-        return self.vision_path == "fast" and vision.reason_against(self.backbone) is None
-
-    def _check_begun(self) -> None:
-        if not self._fast_on_images:
-            reason = vision.reason_against(self.backbone) or "the fast path is switched off"
-            raise AdaptError(
-                f"block inputs need the fast path of the vision tower, which cannot be used ({reason}): pass images "
-                "instead"
+        tokenizer, key = self.backbone.tokenizer, (tuple(templates), average)
+        if key not in self._frozen_texts:
+            texts = self._class_texts(
+                lambda name: [from_template(tokenizer, each, name) for each in templates], average=average
             )
+            assert texts is not None
+            self._frozen_texts[key] = texts
+        return self._frozen_texts[key].remembered([], self.text_memory)
 
-    def _image_features(self, images: Tensor | BlockInputs, edits: Sequence[Edit]) -> Tensor:
-        backbone, checkpointing = self.backbone, self.checkpointing and bool(edits)
-        if isinstance(images, BlockInputs):
-            self._check_begun()
-            tokens = moved(images.tokens, backbone.device)
-            return vision.encode_from(backbone, images.block, tokens, edits, checkpointing)
-        images = moved(images, backbone.device).to(backbone.dtype)
-        if self._fast_on_images:
-            return vision.encode(backbone, images, edits, checkpointing)
-        return self._through({"vision": edits}, lambda: backbone.encode_image(images))
+    @in_one_mode
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        key, known = tuple(prompts), self._others  # read once, as another thread may replace it
+        if known is None or known[0] != key:
+            singles = [[prompt] for prompt in prompts]
+            like = self._texts if known is None else known[1]
+            known = self._others = key, ClassTexts(self.backbone, singles, self.fast, self.checkpointing, like=like)
+        return self._encoded(known[1])
 
-    def under_edits(self, tower: str, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the result of `compute()`, which runs the backbone, with the method's edits of a tower in place."""
-        return self._through({tower: self._edits(tower, Context())}, compute)
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        return self.encode([self._prompt(text) for text in texts])
 
-    def under(self, method: Method) -> AdaptedModel:
-        """Return a model that shares the backbone and the texts, but uses `method`, an object of the same class."""
-        other = copy(self)
-        other._modules = self._modules | {"method": method}
-        return other
+    def _prompt(self, text: str) -> Prompt:
+        prompt = of_text(self.backbone.tokenizer, text)
+        check_length(self.backbone.tokenizer, prompt, f"the text {brief(text)}", "the text")
+        return prompt
 
-    def with_classes(self, class_names: Sequence[str]) -> AdaptedModel:
-        """Return a model for other class names, which shares the method and the method's tensors with this model.
+    @in_one_mode
+    def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
+        singles = [[self._prompt(text)] for text in texts]
+        encoder = ClassTexts(self.backbone, singles, self.fast, average="each" if unit else "raw")
+        with torch.no_grad():
+            features = encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)
+            return self.projected(features, unit) if edited else features
 
-        Raises AdaptError if the method has learned tensors for individual classes.
-        """
+    def with_classes(self, class_names: Sequence[str]) -> Self:
         names = check_class_names(class_names)
         if self.method.per_class and names != self.class_names:
             raise AdaptError(
                 f"this {self.method.name} learned tensors for each of its {len(self.class_names)} classes "
                 "and cannot serve other class names: train on the new classes, or use a method with shared tensors"
             )
-        other = AdaptedModel(
+        other = type(self)(
             self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
         )
         other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
         return other
-
-    def probabilities(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
-        """Return the probabilities `(n, n_classes)` of all classes, on the CPU; `images` is as in `predict`.
-
-        Classes are in the order of `class_names`. Raises AdaptError in the cases that `predict` lists.
-        """
-        self._check_classes()
-        logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
-        return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
 
     def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
         """Return anomaly scores from 0 to 1 for all pixels, `(n, h, w)` on the CPU; `images` is as in `predict`.
@@ -250,11 +177,6 @@ class AdaptedModel(TextSide):
         assert draws is not None
         return draws.anomalies(step).float().cpu()
 
-    def grades(self, logits: Tensor) -> Tensor | None:
-        """Return the numbers `(b,)`, such as quality scores, that a regression method derives from logits, or None."""
-        grading = trait(self.method, Grades)
-        return None if grading is None else grading.score(logits)
-
     def explain(self, images: object, top_k: int = 2, batch_size: int = 64) -> list[Explanation]:
         """Return each image's prediction, with the image's cosines to the descriptors of the most probable classes.
 
@@ -263,33 +185,32 @@ class AdaptedModel(TextSide):
         """
         return list(explained(self, images, Wanted(top_k), batch_size))
 
-    def _predictions(self, pixels: Tensor | BlockInputs, wanted: Wanted) -> Iterator[Prediction]:
-        if wanted.question is not None:
-            raise AdaptError(
-                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
-            )
-        self._check_classes()
-        logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
-        return predictions(logits, self.class_names, wanted, self.answers, features, self.grades(logits))
+    @property
+    def _own_texts(self) -> ClassTexts:
+        if self._texts is None:
+            raise self._no_prompts()
+        return self._texts
 
-    def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
-        step = ImageStep(self, pixels)
-        return self.answers.of(step), step.features
+    def _no_prompts(self) -> AdaptError:
+        return AdaptError(f"{self.method.name} has no prompts and therefore no class features")
 
-    def _check_classes(self) -> None:
-        if not self.class_names:
-            raise AdaptError(
-                f"this {self.method.name} has no class names: give class names by --classes, or "
-                "by class_names of adapt.load"
-            )
+    @property
+    def text_path(self) -> str:
+        return "none" if self._texts is None else self._texts.path
+
+    def unwrap(self) -> DualEncoder:
+        self._texts = self._each_text = self._others = None
+        self._frozen_texts = {}
+        return super().unwrap()
+
+    def cut_skipped(self) -> None:
+        super().cut_skipped()
+        others = None if self._others is None else self._others[1]
+        for texts in (self._texts, self._each_text, others, *self._frozen_texts.values()):
+            if texts is not None:
+                texts.forget()
 
 
-def _against_fast_vision(backbone: DualEncoder, fast: bool | None) -> str | None:
-    """Return the reason why the fast path cannot encode images, or None if there is no reason."""
-    reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
-    if fast is True and reason is not None and "vision" in backbone.towers:
-        raise AdaptError(
-            f"fast=True, but the vision tower of {backbone.describe()} cannot use the fast path ({reason}): leave fast "
-            "out"
-        )
-    return reason
+def _read(of_images: Tensor | None) -> dict[str, Callable[[], Tensor]]:
+    """Return a dictionary with a function `vision` that returns `of_images`, or an empty one if `of_images` is None."""
+    return {} if of_images is None else {"vision": lambda: of_images}

@@ -14,7 +14,7 @@ from adapt.data.decoding.orientation import turns
 from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs
 from adapt.models.base import Adapted, evaluating
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted
 from adapt.shown import brief
 
@@ -32,7 +32,7 @@ def predict_many(
     features: bool = False,
     urls: bool = False,
 ) -> list[tuple[Prediction, ...]]:
-    """Return a tuple of all models' predictions for each image; `images` is as in `AdaptedModel.predict`.
+    """Return a tuple of all models' predictions for each image; `images` is as in `ImageModel.predict`.
 
     Models that share a backbone (see `adapt.load_many`) preprocess an image once. Models that do not edit the vision
     tower share image features, and models that edit later blocks share the earlier blocks. Raises AdaptError in the
@@ -68,7 +68,7 @@ class SideBySide:
 
     def __init__(self, models: Sequence[Model]) -> None:
         self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
-        groups: dict[tuple[object, ...], dict[int, AdaptedModel]] = {}
+        groups: dict[tuple[object, ...], dict[int, ImageModel]] = {}
         for index, model in enumerate(self._models):  # by backbone and preprocessing
             groups.setdefault((*model.backbone.sees, model.method.views), {})[index] = model
         self._groups = list(groups.values())
@@ -105,17 +105,17 @@ class SideBySide:
         return zip(*(by_model[index] for index in range(len(self._models))), strict=True)
 
 
-def _classifiers(models: Sequence[Model]) -> list[AdaptedModel]:
+def _classifiers(models: Sequence[Model]) -> list[ImageModel]:
     """Return `models` as a list. Raises AdaptError for an empty list, and for a model that does not classify."""
-    if isinstance(models, AdaptedModel):
+    if isinstance(models, ImageModel):
         raise AdaptError("predict_many got one model; expected a list of models: give a list, or call model.predict")
     if not models:
         raise AdaptError("predict_many got no model: give at least one model, such as adapt.load_many([ADAPTER])")
-    classifiers: list[AdaptedModel] = []
+    classifiers: list[ImageModel] = []
     for model in models:
         if not isinstance(model, Adapted):
             raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) returns")
-        if not isinstance(model, AdaptedModel):
+        if not isinstance(model, ImageModel):
             raise AdaptError(
                 f"the model with {model.method.name} on {model.backbone.describe()} answers questions; expected models "
                 "that classify: call model.predict(images, question=...)"
@@ -124,7 +124,7 @@ def _classifiers(models: Sequence[Model]) -> list[AdaptedModel]:
     return classifiers
 
 
-def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) -> dict[int, list[Prediction]]:
+def _predicted(models: dict[int, ImageModel], pixels: Tensor, wanted: Wanted) -> dict[int, list[Prediction]]:
     """Return a batch's predictions by model index, for models that share a backbone and preprocessing."""
     pixels = pixels.to(next(iter(models.values())).backbone.device)
     with ExitStack() as stack, torch.no_grad():
@@ -133,7 +133,7 @@ def _predicted(models: dict[int, AdaptedModel], pixels: Tensor, wanted: Wanted) 
         return {index: list(models[index]._predictions(inputs, wanted)) for index, inputs in _entering(models, pixels)}
 
 
-def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple[int, Tensor | BlockInputs]]:
+def _entering(models: dict[int, ImageModel], pixels: Tensor) -> Iterator[tuple[int, Tensor | BlockInputs]]:
     """Yield each model's index and input, which is images or the input tokens of the first block the model edits."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
@@ -145,11 +145,11 @@ def _entering(models: dict[int, AdaptedModel], pixels: Tensor) -> Iterator[tuple
         yield index, inputs
 
 
-def _keeps_modes(model: AdaptedModel) -> bool:
+def _keeps_modes(model: ImageModel) -> bool:
     """Return whether all modules of `model` are in evaluation mode already."""
     return not any(module.training for module in model.modules())
 
 
-def _begins(model: AdaptedModel) -> int:
+def _begins(model: ImageModel) -> int:
     """Return the index of the first vision block that `model` cannot share with other models; 0 if none is shared."""
     return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks

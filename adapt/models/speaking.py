@@ -139,7 +139,7 @@ class SpeakingModel(Adapted[VisionLLM]):
 
     def _visual(self, images: Tensor) -> tuple[Tensor | None, list[Edit]]:
         """Return the learned tokens `(b, k, d)` of images, or None, and the decoder's other edits."""
-        seen, before = cache(lambda: self._seen(images)), self.backbone.class_tokens
+        seen, before = cache(lambda: self._seen(images)), self.backbone.first_patch
         context = Context(tokens={"vision": lambda: seen()[:, before:]}, class_tokens={"vision": lambda: seen()[:, 0]})
         edits = self._edits("decoder", context)
         planned = plan(self.backbone.tower("decoder"), edits)

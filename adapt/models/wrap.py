@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.native import NativeVLM
+from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.engine.allocation import within_memory
 from adapt.errors import AdaptError
@@ -16,11 +17,12 @@ from adapt.models.building import build
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_model import VisionModel
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
 
-Model: TypeAlias = AdaptedModel | AnsweringModel | SpeakingModel | ChatModel
+Model: TypeAlias = AdaptedModel | VisionModel | AnsweringModel | SpeakingModel | ChatModel
 _MODELS: dict[str, type[Model]] = {
     "fusion encoder": AnsweringModel,
     "vision LLM": SpeakingModel,
@@ -37,6 +39,18 @@ def wrap(
     checkpointing: bool = ...,
     text_memory: int | None = ...,
 ) -> AdaptedModel: ...
+
+
+@overload
+def wrap(
+    backbone: VisionEncoder,
+    method: Method,
+    class_names: Sequence[str] = ...,
+    fast: bool | None = ...,
+    *,
+    checkpointing: bool = ...,
+    text_memory: int | None = ...,
+) -> VisionModel: ...
 
 
 @overload
@@ -96,9 +110,11 @@ def wrap(
 ) -> Model:
     """Return a model that joins `method` with the frozen `backbone`, after creating the method's parameters.
 
-    The result is an `AdaptedModel`, `AnsweringModel`, `SpeakingModel` or `ChatModel` for a dual encoder, fusion
-    encoder, vision LLM or native vision-language model. `class_names` are the classes, or the answers of a fusion
-    encoder. Leave `class_names` out for pairs of images and texts, and for models that answer in free text.
+    The result is an `AdaptedModel`, `VisionModel`, `AnsweringModel`, `SpeakingModel` or `ChatModel` for a dual encoder,
+    vision encoder, fusion encoder, vision LLM or native vision-language model. `class_names` are the classes, or the
+    answers of a fusion encoder. Leave `class_names` out for pairs of images and texts, and for models that answer in
+    free text.
+
     With `fast` None, the fast exact text path is used if applicable; True raises AdaptError if the path is not
     applicable, and False uses the library's own forward. `checkpointing` recomputes the blocks of edited towers in the
     backward pass. `text_memory` limits the text side's activations in bytes (default: half of the free memory).
@@ -125,6 +141,8 @@ def assemble(
     with outside_inference_mode():
         if isinstance(backbone, DualEncoder):
             return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
+        if isinstance(backbone, VisionEncoder):
+            return VisionModel(backbone, method, names, fast, checkpointing=checkpointing)
         if isinstance(backbone, NativeVLM):
             return ChatModel(backbone, method, names, fast, checkpointing=checkpointing)
         kind: Any = _MODELS[backbone.kind]

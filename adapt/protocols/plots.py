@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from adapt.protocols.run_protocol import Results, Summary
-from adapt.protocols.tables import figure_of
+from adapt.protocols.tables import baseline_name, figure_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,7 +26,7 @@ _plain_text = rc_context({"text.parse_math": False})  # names of classes and rec
 
 @_plain_text
 def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation and a dashed zero-shot line."""
+    """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation and the dashed baseline."""
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     for title, each in results:
@@ -36,8 +36,9 @@ def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
         (line,) = axes.plot(shots, mean, marker="o", label=title)
         low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
         axes.fill_between(shots, low, high, color=line.get_color(), alpha=0.15)
-    frozen = 100 * results[0][1]["summary"][0]["zero_shot"]["test"]
-    axes.axhline(frozen, color="gray", ls="--", label="zero-shot")
+    first = sorted(results[0][1]["summary"], key=_shots)
+    frozen = [100 * group["zero_shot"]["test"] for group in first]  # of class means, it depends on the shots
+    axes.plot([_shots(group) for group in first], frozen, color="gray", ls="--", label=baseline_name(results[0][1]))
     every = sorted({_shots(group) for _, each in results for group in each["summary"]})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(count) for count in every])

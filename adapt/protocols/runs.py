@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt import plain
+from adapt.backbones import families
 from adapt.data.check import without_broken
 from adapt.data.split import Split, items_id
 from adapt.devices import AUTO
@@ -23,8 +24,9 @@ from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.loading import load
 from adapt.methods.zero_shot import ZeroShot
+from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model, wrap
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
@@ -69,6 +71,11 @@ def check(runs: Sequence[PlannedRun]) -> None:
             raise AdaptError(
                 f"{recipe.method['name']} learns tensors for each of its classes and cannot classify new classes, "
                 "which this protocol tests: choose another method"
+            )
+        if run.targets and not families.of(recipe.backbone).reads_texts_of(recipe.backbone):
+            raise AdaptError(
+                f"{recipe.backbone} knows classes by their training images, but this protocol tests on other data or "
+                "classes: choose a dual encoder, such as a CLIP"
             )
         if run.after is not None:
             check_can_start(method, recipe.train is not None, run.after.name)
@@ -124,6 +131,8 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     figure, title = main_figure(metrics["adapted"])
     if figure != Scores.main:
         row |= {"figure": title}
+    if metrics.get("baseline", Adapted.baseline) != Adapted.baseline:
+        row |= {"baseline": metrics["baseline"]}
     if run.setting is not None:
         row |= {"setting": run.setting, "val": metrics.get("val", {}).get(figure)}
     row |= {run.own: metrics["adapted"][figure], f"zero_shot_{run.own}": metrics["zero_shot"][figure]}
@@ -165,7 +174,7 @@ def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> 
     split = without_broken(split, data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
     names = split.task.class_names_for(model.backbone.kind, split.class_names)
-    adapted = model.with_classes(names) if names and isinstance(model, AdaptedModel | ChatModel) else model
+    adapted = model.with_classes(names) if names and isinstance(model, ImageModel | ChatModel) else model
     baseline = wrap(model.backbone, ZeroShot(data.template), names, recipe.fast)
     split.task.fit_baseline(baseline, split.train or split.test, Inference(workers, recipe.cache))
     ours, frozen = (

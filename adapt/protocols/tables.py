@@ -18,6 +18,7 @@ from adapt.protocols.run_protocol import Results
 
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases", "sweep")
 Cells = list[list[str]]
+_BASELINE = "zero-shot"  # of runs that name no other
 
 
 def table(results: Sequence[Results], published: bool = True) -> Cells:
@@ -38,7 +39,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
         return _settings_tried(results)
     columns = _columns(results)
     rows = [[", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]]
-    rows.append(["zero-shot", *(_cell(_of(first, "zero_shot"), column) for column in columns)])
+    rows.append([baseline_name(first), *(_cell(_of(first, "zero_shot"), column) for column in columns)])
     for title, each in zip(titles(results), results):
         spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
         rows.append([title, *(_cell(_of(each, "mean"), column, spread) for column in columns)])
@@ -50,7 +51,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 def _settings_tried(results: Sequence[Results]) -> Cells:
     """Return a table of sweeps, with the validation accuracy (to choose by) and test accuracy of each setting."""
     rows = [[figure_of(results[0]), "validation", "test"]]
-    rows.append(["zero-shot", "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
+    rows.append([baseline_name(results[0]), "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(titles(results), results):
         for group in each["summary"]:
             spread = group["std"] if group["runs"] > 1 else None
@@ -91,6 +92,11 @@ def _subject(results: Results) -> str:
 def figure_of(results: Results) -> str:
     """Return the name of the metric in `results`, such as mAP, or "" for accuracy."""
     return str(results["runs"][0].get("figure", "")) if results["runs"] else ""
+
+
+def baseline_name(results: Results) -> str:
+    """Return the name of the baseline in `results`, which is zero-shot where class names are read."""
+    return str(results["runs"][0].get("baseline", _BASELINE)) if results["runs"] else _BASELINE
 
 
 def titles(results: Sequence[Results]) -> list[str]:

@@ -24,7 +24,7 @@ from adapt.formats import tensor_file
 from adapt.methods.base.space import Projects, Space, space_of
 from adapt.methods.base.traits import has_trait, owns_prompts
 from adapt.models.base import evaluating, pixel_batches
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.progress import Progress
 from adapt.validation import explain
 
@@ -87,7 +87,7 @@ class Index:
             queries = _first(queries, self.header.dim)
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
-    def check(self, model: AdaptedModel) -> None:
+    def check(self, model: ImageModel) -> None:
         """Raise AdaptError unless `model` has the backbone, preprocessing and adapter with which the index was made.
 
         If the index was made without an adapter, `model` may also have an adapter that projects features into the
@@ -101,7 +101,7 @@ class Index:
                 f"{model.backbone.describe()} have dimension {width:,}: {_WHAT.advice}"
             )
 
-    def _check_origin(self, model: AdaptedModel) -> None:
+    def _check_origin(self, model: ImageModel) -> None:
         old = space_of(model.method)
         if old is not None and self._lies_in(old) and not self.header.adapter:
             return
@@ -159,7 +159,7 @@ def load_index(path: str | Path) -> Index:
     return Index(header, tuple(entries), features)
 
 
-def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | None = None) -> Index:
+def index_texts(model: ImageModel, texts: Sequence[str], progress: Progress | None = None) -> Index:
     """Return a search index of `texts`, whose features are computed with `model`.
 
     Raises AdaptError if `texts` is empty, or if a text is empty or too long for the text tower.
@@ -171,13 +171,13 @@ def index_texts(model: AdaptedModel, texts: Sequence[str], progress: Progress | 
     return _index("texts", model, texts, encoded, progress)
 
 
-def index_images(model: AdaptedModel, paths: Sequence[str], progress: Progress | None = None) -> Index:
+def index_images(model: ImageModel, paths: Sequence[str], progress: Progress | None = None) -> Index:
     """Return a search index of the images at `paths`. Raises AdaptError if no image or a broken image is given."""
     _check(paths, "image")
     return _index("images", model, paths, _of_images(model, paths), progress)
 
 
-def index_pairs(model: AdaptedModel, items: Sequence[Item], progress: Progress | None = None) -> Index:
+def index_pairs(model: ImageModel, items: Sequence[Item], progress: Progress | None = None) -> Index:
     """Return a search index of image-text pairs, with one feature for each pair, pooled by `PoolsPairs.pool`.
 
     The name of a pair is its entity, or the path of its image if there is no entity. Raises AdaptError if there is no
@@ -199,14 +199,14 @@ def index_pairs(model: AdaptedModel, items: Sequence[Item], progress: Progress |
     return _index("pairs", model, entries, encoded(), progress)
 
 
-def _of_images(model: AdaptedModel, paths: Sequence[str]) -> Iterator[Tensor]:
+def _of_images(model: ImageModel, paths: Sequence[str]) -> Iterator[Tensor]:
     transform, device = model.backbone.transform(train=False), model.backbone.device
     for pixels in pixel_batches(paths, transform, IMAGES_AT_ONCE, device):
         with evaluating(model), torch.no_grad():
             yield model.image_features(pixels)
 
 
-def identity_of(model: AdaptedModel) -> str:
+def identity_of(model: ImageModel) -> str:
     """Return a checksum of the adapter's tensors and settings, or "" if the adapter changes no features."""
     method = model.method
     if not (method.touches or has_trait(method, Projects)):
@@ -215,7 +215,7 @@ def identity_of(model: AdaptedModel) -> str:
     return tensor_file.checksum(method.state_dict(), {"name": method.name, "settings": settings})
 
 
-def _check_prompts(model: AdaptedModel) -> None:
+def _check_prompts(model: ImageModel) -> None:
     if owns_prompts(model.method):
         raise AdaptError(
             f"{model.method.name} learned prompt tokens for its class names, and cannot encode other texts: make the "
@@ -223,7 +223,7 @@ def _check_prompts(model: AdaptedModel) -> None:
         )
 
 
-def _size(model: AdaptedModel) -> int:
+def _size(model: ImageModel) -> int:
     """Return the number of values of a whole feature."""
     return (space_of(model.method) or Space.of(model.backbone)).size
 
@@ -242,7 +242,7 @@ def _check(entries: Sequence[str], what: str) -> None:
 
 def _index(
     kind: Kind,
-    model: AdaptedModel,
+    model: ImageModel,
     entries: Sequence[str],
     encoded: Iterable[Tensor],
     progress: Progress | None,

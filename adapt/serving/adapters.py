@@ -21,7 +21,9 @@ from adapt.formats.header import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.models.many import SideBySide
+from adapt.models.vision_model import VisionModel
 from adapt.serving.threads import apart
 from adapt.shown import brief, unseen
 
@@ -41,7 +43,7 @@ class TooManyAdapters(AdaptError):
     """The error for a request to load an adapter when the maximum number of adapters is already loaded."""
 
 
-ServedModel = AdaptedModel | ChatModel
+ServedModel = AdaptedModel | VisionModel | ChatModel
 
 
 @dataclass(frozen=True)
@@ -196,14 +198,14 @@ class ServedAdapters:
     def _loaded(self, path: Path) -> ServedModel:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
-        if not isinstance(model, ChatModel) and not (isinstance(model, AdaptedModel) and model.class_names):
+        if not isinstance(model, ChatModel) and not (isinstance(model, ImageModel) and model.class_names):
             raise AdaptError(
                 f"{path} neither classifies images by class names nor chats: give an adapter that classifies, or one "
                 "of a native vision-language model"
             )
         if key is not None:
             self._shared.setdefault(key, model.backbone)
-        if isinstance(model, AdaptedModel):
+        if isinstance(model, ImageModel):
             model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
 

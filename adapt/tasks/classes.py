@@ -33,7 +33,7 @@ class Classes(Task):
     name = "classes"
     title = "one class per image"
     example = "emoji"
-    backbones = frozenset({"dual encoder", "native VLM"})
+    backbones = frozenset({"dual encoder", "native VLM", "vision encoder"})
     items_are = "images with one class each"
     label_type = Class
     needs = frozenset({"label"})

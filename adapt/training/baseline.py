@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from adapt import methods, tasks
 from adapt.errors import AdaptError
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
-from adapt.methods.zero_shot import ZeroShot
-from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
-from adapt.models.wrap import Model, wrap
+from adapt.models.image_model import ImageModel
+from adapt.models.unadapted import unadapted
+from adapt.models.vision_model import VisionModel
+from adapt.models.wrap import Model
 from adapt.tasks import Task
 from adapt.training.fitting import Fitting
 
@@ -33,12 +35,16 @@ def check_learned(method: Method, task: Task, name: str) -> None:
     )
 
 
-def baseline_of(model: Adapted, template: str) -> Model:
+def baseline_of(training: Fitting) -> Model:
     """Return a model of the unadapted backbone, the baseline with which the adapted model is compared."""
-    method = ZeroShot(template)
+    model = training.model
+    options: dict[str, Any] = {"fast": model.fast} if isinstance(model, ImageModel) else {}
     if isinstance(model, AdaptedModel):
-        return wrap(model.backbone, method, model.class_names, model.fast, text_memory=model.text_memory)
-    return wrap(model.backbone, method, model.class_names)
+        options["text_memory"] = model.text_memory
+    baseline = unadapted(model.backbone, model.class_names, training.template, **options)
+    if isinstance(baseline, VisionModel):
+        replace(training, model=baseline, chosen=None, run=None, noted={}).prepare()
+    return baseline
 
 
 def zero_shot(training: Fitting, baseline: Model) -> dict[str, object]:

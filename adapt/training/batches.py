@@ -29,7 +29,7 @@ from adapt.methods.base import BlockInputs, Encoded, trait
 from adapt.methods.base.traits import GroupsEntities
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.progress import Progress
 from adapt.training.processes import ALONE, Processes
 from adapt.training.settings import TrainSettings
@@ -220,7 +220,7 @@ def training_batches(
             "settings encodes images in every step: leave out train.views"
         )
     if of_texts(items):
-        assert isinstance(model, AdaptedModel)  # fit has checked
+        assert isinstance(model, ImageModel)  # fit has checked
         features = item_features(model, items, workers=0, views=settings.views or 0)
         return FeatureBatches(features, items, settings, seed)
     lengths = model.lengths(items) if settings.group_by_length and isinstance(model, ChatModel) else ()
@@ -238,7 +238,7 @@ def training_batches(
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
         return FeatureBatches(features, items, settings, seed)
     reads_images = "images" in model.method.reads or trait(model.method, GroupsEntities)  # which orders images itself
-    if settings.augment == "none" and cache and isinstance(model, AdaptedModel) and not reads_images:
+    if settings.augment == "none" and cache and isinstance(model, ImageModel) and not reads_images:
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:

@@ -26,6 +26,7 @@ from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.progress import training_bar
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training.average import epoch_weights
@@ -157,8 +158,9 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
         )
     with_images = {name for item in train_set for name in item.class_names}
     missing = [name for name in model.class_names if name not in with_images]
-    if method.needs_every_class and missing:
-        raise AdaptError(f"{method.name} needs an image of every class, but {missing[0]!r} has none: add an image")
+    if model.needs_every_class and missing:
+        who = method.name if method.needs_every_class else model.backbone.describe()
+        raise AdaptError(f"{who} needs an image of every class, but {missing[0]!r} has none: add an image")
 
 
 def _directory(out: str | Path | None, training: Fitting, resume: bool) -> AbstractContextManager[Run | None]:
@@ -197,7 +199,7 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         metrics["processes"] = training.processes.count
     model.answers = replace(model.answers, logit_bias=None)  # only multi-label data has one, which its task fits
     if model.has_baseline:
-        baseline = baseline_of(model, training.template)
+        baseline = baseline_of(training)
         tasks.of(training.train_set).fit_answers(training, baseline)
         if test_set and training.processes.main:
             metrics["baseline"] = model.baseline
@@ -268,7 +270,7 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSet
 
 def _check_vision(model: Adapted, settings: TrainSettings) -> None:
     """Raise AdaptError if the loss has the term `distill`, but the method does not edit a vision tower."""
-    edited = isinstance(model, AdaptedModel) and "vision" in model.method.touches
+    edited = isinstance(model, ImageModel) and "vision" in model.method.touches
     if settings.terms.get("distill") and not edited:
         raise AdaptError(
             f"train.terms has distill: {settings.terms['distill']:g}, but {model.method.name} on "
@@ -281,7 +283,7 @@ def _check_weights(model: Adapted, settings: TrainSettings) -> None:
     """Raise AdaptError if class weights are set, but there are no classes or the loss does not use class weights."""
     if settings.class_weights == "equal":
         return
-    if not isinstance(model, AdaptedModel) or not model.class_names:
+    if not isinstance(model, ImageModel) or not model.class_names:
         raise AdaptError("train.class_weights needs classes, but the data has no classes: omit train.class_weights")
     if not model.method.weighs_classes:
         raise AdaptError(
@@ -299,7 +301,7 @@ def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
             choose(training)
             if training.calibrate and not training.val_set:
                 training.held_back_answers = answers_by_folds(training)
-            method.prepare(training)
+            training.prepare()
             method.finish(training)
         return {"seconds": round(time.monotonic() - started, 3), **training.noted}
     if not training.val_set:
@@ -320,7 +322,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     with keeping_rng(model.backbone.device, training.seed):
         training.weigh_classes()
-        model.method.prepare(training)
+        training.prepare()
         training.processes.begin_alike(model.method)
         training.renew_batches()
         tasks.of(training.train_set).prepare(training)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from adapt import plain, tasks
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.data.folds import folds, kept_and_held
 from adapt.data.item import Item
@@ -27,10 +27,9 @@ from adapt.evaluation.scores import Scores
 from adapt.features import item_features
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
-from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted, evaluating
-from adapt.models.classifier import AdaptedModel
-from adapt.models.wrap import wrap
+from adapt.models.image_model import ImageModel
+from adapt.models.unadapted import unadapted
 from adapt.progress import Progress, counting_bar, training_bar
 from adapt.training.batches import Batches, BlockBatches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
@@ -74,11 +73,11 @@ class Fitting:
     _features: dict[tuple[Part, int, bool, bool], Tensor] = field(default_factory=dict)
 
     @property
-    def classifier(self) -> AdaptedModel:
-        if not isinstance(self.model, AdaptedModel):
+    def classifier(self) -> ImageModel:
+        if not isinstance(self.model, ImageModel):
             raise AdaptError(
-                f"{self.model.method.name} learns from features of images and class names, but "
-                f"{self.model.backbone.describe()} is a {self.model.backbone.kind}: use a dual encoder"
+                f"{self.model.method.name} learns from features of images, but "
+                f"{self.model.backbone.describe()} is a {self.model.backbone.kind}: use a dual or vision encoder"
             )
         return self.model
 
@@ -132,8 +131,12 @@ class Fitting:
     def renew_batches(self) -> None:
         """Discard batches that store inputs of a vision block if the prepared method edits an earlier block."""
         begin = self.batches.block if isinstance(self.batches, BlockBatches) else 0
-        if begin and isinstance(self.model, AdaptedModel) and self.model.unedited_blocks < begin:
+        if begin and isinstance(self.model, ImageModel) and self.model.unedited_blocks < begin:
             del self.batches
+
+    def prepare(self) -> None:
+        self.model.begin(self)
+        self.model.method.prepare(self)
 
     def items(self, part: Part) -> Sequence[Item]:
         return self.train_set if part == "train" else self.val_set
@@ -189,14 +192,17 @@ class Fitting:
             return self._baselines[backbone]
         own = self.model.backbone
         other = own if backbone is None else load_backbone(backbone, str(own.device)).turning(own.preprocess.turned)
-        if not isinstance(other, DualEncoder):
+        if not isinstance(other, ImageEncoder):
             raise AdaptError(
                 f"{other.describe()} has no comparable features of texts and images: name a dual encoder, such as CLIP"
             )
-        model = wrap(other, ZeroShot()).eval()
+        model = unadapted(other).eval()
         baseline = replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
         self._baselines[backbone] = baseline
         return baseline
+
+    def steps(self, part: Part) -> Iterator[Step]:
+        return self.inference().steps(self.model, self.items(part))
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
@@ -256,6 +262,7 @@ class Fitting:
     def restart(self) -> None:
         torch.manual_seed(self.seed)
         self.model.start_anew()
+        self.model.begin(self)
 
     @property
     def started(self) -> bool:

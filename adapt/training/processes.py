@@ -24,7 +24,7 @@ from adapt.errors import AdaptError
 from adapt.features import keeps_features, of_texts
 from adapt.methods.base import Method
 from adapt.models.base import Adapted
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.training.settings import TrainSettings
 
 PATIENCE = timedelta(days=7)  # while the main process evaluates; the launcher ends processes if one fails
@@ -133,7 +133,7 @@ def check_divides(
         return
     if settings is None:
         reason = "takes no steps, and one process solves it"
-    elif not isinstance(model, AdaptedModel):
+    elif not isinstance(model, ImageModel):
         reason = "answers questions, whose batches are not divided"
     elif of_texts(items):
         reason = "learns from texts, and only images are divided"

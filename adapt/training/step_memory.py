@@ -13,14 +13,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.devices import keeping_rng
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.training.batches import Batches, BlockBatches, FeatureBatches
 from adapt.training.chat_memory import ChatBytes, chat_bytes
 from adapt.training.loop import autocast
@@ -39,7 +39,7 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     step: StepBytes | ChatBytes
     if isinstance(model, ChatModel):
         step = chat_bytes(model, batches.items, settings.precision)
-    elif isinstance(batches, FeatureBatches) or not isinstance(model, AdaptedModel):
+    elif isinstance(batches, FeatureBatches) or not isinstance(model, ImageModel):
         return 0
     else:
         with autocast(model.backbone.device, settings.precision):
@@ -82,12 +82,12 @@ class StepBytes:
         return classes + images * int(_HELD * self.kept + self.working)
 
 
-def step_bytes(model: AdaptedModel, block: int | None = None) -> StepBytes:
+def step_bytes(model: ImageModel, block: int | None = None) -> StepBytes:
     """Return the memory of a training step that starts at the vision block `block`, or at images if `block` is None."""
     return StepBytes(_of_classes(model), *_of_an_image(model, block), by_image=model.method.per_image)
 
 
-def _of_classes(model: AdaptedModel) -> int:
+def _of_classes(model: ImageModel) -> int:
     if model.text_path == "none":
         return 0
     backbone = model.backbone
@@ -99,7 +99,7 @@ def _of_classes(model: AdaptedModel) -> int:
     return kept_bytes(model, lambda: model.class_features(features, tokens)) // _IMAGES
 
 
-def _of_an_image(model: AdaptedModel, block: int | None) -> tuple[int, int]:
+def _of_an_image(model: ImageModel, block: int | None) -> tuple[int, int]:
     backbone, images = model.backbone, _no_images(model.backbone)
     working = 12 * images[0, 0].numel()  # three channels of fp32
     if "vision" not in backbone.towers:
@@ -111,12 +111,12 @@ def _of_an_image(model: AdaptedModel, block: int | None) -> tuple[int, int]:
     return kept_bytes(model, lambda: model.image_features(inputs)) // _IMAGES, working
 
 
-def _no_images(backbone: DualEncoder) -> Tensor:
+def _no_images(backbone: ImageEncoder) -> Tensor:
     size = backbone.preprocess.size
     return torch.zeros(_IMAGES, 3, size, size, device=backbone.device, dtype=backbone.dtype)
 
 
-def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
+def kept_bytes(model: ImageModel, compute: Callable[[], object]) -> int:
     """Return the bytes that `compute()` saves for the backward pass in training mode, without the model's tensors.
 
     Parameters are never counted, also if they belong to a frozen module that the method holds beside its own tensors.
@@ -138,7 +138,7 @@ def kept_bytes(model: AdaptedModel, compute: Callable[[], object]) -> int:
 
 
 @contextmanager
-def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
+def _left_as_it_was(model: ImageModel) -> Iterator[None]:
     """Restore the training modes of modules and the values of buffers, as of a batch norm, after a `with` block."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -152,7 +152,7 @@ def _left_as_it_was(model: AdaptedModel) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-def _tokens(model: AdaptedModel, images: Tensor) -> int:
+def _tokens(model: ImageModel, images: Tensor) -> int:
     """Return the number of tokens of an image in the vision tower, measured in one forward pass."""
     backbone = model.backbone
     with watched(backbone.model, backbone.towers, ["vision.0"]) as seen, torch.inference_mode():

@@ -52,7 +52,7 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
     model, logits, labels = training.classifier, list[Tensor](), list[Tensor]()
     answers = replace(model.answers, temperature=1.0)  # without an earlier temperature
     for fold in training.folds():
-        model.method.prepare(fold)
+        fold.prepare()
         with torch.no_grad():
             logits.append(answers.of(ImageStep(model, Encoded(fold.features("val")))).cpu())
         labels.append(fold.labels("val"))

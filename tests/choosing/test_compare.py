@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from selection import by_turns
 
 import adapt
+from adapt import Backbone
 from adapt.choosing import compare as module
 from adapt.choosing.candidates import Candidate, Cost, candidates
 from adapt.choosing.compare import Compared, Comparison, take
@@ -24,6 +25,7 @@ from adapt.recipe.file import pair
 from adapt.training.run_recipe import run_recipe
 
 CHANGES = {"data.shots": 4, "seed": 1, "backbone": "mini-clip"}
+CLIP = adapt.load_backbone("mini-clip")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,8 @@ def few() -> Split:
     return adapt.data.load("emoji").few_shot(4, 1)
 
 
-def _listed(every: bool = False, source: str = "emoji") -> dict[str, Candidate]:
-    return {each.name: each for each in candidates(source, CHANGES, every)}
+def _listed(every: bool = False, source: str = "emoji", backbone: Backbone = CLIP) -> dict[str, Candidate]:
+    return {each.name: each for each in candidates(source, CHANGES, every, backbone)}
 
 
 def test_without_being_asked_no_step_passes_through_a_tower_but_coops() -> None:
@@ -50,14 +52,21 @@ def test_without_being_asked_no_step_passes_through_a_tower_but_coops() -> None:
     assert usual["zs_lp"].recipe.method["constraint"] == "none"
 
 
+def test_on_a_vision_encoder_methods_need_no_class_names_and_no_text_tower() -> None:
+    names = _listed(every=True, backbone=adapt.load_backbone("vision:mini-clip")).keys()
+    assert {"nearest_mean", "linear_probe", "knn", "lda", "gda", "tip_adapter", "lora/vision", "das"} <= names
+    assert not {"zero_shot", "lda_words", "coop", "lora", "ln_tuning", "ivlp"} & names
+    assert not {name for name in _listed(every=True) if name.endswith("/vision")}
+
+
 def test_photos_of_ones_own_are_encoded_once(tmp_path: Path) -> None:
     """As they are; of a published set a recipe that crops afresh takes ten views of each, encoded once."""
-    own = {each.name: each.recipe for each in candidates(str(tmp_path), CHANGES | {"data.shots": None}, False)}
+    own = {each.name: each.recipe for each in candidates(str(tmp_path), CHANGES | {"data.shots": None}, False, CLIP)}
     on_features = [recipe.train for recipe in own.values() if recipe.train is not None]
     assert len(on_features) >= 6
     assert {(train.augment, train.views) for train in on_features} == {("none", None)}
     assert {recipe.method.get("views", 0) for recipe in own.values()} == {0}
-    published = {each.name: each.recipe for each in candidates("eurosat", CHANGES, True)}
+    published = {each.name: each.recipe for each in candidates("eurosat", CHANGES, True, CLIP)}
     assert published["task_res"].train is not None
     assert published["task_res"].train.views == 10
     assert published["lora"].train is not None
@@ -76,7 +85,7 @@ def test_the_command_trains_what_was_compared(name: str, monkeypatch: pytest.Mon
 
 @by_turns("root", ["/data/my photos #2", "123", "/d/a: b", "null", "true", "plain/path", "it's"], take=2)
 def test_the_command_keeps_odd_paths(root: str) -> None:
-    [gda] = [each for each in candidates("emoji", CHANGES | {"data.root": root}, False) if each.name == "gda"]
+    [gda] = [each for each in candidates("emoji", CHANGES | {"data.root": root}, False, CLIP) if each.name == "gda"]
     words = [word.removeprefix("--set=") for word in shlex.split(gda.command) if word.startswith("--set=data.root")]
     assert pair(words[0]) == ("data.root", root)
 

@@ -35,16 +35,16 @@ _IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple
 _IN_VISION_BLOCKS += ("clip_svd", "clippings", "ctp_tft", "lm4visual", "locality", "modx", "vl2v", "vl2v_sd", "xbt")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 # by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside; in
-# tests/backbones, since it adapts no CLIP
-_ELSEWHERE = ("compose", "tpt", "two_stage", "vladva")
+# tests/backbones, since it adapts no CLIP, or no CLIP by itself
+_ELSEWHERE = ("cafo", "compose", "tpt", "two_stage", "vladva")
 ALL = tuple(name for name in methods.names() if "dual encoder" in methods.find(name).serves and name not in _ELSEWHERE)
 ALL += _CASES
 _BY_NO_STEP = ("descriptions", "gda", "linear_probe", "lp_plus_plus", "prolip", "tda", "tip_adapter", "zero_shot")
 _BY_NO_STEP += ("anovl", "knn", "lda", "nearest_mean", "proker", "xbt")
 _ON_FEATURES = ("clap", "clip_adapter", "close", "mrl", "task_res", "tip_adapter/trained")  # which edit no tower
-_WITHOUT_PROMPTS = ("clap", "close", "knn", "lda", "linear_probe", "nearest_mean", "task_res")
+_WITHOUT_PROMPTS = ("clap", "close", "dino_linear", "knn", "lda", "linear_probe", "nearest_mean", "task_res")
 TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uniqa"))  # which takes numbers to learn
-_OUTSIDE_BLOCKS = (*_ON_FEATURES, "lm4visual", "vl2v")
+_OUTSIDE_BLOCKS = (*_ON_FEATURES, "dino_linear", "lm4visual", "vl2v")
 TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in _OUTSIDE_BLOCKS)
 ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
 KINDS = tuple(tiny_backbones.KINDS)
@@ -54,6 +54,8 @@ NAMES = ("goldfish", "red_panda", "sea cucumber")
 
 
 def fits(method: str, kind: str) -> bool:
+    if method == "dino_linear":
+        return kind in CLIPS  # which pool a class token
     if method == "prolip":
         return kind in tiny_backbones.WITH_VISION_PROJECTION
     return kind in tiny_backbones.WITH_VISION_BLOCKS or method not in NEEDS_VISION_BLOCKS

@@ -144,7 +144,8 @@ def test_the_librarys_own_checkpointing_is_kept_out(
 def test_models_that_share_a_backbone_do_not_meet(
     backbone: Backbone, options: dict[str, bool], images: Tensor, labels: Tensor
 ) -> None:
-    fitting = [name for name in TRAINED_BY_STEPS if "vision" in backbone.towers or name not in NEEDS_VISION_BLOCKS]
+    without = {"dino_linear", *(() if "vision" in backbone.towers else NEEDS_VISION_BLOCKS)}  # it edits nothing
+    fitting = [name for name in TRAINED_BY_STEPS if name not in without]
     models = [build(name, backbone, **options) for name in [*fitting, fitting[-1]]]
     for parameter in models[-1].method.parameters():  # the same method twice, with other values
         parameter.data.mul_(1.5)

@@ -27,6 +27,9 @@ class Given:
         self._features, self._labels = features, labels
         self.model = self.classifier = model
 
+    def prepare(self) -> None:
+        self.model.method.prepare(self)
+
     def features(self, part: str, **options: Any) -> Tensor:
         return self._features
 

@@ -26,6 +26,9 @@ class Given:
         self.model = self.classifier = model
         self._views, self._labels = views, labels
 
+    def prepare(self) -> None:
+        self.model.method.prepare(self)
+
     def features(self, part: str, *, views: int = 0) -> Tensor:
         return self._views if views and part == "train" else self._views[:, 0]
 
@@ -39,7 +42,7 @@ def fitted(backbone: Backbone, images: int = 9, **settings: Any) -> Given:
     model = adapt.wrap(backbone, ProKeR(**{"views": 0} | settings), NAMES).eval()
     views = F.normalize(torch.randn(images, max(1, model.method.config.views), backbone.embed_dim), dim=-1)
     training = Given(model, views, torch.arange(images) % len(NAMES))
-    model.method.prepare(training)
+    training.prepare()
     return training
 
 

@@ -295,7 +295,7 @@ def test_a_language_model_by_its_folder(folder: Path, tmp_path: Path) -> None:
 
 
 def test_eyes_and_language_models_that_cannot_be_had(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdaptError, match="is a fusion encoder; expected a CLIP or SigLIP for a language model"):
+    with pytest.raises(AdaptError, match="is a fusion encoder; expected a CLIP, SigLIP or vision encoder for"):
         with_language_model(tiny_fusion.vilt(), str(folder), CPU)
     clip = tiny_backbones.backbone("open_clip")
     with pytest.raises(

@@ -40,6 +40,9 @@ class Given:
         self.losses: list[Tensor] = []
         self.stages: list[str] = []
 
+    def prepare(self) -> None:
+        self.model.method.prepare(self)
+
     def features(self, part: str, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         if part == "val":
             assert self._val is not None

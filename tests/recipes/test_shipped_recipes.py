@@ -20,6 +20,7 @@ from click.testing import CliRunner
 
 from adapt import methods
 from adapt.backbones.base import Backbone
+from adapt.backbones.joined import joined
 from adapt.cli import main, options
 from adapt.data.readers import descriptors_file, published
 from adapt.protocols.protocol import harmonic
@@ -91,6 +92,8 @@ def _files_of_ones_own(tmp_path: Path, class_names: tuple[str, ...], monkeypatch
 
 
 def _of_its_kind(name: str, clip: Backbone) -> Backbone:
+    if name == "cafo/two_models":
+        return joined(clip, clip)
     if name in _OF_TWO_MODELS:
         return tiny_llms.vision_llm("llama")
     return tiny_natives.backbone(_NATIVE[name]) if name in _NATIVE else clip

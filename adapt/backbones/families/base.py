@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
 
 
+def names_one_model(spec: str, prefix: str) -> bool:
+    """Return whether `spec` is a name with `prefix`, and not a combination of two models by + or &."""
+    rest = spec.removeprefix(prefix)
+    return spec.startswith(prefix) and bool(rest) and (not {"+", "&"} & set(rest) or Path(rest).is_dir())
+
+
 class Family:
     """The base class of backbone loaders (families); a package adds a loader by an entry point in `adapt.backbones`."""
 
@@ -28,6 +34,12 @@ class Family:
     whole_processor: ClassVar[bool] = False
     """Whether these models need transformers' own processor, which joins text and images, not only its two parts."""
 
+    reads_texts: ClassVar[bool] = True
+    """Whether these models have a tokenizer; otherwise, an image processor is all that comes with them."""
+
+    options: ClassVar[dict[str, dict[str, object]]] = {}
+    """The options with which the models of a type are made, such as without a part that is not read."""
+
     def model_class(self, name: str) -> type[PreTrainedModel]:
         """Return the class that reads weights of the class `name`, by default transformers' class of that name."""
         import transformers
@@ -41,6 +53,10 @@ class Family:
     def claims(self, spec: str) -> bool:
         """Return whether this family loads the backbone named `spec`."""
         return False
+
+    def reads_texts_of(self, spec: str) -> bool:
+        """Return whether the backbone named `spec` reads texts, and so knows classes by their names."""
+        return self.reads_texts
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         """Load and return the backbone named `spec`, which the caller then moves to `device`.
@@ -58,5 +74,8 @@ class Family:
         raise NotImplementedError
 
     def build(self, model: Any, processor: Any, name: str | None) -> Backbone:
-        """Return the backbone of a transformers model of one of the `model_types`, with its processor."""
+        """Return the backbone of a transformers model of one of the `model_types`, with its processor.
+
+        The processor is the image processor if the models do not read texts.
+        """
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from adapt.backbones.families.base import Family
+from adapt.backbones.families.base import Family, names_one_model
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,12 @@ class HubModels(Family):
     }
 
     def claims(self, spec: str) -> bool:
-        return spec.startswith(_PREFIX) and spec != _PREFIX and "+" not in spec
+        return names_one_model(spec, _PREFIX)
+
+    def reads_texts_of(self, spec: str) -> bool:
+        from adapt.backbones import transformers_models
+
+        return transformers_models.reads_texts(spec.removeprefix(_PREFIX))
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones import transformers_models

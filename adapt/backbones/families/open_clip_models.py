@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NotRequired, TypedDict
 
 from adapt import hub
-from adapt.backbones.families.base import Family
+from adapt.backbones.families.base import Family, names_one_model
 from adapt.backbones.sources import HF_HUB, errors_of_data, library_errors, reason
 from adapt.errors import AdaptError, nearest
 
@@ -35,7 +35,7 @@ class OpenCLIPModels(Family):
     }
 
     def claims(self, spec: str) -> bool:
-        return spec.startswith(_PREFIX) and spec != _PREFIX and "+" not in spec
+        return names_one_model(spec, _PREFIX)
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         rest = spec.removeprefix(_PREFIX)

@@ -26,7 +26,7 @@ class TwoModels(Family):
 
     def claims(self, spec: str) -> bool:
         vision, _, llm = spec.partition("+")
-        return bool(vision and llm) and not spec.startswith("embed:") and not Path(spec).is_dir()
+        return bool(vision and llm) and "&" not in spec and not spec.startswith("embed:") and not Path(spec).is_dir()
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones.load import of_one_model
@@ -39,18 +39,18 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     """Return a vision LLM that combines the vision tower of `encoder` with the causal language model `spec`.
 
     `spec` is hf:NAME, a folder or mini-lm. The language model keeps the precision of its checkpoint, except that fp16
-    becomes fp32 on the CPU, where fp16 is slow. Raises AdaptError if `encoder` is neither a CLIP or SigLIP nor
-    BLIP-2's eyes, or if the language model cannot be loaded.
+    becomes fp32 on the CPU, where fp16 is slow. Raises AdaptError if `encoder` encodes no images by itself, or if the
+    language model cannot be loaded.
     """
     import torch
 
-    from adapt.backbones.base import DualEncoder
+    from adapt.backbones.base import ImageEncoder
     from adapt.backbones.vision_llm import Eyes, VisionLLM
 
-    if not isinstance(encoder, DualEncoder | Eyes):
+    if not isinstance(encoder, ImageEncoder | Eyes):
         raise AdaptError(
-            f"{encoder.describe()} is a {encoder.kind}; expected a CLIP or SigLIP for a language model, or the eyes of "
-            "BLIP-2"
+            f"{encoder.describe()} is a {encoder.kind}; expected a CLIP, SigLIP or vision encoder for a language "
+            "model, or the eyes of BLIP-2"
         )
     llm, tokenizer = language_model(spec), _tokenizer(spec)
     if device.type == "cpu" and llm.dtype == torch.float16:

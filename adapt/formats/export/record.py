@@ -16,7 +16,7 @@ from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
 from adapt.formats.export.forms import INPUT, OUTPUT, ImagesToLogits
 from adapt.models.base import evaluating
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.shown import brief
 
 RECORD, FORMAT = "export.json", 1
@@ -25,7 +25,7 @@ _BATCHES = (1, 2, 5)
 _AT_ONCE = 64
 
 
-def described(model: AdaptedModel, to: str, file: str, int8: bool) -> dict[str, Any]:
+def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, Any]:
     """Return the content of export.json without measurements. Raises AdaptError if the preprocessing is custom code."""
     size = model.backbone.preprocess.size
     return {
@@ -57,7 +57,7 @@ def _preprocess(backbone: Backbone) -> dict[str, object]:
     return asdict(backbone.preprocess)
 
 
-def difference(model: AdaptedModel, run: ImagesToLogits) -> float:
+def difference(model: ImageModel, run: ImagesToLogits) -> float:
     """Return the largest difference of the export's logits from the model's logits, relative to the largest logit."""
     size = model.backbone.preprocess.size
     images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -67,7 +67,7 @@ def difference(model: AdaptedModel, run: ImagesToLogits) -> float:
     return apart / max(1.0, float(own.abs().max()))
 
 
-def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
+def check_names(model: ImageModel, data: Sequence[Item]) -> None:
     """Raise AdaptError if an image in `data` has several classes, or a class that the model does not have."""
     if many := next((item for item in data if len(item.class_names) != 1), None):
         raise AdaptError(
@@ -81,7 +81,7 @@ def check_names(model: AdaptedModel, data: Sequence[Item]) -> None:
         )
 
 
-def accuracy(model: AdaptedModel, run: ImagesToLogits, data: Sequence[Item]) -> dict[str, float]:
+def accuracy(model: ImageModel, run: ImagesToLogits, data: Sequence[Item]) -> dict[str, float]:
     """Return the accuracies of the export and of the model, and the share of images with the same prediction."""
     exported, own = [], []
     for pixels in model.pixels_of(data, _AT_ONCE):
@@ -100,7 +100,7 @@ def _same(one: Sequence[int], other: Sequence[int]) -> float:
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def _logits(model: AdaptedModel, images: Tensor) -> Tensor:
+def _logits(model: ImageModel, images: Tensor) -> Tensor:
     with evaluating(model), torch.no_grad():
         logits: Tensor = model(images)
     return logits

@@ -16,7 +16,7 @@ from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method
 from adapt.methods.base.traits import Stream, has_trait
 from adapt.models.base import Adapted, evaluating
-from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 
 _EXAMPLES = 2  # a graph traced on a single image would accept single images only
 _MOST = 2**31  # images in a batch: torch 2.6 refuses an unbounded size
@@ -24,18 +24,18 @@ _MOST = 2**31  # images in a batch: torch 2.6 refuses an unbounded size
 Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, several of them, or a number
 
 
-def exportable(model: Adapted) -> AdaptedModel:
+def exportable(model: Adapted) -> ImageModel:
     """Return `model` unchanged. Raises AdaptError, with a reason, if a single graph cannot compute its logits."""
     backbone = model.backbone
-    reason: str | None = f"{backbone.describe()} is a {backbone.kind}, and only a dual encoder classifies images"
-    if isinstance(model, AdaptedModel):
+    reason: str | None = f"{backbone.describe()} is a {backbone.kind}, which does not classify images"
+    if isinstance(model, ImageModel):
         reason = _reason_against(model)
         if reason is None:
             return model
     raise AdaptError(f"this {model.method.name} cannot be exported: {reason}")
 
 
-def _reason_against(model: AdaptedModel) -> str | None:
+def _reason_against(model: ImageModel) -> str | None:
     method, backbone = model.method, model.backbone
     if not model.class_names:
         return "it has no class names: give some, by --classes, or to adapt.load as class_names"
@@ -54,7 +54,7 @@ def _reason_against(model: AdaptedModel) -> str | None:
     return None
 
 
-def traced(model: AdaptedModel) -> ExportedProgram:
+def traced(model: ImageModel) -> ExportedProgram:
     """Return the graph from preprocessed images `(b, 3, h, w)` to the model's logits `(b, n)`, for any batch size b.
 
     The graph contains only the tensors that images pass through, not the text tower. Raises AdaptError in the same
@@ -88,7 +88,7 @@ class _ImagesToLogits(nn.Module):
     tensors.
     """
 
-    def __init__(self, model: AdaptedModel, examples: Tensor) -> None:
+    def __init__(self, model: ImageModel, examples: Tensor) -> None:
         super().__init__()
         self.model, self.backbone = model, model.backbone.model
         step = ImageStep(model, examples)

@@ -67,7 +67,7 @@ class Grid(Trait):
         for settings in combinations(fits):
             configure(method, settings)
             if not learned:
-                method.prepare(training)
+                training.prepare()
             step = ImageStep(training.classifier, Encoded(training.features("val")))
             for others in combinations(answers):
                 configure(method, others)

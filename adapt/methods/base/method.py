@@ -22,7 +22,8 @@ from adapt.methods.base.training import Training
 from adapt.prompts import Prompt, from_templates
 from adapt.validation import explain
 
-KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM", "native VLM")  # kinds of backbones
+# kinds of backbones
+KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM", "native VLM", "vision encoder")
 
 StepT = TypeVar("StepT", bound=Step, contravariant=True, default=Any)
 

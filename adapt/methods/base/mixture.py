@@ -94,7 +94,16 @@ def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], 
     Raises AdaptError for a mixture that the adapters' tensors do not allow.
     """
     cls = type(members[0])
-    return cls.mixed(members, mixture) if issubclass(cls, Mixes) else mean_of(members, mixture)
+    if not issubclass(cls, Mixes):
+        return mean_of(members, mixture)
+    settings, tensors = cls.mixed(members, mixture)
+    heads = [_head(member) for member in members]  # that the model adds, on a backbone without class features
+    return settings, tensors | {key: mixture.mean([head[key] for head in heads]) for key in heads[0]}
+
+
+def _head(member: Method) -> dict[str, Tensor]:
+    """Return the tensors of the classifier that a model has added to its method; none if there is no classifier."""
+    return {key: value for key, value in member.state_dict().items() if key.startswith("classifier.")}
 
 
 def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:

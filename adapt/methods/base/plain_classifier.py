@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.step import Encoded
+from adapt.methods.base.traits import OwnClassifier
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt
 
@@ -26,14 +28,20 @@ class PlainClassifierConfig(MethodConfig):
     """One template, or several whose features are averaged, for the zero-shot logits."""
 
 
-class PlainClassifier(Method[ImageStep], Grid):
+class PlainClassifier(Method[ImageStep], Grid, OwnClassifier):
     """The base class of plain classifiers on image features, whose logits are `scores + words * zero_shot_logits`."""
 
     Config = PlainClassifierConfig
+    serves: tuple[str, ...] = ("dual encoder", "vision encoder")
     needs_every_class = True
     per_class = True
     takes_steps = False
     at_answer = frozenset({"words"})
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        if self.config.words != 0:  # or the data choose it
+            self.serves = ("dual encoder",)
 
     def grid(self, training: Training) -> dict[str, Choice]:
         if self.config.words is not None:
@@ -58,7 +66,7 @@ class LinearClassifier(PlainClassifier):
     scale: float
     """The backbone's logit scale."""
 
-    def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self.weight = nn.Parameter(torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device))
         self.bias = nn.Parameter(torch.zeros(len(class_names), device=backbone.device))
         self.scale = backbone.logit_scale

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from adapt import plain
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import ImageEncoder
 from adapt.methods.base.traits import Trait, trait
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Space(BaseModel):
     """The number of values in a feature."""
 
     @classmethod
-    def of(cls, backbone: DualEncoder) -> Space:
+    def of(cls, backbone: ImageEncoder) -> Space:
         """Return the feature space of `backbone`."""
         return cls(
             backbone=backbone.name or "",

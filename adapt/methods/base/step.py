@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.devices import moved
 from adapt.errors import AdaptError
-from adapt.methods.base.view import DualEncoderView, ModelView
+from adapt.methods.base.view import ImageModelView, ModelView
 from adapt.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -121,10 +121,10 @@ class ImageStep(Step):
     A batch may contain v views of each image `(b, v, 3, h, w)`, of which the first is the image itself.
     """
 
-    model: DualEncoderView
+    model: ImageModelView
 
     def __init__(
-        self, model: DualEncoderView, inputs: Tensor | Encoded | BlockInputs, labels: Tensor | None = None
+        self, model: ImageModelView, inputs: Tensor | Encoded | BlockInputs, labels: Tensor | None = None
     ) -> None:
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
@@ -328,7 +328,7 @@ class PairStep(ImageStep):
     a paraphrase of each text, or "" for a text without paraphrase.
     """
 
-    def __init__(self, model: DualEncoderView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
+    def __init__(self, model: ImageModelView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
         images, texts, *others = inputs
         super().__init__(model, images, labels)
         self.texts: list[str] = list(texts)
@@ -340,7 +340,7 @@ class PairStep(ImageStep):
     def under(self, method: Method) -> PairStep:
         return self._of(self.model.under(method))
 
-    def _of(self, model: DualEncoderView) -> Self:
+    def _of(self, model: ImageModelView) -> Self:
         return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._labels))
 
     @cached_property

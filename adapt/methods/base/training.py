@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from adapt.methods.base.step import Step, Terms
-from adapt.methods.base.view import DualEncoderView, ModelView
+from adapt.methods.base.view import ImageModelView, ModelView
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -26,7 +26,7 @@ class Training(Protocol):
         """The adapted model that is being trained."""
 
     @property
-    def classifier(self) -> DualEncoderView:
+    def classifier(self) -> ImageModelView:
         """The adapted dual encoder that is being trained. Raises AdaptError for a backbone of another kind."""
 
     seed: int
@@ -36,6 +36,9 @@ class Training(Protocol):
     @property
     def settings(self) -> Any:
         """The recipe's training settings, such as `lr`. Raises AdaptError for a method without gradient steps."""
+
+    def prepare(self) -> None:
+        """Prepare the model for the training images, and then the method."""
 
     def items(self, part: Part) -> Sequence[Item]:
         """Return the items (images with labels) of the data split `part`, train or val."""
@@ -62,6 +65,9 @@ class Training(Protocol):
 
         Raises AdaptError for an unknown name, and for a backbone that does not compare images with texts.
         """
+
+    def steps(self, part: Part) -> Iterator[Step]:
+        """Yield the items of the data split `part` in batches, in order and once, with images as at test time."""
 
     def held_back(self) -> Iterator[Step]:
         """Yield validation batches in an endless loop, with images preprocessed as at test time."""

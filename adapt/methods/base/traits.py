@@ -156,6 +156,10 @@ class LearnsShares(Trait):
     of_each_part = True
 
 
+class OwnClassifier(Trait):
+    """The trait of methods with a classifier of their own, whose logits need no features of the classes."""
+
+
 class SkipsBlocks(Trait):
     """The trait of methods that never execute some blocks of the backbone."""
 

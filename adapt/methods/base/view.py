@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from torch import Tensor
 
-from adapt.backbones.base import Backbone, DualEncoder
+from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ class ModelView(Protocol):
         """Return this model with a new, empty memory for one stream of images."""
 
 
-class DualEncoderView(ModelView, Protocol):
-    """The interface through which a method accesses its adapted dual encoder."""
+class ImageModelView(ModelView, Protocol):
+    """The interface through which a method accesses an adapted model of images, such as a CLIP."""
 
     @property
-    def backbone(self) -> DualEncoder: ...
+    def backbone(self) -> ImageEncoder: ...
 
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Return features `(b, e)` of images `(b, 3, h, w)`, computed by the adapted vision tower."""
@@ -86,5 +86,5 @@ class DualEncoderView(ModelView, Protocol):
     def under_edits(self, tower: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return the result of `compute()`, which runs the backbone, with the method's edits of a tower in place."""
 
-    def under(self, method: Method) -> DualEncoderView:
+    def under(self, method: Method) -> ImageModelView:
         """Return a model with the same backbone and class names, but with another `method` of the same class."""

@@ -31,13 +31,14 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower, TowerName
 from adapt.edits import Bypass, Edit, Parallel
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig, Step, Training
+from adapt.methods.base import KINDS, Context, Method, MethodConfig, Step, Training
 from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
 from adapt.methods.das.imitation import imitate
 from adapt.methods.das.search import Found, Search, plot_search
 from adapt.methods.zero_shot import Template
 
 DEFAULT_SKIP = 2
+_IMITATED = ("dual encoder", "vision encoder")  # the kinds whose vision blocks can be imitated
 SiteName = Literal["attn", "cross", "mlp"]
 
 
@@ -124,7 +125,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
 
     name = "das"
     title = "DAS (Wu et al., NeurIPS 2023)"
-    serves = ("dual encoder", "fusion encoder", "vision LLM", "native VLM")
+    serves = KINDS
     Config = DASConfig
     learns_any_step = True
     example = {"skipped": ["text.1"], "towers": ["text", "vision"]}
@@ -179,10 +180,11 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             )
         self._needed = frozenset().union(*map(_needed, towers))
         self._check()
-        if self.config.imitate and (backbone.kind != "dual encoder" or set(self.config.towers) != {"vision"}):
+        if self.config.imitate and (backbone.kind not in _IMITATED or set(self.config.towers) != {"vision"}):
             raise AdaptError(
                 f"das: imitate is {self.config.imitate} for {backbone.describe()} and the towers "
-                f"{' and '.join(self.config.towers)}; expected the vision tower of a dual encoder: leave imitate out"
+                f"{' and '.join(self.config.towers)}; expected the vision tower of a dual or vision "
+                "encoder: leave imitate out"
             )
         self._device = backbone.device
         if self.config.searches:

@@ -26,7 +26,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Projection, Tower, TowerName
 from adapt.edits import Edit, Replace
 from adapt.errors import AdaptError
-from adapt.methods.base import Context, Method, MethodConfig, Mixture
+from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture
 from adapt.methods.base.method import StepT
 from adapt.methods.base.mixture import Mixes
 from adapt.methods.base.places import Letter, Place, Projections, places
@@ -124,7 +124,7 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
 
     name = "lora"
     title = "CLIP-LoRA (Zanella and Ben Ayed, CVPR-W 2024) and peft's other tuners"
-    serves = ("dual encoder", "fusion encoder", "vision LLM", "native VLM")
+    serves = KINDS
     Config = LoRAConfig
     tasks = frozenset({"classes", "pairs", "records"})
     example: ClassVar[dict[str, Any]] = {"dropout": 0.0}

@@ -1,0 +1,47 @@
+"""The family of two encoders of images as one backbone, named as FIRST&SECOND."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from adapt.backbones import families
+from adapt.backbones.families.base import Family
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    import torch
+
+    from adapt.backbones.base import Backbone
+
+
+class JoinedEncoders(Family):
+    name = "joined_encoders"
+    forms: ClassVar = {
+        "FIRST&SECOND": "the features of two models side by side, in quotes, e.g. 'mini-clip&hf:facebook/dinov2-small'",
+    }
+
+    def claims(self, spec: str) -> bool:
+        first, _, second = spec.partition("&")
+        of_a_folder = Path(spec).is_dir() or (bool(spec.partition(":")[2]) and Path(spec.partition(":")[2]).is_dir())
+        return bool(first and second) and "+" not in spec and not of_a_folder
+
+    def reads_texts_of(self, spec: str) -> bool:
+        first, _, _ = spec.partition("&")
+        return families.of(first).reads_texts_of(first)
+
+    def load(self, spec: str, device: torch.device) -> Backbone:
+        from adapt.backbones.base import ImageEncoder
+        from adapt.backbones.joined import joined
+        from adapt.backbones.load import of_one_model
+
+        first, _, second = spec.partition("&")
+        if "&" in second:
+            raise AdaptError(f"{spec} names more than two models: expected FIRST&SECOND")
+        encoders = []
+        for name in (first, second):
+            encoder = of_one_model(name, device)
+            if not isinstance(encoder, ImageEncoder):
+                raise AdaptError(f"{name} is a {encoder.kind}; expected two encoders of images around the &")
+            encoders.append(encoder)
+        return joined(encoders[0], encoders[1], spec)

@@ -1,0 +1,71 @@
+"""Backbones of images alone (DINOv2, timm's models, the image half of a CLIP), for which class names mean nothing.
+
+Features of class names are replaced by mean features of training images, which a `CosineClassifier` holds.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt.backbones.base import DualEncoder, ImageEncoder
+
+SCALE = 1 / 0.07  # of cosines; the temperature of DINOv2's nearest neighbours, and of CLIP before its training
+
+
+class VisionEncoder(ImageEncoder):
+    """A backbone of images alone, such as DINOv2, whose classes are known by their training images.
+
+    Create one with `adapt.load_backbone(spec)`, such as vision:mini-clip, or from a loaded model with
+    `Backbone.from_timm` or `Backbone.from_transformers`.
+    """
+
+    kind = "vision encoder"
+    instead = "use a method that needs no class names, such as linear_probe with words: 0, or a dual encoder"
+
+    @classmethod
+    def of(cls, whole: DualEncoder, name: str | None = None) -> VisionEncoder:
+        """Return the image half of a dual encoder. Its model stays whole, and its texts are not read."""
+        return cls(
+            model=whole.model,
+            towers={part: tower for part, tower in whole.towers.items() if part == "vision"},
+            tokenizer=None,
+            preprocess=whole.preprocess,
+            encode_image=whole.encode_image,
+            name=name,
+            eval_transform=whole._eval_transform,
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        return SCALE
+
+    def new_classifier(self, classes: int, trained: bool) -> CosineClassifier:
+        """Return a classifier by cosines for a number of classes, whose vectors are zero until training sets them."""
+        return CosineClassifier(torch.zeros(classes, self.embed_dim, device=self.device), trained)
+
+
+class CosineClassifier(nn.Module):
+    """A vector for each class, `weight` `(n_classes, e)`, with which image features are compared by cosines.
+
+    `weight` is a parameter if it is `trained`, and a buffer otherwise.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, trained: bool) -> None:
+        super().__init__()
+        if trained:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self) -> Tensor:
+        """Return the unit-length class vectors `(n_classes, e)`."""
+        return F.normalize(self.weight, dim=-1)
+
+    @torch.no_grad()
+    def set(self, weight: Tensor) -> None:
+        """Set the class vectors `(n_classes, e)`."""
+        self.weight.copy_(weight)

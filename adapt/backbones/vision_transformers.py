@@ -1,0 +1,197 @@
+"""Backbones of transformers' vision models (DINOv2, DINOv3, ViT, ConvNeXt, RADIO, ...), and maps of their blocks.
+
+What one image's feature is, as each model's authors read it: the normed class token (DINOv2, DINOv3, ViT, MSN), the
+mean of all patches (I-JEPA, which has no class token), the pooling head (SigLIP, AIMv2), the pooled map (ConvNeXt), or
+the class tokens in a row (RADIO). ViT's `pooler_output` is not used: it is random unless a checkpoint trained it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from adapt.backbones import hf
+from adapt.backbones.hf import preprocess_of
+from adapt.backbones.tower import Block, Form, LastProjection, Norm, Pooling, Projection, Site, Tower, VisionParts
+from adapt.backbones.vision_encoder import VisionEncoder
+from adapt.errors import AdaptError
+
+if TYPE_CHECKING:
+    from adapt.backbones.preprocess import Preprocess
+    from adapt.backbones.transformers_models import ImageProcessor
+
+_POOLING: dict[str, Pooling] = {"ijepa": "mean", "siglip_vision_model": "map", "aimv2_vision_model": "map"}
+_OF_MAPS = ("convnext", "convnextv2", "dinov3_convnext")
+_POOLED = (*_OF_MAPS, "aimv2_vision_model", "clip_vision_model", "siglip_vision_model")  # by the library itself
+_BLOCKS = ("encoder.layer", "encoder.layers", "model.layer", "layers")  # where a model keeps its blocks
+_ROTARY = ("dinov3_vit",)
+_OF_ONE_SIZE = ("clip_vision_model", "ijepa", "siglip_vision_model", "vit", "vit_msn")  # of their positions
+
+
+def build(model: Any, image_processor: ImageProcessor, name: str | None = None) -> VisionEncoder:
+    """Wrap a transformers vision model and its image processor as a backbone."""
+    kind, preprocess = model.config.model_type, _preprocess(image_processor)
+    if kind in _OF_ONE_SIZE and preprocess.size != model.config.image_size:
+        raise AdaptError(
+            f"the {type(image_processor).__name__} makes images of {preprocess.size} pixels, but this "
+            f"{type(model).__name__} reads {model.config.image_size}: give the processor that belongs to the model"
+        )
+    if getattr(model.config, "vision_use_head", True) is False:
+        raise AdaptError(f"this {type(model).__name__} has no pooling head: give one with vision_use_head")
+    tower = _tower(model, kind)
+    return VisionEncoder(
+        model=model,
+        towers={} if tower is None else {"vision": tower},
+        tokenizer=None,
+        preprocess=preprocess,
+        encode_image=partial(_encode, model, _reading(model, kind)),
+        name=name,
+        export=partial(_export, image_processor),
+    )
+
+
+def _preprocess(image_processor: ImageProcessor) -> Preprocess:
+    """Return how images are prepared, in the size of the processor: the weights may have another (DINOv2)."""
+    crops = bool(getattr(image_processor, "do_center_crop", False))
+    size = dict(image_processor.crop_size if crops else image_processor.size)
+    side = size.get("height") or size.get("shortest_edge")
+    if not side or size.get("width", side) != side:
+        raise AdaptError(
+            f"the {type(image_processor).__name__} makes images of the size {size}; expected a square, as in "
+            "{'height': 224, 'width': 224}: give a processor with another size"
+        )
+    return preprocess_of(image_processor, int(side))
+
+
+# functions of the model, not closures over it: a copy of the backbone must call its own
+
+_Reading = Callable[[Any], Tensor]  # of a model's output: one feature an image (b, e)
+
+
+def _reading(model: Any, kind: str) -> _Reading:
+    if kind == "radio":
+        return _summary
+    if hasattr(model, "visual_projection"):
+        return _projected
+    if kind in _POOLED:
+        return _pooled
+    return _mean if _POOLING.get(kind) == "mean" else _first
+
+
+def _encode(model: Any, reading: _Reading, images: Tensor) -> Tensor:
+    return reading(model(pixel_values=images))
+
+
+def _summary(output: Any) -> Tensor:
+    summary: Tensor = output.summary
+    return summary
+
+
+def _projected(output: Any) -> Tensor:
+    projected: Tensor = output.image_embeds
+    return projected
+
+
+def _pooled(output: Any) -> Tensor:
+    pooled: Tensor = output.pooler_output
+    return pooled
+
+
+def _first(output: Any) -> Tensor:
+    first: Tensor = output.last_hidden_state[:, 0]
+    return first
+
+
+def _mean(output: Any) -> Tensor:
+    mean: Tensor = output.last_hidden_state.mean(1)
+    return mean
+
+
+def _tower(model: Any, kind: str) -> Tower | None:
+    """Return the vision tower of a transformers model; None for a network that is no transformer, such as ConvNeXt."""
+    config = model.config
+    if kind in ("siglip_vision_model", "clip_vision_model"):
+        projection = LastProjection.of(model, "visual_projection")
+        return hf.vision_tower(model if projection is None else model.vision_model, config, projection)
+    layers = next((found for path in _BLOCKS if (found := _within(model, path)) is not None), None)
+    if layers is None or not hasattr(config, "num_attention_heads"):
+        return None
+    pooling = _POOLING.get(kind, "class")
+    norm = next((found for name in ("layernorm", "norm", "rms_norm") if (found := _within(model, name))), None)
+    embed = partial(_embedded, model)
+    parts = VisionParts(embed, partial(_read, model, pooling), nn.Identity())
+    return Tower(
+        name="vision",
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        form=Form(
+            causal=False,
+            pooling=pooling,
+            registers=getattr(config, "num_register_tokens", 0),
+            rotary=kind in _ROTARY,
+        ),
+        blocks=tuple(_block(layer, kind not in _ROTARY) for layer in layers),
+        vision=None if norm is None else parts,  # without a final norm (RADIO), its own forward reads the tokens
+        final_norm=norm,
+    )
+
+
+def _embedded(model: Any, images: Tensor) -> Tensor:
+    tokens: Tensor = model.embeddings(images)
+    return tokens
+
+
+def _read(model: Any, pooling: Pooling, x: Tensor, norm: Norm) -> Tensor:
+    if pooling == "class":
+        return norm(x[:, 0])
+    if pooling == "mean":
+        return norm(x).mean(1)
+    pooled: Tensor = model.head(norm(x))
+    return pooled
+
+
+def _block(layer: nn.Module, plain_attention: bool) -> Block:
+    """Describe a pre-norm block, whose parts have a few spellings in transformers."""
+    norm1, norm2 = (
+        _one_of(layer, "norm1", "layernorm_before", "rms_norm1"),
+        _one_of(layer, "norm2", "layernorm_after", "rms_norm2"),
+    )
+    attn, mlp = layer.get_submodule("attention"), _one_of(layer, "mlp", "ffn")
+    projections = {letter: Projection(attn.get_submodule(f"{letter}_proj")) for letter in "qkv"}
+    projections |= {"out": Projection(_one_of(attn, "o_proj", "out_proj")), **_mlp(mlp)}
+    scales = [_within(layer, f"layer_scale{number}") for number in (1, 2)]
+    added = [scale or part for scale, part in zip(scales, (attn, mlp), strict=True)]
+    scale1, scale2 = (scale or nn.Identity() for scale in scales)
+    sites = {"attn": Site(norm1, added[0]), "mlp": Site(norm2, added[1])}
+    act = _one_of(mlp, "activation_fn", "act_fn", "activation")
+    return Block(
+        layer, attn, norm1, norm2, act, projections, scale1, scale2, sites, mlp, plain_attention=plain_attention
+    )
+
+
+def _mlp(mlp: nn.Module) -> dict[str, Projection]:
+    """Return the linear maps of an MLP: gate, up and down of a gated one, else fc1 and fc2."""
+    linears = {name: Projection(part) for name, part in mlp.named_children() if isinstance(part, nn.Linear)}
+    if "gate_proj" in linears:
+        return {name.removesuffix("_proj"): linear for name, linear in linears.items()}
+    return dict(zip(("fc1", "fc2"), linears.values(), strict=True))
+
+
+def _one_of(module: nn.Module, *names: str) -> nn.Module:
+    return module.get_submodule(next(name for name in names if hasattr(module, name)))
+
+
+def _within(module: nn.Module, path: str) -> Any:
+    """Return the submodule at `path`, or None if there is none."""
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module
+
+
+def _export(image_processor: ImageProcessor, folder: Path, model: Any) -> None:
+    model.save_pretrained(folder)
+    image_processor.save_pretrained(folder)

@@ -1,0 +1,296 @@
+"""Models of images: a backbone with image features and a method, which classify images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import TypeVar
+
+from adapt.backbones.base import ImageEncoder
+from adapt.devices import moved
+from adapt.edits import After, Edit, Replace
+from adapt.engine import values, vision
+from adapt.engine.watching import watched
+from adapt.errors import AdaptError
+from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
+from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import EncodesImages, Grades, PoolsPairs, trait
+from adapt.models.base import Adapted, in_one_mode
+from adapt.models.class_texts import PromptAverage
+from adapt.models.prediction import Prediction, Wanted, finite, predictions
+from adapt.prompts import Prompt
+
+E = TypeVar("E", bound=ImageEncoder, covariant=True, default=ImageEncoder)
+
+
+class ImageModel(Adapted[E]):
+    """The base class of adapted models that classify images, by class features or by a trained head."""
+
+    def __init__(
+        self,
+        backbone: E,
+        method: Method,
+        class_names: Sequence[str],
+        fast: bool | None,
+        *,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__(backbone, method, class_names, checkpointing=checkpointing)
+        self.fast = fast
+        self.vision_path = "plain" if _against_fast_vision(backbone, fast) else "fast"
+
+    def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
+        """Return unit-length features of the classes `(n_classes, e)`, with which image features are compared."""
+        raise NotImplementedError
+
+    def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
+        """Return the features of the classes `(n_classes, e)` without the method."""
+        raise NotImplementedError
+
+    def with_classes(self, class_names: Sequence[str]) -> Self:
+        """Return a model for other class names, which shares the method and the method's tensors with this model.
+
+        Raises AdaptError if the model has learned tensors for individual classes.
+        """
+        raise NotImplementedError
+
+    def own_logits(self, step: ImageStep) -> Tensor:
+        return step.cosine_logits(step.class_features)
+
+    # texts, which a dual encoder encodes
+
+    def encode(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Return unit-length features `(m, e)` of prompts that belong to no class, under the method's edits."""
+        raise self._without_texts()
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return unit-length features `(m, e)` of texts, with the method's edits. Raises AdaptError for a long text."""
+        raise self._without_texts()
+
+    def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
+        """Return features `(m, e)` of texts without gradient, normalised to unit length if `unit` is True.
+
+        The unedited backbone computes the features. With `edited`, the method's edits are applied, which requires that
+        learned tokens belong to no class or image. Raises AdaptError, naming the text, for a text that is too long.
+        """
+        raise self._without_texts()
+
+    def prompt_features(self) -> tuple[Tensor, ...]:
+        """Return unit-length features `(m, e)` of the m prompts of each class; m can differ between classes."""
+        raise self._without_texts()
+
+    def _without_texts(self) -> AdaptError:
+        return AdaptError(
+            f"{self.backbone.describe()} reads no texts, as a {self.backbone.kind} backbone has no text tower: use a "
+            "dual encoder, such as a CLIP"
+        )
+
+    # images
+
+    @property
+    def classifies(self) -> bool:
+        return True
+
+    @property
+    def answers_questions(self) -> bool:
+        return False
+
+    @in_one_mode
+    def forward(self, images: Tensor | BlockInputs) -> Tensor:
+        """Return logits `(b, n_classes)` for images `(b, 3, h, w)`, or for v views of each image `(b, v, 3, h, w)`."""
+        return self.answers.of(ImageStep(self, images))
+
+    @in_one_mode
+    def logits(self, image_features: Tensor, views: Tensor | None = None) -> Tensor:
+        """Return logits `(b, n_classes)` for unit-length image features `(b, e)` of the backbone.
+
+        `views` `(b, v, e)` are the features of random views, for a method that reads views.
+        """
+        return self.answers.of(ImageStep(self, Encoded(image_features, views)))
+
+    def step(self, inputs: Any, labels: Tensor | None = None) -> ImageStep:
+        return ImageStep(self, inputs, labels)
+
+    @in_one_mode
+    def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
+        """Return features `(b, e)` of images `(b, 3, h, w)`, normalised to unit length if `unit` is True."""
+        encoder = trait(self.method, EncodesImages)
+        if encoder is None or isinstance(images, BlockInputs):
+            features = self._image_features(images, self._edits("vision", Context()))
+        else:
+            features = encoder.image_features(images)
+        features = self.projected(features, unit=False)
+        return F.normalize(features, dim=-1) if unit else features
+
+    def projected(self, features: Tensor, unit: bool = True) -> Tensor:
+        """Return features after the method's projection, if any, normalised again if `unit` is True."""
+        projects = trait(self.method, Projects)
+        if projects is None:
+            return features
+        projected = projects.project(features)
+        return F.normalize(projected, dim=-1) if unit else projected
+
+    def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
+        """Return unit-length features `(b, e)` of image-text pairs, pooled from unit-length image and text features."""
+        text_features = text_features.to(features)
+        pools = trait(self.method, PoolsPairs)
+        pooled = (features + text_features) / 2 if pools is None else pools.pool(features, text_features)
+        return F.normalize(pooled, dim=-1)
+
+    def read_features(self, images: Tensor, unit: bool = True) -> Tensor:
+        """Return the input `(b, d)` of the unedited vision tower's last projection, normalised if `unit` is True.
+
+        Raises AdaptError if the tower has no projection.
+        """
+        features = self._image_features(images, [Replace(None, "projection", nn.Identity())])
+        return F.normalize(features, dim=-1) if unit else features
+
+    @in_one_mode
+    def backbone_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
+        """Return image features `(b, e)` from the backbone without the method, normalised if `unit` is True."""
+        features = self._image_features(images, [])
+        return F.normalize(features, dim=-1) if unit else features
+
+    def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the inputs and outputs `(b, l, d)` of named blocks, such as vision.3, in the unedited vision tower."""
+        backbone = self.backbone
+        with watched(backbone.model, backbone.towers, names) as pairs, torch.no_grad():
+            self.backbone_features(images)
+        return pairs
+
+    @torch.no_grad()
+    def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patch features `(b, rows, columns, e)` and unit-length image features `(b, e)`.
+
+        The unedited backbone computes both in one pass (see `adapt.engine.values`). Patch features are not normalised.
+        Raises AdaptError if the backbone has no patch features.
+        """
+        patches, features = values.local_features(self.backbone, images)
+        return patches, F.normalize(features, dim=-1)
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        """Return the last vision block's output `(b, l, d)` for all tokens, computed by the unedited backbone."""
+        last = f"vision.{len(self.backbone.tower('vision').blocks) - 1}"
+        return self.frozen_blocks(images, [last])[last][1]
+
+    def vision_tokens(self, images: Tensor) -> Tensor:
+        """Return the last vision block's output `(b, l, d)` for all tokens, computed by the adapted tower."""
+        backbone = self.backbone
+        edits = [edit for edit in self._edits("vision", Context()) if not isinstance(edit, After)]
+        images = moved(images, backbone.device).to(backbone.dtype)
+        if self._fast_on_images:
+            return vision.tokens(backbone, images, edits, self.checkpointing and bool(edits))
+        if not edits:
+            return self.image_tokens(images)
+        last = f"vision.{len(backbone.tower('vision').blocks) - 1}"
+
+        def watch() -> Tensor:  # under the edits, whose hooks then run first
+            with watched(backbone.model, backbone.towers, [last]) as pairs:
+                backbone.encode_image(images)
+            return pairs[last][1]
+
+        return self._through({"vision": edits}, watch)
+
+    @property
+    def unedited_blocks(self) -> int:
+        """The number of vision blocks before the first block that the method changes.
+
+        The number is 0 if the tower can only be run by the library's own forward.
+        """
+        if not self._fast_on_images:
+            return 0
+        return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
+
+    def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
+        """Return the input tokens of a vision block, from images `(b, 3, h, w)` or input tokens of an earlier block.
+
+        The unedited backbone computes the tokens. Raises AdaptError if the vision tower cannot use the fast path.
+        """
+        self._check_begun()
+        if isinstance(images, BlockInputs):
+            return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
+        pixels = moved(images, self.backbone.device).to(self.backbone.dtype)
+        return BlockInputs(block, vision.block_inputs(self.backbone, block, pixels))
+
+    @property
+    def _fast_on_images(self) -> bool:
+        return self.vision_path == "fast" and vision.reason_against(self.backbone) is None
+
+    def _check_begun(self) -> None:
+        if not self._fast_on_images:
+            reason = vision.reason_against(self.backbone) or "the fast path is switched off"
+            raise AdaptError(
+                f"block inputs need the fast path of the vision tower, which cannot be used ({reason}): pass images "
+                "instead"
+            )
+
+    def _image_features(self, images: Tensor | BlockInputs, edits: Sequence[Edit]) -> Tensor:
+        backbone, checkpointing = self.backbone, self.checkpointing and bool(edits)
+        if isinstance(images, BlockInputs):
+            self._check_begun()
+            tokens = moved(images.tokens, backbone.device)
+            return vision.encode_from(backbone, images.block, tokens, edits, checkpointing)
+        images = moved(images, backbone.device).to(backbone.dtype)
+        if self._fast_on_images:
+            return vision.encode(backbone, images, edits, checkpointing)
+        return self._through({"vision": edits}, lambda: backbone.encode_image(images))
+
+    def under_edits(self, tower: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the result of `compute()`, which runs the backbone, with the method's edits of a tower in place."""
+        return self._through({tower: self._edits(tower, Context())}, compute)
+
+    def under(self, method: Method) -> Self:
+        """Return a model that shares the backbone and the classes, but uses `method`, an object of the same class."""
+        other = copy(self)
+        other._modules = self._modules | {"method": method}
+        return other
+
+    def probabilities(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
+        """Return the probabilities `(n, n_classes)` of all classes, on the CPU; `images` is as in `predict`.
+
+        Classes are in the order of `class_names`. Raises AdaptError in the cases that `predict` lists.
+        """
+        self._check_classes()
+        logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
+        return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
+
+    def grades(self, logits: Tensor) -> Tensor | None:
+        """Return the numbers `(b,)`, such as quality scores, that a regression method derives from logits, or None."""
+        grading = trait(self.method, Grades)
+        return None if grading is None else grading.score(logits)
+
+    def _predictions(self, pixels: Tensor | BlockInputs, wanted: Wanted) -> Iterator[Prediction]:
+        if wanted.question is not None:
+            raise AdaptError(
+                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
+            )
+        self._check_classes()
+        logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
+        return predictions(logits, self.class_names, wanted, self.answers, features, self.grades(logits))
+
+    def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
+        step = ImageStep(self, pixels)
+        return self.answers.of(step), step.features
+
+    def _check_classes(self) -> None:
+        if not self.class_names:
+            raise AdaptError(
+                f"this {self.method.name} has no class names: give class names by --classes, or "
+                "by class_names of adapt.load"
+            )
+
+
+def _against_fast_vision(backbone: ImageEncoder, fast: bool | None) -> str | None:
+    """Return the reason why the fast path cannot encode images, or None if there is no reason."""
+    reason = "the fast path is switched off" if fast is False else vision.reason_against(backbone)
+    if fast is True and reason is not None and "vision" in backbone.towers:
+        raise AdaptError(
+            f"fast=True, but the vision tower of {backbone.describe()} cannot use the fast path ({reason}): leave fast "
+            "out"
+        )
+    return reason
