@@ -86,6 +86,15 @@ def test_gradients_reach_all_parameters_also_through_checkpointed_blocks(kind: s
     assert relative(found[1], found[0]) < 1e-6
 
 
+def test_a_composition_trains_the_head_too(kind: str) -> None:
+    das = {"name": "das", "towers": STREAMS[kind], "skipped": SKIPPED[kind]}
+    method = methods.Compose([das, {"name": "lora", "towers": STREAMS[kind]}])
+    model = adapt.wrap(MAKERS[kind](), method, ANSWERS)
+    trained = {id(parameter) for parameter in method.trains()}
+    assert trained == {id(parameter) for parameter in method.parameters()}
+    assert {id(parameter) for parameter in model.method.classifier.parameters()} < trained
+
+
 def test_an_adapter_loads_bit_for_bit_and_unwrap_restores_the_encoder(kind: str, tmp_path: Path) -> None:
     backbone = MAKERS[kind]()
     before = snapshot(backbone.model)
