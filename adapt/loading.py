@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from adapt.backbones.base import DualEncoder
     from adapt.backbones.fusion import FusionEncoder
     from adapt.backbones.native import NativeVLM
+    from adapt.backbones.vision_encoder import VisionEncoder
     from adapt.backbones.vision_llm import VisionLLM
     from adapt.models.answering import AnsweringModel
     from adapt.models.speaking import SpeakingModel
+    from adapt.models.vision_model import VisionModel
 
 
 @overload
@@ -43,6 +45,17 @@ def load(
     fast: bool | None = ...,
     device: str | torch.device = ...,
 ) -> AdaptedModel: ...
+
+
+@overload
+def load(
+    path: str | Path,
+    backbone: VisionEncoder,
+    class_names: Sequence[str] | None = ...,
+    *,
+    fast: bool | None = ...,
+    device: str | torch.device = ...,
+) -> VisionModel: ...
 
 
 @overload

@@ -21,7 +21,8 @@ from adapt.testing import CHECKS, check_method
 def backbones() -> dict[str, adapt.Backbone]:
     names = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
     bundled = {family: adapt.load_backbone(name) for family, name in names.items()}
-    return {**bundled, "embedding": tiny_natives.dual_encoder()}
+    both = adapt.load_backbone("mini-clip&vision:mini-clip-half", "cpu")
+    return {**bundled, "embedding": tiny_natives.dual_encoder(), "joined": both}
 
 
 @by_turns(("name", "kind"), CASES, take=2)

@@ -12,6 +12,7 @@ import adapt
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[1]
+_ANY = "AdaptedModel | VisionModel | AnsweringModel | SpeakingModel | ChatModel"
 _GIVES = {
     'adapt.load_backbone("mini-clip")': "DualEncoder",
     'adapt.load_backbone("mini-vilt")': "FusionEncoder",
@@ -25,11 +26,11 @@ _GIVES = {
     "adapt.wrap(llm, adapt.methods.VLoRA())": "SpeakingModel",
     "adapt.wrap(vlm, adapt.methods.LoRA())": "ChatModel",
     "adapt.load(name, vlm)": "ChatModel",
-    "adapt.wrap(any_one, adapt.methods.LoRA(), names)": "AdaptedModel | AnsweringModel | SpeakingModel | ChatModel",
-    "adapt.load(name)": "AdaptedModel | AnsweringModel | SpeakingModel | ChatModel",
+    "adapt.wrap(any_one, adapt.methods.LoRA(), names)": _ANY,
+    "adapt.load(name)": _ANY,
     "adapt.load(name, clip)": "AdaptedModel",
     "adapt.load(name, llm)": "SpeakingModel",
-    "adapt.load_many([name])": "list[AdaptedModel | AnsweringModel | SpeakingModel | ChatModel]",
+    "adapt.load_many([name])": f"list[{_ANY}]",
     "adapt.load(name).predict(name)[0].class_name": "str",
     "adapt.predict_many(adapt.load_many([name]), name)": "list[tuple[Prediction, ...]]",
     "adapt.load(name)(image)": "Tensor",

@@ -143,9 +143,10 @@ class _Factors(nn.Module):
 
     def weight(self) -> Tensor:
         """Return the weight `(out, in)`, composed anew only if the singular values have changed or get a gradient."""
-        if torch.is_grad_enabled() and self.vector_S.requires_grad:
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.vector_S.requires_grad):
             return self._composed()
-        now, kept = (self.vector_S.data_ptr(), self.vector_S._version), self._kept  # read once, for other threads
+        kept = self._kept  # read once, for other threads
+        now = id(self.vector_S), self.vector_S._version, self._u.device
         if kept is None or kept[0] != now:
             kept = self._kept = now, self._composed().detach()
         return kept[1]

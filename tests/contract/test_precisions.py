@@ -72,7 +72,7 @@ def _vitamin() -> Any:
     return model
 
 
-@by_turns("method", ALL, take=5)
+@by_turns("method", [name for name in ALL if name != "dino_linear"], take=5)  # which has no class token
 def test_every_method_on_vitamin(method: str, images: Tensor, labels: Tensor) -> None:
     backbone = tiny_backbones.from_open_clip(_vitamin())
     assert backbone.tower("vision").projections == ("q", "k", "v", "out", "gate", "up", "down")

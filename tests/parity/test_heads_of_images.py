@@ -37,6 +37,7 @@ def of_tokens(expected: Any) -> Any:
     form = SimpleNamespace(pooling="class", first_patch=1)
     tower = SimpleNamespace(blocks=range(4), width=outputs["vision.3"].shape[-1], final_norm=nn.Identity(), form=form)
     model: Any = SimpleNamespace(
+        class_weights=None,
         backbone=SimpleNamespace(device=CPU, tower={"vision": tower}.__getitem__),
         frozen_blocks=lambda images, names: {name: 2 * (outputs[name][images],) for name in names},
         step=lambda images, labels: ImageStep(model, images, labels),
