@@ -7,7 +7,6 @@ the first, in its own size and normalisation, as published (CaFo): one preparati
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -77,16 +76,15 @@ class JoinedVisionEncoder(_ReadsAsBoth, VisionEncoder):
 
     def __init__(self, both: BothEncoders, name: str | None = None) -> None:
         self.both = both
-        super().__init__(tokenizer=None, **_parts(both, name))
+        super().__init__(**_parts(both, name))
 
 
 def _parts(both: BothEncoders, name: str | None) -> dict[str, Any]:
-    encode: Callable[[Tensor], Tensor] = both.features
     return {
         "model": nn.ModuleDict({"first": both.first.model, "second": both.second.model}),
         "towers": {},
         "preprocess": both.first.preprocess,
-        "encode_image": encode,
+        "encode_image": both.features,
         "name": name,
         "eval_transform": both.first._eval_transform,
     }

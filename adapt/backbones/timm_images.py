@@ -41,7 +41,6 @@ def build(model: nn.Module, name: str | None = None) -> VisionEncoder:
     return VisionEncoder(
         model=model.eval(),
         towers={} if tower is None else {"vision": tower},
-        tokenizer=None,
         preprocess=_preprocess(model),
         encode_image=model,
         name=name,

@@ -5,6 +5,8 @@ Features of class names are replaced by mean features of training images, which 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,13 +26,15 @@ class VisionEncoder(ImageEncoder):
     kind = "vision encoder"
     instead = "use a method that needs no class names, such as linear_probe with words: 0, or a dual encoder"
 
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(tokenizer=None, **parts)
+
     @classmethod
     def of(cls, whole: DualEncoder, name: str | None = None) -> VisionEncoder:
         """Return the image half of a dual encoder. Its model stays whole, and its texts are not read."""
         return cls(
             model=whole.model,
             towers={part: tower for part, tower in whole.towers.items() if part == "vision"},
-            tokenizer=None,
             preprocess=whole.preprocess,
             encode_image=whole.encode_image,
             name=name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,6 @@ def build(model: Any, image_processor: ImageProcessor, name: str | None = None) 
     return VisionEncoder(
         model=model,
         towers={} if tower is None else {"vision": tower},
-        tokenizer=None,
         preprocess=preprocess,
         encode_image=partial(_encode, model, _reading(model, kind)),
         name=name,
@@ -74,31 +74,16 @@ _Reading = Callable[[Any], Tensor]  # of a model's output: one feature an image 
 
 def _reading(model: Any, kind: str) -> _Reading:
     if kind == "radio":
-        return _summary
+        return attrgetter("summary")
     if hasattr(model, "visual_projection"):
-        return _projected
+        return attrgetter("image_embeds")
     if kind in _POOLED:
-        return _pooled
+        return attrgetter("pooler_output")
     return _mean if _POOLING.get(kind) == "mean" else _first
 
 
 def _encode(model: Any, reading: _Reading, images: Tensor) -> Tensor:
     return reading(model(pixel_values=images))
-
-
-def _summary(output: Any) -> Tensor:
-    summary: Tensor = output.summary
-    return summary
-
-
-def _projected(output: Any) -> Tensor:
-    projected: Tensor = output.image_embeds
-    return projected
-
-
-def _pooled(output: Any) -> Tensor:
-    pooled: Tensor = output.pooler_output
-    return pooled
 
 
 def _first(output: Any) -> Tensor:
@@ -156,10 +141,8 @@ def _read(model: Any, pooling: Pooling, x: Tensor, norm: Norm) -> Tensor:
 
 def _block(layer: nn.Module, plain_attention: bool) -> Block:
     """Describe a pre-norm block, whose parts have a few spellings in transformers."""
-    norm1, norm2 = (
-        _one_of(layer, "norm1", "layernorm_before", "rms_norm1"),
-        _one_of(layer, "norm2", "layernorm_after", "rms_norm2"),
-    )
+    norm1 = _one_of(layer, "norm1", "layernorm_before", "rms_norm1")
+    norm2 = _one_of(layer, "norm2", "layernorm_after", "rms_norm2")
     attn, mlp = layer.get_submodule("attention"), _one_of(layer, "mlp", "ffn")
     projections = {letter: Projection(attn.get_submodule(f"{letter}_proj")) for letter in "qkv"}
     projections |= {"out": Projection(_one_of(attn, "o_proj", "out_proj")), **_mlp(mlp)}

@@ -24,6 +24,7 @@ from adapt.backbones.joined import JoinedDualEncoder
 from adapt.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.kept_labels import check_labels_of
+from adapt.methods.base.kernel import table_logits
 from adapt.methods.base.traits import ChecksAdapter
 from adapt.methods.zero_shot import Templates
 
@@ -109,16 +110,12 @@ class CaFo(Method[ImageStep], Grid, ChecksAdapter):
     def logits(self, step: ImageStep) -> Tensor:
         zero_shot = step.cosine_logits(step.class_features)
         beta = 1.0 if self.config.beta is None else self.config.beta
+        parts = self.parts_of(step.features.to(self.first.dtype))
         caches = [
-            self.cache(part, keys, beta)
-            for part, keys in zip(self.parts_of(step.features.to(self.first.dtype)), (self.first, self.second))
+            table_logits(part, keys, self.labels, self._classes, beta)
+            for part, keys in zip(parts, (self.first, self.second), strict=True)
         ]
         return zero_shot + (1.0 if self.config.alpha is None else self.config.alpha) * fused(zero_shot, caches)
-
-    def cache(self, features: Tensor, keys: Tensor, beta: float) -> Tensor:
-        """Return the logits `(b, n_classes)` of a key-value cache for unit-length features `(b, e)`."""
-        similar = (beta * (features @ keys.T - 1)).exp()
-        return similar.new_zeros(similar.shape[0], self._classes).index_add(1, self.labels, similar)
 
 
 def fused(zero_shot: Tensor, caches: Sequence[Tensor]) -> Tensor:

@@ -147,18 +147,19 @@ class DINOLinear(Method[ImageStep], ChoosesOnValidation, OwnClassifier):
 
     def keep(self, number: int) -> None:
         """Leave only classifier `number`, of all k in the order of their logits."""
-        (blocks, patches), rate = list(product(self.config.inputs, self.config.rates))[number]
+        place, row = divmod(number, len(self.config.rates))
+        (blocks, patches), rate = self.config.inputs[place], self.config.rates[row]
         self.config = self.config.model_copy(update={"blocks": (blocks,), "patches": (patches,), "rates": (rate,)})
-        place, row = divmod(number, len(self.heads[0].weight))
         self.heads = nn.ModuleList([self.heads[place].alone(row)])
 
 
 class _Heads(nn.Module):
     """Linear classifiers of one input, `weight` `(r, n_classes, d)` and `bias`, each with a rate of its own."""
 
+    _rates: Tensor
+
     def __init__(self, rates: Tensor, classes: int, width: int) -> None:
         super().__init__()
-        self._rates: Tensor
         self.register_buffer("_rates", rates[:, None, None], persistent=False)
         self.weight = nn.Parameter(torch.empty(len(rates), classes, width).normal_(std=STD))
         self.bias = nn.Parameter(torch.zeros(len(rates), 1, classes))

@@ -27,6 +27,7 @@ from adapt.backbones.base import ImageEncoder
 from adapt.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.grid import configure
+from adapt.methods.base.kernel import similarities
 from adapt.methods.zero_shot import Templates
 
 BETA = Choice(tuple(2.0**k for k in range(-1, 5)), usual=2.0)
@@ -110,7 +111,7 @@ class ProKeR(Method[ImageStep], Grid):
 
     def _kernel(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return the similarities `(b, s)` of unit-length features `(b, e)` and `rows` `(s, e)`."""
-        return (self._setting("beta") * (features @ rows.T - 1)).exp()
+        return similarities(features, rows, self._setting("beta"))
 
     def logits(self, step: ImageStep) -> Tensor:
         correction = self._kernel(step.features.to(self.x.dtype), self.x) @ self.alpha

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.kept_labels import check_labels_of
+from adapt.methods.base.kernel import table_logits
 from adapt.methods.base.traits import ChecksAdapter
 from adapt.methods.zero_shot import Templates
 
@@ -115,13 +116,9 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
                     yield {"beta": beta, "alpha": alpha}, torch.add(zero_shot, votes, alpha=alpha)
 
     def logits(self, step: ImageStep) -> Tensor:
-        votes = self._votes(step.features.to(self.keys.dtype), self.config.beta)
+        features = step.features.to(self.keys.dtype)
+        votes = table_logits(features, self.keys, self.labels, self._classes, self.config.beta)
         return step.cosine_logits(step.class_features) + self.config.alpha * votes
-
-    def _votes(self, features: Tensor, beta: float) -> Tensor:
-        """Return the logits `(b, n_classes)` of the key-value cache for unit-length features `(b, e)`."""
-        similar = (beta * (features @ self.keys.T - 1)).exp()
-        return similar.new_zeros(similar.shape[0], self._classes).index_add(1, self.labels, similar)
 
 
 class _Table:

@@ -33,13 +33,19 @@ class VisionModel(ImageModel[VisionEncoder]):
     def needs_every_class(self) -> bool:
         return True
 
+    @property
+    def _classifier(self) -> CosineClassifier | None:
+        """The classifier by class vectors that the model gave its method; None if the method has one of its own."""
+        classifier = getattr(self.method, "classifier", None)
+        return classifier if isinstance(classifier, CosineClassifier) else None
+
     def start_anew(self) -> None:
         super().start_anew()
         add_classifier(self.backbone, self.method, len(self.class_names))
 
     def begin(self, training: Training) -> None:
-        classifier = getattr(self.method, "classifier", None)
-        if not isinstance(classifier, CosineClassifier) or (training.started and trains_classifier(self.method)):
+        classifier = self._classifier
+        if classifier is None or (training.started and trains_classifier(self.method)):
             return
         own = training.alone() if "vision" in self.method.touches else training
         features, shares = own.features("train").double(), training.shares("train")
@@ -47,10 +53,9 @@ class VisionModel(ImageModel[VisionEncoder]):
 
     @in_one_mode
     def class_features(self, image_features: Tensor | None = None, image_tokens: Tensor | None = None) -> Tensor:
-        classifier = getattr(self.method, "classifier", None)
-        if not isinstance(classifier, CosineClassifier):
+        if self._classifier is None:
             raise AdaptError(f"{self.method.name} has a classifier of its own, and therefore no class features")
-        features: Tensor = classifier()
+        features: Tensor = self._classifier()
         return features
 
     def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:

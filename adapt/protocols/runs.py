@@ -64,18 +64,20 @@ class PlannedRun:
 def check(runs: Sequence[PlannedRun]) -> None:
     """Raise AdaptError for problems in `runs` that would appear only after training, such as missing test images."""
     measured: dict[str, DataSection] = {}
-    for run in _with_those_before(runs):
+    planned = list(_with_those_before(runs))
+    for backbone in {run.recipe.backbone for run in planned if run.targets}:  # once: a configuration may be fetched
+        if not families.of(backbone).reads_texts_of(backbone):
+            raise AdaptError(
+                f"{backbone} knows classes by their training images, but this protocol tests on other data or classes: "
+                "choose a dual encoder, such as a CLIP"
+            )
+    for run in planned:
         recipe = run.recipe
         method = recipe.new_method()
         if run.targets and method.per_class:
             raise AdaptError(
                 f"{recipe.method['name']} learns tensors for each of its classes and cannot classify new classes, "
                 "which this protocol tests: choose another method"
-            )
-        if run.targets and not families.of(recipe.backbone).reads_texts_of(recipe.backbone):
-            raise AdaptError(
-                f"{recipe.backbone} knows classes by their training images, but this protocol tests on other data or "
-                "classes: choose a dual encoder, such as a CLIP"
             )
         if run.after is not None:
             check_can_start(method, recipe.train is not None, run.after.name)

@@ -23,7 +23,8 @@ class JoinedEncoders(Family):
 
     def claims(self, spec: str) -> bool:
         first, _, second = spec.partition("&")
-        of_a_folder = Path(spec).is_dir() or (bool(spec.partition(":")[2]) and Path(spec.partition(":")[2]).is_dir())
+        _, _, after_prefix = spec.partition(":")
+        of_a_folder = any(path and Path(path).is_dir() for path in (spec, after_prefix))
         return bool(first and second) and "+" not in spec and not of_a_folder
 
     def reads_texts_of(self, spec: str) -> bool:
