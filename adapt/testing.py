@@ -24,7 +24,7 @@ from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.loading import load
 from adapt.methods.base import Method, Step, Terms, total
-from adapt.methods.base.traits import Stream, has_trait
+from adapt.methods.base.traits import OverSet, Stream, has_trait, trait
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
@@ -120,6 +120,11 @@ class Case:
     def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> Predicted:
         """Return a model's predictions for `items`, by default the test images, and the confidences `(n,)`."""
         scores = evaluate(model, items or self.split.test, workers=0, cache=False)
+        return scores.predicted, torch.tensor(scores.confidence)
+
+    def together(self, items: Sequence[Item]) -> Predicted:
+        """Return the trained model's predictions for `items`, answered as one set, and the confidences `(n,)`."""
+        scores = evaluate(self.trained, items, workers=0, cache=False, together=True)
         return scores.predicted, torch.tensor(scores.confidence)
 
 
@@ -261,6 +266,16 @@ def answers_do_not_depend_on_the_batch(case: Case) -> None:
     _assert_equal(case.answers(case.trained), joined, "an image by itself", 1e-3)
 
 
+def sets_are_answered_alike_in_any_order(case: Case) -> None:
+    method = trait(case.trained.method, OverSet)
+    if method is None:
+        return
+    items = case.split.test
+    assert len(items) >= method.smallest, f"the smallest set has {method.smallest} images: set fewer in example"
+    (forth, sure), (back, sure_back) = (case.together(order) for order in (items, items[::-1]))
+    _assert_equal((forth, sure), (back[::-1], sure_back.flip(0)), "a set in the reverse order", 1e-3)
+
+
 def copies_are_whole(case: Case) -> None:
     copied = copy.deepcopy(case.trained)
     with torch.no_grad():
@@ -301,6 +316,7 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     a_stopped_training_goes_on_exactly,
     other_class_names_are_served_or_refused,
     answers_do_not_depend_on_the_batch,
+    sets_are_answered_alike_in_any_order,
     copies_are_whole,
     threads_are_answered_alike,
 )

@@ -14,7 +14,7 @@ from adapt.backbones.joined import JoinedDualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.methods.base import Method
 from adapt.methods.base.space import Projects
-from adapt.methods.base.traits import DrawsMaps, Stream, has_trait
+from adapt.methods.base.traits import DrawsMaps, OverSet, Stream, has_trait
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
@@ -96,7 +96,7 @@ def _of_recipe(
 def _classifies_images(method: Method, backbone: Backbone) -> bool:
     """Return whether a method classifies single images on `backbone`, in the encoder's own feature space."""
     own_space = not has_trait(method, Projects)
-    one_image = not (method.views or has_trait(method, Stream))
+    one_image = not (method.views or has_trait(method, Stream) or has_trait(method, OverSet))
     labelled = "classes" in method.tasks and not has_trait(method, DrawsMaps)
     fits = backbone.kind in method.serves and method.touches <= backbone.towers.keys()
     return fits and own_space and one_image and labelled

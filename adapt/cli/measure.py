@@ -189,9 +189,13 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
     JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
     """
     from adapt.evaluation.evaluate import evaluate
+    from adapt.models.together import can_answer_together
 
     items = _measured(split, part)
     scores = evaluate(model, items, cache=cache)
+    together = None
+    if can_answer_together(model, len(items)):
+        together = evaluate(model, items, cache=cache, together=True)
     if as_json:
         from adapt import plain
 
@@ -203,6 +207,7 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
             **blend,
             **scores.figures(),
             **scores.details(),
+            **({} if together is None else {"together": together.figures()}),
         }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
@@ -210,6 +215,8 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
         measured = f"{scores.images} {of_part}{split.task.noun} of {split.name}"
         measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
         for line in scores.lines(measured):
+            click.echo(line)
+        for line in () if together is None else together.lines("the same, answered together as one set"):
             click.echo(line)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
     from adapt.models.explanation import Explanation
     from adapt.models.prediction import Prediction
     from adapt.models.wrap import Model
+    from adapt.progress import Progress
 
     OpenedImages = Iterable[Image.Image | Path]
     # a function from images, opened upright by EXIF or as stored as the models need them, to the answers for each
     Says = Callable[[Callable[[set[bool]], OpenedImages]], Iterator[Any]]
+    # a function from adapters, their models and images to the answers for each image
+    Answering = Callable[[Sequence[Path], Sequence[Model], OpenedImages], Iterator[Any]]
+
+logger = logging.getLogger("adapt")
 
 ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
 
@@ -57,6 +63,17 @@ class ImageFile(NamedTuple):
 )
 @common.classes
 @click.option("--question", help="Question about each image, for an adapter that answers questions.")
+@click.option(
+    "--together",
+    is_flag=True,
+    help="Answer all images as one set, with an adapter of a method such as stata; results come at the end.",
+)
+@click.option(
+    "--at-a-time",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --together, answer sets of at most N images one after the other.",
+)
 @click.option("--explain", is_flag=True, help="Show which descriptors of a class decided, for an adapter with some.")
 @click.option(
     "--vocabulary-free",
@@ -81,6 +98,8 @@ def predict(
     threshold: float | None,
     classes: str | None,
     question: str | None,
+    together: bool,
+    at_a_time: int | None,
     explain: bool,
     vocabulary_free: Path | None,
     at_use: tuple[str, ...],
@@ -109,6 +128,7 @@ def predict(
       adapt predict adapter.safetensors photos/ --csv > labels.csv
       adapt predict adapter.safetensors photos/ --threshold 0.8
       adapt predict runs/coop runs/lora runs/gda photos/
+      adapt predict runs/stata --together photos/ --csv > labels.csv
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
       adapt predict adapter.safetensors photo.png --question "what is it?"
       adapt predict runs/described photo.png --explain --top-k 2
@@ -132,8 +152,13 @@ def predict(
     else:
         adapters = _adapters(adapter, images)
         _check_explained(explain, threshold, as_csv, adapters)
+        _check_together(together, at_a_time, adapters, question, explain)
         files = list(image_files(images[len(adapters) - 1 :]))
-        answering = partial(_explanations, top_k) if explain else partial(_predictions, top_k, threshold, question)
+        answering: Answering = partial(_predictions, top_k, threshold, question)
+        if explain:
+            answering = partial(_explanations, top_k)
+        elif together:
+            answering = partial(_as_set, top_k, threshold, at_a_time, len(files))
         answers = _by_adapters(adapters, common.class_names(classes), at_use, backbone, device, answering)
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     with quiet_libraries():
@@ -150,6 +175,16 @@ def _check_explained(explain: bool, threshold: float | None, as_csv: bool, adapt
         raise AdaptError("--explain always shows the most probable classes, without a threshold: leave --threshold out")
     if explain and (as_csv or len(adapters) > 1):
         raise AdaptError("--explain takes a single adapter and prints text or JSON: leave --csv and other adapters out")
+
+
+def _check_together(
+    together: bool, at_a_time: int | None, adapters: Sequence[Path], question: str | None, explain: bool
+) -> None:
+    """Raise AdaptError for options that --together excludes, or that need it."""
+    if at_a_time is not None and not together:
+        raise AdaptError("--at-a-time divides the images that --together answers: give --together, or leave it out")
+    if together and (len(adapters) > 1 or question or explain):
+        raise AdaptError("--together takes a single adapter and classifies images: leave --question and --explain out")
 
 
 def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
@@ -186,7 +221,7 @@ def _by_adapters(
     at_use: Sequence[str],
     backbone: str | None,
     device: str,
-    answering: Callable[[Sequence[Path], Sequence[Model], OpenedImages], Iterator[Any]],
+    answering: Answering,
 ) -> Says:
     """Return a function that loads the adapters as models, and returns the results of `answering` for all images."""
 
@@ -212,6 +247,7 @@ def _predictions(
     """Yield a tuple with the predictions of all models for each image."""
     if len(models) == 1:
         _check_question(adapters[0], models[0], question)
+        _note_alone(models[0])
         predictions = models[0].predict_stream(images, top_k, question=question, threshold=threshold)
         return ((prediction,) for prediction in predictions)
     answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not _classifies(model)]
@@ -224,6 +260,34 @@ def _predictions(
     from adapt.models.many import predict_many_stream
 
     return predict_many_stream(models, images, top_k, threshold=threshold)
+
+
+def _as_set(
+    top_k: int,
+    threshold: float | None,
+    at_a_time: int | None,
+    count: int,
+    adapters: Sequence[Path],
+    models: Sequence[Model],
+    images: OpenedImages,
+) -> Iterator[tuple[Prediction]]:
+    """Yield the predictions of a model for all of the `count` images, answered together."""
+    from adapt.models.image_model import ImageModel
+    from adapt.progress import counting_bar
+
+    [model] = models
+    if not isinstance(model, ImageModel):
+        raise AdaptError(f"{adapters[0]} classifies no sets of images: leave --together out")
+    with counting_bar("reading images", True) as bar:
+        counted = images if bar is None else _counted(images, bar, count)
+        predictions = model.predict_together(counted, top_k, at_a_time=at_a_time, threshold=threshold)
+    yield from ((prediction,) for prediction in predictions)
+
+
+def _counted(images: OpenedImages, bar: Progress, count: int) -> Iterator[Image.Image | Path]:
+    for number, image in enumerate(images, 1):
+        bar(number, count)
+        yield image
 
 
 def _explanations(
@@ -251,6 +315,16 @@ def _check_question(adapter: Path, model: Model, question: str | None) -> None:
         raise AdaptError(f"{adapter} answers questions: give --question")
     if question is not None and not model.answers_questions:
         raise AdaptError(f"{adapter} classifies images: leave --question out")
+
+
+def _note_alone(model: Model) -> None:
+    """Say that a model which answers sets of images is used for each image by itself."""
+    from adapt.methods.base.traits import OverSet, has_trait
+
+    if has_trait(model.method, OverSet):
+        logger.warning(
+            "each image is answered by itself; %s answers them as one set with --together", model.method.name
+        )
 
 
 def _is_adapter(path: Path) -> bool:

@@ -22,11 +22,12 @@ def evaluate(
     workers: int = 2,
     cache: bool = True,
     progress: Progress | None = None,
+    together: bool = False,
 ) -> Scores:
     """Return the scores of `model` on labelled `items`, such as accuracy for classes or recall for image-text pairs.
 
     Features of an unedited vision tower are read from the cache. A method that remembers earlier images gets the items
-    as one stream, in the given order.
+    as one stream, in the given order. With `together`, all items are answered as one set, by a method that can.
 
     Raises AdaptError if there are no items, if the model does not have the labels of the items, if the model is for
     another task, or if a file cannot be decoded.
@@ -35,4 +36,4 @@ def evaluate(
     task.check_model(model, items)
     task.check_answers(model)
     model.check_items(items)
-    return task.score(model, items, Inference(workers, cache, progress))
+    return task.score(model, items, Inference(workers, cache, progress, together))

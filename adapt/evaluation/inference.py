@@ -26,6 +26,7 @@ from adapt.methods.base import Step
 from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import decided, finite
+from adapt.models.together import check_together, logits_together
 from adapt.progress import Progress
 
 Answer = TypeVar("Answer")
@@ -37,14 +38,20 @@ FEATURES_PER_IMAGE = 32  # the same if every image has its own class features
 
 @dataclass(frozen=True)
 class Inference:
-    """Inference settings: the number of decoding processes, the use of the feature cache, a progress callback."""
+    """Inference settings: the number of decoding processes, the use of the feature cache, a progress callback.
+
+    With `together`, all items are answered as one set, by a method that can.
+    """
 
     workers: int = 2
     cache: bool = True
     progress: Progress | None = None
+    together: bool = False
 
     def logits(self, model: Adapted, items: Sequence[Item]) -> Iterator[Tensor]:
         """Return an iterator over batches of logits `(b, n)` of `model` for the items, in the order of the items."""
+        if self.together:
+            return iter([self._together(model, items)])
         model = model.stream()
         if keeps_features(model, self.cache or of_texts(items)):
             return self._from_features(model, items)
@@ -87,6 +94,16 @@ class Inference:
                 yield from ((of_paths(batch, known), batch) for batch in in_batches(items, size))
                 return
         yield from loader(items, model.transform(), size, train=False, workers=self.workers)
+
+    def _together(self, model: Any, items: Sequence[Item]) -> Tensor:
+        """Return the logits `(n, c)` of all items, answered as one set."""
+        check_together(model)
+        if keeps_features(model, self.cache or of_texts(items)):
+            known = item_features(model, items, workers=self.workers, progress=self.progress)
+            features = model.projected(known.to(model.backbone.device))
+        else:
+            features = torch.cat([*self.of_batches(model, items, lambda step: step.features.cpu())])
+        return logits_together(model, features)
 
     def _from_features(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
         if model.method.views:

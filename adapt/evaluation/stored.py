@@ -36,6 +36,7 @@ class Metrics(_Stored):
     seconds: float
     adapted: _Scores | None = None
     zero_shot: _Scores | None = None
+    together: _Scores | None = None
 
 
 class Measured(Metrics):
@@ -50,6 +51,7 @@ class _Target(_Stored):
     test_set: str
     adapted: float = _SHARE
     zero_shot: float = _SHARE
+    together: float | None = None
 
 
 class Tracking(_Stored):
@@ -82,6 +84,7 @@ class _Summary(_Stored):
     mean: dict[str, float]
     std: dict[str, float]
     zero_shot: dict[str, float]
+    together: dict[str, float] = {}
     runs: int = Field(default=1, ge=1)
     setting: str | None = None  # of a sweep; the domain that was left out
     val: float | None = None

@@ -59,12 +59,14 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.proker import ProKeR as ProKeR
     from adapt.methods.prolip import ProLIP as ProLIP
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
+    from adapt.methods.stata import StatA as StatA
     from adapt.methods.svlc import SVLC as SVLC
     from adapt.methods.task_res import TaskRes as TaskRes
     from adapt.methods.tcp import TCP as TCP
     from adapt.methods.tda import TDA as TDA
     from adapt.methods.tip_adapter import TipAdapter as TipAdapter
     from adapt.methods.tpt import TPT as TPT
+    from adapt.methods.transclip import TransCLIP as TransCLIP
     from adapt.methods.two_stage import TwoStage as TwoStage
     from adapt.methods.uniqa import UniQA as UniQA
     from adapt.methods.vl2v import VL2V as VL2V

@@ -9,6 +9,7 @@ Deviations: none beyond those of the parts, except where two parts meet:
 * At most one part has learned tokens in the prompts. Its prompts are used, and the templates of the other parts are not
   read. Without such a part, all parts must have the same prompts.
 * After a search for blocks, all parts start afresh, not only the one that searched.
+* A part that answers sets of images (StatA) reads the features and answers of the other parts.
 * Losses add up, term by term, with one cross-entropy. At most one part has logits of its own. Methods with their own
   gradients or answers (ProGrad, TPT) cannot be parts.
 """
@@ -38,6 +39,7 @@ from adapt.methods.base.traits import (
     ChoosesOnValidation,
     InsideBlocks,
     LearnedTokens,
+    OverSet,
     Reports,
     SkipsBlocks,
     StandsAlone,
@@ -290,11 +292,14 @@ def _overrides(part: Method, member: str) -> bool:
 def _check(parts: dict[str, Method]) -> None:
     """Raise AdaptError, naming the methods, if a method cannot be composed, or two methods cannot be combined."""
     for name, part in parts.items():
+        works = part.touches or isinstance(part, OverSet)
         overrides = any(_overrides(part, member) for member in ("infer", "backward"))
-        if isinstance(part, Compose | StandsAlone) or not part.touches or part.views or overrides:
+        if isinstance(part, Compose | StandsAlone) or not works or part.views or overrides:
             raise AdaptError(
                 f"{name} cannot be part of a composition: expected methods that change a tower, each listed separately"
             )
+        if isinstance(part, OverSet) and any(other.per_image for other in parts.values()):
+            raise AdaptError(f"{name} needs classes that are the same for all images, unlike those of another part")
     for one, other in combinations(parts, 2):
         a, b = parts[one], parts[other]
         if owns_prompts(a) and owns_prompts(b):

@@ -50,7 +50,10 @@ class Answers:
 
     def of(self, step: Any) -> Tensor:
         """Return the logits `(b, n)` of a batch after the zero-shot blend, the logit bias and the temperature."""
-        logits: Tensor = step.model.method.infer(step)
+        return self.adjusted(step.model.method.infer(step), step)
+
+    def adjusted(self, logits: Tensor, step: Any) -> Tensor:
+        """Return the `logits` `(b, n)` that a method inferred for a batch after blend, logit bias and temperature."""
         if self.blend < 1:
             classes = step.frozen_class_features(self.template)
             logits = self.blend * logits + (1 - self.blend) * step.cosine_logits(classes, step.frozen_features)

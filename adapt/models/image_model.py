@@ -23,6 +23,7 @@ from adapt.methods.base.traits import EncodesImages, Grades, PoolsPairs, trait
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
 from adapt.models.prediction import Prediction, Wanted, finite, predictions
+from adapt.models.together import check_together, logits_together
 from adapt.prompts import Prompt
 
 E = TypeVar("E", bound=ImageEncoder, covariant=True, default=ImageEncoder)
@@ -258,6 +259,33 @@ class ImageModel(Adapted[E]):
         self._check_classes()
         logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
         return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
+
+    def predict_together(
+        self,
+        images: object,
+        top_k: int = 5,
+        batch_size: int = 64,
+        *,
+        at_a_time: int | None = None,
+        threshold: float | None = None,
+        features: bool = False,
+        urls: bool = False,
+    ) -> list[Prediction]:
+        """Return predictions like `predict`, where the answer for each image depends on the other images.
+
+        All images are one set; with `at_a_time`, sets of at most so many images are answered one after the other.
+
+        Raises AdaptError in the cases that `predict` lists, if the method answers each image by itself (see the trait
+        `OverSet`), and for fewer images than the method needs.
+        """
+        wanted = Wanted(top_k, threshold, features)
+        self._check_classes()
+        check_together(self)
+        batches = self._of_batches(images, batch_size, urls, lambda model, x: model.image_features(x).cpu())
+        encoded = torch.cat([torch.empty(0), *batches])
+        logits = logits_together(self, encoded, at_a_time)
+        kept = encoded if features else None
+        return list(predictions(logits, self.class_names, wanted, self.answers, kept, self.grades(logits)))
 
     def grades(self, logits: Tensor) -> Tensor | None:
         """Return the numbers `(b,)`, such as quality scores, that a regression method derives from logits, or None."""

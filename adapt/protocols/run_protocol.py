@@ -27,9 +27,14 @@ class _Tried(TypedDict):
     val: NotRequired[float | None]
 
 
-class Summary(_Tried):
+class _AsSets(TypedDict):
+    together: NotRequired[Figures]
+
+
+class Summary(_Tried, _AsSets):
     """Means and standard deviations of accuracies over the seeds, in [0, 1], and the zero-shot accuracies.
 
+    `together` are mean accuracies of answers about the whole test set together, of a method that gives such answers.
     There is one summary for each number of shots, each `setting` of a sweep, or each left-out domain.
     """
 
@@ -101,6 +106,8 @@ def _summary(protocol: Protocol, shots: int | None, setting: str | None, rows: S
     tried: _Tried = {} if setting is None else {"setting": setting, "val": val}
     adapted = [{name: row[name] for name in protocol.figures} for row in rows]
     each = [figures | protocol.derive(figures) for figures in adapted]
+    together = all(f"together_{name}" in row for name in protocol.figures for row in rows)
+    sets: _AsSets = {"together": _prefixed(protocol, rows, "together_")} if together else {}
     return {
         "shots": shots,
         **tried,
@@ -109,8 +116,14 @@ def _summary(protocol: Protocol, shots: int | None, setting: str | None, rows: S
         "std": {
             name: statistics.stdev(figures[name] for figures in each) if len(each) > 1 else 0.0 for name in each[0]
         },
-        "zero_shot": _mean(protocol, [{name: row[f"zero_shot_{name}"] for name in protocol.figures} for row in rows]),
+        "zero_shot": _prefixed(protocol, rows, "zero_shot_"),
+        **sets,
     }
+
+
+def _prefixed(protocol: Protocol, rows: Sequence[Row], prefix: str) -> Figures:
+    """Return the mean figures over the rows of figures whose names have a prefix."""
+    return _mean(protocol, [{name: row[f"{prefix}{name}"] for name in protocol.figures} for row in rows])
 
 
 def _mean(protocol: Protocol, rows: Sequence[Figures]) -> Figures:

@@ -27,6 +27,7 @@ from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
+from adapt.models.together import can_answer_together
 from adapt.models.wrap import Model, wrap
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
@@ -107,7 +108,8 @@ def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
 def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
     """Train and test a run, and return a row with accuracies in [0, 1] under `run.own` and the targets' names.
 
-    Zero-shot accuracies have the prefix `zero_shot_`. If accuracy is not the main metric of the task (but for example
+    Zero-shot accuracies have the prefix `zero_shot_`, and accuracies of answers about the whole test set together have
+    the prefix `together_`. If accuracy is not the main metric of the task (but for example
     mean average precision), the row contains the main metric instead, with the name of the metric under `figure`.
     Raises AdaptError if the folder contains a run of another recipe.
     """
@@ -137,9 +139,11 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
         row |= {"baseline": metrics["baseline"]}
     if run.setting is not None:
         row |= {"setting": run.setting, "val": metrics.get("val", {}).get(figure)}
-    row |= {run.own: metrics["adapted"][figure], f"zero_shot_{run.own}": metrics["zero_shot"][figure]}
-    for name, figures in _on_targets(run, folder).items():
+    parts = ("adapted", "zero_shot", "together")
+    own = {part: metrics[part][figure] for part in parts if part in metrics}
+    for name, figures in ({run.own: own} | _on_targets(run, folder)).items():
         row |= {name: figures["adapted"], f"zero_shot_{name}": figures["zero_shot"]}
+        row |= {f"together_{name}": figures["together"]} if "together" in figures else {}
     return row | {"train_set": metrics["train_set"]}
 
 
@@ -179,11 +183,15 @@ def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> 
     adapted = model.with_classes(names) if names and isinstance(model, ImageModel | ChatModel) else model
     baseline = wrap(model.backbone, ZeroShot(data.template), names, recipe.fast)
     split.task.fit_baseline(baseline, split.train or split.test, Inference(workers, recipe.cache))
-    ours, frozen = (
-        evaluate(each, split.test, workers=workers, cache=recipe.cache).figures() for each in (adapted, baseline)
-    )
-    figure, _ = main_figure(ours)
-    return {"adapted": ours[figure], "zero_shot": frozen[figure], "images": ours["images"]}
+    answers = {"adapted": (adapted, False), "zero_shot": (baseline, False)}
+    if can_answer_together(adapted, len(split.test)):
+        answers["together"] = (adapted, True)
+    scores = {
+        name: evaluate(each, split.test, workers=workers, cache=recipe.cache, together=together).figures()
+        for name, (each, together) in answers.items()
+    }
+    figure, _ = main_figure(scores["adapted"])
+    return {name: each[figure] for name, each in scores.items()} | {"images": scores["adapted"]["images"]}
 
 
 def _images(data: DataSection) -> Split:

@@ -43,6 +43,8 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     for title, each in zip(titles(results), results):
         spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
         rows.append([title, *(_cell(_of(each, "mean"), column, spread) for column in columns)])
+        if all(group.get("together") for group in each["summary"]):
+            rows.append([f"{title}, answers together", *(_cell(_of(each, "together"), column) for column in columns)])
     if published:
         rows += figures_for(first, columns)
     return rows
@@ -127,8 +129,8 @@ def _columns(results: Sequence[Results]) -> list[str]:
     return list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
 
 
-def _of(results: Results, kind: Literal["mean", "std", "zero_shot"]) -> Figures:
-    """Return the figures of `kind` in `results` by column: means, standard deviations, or zero-shot accuracies."""
+def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"]) -> Figures:
+    """Return the figures of `kind` in `results` by column, such as means or standard deviations."""
     if results["protocol"] == "few_shot":
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     if results["protocol"] == "leave_one_out":

@@ -27,6 +27,7 @@ from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.image_model import ImageModel
+from adapt.models.together import can_answer_together
 from adapt.progress import training_bar
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training.average import epoch_weights
@@ -221,6 +222,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         metrics["val"] = training.score(model, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()
+        if can_answer_together(model, len(test_set)):
+            metrics["together"] = training.score(model, test_set, "answering together", together=True).figures()
         note_harm(metrics, journal.history)
     model.metadata = {"recipe": training.recipe, "seed": seed, "metrics": reproducible(metrics)}
     if scores is not None:

@@ -123,10 +123,10 @@ class Fitting:
         """Return the inference settings of this training run, such as the number of decoding processes."""
         return Inference(self.workers, self.cache, progress)
 
-    def score(self, model: Adapted, items: Sequence[Item], title: str) -> Scores:
+    def score(self, model: Adapted, items: Sequence[Item], title: str, together: bool = False) -> Scores:
         """Return the scores of `model` on `items`, while a progress bar called `title` is shown."""
         with counting_bar(title, self.progress) as bar:
-            return evaluate(model, items, workers=self.workers, cache=self.cache, progress=bar)
+            return evaluate(model, items, workers=self.workers, cache=self.cache, progress=bar, together=together)
 
     def renew_batches(self) -> None:
         """Discard batches that store inputs of a vision block if the prepared method edits an earlier block."""

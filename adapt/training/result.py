@@ -76,7 +76,12 @@ class Result:
             frozen = self.metrics["zero_shot"][figure]
             lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * frozen:5.1f} {unit}")
             gain = f"  ({100 * (adapted - frozen):+.1f} points)"
-        return [*lines, f"adapted    {100 * adapted:5.1f} {unit}{gain}"]
+        lines.append(f"adapted    {100 * adapted:5.1f} {unit}{gain}")
+        if "together" in self.metrics:
+            together = self.metrics["together"]
+            gain = f"({100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set)"
+            lines.append(f"together   {100 * together[figure]:5.1f} {unit}  {gain}")
+        return lines
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -107,6 +107,26 @@ class Stream(Trait):
         """Return an empty memory for a new stream of images."""
 
 
+class OverSet(Trait):
+    """The trait of methods that answer a set of images together, so that each answer depends on the other images.
+
+    `infer` of such a method answers each image by itself.
+    """
+
+    @property
+    @abstractmethod
+    def smallest(self) -> int:
+        """The number of images in the smallest set that can be answered together."""
+
+    @abstractmethod
+    def infer_set(self, step: ImageStep) -> Tensor:
+        """Return the logits `(n, c)` of a set of images, from a step with the features `(n, e)` of all images."""
+
+    def doubt(self, step: ImageStep) -> str:
+        """Return why answers about this set may be worse than answers image by image, or "" without such a reason."""
+        return ""
+
+
 class StandsAlone(Trait):
     """The trait of methods that cannot be combined with other methods in a composition."""
 

@@ -1,0 +1,130 @@
+"""Transduction: the images of a set are answered together, each class as a Gaussian that the images themselves shape.
+
+An image's probabilities come from the classifier's own answer, from the density of each class at the image, and from
+the answers to the images nearest to it. Rounds alternate between these probabilities and the Gaussians.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from adapt.methods.base.config import MethodConfig
+from adapt.methods.base.method import Method
+from adapt.methods.base.step import ImageStep
+from adapt.methods.base.traits import OverSet
+from adapt.methods.zero_shot import Templates
+
+PASSES = 5  # over the images' probabilities, in each round
+TEMPERATURE = 50.0
+ROWS = 2048  # of cosines that are held at once
+
+
+class TransductionConfig(MethodConfig):
+    rounds: int = Field(default=10, ge=1)
+    """How often the Gaussians of the classes are fitted to the images."""
+    neighbours: int = Field(default=3, ge=1)
+    """The number of nearest images whose answers an image shares."""
+    neighbour_weight: float = Field(default=1.0, ge=0)
+    """Weight of the neighbours' answers (the papers' lambda)."""
+    template: Templates = "a photo of a {}."
+    """One template, or several whose features are averaged."""
+
+
+class Neighbours(NamedTuple):
+    """The nearest other images of each image, as `places` `(n, k)` and `cosines` `(n, k)`."""
+
+    places: Tensor
+    cosines: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, count: int) -> Neighbours:
+        """Return the `count` nearest neighbours of unit-length features `(n, e)`; cosines are computed in pieces."""
+        cosines, places = [], []
+        for start in range(0, features.shape[0], ROWS):
+            piece = features[start : start + ROWS] @ features.T
+            piece.diagonal(start).fill_(-torch.inf)
+            nearest = piece.topk(count)
+            cosines.append(nearest.values)
+            places.append(nearest.indices)
+        return cls(torch.cat(places), torch.cat(cosines))
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return, for each image, `values` `(n, c)` of its neighbours and of images that it neighbours, by cosine."""
+        sums = torch.zeros_like(values)
+        for places, cosines in zip(self.places.T, self.cosines.T[..., None], strict=True):
+            sums += cosines * values[places]
+            sums.index_add_(0, places, cosines * values)
+        return sums
+
+
+class Gaussians(NamedTuple):
+    """A Gaussian for each class, with `mean` `(c, e)` and the diagonal of the covariance, `(c, e)` or `(1, e)`."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def log_density(self, features: Tensor) -> Tensor:
+        """Return the log-densities `(n, c)` of features `(n, e)`, up to a constant."""
+        precision = 1 / self.variance
+        squares = features.square() @ precision.T - 2 * features @ (self.mean * precision).T
+        return -(squares + (self.mean.square() * precision).sum(-1) + self.variance.log().sum(-1)) / 2
+
+
+class Round(NamedTuple):
+    """The log-probabilities `(n, c)` of a set of images after a round, and the Gaussians for the next round."""
+
+    answers: Tensor
+    classes: Gaussians
+
+
+class Transduction(Method[ImageStep], OverSet):
+    """The base class of methods that answer a set of images by Gaussians, without training."""
+
+    serves = ("dual encoder", "vision encoder")
+
+    @property
+    def smallest(self) -> int:
+        return int(self.config.neighbours) + 1
+
+    def infer_set(self, step: ImageStep) -> Tensor:
+        *_, (answers, _) = self.rounds(step)
+        return answers
+
+    @abstractmethod
+    def rounds(self, step: ImageStep) -> Iterator[Round]:
+        """Return an iterator over the rounds in which a set of images is answered."""
+
+
+def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums over images of weights `(c, 1)`, of weighted features and of their squares, both `(c, e)`."""
+    return weights.sum(0)[:, None], weights.T @ features, weights.T @ features.square()
+
+
+def transduced(
+    config: TransductionConfig,
+    step: ImageStep,
+    start: Gaussians,
+    fitted: Callable[[Tensor], Gaussians],
+) -> Iterator[Round]:
+    """Yield the rounds from Gaussians `start`; the last round answers by the last Gaussians and fits none.
+
+    `fitted` returns Gaussians for probabilities `(n, c)` of the images.
+    """
+    features, prior = step.features, step.logits.log_softmax(-1)
+    neighbours = Neighbours.of(features, config.neighbours)
+    weight = config.neighbour_weight * TEMPERATURE / (2 * config.neighbours)
+    answers, classes = prior, start
+    for number in range(config.rounds + 1):
+        density = classes.log_density(features)
+        for _ in range(PASSES):
+            near = weight * neighbours.sums(answers.exp())
+            answers = F.log_softmax(prior + (density + near) / TEMPERATURE, dim=-1)
+        classes = fitted(answers.exp()) if number < config.rounds else classes
+        yield Round(answers, classes)
