@@ -9,18 +9,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.transform_key import transform_key
+from adapt.data.bags import has_bags, singles, sizes
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import image_size, open_image
 from adapt.data.item import Item
 from adapt.engine.memory import free_bytes, readable_bytes
+from adapt.engine.pooling import bag_mean
 from adapt.errors import AdaptError
+from adapt.methods.base.traits import PoolsBags, has_trait
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
@@ -38,6 +42,11 @@ def keeps_features(model: Adapted, cache: bool) -> TypeGuard[ImageModel]:
     if not (cache and isinstance(model, ImageModel)):
         return False
     return not ("vision" in model.method.touches or "images" in model.method.reads)
+
+
+def keeps_bags(model: Adapted, items: Sequence[Item]) -> bool:
+    """Return whether the method needs the features of each image of the items' bags, because it weighs the images."""
+    return has_bags(items) and has_trait(model.method, PoolsBags)
 
 
 def of_texts(items: Sequence[Item]) -> bool:
@@ -61,13 +70,20 @@ def item_features(
 
     With `unit`, features are scaled to unit length; otherwise, features keep the length that the tower gives them. If
     `projected` is false, features `(..., d)` are taken before the backbone's last projection, regardless of the
-    method's edits. Texts instead of images get features of the text tower, but neither random views nor unprojected
-    features.
+    method's edits. The features of a bag are the mean of its images'. Texts instead of images get features of the text
+    tower, but neither random views nor unprojected features.
 
     Features come from the disk cache, unless `cache` is false or the image transform has no cache key. Random views
     need the cache. Raises AdaptError for features that texts cannot have, and with `projected` if the method edits the
     vision tower, because the cache stores the backbone's own features.
     """
+    if has_bags(items):
+        each = item_features(
+            model, singles(items), workers=workers, cache=cache, views=views, seed=seed, unit=unit, projected=projected,
+            progress=progress,
+        )  # fmt: skip
+        pooled = bag_mean(each, torch.tensor(sizes(items)))
+        return F.normalize(pooled, dim=-1) if unit else pooled
     if of_texts(items):
         unavailable = "random views" if views else "" if projected else "features before the last projection"
         return _text_features(model, items, unit, unavailable)
@@ -88,6 +104,12 @@ def item_features(
     output = f"{seed if views else 0}" + ("" if unit else "/raw") + ("" if projected else "/not projected")
     key = _key(backbone, [transform], output)
     return FeatureCache().features(items, transform, encode, key, views=views, workers=workers, progress=progress)
+
+
+def bag_features(model: ImageModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> list[Tensor]:
+    """Return the backbone's unit-length features `(k, e)` of the k images of each item, from the cache."""
+    features = item_features(model, singles(items), workers=workers, progress=progress)
+    return [*features.split(sizes(items))]
 
 
 def _text_features(model: ImageModel, items: Sequence[Item], unit: bool, unavailable: str) -> Tensor:

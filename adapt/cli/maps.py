@@ -15,7 +15,7 @@ from adapt.shown import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapt.cli.predict import ImageFile
+    from adapt.cli.image_files import ImageFile
     from adapt.models.classifier import AdaptedModel
     from adapt.models.prediction import Prediction
 
@@ -40,7 +40,7 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
       adapt maps runs/defects photos/ --out heat
       adapt maps runs/screw/adapter.safetensors screw.png --out heat --json
     """
-    from adapt.cli.predict import exit_where_unread, image_files, readable_images
+    from adapt.cli.image_files import exit_where_unread, image_files, readable_images
     from adapt.cli.quiet import quiet_libraries
 
     check_free(out)

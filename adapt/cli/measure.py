@@ -167,7 +167,7 @@ def _sizes(split: Split) -> dict[str, int]:
 
 def _tell_parts(split: Split, part: str) -> None:
     """Print which part (train, val, test) was evaluated, and how adapt divided data that came without a split."""
-    sizes, noun = _sizes(split), split.task.noun
+    sizes, noun = _sizes(split), split.noun
     every = sum(sizes.values())
     others = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size and name != part)
     if part == common.ALL:
@@ -188,6 +188,7 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
 
     JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
     """
+    from adapt.data.bags import has_bags, singles
     from adapt.evaluation.evaluate import evaluate
     from adapt.models.together import can_answer_together
 
@@ -196,6 +197,7 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
     together = None
     if can_answer_together(model, len(items)):
         together = evaluate(model, items, cache=cache, together=True)
+    by_image = evaluate(model, singles(items), cache=cache) if has_bags(items) else None
     if as_json:
         from adapt import plain
 
@@ -208,15 +210,18 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
             **scores.figures(),
             **scores.details(),
             **({} if together is None else {"together": together.figures()}),
+            **({} if by_image is None else {"by_image": by_image.figures()}),
         }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
-        measured = f"{scores.images} {of_part}{split.task.noun} of {split.name}"
+        measured = f"{scores.images} {of_part}{split.noun} of {split.name}"
         measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
         for line in scores.lines(measured):
             click.echo(line)
         for line in () if together is None else together.lines("the same, answered together as one set"):
+            click.echo(line)
+        for line in () if by_image is None else by_image.lines(f"their {by_image.images} images, each by itself"):
             click.echo(line)
 
 

@@ -51,7 +51,8 @@ class Columns:
             return
         self._begun = True
         of_each = zip_longest(self._adapters, predictions)
-        _print_csv([["image", *(name for adapter, first in of_each for name in self._names(adapter, first))]])
+        first_column = "item" if predictions and predictions[0].images is not None else "image"
+        _print_csv([[first_column, *(name for adapter, first in of_each for name in self._names(adapter, first))]])
 
     def __call__(self, image: str, predictions: Sequence[Prediction]) -> None:
         self.begin(predictions)
@@ -91,7 +92,8 @@ def _cell(text: str) -> str:
 
 
 def _json(image: str, predictions: Sequence[Prediction]) -> None:
-    click.echo(plain.dump({"image": image, **predictions[0].plain()}))
+    [prediction] = predictions
+    click.echo(plain.dump({"image" if prediction.images is None else "item": image, **prediction.plain()}))
 
 
 def _side_by_side_json(adapters: Sequence[str], image: str, predictions: Sequence[Prediction]) -> None:

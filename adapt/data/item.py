@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 class Item:
     """One labelled item of data: one or more images, or a text instead of images, with a `label` such as a class.
 
-    `paths` has one image path, or as many as the task needs, in the format of `adapt.data.decoding.files`. If `paths`
-    is empty, a model is trained on the features of `text` instead of image features; otherwise `text` is about the
-    image. `domain` is "" if the data has no domains. `group` names images that are more alike than other images of
-    their class, such as photographs of one object, and is "" if there is no group.
+    `paths` has one image path, as many as the task needs, or those of a bag (see `adapt.data.bags`), in the format of
+    `adapt.data.decoding.files`. If `paths` is empty, a model is trained on the features of `text` instead of image
+    features; otherwise `text` is about the image. `domain` is "" if the data has no domains. `group` names images that
+    are more alike than other images of their class, such as photographs of one object, and is "" if there is no group.
 
     If `turned`, images are turned upright by their EXIF orientation, as is the default for users' own photographs;
     otherwise images are used as stored. A trained model always reads images in the same way as its training images.
@@ -99,4 +100,6 @@ class Item:
 
     def identity(self, path: str, root: str = "") -> dict[str, object]:
         """Return the item's data for a split's fingerprint: `path`, the text, and the label with paths below `root`."""
-        return {"path": path, "text": self.text, self.task.name: self.label.identity(root)}
+        others = [os.path.relpath(each, os.path.dirname(self.path)) for each in self.paths[1:]]
+        bag = {"others": others} if others and self.task.takes_bags else {}
+        return {"path": path, "text": self.text, self.task.name: self.label.identity(root), **bag}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from adapt import tasks
+from adapt.data.bags import has_bags
 from adapt.data.consistency import check_consistent
 from adapt.data.few_shot import Sampling, carve, pick
 from adapt.data.item import Item
@@ -172,6 +173,11 @@ class Split:
     def task(self) -> Task:
         """The task of the items, such as classification, read from the first non-empty part of train, val and test."""
         return tasks.of(self.train or self.val or self.test)
+
+    @property
+    def noun(self) -> str:
+        """The noun for the items in counts, such as "images"; "items" if some of them have several images."""
+        return "items" if has_bags(tuple(self.items())) else self.task.noun
 
     @property
     def kind(self) -> str:

@@ -10,19 +10,23 @@ import torch
 from torch import Tensor
 
 from adapt import tasks
+from adapt.data.bags import has_bags, singles, sizes
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
+from adapt.engine.pooling import bag_mean
 from adapt.features import (
+    bag_features,
     encoded_images,
     item_features,
+    keeps_bags,
     keeps_encoded,
     keeps_features,
     of_paths,
     of_texts,
     view_features,
 )
-from adapt.methods.base import Step
+from adapt.methods.base import Encoded, Step
 from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import decided, finite
@@ -52,6 +56,8 @@ class Inference:
         """Return an iterator over batches of logits `(b, n)` of `model` for the items, in the order of the items."""
         if self.together:
             return iter([self._together(model, items)])
+        if model.answers.pooling == "logits" and has_bags(items):
+            return iter([self._of_each_image(model, items)])
         model = model.stream()
         if keeps_features(model, self.cache or of_texts(items)):
             return self._from_features(model, items)
@@ -105,9 +111,17 @@ class Inference:
             features = torch.cat([*self.of_batches(model, items, lambda step: step.features.cpu())])
         return logits_together(model, features)
 
+    def _of_each_image(self, model: Adapted, items: Sequence[Item]) -> Tensor:
+        """Return the logits `(n, c)` of bags, averaged over their images, each of which is answered by itself."""
+        logits = torch.cat([batch.cpu() for batch in self.logits(model, singles(items))])
+        return bag_mean(logits, torch.tensor(sizes(items)))
+
     def _from_features(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
         if model.method.views:
             yield from self._from_views(model, items)
+            return
+        if keeps_bags(model, items):
+            yield from self._from_bags(model, items)
             return
         features = item_features(model, items, workers=self.workers, progress=self.progress)
         for part in features.to(model.backbone.device).split(
@@ -115,6 +129,15 @@ class Inference:
         ):
             with evaluating(model), torch.no_grad():
                 answered = model.logits(part)
+            yield answered
+
+    def _from_bags(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
+        """Yield batches of logits of bags, computed from the features of each image."""
+        for bags in in_batches(
+            bag_features(model, items, workers=self.workers, progress=self.progress), FEATURES_PER_IMAGE
+        ):
+            with evaluating(model), torch.no_grad():
+                answered = model.answered(model.step(Encoded.of_bags(bags)))
             yield answered
 
     def _from_views(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:

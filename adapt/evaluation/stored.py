@@ -37,6 +37,7 @@ class Metrics(_Stored):
     adapted: _Scores | None = None
     zero_shot: _Scores | None = None
     together: _Scores | None = None
+    by_image: _Scores | None = None
 
 
 class Measured(Metrics):

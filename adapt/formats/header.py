@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from adapt import plain
+from adapt.data.bags import BagPooling
 from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.methods.zero_shot import check_templates
@@ -54,6 +55,7 @@ class RecordedAnswers(TypedDict):
     template: tuple[str, ...]
     temperature: Annotated[float, Field(gt=0)]
     logit_bias: NotRequired[float | None]
+    pooling: NotRequired[BagPooling]
 
 
 class Header(BaseModel):

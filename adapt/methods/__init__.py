@@ -16,6 +16,7 @@ from adapt.errors import AdaptError
 from adapt.listing import Listing
 
 if TYPE_CHECKING:  # editors and type checkers do not see methods found by their files
+    from adapt.methods.abmil import ABMIL as ABMIL
     from adapt.methods.adem_vl import ADEMVL as ADEMVL
     from adapt.methods.anovl import AnoVL as AnoVL
     from adapt.methods.base import Method

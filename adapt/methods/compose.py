@@ -40,6 +40,7 @@ from adapt.methods.base.traits import (
     InsideBlocks,
     LearnedTokens,
     OverSet,
+    PoolsBags,
     Reports,
     SkipsBlocks,
     StandsAlone,
@@ -292,7 +293,7 @@ def _overrides(part: Method, member: str) -> bool:
 def _check(parts: dict[str, Method]) -> None:
     """Raise AdaptError, naming the methods, if a method cannot be composed, or two methods cannot be combined."""
     for name, part in parts.items():
-        works = part.touches or isinstance(part, OverSet)
+        works = part.touches or isinstance(part, OverSet | PoolsBags)
         overrides = any(_overrides(part, member) for member in ("infer", "backward"))
         if isinstance(part, Compose | StandsAlone) or not works or part.views or overrides:
             raise AdaptError(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adapt.data.bags import BagPooling
 from adapt.errors import AdaptError
 
 
@@ -30,6 +31,9 @@ class Answers:
     logit_bias: float | None = None
     """The bias of the logits in multi-label classification, where the sigmoid of each logit is the probability of its
     class. None in single-label classification, by softmax."""
+
+    pooling: BagPooling = "features"
+    """What is averaged over the images of a bag, an item of several images: their features, or their logits."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.blend <= 1:

@@ -18,6 +18,7 @@ from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
+from adapt.data.bags import has_bags
 from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.orientation import turns
 from adapt.data.decoding.views import Views
@@ -152,6 +153,11 @@ class Adapted(nn.Module, Generic[B]):
 
     def check_items(self, items: Sequence[Item]) -> None:
         """Raise AdaptError if the model cannot read some of the items, before any image of theirs is decoded."""
+        if has_bags(items):
+            raise AdaptError(
+                f"{items[0].name!r} is an item of several images, but {self.backbone.describe()} reads one image of "
+                "each item: leave out the column item"
+            )
 
     def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> Step:
         """Return a batch of images, each with a question and its answer, in the form in which methods see it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +12,26 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from adapt.backbones.base import ImageEncoder
+from adapt.data.bags import has_bags
 from adapt.devices import moved
 from adapt.edits import After, Edit, Replace
 from adapt.engine import values, vision
+from adapt.engine.pooling import bag_mean
 from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.methods.base.space import Projects
-from adapt.methods.base.traits import EncodesImages, Grades, PoolsPairs, trait
+from adapt.methods.base.step import ONE_BY_ONE
+from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, trait
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
+from adapt.models.item_predictions import bag_predictions
 from adapt.models.prediction import Prediction, Wanted, finite, predictions
 from adapt.models.together import check_together, logits_together
 from adapt.prompts import Prompt
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
 
 E = TypeVar("E", bound=ImageEncoder, covariant=True, default=ImageEncoder)
 
@@ -114,6 +121,10 @@ class ImageModel(Adapted[E]):
         """
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
+    def check_items(self, items: Sequence[Item]) -> None:
+        if self.answers.pooling == "features" and has_bags(items) and (self.method.reads or self.method.views):
+            raise AdaptError(f"{self.method.name} reads one image of each item: {ONE_BY_ONE}")
+
     def step(self, inputs: Any, labels: Tensor | None = None) -> ImageStep:
         return ImageStep(self, inputs, labels)
 
@@ -135,6 +146,15 @@ class ImageModel(Adapted[E]):
             return features
         projected = projects.project(features)
         return F.normalize(projected, dim=-1) if unit else projected
+
+    def pooled(self, features: Tensor, counts: Tensor) -> Tensor:
+        """Return unit-length features `(b, e)` of bags, pooled from the unit-length features `(m, e)` of their images.
+
+        `counts` `(b,)` are the numbers of images, which stand one bag after another.
+        """
+        pools = trait(self.method, PoolsBags)
+        pooled = bag_mean(features, counts) if pools is None else pools.pool_bags(features, counts)
+        return F.normalize(pooled, dim=-1)
 
     def pair_features(self, features: Tensor, text_features: Tensor) -> Tensor:
         """Return unit-length features `(b, e)` of image-text pairs, pooled from unit-length image and text features."""
@@ -259,6 +279,39 @@ class ImageModel(Adapted[E]):
         self._check_classes()
         logits = self._of_batches(images, batch_size, urls, lambda model, pixels: finite(model(pixels)).float().cpu())
         return self.answers.probabilities(torch.cat([torch.empty(0, len(self.class_names)), *logits]))
+
+    def predict_items(
+        self,
+        items: Iterable[Sequence[object]],
+        top_k: int = 5,
+        batch_size: int = 64,
+        *,
+        threshold: float | None = None,
+        features: bool = False,
+        urls: bool = False,
+    ) -> list[Prediction]:
+        """Return a prediction for each item of several images of one thing, such as `[["a.jpg", "b.jpg"], ["c.jpg"]]`.
+
+        Images are as in `predict`. `prediction.images` says what each image contributes. Raises AdaptError in the cases
+        that `predict` lists, for an item without images, and for a method that reads one image of each item.
+        """
+        return list(
+            self.predict_items_stream(items, top_k, batch_size, threshold=threshold, features=features, urls=urls)
+        )
+
+    def predict_items_stream(
+        self,
+        items: Iterable[Sequence[object]],
+        top_k: int = 5,
+        batch_size: int = 64,
+        *,
+        threshold: float | None = None,
+        features: bool = False,
+        urls: bool = False,
+    ) -> Iterator[Prediction]:
+        """Yield the predictions of `predict_items` one by one, with only one batch of images in memory."""
+        self._check_classes()
+        yield from bag_predictions(self, items, Wanted(top_k, threshold, features), batch_size, urls)
 
     def predict_together(
         self,

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from adapt.errors import AdaptError
 from adapt.models.answers import PLAIN, Answers
+
+
+class ImageOfBag(NamedTuple):
+    """The contribution of one image of a bag: the `probability` of the bag's class by this image alone, and its weight.
+
+    `weight` is the weight of the image's features in those of the bag, from 0 to 1.
+    """
+
+    probability: float
+    weight: float
+    image: str = ""
+    """The name of the image, if known."""
+
 
 NOT_FINITE = (
     "the model's output is not finite, as values of the adapter or the backbone overflow: train again with a lower "
@@ -44,13 +57,16 @@ class Prediction:
     """In multi-label classification, all classes with at least the threshold's probability: the first ones of `top`."""
     features: Tensor | None = field(default=None, compare=False, repr=False)
     """Unit-length features of the image `(e,)` on the CPU, if wanted."""
+    images: tuple[ImageOfBag, ...] | None = None
+    """For an item of several images, what each image says by itself, in their order."""
 
     def plain(self) -> dict[str, Any]:
         """Return the prediction as data for JSON, without features and with the class name under the key `class`."""
         top = [{"class": name, "probability": probability} for name, probability in self.top]
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
-        return {**own, **classes, "top": top}
+        images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
+        return {**own, **classes, **images, "top": top}
 
 
 NONE = "none"  # the class of an image without a probable enough class

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from adapt.data.bags import BagPooling
 from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
@@ -81,6 +82,8 @@ class Recipe(BaseModel):
     """How to train; left out for methods that take no training steps."""
     blend: float | None = Field(default=None, ge=0, le=1)
     """Weight of the adapted model in the predictions, the rest being zero-shot (WiSE-FT)."""
+    pooling: BagPooling = "features"
+    """What is averaged over the images of an item that has several; with logits, each image is learned by itself."""
     calibrate: bool = False
     """Calibrate: divide logits by a temperature chosen on validation images, so that confidence matches accuracy."""
     seed: int = Field(default=1, ge=0, lt=2**63)

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # columns that say where an item comes from, not what it is
-PLACES = frozenset({"path", "text", "split", "domain", "group", "x0", "y0", "x1", "y1"})
+PLACES = frozenset({"path", "text", "split", "domain", "group", "item", "x0", "y0", "x1", "y1"})
 
 _listing: Listing[Task] = Listing(__name__, __path__, "adapt.tasks", lambda: Task, "task", frozenset({"base"}))
 

@@ -130,6 +130,8 @@ class Task:
     """Whether an image may be listed only once, so that a second label for it is a mistake."""
     mixes_texts: ClassVar[bool] = False
     """Whether an item may lack an image beside others that have some."""
+    takes_bags: ClassVar[bool] = False
+    """Whether an item may have any number of images, all of one thing."""
     divisible: ClassVar[bool] = True
     """Whether a data set can be restricted to some of its classes."""
     calibrated: ClassVar[bool] = True

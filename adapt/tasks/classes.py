@@ -37,6 +37,7 @@ class Classes(Task):
     items_are = "images with one class each"
     label_type = Class
     needs = frozenset({"label"})
+    takes_bags = True
     may_have = frozenset({"overlap"})
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Class:

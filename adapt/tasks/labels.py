@@ -53,6 +53,7 @@ class Labels(Task):
     items_are = "images with several classes each, or none"
     label_type = Several
     needs = frozenset({"labels"})
+    takes_bags = True
     divisible = False
     calibrated = False
     comparable = "images have several classes, and the methods compared give each image one"

@@ -40,6 +40,7 @@ class Targets(Task):
     items_are = "images with a number each"
     label_type = Graded
     needs = frozenset({"target"})
+    takes_bags = True
     may_have = frozenset({"label"})
     learns_unseen = True  # an answer may be a grade that no training image has
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapt import tasks
 from adapt.backbones.encoded_images import EncodedImage
+from adapt.data.bags import has_bags
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.epochs import Epochs
@@ -17,9 +18,11 @@ from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.features import (
+    bag_features,
     block_inputs,
     encoded_images,
     item_features,
+    keeps_bags,
     keeps_encoded,
     keeps_features,
     of_paths,
@@ -156,6 +159,24 @@ class FeatureBatches(KnownBatches):
         super().__init__(features, items, settings, seed, Encoded)
 
 
+class BagBatches:
+    """Batches of bags, items of several images, by the precomputed features `(k, e)` of each image."""
+
+    def __init__(self, features: Sequence[Tensor], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
+        self._features, self.items = features, items
+        self._epochs = Shares(len(items), settings, seed, ALONE)
+        self.divided = False
+
+    def __len__(self) -> int:
+        return len(self._epochs)
+
+    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
+        self._epochs.epoch, self._epochs.step = epoch, step
+        for draws in self._epochs:
+            places = [draw.position for draw in draws]
+            yield Encoded.of_bags([self._features[place] for place in places]), [self.items[place] for place in places]
+
+
 class BlockBatches(KnownBatches):
     """Batches of precomputed inputs `(b, l, d)` to the first edited block of a vision tower."""
 
@@ -235,10 +256,13 @@ def training_batches(
         return ImageBatches(model, items, settings, seed, processes, lengths)
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
+        if keeps_bags(model, items):
+            bags = bag_features(model, items, workers=settings.workers, progress=progress)
+            return BagBatches(bags, items, settings, seed)
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
         return FeatureBatches(features, items, settings, seed)
     reads_images = "images" in model.method.reads or trait(model.method, GroupsEntities)  # which orders images itself
-    if settings.augment == "none" and cache and isinstance(model, ImageModel) and not reads_images:
+    if settings.augment == "none" and cache and isinstance(model, ImageModel) and not (reads_images or has_bags(items)):
         block = model.unedited_blocks
         tokens = block_inputs(model, items, block, workers=settings.workers, progress=progress) if block else None
         if tokens is not None:

@@ -49,7 +49,7 @@ def planned(recipe: Recipe) -> Iterator[str]:
     yield f"backbone   {backbone.describe()}, {counted / 1e6:,.1f} million parameters"
     yield f"method     {model.method.name}, {trained:,} trained parameters"
     listed = ", ".join(f"{len(items):,} {name}" for name, items in parts.items() if items)
-    yield f"data       {listed} {split.task.noun}"
+    yield f"data       {listed} {split.noun}"
     if training.chosen is not None:
         yield from _length(training)
     if isinstance(model, ChatModel) and training.chosen is not None:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from adapt import tasks
+from adapt.data.bags import BagPooling, has_bags, singles
 from adapt.data.item import Item
 from adapt.data.split import are_turned, items_id
 from adapt.devices import described, keeping_rng
@@ -22,7 +23,7 @@ from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.examples import keep_examples
 from adapt.features import keeps_features, of_texts
-from adapt.methods.base.traits import chosen_setting
+from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
@@ -68,6 +69,8 @@ def fit(
     * `seed`, by default 1, and `cache`, which is on by default and stores image features on disk.
     * `template`: the prompt of the zero-shot baseline, by default "a photo of a {}.".
     * `blend`: the weight of the adapted model in the answers; zero-shot answers have the remaining weight (WiSE-FT).
+    * `pooling`: what is averaged over the images of an item that has several, `features` or `logits`. With `logits`,
+      each image is learned and answered by itself.
     * `calibrate`: divide the logits by a temperature that is chosen on `val_set`. Without a `val_set`, a method without
       gradient steps chooses the temperature by cross-validation.
 
@@ -104,6 +107,7 @@ def checked(
     cache: bool = True,
     blend: float | None = None,
     calibrate: bool = False,
+    pooling: BagPooling = "features",
     **settings: Any,
 ) -> Fitting:
     """Return a checked `Fitting` that is ready for training, from the arguments of `fit`.
@@ -114,6 +118,9 @@ def checked(
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     model.turn(are_turned(chain(train_set, val_set, test_set)))
     chosen = _settings(model, settings, cache)
+    model.answers = replace(model.answers, pooling=pooling)
+    if pooling == "logits":
+        train_set = singles(train_set)
     _check_parts(model, train_set, val_set, test_set)
     if calibrate:
         check_calibration(model, train_set, val_set)
@@ -152,6 +159,11 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
         )
     method, needed = model.method, chosen_setting(model.method)
     task.check_learnt(method, train_set)
+    if has_trait(method, PoolsBags) and not has_bags(train_set):
+        raise AdaptError(
+            f"{method.name} learns which images of an item count, but every training item has one image: give a .csv "
+            "with a column item, or folders by items:FOLDER, without pooling=logits"
+        )
     if needed is not None and not val_set:
         raise AdaptError(
             f"{method.name} chooses {needed} on validation images, but there are no validation images: give some, or "
@@ -224,6 +236,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         metrics["adapted"] = scores.figures()
         if can_answer_together(model, len(test_set)):
             metrics["together"] = training.score(model, test_set, "answering together", together=True).figures()
+        if has_bags(test_set):
+            metrics["by_image"] = training.score(model, singles(test_set), "each image").figures()
         note_harm(metrics, journal.history)
     model.metadata = {"recipe": training.recipe, "seed": seed, "metrics": reproducible(metrics)}
     if scores is not None:

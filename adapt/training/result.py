@@ -77,6 +77,9 @@ class Result:
             lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * frozen:5.1f} {unit}")
             gain = f"  ({100 * (adapted - frozen):+.1f} points)"
         lines.append(f"adapted    {100 * adapted:5.1f} {unit}{gain}")
+        if "by_image" in self.metrics:
+            alone = self.metrics["by_image"]
+            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit}  (each of {alone['images']} images by itself)")
         if "together" in self.metrics:
             together = self.metrics["together"]
             gain = f"({100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set)"

@@ -187,6 +187,7 @@ def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object)
         cache=recipe.cache,
         blend=recipe.blend,
         calibrate=recipe.calibrate,
+        pooling=recipe.pooling,
         **{key: value for key, value in settings.items() if value is not None},
     )
     return replace(training, recipe=recipe.model_dump(mode="json"))

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from adapt.data.bags import BagPooling
 from adapt.errors import AdaptError, nearest
 from adapt.shown import first_of
 
@@ -210,6 +211,7 @@ class FitSettings(TypedDict, total=False):
     cache: bool
     blend: float | None
     calibrate: bool
+    pooling: BagPooling
 
     epochs: int
     iterations: int

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from adapt.data.bags import Bags, joined
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
 from adapt.data.item import Item
@@ -26,8 +27,9 @@ _NO_ROOM = re.compile(r"unable to (?:write|open|mmap|resize|allocate|map)\b.*|.*
 class Decoded:
     """An iterable of decoded batches, pairs of images (b, 3, h, w) and a list of items, in the order given by `draws`.
 
-    If items have k images each, a batch has a list of k image tensors. Iterating raises AdaptError if a file cannot be
-    decoded, in this process or in a worker, or if the machine has too little shared memory for the workers.
+    If items have k images each, a batch has a list of k image tensors; of bags, it has `Bags`. Iterating raises
+    AdaptError if a file cannot be decoded, in this process or in a worker, or if the machine has too little shared
+    memory for the workers.
 
     The number of workers is at most the number of processors, and 0 in a process that cannot start workers, such as a
     joblib worker. With `pinned`, images are in page-locked memory, which allows asynchronous copies to CUDA.
@@ -115,6 +117,9 @@ def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
         return batch
     if isinstance(batch[0][0], list):  # images as decoded, of any sizes and any number
         return [pictures for pictures, _ in batch], torch.tensor([position for _, position in batch])
+    bags = [each for each, _ in batch if isinstance(each, Bags)]
+    if bags:
+        return joined(bags), torch.tensor([position for _, position in batch])
     return default_collate(batch)
 
 

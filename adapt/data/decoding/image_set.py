@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Union
 
+from adapt.data.bags import Bags, bag_of, has_bags
 from adapt.data.decoding.images import open_image
 from adapt.data.decoding.orientation import turns
 from adapt.data.item import Item
@@ -17,20 +18,21 @@ if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
     from adapt.data.decoding.decoded import Loader
 
-Pictures = Union["Tensor", tuple["Tensor", ...], list["Image"]]  # `|` does not accept quoted names
+Pictures = Union["Tensor", tuple["Tensor", ...], list["Image"], Bags]  # `|` does not accept quoted names
 
 
 class ImageSet:
     """A map-style torch data set: `dataset[i]` is the transformed image (3, h, w) of item `i`, together with `i`.
 
     An item with several images gives a tuple of them; if the transform leaves images as decoded, every item gives a
-    list. Images are turned upright by EXIF if the transform asks for that.
+    list. If there are bags, every item gives `Bags`. Images are turned upright by EXIF if the transform asks for that.
     """
 
     def __init__(self, items: Sequence[Item], transform: Transform) -> None:
         self.items = items
         self.transform, self._turned = transform, turns(transform)
         self._as_decoded = bool(getattr(transform, "as_decoded", False))
+        self._bags = has_bags(items)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -43,9 +45,10 @@ class ImageSet:
         item = self.items[index]
         if self._as_decoded:
             return [open_image(path, turned=self._turned) for path in item.paths], index
-        if len(item.paths) < 2:
+        if len(item.paths) < 2 and not self._bags:
             return self.transform(open_image(item, turned=self._turned)), index
-        return tuple(self.transform(open_image(path, turned=self._turned)) for path in item.paths), index
+        images = tuple(self.transform(open_image(path, turned=self._turned)) for path in item.paths)
+        return bag_of(images) if self._bags else images, index
 
 
 def loader(
@@ -60,8 +63,8 @@ def loader(
 ) -> Loader:
     """Return a data loader whose batches are pairs of images (b, 3, h, w) and a list of their b items.
 
-    If items have several images each, a batch has a list of that many tensors. If the transform leaves images as
-    decoded, it has a list of the images of each item.
+    If items have several images each, a batch has a list of that many tensors, and if some items are bags, `Bags`. If
+    the transform leaves images as decoded, it has a list of the images of each item.
 
     With `train`, items are shuffled, and an incomplete last batch is dropped as in the published code, except if it is
     the only batch; `drop_last` overrides this default. Order and augmentation depend only on `seed`, the epoch and the

@@ -4,6 +4,8 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 
 `emoji`           classes are groups of concepts ("animal mammal"), drawn in the styles that the bundled backbone knows
 `emoji@STYLE`     the same classes and concepts, with train, val and test in one style; `fluent-3d` is the unseen style
+`emoji-items`     the classes of `emoji`, with items of several images: up to four drawings of one class are one item
+`emoji-clutter`   the drawings of `emoji`, each in an item with three drawings of things that no class names
 `emoji-concepts`  classes are the concepts ("dog face"). Training images are in the seen styles, test images in the
                   unseen style. The concepts that the backbone knows come first, then the held-out concepts, which it
                   has seen in no style; `concept_names()` gives both lists, for a base/new split by name
@@ -31,6 +33,7 @@ from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
 from adapt.data.emoji.chats import read_chats, read_contrasts, read_preferences
 from adapt.data.emoji.defects import read_defects
+from adapt.data.emoji.items import in_clutter, in_items
 from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
 from adapt.data.emoji.questions import read_questions
 from adapt.data.emoji.records import NAME as _RECORDS
@@ -42,6 +45,7 @@ from adapt.errors import AdaptError, nearest
 _GROUPS, _CONCEPTS, _TEXTS = "emoji", "emoji-concepts", "emoji-texts"
 LISTED_BY = "`adapt data list`"  # the command that lists the names
 _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of the texts in emoji-texts
+_IN_ITEMS: dict[str, Callable[[Split], Split]] = {"emoji-items": in_items, "emoji-clutter": in_clutter}
 # sets that also exist in single styles
 _AT_STYLES: dict[str, Callable[[str], Split]] = {
     "emoji-questions": read_questions,
@@ -57,13 +61,13 @@ _AT_STYLES: dict[str, Callable[[str], Split]] = {
 
 def is_bundled(spec: str) -> bool:
     """Return whether `spec` names a bundled data set, without checking that a style after `@` exists."""
-    return spec in (_CONCEPTS, _TEXTS, _RECORDS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
+    return spec in (_CONCEPTS, _TEXTS, _RECORDS, *_IN_ITEMS) or spec.partition("@")[0] in (_GROUPS, *_AT_STYLES)
 
 
 def names() -> list[str]:
     """Return all names of bundled data sets, including names with a style (`emoji@STYLE`)."""
     at_style = [f"{name}@{style}" for name in (_GROUPS, *_AT_STYLES) for style in index()["styles"]]
-    return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_AT_STYLES, *at_style]
+    return [_GROUPS, _CONCEPTS, _TEXTS, _RECORDS, *_IN_ITEMS, *_AT_STYLES, *at_style]
 
 
 def concept_names() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -85,8 +89,10 @@ def read_bundled(spec: str) -> Split:
         return _concepts()
     if spec == _RECORDS:
         return read_records()
-    if spec in (_GROUPS, _TEXTS):
+    if spec in (_GROUPS, _TEXTS, *_IN_ITEMS):
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
+        if spec in _IN_ITEMS:
+            return _IN_ITEMS[spec](images)
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
         raise AdaptError(f"unknown bundled data set {spec!r}; {nearest(spec, names(), LISTED_BY)}")

@@ -16,11 +16,11 @@ from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
-from adapt.data.readers.rows import Listed, check_listed_once, one_each, real_paths, to_split
+from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError, nearest
 from adapt.tasks import Task
-from adapt.tasks.base import number
+from adapt.tasks.base import filled, number
 
 _BOX = ("x0", "y0", "x1", "y1")
 _OTHER_WORDS = {  # column names in other tables
@@ -44,7 +44,7 @@ def read_csv(
     `label` is the class name, or the answer if there is a column `question`. Paths are relative to `root`, by default
     the CSV's folder, and must stay under `root`. Without a column `split`, images are divided by `ratios` (train, val,
     test) and `seed`. `group` names images that are more alike than other images of their class, such as photographs of
-    one object.
+    one object. Lines with the same `item` are images of one item, which has one label and gets one answer.
 
     A line with a `text` but no path is a text to train on. Without a column for labels, each line with a path is a pair
     of an image and a text; an image may have several texts. A column `rephrased` has a paraphrase of the text, or is
@@ -67,7 +67,7 @@ def read_csv(
     rows = _listed(source, folder)
     check_listed_once(rows, where)
     texts, rows = ([row for row in rows if bool(row.item.paths) is kind] for kind in (False, True))
-    rows = texts + one_each(rows, folder, real_paths(row.item.path for row in rows), where)
+    rows = texts + in_bags(one_each(rows, folder, real_paths(row.item.path for row in rows), where), where)
     return to_split(Path(source).stem, folder, rows, None, ratios, seed)
 
 
@@ -98,12 +98,12 @@ def _listed(source: str, folder: str) -> list[Listed]:
     return rows
 
 
-def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
     """Return the paths of the images, or regions of images, that a CSV file lists in the column `path`.
 
-    Each path is returned with the path as written in the file. Paths are relative to the file's folder. Columns
-    `x0,y0,x1,y1` give regions, and other columns are ignored. Raises AdaptError, naming the line, for a path that leads
-    out of the folder, and for an invalid box.
+    Each path is returned with the path as written in the file, and with the cell of a column `item` or else "". Paths
+    are relative to the file's folder. Columns `x0,y0,x1,y1` give regions, and other columns are ignored. Raises
+    AdaptError, naming the line, for a path that leads out of the folder, and for an invalid box.
     """
     where = f"CSV {os.fspath(path)!r}"
     folder = os.path.abspath(Path(path).parent)
@@ -118,7 +118,11 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
         raise AdaptError(
             f"{where}: expected a column 'path', optionally columns {', '.join(_BOX)}, and a line for each image.{hint}"
         )
-    return [(_path(cells, folder, line), _path(cells, "", line)) for line, cells in rows]
+    named = "item" in columns
+    return [
+        (_path(cells, folder, line), _path(cells, "", line), filled(cells, "item", line) if named else "")
+        for line, cells in rows
+    ]
 
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
@@ -132,6 +136,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
         task = tasks.reading(frozenset(columns))
     except AdaptError as error:
         raise AdaptError(f"{where}: {error}") from None
+    if "item" in columns and not task.takes_bags:
+        raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
     for record in reader:
         yield _row(record, task, folder, f"{where} line {reader.line_num}")
 
@@ -166,8 +172,9 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
         raise AdaptError(f"{where}: {paths[0]!r} is a region, but a mask is for a full image. Leave out the mask")
-    group = cells.get("group", "") or ("" if box is None else image)
-    return Listed(Item(paths, label, cells.get("domain", ""), group, text), part)
+    bag = filled(cells, "item", where) if "item" in cells and paths else ""
+    group = cells.get("group", "") or bag or ("" if box is None else image)
+    return Listed(Item(paths, label, cells.get("domain", ""), group, text), part, bag)
 
 
 def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:

@@ -33,14 +33,14 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
     rows: list[Listed] = []
     real: dict[str, str] = {}
     class_names: set[str] = set()
-    for folder, part in _part_folders(root):
+    for folder, part in part_folders(root):
         rows += _class_rows(folder, part, real)
         class_names.update(subfolders(folder))
     rows = one_each(rows, root, real, f"image folder {root!r}")
     return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 
 
-def _part_folders(root: str) -> list[tuple[str, str]]:
+def part_folders(root: str) -> list[tuple[str, str]]:
     """Return (folder of class folders, part) for each part of the split (train, val, test), or [(`root`, "")]."""
     # A class may be called "train": it then holds images, where a part holds the folders of the classes.
     names = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]

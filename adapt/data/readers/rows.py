@@ -15,22 +15,60 @@ from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.split import Split
 from adapt.errors import AdaptError
-from adapt.tasks import SEPARATOR, Task
+from adapt.tasks import SEPARATOR, Label, Task
 
 logger = logging.getLogger("adapt")
 _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of an image)"
 
 
 class Listed(NamedTuple):
-    """A data set item and its part of the split: train, val or test, or "" if the data set does not name a part."""
+    """A data set item and its part of the split: train, val or test, or "" if the data set does not name a part.
+
+    `bag` is the name of the bag that the item's image belongs to, or "" if the image is an item by itself.
+    """
 
     item: Item
     part: str = ""
+    bag: str = ""
 
 
 def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = "") -> Listed:
     """Return an item with its part of the split; `cells` is a dict from column names, such as label, to values."""
     return Listed(Item.of(path=path, domain=domain, **cells), part)
+
+
+def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
+    """Return `rows` in which the images of each bag are one item. The items of a bag keep the place of its first image.
+
+    Raises AdaptError if the images of a bag differ in part (train, val, test), label, domain or group, or if an image
+    is in two bags.
+    """
+    bags: dict[object, list[Listed]] = {}
+    bag_of: dict[str, str] = {}
+    for number, row in enumerate(rows):
+        bags.setdefault(row.bag or number, []).append(row)
+        other = bag_of.setdefault(row.item.path, row.bag)
+        if other != row.bag:
+            raise AdaptError(f"{where}: {row.item.path!r} is in two items, {other!r} and {row.bag!r}. Keep one line")
+    for name, (first, *others) in bags.items():
+        for row in others:
+            for what in ("part", "label", "domain", "group"):
+                one, other = (getattr(each if what == "part" else each.item, what) for each in (first, row))
+                if one != other:
+                    raise AdaptError(
+                        f"{where}: the item {name!r} has the {what} {_words(one)} at {first.item.path!r}, but "
+                        f"{_words(other)} at {row.item.path!r}. All images of an item need the same {what}"
+                    )
+    return [_joined(images) for images in bags.values()]
+
+
+def _words(value: object) -> str:
+    return repr(value.words if isinstance(value, Label) else value)
+
+
+def _joined(images: Sequence[Listed]) -> Listed:
+    first, paths = images[0], tuple(row.item.path for row in images)
+    return first._replace(item=replace(first.item, paths=paths)) if first.bag else first
 
 
 def to_split(
@@ -95,7 +133,7 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
     Images of tasks that allow several rows per image are not checked.
     """
     seen: dict[tuple[str, str], str] = {}
-    for item, part in rows:
+    for item, part, _ in rows:
         if not (item.paths and item.task.once_an_image):
             continue
         for what, path, other in (

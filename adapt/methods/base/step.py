@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.data.bags import Bags
 from adapt.devices import moved
+from adapt.engine.pooling import bag_mean
 from adapt.errors import AdaptError
 from adapt.methods.base.view import ImageModelView, ModelView
 from adapt.prompts import Prompt
@@ -23,16 +25,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Same = TypeVar("Same", bound="Step")
 Terms = dict[str, Tensor]  # the terms of a loss by name, which add up
+ONE_BY_ONE = "set pooling=logits, by which every image is learned and answered by itself, or use another method"
 
 
 class Encoded(NamedTuple):
     """A batch of the backbone's unit-length image features `(b, e)`, which replace the images.
 
-    `views` `(b, v, e)` contains the features of v random views of each image, for a method that reads views.
+    `views` `(b, v, e)` contains the features of v random views of each image, for a method that reads views. With
+    `counts` `(b,)`, the features `(m, e)` are of the images of bags, which have so many images each.
     """
 
     features: Tensor
     views: Tensor | None = None
+    counts: Tensor | None = None
+
+    @classmethod
+    def of_bags(cls, features: Sequence[Tensor]) -> Encoded:
+        """Return a batch of bags from the features `(k, e)` of each bag's images."""
+        return cls(torch.cat([*features]), counts=torch.tensor([each.shape[0] for each in features]))
 
 
 class BlockInputs(NamedTuple):
@@ -118,13 +128,14 @@ class Step:
 class ImageStep(Step):
     """A batch of images `(b, 3, h, w)`, or of precomputed image features, to classify by class names.
 
-    A batch may contain v views of each image `(b, v, 3, h, w)`, of which the first is the image itself.
+    A batch may contain v views of each image `(b, v, 3, h, w)`, of which the first is the image itself. In a batch of
+    bags, which have several images of one thing each, the features are those of the bags.
     """
 
     model: ImageModelView
 
     def __init__(
-        self, model: ImageModelView, inputs: Tensor | Encoded | BlockInputs, labels: Tensor | None = None
+        self, model: ImageModelView, inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
     ) -> None:
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
@@ -157,6 +168,8 @@ class ImageStep(Step):
 
     @cached_property
     def _images(self) -> Tensor:
+        if isinstance(self.inputs, Bags):
+            raise AdaptError(f"{self.model.method.name} reads one image of each item: {ONE_BY_ONE}")
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
                 f"{self.model.method.name} reads images, but this batch has only image features: give the method's "
@@ -204,11 +217,23 @@ class ImageStep(Step):
 
     @cached_property
     def _own_features(self) -> Tensor:
-        """The unit-length features of the images that this process encodes, which may be only a part of the batch."""
+        """The unit-length features of the items that this process encodes, which may be only a part of the batch."""
+        features, counts = self.image_features, self.counts
+        return features if counts is None else self.model.pooled(features, counts)
+
+    @cached_property
+    def image_features(self) -> Tensor:
+        """The unit-length features of each image `(m, e)`, of which a bag has several, by the adapted vision tower."""
         if isinstance(self.inputs, Encoded):
             return self.model.projected(self._encoded(self.inputs))
         features: Tensor = self.model.image_features(self._entering)
         return features
+
+    @cached_property
+    def counts(self) -> Tensor | None:
+        """The number of images of each bag `(b,)`, or None if every item has one image."""
+        counts = self.inputs.counts if isinstance(self.inputs, Encoded | Bags) else None
+        return None if counts is None else moved(counts, self.model.backbone.device)
 
     def _encoded(self, inputs: Encoded) -> Tensor:
         return moved(inputs.features, self.model.backbone.device)
@@ -219,6 +244,8 @@ class ImageStep(Step):
     @property
     def _entering(self) -> Tensor | BlockInputs:
         """The input of the vision tower for this batch: images, or precomputed inputs of a later block."""
+        if isinstance(self.inputs, Bags):
+            return self.inputs.images
         return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
 
     @cached_property
@@ -270,12 +297,18 @@ class ImageStep(Step):
     @property
     def frozen_features(self) -> Tensor:
         """The unadapted backbone's unit-length features of the images `(b, e)`, without gradient."""
-        if isinstance(self.inputs, Encoded):  # no edits act on them
-            return self._of_all(self._encoded(self.inputs))
         if "features" not in self._frozen:
             with torch.no_grad():
-                self._frozen["features"] = self._of_all(self.model.backbone_features(self._entering))
+                self._frozen["features"] = self._of_all(self._own_frozen_features)
         return self._frozen["features"]
+
+    @property
+    def _own_frozen_features(self) -> Tensor:
+        if isinstance(self.inputs, Encoded):  # no edits act on them
+            features = self._encoded(self.inputs)
+        else:
+            features = self.model.backbone_features(self._entering)
+        return features if self.counts is None else F.normalize(bag_mean(features, self.counts), dim=-1)
 
     def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
         """Return the unadapted backbone's class features `(n, e)` for hand-written `templates`, without gradient.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel
 from torch import Tensor
 
+from adapt.engine.pooling import bag_sum
 from adapt.errors import AdaptError, nearest
 from adapt.validation import with_changes
 
@@ -150,6 +151,21 @@ class PoolsPairs(Trait):
 
         The caller normalises the pairs' features.
         """
+
+
+class PoolsBags(Trait):
+    """The trait of methods whose features of a bag, an item of several images, are not the mean of the images'."""
+
+    @abstractmethod
+    def weights(self, features: Tensor, counts: Tensor) -> Tensor:
+        """Return the weight `(m,)` of each image, from the unit-length features `(m, e)` of the images of bags.
+
+        `counts` `(b,)` are the numbers of images, which stand one bag after another.
+        """
+
+    def pool_bags(self, features: Tensor, counts: Tensor) -> Tensor:
+        """Return the features `(b, e)` of bags, weighted sums of their images', which the caller normalises."""
+        return bag_sum(self.weights(features, counts)[:, None] * features, counts)
 
 
 class GroupsEntities(Trait):

@@ -50,6 +50,9 @@ class ImageModelView(ModelView, Protocol):
     def projected(self, features: Tensor, unit: bool = True) -> Tensor:
         """Return features `(b, e)` after the method's projection, if it has one, normalised again if `unit` is True."""
 
+    def pooled(self, features: Tensor, counts: Tensor) -> Tensor:
+        """Return unit-length features `(b, e)` of bags, pooled from the features `(m, e)` of their images."""
+
     def frozen_blocks(self, images: Tensor, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return the input and output `(b, l, d)` of the unadapted backbone's blocks `names`, such as vision.3."""
 

@@ -1,0 +1,109 @@
+"""The image files that a command is given: single images, or items of several images, opened one after another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import click
+
+from adapt import hub
+from adapt.data.readers.csv_file import read_paths
+from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.data.readers.passed_over import besides, note_files
+from adapt.errors import AdaptError
+from adapt.shown import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class ImageFile(NamedTuple):
+    """An image file and its name in the output, which is the name in the .csv that lists the image, or its path.
+
+    `item` is the name of the item of several images that it belongs to, or "".
+    """
+
+    path: Path
+    called: str
+    item: str = ""
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether `path` is an adapter file, a hub name, or a folder that contains an adapter, such as a run."""
+    inside = ("adapter.safetensors", "adapter_config.json")
+    return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
+
+
+def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFile]:
+    """Yield the image files in files, folders and .csv lists. Raises AdaptError for an adapter or an empty folder.
+
+    With `items`, the images in each folder inside a folder are an item.
+    """
+    for path in images:
+        if is_adapter(path) and not (path.is_dir() and images_in(str(path))):
+            raise AdaptError(f"{path} is an adapter; expected an image: give all adapters before the images")
+        if not (path.suffix or path.exists()):
+            raise AdaptError(f"{path} does not exist; expected an adapter or an image")
+        if path.suffix.lower() == ".csv":
+            yield from (ImageFile(Path(listed), called, item) for listed, called, item in read_paths(path))
+        elif path.is_dir():
+            paths = images_in(str(path))
+            if not paths:
+                raise AdaptError(f"the folder {path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
+            note_files(str(path), besides(path, paths))
+            yield from (ImageFile(Path(each), each, str(Path(each).parent) if items else "") for each in paths)
+        else:
+            yield ImageFile(path, str(path))
+
+
+def by_item(files: Sequence[ImageFile]) -> list[list[ImageFile]]:
+    """Return the files of each item, in the order of its first file; a file of no item stands alone."""
+    items: dict[object, list[ImageFile]] = {}
+    for number, file in enumerate(files):
+        items.setdefault(file.item or number, []).append(file)
+    return [*items.values()]
+
+
+def opened_items(
+    items: Sequence[Sequence[ImageFile]], read: list[list[ImageFile]], turnings: set[bool]
+) -> Iterator[list[Image.Image | Path]]:
+    """Yield the images of each item as `readable_images` does, and append the item's readable files to `read`.
+
+    An item without a readable image is left out.
+    """
+    for files in items:
+        own: list[ImageFile] = []
+        images = list(readable_images(files, own, turnings))
+        if images:
+            read.append(own)
+            yield images
+
+
+def readable_images(
+    files: Sequence[ImageFile], read: list[ImageFile], turnings: set[bool]
+) -> Iterator[Image.Image | Path]:
+    """Yield the images that can be decoded and append their files to `read`; print errors for unreadable images.
+
+    `turnings` contains True to rotate images upright by EXIF, or False to read images as stored. If `turnings` contains
+    both values, because the models differ, image paths are yielded, and each model decodes the images itself.
+    """
+    from adapt.data.decoding.images import open_image
+
+    for file in files:
+        try:
+            pictures = [open_image(file.path, turned=turned) for turned in turnings]
+        except AdaptError as error:
+            click.echo(f"Error: {shown(error)}", err=True)
+            continue
+        read.append(file)
+        yield pictures[0] if len(pictures) == 1 else file.path
+
+
+def exit_where_unread(files: Sequence[ImageFile], read: Sequence[ImageFile]) -> None:
+    """If some of the `files` could not be read, print the number of unreadable files, and exit with status 2."""
+    if len(read) < len(files):
+        click.echo(f"{len(files) - len(read)} of {len(files)} images could not be read", err=True)
+        sys.exit(2)

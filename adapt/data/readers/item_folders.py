@@ -1,0 +1,49 @@
+"""Folders of items of several images each: `CLASS/ITEM/IMAGE`."""
+
+from __future__ import annotations
+
+import os
+
+from adapt.data.readers import parts
+from adapt.data.readers.folder import Folder, images_in, part_folders, subfolders
+from adapt.data.readers.rows import in_bags, listed, one_each, real_paths, to_split
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+
+def read_item_folders(root: str | os.PathLike[str]) -> Split:
+    """Return the data set in a folder with the layout `CLASS/ITEM/IMAGE`, or `PART/CLASS/ITEM/IMAGE`.
+
+    A part is `train`, `val` or `test`; without parts, items are divided by adapt's ratios. All images at any depth in a
+    folder `ITEM` are one item, and so is an image that lies in the folder of its class. Raises AdaptError if there are
+    no such images, or if symbolic links put an image into two items.
+    """
+    root = os.path.abspath(root)
+    if not os.path.isdir(root):
+        raise AdaptError(f"folder {root!r} does not exist. Expected a folder per class, each with a folder per item")
+    rows = []
+    for folder, part in part_folders(root):
+        for name in subfolders(folder):
+            home = os.path.join(folder, name)
+            for path in images_in(home):
+                item, *inside = os.path.relpath(path, home).split(os.sep)
+                bag = os.path.relpath(os.path.join(home, item), root) if inside else ""
+                rows.append(listed(path, {"label": name, "group": bag}, part)._replace(bag=bag))
+    if not rows:
+        raise AdaptError(f"folder {root!r} has no images in folders of classes and items. Expected CLASS/ITEM/IMAGE")
+    where = f"folder {root!r}"
+    rows = in_bags(one_each(rows, root, real_paths(row.item.path for row in rows), where), where)
+    return to_split(os.path.basename(root), root, rows, None, parts.RATIOS, seed=0)
+
+
+class ItemFolders(Folder):
+    name = "item_folders"
+    takes = "items:FOLDER"
+    prefix = "items:"
+    fallback = False
+
+    def claims(self, spec: str) -> bool:
+        return spec.startswith(self.prefix)
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return read_item_folders(spec.removeprefix(self.prefix))

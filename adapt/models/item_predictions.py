@@ -1,0 +1,81 @@
+"""Predictions for bags, items of several images of one thing, with the contribution of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from adapt.data.bags import Bags
+from adapt.data.decoding.images import open_image
+from adapt.data.decoding.orientation import turns
+from adapt.engine.pooling import bag_mean
+from adapt.errors import AdaptError
+from adapt.methods.base import ImageStep
+from adapt.methods.base.step import ONE_BY_ONE
+from adapt.methods.base.traits import PoolsBags, trait
+from adapt.models.base import evaluating
+from adapt.models.prediction import ImageOfBag, Prediction, Wanted, predictions
+from adapt.shown import brief
+
+if TYPE_CHECKING:
+    from adapt.models.image_model import ImageModel
+
+
+def bag_predictions(
+    model: ImageModel, items: Iterable[Sequence[object]], wanted: Wanted, batch_size: int, urls: bool
+) -> Iterator[Prediction]:
+    """Yield a prediction for each item, a sequence of images; images are as in `predict`."""
+    if model.method.views or (model.method.reads and model.answers.pooling == "features"):
+        raise AdaptError(f"{model.method.name} reads one image of each item: {ONE_BY_ONE}")
+    model = model if model.memory is not None else model.stream()
+    for bags in _batches(model, items, batch_size, urls):
+        with evaluating(model), torch.no_grad():
+            batch = list(_predictions(model, bags, wanted))
+        yield from batch
+
+
+def _batches(model: ImageModel, items: Iterable[Sequence[object]], size: int, urls: bool) -> Iterator[Bags]:
+    """Yield batches of about `size` preprocessed images, without dividing an item."""
+    transform = model.transform()
+    turned, images, counts = turns(transform), list[Tensor](), list[int]()
+    for number, item in enumerate(items):
+        if isinstance(item, str | bytes) or not isinstance(item, Sequence) or not item:
+            raise AdaptError(f"item {number} is {brief(item)}; expected a list of one or more images for each item")
+        images += [transform(open_image(image, turned=turned, urls=urls)) for image in item]
+        counts.append(len(item))
+        if len(images) >= size:
+            yield Bags(torch.stack(images), torch.tensor(counts))
+            images, counts = [], []
+    if counts:
+        yield Bags(torch.stack(images), torch.tensor(counts))
+
+
+def _predictions(model: ImageModel, bags: Bags, wanted: Wanted) -> Iterator[Prediction]:
+    """Yield the predictions for a batch of bags, whose images pass through the tower once."""
+    whole, alone = ImageStep(model, bags), ImageStep(model, bags.images)
+    alone.features = whole.image_features
+    counts = bags.counts.to(model.backbone.device)
+    of_each = model.answers.of(alone)
+    by_logits = model.answers.pooling == "logits"
+    logits = bag_mean(of_each, counts) if by_logits else model.answers.of(whole)
+    features = whole.features if wanted.features else None
+    probabilities = model.answers.probabilities(of_each.float())
+    pools = trait(model.method, PoolsBags)
+    if pools is None or by_logits:
+        weights = (1 / counts).repeat_interleave(counts)
+    else:
+        weights = pools.weights(whole.image_features, counts)
+    sizes = bags.counts.tolist()
+    for prediction, own, shares in zip(
+        predictions(logits, model.class_names, wanted, model.answers, features, model.grades(logits)),
+        probabilities.split(sizes),
+        weights.split(sizes),
+        strict=True,
+    ):
+        best = model.class_names.index(prediction.top[0][0])
+        images = tuple(map(ImageOfBag, own[:, best].tolist(), shares.tolist()))
+        yield replace(prediction, images=images)

@@ -1,0 +1,70 @@
+"""Items of several images on the command line: `predict` of a list and of folders, and `eval`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import adapt
+
+
+@pytest.fixture
+def listed(photos: Path) -> Path:
+    """A list of three items of two photographs each, whose lines do not follow each other."""
+    path = photos / "listed.csv"
+    lines = [f"test/{name}/{number}.png,{name} item,{name}" for number in range(2) for name in ("sky", "goldfish")]
+    path.write_text("\n".join(["path,item,label", *lines, "test/lime tree/0.png,lime,lime tree"]))
+    return path
+
+
+def test_a_list_of_items_gets_an_answer_each(run, adapter: Path, listed: Path, photos: Path) -> None:
+    model = adapt.load(adapter)
+    items = [[photos / f"test/{name}/{number}.png" for number in range(2)] for name in ("sky", "goldfish")]
+    predictions = model.predict_items([*items, [photos / "test/lime tree/0.png"]])
+    found = [json.loads(line) for line in run("predict", adapter, listed, "--json").stdout.splitlines()]
+    assert [each["item"] for each in found] == ["sky item", "goldfish item", "lime"]
+    assert [each["class"] for each in found] == [each.class_name for each in predictions]
+    assert found[0]["images"] == [
+        {"image": f"test/sky/{number}.png", "weight": 0.5, "probability": pytest.approx(own.probability)}
+        for number, own in enumerate(predictions[0].images)
+    ]
+    rows = list(csv.DictReader(run("predict", adapter, listed, "--csv").stdout.splitlines()))
+    assert [row["item"] for row in rows] == ["sky item", "goldfish item", "lime"]
+    assert [row["class"] for row in rows] == [each.class_name for each in predictions]
+
+
+def test_folders_are_items_if_asked(run, adapter: Path, photos: Path) -> None:
+    found = [
+        json.loads(line) for line in run("predict", adapter, photos / "test", "--items", "--json").stdout.splitlines()
+    ]
+    assert [each["item"] for each in found] == [
+        str(photos / "test" / name) for name in ("goldfish", "lime tree", "sky")
+    ]
+    assert [len(each["images"]) for each in found] == [2, 2, 2]
+
+
+def test_an_image_that_cannot_be_read_is_left_out_of_its_item(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    for item, image in (("one", "broken"), ("two", "broken")):
+        (tmp_path / "things" / item).mkdir(parents=True)
+        (tmp_path / "things" / item / f"{image}.png").write_bytes(b"no image")
+    (tmp_path / "things/two/0.png").write_bytes((photos / "test/sky/0.png").read_bytes())
+    result = run("predict", adapter, tmp_path / "things", "--items", "--json")
+    assert result.exit_code == 2
+    assert "2 of 3 images could not be read" in result.stderr
+    [only] = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [each["image"] for each in only["images"]] == [str(tmp_path / "things/two/0.png")]
+
+
+def test_items_go_with_no_other_way_to_answer(run, refused, adapter: Path, listed: Path) -> None:
+    refused(run("predict", adapter, listed, "--together"), "items of several images are classified by a single adapter")
+
+
+def test_eval_counts_items_and_images(run, adapter: Path, listed: Path) -> None:
+    measured = json.loads(run("eval", adapter, "--data", listed, "--part", "all", "--json").stdout)
+    assert (measured["images"], measured["by_image"]["images"]) == (3, 5)
+    said = run("eval", adapter, "--data", listed, "--part", "all").stdout
+    assert "of 3 items of listed" in said
+    assert "of their 5 images, each by itself" in said
