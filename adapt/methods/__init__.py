@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.proker import ProKeR as ProKeR
     from adapt.methods.prolip import ProLIP as ProLIP
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
+    from adapt.methods.rehark import ReHARK as ReHARK
     from adapt.methods.stata import StatA as StatA
     from adapt.methods.svlc import SVLC as SVLC
     from adapt.methods.task_res import TaskRes as TaskRes

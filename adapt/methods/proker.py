@@ -10,7 +10,6 @@ Deviations:
 * Cosines and corrections are multiplied by the logit scale after the regression, which changes no decision: the logits
   can then be calibrated, and blended with others.
 * A training class without images is refused; the reference cannot number the classes then.
-Left out: ReHARK (Islam, 2026), which builds on ProKeR, because its answer for one image depends on the other images.
 """
 
 from __future__ import annotations

@@ -23,7 +23,15 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import ImageStep
-from adapt.methods.base.transduction import Gaussians, Round, Transduction, TransductionConfig, moments, transduced
+from adapt.methods.base.transduction import (
+    Gaussians,
+    Round,
+    Transduction,
+    TransductionConfig,
+    doubt_of_absent_classes,
+    moments,
+    transduced,
+)
 
 
 class TransCLIPConfig(TransductionConfig):
@@ -66,8 +74,4 @@ class TransCLIP(Transduction):
         images, classes = step.logits.shape
         if images < self.config.surest * classes:
             return f"{images} images are few for {classes} classes, of which each starts at {self.config.surest} images"
-        shares = step.logits.softmax(-1).mean(0)
-        apparent = float(torch.special.entr(shares).sum().exp())
-        if apparent < classes / 2:
-            return f"about {apparent:.0f} of {classes} classes appear in the images, but each is expected to"
-        return ""
+        return doubt_of_absent_classes(step.logits)

@@ -195,6 +195,44 @@ def test_proker(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.equal("accuracy", found)
 
 
+REHARK = {  # the paper's names of our settings
+    "power": "power", "description_weight": "alpha_txt", "image_weight": "refine_w", "bridge_weight": "blend_img",
+    "sharp_beta": "beta1", "wide_beta": "beta2", "sharp_share": "mix_k", "ridge": "lmbda", "prior_weight": "scale_zs",
+    "match_mean": "soft", "match_deviation": "var_adj",
+}  # fmt: skip
+
+
+@EVERY_LIBRARY
+def test_rehark(library: str) -> None:
+    """Sets are moved by their own statistics; published answers are ours times the prior's weight over the scale."""
+    settings, expected = published.case("rehark")
+    best, template, views = settings["best"], settings["template"], settings["views"]
+    method = methods.ReHARK(**{ours: best[theirs] for ours, theirs in REHARK.items()}, views=views, template=template,
+                            descriptions=settings["description"])  # fmt: skip
+    model = wrapped("rehark", library, method)
+    for key, text in (("class_features", template), ("description_features", settings["description"])):
+        expected.scaled(key, model.frozen_class_features([text]))
+    features, labels = (expected[key].unflatten(0, (views, -1)) for key in ("features", "labels"))
+    method.prepare(OnFeatures(model, features.transpose(0, 1), labels[0]))  # type: ignore[arg-type]
+    test = expected["test_features"]
+    answers = {
+        key: best["scale_zs"] / model.backbone.logit_scale * method.infer_set(model.step(Encoded(each)))
+        for key, each in (("logits", test), ("logits_half", test[:10]), ("val_logits", expected["val_features"]))
+    }
+    for key, own in answers.items():
+        expected.scaled(key, own)
+    changed = (answers["logits"][:10] - answers["logits_half"]).abs().max()
+    settings.equal("changed_by_company", pytest.approx(float(changed), rel=1e-4))
+
+    def right(logits: Tensor, key: str) -> Any:
+        return pytest.approx(float((logits.argmax(-1) == expected[key]).float().mean()))
+
+    zero_shot = test @ expected["class_features"].T
+    found = {"zero_shot": zero_shot, "logits": answers["logits"]}
+    settings.equal("accuracy", {key: right(logits, "test_labels") for key, logits in found.items()})
+    settings.equal("val_accuracy", right(answers["val_logits"], "val_labels"))
+
+
 def by_image(kernel: Tensor, views: int) -> Tensor:
     """A kernel whose rows are the views of each image in turn, as one whose rows are each view's images in turn."""
     order = torch.arange(len(kernel)).unflatten(0, (-1, views)).T.flatten()

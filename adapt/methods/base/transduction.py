@@ -107,6 +107,15 @@ def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return weights.sum(0)[:, None], weights.T @ features, weights.T @ features.square()
 
 
+def doubt_of_absent_classes(logits: Tensor) -> str:
+    """Return that most classes seem to be absent from a set of images with logits `(n, c)`, or "" if they do not."""
+    shares = logits.softmax(-1).mean(0)
+    apparent, classes = float(torch.special.entr(shares).sum().exp()), logits.shape[1]
+    if apparent >= classes / 2:
+        return ""
+    return f"about {apparent:.0f} of {classes} classes appear in the images, but each is expected to"
+
+
 def transduced(
     config: TransductionConfig,
     step: ImageStep,

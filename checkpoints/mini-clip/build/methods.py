@@ -26,6 +26,7 @@ METHODS = {
     "gda": "GDA",
     "gda method.views=10": "GDA, ten views",
     "proker": "ProKeR",
+    "rehark": "ReHARK",
     "lp_plus_plus": "LP++",
     "task_res": "TaskRes",
     "clap": "CLAP",
