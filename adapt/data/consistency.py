@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None)
+_unseen: ContextVar[bool] = ContextVar("_unseen", default=False)
+accepts_unseen = _unseen.get  # the value of a new split's `unseen`
 
 
 @contextmanager
@@ -28,6 +30,16 @@ def collecting() -> Iterator[list[str]]:
         yield problems
     finally:
         _collected.reset(before)
+
+
+@contextmanager
+def accepting_unseen(unseen: bool) -> Iterator[None]:
+    """Let new splits have classes without a training image in the `with` block, if `unseen` is true."""
+    before = _unseen.set(unseen)
+    try:
+        yield
+    finally:
+        _unseen.reset(before)
 
 
 def check_consistent(split: Split) -> None:
@@ -79,7 +91,8 @@ def _check_classes(split: Split) -> None:
 
 
 def _check_no_empty_class(split: Split) -> None:
-    if not (split.train and split.class_names) or any(task.learns_unseen for task in _tasks(split)):
+    learned = split.unseen or any(task.learns_unseen for task in _tasks(split))
+    if learned or not (split.train and split.class_names):
         return
     present = {name for item in split.train for name in item.class_names}
     empty = [name for name in split.class_names if name not in present]

@@ -11,7 +11,7 @@ from itertools import chain
 
 from adapt import tasks
 from adapt.data.bags import has_bags
-from adapt.data.consistency import check_consistent
+from adapt.data.consistency import accepts_unseen, check_consistent
 from adapt.data.few_shot import Sampling, carve, pick
 from adapt.data.item import Item
 from adapt.errors import AdaptError
@@ -27,8 +27,8 @@ class Split:
 
     `root` is the common parent folder of all paths, and is not part of the fingerprint. `ratios` are the fractions of
     train, val and test items if a reader divided the data, and None if the data set came with a split. A split without
-    any training item is for evaluation only. In any other split, every class must have a training item, except in tasks
-    that learn classes without training items.
+    any training item is for evaluation only. In any other split, every class must have a training item, except with
+    `unseen`, and in tasks that learn classes without training items.
 
     Raises AdaptError if a class has no training item, if an item's class is not in `class_names`, if a part (train,
     val, test) mixes two tasks or images with texts, if test items are texts, or if the task rejects items.
@@ -42,6 +42,7 @@ class Split:
     template: str = "a photo of a {}."
     root: str = ""
     ratios: tuple[float, ...] | None = field(default=None, compare=False)
+    unseen: bool = field(default_factory=accepts_unseen, compare=False)
 
     def __post_init__(self) -> None:
         check_consistent(self)

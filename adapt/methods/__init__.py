@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
     from adapt.methods.rehark import ReHARK as ReHARK
     from adapt.methods.stata import StatA as StatA
+    from adapt.methods.ss_text import SSText as SSText
     from adapt.methods.svlc import SVLC as SVLC
     from adapt.methods.task_res import TaskRes as TaskRes
     from adapt.methods.tcp import TCP as TCP

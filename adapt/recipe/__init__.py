@@ -58,11 +58,14 @@ class DataSection(BaseModel):
 
         return check_template(value)
 
-    def load(self) -> Split:
-        """Return the data set with all images and classes, before shots are sampled and classes are divided."""
+    def load(self, unseen: bool = False) -> Split:
+        """Return the data set with all images and classes, before shots are sampled and classes are divided.
+
+        With `unseen`, classes may have no training image.
+        """
         from adapt.data.readers import load
 
-        split = load(self.source, self.root, self.names)
+        split = load(self.source, self.root, self.names, unseen)
         split = split if self.exif is None else split.turning(self.exif == "turned")
         return split if self.leave_out is None else split.leaving_out(self.leave_out)
 

@@ -16,7 +16,7 @@ from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.devices import chosen, keeping_rng
 from adapt.errors import AdaptError
-from adapt.methods.base.traits import chosen_setting
+from adapt.methods.base.traits import LearnsUnseen, chosen_setting, has_trait
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar
@@ -48,7 +48,8 @@ def listed_data(recipe: Recipe) -> Split:
 
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
-    split = recipe.data.load()
+    method = recipe.new_method()
+    split = recipe.data.load(has_trait(method, LearnsUnseen))
     note_passed_over(recipe.data.source, split)
     if not split.train:
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
@@ -57,7 +58,7 @@ def listed_data(recipe: Recipe) -> Split:
     ):  # the data came without parts: train on the images that were cut off for validation too
         split = replace(split, train=split.train + split.val, val=())
     split = with_validation(split, recipe)
-    check_learned(recipe.new_method(), split.task, shown(split.name))
+    check_learned(method, split.task, shown(split.name))
     if recipe.data.shots is not None and split.class_names:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)

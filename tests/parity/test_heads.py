@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import published
@@ -231,6 +232,27 @@ def test_rehark(library: str) -> None:
     found = {"zero_shot": zero_shot, "logits": answers["logits"]}
     settings.equal("accuracy", {key: right(logits, "test_labels") for key, logits in found.items()})
     settings.equal("val_accuracy", right(answers["val_logits"], "val_labels"))
+
+
+@EVERY_LIBRARY
+def test_ss_text(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the official scale, which is not the tiny CLIP's; one class has no image."""
+    settings, expected = published.case("ss_text")
+    monkeypatch.setattr(methods.SSText, "logit_scale", math.exp(settings["logit_scale"]))
+    labels, test, test_labels = (expected[key] for key in ("labels", "test_features", "test_labels"))
+    settings.equal("counts", labels.bincount(minlength=len(settings["names"])).tolist())
+    accuracy = {}
+    for key, frequency in (("ss_text", False), ("ss_text_plus", True)):
+        method = methods.SSText(by_frequency=frequency, template=settings["template"])
+        model = wrapped("ss_text", library, method)
+        expected.scaled("class_features", model.frozen_class_features([settings["template"]]))
+        training: Any = OnFeatures(model, expected["features"], labels)
+        method.prepare(training)
+        logits = model.logits(test)
+        expected.scaled(f"{key}.weights", method.weight)
+        expected.scaled(f"{key}.logits", logits)
+        accuracy[key] = float((logits.argmax(-1) == test_labels).float().mean())
+    settings.equal("accuracy", accuracy, of=lambda stored: {key: stored[key] for key in accuracy})
 
 
 def by_image(kernel: Tensor, views: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from adapt.data.consistency import accepting_unseen
 from adapt.data.readers.base import Reader
 from adapt.data.readers.names_file import read_names
 from adapt.data.split import Split
@@ -28,12 +29,13 @@ _listing: Listing[Reader] = Listing(__name__, __path__, "adapt.readers", lambda:
 names, register = _listing.names, _listing.register
 
 
-def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> Split:
+def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, unseen: bool = False) -> Split:
     """Return the data set `spec`, which is a name, a folder or a file that one of the readers accepts.
 
     The name of a data set takes precedence over a folder with the same name; write `./emoji` for the folder. `root` is
     the folder to which the paths in a list are relative, or the folder that contains the published data sets. `names`
-    is a file with new names for the classes (see `read_names`).
+    is a file with new names for the classes (see `read_names`). With `unseen`, classes may have no training image, for
+    a method that learns such classes.
 
     Raises AdaptError if no reader accepts `spec`, if `root` is missing or not needed, or if the data cannot be read.
     """
@@ -50,7 +52,8 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None) -> 
         )
     if root is not None and reader.root == "none":
         raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave out {os.fspath(root)!r}")
-    split = reader.read(given, None if root is None else os.fspath(root))
+    with accepting_unseen(unseen):
+        split = reader.read(given, None if root is None else os.fspath(root))
     return split if names is None else split.renamed(read_names(names))
 
 

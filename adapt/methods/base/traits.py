@@ -192,6 +192,10 @@ class LearnsShares(Trait):
     of_each_part = True
 
 
+class LearnsUnseen(Trait):
+    """The trait of methods that learn classes without a training image, by their texts."""
+
+
 class OwnClassifier(Trait):
     """The trait of methods with a classifier of their own, whose logits need no features of the classes."""
 

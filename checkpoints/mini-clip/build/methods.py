@@ -27,6 +27,7 @@ METHODS = {
     "gda method.views=10": "GDA, ten views",
     "proker": "ProKeR",
     "rehark": "ReHARK",
+    "ss_text": "SS-Text+",
     "lp_plus_plus": "LP++",
     "task_res": "TaskRes",
     "clap": "CLAP",
