@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 
+Texts = Sequence[str] | Callable[[str], Sequence[str]]  # templates for all classes, or of a name, the class's own
 PLACEHOLDER = "X"  # as in CoOp; its embedding is overwritten
 
 
@@ -76,6 +77,11 @@ def of_text(tokenizer: TextTokenizer, text: str) -> Prompt:
 def from_templates(tokenizer: TextTokenizer, templates: str | Sequence[str], class_name: str) -> list[Prompt]:
     """Return the prompts of a class, one for each template."""
     return [from_template(tokenizer, each, class_name) for each in several(templates)]
+
+
+def texts_key(templates: Texts) -> Hashable:
+    """Return a key by which features of these `templates` can be stored."""
+    return templates if callable(templates) else tuple(templates)
 
 
 def several(templates: str | Sequence[str]) -> Sequence[str]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.dino_linear import DINOLinear as DINOLinear
     from adapt.methods.dpl import DPL as DPL
     from adapt.methods.gda import GDA as GDA
+    from adapt.methods.hicropl import HiCroPL as HiCroPL
     from adapt.methods.ivlp import IVLP as IVLP
     from adapt.methods.kgcoop import KgCoOp as KgCoOp
     from adapt.methods.knn import KNN as KNN
@@ -61,8 +62,8 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.prolip import ProLIP as ProLIP
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
     from adapt.methods.rehark import ReHARK as ReHARK
-    from adapt.methods.stata import StatA as StatA
     from adapt.methods.ss_text import SSText as SSText
+    from adapt.methods.stata import StatA as StatA
     from adapt.methods.svlc import SVLC as SVLC
     from adapt.methods.task_res import TaskRes as TaskRes
     from adapt.methods.tcp import TCP as TCP

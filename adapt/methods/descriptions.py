@@ -24,24 +24,14 @@ from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.data.readers.descriptors_file import read_descriptors
 from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
-from adapt.methods.base.traits import AveragesPrompts, ChecksAdapter, Explains
+from adapt.methods.base.descriptors import Descriptors, HoldsDescriptors, Table
+from adapt.methods.base.traits import AveragesPrompts, Explains
 from adapt.prompts import Prompt, of_text, readable
 
 logger = logging.getLogger("adapt")
 NAME, DESCRIPTOR = "{name}", "{descriptor}"
-Table = dict[str, tuple[str, ...]]  # descriptors by class
-
-
-def _described(table: Table | str) -> Table | str:
-    if not table:
-        raise ValueError("there are no descriptors: give a table of descriptors, or the name of a file with a table")
-    for name, phrases in {} if isinstance(table, str) else table.items():
-        if not all(phrase.strip() for phrase in phrases):
-            raise ValueError(f"a descriptor of {name!r} is empty: remove the empty descriptor, or write a phrase")
-    return table
 
 
 def _places(template: str) -> str:
@@ -51,7 +41,7 @@ def _places(template: str) -> str:
 
 
 class DescriptionsConfig(MethodConfig):
-    descriptors: Annotated[Table | str, AfterValidator(_described)]
+    descriptors: Descriptors
     """Phrases by class, or their file: a .json {class: [descriptor, ...]}, a .csv (class,descriptor), or emoji, the
     bundled table. A built method, and its adapter, hold the phrases themselves."""
     score: Literal["mean", "max"] = "mean"
@@ -64,7 +54,7 @@ class DescriptionsConfig(MethodConfig):
     """A seed for random words in place of the descriptors, a control for whether their meaning matters."""
 
 
-class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
+class Descriptions(Method[ImageStep], Explains, AveragesPrompts, HoldsDescriptors):
     """A zero-shot classifier by phrases about classes: `Descriptions(descriptors={"cat": ["whiskers", ...], ...})`."""
 
     name = "descriptions"
@@ -73,16 +63,8 @@ class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
     prompt_average = "mean"
     example = {"descriptors": "emoji"}
 
-    def check_settings(self) -> None:
-        if isinstance(self.config.descriptors, str):
-            raise AdaptError(
-                "the adapter is damaged: its setting descriptors names a file; expected the descriptors themselves"
-            )
-
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
-        given = self.config.descriptors
-        if isinstance(given, str):
-            self.config = self.config.model_copy(update={"descriptors": _read(given)})
+        self.hold_descriptors()
         for name in class_names:
             if self.descriptors(name) == ("",):
                 logger.warning("class %r has no descriptors: as published, its prompt ends in 'which has '", name)
@@ -110,13 +92,6 @@ class Descriptions(Method[ImageStep], Explains, AveragesPrompts, ChecksAdapter):
         features = step.prompt_features
         logits = step.cosine_logits(torch.cat(features)).split([len(own) for own in features], dim=-1)
         return torch.stack([own.max(-1).values for own in logits], dim=-1)
-
-
-def _read(source: str) -> Table:
-    try:
-        return read_descriptors(source)
-    except AdaptError as error:
-        raise AdaptError(f"{error} (the file is set by method.descriptors)") from error
 
 
 def sentence(descriptor: str) -> str:

@@ -16,7 +16,7 @@ Deviations:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,6 +116,9 @@ class IVLP(Method[ImageStep], LearnedTokens, ReadsPublished):
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return [with_context(tokenizer, self.config.ctx_init, self.config.n_ctx_text, class_name)]
 
+    def tokens(self, tower: str) -> Iterable[Tensor]:
+        """Return the tokens `(k, d)` that enter each block of a tower, from the first."""
+        return {"text": self.text, "vision": self.vision}[tower]
+
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        prompts = {"text": self.text, "vision": self.vision}[tower.name]
-        return [Tokens(values, block or None) for block, values in enumerate(prompts)]
+        return [Tokens(values, block or None) for block, values in enumerate(self.tokens(tower.name))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -18,7 +18,7 @@ from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.explanation import Explanation, explained
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted, predictions
-from adapt.prompts import Prompt, check_class_names, check_length, from_template, of_classes, of_text
+from adapt.prompts import Prompt, Texts, check_class_names, check_length, from_templates, of_classes, of_text, texts_key
 from adapt.shown import brief
 
 
@@ -43,7 +43,7 @@ class AdaptedModel(ImageModel[DualEncoder]):
         self._texts = self._class_texts(self._own_prompts, checkpointing, average)
         self._each_text: ClassTexts | None = None
         self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts without a class
-        self._frozen_texts: dict[tuple[tuple[str, ...], PromptAverage], ClassTexts] = {}
+        self._frozen_texts: dict[tuple[Hashable, PromptAverage], ClassTexts] = {}
 
     def own_logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(step.text_features if isinstance(step, PairStep) else step.class_features)
@@ -92,17 +92,16 @@ class AdaptedModel(ImageModel[DualEncoder]):
             return self.projected(texts.encode(edits, self.text_memory))
         return self.projected(texts.remembered(edits, self.text_memory))
 
-    def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
+    def frozen_class_features(self, templates: Texts, average: PromptAverage = "unit") -> Tensor:
         """Return class features `(n_classes, e)` of hand-written templates, computed by the unedited backbone.
 
-        `average` is `unit` for the normalised mean of unit-length features of the templates, or `raw` for the mean of
-        the tower's outputs.
+        `templates` can be a function from a class name to the class's own texts. `average` is `unit` for the normalised
+        mean of unit-length features of the templates, or `raw` for the mean of the tower's outputs.
         """
-        tokenizer, key = self.backbone.tokenizer, (tuple(templates), average)
+        tokenizer, key = self.backbone.tokenizer, (texts_key(templates), average)
         if key not in self._frozen_texts:
-            texts = self._class_texts(
-                lambda name: [from_template(tokenizer, each, name) for each in templates], average=average
-            )
+            own = templates if callable(templates) else lambda name: templates
+            texts = self._class_texts(lambda name: from_templates(tokenizer, own(name), name), average=average)
             assert texts is not None
             self._frozen_texts[key] = texts
         return self._frozen_texts[key].remembered([], self.text_memory)

@@ -28,7 +28,7 @@ from adapt.models.class_texts import PromptAverage
 from adapt.models.item_predictions import bag_predictions
 from adapt.models.prediction import Prediction, Wanted, finite, predictions
 from adapt.models.together import check_together, logits_together
-from adapt.prompts import Prompt
+from adapt.prompts import Prompt, Texts
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -56,7 +56,7 @@ class ImageModel(Adapted[E]):
         """Return unit-length features of the classes `(n_classes, e)`, with which image features are compared."""
         raise NotImplementedError
 
-    def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
+    def frozen_class_features(self, templates: Texts, average: PromptAverage = "unit") -> Tensor:
         """Return the features of the classes `(n_classes, e)` without the method."""
         raise NotImplementedError
 

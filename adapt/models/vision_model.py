@@ -14,7 +14,7 @@ from adapt.models.base import in_one_mode
 from adapt.models.building import add_classifier, trains_classifier
 from adapt.models.class_texts import PromptAverage
 from adapt.models.image_model import ImageModel
-from adapt.prompts import check_class_names
+from adapt.prompts import Texts, check_class_names
 
 if TYPE_CHECKING:
     from adapt.methods.base.training import Training
@@ -58,7 +58,7 @@ class VisionModel(ImageModel[VisionEncoder]):
         features: Tensor = self._classifier()
         return features
 
-    def frozen_class_features(self, templates: Sequence[str], average: PromptAverage = "unit") -> Tensor:
+    def frozen_class_features(self, templates: Texts, average: PromptAverage = "unit") -> Tensor:
         return self.class_features().detach()
 
     def with_classes(self, class_names: Sequence[str]) -> Self:

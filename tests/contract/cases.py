@@ -31,7 +31,19 @@ _OF_THESE_CLASSES: dict[str, dict[str, Any]] = {"descriptions": {"descriptors": 
 _SPACE = {"backbone": "old", "fingerprint": "0", "reading": "{}", "size": 7}
 _OF_THESE_CLASSES["xbt"] = {"old": "old", "hidden": 5, "space": _SPACE}
 _COMPOSED = tuple(case for case in _CASES if case.startswith("compose/"))
-_IN_VISION_BLOCKS = ("bitfit", "das", "dpl", "ivlp", "ln_tuning", "lora", "maple", "mma", "prompt_src", "svlc")
+_IN_VISION_BLOCKS = (
+    "bitfit",
+    "das",
+    "dpl",
+    "hicropl",
+    "ivlp",
+    "ln_tuning",
+    "lora",
+    "maple",
+    "mma",
+    "prompt_src",
+    "svlc",
+)
 _IN_VISION_BLOCKS += ("clip_svd", "clippings", "ctp_tft", "lm4visual", "locality", "modx", "vl2v", "vl2v_sd", "xbt")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 # by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside; in

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import published
 import pytest
+import tiny_clip
 import torch
 import torch.nn.functional as F
 from published import LIBRARIES
@@ -179,6 +181,122 @@ def test_prompt_srcs_average_over_epochs(library: str) -> None:
     for key, value in model.method.state_dict().items():
         expected.relative(f"after.{key}", value)
     expected.scaled("after_logits", model(expected["images"]))
+
+
+OF_HICROPL = {  # how the reference calls the parts of the networks that refine vision and text prompts
+    "vision.summaries.": "attn_pooling_text_nets.", "text.summaries.": "attn_pooling_visual_nets.",
+    "vision.": "text2visual_net.", "text.": "visual2text_net.",
+}  # fmt: skip
+OF_PROMPTS = {"ctx": "text.0", "cross_prompts_text.": "text.", "cross_prompts_visual.": "vision."}
+
+
+def of_network(key: str) -> str:
+    """The name that the reference has for a tensor of the networks."""
+    if key.endswith(".proxy_token"):
+        tower, _, number, _ = key.split(".")
+        return f"{'text' if tower == 'vision' else 'visual'}_proxy_token.{number}"
+    ours, theirs = next(pair for pair in OF_HICROPL.items() if key.startswith(pair[0]))
+    return theirs + re.sub("^c_", "ffn.c_", key.removeprefix(ours))
+
+
+def of_prompt(key: str) -> str:
+    """The name that we have for a prompt of the reference."""
+    ours, theirs = next(pair for pair in OF_PROMPTS.items() if key.startswith(pair[0]))
+    return theirs + key.removeprefix(ours)
+
+
+def drawn(prefix: str, key: str, shape: torch.Size) -> Tensor:
+    """A tensor of HiCroPL at the start; a prompt, or one of the networks."""
+    noise = tiny_clip.draw(prefix + key, tuple(shape))
+    if key.startswith(tuple(OF_PROMPTS)):
+        return 0.1 * noise
+    if "proxy_token" in key:
+        return noise
+    if len(shape) == 1:
+        return 1 + 0.1 * noise if key.endswith(("ln_1.weight", "ln_2.weight")) else 0.05 * noise
+    return noise / shape[-1] ** 0.5
+
+
+def hierarchical(library: str, fast: bool | None, flow: str) -> AdaptedModel:
+    """The model of the case with its prompts and its networks."""
+    settings, _ = published.case("hicropl")
+    sizes = {f"{size}_{tower}": settings[size] for size in ("n_ctx", "depth") for tower in ("text", "vision")}
+    method = methods.HiCroPL(
+        **sizes, flow=flow, cross_block=settings["cross_layer"], ctx_init=settings["ctx_init"],
+        weight=settings["lambda_"], descriptors=settings["texts"],
+    )  # fmt: skip
+    names = [name.replace("_", " ") for name in settings["names"]]
+    model = adapt.wrap(published.backbone(library), method, names, fast)
+    method.prepare(Given(model, torch.empty(0), torch.empty(0)))
+    networks = {key: of_network(key) for key in method.aside.state_dict()}
+    prompts = {of_prompt(key): key for key in ("ctx", *(f"cross_prompts_text.{block}" for block in (1, 2)))}
+    prompts |= {of_prompt(key): key for key in (f"cross_prompts_visual.{block}" for block in (0, 1, 2))}
+    for module, called in ((method.aside, networks), (method, prompts)):
+        state = module.state_dict()
+        module.load_state_dict({key: drawn(settings["drawn"], called[key], state[key].shape) for key in state})
+    return model
+
+
+def hierarchical_step(model: AdaptedModel, number: int) -> ImageStep:
+    settings, expected = published.case("hicropl")
+    images = tiny_clip.draw(f"{settings['drawn_images']}images.{number}", (4, 3, 32, 32))
+    return model.step(images, expected[f"labels.{number}"])
+
+
+@FAST
+@EVERY_LIBRARY
+def test_hicropl(library: str, fast: bool | None) -> None:
+    """The published flow: prompts are overwritten before each step; in evaluation too there, and only there."""
+    settings, expected = published.case("hicropl")
+    model = hierarchical(library, fast, "published")
+    method: Any = model.method
+    optimizer = torch.optim.Adam(method.trains(), **{key: settings[key] for key in ("lr", "weight_decay", "eps")})
+    losses = []
+    for number in range(settings["steps"]):
+        step = hierarchical_step(model, number)
+        terms, _ = model.losses(step)
+        optimizer.zero_grad()
+        method.backward(terms)
+        losses.append(total(terms).detach())
+        if number == 0:
+            expected.scaled("logits", step.logits)
+            expected.scaled("loss", losses[0])
+            expected.scaled("ce", terms["cross_entropy"])
+            expected.scaled("fixed_text_features", step.frozen_class_features(method.texts))
+            expected.scaled("frozen_image_features", step.frozen_features)
+            for key in expected.under("mapped."):
+                expected.relative(f"mapped.{key}", method.get_parameter(of_prompt(key)))
+            for key in expected.under("grad."):
+                expected.relative(f"grad.{key}", method.get_parameter(of_prompt(key)).grad)
+        optimizer.step()
+    expected.scaled("steps.loss", torch.stack(losses))
+    for key in expected.under("after."):
+        expected.relative(f"after.{key}", method.get_parameter(of_prompt(key)))
+    images = tiny_clip.draw(f"{settings['drawn_images']}test_images", (4, 3, 32, 32))
+    for asked in range(3):
+        method.fold()
+        with torch.no_grad():
+            answers = model.eval()(images)
+            assert torch.equal(model(images), answers)
+        expected.scaled(f"after_logits.{asked}", answers)
+
+
+@FAST
+@EVERY_LIBRARY
+def test_hicropl_as_intended(library: str, fast: bool | None) -> None:
+    """Logits are the same, and gradients reach the networks; of a map of one key they are rounding, and not stored."""
+    _, expected = published.case("hicropl")
+    model = hierarchical(library, fast, "trained")
+    method: Any = model.method
+    step = hierarchical_step(model, 0)
+    method.backward(model.losses(step)[0])
+    expected.scaled("logits", step.logits)
+    networks = {of_network(key): parameter for key, parameter in method.aside.named_parameters()}
+    for key in expected.under("intended."):
+        trained = networks[key] if key in networks else method.get_parameter(of_prompt(key))
+        expected.relative(f"intended.{key}", trained.grad)
+    for key in expected.under("intended_rows."):
+        expected.relative(f"intended_rows.{key}", networks[key].grad.sum(-1))
 
 
 @FAST

@@ -15,7 +15,7 @@ from adapt.devices import moved
 from adapt.engine.pooling import bag_mean
 from adapt.errors import AdaptError
 from adapt.methods.base.view import ImageModelView, ModelView
-from adapt.prompts import Prompt
+from adapt.prompts import Prompt, Texts, texts_key
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -310,14 +310,14 @@ class ImageStep(Step):
             features = self.model.backbone_features(self._entering)
         return features if self.counts is None else F.normalize(bag_mean(features, self.counts), dim=-1)
 
-    def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
+    def frozen_class_features(self, templates: Texts, average: Literal["unit", "raw"] = "unit") -> Tensor:
         """Return the unadapted backbone's class features `(n, e)` for hand-written `templates`, without gradient.
 
-        The `average` over templates is `unit`, the normalised mean of unit-length features, or `raw`, the mean of the
-        tower's outputs, not normalised.
+        `templates` can be a function from a class name to the class's own texts. The `average` over templates is
+        `unit`, the normalised mean of unit-length features, or `raw`, the mean of the tower's outputs, not normalised.
         """
-        key = tuple(templates), average
-        features: Tensor = self._once(key, lambda: self.model.frozen_class_features(*key))
+        key = texts_key(templates), average
+        features: Tensor = self._once(key, lambda: self.model.frozen_class_features(templates, average))
         return features
 
     @property

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 from torch import Tensor
 
 from adapt.backbones.base import Backbone, ImageEncoder
-from adapt.prompts import Prompt
+from adapt.prompts import Prompt, Texts
 
 if TYPE_CHECKING:
     from adapt.methods.base.method import Method
@@ -71,8 +71,11 @@ class ImageModelView(ModelView, Protocol):
     def prompt_features(self) -> tuple[Tensor, ...]:
         """Return, for each class, the unit-length features `(m, e)` of its m prompts."""
 
-    def frozen_class_features(self, templates: Sequence[str], average: Literal["unit", "raw"] = "unit") -> Tensor:
-        """Return the unadapted backbone's features `(n, e)` of the classes in hand-written templates."""
+    def frozen_class_features(self, templates: Texts, average: Literal["unit", "raw"] = "unit") -> Tensor:
+        """Return the unadapted backbone's features `(n, e)` of the classes in hand-written templates.
+
+        `templates` can be a function from a class name to the class's own texts.
+        """
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return unit-length features `(m, e)` of prompts, computed by the adapted text tower."""
