@@ -20,8 +20,13 @@ class Tokens:
     If `block` is None, the learned tokens enter together with the tower's regular tokens. In text, the learned tokens
     take the positions that prompts reserve for them, before position embeddings are added. In vision, the learned
     tokens are appended to the patches, after position embeddings and before the pre-norm. In a decoder, the learned
-    tokens replace the image of the prompt. If `block` is given, the learned tokens replace, at the input of this block,
-    the hidden states of learned tokens that entered earlier.
+    tokens replace the image of the prompt.
+
+    If `block` is given, the learned tokens replace, at the input of this block, the hidden states of learned tokens
+    that entered earlier: a `share` of the new state is from `values`, and the rest is from the state before. With
+    `enters`, the learned tokens instead enter the tower at the input of `block`, and the earlier blocks run without
+    them. In a causal text tower, they enter behind the first token, and the other tokens keep their position
+    embeddings. In vision, they are appended to the patches.
 
     `values` broadcast to `(b, n, k, d)` over images and classes: `(k, d)` is shared, `(n, k, d)` differs by class,
     `(b, 1, k, d)` by image (text and decoder), and `(b, n, k, d)` by image and class (text).
@@ -29,12 +34,16 @@ class Tokens:
 
     values: Tensor
     block: int | None = None
+    enters: bool = False
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.values.ndim not in (2, 3, 4):
             raise ValueError(
                 f"learned tokens are {tuple(self.values.shape)}; expected shape (k, d), (n, k, d) or (b, n, k, d)"
             )
+        if self.share != 1 and (self.enters or self.block is None):
+            raise ValueError(f"share is {self.share} for learned tokens that enter and replace nothing; expected 1")
 
     @property
     def per_class(self) -> bool:
@@ -43,6 +52,10 @@ class Tokens:
     @property
     def per_image(self) -> bool:
         return self.values.ndim == 4
+
+    def over(self, before: Tensor, values: Tensor) -> Tensor:
+        """Return the new states of learned tokens with states `before`, which `values` of the same shape replace."""
+        return values if self.share == 1 else before.lerp(values, self.share)
 
 
 @dataclass(frozen=True)
@@ -128,4 +141,15 @@ class LowRank:
     scale: float
 
 
-Edit = Tokens | Replace | Attention | Parallel | Bypass | After | LowRank
+@dataclass(frozen=True)
+class Outputs:
+    """An edit that changes nothing, but passes the outputs of a vision tower's learned tokens to `take`.
+
+    The outputs `(b, k, d)` are those of the last block, after the tower's final norm and before its projection.
+    """
+
+    take: Callable[[Tensor], None]
+    block: ClassVar[None] = None  # it acts outside the blocks
+
+
+Edit = Tokens | Replace | Attention | Parallel | Bypass | After | LowRank | Outputs

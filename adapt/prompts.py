@@ -35,6 +35,14 @@ class Prompt:
         if len(self.ids) != len(self.slots):
             raise ValueError(f"a prompt has {len(self.ids)} ids but {len(self.slots)} slots; expected equal numbers")
 
+    def with_slots(self, count: int) -> Prompt:
+        """Return this prompt with `count` slots behind the first token, whose id they repeat, and no other slots."""
+        return Prompt(
+            self.ids[:1] * (1 + count) + self.ids[1:],
+            (None, *range(count), *(None,) * (len(self.ids) - 1)),
+            range(self.name.start + count, self.name.stop + count) if self.name else self.name,
+        )
+
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Return `class_names` as a tuple. Raises AdaptError for an empty list, and an empty, repeated or too long name."""

@@ -65,6 +65,7 @@ def run(
 def _edited(
     model: nn.Module, tower: Tower, planned: Plan, prompts: Sequence[Prompt], checkpointing: bool, merge: bool
 ) -> Iterator[None]:
+    prompts = planned.with_slots(prompts)
     inside = _once(model, partial(_inside_blocks, tower, planned, prompts, merge))
     with ExitStack() as stack:
         stack.enter_context(inside())

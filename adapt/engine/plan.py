@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from adapt.backbones.tower import NORMS, Tower
-from adapt.edits import After, Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
+from adapt.edits import After, Attention, Bypass, Edit, LowRank, Outputs, Parallel, Replace, Tokens
 from adapt.errors import AdaptError, nearest
+from adapt.prompts import Prompt
 
 _TAKES_TOKENS = ("text", "vision", "decoder")
 
@@ -27,6 +28,7 @@ class Plan:
     low_rank: dict[int, dict[str, LowRank]] = field(default_factory=dict)
     outer: dict[str, nn.Module] = field(default_factory=dict)  # in place of the tower's own norms and projection
     after: nn.Module | None = None  # between the last block and the final norm
+    outputs: Callable[[Tensor], None] | None = None  # takes the outputs of the learned tokens
 
     @property
     def modules(self) -> Iterator[nn.Module]:
@@ -43,6 +45,21 @@ class Plan:
     def images(self) -> int | None:
         """The number of images that have separate learned tokens; None if all images share the tokens."""
         return len(self.entering.values) if self.entering is not None and self.entering.per_image else None
+
+    @property
+    def learned(self) -> int:
+        """The number of learned tokens in the tower, from where they enter on."""
+        return 0 if self.entering is None else self.entering.values.shape[-2]
+
+    def entering_at(self, block: int | None) -> Tokens | None:
+        """Return the learned tokens that enter at the input of `block`, or of the tower if None; None without any."""
+        return self.entering if self.entering is not None and self.entering.block == block else None
+
+    def with_slots(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        """Return `prompts` with slots for learned tokens, which the plan adds if these tokens enter at a block."""
+        if self.entering is None or self.entering.block is None:
+            return prompts
+        return [prompt.with_slots(self.learned) for prompt in prompts]
 
     @property
     def prefix_per_class(self) -> bool:
@@ -79,22 +96,39 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
             if sorted_out.after is not None:
                 raise AdaptError(f"two edits add a module after the blocks of {place}: keep one")
             sorted_out.after = edit.module
-        elif edit.block is not None:
+        elif isinstance(edit, Outputs):
+            sorted_out.outputs = edit.take
+        elif edit.block is not None and not edit.enters:
             _claim(sorted_out.overwriting, edit.block, edit, place)
         elif sorted_out.entering is not None:
-            raise AdaptError(f"two edits add learned tokens at the input of the {tower.name} tower: keep one")
+            raise AdaptError(f"two edits add learned tokens to the {tower.name} tower: keep one")
         else:
             sorted_out.entering = edit
-    if sorted_out.entering is None and (sorted_out.overwriting or sorted_out.attention):
-        raise AdaptError(
-            "an edit changes learned tokens inside a tower, but no edit adds learned tokens at its input: add Tokens"
-        )
+    _check_entered(sorted_out)
     inside = set[int]().union(sorted_out.replaced, sorted_out.attention, sorted_out.parallel, sorted_out.low_rank)
     if wasted := sorted(sorted_out.bypassed.keys() & inside):
         raise AdaptError(f"block {wasted[0]} is bypassed by one edit and changed by another: remove one edit")
     for edit in sorted_out.overwriting.values():
         _check_shape(edit, sorted_out.entering)  # type: ignore[arg-type]
     return sorted_out
+
+
+def _check_entered(planned: Plan) -> None:
+    """Raise AdaptError if an edit changes or reads learned tokens where the tower has none."""
+    if planned.entering is None:
+        if planned.overwriting or planned.attention or planned.outputs is not None:
+            raise AdaptError(
+                "an edit changes or reads learned tokens inside a tower, but no edit adds learned tokens at its input "
+                "or at a block: add Tokens"
+            )
+    elif (first := planned.entering.block) is not None:
+        early = [block for block in planned.attention if block < first]
+        early += [block for block in planned.overwriting if block <= first]
+        if early:
+            raise AdaptError(
+                f"an edit changes learned tokens at block {early[0]}, but they enter at the input of block {first}: "
+                f"change blocks after {first}"
+            )
 
 
 def _place(tower: Tower, edit: Edit) -> str:
@@ -104,6 +138,17 @@ def _place(tower: Tower, edit: Edit) -> str:
         raise AdaptError(f"learned tokens cannot be added to {where}; expected one of: {', '.join(_TAKES_TOKENS)}")
     if isinstance(edit, Tokens | Attention):
         tower.check_takes_tokens()
+    if (
+        isinstance(edit, Tokens)
+        and edit.enters
+        and not (tower.name == "vision" or (tower.form.causal and tower.form.pooling == "end"))
+    ):
+        raise AdaptError(
+            f"learned tokens cannot enter at a block of {where}; expected a vision tower, or a causal text tower that "
+            "pools at the end-of-text token: use another method, such as maple"
+        )
+    if isinstance(edit, Outputs) and (tower.name != "vision" or "final_norm" not in tower.parts):
+        raise AdaptError(f"outputs of learned tokens require a vision tower with a final norm, which {where} is not")
     if isinstance(edit, LowRank) and tower.name != "decoder":
         raise AdaptError(f"low-rank updates of each image require a decoder, and cannot be applied to {where}")
     if isinstance(edit, After) and (tower.name != "vision" or tower.form.pooling == "none"):

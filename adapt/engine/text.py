@@ -120,6 +120,9 @@ def _of_image(edits: Sequence[Edit], image: int) -> list[Edit]:
     ]
 
 
+_Packed = tuple[Packing, Packing]  # at the tower's input, and from the block on at which learned tokens enter
+
+
 @dataclass(eq=False)
 class FastText:
     """A fast encoder for the prompts of a fixed list of classes, which packs the prompts once for all calls."""
@@ -127,7 +130,7 @@ class FastText:
     backbone: DualEncoder
     prompts: Sequence[Prompt]
     checkpointing: bool = False
-    _packings: dict[tuple[int, int, torch.device], list[Packing]] = field(default_factory=dict, init=False)
+    _packings: dict[tuple[int, int, torch.device, int], list[_Packed]] = field(default_factory=dict, init=False)
 
     def __call__(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Return the text features of all prompts before normalisation, using about `budget` bytes for activations.
@@ -136,42 +139,50 @@ class FastText:
         """
         tower = self.backbone.tower("text")  # looked up anew: blocks may have been cut out of it
         planned = plan(tower, edits)
+        prompts = planned.with_slots(self.prompts)
         # with dropout, each class draws its own noise on the prefix, as it does on the plain path
         noisy = any(active_dropout(module) for module in planned.modules)
-        prefix = 0 if noisy else shared_prefix(self.prompts, planned.prefix_per_class)
+        prefix = 0 if noisy else shared_prefix(prompts, planned.prefix_per_class)
         keeps = torch.is_grad_enabled() and bool(edits)
-        lengths = [len(prompt.ids) for prompt in self.prompts]
+        lengths = [len(prompt.ids) for prompt in prompts]
         images = planned.images or 1
         own_rows = images * (sum(lengths) / len(lengths) - prefix)
         size = classes_within(budget, tower, len(lengths), own_rows, images * prefix, max(lengths), keeps)
         return in_parts(
-            self._packed(prefix, size), lambda packing: self._encode(tower, packing, planned), recompute=keeps
+            self._packed(prompts, prefix, size), lambda packed: self._encode(tower, packed, planned), recompute=keeps
         )
 
-    def _packed(self, prefix: int, size: int) -> list[Packing]:
-        device = self.backbone.device
-        key = (prefix, size, device)
+    def _packed(self, prompts: Sequence[Prompt], prefix: int, size: int) -> list[_Packed]:
+        """Return the packings of the encoder's own prompts, and of `prompts`, which may have slots in addition."""
+        device, added = self.backbone.device, len(prompts[0].ids) - len(self.prompts[0].ids)
+        key = (prefix, size, device, added)
         packings = self._packings.get(key)
         if packings is None:
             with torch.inference_mode(False):  # training must be able to use what prediction has packed
-                packings = [
-                    pack(self.prompts[start : start + size], prefix, start, device)
-                    for start in range(0, len(self.prompts), size)
-                ]
+                wider = _in_chunks(prompts, prefix, size, device)
+                # slots that classes share are in the prefix, behind the first token
+                own = (
+                    _in_chunks(self.prompts, prefix - added if prefix > 1 else prefix, size, device) if added else wider
+                )
+            packings = [*zip(own, wider, strict=True)]
             self._packings = {key: packings}  # one entry: a new budget or device replaces the old packings
         return packings
 
-    def _encode(self, tower: Tower, packing: Packing, planned: Plan) -> Tensor:
-        """Return the text features `([b,] n, e)` of the classes whose prompts are packed together in `packing`."""
+    def _encode(self, tower: Tower, packed: _Packed, planned: Plan) -> Tensor:
+        """Return the text features `([b,] n, e)` of the classes whose prompts are packed together in `packed`."""
+        packing, with_slots = packed
         parts: TextParts = tower.text  # type: ignore[assignment]
         with frozen(self.backbone.model):
             check_parts(tower, self.backbone.model)
             x = parts.embedding(packing.ids)
             x = x.to(tower.dtype or x.dtype)  # as in open_clip, if only the blocks have low precision
-            if planned.entering is not None:
-                x = _placed(x, planned.entering, packing)
+            if (entering := planned.entering_at(None)) is not None:
+                x = _placed(x, entering, packing)
             x = x + parts.positions()[packing.positions].to(x.dtype)
             for index, block in enumerate(tower.blocks):
+                if (entering := planned.entering_at(index)) is not None:
+                    packing = with_slots
+                    x = _placed(_spread(x, packing), entering, packing)
                 if index in planned.overwriting:
                     x = _placed(x, planned.overwriting[index], packing)
                 last = index == len(tower.blocks) - 1
@@ -193,10 +204,25 @@ class FastText:
         return again_in_backward(self.backbone.model, compute, x) if self.checkpointing else compute(x)
 
 
+def _in_chunks(prompts: Sequence[Prompt], prefix: int, size: int, device: torch.device) -> list[Packing]:
+    """Return packings of `size` prompts each, whose first `prefix` tokens are equal."""
+    starts = range(0, len(prompts), size)
+    return [pack(prompts[start : start + size], prefix, start, device) for start in starts]
+
+
 def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
     """Return the hidden states `x` `([b,] rows, d)` of packed prompts, with learned tokens written into their rows."""
     values = edit.values if edit.values.ndim > 2 else edit.values[None]
     chosen = values[..., packing.slot_class if edit.per_class else 0, packing.slot_index, :]
     if edit.per_image:
         x = x.expand(len(values), *x.shape[-2:])
-    return x.index_copy(-2, packing.slot_rows, chosen.to(x.dtype).expand(*x.shape[:-2], *chosen.shape[-2:]))
+    chosen = chosen.to(x.dtype).expand(*x.shape[:-2], *chosen.shape[-2:])
+    if edit.share < 1:
+        chosen = edit.over(x[..., packing.slot_rows, :], chosen)
+    return x.index_copy(-2, packing.slot_rows, chosen)
+
+
+def _spread(x: Tensor, packing: Packing) -> Tensor:
+    """Return the hidden states `x` of prompts without slots in the rows of `packing`, whose slots are zero."""
+    wider = x.new_zeros(*x.shape[:-2], packing.rows, x.shape[-1])
+    return wider.masked_scatter(~packing.learned[:, None], x)

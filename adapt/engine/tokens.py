@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from adapt.backbones.tower import Block, Tower
 from adapt.edits import Attention, Tokens
 from adapt.engine.plan import Plan
+from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
 Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
@@ -20,18 +21,24 @@ Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)
 
 @contextmanager
 def entered(tower: Tower, planned: Plan, prompts: Sequence[Prompt]) -> Iterator[None]:
-    """Insert the learned tokens of `planned` into each forward of `tower` by the library in the `with` block."""
+    """Insert the learned tokens of `planned` into each forward of `tower` by the library in the `with` block.
+
+    `prompts` have slots for all learned tokens. The outputs of learned tokens are cut off behind the last block.
+    """
     with ExitStack() as stack:
         for edit in (planned.entering, *planned.overwriting.values()):
             if edit is not None:
-                hooks = _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hooks(tower, edit)
-                for handle in hooks:
-                    stack.enter_context(handle)
+                hook = _text_hook(tower, edit, prompts) if tower.name == "text" else _vision_hook(tower, edit)
+                stack.enter_context(hook)
+        if planned.entering is not None and (tower.name != "text" or planned.entering.block is not None):
+            last = tower.blocks[-1]
+            change = oriented(last, partial(_without_learned, tower, planned))
+            stack.enter_context(last.module.register_forward_hook(lambda module, inputs, output: change(output)))
         yield
 
 
-def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterator[RemovableHandle]:
-    """Yield the hook that writes learned tokens, `(k, d)` or by prompt `(n, k, d)`, to their prompt positions."""
+def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> RemovableHandle:
+    """Register the hook that writes learned tokens, `(k, d)` or by prompt `(n, k, d)`, to their prompt positions."""
     places = [
         (row, position, slot)
         for row, prompt in enumerate(prompts)
@@ -41,30 +48,63 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Iterato
     rows, positions, slots = (torch.tensor(column, device=edit.values.device) for column in zip(*places))
 
     def overwrite(x: Tensor) -> Tensor:
-        values = edit.values[rows, slots] if edit.per_class else edit.values[slots]
-        return x.index_put((rows, positions), values.to(x.dtype))
+        values = (edit.values[rows, slots] if edit.per_class else edit.values[slots]).to(x.dtype)
+        return x.index_put((rows, positions), edit.over(x[rows, positions], values))
 
     if edit.block is None:
-        embedding = tower.embedding
-        yield embedding.register_forward_hook(lambda module, inputs, output: overwrite(output))
-    else:
-        yield _before(tower.blocks[edit.block], overwrite)
+        return tower.embedding.register_forward_hook(lambda module, inputs, output: overwrite(output))
+    if edit.enters:
+        _check_room(tower, edit.values.shape[-2], prompts)
+        return _before(tower.blocks[edit.block], lambda x: overwrite(_opened(edit.values.shape[-2], x)))
+    return _before(tower.blocks[edit.block], overwrite)
 
 
-def _vision_hooks(tower: Tower, edit: Tokens) -> Iterator[RemovableHandle]:
-    """Yield hooks that insert learned tokens `(k, d)` or `(b, k, d)` after the patches, at the input or at a block."""
+def _check_room(tower: Tower, count: int, prompts: Sequence[Prompt]) -> None:
+    """Raise AdaptError if a prompt with `count` slots is longer than the library's forward computes."""
+    assert tower.text is not None
+    longest, length = max(len(prompt.ids) for prompt in prompts), len(tower.text.positions())
+    if longest > length:
+        raise AdaptError(
+            f"a prompt has {longest - count} tokens, but {count} of the {length} tokens that the text tower's own "
+            "forward computes are learned: shorten the class name, learn fewer tokens, or leave fast out"
+        )
+
+
+def _opened(count: int, x: Tensor) -> Tensor:
+    """Return the tokens `(n, l, d)` of a causal tower with room for `count` more behind the first.
+
+    The length stays, so that the library's mask fits; the last tokens, which are padding, are dropped.
+    """
+    return torch.cat([x[:, :1], x[:, :count], x[:, 1:-count]], dim=1)
+
+
+def _without_learned(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
+    """Return the last block's output `(b, l, d)` without the learned tokens, whose outputs `planned` may read."""
+    count = planned.learned
+    if tower.name == "text":  # padding, whose values do not matter, was dropped for them
+        return torch.cat([x[:, :1], x[:, 1 + count :], x[:, -count:]], dim=1)
+    if planned.outputs is not None:
+        assert tower.final_norm is not None
+        planned.outputs(tower.final_norm(x[:, -count:]))
+    return x[:, :-count]
+
+
+def _vision_hook(tower: Tower, edit: Tokens) -> RemovableHandle:
+    """Register the hook that puts learned tokens `(k, d)` or `(b, k, d)` behind the patches."""
     count = edit.values.shape[-2]
 
-    def appended(x: Tensor) -> Tensor:
-        return torch.cat([x, edit.values.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+    def values(x: Tensor) -> Tensor:
+        return edit.values.to(x.dtype).expand(len(x), -1, -1)
 
-    if edit.block is not None:
-        yield _before(tower.blocks[edit.block], lambda x: appended(x[:, :-count]))
-        return
-    yield _before(tower.blocks[0], appended) if tower.pre_norm is None else _change_input(tower.pre_norm, appended)
-    last = tower.blocks[-1]
-    cut = oriented(last, lambda x: x[:, :-count])
-    yield last.module.register_forward_hook(lambda module, inputs, output: cut(output))
+    def append(x: Tensor) -> Tensor:
+        return torch.cat([x, values(x)], dim=1)
+
+    def overwrite(x: Tensor) -> Tensor:
+        return torch.cat([x[:, :-count], edit.over(x[:, -count:], values(x))], dim=1)
+
+    if edit.block is None and tower.pre_norm is not None:
+        return _change_input(tower.pre_norm, append)
+    return _before(tower.blocks[edit.block or 0], append if edit.block is None or edit.enters else overwrite)
 
 
 def _before(block: Block, change: Change) -> RemovableHandle:
@@ -84,10 +124,9 @@ def masked(tower: Tower, planned: Plan, prompts: Sequence[Prompt], edit: Attenti
     """Return a function from scores `(b, h, l, l)` to attention weights of `edit`, masked if the tower is causal."""
     if tower.name == "text":
         return partial(_text_weights, edit, prompts, tower.form.causal)
-    count = planned.entering.values.shape[-2]  # type: ignore[union-attr]
 
     def weights(scores: Tensor) -> Tensor:
-        learned = torch.arange(scores.shape[-1], device=scores.device) >= scores.shape[-1] - count
+        learned = torch.arange(scores.shape[-1], device=scores.device) >= scores.shape[-1] - planned.learned
         return edit.weights(scores, learned, learned)
 
     return weights

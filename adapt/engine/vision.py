@@ -21,7 +21,7 @@ from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tower import Tower, VisionParts, check_parts
 from adapt.edits import Attention, Edit
 from adapt.engine.agreement import bypassing_absent, same_features
-from adapt.engine.blocks import again_in_backward, run_block
+from adapt.engine.blocks import RowIndex, again_in_backward, run_block
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
@@ -93,7 +93,7 @@ def tokens(backbone: ImageEncoder, images: Tensor, edits: Sequence[Edit], checkp
     with frozen(backbone.model):
         x = entered(tower, planned, images)
         x = _through(backbone.model, tower, planned, 0, x, checkpointing, whole=True)
-    return x if planned.entering is None else x[:, : -planned.entering.values.shape[-2]]
+    return x[:, : -planned.learned] if planned.learned else x
 
 
 def encode_from(
@@ -128,9 +128,11 @@ def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
 
 
 def _first_edited(tower: Tower, planned: Plan) -> int:
-    if planned.entering is not None or "pre_norm" in planned.outer:
+    if "pre_norm" in planned.outer:
         return 0
     inside = [*planned.replaced, *planned.attention, *planned.parallel, *planned.bypassed]
+    if planned.entering is not None:
+        inside.append(planned.entering.block or 0)
     if planned.after is not None:  # the last block then computes all tokens
         inside.append(len(tower.blocks) - 1)
     return min(inside, default=len(tower.blocks))
@@ -144,8 +146,8 @@ def _parts(tower: Tower) -> VisionParts:
 def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
     """Return the input `(b, l, d)` of the first block for `images`, including learned tokens that are added there."""
     x = _parts(tower).embed(images)
-    if planned.entering is not None:
-        x = torch.cat([x, _learned(planned.entering.values, x)], dim=1)
+    if (entering := planned.entering_at(None)) is not None:
+        x = torch.cat([x, _learned(entering.values, x)], dim=1)
     pre_norm = planned.outer.get("pre_norm", tower.pre_norm)
     return x if pre_norm is None else pre_norm(x)
 
@@ -167,45 +169,54 @@ def _through(
 ) -> Tensor:
     """Return tokens `x` `(b, l, d)` after all blocks from number `first` on, or up to the block before `until`.
 
-    Without `whole`, the last block computes only the class token where that alone is read.
+    Without `whole`, the last block computes only the class token where that alone is read, and the learned tokens if
+    their outputs are read.
     """
     one_row = tower.form.pooling == "class" and planned.after is None and not whole
-    learned = 0 if planned.entering is None else planned.entering.values.shape[-2]
+    learned = planned.learned
+    read = CLASS_ROW if planned.outputs is None else torch.tensor([0, *range(-learned, 0)], device=x.device)
     last = len(tower.blocks) - 1
     for index in range(first, len(tower.blocks) if until is None else until):
-        if index in planned.overwriting:
-            values = planned.overwriting[index].values
-            x = torch.cat([x[:, : -values.shape[-2]], _learned(values, x)], dim=1)
-        rows = CLASS_ROW if index == last and one_row else None
+        if (entering := planned.entering_at(index)) is not None:
+            x = torch.cat([x, _learned(entering.values, x)], dim=1)
+        if (edit := planned.overwriting.get(index)) is not None:
+            x = torch.cat([x[:, :-learned], edit.over(x[:, -learned:], _learned(edit.values, x))], dim=1)
+        rows = read if index == last and one_row else None
         if index in planned.bypassed:
             x = planned.bypassed[index](x if rows is None else x[:, rows])
             continue
-        attending = partial(attend, tower.heads, planned.attention.get(index), learned)
+        attending = partial(attend, tower.heads, planned.attention.get(index), learned, rows=rows)
         block = partial(run_block, tower.blocks[index], index, planned, attend=attending, rows=rows)
         x = again_in_backward(model, block, x) if checkpointing else block(x)
     return x
 
 
-def attend(heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return attention of `q` `(b, queries, d)` to `k`, `v` `(b, l, d)`; the last `learned` keys are learned tokens."""
+def attend(
+    heads: int, edit: Attention | None, learned: int, q: Tensor, k: Tensor, v: Tensor, rows: RowIndex | None = None
+) -> Tensor:
+    """Return attention of `q` `(b, queries, d)`, all or some `rows` of the tokens, to `k` and `v` `(b, l, d)`.
+
+    The last `learned` tokens are learned tokens.
+    """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     if edit is None:
         mixed = F.scaled_dot_product_attention(q, k, v)
     else:
         keys = torch.arange(k.shape[2], device=k.device) >= k.shape[2] - learned
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
-        mixed = edit.weights(scores, keys[: q.shape[2]], keys) @ v
+        mixed = edit.weights(scores, keys if rows is None else keys[rows], keys) @ v
     return mixed.transpose(1, 2).flatten(2)
 
 
 def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
     """Return image features `(b, e)`, pooled from the output of the last block without the learned tokens."""
-    parts = _parts(tower)
-    if planned.entering is not None and (tower.form.pooling != "class" or planned.after is not None):
-        x = x[:, : -planned.entering.values.shape[-2]]
+    parts, norm = _parts(tower), planned.outer.get("final_norm", tower.final_norm)
+    assert norm is not None  # every mapped vision tower has one
+    if planned.outputs is not None:
+        planned.outputs(norm(x[:, -planned.learned :]))
+    if planned.learned and (tower.form.pooling != "class" or planned.after is not None):
+        x = x[:, : -planned.learned]
     if planned.after is not None:
         x = planned.after(x)
-    norm = planned.outer.get("final_norm", tower.final_norm)
-    assert norm is not None  # every mapped vision tower has one
     features: Tensor = planned.outer.get("projection", parts.project)(parts.read(x, norm))
     return features

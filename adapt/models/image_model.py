@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from adapt.backbones.base import ImageEncoder
 from adapt.data.bags import has_bags
 from adapt.devices import moved
-from adapt.edits import After, Edit, Replace
+from adapt.edits import After, Edit, Outputs, Replace
 from adapt.engine import values, vision
 from adapt.engine.pooling import bag_mean
 from adapt.engine.watching import watched
@@ -138,6 +138,16 @@ class ImageModel(Adapted[E]):
             features = encoder.image_features(images)
         features = self.projected(features, unit=False)
         return F.normalize(features, dim=-1) if unit else features
+
+    @in_one_mode
+    def learned_outputs(self, images: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
+        """Return the outputs `(b, k, d)` of learned vision tokens, and unit-length features `(b, e)`, in one pass.
+
+        The outputs are those of the final norm, before the projection.
+        """
+        outputs: list[Tensor] = []
+        features = self._image_features(images, [*self._edits("vision", Context()), Outputs(outputs.append)])
+        return outputs[0], F.normalize(self.projected(features, unit=False), dim=-1)
 
     def projected(self, features: Tensor, unit: bool = True) -> Tensor:
         """Return features after the method's projection, if any, normalised again if `unit` is True."""

@@ -15,13 +15,14 @@ from torch import nn
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.edits import After, Attention, Bypass, Edit, LowRank, Parallel, Replace, Tokens
+from adapt.edits import After, Attention, Bypass, Edit, LowRank, Outputs, Parallel, Replace, Tokens
 from adapt.engine.plan import plan
 from adapt.engine.text import FastText, PlainText
 from adapt.prompts import Prompt
 
 SHARED, PER_CLASS, PER_IMAGE = (Tokens(torch.zeros(shape)) for shape in ((2, 4), (3, 2, 4), (5, 1, 2, 4)))
 DEEP = Tokens(torch.zeros(2, 4), block=1)
+ENTERING = Tokens(torch.zeros(2, 4), block=1, enters=True)
 LINEAR = nn.Linear(4, 4)
 TOWER = tiny_backbones.backbone("open_clip").tower("text")
 
@@ -87,6 +88,7 @@ MISSING = [
         f"'pre_norm', which {TEXT} does not have; .*Valid: final_norm, projection",
     ),
     (LowRank(0, "q", torch.zeros(1, 4, 1), torch.zeros(1, 4, 1), 1.0), "require a decoder, and cannot be applied"),
+    (Outputs(print), f"outputs of learned tokens require a vision tower with a final norm, which {TEXT} is not"),
     (After(LINEAR), f"After requires a vision tower that pools its tokens, and cannot be applied to {TEXT}"),
 ]
 
@@ -116,6 +118,21 @@ def test_a_decoder_and_a_fusion_tower_refuse_what_they_cannot_carry() -> None:
         plan(tiny_llms.vision_llm("llama").tower("decoder"), [update])
 
 
+def test_where_learned_tokens_can_enter() -> None:
+    assert plan(TOWER, [ENTERING]).entering_at(1) is ENTERING
+    assert plan(TOWER, [ENTERING]).entering_at(None) is None
+    reading = plan(tiny_backbones.backbone("hf_siglip").tower("vision"), [ENTERING, Outputs(print)])
+    assert reading.outputs is print
+    with pytest.raises(AdaptError, match="but no edit adds learned tokens at its input or at a block: add Tokens"):
+        plan(tiny_backbones.backbone("open_clip").tower("vision"), [Outputs(print)])
+    for tower in (tiny_backbones.backbone("hf_siglip").tower("text"), tiny_llms.vision_llm("llama").tower("decoder")):
+        with pytest.raises(AdaptError, match=f"cannot enter at a block of the {tower.name} tower; expected a vision"):
+            plan(tower, [ENTERING])
+    for block, enters in ((None, False), (1, True)):
+        with pytest.raises(ValueError, match=r"share is 0\.5 for learned tokens that enter and replace nothing"):
+            Tokens(torch.zeros(2, 4), block, enters, share=0.5)
+
+
 @pytest.mark.parametrize(
     ("edits", "images", "prefix_per_class"),
     [
@@ -136,10 +153,13 @@ def test_what_prompts_can_share(edits: list[Edit], images: int | None, prefix_pe
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ([SHARED, PER_CLASS], "learned tokens at the input of the text tower"),
+        ([SHARED, PER_CLASS], "two edits add learned tokens to the text tower"),
         ([SHARED, DEEP, DEEP], "the same kind change block 1 of the text tower"),
         ([Replace(0, "q", LINEAR), Replace(0, "q", LINEAR)], "the same kind change q of block 0 of the text tower"),
         ([SHARED, attention(), attention()], "the same kind change block 0 of the text tower"),
+        ([SHARED, ENTERING], "two edits add learned tokens to the text tower"),
+        ([ENTERING, DEEP], "an edit changes learned tokens at block 1, but they enter at the input of block 1"),
+        ([ENTERING, attention()], "an edit changes learned tokens at block 0, but they enter at the input of block 1"),
         ([DEEP], "but no edit adds learned tokens at its input"),
         ([attention()], "but no edit adds learned tokens at its input"),
         ([Bypass(1, LINEAR), Replace(1, "q", LINEAR)], "block 1 is bypassed by one edit and changed by another"),

@@ -11,7 +11,7 @@ import torch
 from checks import scaled
 from torch import Tensor, nn
 
-from adapt import Backbone
+from adapt import AdaptError, Backbone
 from adapt.edits import Attention, Bypass, Edit, Parallel, Replace, Tokens
 from adapt.engine import blocks as computing
 from adapt.engine import text
@@ -50,6 +50,14 @@ EDITS: dict[str, list[Edit]] = {
     "shared tokens": [Tokens(values(2)), Tokens(values(2).detach() + 0.1, block=1)],
     "tokens of a class": [Tokens(values(3, 2)), Tokens(values(3, 2).detach() + 0.1, block=2)],
     "tokens of an image": [Tokens(values(2, 1, 2)), Tokens(values(2), block=1)],
+    "tokens of a block": [Tokens(values(3), 1, enters=True), Tokens(values(3).detach() + 0.1, 2)],
+    "blended tokens": [Tokens(values(3), 0, enters=True), Tokens(values(3).detach() + 0.1, 2, share=0.6)],
+    "a block's tokens of a class": [Tokens(values(3, 2), 1, enters=True), Tokens(values(2), 2, share=0.6)],
+    "a block's tokens of an image": [Tokens(values(2, 1, 2), 1, enters=True), Tokens(values(2), 2, share=0.6)],
+    "weights from a block on": [
+        Tokens(values(2), 1, enters=True),
+        Attention(2, lambda scores, learned, _: (scores * (1 + learned[..., None].float())).softmax(-1), True),
+    ],
     "a projection": [Replace(0, "v", module(1)), Replace(2, "out", module(2))],
     "beside a site": [Parallel(0, "attn", module(1)), Parallel(2, "mlp", module(2))],
     "beside a site, behind its norm": [
@@ -85,6 +93,41 @@ def test_both_paths_agree_in_any_budget(name: str, checkpointing: bool, open_cli
                 assert scaled(path(edits, budget), features) < 1e-5
     unedited = PlainText(open_clip, PROMPTS)([], ENOUGH)
     assert name == "none" or scaled(expected[0], unedited) > 1e-4
+
+
+def test_tokens_enter_behind_the_first_and_are_seen_from_there_on(open_clip: Backbone) -> None:
+    """In words of the tower: its blocks on all tokens, a causal mask, and the end of text moved by as many."""
+    prompt = Prompt((START, A, PHOTO, CAT, END), (None,) * 5)
+    tokens = values(3).detach()
+    tower: Any = open_clip.model
+    x = tower.token_embedding(torch.tensor([prompt.ids])) + tower.positional_embedding[:5]
+    for number, block in enumerate(tower.transformer.resblocks):
+        if number == 1:
+            x = torch.cat([x[:, :1], tokens[None], x[:, 1:]], dim=1)
+        x = block(x, attn_mask=torch.full([x.shape[1]] * 2, -torch.inf).triu(1))
+    expected = tower.ln_final(x[:, -1]) @ tower.text_projection
+    for path in (PlainText(open_clip, [prompt]), FastText(open_clip, [prompt])):
+        assert scaled(path([Tokens(tokens, 1, enters=True)], ENOUGH), expected) < 1e-5
+
+
+def test_a_share_of_one_overwrites_and_of_zero_leaves(open_clip: Backbone) -> None:
+    entering, later = Tokens(values(2).detach(), 0, enters=True), values(2).detach() + 0.1
+    for path in (PlainText(open_clip, PROMPTS), FastText(open_clip, PROMPTS)):
+        overwritten = path([entering, Tokens(later, 1)], ENOUGH)
+        assert torch.equal(path([entering, Tokens(later, 1, share=1.0)], ENOUGH), overwritten)
+        assert scaled(path([entering, Tokens(later, 1, share=1 - 1e-7)], ENOUGH), overwritten) < 1e-5
+        left = path([entering, Tokens(later, 1, share=0.0)], ENOUGH)
+        assert torch.equal(left, path([entering], ENOUGH))
+        assert scaled(left, overwritten) > 1e-3
+
+
+def test_a_prompt_without_room_for_entering_tokens_needs_the_fast_path(open_clip: Backbone) -> None:
+    long = [Prompt((START, *[CAT] * 73, END), (None,) * 75), PROMPTS[0]]
+    fits, edits = [Prompt(long[0].ids[2:], (None,) * 73)], [Tokens(values(4), 1, enters=True)]
+    assert FastText(open_clip, long)(edits, ENOUGH).shape == (2, 64)
+    assert scaled(PlainText(open_clip, fits)(edits, ENOUGH), FastText(open_clip, fits)(edits, ENOUGH)) < 1e-5
+    with pytest.raises(AdaptError, match=r"a prompt has 75 tokens, but 4 of the 77 tokens .* leave fast out"):
+        PlainText(open_clip, long)(edits, ENOUGH)
 
 
 @pytest.mark.parametrize(("checkpointing", "blocks"), [(True, 3), (False, 0)])

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.edits import After, Attention, Bypass, Edit, Parallel, Replace, Tokens
+from adapt.edits import After, Attention, Bypass, Edit, Outputs, Parallel, Replace, Tokens
 from adapt.engine import vision
 from adapt.engine.hooks import run
 from adapt.methods import LoRA, ZeroShot
@@ -55,6 +55,8 @@ def edits(kind: str, width: int, last: int) -> list[Edit]:
         "none": [],
         "tokens": [Tokens(values(2)), Tokens(values(2), block=last)],
         "tokens of an image": [Tokens(values(3, 2)), Tokens(values(3, 2), block=1)],
+        "tokens of a block": [Tokens(values(2), last, enters=True), Attention(last, _doubled)],
+        "blended tokens": [Tokens(values(2), 0, enters=True), Tokens(values(2), last, share=0.6)],
         "projections": [Replace(0, "q", linear()), Replace(last, "v", linear()), Replace(last, "out", linear())],
         "the MLP": [Replace(0, "fc1", nn.Linear(width, 8)), Replace(0, "fc2", nn.Linear(8, width))],
         "norms": [Replace(0, "norm1", norm()), Replace(last, "norm2", norm())],
@@ -78,7 +80,8 @@ def _doubled(scores: Tensor, learned_queries: Tensor, learned_keys: Tensor) -> T
 
 
 KINDS = (
-    "none", "tokens", "tokens of an image", "projections", "the MLP", "norms", "beside sites", "beside blocks",
+    "none", "tokens", "tokens of an image", "tokens of a block", "blended tokens", "projections", "the MLP", "norms",
+    "beside sites", "beside blocks",
     "skipped blocks", "attention", "outside", "after the blocks", "after learned tokens", "after a skipped block",
 )  # fmt: skip
 
@@ -107,6 +110,42 @@ def test_both_paths_agree(kind: str, backbone: Backbone, request: pytest.Fixture
         assert all(scaled(one, other) < 1e-5 for one, other in zip(again, gradients, strict=True))
     unedited = backbone.encode_image(noise())
     assert kind == "none" or scaled(expected, unedited) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["tokens of an image", "attention", "blended tokens", "after learned tokens"])
+@pytest.mark.parametrize("backbone", LAST, indirect=True)
+def test_what_becomes_of_learned_tokens_is_read_in_the_same_pass(
+    kind: str, backbone: Backbone, request: pytest.FixtureRequest
+) -> None:
+    tower, seen = backbone.tower("vision"), list[Tensor]()
+    asked = edits(kind, tower.width, len(tower.blocks) - 1)
+    reading, learned = [*asked, Outputs(seen.append)], tensors(asked)
+    found = [
+        run(backbone.model, [(tower, reading)], lambda: backbone.encode_image(noise())),
+        vision.encode(backbone, noise(), reading),
+        vision.encode(backbone, noise(), reading, checkpointing=True),
+    ]
+    assert all(scaled(each, vision.encode(backbone, noise(), asked)) < 1e-5 for each in found)
+    assert [each.shape for each in seen] == [(3, 2, tower.width)] * 3
+    expected = torch.autograd.grad(seen[0].sin().sum(), learned, allow_unused=True)
+    for outputs in seen[1:]:
+        assert scaled(outputs, seen[0]) < 1e-5
+        gradients = torch.autograd.grad(outputs.sin().sum(), learned, allow_unused=True)
+        for one, other in zip(gradients, expected, strict=True):
+            assert one is other is None or scaled(one, other) < 1e-5
+
+
+def test_blocks_before_tokens_enter_are_as_ever(open_clip: Backbone) -> None:
+    """They have no graph, and may be computed once for all steps; the last one computes what is read."""
+    tower = open_clip.tower("vision")
+    asked = [Tokens(torch.randn(5, 192), 2, enters=True), Outputs(lambda outputs: None)]
+    assert vision.first_edited(tower, asked) == 2
+    expected = vision.encode(open_clip, noise(), asked)
+    inputs = vision.block_inputs(open_clip, 2, noise())
+    assert torch.equal(vision.encode_from(open_clip, 2, inputs, asked), expected)
+    with Products() as counted, torch.no_grad():
+        vision.encode(open_clip, noise(1), asked)
+    assert counted.rows == [17] * 8 + [17 + 5] + [1 + 5] * 4 + [1]
 
 
 def test_a_module_after_the_blocks_gets_all_tokens_and_begins_where_they_are_complete(open_clip: Backbone) -> None:

@@ -235,6 +235,16 @@ class ImageStep(Step):
         counts = self.inputs.counts if isinstance(self.inputs, Encoded | Bags) else None
         return None if counts is None else moved(counts, self.model.backbone.device)
 
+    @cached_property
+    def learned_outputs(self) -> Tensor:
+        """The outputs `(b, k, d)` of the vision tower's learned tokens, after the final norm, before the projection.
+
+        The same forward pass computes `features`, if it has not been computed before. Of a bag, they are the mean of
+        its images'.
+        """
+        outputs, self.image_features = self.model.learned_outputs(self._entering)
+        return self._of_all(outputs if self.counts is None else bag_mean(outputs, self.counts))
+
     def _encoded(self, inputs: Encoded) -> Tensor:
         return moved(inputs.features, self.model.backbone.device)
 

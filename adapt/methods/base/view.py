@@ -44,6 +44,9 @@ class ImageModelView(ModelView, Protocol):
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Return features `(b, e)` of images `(b, 3, h, w)`, computed by the adapted vision tower."""
 
+    def learned_outputs(self, images: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
+        """Return the final-norm outputs `(b, k, d)` of learned vision tokens, and unit-length features `(b, e)`."""
+
     def backbone_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Return the unadapted backbone's features `(b, e)` of images, normalised to unit length if `unit` is True."""
 
