@@ -116,6 +116,15 @@ def with_context(tokenizer: TextTokenizer, words: str, n_ctx: int, class_name: s
     return Prompt(tuple(ids), tuple(slots), range(name_at, name_at + len(tokenizer.pieces(name))))
 
 
+def check_first_token(tokenizer: TextTokenizer) -> None:
+    """Raise AdaptError if texts begin without a start token, behind which learned tokens could enter."""
+    if _in_front(tokenizer, PLACEHOLDER)[0] == 0:
+        raise AdaptError(
+            "learned tokens enter behind a text's start token, which this tokenizer does not give: use another method, "
+            "such as maple"
+        )
+
+
 @lru_cache(maxsize=16)  # the same for all classes
 def _in_front(tokenizer: TextTokenizer, context: str) -> tuple[int, tuple[int, ...]]:
     """Return the number of special tokens before a text, and the token ids of `context` without special tokens."""

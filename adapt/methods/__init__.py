@@ -50,6 +50,8 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.lp_plus_plus import LPPlusPlus as LPPlusPlus
     from adapt.methods.maple import MaPLe as MaPLe
     from adapt.methods.mma import MMA as MMA
+    from adapt.methods.mmrl import MMRL as MMRL
+    from adapt.methods.mmrlpp import MMRLPP as MMRLPP
     from adapt.methods.modx import ModX as ModX
     from adapt.methods.mqt import MQT as MQT
     from adapt.methods.mrl import MRL as MRL

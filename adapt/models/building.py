@@ -18,7 +18,7 @@ from adapt.engine.plan import plan
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.methods.base.traits import OwnClassifier, trait
-from adapt.prompts import check_class_names
+from adapt.prompts import check_class_names, check_first_token
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
@@ -110,4 +110,6 @@ def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
         class_tokens["vision"] = lambda: patches[:, 0]
     for name in sorted(method.touches):
         tower = backbone.tower(name)
-        plan(tower, method.edits(tower, Context(features, tokens, class_features, class_tokens)))
+        planned = plan(tower, method.edits(tower, Context(features, tokens, class_features, class_tokens)))
+        if name == "text" and planned.entering is not None and planned.entering.block is not None:
+            check_first_token(backbone.tokenizer)

@@ -69,8 +69,9 @@ def _check_kin(method: Method, class_names: Sequence[str], described: Header, fi
 
 
 def _check_settings(method: Method, earlier: Method, file: Path) -> None:
-    """Raise AdaptError if a setting that both methods have has different values."""
-    ours, theirs = (each.config.model_dump(mode="json") for each in (method, earlier))
+    """Raise AdaptError if a setting that both methods have, and that users choose, has different values."""
+    set_by_training = method.config.set_by_training
+    ours, theirs = (each.config.model_dump(mode="json", exclude=set_by_training) for each in (method, earlier))
     differing = [key for key in ours if key in theirs and ours[key] != theirs[key]]
     if differing:
         key = differing[0]

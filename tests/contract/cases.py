@@ -45,6 +45,7 @@ _IN_VISION_BLOCKS = (
     "svlc",
 )
 _IN_VISION_BLOCKS += ("clip_svd", "clippings", "ctp_tft", "lm4visual", "locality", "modx", "vl2v", "vl2v_sd", "xbt")
+_IN_VISION_BLOCKS += ("mmrl", "mmrlpp")
 NEEDS_VISION_BLOCKS = {*_IN_VISION_BLOCKS, *_COMPOSED}
 # by its cases; in tests/methods, since its answers need views, or its last stage trains nothing inside; in
 # tests/backbones, since it adapts no CLIP, or no CLIP by itself
@@ -60,6 +61,7 @@ TRAINED_BY_STEPS = tuple(name for name in ALL if name not in (*_BY_NO_STEP, "uni
 _OUTSIDE_BLOCKS = (*_ON_FEATURES, "dino_linear", "lm4visual", "vl2v")
 TRAINED_INSIDE = tuple(name for name in TRAINED_BY_STEPS if name not in _OUTSIDE_BLOCKS)
 ALL_WITH_TEXT = tuple(name for name in ALL if name not in _WITHOUT_PROMPTS)
+BY_TRAINED_CLASSES = ("mmrl", "mmrlpp")  # whose answer is another one where a class is asked that was not trained
 KINDS = tuple(tiny_backbones.KINDS)
 CLIPS = ("open_clip", "hf_clip")
 FAST_KINDS = tiny_backbones.WITH_FAST_PATH
@@ -69,7 +71,7 @@ NAMES = ("goldfish", "red_panda", "sea cucumber")
 def fits(method: str, kind: str) -> bool:
     if method == "dino_linear":
         return kind in CLIPS  # which pool a class token
-    if method == "prolip":
+    if method in ("prolip", "mmrl", "mmrlpp"):  # the text towers of these are also causal, as MMRL's must be
         return kind in tiny_backbones.WITH_VISION_PROJECTION
     return kind in tiny_backbones.WITH_VISION_BLOCKS or method not in NEEDS_VISION_BLOCKS
 

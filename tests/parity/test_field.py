@@ -138,6 +138,74 @@ def test_clip_svd(library: str, fast: bool | None) -> None:
         expected.relative(f"after.{key}", value)
 
 
+def drawn(name: str, key: str, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of a case that is not stored, as it was drawn by its name: images, or a published parameter."""
+    noise = tiny_clip.draw(published.case(name)[0]["drawn"] + key, shape)
+    kind = key.rpartition(".")[2]
+    if "images" in key:
+        return noise
+    if kind in ("bias", "compound_rep_tokens"):
+        return noise * (0.05 if kind == "bias" else 0.3)
+    return noise * (shape[0] if kind == "proj_rep" else shape[-1]) ** -0.5 / (2 if kind in ("A", "B") else 1)
+
+
+@FAST
+@EVERY_LIBRARY
+@pytest.mark.parametrize("name", ["mmrl", "mmrlpp"])
+def test_mmrl(name: str, library: str, fast: bool | None) -> None:
+    """Three steps, of which large tensors are stored as sums over their last axis; trained and new classes."""
+    settings, expected = published.case(name)
+    given = {"tokens": "n_rep_tokens", "width": "rep_dim", "weight": "alpha", "pull": "reg_weight"}
+    given |= {"template": "template", "logit_scale": "logit_scale"}
+    if name == "mmrlpp":
+        given |= {"share": "beta", "rank": "res_lora_dim", "projection_rank": "proj_lora_dim"}
+    config = {key: settings[there] for key, there in given.items()}
+    method: Any = methods.find(name)(**config, first_block=settings["layers"][0])
+    model = adapt.wrap(published.backbone(library), method, settings["names"], fast)
+    with_images = ("proj_rep", "A", "B")
+    parameters = {
+        f"{'image_encoder' if key in with_images else 'representation_learner'}.{key}": parameter
+        for key, parameter in method.named_parameters()
+    }
+    for key, parameter in parameters.items():
+        parameter.data = drawn(name, key, tuple(parameter.shape))
+
+    def compare(kind: str, key: str, value: Tensor | None) -> None:
+        assert value is not None
+        whole = f"{kind}.{key}" in expected
+        expected.relative(f"{kind}{'' if whole else '_rows'}.{key}", value if whole else value.sum(-1))
+
+    def first(number: int, step: ImageStep, loss: Tensor) -> None:
+        if number > 0:
+            return
+        of_tokens, of_class_token = method._both(step)
+        expected.scaled("logits", of_class_token)
+        expected.scaled("logits_rep", of_tokens)
+        expected.scaled("logits_fusion", step.logits)
+        expected.scaled("image_features", step.features)
+        expected.scaled("text_features", step.class_features)
+        expected.scaled("frozen_image_features", step.frozen_features)
+        expected.scaled("frozen_text_features", step.frozen_class_features([settings["template"]]))
+        terms, weight = method.loss(step), settings["alpha"]
+        expected.scaled("ce", terms["class_token"] / weight)
+        expected.scaled("ce_rep", terms["tokens"] / (1 - weight))
+        expected.scaled("regular", (terms["image"] + terms["text"]) / settings["reg_weight"])
+        expected.scaled("loss", loss)
+        for key, parameter in parameters.items():
+            compare("grad", key, parameter.grad)
+
+    count, shape = settings["steps"], (4, 3, 32, 32)
+    batches = [(drawn(name, f"images.{number}", shape), expected[f"labels.{number}"]) for number in range(count)]
+    optimizer = torch.optim.AdamW(parameters.values(), **{key: settings[key] for key in ("lr", "weight_decay")})
+    expected.scaled("steps.loss", torch.stack([*stepped(model, batches, optimizer, count, first)]))
+    for key, parameter in parameters.items():
+        compare("after", key, parameter)
+    images = drawn(name, "test_images", shape)
+    expected.scaled("after_logits_rep", method._both(model.step(images))[0])
+    expected.scaled("after_logits_fusion", model(images))
+    expected.scaled("after_logits", model.with_classes([*settings["names"], "tulip"])(images)[:, :-1])
+
+
 def self_regulated(library: str, fast: bool | None = None) -> AdaptedModel:
     settings, _ = published.case("promptsrc_d2")
     shared = ("n_ctx_text", "n_ctx_vision", "depth_text", "depth_vision", "ctx_init", "text_weight", "image_weight")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, WithJsonSchema, model_validator
 
@@ -16,6 +16,9 @@ class MethodConfig(BaseModel):
     """The settings of a method, which are written into its adapter files. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    set_by_training: ClassVar[frozenset[str]] = frozenset()
+    """Settings that training sets for its own data, in which it may differ from an adapter that it starts from."""
 
     @model_validator(mode="before")
     @classmethod
