@@ -273,7 +273,7 @@ def of_prompt(key: str) -> str:
     return theirs + key.removeprefix(ours)
 
 
-def drawn(prefix: str, key: str, shape: torch.Size) -> Tensor:
+def drawn_network(prefix: str, key: str, shape: torch.Size) -> Tensor:
     """A tensor of HiCroPL at the start; a prompt, or one of the networks."""
     noise = tiny_clip.draw(prefix + key, tuple(shape))
     if key.startswith(tuple(OF_PROMPTS)):
@@ -301,7 +301,7 @@ def hierarchical(library: str, fast: bool | None, flow: str) -> AdaptedModel:
     prompts |= {of_prompt(key): key for key in (f"cross_prompts_visual.{block}" for block in (0, 1, 2))}
     for module, called in ((method.aside, networks), (method, prompts)):
         state = module.state_dict()
-        module.load_state_dict({key: drawn(settings["drawn"], called[key], state[key].shape) for key in state})
+        module.load_state_dict({key: drawn_network(settings["drawn"], called[key], state[key].shape) for key in state})
     return model
 
 

@@ -137,9 +137,7 @@ REFUSING = (
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, listed: Path, name: str) -> None:
-    refused = (
-        rf"images with several classes each, or none, but {name} learns classes.*, or use one of the methods bitfit, "
-    )
+    refused = rf"images with several classes each, or none, but {name} learns classes.*, or use one of the methods abmil, bitfit, "
     with pytest.raises(AdaptError, match=refused):
         read_data(read_recipe(name, [("data.root", "/")], str(listed)))
     model = of_method(open_clip, name, several.class_names)
