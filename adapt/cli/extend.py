@@ -1,0 +1,52 @@
+"""`adapt extend`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapt.cli import options as common
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data", required=True, help=f"Data with images of the new classes: {common.SOURCES}.")
+@common.root
+@common.names
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the new run.")
+@common.recipe_device
+@click.option("--quiet", is_flag=True, help="Hide progress.")
+def extend(
+    run: Path, data: str, root: str | None, names: str | None, out: Path, device: str | None, quiet: bool
+) -> None:
+    """Add the classes in DATA to the adapter of a RUN, and write the new adapter to OUT.
+
+    RUN is the folder of a run, whose images must still be there; --data has images of the new classes, and may have
+    more of the known ones. As many images of each class are drawn as in RUN.
+
+    \b
+    A method in closed form, such as gda, is fitted to all images: the result is exactly that of
+    training on all of them from the start. A method whose tensors belong to no class, such as lora,
+    goes on from its adapter. Other methods are refused.
+
+    \b
+    Examples:
+      adapt extend runs/gda --data more/ --out runs/gda-more
+    """
+    from adapt.cli.quiet import quiet_libraries
+    from adapt.recipe import DataSection
+
+    with quiet_libraries():
+        from adapt.training.extending import extended
+        from adapt.training.run_recipe import run_recipe
+
+        recipe = extended(run, DataSection(source=data, root=root, names=names), out)
+        recipe = recipe if device is None else recipe.model_copy(update={"device": device})
+        result = run_recipe(recipe, out, progress=not quiet)
+    click.echo(str(result))
+    if result.adapter is not None:
+        click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+
+
+COMMANDS = {"extend": extend}

@@ -1,0 +1,93 @@
+"""`adapt extend`: closed forms are fitted as if from the start, shared tensors go on, other methods are refused."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import adapt
+
+
+@pytest.fixture
+def halves(five_classes: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Folders with three and with two of five classes."""
+    parts = (("goldfish", "lime tree", "red panda"), ("sky", "tin can"))
+    for folder, names in zip(("known", "more"), parts, strict=True):
+        for part in ("train", "test"):
+            for name in names:
+                shutil.copytree(five_classes / part / name, tmp_path / folder / part / name)
+    return tmp_path / "known", tmp_path / "more"
+
+
+@pytest.fixture
+def train(run, model_folder: Path, tmp_path: Path):
+    """`train(method, data, name)`: the folder of a run."""
+
+    def trained(method: str, data: Path, name: str) -> Path:
+        recipe = tmp_path / f"{name}.yaml"
+        steps = "" if "gda" in method else "train: {epochs: 1, augment: none, workers: 0}\n"
+        recipe.write_text(f"method: {method}\nbackbone: {model_folder}\ndata: {{source: {data}, shots: 3}}\n{steps}")
+        result = run("train", recipe, "--out", tmp_path / name, "--quiet")
+        assert result.exit_code == 0, result.output
+        return tmp_path / name
+
+    return trained
+
+
+def test_a_closed_form_is_that_of_all_images(run, train, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    known, more = halves
+    first = train("{name: gda, alpha: 1.0}", known, "first")
+    result = run("extend", first, "--data", more, "--out", tmp_path / "second", "--quiet")
+    assert result.exit_code == 0, result.output
+    second = adapt.load(tmp_path / "second")
+    assert second.class_names == ("goldfish", "lime tree", "red panda", "sky", "tin can")
+    with (tmp_path / "second/images.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [sum(row["split"] == part for row in rows) for part in ("train", "val", "test")] == [15, 0, 20]
+    drawn = {row["path"] for row in rows if row["split"] == "train"}
+    for folder in (first, tmp_path / "second"):
+        with (folder / "train_images.csv").open() as file:
+            assert {row["path"].lstrip("/") for row in csv.DictReader(file)} <= drawn
+    for part, count in (("train", 15), ("test", 20)):
+        whole = tmp_path / "whole" / part
+        for row in rows:
+            if row["split"] == part:
+                path = Path("/", row["path"])
+                (whole / row["label"]).mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, whole / row["label"] / path.name)
+        assert len(list(whole.rglob("*.png"))) == count
+    fresh = adapt.load(train("{name: gda, alpha: 1.0}", tmp_path / "whole", "fresh"))
+    for name, tensor in fresh.method.state_dict().items():
+        assert torch.allclose(tensor, second.method.state_dict()[name], atol=1e-5), name
+
+
+def test_shared_tensors_go_on_from_the_adapter(run, train, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    known, more = halves
+    first = train("{name: coop, n_ctx: 2}", known, "first")
+    assert run("extend", first, "--data", more, "--out", tmp_path / "second", "--quiet").exit_code == 0
+    second = adapt.load(tmp_path / "second")
+    assert len(second.class_names) == 5
+    assert second.metadata["recipe"]["start"] == str(first)
+    assert not torch.equal(second.method.ctx, adapt.load(first).method.ctx)
+
+
+def test_what_cannot_be_extended_is_refused_before_anything_is_written(
+    run, refused, train, halves: tuple[Path, Path], tmp_path: Path
+) -> None:
+    known, more = halves
+    tensors_of_classes = train("{name: task_res}", known, "first")
+    out = tmp_path / "second"
+    refused(
+        run("extend", tensors_of_classes, "--data", more, "--out", out),
+        "task_res with these settings learns tensors for each class by gradient steps", "such as gda",
+    )  # fmt: skip
+    closed = train("{name: gda, alpha: 1.0}", known, "closed")
+    refused(run("extend", closed, "--data", known, "--out", out), "known has no class that the run does not know")
+    refused(run("extend", known, "--data", more, "--out", out), "is not the folder of a run")
+    assert not out.exists()
+    refused(run("extend", closed, "--data", more, "--out", closed), "already contains a run")
+    assert not (closed / "images.csv").exists()
