@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 class ImageFile(NamedTuple):
     """An image file and its name in the output, which is the name in the .csv that lists the image, or its path.
 
-    `item` is the name of the item of several images that it belongs to, or "".
+    `item` is the name of the item of several images that it belongs to, or "", and `source` the .csv or folder where
+    this name is known.
     """
 
     path: Path
     called: str
     item: str = ""
+    source: str = ""
 
 
 def is_adapter(path: Path) -> bool:
@@ -40,21 +42,27 @@ def is_adapter(path: Path) -> bool:
 def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFile]:
     """Yield the image files in files, folders and .csv lists. Raises AdaptError for an adapter or an empty folder.
 
-    With `items`, the images in each folder inside a folder are an item.
+    With `items`, all images at any depth in a folder inside a given folder are an item. Raises AdaptError for `items`
+    without a folder.
     """
+    if items and not any(path.is_dir() for path in images):
+        raise AdaptError("--items takes folders, in which each folder is an item: give a folder, or leave --items out")
     for path in images:
         if is_adapter(path) and not (path.is_dir() and images_in(str(path))):
             raise AdaptError(f"{path} is an adapter; expected an image: give all adapters before the images")
         if not (path.suffix or path.exists()):
             raise AdaptError(f"{path} does not exist; expected an adapter or an image")
         if path.suffix.lower() == ".csv":
-            yield from (ImageFile(Path(listed), called, item) for listed, called, item in read_paths(path))
+            listed = read_paths(path)
+            yield from (ImageFile(Path(image), called, item, str(path)) for image, called, item in listed)
         elif path.is_dir():
             paths = images_in(str(path))
             if not paths:
                 raise AdaptError(f"the folder {path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
             note_files(str(path), besides(path, paths))
-            yield from (ImageFile(Path(each), each, str(Path(each).parent) if items else "") for each in paths)
+            for each in paths:
+                first, *inside = Path(each).relative_to(path).parts
+                yield ImageFile(Path(each), each, str(path / first) if items and inside else "", str(path))
         else:
             yield ImageFile(path, str(path))
 
@@ -63,7 +71,7 @@ def by_item(files: Sequence[ImageFile]) -> list[list[ImageFile]]:
     """Return the files of each item, in the order of its first file; a file of no item stands alone."""
     items: dict[object, list[ImageFile]] = {}
     for number, file in enumerate(files):
-        items.setdefault(file.item or number, []).append(file)
+        items.setdefault((file.source, file.item) if file.item else number, []).append(file)
     return [*items.values()]
 
 

@@ -195,7 +195,7 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
     items = _measured(split, part)
     scores = evaluate(model, items, cache=cache)
     together = None
-    if can_answer_together(model, len(items)):
+    if can_answer_together(model, items):
         together = evaluate(model, items, cache=cache, together=True)
     by_image = evaluate(model, singles(items), cache=cache) if has_bags(items) else None
     if as_json:

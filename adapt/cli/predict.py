@@ -50,7 +50,7 @@ ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in te
     "--at-a-time",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --together, answer sets of at most N images one after the other.",
+    help="With --together, answer sets of about N images one after the other.",
 )
 @click.option("--items", is_flag=True, help="Answer each folder of images as one item of several images.")
 @click.option("--explain", is_flag=True, help="Show which descriptors of a class decided, for an adapter with some.")
@@ -122,17 +122,17 @@ def predict(
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
-    if vocabulary_free is not None and (classes or question or explain or at_use or threshold is not None):
+    others = classes or question or explain or at_use or together or at_a_time or items or threshold is not None
+    if vocabulary_free is not None and others:
         raise AdaptError(
-            "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set and "
-            "--threshold"
+            "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set, "
+            "--threshold, --together, --at-a-time and --items"
         )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
     files = list(image_files((adapter, *images)[len(adapters) :], items))
-    request = Request(
-        top_k, threshold, question, together, at_a_time, explain, any(file.item for file in files), len(files)
-    )
+    of_items = vocabulary_free is None and any(file.item for file in files)
+    request = Request(top_k, threshold, question, together, at_a_time, explain, of_items, len(files))
     request.check(adapters, as_csv)
     if vocabulary_free is not None:
         answers = by_captions(vocabulary_free, backbone, device, top_k)

@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from adapt.data.bags import has_bags
 from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.item import Item
@@ -116,7 +117,7 @@ def skipped(looked: Looked) -> Iterator[Finding]:
 def contradictions(looked: Looked) -> Iterator[Finding]:
     """Yield a finding that lists copies of an image with different labels, within or across train, val and test."""
     rows = []
-    for copies in looked.alike:
+    for copies in () if has_bags(tuple(looked.split.items())) else looked.alike:  # a bag may show other things too
         if len({item.label for _, item in copies}) > 1:
             part, first = copies[0]
             rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if copy[1].label != first.label]

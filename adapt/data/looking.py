@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from adapt.data.bags import is_bag, singles
 from adapt.data.check import all_facts, unfit
 from adapt.data.consistency import collecting
 from adapt.data.decoding.facts import Facts
@@ -36,8 +37,9 @@ class Looked:
 
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:
-        """All image items, each as (part, item), where the part is train, val or test."""
-        return [(part, item) for part in PARTS for item in getattr(self.split, part) if item.paths]
+        """All image items as (part, item), where the part is train, val or test; of a bag, each image by itself."""
+        each = [(part, item) for part in PARTS for item in getattr(self.split, part) if item.paths]
+        return [(part, one) for part, item in each for one in (singles([item]) if is_bag(item) else [item])]
 
     @cached_property
     def usable(self) -> list[tuple[str, Item, Facts]]:

@@ -15,6 +15,7 @@ from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
 from adapt.engine.pooling import bag_mean
+from adapt.errors import AdaptError
 from adapt.features import (
     bag_features,
     encoded_images,
@@ -85,7 +86,8 @@ class Inference:
     def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
         """Yield the items in batches, each decoded into a `Step`, from which a method can compute logits."""
         task, done = tasks.of(items), 0
-        size = max(1, model.evaluated_together // (1 + model.method.views))
+        each = max(sizes(items)) if has_bags(items) else 1 + model.method.views
+        size = max(1, model.evaluated_together // each)
         for inputs, batch in self._batches(model, items, size):
             yield task.step(model, batch, inputs)
             done += len(batch)
@@ -104,7 +106,9 @@ class Inference:
     def _together(self, model: Any, items: Sequence[Item]) -> Tensor:
         """Return the logits `(n, c)` of all items, answered as one set."""
         check_together(model)
-        if keeps_features(model, self.cache or of_texts(items)):
+        if model.answers.pooling == "logits" and has_bags(items):
+            raise AdaptError("answers together pool the features of an item's images: train without pooling=logits")
+        if keeps_features(model, self.cache or of_texts(items)) and not keeps_bags(model, items):
             known = item_features(model, items, workers=self.workers, progress=self.progress)
             features = model.projected(known.to(model.backbone.device))
         else:

@@ -63,6 +63,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.proker import ProKeR as ProKeR
     from adapt.methods.prolip import ProLIP as ProLIP
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
+    from adapt.methods.promptkd import PromptKD as PromptKD
     from adapt.methods.rehark import ReHARK as ReHARK
     from adapt.methods.ss_text import SSText as SSText
     from adapt.methods.stata import StatA as StatA

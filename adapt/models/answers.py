@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from adapt.data.bags import BagPooling
-from adapt.errors import AdaptError
+from adapt.errors import AdaptError, nearest
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Answers:
     def __post_init__(self) -> None:
         if not 0 <= self.blend <= 1:
             raise AdaptError(f"blend is {self.blend}; expected the weight of the adapted model's logits, from 0 to 1")
+        if self.pooling not in get_args(BagPooling):
+            raise AdaptError(f"pooling is {self.pooling!r}; {nearest(self.pooling, get_args(BagPooling))}")
         if not 0 < self.temperature < float("inf"):
             raise AdaptError(f"temperature is {self.temperature}; expected a positive number")
         if self.logit_bias is not None and not isfinite(self.logit_bias):

@@ -281,6 +281,12 @@ class ImageModel(Adapted[E]):
         other._modules = self._modules | {"method": method}
         return other
 
+    def without_memory(self) -> Self:
+        """Return this model outside the stream of images that it belongs to, if any."""
+        other = copy(self)
+        other.memory = None
+        return other
+
     def probabilities(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:
         """Return the probabilities `(n, n_classes)` of all classes, on the CPU; `images` is as in `predict`.
 
@@ -336,7 +342,7 @@ class ImageModel(Adapted[E]):
     ) -> list[Prediction]:
         """Return predictions like `predict`, where the answer for each image depends on the other images.
 
-        All images are one set; with `at_a_time`, sets of at most so many images are answered one after the other.
+        All images are one set; with `at_a_time`, sets of about so many images are answered one after the other.
 
         Raises AdaptError in the cases that `predict` lists, if the method answers each image by itself (see the trait
         `OverSet`), and for fewer images than the method needs.

@@ -29,7 +29,7 @@ def bag_predictions(
     model: ImageModel, items: Iterable[Sequence[object]], wanted: Wanted, batch_size: int, urls: bool
 ) -> Iterator[Prediction]:
     """Yield a prediction for each item, a sequence of images; images are as in `predict`."""
-    if model.method.views or (model.method.reads and model.answers.pooling == "features"):
+    if model.answers.pooling == "features" and (model.method.views or model.method.reads):
         raise AdaptError(f"{model.method.name} reads one image of each item: {ONE_BY_ONE}")
     model = model if model.memory is not None else model.stream()
     for bags in _batches(model, items, batch_size, urls):
@@ -56,12 +56,16 @@ def _batches(model: ImageModel, items: Iterable[Sequence[object]], size: int, ur
 
 def _predictions(model: ImageModel, bags: Bags, wanted: Wanted) -> Iterator[Prediction]:
     """Yield the predictions for a batch of bags, whose images pass through the tower once."""
-    whole, alone = ImageStep(model, bags), ImageStep(model, bags.images)
-    alone.features = whole.image_features
-    counts = bags.counts.to(model.backbone.device)
-    of_each = model.answers.of(alone)
-    by_logits = model.answers.pooling == "logits"
-    logits = bag_mean(of_each, counts) if by_logits else model.answers.of(whole)
+    counts, by_logits = bags.counts.to(model.backbone.device), model.answers.pooling == "logits"
+    whole = ImageStep(model, bags)
+    if by_logits:
+        of_each = model.answers.of(ImageStep(model, bags.images))
+        logits = bag_mean(of_each, counts)
+    else:
+        logits = model.answers.of(whole)
+        alone = ImageStep(model.without_memory(), bags.images)  # a stream remembers the bags
+        alone.features = whole.image_features
+        of_each = model.answers.of(alone)
     features = whole.features if wanted.features else None
     probabilities = model.answers.probabilities(of_each.float())
     pools = trait(model.method, PoolsBags)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from adapt.data.bags import has_bags
 from adapt.devices import moved
 from adapt.errors import AdaptError
 from adapt.methods.base import Encoded, ImageStep
@@ -16,6 +19,7 @@ from adapt.methods.base.traits import OverSet, trait
 from adapt.models.base import Adapted, evaluating
 
 if TYPE_CHECKING:
+    from adapt.data.item import Item
     from adapt.models.image_model import ImageModel
 
 logger = logging.getLogger("adapt")
@@ -34,17 +38,20 @@ def check_together(model: ImageModel) -> OverSet:
     return method
 
 
-def can_answer_together(model: Adapted, images: int) -> bool:
-    """Return whether the model can answer a set of so many images together."""
+def can_answer_together(model: Adapted, items: Sequence[Item]) -> bool:
+    """Return whether the model can answer these items together."""
     method = trait(model.method, OverSet)
-    return method is not None and images >= method.smallest and model.answers.blend == 1
+    if method is None or len(items) < method.smallest or model.answers.blend < 1:
+        return False
+    return model.answers.pooling == "features" or not has_bags(items)
 
 
 def logits_together(model: ImageModel, features: Tensor, at_a_time: int | None = None) -> Tensor:
     """Return the logits `(n, n_classes)` of images that are answered together, on the CPU.
 
     `features` `(n, e)` are the images' unit-length features, computed by the adapted tower. With `at_a_time`, sets of
-    at most so many images, of nearly equal size, are answered one after the other.
+    about so many images, of nearly equal size, are answered one after the other. A temperature by which answers of
+    images by themselves are calibrated is not used.
 
     Raises AdaptError if the method answers each image by itself, and for fewer images than the method needs.
     """
@@ -56,15 +63,16 @@ def logits_together(model: ImageModel, features: Tensor, at_a_time: int | None =
             f"there are {images} images, but {model.method.name} answers {method.smallest} or more images together: "
             "give more images, or predict each image by itself"
         )
-    sets = features.tensor_split(1 if at_a_time is None else math.ceil(images / at_a_time))
-    doubts = dict[str, None]()
-    answers = []
-    for part in sets:
+    count = 1 if at_a_time is None else min(math.ceil(images / at_a_time), images // method.smallest)
+    # a temperature was fitted to answers of images by themselves
+    settings = replace(model.answers, temperature=1.0)
+    doubts, answers = list[str](), list[Tensor]()
+    for part in features.float().tensor_split(count):
         step = _step(model, part)
         with evaluating(model), torch.no_grad():
-            doubts[method.doubt(step)] = None
-            answers.append(model.answers.adjusted(method.infer_set(step), step).cpu())
-    for doubt in filter(None, [*doubts][:1]):
+            doubts.append(method.doubt(step))
+            answers.append(settings.adjusted(method.infer_set(step), step).cpu())
+    for doubt in [*filter(None, doubts)][:1]:
         logger.warning("%s: %s: these answers may be worse than those image by image", model.method.name, doubt)
     return torch.cat(answers)
 

@@ -184,7 +184,7 @@ def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> 
     baseline = wrap(model.backbone, ZeroShot(data.template), names, recipe.fast)
     split.task.fit_baseline(baseline, split.train or split.test, Inference(workers, recipe.cache))
     answers = {"adapted": (adapted, False), "zero_shot": (baseline, False)}
-    if can_answer_together(adapted, len(split.test)):
+    if can_answer_together(adapted, split.test):
         answers["together"] = (adapted, True)
     scores = {
         name: evaluate(each, split.test, workers=workers, cache=recipe.cache, together=together).figures()

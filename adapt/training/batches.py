@@ -257,6 +257,8 @@ def training_batches(
     if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
         views = settings.views or 0
         if keeps_bags(model, items):
+            if views:
+                raise AdaptError(f"{model.method.name} weighs the images of an item as they are: leave out train.views")
             bags = bag_features(model, items, workers=settings.workers, progress=progress)
             return BagBatches(bags, items, settings, seed)
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)

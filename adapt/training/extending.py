@@ -76,8 +76,8 @@ def _rows(split: Split) -> list[dict[str, str]]:
     bags = has_bags(tuple(split.items()))
     return [
         {"path": path.lstrip("/"), "label": item.answer, "split": part, "domain": item.domain, "group": item.group}
-        | ({"item": item.kept_with} if bags else {})
+        | ({"item": f"{part} {number}"} if bags else {})
         for part, items in zip(("train", "val", "test"), _parts(split), strict=True)
-        for item in items
+        for number, item in enumerate(items, 1)
         for path in item.paths
     ]

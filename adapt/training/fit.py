@@ -234,7 +234,7 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         metrics["val"] = training.score(model, training.val_set, "validating").figures()
     if scores is not None:
         metrics["adapted"] = scores.figures()
-        if can_answer_together(model, len(test_set)):
+        if can_answer_together(model, test_set):
             metrics["together"] = training.score(model, test_set, "answering together", together=True).figures()
         if has_bags(test_set):
             metrics["by_image"] = training.score(model, singles(test_set), "each image").figures()
@@ -245,9 +245,9 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
-        write_csv(run.picks, [row for item in training.train_set for row in _picks(item, has_bags(training.train_set))])
+        write_csv(run.picks, _picks(training.train_set))
         if scores is not None:  # details grow with images and classes: not for the adapter's header
-            write_csv(run.predictions, _named(scores.rows(), test_set))
+            write_csv(run.predictions, scores.rows())
             keep_examples(model, scores, run.explanations)
             metrics["adapted"] = scores.figures() | scores.details()
         metrics["adapter_bytes"] = adapter.stat().st_size
@@ -256,22 +256,17 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     return Result(metrics, journal.history, adapter)
 
 
-def _picks(item: Item, bags: bool) -> list[dict[str, str]]:
-    """Return the rows of an item in train_images.csv, with the item's path, class, further label columns and text.
+def _picks(items: Sequence[Item]) -> list[dict[str, str]]:
+    """Return the rows of train_images.csv, each with an item's path, class, further label columns and text.
 
-    If some items are `bags`, there is a row for each image, with the name of the item.
+    If some items have several images, there is a row for each image, with the number of the item.
     """
-    about = {"class": item.answer} | item.label.columns | ({"text": item.text} if item.text else {})
-    if not bags:
-        return [{"path": item.path} | about]
-    return [{"path": path} | about | {"item": item.kept_with} for path in item.paths]
-
-
-def _named(rows: list[dict[str, object]], items: Sequence[Item]) -> list[dict[str, object]]:
-    """Return the rows of predictions.csv, with the name of the item if some items have several images."""
-    if not has_bags(items):
-        return rows
-    return [row | {"item": item.kept_with} for row, item in zip(rows, items, strict=True)]
+    rows = []
+    for number, item in enumerate(items, 1):
+        about = {"class": item.answer} | item.label.columns | ({"text": item.text} if item.text else {})
+        bag = {"item": str(number)} if has_bags(items) else {}
+        rows += [{"path": path} | about | bag for path in (item.paths if bag else [item.path])]
+    return rows
 
 
 def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSettings | None:

@@ -58,7 +58,17 @@ def test_an_image_that_cannot_be_read_is_left_out_of_its_item(run, adapter: Path
     assert [each["image"] for each in only["images"]] == [str(tmp_path / "things/two/0.png")]
 
 
+def test_lists_may_have_items_of_the_same_name(run, adapter: Path, photos: Path) -> None:
+    for name in ("sky", "goldfish"):
+        (photos / f"{name}.csv").write_text(f"path,item\ntest/{name}/0.png,1\ntest/{name}/1.png,1\n")
+    result = run("predict", adapter, photos / "sky.csv", photos / "goldfish.csv", "--json")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(each["item"], len(each["images"])) for each in found] == [("1", 2), ("1", 2)]
+
+
 def test_items_go_with_no_other_way_to_answer(run, refused, adapter: Path, listed: Path) -> None:
+    refused(run("predict", adapter, listed, "--items"), "--items takes folders")
+    refused(run("predict", "--vocabulary-free", "x", "y", "--items"), "leave out --classes", "--items")
     refused(run("predict", adapter, listed, "--together"), "items of several images are classified by a single adapter")
 
 

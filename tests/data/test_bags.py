@@ -12,9 +12,11 @@ from PIL import Image
 from adapt import AdaptError
 from adapt.data import load
 from adapt.data.bags import has_bags, singles, sizes
+from adapt.data.checks import copies
 from adapt.data.decoding.image_set import loader
 from adapt.data.few_shot import carve
 from adapt.data.folds import folds
+from adapt.data.looking import look
 
 ROWS = [f"{name}-{number}-{view}.png,{name},{name} {number}" for name in "ab" for number in range(6) for view in "xyz"]
 
@@ -51,10 +53,11 @@ def test_lines_of_an_item_need_not_follow_each_other(tmp_path: Path) -> None:
     ("columns", "rows", "words"),
     [
         ("path,label,item", ["1.png,a,i", "2.png,b,i"], "the item 'i' has the label 'a' at '.*1.png', but 'b'"),
-        ("path,label,item,split", ["1.png,a,i,train", "2.png,a,i,test"], "the item 'i' has the part 'train'"),
+        ("path,label,item,split", ["1.png,a,i,train", "2.png,a,i,test"], "the item 'i' has the split 'train'"),
         ("path,label,item,domain", ["1.png,a,i,x", "2.png,a,i,y"], "has the domain 'x' at .* the same domain"),
         ("path,label,item,group", ["1.png,a,i,x", "2.png,a,i,y"], "has the group 'x'"),
         ("path,label,item", ["1.png,a,i", "1.png,a,j"], "'.*1.png' is in two items, 'i' and 'j'"),
+        ("path,label,item,x0,y0,x1,y1", ["1.png,a,i,0,0,2,2", "1.png,a,j,2,2,4,4"], "'.*1.png' is in two items"),
         ("path,label,item", ["1.png,a,i", "2.png,a,"], "line 3: the item is empty"),
         ("path,text,item", ["1.png,a dog,i", "2.png,a cat,i"], "the column item joins images with one label"),
     ],
@@ -92,6 +95,24 @@ def test_folders_of_items(folder: Path) -> None:
     ]
     assert [item.group for item in items] == ["cat/one", "cat/two", "", "dog/one"]
     assert not has_bags(list(load(folder).items()))
+
+
+def test_a_link_to_an_image_of_another_item_is_no_silent_loss(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "cat/two/2.png").symlink_to(folder / "cat/one/1.png")
+    items = list(load(f"items:{folder}").items())
+    assert sorted(sizes(items)) == [1, 1, 1, 2]
+    assert "left out 1 links of pictures that count elsewhere" in caplog.text
+
+
+def test_the_check_of_data_looks_at_every_image(tmp_path: Path) -> None:
+    one, copy = picture(tmp_path / "1.png"), tmp_path / "copy.png"
+    copy.write_bytes(one.read_bytes())
+    other = tmp_path / "2.png"
+    Image.new("RGB", (4, 4), (200, 10, 10)).save(other)
+    rows = ["2.png,a,i,test", "copy.png,a,i,test", "1.png,a,j,train"]
+    source = str(listed(tmp_path, rows, "path,label,item,split"))
+    [found] = copies(look(source, load(source)))
+    assert "test images that are training images too" in found.line
 
 
 def test_shots_folds_and_validation_keep_items_whole(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,8 @@ from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.methods.base import transduction
 from adapt.methods.base.transduction import Neighbours
-from adapt.models.together import logits_together
+from adapt.models.together import can_answer_together, logits_together
+from adapt.training.baseline import check_learned
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -133,6 +135,58 @@ def test_sets_of_a_stream_do_not_know_each_other(model: AdaptedModel, images: Te
     assert not torch.allclose(logits_together(model, features), halves, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "smallest"), [("stata", 4), ("transclip", 8)])
+def test_no_set_of_a_stream_is_too_small(open_clip, name: str, smallest: int) -> None:
+    model = adapt.wrap(open_clip, methods.find(name)(), NAMES)
+    draw = torch.Generator().manual_seed(0)
+    for count in range(smallest, 3 * smallest):
+        features = F.normalize(torch.randn(count, open_clip.embed_dim, generator=draw), dim=-1)
+        logits = logits_together(model, features, at_a_time=smallest)
+        assert logits.isfinite().all(), count
+        assert len(logits) == count
+
+
+@pytest.mark.parametrize("name", ["stata", "transclip"])
+def test_equal_images_get_finite_answers(name: str) -> None:
+    method: Any = methods.find(name)()
+    step, _ = clusters()
+    answers = method.infer_set(a_set(step.features[:1].repeat(20, 1), step.class_features))
+    assert torch.allclose(answers.exp().sum(-1), torch.ones(20))
+
+
+@pytest.mark.parametrize("name", ["stata", "transclip"])
+def test_images_with_several_classes_are_refused(name: str) -> None:
+    several = adapt.data.load("emoji-labels")
+    with pytest.raises(AdaptError, match=f"{name} learns classes"):
+        check_learned(methods.find(name)(), several.task, several.name)
+
+
+def test_a_temperature_of_single_images_is_left_out(open_clip, images: Tensor) -> None:
+    model = adapt.wrap(open_clip, methods.StatA(neighbours=2), NAMES)
+    features = model.backbone_features(images)
+    before = logits_together(model, features)
+    model.answers = replace(model.answers, temperature=2.0)
+    assert torch.equal(logits_together(model, features), before)
+
+
+def test_sets_of_items_are_pooled_as_each_item_is(open_clip, tiny_split: Split) -> None:
+    items = [replace(a, paths=(*a.paths, *b.paths)) for a, b in zip(tiny_split.train, tiny_split.val * 2, strict=True)]
+    parts = [{"name": "abmil", "hidden": 4}, {"name": "stata", "neighbours": 2}]
+    model = adapt.wrap(open_clip, methods.Compose(parts), tiny_split.class_names).eval()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter.copy_(5 * torch.randn(parameter.shape, generator=draw))
+    cached, decoded = (evaluate(model, items, workers=0, cache=cache, together=True) for cache in (True, False))
+    assert cached.confidence == pytest.approx(decoded.confidence, abs=1e-4)
+    plain = adapt.wrap(open_clip, methods.StatA(neighbours=2), tiny_split.class_names)
+    assert cached.confidence != pytest.approx(evaluate(plain, items, workers=0, together=True).confidence, abs=1e-3)
+    model.answers = replace(model.answers, pooling="logits")
+    assert not can_answer_together(model, items)
+    with pytest.raises(AdaptError, match="answers together pool the features of an item's images"):
+        evaluate(model, items, workers=0, together=True)
+
+
 def test_a_composition_answers_sets_by_the_features_of_its_other_part(open_clip, images: Tensor) -> None:
     lora = {"name": "lora", "dropout": 0.0}
     parts = methods.Compose([lora, {"name": "stata", "neighbours": 2}])
@@ -184,10 +238,16 @@ def test_transclip_doubts_small_sets_and_absent_classes() -> None:
     assert method.doubt(step) == "about 1 of 4 classes appear in the images, but each is expected to"
 
 
-def test_a_doubt_is_said_once(open_clip, images: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_doubt_is_said_once(
+    open_clip, images: Tensor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubts = iter(["", "a later doubt", "a later doubt"])
     model = adapt.wrap(open_clip, methods.TransCLIP(surest=3, neighbours=2), NAMES)
     features = model.backbone_features(images).repeat(2, 1)
     with caplog.at_level(logging.WARNING, logger="adapt"):
         logits_together(model, features, at_a_time=4)
-    [said] = [record.getMessage() for record in caplog.records]
+        monkeypatch.setattr(methods.TransCLIP, "doubt", lambda self, step: next(doubts))
+        logits_together(model, features, at_a_time=4)
+    [said, later] = [record.getMessage() for record in caplog.records]
     assert said.startswith("transclip: 4 images are few for 3 classes")
+    assert later.startswith("transclip: a later doubt: ")

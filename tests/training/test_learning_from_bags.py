@@ -103,7 +103,7 @@ def test_every_method_learns_items_or_says_that_it_reads_one_image(name: str, ba
     train: dict[str, Any] = SETTINGS if model.method.takes_steps else {}
     arguments: dict[str, Any] = {"val_set": bags.val, "progress": False, **train}
     if model.method.reads or model.method.views:
-        with pytest.raises(AdaptError, match=f"{name} reads one image of each item: set pooling=logits"):
+        with pytest.raises(AdaptError, match=f"{name} reads one image of each item: train with pooling=logits"):
             adapt.fit(model, bags.train, bags.test, **arguments)
         arguments["pooling"] = "logits"
     result = adapt.fit(model, bags.train, bags.test, **arguments)
@@ -127,6 +127,21 @@ def test_logits_of_an_item_are_the_mean_of_its_images(bags: Split, tmp_path: Pat
     loaded = adapt.load(tmp_path / "run", backbone=model.backbone)
     assert loaded.answers.pooling == "logits"
     assert torch.equal(inference.all_logits(loaded, bags.test), whole)
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "tda", "tip_adapter"])
+@pytest.mark.parametrize("pooling", ["features", "logits"])
+def test_every_kind_of_method_predicts_items_as_it_is_evaluated(name: str, pooling: Any, bags: Split) -> None:
+    model = wrapped(name, bags, **({"keys": 6} if name == "tip_adapter" else {})).eval()
+    model.answers = replace(model.answers, pooling=pooling)
+    scores = evaluate(model, bags.test, workers=0)
+    predictions = model.predict_items([item.paths for item in bags.test], batch_size=3)
+    assert [each.probability for each in predictions] == pytest.approx(scores.confidence, abs=1e-3)
+
+
+def test_an_unknown_pooling_is_refused(bags: Split) -> None:
+    with pytest.raises(AdaptError, match=r"pooling is 'feature'.*features"):
+        adapt.fit(wrapped("gda", bags), bags.train, progress=False, pooling="feature")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("pooling", ["features", "logits"])

@@ -25,10 +25,11 @@ def read_item_folders(root: str | os.PathLike[str]) -> Split:
     for folder, part in part_folders(root):
         for name in subfolders(folder):
             home = os.path.join(folder, name)
-            for path in images_in(home):
-                item, *inside = os.path.relpath(path, home).split(os.sep)
-                bag = os.path.relpath(os.path.join(home, item), root) if inside else ""
-                rows.append(listed(path, {"label": name, "group": bag}, part)._replace(bag=bag))
+            images = [(path, "") for path in images_in(home) if os.path.dirname(path) == home]
+            for item in subfolders(home):
+                inside = os.path.join(home, item)
+                images += [(path, os.path.relpath(inside, root)) for path in images_in(inside)]
+            rows += [listed(path, {"label": name, "group": bag}, part)._replace(bag=bag) for path, bag in images]
     if not rows:
         raise AdaptError(f"folder {root!r} has no images in folders of classes and items. Expected CLASS/ITEM/IMAGE")
     where = f"folder {root!r}"

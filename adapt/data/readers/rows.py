@@ -18,6 +18,7 @@ from adapt.errors import AdaptError
 from adapt.tasks import SEPARATOR, Label, Task
 
 logger = logging.getLogger("adapt")
+_COLUMN = {"part": "split"}  # of a list, where it is called otherwise
 _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of an image)"
 
 
@@ -40,24 +41,26 @@ def listed(path: str, cells: Mapping[str, Any], part: str = "", domain: str = ""
 def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
     """Return `rows` in which the images of each bag are one item. The items of a bag keep the place of its first image.
 
-    Raises AdaptError if the images of a bag differ in part (train, val, test), label, domain or group, or if an image
-    is in two bags.
+    Raises AdaptError if the images of a bag differ in part (train, val, test), label, domain or group, or if an image,
+    or regions of it, are in two bags.
     """
     bags: dict[object, list[Listed]] = {}
-    bag_of: dict[str, str] = {}
+    name_of: dict[str, str] = {}
     for number, row in enumerate(rows):
         bags.setdefault(row.bag or number, []).append(row)
-        other = bag_of.setdefault(row.item.path, row.bag)
+        picture, _ = parted(row.item.path)
+        other = name_of.setdefault(picture, row.bag)
         if other != row.bag:
-            raise AdaptError(f"{where}: {row.item.path!r} is in two items, {other!r} and {row.bag!r}. Keep one line")
+            raise AdaptError(f"{where}: {picture!r} is in two items, {other!r} and {row.bag!r}. Keep it in one of them")
     for name, (first, *others) in bags.items():
         for row in others:
             for what in ("part", "label", "domain", "group"):
                 one, other = (getattr(each if what == "part" else each.item, what) for each in (first, row))
                 if one != other:
                     raise AdaptError(
-                        f"{where}: the item {name!r} has the {what} {_words(one)} at {first.item.path!r}, but "
-                        f"{_words(other)} at {row.item.path!r}. All images of an item need the same {what}"
+                        f"{where}: the item {name!r} has the {_COLUMN.get(what, what)} {_words(one)} at "
+                        f"{first.item.path!r}, but {_words(other)} at {row.item.path!r}. All images of an item need "
+                        f"the same {_COLUMN.get(what, what)}"
                     )
     return [_joined(images) for images in bags.values()]
 
@@ -173,8 +176,8 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     return [row for row in rows if first_of[real[row.item.path]].item.path == row.item.path]
 
 
-def _counts_as(row: Listed) -> tuple[str, str, str]:
-    return row.part, SEPARATOR.join(row.item.class_names), row.item.unit
+def _counts_as(row: Listed) -> tuple[str, str, str, str]:
+    return row.part, SEPARATOR.join(row.item.class_names), row.item.unit, row.bag
 
 
 def _pair(row: Listed, other: Listed) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Same = TypeVar("Same", bound="Step")
 Terms = dict[str, Tensor]  # the terms of a loss by name, which add up
-ONE_BY_ONE = "set pooling=logits, by which every image is learned and answered by itself, or use another method"
+ONE_BY_ONE = "train with pooling=logits, by which each image is learned and answered by itself, or use another method"
 
 
 class Encoded(NamedTuple):

@@ -72,9 +72,10 @@ class Gaussians(NamedTuple):
 
     def log_density(self, features: Tensor) -> Tensor:
         """Return the log-densities `(n, c)` of features `(n, e)`, up to a constant."""
-        precision = 1 / self.variance
+        variance = self.variance.clamp_min(torch.finfo(features.dtype).eps)  # of equal images
+        precision = 1 / variance
         squares = features.square() @ precision.T - 2 * features @ (self.mean * precision).T
-        return -(squares + (self.mean.square() * precision).sum(-1) + self.variance.log().sum(-1)) / 2
+        return -(squares + (self.mean.square() * precision).sum(-1) + variance.log().sum(-1)) / 2
 
 
 class Round(NamedTuple):
@@ -88,7 +89,6 @@ class Transduction(Method[ImageStep], OverSet):
     """The base class of methods that answer a set of images by Gaussians, without training."""
 
     serves = ("dual encoder", "vision encoder")
-    learns_any_step = False  # the answers to a set are of one class each
 
     @property
     def smallest(self) -> int:
