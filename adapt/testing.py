@@ -24,7 +24,7 @@ from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.loading import load
 from adapt.methods.base import Method, Step, Terms, total
-from adapt.methods.base.traits import OverSet, Stream, has_trait, trait
+from adapt.methods.base.traits import OverSet, PoolsBags, Stream, has_trait, trait
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.wrap import wrap
@@ -89,7 +89,8 @@ class Case:
         task = next(
             each for each in every_task if kind in each.backbones and each.example and each.learned_by(self.method)
         )
-        bundled = data.load(task.example)
+        items = has_trait(self.method, PoolsBags) and task.takes_bags
+        bundled = data.load("emoji-items" if items else task.example)
         if not task.divisible or kind in ("fusion encoder", "vision LLM"):
             train, val, test = (part[:IMAGES] for part in (bundled.train, bundled.val, bundled.test))
             return data.Split("questions", bundled.class_names, train, val, test)

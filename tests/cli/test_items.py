@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,25 @@ import adapt
 
 
 @pytest.fixture
-def listed(photos: Path) -> Path:
+def own_photos(photos: Path, tmp_path: Path) -> Path:
+    """A copy of the photographs, beside which lists may be written."""
+    shutil.copytree(photos, tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def listed(own_photos: Path) -> Path:
     """A list of three items of two photographs each, whose lines do not follow each other."""
-    path = photos / "listed.csv"
+    path = own_photos / "listed.csv"
     lines = [f"test/{name}/{number}.png,{name} item,{name}" for number in range(2) for name in ("sky", "goldfish")]
     path.write_text("\n".join(["path,item,label", *lines, "test/lime tree/0.png,lime,lime tree"]))
     return path
 
 
-def test_a_list_of_items_gets_an_answer_each(run, adapter: Path, listed: Path, photos: Path) -> None:
+def test_a_list_of_items_gets_an_answer_each(run, adapter: Path, listed: Path, own_photos: Path) -> None:
     model = adapt.load(adapter)
-    items = [[photos / f"test/{name}/{number}.png" for number in range(2)] for name in ("sky", "goldfish")]
-    predictions = model.predict_items([*items, [photos / "test/lime tree/0.png"]])
+    items = [[own_photos / f"test/{name}/{number}.png" for number in range(2)] for name in ("sky", "goldfish")]
+    predictions = model.predict_items([*items, [own_photos / "test/lime tree/0.png"]])
     found = [json.loads(line) for line in run("predict", adapter, listed, "--json").stdout.splitlines()]
     assert [each["item"] for each in found] == ["sky item", "goldfish item", "lime"]
     assert [each["class"] for each in found] == [each.class_name for each in predictions]
@@ -36,21 +44,24 @@ def test_a_list_of_items_gets_an_answer_each(run, adapter: Path, listed: Path, p
     assert [row["class"] for row in rows] == [each.class_name for each in predictions]
 
 
-def test_folders_are_items_if_asked(run, adapter: Path, photos: Path) -> None:
+def test_folders_are_items_if_asked(run, adapter: Path, own_photos: Path) -> None:
     found = [
-        json.loads(line) for line in run("predict", adapter, photos / "test", "--items", "--json").stdout.splitlines()
+        json.loads(line)
+        for line in run("predict", adapter, own_photos / "test", "--items", "--json").stdout.splitlines()
     ]
     assert [each["item"] for each in found] == [
-        str(photos / "test" / name) for name in ("goldfish", "lime tree", "sky")
+        str(own_photos / "test" / name) for name in ("goldfish", "lime tree", "sky")
     ]
     assert [len(each["images"]) for each in found] == [2, 2, 2]
 
 
-def test_an_image_that_cannot_be_read_is_left_out_of_its_item(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_left_out_of_its_item(
+    run, adapter: Path, own_photos: Path, tmp_path: Path
+) -> None:
     for item, image in (("one", "broken"), ("two", "broken")):
         (tmp_path / "things" / item).mkdir(parents=True)
         (tmp_path / "things" / item / f"{image}.png").write_bytes(b"no image")
-    (tmp_path / "things/two/0.png").write_bytes((photos / "test/sky/0.png").read_bytes())
+    (tmp_path / "things/two/0.png").write_bytes((own_photos / "test/sky/0.png").read_bytes())
     result = run("predict", adapter, tmp_path / "things", "--items", "--json")
     assert result.exit_code == 2
     assert "2 of 3 images could not be read" in result.stderr
@@ -58,10 +69,10 @@ def test_an_image_that_cannot_be_read_is_left_out_of_its_item(run, adapter: Path
     assert [each["image"] for each in only["images"]] == [str(tmp_path / "things/two/0.png")]
 
 
-def test_lists_may_have_items_of_the_same_name(run, adapter: Path, photos: Path) -> None:
+def test_lists_may_have_items_of_the_same_name(run, adapter: Path, own_photos: Path) -> None:
     for name in ("sky", "goldfish"):
-        (photos / f"{name}.csv").write_text(f"path,item\ntest/{name}/0.png,1\ntest/{name}/1.png,1\n")
-    result = run("predict", adapter, photos / "sky.csv", photos / "goldfish.csv", "--json")
+        (own_photos / f"{name}.csv").write_text(f"path,item\ntest/{name}/0.png,1\ntest/{name}/1.png,1\n")
+    result = run("predict", adapter, own_photos / "sky.csv", own_photos / "goldfish.csv", "--json")
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(each["item"], len(each["images"])) for each in found] == [("1", 2), ("1", 2)]
 
