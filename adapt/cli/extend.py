@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from adapt.cli import options as common
+from adapt.cli.train import say
 
 
 @click.command()
@@ -44,9 +45,7 @@ def extend(
         recipe = extended(run, DataSection(source=data, root=root, names=names), out)
         recipe = recipe if device is None else recipe.model_copy(update={"device": device})
         result = run_recipe(recipe, out, progress=not quiet)
-    click.echo(str(result))
-    if result.adapter is not None:
-        click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+    say(result)
 
 
 COMMANDS = {"extend": extend}

@@ -104,7 +104,7 @@ def train(
                 click.echo(_stopped(recipe, out, processes, overrides, track, options), err=True)
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
-        _say(result, out if plot else None)
+        say(result, out if plot else None)
 
 
 def _plan(recipe: Recipe) -> None:
@@ -123,7 +123,7 @@ def _begin(recipe: Recipe, quiet: bool) -> None:
         common.say_backbone(recipe.backbone, recipe.data.source)
 
 
-def _say(result: Result, plots: Path | None) -> None:
+def say(result: Result, plots: Path | None = None) -> None:
     """Print the result of a run and, if `plots` is not None, draw the run's curves to files in the folder `plots`."""
     click.echo(str(result))
     if plots is not None:

@@ -6,7 +6,7 @@ module does not import torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -45,7 +45,7 @@ def is_bag(item: Item) -> bool:
     return len(item.paths) > 1 and item.task.takes_bags
 
 
-def has_bags(items: Sequence[Item]) -> bool:
+def has_bags(items: Iterable[Item]) -> bool:
     """Return whether some of the items have several images of one thing."""
     return any(map(is_bag, items))
 
@@ -53,6 +53,11 @@ def has_bags(items: Sequence[Item]) -> bool:
 def singles(items: Sequence[Item]) -> list[Item]:
     """Return the images of all items as items of one image each, with the label of the whole."""
     return [replace(item, paths=(path,), group=item.kept_with) for item in items for path in item.paths]
+
+
+def largest(items: Sequence[Item]) -> int:
+    """Return the number of images of the largest bag, or 1 if there is none."""
+    return max((len(item.paths) for item in items if is_bag(item)), default=1)
 
 
 def sizes(items: Sequence[Item]) -> list[int]:

@@ -117,7 +117,7 @@ def skipped(looked: Looked) -> Iterator[Finding]:
 def contradictions(looked: Looked) -> Iterator[Finding]:
     """Yield a finding that lists copies of an image with different labels, within or across train, val and test."""
     rows = []
-    for copies in () if has_bags(tuple(looked.split.items())) else looked.alike:  # a bag may show other things too
+    for copies in () if has_bags(looked.split.items()) else looked.alike:  # a bag may show other things too
         if len({item.label for _, item in copies}) > 1:
             part, first = copies[0]
             rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if copy[1].label != first.label]

@@ -178,7 +178,7 @@ class Split:
     @property
     def noun(self) -> str:
         """The noun for the items in counts, such as "images"; "items" if some of them have several images."""
-        return "items" if has_bags(tuple(self.items())) else self.task.noun
+        return "items" if has_bags(self.items()) else self.task.noun
 
     @property
     def kind(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt import tasks
-from adapt.data.bags import has_bags, singles, sizes
+from adapt.data.bags import has_bags, largest, singles, sizes
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
@@ -86,8 +86,7 @@ class Inference:
     def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
         """Yield the items in batches, each decoded into a `Step`, from which a method can compute logits."""
         task, done = tasks.of(items), 0
-        each = max(sizes(items)) if has_bags(items) else 1 + model.method.views
-        size = max(1, model.evaluated_together // each)
+        size = max(1, model.evaluated_together // (largest(items) * (1 + model.method.views)))
         for inputs, batch in self._batches(model, items, size):
             yield task.step(model, batch, inputs)
             done += len(batch)

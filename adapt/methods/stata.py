@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import ImageStep
-from adapt.methods.base.transduction import Gaussians, Round, Transduction, TransductionConfig, moments, transduced
+from adapt.methods.base.transduction import Gaussians, Moments, Round, Transduction, TransductionConfig, transduced
 
 
 class StatAConfig(TransductionConfig):
@@ -44,15 +44,15 @@ class StatA(Transduction):
 
     def rounds(self, step: ImageStep) -> Iterator[Round]:
         features, texts = step.features, step.class_features
-        count, sums, squares = moments(features, step.logits.softmax(-1))
-        spread = (squares - 2 * texts * sums + texts.square() * count).sum(0, keepdim=True) / features.shape[0]
+        own = Moments.of(features, step.logits.softmax(-1))
+        spread = own.around(texts).sum(0, keepdim=True) / features.shape[0]
 
         def fitted(weights: Tensor) -> Gaussians:
             share = self.share(weights)
-            count, sums, squares = moments(features, weights)
-            mean = F.normalize(share * F.normalize(sums, dim=-1) + (1 - share) * texts, dim=-1)
-            seen = (squares - 2 * mean * sums + mean.square() * count) / count.clamp_min(torch.finfo(count.dtype).tiny)
-            return Gaussians(mean, share * seen + (1 - share) * (spread + (texts - mean).square()))
+            seen = Moments.of(features, weights)
+            mean = F.normalize(share * seen.direction + (1 - share) * texts, dim=-1)
+            variance = seen.around(mean) / seen.weight.clamp_min(torch.finfo(seen.weight.dtype).tiny)
+            return Gaussians(mean, share * variance + (1 - share) * (spread + (texts - mean).square()))
 
         return transduced(self.config, step, Gaussians(texts, spread.expand_as(texts)), fitted)
 

@@ -25,11 +25,11 @@ from torch import Tensor
 from adapt.methods.base import ImageStep
 from adapt.methods.base.transduction import (
     Gaussians,
+    Moments,
     Round,
     Transduction,
     TransductionConfig,
     doubt_of_absent_classes,
-    moments,
     transduced,
 )
 
@@ -56,10 +56,9 @@ class TransCLIP(Transduction):
         features = step.features
 
         def fitted(weights: Tensor) -> Gaussians:
-            count, sums, squares = moments(features, weights)
-            mean = F.normalize(sums, dim=-1)
-            spread = (squares - 2 * mean * sums + mean.square() * count).sum(0, keepdim=True)
-            return Gaussians(mean, spread / features.shape[0])
+            seen = Moments.of(features, weights)
+            spread = seen.around(seen.direction).sum(0, keepdim=True)
+            return Gaussians(seen.direction, spread / features.shape[0])
 
         return transduced(self.config, step, self.start(step), fitted)
 

@@ -18,7 +18,7 @@ from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
-from adapt.data.bags import has_bags
+from adapt.data.bags import is_bag
 from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.orientation import turns
 from adapt.data.decoding.views import Views
@@ -153,9 +153,9 @@ class Adapted(nn.Module, Generic[B]):
 
     def check_items(self, items: Sequence[Item]) -> None:
         """Raise AdaptError if the model cannot read some of the items, before any image of theirs is decoded."""
-        if has_bags(items):
+        for item in filter(is_bag, items):
             raise AdaptError(
-                f"{items[0].name!r} is an item of several images, but {self.backbone.describe()} reads one image of "
+                f"{item.name!r} is an item of several images, but {self.backbone.describe()} reads one image of "
                 "each item: leave out the column item"
             )
 

@@ -21,7 +21,7 @@ from adapt.engine.watching import watched
 from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.methods.base.space import Projects
-from adapt.methods.base.step import ONE_BY_ONE
+from adapt.methods.base.step import reads_one_image
 from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, trait
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
@@ -122,8 +122,13 @@ class ImageModel(Adapted[E]):
         return self.answers.of(ImageStep(self, Encoded(image_features, views)))
 
     def check_items(self, items: Sequence[Item]) -> None:
-        if self.answers.pooling == "features" and has_bags(items) and (self.method.reads or self.method.views):
-            raise AdaptError(f"{self.method.name} reads one image of each item: {ONE_BY_ONE}")
+        if has_bags(items):
+            self.check_takes_bags()
+
+    def check_takes_bags(self) -> None:
+        """Raise AdaptError if the model cannot read items of several images."""
+        if self.answers.pooling == "features" and (self.method.reads or self.method.views):
+            raise reads_one_image(self.method)
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> ImageStep:
         return ImageStep(self, inputs, labels)

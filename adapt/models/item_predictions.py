@@ -15,7 +15,6 @@ from adapt.data.decoding.orientation import turns
 from adapt.engine.pooling import bag_mean
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep
-from adapt.methods.base.step import ONE_BY_ONE
 from adapt.methods.base.traits import PoolsBags, trait
 from adapt.models.base import evaluating
 from adapt.models.prediction import ImageOfBag, Prediction, Wanted, predictions
@@ -29,8 +28,7 @@ def bag_predictions(
     model: ImageModel, items: Iterable[Sequence[object]], wanted: Wanted, batch_size: int, urls: bool
 ) -> Iterator[Prediction]:
     """Yield a prediction for each item, a sequence of images; images are as in `predict`."""
-    if model.answers.pooling == "features" and (model.method.views or model.method.reads):
-        raise AdaptError(f"{model.method.name} reads one image of each item: {ONE_BY_ONE}")
+    model.check_takes_bags()
     model = model if model.memory is not None else model.stream()
     for bags in _batches(model, items, batch_size, urls):
         with evaluating(model), torch.no_grad():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
 from adapt import tasks
-from adapt.backbones.encoded_images import EncodedImage
 from adapt.data.bags import has_bags
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
@@ -159,24 +158,6 @@ class FeatureBatches(KnownBatches):
         super().__init__(features, items, settings, seed, Encoded)
 
 
-class BagBatches:
-    """Batches of bags, items of several images, by the precomputed features `(k, e)` of each image."""
-
-    def __init__(self, features: Sequence[Tensor], items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
-        self._features, self.items = features, items
-        self._epochs = Shares(len(items), settings, seed, ALONE)
-        self.divided = False
-
-    def __len__(self) -> int:
-        return len(self._epochs)
-
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
-        self._epochs.epoch, self._epochs.step = epoch, step
-        for draws in self._epochs:
-            places = [draw.position for draw in draws]
-            yield Encoded.of_bags([self._features[place] for place in places]), [self.items[place] for place in places]
-
-
 class BlockBatches(KnownBatches):
     """Batches of precomputed inputs `(b, l, d)` to the first edited block of a vision tower."""
 
@@ -193,18 +174,18 @@ class BlockBatches(KnownBatches):
         super().__init__(tokens[:, None], items, settings, seed, partial(BlockInputs, block), processes)
 
 
-class EncodedBatches:
-    """Batches of conversations whose images were encoded once, as the method edits only the decoder."""
+class LookedUpBatches:
+    """Batches of precomputed inputs of different sizes, which the function `inputs` looks up by position."""
 
     def __init__(
         self,
-        known: Mapping[str, EncodedImage],
+        inputs: Callable[[Sequence[int]], object],
         items: Sequence[Item],
         settings: TrainSettings,
         seed: int,
         lengths: Sequence[int] = (),
     ) -> None:
-        self._known, self.items = known, items
+        self._inputs, self.items = inputs, items
         self._epochs = Shares(len(items), settings, seed, ALONE, lengths=lengths)
         self.divided = False
 
@@ -213,9 +194,9 @@ class EncodedBatches:
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
-        for own, draws in zip(self._epochs, self._epochs.full()):
-            seen = of_paths([self.items[draw.position] for draw in own], self._known)
-            yield seen, [self.items[draw.position] for draw in draws]
+        for draws in self._epochs:
+            places = [draw.position for draw in draws]
+            yield self._inputs(places), [self.items[place] for place in places]
 
 
 def training_batches(
@@ -248,7 +229,8 @@ def training_batches(
     if keeps_encoded(model, cache):
         known = encoded_images(model, items, workers=settings.workers, progress=progress)
         if known is not None:
-            return EncodedBatches(known, items, settings, seed, lengths)
+            encoded = of_paths(items, known)
+            return LookedUpBatches(lambda places: [encoded[place] for place in places], items, settings, seed, lengths)
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:
@@ -260,7 +242,9 @@ def training_batches(
             if views:
                 raise AdaptError(f"{model.method.name} weighs the images of an item as they are: leave out train.views")
             bags = bag_features(model, items, workers=settings.workers, progress=progress)
-            return BagBatches(bags, items, settings, seed)
+            return LookedUpBatches(
+                lambda places: Encoded.of_bags([bags[place] for place in places]), items, settings, seed
+            )
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
         return FeatureBatches(features, items, settings, seed)
     reads_images = "images" in model.method.reads or trait(model.method, GroupsEntities)  # which orders images itself

@@ -73,7 +73,7 @@ def _parts(split: Split) -> tuple[tuple[Item, ...], ...]:
 
 def _rows(split: Split) -> list[dict[str, str]]:
     """Return the rows of a list of all images, whose paths start from the root of the file system."""
-    bags = has_bags(tuple(split.items()))
+    bags = has_bags(split.items())
     return [
         {"path": path.lstrip("/"), "label": item.answer, "split": part, "domain": item.domain, "group": item.group}
         | ({"item": f"{part} {number}"} if bags else {})

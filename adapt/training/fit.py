@@ -261,11 +261,11 @@ def _picks(items: Sequence[Item]) -> list[dict[str, str]]:
 
     If some items have several images, there is a row for each image, with the number of the item.
     """
-    rows = []
+    bags, rows = has_bags(items), []
     for number, item in enumerate(items, 1):
         about = {"class": item.answer} | item.label.columns | ({"text": item.text} if item.text else {})
-        bag = {"item": str(number)} if has_bags(items) else {}
-        rows += [{"path": path} | about | bag for path in (item.paths if bag else [item.path])]
+        about |= {"item": str(number)} if bags else {}
+        rows += [{"path": path} | about for path in (item.paths if bags else [item.path])]
     return rows
 
 

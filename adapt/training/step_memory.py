@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
-from adapt.data.bags import has_bags, sizes
+from adapt.data.bags import largest
 from adapt.devices import keeping_rng
 from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
@@ -22,7 +22,7 @@ from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
-from adapt.training.batches import BagBatches, Batches, BlockBatches, FeatureBatches
+from adapt.training.batches import Batches, BlockBatches, FeatureBatches, LookedUpBatches
 from adapt.training.chat_memory import ChatBytes, chat_bytes
 from adapt.training.loop import autocast
 from adapt.training.settings import TrainSettings
@@ -40,13 +40,13 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     step: StepBytes | ChatBytes
     if isinstance(model, ChatModel):
         step = chat_bytes(model, batches.items, settings.precision)
-    elif isinstance(batches, FeatureBatches | BagBatches) or not isinstance(model, ImageModel):
+    elif isinstance(batches, FeatureBatches | LookedUpBatches) or not isinstance(model, ImageModel):
         return 0
     else:
         with autocast(model.backbone.device, settings.precision):
             step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
     size, free = -(-min(settings.batch_size, len(batches.items)) // processes), free_bytes(model.backbone.device)
-    each = max(sizes(batches.items)) if has_bags(batches.items) else 1  # images of an item
+    each = largest(batches.items)
     needed = step.of(size * each)
     if needed > free:
         fitting = next((n for n in range(size - 1, 0, -1) if step.of(n * each) <= free), 0)

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Same = TypeVar("Same", bound="Step")
 Terms = dict[str, Tensor]  # the terms of a loss by name, which add up
-ONE_BY_ONE = "train with pooling=logits, by which each image is learned and answered by itself, or use another method"
+
+
+def reads_one_image(method: Method) -> AdaptError:
+    """Return an AdaptError which says that `method` cannot read items of several images."""
+    return AdaptError(
+        f"{method.name} reads one image of each item: train with pooling=logits, by which each image is learned and "
+        "answered by itself, or use another method"
+    )
 
 
 class Encoded(NamedTuple):
@@ -169,7 +176,7 @@ class ImageStep(Step):
     @cached_property
     def _images(self) -> Tensor:
         if isinstance(self.inputs, Bags):
-            raise AdaptError(f"{self.model.method.name} reads one image of each item: {ONE_BY_ONE}")
+            raise reads_one_image(self.model.method)
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
                 f"{self.model.method.name} reads images, but this batch has only image features: give the method's "

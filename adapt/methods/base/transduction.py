@@ -103,9 +103,26 @@ class Transduction(Method[ImageStep], OverSet):
         """Return an iterator over the rounds in which a set of images is answered."""
 
 
-def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums over images of weights `(c, 1)`, of weighted features and of their squares, both `(c, e)`."""
-    return weights.sum(0)[:, None], weights.T @ features, weights.T @ features.square()
+class Moments(NamedTuple):
+    """The sums over images of class weights `(c, 1)`, of weighted features and of their squares, both `(c, e)`."""
+
+    weight: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, weights: Tensor) -> Moments:
+        """Return the moments of features `(n, e)` with weights `(n, c)`."""
+        return cls(weights.sum(0)[:, None], weights.T @ features, weights.T @ features.square())
+
+    @property
+    def direction(self) -> Tensor:
+        """The mean feature of each class, scaled to unit length `(c, e)`."""
+        return F.normalize(self.sums, dim=-1)
+
+    def around(self, mean: Tensor) -> Tensor:
+        """Return the weighted sums `(c, e)` of squared distances to `mean` `(c, e)`."""
+        return self.squares - 2 * mean * self.sums + mean.square() * self.weight
 
 
 def doubt_of_absent_classes(logits: Tensor) -> str:
