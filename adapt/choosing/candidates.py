@@ -14,7 +14,7 @@ from adapt.backbones.joined import JoinedDualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.methods.base import Method
 from adapt.methods.base.space import Projects
-from adapt.methods.base.traits import DrawsMaps, OverSet, Stream, has_trait
+from adapt.methods.base.traits import DrawsMaps, OverSet, Stream, has_trait, reads_unlabelled
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
@@ -55,18 +55,21 @@ class Candidate:
         return self.recipe.model_copy(update={"calibrate": True}) if self.calibrate else self.recipe
 
 
-def candidates(source: str, changes: dict[str, object], every: bool, backbone: Backbone) -> list[Candidate]:
+def candidates(
+    source: str, changes: dict[str, object], every: bool, backbone: Backbone, unlabelled: bool = False
+) -> list[Candidate]:
     """Return the candidates to compare on `source` and `backbone`, the cheapest first; `changes` apply to all recipes.
 
     The candidates are the methods without training steps, the methods that train on cached features, and the methods
     whose recipes ask to be compared. If `every` is true, the methods that train through a tower are added. Methods are
     excluded if they predict from several views of an image or from earlier images, if they learn from texts alone or
-    from numbers, or if they localise anomalies.
+    from numbers, or if they localise anomalies, and unless there are `unlabelled` images, if they learn from those.
     """
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     other = {*_OTHER, *(name for kind, name in _OF_KINDS.items() if not isinstance(backbone, kind))}
     names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in other]
     listed = [each for name in names for each in _of_recipe(short(name), source, changes, every, backbone)]
+    listed = [each for each in listed if unlabelled or not reads_unlabelled(each.recipe.new_method())]
     return sorted(listed, key=lambda each: (each.cost, not each.always, not each.preferred))
 
 

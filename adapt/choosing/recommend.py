@@ -77,12 +77,13 @@ def recommend(
     base = read_recipe("zero_shot", list(changes.items()), data)
     changes |= {"backbone": base.backbone, "data.sampling": base.data.sampling}
     with _reserved(out, data) as folder:
-        listed_split = listed_data(base)
+        listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
         loaded = _image_encoder(load_backbone(base.backbone, device, base.quantize))
         split = decodable(listed_split, base, progress)
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
-        listed = candidates(data, changes, every or budget is not None, loaded) if comparison.items else []
+        listed = candidates(data, changes, every or budget is not None, loaded, bool(split.unlabelled))
+        listed = listed if comparison.items else []
         with loaded.unchanging():
             features = _features(split, loaded, progress)
             compared, left_out = race(comparison, listed, budget, progress)

@@ -90,7 +90,8 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
         check_free(out)
     entry = published.find(source)
     split, inconsistent = looking.read_leniently(source, _root(folder, root))
-    sizes = ", ".join(_size(part, getattr(split, part)) for part in common.PARTS)
+    parts = (*common.PARTS, "unlabelled") if split.unlabelled else common.PARTS
+    sizes = ", ".join(_size(part, getattr(split, part)) for part in parts)
     contents = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
     click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     items = list(split.items())

@@ -95,12 +95,13 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     if broken not in get_args(Broken):
         raise AdaptError(f"the setting broken is {broken!r}; {nearest(broken, get_args(Broken))}")
     check_root(split)
-    items = list(split.items())
+    items = [*split.items(), *split.unlabelled]
     problems = broken_images(items, progress)
     if not problems:
         return split
-    train, val, test = (_kept(part, problems) for part in (split.train, split.val, split.test))
-    lost = len(items) - len(train) - len(val) - len(test)
+    parts = split.train, split.val, split.test, split.unlabelled
+    train, val, test, unlabelled = (_kept(part, problems) for part in parts)
+    lost = len(items) - sum(map(len, (train, val, test, unlabelled)))
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
@@ -108,7 +109,26 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
             "images out with data.broken=skip"
         )
     logger.warning("left out %s: %s", count, _first(problems))
-    return replace(split, train=train, val=val, test=test)
+    return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)
+
+
+def untested(unlabelled: Sequence[Item], test: Sequence[Item], progress: Progress | None = None) -> tuple[Item, ...]:
+    """Return the `unlabelled` images without copies of `test` images, which are recognised by content and logged.
+
+    Copies have the same pixels, or the same bytes if they are JPEGs.
+    """
+    if not (unlabelled and test):
+        return tuple(unlabelled)
+    facts = all_facts([*unlabelled, *test], progress)
+    tested = {facts[parted(path)[0]].digest: path for item in test for path in item.paths}
+    kept = tuple(item for item in unlabelled if facts[parted(item.path)[0]].digest not in tested)
+    if copies := len(unlabelled) - len(kept):
+        one = next(item.path for item in unlabelled if facts[parted(item.path)[0]].digest in tested)
+        logger.warning(
+            "left out %d of %d unlabelled images, such as %r, which are test images too",
+            copies, len(unlabelled), one,
+        )  # fmt: skip
+    return kept
 
 
 def _kept(items: tuple[Item, ...], problems: Collection[str]) -> tuple[Item, ...]:

@@ -117,7 +117,8 @@ def skipped(looked: Looked) -> Iterator[Finding]:
 def contradictions(looked: Looked) -> Iterator[Finding]:
     """Yield a finding that lists copies of an image with different labels, within or across train, val and test."""
     rows = []
-    for copies in () if has_bags(looked.split.items()) else looked.alike:  # a bag may show other things too
+    for group in () if has_bags(looked.split.items()) else looked.alike:  # a bag may show other things too
+        copies = [(part, item) for part, item in group if part != "unlabelled"]
         if len({item.label for _, item in copies}) > 1:
             part, first = copies[0]
             rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if copy[1].label != first.label]
@@ -137,6 +138,18 @@ def copies(looked: Looked) -> Iterator[Finding]:
     for part, own in rows.items():
         if own:
             yield Finding("copies", f"{part} images that are training images too: {_pairs(looked, own)}", own)
+
+
+def tested_unlabelled(looked: Looked) -> Iterator[Finding]:
+    """Yield a finding that lists unlabelled images that are test images too, from which no method learns."""
+    rows = []
+    for group in looked.alike:
+        tests = [item for part, item in group if part == "test"]
+        rows += [_pair(looked, part, item, "test", tests[0]) for part, item in group if tests and part == "unlabelled"]
+    if rows:
+        yield Finding(
+            "copies", f"unlabelled images that are test images too, and are left out: {_pairs(looked, rows)}", rows
+        )
 
 
 def duplicates(looked: Looked) -> Iterator[Finding]:
@@ -221,6 +234,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     skipped,
     contradictions,
     copies,
+    tested_unlabelled,
     duplicates,
     turned,
     noted,

@@ -90,6 +90,13 @@ def _check_classes(split: Split) -> None:
             )
 
 
+def _check_unlabelled(split: Split) -> None:
+    for item in split.unlabelled:
+        if item.class_names or not item.path:
+            what = f"the class {item.answer!r}" if item.class_names else "no image"
+            raise AdaptError(f"data {split.name!r}: the unlabelled item {item.name!r} has {what}; expected an image")
+
+
 def _check_no_empty_class(split: Split) -> None:
     learned = split.unseen or any(task.learns_unseen for task in _tasks(split))
     if learned or not (split.train and split.class_names):
@@ -161,6 +168,7 @@ _CHECKS = (
     _check_domains,
     _check_tasks,
     _check_classes,
+    _check_unlabelled,
     _check_no_empty_class,
     _check_texts,
 )

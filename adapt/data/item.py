@@ -94,6 +94,10 @@ class Item:
         """Return a copy of the item with the label `label`."""
         return replace(self, label=label)
 
+    def without_label(self) -> Item:
+        """Return a copy of the item without its label."""
+        return self.labelled(tasks.no_label())
+
     def renamed(self, names: Mapping[str, str]) -> Item:
         """Return a copy of the item with its class names replaced by `names`, a mapping from old to new names."""
         return replace(self, label=self.label.renamed(names))

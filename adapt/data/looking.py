@@ -16,11 +16,9 @@ from adapt.data.decoding.regions import parted
 from adapt.data.item import Item
 from adapt.data.readers import folder_of, load
 from adapt.data.readers.passed_over import PassedOver, passed_over
-from adapt.data.split import Split
+from adapt.data.split import PARTS, Split
 from adapt.errors import AdaptError
 from adapt.progress import Progress
-
-PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -37,19 +35,19 @@ class Looked:
 
     @cached_property
     def of_parts(self) -> list[tuple[str, Item]]:
-        """All image items as (part, item), where the part is train, val or test; of a bag, each image by itself."""
+        """All image items as (part, item), where the part is one of `PARTS`; of a bag, each image by itself."""
         each = [(part, item) for part in PARTS for item in getattr(self.split, part) if item.paths]
         return [(part, one) for part, item in each for one in (singles([item]) if is_bag(item) else [item])]
 
     @cached_property
     def usable(self) -> list[tuple[str, Item, Facts]]:
-        """All readable images, each as (part, item, facts about the file), where the part is train, val or test."""
+        """All readable images, each as (part, item, facts about the file), where the part is one of `PARTS`."""
         known = [(part, item, self.facts[parted(item.path)[0]]) for part, item in self.of_parts]
         return [each for each in known if not each[2].problem and each[1].path not in self.unfit]
 
     @cached_property
     def alike(self) -> list[list[tuple[str, Item]]]:
-        """Groups of two or more copies of an image, with the same pixels and question, across train, val and test."""
+        """Groups of two or more copies of an image, with the same pixels and question, across all parts."""
         groups: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
             groups[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
@@ -80,6 +78,6 @@ def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Sp
 
 def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
     """Return facts about every decoded file of `split`, and images in the folder `source` that are not in `split`."""
-    items = list(split.items())
+    items = [*split.items(), *split.unlabelled]
     facts = all_facts(items, progress)
     return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)

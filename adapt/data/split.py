@@ -12,11 +12,13 @@ from itertools import chain
 from adapt import tasks
 from adapt.data.bags import has_bags
 from adapt.data.consistency import accepts_unseen, check_consistent
-from adapt.data.few_shot import Sampling, carve, pick
+from adapt.data.few_shot import Rest, Sampling, carve, pick
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.shown import first_of
 from adapt.tasks import Task
+
+PARTS = ("train", "val", "test", "unlabelled")
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,16 @@ class Split:
 
     `class_names` is empty for tasks without classes, such as pairs of images and texts.
 
+    `unlabelled` are images without a class, from which some methods learn beside, or instead of, those in `train`.
+
     `root` is the common parent folder of all paths, and is not part of the fingerprint. `ratios` are the fractions of
     train, val and test items if a reader divided the data, and None if the data set came with a split. A split without
     any training item is for evaluation only. In any other split, every class must have a training item, except with
     `unseen`, and in tasks that learn classes without training items.
 
-    Raises AdaptError if a class has no training item, if an item's class is not in `class_names`, if a part (train,
-    val, test) mixes two tasks or images with texts, if test items are texts, or if the task rejects items.
+    Raises AdaptError if a class has no training item, if an item's class is not in `class_names`, if an unlabelled item
+    has a label or is a text, if a part (train, val, test) mixes two tasks or images with texts, if test items are
+    texts, or if the task rejects items.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Split:
     train: tuple[Item, ...]
     val: tuple[Item, ...]
     test: tuple[Item, ...]
+    unlabelled: tuple[Item, ...] = ()
     template: str = "a photo of a {}."
     root: str = ""
     ratios: tuple[float, ...] | None = field(default=None, compare=False)
@@ -47,12 +53,13 @@ class Split:
     def __post_init__(self) -> None:
         check_consistent(self)
 
-    def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
+    def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop", rest: Rest = "left out") -> Split:
         """Return a split with `shots` training and min(shots, 4) validation images per class, and all test images.
 
         An image with several classes counts for only one of its classes, usually the rarest, so some classes get more
         or fewer images than `shots`. The images and their order match the published code of CoOp, or of CLIP-LoRA with
-        `sampling="clip-lora"` (see `adapt.data.few_shot`). The global random state is not changed.
+        `sampling="clip-lora"` (see `adapt.data.few_shot`). The global random state is not changed. With
+        `rest="unlabelled"`, the training images that are not drawn become unlabelled images.
 
         Raises AdaptError if `shots` is below 1, or if the data set has no training images or no classes.
         """
@@ -62,7 +69,9 @@ class Split:
             raise AdaptError(f"data {self.name!r} has no training images to take {shots} shots from")
         self.check_classes()
         train, val = pick(self.train, self.val, shots, seed, sampling)
-        return replace(self, train=train, val=val)
+        drawn = {*train, *val} if rest == "unlabelled" else self.train
+        others = tuple(item.without_label() for item in self.train if item not in drawn)
+        return replace(self, train=train, val=val, unlabelled=self.unlabelled + others)
 
     def check_classes(self) -> None:
         """Raise AdaptError if the data set has no classes, as is the case for pairs of images and texts."""
@@ -123,8 +132,9 @@ class Split:
         test = tuple(item for item in self.test or self.items() if item.domain == domain)
         if not test:
             raise AdaptError(f"data {self.name!r} has no test images of the domain {domain!r}: add test images")
-        train, val = (tuple(item for item in part if item.domain != domain) for part in (self.train, self.val))
-        return replace(self, train=train, val=val, test=test)
+        learned = self.train, self.val, self.unlabelled
+        train, val, unlabelled = (tuple(item for item in part if item.domain != domain) for part in learned)
+        return replace(self, train=train, val=val, test=test, unlabelled=unlabelled)
 
     def renamed(self, names: Mapping[str, str]) -> Split:
         """Return a copy of the split whose classes are renamed by `names`, a dict from old to new names.
@@ -148,7 +158,10 @@ class Split:
     def turning(self, turned: bool) -> Split:
         """Return a copy of the split with images rotated upright by EXIF if `turned`, and otherwise used as stored."""
 
-        return self._mapped(lambda items: (replace(item, turned=turned and bool(item.paths)) for item in items))
+        def turning(items: tuple[Item, ...]) -> tuple[Item, ...]:
+            return tuple(replace(item, turned=turned and bool(item.paths)) for item in items)
+
+        return replace(self._mapped(turning), unlabelled=turning(self.unlabelled))
 
     def _mapped(
         self, change: Callable[[tuple[Item, ...]], Iterable[Item]], class_names: tuple[str, ...] | None = None
@@ -160,11 +173,11 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        """A hash (16 hex digits) of all items in order, by part (train, val, test), file below `root`, and label."""
+        """A hash (16 hex digits) of all items in order, by part, file below `root`, and label."""
         digest = hashlib.sha256()
         numbers = {name: number for number, name in enumerate(self.class_names)}
-        for part, items in (("train", self.train), ("val", self.val), ("test", self.test)):
-            for item in items:
+        for part in PARTS:
+            for item in getattr(self, part):
                 relative = item.path.removeprefix(self.root).replace(os.sep, "/").lstrip("/")
                 known = item.identity(relative, self.root), [numbers[name] for name in item.class_names]
                 digest.update(f"{part}\0{json.dumps(known)}\n".encode(errors="surrogateescape"))
@@ -186,7 +199,7 @@ class Split:
         return f"images of {len(self.class_names):,} classes" if self.class_names else self.task.items_are
 
     def items(self) -> Iterator[Item]:
-        """Yield all items of the split, in the order train, val, test."""
+        """Yield all labelled items of the split, in the order train, val, test."""
         return chain(self.train, self.val, self.test)
 
 

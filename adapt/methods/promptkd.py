@@ -31,7 +31,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.space import Projects, Space
-from adapt.methods.base.traits import StandsAlone
+from adapt.methods.base.traits import LearnsUnlabelled, StandsAlone
 from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Templates, ZeroShot
 from adapt.prompts import Prompt, several
@@ -57,7 +57,7 @@ class PromptKDConfig(IVLPConfig):
     """The number of values in a feature of the teacher; training sets it."""
 
 
-class PromptKD(IVLP, Projects, StandsAlone):
+class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
     """A student of a prompted teacher. `PromptKD(teacher)` trains `vision.I` `(k, d)` and the projection `conv1`.
 
     `teacher_text` `(n_classes, size)` are the teacher's class features.
@@ -72,6 +72,7 @@ class PromptKD(IVLP, Projects, StandsAlone):
     weighs_classes = False
     learns_any_step = False
     per_class = True
+    reads_labels = False
     space: Space | None = None
     example = {"teacher": "mini-clip", "n_ctx_vision": 2, "depth_vision": 2, "size": 256}
     teacher_text: Tensor

@@ -1,17 +1,19 @@
-"""SS-Text: a linear probe held to the class texts, in closed form without steps, for classes of unequal size.
+"""SS-Text: class texts plus sums of images, in closed form without steps, for classes of unequal size.
 
 Papers: Silva-Rodríguez et al., Full Conformal Adaptation of Medical Vision-Language Models, IPMI 2025 (SS-Text);
 Silva-Rodríguez et al., Towards a Realistic Few-Shot Adaptation of Medical Vision-Language Models, MICCAI 2025
-(SS-Text+).
-Reference: SS-Text-U `2af21ae`, `libs/solvers/sstext.py`, `libs/archs/lp.py`.
-Deviations: none. (SS-Text `4ff4897`, an older repository, counts more than 1,000 training images as 1,000.)
-Left out: SS-Text-U (Silva-Rodríguez and Konukoglu, arXiv 2603.02959), which also reads images without labels, because
-methods are given labelled images alone.
+(SS-Text+); Silva-Rodríguez and Konukoglu, arXiv 2603.02959 (SS-Text-U, which also learns from unlabelled images).
+Reference: SS-Text-U `2af21ae`, `libs/solvers/{sstext,sstextu}.py`, `libs/archs/lp.py`.
+Deviations:
+* The transport of SS-Text-U is computed in logarithms. The reference's exponentials overflow at scale 100, CLIP's, and
+  all its weights become NaN.
+* None otherwise. (SS-Text `4ff4897`, an older repository, counts more than 1,000 training images as 1,000.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,27 +22,30 @@ from torch import Tensor
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
-from adapt.methods.base.traits import LearnsUnseen
+from adapt.methods.base.traits import LearnsUnlabelled, LearnsUnseen
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, several
 
+ROUNDS, BALANCINGS = 3, 10  # of SS-Text-U: updates of the weights; passes over classes and images in each transport
+ABSENT = 4  # a class without images is expected that many times as rarely as the smallest other class
+
 
 class SSTextConfig(MethodConfig):
-    by_frequency: bool = True
-    """Whether a class's images count by the class's share of all images, and the classes then repel each other
-    (SS-Text+); otherwise all images count alike (SS-Text)."""
+    variant: Literal["SS-Text", "SS-Text+", "SS-Text-U"] = "SS-Text+"
+    """SS-Text: all images count alike. SS-Text+: images count by their class's share of all images, and the classes
+    then repel each other. SS-Text-U: unlabelled images count too, shared out among the classes by optimal transport."""
     template: Templates = "a photo of a {}."
     """One template, or several whose features are averaged."""
 
 
-class SSText(Method[ImageStep], LearnsUnseen):
-    """Texts plus the sums of their classes' images. `SSText(by_frequency)` stores `weight` `(n_classes, e)`.
+class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):
+    """Texts plus the sums of their classes' images. `SSText(variant)` stores `weight` `(n_classes, e)`.
 
     A class without training images keeps its text, which SS-Text+ repels from the mean of all classes, like any other.
     """
 
     name = "ss_text"
-    title = "SS-Text and SS-Text+ (Silva-Rodríguez et al., IPMI 2025)"
+    title = "SS-Text, SS-Text+ and SS-Text-U (Silva-Rodríguez et al., IPMI 2025)"
     Config = SSTextConfig
     per_class = True
     takes_steps = False
@@ -52,8 +57,16 @@ class SSText(Method[ImageStep], LearnsUnseen):
     def prepare(self, training: Training) -> None:
         step = ImageStep(training.classifier, Encoded(training.features("train").to(self.weight)))
         texts, labels = step.frozen_class_features(several(self.config.template)), training.labels("train")
-        solve = by_frequency if self.config.by_frequency else alike
-        self.weight = solve(texts.to(self.weight), step.features, labels.to(self.weight.device), step.scale)
+        known = texts.to(self.weight), step.features, labels.to(self.weight.device)
+        if self.reads_unlabelled:
+            self.weight = with_unlabelled(*known, training.features("unlabelled").to(self.weight), step.scale)
+        else:
+            solve = by_frequency if self.config.variant == "SS-Text+" else alike
+            self.weight = solve(*known, step.scale)
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        return self.config.variant == "SS-Text-U"
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return []  # the weights already contain the texts
@@ -72,3 +85,31 @@ def by_frequency(texts: Tensor, features: Tensor, labels: Tensor, scale: float) 
     shares = labels.bincount(minlength=len(texts)) / len(labels)
     weights = alike(texts, shares[labels, None] * features, labels, scale)
     return weights - F.normalize(2 * weights - weights.mean(0), dim=-1)  # repels each class from the mean of all
+
+
+def with_unlabelled(texts: Tensor, features: Tensor, labels: Tensor, unlabelled: Tensor, scale: float) -> Tensor:
+    """Return the class weights `(n, e)` of SS-Text-U, which adds unit-length features `(m, e)` of unlabelled images."""
+    shares = labels.bincount(minlength=len(texts)) / len(labels)
+    labelled = alike(texts, shares[labels, None] / 2 * features, labels, scale)
+    weights = texts
+    for _ in range(ROUNDS):
+        shared = transport(scale * unlabelled @ F.normalize(weights, dim=-1).T, expected(shares))
+        weights = labelled + scale / len(unlabelled) * shared.T @ unlabelled
+    return weights
+
+
+def expected(shares: Tensor) -> Tensor:
+    """Return the expected shares `(n,)` of the classes among unlabelled images, from those among labelled images."""
+    raised = shares.where(shares > 0, shares[shares > 0].min() / ABSENT)
+    return raised / raised.sum()
+
+
+def transport(logits: Tensor, shares: Tensor) -> Tensor:
+    """Return how images are shared out among classes, `(m, n)`, from logits `(m, n)`, by Sinkhorn's algorithm.
+
+    Each row sums to 1, and the columns' means are nearly `shares` `(n,)`.
+    """
+    for _ in range(BALANCINGS):
+        logits = logits - logits.logsumexp(0) + shares.log()  # of each class
+        logits = logits - logits.logsumexp(1, keepdim=True)  # of each image
+    return logits.exp()

@@ -26,6 +26,7 @@ __all__ = [
     "filled",
     "named",
     "names",
+    "no_label",
     "number",
     "of",
     "reading",
@@ -64,6 +65,11 @@ def of(items: Sequence[Item]) -> Task:
 def without_classes(method: Method) -> bool:
     """Return whether the method can learn a task without classes, in which case the method needs no class names."""
     return any(task.learned_by(method) for task in map(named, names()) if not task.classes_are)
+
+
+def no_label() -> Label:
+    """Return the label of an item without annotations."""
+    return reading(frozenset({"path"})).read({}, "")
 
 
 @cache

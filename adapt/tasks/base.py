@@ -166,6 +166,10 @@ class Task:
         """Return the sorted names of all classes in `labels`, for a data set that does not list its class names."""
         return tuple(sorted({name for label in labels for name in label.class_names}))
 
+    def lacks_label(self, cells: Mapping[str, Cell]) -> bool:
+        """Return whether the image of a row is unlabelled, because the row leaves out what the label is read from."""
+        return False
+
     # a data set
 
     def check(self, split: Split) -> None:

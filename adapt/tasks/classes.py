@@ -46,6 +46,9 @@ class Classes(Task):
             raise AdaptError(f"{where}: the overlap is {overlap:g}; expected a number from 0 to 1")
         return Class(filled(cells, "label", where), overlap)
 
+    def lacks_label(self, cells: Mapping[str, Cell]) -> bool:
+        return not cells["label"]
+
     def check(self, split: Split) -> None:
         known: dict[bool, Item] = {}
         for item in split.items():

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from adapt import tasks
 from adapt.data.bags import BagPooling, has_bags, singles
+from adapt.data.check import untested
 from adapt.data.item import Item
 from adapt.data.split import are_turned, items_id
 from adapt.devices import described, keeping_rng
@@ -23,7 +24,8 @@ from adapt.disk import write_csv
 from adapt.errors import AdaptError
 from adapt.evaluation.examples import keep_examples
 from adapt.features import keeps_features, of_texts
-from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait
+from adapt.methods.base import Method
+from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
@@ -55,6 +57,7 @@ def fit(
     test_set: Sequence[Item] = (),
     *,
     val_set: Sequence[Item] = (),
+    unlabelled_set: Sequence[Item] = (),
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -77,6 +80,9 @@ def fit(
     Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if `val_set` is
     empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values.
 
+    `unlabelled_set` are images without labels, for a method that learns from such images; copies of test images are
+    left out. A method that reads no labels learns from `unlabelled_set` and `train_set`, which may be empty.
+
     `out` is a new run directory, or an existing run directory to continue with `resume`. A run directory contains the
     adapter, metrics, log and checkpoints. Photographs are rotated upright by EXIF if the items request the rotation, as
     items from `adapt.data.load` on your own folders do, and the adapter records the rotation. `track` contains names of
@@ -91,7 +97,8 @@ def fit(
     KeyboardInterrupt if the user stops the training.
     """
     tracking = trackers(track, out)
-    training = checked(model, train_set, test_set, val_set=val_set, **settings)
+    unlabelled_set = untested(unlabelled_set, test_set)
+    training = checked(model, train_set, test_set, val_set=val_set, unlabelled_set=unlabelled_set, **settings)
     with _directory(out, training, resume) as run:
         return train(training, run, tracking, progress)
 
@@ -102,6 +109,7 @@ def checked(
     test_set: Sequence[Item],
     *,
     val_set: Sequence[Item],
+    unlabelled_set: Sequence[Item] = (),
     seed: int = 1,
     template: str = "a photo of a {}.",
     cache: bool = True,
@@ -122,6 +130,7 @@ def checked(
     if pooling == "logits":
         train_set = singles(train_set)
     _check_parts(model, train_set, val_set, test_set)
+    train_set, unlabelled_set = _learned_from(model.method, train_set, unlabelled_set)
     if calibrate:
         check_calibration(model, train_set, val_set)
     if blend is not None:
@@ -132,6 +141,7 @@ def checked(
         model,
         train_set,
         val_set,
+        unlabelled_set,
         test_set,
         chosen=chosen,
         seed=seed,
@@ -145,13 +155,19 @@ def checked(
 
 def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:
     """Raise AdaptError if `model` cannot learn from the training items, or be scored on validation or test items."""
-    task = tasks.of(train_set)
-    check_learned(model.method, task, "the training data")
     for part in filter(None, (train_set, val_set, test_set)):
         tasks.of(part).check_model(model, part)
         model.check_items(part)
     for part in filter(None, (val_set, test_set)):
         tasks.of(part).check_tested(model, part)
+    if train_set or needs_labels(model.method):
+        _check_train(model, train_set, val_set)
+
+
+def _check_train(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
+    """Raise AdaptError if `model` cannot learn from the training items."""
+    task = tasks.of(train_set)
+    check_learned(model.method, task, "the training data")
     if of_texts(train_set) and task.classes_are and not keeps_features(model, cache=True):
         raise AdaptError(
             f"the data has texts instead of training images, but {model.method.name} on {model.backbone.describe()} "
@@ -174,6 +190,29 @@ def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[It
     if model.needs_every_class and missing:
         who = method.name if method.needs_every_class else model.backbone.describe()
         raise AdaptError(f"{who} needs an image of every class, but {missing[0]!r} has none: add an image")
+
+
+def _learned_from(
+    method: Method, train_set: Sequence[Item], unlabelled_set: Sequence[Item]
+) -> tuple[Sequence[Item], Sequence[Item]]:
+    """Return the labelled and unlabelled items that `method` learns from; without its labels, an item is unlabelled.
+
+    Raises AdaptError if the method needs unlabelled images and there are none, or the other way round.
+    """
+    if not reads_unlabelled(method):
+        if unlabelled_set:
+            raise AdaptError(f"{method.name} does not learn from unlabelled images: leave out unlabelled_set")
+        return train_set, ()
+    if not needs_labels(method):
+        train_set = [item.without_label() for item in singles((*train_set, *unlabelled_set))]
+        tasks.of(train_set)  # there are some
+        return train_set, ()
+    if not unlabelled_set:
+        raise AdaptError(
+            f"{method.name} with these settings learns from unlabelled images too, but the data has none: give some in "
+            "a folder unlabelled, or in lines of a .csv without a label"
+        )
+    return train_set, unlabelled_set
 
 
 def _directory(out: str | Path | None, training: Fitting, resume: bool) -> AbstractContextManager[Run | None]:
@@ -220,6 +259,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     metrics |= _learn(training, journal)
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
     metrics["train_images"] = len(training.train_set)
+    if training.unlabelled_set:
+        metrics["unlabelled_images"] = len(training.unlabelled_set)
     metrics["train_set"] = items_id(training.train_set)
     model.eval()
     if not training.processes.main:  # the main process measures and writes

@@ -39,6 +39,7 @@ from adapt.training.settings import TrainSettings
 from adapt.validation import explain
 
 FOLDS = 5  # of the cross-validation that chooses settings
+_INHERITED = ("model", "unlabelled_set", "chosen", "seed", "cache", "processes")  # by a fold
 _OF_BATCHES = {"batch_size", "drop_last", "augment", "views", "workers"}
 Kept = TypeVar("Kept", bound=BaseModel)
 
@@ -54,6 +55,7 @@ class Fitting:
     model: Adapted
     train_set: Sequence[Item]
     val_set: Sequence[Item] = ()
+    unlabelled_set: Sequence[Item] = ()
     test_set: Sequence[Item] = ()
     chosen: TrainSettings | None = None
     seed: int = 1
@@ -139,7 +141,7 @@ class Fitting:
         self.model.method.prepare(self)
 
     def items(self, part: Part) -> Sequence[Item]:
-        return self.train_set if part == "train" else self.val_set
+        return {"train": self.train_set, "val": self.val_set, "unlabelled": self.unlabelled_set}[part]
 
     def labels(self, part: Part) -> Tensor:
         items = self.items(part)
@@ -300,9 +302,11 @@ class Fold(Fitting):
         places: dict[Part, list[int]] = {"train": learned, "val": held_out}
         items = {part: [training.train_set[place] for place in own] for part, own in places.items()}
         changed = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}
-        inherited = {name: getattr(training, name) for name in ("model", "chosen", "seed", "cache", "processes")}
+        inherited = {name: getattr(training, name) for name in _INHERITED}
         return cls(**inherited | changed, training=training, places=places)
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
         assert self.training is not None
+        if part == "unlabelled":
+            return self.training.features(part, views=views, unit=unit, projected=projected)
         return self.training.features("train", views=views, unit=unit, projected=projected)[self.places[part]]

@@ -11,12 +11,12 @@ from statistics import median
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
-from adapt.data.check import without_broken
+from adapt.data.check import untested, without_broken
 from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.devices import chosen, keeping_rng
 from adapt.errors import AdaptError
-from adapt.methods.base.traits import LearnsUnseen, chosen_setting, has_trait
+from adapt.methods.base.traits import LearnsUnseen, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
 from adapt.progress import counting_bar
@@ -43,15 +43,17 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     return decodable(listed_data(recipe), recipe, progress)
 
 
-def listed_data(recipe: Recipe) -> Split:
+def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
     """Return the recipe's data, reduced to the few-shot sample, without opening an image.
+
+    Unlabelled images are left out if the recipe's method does not learn from them, unless `unlabelled` is true.
 
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     method = recipe.new_method()
     split = recipe.data.load(has_trait(method, LearnsUnseen))
     note_passed_over(recipe.data.source, split)
-    if not split.train:
+    if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
     if (
         split.ratios is not None
@@ -59,21 +61,31 @@ def listed_data(recipe: Recipe) -> Split:
         split = replace(split, train=split.train + split.val, val=())
     split = with_validation(split, recipe)
     check_learned(method, split.task, shown(split.name))
-    if recipe.data.shots is not None and split.class_names:
-        split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
+    if recipe.data.shots is not None and split.class_names and split.train:
+        split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling, recipe.data.rest)
         _note_short(split, recipe.data.shots)
-    elif recipe.data.shots is not None:
+    elif recipe.data.shots is not None and split.train:
         logger.warning(
             "data.shots is %d, but %s have no classes to sample from: all %d items are used, as with --shots all",
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
+    if split.unlabelled and not (unlabelled or reads_unlabelled(method)):
+        logger.info("%s does not learn from the %d unlabelled images", method.name, len(split.unlabelled))
+        split = replace(split, unlabelled=())
     return split.only(recipe.data.classes)
 
 
 def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
-    """Return `split` without broken images. Raises AdaptError for a broken image unless the recipe skips it."""
+    """Return `split` without broken images, and without unlabelled images that are test images too.
+
+    Raises AdaptError for a broken image unless the recipe skips it.
+    """
     with counting_bar("checking", progress) as bar:
-        return without_broken(split, recipe.data.broken, bar)
+        split = without_broken(split, recipe.data.broken, bar)
+    if not split.unlabelled:
+        return split
+    with counting_bar("comparing", progress) as bar:
+        return replace(split, unlabelled=untested(split.unlabelled, split.test, bar))
 
 
 def with_validation(split: Split, recipe: Recipe) -> Split:
@@ -106,10 +118,13 @@ def _note_short(split: Split, shots: int) -> None:
 def images_per_class(recipe: Recipe, split: Split) -> int:
     """Return the number of training images per class, on which the length of training may depend.
 
-    The number is the recipe's shots if set, and otherwise the median over the classes of `split`.
+    The number is the recipe's shots if set, and otherwise the median over the classes of `split`, or, without labelled
+    training images, the number of unlabelled images divided by the number of classes.
     """
     if recipe.data.shots is not None:
         return recipe.data.shots
+    if not split.train:
+        return max(1, len(split.unlabelled) // len(split.class_names))
     of_classes = bool(split.class_names)
     counts = Counter(name for item in split.train for name in (item.class_names if of_classes else (item.kept_with,)))
     return round(median(counts.values()))
@@ -183,6 +198,7 @@ def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object)
         split.train,
         split.test,
         val_set=split.val,
+        unlabelled_set=split.unlabelled if reads_unlabelled(model.method) else (),
         seed=recipe.seed,
         template=recipe.data.template,
         cache=recipe.cache,

@@ -81,7 +81,7 @@ def test_it_trains_where_other_methods_refuse(lacking: Path, model_folder: Path,
 
 
 def test_the_class_keeps_its_text_and_is_answered(lacking: Path, model_folder: Path, tmp_path: Path) -> None:
-    recipe = of_folder(lacking, model_folder, "ss_text", "method.by_frequency=false")
+    recipe = of_folder(lacking, model_folder, "ss_text", "method.variant=SS-Text")
     run_recipe(recipe, tmp_path / "run", progress=False)
     model: AdaptedModel = adapt.load(tmp_path / "run" / "adapter.safetensors")
     place = model.class_names.index("sky")

@@ -17,7 +17,7 @@ from trainings import Given, stepped, watched
 
 import adapt
 from adapt import AdaptedModel, methods
-from adapt.methods import lp_plus_plus
+from adapt.methods import lp_plus_plus, ss_text
 from adapt.methods.base import Choice, Encoded, total
 from adapt.training.choice import choose
 
@@ -156,7 +156,12 @@ def test_gda_on_new_classes(library: str) -> None:
 class OnFeatures(Given):
     """A training on the features `(n, v, e)` of v views of each image, which stand in the place of the images."""
 
+    unlabelled: Tensor | None = None
+
     def features(self, part: str, **options: Any) -> Tensor:
+        if part == "unlabelled":
+            assert self.unlabelled is not None
+            return self.unlabelled
         return self._images if part == "train" else super().features(part, **options)
 
 
@@ -236,23 +241,37 @@ def test_rehark(library: str) -> None:
 
 @EVERY_LIBRARY
 def test_ss_text(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the official scale, which is not the tiny CLIP's; one class has no image."""
+    """At the stored scale, which is not the tiny CLIP's; one class has no image."""
     settings, expected = published.case("ss_text")
+    settings.equal("num_iters_mm", ss_text.ROUNDS)
+    settings.equal("num_iters_ot", ss_text.BALANCINGS)
+    settings.equal("ratio_label_marginal_correction", ss_text.ABSENT)
     monkeypatch.setattr(methods.SSText, "logit_scale", math.exp(settings["logit_scale"]))
     labels, test, test_labels = (expected[key] for key in ("labels", "test_features", "test_labels"))
     settings.equal("counts", labels.bincount(minlength=len(settings["names"])).tolist())
     accuracy = {}
-    for key, frequency in (("ss_text", False), ("ss_text_plus", True)):
-        method = methods.SSText(by_frequency=frequency, template=settings["template"])
+    variants = {"ss_text": "SS-Text", "ss_text_plus": "SS-Text+", "ss_text_u": "SS-Text-U"}
+    for key, variant in variants.items():
+        method = methods.SSText(variant=variant, template=settings["template"])
         model = wrapped("ss_text", library, method)
         expected.scaled("class_features", model.frozen_class_features([settings["template"]]))
         training: Any = OnFeatures(model, expected["features"], labels)
-        method.prepare(training)
+        training.unlabelled = expected["unlabelled"]
+        with watched(monkeypatch, ss_text, "transport") as transported:
+            method.prepare(training)
+        if key == "ss_text_u":
+            shared = [each for _, each in transported]
+            expected.scaled("assignments.0", shared[0])
+            expected.scaled("assignments", shared[-1])
+            expected.scaled("marginal", transported[0][0][1])
         logits = model.logits(test)
         expected.scaled(f"{key}.weights", method.weight)
         expected.scaled(f"{key}.logits", logits)
         accuracy[key] = float((logits.argmax(-1) == test_labels).float().mean())
     settings.equal("accuracy", accuracy, of=lambda stored: {key: stored[key] for key in accuracy})
+    weights = expected["features"], labels, expected["unlabelled"]
+    finite = ss_text.with_unlabelled(expected["class_features"], *weights, 100.0).isfinite().all()
+    settings.equal("ss_text_u_not_finite_at_scale_100", bool(finite))  # of the reference
 
 
 def by_image(kernel: Tensor, views: int) -> Tensor:

@@ -54,6 +54,8 @@ def read_csv(
     used instead of `label`, has the names of all classes in the image, separated by `|`, or is empty. A `mask` is the
     path of a picture that is bright where the image is defective.
 
+    An image whose cell `label` is empty, or whose `split` is `unlabelled`, is an unlabelled image to learn from.
+
     Columns `x0,y0,x1,y1` are the left, upper, right and lower edges of a region in pixels. Each region counts as an
     image, a line without edges is the full image, and regions of one image stay together. The column `overlap` is the
     intersection over union, from 0 to 1, of a region and its object's box. A file that is listed again through symbolic
@@ -153,14 +155,14 @@ def _hint(column: str) -> str:
 
 
 def _row(record: dict[str | None, str | None], task: Task, folder: str, where: str) -> Listed:
-    """Return the item of one line of a CSV file, with its part of the split (train, val, test or "")."""
+    """Return the item of one line of a CSV file, with its part of the split (train, val, test, unlabelled or "")."""
     cells = _cells(record, where)
-    part = ""
-    if "split" in cells:
-        if cells["split"] not in parts.ALIASES:
-            raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], parts.ALIASES)}")
-        part = parts.ALIASES[cells["split"]]
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
+    part = _part(cells, where)
+    if paths and part in ("", "train", parts.UNLABELLED) and task.lacks_label(cells) and not cells.get("item"):
+        return Listed(Item(paths, tasks.no_label(), cells.get("domain", "")), parts.UNLABELLED)
+    if part == parts.UNLABELLED:
+        raise AdaptError(f"{where}: expected a path, and no label, in a line of the split unlabelled. Empty the label")
     files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
     label = task.read(cells | files, where)
     if not paths and any(cells.get(edge) for edge in _BOX):
@@ -175,6 +177,16 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     bag = filled(cells, "item", where) if "item" in cells and paths else ""
     group = cells.get("group", "") or bag or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part, bag)
+
+
+def _part(cells: dict[str, str], where: str) -> str:
+    """Return the part of the split in a line: train, val, test, unlabelled, or "" if there is no column `split`."""
+    known = parts.ALIASES | {parts.UNLABELLED: parts.UNLABELLED}
+    if "split" not in cells:
+        return ""
+    if cells["split"] not in known:
+        raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], known)}")
+    return known[cells["split"]]
 
 
 def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:

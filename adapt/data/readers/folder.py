@@ -19,10 +19,11 @@ IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
     """Return the data set in a folder of class folders, or in `train/`, `val/` and `test/` with class folders.
 
-    `val/` may also be called `valid/` or `validation/`. Images may be at any depth below the class folder; other files
-    and hidden files are ignored (see `adapt.data.readers.passed_over`). Symbolic links are followed, and an image
-    counts once, preferably by a path without links. `ratios` (train, val, test) and `seed` divide a folder without
-    `train/`, `val/` and `test/`, and have no effect otherwise.
+    `val/` may also be called `valid/` or `validation/`. A folder `unlabelled/` has images without a class.
+    Images may be at any depth below the class folder; other files and hidden files are ignored (see
+    `adapt.data.readers.passed_over`). Symbolic links are followed, and an image counts once, preferably by a path
+    without links. `ratios` (train, val, test) and `seed` divide a folder without `train/`, `val/` and `test/`, and have
+    no effect otherwise.
 
     Raises AdaptError if the folder is missing, if a class or one of `train/`, `val/` and `test/` is empty, or if links
     put an image from outside the folder into two of `train/`, `val/` and `test/`, or into two classes.
@@ -34,8 +35,11 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
     real: dict[str, str] = {}
     class_names: set[str] = set()
     for folder, part in part_folders(root):
-        rows += _class_rows(folder, part, real)
-        class_names.update(subfolders(folder))
+        rows += _class_rows(folder, class_folders(folder, root), part, real)
+        class_names.update(class_folders(folder, root))
+    unlabelled = real_files(os.path.join(root, parts.UNLABELLED), IMAGE_SUFFIXES) if has_unlabelled(root) else {}
+    real |= unlabelled
+    rows += [listed(path, {}, parts.UNLABELLED) for path in sorted(unlabelled)]
     rows = one_each(rows, root, real, f"image folder {root!r}")
     return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 
@@ -53,10 +57,20 @@ def part_folders(root: str) -> list[tuple[str, str]]:
     return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
 
 
-def _class_rows(folder: str, part: str, real: dict[str, str]) -> list[Listed]:
-    """Return the images of all class folders in `folder`, sorted, and add the real path of each image to `real`."""
+def has_unlabelled(root: str) -> bool:
+    """Return whether a data set's folder has a folder of images without a class."""
+    return parts.UNLABELLED in subfolders(root)
+
+
+def class_folders(folder: str, root: str) -> list[str]:
+    """Return the names of the classes' folders in `folder`, which is `root` or the folder of a part in `root`."""
+    return [name for name in subfolders(folder) if folder != root or name != parts.UNLABELLED]
+
+
+def _class_rows(folder: str, names: Sequence[str], part: str, real: dict[str, str]) -> list[Listed]:
+    """Return the images of the class folders `names`, sorted, and add the real path of each image to `real`."""
     rows: list[Listed] = []
-    for name in subfolders(folder):
+    for name in names:
         images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
         real |= images
         rows += [listed(path, {"label": name}, part) for path in sorted(images)]

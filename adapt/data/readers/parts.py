@@ -9,6 +9,7 @@ from adapt.errors import AdaptError
 
 RATIOS = (0.6, 0.1, 0.3)
 ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+UNLABELLED = "unlabelled"  # the part of images without a label, beside the others
 
 
 def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> list[str]:

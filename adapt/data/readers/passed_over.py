@@ -47,7 +47,7 @@ def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver
     folder = folder_of(source)
     if folder is None:
         return []
-    return besides(folder, [path for item in split.items() for path in item.files])
+    return besides(folder, [path for item in (*split.items(), *split.unlabelled) for path in item.files])
 
 
 def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedOver]:

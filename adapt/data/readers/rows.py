@@ -23,7 +23,7 @@ _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of 
 
 
 class Listed(NamedTuple):
-    """A data set item and its part of the split: train, val or test, or "" if the data set does not name a part.
+    """A data set item and its part of the split: train, val, test or unlabelled, or "" if the data names no part.
 
     `bag` is the name of the bag that the item's image belongs to, or "" if the image is an item by itself.
     """
@@ -89,8 +89,13 @@ def to_split(
     items are images, the items are divided by `ratios` and `seed`. Otherwise, a row without a part is used for testing
     if the row has an image, and for training if the row is a text. Raises AdaptError if a class has no training item.
     """
-    rows, task = _completed(rows, name), tasks.of([row.item for row in rows])
+    unlabelled = tuple(replace(row.item, turned=turned) for row in rows if row.part == parts.UNLABELLED)
+    rows = [row for row in rows if row.part != parts.UNLABELLED]
+    if unlabelled and not rows:
+        raise AdaptError(f"data {name!r}: none of the {len(unlabelled):,} images has a label. Label some of each class")
+    rows = _completed(rows, name)
     items = [row.item for row in rows]
+    task = tasks.of(items)
     shares: Sequence[float] | None = None
     if any(row.part for row in rows) or not (task.mixes_texts or all(item.paths for item in items)):
         part_of = [row.part or ("test" if row.item.paths else "train") for row in rows]
@@ -101,7 +106,8 @@ def to_split(
         divided[part].append(replace(item, turned=turned and bool(item.paths)))
     names = task.class_names(item.label for item in items) if class_names is None else tuple(class_names)
     train, val, test = map(tuple, divided.values())
-    return Split(name, names, train, val, test, root=root, ratios=None if shares is None else tuple(shares))
+    ratios_of = None if shares is None else tuple(shares)
+    return Split(name, names, train, val, test, unlabelled, root=root, ratios=ratios_of)
 
 
 def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:

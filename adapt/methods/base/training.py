@@ -14,7 +14,7 @@ from adapt.methods.base.view import ImageModelView, ModelView
 if TYPE_CHECKING:
     from adapt.data.item import Item
 
-Part = Literal["train", "val"]
+Part = Literal["train", "val", "unlabelled"]
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
@@ -41,7 +41,7 @@ class Training(Protocol):
         """Prepare the model for the training images, and then the method."""
 
     def items(self, part: Part) -> Sequence[Item]:
-        """Return the items (images with labels) of the data split `part`, train or val."""
+        """Return the items of the data split `part`: images with labels (train, val), or without (unlabelled)."""
 
     def labels(self, part: Part) -> Tensor:
         """Return the class indices `(n,)` of the items in the data split `part`, train or val."""

@@ -196,6 +196,18 @@ class LearnsUnseen(Trait):
     """The trait of methods that learn classes without a training image, by their texts."""
 
 
+class LearnsUnlabelled(Trait):
+    """The trait of methods that learn from unlabelled images, beside labelled images or in place of them."""
+
+    reads_labels: ClassVar[bool] = True
+    """Whether the method reads labels. If not, labelled images are not needed, and count as unlabelled ones."""
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether the method, with its current settings, learns from unlabelled images."""
+        return True
+
+
 class OwnClassifier(Trait):
     """The trait of methods with a classifier of their own, whose logits need no features of the classes."""
 
@@ -313,6 +325,18 @@ def chosen_setting(method: Method) -> str | None:
     """Return the name of the setting that training chooses on validation images, or None without such a setting."""
     chooses = trait(method, ChoosesOnValidation)
     return None if chooses is None else chooses.chosen_on_validation
+
+
+def reads_unlabelled(method: Method) -> bool:
+    """Return whether a method, with its current settings, learns from unlabelled images."""
+    learns = trait(method, LearnsUnlabelled)
+    return learns is not None and learns.reads_unlabelled
+
+
+def needs_labels(method: Method) -> bool:
+    """Return whether a method needs labelled training images."""
+    learns = trait(method, LearnsUnlabelled)
+    return learns is None or learns.reads_labels
 
 
 def owns_prompts(method: Method) -> bool:
