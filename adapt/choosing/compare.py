@@ -20,6 +20,7 @@ from adapt.data.folds import folds, parts
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.devices import one_thread
+from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
 from adapt.models.image_model import ImageModel
@@ -48,6 +49,7 @@ class Compared:
     """A candidate's predictions on held-out images: probabilities `(n, classes)`, and flags for `right` predictions.
 
     `seconds` is the time of one training run without image encoding, and `size` is the size of the adapter in bytes.
+    `answering` is the number of FLOPs that answering one image takes, with its encoding.
     `held_back` is the number of held-out images divided by the number of training images, or 0 if nothing is learned.
     """
 
@@ -57,6 +59,7 @@ class Compared:
     groups: tuple[str, ...]
     seconds: float
     size: int
+    answering: int
     held_back: float
 
     @property
@@ -93,7 +96,8 @@ class _Fold(NamedTuple):
     """The result on one fold: predicted probabilities `(n, classes)` of the held-out images.
 
     `held` contains the indices of the held-out images among the training images. `seconds` is the training time, `size`
-    is the size of the adapter in bytes, and `learned` is true if the adapter has tensors.
+    is the size of the adapter in bytes, and `learned` is true if the adapter has tensors. `answering` is the number of
+    FLOPs that answering one image takes; only the first fold measures it, and other folds have 0.
     """
 
     held: Sequence[int]
@@ -101,6 +105,7 @@ class _Fold(NamedTuple):
     seconds: float
     size: int
     learned: bool
+    answering: int
 
 
 class Comparison:
@@ -195,7 +200,8 @@ class Comparison:
             probabilities = Inference().all_logits(model, part.test).float().softmax(-1).cpu()
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
-            return _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()))
+            answering = answer_flops(model) if part is self._parts[0][0] else 0
+            return _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()), answering)
 
     def _pooled(self, candidate: Candidate, results: Sequence[_Fold]) -> Compared:
         by_place = torch.zeros(len(self._split.train), len(self._split.class_names))
@@ -211,6 +217,7 @@ class Comparison:
             groups=tuple(item.kept_with for item in self.items),
             seconds=min(each.seconds for each in results),
             size=results[0].size,
+            answering=results[0].answering,
             held_back=len(right) / learned_from if any(each.learned for each in results) else 0.0,
         )
 

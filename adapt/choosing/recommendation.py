@@ -23,7 +23,8 @@ class MethodRow(TypedDict):
     """The results of one method in the comparison, and the command that trains the method.
 
     `accuracy` in [0, 1] comes from cross-validation, and `error` is its standard error. `behind` is the best method's
-    accuracy minus this accuracy, and `behind_error` is the standard error of this difference.
+    accuracy minus this accuracy, and `behind_error` is the standard error of this difference. `seconds` is what one
+    training took, with all images encoded, and `answer_gflops` what answering one image takes, in 1e9 operations.
     """
 
     method: str
@@ -32,6 +33,7 @@ class MethodRow(TypedDict):
     behind: float
     behind_error: float
     seconds: float
+    answer_gflops: float
     adapter_bytes: int
     command: str
 
@@ -95,12 +97,12 @@ class Recommendation:
     def _table(self) -> list[str]:
         """Return the lines of a table: one line for each compared method, and one line for all omitted methods."""
         width = max(len(row["method"]) for row in self.rows)
-        lines = [f"{'':{width}}  accuracy, %    seconds  adapter"]
+        lines = [f"{'':{width}}  accuracy, %   training, s  answer, GFLOPs  adapter"]
         for row in self.rows:
             mark = "  ← chosen" if row["method"] == self.chosen else ""
             lines.append(
                 f"{row['method']:{width}}  {100 * row['accuracy']:5.1f} ± {100 * row['error']:3.1f}   "
-                f"{row['seconds']:9.2f}  {row['adapter_bytes'] / 1024:.1f} KB{mark}"
+                f"{row['seconds']:10.2f}  {row['answer_gflops']:14.3g}  {row['adapter_bytes'] / 1024:.1f} KB{mark}"
             )
         reasons = set(self.left_out.values())
         if reasons:
@@ -162,6 +164,7 @@ def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
                 "behind": behind,
                 "behind_error": behind_error,
                 "seconds": round(each.seconds, 3),
+                "answer_gflops": round(each.answering / 1e9, 6),
                 "adapter_bytes": each.size,
                 "command": each.candidate.command,
             }

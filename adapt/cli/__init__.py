@@ -20,6 +20,7 @@ _COMMANDS = {
     "train": ("train", "Train an adapter from a recipe."),
     "recommend": ("recommend", "Compare methods on your images, and train the best one."),
     "extend": ("extend", "Add classes to an adapter, from images of them."),
+    "label": ("label", "Label images on a web page, the most useful ones first."),
     "eval": ("measure", "Measure an adapter on labelled images."),
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
     "verify": ("verify", "Compare a backbone with its published accuracy, and list what differs."),

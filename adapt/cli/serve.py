@@ -114,7 +114,7 @@ def serve(
     token = None if token_file is None else _token(token_file)
     from adapt.cli.quiet import quiet_libraries
 
-    listening = _listening(host, port)
+    listening = listening_at(host, port)
     with listening, quiet_libraries():
         from adapt.serving.adapters import ServedAdapters
         from adapt.serving.admission import Limits
@@ -139,7 +139,7 @@ def serve(
         run(app, listening, timeout)
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening_at(host: str, port: int) -> socket.socket:
     """Return a socket that listens at `host` and `port`. Raises AdaptError on failure, such as for a port in use."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -112,10 +112,12 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)
 
 
-def untested(unlabelled: Sequence[Item], test: Sequence[Item], progress: Progress | None = None) -> tuple[Item, ...]:
+def untested(
+    unlabelled: Sequence[Item], test: Sequence[Item], progress: Progress | None = None, known: str = "test images"
+) -> tuple[Item, ...]:
     """Return the `unlabelled` images without copies of `test` images, which are recognised by content and logged.
 
-    Copies have the same pixels, or the same bytes if they are JPEGs.
+    Copies have the same pixels, or the same bytes if they are JPEGs. A message calls the test images `known`.
     """
     if not (unlabelled and test):
         return tuple(unlabelled)
@@ -125,8 +127,8 @@ def untested(unlabelled: Sequence[Item], test: Sequence[Item], progress: Progres
     if copies := len(unlabelled) - len(kept):
         one = next(item.path for item in unlabelled if facts[parted(item.path)[0]].digest in tested)
         logger.warning(
-            "left out %d of %d unlabelled images, such as %r, which are test images too",
-            copies, len(unlabelled), one,
+            "left out %d of %d unlabelled images, such as %r, which are %s too",
+            copies, len(unlabelled), one, known,
         )  # fmt: skip
     return kept
 

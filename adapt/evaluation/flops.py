@@ -61,6 +61,14 @@ def tower_flops(model: Adapted, towers: Collection[str]) -> float:
     return flops(lambda: model(image, [QUESTION]))
 
 
+def answer_flops(model: ImageModel) -> int:
+    """Return the FLOPs that answering one image takes, once features of the classes are computed if they stay."""
+    image = _image(model)
+    with torch.no_grad():
+        model(image)
+    return flops(lambda: model(image))
+
+
 def _image(model: Adapted) -> Tensor:
     backbone, size = model.backbone, model.backbone.preprocess.size
     return torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)

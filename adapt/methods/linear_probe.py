@@ -41,6 +41,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
     name = "linear_probe"
     title = "Linear probe: logistic regression (Radford et al., ICML 2021)"
     Config = LinearProbeConfig
+    most_accurate = True
     example = {"strength": 10.0}
     _tolerance = EXACT
 

@@ -1,11 +1,13 @@
 """The choice of settings that are tuned on the data: on validation images, or else by cross-validation.
 
-With validation images the rule is that of the published code: the combination of values with the highest accuracy, and
-the first one in a tie. Without them each training image is held out once, by stratified folds that keep groups
-together. On few images the highest accuracy is mostly luck, so the rule differs: of the combinations whose
-log-likelihood is within two standard errors of the best, the one nearest to the usual values. The log-likelihood of a
-combination is measured at its own best temperature, so that none wins by being more or less confident. The method then
-learns from all training images.
+With validation images the rule is that of the published code, if there is one: the combination of values with the
+highest accuracy, and the first one in a tie. On few images the highest accuracy is mostly luck, so the rule differs if
+none is published, or if there are no validation images: of the combinations whose log-likelihood is within two standard
+errors of the best, the one nearest to the usual values. The log-likelihood of a combination is measured at its own best
+temperature, so that none wins by being more or less confident.
+
+Without validation images each training image is held out once, by stratified folds that keep groups together. The
+method then learns from all training images.
 """
 
 from __future__ import annotations
@@ -52,7 +54,10 @@ def choose(training: Fitting, learned: bool = False) -> None:
 def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool) -> None:
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
-        values, accuracy = _by_validation(training, grid, choices, learned)
+        if grid.most_accurate:
+            values, accuracy = _most_accurate(training, grid, choices, learned)
+        else:
+            values, accuracy, _ = _likeliest(grid, [training], choices, learned)
     elif outcome := _by_folds(training, grid, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
         choices, (values, accuracy, images) = thinned, outcome
         how = f"by cross-validation over {images} training images"
@@ -62,7 +67,7 @@ def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learne
     _settle(training, choices, dict(zip(choices, values, strict=True)), how, accuracy)
 
 
-def _by_validation(
+def _most_accurate(
     training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool
 ) -> tuple[_Combination, float]:
     labels, right = training.labels("val"), dict[_Combination, float]()
@@ -80,25 +85,26 @@ def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> t
     """
     folds = training.folds()
     try:
-        return _cross_validated(grid, folds, choices) if folds else None
+        return _likeliest(grid, folds, choices) if folds else None
     except AdaptError as error:
         logger.info("%s cannot be cross-validated on these images: %s", training.model.method.name, error)
         return None
 
 
-def _cross_validated(
-    grid: Grid, folds: Sequence[Fitting], choices: Mapping[str, Choice]
+def _likeliest(
+    grid: Grid, trainings: Sequence[Fitting], choices: Mapping[str, Choice], learned: bool = False
 ) -> tuple[_Combination, float, int]:
+    """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings."""
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
-    for fold in folds:
-        labels = fold.labels("val")
-        for settings, logits in grid.trials(fold, choices):
+    for training in trainings:
+        labels = training.labels("val")
+        for settings, logits in grid.trials(training, choices, learned):
             values, logits = _values(settings, choices), logits.cpu().float()
             likely.setdefault(values, []).append(_log_probabilities(logits, labels))
             right.setdefault(values, []).append(logits.argmax(-1) == labels)
-    groups = [item.kept_with for fold in folds for item in fold.items("val")]
-    weights = _weights(grid, torch.cat([fold.labels("val") for fold in folds]))
+    groups = [item.kept_with for training in trainings for item in training.items("val")]
+    weights = _weights(grid, torch.cat([training.labels("val") for training in trainings]))
     weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
     chosen = _nearest_to_usual(weighted, choices, groups)
     return chosen, float((torch.cat(right[chosen]) * weights).mean()), len(groups)

@@ -267,7 +267,20 @@ def test_on_validation_images_classes_count_the_same_too(balanced: bool, chosen:
     grid: Any = SimpleNamespace(balanced=balanced, trials=lambda *_: tried)
     training: Any = SimpleNamespace(labels=lambda part: labels)
     choices = {"kind": Choice(tuple(answers), usual="often")}
-    assert module._by_validation(training, grid, choices, learned=False) == ((chosen,), pytest.approx(right))
+    assert module._most_accurate(training, grid, choices, learned=False) == ((chosen,), pytest.approx(right))
+
+
+@pytest.mark.parametrize(("name", "by_accuracy"), [("nearest_mean", False), ("knn", False), ("linear_probe", True)])
+def test_validation_images_choose_by_accuracy_only_where_it_is_published(
+    probe: Any, tiny_split: Any, monkeypatch: pytest.MonkeyPatch, name: str, by_accuracy: bool
+) -> None:
+    rules = []
+    for rule in ("_most_accurate", "_likeliest"):
+        original = getattr(module, rule)
+        monkeypatch.setattr(module, rule, lambda *a, o=original, r=rule, **k: (rules.append(r), o(*a, **k))[1])
+    result = fit(probe(name, words=None), tiny_split.train, val_set=tiny_split.val, progress=False)
+    assert rules == ["_most_accurate" if by_accuracy else "_likeliest"]
+    assert result.metrics["chosen"]["how"] == f"on {len(tiny_split.val)} validation images"
 
 
 def test_of_a_long_list_every_so_many_are_tried_and_the_last() -> None:
@@ -286,4 +299,4 @@ def test_in_cross_validation_classes_count_the_same_too(balanced: bool, chosen: 
     items = [SimpleNamespace(kept_with=str(place)) for place in range(40)]
     fold: Any = SimpleNamespace(labels=lambda part: labels, items=lambda part: items)
     choices = {"kind": Choice((0.0, 1.0), usual=0.0)}
-    assert module._cross_validated(grid, [fold] * 4, choices) == ((chosen,), pytest.approx(right), 160)
+    assert module._likeliest(grid, [fold] * 4, choices) == ((chosen,), pytest.approx(right), 160)

@@ -46,6 +46,9 @@ class Grid(Trait):
     at_answer: ClassVar[frozenset[str]] = frozenset()
     """The settings that change only the answers, so that one fit serves all their values."""
 
+    most_accurate: ClassVar[bool] = True
+    """Whether validation images choose the most accurate values, as published, and not the likeliest ones."""
+
     @property
     def balanced(self) -> bool:
         """Whether classes count equally when settings are compared, however many images each class has."""

@@ -37,6 +37,7 @@ class PlainClassifier(Method[ImageStep], Grid, OwnClassifier):
     per_class = True
     takes_steps = False
     at_answer = frozenset({"words"})
+    most_accurate = False
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)

@@ -1,0 +1,92 @@
+"""The images that a person is asked about: unlabelled ones, or those in a list of doubtful ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.cells import unguarded
+from adapt.data.item import Item
+from adapt.data.readers.csv_file import read_paths
+from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+from adapt.data.readers.lines import csv_reader, readable
+from adapt.data.split import Split
+from adapt.errors import AdaptError
+
+COMPARED = ("train_path", "other_path")  # columns of an image to compare a listed image with
+_SAID = ("path", "class", "part", "other_class", "train_class", "other_part")  # columns that are shown otherwise
+
+
+@dataclass(frozen=True)
+class Question:
+    """An image and the label that it may have: the proposed one, or the present one of a labelled image.
+
+    `likely` are the likeliest classes with their probabilities, the likeliest first. `why` says why a listed image is
+    doubtful, and `other` is the path of an image that it should be compared with, or "".
+    """
+
+    item: Item
+    label: str
+    likely: tuple[tuple[str, float], ...]
+    why: str = ""
+    other: str = ""
+
+    @property
+    def reviewed(self) -> bool:
+        """Whether the image has a label already, which is to be kept, changed or dropped."""
+        return bool(self.item.class_names)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Why an image is in a list of doubtful ones, and the path of an image to compare it with, or ""."""
+
+    why: str
+    other: str = ""
+
+
+def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
+    """Return the images of `split` that a list of `recommend` or `data check` names, by path, in the list's order.
+
+    The dict is empty if `source` is not a list, or names no image of `split`.
+    """
+    if source.suffix.lower() != ".csv":
+        return {}
+    known = {item.path for item in split.items()}
+    with readable(f"CSV {str(source)!r}"):
+        rows = [{name: unguarded(cell or "") for name, cell in row.items() if name} for row in csv_reader(source)]
+    return {row["path"]: _doubt(row) for row in rows if row.get("path") in known}
+
+
+def _doubt(row: Mapping[str, str]) -> Doubt:
+    other = next((column for column in COMPARED if row.get(column)), "")
+    said = [f"{name} {cell}" for name, cell in row.items() if cell and name not in (*_SAID, *COMPARED)]
+    if other:
+        other_class = row.get("train_class") or row.get("other_class", "")
+        said.append(f"the other picture: {row.get('other_part') or 'train'}, {other_class}")
+    return Doubt("; ".join(said), row[other] if other else "")
+
+
+def unlabelled_in(sources: Sequence[Path], known: Split) -> list[Item]:
+    """Return the images in folders, lists and files as unlabelled items, without those that `known` contains by path.
+
+    Raises AdaptError for a source without images.
+    """
+    paths = [path for source in sources for path in _images_in(source)]
+    listed = {item.path for item in (*known.items(), *known.unlabelled)}
+    new = dict.fromkeys(path for path in paths if path not in listed)
+    return [Item.of(path=path, turned=known.turned) for path in new]
+
+
+def _images_in(source: Path) -> list[str]:
+    if source.suffix.lower() == ".csv":
+        return [path for path, _, _ in read_paths(source)]
+    if not source.is_dir():
+        if not source.is_file():
+            raise AdaptError(f"{source} does not exist; expected a folder of images, a .csv or an image")
+        return [str(source.absolute())]
+    paths = images_in(str(source.absolute()))
+    if not paths:
+        raise AdaptError(f"the folder {source} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
+    return paths
