@@ -69,7 +69,7 @@ faults: $(VENV)/installed-dev
 
 # exported pages and the server's in a real browser: needs npm, and a chromium on the PATH
 test-browser: $(BROWSER)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py tests/serving/test_page.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py tests/labelling/test_label_page.py tests/serving/test_page.py
 
 # the site, in build/docs/index.html
 docs: $(VENV)/installed-docs

@@ -62,7 +62,7 @@ def _labelled(recipe: Recipe, order: Order, seed: int, draw: int) -> float:
 
 
 def _useful(model: ImageModel, pool: list[Item], labelled: list[Item], count: int, seed: int) -> list[Item]:
-    return [question.item for question in in_order(model, pool, labelled, count, seed, False)]
+    return [proposal.item for proposal in in_order(model, pool, labelled, count, seed, False)]
 
 
 def _uncertain(model: ImageModel, pool: list[Item], labelled: list[Item], count: int, seed: int) -> list[Item]:

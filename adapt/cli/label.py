@@ -51,7 +51,7 @@ def label(
 
     \b
     OUT receives
-      decisions.csv    each answer, at once
+      annotations.csv    each answer, at once
       proposals.csv    the images of the round, with their proposed labels and probabilities
       data.csv         all images with their labels, for --data with --root /
       rounds.json      the results of the rounds
@@ -74,10 +74,10 @@ def label(
         from adapt.labelling.labelling import PROPOSALS, Labelling
 
         labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
-        questions = labelling.ask(propose or a_round)
+        proposals = labelling.propose(propose or a_round)
         labelling.write()
         if propose is not None:
-            click.echo(f"{len(questions)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")
+            click.echo(f"{len(proposals)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")
             return
         from adapt.labelling.server import create_label_app
         from adapt.serving.running import run as serve

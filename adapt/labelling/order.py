@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SHARPNESS = 2.0  # of the similarity, over the standard deviation of the cosines
-CERTAIN = 0.5  # how much an image counts whose class is certain; one that is undecided counts as 1
+CERTAIN = 0.75  # how much an image counts whose class is certain; one that is undecided counts as 1
 MOST = 4096  # images that are compared with each other; of more, so many are drawn
 
 

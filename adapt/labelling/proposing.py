@@ -1,4 +1,4 @@
-"""What a model proposes for images: their likeliest classes, and the order in which labels are most useful."""
+"""Proposed labels: the likeliest classes of images, and the order in which labels are most useful."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
 from adapt.features import item_features
 from adapt.labelling.order import most_useful
-from adapt.labelling.questions import Doubt, Question
+from adapt.labelling.proposals import Doubt, Proposal
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
 from adapt.progress import counting_bar
 
-LIKELY = 9  # classes that a question lists, one for each digit key
+LIKELY = 9  # classes that a proposal lists, one for each digit key
 
 
 def in_order(
     model: ImageModel, unlabelled: Sequence[Item], labelled: Sequence[Item], count: int, seed: int, progress: bool
-) -> list[Question]:
-    """Return questions about up to `count` of the `unlabelled` images, the most useful ones first."""
+) -> list[Proposal]:
+    """Return proposals for up to `count` of the `unlabelled` images, the most useful ones first."""
     if not unlabelled:
         return []
     probabilities = _probabilities(model, unlabelled, progress)
     features, known = (_features(model, items) for items in (unlabelled, labelled))
     places = most_useful(features, known, probabilities, count, seed)
-    return _questions(model, [unlabelled[place] for place in places], probabilities[places], {})
+    return _proposals(model, [unlabelled[place] for place in places], probabilities[places], {})
 
 
-def as_listed(model: ImageModel, items: Sequence[Item], doubts: Mapping[str, Doubt], progress: bool) -> list[Question]:
-    """Return questions about doubtful `items`, in their order; `doubts` says by path why they are doubtful."""
-    return _questions(model, items, _probabilities(model, items, progress), doubts) if items else []
+def as_listed(model: ImageModel, items: Sequence[Item], doubts: Mapping[str, Doubt], progress: bool) -> list[Proposal]:
+    """Return proposals for doubtful `items`, in their order; `doubts` says by path why they are doubtful."""
+    return _proposals(model, items, _probabilities(model, items, progress), doubts) if items else []
 
 
-def _questions(
+def _proposals(
     model: ImageModel, items: Sequence[Item], probabilities: Tensor, doubts: Mapping[str, Doubt]
-) -> list[Question]:
+) -> list[Proposal]:
     best, places = probabilities.topk(min(LIKELY, len(model.class_names)), -1)
-    questions = []
+    proposals = []
     for item, values, own in zip(items, best.tolist(), places.tolist(), strict=True):
         likely = tuple((model.class_names[place], value) for place, value in zip(own, values, strict=True))
         doubt = doubts.get(item.path, Doubt(""))
-        questions.append(Question(item, item.answer or likely[0][0], likely, doubt.why, doubt.other))
-    return questions
+        proposals.append(Proposal(item, item.answer or likely[0][0], likely, doubt.why, doubt.other))
+    return proposals
 
 
 def _probabilities(model: ImageModel, items: Sequence[Item], progress: bool) -> Tensor:

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from adapt.data.decoding.images import open_image
 from adapt.errors import AdaptError
-from adapt.labelling.decisions import Action, Decision
-from adapt.labelling.labelling import Labelling, Round
-from adapt.labelling.questions import Question
+from adapt.labelling.annotations import Annotation
+from adapt.labelling.labelling import Labelling, LabelRound
+from adapt.labelling.proposals import Proposal
 from adapt.serving.guard import Guard
 from adapt.serving.pages import page
 from adapt.serving.problems import problem
@@ -29,8 +29,8 @@ class Likely(BaseModel):
     probability: float
 
 
-class Asked(BaseModel):
-    """A question on the page."""
+class ProposalCard(BaseModel):
+    """A proposal on the page."""
 
     path: str
     file: str
@@ -41,40 +41,32 @@ class Asked(BaseModel):
     other: str
 
     @classmethod
-    def of(cls, question: Question) -> Asked:
-        """Return a question in the form in which the page gets it."""
+    def of(cls, proposal: Proposal) -> ProposalCard:
+        """Return a proposal in the form in which the page gets it."""
         return cls(
-            path=question.item.path,
-            file=Path(question.item.path).name,
-            label=question.label,
-            reviewed=question.reviewed,
-            likely=[Likely(name=name, probability=probability) for name, probability in question.likely],
-            why=question.why,
-            other=question.other,
+            path=proposal.item.path,
+            file=Path(proposal.item.path).name,
+            label=proposal.label,
+            reviewed=proposal.reviewed,
+            likely=[Likely(name=name, probability=probability) for name, probability in proposal.likely],
+            why=proposal.why,
+            other=proposal.other,
         )
 
 
 class State(BaseModel):
-    """What the page shows: the open questions of a round, and the results of the rounds before."""
+    """The content of the page: the proposals of a round that wait for an answer, and the results of rounds before."""
 
     classes: tuple[str, ...]
     asked: int
     answers: int
-    left: list[Asked]
-    rounds: list[Round]
+    left: list[ProposalCard]
+    rounds: list[LabelRound]
     command: str
 
 
-class Answer(BaseModel):
-    """An answer to a question."""
-
-    path: str
-    action: Action
-    label: str = ""
-
-
 def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
-    """Return the FastAPI application of the page, which asks `a_round` questions before it trains.
+    """Return the FastAPI application of the page, which asks about `a_round` images before it trains.
 
     Only pages of this application, under a loopback address, may send requests. Requests are answered one at a time.
     """
@@ -85,9 +77,9 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
     def state() -> State:
         return State(
             classes=labelling.class_names,
-            asked=len(labelling.questions),
+            asked=len(labelling.proposals),
             answers=labelling.answers,
-            left=[Asked.of(question) for question in labelling.left],
+            left=[ProposalCard.of(proposal) for proposal in labelling.left],
             rounds=labelling.rounds,
             command=labelling.command,
         )
@@ -103,10 +95,10 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
 
     @app.get("/picture")
     def picture(path: Annotated[str, Query()]) -> Response:
-        """Return a picture of an open question, or one to compare it with, as a small JPEG."""
-        shown = {each for question in labelling.questions for each in (question.item.path, question.other)}
+        """Return a picture that waits for an answer, or one to compare it with, as a small JPEG."""
+        shown = {each for proposal in labelling.proposals for each in (proposal.item.path, proposal.other)}
         if path not in shown:
-            raise AdaptError(f"there is no open question about {path!r}")
+            raise AdaptError(f"{path!r} does not wait for an answer")
         image = open_image(path, turned=labelling.turned)
         image.thumbnail((SIDE, SIDE))
         content = io.BytesIO()
@@ -114,9 +106,9 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
         return Response(content.getvalue(), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     @app.post("/answer")
-    def answer(given: Answer) -> State:
+    def answer(annotation: Annotation) -> State:
         with one_at_a_time:
-            labelling.decide(Decision(given.path, given.action, given.label))
+            labelling.annotate(annotation)
             return state()
 
     @app.post("/undo")
@@ -127,10 +119,10 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
 
     @app.post("/learn")
     def learn() -> State:
-        """Train on the answers so far, and ask the next questions."""
+        """Train on the answers so far, and propose the next labels."""
         with one_at_a_time:
             labelling.learn()
-            labelling.ask(a_round)
+            labelling.propose(a_round)
             return state()
 
     return app

@@ -133,7 +133,9 @@ def test_the_time_is_estimated_from_a_few_steps(few: Split, monkeypatch: pytest.
 def _compared(name: str, right: list[int], cost: Cost = Cost.NO_STEP, preferred: bool = False) -> Compared:
     values = torch.tensor(right).bool()
     candidate = Candidate(name, read_recipe("gda", data="emoji"), cost, True, "", preferred)
-    return Compared(candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), 1.0, 1, 1.25)
+    return Compared(
+        candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), 1.0, 1, 10**9, 1.25
+    )
 
 
 def test_of_those_alike_the_preferred_one_is_taken_or_the_cheapest() -> None:

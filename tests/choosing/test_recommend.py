@@ -253,5 +253,5 @@ def test_an_undivided_folder_learns_from_all_but_its_test_images(tmp_path: Path,
 )
 def test_whether_class_names_help(right: int, classes: int, help_: bool) -> None:
     values, groups = torch.arange(100) < right, tuple(map(str, range(100)))
-    tried = Compared(None, torch.zeros(100, classes), values, groups, 1.0, 1, 0.0)  # type: ignore[arg-type]
+    tried = Compared(None, torch.zeros(100, classes), values, groups, 1.0, 1, 10**9, 0.0)  # type: ignore[arg-type]
     assert module._on_class_names(tried).startswith("Class names help here" if help_ else "Class names help little")

@@ -19,7 +19,7 @@ _SAID = ("path", "class", "part", "other_class", "train_class", "other_part")  #
 
 
 @dataclass(frozen=True)
-class Question:
+class Proposal:
     """An image and the label that it may have: the proposed one, or the present one of a labelled image.
 
     `likely` are the likeliest classes with their probabilities, the likeliest first. `why` says why a listed image is

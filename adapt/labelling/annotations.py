@@ -1,0 +1,81 @@
+"""The answers of a person, in a file that grows with each of them, and what they make of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from adapt.cells import unguarded
+from adapt.data.item import Item
+from adapt.data.readers.lines import csv_reader, readable
+from adapt.data.split import PARTS, Split
+from adapt.disk import write_csv
+from adapt.errors import AdaptError, nearest
+
+Action = Literal["label", "drop", "skip"]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An answer about an image: its `label`, to drop it from the data, or to leave it as it is."""
+
+    path: str
+    action: Action
+    label: str = ""
+
+
+def check(annotation: Annotation, split: Split) -> None:
+    """Raise AdaptError for an action or a class that does not exist."""
+    if annotation.action not in get_args(Action):
+        raise AdaptError(f"the action {annotation.action!r} is unknown; {nearest(annotation.action, get_args(Action))}")
+    if annotation.action == "label" and annotation.label not in split.class_names:
+        raise AdaptError(f"no class is called {annotation.label!r}; {nearest(annotation.label, split.class_names)}")
+
+
+def applied(split: Split, annotations: Iterable[Annotation]) -> Split:
+    """Return `split` after the annotations: unlabelled images that got a label are training images.
+
+    Raises AdaptError if a class loses its last training image.
+    """
+    last = {annotation.path: annotation for annotation in annotations if annotation.action != "skip"}
+    parts: dict[str, Any] = {
+        part: tuple(_annotated(item, last) for item in getattr(split, part) if _stays(item, last)) for part in PARTS
+    }
+    labelled = tuple(item for item in parts["unlabelled"] if item.class_names)
+    parts["unlabelled"] = tuple(item for item in parts["unlabelled"] if not item.class_names)
+    parts["train"] += labelled
+    return replace(split, **parts)
+
+
+def _stays(item: Item, last: dict[str, Annotation]) -> bool:
+    return item.path not in last or last[item.path].action != "drop"
+
+
+def _annotated(item: Item, last: dict[str, Annotation]) -> Item:
+    annotation = last.get(item.path)
+    if annotation is None or item.class_names == (annotation.label,):
+        return item
+    return item.labelled(Item.of(path=item.path, label=annotation.label).label)
+
+
+def read(path: Path) -> list[Annotation]:
+    """Return the annotations in the file at `path`, or none if it does not exist. Raises AdaptError for a bad file."""
+    if not path.exists():
+        return []
+    where = f"CSV {str(path)!r}"
+    with readable(where):
+        rows = [{name: unguarded(cell or "") for name, cell in row.items()} for row in csv_reader(path)]
+    try:
+        return [Annotation(row["path"], cast("Action", row["action"]), row["label"]) for row in rows]
+    except KeyError as error:
+        raise AdaptError(f"{where} has no column {error}; expected path, action and label") from None
+
+
+def write(path: Path, annotations: Iterable[Annotation]) -> None:
+    """Write all annotations to the file at `path`, or remove the file if there are none."""
+    if rows := [asdict(annotation) for annotation in annotations]:
+        write_csv(path, rows)
+    else:
+        path.unlink(missing_ok=True)
