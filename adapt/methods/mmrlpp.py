@@ -46,7 +46,6 @@ class MMRLPP(MMRL):
     name = "mmrlpp"
     title = "MMRL++ (Guo and Gu, IJCV 2026)"
     Config = MMRLPPConfig
-    learns_any_step = True
     example = {"tokens": 3, "width": 16, "projection_rank": 4}
 
     def _build_maps(self, tower: Tower) -> None:

@@ -40,7 +40,6 @@ class StatA(Transduction):
     name = "stata"
     title = "StatA (Zanella et al., CVPR 2025)"
     Config = StatAConfig
-    learns_any_step = False  # the answers to a set are of one class each
 
     def rounds(self, step: ImageStep) -> Iterator[Round]:
         features, texts = step.features, step.class_features

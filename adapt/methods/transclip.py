@@ -45,7 +45,6 @@ class TransCLIP(Transduction):
     name = "transclip"
     title = "TransCLIP (Zanella et al., NeurIPS 2024)"
     Config = TransCLIPConfig
-    learns_any_step = False  # the answers to a set are of one class each
     example = {"surest": 2, "neighbours": 2}
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapt.data.split import PARTS, Split
 from adapt.errors import AdaptError
+from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting
 from adapt.recipe import DataSection, Recipe
 from adapt.training.relisted import LIST, check_listable, on_list, recipe_of, write_list
@@ -24,11 +25,10 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
     recipe = recipe_of(run)
     method = recipe.new_method()
     goes_on = recipe.train is not None
-    if goes_on and (method.per_class or method.begins_anew or chosen_setting(method)):
+    if goes_on and (why := _tied(method)):
         raise AdaptError(
-            f"{method.name} with these settings learns tensors for each class by gradient steps, and cannot be "
-            "extended: train it on all classes, or use a method in closed form, such as gda, or one whose tensors "
-            "belong to no class, such as lora"
+            f"{method.name} with these settings {why}, and cannot be extended: train it on all classes, or use a "
+            "method in closed form, such as gda, or one whose tensors belong to no class, such as lora"
         )
     new = recipe.data.model_copy(update={"source": more.source, "root": more.root, "names": more.names})
     split = _joined(listed_data(recipe), listed_data(recipe.model_copy(update={"data": new})))
@@ -37,6 +37,13 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
     out.mkdir(parents=True, exist_ok=True)
     write_list(split, out / LIST)
     return on_list(recipe, out / LIST, split.turned, start=str(run) if goes_on else None)
+
+
+def _tied(method: Method) -> str:
+    """Return why a trained adapter cannot go on with other classes, or ""."""
+    if setting := chosen_setting(method):
+        return f"chooses {setting} for the classes that it was trained on"
+    return "learns tensors for each class by gradient steps" if method.per_class or method.begins_anew else ""
 
 
 def _joined(known: Split, new: Split) -> Split:

@@ -81,6 +81,11 @@ def test_what_cannot_be_extended_is_refused_before_anything_is_written(
     known, more = halves
     tensors_of_classes = train("{name: task_res}", known, "first")
     out = tmp_path / "second"
+    chosen = tmp_path / "chosen"
+    shutil.copytree(tensors_of_classes, chosen)
+    recipe = (chosen / "recipe.yaml").read_text().replace("name: task_res", "name: das\n  skip: 1")
+    (chosen / "recipe.yaml").write_text(recipe)
+    refused(run("extend", chosen, "--data", more, "--out", out), "das with these settings chooses ")
     refused(
         run("extend", tensors_of_classes, "--data", more, "--out", out),
         "task_res with these settings learns tensors for each class by gradient steps", "such as gda",

@@ -65,10 +65,8 @@ class Method(nn.Module, Generic[StepT]):
         super().__init_subclass__(**options)
         if "name" in vars(cls) and "title" not in vars(cls):
             cls.title = cls.name
-        if "learns_any_step" not in vars(cls):
-            cls.learns_any_step = all(
-                getattr(cls, each) is getattr(Method, each) for each in ("prepare", "loss", "infer")
-            )
+        if {"prepare", "loss", "infer"} & vars(cls).keys() and "learns_any_step" not in vars(cls):
+            cls.learns_any_step = False
         if cls.edits is not Method.edits and cls.touches is Method.touches:
             advice = 'name the edited towers, such as touches = frozenset({"vision"})'
             raise AdaptError(f"{cls.__name__} defines edits but no touches, so that no tower would be edited: {advice}")

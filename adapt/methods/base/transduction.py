@@ -89,6 +89,7 @@ class Transduction(Method[ImageStep], OverSet):
     """The base class of methods that answer a set of images by Gaussians, without training."""
 
     serves = ("dual encoder", "vision encoder")
+    learns_any_step = False  # the answers to a set are of one class each
 
     @property
     def smallest(self) -> int:
