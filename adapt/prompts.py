@@ -138,21 +138,24 @@ def of_classes(
     """Return a list of prompts for each class, made from the class name by the function `prompts`.
 
     Raises AdaptError for a class whose prompt is too long, and for two classes with the same tokens. A tokenizer may
-    ignore case, underscores, punctuation or unknown letters.
+    ignore case, underscores, punctuation or unknown letters. An underscore at the end of a name tells it from another
+    on purpose, as ImageNet's two classes "missile" need it, whose published prompts are the same.
     """
     names: dict[tuple[Prompt, ...], str] = {}
+    listed = []
     for name in class_names:
         own = tuple(prompts(name))
         longest = max(own, key=lambda prompt: len(prompt.ids))
         shorten = "the class name or learn fewer context tokens"
         check_length(tokenizer, longest, f"the prompt of class {name!r}", shorten)
-        if own in names:
+        if own in names and name.rstrip("_") != names[own]:
             raise AdaptError(
                 f"class names {names[own]!r} and {name!r} have the same tokens: rename one of them "
                 "(data.names is a file with other names), or merge the two classes"
             )
-        names[own] = name
-    return [list(own) for own in names]
+        names.setdefault(own, name)
+        listed.append(list(own))
+    return listed
 
 
 def check_length(tokenizer: TextTokenizer, prompt: Prompt, what: str, shorten: str) -> None:

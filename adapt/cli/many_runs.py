@@ -13,6 +13,7 @@ from adapt.tracking import SHIPPED
 
 if TYPE_CHECKING:
     from adapt.protocols.protocol import Protocol
+    from adapt.protocols.run_protocol import Results
 
 track = click.option(
     "--track",
@@ -47,7 +48,7 @@ def run(
     engine: Literal["local", "ray"],
     address: str | None,
     track: tuple[str, ...],
-) -> None:
+) -> Results:
     """Train and evaluate all runs of `protocol` in the folder `out`; print each result, and finally a table."""
     from adapt.cli.quiet import quiet_libraries
 
@@ -56,7 +57,8 @@ def run(
     with quiet_libraries():
         from adapt.protocols.engines import Engine
         from adapt.protocols.run_protocol import run_protocol
-        from adapt.protocols.tables import as_text, table
+        from adapt.protocols.table_formats import as_text
+        from adapt.protocols.tables import table
 
         try:
             where = Engine(engine, jobs, address)
@@ -65,3 +67,4 @@ def run(
             click.echo("stopped; continue with the same command", err=True)
             raise SystemExit(130) from None
     click.echo(as_text(table([results])))
+    return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
@@ -182,6 +183,11 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
     if data is not None:
         _check_agreement("data", "data.source", data, overrides)
     return read_recipe(recipe, changes, data, protocol)
+
+
+def folder_name(data: str) -> str:
+    """Return a folder name derived from `data`: a path's file name without suffix, or a data set's name."""
+    return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
 
 
 def class_names(given: str | None) -> list[str] | None:

@@ -12,7 +12,10 @@ from adapt.cli.many_runs import engines, run
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from adapt.protocols.protocol import Protocol
+    from adapt.protocols.run_protocol import Results
     from adapt.protocols.runs import Target
 
 
@@ -26,10 +29,18 @@ class _Options(common.Options):
     track: tuple[str, ...]
 
 
-_common = common.together(
+_several_sets = click.option(
+    "--data",
+    "sets",
+    multiple=True,
+    metavar="DATA",
+    help=f"Data to train on: {common.SOURCES}; repeatable, or eleven for the papers' eleven data sets.",
+)
+_recipe = common.together(
     click.argument("recipe"),
     click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the runs and the results."),
-    common.recipe_data,
+)
+_more = common.together(
     common.recipe_root,
     common.recipe_device,
     common.recipe_backbone,
@@ -37,6 +48,8 @@ _common = common.together(
     common.overrides,
     engines,
 )
+_common = common.together(_recipe, common.recipe_data, _more)
+_of_sets = common.together(_recipe, _several_sets, _more)
 _OWNED = {"seed": "give --seeds", "data.classes": "leave out this --set"}
 _to = click.option(
     "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on (repeatable).  [default: the papers']"
@@ -44,7 +57,7 @@ _to = click.option(
 
 
 @click.command("few-shot")
-@_common
+@_of_sets
 @click.option(
     "--shots",
     "counts",
@@ -52,42 +65,61 @@ _to = click.option(
     show_default=True,
     help="Training images per class, runs for each number.",
 )
-def few_shot(recipe: str, counts: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
+def few_shot(
+    recipe: str,
+    counts: str,
+    seeds: str,
+    overrides: tuple[str, ...],
+    sets: tuple[str, ...],
+    **options: Unpack[_Options],
+) -> None:
     """Train RECIPE with increasing numbers of training images per class, and with several seeds for each number.
 
     \b
     Example:
       adapt few-shot coop --data emoji --out runs/coop-curve
 
-    OUT receives few_shot.json, few_shot.csv, and a run directory for each number of shots and each seed. After an
-    interruption, repeat the command: finished runs are skipped, and an interrupted run continues.
+    OUT receives few_shot.json, few_shot.csv, and a run directory for each number of shots and each seed; with several
+    data sets, a folder with these for each. After an interruption, repeat the command: finished runs are skipped, and
+    an interrupted run continues.
     """
     from adapt.protocols import protocol as protocols
 
     _check_owned(overrides, _OWNED | {"data.shots": "give --shots"})
-    chosen = common.read(recipe, overrides, options, "few_shot")
-    _run(protocols.few_shot(chosen, common.numbers("shots", counts), common.numbers("seeds", seeds)), options)
+
+    def of_set(own: _Options) -> Protocol:
+        chosen = common.read(recipe, overrides, own, "few_shot")
+        return protocols.few_shot(chosen, common.numbers("shots", counts), common.numbers("seeds", seeds))
+
+    _on_each(sets, options, of_set)
 
 
 @click.command("base-to-new")
-@_common
+@_of_sets
 @common.shots
-def base_to_new(recipe: str, seeds: str, overrides: tuple[str, ...], **options: Unpack[_Options]) -> None:
+def base_to_new(
+    recipe: str, seeds: str, overrides: tuple[str, ...], sets: tuple[str, ...], **options: Unpack[_Options]
+) -> None:
     """Train RECIPE on the first half of the classes and measure accuracy on each half, with several seeds.
 
     \b
     Examples:
       adapt base-to-new maple --data emoji --out runs/maple-b2n
       adapt base-to-new maple --data eurosat --root data --out runs/eurosat-b2n
+      adapt base-to-new maple --data eleven --root data --out runs/eleven-b2n
 
-    OUT receives base_to_new.json, base_to_new.csv, and a run directory for each seed. After an interruption, repeat the
-    command: finished runs are skipped, and an interrupted run continues.
+    OUT receives base_to_new.json, base_to_new.csv, and a run directory for each seed; with several data sets, a folder
+    with these for each. After an interruption, repeat the command: finished runs are skipped, and an interrupted run
+    continues.
     """
     from adapt.protocols import protocol as protocols
 
     _check_owned(overrides, _OWNED)
-    chosen = common.read(recipe, overrides, options, "base_to_new")
-    _run(protocols.base_to_new(chosen, common.numbers("seeds", seeds)), options)
+
+    def of_set(own: _Options) -> Protocol:
+        return protocols.base_to_new(common.read(recipe, overrides, own, "base_to_new"), common.numbers("seeds", seeds))
+
+    _on_each(sets, options, of_set)
 
 
 @click.command("cross-dataset")
@@ -255,8 +287,37 @@ def _transfer(
     _run(protocols.transfer(name, chosen, data, common.numbers("seeds", seeds)), options)
 
 
-def _run(protocol: Protocol, options: _Options) -> None:
-    run(protocol, options["out"], options["jobs"], options["engine"], options["address"], options["track"])
+def _run(protocol: Protocol, options: _Options) -> Results:
+    return run(protocol, options["out"], options["jobs"], options["engine"], options["address"], options["track"])
+
+
+def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_Options], Protocol]) -> None:
+    """Run a protocol on each data set in turn, in a folder of its own if there are several; then print their table.
+
+    Raises AdaptError before any run if a recipe is wrong, or if two data sets have the same name.
+    """
+    from adapt.protocols.papers import ELEVEN
+
+    sources = [name for each in sets for name in (ELEVEN if each == "eleven" else [each])]
+    if len(sources) < 2:
+        _run(protocol_of({**options, "data": sources[0] if sources else None}), options)
+        return
+    names = list(map(common.folder_name, sources))
+    if len(set(names)) < len(names):
+        raise AdaptError(f"the data sets have the names {', '.join(names)}; expected different ones, for their folders")
+    root, out = options["root"], options["out"]
+    planned = {
+        name: protocol_of({**options, "data": source, "root": root if _needs_root(source) else None})
+        for name, source in zip(names, sources, strict=True)
+    }
+    results = []
+    for name, protocol in planned.items():
+        click.echo(name)
+        results.append(_run(protocol, {**options, "out": out / name}))
+    from adapt.protocols.table_formats import as_text
+    from adapt.protocols.tables_of_sets import table_of_sets
+
+    click.echo(f"\n{as_text(table_of_sets(results))}")
 
 
 def _target(spec: str, root: str | None) -> Target:

@@ -87,7 +87,7 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
     if not quiet:
         common.say_backbone(options["backbone"] or common.default_backbone(data), data)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
-    out = out or _free(Path("runs") / f"recommend-{_plain(data)}")
+    out = out or _free(Path("runs") / f"recommend-{common.folder_name(data)}")
     with quiet_libraries():
         from adapt.choosing.recommend import recommend as run
 
@@ -100,11 +100,6 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
     click.echo(f"{recommendation}\n\nadapter    {out / 'adapter.safetensors'}")
     if (out / "report.html").is_file():
         click.echo(f"report     {out / 'report.html'}")
-
-
-def _plain(data: str) -> str:
-    """Return a folder name derived from `data`: a path's file name without suffix, or a data set's name."""
-    return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
 
 
 def _free(path: Path) -> Path:

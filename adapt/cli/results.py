@@ -14,26 +14,30 @@ from adapt.errors import AdaptError
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "markdown", "csv"]),
+    type=click.Choice(["text", "markdown", "csv", "numbers", "latex"]),
     default="text",
     show_default=True,
-    help="Format of the table.",
+    help="Format of the table; numbers is a CSV with means and standard deviations in columns of their own.",
 )
 @click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures as well.")
-def table(results: tuple[Path, ...], form: str, published: bool) -> None:
+@click.option("--against", help="Also show differences from this row, with paired tests over seeds and data sets.")
+def table(results: tuple[Path, ...], form: str, published: bool, against: str | None) -> None:
     """Show a table that compares RESULTS: JSON files of one protocol, folders with such files, or run directories.
 
     \b
     Examples:
       adapt table runs/coop-b2n runs/maple-b2n --format markdown
       adapt table runs/first runs/second
+      adapt table runs/coop/* runs/maple/* --format latex --against coop
+
+    Few-shot and base-to-new results on several data sets get a column for each data set, and one for the average.
 
     Run directories that differ only in their seed share a row.
 
     A letter gives the source of a published figure: F an official file, A the paper's abstract, S a secondary source, R
     recalled from memory.
     """
-    from adapt.protocols import plain_runs, tables
+    from adapt.protocols import plain_runs, table_formats, tables, tables_of_sets
 
     runs = [path for path in results if plain_runs.is_run(path)]
     if runs and len(runs) < len(results):
@@ -43,11 +47,20 @@ def table(results: tuple[Path, ...], form: str, published: bool) -> None:
             f"{runs[0]} is a run directory, but {other} is the result of a protocol: give only run directories or only "
             "results of a protocol, or use `adapt report`"
         )
+    form_of = table_formats.FORMATS[form]
+    if runs and against is not None:
+        raise AdaptError("--against compares results of protocols, which have several seeds: leave it out")
     if runs:
-        cells = plain_runs.plain_table([plain_runs.read_run(path) for path in runs])
-    else:
-        cells = tables.table([each for path in results for each in tables.read_results(path)], published)
-    click.echo(tables.FORMATS[form](cells))
+        click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
+        return
+    read = [each for path in results for each in tables.read_results(path)]
+    click.echo(
+        form_of(
+            tables_of_sets.table_of_sets(read) if tables_of_sets.several_sets(read) else tables.table(read, published)
+        )
+    )
+    if against is not None:
+        click.echo(f"\n{form_of(tables_of_sets.differences(read, against))}")
 
 
 @click.command("report")

@@ -140,7 +140,7 @@ def _as_text(reproduction: Reproduction) -> str:
 
 
 def _table(reproduction: Reproduction) -> str:
-    from adapt.protocols.tables import as_text
+    from adapt.protocols.table_formats import as_text
 
     cells = [["", "here", "published", "apart", "allowed", ""]]
     for each in reproduction.compared:

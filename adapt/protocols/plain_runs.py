@@ -11,7 +11,7 @@ from typing import Any
 from adapt import plain
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, main_figure
-from adapt.protocols.tables import Cells
+from adapt.protocols.table_formats import Cells
 from adapt.recipe.file import read_file
 from adapt.shown import shown
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from adapt.errors import AdaptError
+from adapt.protocols.papers import ELEVEN
 from adapt.protocols.runs import PlannedRun, Target
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import one_length, set_key
@@ -15,18 +16,7 @@ from adapt.recipe.file import one_length, set_key
 Figures = dict[str, float]
 
 PAPERS_TARGETS = {
-    "cross_dataset": (
-        "caltech101",
-        "oxford_pets",
-        "stanford_cars",
-        "oxford_flowers",
-        "food101",
-        "fgvc_aircraft",
-        "sun397",
-        "dtd",
-        "eurosat",
-        "ucf101",
-    ),
+    "cross_dataset": ELEVEN[1:],
     "domain_generalisation": ("imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
 }
 

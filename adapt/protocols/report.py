@@ -17,7 +17,8 @@ from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mea
 from adapt.protocols.plots import base_against_new, compared_methods, few_shot_curves, svg
 from adapt.protocols.run_page import THRESHOLD, RunPage, name_of, run_page
 from adapt.protocols.run_protocol import Results
-from adapt.protocols.tables import Cells, read_results, table, titles
+from adapt.protocols.table_formats import Cells
+from adapt.protocols.tables import read_results, table, titles
 
 
 @dataclass(frozen=True)

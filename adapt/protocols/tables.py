@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from adapt.cells import guarded
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.protocols.papers import figures_for
 from adapt.protocols.protocol import Figures
 from adapt.protocols.run_protocol import Results
+from adapt.protocols.table_formats import Cells, Row, Value
 
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases", "sweep")
-Cells = list[list[str]]
 _BASELINE = "zero-shot"  # of runs that name no other
 
 
@@ -38,11 +35,14 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     if first["protocol"] == "sweep":
         return _settings_tried(results)
     columns = _columns(results)
-    rows = [[", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]]
+    rows: list[Row] = [
+        [", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]
+    ]
     rows.append([baseline_name(first), *(_cell(_of(first, "zero_shot"), column) for column in columns)])
     for title, each in zip(titles(results), results):
-        spread = _of(each, "std") if len(each["runs"]) > len(each["summary"]) else {}
-        rows.append([title, *(_cell(_of(each, "mean"), column, spread) for column in columns)])
+        runs = len(each["runs"]) // len(each["summary"])
+        spread = _of(each, "std") if runs > 1 else {}
+        rows.append([title, *(_cell(_of(each, "mean"), column, spread, runs) for column in columns)])
         if all(group.get("together") for group in each["summary"]):
             rows.append([f"{title}, answers together", *(_cell(_of(each, "together"), column) for column in columns)])
     if published:
@@ -52,38 +52,15 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
 def _settings_tried(results: Sequence[Results]) -> Cells:
     """Return a table of sweeps, with the validation accuracy (to choose by) and test accuracy of each setting."""
-    rows = [[figure_of(results[0]), "validation", "test"]]
+    rows: list[Row] = [[figure_of(results[0]), "validation", "test"]]
     rows.append([baseline_name(results[0]), "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(titles(results), results):
         for group in each["summary"]:
             spread = group["std"] if group["runs"] > 1 else None
             val = "" if group["val"] is None else f"{100 * group['val']:.1f}"
             name = f"{title}, {group['setting']}" if group["setting"] else title
-            rows.append([name, val, _cell(group["mean"], "test", spread)])
+            rows.append([name, val, _cell(group["mean"], "test", spread, group["runs"])])
     return rows
-
-
-def as_text(cells: Cells) -> str:
-    """Return a table as text with aligned columns, for a terminal."""
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def as_markdown(cells: Cells) -> str:
-    """Return a table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([lines[0], "| --- " * len(cells[0]) + "|", *lines[1:]])
-
-
-def as_csv(cells: Cells) -> str:
-    """Return a table as CSV, in which cells that a spreadsheet would run as formulas are escaped."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in cells)
-    return text.getvalue().rstrip("\n")
-
-
-FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
 
 
 def _subject(results: Results) -> str:
@@ -149,8 +126,7 @@ def _spread_of_averages(results: Results) -> float:
     return statistics.stdev(averages) if len(averages) > 1 else 0.0
 
 
-def _cell(values: Figures, column: str, spread: Figures | None = None) -> str:
+def _cell(values: Figures, column: str, spread: Figures | None = None, runs: int = 1) -> Value | str:
     if column not in values:
         return ""
-    mean = f"{100 * values[column]:.1f}"
-    return f"{mean} ± {100 * spread[column]:.1f}" if spread else mean
+    return Value(values[column], spread[column] if spread else None, runs)

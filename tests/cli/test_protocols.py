@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import miniatures
 import pytest
 import stored_numbers
 from click.testing import CliRunner
@@ -15,6 +16,7 @@ from selection import by_turns
 from stopping import at_step, interrupt
 
 from adapt.cli import main
+from adapt.protocols.papers import ELEVEN
 
 
 @pytest.fixture(scope="session")
@@ -308,3 +310,38 @@ def test_beside_a_run_what_is_missing_is_named_first(run, refused, halves: Path,
     refused(run("table", finished, missing), f"{missing} does not exist; expected results of a protocol")
     refused(run("table", empty, finished), f"{empty} holds no results of a protocol, such as base_to_new.json, and no")
     refused(run("table", finished, halves), f"{finished} is a run directory, but {halves} is the result of a protocol")
+
+
+@pytest.fixture(scope="session")
+def eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published data sets in miniature."""
+    return miniatures.build(tmp_path_factory.mktemp("eleven"))
+
+
+def test_one_command_makes_the_table_of_eleven_sets_and_mends_it(
+    run, eleven: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "b2n"
+    command = ["base-to-new", "zero_shot", "--data", "eleven", "--root", eleven, "--out", out, "--seeds", "1"]
+    command += ["--backbone", model_folder, "--shots", "all"]
+    first = run(*command)
+    assert first.exit_code == 0, first.output
+    assert sorted(path.name for path in out.iterdir()) == sorted(ELEVEN)
+    table = run("table", *(out / name for name in ELEVEN), "--format", "latex")
+    assert table.exit_code == 0, table.output
+    rows = [line for line in table.stdout.splitlines() if line.endswith("\\\\")]
+    assert len(rows) == 1 + 3 * 2
+    assert {line.count("&") for line in rows} == {13}
+    shutil.rmtree(out / "dtd")
+    written = {name: (out / name / "seed-1/metrics.json").stat().st_mtime_ns for name in ELEVEN if name != "dtd"}
+    again = run(*command)
+    assert again.stdout == first.stdout
+    assert {name: (out / name / "seed-1/metrics.json").stat().st_mtime_ns for name in written} == written
+    assert (out / "dtd/seed-1/metrics.json").is_file()
+
+
+def test_sets_of_one_name_are_refused(run, refused, of_five: Path, five_classes: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(five_classes, tmp_path / "other" / five_classes.name))
+    result = run("base-to-new", of_five, "--data", five_classes, "--data", other, "--out", tmp_path / "b2n")
+    refused(result, "expected different ones, for their folders")
+    assert not (tmp_path / "b2n").exists()

@@ -220,6 +220,15 @@ def test_names_that_read_the_same(method: str, pair: tuple[str, str], open_clip:
         model.with_classes(["toy", *pair])
 
 
+@pytest.mark.parametrize("method", ["zero_shot", "coop"])
+def test_an_underscore_at_the_end_tells_classes_apart(method: str, open_clip: Backbone) -> None:
+    """As of ImageNet, which has two classes "missile"; their features are the same, as published."""
+    model = adapt.wrap(open_clip, adapt.methods.find(method)(), ["missile", "goldfish", "missile_"])
+    features = model.class_features()
+    assert torch.allclose(features[0], features[2], atol=1e-6)
+    assert not torch.allclose(features[0], features[1], atol=1e-2)
+
+
 def test_names_that_a_tokenizer_of_its_own_reads_the_same(hf_siglip: Backbone) -> None:
     with pytest.raises(AdaptError, match=r"'md-80' and 'md80' have the same tokens"):
         adapt.wrap(hf_siglip, ZeroShot(), ["md-80", "md80"])

@@ -15,7 +15,8 @@ from adapt.data.readers import published as data_sets
 from adapt.protocols import papers as published
 from adapt.protocols.protocol import PAPERS_TARGETS, harmonic
 from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
-from adapt.protocols.tables import as_csv, as_markdown, as_text, read_results, table
+from adapt.protocols.table_formats import as_csv, as_markdown, as_text
+from adapt.protocols.tables import read_results, table
 
 FIGURES = Path(__file__).parent / "papers_figures.md"
 METHODS = ("CLIP zero-shot", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
@@ -80,7 +81,7 @@ def test_csv_cells_are_no_formulas() -> None:
 
 
 def test_one_seed_shows_no_deviation() -> None:
-    assert table([halves(runs=1)])[2] == ["coop", "80.0", "40.0", "53.3"]
+    assert [*map(str, table([halves(runs=1)])[2])] == ["coop", "80.0", "40.0", "53.3"]
 
 
 def test_titles_carry_the_settings_of_methods_that_appear_twice() -> None:
@@ -90,7 +91,8 @@ def test_titles_carry_the_settings_of_methods_that_appear_twice() -> None:
 
 def test_curves_of_different_shots_share_a_table() -> None:
     assert table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[0] == ["shots", "1", "2", "4"]
-    assert table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[2:] == [
+    rows = table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[2:]
+    assert [[*map(str, row)] for row in rows] == [
         ["lora (defaults)", "50.0 ± 5.0", "60.0 ± 5.0", ""],
         ["lora (defaults)", "", "70.0 ± 5.0", "80.0 ± 5.0"],
     ]

@@ -1,0 +1,189 @@
+"""Tables over several data sets, as papers print them, and tests of differences between methods.
+
+The average of harmonic means is the harmonic mean of the averages, as in the papers (CoCoOp, section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from adapt.errors import AdaptError, nearest
+from adapt.protocols.papers import data_set
+from adapt.protocols.protocol import harmonic
+from adapt.protocols.run_protocol import Results
+from adapt.protocols.table_formats import Cells, Row, Value
+from adapt.protocols.tables import baseline_name, figure_of
+
+_Raw = list[dict[int, float]]  # for each figure that a case reads, the accuracies by seed
+
+
+class _Case(NamedTuple):
+    """A block of a table: its name, and the figures of runs that it reads, of two figures the harmonic mean."""
+
+    name: str
+    figures: tuple[str, ...]
+    shots: int | None = None
+
+    def raw(self, results: Results, prefix: str = "") -> _Raw:
+        """Return the accuracies by seed, which are empty if the results have none."""
+        rows = [row for row in results["runs"] if self.shots is None or row["shots"] == self.shots]
+        return [{row["seed"]: row[f"{prefix}{figure}"] for row in rows} for figure in self.figures]
+
+    def joined(self, figures: Sequence[float]) -> float:
+        """Return the value of a case whose figures have the values `figures`."""
+        return figures[0] if len(figures) == 1 else harmonic(*figures)
+
+    def value(self, sets: Sequence[_Raw]) -> Value | str:
+        """Return the average over data sets, with the deviation of the seeds' averages; "" if a set has no figure.
+
+        There is no deviation if the data sets have different seeds.
+        """
+        if not all(all(raw) for raw in sets):
+            return ""
+        average = self.joined([mean(mean(raw[place].values()) for raw in sets) for place in range(len(self.figures))])
+        seeds = {tuple(sorted(raw[0])) for raw in sets}
+        if len(seeds) > 1 or len(min(seeds)) < 2:
+            return Value(average, runs=min(map(len, seeds)))
+        [own] = seeds
+        by_seed = [
+            self.joined([mean(raw[place][seed] for raw in sets) for place in range(len(self.figures))]) for seed in own
+        ]
+        return Value(average, stdev(by_seed), len(own))
+
+
+class _Grid:
+    """Results by method and data set."""
+
+    def __init__(self, results: Sequence[Results]) -> None:
+        first = results[0]
+        for each in results:
+            if (each["protocol"], each["recipe"]["backbone"]) != (first["protocol"], first["recipe"]["backbone"]):
+                raise AdaptError(
+                    f"the results are of {_described(first)} and of {_described(each)}; expected one protocol and "
+                    "backbone for each table"
+                )
+        named = _titles(results)
+        self.methods = list(dict.fromkeys(named))
+        self.sets = list(dict.fromkeys(map(_source, results)))
+        self._of: dict[tuple[str, str], Results] = {}
+        for title, each in zip(named, results, strict=True):
+            if self._of.setdefault((title, _source(each)), each) is not each:
+                raise AdaptError(
+                    f"there are two results of {title} on {_source(each)}; expected one of each method and data set"
+                )
+        self.baseline = baseline_name(first)
+        self.cases = _cases(results)
+
+    def raw(self, case: _Case, method: str) -> list[_Raw]:
+        """Return a method's accuracies on each data set, empty where there are none."""
+        return [
+            case.raw(self._of[method, each]) if (method, each) in self._of else [{}] * len(case.figures)
+            for each in self.sets
+        ]
+
+    def baselines(self, case: _Case) -> list[_Raw]:
+        """Return the baseline's accuracies on each data set."""
+        of_sets = [next(each for (_, own), each in self._of.items() if own == source) for source in self.sets]
+        return [[{0: mean(own.values())} if own else {} for own in case.raw(each, "zero_shot_")] for each in of_sets]
+
+
+def several_sets(results: Sequence[Results]) -> bool:
+    """Return whether the results are of more than one data set."""
+    return len(set(map(_source, results))) > 1
+
+
+def table_of_sets(results: Sequence[Results]) -> Cells:
+    """Return a table of base-to-new or few-shot results on several data sets, with a block for each figure.
+
+    Cells are empty where a method has no results; then its average is empty too. Raises AdaptError for another
+    protocol, different protocols or backbones, and two results of a method on a data set.
+    """
+    grid = _Grid(results)
+    rows: list[Row] = [[figure_of(results[0]), "", *map(_name, grid.sets), "average"]]
+    for case in grid.cases:
+        known = {grid.baseline: grid.baselines(case)} | {method: grid.raw(case, method) for method in grid.methods}
+        rows += [
+            [title, case.name, *(case.value([raw]) for raw in sets), case.value(sets)] for title, sets in known.items()
+        ]
+        rows.append([])
+    return rows[:-1]
+
+
+def differences(results: Sequence[Results], against: str) -> Cells:
+    """Return the mean differences of the methods from the method `against`, with p values of paired t-tests.
+
+    A pair is the same seed on the same data set. The p values are two-sided, and not corrected for many methods.
+    Raises AdaptError for an unknown method.
+    """
+    from scipy.stats import ttest_rel
+
+    grid = _Grid(results)
+    if against not in grid.methods:
+        raise AdaptError(f"there is no row {against!r} to compare with; {nearest(against, grid.methods)}")
+    rows: list[Row] = [[f"minus {against}", "", "points", "p", "pairs"]]
+    for case in grid.cases:
+        for method in grid.methods:
+            if method == against:
+                continue
+            pairs = [
+                (case.joined([own[seed] for own in one]), case.joined([own[seed] for own in other]))
+                for one, other in zip(grid.raw(case, method), grid.raw(case, against), strict=True)
+                for seed in sorted(one[0].keys() & other[0].keys())
+            ]
+            apart = f"{100 * mean(one - other for one, other in pairs):+.1f}" if pairs else ""
+            p = f"{float(ttest_rel(*zip(*pairs, strict=True)).pvalue):.2g}" if len(pairs) > 1 else ""
+            rows.append([method, case.name, apart, p, str(len(pairs))])
+    return rows
+
+
+def _cases(results: Sequence[Results]) -> list[_Case]:
+    protocol = results[0]["protocol"]
+    if protocol == "base_to_new":
+        return [_Case("base", ("base",)), _Case("new", ("new",)), _Case("harmonic", ("base", "new"))]
+    if protocol == "few_shot":
+        shots = sorted({int(row["shots"]) for each in results for row in each["runs"]})
+        return [_Case(f"{each} shots" if each > 1 else "1 shot", ("test",), each) for each in shots]
+    raise AdaptError(
+        f"tables over data sets, and differences, are of few-shot or base-to-new results, not of {protocol}"
+    )
+
+
+def _titles(results: Sequence[Results]) -> list[str]:
+    """Return a title for each result: the method's name, and settings by which it has several on one data set.
+
+    Settings that differ from data set to data set, such as templates, do not count.
+    """
+    methods = [dict(each["recipe"]["method"]) for each in results]
+    titles = []
+    for own in methods:
+        of_sets: dict[str, list[dict[str, object]]] = {}
+        for each, method in zip(results, methods, strict=True):
+            if method["name"] == own["name"]:
+                of_sets.setdefault(_source(each), []).append(method)
+        keys = sorted(
+            {
+                key
+                for same in of_sets.values()
+                for method in same
+                for key in method
+                if any(other.get(key) != method[key] for other in same)
+            }
+        )
+        settings = ", ".join(f"{key}={own[key]}" for key in keys if key in own) or "defaults"
+        titles.append(f"{own['name']} ({settings})" if keys else str(own["name"]))
+    return titles
+
+
+def _source(results: Results) -> str:
+    return str(results["recipe"]["data"]["source"])
+
+
+def _described(results: Results) -> str:
+    return f"{results['protocol']} with {results['recipe']['backbone']}"
+
+
+def _name(source: str) -> str:
+    return data_set(source) or Path(source).name
