@@ -23,7 +23,9 @@ _LIBRARIES = ("fastapi", "uvicorn", "httptools")
 @click.option(
     "--a-round", type=click.IntRange(min=1), default=10, show_default=True, help="Answers before each training."
 )
-@click.option("--propose", type=click.IntRange(min=1), help="Only write this many proposals to OUT, without the page.")
+@click.option(
+    "--propose", type=click.IntRange(1, 1000), help="Only write this many proposals to OUT, without the page."
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port of the page, or 0 for any."
 )
@@ -53,7 +55,7 @@ def label(
     OUT receives
       annotations.csv    each answer, at once
       proposals.csv    the images of the round, with their proposed labels and probabilities
-      data.csv         all images with their labels, for --data with --root /
+      data.csv         all images with their labels, and recipe.yaml, which trains on them
       rounds.json      the results of the rounds
       round-N/         the run of each round
 
@@ -84,9 +86,11 @@ def label(
 
         with listening_at("127.0.0.1", port) as listening:
             click.echo(f"Label the images at http://127.0.0.1:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
-            serve(create_label_app(labelling, a_round), listening, 30.0)
-        labelling.write()
-    click.echo(f"To train on all labels: {shown(labelling.command)}")
+            try:
+                serve(create_label_app(labelling, a_round), listening, 30.0)
+            finally:
+                labelling.write()
+                click.echo(f"To train on all labels: {shown(labelling.command)}")
 
 
 COMMANDS = {"label": label}

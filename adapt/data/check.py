@@ -112,25 +112,25 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)
 
 
-def untested(
-    unlabelled: Sequence[Item], test: Sequence[Item], progress: Progress | None = None, known: str = "test images"
+def without_copies(
+    unlabelled: Sequence[Item], labelled: Sequence[Item], progress: Progress | None = None
 ) -> tuple[Item, ...]:
-    """Return the `unlabelled` images without copies of `test` images, which are recognised by content and logged.
+    """Return the `unlabelled` images without copies of `labelled` images, of the test part above all.
 
-    Copies have the same pixels, or the same bytes if they are JPEGs. A message calls the test images `known`.
+    Copies have the same pixels, or the same bytes if they are JPEGs. A warning says how many there are.
     """
-    if not (unlabelled and test):
+    if not (unlabelled and labelled):
         return tuple(unlabelled)
-    facts = all_facts([*unlabelled, *test], progress)
-    tested = {facts[parted(path)[0]].digest: path for item in test for path in item.paths}
-    kept = tuple(item for item in unlabelled if facts[parted(item.path)[0]].digest not in tested)
-    if copies := len(unlabelled) - len(kept):
-        one = next(item.path for item in unlabelled if facts[parted(item.path)[0]].digest in tested)
+    facts = all_facts([*unlabelled, *labelled], progress)
+    known = {facts[parted(path)[0]].digest for item in labelled for path in item.paths}
+    copies = [item for item in unlabelled if facts[parted(item.path)[0]].digest in known]
+    if copies:
         logger.warning(
-            "left out %d of %d unlabelled images, such as %r, which are %s too",
-            copies, len(unlabelled), one, known,
+            "left out %d of %d unlabelled images, such as %r, which are copies of images with a label",
+            len(copies), len(unlabelled), copies[0].path,
         )  # fmt: skip
-    return kept
+    left_out = set(copies)
+    return tuple(item for item in unlabelled if item not in left_out)
 
 
 def _kept(items: tuple[Item, ...], problems: Collection[str]) -> tuple[Item, ...]:

@@ -245,7 +245,8 @@ def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
     """Return the table rows of all findings, grouped by the name of the output list, such as "duplicates"."""
     lists: dict[str, list[ListRow]] = defaultdict(list)
     for finding in findings:
-        lists[finding.list] += finding.rows
+        if finding.rows:
+            lists[finding.list] += finding.rows
     return dict(lists)
 
 

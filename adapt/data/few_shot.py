@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     Items = tuple[Item, ...]
 
 Sampling = Literal["coop", "clip-lora"]
-Rest = Literal["left out", "unlabelled"]  # what becomes of the training images that are not drawn
 _MAX_VAL_SHOTS = 4
 
 

@@ -12,7 +12,7 @@ from itertools import chain
 from adapt import tasks
 from adapt.data.bags import has_bags
 from adapt.data.consistency import accepts_unseen, check_consistent
-from adapt.data.few_shot import Rest, Sampling, carve, pick
+from adapt.data.few_shot import Sampling, carve, pick
 from adapt.data.item import Item
 from adapt.errors import AdaptError
 from adapt.shown import first_of
@@ -53,13 +53,12 @@ class Split:
     def __post_init__(self) -> None:
         check_consistent(self)
 
-    def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop", rest: Rest = "left out") -> Split:
+    def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """Return a split with `shots` training and min(shots, 4) validation images per class, and all test images.
 
         An image with several classes counts for only one of its classes, usually the rarest, so some classes get more
         or fewer images than `shots`. The images and their order match the published code of CoOp, or of CLIP-LoRA with
-        `sampling="clip-lora"` (see `adapt.data.few_shot`). The global random state is not changed. With
-        `rest="unlabelled"`, the training images that are not drawn become unlabelled images.
+        `sampling="clip-lora"` (see `adapt.data.few_shot`). The global random state is not changed.
 
         Raises AdaptError if `shots` is below 1, or if the data set has no training images or no classes.
         """
@@ -69,9 +68,13 @@ class Split:
             raise AdaptError(f"data {self.name!r} has no training images to take {shots} shots from")
         self.check_classes()
         train, val = pick(self.train, self.val, shots, seed, sampling)
-        drawn = {*train, *val} if rest == "unlabelled" else self.train
-        others = tuple(item.without_label() for item in self.train if item not in drawn)
-        return replace(self, train=train, val=val, unlabelled=self.unlabelled + others)
+        return replace(self, train=train, val=val)
+
+    def keeping_rest(self, whole: Split) -> Split:
+        """Return a split that also has those training images of `whole` that were not drawn, as unlabelled images."""
+        drawn = {*self.train, *self.val}
+        rest = tuple(item.without_label() for item in whole.train if item not in drawn)
+        return replace(self, unlabelled=self.unlabelled + rest)
 
     def check_classes(self) -> None:
         """Raise AdaptError if the data set has no classes, as is the case for pairs of images and texts."""

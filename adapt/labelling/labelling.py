@@ -9,35 +9,42 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from adapt import plain
 from adapt.data.bags import has_bags
-from adapt.data.check import broken_images, untested
+from adapt.data.check import all_facts
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.devices import AUTO
 from adapt.disk import write_csv, write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
+from adapt.evaluation.evaluate import evaluate
 from adapt.labelling import annotations as annotating
 from adapt.labelling.annotations import Annotation, applied
-from adapt.labelling.proposals import Doubt, Proposal, doubts_in, unlabelled_in
+from adapt.labelling.proposals import Doubt, Proposal, doubts_in, is_of_doubts, unlabelled_in
 from adapt.labelling.proposing import as_listed, in_order
 from adapt.loading import load
+from adapt.methods.base.traits import needs_labels
 from adapt.models.image_model import ImageModel
 from adapt.progress import counting_bar
-from adapt.training.relisted import LIST, RECIPE, ROOT, check_listable, on_list, recipe_of, write_list
+from adapt.shown import first_of
+from adapt.training.relisted import LIST, RECIPE, check_listable, on_list, recipe_of, write_list
 from adapt.training.run_recipe import decodable, listed_data, run_recipe
 
 logger = logging.getLogger("adapt")
-DATA, ANNOTATIONS, PROPOSALS, ROUNDS = "data.csv", "annotations.csv", "proposals.csv", "rounds.json"
+BEGUN, DATA, ANNOTATIONS = "labelling.json", "data.csv", "annotations.csv"
+PROPOSALS, ROUNDS = "proposals.csv", "rounds.json"
+SPARE = 2  # times as many images are proposed as answers are wanted, since some are skipped
 
 
 class LabelRound(BaseModel):
     """The result of a round of answers: how many were given, how many were as proposed, and what training gave.
 
     `before` and `accuracy` are those of the test images, in [0, 1], before and after the round; None without any.
+    `known` is the number of all annotations, skipped images included, up to this round.
     """
 
     round: int
@@ -46,37 +53,53 @@ class LabelRound(BaseModel):
     train_images: int
     before: float | None
     accuracy: float | None
+    known: int
+
+
+class _Begun(BaseModel):
+    """The run and the sources of images that a folder of answers belongs to."""
+
+    run: str
+    sources: list[str]
 
 
 class Labelling:
     """Proposed labels of images, a person's answers, and training on the answers, all of it kept in a folder.
 
-    `run` is the folder of a run, whose adapter proposes labels. `sources` are folders or lists of further images, or
-    lists of doubtful images of the run. The folder `out` gets annotations.csv after each answer, and data.csv (all
-    images with their labels), rounds.json and the run of the round after each round. Answers that `out` has already are
-    taken.
+    `run` is the folder of a run, whose adapter proposes labels. `sources` are folders or lists of further images, and
+    lists of doubtful images of the run, which come first. The folder `out` gets annotations.csv after each answer, and
+    data.csv (all images with their labels), rounds.json and the run of the round after each round. If `out` has answers
+    already, they are taken, with the sources that they are about. `out` is locked until `close` or the process ends.
 
     Raises AdaptError if the run has another task than classification or another kind of backbone than an encoder of
-    images, and if there is no image to ask about.
+    images, if there is no image to ask about, and if `out` is in use, is of another run, or lies in the run's data.
     """
 
     def __init__(
         self, run: Path, sources: Sequence[Path], out: Path, device: str = AUTO, progress: bool = True
     ) -> None:
-        self.out, self._progress = out, progress
-        self._recipe, self._recipe_file = recipe_of(run), run / RECIPE
+        self.out, self._progress, self._recipe = out, progress, recipe_of(run)
         split = listed_data(self._recipe, unlabelled=True)
         check_listable(split)
         if has_bags(split.items()):
             raise AdaptError(f"{split.name} has items of several images, but only single images can be labelled")
-        self._begun = decodable(split, self._recipe, progress)
+        data = Path(self._recipe.data.source)
+        if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+            raise AdaptError(f"{out} is inside the run's data, where it would count as a class: choose another --out")
+        self._begun = decodable(
+            replace(split, unseen=not needs_labels(self._recipe.new_method())), self._recipe, progress
+        )
+        self._lock = _locked(out)
+        begun = _of_folder(out, run, sources)
+        lists = [Path(source) for source in begun.sources if is_of_doubts(Path(source))]
+        photos = [Path(source) for source in begun.sources if Path(source) not in lists]
         self._doubts: dict[str, Doubt] = {}
-        for source in sources:
-            self._doubts |= doubts_in(source, self._begun)
-        if not self._doubts:
-            self._begun = replace(self._begun, unlabelled=self._begun.unlabelled + self._new(sources))
-            if not self._begun.unlabelled:
-                raise AdaptError("there are no unlabelled images: give a folder, a .csv or files with further images")
+        for each in lists:
+            self._doubts |= doubts_in(each, self._begun)
+        self._begun = replace(self._begun, unlabelled=self._begun.unlabelled + self._new(photos))
+        if not (self._doubts or self._begun.unlabelled):
+            raise AdaptError("there are no unlabelled images: give a folder, a .csv or files with further images")
+        write_text(out / BEGUN, plain.dump(begun.model_dump(), indent=2) + "\n")
         rounds = stored.read(out / ROUNDS, list[LabelRound], "rounds") if (out / ROUNDS).exists() else []
         self.rounds = [LabelRound(**each) for each in rounds]
         latest = self._folder(self.rounds[-1].round) if rounds else run
@@ -84,19 +107,31 @@ class Labelling:
         metrics = stored.read(latest / "metrics.json", stored.Metrics, "metrics")
         self._accuracy: float | None = metrics.get("adapted", {}).get("accuracy")
         self._annotations = annotating.read(out / ANNOTATIONS)
+        self._tested = applied(self._begun, self._annotations[: self.rounds[-1].known] if rounds else ()).test
         self._taken: list[tuple[Proposal, Annotation]] = []
+        self._wanted = 0
         self.proposals: list[Proposal] = []
         """The proposals of this round."""
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._lock.release()
 
     def _new(self, sources: Sequence[Path]) -> tuple[Item, ...]:
         """Return the images in `sources` that the run does not have, without broken ones, which are logged."""
         new = unlabelled_in(sources, self._begun)
+        if not new:
+            return ()
+        known = [*self._begun.items(), *self._begun.unlabelled]
         with counting_bar("checking", self._progress) as bar:
-            broken = broken_images(new, bar)
-        for problem in broken.values():
-            logger.warning("left out: %s", problem)
-        new = [item for item in new if item.path not in broken]
-        return untested(new, [*self._begun.items()], known="images of the run")
+            facts = all_facts([*new, *known], bar)
+        digests = {facts[item.path].digest for item in known}
+        if broken := [facts[item.path].problem for item in new if facts[item.path].problem]:
+            logger.warning("left out %d images that cannot be read: %s", len(broken), first_of(broken, between="; "))
+        whole = [item for item in new if not facts[item.path].problem]
+        if copies := [item.path for item in whole if facts[item.path].digest in digests]:
+            logger.warning("left out %d copies of images of the run, such as %r", len(copies), copies[0])
+        return tuple(item for item in whole if facts[item.path].digest not in digests)
 
     def _folder(self, number: int) -> Path:
         """Return the folder of the run of a round."""
@@ -126,40 +161,51 @@ class Labelling:
         return self._begun.turned
 
     @property
-    def left(self) -> list[Proposal]:
-        """The proposals of this round without an answer."""
+    def answers(self) -> int:
+        """The number of labelled and dropped images since the last round."""
+        since = self._annotations[self.rounds[-1].known if self.rounds else 0 :]
+        return sum(annotation.action != "skip" for annotation in since)
+
+    @property
+    def asked(self) -> int:
+        """The number of answers in this round, once it is full."""
+        return min(self._wanted, self.answers + len(self._open))
+
+    @property
+    def _open(self) -> list[Proposal]:
         decided = {annotation.path for _, annotation in self._taken}
         return [each for each in self.proposals if each.item.path not in decided]
 
     @property
-    def answers(self) -> int:
-        """The number of answers in this round."""
-        return len(self._taken)
+    def left(self) -> list[Proposal]:
+        """The proposals of this round that wait for an answer."""
+        return self._open[: max(0, self._wanted - self.answers)]
 
     @property
     def command(self) -> str:
         """A command that trains the run's recipe on the data with all answers."""
-        exif = [] if self.turned else ["--set", "data.exif=stored"]
-        data = ["--data", str(self.out / DATA), "--root", ROOT, "--shots", "all", *exif]
-        return shlex.join(["adapt", "train", str(self._recipe_file), *data, "--out", f"{self.out}-trained"])
+        return shlex.join(["adapt", "train", str(self.out / RECIPE), "--out", f"{self.out}-trained"])
 
     def propose(self, count: int) -> list[Proposal]:
-        """Begin a round about up to `count` images: the most useful ones, or the first doubtful ones of a list."""
-        self._taken = []
+        """Begin a round of `count` answers: doubtful images in the order of their lists, then the most useful ones.
+
+        More images than `count` are proposed, since some may be skipped. Answers that no round was trained on count.
+        """
+        self._taken, self._wanted = [], count
         decided, split = {annotation.path for annotation in self._annotations}, self.split
-        if self._doubts:
-            known = {item.path: item for item in split.items()}
-            items = [known[path] for path in self._doubts if path in known and path not in decided]
-            self.proposals = as_listed(self._model, items[:count], self._doubts, self._progress)
-        else:
-            pool = [item for item in split.unlabelled if item.path not in decided]
-            seed = self._recipe.seed
-            self.proposals = in_order(self._model, pool, split.train, count, seed, self._progress)
-        return self.proposals
+        known = {item.path: item for item in split.items()}
+        doubtful = [known[path] for path in self._doubts if path in known and path not in decided]
+        pool = [item for item in split.unlabelled if item.path not in decided]
+        self.proposals = as_listed(self._model, doubtful[: SPARE * count], self._doubts, self._progress)
+        left, seed = SPARE * count - len(self.proposals), self._recipe.seed
+        if left > 0:
+            self.proposals += in_order(self._model, pool, split.train, left, seed, self._progress)
+        return self.left
 
     def write(self) -> None:
-        """Write data.csv, and proposals.csv with the proposals of this round."""
+        """Write data.csv and recipe.yaml, which train on all answers, and proposals.csv, the images of this round."""
         write_list(self.split, self.out / DATA)
+        write_text(self.out / RECIPE, on_list(self._recipe, self.out / DATA, self.turned).to_yaml())
         rows = [
             {
                 "path": each.item.path,
@@ -168,10 +214,12 @@ class Labelling:
                 "probability": round(each.likely[0][1], 4),
                 "why": each.why,
             }
-            for each in self.proposals
+            for each in self.left
         ]
         if rows:
             write_csv(self.out / PROPOSALS, rows)
+        else:
+            (self.out / PROPOSALS).unlink(missing_ok=True)
 
     def annotate(self, annotation: Annotation) -> None:
         """Store the answer about an image of this round.
@@ -179,7 +227,7 @@ class Labelling:
         Raises AdaptError for an image that does not wait for an answer, for an unknown class, and if a class lost its
         last image.
         """
-        proposal = next((each for each in self.left if each.item.path == annotation.path), None)
+        proposal = next((each for each in self._open if each.item.path == annotation.path), None)
         if proposal is None:
             raise AdaptError(f"{annotation.path!r} does not wait for an answer")
         annotating.check(annotation, self._begun)
@@ -199,27 +247,57 @@ class Labelling:
     def learn(self) -> LabelRound:
         """Train the run's recipe on all images that have a label now, and return the result of the round.
 
-        Raises the errors of training; the answers are kept.
+        Raises AdaptError without new answers, and the errors of training; the answers are kept.
         """
-        split, number = self.split, len(self.rounds) + 1
+        if not self.answers:
+            raise AdaptError("there are no new answers to train on: label or drop an image first")
+        split, number, answers = self.split, len(self.rounds) + 1, self.answers
         while (folder := self._folder(number)).exists():  # one that was interrupted
             number += 1
-        for path in (self.out / DATA, folder / LIST):
-            write_list(split, path)
+        self.write()
+        write_list(split, folder / LIST)
+        before = self._accuracy
+        if split.test != self._tested:  # a review changed them
+            before = evaluate(self._model, split.test).accuracy if split.test else None
         recipe = on_list(self._recipe, folder / LIST, split.turned)
         backbone: Any = self._model.backbone  # of any kind that `load` has an overload for
         result = run_recipe(recipe, folder, progress=self._progress, split=split, backbone=backbone)
-        before, self._accuracy = self._accuracy, result.metrics.get("adapted", {}).get("accuracy")
-        as_proposed = [annotation.label == proposal.label for proposal, annotation in self._taken]
+        self._accuracy, self._tested = result.metrics.get("adapted", {}).get("accuracy"), split.test
         outcome = LabelRound(
             round=number,
-            answers=self.answers,
-            as_proposed=sum(as_proposed),
+            answers=answers,
+            as_proposed=sum(annotation.label == proposal.label for proposal, annotation in self._taken),
             train_images=len(split.train),
             before=before,
             accuracy=self._accuracy,
+            known=len(self._annotations),
         )
         self.rounds.append(outcome)
+        self._taken = []
         write_text(self.out / ROUNDS, plain.dump([each.model_dump() for each in self.rounds], indent=2) + "\n")
         self._model = self._loaded(folder, load(folder, backbone))
         return outcome
+
+
+def _locked(out: Path) -> FileLock:
+    """Return a held lock on a folder, which is created. Raises AdaptError if another process holds it."""
+    lock = FileLock(out / ".lock")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AdaptError(f"{out} is in use by another labelling: end it, or choose another --out") from None
+    except OSError as error:
+        raise AdaptError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+    return lock
+
+
+def _of_folder(out: Path, run: Path, sources: Sequence[Path]) -> _Begun:
+    """Return what the folder belongs to, with its earlier sources. Raises AdaptError if it is of another run."""
+    own = _Begun(run=str(run.absolute()), sources=[str(source.absolute()) for source in sources])
+    if not (out / BEGUN).exists():
+        return own
+    before = _Begun(**stored.read(out / BEGUN, _Begun, "description of a labelling"))
+    if before.run != own.run:
+        raise AdaptError(f"{out} has answers about the run {before.run}, not {own.run}: choose another --out")
+    return _Begun(run=own.run, sources=list(dict.fromkeys([*before.sources, *own.sources])))

@@ -13,19 +13,16 @@ from torch import Tensor
 
 SHARPNESS = 2.0  # of the similarity, over the standard deviation of the cosines
 CERTAIN = 0.75  # how much an image counts whose class is certain; one that is undecided counts as 1
-MOST = 4096  # images that are compared with each other; of more, so many are drawn
 
 
-def most_useful(features: Tensor, labelled: Tensor, probabilities: Tensor, count: int, seed: int = 0) -> list[int]:
+def most_useful(features: Tensor, labelled: Tensor, probabilities: Tensor, count: int) -> list[int]:
     """Return the places of up to `count` images, the most useful to label first.
 
     `features` `(n, e)` and `labelled` `(m, e)` are the unit-length features of unlabelled and labelled images, and
     `probabilities` `(n, c)` are the classes' for each unlabelled image. Each image in turn is the one that represents
-    the others best, beside the labelled images and those before it. Of more than `MOST` images, so many are drawn by
-    `seed`.
+    the others best, beside the labelled images and those before it.
     """
-    places = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:MOST].sort().values
-    features, weights = features[places], uncertainty(probabilities[places])
+    weights = uncertainty(probabilities)
     cosines = features @ features.T
     sharpness = SHARPNESS / cosines.std().clamp_min(1e-6) if len(features) > 1 else torch.tensor(SHARPNESS)
     similar = (sharpness * (cosines - 1)).exp()
@@ -38,7 +35,7 @@ def most_useful(features: Tensor, labelled: Tensor, probabilities: Tensor, count
         gains[chosen] = -1
         chosen.append(int(gains.argmax()))
         represented = torch.maximum(represented, similar[chosen[-1]])
-    return places[chosen].tolist()
+    return chosen
 
 
 def uncertainty(probabilities: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from adapt.data.item import Item
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import csv_reader, readable
-from adapt.data.split import Split
+from adapt.data.split import PARTS, Split
 from adapt.errors import AdaptError
 
+logger = logging.getLogger("adapt")
 COMPARED = ("train_path", "other_path")  # columns of an image to compare a listed image with
 _SAID = ("path", "class", "part", "other_class", "train_class", "other_part")  # columns that are shown otherwise
 
@@ -46,22 +48,42 @@ class Doubt:
     other: str = ""
 
 
+def is_of_doubts(source: Path) -> bool:
+    """Return whether a file is a list of doubtful images, which `recommend` or `data check` wrote."""
+    return source.suffix.lower() == ".csv" and {"path", "class"} <= set(_rows(source)[0])
+
+
 def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
-    """Return the images of `split` that a list of `recommend` or `data check` names, by path, in the list's order.
+    """Return the images of `split` that a list of doubtful images names, by path, in the list's order.
 
-    The dict is empty if `source` is not a list, or names no image of `split`.
+    Of images that contradict each other, both are doubtful. A warning says how many lines name no image of `split`.
     """
-    if source.suffix.lower() != ".csv":
-        return {}
-    known = {item.path for item in split.items()}
+    part_of = {item.path: part for part in PARTS for item in getattr(split, part)}
+    columns, rows = _rows(source)
+    doubts: dict[str, Doubt] = {}
+    for row in rows:
+        if row["path"] in part_of:
+            doubts[row["path"]] = _doubt(row, part_of[row["path"]])
+        other = row.get("other_path", "")
+        if "other_class" in columns and row["other_class"] != row["class"] and other in part_of:
+            doubts.setdefault(other, Doubt(f"{part_of[other]} image; the other picture: {row['class']}", row["path"]))
+    if unknown := sum(row["path"] not in part_of for row in rows):
+        logger.warning("%s: %d of %d lines name no image of the run", source, unknown, len(rows))
+    return doubts
+
+
+def _rows(source: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Return the columns and the rows of a CSV file."""
     with readable(f"CSV {str(source)!r}"):
-        rows = [{name: unguarded(cell or "") for name, cell in row.items() if name} for row in csv_reader(source)]
-    return {row["path"]: _doubt(row) for row in rows if row.get("path") in known}
+        reader = csv_reader(source)
+        rows = [{name: unguarded(cell or "") for name, cell in row.items() if name} for row in reader]
+        return reader.fieldnames or (), rows
 
 
-def _doubt(row: Mapping[str, str]) -> Doubt:
+def _doubt(row: Mapping[str, str], part: str) -> Doubt:
     other = next((column for column in COMPARED if row.get(column)), "")
-    said = [f"{name} {cell}" for name, cell in row.items() if cell and name not in (*_SAID, *COMPARED)]
+    said = [f"{part} image"]
+    said += [f"{name} {cell}" for name, cell in row.items() if cell and name not in (*_SAID, *COMPARED)]
     if other:
         other_class = row.get("train_class") or row.get("other_class", "")
         said.append(f"the other picture: {row.get('other_part') or 'train'}, {other_class}")
@@ -75,8 +97,18 @@ def unlabelled_in(sources: Sequence[Path], known: Split) -> list[Item]:
     """
     paths = [path for source in sources for path in _images_in(source)]
     listed = {item.path for item in (*known.items(), *known.unlabelled)}
-    new = dict.fromkeys(path for path in paths if path not in listed)
+    new = dict.fromkeys(path for path in paths if path not in listed and _is_text(path))
+    if nameless := sum(not _is_text(path) for path in paths):
+        logger.warning("left out %d images whose names are not UTF-8: rename them", nameless)
     return [Item.of(path=path, turned=known.turned) for path in new]
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _images_in(source: Path) -> list[str]:

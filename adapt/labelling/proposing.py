@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -17,17 +18,23 @@ from adapt.models.unadapted import unadapted
 from adapt.progress import counting_bar
 
 LIKELY = 9  # classes that a proposal lists, one for each digit key
+MOST = 4096  # images that are compared with each other; of more, so many are drawn
 
 
 def in_order(
     model: ImageModel, unlabelled: Sequence[Item], labelled: Sequence[Item], count: int, seed: int, progress: bool
 ) -> list[Proposal]:
-    """Return proposals for up to `count` of the `unlabelled` images, the most useful ones first."""
+    """Return proposals for up to `count` of the `unlabelled` images, the most useful ones first.
+
+    Of more than `MOST` images, so many are drawn by `seed`, so that a round does not encode a large folder again.
+    """
     if not unlabelled:
         return []
+    if len(unlabelled) > MOST:
+        unlabelled = random.Random(seed).sample(unlabelled, MOST)
     probabilities = _probabilities(model, unlabelled, progress)
     features, known = (_features(model, items) for items in (unlabelled, labelled))
-    places = most_useful(features, known, probabilities, count, seed)
+    places = most_useful(features, known, probabilities, count)
     return _proposals(model, [unlabelled[place] for place in places], probabilities[places], {})
 
 

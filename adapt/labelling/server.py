@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Lock
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
@@ -63,26 +65,36 @@ class State(BaseModel):
     left: list[ProposalCard]
     rounds: list[LabelRound]
     command: str
+    training: bool
 
 
 def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
-    """Return the FastAPI application of the page, which asks about `a_round` images before it trains.
+    """Return the FastAPI application of the page, which asks for `a_round` answers before it trains.
 
-    Only pages of this application, under a loopback address, may send requests. Requests are answered one at a time.
+    Only pages of this application, under a loopback address, may send requests. Answers wait for each other, and are
+    refused during training.
     """
-    app, one_at_a_time = FastAPI(title="adapt label", docs_url=None, redoc_url=None), threading.Lock()
+    app, one_at_a_time, training = FastAPI(title="adapt label", docs_url=None, redoc_url=None), Lock(), Event()
     app.add_middleware(Guard, hosts=("localhost",), token=None)
     app.add_route("/", page("label.html"), include_in_schema=False)
 
     def state() -> State:
         return State(
             classes=labelling.class_names,
-            asked=len(labelling.proposals),
+            asked=labelling.asked,
             answers=labelling.answers,
             left=[ProposalCard.of(proposal) for proposal in labelling.left],
             rounds=labelling.rounds,
             command=labelling.command,
+            training=training.is_set(),
         )
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        if training.is_set():
+            raise AdaptError("a round is being trained: wait until it is done")
+        with one_at_a_time:
+            yield
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
@@ -90,8 +102,7 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
 
     @app.get("/state")
     def get_state() -> State:
-        with one_at_a_time:
-            return state()
+        return state()
 
     @app.get("/picture")
     def picture(path: Annotated[str, Query()]) -> Response:
@@ -107,22 +118,27 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
 
     @app.post("/answer")
     def answer(annotation: Annotation) -> State:
-        with one_at_a_time:
+        with alone():
             labelling.annotate(annotation)
             return state()
 
     @app.post("/undo")
     def undo() -> State:
-        with one_at_a_time:
+        with alone():
             labelling.undo()
             return state()
 
     @app.post("/learn")
     def learn() -> State:
         """Train on the answers so far, and propose the next labels."""
-        with one_at_a_time:
-            labelling.learn()
-            labelling.propose(a_round)
+        with alone():
+            training.set()
+            try:
+                labelling.learn()
+                labelling.propose(a_round)
+                labelling.write()
+            finally:
+                training.clear()
             return state()
 
     return app

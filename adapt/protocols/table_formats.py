@@ -31,8 +31,8 @@ class Value(NamedTuple):
         return other.mean - self.mean > variance**0.5
 
 
-Row = Sequence[str | Value]
-Cells = Sequence[Row]  # the first row is the header; an empty row separates blocks
+TableRow = Sequence[str | Value]
+Cells = Sequence[TableRow]  # the first row is the header; an empty row separates blocks
 
 
 def as_text(cells: Cells) -> str:
@@ -102,8 +102,8 @@ def as_latex(cells: Cells) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
-def _blocks(rows: Cells) -> Iterator[list[Row]]:
-    block: list[Row] = []
+def _blocks(rows: Cells) -> Iterator[list[TableRow]]:
+    block: list[TableRow] = []
     for row in [*rows, []]:
         if row:
             block.append(row)
@@ -112,7 +112,7 @@ def _blocks(rows: Cells) -> Iterator[list[Row]]:
             block = []
 
 
-def _best(column: Row) -> Value | None:
+def _best(column: TableRow) -> Value | None:
     values = [cell for cell in column if isinstance(cell, Value)]
     return max(values, key=lambda value: value.mean) if values else None
 

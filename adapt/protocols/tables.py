@@ -12,7 +12,7 @@ from adapt.evaluation import stored
 from adapt.protocols.papers import figures_for
 from adapt.protocols.protocol import Figures
 from adapt.protocols.run_protocol import Results
-from adapt.protocols.table_formats import Cells, Row, Value
+from adapt.protocols.table_formats import Cells, TableRow, Value
 
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases", "sweep")
 _BASELINE = "zero-shot"  # of runs that name no other
@@ -35,7 +35,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     if first["protocol"] == "sweep":
         return _settings_tried(results)
     columns = _columns(results)
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         [", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]
     ]
     rows.append([baseline_name(first), *(_cell(_of(first, "zero_shot"), column) for column in columns)])
@@ -52,7 +52,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
 
 def _settings_tried(results: Sequence[Results]) -> Cells:
     """Return a table of sweeps, with the validation accuracy (to choose by) and test accuracy of each setting."""
-    rows: list[Row] = [[figure_of(results[0]), "validation", "test"]]
+    rows: list[TableRow] = [[figure_of(results[0]), "validation", "test"]]
     rows.append([baseline_name(results[0]), "", _cell(results[0]["summary"][0]["zero_shot"], "test")])
     for title, each in zip(titles(results), results):
         for group in each["summary"]:

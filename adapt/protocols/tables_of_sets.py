@@ -14,7 +14,7 @@ from adapt.errors import AdaptError, nearest
 from adapt.protocols.papers import data_set
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.run_protocol import Results
-from adapt.protocols.table_formats import Cells, Row, Value
+from adapt.protocols.table_formats import Cells, TableRow, Value
 from adapt.protocols.tables import baseline_name, figure_of
 
 _Raw = list[dict[int, float]]  # for each figure that a case reads, the accuracies by seed
@@ -70,10 +70,11 @@ class _Grid:
         self.sets = list(dict.fromkeys(map(_source, results)))
         self._of: dict[tuple[str, str], Results] = {}
         for title, each in zip(named, results, strict=True):
-            if self._of.setdefault((title, _source(each)), each) is not each:
+            if (title, _source(each)) in self._of:
                 raise AdaptError(
                     f"there are two results of {title} on {_source(each)}; expected one of each method and data set"
                 )
+            self._of[title, _source(each)] = each
         self.baseline = baseline_name(first)
         self.cases = _cases(results)
 
@@ -102,7 +103,7 @@ def table_of_sets(results: Sequence[Results]) -> Cells:
     protocol, different protocols or backbones, and two results of a method on a data set.
     """
     grid = _Grid(results)
-    rows: list[Row] = [[figure_of(results[0]), "", *map(_name, grid.sets), "average"]]
+    rows: list[TableRow] = [[figure_of(results[0]), "", *map(_name, grid.sets), "average"]]
     for case in grid.cases:
         known = {grid.baseline: grid.baselines(case)} | {method: grid.raw(case, method) for method in grid.methods}
         rows += [
@@ -123,7 +124,7 @@ def differences(results: Sequence[Results], against: str) -> Cells:
     grid = _Grid(results)
     if against not in grid.methods:
         raise AdaptError(f"there is no row {against!r} to compare with; {nearest(against, grid.methods)}")
-    rows: list[Row] = [[f"minus {against}", "", "points", "p", "pairs"]]
+    rows: list[TableRow] = [[f"minus {against}", "", "points", "p", "pairs"]]
     for case in grid.cases:
         for method in grid.methods:
             if method == against:

@@ -10,7 +10,6 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adapt.data.bags import BagPooling
-from adapt.data.few_shot import Rest
 from adapt.devices import AUTO
 from adapt.errors import AdaptError
 from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
@@ -37,7 +36,7 @@ class DataSection(BaseModel):
     """A file with readable names of the classes: a .csv (class,name) or a .json object."""
     shots: int | None = Field(default=16, ge=1)
     """Training images for each class; null takes all."""
-    rest: Rest = "left out"
+    rest: Literal["left out", "unlabelled"] = "left out"
     """What becomes of the training images beyond the shots: left out, or unlabelled images to learn from."""
     sampling: Literal["coop", "clip-lora"] = "coop"
     """Which reference code's sampling of shots is followed."""

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from adapt import tasks
 from adapt.data.bags import BagPooling, has_bags, singles
-from adapt.data.check import untested
+from adapt.data.check import without_copies
 from adapt.data.item import Item
 from adapt.data.split import are_turned, items_id
 from adapt.devices import described, keeping_rng
@@ -80,8 +80,8 @@ def fit(
     Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if `val_set` is
     empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values.
 
-    `unlabelled_set` are images without labels, for a method that learns from such images; copies of test images are
-    left out. A method that reads no labels learns from `unlabelled_set` and `train_set`, which may be empty.
+    `unlabelled_set` are images without labels, for a method that learns from such images; copies of labelled
+    images are left out. A method that reads no labels learns from `unlabelled_set` and `train_set`, which may be empty.
 
     `out` is a new run directory, or an existing run directory to continue with `resume`. A run directory contains the
     adapter, metrics, log and checkpoints. Photographs are rotated upright by EXIF if the items request the rotation, as
@@ -97,7 +97,7 @@ def fit(
     KeyboardInterrupt if the user stops the training.
     """
     tracking = trackers(track, out)
-    unlabelled_set = untested(unlabelled_set, test_set)
+    unlabelled_set = without_copies(unlabelled_set, [*train_set, *val_set, *test_set])
     training = checked(model, train_set, test_set, val_set=val_set, unlabelled_set=unlabelled_set, **settings)
     with _directory(out, training, resume) as run:
         return train(training, run, tracking, progress)

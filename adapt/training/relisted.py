@@ -45,7 +45,7 @@ def check_listable(split: Split) -> None:
     """Raise AdaptError if the images of `split` have another kind of label than one class, or are regions."""
     if split.task.needs != {"label"}:
         raise AdaptError(f"{split.name} has {split.task.title}; expected one class per image")
-    region = next((item for item in split.items() if parted(item.path)[1] is not None), None)
+    region = next((item for item in (*split.items(), *split.unlabelled) if parted(item.path)[1] is not None), None)
     if region is not None:
         raise AdaptError(f"{split.name} has regions of images, such as {region.name}; expected whole images")
 
@@ -54,6 +54,6 @@ def on_list(recipe: Recipe, path: Path, turned: bool, **changes: object) -> Reci
     """Return `recipe` with the images in the list `path` as its data, and with `changes` to its other settings."""
     data = recipe.data.model_dump(mode="json") | {
         "source": str(path), "root": ROOT, "names": None, "shots": None, "classes": "all", "leave_out": None,
-        "exif": "turned" if turned else "stored",
+        "rest": "left out", "exif": "turned" if turned else "stored",
     }  # fmt: skip
     return build_recipe(recipe.model_dump(mode="json") | {"data": data} | changes, "the recipe of the run")

@@ -11,7 +11,7 @@ from statistics import median
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
-from adapt.data.check import untested, without_broken
+from adapt.data.check import without_broken, without_copies
 from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.devices import chosen, keeping_rng
@@ -51,7 +51,7 @@ def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     method = recipe.new_method()
-    split = recipe.data.load(has_trait(method, LearnsUnseen))
+    split = recipe.data.load(has_trait(method, LearnsUnseen) or not needs_labels(method))
     note_passed_over(recipe.data.source, split)
     if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
@@ -59,24 +59,29 @@ def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
         split.ratios is not None
     ):  # the data came without parts: train on the images that were cut off for validation too
         split = replace(split, train=split.train + split.val, val=())
-    split = with_validation(split, recipe)
+    split = whole = with_validation(split, recipe)
     check_learned(method, split.task, shown(split.name))
     if recipe.data.shots is not None and split.class_names and split.train:
-        split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling, recipe.data.rest)
+        split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots)
     elif recipe.data.shots is not None and split.train:
         logger.warning(
             "data.shots is %d, but %s have no classes to sample from: all %d items are used, as with --shots all",
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
+    split = split.only(recipe.data.classes)
+    if recipe.data.rest == "unlabelled":
+        split = split.keeping_rest(whole.only(recipe.data.classes))
     if split.unlabelled and not (unlabelled or reads_unlabelled(method)):
-        logger.info("%s does not learn from the %d unlabelled images", method.name, len(split.unlabelled))
+        logger.warning(
+            "%d unlabelled images are left out: %s does not learn from any", len(split.unlabelled), method.name
+        )
         split = replace(split, unlabelled=())
-    return split.only(recipe.data.classes)
+    return split
 
 
 def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
-    """Return `split` without broken images, and without unlabelled images that are test images too.
+    """Return `split` without broken images, and without unlabelled images that are copies of labelled ones.
 
     Raises AdaptError for a broken image unless the recipe skips it.
     """
@@ -85,7 +90,7 @@ def decodable(split: Split, recipe: Recipe, progress: bool) -> Split:
     if not split.unlabelled:
         return split
     with counting_bar("comparing", progress) as bar:
-        return replace(split, unlabelled=untested(split.unlabelled, split.test, bar))
+        return replace(split, unlabelled=without_copies(split.unlabelled, [*split.items()], bar))
 
 
 def with_validation(split: Split, recipe: Recipe) -> Split:

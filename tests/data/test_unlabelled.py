@@ -11,9 +11,11 @@ from PIL import Image
 
 from adapt.cli import main
 from adapt.data import Item, Split, load
-from adapt.data.check import untested, without_broken
+from adapt.data.check import without_broken, without_copies
 from adapt.data.folds import folds, parts
 from adapt.errors import AdaptError
+from adapt.recipe import read_recipe
+from adapt.training.run_recipe import listed_data
 
 
 @pytest.fixture
@@ -70,7 +72,10 @@ def test_a_label_that_several_classes_may_leave_empty_stays_one(tmp_path: Path) 
     assert load(tmp_path / "list.csv").unlabelled == ()
 
 
-def test_items_need_labels(folder: Path) -> None:
+def test_domains_and_items_need_labels(folder: Path) -> None:
+    for below in (folder, folder.parent):
+        with pytest.raises(AdaptError, match="has a folder unlabelled, but images in domains need labels"):
+            load(f"domains:{below}")
     with pytest.raises(AdaptError, match="has a folder unlabelled, but items need labels"):
         load(f"items:{folder}")
 
@@ -85,12 +90,27 @@ def test_labels_and_texts_are_refused() -> None:
 
 def test_what_is_not_drawn_may_be_unlabelled(folder: Path) -> None:
     split = load(folder)
-    drawn = split.few_shot(1, seed=1, rest="unlabelled")
+    drawn = split.few_shot(1, seed=1).keeping_rest(split)
     assert drawn.train == split.few_shot(1, seed=1).train
     others = {item.path for item in split.train} - {item.path for item in drawn.train}
     assert {item.path for item in drawn.unlabelled} == others | {item.path for item in split.unlabelled}
     assert len(drawn.unlabelled) == 15 + 3
     assert split.few_shot(1, seed=1).unlabelled == split.unlabelled
+
+
+def test_the_rest_of_other_classes_is_left_out() -> None:
+    """Else a run on the base classes would learn from images of the new ones."""
+    sets = ["data.shots=1", "data.rest=unlabelled", "data.classes=base"]
+    split = listed_data(read_recipe("ss_text/unlabelled", sets, data="emoji"))
+    whole = load("emoji").only("base")
+    assert len(split.class_names) == 12
+    assert {item.path for item in split.unlabelled} < {item.path for item in whole.train}
+    assert len(split.unlabelled) == len(whole.train) - 12
+
+
+def test_a_group_stays_with_its_image(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label,group\na.png,cat,one\nb.png,,one\n")
+    assert [item.group for item in load(tmp_path / "list.csv").unlabelled] == ["one"]
 
 
 def test_folds_and_classes_keep_them(folder: Path) -> None:
@@ -112,7 +132,7 @@ def test_test_images_are_recognised_by_content(folder: Path, caplog: pytest.LogC
     image.save(folder / "unlabelled" / "of the test.bmp")
     split = load(folder)
     assert len(split.unlabelled) == 4
-    kept = untested(split.unlabelled, split.test)
+    kept = without_copies(split.unlabelled, [*split.items()])
     assert [Path(item.path).name for item in kept] == ["a.png", "b.png", "c.png"]
     assert "left out 1 of 4 unlabelled images" in caplog.text
     assert "of the test.bmp" in caplog.text

@@ -65,7 +65,7 @@ def test_images_of_the_run_and_broken_ones_are_not_asked_about(
     proposals = labelling(begun, tmp_path / "out").propose(50)
     assert len(proposals) == 11
     assert not {"of the test.png", "broken.png"} & {Path(each.item.path).name for each in proposals}
-    assert "are images of the run too" in caplog.text
+    assert "left out 1 copies of images of the run" in caplog.text
     assert "broken.png" in caplog.text
     for each in proposals:
         assert each.label == each.likely[0][0]
@@ -88,14 +88,15 @@ def test_the_lists_can_be_filled_in_and_trained_on(begun: Path, tmp_path: Path) 
 
 def test_a_round_trains_on_the_answers(begun: Path, tmp_path: Path) -> None:
     own = labelling(begun, tmp_path / "out")
-    first, second, third, *_ = own.propose(4)
+    first, second, third, *_ = own.propose(3)
     own.annotate(Annotation(first.item.path, "label", true_class(first.item.path)))
     own.annotate(Annotation(second.item.path, "drop"))
     own.annotate(Annotation(third.item.path, "skip"))
-    assert [each.item.path for each in own.left] == [own.proposals[3].item.path]
+    assert [each.item.path for each in own.left] == [own.proposals[3].item.path]  # in place of the one skipped
+    assert (own.answers, own.asked) == (2, 3)
     assert [row["action"] for row in rows(tmp_path / "out/annotations.csv")] == ["label", "drop", "skip"]
     done = own.learn()
-    assert (done.round, done.answers, done.train_images) == (1, 3, 11)
+    assert (done.round, done.answers, done.train_images, done.known) == (1, 2, 11, 3)
     assert done.as_proposed == (first.label == true_class(first.item.path))
     metrics = json.loads((tmp_path / "out/round-1/metrics.json").read_text())
     assert done.accuracy == metrics["adapted"]["accuracy"]
@@ -109,6 +110,7 @@ def test_the_command_trains_the_same_adapter(begun: Path, tmp_path: Path) -> Non
     for each in own.propose(6):
         own.annotate(Annotation(each.item.path, "label", true_class(each.item.path)))
     own.learn()
+    own.write()
     result = CliRunner().invoke(main, [*own.command.split()[1:], "--quiet"])
     assert result.exit_code == 0, result.output
     one, other = (adapt.load(folder) for folder in (tmp_path / "out/round-1", tmp_path / "out-trained"))
@@ -136,15 +138,44 @@ def test_answers_and_rounds_are_there_again(begun: Path, tmp_path: Path) -> None
     [first] = own.propose(1)
     own.annotate(Annotation(first.item.path, "label", "sky"))
     own.learn()
-    own.propose(1)
+    own.propose(3)
     own.annotate(Annotation(own.proposals[0].item.path, "label", "tin can"))
-    again = labelling(begun, tmp_path / "out")
+    own.close()
+    again = Labelling(begun / "run", [], tmp_path / "out", progress=False)  # its sources are known
     assert again.split == own.split
     assert again.rounds == own.rounds
     again.propose(3)
+    assert (again.answers, len(again.left)) == (1, 2)
     (tmp_path / "out/round-2").mkdir()  # of a round that was interrupted
-    assert again.learn().round == 3
-    assert again.learn().before == again.rounds[-2].accuracy
+    done = again.learn()
+    assert (done.round, done.answers, done.train_images) == (3, 1, 12)
+    assert done.before == again.rounds[-2].accuracy
+    with pytest.raises(AdaptError, match="there are no new answers to train on"):
+        again.learn()
+
+
+def test_a_folder_belongs_to_one_run_and_one_process(begun: Path, tmp_path: Path) -> None:
+    own = labelling(begun, tmp_path / "out")
+    with pytest.raises(AdaptError, match="is in use by another labelling"):
+        labelling(begun, tmp_path / "out")
+    own.close()
+    shutil.copytree(begun / "run", tmp_path / "other")
+    with pytest.raises(AdaptError, match="has answers about the run"):
+        Labelling(tmp_path / "other", [], tmp_path / "out", progress=False)
+    with pytest.raises(AdaptError, match="is inside the run's data"):
+        labelling(begun, begun / "plain" / "labels")
+
+
+def test_further_photographs_join_those_before(begun: Path, tmp_path: Path) -> None:
+    own = labelling(begun, tmp_path / "out")
+    [first] = own.propose(1)
+    own.annotate(Annotation(first.item.path, "label", "sky"))
+    own.close()
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (8, 8), "purple").save(tmp_path / "more/new.png")
+    again = labelling(begun, tmp_path / "out", tmp_path / "more")
+    assert first.item.path in {item.path for item in again.split.train}
+    assert len(again.split.unlabelled) == 11
 
 
 def test_wrong_answers_are_refused(begun: Path, tmp_path: Path) -> None:
@@ -175,7 +206,7 @@ def test_doubtful_images_keep_change_or_lose_their_label(begun: Path, tmp_path: 
     )  # fmt: skip
     own = labelling(begun, tmp_path / "out", doubtful)
     one, two, three = own.propose(10)
-    assert (one.label, one.reviewed, one.why) == ("sky", True, "likelier tin can; share 0.01")
+    assert (one.label, one.reviewed, one.why) == ("sky", True, "train image; likelier tin can; share 0.01")
     own.annotate(Annotation(one.item.path, "label", "tin can"))
     own.annotate(Annotation(two.item.path, "label", "goldfish"))
     own.annotate(Annotation(three.item.path, "drop"))
@@ -183,7 +214,13 @@ def test_doubtful_images_keep_change_or_lose_their_label(begun: Path, tmp_path: 
     assert (len(split.train), len(split.test)) == (10, 19)
     changed = [item for item in split.train if item not in before.train]
     assert [(Path(item.path).name, item.answer) for item in changed] == [("sky-1.png", "tin can")]
-    assert own.learn().as_proposed == 1
+    done = own.learn()
+    assert done.as_proposed == 1
+    predictions = rows(begun / "run/predictions.csv")
+    kept = [row for row in predictions if not row["path"].endswith("sky-2.png")]
+    assert len(kept) == len(predictions) - 1 == 19
+    right = [row["class"] == row["predicted"] for row in kept]
+    assert done.before == pytest.approx(sum(right) / 19)  # of the images that are tested afterwards too
     assert own.propose(10) == []
 
 
@@ -195,7 +232,25 @@ def test_copies_are_shown_beside_their_originals(begun: Path, tmp_path: Path) ->
     )  # fmt: skip
     [only] = labelling(begun, tmp_path / "out", doubtful).propose(10)
     assert only.other == original
-    assert only.why == "correlation 0.99; the other picture: train, sky"
+    assert only.why == "test image; correlation 0.99; the other picture: train, sky"
+
+
+def test_both_of_two_contradicting_images_are_asked_about(begun: Path, tmp_path: Path) -> None:
+    doubtful = listed(
+        begun, tmp_path / "contradictions.csv", "path,part,class,other_path,other_part,other_class",
+        f"train/sky/sky-1.png,train,sky,{begun}/plain/train/goldfish/goldfish-0.png,train,goldfish",
+        "train/sky/gone.png,train,sky,,,",
+    )  # fmt: skip
+    own = labelling(begun, tmp_path / "out", doubtful)
+    assert [(Path(each.item.path).name, Path(each.other).name) for each in own.propose(10)] == [
+        ("sky-1.png", "goldfish-0.png"), ("goldfish-0.png", "sky-1.png"),
+    ]  # fmt: skip
+
+
+def test_doubtful_images_come_before_photographs(begun: Path, tmp_path: Path) -> None:
+    doubtful = listed(begun, tmp_path / "few.csv", "path,class", "train/sky/sky-1.png,sky")
+    proposals = labelling(begun, tmp_path / "out", doubtful, begun / "photos").propose(3)
+    assert [each.reviewed for each in proposals] == [True, False, False]
 
 
 def test_a_class_keeps_its_last_image(begun: Path, tmp_path: Path) -> None:
@@ -267,11 +322,17 @@ def test_pictures_answers_and_rounds_by_http(client: Any, tmp_path: Path) -> Non
     state = client.post("/answer", json={"path": one, "action": "label", "label": "sky"}).json()
     assert [each["path"] for each in state["left"]] == [two]
     assert client.post("/undo").json()["answers"] == 0
-    for path in (one, two):
-        client.post("/answer", json={"path": path, "action": "skip"})
+    assert client.post("/learn").json() == {
+        "detail": "there are no new answers to train on: label or drop an image first"
+    }
+    for path, action in ((one, "skip"), (two, "drop")):
+        state = client.post("/answer", json={"path": path, "action": action}).json()
+    assert (state["answers"], len(state["left"])) == (1, 1)
+    client.post("/answer", json={"path": state["left"][0]["path"], "action": "drop"})
     state = client.post("/learn").json()
     assert [each["answers"] for each in state["rounds"]] == [2]
-    assert len(state["left"]) == 2
+    assert (len(state["left"]), state["training"]) == (2, False)
+    assert len(rows(tmp_path / "out/proposals.csv")) == 2
 
 
 def test_what_the_server_refuses(client: Any, begun: Path) -> None:

@@ -59,16 +59,3 @@ def test_no_image_is_named_twice_and_a_few_images_are_all_named() -> None:
     assert sorted(most_useful(features, NONE, even(5), 9)) == [0, 1, 2, 3, 4]
     assert sorted(most_useful(features[[0, 0, 0]], NONE, even(3), 3)) == [0, 1, 2]
     assert most_useful(features[:1], features[1:], even(1), 3) == [0]
-
-
-def test_of_many_images_some_are_drawn_by_the_seed(monkeypatch: object) -> None:
-    features = groups(40, 40, 40)
-    whole = order.MOST
-    try:
-        order.MOST = 30
-        one, again, other = (most_useful(features, NONE, even(120), 30, seed) for seed in (1, 1, 2))
-    finally:
-        order.MOST = whole
-    assert one == again
-    assert len(set(one)) == 30
-    assert set(one) != set(other)

@@ -70,7 +70,7 @@ def test_a_recipe_leaves_them_out_and_says_so(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.INFO, "adapt"):
         split = listed_data(read_recipe("coop", ["data.shots=1", "data.rest=unlabelled"], data="emoji"))
     assert split.unlabelled == ()
-    assert "coop does not learn from the 978 unlabelled images" in caplog.text
+    assert "978 unlabelled images are left out: coop does not learn from any" in caplog.text
     assert listed_data(read_recipe("coop", ["data.shots=1", "data.rest=unlabelled"], data="emoji"), True).unlabelled
 
 

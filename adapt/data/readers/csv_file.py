@@ -160,7 +160,9 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
     part = _part(cells, where)
     if paths and part in ("", "train", parts.UNLABELLED) and task.lacks_label(cells) and not cells.get("item"):
-        return Listed(Item(paths, tasks.no_label(), cells.get("domain", "")), parts.UNLABELLED)
+        image, box = parted(paths[0])
+        group = cells.get("group", "") or ("" if box is None else image)
+        return Listed(Item(paths, tasks.no_label(), cells.get("domain", ""), group), parts.UNLABELLED)
     if part == parts.UNLABELLED:
         raise AdaptError(f"{where}: expected a path, and no label, in a line of the split unlabelled. Empty the label")
     files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from adapt.data.readers import parts
-from adapt.data.readers.folder import Folder, images_in, subfolders
+from adapt.data.readers.folder import Folder, check_all_labelled, images_in, subfolders
 from adapt.data.readers.rows import listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -27,6 +27,8 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     root = os.path.abspath(root)
     if not os.path.isdir(root):
         raise AdaptError(f"folder {root!r} does not exist. Expected a folder of domains, each with a folder per class")
+    for folder in (root, *(os.path.join(root, domain) for domain in subfolders(root))):
+        check_all_labelled(folder, "images in domains need labels")
     rows = [
         listed(path, {"label": class_name}, domain=domain)
         for domain in subfolders(root)

@@ -62,6 +62,12 @@ def has_unlabelled(root: str) -> bool:
     return parts.UNLABELLED in subfolders(root)
 
 
+def check_all_labelled(folder: str, why: str) -> None:
+    """Raise AdaptError, which says `why`, if `folder` has a folder of images without a class."""
+    if has_unlabelled(folder):
+        raise AdaptError(f"folder {folder!r} has a folder {parts.UNLABELLED}, but {why}. Move it elsewhere")
+
+
 def class_folders(folder: str, root: str) -> list[str]:
     """Return the names of the classes' folders in `folder`, which is `root` or the folder of a part in `root`."""
     return [name for name in subfolders(folder) if folder != root or name != parts.UNLABELLED]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from adapt.data.readers import parts
-from adapt.data.readers.folder import Folder, has_unlabelled, images_in, part_folders, subfolders
+from adapt.data.readers.folder import Folder, check_all_labelled, images_in, part_folders, subfolders
 from adapt.data.readers.rows import in_bags, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -21,8 +21,7 @@ def read_item_folders(root: str | os.PathLike[str]) -> Split:
     root = os.path.abspath(root)
     if not os.path.isdir(root):
         raise AdaptError(f"folder {root!r} does not exist. Expected a folder per class, each with a folder per item")
-    if has_unlabelled(root):
-        raise AdaptError(f"folder {root!r} has a folder {parts.UNLABELLED}, but items need labels. Move it elsewhere")
+    check_all_labelled(root, "items need labels")
     rows = []
     for folder, part in part_folders(root):
         for name in subfolders(folder):

@@ -34,7 +34,7 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
     """
     root = os.path.abspath(root)
     split = read_csv(os.path.join(root, LIST), root, ratios, seed)
-    listed = set(real_paths(parted(item.path)[0] for item in split.items()).values())
+    listed = set(real_paths(parted(item.path)[0] for item in (*split.items(), *split.unlabelled)).values())
     for path, real in real_paths(images_in(root)).items():
         if real not in listed:
             raise AdaptError(
