@@ -76,7 +76,7 @@ def label(
         from adapt.labelling.labelling import PROPOSALS, Labelling
 
         labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
-        proposals = labelling.propose(propose or a_round)
+        proposals = labelling.propose(a_round if propose is None else propose + labelling.answers)
         labelling.write()
         if propose is not None:
             click.echo(f"{len(proposals)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")

@@ -20,7 +20,10 @@ from adapt.errors import AdaptError
     help="Format of the table; numbers is a CSV with means and standard deviations in columns of their own.",
 )
 @click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures as well.")
-@click.option("--against", help="Also show differences from this row, with paired tests over seeds and data sets.")
+@click.option(
+    "--against",
+    help="Also show differences from this row, with paired tests over seeds and data sets; a CSV has these alone.",
+)
 def table(results: tuple[Path, ...], form: str, published: bool, against: str | None) -> None:
     """Show a table that compares RESULTS: JSON files of one protocol, folders with such files, or run directories.
 
@@ -54,13 +57,14 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
         click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
         return
     read = [each for path in results for each in tables.read_results(path)]
-    click.echo(
-        form_of(
-            tables_of_sets.table_of_sets(read) if tables_of_sets.several_sets(read) else tables.table(read, published)
-        )
-    )
-    if against is not None:
-        click.echo(f"\n{form_of(tables_of_sets.differences(read, against))}")
+    compared = "" if against is None else form_of(tables_of_sets.differences(read, against))
+    if compared and form in ("csv", "numbers"):  # of which one file has one header
+        click.echo(compared)
+        return
+    several = tables_of_sets.several_sets(read)
+    click.echo(form_of(tables_of_sets.table_of_sets(read) if several else tables.table(read, published)))
+    if compared:
+        click.echo(f"\n{compared}")
 
 
 @click.command("report")

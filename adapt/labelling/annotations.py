@@ -19,11 +19,20 @@ Action = Literal["label", "drop", "skip"]
 
 @dataclass(frozen=True)
 class Annotation:
-    """An answer about an image: its `label`, to drop it from the data, or to leave it as it is."""
+    """An answer about an image: its `label`, to drop it from the data, or to leave it as it is.
+
+    `proposed` is the label that was proposed.
+    """
 
     path: str
     action: Action
     label: str = ""
+    proposed: str = ""
+
+    @property
+    def as_proposed(self) -> bool:
+        """Whether the proposed label was the right one."""
+        return self.action == "label" and self.label == self.proposed
 
 
 def check(annotation: Annotation, split: Split) -> None:
@@ -68,9 +77,9 @@ def read(path: Path) -> list[Annotation]:
     with readable(where):
         rows = [{name: unguarded(cell or "") for name, cell in row.items()} for row in csv_reader(path)]
     try:
-        return [Annotation(row["path"], cast("Action", row["action"]), row["label"]) for row in rows]
+        return [Annotation(row["path"], cast("Action", row["action"]), row["label"], row["proposed"]) for row in rows]
     except KeyError as error:
-        raise AdaptError(f"{where} has no column {error}; expected path, action and label") from None
+        raise AdaptError(f"{where} has no column {error}; expected path, action, label and proposed") from None
 
 
 def write(path: Path, annotations: Iterable[Annotation]) -> None:
@@ -79,3 +88,21 @@ def write(path: Path, annotations: Iterable[Annotation]) -> None:
         write_csv(path, rows)
     else:
         path.unlink(missing_ok=True)
+
+
+def filled_in(path: Path, split: Split) -> list[Annotation]:
+    """Return the labels that were filled in for unlabelled images of `split` in the list at `path`, if it exists.
+
+    Raises AdaptError for an unknown class.
+    """
+    if not path.exists():
+        return []
+    unlabelled = {item.path for item in split.unlabelled}
+    with readable(f"CSV {str(path)!r}"):
+        rows = [{name: unguarded(cell or "") for name, cell in row.items()} for row in csv_reader(path)]
+    labels = {f"/{row.get('path', '')}": row.get("label", "") for row in rows}
+    filled = {image: label for image, label in labels.items() if label and image in unlabelled}
+    annotations = [Annotation(image, "label", label) for image, label in filled.items()]
+    for annotation in annotations:
+        check(annotation, split)
+    return annotations

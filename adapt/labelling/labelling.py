@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,15 +93,15 @@ class Labelling:
         )
         self._lock = _locked(out)
         begun = _of_folder(out, run, sources)
-        lists = [Path(source) for source in begun.sources if is_of_doubts(Path(source))]
-        photos = [Path(source) for source in begun.sources if Path(source) not in lists]
+        present = [Path(source) for source in begun.sources]
+        lists = [source for source in present if is_of_doubts(source)]
+        photos = [source for source in present if source not in lists]
         self._doubts: dict[str, Doubt] = {}
         for each in lists:
             self._doubts |= doubts_in(each, self._begun)
         self._begun = replace(self._begun, unlabelled=self._begun.unlabelled + self._new(photos))
         if not (self._doubts or self._begun.unlabelled):
             raise AdaptError("there are no unlabelled images: give a folder, a .csv or files with further images")
-        write_text(out / BEGUN, plain.dump(begun.model_dump(), indent=2) + "\n")
         rounds = stored.read(out / ROUNDS, list[LabelRound], "rounds") if (out / ROUNDS).exists() else []
         self.rounds = [LabelRound(**each) for each in rounds]
         latest = self._folder(self.rounds[-1].round) if rounds else run
@@ -107,11 +109,13 @@ class Labelling:
         metrics = stored.read(latest / "metrics.json", stored.Metrics, "metrics")
         self._accuracy: float | None = metrics.get("adapted", {}).get("accuracy")
         self._annotations = annotating.read(out / ANNOTATIONS)
-        self._tested = applied(self._begun, self._annotations[: self.rounds[-1].known] if rounds else ()).test
-        self._taken: list[tuple[Proposal, Annotation]] = []
+        self._tested = applied(self._begun, self._annotations[: self._known]).test
+        self._annotations += annotating.filled_in(out / DATA, self.split)
+        annotating.write(out / ANNOTATIONS, self._annotations)
         self._wanted = 0
         self.proposals: list[Proposal] = []
         """The proposals of this round."""
+        write_text(out / BEGUN, plain.dump(begun.model_dump(), indent=2) + "\n")
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -161,10 +165,14 @@ class Labelling:
         return self._begun.turned
 
     @property
+    def _known(self) -> int:
+        """The number of annotations that the last round was trained on."""
+        return self.rounds[-1].known if self.rounds else 0
+
+    @property
     def answers(self) -> int:
         """The number of labelled and dropped images since the last round."""
-        since = self._annotations[self.rounds[-1].known if self.rounds else 0 :]
-        return sum(annotation.action != "skip" for annotation in since)
+        return sum(annotation.action != "skip" for annotation in self._annotations[self._known :])
 
     @property
     def asked(self) -> int:
@@ -173,7 +181,7 @@ class Labelling:
 
     @property
     def _open(self) -> list[Proposal]:
-        decided = {annotation.path for _, annotation in self._taken}
+        decided = {annotation.path for annotation in self._annotations}
         return [each for each in self.proposals if each.item.path not in decided]
 
     @property
@@ -191,16 +199,22 @@ class Labelling:
 
         More images than `count` are proposed, since some may be skipped. Answers that no round was trained on count.
         """
-        self._taken, self._wanted = [], count
-        decided, split = {annotation.path for annotation in self._annotations}, self.split
-        known = {item.path: item for item in split.items()}
-        doubtful = [known[path] for path in self._doubts if path in known and path not in decided]
-        pool = [item for item in split.unlabelled if item.path not in decided]
-        self.proposals = as_listed(self._model, doubtful[: SPARE * count], self._doubts, self._progress)
-        left, seed = SPARE * count - len(self.proposals), self._recipe.seed
-        if left > 0:
-            self.proposals += in_order(self._model, pool, split.train, left, seed, self._progress)
+        self.proposals, self._wanted = [], count
+        self._fill()
         return self.left
+
+    def _fill(self) -> None:
+        """Add further proposals to those of this round; images that are gone are left out."""
+        split, count = self.split, SPARE * self._wanted
+        asked = {annotation.path for annotation in self._annotations} | {each.item.path for each in self.proposals}
+        known = {item.path: item for item in split.items()}
+        doubtful = [known[path] for path in self._doubts if path in known and path not in asked]
+        new = as_listed(self._model, _there(doubtful)[:count], self._doubts, self._progress)
+        if len(new) < count:
+            pool = _there([item for item in split.unlabelled if item.path not in asked])
+            left, seed = count - len(new), self._recipe.seed
+            new += in_order(self._model, pool, split.train, left, seed, self._progress)
+        self.proposals += new
 
     def write(self) -> None:
         """Write data.csv and recipe.yaml, which train on all answers, and proposals.csv, the images of this round."""
@@ -233,16 +247,21 @@ class Labelling:
         annotating.check(annotation, self._begun)
         if proposal.reviewed:
             applied(self._begun, [*self._annotations, annotation])
-        self._annotations.append(annotation)
-        self._taken.append((proposal, annotation))
+        self._annotations.append(replace(annotation, proposed=proposal.label))
         annotating.write(self.out / ANNOTATIONS, self._annotations)
+        if not self.left and self.answers < self._wanted:  # many were skipped
+            self._fill()
 
     def undo(self) -> None:
-        """Forget the last answer of this round, if there is one."""
-        if self._taken:
-            self._taken.pop()
-            self._annotations.pop()
-            annotating.write(self.out / ANNOTATIONS, self._annotations)
+        """Forget the last answer since the last round, if there is one, and propose its image again."""
+        if len(self._annotations) == self._known:
+            return
+        last = self._annotations.pop()
+        annotating.write(self.out / ANNOTATIONS, self._annotations)
+        if not any(each.item.path == last.path for each in self.proposals):  # of an earlier process
+            split = self.split
+            items = [item for item in (*split.items(), *split.unlabelled) if item.path == last.path]
+            self.proposals = as_listed(self._model, items, self._doubts, self._progress) + self.proposals
 
     def learn(self) -> LabelRound:
         """Train the run's recipe on all images that have a label now, and return the result of the round.
@@ -251,8 +270,9 @@ class Labelling:
         """
         if not self.answers:
             raise AdaptError("there are no new answers to train on: label or drop an image first")
-        split, number, answers = self.split, len(self.rounds) + 1, self.answers
-        while (folder := self._folder(number)).exists():  # one that was interrupted
+        split, number, since = self.split, len(self.rounds) + 1, self._annotations[self._known :]
+        split = replace(split, unlabelled=tuple(_there(split.unlabelled)))
+        while (folder := self._folder(number)).exists():  # one that was killed
             number += 1
         self.write()
         write_list(split, folder / LIST)
@@ -261,19 +281,22 @@ class Labelling:
             before = evaluate(self._model, split.test).accuracy if split.test else None
         recipe = on_list(self._recipe, folder / LIST, split.turned)
         backbone: Any = self._model.backbone  # of any kind that `load` has an overload for
-        result = run_recipe(recipe, folder, progress=self._progress, split=split, backbone=backbone)
+        try:
+            result = run_recipe(recipe, folder, progress=self._progress, split=split, backbone=backbone)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
         self._accuracy, self._tested = result.metrics.get("adapted", {}).get("accuracy"), split.test
         outcome = LabelRound(
             round=number,
-            answers=answers,
-            as_proposed=sum(annotation.label == proposal.label for proposal, annotation in self._taken),
+            answers=self.answers,
+            as_proposed=sum(annotation.as_proposed for annotation in since),
             train_images=len(split.train),
             before=before,
             accuracy=self._accuracy,
             known=len(self._annotations),
         )
         self.rounds.append(outcome)
-        self._taken = []
         write_text(self.out / ROUNDS, plain.dump([each.model_dump() for each in self.rounds], indent=2) + "\n")
         self._model = self._loaded(folder, load(folder, backbone))
         return outcome
@@ -298,6 +321,21 @@ def _of_folder(out: Path, run: Path, sources: Sequence[Path]) -> _Begun:
     if not (out / BEGUN).exists():
         return own
     before = _Begun(**stored.read(out / BEGUN, _Begun, "description of a labelling"))
-    if before.run != own.run:
-        raise AdaptError(f"{out} has answers about the run {before.run}, not {own.run}: choose another --out")
-    return _Begun(run=own.run, sources=list(dict.fromkeys([*before.sources, *own.sources])))
+    if before.run != own.run and (out / ANNOTATIONS).exists():
+        raise AdaptError(
+            f"{out} has answers about the run {before.run}, not {own.run}: choose another --out, or correct the run in "
+            f"{out / BEGUN} if it was moved"
+        )
+    earlier = [source for source in before.sources if Path(source).exists()]
+    for source in before.sources:
+        if source not in earlier:
+            logger.warning("%s, of an earlier command, is gone: its images are left out", source)
+    return _Begun(run=own.run, sources=list(dict.fromkeys([*earlier, *own.sources])))
+
+
+def _there(items: Sequence[Item]) -> list[Item]:
+    """Return the items whose files exist, of which archives are not looked into; a warning names one that is gone."""
+    gone = {item.path for item in items if "!" not in item.path and not os.path.lexists(item.path)}
+    if gone:
+        logger.warning("left out %d images that are gone, such as %r", len(gone), min(gone))
+    return [item for item in items if item.path not in gone]

@@ -5,6 +5,7 @@ The average of harmonic means is the harmonic mean of the averages, as in the pa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,8 +16,9 @@ from adapt.protocols.papers import data_set
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.run_protocol import Results
 from adapt.protocols.table_formats import Cells, TableRow, Value
-from adapt.protocols.tables import baseline_name, figure_of
+from adapt.protocols.tables import baseline_name, figure_of, titles
 
+SAME = 1e-9  # spread of differences that are equal but for rounding
 _Raw = list[dict[int, float]]  # for each figure that a case reads, the accuracies by seed
 
 
@@ -31,6 +33,10 @@ class _Case(NamedTuple):
         """Return the accuracies by seed, which are empty if the results have none."""
         rows = [row for row in results["runs"] if self.shots is None or row["shots"] == self.shots]
         return [{row["seed"]: row[f"{prefix}{figure}"] for row in rows} for figure in self.figures]
+
+    def frozen(self, results: Results) -> _Raw:
+        """Return the mean accuracies of the baseline, as if of one seed."""
+        return [{0: mean(own.values())} if own else {} for own in self.raw(results, "zero_shot_")]
 
     def joined(self, figures: Sequence[float]) -> float:
         """Return the value of a case whose figures have the values `figures`."""
@@ -60,12 +66,12 @@ class _Grid:
     def __init__(self, results: Sequence[Results]) -> None:
         first = results[0]
         for each in results:
-            if (each["protocol"], each["recipe"]["backbone"]) != (first["protocol"], first["recipe"]["backbone"]):
+            if _described(each) != _described(first):
                 raise AdaptError(
-                    f"the results are of {_described(first)} and of {_described(each)}; expected one protocol and "
-                    "backbone for each table"
+                    f"the results are of {_described(first)} and of {_described(each)}; expected one protocol, "
+                    "backbone and figure for each table"
                 )
-        named = _titles(results)
+        named = _titles(results) if several_sets(results) else titles(results)
         self.methods = list(dict.fromkeys(named))
         self.sets = list(dict.fromkeys(map(_source, results)))
         self._of: dict[tuple[str, str], Results] = {}
@@ -87,8 +93,10 @@ class _Grid:
 
     def baselines(self, case: _Case) -> list[_Raw]:
         """Return the baseline's accuracies on each data set."""
-        of_sets = [next(each for (_, own), each in self._of.items() if own == source) for source in self.sets]
-        return [[{0: mean(own.values())} if own else {} for own in case.raw(each, "zero_shot_")] for each in of_sets]
+        return [
+            next((raw for (_, own), each in self._of.items() if own == source and all(raw := case.frozen(each))), [{}])
+            for source in self.sets
+        ]
 
 
 def several_sets(results: Sequence[Results]) -> bool:
@@ -103,7 +111,7 @@ def table_of_sets(results: Sequence[Results]) -> Cells:
     protocol, different protocols or backbones, and two results of a method on a data set.
     """
     grid = _Grid(results)
-    rows: list[TableRow] = [[figure_of(results[0]), "", *map(_name, grid.sets), "average"]]
+    rows: list[TableRow] = [[figure_of(results[0]), "", *_names(grid.sets), "average"]]
     for case in grid.cases:
         known = {grid.baseline: grid.baselines(case)} | {method: grid.raw(case, method) for method in grid.methods}
         rows += [
@@ -116,7 +124,8 @@ def table_of_sets(results: Sequence[Results]) -> Cells:
 def differences(results: Sequence[Results], against: str) -> Cells:
     """Return the mean differences of the methods from the method `against`, with p values of paired t-tests.
 
-    A pair is the same seed on the same data set. The p values are two-sided, and not corrected for many methods.
+    A pair is the same seed on the same data set. The p values are two-sided, and not corrected for many methods; there
+    is none if all differences are equal.
     Raises AdaptError for an unknown method.
     """
     from scipy.stats import ttest_rel
@@ -134,9 +143,11 @@ def differences(results: Sequence[Results], against: str) -> Cells:
                 for one, other in zip(grid.raw(case, method), grid.raw(case, against), strict=True)
                 for seed in sorted(one[0].keys() & other[0].keys())
             ]
-            apart = f"{100 * mean(one - other for one, other in pairs):+.1f}" if pairs else ""
-            p = f"{float(ttest_rel(*zip(*pairs, strict=True)).pvalue):.2g}" if len(pairs) > 1 else ""
-            rows.append([method, case.name, apart, p, str(len(pairs))])
+            apart = [one - other for one, other in pairs]
+            points = f"{100 * mean(apart):+.2f}" if apart else ""
+            tested = len(apart) > 1 and stdev(apart) > SAME
+            p = f"{float(ttest_rel(*zip(*pairs, strict=True)).pvalue):.2g}" if tested else ""
+            rows.append([method, case.name, points, p, str(len(pairs))])
     return rows
 
 
@@ -179,12 +190,21 @@ def _titles(results: Sequence[Results]) -> list[str]:
 
 
 def _source(results: Results) -> str:
-    return str(results["recipe"]["data"]["source"])
+    """Return the name of the data set, or the absolute path of a folder or file."""
+    source = str(results["recipe"]["data"]["source"])
+    return os.path.abspath(source) if os.path.exists(source) else source.rstrip("/")
 
 
 def _described(results: Results) -> str:
-    return f"{results['protocol']} with {results['recipe']['backbone']}"
+    figure = figure_of(results) or "accuracy"
+    shots = f" at {results['recipe']['data'].get('shots')} shots" if results["protocol"] == "base_to_new" else ""
+    return f"{results['protocol']}{shots} with {results['recipe']['backbone']}, by {figure}"
 
 
-def _name(source: str) -> str:
-    return data_set(source) or Path(source).name
+def _names(sources: Sequence[str]) -> list[str]:
+    """Return short names of data sets: the last part of a path, or the last two if several have the same."""
+    names = [data_set(source) or Path(source).name for source in sources]
+    return [
+        "/".join(Path(source).parts[-2:]) if names.count(name) > 1 else name
+        for source, name in zip(sources, names, strict=True)
+    ]

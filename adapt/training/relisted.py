@@ -27,12 +27,20 @@ def recipe_of(run: Path) -> Recipe:
 def write_list(split: Split, path: Path) -> None:
     """Write all images of `split` to a list, whose paths start from the root of the file system.
 
+    Unlabelled images are training images without a label, so that a label can be filled in.
+
     Raises AdaptError for labels other than classes, and for regions of images.
     """
     check_listable(split)
     bags = has_bags(split.items())
     rows = [
-        {"path": image.lstrip("/"), "label": item.answer, "split": part, "domain": item.domain, "group": item.group}
+        {
+            "path": image.lstrip("/"),
+            "label": item.answer,
+            "split": "train" if part == "unlabelled" else part,
+            "domain": item.domain,
+            "group": item.group,
+        }
         | ({"item": f"{part} {number}"} if bags else {})
         for part in PARTS
         for number, item in enumerate(getattr(split, part), 1)

@@ -80,10 +80,20 @@ def test_the_lists_can_be_filled_in_and_trained_on(begun: Path, tmp_path: Path) 
     own.write()
     assert [row["path"] for row in rows(tmp_path / "out/proposals.csv")] == [each.item.path for each in proposals]
     listed = rows(tmp_path / "out/data.csv")
-    assert [row["split"] for row in listed].count("unlabelled") == 11
+    assert [row["label"] for row in listed].count("") == 11
     split = load(tmp_path / "out/data.csv", root="/")
     assert (len(split.train), len(split.test), len(split.unlabelled)) == (10, 20, 11)
     assert split.class_names == load(begun / "plain").class_names
+    text = (tmp_path / "out/data.csv").read_text()
+    name = Path(proposals[0].item.path).name
+    (tmp_path / "out/data.csv").write_text(text.replace(f"{name},,", f"{name},sky,"))
+    result = CliRunner().invoke(main, [*own.command.split()[1:], "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert len(load(tmp_path / "out/data.csv", root="/").train) == 11
+    own.close()
+    again = labelling(begun, tmp_path / "out")  # which does not lose what was filled in
+    assert again.answers == 1
+    assert rows(tmp_path / "out/annotations.csv")[0]["label"] == "sky"
 
 
 def test_a_round_trains_on_the_answers(begun: Path, tmp_path: Path) -> None:
@@ -146,9 +156,12 @@ def test_answers_and_rounds_are_there_again(begun: Path, tmp_path: Path) -> None
     assert again.rounds == own.rounds
     again.propose(3)
     assert (again.answers, len(again.left)) == (1, 2)
+    again.undo()  # an answer to the process before
+    assert again.left[0].item.path == own.proposals[0].item.path
+    again.annotate(Annotation(again.left[0].item.path, "label", again.left[0].label))
     (tmp_path / "out/round-2").mkdir()  # of a round that was interrupted
     done = again.learn()
-    assert (done.round, done.answers, done.train_images) == (3, 1, 12)
+    assert (done.round, done.answers, done.as_proposed, done.train_images) == (3, 1, 1, 12)
     assert done.before == again.rounds[-2].accuracy
     with pytest.raises(AdaptError, match="there are no new answers to train on"):
         again.learn()
@@ -158,12 +171,54 @@ def test_a_folder_belongs_to_one_run_and_one_process(begun: Path, tmp_path: Path
     own = labelling(begun, tmp_path / "out")
     with pytest.raises(AdaptError, match="is in use by another labelling"):
         labelling(begun, tmp_path / "out")
+    [first] = own.propose(1)
+    own.annotate(Annotation(first.item.path, "label", "sky"))
     own.close()
     shutil.copytree(begun / "run", tmp_path / "other")
-    with pytest.raises(AdaptError, match="has answers about the run"):
+    with pytest.raises(AdaptError, match=r"has answers about the run .* or correct the run in .*labelling\.json"):
         Labelling(tmp_path / "other", [], tmp_path / "out", progress=False)
     with pytest.raises(AdaptError, match="is inside the run's data"):
         labelling(begun, begun / "plain" / "labels")
+
+
+def test_skipped_images_are_replaced(begun: Path, tmp_path: Path) -> None:
+    own = labelling(begun, tmp_path / "out")
+    own.propose(1)
+    for _ in range(10):
+        own.annotate(Annotation(own.left[0].item.path, "skip"))
+        assert len(own.left) == 1
+    own.annotate(Annotation(own.left[0].item.path, "skip"))
+    assert own.left == []  # of eleven
+
+
+def test_images_that_go_are_left_out(begun: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.copytree(begun / "photos", tmp_path / "photos")
+    own = labelling(begun, tmp_path / "out", tmp_path / "photos")
+    first, *others = own.propose(11)
+    own.annotate(Annotation(first.item.path, "label", "sky"))
+    Path(others[0].item.path).unlink()
+    own.learn()
+    assert len(own.propose(11)) == 9
+    assert "left out 1 images that are gone" in caplog.text
+    own.close()
+    shutil.rmtree(tmp_path / "photos")
+    again = labelling(begun, tmp_path / "out", begun / "photos")
+    assert "of an earlier command, is gone" in caplog.text
+    assert len(again.propose(11)) == 11
+
+
+def test_a_failed_round_leaves_nothing_behind(begun: Path, tmp_path: Path) -> None:
+    shutil.copytree(begun / "photos", tmp_path / "photos")
+    own = labelling(begun, tmp_path / "out", tmp_path / "photos")
+    [only] = own.propose(1)
+    own.annotate(Annotation(only.item.path, "label", "sky"))
+    (tmp_path / "cache").rename(tmp_path / "cache before")
+    Path(only.item.path).unlink()
+    with pytest.raises(AdaptError, match="does not exist"):
+        own.learn()
+    assert not (tmp_path / "out/round-1").exists()
+    own.undo()
+    assert own.answers == 0
 
 
 def test_further_photographs_join_those_before(begun: Path, tmp_path: Path) -> None:

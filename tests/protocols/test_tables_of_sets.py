@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,20 +128,44 @@ def test_differences_are_paired_over_seeds_and_data_sets() -> None:
     rows = {(row[0], row[1]): row[2:] for row in differences(TWO, "coop")[1:]}
     assert set(rows) == {("maple", "base"), ("maple", "new"), ("maple", "harmonic")}
     one, other = [0.70, 0.72, 0.80, 0.86], [0.80, 0.84, 0.90, 0.92]
-    assert rows["maple", "base"] == ["-9.5", f"{ttest_rel(one, other).pvalue:.2g}", "4"]
+    assert rows["maple", "base"] == ["-9.50", f"{ttest_rel(one, other).pvalue:.2g}", "4"]
     with pytest.raises(AdaptError, match="there is no row 'cop' to compare with; did you mean 'coop'"):
         differences(TWO, "cop")
 
 
 def test_one_pair_has_no_p_value() -> None:
     results = [halves("dtd", name, (base, 0.5)) for name, base in (("coop", 0.5), ("maple", 0.6))]
-    assert differences(results, "coop")[1][2:] == ["+10.0", "", "1"]
+    assert differences(results, "coop")[1][2:] == ["+10.00", "", "1"]
+
+
+def test_equal_differences_have_no_p_value() -> None:
+    results = [halves("dtd", name, *[(base, 0.5)] * 3) for name, base in (("coop", 0.5), ("maple", 0.6))]
+    assert differences(results, "coop")[1][2:] == ["+10.00", "", "3"]
+
+
+def test_a_baseline_is_shown_wherever_it_is_known() -> None:
+    results = [curve(source, "lora", {1: [0.4]}) for source in ("dtd", "eurosat")]
+    results += [curve(source, "coop", {1: [0.4], 2: [0.5]}) for source in ("dtd", "eurosat")]
+    rows = {(row[0], row[1]): row[2:] for row in table_of_sets(results) if row}
+    assert [*map(str, rows["zero-shot", "2 shots"])] == ["25.0"] * 3
+    assert [*map(str, rows["lora", "2 shots"])] == [""] * 3
+
+
+def test_a_folder_is_one_data_set_however_it_is_spelt(tmp_path: Path) -> None:
+    for name in ("one/photos", "two/photos"):
+        (tmp_path / name).mkdir(parents=True)
+    sources = [f"{tmp_path}/one/photos", f"{tmp_path}/two/photos"]
+    results = [halves(source, "coop", (0.5, 0.5)) for source in sources]
+    results += [halves(f"{source}/", "maple", (0.5, 0.5)) for source in sources]
+    header, *rows = table_of_sets(results)
+    assert header == ["", "", "one/photos", "two/photos", "average"]
+    assert str(rows[2][-1]) == "50.0"
 
 
 def test_what_does_not_share_a_table_is_refused() -> None:
     with pytest.raises(AdaptError, match="there are two results of coop on dtd"):
         table_of_sets([TWO[0], TWO[0], TWO[1]])
-    with pytest.raises(AdaptError, match="expected one protocol and backbone"):
+    with pytest.raises(AdaptError, match="expected one protocol, backbone and figure"):
         table_of_sets([TWO[0], curve("eurosat", "coop", {1: [0.5]})])
     sweeps = [each | {"protocol": "sweep"} for each in TWO[:2]]
     with pytest.raises(AdaptError, match="of few-shot or base-to-new results, not of sweep"):

@@ -14,6 +14,7 @@ from small_trainings import SETTINGS
 
 import adapt
 from adapt import AdaptError
+from adapt.choosing.candidates import candidates
 from adapt.data import Split, load
 from adapt.methods import PromptKD, SSText, ss_text
 from adapt.recipe import read_recipe
@@ -118,3 +119,12 @@ def test_a_folder_without_training_images(five_classes: Path, tmp_path: Path) ->
     assert result.metrics["train_images"] == 20
     with pytest.raises(AdaptError, match="has no training images"):
         listed_data(read_recipe("coop", ["backbone=mini-clip"], data=str(folder)))
+
+
+def test_recommend_compares_methods_of_unlabelled_images_if_there_are_some() -> None:
+    backbone = adapt.load_backbone("mini-clip", "cpu")
+    listed = [
+        {each.name for each in candidates("emoji", {"backbone": "mini-clip"}, False, backbone, some)}
+        for some in (False, True)
+    ]
+    assert listed[1] - listed[0] == {"ss_text/unlabelled"}
