@@ -73,7 +73,8 @@ def label(
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
-        from adapt.labelling.labelling import PROPOSALS, Labelling
+        from adapt.labelling.begun import PROPOSALS
+        from adapt.labelling.labelling import Labelling
 
         labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
         proposals = labelling.propose(a_round if propose is None else propose + labelling.answers)

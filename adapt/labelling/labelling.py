@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -11,13 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from adapt import plain
-from adapt.data.bags import has_bags
-from adapt.data.check import all_facts
-from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.devices import AUTO
 from adapt.disk import write_csv, write_text
@@ -26,19 +20,15 @@ from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.labelling import annotations as annotating
 from adapt.labelling.annotations import Annotation, applied
-from adapt.labelling.proposals import Doubt, Proposal, doubts_in, is_of_doubts, unlabelled_in
+from adapt.labelling.begun import ANNOTATIONS, DATA, PROPOSALS, ROUNDS, Begun, locked
+from adapt.labelling.gathering import gathered, of_run, present
+from adapt.labelling.proposals import Proposal
 from adapt.labelling.proposing import as_listed, in_order
 from adapt.loading import load
-from adapt.methods.base.traits import needs_labels
 from adapt.models.image_model import ImageModel
-from adapt.progress import counting_bar
-from adapt.shown import first_of
-from adapt.training.relisted import LIST, RECIPE, check_listable, on_list, recipe_of, write_list
-from adapt.training.run_recipe import decodable, listed_data, run_recipe
+from adapt.training.relisted import LIST, RECIPE, on_list, recipe_of, write_list
+from adapt.training.run_recipe import run_recipe
 
-logger = logging.getLogger("adapt")
-BEGUN, DATA, ANNOTATIONS = "labelling.json", "data.csv", "annotations.csv"
-PROPOSALS, ROUNDS = "proposals.csv", "rounds.json"
 SPARE = 2  # times as many images are proposed as answers are wanted, since some are skipped
 
 
@@ -58,13 +48,6 @@ class LabelRound(BaseModel):
     known: int
 
 
-class _Begun(BaseModel):
-    """The run and the sources of images that a folder of answers belongs to."""
-
-    run: str
-    sources: list[str]
-
-
 class Labelling:
     """Proposed labels of images, a person's answers, and training on the answers, all of it kept in a folder.
 
@@ -81,27 +64,13 @@ class Labelling:
         self, run: Path, sources: Sequence[Path], out: Path, device: str = AUTO, progress: bool = True
     ) -> None:
         self.out, self._progress, self._recipe = out, progress, recipe_of(run)
-        split = listed_data(self._recipe, unlabelled=True)
-        check_listable(split)
-        if has_bags(split.items()):
-            raise AdaptError(f"{split.name} has items of several images, but only single images can be labelled")
         data = Path(self._recipe.data.source)
         if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
             raise AdaptError(f"{out} is inside the run's data, where it would count as a class: choose another --out")
-        self._begun = decodable(
-            replace(split, unseen=not needs_labels(self._recipe.new_method())), self._recipe, progress
-        )
-        self._lock = _locked(out)
-        begun = _of_folder(out, run, sources)
-        present = [Path(source) for source in begun.sources]
-        lists = [source for source in present if is_of_doubts(source)]
-        photos = [source for source in present if source not in lists]
-        self._doubts: dict[str, Doubt] = {}
-        for each in lists:
-            self._doubts |= doubts_in(each, self._begun)
-        self._begun = replace(self._begun, unlabelled=self._begun.unlabelled + self._new(photos))
-        if not (self._doubts or self._begun.unlabelled):
-            raise AdaptError("there are no unlabelled images: give a folder, a .csv or files with further images")
+        own = of_run(self._recipe, progress)
+        self._lock = locked(out)
+        begun = Begun.of(out, run, sources)
+        self._begun, self._doubts = gathered(own, list(map(Path, begun.sources)), progress)
         rounds = stored.read(out / ROUNDS, list[LabelRound], "rounds") if (out / ROUNDS).exists() else []
         self.rounds = [LabelRound(**each) for each in rounds]
         latest = self._folder(self.rounds[-1].round) if rounds else run
@@ -115,27 +84,11 @@ class Labelling:
         self._wanted = 0
         self.proposals: list[Proposal] = []
         """The proposals of this round."""
-        write_text(out / BEGUN, plain.dump(begun.model_dump(), indent=2) + "\n")
+        begun.write(out)
 
     def close(self) -> None:
         """Let another process use the folder."""
         self._lock.release()
-
-    def _new(self, sources: Sequence[Path]) -> tuple[Item, ...]:
-        """Return the images in `sources` that the run does not have, without broken ones, which are logged."""
-        new = unlabelled_in(sources, self._begun)
-        if not new:
-            return ()
-        known = [*self._begun.items(), *self._begun.unlabelled]
-        with counting_bar("checking", self._progress) as bar:
-            facts = all_facts([*new, *known], bar)
-        digests = {facts[item.path].digest for item in known}
-        if broken := [facts[item.path].problem for item in new if facts[item.path].problem]:
-            logger.warning("left out %d images that cannot be read: %s", len(broken), first_of(broken, between="; "))
-        whole = [item for item in new if not facts[item.path].problem]
-        if copies := [item.path for item in whole if facts[item.path].digest in digests]:
-            logger.warning("left out %d copies of images of the run, such as %r", len(copies), copies[0])
-        return tuple(item for item in whole if facts[item.path].digest not in digests)
 
     def _folder(self, number: int) -> Path:
         """Return the folder of the run of a round."""
@@ -209,9 +162,9 @@ class Labelling:
         asked = {annotation.path for annotation in self._annotations} | {each.item.path for each in self.proposals}
         known = {item.path: item for item in split.items()}
         doubtful = [known[path] for path in self._doubts if path in known and path not in asked]
-        new = as_listed(self._model, _there(doubtful)[:count], self._doubts, self._progress)
+        new = as_listed(self._model, present(doubtful)[:count], self._doubts, self._progress)
         if len(new) < count:
-            pool = _there([item for item in split.unlabelled if item.path not in asked])
+            pool = present([item for item in split.unlabelled if item.path not in asked])
             left, seed = count - len(new), self._recipe.seed
             new += in_order(self._model, pool, split.train, left, seed, self._progress)
         self.proposals += new
@@ -271,7 +224,7 @@ class Labelling:
         if not self.answers:
             raise AdaptError("there are no new answers to train on: label or drop an image first")
         split, number, since = self.split, len(self.rounds) + 1, self._annotations[self._known :]
-        split = replace(split, unlabelled=tuple(_there(split.unlabelled)))
+        split = replace(split, unlabelled=tuple(present(split.unlabelled)))
         while (folder := self._folder(number)).exists():  # one that was killed
             number += 1
         self.write()
@@ -300,42 +253,3 @@ class Labelling:
         write_text(self.out / ROUNDS, plain.dump([each.model_dump() for each in self.rounds], indent=2) + "\n")
         self._model = self._loaded(folder, load(folder, backbone))
         return outcome
-
-
-def _locked(out: Path) -> FileLock:
-    """Return a held lock on a folder, which is created. Raises AdaptError if another process holds it."""
-    lock = FileLock(out / ".lock")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise AdaptError(f"{out} is in use by another labelling: end it, or choose another --out") from None
-    except OSError as error:
-        raise AdaptError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
-    return lock
-
-
-def _of_folder(out: Path, run: Path, sources: Sequence[Path]) -> _Begun:
-    """Return what the folder belongs to, with its earlier sources. Raises AdaptError if it is of another run."""
-    own = _Begun(run=str(run.absolute()), sources=[str(source.absolute()) for source in sources])
-    if not (out / BEGUN).exists():
-        return own
-    before = _Begun(**stored.read(out / BEGUN, _Begun, "description of a labelling"))
-    if before.run != own.run and (out / ANNOTATIONS).exists():
-        raise AdaptError(
-            f"{out} has answers about the run {before.run}, not {own.run}: choose another --out, or correct the run in "
-            f"{out / BEGUN} if it was moved"
-        )
-    earlier = [source for source in before.sources if Path(source).exists()]
-    for source in before.sources:
-        if source not in earlier:
-            logger.warning("%s, of an earlier command, is gone: its images are left out", source)
-    return _Begun(run=own.run, sources=list(dict.fromkeys([*earlier, *own.sources])))
-
-
-def _there(items: Sequence[Item]) -> list[Item]:
-    """Return the items whose files exist, of which archives are not looked into; a warning names one that is gone."""
-    gone = {item.path for item in items if "!" not in item.path and not os.path.lexists(item.path)}
-    if gone:
-        logger.warning("left out %d images that are gone, such as %r", len(gone), min(gone))
-    return [item for item in items if item.path not in gone]
