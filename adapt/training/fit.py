@@ -57,7 +57,6 @@ def fit(
     test_set: Sequence[Item] = (),
     *,
     val_set: Sequence[Item] = (),
-    unlabelled_set: Sequence[Item] = (),
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -72,6 +71,8 @@ def fit(
     * `seed`, by default 1, and `cache`, which is on by default and stores image features on disk.
     * `template`: the prompt of the zero-shot baseline, by default "a photo of a {}.".
     * `blend`: the weight of the adapted model in the answers; zero-shot answers have the remaining weight (WiSE-FT).
+    * `unlabelled_set`: images without labels, for a method that learns from such images; copies of labelled images are
+      left out. A method that reads no labels learns from `unlabelled_set` and `train_set`, which may be empty.
     * `pooling`: what is averaged over the images of an item that has several, `features` or `logits`. With `logits`,
       each image is learned and answered by itself.
     * `calibrate`: divide the logits by a temperature that is chosen on `val_set`. Without a `val_set`, a method without
@@ -79,9 +80,6 @@ def fit(
 
     Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if `val_set` is
     empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values.
-
-    `unlabelled_set` are images without labels, for a method that learns from such images; copies of labelled
-    images are left out. A method that reads no labels learns from `unlabelled_set` and `train_set`, which may be empty.
 
     `out` is a new run directory, or an existing run directory to continue with `resume`. A run directory contains the
     adapter, metrics, log and checkpoints. Photographs are rotated upright by EXIF if the items request the rotation, as
@@ -97,8 +95,9 @@ def fit(
     KeyboardInterrupt if the user stops the training.
     """
     tracking = trackers(track, out)
-    unlabelled_set = without_copies(unlabelled_set, [*train_set, *val_set, *test_set])
-    training = checked(model, train_set, test_set, val_set=val_set, unlabelled_set=unlabelled_set, **settings)
+    if unlabelled := settings.get("unlabelled_set"):
+        settings["unlabelled_set"] = without_copies(unlabelled, [*train_set, *val_set, *test_set])
+    training = checked(model, train_set, test_set, val_set=val_set, **settings)
     with _directory(out, training, resume) as run:
         return train(training, run, tracking, progress)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from adapt.data.bags import BagPooling
 from adapt.errors import AdaptError, nearest
 from adapt.shown import first_of
+
+if TYPE_CHECKING:
+    from adapt.data.item import Item
 
 
 class _Settings(BaseModel):
@@ -212,6 +216,7 @@ class FitSettings(TypedDict, total=False):
     blend: float | None
     calibrate: bool
     pooling: BagPooling
+    unlabelled_set: Sequence[Item]
 
     epochs: int
     iterations: int
