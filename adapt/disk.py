@@ -63,6 +63,12 @@ def check_free(path: str | os.PathLike[str], what: str = "folder") -> None:
     _check_above(Path(path))
 
 
+def check_outside(path: Path, data: str, called: str) -> None:
+    """Raise AdaptError if `path` lies in `data`, which is `called` so, and is a folder of classes' folders."""
+    if Path(data).is_dir() and path.resolve().is_relative_to(Path(data).resolve()):
+        raise AdaptError(f"{path} is inside {called}, where a new folder would count as a class: choose another --out")
+
+
 def _check_above(path: Path) -> None:
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():

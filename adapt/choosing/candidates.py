@@ -68,13 +68,12 @@ def candidates(
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     other = {*_OTHER, *(name for kind, name in _OF_KINDS.items() if not isinstance(backbone, kind))}
     names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in other]
-    listed = [each for name in names for each in _of_recipe(short(name), source, changes, every, backbone)]
-    listed = [each for each in listed if unlabelled or not reads_unlabelled(each.recipe.new_method())]
+    listed = [each for name in names for each in _of_recipe(short(name), source, changes, every, backbone, unlabelled)]
     return sorted(listed, key=lambda each: (each.cost, not each.always, not each.preferred))
 
 
 def _of_recipe(
-    name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone
+    name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone, unlabelled: bool
 ) -> Iterator[Candidate]:
     located = find_recipe(name)
     file = read_file(located.path, located.name)
@@ -82,7 +81,7 @@ def _of_recipe(
     for title, settings in variants.items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = recipe.new_method()
-        if not _classifies_images(method, backbone):
+        if not _classifies_images(method, backbone) or (reads_unlabelled(method) and not unlabelled):
             continue
         cost = _cost(recipe, method)
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS

@@ -19,7 +19,7 @@ from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.data.folds import usual_count
 from adapt.data.split import Split
 from adapt.devices import AUTO
-from adapt.disk import check_free
+from adapt.disk import check_free, check_outside
 from adapt.errors import AdaptError
 from adapt.features import item_features
 from adapt.models.image_model import ImageModel
@@ -82,8 +82,8 @@ def recommend(
         loaded = _image_encoder(load_backbone(base.backbone, device, base.quantize))
         split = decodable(listed_split, base, progress)
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
-        listed = candidates(data, changes, every or budget is not None, loaded, bool(split.unlabelled))
-        listed = listed if comparison.items else []
+        slower = every or budget is not None
+        listed = candidates(data, changes, slower, loaded, bool(split.unlabelled)) if comparison.items else []
         with loaded.unchanging():
             features = _features(split, loaded, progress)
             compared, left_out = race(comparison, listed, budget, progress)
@@ -120,10 +120,7 @@ def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
         yield None
         return
     out = Path(out)
-    if Path(data).is_dir() and out.resolve().is_relative_to(Path(data).resolve()):
-        raise AdaptError(
-            f"{out} is inside the data folder {data}, where a new folder would count as a class: choose another --out"
-        )
+    check_outside(out, data, f"the data folder {data}")
     check_free(out)
     try:
         out.mkdir(parents=True)

@@ -112,6 +112,12 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)
 
 
+def copies_of(known: Sequence[Item], items: Sequence[Item], facts: Mapping[str, Facts]) -> list[Item]:
+    """Return those of `items` that are copies of `known` images, by the facts about all their files."""
+    digests = {facts[parted(path)[0]].digest for item in known for path in item.paths}
+    return [item for item in items if facts[parted(item.path)[0]].digest in digests]
+
+
 def without_copies(
     unlabelled: Sequence[Item], labelled: Sequence[Item], progress: Progress | None = None
 ) -> tuple[Item, ...]:
@@ -121,9 +127,7 @@ def without_copies(
     """
     if not (unlabelled and labelled):
         return tuple(unlabelled)
-    facts = all_facts([*unlabelled, *labelled], progress)
-    known = {facts[parted(path)[0]].digest for item in labelled for path in item.paths}
-    copies = [item for item in unlabelled if facts[parted(item.path)[0]].digest in known]
+    copies = copies_of(labelled, unlabelled, all_facts([*unlabelled, *labelled], progress))
     if copies:
         logger.warning(
             "left out %d of %d unlabelled images, such as %r, which are copies of images with a label",

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from adapt.cells import unguarded
 from adapt.data.item import Item
-from adapt.data.readers.lines import csv_reader, readable
+from adapt.data.readers.lines import csv_rows
 from adapt.data.split import PARTS, Split
 from adapt.disk import write_csv
 from adapt.errors import AdaptError, nearest
@@ -73,13 +72,13 @@ def read(path: Path) -> list[Annotation]:
     """Return the annotations in the file at `path`, or none if it does not exist. Raises AdaptError for a bad file."""
     if not path.exists():
         return []
-    where = f"CSV {str(path)!r}"
-    with readable(where):
-        rows = [{name: unguarded(cell or "") for name, cell in row.items()} for row in csv_reader(path)]
+    _, rows = csv_rows(path)
     try:
         return [Annotation(row["path"], cast("Action", row["action"]), row["label"], row["proposed"]) for row in rows]
     except KeyError as error:
-        raise AdaptError(f"{where} has no column {error}; expected path, action, label and proposed") from None
+        raise AdaptError(
+            f"CSV {str(path)!r} has no column {error}; expected path, action, label and proposed"
+        ) from None
 
 
 def write(path: Path, annotations: Iterable[Annotation]) -> None:
@@ -98,8 +97,7 @@ def filled_in(path: Path, split: Split) -> list[Annotation]:
     if not path.exists():
         return []
     unlabelled = {item.path for item in split.unlabelled}
-    with readable(f"CSV {str(path)!r}"):
-        rows = [{name: unguarded(cell or "") for name, cell in row.items()} for row in csv_reader(path)]
+    _, rows = csv_rows(path)
     labels = {f"/{row.get('path', '')}": row.get("label", "") for row in rows}
     filled = {image: label for image, label in labels.items() if label and image in unlabelled}
     annotations = [Annotation(image, "label", label) for image, label in filled.items()]

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapt.data.bags import has_bags
-from adapt.data.check import all_facts
+from adapt.data.check import all_facts, copies_of
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.errors import AdaptError
@@ -58,13 +58,14 @@ def _further(sources: Sequence[Path], split: Split, progress: bool) -> tuple[Ite
     known = [*split.items(), *split.unlabelled]
     with counting_bar("checking", progress) as bar:
         facts = all_facts([*new, *known], bar)
-    digests = {facts[item.path].digest for item in known}
     if broken := [facts[item.path].problem for item in new if facts[item.path].problem]:
         logger.warning("left out %d images that cannot be read: %s", len(broken), first_of(broken, between="; "))
     whole = [item for item in new if not facts[item.path].problem]
-    if copies := [item.path for item in whole if facts[item.path].digest in digests]:
-        logger.warning("left out %d copies of images of the run, such as %r", len(copies), copies[0])
-    return tuple(item for item in whole if facts[item.path].digest not in digests)
+    copies = copies_of(known, whole, facts)
+    if copies:
+        logger.warning("left out %d copies of images of the run, such as %r", len(copies), copies[0].path)
+    left_out = set(copies)
+    return tuple(item for item in whole if item not in left_out)
 
 
 def present(items: Sequence[Item]) -> list[Item]:

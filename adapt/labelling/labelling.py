@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from adapt import plain
 from adapt.data.split import Split
 from adapt.devices import AUTO
-from adapt.disk import write_csv, write_text
+from adapt.disk import check_outside, write_csv, write_text
 from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
@@ -64,9 +64,7 @@ class Labelling:
         self, run: Path, sources: Sequence[Path], out: Path, device: str = AUTO, progress: bool = True
     ) -> None:
         self.out, self._progress, self._recipe = out, progress, recipe_of(run)
-        data = Path(self._recipe.data.source)
-        if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-            raise AdaptError(f"{out} is inside the run's data, where it would count as a class: choose another --out")
+        check_outside(out, self._recipe.data.source, "the run's data")
         own = of_run(self._recipe, progress)
         self._lock = locked(out)
         begun = Begun.of(out, run, sources)

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.cells import unguarded
 from adapt.data.item import Item
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
-from adapt.data.readers.lines import csv_reader, readable
+from adapt.data.readers.lines import csv_rows
 from adapt.data.split import PARTS, Split
 from adapt.errors import AdaptError
 
@@ -50,7 +49,7 @@ class Doubt:
 
 def is_of_doubts(source: Path) -> bool:
     """Return whether a file is a list of doubtful images, which `recommend` or `data check` wrote."""
-    return source.suffix.lower() == ".csv" and {"path", "class"} <= set(_rows(source)[0])
+    return source.suffix.lower() == ".csv" and {"path", "class"} <= set(csv_rows(source)[0])
 
 
 def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
@@ -59,7 +58,7 @@ def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
     Of images that contradict each other, both are doubtful. A warning says how many lines name no image of `split`.
     """
     part_of = {item.path: part for part in PARTS for item in getattr(split, part)}
-    columns, rows = _rows(source)
+    columns, rows = csv_rows(source)
     doubts: dict[str, Doubt] = {}
     for row in rows:
         if row["path"] in part_of:
@@ -70,14 +69,6 @@ def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
     if unknown := sum(row["path"] not in part_of for row in rows):
         logger.warning("%s: %d of %d lines name no image of the run", source, unknown, len(rows))
     return doubts
-
-
-def _rows(source: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
-    """Return the columns and the rows of a CSV file."""
-    with readable(f"CSV {str(source)!r}"):
-        reader = csv_reader(source)
-        rows = [{name: unguarded(cell or "") for name, cell in row.items() if name} for row in reader]
-        return reader.fieldnames or (), rows
 
 
 def _doubt(row: Mapping[str, str], part: str) -> Doubt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,12 +26,7 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     a column for each figure. Sweeps have a row for each setting. Raises AdaptError for different protocols or data.
     """
     first = results[0]
-    for each in results:
-        if _subject(each) != _subject(first):
-            raise AdaptError(
-                f"the results are of {_subject(first)} and of {_subject(each)}; expected one protocol, data set and "
-                "backbone for each table"
-            )
+    check_alike(results, _subject, "protocol, data set and backbone")
     if first["protocol"] == "sweep":
         return _settings_tried(results)
     columns = _columns(results)
@@ -61,6 +56,13 @@ def _settings_tried(results: Sequence[Results]) -> Cells:
             name = f"{title}, {group['setting']}" if group["setting"] else title
             rows.append([name, val, _cell(group["mean"], "test", spread, group["runs"])])
     return rows
+
+
+def check_alike(results: Sequence[Results], described: Callable[[Results], str], what: str) -> None:
+    """Raise AdaptError if two results differ in `what` a table can have only one of, as `described` says."""
+    kinds = list(dict.fromkeys(map(described, results)))
+    if len(kinds) > 1:
+        raise AdaptError(f"the results are of {kinds[0]} and of {kinds[1]}; expected one {what} for each table")
 
 
 def _subject(results: Results) -> str:

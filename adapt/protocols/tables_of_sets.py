@@ -16,7 +16,7 @@ from adapt.protocols.papers import data_set
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.run_protocol import Results
 from adapt.protocols.table_formats import Cells, TableRow, Value
-from adapt.protocols.tables import baseline_name, figure_of, titles
+from adapt.protocols.tables import baseline_name, check_alike, figure_of, titles
 
 SAME = 1e-9  # spread of differences that are equal but for rounding
 _Raw = list[dict[int, float]]  # for each figure that a case reads, the accuracies by seed
@@ -65,12 +65,7 @@ class _Grid:
 
     def __init__(self, results: Sequence[Results]) -> None:
         first = results[0]
-        for each in results:
-            if _described(each) != _described(first):
-                raise AdaptError(
-                    f"the results are of {_described(first)} and of {_described(each)}; expected one protocol, "
-                    "backbone and figure for each table"
-                )
+        check_alike(results, _described, "protocol, backbone and figure")
         named = _titles(results) if several_sets(results) else titles(results)
         self.methods = list(dict.fromkeys(named))
         self.sets = list(dict.fromkeys(map(_source, results)))

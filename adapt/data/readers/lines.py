@@ -7,9 +7,10 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from adapt.cells import unguarded
 from adapt.disk import open_regular, read_bounded
 from adapt.errors import AdaptError
 
@@ -51,6 +52,17 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """Return the stripped, non-empty lines of a file. Raises AdaptError if the file cannot be read."""
     with readable(f"list {os.fspath(path)!r}"):
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def csv_rows(path: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Return the columns of a CSV file and its rows, as {column: text}, without the marks of `adapt.cells`.
+
+    Raises AdaptError if the file cannot be read.
+    """
+    with readable(f"CSV {os.fspath(path)!r}"):
+        reader = csv_reader(path)
+        rows = [{name: unguarded(cell or "") for name, cell in row.items() if name} for row in reader]
+        return reader.fieldnames or (), rows
 
 
 def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
