@@ -6,34 +6,21 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import open_clip
-import torch
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, syntax_mask_tokenize
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
+from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from adapt.backbones import clip_towers
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, Transform, from_torchvision
 from adapt.backbones.timm_images import timm_tower
 from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
-from adapt.backbones.tower import (
-    Block,
-    Form,
-    LastProjection,
-    Norm,
-    Pooling,
-    Projection,
-    Site,
-    TextParts,
-    Tower,
-    VisionParts,
-    fused_qkv,
-)
+from adapt.backbones.tower import Form, Norm, Pooling, Tower
 from adapt.errors import AdaptError
 
 _TEXT_POOLING: dict[str, Pooling] = {"argmax": "end", "eos": "end", "first": "class", "last": "last", "none": "none"}
@@ -118,24 +105,11 @@ def _preprocess(model: CLIP | CustomTextCLIP, preprocess: Transform | None) -> P
     )
 
 
-def _block(module: ResidualAttentionBlock) -> Block:
-    attn, mlp = module.attn, module.mlp
-    projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
-    projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
-    scales = (module.ls_1, module.ls_2)
-    norms = (module.ln_1, module.ln_2)
-    sites = dict(zip(("attn", "mlp"), map(Site, norms, scales)))
-    form = {"batch_first": attn.batch_first, "quick_gelu": type(mlp.gelu) is QuickGELU}
-    return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, **form)
-
-
-def _native_blocks(transformer: Transformer) -> tuple[Block, ...] | None:
-    """Return the blocks of open_clip's own `Transformer`, or None if the transformer or a block is of another class."""
+def _is_native(transformer: nn.Module) -> bool:
+    """Return whether a transformer and all its blocks are of open_clip's plain classes."""
     if type(transformer) is not Transformer:
-        return None
-    if any(type(block) is not ResidualAttentionBlock for block in transformer.resblocks):
-        return None
-    return tuple(_block(block) for block in transformer.resblocks)
+        return False
+    return all(type(block) is ResidualAttentionBlock for block in transformer.get_submodule("resblocks").children())
 
 
 def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
@@ -143,8 +117,7 @@ def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
     owner = model.text if isinstance(model, CustomTextCLIP) else model
     if owner is not model and type(owner) is not TextTransformer:
         return None
-    blocks = _native_blocks(owner.transformer)
-    if blocks is None:
+    if not _is_native(owner.transformer):
         return None
     pool_type = getattr(owner, "text_pool_type", None) or owner.pool_type
     appended_class_token = getattr(owner, "cls_emb", None) is not None
@@ -153,65 +126,18 @@ def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
         pooling="last" if appended_class_token else _TEXT_POOLING[pool_type],
         plain_mask=not (appended_class_token or getattr(owner, "use_pad_mask", False)),
     )
-    parts = TextParts(
-        embedding=owner.token_embedding,
-        positions=partial(_positions, owner),
-        final_norm=owner.ln_final,
-        project=partial(_project, owner, "text_projection"),
-    )
-    return _tower(
-        "text",
-        form,
-        blocks,
-        text=parts,
-        final_norm=owner.ln_final,
-        projection=LastProjection.of(owner, "text_projection"),
-    )
-
-
-def _tower(name: str, form: Form, blocks: tuple[Block, ...], **parts: Any) -> Tower:
-    heads, width = blocks[0].attn.num_heads, blocks[0].projections["out"].shape[0]
-    assert isinstance(heads, int)
-    return Tower(name, width, heads, form, blocks, **parts)
-
-
-# functions of their owner, not closures over it: a copy of the backbone must read its own
-
-
-def _positions(owner: CLIP | TextTransformer) -> Tensor:
-    positions: Tensor = owner.positional_embedding.detach()
-    return positions
-
-
-def _project(owner: nn.Module, name: str, pooled: Tensor) -> Tensor:
-    projection: nn.Module | Tensor | None = getattr(owner, name)
-    if projection is None:
-        return pooled
-    return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection.detach()
+    return clip_towers.text_tower(owner, form)
 
 
 def _vision_tower(visual: nn.Module) -> Tower | None:
     """Return the vision tower of an open_clip model with a native or timm ViT; None for ResNets and other networks."""
     if isinstance(visual, VisionTransformer):
-        blocks = _native_blocks(visual.transformer)
-        if blocks is None:
+        if not _is_native(visual.transformer):
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
-        outside = {
-            "pre_norm": visual.ln_pre,
-            "final_norm": visual.ln_post,
-            "projection": LastProjection.of(visual, "proj"),
-        }
-        parts = VisionParts(partial(_embed, visual), partial(_read, visual), partial(_project, visual, "proj"))
-        return _tower("vision", Form(False, pooling), blocks, vision=None if pooling == "map" else parts, **outside)
+        return clip_towers.vision_tower(visual, pooling, partial(_read, visual))
     trunk = getattr(visual, "trunk", None)
     return None if trunk is None else timm_tower(trunk, visual.get_submodule("head"))
-
-
-def _embed(visual: VisionTransformer, images: Tensor) -> Tensor:
-    patches = visual.conv1(images).flatten(2).transpose(1, 2)
-    first = visual.class_embedding.detach().to(patches.dtype).expand(patches.shape[0], 1, -1)
-    return torch.cat([first, patches], dim=1) + visual.positional_embedding.detach().to(patches.dtype)
 
 
 def _read(visual: VisionTransformer, x: Tensor, norm: Norm) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from html import unescape
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -89,6 +92,59 @@ class HFText:
 
     def token(self, token_id: int) -> str:
         return str(self._tokenizer.decode([token_id])).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
+
+
+class FileText:
+    """The tokenizer of a folder, with the token ids of open_clip's `HFTokenizer`, but without transformers."""
+
+    def __init__(self, folder: Path, context_length: int) -> None:
+        from tokenizers import Tokenizer
+
+        self._files = {name: (folder / name).read_text(encoding="utf-8") for name in (_TOKENIZER, _TOKENIZER_CONFIG)}
+        self._tokenizer = Tokenizer.from_str(self._files[_TOKENIZER])
+        self._tokenizer.no_truncation()
+        self.context_length = context_length
+        self.pad_id = self._tokenizer.get_vocab()[json.loads(self._files[_TOKENIZER_CONFIG])["pad_token"]]
+
+    @staticmethod
+    def reads(folder: Path) -> bool:
+        """Return whether transformers would add nothing to the tokenizer file in `folder`."""
+        if not (folder / _TOKENIZER).is_file() or (folder / "special_tokens_map.json").is_file():
+            return False
+        added = {each["content"] for each in json.loads((folder / _TOKENIZER).read_text("utf-8"))["added_tokens"]}
+        config = json.loads((folder / _TOKENIZER_CONFIG).read_text("utf-8"))
+        special = [config.pop(name, None) for name in ("bos_token", "eos_token", "pad_token")]
+        return (
+            config.pop("tokenizer_class", None) == "PreTrainedTokenizerFast"
+            and config.pop("clean_up_tokenization_spaces", None) is False
+            and config.keys() <= {"model_max_length"}
+            and added.issuperset(special)
+        )
+
+    def pieces(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(_cleaned(text), add_special_tokens=False).ids)
+
+    def row(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(_cleaned(text)).ids)
+
+    def token(self, token_id: int) -> str:
+        decoded: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return decoded.strip() or repr(self._tokenizer.id_to_token(token_id))
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files to `folder`, as they were read."""
+        for name, text in self._files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+def _cleaned(text: str) -> str:
+    """Return `text` with repaired characters and single spaces, and without HTML's names of characters."""
+    from ftfy import fix_text
+
+    return " ".join(unescape(unescape(fix_text(text))).split())
 
 
 _PROBES = (

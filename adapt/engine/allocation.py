@@ -25,6 +25,10 @@ class _Bounded(TorchDispatchMode):
         super().__init__()
         self.left, self.message = bound, message
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes a second, to keep it out of this
+
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: Sequence[object] = (), kwargs: Mapping[str, object] | None = None
     ) -> object:

@@ -25,13 +25,14 @@ from adapt.engine.frozen import frozen
 from adapt.engine.patching import forward_as
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
+from adapt.untraced import untraced
 
 _ATTENTION = {"q", "k", "v", "out"}  # the projections of an attention
 Linear = Callable[[Tensor], Tensor]
 Computed = TypeVar("Computed")
 
 
-@torch.compiler.disable  # a compiled forward would keep the edits of its traced call
+@untraced  # a compiled forward would keep the edits of its traced call
 def run(
     model: nn.Module,
     changes: Sequence[tuple[Tower, Sequence[Edit]]],

@@ -28,6 +28,7 @@ from adapt.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label
 from adapt.prompts import Prompt, of_text, readable
+from adapt.untraced import untraced
 
 _INTACT: tuple[str, ...] = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
 _INTACT += ("{} without flaw", "{} without defect", "{} without damage")
@@ -116,7 +117,7 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
         smooth = F.avg_pool2d(padded, self.config.smoothing, stride=1)
         return F.interpolate(smooth, step.images.shape[-2:], mode="bilinear", align_corners=True)[:, 0]
 
-    @torch.compiler.disable  # steps of an optimiser cannot be traced
+    @untraced  # steps of an optimiser cannot be traced
     def _adapted(self, patches: Tensor, classes: Tensor, texts: Tensor, normal: int) -> Tensor:
         """Return features `(rows, columns, e)` of an image's patches, passed through an adapter trained on this image.
 

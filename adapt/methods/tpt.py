@@ -21,6 +21,7 @@ from torch.optim import AdamW
 
 from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.coop import CoOp, CoOpConfig
+from adapt.untraced import untraced
 
 
 class TPTConfig(CoOpConfig):
@@ -54,7 +55,7 @@ class TPT(CoOp):
     def views(self) -> int:
         return int(self.config.views)
 
-    @torch.compiler.disable  # steps of an optimiser cannot be traced
+    @untraced  # steps of an optimiser cannot be traced
     def infer(self, step: ImageStep) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             features = step.view_features.detach().clone()  # an inference tensor cannot enter a graph

@@ -32,6 +32,7 @@ from adapt.methods.base.traits import SetAtUse, Stream, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several
+from adapt.untraced import untraced
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -327,7 +328,7 @@ class Adapted(nn.Module, Generic[B]):
 
         return publishing.push(self, repository, private=private, token=token, license=license, message=message)
 
-    @torch.compiler.disable  # creates new objects in every call, which tracing cannot reuse
+    @untraced  # creates new objects in every call, which tracing cannot reuse
     def _edits(self, tower: str, context: Context) -> list[Edit]:
         """Return the method's edits of `tower` for this call, or an empty list if the method does not edit `tower`."""
         touched = tower in self.method.touches

@@ -18,6 +18,7 @@ from adapt.engine.stale import Values, Weights
 from adapt.engine.structure import HOOKED, hooked, structure
 from adapt.errors import AdaptError
 from adapt.prompts import Prompt
+from adapt.untraced import untraced
 
 PromptAverage = Literal["unit", "mean", "raw", "each"]
 
@@ -99,7 +100,7 @@ class ClassTexts:
             return features.unflatten(-2, (-1, self.counts[0])).mean(-2)
         return torch.stack([own.mean(-2) for own in features.split(self.counts, dim=-2)], dim=-2)
 
-    @torch.compiler.disable  # it reads values that tracing would treat as constant
+    @untraced  # it reads values that tracing would treat as constant
     def remembered(self, edits: Sequence[Edit], budget: int) -> Tensor:
         """Return the features of `encode` without gradient, recomputed only if weights, edits or precision changed.
 
@@ -129,7 +130,7 @@ class ClassTexts:
             self._decide(self._reason() is None)
         return self._fast or self._plain
 
-    @torch.compiler.disable  # as above
+    @untraced  # as above
     def _hooked(self) -> bool:
         return hooked(structure(self._backbone, "text"))
 

@@ -24,7 +24,6 @@ import numpy
 import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from adapt.backbones.encoded_images import EncodedImage
 from adapt.chats import Chat
@@ -71,10 +70,11 @@ def debiased(scores: Tensor, without: Tensor, alpha: float, beta: float) -> Tens
     return ((1 + alpha) * scores - alpha * without).masked_fill(scores < least, -torch.inf)
 
 
-class Debiasing(LogitsProcessor):  # type: ignore[misc,no-any-unimported,unused-ignore]
-    """Debiases each next token of `groups` equal groups of rows, of which the first sees the images.
+class Debiasing:
+    """A logits processor of transformers' `generate`, which debiases each next token of `groups` equal groups of rows.
 
-    All groups get the scores of the first, so that they go on with the same tokens.
+    The first group sees the images. All groups get its scores, so that they go on with the same tokens. The class does
+    without transformers' superclass, because importing transformers takes a second.
     """
 
     def __init__(self, groups: int, alpha: float, beta: float) -> None:

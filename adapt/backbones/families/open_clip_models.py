@@ -47,27 +47,36 @@ class OpenCLIPModels(Family):
         return (path / "open_clip_config.json").is_file()
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
-        import open_clip
-
-        from adapt.backbones import openclip
-        from adapt.backbones.foreign_code import check_source, needs_code, no_questions
+        from adapt.backbones import plain_clip
+        from adapt.backbones.foreign_code import check_source, needs_code
 
         check_source(path)
         config = _configuration(path)
-        text = config["text_cfg"]
-        if text.get("hf_model_name"):
-            check_source(text["hf_model_name"])
-        how = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True, "pretrained_text": False}
-        place = "cpu" if tensors else "meta"
         try:
-            with _without_notes(), no_questions():
-                model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", device=place, **how)
-                tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
+            if plain_clip.is_plain(path):
+                return plain_clip.load(path, name, tensors)
+            return _of_folder(path, name, tensors, config)
         except (*library_errors(), *errors_of_data()) as error:
             raise needs_code(error, path) or AdaptError(
                 f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
             ) from error
-        return openclip.build(model.eval(), tokenizer, preprocess, name, config)
+
+
+def _of_folder(path: Path, name: str | None, tensors: bool, config: _ModelConfig) -> Backbone:
+    import open_clip
+
+    from adapt.backbones import openclip
+    from adapt.backbones.foreign_code import check_source, no_questions
+
+    text = config["text_cfg"]
+    if text.get("hf_model_name"):
+        check_source(text["hf_model_name"])
+    how = {"load_weights": tensors, "require_pretrained": tensors, "weights_only": True, "pretrained_text": False}
+    place = "cpu" if tensors else "meta"
+    with _without_notes(), no_questions():
+        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{path}", device=place, **how)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{path}", **_tokenizer_options(text))
+    return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
 def _snapshot(repository: str) -> Path:

@@ -1,0 +1,139 @@
+"""CLIP in plain torch is open_clip's model of the same folder to the bit, and takes none of its imports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adapt
+from adapt.backbones import plain_clip
+from adapt.backbones.base import DualEncoder
+from adapt.backbones.families import open_clip_models
+from adapt.backbones.sources import bundled
+
+TEXTS = [
+    "a photo of a red panda.",
+    "",
+    "na\u00efve caf\u00e9 \u2014 \u732b &amp; \U0001f63a",
+    "A  B\n c <|endoftext|> x",
+]
+
+
+def by_open_clip(folder: Path) -> DualEncoder:
+    """The folder as open_clip loads it."""
+    backbone = open_clip_models._of_folder(folder, None, True, open_clip_models._configuration(folder))
+    return cast("DualEncoder", backbone)
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[DualEncoder, DualEncoder]:
+    """The bundled CLIP, of ours and of open_clip."""
+    return adapt.load_backbone("mini-clip"), by_open_clip(bundled())
+
+
+def test_features_gradients_and_identity_are_open_clips(both: tuple[DualEncoder, DualEncoder]) -> None:
+    ours, theirs = both
+    assert type(ours.model).__module__ == plain_clip.__name__ != type(theirs.model).__module__
+    assert ours.fingerprint == theirs.fingerprint
+    assert ours.content() == theirs.content()
+    images = torch.randn(3, 3, 64, 64)
+    for each in both:
+        each.model.zero_grad()
+        features = each.encode_image(images), each.encode_text(each.tokenize(TEXTS))
+        sum(x.square().sum() for x in features).backward()  # type: ignore[union-attr]
+    assert torch.equal(ours.encode_image(images), theirs.encode_image(images))
+    assert torch.equal(ours.encode_text(ours.tokenize(TEXTS)), theirs.encode_text(theirs.tokenize(TEXTS)))
+    gradients = [{name: x.grad for name, x in each.model.named_parameters() if x.grad is not None} for each in both]
+    assert gradients[0].keys() == gradients[1].keys()
+    assert len(gradients[0]) == len(list(ours.model.parameters())) - 1  # the logit scale has none
+    assert all(torch.equal(x, gradients[1][name]) for name, x in gradients[0].items())
+
+
+def test_tokens_are_open_clips(both: tuple[DualEncoder, DualEncoder]) -> None:
+    ours, theirs = (each.tokenizer for each in both)
+    assert all(ours.row(text) == theirs.row(text) and ours.pieces(text) == theirs.pieces(text) for text in TEXTS)
+    assert all(ours.token(number) == theirs.token(number) for number in range(10_000))
+    assert ours.pad_id == theirs.pad_id
+    assert ours.context_length == theirs.context_length
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_pixels_are_open_clips(both: tuple[DualEncoder, DualEncoder], mode: str) -> None:
+    ours, theirs = (each.transform(train=False) for each in both)
+    assert both[0].preprocess == both[1].preprocess
+    for width, height in [(64, 64), (65, 64), (64, 201), (31, 17), (500, 333), (333, 500), (1, 90), (7, 1)]:
+        drawn = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        image = Image.fromarray(drawn).convert(mode)
+        assert torch.equal(ours(image), theirs(image)), (width, height)
+
+
+def test_an_exported_copy_is_loaded_by_open_clip(both: tuple[DualEncoder, DualEncoder], tmp_path: Path) -> None:
+    ours, theirs = both
+    ours.export(tmp_path / "copy", ours.model)
+    again = by_open_clip(tmp_path / "copy")
+    assert again.content() == theirs.content()
+    assert again.tokenize(TEXTS).equal(theirs.tokenize(TEXTS))
+    assert plain_clip.is_plain(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config["model_cfg"]["vision_cfg"].update(ls_init_value=0.1),
+        lambda config: config["model_cfg"]["text_cfg"].update(pool_type="last"),
+        lambda config: config["model_cfg"]["vision_cfg"].update(image_size=[64, 64]),
+        lambda config: config["model_cfg"].update(custom_text=True),
+        lambda config: config["preprocess_cfg"].update(resize_mode="squash"),
+        lambda config: config.pop("preprocess_cfg"),
+    ],
+)
+def test_whatever_has_another_option_is_left_to_open_clip(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    folder = shutil.copytree(bundled(), tmp_path / "other", ignore=shutil.ignore_patterns("build", "*.png"))
+    assert plain_clip.is_plain(folder)
+    config = json.loads((folder / plain_clip.CONFIG).read_text())
+    change(config)
+    (folder / plain_clip.CONFIG).write_text(json.dumps(config))
+    assert not plain_clip.is_plain(folder)
+
+
+def test_quick_gelu_is_open_clips(tmp_path: Path) -> None:
+    folder = shutil.copytree(bundled(), tmp_path / "quick", ignore=shutil.ignore_patterns("build", "*.png"))
+    config = json.loads((folder / plain_clip.CONFIG).read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (folder / plain_clip.CONFIG).write_text(json.dumps(config))
+    ours, theirs = cast("DualEncoder", adapt.load_backbone(str(folder))), by_open_clip(folder)
+    assert ours.tower("vision").blocks[0].quick_gelu
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(ours.encode_image(images), theirs.encode_image(images))
+    assert ours.fingerprint == theirs.fingerprint
+
+
+def test_predict_imports_no_other_library_of_models(tmp_path: Path) -> None:
+    model = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.CoOp(), ("plant", "food", "animal"))
+    model.save(tmp_path / "adapter.safetensors")
+    Image.new("RGB", (90, 70), (200, 30, 30)).save(tmp_path / "red.png")
+    code = (
+        "import sys; from adapt.cli import main\n"
+        "try: main(['predict', sys.argv[1], sys.argv[2]])\n"
+        "except SystemExit as end: print(end.code, *sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "adapter.safetensors"), str(tmp_path / "red.png")]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    *_, last = printed.splitlines()
+    assert "red.png" in printed
+    status, *modules = last.split()
+    assert status == "0"
+    assert "torch" in modules
+    assert {"open_clip", "timm", "torchvision", "transformers", "torch._dynamo", "sympy", "sklearn"}.isdisjoint(modules)
