@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -24,7 +25,16 @@ from adapt.errors import AdaptError
     "--against",
     help="Also show differences from this row, with paired tests over seeds and data sets; a CSV has these alone.",
 )
-def table(results: tuple[Path, ...], form: str, published: bool, against: str | None) -> None:
+@click.option(
+    "--plot",
+    "plots",
+    type=click.Path(path_type=Path, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="Also draw the results to FILE, a .png, .svg or .pdf (repeatable): accuracy over shots with bands of one "
+    "standard deviation, or base over new classes.",
+)
+def table(results: tuple[Path, ...], form: str, published: bool, against: str | None, plots: tuple[Path, ...]) -> None:
     """Show a table that compares RESULTS: JSON files of one protocol, folders with such files, or run directories.
 
     \b
@@ -32,6 +42,7 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
       adapt table runs/coop-b2n runs/maple-b2n --format markdown
       adapt table runs/first runs/second
       adapt table runs/coop/* runs/maple/* --format latex --against coop
+      adapt table runs/coop/* runs/maple/* --plot curves.png --plot curves.svg
 
     Few-shot and base-to-new results on several data sets get a column for each data set, and one for the average.
 
@@ -51,12 +62,17 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
             "results of a protocol, or use `adapt report`"
         )
     form_of = table_formats.FORMATS[form]
-    if runs and against is not None:
-        raise AdaptError("--against compares results of protocols, which have several seeds: leave it out")
+    if runs and (against is not None or plots):
+        raise AdaptError("--against and --plot are for results of protocols, which have several seeds: leave them out")
+    _check_plots(plots)
     if runs:
         click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
         return
     read = [each for path in results for each in tables.read_results(path)]
+    for path in plots:
+        from adapt.protocols.plots import draw
+
+        draw(read, path)
     compared = "" if against is None else form_of(tables_of_sets.differences(read, against))
     if compared and form in ("csv", "numbers"):  # of which one file has one header
         click.echo(compared)
@@ -65,6 +81,18 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
     click.echo(form_of(tables_of_sets.table_of_sets(read) if several else tables.table(read, published)))
     if compared:
         click.echo(f"\n{compared}")
+
+
+def _check_plots(plots: Sequence[Path]) -> None:
+    from adapt.cli.plotting import check_matplotlib
+    from adapt.disk import check_writable
+
+    if plots:
+        check_matplotlib("--plot")
+    for path in plots:
+        if path.suffix not in (".png", ".svg", ".pdf"):
+            raise AdaptError(f"--plot {path} has the suffix {path.suffix or 'none'!r}; expected .png, .svg or .pdf")
+        check_writable(path)
 
 
 @click.command("report")

@@ -5,16 +5,23 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from adapt.protocols.run_protocol import Results, Summary
-from adapt.protocols.tables import baseline_name, figure_of
+from adapt.disk import replacing
+from adapt.errors import AdaptError
+from adapt.protocols.run_protocol import Results
+from adapt.protocols.tables import figure_of, titles
+from adapt.protocols.tables_of_sets import Curve, curves, several_sets
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from PIL import Image
+
+PANELS = 4  # beside each other
 
 COLOURS = 10  # in the cycle of lines and dots
 APART = 4  # percentage points of coverage between two labelled thresholds
@@ -25,45 +32,58 @@ _plain_text = rc_context({"text.parse_math": False})  # names of classes and rec
 
 
 @_plain_text
-def few_shot_curves(results: Sequence[tuple[str, Results]]) -> Figure:
-    """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation and the dashed baseline."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    for title, each in results:
-        groups = sorted(each["summary"], key=_shots)
-        shots = [_shots(group) for group in groups]
-        mean, spread = ([100 * group[kind]["test"] for group in groups] for kind in ("mean", "std"))
-        (line,) = axes.plot(shots, mean, marker="o", label=title)
-        low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
-        axes.fill_between(shots, low, high, color=line.get_color(), alpha=0.15)
-    first = sorted(results[0][1]["summary"], key=_shots)
-    frozen = [100 * group["zero_shot"]["test"] for group in first]  # of class means, it depends on the shots
-    axes.plot([_shots(group) for group in first], frozen, color="gray", ls="--", label=baseline_name(results[0][1]))
-    every = sorted({_shots(group) for _, each in results for group in each["summary"]})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(every, [str(count) for count in every])
-    axes.set_xlabel("training images for each class")
-    axes.set_ylabel(f"test {figure_of(results[0][1]) or 'accuracy'}, %")
-    axes.legend()
+def few_shot_curves(results: Sequence[Results]) -> Figure:
+    """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation and the dashed baseline.
+
+    Results on several data sets get a panel for each data set, after one for the average. Raises AdaptError for results
+    that do not share a table.
+    """
+    drawn = curves(results)
+    columns = min(len(drawn), PANELS)
+    rows = math.ceil(len(drawn) / columns)
+    size = (6.4, 4.0) if len(drawn) == 1 else (1 + 3.2 * columns, 0.8 + 2.6 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (source, lines) in zip(panels, drawn.items()):
+        _few_shot_panel(axes, lines)
+        if len(drawn) > 1:
+            axes.set_title(source, fontsize="medium")
+    for axes in panels[len(drawn) :]:
+        axes.set_visible(False)
+    figure.supxlabel("training images for each class", fontsize="medium")
+    figure.supylabel(f"test {figure_of(results[0]) or 'accuracy'}, %", fontsize="medium")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     return figure
 
 
-def _shots(group: Summary) -> int:
-    return group["shots"] or 0  # always a number in few-shot results
+def _few_shot_panel(axes: Axes, lines: Mapping[str, Curve]) -> None:
+    baseline, *methods = lines
+    for title in methods:
+        shots, values = list(lines[title]), list(lines[title].values())
+        mean, spread = [100 * value.mean for value in values], [100 * (value.std or 0) for value in values]
+        (line,) = axes.plot(shots, mean, marker="o", markersize=4, label=title)
+        low, high = ([m + sign * s for m, s in zip(mean, spread)] for sign in (-1, 1))
+        axes.fill_between(shots, low, high, color=line.get_color(), alpha=0.15)
+    frozen = [100 * value.mean for value in lines[baseline].values()]  # of class means, it depends on the shots
+    axes.plot(list(lines[baseline]), frozen, color="gray", ls="--", label=baseline)
+    every = sorted({count for curve in lines.values() for count in curve})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, [str(count) for count in every])
 
 
 @_plain_text
-def base_against_new(results: Sequence[tuple[str, Results]]) -> Figure:
+def base_against_new(results: Sequence[Results]) -> Figure:
     """Draw accuracy on new classes over accuracy on base classes, with dashed lines for zero-shot accuracy.
 
     Each result has a small dot for each seed, and a large dot for the mean.
     """
     figure = Figure(figsize=(6.6, 4.2), layout="constrained")
     axes = figure.subplots()
-    frozen = results[0][1]["summary"][0]["zero_shot"]
+    frozen = results[0]["summary"][0]["zero_shot"]
     axes.axvline(100 * frozen["base"], color="gray", ls="--", lw=1)
     axes.axhline(100 * frozen["new"], color="gray", ls="--", lw=1, label="zero-shot")
-    for place, (title, each) in enumerate(results):
+    for place, (title, each) in enumerate(zip(titles(results), results, strict=True)):
         mean, marker = each["summary"][0]["mean"], "osD^v"[place // COLOURS % 5]
         dot = axes.scatter(100 * mean["base"], 100 * mean["new"], s=90, marker=marker, label=title, zorder=3)
         on_base, on_new = ([100 * row[half] for row in each["runs"]] for half in ("base", "new"))
@@ -159,6 +179,23 @@ def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Imag
         bars.set_xlim(right=1.05 * most)
     rows[-1, 1].set_xlabel("cosine of the image with the descriptor", fontsize=8)
     return figure
+
+
+DRAWN = {"few_shot": few_shot_curves, "base_to_new": base_against_new}
+
+
+def draw(results: Sequence[Results], path: Path) -> None:
+    """Draw results of a protocol to a file, whose suffix says the format, such as png or svg.
+
+    Raises AdaptError if the protocol has no picture, or base-to-new results are of several data sets.
+    """
+    protocol = results[0]["protocol"]
+    if protocol not in DRAWN:
+        raise AdaptError(f"there is no picture of {protocol} results: give few-shot or base-to-new results")
+    if protocol == "base_to_new" and several_sets(results):
+        raise AdaptError("base-to-new results are drawn for one data set: give the results of one")
+    with replacing(path) as temporary, rc_context({"svg.fonttype": "none", "svg.hashsalt": "adapt"}):
+        DRAWN[protocol](results).savefig(temporary, dpi=200, format=path.suffix.removeprefix("."))
 
 
 def svg(figure: Figure) -> str:

@@ -14,11 +14,11 @@ from adapt import __version__
 from adapt.evaluation import stored
 from adapt.protocols.gallery import Gallery, galleries
 from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mean, plain_table, pooled, read_run
-from adapt.protocols.plots import base_against_new, compared_methods, few_shot_curves, svg
+from adapt.protocols.plots import DRAWN, compared_methods, svg
 from adapt.protocols.run_page import THRESHOLD, RunPage, name_of, run_page
 from adapt.protocols.run_protocol import Results
 from adapt.protocols.table_formats import Cells
-from adapt.protocols.tables import read_results, table, titles
+from adapt.protocols.tables import read_results, table
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,12 @@ def report(paths: Sequence[Path]) -> str:
 
 
 def _protocol_pages(protocols: Sequence[Results]) -> Iterator[ProtocolPage]:
-    draw = {"few_shot": few_shot_curves, "base_to_new": base_against_new}
     groups: dict[tuple[str, str], list[Results]] = defaultdict(list)
     for results in protocols:
         recipe = results["recipe"]
         groups[results["protocol"], f"{recipe['data']['source']}, {recipe['backbone']}"].append(results)
     for (protocol, subject), members in groups.items():
-        picture = svg(draw[protocol](list(zip(titles(members), members)))) if protocol in draw else ""
+        picture = svg(DRAWN[protocol](members)) if protocol in DRAWN else ""
         yield ProtocolPage(protocol.replace("_", " "), subject, table(members), picture)
 
 

@@ -81,14 +81,21 @@ def baseline_name(results: Results) -> str:
 
 
 def titles(results: Sequence[Results]) -> list[str]:
-    """Return a title for each result: the method's name, with settings if several results have the same method."""
+    """Return a title of its own for each result: the method's name, with settings if several have the same method.
+
+    Results that differ in the rest of their recipes alone are numbered.
+    """
     methods = [dict(each["recipe"]["method"]) for each in results]
     names = [str(method.pop("name")) for method in methods]
-    return [
+    titled = [
         name
         if names.count(name) == 1
         else f"{name} ({', '.join(f'{key}={value}' for key, value in method.items()) or 'defaults'})"
         for name, method in zip(names, methods)
+    ]
+    return [
+        f"{title} ({titled[:place].count(title) + 1})" if titled[:place].count(title) else title
+        for place, title in enumerate(titled)
     ]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from adapt.protocols.table_formats import Cells, TableRow, Value
 from adapt.protocols.tables import baseline_name, check_alike, figure_of, titles
 
 SAME = 1e-9  # spread of differences that are equal but for rounding
+Curve = dict[int, Value]  # accuracies by shots
 _Raw = list[dict[int, float]]  # for each figure that a case reads, the accuracies by seed
 
 
@@ -114,6 +116,27 @@ def table_of_sets(results: Sequence[Results]) -> Cells:
         ]
         rows.append([])
     return rows[:-1]
+
+
+def curves(results: Sequence[Results]) -> dict[str, dict[str, Curve]]:
+    """Return few-shot accuracies by data set, method and shots; the first line of each data set is the baseline.
+
+    The first of several data sets is their average, of the methods that have results on all. Raises AdaptError as
+    `table_of_sets` does.
+    """
+    grid = _Grid(results)
+    sets = dict(zip(_names(grid.sets), range(len(grid.sets)), strict=True))
+    panels = {name: slice(place, place + 1) for name, place in sets.items()}
+    if len(sets) > 1:
+        panels = {"average": slice(None)} | panels
+    lines = {grid.baseline: grid.baselines} | {method: partial(grid.raw, method=method) for method in grid.methods}
+    drawn: dict[str, dict[str, Curve]] = {}
+    for name, own in panels.items():
+        drawn[name] = {}
+        for title, raw in lines.items():
+            values = {case.shots or 0: case.value(raw(case)[own]) for case in grid.cases}
+            drawn[name][title] = {shots: value for shots, value in values.items() if isinstance(value, Value)}
+    return drawn
 
 
 def differences(results: Sequence[Results], against: str) -> Cells:

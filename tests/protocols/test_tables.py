@@ -16,7 +16,7 @@ from adapt.protocols import papers as published
 from adapt.protocols.protocol import PAPERS_TARGETS, harmonic
 from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
 from adapt.protocols.table_formats import as_csv, as_markdown, as_text
-from adapt.protocols.tables import read_results, table
+from adapt.protocols.tables import read_results, table, titles
 
 FIGURES = Path(__file__).parent / "papers_figures.md"
 METHODS = ("CLIP zero-shot", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")
@@ -94,7 +94,7 @@ def test_curves_of_different_shots_share_a_table() -> None:
     rows = table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[2:]
     assert [[*map(str, row)] for row in rows] == [
         ["lora (defaults)", "50.0 ± 5.0", "60.0 ± 5.0", ""],
-        ["lora (defaults)", "", "70.0 ± 5.0", "80.0 ± 5.0"],
+        ["lora (defaults) (2)", "", "70.0 ± 5.0", "80.0 ± 5.0"],
     ]
 
 
@@ -337,3 +337,7 @@ def test_damaged_results_are_refused_by_name(tmp_path: Path, damage: dict[str, A
     (tmp_path / "few_shot.json").write_text(json.dumps(curve({1: 0.5}) | damage))
     with pytest.raises(AdaptError, match=rf"few_shot\.json contains no valid results of a protocol: .*{key}"):
         read_results(tmp_path)
+
+
+def test_results_that_differ_in_their_training_alone_are_numbered() -> None:
+    assert titles([halves(), halves(), halves(n_ctx=4)]) == ["coop (defaults)", "coop (defaults) (2)", "coop (n_ctx=4)"]  # type: ignore[list-item]

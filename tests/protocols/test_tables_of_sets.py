@@ -13,9 +13,10 @@ import pytest
 from scipy.stats import ttest_rel
 
 from adapt.errors import AdaptError
+from adapt.protocols import plots
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.table_formats import Value, as_latex, as_markdown, as_numbers, as_text
-from adapt.protocols.tables_of_sets import differences, several_sets, table_of_sets
+from adapt.protocols.tables_of_sets import curves, differences, several_sets, table_of_sets
 
 
 def halves(source: str, name: str, *runs: tuple[float, float], zero: float = 0.3, **method: Any) -> dict[str, Any]:
@@ -175,3 +176,54 @@ def test_what_does_not_share_a_table_is_refused() -> None:
 def test_settings_tell_methods_apart() -> None:
     rows = table_of_sets([*TWO[:2], halves("dtd", "coop", (0.5, 0.5), (0.6, 0.6), n_ctx=4)])
     assert [row[0] for row in rows[1:4]] == ["zero-shot", "coop (defaults)", "coop (n_ctx=4)"]
+
+
+SHOTS = [
+    curve("dtd", "coop", {1: [0.30, 0.32], 4: [0.50, 0.54]}),
+    curve("eurosat", "coop", {1: [0.40, 0.44], 4: [0.60, 0.70]}),
+    curve("dtd", "maple", {1: [0.28, 0.30], 4: [0.52, 0.50]}),
+    curve("eurosat", "maple", {1: [0.42, 0.46], 4: [0.64, 0.66]}),
+]
+
+
+def test_curves_are_the_figures_of_the_table() -> None:
+    drawn = curves(SHOTS)
+    assert list(drawn) == ["average", "dtd", "eurosat"]
+    assert all(list(lines) == ["zero-shot", "coop", "maple"] for lines in drawn.values())
+    first = drawn["average"]["coop"][4]
+    assert first.mean == pytest.approx((0.52 + 0.65) / 2)
+    assert first.std == pytest.approx(statistics.stdev([(0.50 + 0.60) / 2, (0.54 + 0.70) / 2]))
+    assert drawn["eurosat"]["maple"][1] == (pytest.approx(0.44), pytest.approx(statistics.stdev([0.42, 0.46])), 2)
+    assert drawn["dtd"]["zero-shot"] == {1: Value(0.25), 4: Value(0.25)}
+    table = table_of_sets(SHOTS)
+    assert [row for row in table if row and row[1] == "4 shots"][1] == [
+        "coop", "4 shots", *(drawn[name]["coop"][4] for name in ("dtd", "eurosat", "average"))
+    ]  # fmt: skip
+    assert list(curves(SHOTS[::2])) == ["dtd"]  # no average of one
+
+
+def test_a_method_without_all_sets_has_no_average() -> None:
+    drawn = curves(SHOTS[:3])
+    assert drawn["average"]["maple"] == {}
+    assert len(drawn["dtd"]["maple"]) == 2
+
+
+def test_panels_have_a_line_and_a_band_for_each_method(tmp_path: Path) -> None:
+    figure = plots.few_shot_curves(SHOTS)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["average", "dtd", "eurosat"]
+    for axes in shown:
+        assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 2]  # type: ignore[arg-type]
+        assert len(axes.collections) == 2  # no band of the baseline
+    for suffix, begins in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
+        plots.draw(SHOTS, tmp_path / f"curves.{suffix}")
+        assert (tmp_path / f"curves.{suffix}").read_bytes().startswith(begins)
+    assert ">eurosat</text>" in (tmp_path / "curves.svg").read_text()  # words stay words
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="base-to-new results are drawn for one data set"):
+        plots.draw(TWO, tmp_path / "halves.png")
+    with pytest.raises(AdaptError, match="no picture of cross_dataset results"):
+        plots.draw([SHOTS[0] | {"protocol": "cross_dataset"}], tmp_path / "other.png")  # type: ignore[list-item]
+    assert list(tmp_path.iterdir()) == []
