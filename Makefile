@@ -10,6 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ON_EACH_CORE)
 INSTALL := pip install --quiet --config-settings editable_mode=compat --editable
 LOWEST := .venv-lowest
 BROWSER := build/browser
+VERSION := $(shell sed -n 's/^version = "\(.*\)".*/\1/p' pyproject.toml)
 # what reaches into every library
 LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods tests/recipes \
 	tests/serving tests/test_package.py
@@ -71,9 +72,10 @@ faults: $(VENV)/installed-dev
 test-browser: $(BROWSER)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/formats/test_page.py tests/labelling/test_label_page.py tests/serving/test_page.py
 
-# the site, in build/docs/index.html
+# the site, in build/docs/VERSION/ beside those of other versions; build/docs/index.html opens the newest
 docs: $(VENV)/installed-docs
-	$(BIN)/sphinx-build -q -W -n --keep-going docs build/docs
+	$(BIN)/sphinx-build -q -W -n --keep-going -d build/doctrees docs build/docs/$(VERSION)
+	$(BIN)/python docs/versions.py build/docs
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

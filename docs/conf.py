@@ -3,14 +3,20 @@
 import sys
 from pathlib import Path
 
+from adapt import __version__
+
 sys.path.insert(0, str(Path(__file__).parent))
 
-project = html_title = "adapt"
+project = "adapt"
+version = release = __version__
+html_title = f"adapt {version}"
 html_theme = "furo"
 html_show_copyright = False  # the licence is on the first page
 html_css_files = ["adapt.css"]
+html_js_files = [("versions.js", {"defer": "defer"})]
 html_static_path = ["static"]
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_design", "settings_table"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_design"]
+extensions += ["published_figures", "settings_table"]  # our own, in this folder
 default_role = "code"  # docstrings write `name`
 highlight_language = "text"  # indented blocks hold commands and their output
 smartquotes = False  # or else --option becomes a dash

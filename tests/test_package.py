@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata as metadata_library
+import os
 import re
 import runpy
 import subprocess
@@ -132,3 +133,26 @@ def test_an_install_by_make_is_one_that_editors_see_through(target: str, tmp_pat
         [hook] = [name for name in archive.namelist() if name.endswith(".pth")]
         [line] = archive.read(hook).decode().splitlines()
     assert (Path(line) / "adapt" / "py.typed").is_file(), line
+
+
+def test_workflows_run_the_scripts_that_people_run() -> None:
+    files = [ROOT / ".github/workflows" / f"{name}.yml" for name in ("tests", "release")]
+    tests, release = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+    assert [step["run"] for step in tests["jobs"]["tests"]["steps"] if "run" in step] == [".ci/run"]
+    steps = [step["run"] for step in release["jobs"]["build"]["steps"] if "run" in step]
+    assert steps[1:] == [".ci/release", "make docs"]
+    assert release[True]["push"]["tags"] == ["v*"]  # YAML reads `on` as true
+    assert release["permissions"] == tests["permissions"] == {"contents": "read"}
+    assert release["jobs"]["publish"]["needs"] == "build"
+    for script in (".ci/run", ".ci/release"):
+        assert subprocess.run(["bash", "-n", script], cwd=ROOT, check=False).returncode == 0
+        assert (ROOT / script).stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize(("tag", "released"), [("v{}", True), ("v{}1", False), ("{}", True), ("v9.9.9", False)])
+def test_a_tag_releases_its_own_version_alone(tag: str, released: bool) -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8"))
+    [check] = [step for step in workflow["jobs"]["build"]["steps"] if step.get("name") == "The tag is the version"]
+    named = {"GITHUB_REF_NAME": tag.format(PYPROJECT["project"]["version"]), "PATH": os.environ["PATH"]}
+    status = subprocess.run(["bash", "-c", check["run"]], cwd=ROOT, env=named, check=False).returncode
+    assert (status == 0) is released

@@ -294,9 +294,10 @@ def _run(protocol: Protocol, options: _Options) -> Results:
 def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_Options], Protocol]) -> None:
     """Run a protocol on each data set in turn, in a folder of its own if there are several; then print their table.
 
-    Raises AdaptError before any run if a recipe is wrong, or if two data sets have the same name.
+    Raises AdaptError before any run if a recipe or a data set is wrong, or if two data sets have the same name.
     """
     from adapt.protocols.papers import ELEVEN
+    from adapt.protocols.runs import check
 
     sources = [name for each in sets for name in (ELEVEN if each == "eleven" else [each])]
     if len(sources) < 2:
@@ -310,6 +311,8 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
         name: protocol_of({**options, "data": source, "root": root if _needs_root(source) else None})
         for name, source in zip(names, sources, strict=True)
     }
+    for protocol in planned.values():
+        check(protocol.runs)
     results = []
     for name, protocol in planned.items():
         click.echo(name)

@@ -345,3 +345,20 @@ def test_sets_of_one_name_are_refused(run, refused, of_five: Path, five_classes:
     result = run("base-to-new", of_five, "--data", five_classes, "--data", other, "--out", tmp_path / "b2n")
     refused(result, "expected different ones, for their folders")
     assert not (tmp_path / "b2n").exists()
+
+
+def test_every_data_set_is_read_before_the_first_run(run, refused, of_five: Path, tmp_path: Path) -> None:
+    result = run("few-shot", of_five, "--data", "emoji", "--data", "emoji@none", "--out", tmp_path / "two")
+    refused(result, "unknown bundled data set 'emoji@none'")
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_table_is_drawn_to_files(run, refused, of_five: Path, tmp_path: Path) -> None:
+    assert run("few-shot", of_five, "--shots", "1,2", "--seeds", "1", "--out", tmp_path / "curve").exit_code == 0
+    picture, words = tmp_path / "curve.png", tmp_path / "curve.svg"
+    assert run("table", tmp_path / "curve", "--plot", picture, "--plot", words).exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "training images for each class</text>" in words.read_text()
+    refused(run("table", tmp_path / "curve", "--plot", tmp_path / "curve.gif"), "has the suffix '.gif'; expected .png")
+    [first, *_] = sorted((tmp_path / "curve").glob("*/metrics.json"))
+    refused(run("table", first.parent, "--plot", picture), "--plot are for results of protocols")
