@@ -31,22 +31,43 @@ engines = common.together(
     ),
     click.option(
         "--engine",
-        type=click.Choice(["local", "ray"]),
+        type=click.Choice(["local", "ray", "slurm"]),
         default="local",
         show_default=True,
-        help="Engine of the runs: processes of this machine, or Ray.",
+        help="Engine of the runs: processes of this machine, Ray, or jobs of SLURM.",
     ),
     click.option("--address", help="Address of a Ray cluster.  [default: Ray starts one here]"),
+    click.option(
+        "--sbatch",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Option of sbatch for the jobs of SLURM, such as partition=gpu, gpus=1 or time=2:00:00 (repeatable).",
+    ),
     track,
 )
+
+
+def _sbatch(options: tuple[str, ...]) -> dict[str, str]:
+    """Return sbatch's options by name, with underscores. Raises AdaptError for one that is not written KEY=VALUE."""
+    given = {}
+    for option in options:
+        key, equals, value = option.removeprefix("--").partition("=")
+        if not (key and equals and value) or "\n" in option:
+            raise AdaptError(f"--sbatch {option} is not an option; expected KEY=VALUE, such as partition=gpu")
+        given[key.replace("-", "_")] = value
+    threads = given.get("cpus_per_task", "1")
+    if not (threads.isdecimal() and int(threads)):
+        raise AdaptError(f"--sbatch cpus-per-task={threads} is not a number of threads; expected 1 or more")
+    return given
 
 
 def run(
     protocol: Protocol,
     out: Path,
     jobs: int,
-    engine: Literal["local", "ray"],
+    engine: Literal["local", "ray", "slurm"],
     address: str | None,
+    sbatch: tuple[str, ...],
     track: tuple[str, ...],
 ) -> Results:
     """Train and evaluate all runs of `protocol` in the folder `out`; print each result, and finally a table."""
@@ -54,6 +75,9 @@ def run(
 
     if address is not None and engine != "ray":
         raise AdaptError("--address is the address of a Ray cluster and needs --engine ray: add --engine ray")
+    if sbatch and engine != "slurm":
+        raise AdaptError("--sbatch has options of SLURM's jobs and needs --engine slurm: add --engine slurm")
+    of_jobs = _sbatch(sbatch)
     with quiet_libraries():
         from adapt.protocols.engines import Engine
         from adapt.protocols.run_protocol import run_protocol
@@ -61,7 +85,7 @@ def run(
         from adapt.protocols.tables import table
 
         try:
-            where = Engine(engine, jobs, address)
+            where = Engine(engine, jobs, address, tuple(of_jobs.items()))
             results = run_protocol(protocol, out, where, lambda line: click.echo(f"  {line}", err=True), track)
         except KeyboardInterrupt:
             click.echo("stopped; continue with the same command", err=True)

@@ -24,8 +24,9 @@ class _Options(common.Options):
 
     out: Path
     jobs: int
-    engine: Literal["local", "ray"]
+    engine: Literal["local", "ray", "slurm"]
     address: str | None
+    sbatch: tuple[str, ...]
     track: tuple[str, ...]
 
 
@@ -288,7 +289,8 @@ def _transfer(
 
 
 def _run(protocol: Protocol, options: _Options) -> Results:
-    return run(protocol, options["out"], options["jobs"], options["engine"], options["address"], options["track"])
+    where = options["jobs"], options["engine"], options["address"], options["sbatch"]
+    return run(protocol, options["out"], *where, options["track"])
 
 
 def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_Options], Protocol]) -> None:

@@ -1,7 +1,8 @@
-"""Engines that compute independent runs: one after the other, in several processes, or on Ray, with equal results.
+"""Engines that compute independent runs, with equal results: in processes here, on Ray, or as jobs of SLURM.
 
 The last bits of results depend on the number of threads, so all engines use the same number: torch's default (the
-cores, or OMP_NUM_THREADS) divided by the number of parallel runs. Parallel runs share the machine's accelerators.
+cores, or OMP_NUM_THREADS) divided by the number of parallel runs. Parallel runs share the machine's accelerators. A run
+whose process dies is tried again, twice, and goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapt import devices, plugins
 from adapt.errors import AdaptError, missing
+from adapt.protocols import slurm
 from adapt.protocols.runs import PlannedRun, Row, measure
 from adapt.tracking import Track
 
@@ -26,17 +29,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine that computes `at_once` runs in parallel, on this machine or on a Ray cluster (remote or local)."""
+    """An engine that computes `at_once` runs in parallel, on this machine or on a cluster of Ray or SLURM.
 
-    name: Literal["local", "ray"] = "local"
+    `address` is that of a Ray cluster, and `sbatch` are options of SLURM's jobs.
+    """
+
+    name: Literal["local", "ray", "slurm"] = "local"
     at_once: int = 1
     address: str | None = None
+    sbatch: tuple[tuple[str, str], ...] = ()
 
     @property
     def threads(self) -> int:
         """The number of CPU threads that each run uses."""
         import torch
 
+        asked = dict(self.sbatch).get("cpus_per_task")
+        if asked is not None:
+            return int(asked)
         return max(1, torch.get_num_threads() // self.at_once)
 
     def share(self, accelerators: int) -> float:
@@ -47,11 +57,32 @@ class Engine:
         """Train and test `runs` in the folder `out`, and yield a row of results for each run, in the given order."""
         if self.name == "ray":
             return self._on_ray(runs, out, track)
+        if self.name == "slurm":
+            options = {"cpus_per_task": str(self.threads)} | dict(self.sbatch)
+            arguments = (self.threads, track, plugins.loaded())
+            slurm.check_options(options)
+            return slurm.rows(_measure, runs, arguments, out, self.at_once, options)
         if self.at_once == 1:
             return (_measure(run, out, self.threads, track) for run in runs)
         return self._in_processes(runs, out, track)
 
     def _in_processes(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
+        """Yield the rows of a pool of processes, and of another one for the runs that are left if a process dies."""
+        done, deaths = 0, 0
+        while done < len(runs):
+            try:
+                for row in self._in_pool(runs[done:], out, track):
+                    yield row
+                    done, deaths = done + 1, 0
+            except BrokenProcessPool as error:
+                deaths += 1
+                if deaths > slurm.RETRIES:
+                    raise AdaptError(
+                        f"the process of {runs[done].name} or of a run beside it died {deaths} times, perhaps for want "
+                        "of memory: use fewer --jobs, and the same command goes on"
+                    ) from error
+
+    def _in_pool(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
         context = multiprocessing.get_context("spawn")
         numbers = context.SimpleQueue()
         for number in range(self.at_once):
@@ -76,13 +107,15 @@ class Engine:
             self._start(ray)
         try:
             share = self.share(_accelerators(ray)) if any(run.recipe.device != "cpu" for run in runs) else 0
-            task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=0)(_measure)
+            task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=slurm.RETRIES)(_measure)
             pending = [task.remote(run, out.absolute(), self.threads, track, plugins.loaded()) for run in runs]
             for each in pending:
                 try:
                     yield ray.get(each)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
+                except ray.exceptions.WorkerCrashedError as error:
+                    raise AdaptError(f"the process of a run died {slurm.RETRIES + 1} times: {error}") from error
         finally:
             if started:
                 ray.shutdown()
