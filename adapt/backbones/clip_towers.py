@@ -50,13 +50,14 @@ def vision_tower(visual: Owner, pooling: Pooling, read: Callable[[Tensor, Norm],
 
 
 def _tower(name: str, form: Form, owner: Owner, **parts: Any) -> Tower:
-    blocks = tuple(map(_block, owner.transformer.resblocks))
+    blocks = tuple(map(block_of, owner.transformer.resblocks))
     heads, width = blocks[0].attn.num_heads, blocks[0].projections["out"].shape[0]
     assert isinstance(heads, int)
     return Tower(name, width, heads, form, blocks, **parts)
 
 
-def _block(module: Owner) -> Block:
+def block_of(module: Owner) -> Block:
+    """Return the map of a block with open_clip's names."""
     attn, mlp = module.attn, module.mlp
     projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
     projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}

@@ -270,6 +270,7 @@ def test_a_budget_of_pixels_for_models_that_have_none() -> None:
             backbone.limited(1000)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_lora_learns_on_quantised_blocks(kind: str, quantization: str) -> None:
@@ -307,6 +308,7 @@ def test_lora_holds_to_the_interface_of_methods(kind: str) -> None:
     assert {"a_stopped_training_goes_on_exactly", "threads_are_answered_alike", "copies_are_whole"} <= set(passed)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "kind", [kind if kind == "qwen2_5_vl" else pytest.param(kind, marks=pytest.mark.full) for kind in LINKED]
 )

@@ -64,6 +64,7 @@ def test_open_clips_own_transforms_are_known(mode: str) -> None:
     assert len(keys) == 2
 
 
+@pytest.mark.full
 def test_another_process_has_the_same_key() -> None:
     script = (
         "from adapt.backbones.preprocess import Preprocess\nfrom adapt.backbones.transform_key import transform_key\n"

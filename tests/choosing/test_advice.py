@@ -43,6 +43,7 @@ def features(emoji: Split, model: AdaptedModel) -> dict[str, Tensor]:
     return {name: item_features(model, items, workers=0) for name, items in parts.items()}
 
 
+@pytest.mark.full
 @by_turns("seed", [1, 2])
 def test_half_of_the_wrong_labels_are_among_as_many_suspects(
     emoji: Split, features: dict[str, Tensor], seed: int

@@ -90,6 +90,7 @@ def test_the_command_keeps_odd_paths(root: str) -> None:
     assert pair(words[0]) == ("data.root", root)
 
 
+@pytest.mark.full
 def test_images_are_answered_by_models_that_have_not_seen_them(few: Split) -> None:
     """A table of training images knows their labels by heart; of images held back it is right about half the time."""
     candidate = _listed()["tip_adapter"]
@@ -106,6 +107,7 @@ def test_images_are_answered_by_models_that_have_not_seen_them(few: Split) -> No
     assert not torch.equal(Comparison(few, backbone, 3, seed=2).run(candidate).right, found.right)
 
 
+@pytest.mark.full
 def test_the_time_is_estimated_from_a_few_steps(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one fold, as if each step took half a second."""
     listed = _listed(every=True)
@@ -192,6 +194,7 @@ def test_few_images_are_not_sure() -> None:
     assert in_groups.error == pytest.approx(every.error)  # images of one group are no more than one image
 
 
+@pytest.mark.full
 def test_the_error_is_that_of_as_many_models_as_learned_from_the_images(few: Split) -> None:
     """Of twenty folds no more than eight have one of the eight images, and zero-shot learns from none."""
     names = few.class_names[:2]

@@ -77,6 +77,7 @@ def timeless(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in ("seconds", "adapter_bytes")}
 
 
+@pytest.mark.full
 def test_test_images_choose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without them all is the same but their own figures."""
     whole = adapt.recommend("emoji", shots=2, progress=False)
@@ -117,6 +118,7 @@ def test_one_image_a_class(tmp_path: Path) -> None:
     assert "cannot be known" in (tmp_path / "out/report.html").read_text()
 
 
+@pytest.mark.full
 def test_a_budget_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.Comparison, "estimate", lambda self, each: 1e6 if each.name == "lora" else 0.0)
     found = adapt.recommend("emoji", shots=2, budget=600.0, progress=False)
@@ -125,6 +127,7 @@ def test_a_budget_leaves_out_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) 
     assert "left out: lora: it would take about 833 h 20 min more" in str(found)
 
 
+@pytest.mark.full
 def test_a_method_that_cannot_be_trained_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = module.Comparison.run
 
@@ -170,6 +173,7 @@ def _painted(folder: Path, **images: int) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_what_was_compared_stays_where_the_training_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*given: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
@@ -181,6 +185,7 @@ def test_what_was_compared_stays_where_the_training_fails(tmp_path: Path, monkey
     assert len(list(csv.DictReader((tmp_path / "out/methods.csv").open()))) == 3
 
 
+@pytest.mark.full
 def test_changes_are_of_all_recipes(tmp_path: Path) -> None:
     """A broken file is refused with advice, which can be followed; names with dollars are names."""
     photos = _painted(tmp_path / "photos", _a_=4, b=4)
@@ -225,6 +230,7 @@ def test_what_is_refused_is_refused_at_once(arguments: list[str], message: str, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 def test_without_out_a_new_folder_is_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("recommend-emoji", "recommend-emoji-2"):

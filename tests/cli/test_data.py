@@ -146,6 +146,7 @@ def test_check_tells_all_and_writes_it_to_lists(run, refused, tmp_path: Path) ->
     refused(run("data", "check", folder, "--out", tmp_path / "lists"), "lists exists already; name a new folder")
 
 
+@pytest.mark.full
 def test_check_never_says_all_of_some(run, tmp_path: Path) -> None:
     folder = strange_folder.build(tmp_path / "pets")
     for name in ("cut.jpg", "empty.jpg"):

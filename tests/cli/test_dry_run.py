@@ -41,6 +41,7 @@ def test_nothing_of_a_native_model_is_loaded_but_its_configuration(tmp_path: Pat
     assert not out.exists()
 
 
+@pytest.mark.full
 def test_quantised_weights_count_less(tmp_path: Path) -> None:
     """Those of the blocks: embeddings and the head stay as they are."""
     [mib] = re.findall(r"([\d.]+) MiB of weights", planned("lora/chats", "--set", "quantize=nf4"))

@@ -68,6 +68,7 @@ def test_under_an_adapter(run, refused, captions: Path, model_folder: Path, tmp_
     refused(run("search", captions, "the sky", "--adapter", adapter), "the index was made without an adapter")
 
 
+@pytest.mark.full
 def test_an_old_index_is_searched_by_a_new_backbone(
     run, refused, captions: Path, model_folder: Path, tmp_path: Path
 ) -> None:

@@ -318,6 +318,7 @@ def eleven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return miniatures.build(tmp_path_factory.mktemp("eleven"))
 
 
+@pytest.mark.full
 def test_one_command_makes_the_table_of_eleven_sets_and_mends_it(
     run, eleven: Path, model_folder: Path, tmp_path: Path
 ) -> None:

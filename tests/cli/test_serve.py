@@ -102,6 +102,7 @@ def test_tokens_that_are_refused(
     refused(run("serve", str(adapter), "--port", "0", "--token-file", str(path)), words)
 
 
+@pytest.mark.full
 def test_a_token_an_address_of_ipv6_and_an_end_while_requests_are_half_sent(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("sesame-0123456789\n")
     line = [sys.executable, "-m", "adapt", "serve", f"fruit={adapter}", "--port", "0", "--host", "::1"]

@@ -26,6 +26,7 @@ def stata(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.full
 def test_a_run_and_eval_have_figures_of_both(run, stata: Path) -> None:
     metrics = json.loads((stata / "metrics.json").read_bytes())
     assert metrics["adapted"]["accuracy"] == metrics["zero_shot"]["accuracy"]

@@ -38,6 +38,7 @@ def test_what_it_prints(run, recipe: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run/curves.png").stat().st_size > 0
 
 
+@pytest.mark.full
 def test_a_clean_run_says_nothing_on_stderr(real, recipe: Path, tmp_path: Path) -> None:
     lora = ("--set", "method={name: lora, projections: q}", "--set", "train.epochs=1")
     process = real("train", recipe, "--out", tmp_path / "run", "--quiet", *lora)
@@ -46,6 +47,7 @@ def test_a_clean_run_says_nothing_on_stderr(real, recipe: Path, tmp_path: Path) 
     assert "adapted" in output
 
 
+@pytest.mark.full
 def test_ctrl_c_stops_the_real_command_and_it_can_go_on(real, run, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ("train", recipe, "--out", out, "--set", "train.epochs=100000")

@@ -239,6 +239,7 @@ def test_evaluation_mode_lasts_while_another_threads_ends(open_clip: Backbone) -
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("backbone", CLIPS, indirect=True)
 def test_a_copy_that_is_made_while_others_call_is_whole(backbone: Backbone, images: Tensor) -> None:
     backbone.model.requires_grad_(True).train()

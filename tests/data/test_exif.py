@@ -127,7 +127,7 @@ def test_features_of_turned_images_have_a_key_of_their_own() -> None:
     backbone = adapt.load_backbone("mini-clip")
     for train in (True, False):
         stored, turned = backbone.transform(train), backbone.turning(True).transform(train)
-        assert type(stored).__name__ == "Compose"
+        assert type(stored).__name__ == ("Compose" if train else "Pillow")
         assert None not in (transform_key(stored), transform_key(turned))
         assert transform_key(stored) != transform_key(turned)
     assert backbone.reading()["turned"] is False

@@ -34,6 +34,7 @@ def test_a_second_compiled_model_computes_its_own_edits(
             assert scaled(one(images), logits) < 1e-5
 
 
+@pytest.mark.full
 def test_an_unedited_tower_is_compiled(open_clip: Backbone, images: Tensor) -> None:
     counter = torch._dynamo.testing.CompileCounter()
     model = adapt.wrap(open_clip, adapt.methods.CoOp(n_ctx=4), ("goldfish", "toy")).eval()

@@ -45,6 +45,7 @@ def test_a_step_inside_a_budget_does_not_grow_with_the_classes(fast: bool, open_
     assert many - few < 96 * 4096  # ids and features of a class, no activations
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize(("n_ctx", "classes"), [(1, 30), (56, 2)])  # mostly the classes' own rows, mostly shared ones
 def test_the_images_of_a_batch_share_the_budget(n_ctx: int, classes: int, fast: bool, open_clip: Backbone) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from checks import scaled
+from selection import by_turns
 from torch import Tensor, nn
 
 import adapt
@@ -41,7 +42,7 @@ def step(model: AdaptedModel, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tower", ["text", "vision"])
-@pytest.mark.parametrize("backbone", ["open_clip", "hf_clip"], indirect=True)
+@by_turns("backbone", ["open_clip", "hf_clip"], indirect=True)
 def test_a_hook_on_a_block_fires_as_often_as_on_the_plain_path(
     kind: str, tower: str, backbone: Backbone, images: Tensor
 ) -> None:

@@ -251,6 +251,7 @@ def test_another_adapter_is_refused(tiny: Backbone, tmp_path: Path) -> None:
         adapt.load(folder)
 
 
+@pytest.mark.full
 def test_a_configuration_of_a_million_blocks_is_refused_before_they_are_made(tiny: Backbone, tmp_path: Path) -> None:
     folder = compact.export(light(tiny, "vision.1"), tmp_path / "light")
     configuration = folder / "open_clip_config.json"

@@ -64,6 +64,7 @@ def test_the_record_says_how_to_use_it(open_clip: Backbone, images: Tensor, tmp_
     assert [(each.name, each.shape) for each in session.get_outputs()] == [("logits", ["batch", 3])]
 
 
+@pytest.mark.full
 @by_turns("answers", [Answers(0.25, ("a photo of a {}.",)), Answers(temperature=2.5)])
 def test_blend_and_temperature_are_part_of_it(
     answers: Answers, open_clip: Backbone, images: Tensor, tmp_path: Path
@@ -114,6 +115,7 @@ def test_in_eight_bits_it_is_smaller_and_nearly_the_same(images: Tensor, tiny_sp
     assert cosine.min() > 0.99
 
 
+@pytest.mark.full
 def test_openvino_gives_the_same_logits(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="openvino is not installed")
     model = model_of(open_clip)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from selection import by_turns
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
@@ -57,7 +58,7 @@ SIZES = [((97, 61), (33, 20)), ((30, 20), (64, 64)), ((64, 64), (64, 64)), ((501
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "box", "bilinear", "bicubic", "lanczos", "hamming"])
-@pytest.mark.parametrize(("size", "to"), SIZES)
+@by_turns(("size", "to"), SIZES, take=2)
 def test_pictures_are_resized_to_the_bit_as_by_pillow(
     interpolation: str, size: tuple[int, int], to: tuple[int, int], script: Any
 ) -> None:
@@ -67,7 +68,7 @@ def test_pictures_are_resized_to_the_bit_as_by_pillow(
     assert np.abs(np.array(found) - expected.ravel().astype(int)).max() == 0
 
 
-@pytest.mark.parametrize("size", [(97, 61), (61, 98), (40, 40), (32, 33), (20, 300)])
+@by_turns("size", [(97, 61), (61, 98), (40, 40), (32, 33), (20, 300)])
 @pytest.mark.parametrize(
     "settings", [{}, {"edge": 37}, {"edge": 37, "floor_crop": True}, {"edge": 21}, {"resize": "squash"}]
 )

@@ -190,6 +190,7 @@ def test_the_snippet_of_the_card_classifies(clip_folder: Path, tmp_path: Path) -
     assert dict(zip(NAMES, found.tolist())) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.full
 def test_what_adapt_wrote_tells_backbone_and_classes(clip_folder: Path, images: Tensor, tmp_path: Path) -> None:
     model = lora(adapt.load_backbone(f"hf:{clip_folder}"))
     loaded = adapt.load(peft_layout.export(model, tmp_path / "peft"))

@@ -59,6 +59,7 @@ def true_class(path: str) -> str:
     return name or "tin can"
 
 
+@pytest.mark.full
 def test_images_of_the_run_and_broken_ones_are_not_asked_about(
     begun: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_round_trains_on_the_answers(begun: Path, tmp_path: Path) -> None:
     assert len(own.proposals) == 8
 
 
+@pytest.mark.full
 def test_the_command_trains_the_same_adapter(begun: Path, tmp_path: Path) -> None:
     own = labelling(begun, tmp_path / "out")
     for each in own.propose(6):
@@ -143,6 +145,7 @@ def test_the_last_answers_can_be_taken_back(begun: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out/annotations.csv").exists()
 
 
+@pytest.mark.full
 def test_answers_and_rounds_are_there_again(begun: Path, tmp_path: Path) -> None:
     own = labelling(begun, tmp_path / "out")
     [first] = own.propose(1)

@@ -143,6 +143,7 @@ def test_all_tokens_beside_other_edits_on_both_paths(other: dict[str, Any], imag
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.full
 def test_a_run_without_labels_goes_on_and_is_drawn(tiny_split: Split, tmp_path: Path) -> None:
     """A cut run that is resumed ends as one that was not cut; a report and a plot need no accuracy."""
     listed = tmp_path / "images.csv"

@@ -128,6 +128,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_run_tells_accuracy_by_tokens(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["tokens"]) == ["1", "2", "4", "8", "16"]

@@ -135,6 +135,7 @@ def test_a_refused_length_is_not_taken(open_clip: Backbone, tiny_split: Split, i
     assert torch.equal(model(images), before)
 
 
+@pytest.mark.full
 def test_several_labels_are_compared_by_length_too(tmp_path: Path) -> None:
     asked = ["train", "mrl", "--data", "emoji-labels", "--out", str(tmp_path / "run")]
     result = CliRunner().invoke(main, [*asked, "--set", "train.iterations=3", "--set", "train.epochs=null"])
@@ -157,6 +158,7 @@ def accuracy(model: Any, dim: int, items: Any) -> float:
     return 100 * evaluate(model, items).accuracy
 
 
+@pytest.mark.full
 def test_short_features_of_drawings_know_their_class(run: Path) -> None:
     """Bars: 32 of 256 values within two points of all, and 16 at least five above the first 16 of the backbone."""
     split, model = adapt.data.load("emoji"), adapt.load(run)

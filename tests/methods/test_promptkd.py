@@ -57,6 +57,7 @@ def test_labels_are_never_read(tiny_split: Split) -> None:
         assert torch.equal(tensor, other.method.state_dict()[name]), name
 
 
+@pytest.mark.full
 def test_answers_come_nearer_to_the_teachers() -> None:
     drawings = adapt.data.load("emoji").few_shot(1, 1)
     model = student(drawings, teacher="mini-clip", template=drawings.template)

@@ -10,6 +10,7 @@ import torch
 from checks import perturb
 from native_chats import CHATS, KINDS, lora, model_of, pictures, seen
 from PIL import Image
+from selection import by_turns
 from torch import Tensor
 
 import adapt
@@ -57,7 +58,7 @@ def generated(model: ChatModel, images: Any, chats: Any, **settings: Any) -> lis
     return [answer.text for answer in model.generate(images, chats, max_new_tokens=5, **settings)]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "paligemma"])
+@by_turns("kind", [kind for kind in KINDS if kind != "paligemma"], take=3)
 @pytest.mark.parametrize("mode", ["none", "unk", "both"])
 def test_each_token_is_debiased(kind: str, mode: Mode) -> None:
     model, images = chatting(kind), seen()[:2]

@@ -13,6 +13,7 @@ import torch
 from checks import flat, perturb, relative
 from native_chats import CHATS, FAST, lora, model_of, pictures, seen, step_of
 from PIL import Image
+from selection import by_turns
 
 import adapt
 from adapt import AdaptError
@@ -154,7 +155,7 @@ def items(tmp_path: Path) -> list[Item]:
     ]
 
 
-@pytest.mark.parametrize("kind", FAST)
+@by_turns("kind", FAST, take=3)
 def test_training_from_encoded_images_learns_the_same(kind: str, items: list[Item]) -> None:
     """And encodes each image once, for all epochs and both evaluations; without the cache, in each."""
     trained, calls = [], []
@@ -278,6 +279,7 @@ def test_conversations_that_could_teach_nothing_are_refused(items: list[Item]) -
         )
 
 
+@pytest.mark.full
 def test_a_search_for_blocks_counts_the_operations_of_a_conversation() -> None:
     split = adapt.data.load("emoji-chats@fluent-3d")
     search = DAS(skip=1, towers=("decoder",), search_epochs=2, reduction=4)

@@ -178,6 +178,7 @@ def test_a_class_that_is_no_whole_method_is_refused(change: dict[str, Any]) -> N
         methods.register(type("Odd", (methods.ZeroShot,), {"name": "odd"} | change))
 
 
+@pytest.mark.full
 def test_workers_know_the_methods_of_files(tmp_path: Path, model_folder: Path, five_classes: Path) -> None:
     (tmp_path / "shift_of_mine.py").write_text(SOURCE)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe_on(model_folder, five_classes, epochs=1)))

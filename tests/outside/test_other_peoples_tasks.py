@@ -126,6 +126,7 @@ def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path) -
     assert_goes_on_exactly(new, partial(adapt.fit, train_set=split.train, **settings), tmp_path / "run", step=5)
 
 
+@pytest.mark.full
 def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     asked = ["--shots", "1,2", "--seeds", "1,2", "--backbone", "mini-clip", "--out", runs, *QUICK]

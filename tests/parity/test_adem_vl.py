@@ -13,8 +13,8 @@ from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
 from adapt import methods
+from adapt.backbones.clip_towers import block_of
 from adapt.backbones.decoder import decoder_tower
-from adapt.backbones.openclip import _native_blocks
 from adapt.backbones.tower import Form, Tower
 from adapt.edits import Parallel
 from adapt.engine.hooks import run
@@ -123,7 +123,7 @@ def test_adem_clip() -> None:
     transformer.resblocks[0].load_state_dict(theirs)
     adapter = VisionAdapter(width, settings["adapter_dim"]).eval()
     adapter.load_state_dict({key: weights[f"adapter_mlp.{key}"] for key in adapter.state_dict()})
-    blocks = _native_blocks(transformer)
+    blocks = tuple(map(block_of, transformer.resblocks))
     assert blocks is not None
     tower = Tower("vision", width, settings["heads"], Form(causal=False, pooling="class"), blocks)
     edit = Parallel(0, "mlp", adapter, normed=True)

@@ -83,6 +83,7 @@ def _without_lists(run: Path, tmp_path: Path) -> Path:
 LISTS = ("contradictions", "suspects", "duplicates", "confused")
 
 
+@pytest.mark.full
 def test_long_lists_and_large_images_stay_small(run: Path, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     Image.effect_noise((1600, 1200), 90).convert("RGB").save(photo)

@@ -48,6 +48,7 @@ def test_runs_that_differ_by_their_seed_are_one_row(runs: dict[str, Path]) -> No
     assert dict(zip(header, rows[0], strict=True))["gain"] == f"{100 * gain:+.1f}"
 
 
+@pytest.mark.full
 def test_table_shows_runs_and_refuses_a_mixture(runs: dict[str, Path], tmp_path: Path) -> None:
     result = run("table", *runs.values(), "--format", "csv")
     assert result.exit_code == 0

@@ -56,6 +56,7 @@ _recipe = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.full
 @_quick
 @given(_recipe | _value)
 def test_recipes_that_are_made_up(tmp_path: Path, content: Any) -> None:

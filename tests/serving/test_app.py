@@ -68,6 +68,7 @@ def test_one_pass_over_the_image_serves_those_that_share_it(
     assert sorted(blocks) == [0, 1, 2]
 
 
+@pytest.mark.full
 def test_many_clients_while_adapters_come_and_go(
     serve: Serve, models: dict[str, AdaptedModel], images: list[bytes]
 ) -> None:

@@ -93,6 +93,7 @@ def test_settings_are_tracked_where_no_step_is_taken(train, make_model, tiny_spl
     assert yaml.safe_load((out / "recipe.yaml").read_text())["method"]["name"] == "gda"
 
 
+@pytest.mark.full
 def test_settings_whose_keys_mlflow_refuses_are_tracked_all_the_same(tmp_path: Path) -> None:
     """Keys of descriptions are names of classes, whatever is in them."""
     names = ("goldfish", "red_panda", "sea cucumber")

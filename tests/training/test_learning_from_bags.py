@@ -11,6 +11,7 @@ import pytest
 import tiny_backbones
 import torch
 import torch.nn.functional as F
+from selection import by_turns
 from small_trainings import SETTINGS
 
 import adapt
@@ -96,7 +97,7 @@ def test_a_tower_learns_from_the_features_of_items(bags: Split) -> None:
         assert torch.allclose(own, parameter.grad, atol=1e-5 * float(own.abs().max()) + 1e-8)
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@by_turns("name", CLASSIFIERS, take=12)
 def test_every_method_learns_items_or_says_that_it_reads_one_image(name: str, bags: Split) -> None:
     method = methods.find(name)
     model = wrapped(name, bags, **method.example)
@@ -144,6 +145,7 @@ def test_an_unknown_pooling_is_refused(bags: Split) -> None:
         adapt.fit(wrapped("gda", bags), bags.train, progress=False, pooling="feature")  # type: ignore[arg-type]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pooling", ["features", "logits"])
 def test_predict_items_agrees_with_evaluation(pooling: Any, bags: Split) -> None:
     model = wrapped("lora", bags, dropout=0.0).eval()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from selection import by_turns
 from stopping import assert_goes_on_exactly
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def test_more_wrong_texts_are_columns_of_the_images_alone() -> None:
     assert torch.allclose(contrast(logits, wrong), expected)
 
 
-@pytest.mark.parametrize("name", ["lora", "ln_tuning", "bitfit", "clip_svd", "svlc", "clippings"])
+@by_turns("name", ["lora", "ln_tuning", "bitfit", "clip_svd", "svlc", "clippings"], take=2)
 def test_it_trains_is_saved_and_serves_classes_afterwards(
     name: str, open_clip: Backbone, pairs: Split, images: Tensor, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def by_two(
     return out, [output.splitlines() for output, _ in said]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_learn_what_one_does(
     case: str, by_two: tuple[Path, list[list[str]]], model_folder: Path, five_classes: Path, tmp_path: Path

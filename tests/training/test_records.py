@@ -120,6 +120,7 @@ def test_training_brings_an_entitys_pairs_together(open_clip: Backbone, records:
     assert f"of {len(items)} pairs are nearest to another of their entity" in str(result)
 
 
+@pytest.mark.full
 def test_pairs_without_entities_are_contrasted(open_clip: Backbone, records: Split) -> None:
     torch.manual_seed(0)
     model = adapt.wrap(open_clip, methods.CLIPPINGS(rank=2), ())

@@ -47,6 +47,7 @@ def test_weights_follow_the_unlabelled_images() -> None:
     assert scaled(ss_text.with_unlabelled(texts, features, labels, unlabelled[order], 50.0), near) < 1e-5
 
 
+@pytest.mark.full
 def test_ss_text_u_learns_from_unlabelled_drawings() -> None:
     whole = load("emoji").only("1/4")
     split = whole.few_shot(1, seed=1).keeping_rest(whole)

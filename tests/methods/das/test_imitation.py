@@ -106,6 +106,7 @@ def test_a_tower_that_is_read_at_all_tokens_has_no_class_token(hf_siglip, images
     assert 0.5 < found < 1.5  # one ratio, not two: a new adapter changes next to nothing
 
 
+@pytest.mark.full
 def test_a_search_and_the_training_after_it_start_so(make_model, tiny_split, train, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(searching.Search, "_enough", lambda self, order: (1,))  # whatever the gates say
     monkeypatch.setattr(searching, "number_of_subsets", lambda *blocks: 2)
