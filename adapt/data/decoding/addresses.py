@@ -1,4 +1,4 @@
-"""Download of images from web addresses, within limits of time and size, and only if the caller allows it."""
+"""Download of images and tar shards from web addresses, only if the caller allows it; images within limits of time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from socket import socket
 from typing import IO, TYPE_CHECKING, Any
 
 from adapt.data.decoding.files import MOST_BYTES
-from adapt.disk import read_bounded
+from adapt.disk import read_bounded, replacing
 from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
+_SILENCE = 60.0  # seconds, of a server that sends a large file
 _SECONDS = 10.0  # from the first step to the last byte, including redirects
 
 
@@ -47,6 +50,37 @@ def fetched(address: str) -> bytes:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise AdaptError(f"image {address!r} cannot be fetched: {reason}. Check the address and the network") from error
+
+
+def download(address: str, path: Path) -> None:
+    """Download the file at an http or https address to `path`, which is written whole or not at all.
+
+    Raises AdaptError if the server does not answer, ends early, or says nothing for a minute.
+    """
+    try:
+        with (
+            urllib.request.build_opener(_WithinTheWeb).open(address, timeout=_SILENCE) as answer,
+            replacing(path) as temporary,
+            temporary.open("wb") as file,
+        ):
+            for block in iter(partial(_block, answer, address), b""):
+                file.write(block)
+            expected = answer.headers.get("Content-Length")
+            if expected is not None and file.tell() != int(expected):
+                raise _failed(address, f"it ended after {file.tell():,} of {int(expected):,} bytes")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise _failed(address, getattr(error, "reason", error)) from error
+
+
+def _block(answer: IO[bytes], address: str) -> bytes:
+    try:
+        return answer.read(2**20)
+    except (OSError, http.client.HTTPException) as error:  # here, as an OSError below would seem to be the disk's
+        raise _failed(address, error) from error
+
+
+def _failed(address: str, reason: object) -> AdaptError:
+    return AdaptError(f"{address!r} cannot be downloaded: {reason}. Check the address and the network")
 
 
 class _WithinTheWeb(urllib.request.HTTPRedirectHandler):

@@ -140,21 +140,31 @@ def read_chats(
         rows = list(rows_of(read_text(source), source.endswith(".jsonl")))
     if not rows:
         raise AdaptError(f"{where} have no rows")
-    listed = [_listed(row, f"{where} row {number}", folder, f"{source}!{number}") for number, row in enumerate(rows, 1)]
-    first = listed[0].item.task
-    for number, row in enumerate(listed, 1):
-        if row.item.task is not first:
-            raise AdaptError(
-                f"{where} row {number} belongs to {row.item.task.name}, and row 1 to {first.name}: put each into its "
-                "own file"
-            )
+    listed = [
+        listed_row(row, f"{where} row {number}", folder, f"{source}!{number}") for number, row in enumerate(rows, 1)
+    ]
+    check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
         raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
     return to_split(Path(source).stem, folder, listed, None, ratios, seed)
 
 
-def _listed(row: object, where: str, folder: str, place: str) -> Listed:
-    """Return a row as an item with its part of the split; images inside the row are named by its `place`."""
+def check_one_task(rows: Sequence[Listed], where: str) -> None:
+    """Raise AdaptError if some rows are preferences, and others are not."""
+    first = rows[0].item.task
+    for number, row in enumerate(rows, 1):
+        if row.item.task is not first:
+            raise AdaptError(
+                f"{where} row {number} belongs to {row.item.task.name}, and row 1 to {first.name}: put each into its "
+                "own file"
+            )
+
+
+def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
+    """Return a row as an item with its part of the split; images inside the row are named by its `place`.
+
+    Raises AdaptError, which begins with `where`, as `read_chats` does.
+    """
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
     for key in _OTHER_PREFERENCES:
