@@ -218,7 +218,7 @@ def _class_of(text: str, class_names: tuple[str, ...] | None, where: str) -> str
 
 class TarShards(Reader):
     name = "tar_shards"
-    takes = "tar shards, as NAME-{000..009}.tar"
+    takes = "tar shards, as NAME-{00..09}.tar"
 
     def claims(self, spec: str) -> bool:
         return _has_shards_alone(spec) if os.path.isdir(spec) else spec.endswith(".tar")
