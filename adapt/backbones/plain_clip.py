@@ -6,17 +6,17 @@ settings and operations of open_clip's `CLIP`: weights, fingerprints, adapters a
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy
 import torch
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,68 +27,102 @@ from adapt.backbones.tokenizer import FileText
 from adapt.backbones.tower import Form, Norm
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
-_VISION = ("image_size", "patch_size", "width", "layers", "head_width")
-_TEXT = ("context_length", "vocab_size", "width", "layers", "heads")
-_FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # Pillow's
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_Positive = Annotated[float, Field(gt=0)]
 
 
-def is_plain(folder: Path) -> bool:
-    """Return whether a folder in open_clip's format needs nothing of open_clip's: no option beyond CLIP's sizes."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    model, preprocess = config["model_cfg"], config.get("preprocess_cfg", {})
-    text = {**model["text_cfg"]}
-    named = text.pop("hf_tokenizer_name", None)
-    return (
-        isinstance(named, str)
-        and model.keys() - {"quick_gelu"} == {"embed_dim", "vision_cfg", "text_cfg"}
-        and isinstance(model.get("quick_gelu", False), bool)
-        and _sizes(model, ("embed_dim",))
-        and all(
-            tower.keys() == {*sizes, "mlp_ratio"} and _sizes(tower, sizes) and isinstance(tower["mlp_ratio"], float)
-            for tower, sizes in ((model["vision_cfg"], _VISION), (text, _TEXT))
-        )
-        and preprocess.keys() == {"size", "mean", "std", "interpolation", "resize_mode"}
-        and preprocess["size"] == model["vision_cfg"]["image_size"]
-        and preprocess["resize_mode"] == "shortest"
-        and preprocess["interpolation"] in _FILTERS
-        and FileText.reads(folder)
-    )
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def _sizes(settings: Mapping[str, Any], names: tuple[str, ...]) -> bool:
-    return all(type(settings[name]) is int and settings[name] > 0 for name in names)
+class _Vision(_Strict):
+    image_size: PositiveInt
+    patch_size: PositiveInt
+    width: PositiveInt
+    layers: PositiveInt
+    head_width: PositiveInt
+    mlp_ratio: _Positive
 
 
-def load(folder: Path, name: str | None, tensors: bool) -> DualEncoder:
-    """Return the backbone of a folder for which `is_plain` holds, without `tensors` on the meta device."""
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+class _Text(_Strict):
+    context_length: PositiveInt
+    vocab_size: PositiveInt
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    mlp_ratio: _Positive
+    hf_tokenizer_name: str
+
+
+class _Model(_Strict):
+    embed_dim: PositiveInt
+    vision_cfg: _Vision
+    text_cfg: _Text
+    quick_gelu: bool = False
+
+
+class _Pixels(_Strict):
+    size: PositiveInt
+    mean: tuple[float, float, float]
+    std: tuple[_Positive, _Positive, _Positive]
+    interpolation: Literal["bilinear", "bicubic"]
+    resize_mode: Literal["shortest"]
+
+
+class _Config(_Strict):
+    """A configuration in open_clip's format with no option beyond a CLIP's sizes and pixels."""
+
+    model_cfg: _Model
+    preprocess_cfg: _Pixels
+
+
+def load(folder: Path, name: str | None, tensors: bool) -> DualEncoder | None:
+    """Return the backbone of a folder in open_clip's format, without `tensors` on the meta device.
+
+    The result is None if the folder has an option, a weight or a tokenizer that needs open_clip: then open_clip loads
+    the folder, or says what is wrong with it.
+    """
+    try:
+        config = _Config.model_validate_json((folder / CONFIG).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    tokenizer = FileText.of(folder, config.model_cfg.text_cfg.context_length)
+    if tokenizer is None or config.preprocess_cfg.size != config.model_cfg.vision_cfg.image_size:
+        return None
     with torch.device("meta"):
-        model = PlainCLIP(**config["model_cfg"])
+        model = PlainCLIP(config.model_cfg)
     if tensors:
+        if _shapes(folder / WEIGHTS) != {name: tuple(x.shape) for name, x in model.state_dict().items()}:
+            return None
         stored = load_file(folder / WEIGHTS)
         model.load_state_dict({name: x.to(torch.float32, copy=True) for name, x in stored.items()}, assign=True)
-    model.register_buffer("attn_mask", causal_mask(model.context_length), persistent=False)
-    settings = config["preprocess_cfg"]
-    preprocess = Preprocess(
-        settings["size"], tuple(settings["mean"]), tuple(settings["std"]), settings["interpolation"]
-    )
-    tokenizer = FileText(folder, model.context_length)
+    model.register_buffer("attn_mask", _causal_mask(model.context_length), persistent=False)
+    pixels = config.preprocess_cfg
     text = clip_towers.text_tower(model, Form(causal=True, pooling="end"))
     vision = clip_towers.vision_tower(model.visual, "class", _pooled)
     return DualEncoder(
         model=model.eval(),
         towers={tower.name: tower for tower in (text, vision)},
         tokenizer=tokenizer,
-        preprocess=preprocess,
+        preprocess=Preprocess(pixels.size, pixels.mean, pixels.std, pixels.interpolation),
         encode_image=model.encode_image,
         encode_text=model.encode_text,
         name=name,
-        eval_transform=Pillow(preprocess.size, preprocess.mean, preprocess.std, preprocess.interpolation),
+        eval_transform=Pillow(pixels.size, pixels.mean, pixels.std, pixels.interpolation),
         export=partial(_export, config, tokenizer),
     )
 
 
-def causal_mask(length: int) -> Tensor:
+def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file by name; empty if the file cannot be read."""
+    try:
+        with safe_open(weights, framework="pt") as stored:
+            return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _causal_mask(length: int) -> Tensor:
     """Return the mask `(l, l)` that is added to scores: minus infinity for the tokens that follow."""
     return torch.full((length, length), float("-inf")).triu_(1)
 
@@ -98,11 +132,9 @@ def _pooled(x: Tensor, norm: Norm) -> Tensor:
     return norm(x)[:, 0]
 
 
-def _export(config: Mapping[str, Any], tokenizer: FileText, folder: Path, model: nn.Module) -> None:
+def _export(config: _Config, tokenizer: FileText, folder: Path, model: nn.Module) -> None:
     """Save a model to a folder in open_clip's `local-dir:` format."""
-    quick = {"quick_gelu": any(isinstance(module, QuickGELU) for module in model.modules())}
-    written = {**config, "model_cfg": {**config["model_cfg"], **quick}}
-    (folder / CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
     save_file({name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}, folder / WEIGHTS)
     tokenizer.save(folder)
 
@@ -148,7 +180,6 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, activation: type[nn.Module]) -> None:
         super().__init__()
-        self.width, self.layers, self.batch_first, self.grad_checkpointing = width, layers, True, False
         self.resblocks = nn.ModuleList(AttentionBlock(width, heads, mlp_ratio, activation) for _ in range(layers))
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
@@ -160,27 +191,19 @@ class Transformer(nn.Module):
 class VisionTransformer(nn.Module):
     """CLIP's ViT, which returns features `(b, e)` of images `(b, 3, h, w)`."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        activation: type[nn.Module],
-        image_size: int,
-        patch_size: int,
-        width: int,
-        layers: int,
-        head_width: int,
-        mlp_ratio: float,
-    ) -> None:
+    def __init__(self, embed_dim: int, sizes: _Vision, activation: type[nn.Module]) -> None:
         super().__init__()
-        side = image_size // patch_size
-        self.image_size, self.patch_size, self.grid_size = (image_size,) * 2, (patch_size,) * 2, (side,) * 2
+        width, patch_size = sizes.width, sizes.patch_size
+        side = sizes.image_size // patch_size
+        # nothing reads these settings but the fingerprint, which is then that of open_clip's model
+        self.image_size, self.patch_size = (sizes.image_size,) * 2, (patch_size,) * 2
         self.final_ln_after_pool, self.attn_pool, self.pool_type = False, None, "tok"
         self.conv1 = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(side**2 + 1, width))
         self.patch_dropout = nn.Identity()
         self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(width, layers, width // head_width, mlp_ratio, activation)
+        self.transformer = Transformer(width, sizes.layers, width // sizes.head_width, sizes.mlp_ratio, activation)
         self.ln_post = LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, embed_dim))
 
@@ -193,20 +216,19 @@ class VisionTransformer(nn.Module):
 
 
 class PlainCLIP(nn.Module):
-    """CLIP with a ViT, of sizes in the words of open_clip's configuration."""
+    """CLIP with a ViT."""
 
     attn_mask: Tensor
 
-    def __init__(
-        self, embed_dim: int, vision_cfg: Mapping[str, Any], text_cfg: Mapping[str, Any], quick_gelu: bool = False
-    ) -> None:
+    def __init__(self, sizes: _Model) -> None:
         super().__init__()
-        activation = QuickGELU if quick_gelu else nn.GELU
-        width, ratio = text_cfg["width"], text_cfg["mlp_ratio"]
-        self.context_length, self.vocab_size = text_cfg["context_length"], text_cfg["vocab_size"]
-        self.text_pool_type, self.text_eos_id, self.logit_bias = "argmax", 2, None
-        self.visual = VisionTransformer(embed_dim, activation, **vision_cfg)
-        self.transformer = Transformer(width, text_cfg["layers"], text_cfg["heads"], ratio, activation)
+        activation = QuickGELU if sizes.quick_gelu else nn.GELU
+        text, embed_dim = sizes.text_cfg, sizes.embed_dim
+        width = text.width
+        self.context_length, self.vocab_size = text.context_length, text.vocab_size
+        self.text_pool_type, self.text_eos_id, self.logit_bias = "argmax", 2, None  # as above
+        self.visual = VisionTransformer(embed_dim, sizes.vision_cfg, activation)
+        self.transformer = Transformer(width, text.layers, text.heads, text.mlp_ratio, activation)
         self.token_embedding = nn.Embedding.from_pretrained(torch.empty(self.vocab_size, width), freeze=False)
         self.positional_embedding = nn.Parameter(torch.empty(self.context_length, width))
         self.ln_final = LayerNorm(width)
@@ -242,7 +264,7 @@ class Pillow:
         size, (width, height) = self.size, image.size
         resized = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
         if resized != image.size:
-            image = image.resize(resized, Image.Resampling(_FILTERS[self.interpolation]))
+            image = image.resize(resized, _FILTERS[self.interpolation])
         left, top = (round((edge - size) / 2) for edge in resized)
         image = image.crop((left, top, left + size, top + size)).convert("RGB")
         pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)

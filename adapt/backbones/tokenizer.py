@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from html import unescape
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from adapt.errors import AdaptError
+from adapt.shown import one_line
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -94,32 +95,64 @@ class HFText:
         return str(self._tokenizer.decode([token_id])).strip() or repr(self._tokenizer.convert_ids_to_tokens(token_id))
 
 
+_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+
+class _Token(BaseModel):
+    content: str
+
+
+class _Rules(BaseModel):
+    """The parts of a tokenizer file that transformers changes; the rest is the library's."""
+
+    truncation: None
+    padding: None
+    added_tokens: list[_Token]
+
+
+class _Settings(BaseModel, extra="forbid"):
+    """A tokenizer's configuration in which transformers adds nothing to the tokenizer file."""
+
+    tokenizer_class: Literal["PreTrainedTokenizerFast"]
+    bos_token: str
+    eos_token: str
+    pad_token: str
+    clean_up_tokenization_spaces: Literal[False]
+    model_max_length: int | None = None
+
+
 class FileText:
     """The tokenizer of a folder, with the token ids of open_clip's `HFTokenizer`, but without transformers."""
 
-    def __init__(self, folder: Path, context_length: int) -> None:
+    def __init__(self, files: Mapping[str, str], pad_token: str, context_length: int) -> None:
         from tokenizers import Tokenizer
 
-        self._files = {name: (folder / name).read_text(encoding="utf-8") for name in (_TOKENIZER, _TOKENIZER_CONFIG)}
-        self._tokenizer = Tokenizer.from_str(self._files[_TOKENIZER])
-        self._tokenizer.no_truncation()
+        self._files = files
+        self._tokenizer = Tokenizer.from_str(files[_TOKENIZER])
         self.context_length = context_length
-        self.pad_id = self._tokenizer.get_vocab()[json.loads(self._files[_TOKENIZER_CONFIG])["pad_token"]]
+        self.pad_id = self._tokenizer.get_vocab()[pad_token]
 
-    @staticmethod
-    def reads(folder: Path) -> bool:
-        """Return whether transformers would add nothing to the tokenizer file in `folder`."""
-        if not (folder / _TOKENIZER).is_file() or (folder / "special_tokens_map.json").is_file():
-            return False
-        added = {each["content"] for each in json.loads((folder / _TOKENIZER).read_text("utf-8"))["added_tokens"]}
-        config = json.loads((folder / _TOKENIZER_CONFIG).read_text("utf-8"))
-        special = [config.pop(name, None) for name in ("bos_token", "eos_token", "pad_token")]
-        return (
-            config.pop("tokenizer_class", None) == "PreTrainedTokenizerFast"
-            and config.pop("clean_up_tokenization_spaces", None) is False
-            and config.keys() <= {"model_max_length"}
-            and added.issuperset(special)
-        )
+    @classmethod
+    def of(cls, folder: Path, context_length: int) -> FileText | None:
+        """Return the tokenizer of a folder, or None if transformers is needed to read it.
+
+        Raises AdaptError if the tokenizer file is damaged.
+        """
+        if (folder / "special_tokens_map.json").exists() or (folder / "added_tokens.json").exists():
+            return None
+        try:
+            files = {name: (folder / name).read_text(encoding="utf-8") for name in (_TOKENIZER, _TOKENIZER_CONFIG)}
+            rules = _Rules.model_validate_json(files[_TOKENIZER])
+            settings = _Settings.model_validate_json(files[_TOKENIZER_CONFIG])
+        except (OSError, ValueError):
+            return None
+        special = {settings.bos_token, settings.eos_token, settings.pad_token}
+        if not special <= {token.content for token in rules.added_tokens}:
+            return None
+        try:
+            return cls(files, settings.pad_token, context_length)
+        except Exception as error:  # the library raises no narrower one
+            raise AdaptError(f"{folder / _TOKENIZER} is damaged: {one_line(error)}; fetch the folder again") from error
 
     def pieces(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(_cleaned(text), add_special_tokens=False).ids)
@@ -135,9 +168,6 @@ class FileText:
         """Write the tokenizer's files to `folder`, as they were read."""
         for name, text in self._files.items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-_TOKENIZER, _TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def _cleaned(text: str) -> str:

@@ -55,9 +55,6 @@ def _sbatch(options: tuple[str, ...]) -> dict[str, str]:
         if not (key and equals and value) or "\n" in option:
             raise AdaptError(f"--sbatch {option} is not an option; expected KEY=VALUE, such as partition=gpu")
         given[key.replace("-", "_")] = value
-    threads = given.get("cpus_per_task", "1")
-    if not (threads.isdecimal() and int(threads)):
-        raise AdaptError(f"--sbatch cpus-per-task={threads} is not a number of threads; expected 1 or more")
     return given
 
 

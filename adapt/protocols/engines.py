@@ -1,14 +1,15 @@
 """Engines that compute independent runs, with equal results: in processes here, on Ray, or as jobs of SLURM.
 
-The last bits of results depend on the number of threads, so all engines use the same number: torch's default (the
-cores, or OMP_NUM_THREADS) divided by the number of parallel runs. Parallel runs share the machine's accelerators. A run
-whose process dies is tried again, twice, and goes on from its last checkpoint.
+The last bits of results depend on the number of threads, so engines of one machine use the same number: torch's default
+(the cores, or OMP_NUM_THREADS) divided by the number of parallel runs. Parallel runs share the machine's accelerators.
+Where a run has a process of its own, and that dies, it is tried again, twice, and goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +22,7 @@ from adapt import devices, plugins
 from adapt.errors import AdaptError, missing
 from adapt.protocols import slurm
 from adapt.protocols.runs import PlannedRun, Row, measure
+from adapt.shown import one_line
 from adapt.tracking import Track
 
 if TYPE_CHECKING:
@@ -44,9 +46,8 @@ class Engine:
         """The number of CPU threads that each run uses."""
         import torch
 
-        asked = dict(self.sbatch).get("cpus_per_task")
-        if asked is not None:
-            return int(asked)
+        if self.name == "slurm":
+            return slurm.threads_of(dict(self.sbatch))
         return max(1, torch.get_num_threads() // self.at_once)
 
     def share(self, accelerators: int) -> float:
@@ -58,28 +59,27 @@ class Engine:
         if self.name == "ray":
             return self._on_ray(runs, out, track)
         if self.name == "slurm":
-            options = {"cpus_per_task": str(self.threads)} | dict(self.sbatch)
             arguments = (self.threads, track, plugins.loaded())
-            slurm.check_options(options)
-            return slurm.rows(_measure, runs, arguments, out, self.at_once, options)
+            return slurm.rows(_measure, runs, arguments, out, self.at_once, dict(self.sbatch))
         if self.at_once == 1:
             return (_measure(run, out, self.threads, track) for run in runs)
         return self._in_processes(runs, out, track)
 
     def _in_processes(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
         """Yield the rows of a pool of processes, and of another one for the runs that are left if a process dies."""
-        done, deaths = 0, 0
+        done, deaths = 0, Counter[str]()
         while done < len(runs):
             try:
                 for row in self._in_pool(runs[done:], out, track):
                     yield row
-                    done, deaths = done + 1, 0
+                    done += 1
             except BrokenProcessPool as error:
-                deaths += 1
-                if deaths > slurm.RETRIES:
+                deaths.update(_begun(runs[done:], out))  # one of these died, and the pool ended the others
+                given_up = [name for name, count in deaths.items() if count > slurm.RETRIES]
+                if given_up:
                     raise AdaptError(
-                        f"the process of {runs[done].name} or of a run beside it died {deaths} times, perhaps for want "
-                        "of memory: use fewer --jobs, and the same command goes on"
+                        f"a process died {slurm.RETRIES + 1} times while {' and '.join(given_up)} ran: use fewer "
+                        "--jobs if memory is short; the same command goes on with what is missing"
                     ) from error
 
     def _in_pool(self, runs: Sequence[PlannedRun], out: Path, track: Track) -> Iterator[Row]:
@@ -109,13 +109,14 @@ class Engine:
             share = self.share(_accelerators(ray)) if any(run.recipe.device != "cpu" for run in runs) else 0
             task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=slurm.RETRIES)(_measure)
             pending = [task.remote(run, out.absolute(), self.threads, track, plugins.loaded()) for run in runs]
-            for each in pending:
+            for run, each in zip(runs, pending, strict=True):
                 try:
                     yield ray.get(each)
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
-                except ray.exceptions.WorkerCrashedError as error:
-                    raise AdaptError(f"the process of a run died {slurm.RETRIES + 1} times: {error}") from error
+                except ray.exceptions.RayError as error:  # of the worker, its memory or its node
+                    died = f"the process of {run.name} died {slurm.RETRIES + 1} times"
+                    raise AdaptError(f"{died}: {one_line(error)}") from error
         finally:
             if started:
                 ray.shutdown()
@@ -145,6 +146,13 @@ class Engine:
 def _accelerators(ray: ModuleType) -> int:
     """Return the largest number of accelerators (GPU in Ray's terms) on any node of the cluster."""
     return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+
+
+def _begun(runs: Sequence[PlannedRun], out: Path) -> list[str]:
+    """Return the names of runs that have begun and are not finished, or the first run's if none has."""
+    folders = {run.name: out / run.name for run in runs}
+    begun = [name for name, each in folders.items() if each.is_dir() and not (each / "metrics.json").exists()]
+    return begun or [runs[0].name]
 
 
 def _begin(numbers: SimpleQueue[int]) -> None:

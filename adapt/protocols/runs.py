@@ -160,18 +160,40 @@ def _comparable(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"start": None, "device": AUTO})
 
 
+def is_finished(run: PlannedRun, out: Path) -> bool:
+    """Return whether a run has been trained and measured in the folder `out`, so that only files are left to read."""
+    folder = out / run.name
+    if not (folder / "metrics.json").is_file() or (run.after is not None and not is_finished(run.after, out)):
+        return False
+    return not run.targets or _measured_targets(run, folder) == {target.name for target in run.targets}
+
+
+def _measured_targets(run: PlannedRun, folder: Path) -> set[str]:
+    file = folder / "targets.json"
+    known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
+    return {target.name for target in run.targets if _is_of(known.get(target.name, {}), target)}
+
+
+def _is_of(figures: dict[str, Any], target: Target) -> bool:
+    return figures | _identity(target) == figures
+
+
+def _identity(target: Target) -> dict[str, Any]:
+    """Return what figures of a target data set are kept under: its settings and images."""
+    return {"data": target.data.model_dump(mode="json"), "test_set": items_id(_images(target.data).test)}
+
+
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
     """Return a run's metrics on each target data set; missing metrics are measured and stored in targets.json."""
     file = folder / "targets.json"
     known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
     model: Model | None = None
     for target in run.targets:
-        split = _images(target.data)
-        identity = {"data": target.data.model_dump(mode="json"), "test_set": items_id(split.test)}
-        if known.get(target.name, {}) | identity != known.get(target.name):
+        if not _is_of(known.get(target.name, {}), target):
             if model is None:
                 model = load(folder / "adapter.safetensors", device=run.recipe.device)
-            known[target.name] = identity | _measured(model, split, target.data, run.recipe)
+            figures = _measured(model, _images(target.data), target.data, run.recipe)
+            known[target.name] = _identity(target) | figures
             write_text(file, plain.dump(known, indent=2) + "\n")
     return {target.name: known[target.name] for target in run.targets}
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 import adapt
+from adapt import AdaptError
 from adapt.backbones import plain_clip
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.families import open_clip_models
@@ -83,36 +84,75 @@ def test_an_exported_copy_is_loaded_by_open_clip(both: tuple[DualEncoder, DualEn
     again = by_open_clip(tmp_path / "copy")
     assert again.content() == theirs.content()
     assert again.tokenize(TEXTS).equal(theirs.tokenize(TEXTS))
-    assert plain_clip.is_plain(tmp_path / "copy")
+    assert plain_clip.load(tmp_path / "copy", None, True) is not None
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
+def copied(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of the bundled CLIP with a change to its file `name`."""
+    copy = shutil.copytree(bundled(), folder / "copy", ignore=shutil.ignore_patterns("build", "*.png"))
+    content = json.loads((copy / name).read_text())
+    change(content)
+    (copy / name).write_text(json.dumps(content))
+    return Path(copy)
+
+
+CHANGES: dict[str, list[Callable[[dict[str, Any]], object]]] = {
+    plain_clip.CONFIG: [
         lambda config: config["model_cfg"]["vision_cfg"].update(ls_init_value=0.1),
-        lambda config: config["model_cfg"]["text_cfg"].update(pool_type="last"),
         lambda config: config["model_cfg"]["vision_cfg"].update(image_size=[64, 64]),
+        lambda config: config["model_cfg"]["vision_cfg"].update(layers=True),
+        lambda config: config["model_cfg"]["text_cfg"].update(pool_type="last"),
+        lambda config: config["model_cfg"]["text_cfg"].update(context_length=77),  # resized to by open_clip
+        lambda config: config["model_cfg"]["text_cfg"].pop("hf_tokenizer_name"),
         lambda config: config["model_cfg"].update(custom_text=True),
         lambda config: config["preprocess_cfg"].update(resize_mode="squash"),
+        lambda config: config["preprocess_cfg"].update(interpolation="nearest"),
+        lambda config: config["preprocess_cfg"].update(std=[0, 1, 1]),
+        lambda config: config["preprocess_cfg"].update(mean=["a", "b", "c"]),
+        lambda config: config["preprocess_cfg"].update(mean=0.5),
+        lambda config: config["preprocess_cfg"].update(size=64.0),
+        lambda config: config.update(preprocess_cfg=[]),
         lambda config: config.pop("preprocess_cfg"),
     ],
-)
+    "tokenizer_config.json": [
+        lambda config: config.update(bos_token={"content": "<|startoftext|>"}),
+        lambda config: config.update(tokenizer_class="CLIPTokenizer"),
+        lambda config: config.update(pad_token="another"),
+    ],
+    "tokenizer.json": [
+        lambda rules: rules.update(truncation={"max_length": 4, "strategy": "LongestFirst", "stride": 0}),
+        lambda rules: rules.update(padding={"strategy": {"Fixed": 20}, "pad_id": 0}),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, each) for name, changes in CHANGES.items() for each in changes])
 def test_whatever_has_another_option_is_left_to_open_clip(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+    tmp_path: Path, name: str, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    folder = shutil.copytree(bundled(), tmp_path / "other", ignore=shutil.ignore_patterns("build", "*.png"))
-    assert plain_clip.is_plain(folder)
-    config = json.loads((folder / plain_clip.CONFIG).read_text())
-    change(config)
-    (folder / plain_clip.CONFIG).write_text(json.dumps(config))
-    assert not plain_clip.is_plain(folder)
+    assert plain_clip.load(copied(tmp_path, name, change), None, True) is None
+
+
+def test_other_weights_are_left_to_open_clip(tmp_path: Path) -> None:
+    folder = copied(tmp_path, plain_clip.CONFIG, lambda config: None)
+    assert plain_clip.load(folder, None, True) is not None
+    for content in (b"", b"damaged"):
+        (folder / plain_clip.WEIGHTS).write_bytes(content)
+        assert plain_clip.load(folder, None, True) is None
+    (folder / plain_clip.WEIGHTS).unlink()
+    assert plain_clip.load(folder, None, True) is None
+    with pytest.raises(AdaptError, match="cannot be loaded with open_clip"):
+        adapt.load_backbone(str(folder))
+
+
+def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+    folder = copied(tmp_path, "tokenizer.json", lambda rules: rules["model"].pop("vocab"))
+    with pytest.raises(AdaptError, match=r"tokenizer\.json is damaged: .*; fetch the folder again"):
+        adapt.load_backbone(str(folder))
 
 
 def test_quick_gelu_is_open_clips(tmp_path: Path) -> None:
-    folder = shutil.copytree(bundled(), tmp_path / "quick", ignore=shutil.ignore_patterns("build", "*.png"))
-    config = json.loads((folder / plain_clip.CONFIG).read_text())
-    config["model_cfg"]["quick_gelu"] = True
-    (folder / plain_clip.CONFIG).write_text(json.dumps(config))
+    folder = copied(tmp_path, plain_clip.CONFIG, lambda config: config["model_cfg"].update(quick_gelu=True))
     ours, theirs = cast("DualEncoder", adapt.load_backbone(str(folder))), by_open_clip(folder)
     assert ours.tower("vision").blocks[0].quick_gelu
     images = torch.randn(2, 3, 64, 64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from cases import build
@@ -10,11 +12,36 @@ from torch import Tensor
 
 import adapt
 from adapt import Backbone
+from adapt.untraced import untraced
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
     torch._dynamo.reset()
+
+
+def test_functions_that_are_not_traced_run_as_they_are() -> None:
+    """More of them than torch's compiler takes as versions of one function."""
+    traced: list[bool] = []
+
+    def named(number: int) -> Callable[[Tensor], Tensor]:
+        @untraced
+        def add(x: Tensor) -> Tensor:
+            traced.append(torch.compiler.is_compiling())
+            return x + number
+
+        return add
+
+    added = [named(number) for number in range(12)]
+
+    def total(x: Tensor) -> Tensor:
+        for each in added:
+            x = each(x)
+        return x
+
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        assert float(torch.compile(total, backend="eager")(torch.zeros(()))) == sum(range(12))
+    assert traced == [False] * 12
 
 
 @pytest.mark.full

@@ -124,7 +124,6 @@ def test_adem_clip() -> None:
     adapter = VisionAdapter(width, settings["adapter_dim"]).eval()
     adapter.load_state_dict({key: weights[f"adapter_mlp.{key}"] for key in adapter.state_dict()})
     blocks = tuple(map(block_of, transformer.resblocks))
-    assert blocks is not None
     tower = Tower("vision", width, settings["heads"], Form(causal=False, pooling="class"), blocks)
     edit = Parallel(0, "mlp", adapter, normed=True)
     y = run(transformer, [(tower, [edit])], lambda: transformer.resblocks[0](expected["x"]))

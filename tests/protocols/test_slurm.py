@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from adapt.cli import main
 from adapt.protocols import engines, slurm
 from adapt.protocols import protocol as protocols
 from adapt.protocols.engines import Engine
-from adapt.protocols.runs import PlannedRun
+from adapt.protocols.runs import PlannedRun, is_finished
 from adapt.recipe import Recipe
 
 MORTAL = """
@@ -34,6 +36,9 @@ class Mortal(CoOp):
             marker.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+SLURM = ["--engine", "slurm", "--sbatch", "cpus-per-task=1"]
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def test_a_run_whose_process_is_killed_goes_on_and_the_table_is_the_same(
 
     expected = table(tmp_path / "undisturbed")
     marker.touch()
-    chosen = ["--jobs", "2"] if engine == "local" else ["--engine", "slurm", "--sbatch", "partition=gpu"]
+    chosen = ["--jobs", "2"] if engine == "local" else [*SLURM, "--sbatch", "partition=gpu"]
     assert table(tmp_path / "disturbed", *chosen) == expected
     assert not marker.exists()  # a process died
     assert rows(tmp_path / "disturbed") == rows(tmp_path / "undisturbed")
@@ -88,34 +93,73 @@ def test_a_run_whose_process_is_killed_goes_on_and_the_table_is_the_same(
         assert len(list(cluster.glob("*.script"))) == 2
 
 
-class Dying:
-    """A job that dies."""
+class Ended:
+    """A job that is done, with a row or an error of submitit's."""
 
     paths = SimpleNamespace(stderr="slurm/7_0_log.err")
 
-    def result(self) -> None:
-        from submitit.core.utils import UncompletedJobError
+    def __init__(self, row: Any) -> None:
+        self._row, self.cancelled = row, False
 
-        raise UncompletedJobError("no output")
+    def done(self, force_check: bool = False) -> bool:
+        return True
+
+    def result(self) -> Any:
+        if isinstance(self._row, Exception):
+            raise self._row
+        return self._row
+
+    def cancel(self, check: bool = True) -> None:
+        self.cancelled = True
 
 
-def test_a_job_that_died_three_times_is_given_up(recipe: Recipe) -> None:
-    pytest.importorskip("submitit")
-    submitted: list[str] = []
+class Executor:
+    """Gives jobs that end so, one after the other."""
 
-    def submit(runs: Any) -> list[Any]:
-        submitted.extend(run.name for run in runs)
-        return [Dying()]
+    def __init__(self, *ends: Any) -> None:
+        self.jobs = [Ended(each) for each in ends]
+        self.left = iter(self.jobs)
 
-    with pytest.raises(AdaptError, match=r"the job of a died 3 times; its log is slurm/7_0_log\.err"):
-        slurm._result(PlannedRun("a", recipe), {"a": Dying()}, submit)
-    assert submitted == ["a", "a"]
+    def batch(self) -> Any:
+        return nullcontext()
+
+    def submit(self, *arguments: Any) -> Ended:
+        return next(self.left)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, runs: list[PlannedRun], out: Path, *ends: Any) -> tuple[Executor, Any]:
+    executor = Executor(*ends)
+    monkeypatch.setattr(slurm, "_executor", lambda *arguments: executor)
+    return executor, slurm.rows(lambda run, out: {}, runs, (), out, 1, {})
+
+
+def test_a_job_that_died_three_times_is_given_up(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = pytest.importorskip("submitit.core.utils")
+    runs = [PlannedRun("a", recipe), PlannedRun("b", recipe)]
+    died = errors.UncompletedJobError("no output")
+    executor, rows = given(monkeypatch, runs, tmp_path, {"run": "a"}, died, None, died)  # None: the time limit
+    assert next(rows) == {"run": "a"}
+    with pytest.raises(AdaptError, match=r"the job of b died 3 times; its log is slurm/7_0_log\.err"):
+        next(rows)
+    assert [job.cancelled for job in executor.jobs] == [False, True, True, True]
+
+
+def test_a_run_that_fails_is_not_tried_again(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("submitit.core.utils")
+    dashes = "-" * 22
+    trace = f"failed with trace:\n{dashes}\nTraceback\n  File\nRuntimeError: shapes differ\n{dashes}\nlogs"
+    _, rows = given(monkeypatch, [PlannedRun("a", recipe)], tmp_path, errors.FailedJobError(trace))
+    with pytest.raises(AdaptError, match=r"a failed: RuntimeError: shapes differ; its log is slurm/7_0_log\.err"):
+        next(rows)
 
 
 def test_a_pool_whose_processes_die_three_times_is_given_up(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
+    (tmp_path / "b").mkdir()  # begun
 
     def dying(self: Engine, runs: Any, out: Path, track: Any) -> Any:
         tried.append(len(runs))
@@ -126,24 +170,30 @@ def test_a_pool_whose_processes_die_three_times_is_given_up(
     monkeypatch.setattr(Engine, "_in_pool", dying)
     found = Engine(at_once=2).rows([PlannedRun("a", recipe), PlannedRun("b", recipe)], tmp_path)
     assert next(found) == {"run": "a"}
-    with pytest.raises(AdaptError, match="the process of b or of a run beside it died 3 times"):
+    with pytest.raises(AdaptError, match="a process died 3 times while b ran: use fewer --jobs"):
         next(found)
-    assert tried == [2, 2, 1, 1]
+    assert tried == [2, 2, 1]
 
 
-def test_an_error_of_a_users_comes_back_as_itself(recipe: Recipe, cluster: Path, tmp_path: Path) -> None:
-    taken = tmp_path / "out/seed-1/recipe.yaml"
+THREAD = (("cpus_per_task", "1"),)
+
+
+def test_jobs_give_rows_and_a_users_error_comes_back_as_itself(recipe: Recipe, cluster: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "out/seed-2/recipe.yaml"
     taken.parent.mkdir(parents=True)
     taken.write_text("another")
-    runs = protocols.base_to_new(recipe, (1,)).runs
-    with pytest.raises(AdaptError, match="seed-1 holds a run of another recipe: choose another --out"):
-        list(Engine("slurm").rows(runs, tmp_path / "out"))
+    rows = Engine("slurm", sbatch=THREAD).rows(protocols.base_to_new(recipe, (1, 2)).runs, tmp_path / "out")
+    first = next(rows)
+    assert (first["run"], first["seed"]) == ("seed-1", 1)
+    with pytest.raises(AdaptError, match="seed-2 holds a run of another recipe: choose another --out"):
+        next(rows)
+    assert json.loads((tmp_path / "out/seed-1/environment.json").read_text())["threads"] == 1
 
 
 def test_what_sbatch_refuses_is_said(recipe: Recipe, cluster: Path, tmp_path: Path) -> None:
     refusing = tmp_path / "cluster/bin/sbatch"
     refusing.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: none' >&2; exit 1\n")
-    engine = Engine("slurm", sbatch=(("partition", "none"),))
+    engine = Engine("slurm", sbatch=(*THREAD, ("partition", "none")))
     runs = protocols.base_to_new(recipe, (1,)).runs
     with pytest.raises(AdaptError, match=r"sbatch refuses the jobs: .*change --sbatch KEY=VALUE"):
         list(engine.rows(runs, tmp_path / "out"))
@@ -154,7 +204,7 @@ def test_without_slurm_it_is_said(recipe: Recipe, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PATH", str(tmp_path))
     runs = protocols.base_to_new(recipe, (1,)).runs
     with pytest.raises(AdaptError, match="there is no SLURM on this machine"):
-        list(Engine("slurm").rows(runs, tmp_path / "out"))
+        list(Engine("slurm", sbatch=THREAD).rows(runs, tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -162,8 +212,10 @@ def test_without_slurm_it_is_said(recipe: Recipe, tmp_path: Path, monkeypatch: p
     [
         (["--sbatch", "partition=gpu"], "--sbatch has options of SLURM's jobs and needs --engine slurm"),
         (["--engine", "slurm", "--sbatch", "partition"], "--sbatch partition is not an option; expected KEY=VALUE"),
-        (["--engine", "slurm", "--sbatch", "cpus-per-task=two"], "cpus-per-task=two is not a number of threads"),
-        (["--engine", "slurm", "--sbatch", "array=1-9"], "--sbatch array=1-9 is not allowed"),
+        (["--engine", "slurm", "--sbatch", "cpus-per-task=two"], "--sbatch cpus-per-task is two; expected the number"),
+        (["--engine", "slurm", "--sbatch", "partition=gpu"], "--sbatch cpus-per-task is not given; expected the"),
+        (["--engine", "slurm", "--sbatch", "array=1-9"], "--sbatch array=1-9 is not allowed: a run is one task"),
+        (["--engine", "slurm", "--sbatch", "ntasks-per-node=2"], "--sbatch ntasks_per_node=2 is not allowed"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(
@@ -178,3 +230,18 @@ def test_options_that_make_no_sense_are_refused(
 
 def test_jobs_have_as_many_threads_as_they_ask_for() -> None:
     assert Engine("slurm", 4, sbatch=(("cpus_per_task", "6"),)).threads == 6
+
+
+def test_a_run_is_finished_once_its_targets_are_measured(recipe: Recipe, trained: list[int], tmp_path: Path) -> None:
+    [run] = protocols.base_to_new(recipe, (1,)).runs
+    assert run.targets
+    assert not is_finished(run, tmp_path)
+    list(Engine().rows([run], tmp_path))
+    assert is_finished(run, tmp_path)
+    figures = tmp_path / run.name / "targets.json"
+    kept = figures.read_text()
+    figures.unlink()
+    assert not is_finished(run, tmp_path)
+    figures.write_text(kept)
+    other = replace(run, targets=(replace(run.targets[0], data=recipe.data),))
+    assert not is_finished(other, tmp_path)

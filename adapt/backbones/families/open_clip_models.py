@@ -53,9 +53,7 @@ class OpenCLIPModels(Family):
         check_source(path)
         config = _configuration(path)
         try:
-            if plain_clip.is_plain(path):
-                return plain_clip.load(path, name, tensors)
-            return _of_folder(path, name, tensors, config)
+            return plain_clip.load(path, name, tensors) or _of_folder(path, name, tensors, config)
         except (*library_errors(), *errors_of_data()) as error:
             raise needs_code(error, path) or AdaptError(
                 f"{path} cannot be loaded with open_clip: {reason(error)}; fetch the folder again"
