@@ -6,6 +6,7 @@ What was measured stands in `measured/*.json`, the output of `adapt verify --jso
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,17 @@ class PublishedFigures(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         measured = _measured()
-        rows = [
-            _row(row, value, measured)
-            for row in papers.rows()
-            if row["protocol"] in (papers.ZERO_SHOT, papers.FEW_SHOT) and row["from"] == "F"
-            for column, value in row["values"].items()
-            if column in ("test", SHOTS) and "~" not in value  # read off a plot
-        ]
+        rows = [_row(row, value, measured) for row, value in figures()]
         return self.parse_text_to_nodes("\n".join([*_HEADER, *rows]))
+
+
+def figures() -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the rows of papers.toml that an official file confirms, each with its figure: zero-shot, or at 16 shots."""
+    for row in papers.rows():
+        if row["protocol"] in (papers.ZERO_SHOT, papers.FEW_SHOT) and row["from"] == "F":
+            for column, value in row["values"].items():
+                if column in ("test", SHOTS) and "~" not in value:  # read off a plot
+                    yield row, value
 
 
 def _measured() -> dict[tuple[str, str, str, str], float]:
@@ -48,7 +52,7 @@ def _measured() -> dict[tuple[str, str, str, str], float]:
 def _row(row: dict[str, Any], value: str, measured: dict[tuple[str, str, str, str], float]) -> str:
     backbone, data, recipe = row["backbone"], row["data"], papers.recipe_of(row["method"])
     title = f"{recipe}, shots: {SHOTS}" if recipe else row["method"]  # as `adapt verify` writes it
-    options = f" --recipe {recipe} --out runs/verify" if recipe else ""
+    options = f" --recipe {recipe} --out runs/{data}/{recipe}" if recipe else ""
     command = f"adapt verify {papers.backbones()[backbone][0]} --data {data} --root data{options}"
     here = measured.get((backbone, data, title, f"{float(value):.2f}"))
     cells = (backbone, data, row["method"], value, "" if here is None else f"{here:.2f}")

@@ -69,16 +69,17 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
         click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
         return
     read = [each for path in results for each in tables.read_results(path)]
+    compared = "" if against is None else form_of(tables_of_sets.differences(read, against))
+    several = tables_of_sets.several_sets(read)
+    shown = form_of(tables_of_sets.table_of_sets(read) if several else tables.table(read, published))
     for path in plots:
         from adapt.protocols.plots import draw
 
         draw(read, path)
-    compared = "" if against is None else form_of(tables_of_sets.differences(read, against))
     if compared and form in ("csv", "numbers"):  # of which one file has one header
         click.echo(compared)
         return
-    several = tables_of_sets.several_sets(read)
-    click.echo(form_of(tables_of_sets.table_of_sets(read) if several else tables.table(read, published)))
+    click.echo(shown)
     if compared:
         click.echo(f"\n{compared}")
 

@@ -78,6 +78,10 @@ class _Recipe(_Stored):
 
 class _Row(_Stored):
     run: str
+    shots: int | None = None
+    seed: int | None = None
+    test: float | None = None
+    zero_shot_test: float | None = None
 
 
 class _Summary(_Stored):
@@ -105,6 +109,9 @@ class ProtocolResults(_Stored):
         by_group = ("few_shot", "leave_one_out")
         if self.protocol in by_group and not all("test" in each for each in figures):
             raise ValueError("the figure test is missing for a number of shots or a domain")
+        needed = [value for row in self.runs for value in (row.shots, row.seed, row.test, row.zero_shot_test)]
+        if self.protocol == "few_shot" and None in needed:
+            raise ValueError("the shots, the seed, or the figure test or zero_shot_test are missing for a run")
         if self.protocol in ("leave_one_out", "sweep") and any(group.setting is None for group in self.summary):
             raise ValueError("the setting is missing for a group of runs")
         return self

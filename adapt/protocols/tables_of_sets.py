@@ -121,8 +121,8 @@ def table_of_sets(results: Sequence[Results]) -> Cells:
 def curves(results: Sequence[Results]) -> dict[str, dict[str, Curve]]:
     """Return few-shot accuracies by data set, method and shots; the first line of each data set is the baseline.
 
-    The first of several data sets is their average, of the methods that have results on all. Raises AdaptError as
-    `table_of_sets` does.
+    The first of several data sets is their average, of the methods that have results on all, if there are any. Raises
+    AdaptError as `table_of_sets` does.
     """
     grid = _Grid(results)
     sets = dict(zip(_names(grid.sets), range(len(grid.sets)), strict=True))
@@ -136,7 +136,7 @@ def curves(results: Sequence[Results]) -> dict[str, dict[str, Curve]]:
         for title, raw in lines.items():
             values = {case.shots or 0: case.value(raw(case)[own]) for case in grid.cases}
             drawn[name][title] = {shots: value for shots, value in values.items() if isinstance(value, Value)}
-    return drawn
+    return {name: lines for name, lines in drawn.items() if any(lines.values())}
 
 
 def differences(results: Sequence[Results], against: str) -> Cells:

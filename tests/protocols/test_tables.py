@@ -43,10 +43,15 @@ def curve(by_shots: dict[int, float], source: str = "emoji") -> dict[str, Any]:
         for shots, mean in by_shots.items()
     ]
     recipe = {"method": {"name": "lora"}, "data": {"source": source}, "backbone": "mini-clip"}
+    runs = [
+        {"run": f"seed-{seed}", "seed": seed, "shots": shots, "test": mean, "zero_shot_test": 0.25}
+        for shots, mean in by_shots.items()
+        for seed in (1, 2)
+    ]
     return {
         "protocol": "few_shot",
         "recipe": recipe,
-        "runs": [{"run": "seed-1"}] * 2 * len(summary),
+        "runs": runs,
         "summary": summary,
     }
 

@@ -208,6 +208,12 @@ def test_a_method_without_all_sets_has_no_average() -> None:
     assert len(drawn["dtd"]["maple"]) == 2
 
 
+def test_methods_without_shots_in_common_have_no_average(tmp_path: Path) -> None:
+    apart = [curve("dtd", "coop", {1: [0.3, 0.4]}), curve("eurosat", "coop", {4: [0.5, 0.6]})]
+    assert list(curves(apart)) == ["dtd", "eurosat"]
+    plots.draw(apart, tmp_path / "curves.png")
+
+
 def test_panels_have_a_line_and_a_band_for_each_method(tmp_path: Path) -> None:
     figure = plots.few_shot_curves(SHOTS)
     shown = [axes for axes in figure.axes if axes.get_visible()]
