@@ -132,6 +132,11 @@ def _pooled(x: Tensor, norm: Norm) -> Tensor:
     return norm(x)[:, 0]
 
 
+def _projected(pooled: Tensor, projection: Tensor | None) -> Tensor:
+    """Return the features `(n, e)` of pooled tokens `(n, d)`; an edit of the projection leaves None in its place."""
+    return pooled if projection is None else pooled @ projection
+
+
 def _export(config: _Config, tokenizer: FileText, folder: Path, model: nn.Module) -> None:
     """Save a model to a folder in open_clip's `local-dir:` format."""
     (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n")
@@ -212,7 +217,7 @@ class VisionTransformer(nn.Module):
         first = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         x = torch.cat([first, patches], dim=1) + self.positional_embedding.to(patches.dtype)
         x = self.transformer(self.ln_pre(self.patch_dropout(x)))
-        return _pooled(x, self.ln_post) @ self.proj
+        return _projected(_pooled(x, self.ln_post), self.proj)
 
 
 class PlainCLIP(nn.Module):
@@ -246,8 +251,7 @@ class PlainCLIP(nn.Module):
         x = x + self.positional_embedding.to(x.dtype)
         x = self.ln_final(self.transformer(x, attn_mask=self.attn_mask))
         pooled = x[torch.arange(x.shape[0], device=x.device), ids.argmax(dim=-1)]
-        features: Tensor = pooled @ self.text_projection
-        return features
+        return _projected(pooled, self.text_projection)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -158,6 +159,23 @@ def test_quick_gelu_is_open_clips(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(ours.encode_image(images), theirs.encode_image(images))
     assert ours.fingerprint == theirs.fingerprint
+
+
+@pytest.mark.parametrize(
+    "method", [adapt.methods.ProLIP(), adapt.methods.LoRA(), adapt.methods.MaPLe(n_ctx=2, depth=2)]
+)
+def test_edits_of_the_model_itself_are_those_of_open_clips(
+    method: adapt.methods.Method, both: tuple[DualEncoder, DualEncoder]
+) -> None:
+    torch.manual_seed(0)
+    models = [adapt.wrap(each, copy.deepcopy(method), ("plant", "food", "animal"), fast=False).eval() for each in both]
+    models[1].method.load_state_dict(models[0].method.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        for name, parameter in models[0].method.named_parameters():
+            parameter.add_(0.01)
+            models[1].method.get_parameter(name).add_(0.01)
+    assert torch.equal(models[0](images), models[1](images))
 
 
 def test_predict_imports_no_other_library_of_models(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def _fresh() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.full
 def test_functions_that_are_not_traced_run_as_they_are() -> None:
     """More of them than torch's compiler takes as versions of one function."""
     traced: list[bool] = []

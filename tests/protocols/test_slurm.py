@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from adapt import AdaptError
+from adapt import AdaptError, methods, plugins
 from adapt.cli import main
 from adapt.protocols import engines, slurm
 from adapt.protocols import protocol as protocols
@@ -36,6 +36,13 @@ class Mortal(CoOp):
             marker.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_methods_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plug-in registers is forgotten after the test."""
+    monkeypatch.setattr(methods._listing, "_registered", {})
+    monkeypatch.setattr(plugins, "_loaded", {})
 
 
 SLURM = ["--engine", "slurm", "--sbatch", "cpus-per-task=1"]
