@@ -1,4 +1,4 @@
-"""The directive `published-figures`: the papers' few-shot and zero-shot figures beside what was measured with adapt.
+"""The papers' few-shot and zero-shot figures beside what was measured with adapt, for a directive of the site.
 
 What was measured stands in `measured/*.json`, the output of `adapt verify --json`.
 """
@@ -10,10 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
-
 from adapt.protocols import papers
 
 MEASURED = Path(__file__).parent / "measured"
@@ -21,13 +17,10 @@ SHOTS = "16"
 _HEADER = ["| backbone | data | method | published | measured | command |", "|---|---|---|---|---|---|"]
 
 
-class PublishedFigures(SphinxDirective):
-    """The directive `published-figures`: a row for each figure that `adapt verify` compares."""
-
-    def run(self) -> list[nodes.Node]:
-        measured = _measured()
-        rows = [_row(row, value, measured) for row, value in figures()]
-        return self.parse_text_to_nodes("\n".join([*_HEADER, *rows]))
+def table() -> str:
+    """Return a table in Markdown with a row for each figure that `adapt verify` compares."""
+    measured = _measured()
+    return "\n".join([*_HEADER, *(_row(row, value, measured) for row, value in figures())])
 
 
 def figures() -> Iterator[tuple[dict[str, Any], str]]:
@@ -57,8 +50,3 @@ def _row(row: dict[str, Any], value: str, measured: dict[tuple[str, str, str, st
     here = measured.get((backbone, data, title, f"{float(value):.2f}"))
     cells = (backbone, data, row["method"], value, "" if here is None else f"{here:.2f}")
     return f"| {' | '.join(cells)} | `{command}` |"
-
-
-def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_directive("published-figures", PublishedFigures)
-    return {"parallel_read_safe": True}

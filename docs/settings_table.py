@@ -1,4 +1,4 @@
-"""Directives for the settings of a method or of a section of a recipe, and for all methods."""
+"""Directives for the settings of a method or of a section of a recipe, for all methods, and for published figures."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import re
 from typing import Any
 
+import published_figures
 from docutils import nodes
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -34,6 +35,13 @@ class EveryMethod(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes("\n".join(map(_section, methods.names())), allow_section_headings=True)
+
+
+class PublishedFigures(SphinxDirective):
+    """The directive `published-figures`: a row for each figure that `adapt verify` compares."""
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(published_figures.table())
 
 
 def _section(name: str) -> str:
@@ -77,4 +85,5 @@ def _cell(field: FieldInfo) -> str:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("settings", Settings)
     app.add_directive("every-method", EveryMethod)
+    app.add_directive("published-figures", PublishedFigures)
     return {"parallel_read_safe": True}

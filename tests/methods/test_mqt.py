@@ -141,6 +141,7 @@ def test_a_run_tells_accuracy_by_tokens(run: Path) -> None:
     assert (run / "tokens.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.full
 def test_the_command_line_sets_the_number_of_tokens(
     run: Path, tiny_split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def same_run(one: Path, two: Path) -> None:
     assert not (two / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.full
 def test_a_stop_of_either_is_one_of_both_and_the_run_goes_on(by_two: tuple[Path, list[list[str]]]) -> None:
     out, said = by_two
     assert [lines[0] for lines in said] == ["stopped", "stopped"]
