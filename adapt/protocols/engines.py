@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from adapt import devices, plugins
 from adapt.errors import AdaptError, missing
 from adapt.protocols import slurm
-from adapt.protocols.runs import PlannedRun, Row, measure
+from adapt.protocols.runs import RETRIES, PlannedRun, Row, measure
 from adapt.shown import one_line
 from adapt.tracking import Track
 
@@ -75,10 +75,10 @@ class Engine:
                     done += 1
             except BrokenProcessPool as error:
                 deaths.update(_begun(runs[done:], out))  # one of these died, and the pool ended the others
-                given_up = [name for name, count in deaths.items() if count > slurm.RETRIES]
+                given_up = [name for name, count in deaths.items() if count > RETRIES]
                 if given_up:
                     raise AdaptError(
-                        f"a process died {slurm.RETRIES + 1} times while {' and '.join(given_up)} ran: use fewer "
+                        f"a process died {RETRIES + 1} times while {' and '.join(given_up)} ran: use fewer "
                         "--jobs if memory is short; the same command goes on with what is missing"
                     ) from error
 
@@ -107,7 +107,7 @@ class Engine:
             self._start(ray)
         try:
             share = self.share(_accelerators(ray)) if any(run.recipe.device != "cpu" for run in runs) else 0
-            task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=slurm.RETRIES)(_measure)
+            task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=RETRIES)(_measure)
             pending = [task.remote(run, out.absolute(), self.threads, track, plugins.loaded()) for run in runs]
             for run, each in zip(runs, pending, strict=True):
                 try:
@@ -115,7 +115,7 @@ class Engine:
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None
                 except ray.exceptions.RayError as error:  # of the worker, its memory or its node
-                    died = f"the process of {run.name} died {slurm.RETRIES + 1} times"
+                    died = f"the process of {run.name} died {RETRIES + 1} times"
                     raise AdaptError(f"{died}: {one_line(error)}") from error
         finally:
             if started:

@@ -35,6 +35,8 @@ from adapt.tracking import Track
 from adapt.training.run_recipe import run_recipe
 from adapt.training.start import check_can_start
 
+RETRIES = 2  # of a run whose process dies
+TARGETS = "targets.json"
 Row = dict[str, Any]  # run, shots, seed, train_set and, in [0, 1], figures by name
 
 
@@ -165,17 +167,15 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
     folder = out / run.name
     if not (folder / "metrics.json").is_file() or (run.after is not None and not is_finished(run.after, out)):
         return False
-    return not run.targets or _measured_targets(run, folder) == {target.name for target in run.targets}
+    known = _known_targets(folder)
+    return all(_is_of(known.get(target.name, {}), _identity(target)) for target in run.targets)
 
 
-def _measured_targets(run: PlannedRun, folder: Path) -> set[str]:
-    file = folder / "targets.json"
-    known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
-    return {target.name for target in run.targets if _is_of(known.get(target.name, {}), target)}
-
-
-def _is_of(figures: dict[str, Any], target: Target) -> bool:
-    return figures | _identity(target) == figures
+def _known_targets(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the figures in a run's targets.json by target, or none if there is no such file."""
+    file = folder / TARGETS
+    known: dict[str, dict[str, Any]] = {}
+    return stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else known
 
 
 def _identity(target: Target) -> dict[str, Any]:
@@ -183,18 +183,21 @@ def _identity(target: Target) -> dict[str, Any]:
     return {"data": target.data.model_dump(mode="json"), "test_set": items_id(_images(target.data).test)}
 
 
+def _is_of(figures: dict[str, Any], identity: dict[str, Any]) -> bool:
+    return figures | identity == figures
+
+
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
     """Return a run's metrics on each target data set; missing metrics are measured and stored in targets.json."""
-    file = folder / "targets.json"
-    known = stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else {}
+    known = _known_targets(folder)
     model: Model | None = None
     for target in run.targets:
-        if not _is_of(known.get(target.name, {}), target):
+        identity = _identity(target)
+        if not _is_of(known.get(target.name, {}), identity):
             if model is None:
                 model = load(folder / "adapter.safetensors", device=run.recipe.device)
-            figures = _measured(model, _images(target.data), target.data, run.recipe)
-            known[target.name] = _identity(target) | figures
-            write_text(file, plain.dump(known, indent=2) + "\n")
+            known[target.name] = identity | _measured(model, _images(target.data), target.data, run.recipe)
+            write_text(folder / TARGETS, plain.dump(known, indent=2) + "\n")
     return {target.name: known[target.name] for target in run.targets}
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from adapt.errors import AdaptError, missing
-from adapt.protocols.runs import PlannedRun, Row, is_finished
+from adapt.protocols.runs import RETRIES, PlannedRun, Row, is_finished
 from adapt.shown import one_line
 
 FOLDER = "slurm"
 MINUTES = 24 * 60  # of a job, where `time` is not given: SLURM stops it then, and it goes on in another
-RETRIES = 2  # after a job that died
 POLL, GONE = 1.0, 60.0  # seconds between looks at the jobs, and until cancelled jobs are gone at most
 THREADS = "cpus_per_task"
 _DASHES = "-" * 22  # a line of submitit's error, before and after a traceback
