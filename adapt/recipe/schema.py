@@ -12,6 +12,8 @@ from adapt import methods
 from adapt.methods.base.config import METHOD_SETTINGS
 from adapt.recipe import Recipe
 
+_UNREAD = {"use_attribute_docstrings": False}  # pydantic looks long for the source of a class that has none
+
 
 def recipe_schema() -> dict[str, object]:
     """Return the JSON Schema (draft 2020-12) of recipe files for all known methods, including plug-ins.
@@ -51,7 +53,7 @@ def _any_method() -> Any:
     """Return the union type of all methods' settings, discriminated by `name`."""
     configs = {name: methods.find(name).Config for name in methods.names()}
     each = [
-        create_model(name, __base__=config, name=(cast("type[str]", Literal[name]), ...))
+        create_model(name, __base__=config, __cls_kwargs__=_UNREAD, name=(cast("type[str]", Literal[name]), ...))
         for name, config in configs.items()
     ]
     return Annotated[reduce(or_, each), Field(discriminator="name")]
