@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,8 @@ class StandIn(ThreadingHTTPServer):
         self.messages: list[str] = []
         self.refused_card: str | None = None
         self.down = False
+        self.breaks = 0
+        """How many of the next transfers of large files break off in the middle."""
 
     @property
     def address(self) -> str:
@@ -230,6 +233,11 @@ def _lfs_batch(request: _Handler, name: str) -> None:
 
 
 def _put(request: _Handler, oid: str) -> None:
+    if request.server.breaks:
+        request.server.breaks -= 1
+        request.connection.shutdown(socket.SHUT_RDWR)
+        request.close_connection = True
+        return
     content = request.body or request.chunks
     assert hashlib.sha256(content).hexdigest() == oid
     request.server.objects[oid] = content
@@ -277,7 +285,12 @@ def _resolve(request: _Handler, name: str, revision: str, path: str) -> None:
 
 
 def _object(request: _Handler, oid: str) -> None:
-    request.send(request.server.objects[oid], {"ETag": f'"{oid}"'})
+    content = request.server.objects[oid]
+    headers = {"ETag": f'"{oid}"', "Content-Length": str(len(content))}
+    if request.server.breaks and request.command == "GET":
+        request.server.breaks -= 1
+        content, request.close_connection = content[: len(content) // 2], True
+    request.send(content, headers)
 
 
 _NAME = r"(?P<name>[^/]+/[^/]+)"

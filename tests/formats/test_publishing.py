@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,44 @@ def test_a_hub_that_is_down(hub: StandIn, model: AdaptedModel) -> None:
         adapt.load("hf://user/other")
     with pytest.raises(AdaptError, match="the hub refuses the request for hf://user/coop: We are working on it"):
         model.push_to_hub("user/coop")
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's library tries again at once."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_download_that_breaks_off_goes_on(hub: StandIn, model: AdaptedModel) -> None:
+    model.push_to_hub("user/coop")
+    hub.breaks = 2
+    assert torch.equal(adapt.load("hf://user/coop").method.ctx, model.method.ctx)
+    assert hub.breaks == 0
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_a_download_that_never_ends_is_said_and_leaves_no_half_file(hub: StandIn, model: AdaptedModel) -> None:
+    model.push_to_hub("user/coop")
+    hub.breaks = 1000
+    with pytest.raises(AdaptError, match="hf://user/coop"):
+        adapt.load("hf://user/coop")
+    hub.breaks = 0
+    assert torch.equal(adapt.load("hf://user/coop").method.ctx, model.method.ctx)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_an_upload_that_breaks_off_changes_nothing(hub: StandIn, model: AdaptedModel, model_folder: Path) -> None:
+    model.push_to_hub("user/coop")
+    before = hub.repositories["user/coop"].head
+    other = made(model_folder, class_position="front")
+    hub.breaks = 1000
+    with pytest.raises(AdaptError, match="hf://user/coop"):
+        other.push_to_hub("user/coop")
+    assert hub.repositories["user/coop"].head == before
+    hub.breaks = 0
+    other.push_to_hub("user/coop")
+    assert adapt.load("hf://user/coop").method.config.class_position == "front"
 
 
 @pytest.mark.parametrize("name", ["coop", "user/coop/file", "user/", "../coop", "user/coop@", "user/a b", ""])
