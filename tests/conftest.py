@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ from torch import Tensor
 
 from adapt import Backbone
 from adapt.data import Item, Split
+from adapt.data.decoding import decoded
+from adapt.data.decoding.decoded import _may_start_workers as may_start_workers
 
+gc.disable()  # until all is collected, which stays, and need not be looked through again and again
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for one another
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -46,6 +50,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -60,6 +69,20 @@ def _features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_cache_of_the_user(_features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a user of this machine has cached stands for nothing that a test computes."""
     monkeypatch.setenv("ADAPT_CACHE", str(_features))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _decodes_here() -> Iterator[None]:
+    """Images are decoded by the tests' own process: to start others takes longer than most of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoded, "_may_start_workers", lambda: False)
+        yield
+
+
+@pytest.fixture
+def in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes decode images, as many as are asked for."""
+    monkeypatch.setattr(decoded, "_may_start_workers", may_start_workers)
 
 
 @pytest.fixture

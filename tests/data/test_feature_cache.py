@@ -75,6 +75,7 @@ def test_content_counts_and_not_the_path(store: FeatureCache, items: list[Item],
     assert encode.images == 2
 
 
+@pytest.mark.usefixtures("in_workers")
 def test_views_are_seeded_by_image_and_number(store: FeatureCache, items: list[Item], encode: Encoder) -> None:
     two = store.features(items, with_noise, encode, "k", views=2)
     three = store.features(items[3:], with_noise, encode, "k", views=3, workers=1)

@@ -65,6 +65,7 @@ def test_drop_last(items: list[Item], batch_size: int, drop_last: bool | None, s
     assert [len(batch) for _, batch in batches] == sizes
 
 
+@pytest.mark.usefixtures("in_workers")
 def test_two_workers_give_what_none_gives_over_two_epochs(items: list[Item]) -> None:
     alone, together = _train(items), _train(items, workers=2)
     first, second = list(alone), list(alone)
@@ -101,6 +102,7 @@ def test_skipped_steps_are_not_decoded(items: list[Item], tmp_path: Path) -> Non
     assert len(list(batches)) == 10
 
 
+@pytest.mark.usefixtures("in_workers")
 def test_the_global_random_states_are_left_as_they_were(items: list[Item]) -> None:
     before = (torch.get_rng_state(), random.getstate())
     list(_train(items))
@@ -118,6 +120,7 @@ def test_seeded_covers_torch_and_random() -> None:
     assert seed_for("a", 1) != seed_for("a", 2)
 
 
+@pytest.mark.usefixtures("in_workers")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_file_raises_the_error_itself(items: list[Item], tmp_path: Path, workers: int) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
@@ -127,6 +130,7 @@ def test_a_broken_file_raises_the_error_itself(items: list[Item], tmp_path: Path
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("in_workers")
 def test_workers_read_from_a_zip_that_is_open_already(emoji_zip: Path) -> None:
     items = load("emoji-concepts").train
     images = ImageSet(items, to_tensor)
@@ -135,6 +139,7 @@ def test_workers_read_from_a_zip_that_is_open_already(emoji_zip: Path) -> None:
     assert torch.equal(loaded, expected)
 
 
+@pytest.mark.usefixtures("in_workers")
 def test_more_workers_than_processors_do_not_warn(items: list[Item], recwarn: Any) -> None:
     batches = loader(items, to_tensor, 4, train=False, workers=1000)
     assert len(list(islice(batches, 1))) == 1

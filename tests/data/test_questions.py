@@ -167,6 +167,7 @@ def _asking(items: list[Item], *texts: str) -> list[Item]:
     ]
 
 
+@pytest.mark.usefixtures("in_workers")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_has_images_and_what_is_asked_of_them(items: list[Item], workers: int) -> None:
     asking = _asking(items, "what?", "which?", "how?")

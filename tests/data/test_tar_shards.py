@@ -84,6 +84,7 @@ def recipe_on(model_folder: Path, data: Path, epochs: int) -> Any:
     )
 
 
+@pytest.mark.usefixtures("in_workers")
 @pytest.mark.full
 def test_the_adapter_is_that_of_the_files_and_resumes_within_a_shard(
     shards: Path, five_classes: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

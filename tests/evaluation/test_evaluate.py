@@ -77,6 +77,7 @@ def test_no_images_are_refused(open_clip: Backbone, tiny_split: Split) -> None:
         evaluate(_model(open_clip, tiny_split, "coop"), ())
 
 
+@pytest.mark.usefixtures("in_workers")
 @pytest.mark.parametrize("name", ["coop", "lora"])
 def test_an_unreadable_image_is_named(open_clip: Backbone, tiny_split: Split, name: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"

@@ -141,6 +141,7 @@ def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp
     assert any(name in json.dumps(answer) for name in data.load(soft).class_names)
 
 
+@pytest.mark.usefixtures("in_workers")
 @by_turns("method", ["ln_tuning", "lora"])
 def test_triplets_are_learned_and_scored(triplets: Path, tmp_path: Path, method: str) -> None:
     run = tmp_path / "run"

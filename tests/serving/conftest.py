@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny_backbones
 import torch
+from fastapi.dependencies import models as dependencies
 from starlette.testclient import TestClient
 
 import adapt
@@ -32,6 +33,15 @@ def make(backbone: Backbone) -> dict[str, AdaptedModel]:
             for parameter in model.method.parameters():
                 parameter.add_(0.3 * torch.randn(parameter.shape))
     return made
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """FastAPI remembers each route's function, and with it the models of each application, which grow to gigabytes."""
+    yield
+    for function in vars(dependencies).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 @pytest.fixture

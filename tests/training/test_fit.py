@@ -78,6 +78,7 @@ def test_no_training_images(make_model) -> None:
         fit(make_model(), [], epochs=1)
 
 
+@pytest.mark.usefixtures("in_workers")
 def test_an_unreadable_training_image_is_named(train, make_model, tiny_split) -> None:
     broken = tiny_split.train[5].path
     Path(broken).write_bytes(b"no image")

@@ -37,6 +37,7 @@ def _assert_same_run(one: Path, other: Path) -> None:
     assert _log(one) == _log(other)
 
 
+@pytest.mark.usefixtures("in_workers")
 @pytest.mark.parametrize("case", _CASES)
 def test_a_run_killed_within_an_epoch_goes_on_exactly(train, make_model, tmp_path: Path, case: str) -> None:
     method, config, settings = _CASES[case]
