@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder  # noqa: F401 (named in the class statement)
 
 
+class QuestionStep(Step):
+    """A batch of images with a question for each, to answer from a list of answers."""
+
+    @property
+    def weight(self) -> float:
+        """The number of questions: accumulated batches count by it."""
+        return float(len(self.items))
+
+
 class AnsweringModel(Adapted["FusionEncoder"]):
     """A model for visual question answering; `model(images, questions)` returns logits over a list of answers.
 
@@ -38,6 +47,9 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         """Return logits `(b, n_answers)` for images `(b, 3, h, w)` and one question for each image."""
         asking.check(images, questions)
         return self.answers.of(Step(self, (images, questions)))
+
+    def step(self, inputs: Any, labels: Tensor | None = None) -> QuestionStep:
+        return QuestionStep(self, inputs, labels)
 
     def own_logits(self, step: Step) -> Tensor:
         """Return the trained head's logits `(b, n_answers)` for a batch of images with questions."""

@@ -78,6 +78,11 @@ def rows(
     return Rows(ids, mask.bool(), targets)
 
 
+def learned(backbone: VisionLLM, questions: Sequence[str], answers: Sequence[str]) -> int:
+    """Return the number of tokens of `answers` that are learned, including the end tokens."""
+    return sum(_row(backbone, question, answer, 0)[1] for question, answer in zip(questions, answers, strict=True))
+
+
 def _row(
     backbone: VisionLLM, question: str, answer: str | None, visual: int, first: bool = True
 ) -> tuple[list[int], int]:

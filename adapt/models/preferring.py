@@ -115,6 +115,10 @@ def refer(training: Fitting, settings: Any) -> None:
     model: Any = training.model
     fast = None if model.path == "fast" else False
     reference = model if model.started else ChatModel(model.backbone, ZeroShot(), model.class_names, fast)
-    inference = Inference(training.settings.workers, training.cache)
-    sums = list(inference.of_batches(reference, training.train_set, lambda step: step.sums.cpu()))
-    model.objective = Reference(settings, training.train_set, torch.cat(sums))
+    inference, items, processes = (
+        Inference(training.settings.workers, training.cache),
+        training.train_set,
+        training.processes,
+    )
+    sums = torch.cat(list(inference.of_batches(reference, processes.share(items), lambda step: step.sums)))
+    model.objective = Reference(settings, items, processes.whole(sums, len(items)).cpu())

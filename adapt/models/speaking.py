@@ -71,6 +71,12 @@ class AnswerStep(Step):
             raise AdaptError(f"{self.model.method.name} makes no visual tokens: use a method such as projector")
         return self.read.visual
 
+    @property
+    def weight(self) -> float:
+        """The number of tokens that the batch learns: accumulated batches count by it."""
+        _, questions, answers = self.inputs
+        return float(generation.learned(self.model.backbone, questions, answers))
+
     @cached_property
     def cross_entropy(self) -> Tensor:
         """The mean cross-entropy of the answers' tokens."""

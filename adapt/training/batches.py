@@ -40,7 +40,8 @@ from adapt.training.settings import TrainSettings
 class Batches(Protocol):
     """The batches of a training run, with inputs and items, which can be iterated from any step of any epoch.
 
-    If batches are `divided` between processes, the inputs are from a fraction of the images, and the items from all.
+    If batches are `divided` between processes, the inputs are from a fraction of the images, and the items from all. If
+    they are divided by items, inputs and items are those of this process, which may have none.
     """
 
     divided: bool
@@ -68,7 +69,7 @@ class ImageBatches:
         lengths: Sequence[int] = (),
     ) -> None:
         self.items = items
-        self.divided = processes.count > 1
+        self.divided = processes.count > 1 and not processes.by_items
         transform = model.backbone.transform(train=settings.augment == "published")
         entities, together = [item.kept_with for item in items], 1  # items of an entity in one batch
         groups = trait(model.method, GroupsEntities)
@@ -83,12 +84,15 @@ class ImageBatches:
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
-        for (inputs, _), draws in zip(self._decoded, self._epochs.full()):
+        for (inputs, _), draws in zip(self._decoded, self._epochs.learned()):
             yield inputs, [self.items[draw.position] for draw in draws]
 
 
 class Shares(Epochs):
-    """An epoch sampler that yields one process's fraction of each training batch; `full()` yields the full batches."""
+    """An epoch sampler that yields one process's fraction of each training batch.
+
+    `learned()` yields the batches whose loss the process computes, which are full unless they are divided by items.
+    """
 
     def __init__(
         self,
@@ -113,11 +117,12 @@ class Shares(Epochs):
         )
         self._processes = processes
 
-    def full(self) -> Iterator[list[Draw]]:
-        return super().__iter__()
+    def learned(self) -> Iterator[list[Draw]]:
+        return iter(self) if self._processes.by_items else super().__iter__()
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        return map(self._processes.share, self.full())
+        processes = self._processes
+        return map(processes.own if processes.by_items else processes.share, super().__iter__())
 
 
 class KnownBatches:
@@ -145,7 +150,7 @@ class KnownBatches:
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
         self._epochs.epoch, self._epochs.step = epoch, step
         views = self._known.shape[1]
-        for own, draws in zip(self._epochs, self._epochs.full()):
+        for own, draws in zip(self._epochs, self._epochs.learned()):
             positions, view = ([draw.position for draw in own], [draw.seed % views for draw in own])
             yield self._inputs(self._known[positions, view]), [self.items[draw.position] for draw in draws]
 
@@ -183,10 +188,11 @@ class LookedUpBatches:
         items: Sequence[Item],
         settings: TrainSettings,
         seed: int,
+        processes: Processes = ALONE,
         lengths: Sequence[int] = (),
     ) -> None:
         self._inputs, self.items = inputs, items
-        self._epochs = Shares(len(items), settings, seed, ALONE, lengths=lengths)
+        self._epochs = Shares(len(items), settings, seed, processes, lengths=lengths)
         self.divided = False
 
     def __len__(self) -> int:
@@ -230,7 +236,9 @@ def training_batches(
         known = encoded_images(model, items, workers=settings.workers, progress=progress)
         if known is not None:
             encoded = of_paths(items, known)
-            return LookedUpBatches(lambda places: [encoded[place] for place in places], items, settings, seed, lengths)
+            return LookedUpBatches(
+                lambda places: [encoded[place] for place in places], items, settings, seed, processes, lengths
+            )
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:

@@ -40,7 +40,7 @@ from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
 from adapt.training.loop import Length, Trainer, precision_on
-from adapt.training.processes import check_divides, processes_on
+from adapt.training.processes import divided, processes_on
 from adapt.training.result import Result, reproducible
 from adapt.training.run import Run
 from adapt.training.settings import FitSettings, TrainSettings
@@ -86,8 +86,8 @@ def fit(
     items from `adapt.data.load` on your own folders do, and the adapter records the rotation. `track` contains names of
     trackers that follow the run (tensorboard, wandb, mlflow), or trackers of your own.
 
-    Under `accelerate launch` or torchrun, the processes train one model together, and each process encodes a fraction
-    of every batch. Only the main process evaluates the model and writes files, so the results of other processes
+    Under `accelerate launch` or torchrun, the processes train one model together, and each process has a fraction of
+    every batch. Only the main process evaluates the model and writes files, so the results of other processes
     contain neither scores nor an adapter.
 
     Raises AdaptError for invalid settings, a tracker whose extra is not installed, labels that the model does not have,
@@ -134,8 +134,7 @@ def checked(
         check_calibration(model, train_set, val_set)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
-    processes = processes_on(model.backbone.device)
-    check_divides(processes, model, train_set, chosen, cache)
+    processes = divided(processes_on(model.backbone.device), model, train_set, chosen, cache)
     return Fitting(
         model,
         train_set,

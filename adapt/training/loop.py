@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from adapt import tasks
 from adapt.data.item import Item
 from adapt.devices import AUTO, prefers_bf16
 from adapt.errors import AdaptError
-from adapt.methods.base import Step, Terms, checked, total
+from adapt.methods.base import Step, Terms, checked
 from adapt.models.base import Adapted
 from adapt.training import checkpoint
 from adapt.training.average import RunningAverage
@@ -121,16 +122,15 @@ class Trainer:
         started = time.monotonic()
         while position.step < self.plan.steps and (group := list(islice(remaining, accumulate))):
             rate = self._set_rate()
-            terms, accuracy = self._step(group)
+            terms, counts = self._step(group)
             elapsed = time.monotonic() - started
             position.batch += len(group)
             position.step += 1
             position.seconds += elapsed
-            images = sum(len(items) for _, items in group)
             entry: dict[str, object] = {"step": position.step, "epoch": position.epoch, "loss": sum(terms.values())}
-            if accuracy is not None:
-                entry["accuracy"] = accuracy
-            entry |= {"lr": rate, "images_per_second": round(images / elapsed, 1)}
+            if counts["answers"]:
+                entry["accuracy"] = counts["right"] / counts["answers"]
+            entry |= {"lr": rate, "images_per_second": round(counts["items"] / elapsed, 1)}
             if len(terms) > 1:
                 entry["terms"] = terms
             yield entry
@@ -150,13 +150,16 @@ class Trainer:
         terms, right = self.model.losses(step, self.settings.terms)
         return followed(terms, name), right
 
-    def _step(self, group: list[tuple[object, list[Item]]]) -> tuple[dict[str, float], float | None]:
-        """Take one optimiser step over accumulated batches, and return the terms of the mean loss and the accuracy."""
+    def _step(self, group: list[tuple[object, list[Item]]]) -> tuple[dict[str, float], dict[str, float]]:
+        """Take one optimiser step over accumulated batches, and return the terms of the mean loss.
+
+        Returned besides are the numbers of `items`, of `answers` and of those that are `right`.
+        """
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
-        steps = [tasks.of(items).step(self.model, items, inputs) for inputs, items in group]
-        weights = sum(step.weight for step in steps)
+        steps = [tasks.of(items).step(self.model, items, inputs) for inputs, items in group if items]
+        weights = self.processes.summed({"weight": sum(step.weight for step in steps)})["weight"]
         while steps:  # a step, once taken, is let go with its activations
             step = steps.pop(0)
             share = weights / step.weight
@@ -164,14 +167,14 @@ class Trainer:
                 step.whole = partial(self.processes.whole, size=len(step.items))
             with autocast(device, self.settings.precision):
                 terms, right = self._losses(step)
-                loss = total(terms)
-            if not loss.isfinite():
-                raise self._not_finite({name: float(term.detach()) for name, term in terms.items()})
             self.model.method.backward({name: self.scaler.scale(term / share) for name, term in terms.items()})
             means.update({name: float(term.detach()) / share for name, term in terms.items()})
             correct += [] if right is None else [right]
+        loss = self.processes.summed(means)
+        if not math.isfinite(sum(loss.values())):
+            raise self._not_finite(loss)
         parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        self.processes.average(parameters)
+        self.processes.combine(parameters)
         if self.settings.max_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
@@ -179,7 +182,10 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.step_done()
-        return dict(means), float(torch.cat(correct).cpu().double().mean()) if correct else None
+        self.processes.draw_alike()
+        right = torch.cat(correct).cpu().double() if correct else torch.zeros(0)
+        counts = {"items": sum(len(items) for _, items in group), "answers": len(right), "right": float(right.sum())}
+        return loss, self.processes.summed(counts)
 
     def _keep(self) -> None:
         """Write a new checkpoint in place of the old checkpoint, unless a trained value is not finite."""

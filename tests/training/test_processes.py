@@ -6,20 +6,25 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import divided_training
 import pytest
+import tiny_llms
 import torch
-from divided_training import CASES
+from divided_training import BY_ITEMS, CASES, STOPPED
 from small_trainings import MakeModel
 from torch import Tensor
 
+import adapt
 from adapt import AdaptError
-from adapt.data import Split
+from adapt.data import Item, Split
 from adapt.formats.adapter import read_tensors
-from adapt.training.processes import Processes, check_divides
+from adapt.methods import OLAVLM, Compose, LoRA, Projector
+from adapt.methods.base import Method
+from adapt.training.processes import Processes, divided
 from adapt.training.result import read_history
 from adapt.training.settings import TrainSettings
 
@@ -54,7 +59,7 @@ def by_two(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *BY_ITEMS])
 def test_two_processes_learn_what_one_does(
     case: str, by_two: tuple[Path, list[list[str]]], model_folder: Path, five_classes: Path, tmp_path: Path
 ) -> None:
@@ -78,15 +83,17 @@ def same_run(one: Path, two: Path) -> None:
 
 
 @pytest.mark.full
-def test_a_stop_of_either_is_one_of_both_and_the_run_goes_on(by_two: tuple[Path, list[list[str]]]) -> None:
+@pytest.mark.parametrize("case", STOPPED)
+def test_a_stop_of_either_is_one_of_both_and_the_run_goes_on(case: str, by_two: tuple[Path, list[list[str]]]) -> None:
     out, said = by_two
-    assert [lines[0] for lines in said] == ["stopped", "stopped"]
-    same_run(out / "edited towers", out / "stopped/edited towers")
+    assert [lines[: len(STOPPED)] for lines in said] == [["stopped"] * len(STOPPED)] * 2
+    same_run(out / case, out / "stopped" / case)
 
 
+@pytest.mark.full
 def test_what_gains_nothing_is_refused(by_two: tuple[Path, list[list[str]]]) -> None:
     for lines in by_two[1]:
-        assert lines[1:] == [
+        assert lines[len(STOPPED) :] == [
             "2 processes gain nothing, because gda takes no steps, and one process solves it: use one process"
         ]
 
@@ -104,12 +111,31 @@ def test_what_cannot_be_divided(
 ) -> None:
     settings = None if changes is None else TrainSettings(epochs=1, **changes)
     with pytest.raises(AdaptError, match=f"2 processes gain nothing, because {reason}.*: use one process"):
-        check_divides(TWO, make_model(method), tiny_split.train, settings, True)
+        divided(TWO, make_model(method), tiny_split.train, settings, True)
 
 
 def test_what_is_divided(make_model: MakeModel, tiny_split: Split) -> None:
     for method, augment in (("coop", "published"), ("ln_tuning", "none"), ("prograd", "published")):
-        check_divides(TWO, make_model(method), tiny_split.train, TrainSettings(epochs=1, augment=augment), True)
+        processes = divided(TWO, make_model(method), tiny_split.train, TrainSettings(epochs=1, augment=augment), True)
+        assert not processes.by_items
+
+
+@pytest.mark.parametrize(
+    ("method", "adds_up"),
+    [
+        (Projector(), True),
+        (Projector(align="words"), False),  # contrasts the answers of a batch
+        (OLAVLM(task_tokens=2, heads=1), False),
+        (Compose([LoRA(towers=("decoder",)), Projector()]), True),
+        (Compose([LoRA(towers=("decoder",)), Projector(align="assignment")]), False),
+    ],
+)
+def test_questions_are_divided_where_the_loss_adds_up(method: Method, adds_up: bool) -> None:
+    model = adapt.wrap(tiny_llms.vision_llm("llama"), method)
+    items = [Item.of(path="a.png", question="what is it ?", label="a cat")]
+    refused = pytest.raises(AdaptError, match=f"{method.name} has terms of the loss that may compare the items")
+    with nullcontext() if adds_up else refused:
+        assert divided(TWO, model, items, TrainSettings(epochs=1), True).by_items
 
 
 @pytest.mark.parametrize("changed", ["backward", "images"])
@@ -120,7 +146,7 @@ def test_methods_whose_shares_do_not_add_up(
     if changed == "backward":
         monkeypatch.setattr(type(model.method), "backward", lambda self, terms: None)
         with pytest.raises(AdaptError, match="ln_tuning changes gradients by a rule that needs the full batch"):
-            check_divides(TWO, model, tiny_split.train, TrainSettings(epochs=1), True)
+            divided(TWO, model, tiny_split.train, TrainSettings(epochs=1), True)
         return
     step = model.step(images, torch.zeros(6))
     step.whole = lambda rows: rows

@@ -115,8 +115,8 @@ class _Drawn:
 def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
     if isinstance(batch, AdaptError):
         return batch
-    if isinstance(batch[0][0], list):  # images as decoded, of any sizes and any number
-        return [pictures for pictures, _ in batch], torch.tensor([position for _, position in batch])
+    if not batch or isinstance(batch[0][0], list):  # images as decoded, of any sizes and any number
+        return [pictures for pictures, _ in batch], torch.tensor([position for _, position in batch], dtype=torch.long)
     bags = [each for each, _ in batch if isinstance(each, Bags)]
     if bags:
         return joined(bags), torch.tensor([position for _, position in batch])

@@ -64,6 +64,17 @@ class LearnedTokens(Trait):
         """The learned text tokens `(..., d)` by parameter name, so that their nearest words can be listed."""
 
 
+class OwnTerms(Trait):
+    """The trait of methods that add terms to the task's loss with some settings only."""
+
+    of_each_part = True
+
+    @property
+    @abstractmethod
+    def has_own_terms(self) -> bool:
+        """Whether the method, with its current settings, adds terms to the task's loss."""
+
+
 class AveragesPrompts(Trait):
     """The trait of methods that average prompt features by the rule `prompt_average`, not by a normalised mean."""
 

@@ -37,7 +37,7 @@ from adapt.edits import Edit, Replace, Tokens
 from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step, Terms, Training
 from adapt.methods.base.step import equal_texts
-from adapt.methods.base.traits import Imported, ReadsPublished
+from adapt.methods.base.traits import Imported, OwnTerms, ReadsPublished
 from adapt.methods.projector import alignment
 
 _WEIGHTS = {"words": 1.0, "assignment": 0.1}
@@ -66,7 +66,7 @@ class ProjectorConfig(MethodConfig):
         return self
 
 
-class Projector(Method[Step], ReadsPublished):
+class Projector(Method[Step], ReadsPublished, OwnTerms):
     """A linear layer or an MLP (`kind`) that maps each image patch to a visual token `(d,)` of a language model.
 
     On a native vision-language model, new linear maps `BLOCK.NAME` replace those of the model's connector.
@@ -152,9 +152,13 @@ class Projector(Method[Step], ReadsPublished):
             counts = torch.bincount(ids[mask], minlength=len(self.log_prior)).float()
             self.log_prior.copy_(alignment.prior(counts / counts.max()))
 
+    @property
+    def has_own_terms(self) -> bool:
+        return self.config.align != "none"
+
     def loss(self, step: Any) -> Terms:
         terms: Terms = step.task_loss()
-        if self.config.align == "none":
+        if not self.has_own_terms:
             return terms
         term = self._contrast(step) if self.config.align == "words" else self._assignment(step)
         return terms | {"alignment": (self.config.align_weight or _WEIGHTS[self.config.align]) * term}
