@@ -65,10 +65,14 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("engine", ["local", "slurm"])
+@pytest.mark.parametrize("engine", ["local", "slurm", "submitit"])
 def test_a_run_whose_process_is_killed_goes_on_and_the_table_is_the_same(
     engine: str, raw: dict[str, Any], cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of a pool of processes, of the stand-in for SLURM, and of the executor that submitit has for this machine."""
+    if engine == "submitit":
+        submitit = pytest.importorskip("submitit")
+        monkeypatch.setattr(slurm, "_executor", lambda folder, at_once, options: submitit.LocalExecutor(folder))
     plugin, name = tmp_path / f"{engine}.py", f"mortal_{engine}"
     plugin.write_text(MORTAL.replace("NAME", name))
     recipe = raw | {"method": {"name": name, "n_ctx": 2}}
