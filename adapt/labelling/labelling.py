@@ -208,6 +208,7 @@ class Labelling:
         if len(self._annotations) == self._known:
             return
         last = self._annotations.pop()
+        self.write()  # first, as labels in data.csv count as filled in by hand
         annotating.write(self.out / ANNOTATIONS, self._annotations)
         if not any(each.item.path == last.path for each in self.proposals):  # of an earlier process
             split = self.split

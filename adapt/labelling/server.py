@@ -137,6 +137,8 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
                 labelling.learn()
                 labelling.propose(a_round)
                 labelling.write()
+            except KeyboardInterrupt:
+                raise AdaptError("the round was stopped: the answers are kept, and the same command goes on") from None
             finally:
                 training.clear()
             return state()

@@ -14,7 +14,7 @@ from PIL import PngImagePlugin
 from starlette.types import ASGIApp
 
 from adapt.serving.connections import Connection
-from adapt.training.interrupt import ending
+from adapt.training.interrupt import ending, stop_elsewhere
 
 _HEAD_SECONDS = 10.0
 _CONNECTIONS, _OTHER_FILES = 1000, 64  # maximum number of connections; other files that a server has open
@@ -44,4 +44,5 @@ def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
 class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         signal.alarm(_END)  # the system then ends the process, even if no Python code runs
+        stop_elsewhere()
         super().handle_exit(sig, frame)

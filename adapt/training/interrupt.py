@@ -7,11 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import ClassVar
 
 
 class Interrupt:
     """A flag that is set when the user asks to stop the training."""
 
+    elsewhere: ClassVar[set[Interrupt]] = set()
+    """The flags of trainings in other threads than the main one, which alone receives signals."""
     requested = False
 
     def request(self, signum: int, frame: FrameType | None) -> None:
@@ -28,15 +31,25 @@ def ending() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
 
 
+def stop_elsewhere() -> None:
+    """Ask the trainings in all threads but the main one to stop after their present step, with KeyboardInterrupt."""
+    for interrupt in [*Interrupt.elsewhere]:
+        interrupt.requested = True
+
+
 @contextmanager
 def graceful() -> Iterator[Interrupt]:
     """Yield a flag that the signals of `ending` set during the `with` block, instead of ending the process.
 
-    Outside the main thread, the flag is never set.
+    Outside the main thread, `stop_elsewhere` sets the flag.
     """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield interrupt
+        Interrupt.elsewhere.add(interrupt)
+        try:
+            yield interrupt
+        finally:
+            Interrupt.elsewhere.discard(interrupt)
         return
     before = {number: signal.signal(number, interrupt.request) for number in ending()}
     try:

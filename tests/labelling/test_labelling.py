@@ -139,10 +139,13 @@ def test_the_last_answers_can_be_taken_back(begun: Path, tmp_path: Path) -> None
     own.undo()
     assert len(own.left) == 1
     assert len(rows(tmp_path / "out/annotations.csv")) == 1
+    own.write()
     own.undo()
     own.undo()  # nothing is left to take back
     assert own.split == before
     assert not (tmp_path / "out/annotations.csv").exists()
+    own.close()  # as if the process was killed
+    assert labelling(begun, tmp_path / "out").split == before  # and nothing counts as filled in by hand
 
 
 @pytest.mark.full
@@ -391,6 +394,20 @@ def test_pictures_answers_and_rounds_by_http(client: Any, tmp_path: Path) -> Non
     assert [each["answers"] for each in state["rounds"]] == [2]
     assert (len(state["left"]), state["training"]) == (2, False)
     assert len(rows(tmp_path / "out/proposals.csv")) == 2
+
+
+def test_a_round_that_is_stopped_is_said(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = client.get("/state").json()["left"][0]["path"]
+    client.post("/answer", json={"path": path, "action": "label", "label": "sky"})
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adapt.labelling.labelling.run_recipe", stopped)
+    assert client.post("/learn").json() == {
+        "detail": "the round was stopped: the answers are kept, and the same command goes on"
+    }
+    assert (client.get("/state").json()["answers"], client.get("/state").json()["training"]) == (1, False)
 
 
 def test_what_the_server_refuses(client: Any, begun: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from adapt import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_tensors
 from adapt.methods.base.step import Step, Terms
+from adapt.training.interrupt import stop_elsewhere
 
 _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "features": ("coop", {"n_ctx": 4}, {}),
@@ -47,6 +49,17 @@ def test_a_run_killed_within_an_epoch_goes_on_exactly(train, make_model, tmp_pat
         train(make_model(method, **config), **settings)
     assert not (tmp_path / "cut/adapter.safetensors").exists()
     train(make_model(method, **config), resume=True, **settings)
+    _assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_training_in_another_thread_is_stopped_and_goes_on_exactly(train, make_model, tmp_path: Path) -> None:
+    train(make_model(n_ctx=4), out=tmp_path / "whole")
+    with ThreadPoolExecutor(1) as pool, at_step(3, stop_elsewhere):
+        stopped = pool.submit(train, make_model(n_ctx=4), out=tmp_path / "cut")
+        with pytest.raises(KeyboardInterrupt):
+            stopped.result()
+    assert len(_log(tmp_path / "cut")) == 3
+    train(make_model(n_ctx=4), resume=True, out=tmp_path / "cut")
     _assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
