@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # a process for each core, where threads on top only get in the way; neighbours stay together, and share their fixtures
 ON_EACH_CORE := -n auto --dist worksteal --durations 20
+# bytecode is written, also where the environment says otherwise: many tests start Python
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(ON_EACH_CORE)
 # the checkout itself on Python's path, for editors, pyright and mypy, who see through no other editable install; the links
 # that `strict` lays would miss every file that comes later

@@ -24,11 +24,14 @@ class Products(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.pairs: list[Pair] = []
+        self.operators = 0
+        """How many of torch's operators ran, of which few are products."""
         self._noise: dict[object, Tensor] = {}
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
+        self.operators += 1
         for left, right in _products(func.overloadpacket, args):
             self.pairs.append((self._like(left), self._like(right)))
         return func(*args, **(kwargs or {}))

@@ -40,5 +40,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         "seconds": taken,
         "limit_seconds": limit,
         "share_of_limit": limit / taken,
-        "text": f"{1000 * taken:.1f} ms; the products alone {1000 * limit:.1f} ms, {limit / taken:.2f} of the time",
+        "operators": products.operators,
+        "text": f"{1000 * taken:.1f} ms; the products alone {1000 * limit:.1f} ms, {limit / taken:.2f} of the time; "
+        f"{products.operators} operators",
     }

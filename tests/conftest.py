@@ -24,7 +24,7 @@ from adapt.data import Item, Split
 from adapt.data.decoding import decoded
 from adapt.data.decoding.decoded import _may_start_workers as may_start_workers
 
-gc.disable()  # until all is collected, which stays, and need not be looked through again and again
+gc.disable()  # until all tests are found: modules and tests stay, and need not be looked through again and again
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for one another
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")

@@ -13,13 +13,13 @@ import tiny_fusion
 import tiny_llms
 import tiny_natives
 import torch
-from native_chats import lora
 from stopping import at_step, interrupt
 
 import adapt
 from adapt import methods
 from adapt.chats import Chat
 from adapt.data import Item, read_folder
+from adapt.tasks.contrasts import Contrast
 from adapt.tasks.conversations import Conversation
 from adapt.tasks.pairs import Pair
 from adapt.tasks.preferences import Preference
@@ -38,11 +38,15 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 STOPPED = ("edited towers", "conversations")
 # divided by items, of which the last of thirteen is alone in its batch; without an image, nothing reaches the tower
+_LORA = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "projections": "all", "input_gradient": True}
 _ANSWERS = ("a dog.", "it is a dog, I think.", "no.")
 BY_ITEMS: dict[str, dict[str, Any]] = {
     "conversations": {"batch_size": 4, "accumulate": 2, "optimizer": "adamw"},
     "preferences": {"batch_size": 4, "epochs": 1},
+    "minimal pairs": {"batch_size": 4, "epochs": 1},
     "a language model's answers": {"batch_size": 4, "accumulate": 2},
+    "drawn numbers of tokens": {"batch_size": 4, "accumulate": 2, "average": {"ema": {"decay": 0.5}}},
+    "a search": {"batch_size": 4, "epochs": 1},
     "answers of a list": {"batch_size": 4, "accumulate": 3},
 }
 
@@ -50,28 +54,43 @@ BY_ITEMS: dict[str, dict[str, Any]] = {
 def by_items(case: str, data: Path) -> tuple[Any, list[Item]]:
     """A model, and the items that it learns."""
     paths = [item.path for item in read_folder(data).train[:13]]
-    if case in ("conversations", "preferences"):
-        towers = ("vision", "decoder") if case == "conversations" else ("decoder",)
-        backbone: Any = tiny_natives.backbone("smolvlm")
-        items = []
-        for number, path in enumerate(paths):
-            answer, other = _ANSWERS[number % 3], _ANSWERS[number % 2]
-            if case == "preferences":
-                label: Any = Preference(Chat.about("what is it?", answer), other + " so")
-            else:
-                label = Conversation(Chat.about("what is it?", answer, images=number % 4 > 0))
-            items.append(Item((path,) * min(1, label.chat.images), label, text=str(number)))
-        return wrapped(backbone, lora(*towers)), items
-    if case == "answers of a list":
-        backbone = tiny_fusion.vilt(None)
-        method, answers, names = lora("fusion"), tiny_fusion.ANSWERS, tiny_fusion.ANSWERS
-    else:
-        backbone, method, names = tiny_llms.vision_llm("llama"), methods.find("projector")(), ()
-        answers = ("a cat", "two", "the red dog .")
-    items = [
+    make, method, names = {
+        "a language model's answers": (_llama, ("projector", {}), ()),
+        "drawn numbers of tokens": (_llama, ("mqt", {"tokens": 4}), ()),
+        "answers of a list": (_vilt, ("lora", _LORA | {"towers": ("fusion",)}), tiny_fusion.ANSWERS),
+        "a search": (_llama, ("das", {"skip": 1, "towers": ("decoder",), "search_epochs": 2}), ()),
+        "conversations": (_native, ("lora", _LORA | {"towers": ("vision", "decoder")}), ()),
+    }.get(case, (_native, ("lora", _LORA | {"towers": ("decoder",)}), ()))  # fmt: skip
+    model = wrapped(make(), methods.find(method[0])(**method[1]), names)
+    if make is _native:
+        return model, [chat_of(case, path, number) for number, path in enumerate(paths)]
+    answers = names or ("a cat", "two", "the red dog .")
+    return model, [
         Item.of(path=path, question="what is it ?", label=answers[number % 3]) for number, path in enumerate(paths)
     ]
-    return wrapped(backbone, method, names), items
+
+
+def _llama() -> Any:
+    return tiny_llms.vision_llm("llama")
+
+
+def _vilt() -> Any:
+    return tiny_fusion.vilt(None)
+
+
+def _native() -> Any:
+    return tiny_natives.backbone("smolvlm")
+
+
+def chat_of(case: str, path: str, number: int) -> Item:
+    answer, rejected = _ANSWERS[number % 3], _ANSWERS[number % 2] + " so"
+    chat = Chat.about("what is it?", answer)
+    if case == "preferences":
+        return Item((path,), Preference(chat, rejected), text=str(number))
+    if case == "minimal pairs":
+        return Item((path, path), Contrast(chat, rejected), text=str(number))
+    images = min(1, number % 4)
+    return Item((path,) * images, Conversation(Chat.about("what is it?", answer, images=images)), text=str(number))
 
 
 def wrapped(backbone: Any, method: Any, names: tuple[str, ...] = ()) -> Any:
@@ -82,9 +101,9 @@ def wrapped(backbone: Any, method: Any, names: tuple[str, ...] = ()) -> Any:
 def train(case: str, model: Path, data: Path, out: Path, resume: bool = False) -> adapt.training.result.Result:
     if case in BY_ITEMS:
         adapted, items = by_items(case, data)
-        return adapt.fit(
-            adapted, items, out=out / case, resume=resume, progress=False, workers=0, **SETTINGS | BY_ITEMS[case]
-        )
+        held_out = {"val_set": items[9:]} if case == "a search" else {}
+        settings = SETTINGS | BY_ITEMS[case] | held_out
+        return adapt.fit(adapted, items, out=out / case, resume=resume, progress=False, workers=0, **settings)
     name, config, changes = CASES[case]
     split = read_folder(data)
     items, classes = split.train, split.class_names

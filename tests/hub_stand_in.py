@@ -54,11 +54,13 @@ class StandIn(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[str] = []
+        self.ranges: list[str] = []
+        """The ranges of bytes that downloads of large files asked for; "" for all of it."""
         self.messages: list[str] = []
         self.refused_card: str | None = None
         self.down = False
         self.breaks = 0
-        """How many of the next transfers of large files break off in the middle."""
+        """How many of the next transfers of large files break off: in the middle, or at once where they go on."""
 
     @property
     def address(self) -> str:
@@ -285,12 +287,18 @@ def _resolve(request: _Handler, name: str, revision: str, path: str) -> None:
 
 
 def _object(request: _Handler, oid: str) -> None:
-    content = request.server.objects[oid]
-    headers = {"ETag": f'"{oid}"', "Content-Length": str(len(content))}
-    if request.server.breaks and request.command == "GET":
-        request.server.breaks -= 1
-        content, request.close_connection = content[: len(content) // 2], True
-    request.send(content, headers)
+    content, headers, status = request.server.objects[oid], {"ETag": f'"{oid}"'}, 200
+    asked = request.headers.get("Range") or ""
+    if begins := re.fullmatch(r"bytes=(\d+)-", asked):
+        headers["Content-Range"] = f"bytes {begins[1]}-{len(content) - 1}/{len(content)}"
+        content, status = content[int(begins[1]) :], 206
+    headers["Content-Length"] = str(len(content))
+    if request.command == "GET":
+        request.server.ranges.append(asked)
+        if request.server.breaks:
+            request.server.breaks -= 1
+            content, request.close_connection = content[: len(content) // 2 if status == 200 else 0], True
+    request.send(content, headers, status)
 
 
 _NAME = r"(?P<name>[^/]+/[^/]+)"

@@ -114,10 +114,6 @@ class OLAVLM(LearnsAside, Projector):
         """Let the teacher go."""
         self._teacher = None
 
-    @property
-    def has_own_terms(self) -> bool:
-        return True
-
     def loss(self, step: Any) -> Terms:
         if self._teacher is None:  # outside a run, where nothing is learned
             terms: Terms = step.task_loss()

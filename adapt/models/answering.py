@@ -22,7 +22,7 @@ class QuestionStep(Step):
 
     @property
     def weight(self) -> float:
-        """The number of questions: accumulated batches count by it."""
+        """The number of questions."""
         return float(len(self.items))
 
 

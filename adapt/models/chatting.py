@@ -55,7 +55,7 @@ class ChatStep(Step):
 
     @property
     def weight(self) -> float:
-        """The number of tokens that the batch learns: accumulated batches count by it."""
+        """The number of tokens that the batch learns."""
         return float(self.rows.answers[:, 1:].sum())
 
     @cached_property

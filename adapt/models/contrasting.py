@@ -35,7 +35,7 @@ class ContrastStep(ChatStep):
 
     @property
     def weight(self) -> float:
-        """The number of pairs: accumulated batches count by it."""
+        """The number of pairs."""
         return float(len(self.others))
 
     @cached_property

@@ -39,7 +39,7 @@ class PreferenceStep(ChatStep):
 
     @property
     def weight(self) -> float:
-        """The number of pairs: accumulated batches count by it."""
+        """The number of pairs."""
         return float(len(self.rejected))
 
     @cached_property
@@ -115,10 +115,7 @@ def refer(training: Fitting, settings: Any) -> None:
     model: Any = training.model
     fast = None if model.path == "fast" else False
     reference = model if model.started else ChatModel(model.backbone, ZeroShot(), model.class_names, fast)
-    inference, items, processes = (
-        Inference(training.settings.workers, training.cache),
-        training.train_set,
-        training.processes,
-    )
-    sums = torch.cat(list(inference.of_batches(reference, processes.share(items), lambda step: step.sums)))
-    model.objective = Reference(settings, items, processes.whole(sums, len(items)).cpu())
+    inference, items = Inference(training.settings.workers, training.cache), training.train_set
+    own = inference.of_batches(reference, training.processes.share(items), lambda step: step.sums)
+    sums = training.processes.whole(torch.cat(list(own)), len(items))  # gathered where they were computed
+    model.objective = Reference(settings, items, sums.cpu())

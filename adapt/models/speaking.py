@@ -73,7 +73,7 @@ class AnswerStep(Step):
 
     @property
     def weight(self) -> float:
-        """The number of tokens that the batch learns: accumulated batches count by it."""
+        """The number of tokens that the batch learns."""
         _, questions, answers = self.inputs
         return float(generation.learned(self.model.backbone, questions, answers))
 

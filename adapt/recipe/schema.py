@@ -12,7 +12,9 @@ from adapt import methods
 from adapt.methods.base.config import METHOD_SETTINGS
 from adapt.recipe import Recipe
 
-_UNREAD = {"use_attribute_docstrings": False}  # pydantic looks long for the source of a class that has none
+_UNREAD = {
+    "use_attribute_docstrings": False
+}  # no search for docstrings in source: these classes have none, and it takes seconds
 
 
 def recipe_schema() -> dict[str, object]:

@@ -144,6 +144,11 @@ class Task:
     """The reason why `recommend` does not compare methods on this task; "" if it does."""
     keeps_entities_together: ClassVar[bool] = False
     """Whether items of one entity follow each other in training, in the number that the method asks for."""
+    has_summed_loss: ClassVar[bool] = True
+    """Whether the loss of a batch is a mean over its items, or over what else `step.weight` counts, and compares none.
+
+    A task with a `loss` or `step` of its own says so itself, or its batches are not divided by items among processes.
+    """
     learns_from_features: ClassVar[bool] = True
     """Whether a step may take cached features instead of images."""
 

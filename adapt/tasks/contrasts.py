@@ -39,6 +39,7 @@ class Contrasts(Preferences):
     noun = "pairs of images"
     items_are = "minimal pairs of images, each with its answer"
     rows_of_chats = 3
+    has_summed_loss = True
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Contrast:
         read, others = super().read(cells, where), cells["rejected_images"]

@@ -45,6 +45,7 @@ class Preferences(Conversations):
     needs = frozenset({"chat", "rejected"})
     noun = "pairs of answers"
     items_are = "pairs of answers about images, of which one is better"
+    has_summed_loss = True
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Preference:
         chat, rejected = super().read(cells, where).chat, filled(cells, "rejected", where)

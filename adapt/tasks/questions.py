@@ -42,6 +42,7 @@ class Questions(Task):
     classes_are = "answers"
     learns_unseen = True  # a model that answers in words may give an answer never seen in training
     once_an_image = False
+    has_summed_loss = True
     comparable = "the methods compared classify with a CLIP or SigLIP: give images without questions"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> QuestionLabel:

@@ -40,11 +40,12 @@ from adapt.training.settings import TrainSettings
 class Batches(Protocol):
     """The batches of a training run, with inputs and items, which can be iterated from any step of any epoch.
 
-    If batches are `divided` between processes, the inputs are from a fraction of the images, and the items from all. If
-    they are divided by items, inputs and items are those of this process, which may have none.
+    If several processes train together and features are `gathered`, the inputs are from this process's share of the
+    images, and the items are those of the full batch. If they divide batches by items, both are this process's own, and
+    there may be none.
     """
 
-    divided: bool
+    gathered: bool
 
     @property
     def items(self) -> Sequence[Item]:
@@ -69,7 +70,7 @@ class ImageBatches:
         lengths: Sequence[int] = (),
     ) -> None:
         self.items = items
-        self.divided = processes.count > 1 and not processes.by_items
+        self.gathered = processes.count > 1 and not processes.by_items
         transform = model.backbone.transform(train=settings.augment == "published")
         entities, together = [item.kept_with for item in items], 1  # items of an entity in one batch
         groups = trait(model.method, GroupsEntities)
@@ -142,7 +143,7 @@ class KnownBatches:
     ) -> None:
         self._known, self.items, self._inputs = known, items, inputs
         self._epochs = Shares(len(items), settings, seed, processes)
-        self.divided = processes.count > 1
+        self.gathered = processes.count > 1 and not processes.by_items
 
     def __len__(self) -> int:
         return len(self._epochs)
@@ -193,7 +194,7 @@ class LookedUpBatches:
     ) -> None:
         self._inputs, self.items = inputs, items
         self._epochs = Shares(len(items), settings, seed, processes, lengths=lengths)
-        self.divided = False
+        self.gathered = False
 
     def __len__(self) -> int:
         return len(self._epochs)

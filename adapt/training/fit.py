@@ -40,7 +40,7 @@ from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
 from adapt.training.loop import Length, Trainer, precision_on
-from adapt.training.processes import divided, processes_on
+from adapt.training.processes import dividing, processes_on
 from adapt.training.result import Result, reproducible
 from adapt.training.run import Run
 from adapt.training.settings import FitSettings, TrainSettings
@@ -134,7 +134,7 @@ def checked(
         check_calibration(model, train_set, val_set)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
-    processes = divided(processes_on(model.backbone.device), model, train_set, chosen, cache)
+    processes = dividing(processes_on(model.backbone.device), model, train_set, chosen, cache)
     return Fitting(
         model,
         train_set,

@@ -224,6 +224,11 @@ class Fitting:
     ) -> float:
         settings = self._stage(changed)
         if loss is not None:
+            if self.processes.by_items:
+                raise AdaptError(
+                    f"{self.processes.count} processes cannot train together, because {title} has a loss of its own, "
+                    "which may compare the items of a batch, whose shares do not meet: use one process"
+                )
             batches: Batches = ImageBatches(self.model, self.train_set, settings, self.seed, self.processes)
         elif changed.keys() & _OF_BATCHES:
             batches = self._batches(settings)

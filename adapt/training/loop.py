@@ -151,26 +151,31 @@ class Trainer:
         return followed(terms, name), right
 
     def _step(self, group: list[tuple[object, list[Item]]]) -> tuple[dict[str, float], dict[str, float]]:
-        """Take one optimiser step over accumulated batches, and return the terms of the mean loss.
+        """Take one optimiser step over accumulated batches, and return the terms of the mean loss by name.
 
-        Returned besides are the numbers of `items`, of `answers` and of those that are `right`.
+        Also return how many `items` and `answers` there were, and how many answers were `right`.
         """
         device = self.model.backbone.device
         self.optimizer.zero_grad(set_to_none=True)
         means, correct = Counter[str](), list[Tensor]()
         steps = [tasks.of(items).step(self.model, items, inputs) for inputs, items in group if items]
-        weights = self.processes.summed({"weight": sum(step.weight for step in steps)})["weight"]
-        while steps:  # a step, once taken, is let go with its activations
-            step = steps.pop(0)
-            share = weights / step.weight
-            if self.batches.divided:
+        alone = len(steps) == 1 and not self.processes.by_items  # where a weight says nothing, but may take time
+        weights = [1.0 if alone else step.weight for step in steps]
+        whole = self.processes.weight(sum(weights))
+        if not steps:  # this process has no items: its scaler still takes part in the step
+            self.scaler.scale(torch.zeros((), device=device))
+        for weight in weights:
+            step, share = steps.pop(0), whole / weight  # a step, once taken, is let go with its activations
+            if self.batches.gathered:
                 step.whole = partial(self.processes.whole, size=len(step.items))
             with autocast(device, self.settings.precision):
                 terms, right = self._losses(step)
             self.model.method.backward({name: self.scaler.scale(term / share) for name, term in terms.items()})
             means.update({name: float(term.detach()) / share for name, term in terms.items()})
             correct += [] if right is None else [right]
-        loss = self.processes.summed(means)
+        right = torch.cat(correct).cpu().double() if correct else torch.zeros(0)
+        own = {"items": sum(len(items) for _, items in group), "answers": right.numel(), "right": float(right.sum())}
+        loss, counts = self.processes.summed(means, own)
         if not math.isfinite(sum(loss.values())):
             raise self._not_finite(loss)
         parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
@@ -183,9 +188,7 @@ class Trainer:
         if self.average is not None:
             self.average.step_done()
         self.processes.draw_alike()
-        right = torch.cat(correct).cpu().double() if correct else torch.zeros(0)
-        counts = {"items": sum(len(items) for _, items in group), "answers": len(right), "right": float(right.sum())}
-        return loss, self.processes.summed(counts)
+        return loss, counts
 
     def _keep(self) -> None:
         """Write a new checkpoint in place of the old checkpoint, unless a trained value is not finite."""

@@ -21,15 +21,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from adapt import plain
+from adapt import plain, tasks
 from adapt.data.item import Item
 from adapt.devices import is_launched, rng_states, set_rng_states
 from adapt.errors import AdaptError
 from adapt.features import keeps_features, of_texts
 from adapt.methods.base import Method
-from adapt.methods.base.traits import OwnTerms
+from adapt.methods.base.traits import OwnTerms, knows
 from adapt.models.base import Adapted
 from adapt.models.image_model import ImageModel
+from adapt.tasks.base import Task
 from adapt.training.settings import TrainSettings
 
 PATIENCE = timedelta(days=7)  # while the main process evaluates; the launcher ends processes if one fails
@@ -65,7 +66,7 @@ class Processes:
         """Return the rows `(size, ...)` of a full batch, gathered from all processes' rows `(ceil(size / count), ...)`.
 
         All processes compute the same loss. In each process, the gradient of the loss reaches only the rows of this
-        process, and is scaled so that the mean over all processes (`average`) is the gradient of the full batch.
+        process, and is scaled so that the mean over all processes (`combine`) is the gradient of the full batch.
         """
         if self.count == 1:
             return own
@@ -95,30 +96,36 @@ class Processes:
         for parameter, values in zip(used, combined.split([each.numel() for each in own]), strict=True):
             parameter.grad = values.view_as(parameter).to(parameter.dtype)
 
-    def summed(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """Return the sums over all processes of figures that each measured of its own items."""
+    def summed(self, *figures: Mapping[str, float]) -> list[dict[str, float]]:
+        """Return the sums over all processes of named figures that each process measured of its own items."""
         if not self.by_items:
-            return dict(figures)
+            return [dict(each) for each in figures]
         from accelerate.utils import gather_object
 
-        sums: dict[str, float] = {}
-        for each in gather_object([figures]):
-            sums |= {name: sums.get(name, 0.0) + figure for name, figure in each.items()}
+        sums: list[dict[str, float]] = [{} for _ in figures]
+        for measured in gather_object([figures]):
+            for total, own in zip(sums, measured, strict=True):
+                total |= {name: total.get(name, 0.0) + figure for name, figure in own.items()}
         return sums
 
-    def draw_alike(self) -> None:
-        """Set the random generators to the states of the main process, from which batches of its items moved them."""
-        if self.by_items:
-            device = torch.device(self.device)
-            set_rng_states(self.agreed(rng_states(device)), device)
+    def weight(self, own: float) -> float:
+        """Return the weight of a full step, of which this process's own items have the weight `own`."""
+        return self._sum(own) if self.by_items else own
 
     def any(self, own: bool) -> bool:
         """Return whether the flag, which is `own` in this process, is set in any process."""
-        if self.count == 1:
-            return own
+        return own if self.count == 1 else self._sum(float(own)) > 0
+
+    def _sum(self, own: float) -> float:
         from accelerate.utils import reduce
 
-        return bool(reduce(torch.tensor([float(own)], device=self.device), "sum") > 0)
+        return float(reduce(torch.tensor([own], dtype=torch.float, device=self.device), "sum"))
+
+    def draw_alike(self) -> None:
+        """Give all processes the main process's random states, which differ after batches of different items."""
+        if self.by_items:
+            device = torch.device(self.device)
+            set_rng_states(self.agreed(rng_states(device)), device)
 
     def agreed(self, value: Each) -> Each:
         """Return the main process's `value` in every process."""
@@ -162,7 +169,7 @@ def processes_on(device: torch.device) -> Processes:
     return Processes(state.num_processes, state.process_index, device)
 
 
-def divided(
+def dividing(
     processes: Processes, model: Adapted, items: Sequence[Item], settings: TrainSettings | None, cache: bool
 ) -> Processes:
     """Return `processes` with the way in which they divide the batches of `items`.
@@ -173,27 +180,34 @@ def divided(
     if processes.count == 1:
         return processes
     by_items, own_backward = not isinstance(model, ImageModel), type(method).backward is not Method.backward
+    idle, wrong = "gain nothing, because", "cannot train together, because"
     if settings is None:
-        reason = "takes no steps, and one process solves it"
-    elif by_items and not _adds_up(method):
-        reason = "has terms of the loss that may compare the items of a batch"
+        reason = f"{idle} {method.name} takes no steps, and one process solves it"
+    elif by_items and not (_adds_up(tasks.of(items)) and all(map(_leaves_loss, method.parts.values()))):
+        reason = f"{wrong} the loss may compare the items of a batch, whose shares do not meet ({method.name})"
+    elif by_items and (size := min(settings.batch_size, len(items))) < processes.count:
+        reason = f"{idle} a batch has only {size} of the {items[0].task.noun}"
     elif of_texts(items):
-        reason = "learns from texts, and only images are divided"
+        reason = f"{idle} {method.name} learns from texts, and only images are divided"
     elif keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
-        reason = "reads features from the cache, and encodes no image in its steps"
+        reason = f"{idle} {method.name} reads features from the cache, and encodes no image in its steps"
     elif own_backward and (by_items or "vision" in method.touches):
-        reason = "changes gradients by a rule that needs the full batch"
+        reason = f"{wrong} {method.name} changes gradients by a rule that needs the full batch"
     else:
         return replace(processes, by_items=by_items)
-    raise AdaptError(f"{processes.count} processes gain nothing, because {method.name} {reason}: use one process")
+    raise AdaptError(f"{processes.count} processes {reason}: use one process")
 
 
-def _adds_up(method: Method) -> bool:
-    """Return whether the loss of a batch is that of the task alone, which is a mean over the items of a batch."""
-    return all(
-        not part.has_own_terms if isinstance(part, OwnTerms) else type(part).loss is Method.loss
-        for part in method.parts.values()
-    )
+def _adds_up(task: Task) -> bool:
+    """Return whether the loss of a batch is a mean over its items, weighted by `step.weight`."""
+    return task.has_summed_loss and knows(type(task), "has_summed_loss", "loss", "step")
+
+
+def _leaves_loss(method: Method) -> bool:
+    """Return whether the method's loss is that of the task."""
+    if isinstance(method, OwnTerms) and knows(type(method), "has_own_terms", "loss"):
+        return not method.has_own_terms
+    return type(method).loss is Method.loss
 
 
 def _times(x: Tensor, factor: int) -> Tensor:

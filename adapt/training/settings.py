@@ -94,7 +94,7 @@ class TrainSettings(_Settings):
     """Optimiser steps for each shot of a class (CLIP-LoRA)."""
     batch_size: int = Field(default=32, ge=1)
     accumulate: int = Field(default=1, ge=1)
-    """Batches whose gradients are averaged into one step."""
+    """Batches whose gradients are averaged into one step, weighted by what each learns: questions, pairs or tokens."""
     drop_last: bool = True
     """Leave out a short last batch, unless it is the only one."""
     group_by_length: bool = False

@@ -51,9 +51,8 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     if needed > free:
         fitting = next((n for n in range(size - 1, 0, -1) if step.of(n * each) <= free), 0)
         if fitting:
-            advice = (
-                f"set train.batch_size to {fitting} and train.accumulate to {-(-size // fitting) * settings.accumulate}"
-            )
+            accumulate = -(-size // fitting) * settings.accumulate
+            advice = f"set train.batch_size to {fitting * processes} and train.accumulate to {accumulate}"
         else:
             advice = "not even one fits, so free memory or take a smaller backbone"
         recomputed = isinstance(model, ChatModel) or "vision" in model.method.touches

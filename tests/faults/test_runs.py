@@ -13,7 +13,7 @@ import pytest
 
 from adapt.data import Split
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("in_workers")]
 
 KILLS, SIGNALS, FULL_DISKS = 10, 4, 4  # of each case, of which there are five
 Whole = Callable[[str], tuple[Path, float]]

@@ -71,7 +71,7 @@ def test_a_run_whose_process_is_killed_goes_on_and_the_table_is_the_same(
 ) -> None:
     """Of a pool of processes, of the stand-in for SLURM, and of the executor that submitit has for this machine."""
     if engine == "submitit":
-        submitit = pytest.importorskip("submitit")
+        submitit = pytest.importorskip("submitit")  # whose local jobs take no options of sbatch
         monkeypatch.setattr(slurm, "_executor", lambda folder, at_once, options: submitit.LocalExecutor(folder))
     plugin, name = tmp_path / f"{engine}.py", f"mortal_{engine}"
     plugin.write_text(MORTAL.replace("NAME", name))

@@ -37,7 +37,7 @@ def make(backbone: Backbone) -> dict[str, AdaptedModel]:
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """FastAPI remembers each route's function, and with it the models of each application, which grow to gigabytes."""
+    """Empty FastAPI's caches of routes, which keep the models of each application: gigabytes, after all tests."""
     yield
     for function in vars(dependencies).values():
         if hasattr(function, "cache_clear"):

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import forked_runs
+import pytest
 from selection import by_turns
 
 from adapt.data import Split
@@ -50,6 +51,7 @@ def test_a_run_stopped_by_a_signal(tiny_split: Split, tmp_path: Path, number: in
 _OF_WORKERS = "a worker process cannot send images: unable to ", " Free shared memory (/dev/shm), or set workers to 0"
 
 
+@pytest.mark.usefixtures("in_workers")
 @by_turns(
     ("case", "size", "begins", "ends"),
     [("coop", 0, "cannot write ", ""), ("coop", 5000, "cannot write ", ""), ("worker", 10_000, *_OF_WORKERS)],

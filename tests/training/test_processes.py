@@ -23,12 +23,14 @@ from adapt import AdaptError
 from adapt.data import Item, Split
 from adapt.formats.adapter import read_tensors
 from adapt.methods import OLAVLM, Compose, LoRA, Projector
-from adapt.methods.base import Method
-from adapt.training.processes import Processes, divided
+from adapt.methods.base import Method, Terms
+from adapt.tasks.questions import Questions
+from adapt.training.processes import Processes, dividing
 from adapt.training.result import read_history
 from adapt.training.settings import TrainSettings
 
 TWO = Processes(2, 1)
+QUESTIONS = [Item.of(path=f"{name}.png", question="what is it ?", label="a cat") for name in "ab"]
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +113,12 @@ def test_what_cannot_be_divided(
 ) -> None:
     settings = None if changes is None else TrainSettings(epochs=1, **changes)
     with pytest.raises(AdaptError, match=f"2 processes gain nothing, because {reason}.*: use one process"):
-        divided(TWO, make_model(method), tiny_split.train, settings, True)
+        dividing(TWO, make_model(method), tiny_split.train, settings, True)
 
 
 def test_what_is_divided(make_model: MakeModel, tiny_split: Split) -> None:
     for method, augment in (("coop", "published"), ("ln_tuning", "none"), ("prograd", "published")):
-        processes = divided(TWO, make_model(method), tiny_split.train, TrainSettings(epochs=1, augment=augment), True)
+        processes = dividing(TWO, make_model(method), tiny_split.train, TrainSettings(epochs=1, augment=augment), True)
         assert not processes.by_items
 
 
@@ -132,10 +134,44 @@ def test_what_is_divided(make_model: MakeModel, tiny_split: Split) -> None:
 )
 def test_questions_are_divided_where_the_loss_adds_up(method: Method, adds_up: bool) -> None:
     model = adapt.wrap(tiny_llms.vision_llm("llama"), method)
-    items = [Item.of(path="a.png", question="what is it ?", label="a cat")]
-    refused = pytest.raises(AdaptError, match=f"{method.name} has terms of the loss that may compare the items")
-    with nullcontext() if adds_up else refused:
-        assert divided(TWO, model, items, TrainSettings(epochs=1), True).by_items
+    with nullcontext() if adds_up else pytest.raises(AdaptError, match="cannot train together, because the loss may"):
+        assert dividing(TWO, model, QUESTIONS, TrainSettings(epochs=1), True).by_items
+
+
+class OwnLoss(Projector):
+    """Adds a term, of which the projector's statement about its own knows nothing."""
+
+    def loss(self, step: Any) -> Terms:
+        return super().loss(step) | {"more": step.cross_entropy}
+
+
+class Ranked(Questions):
+    """Has a loss of its own, and does not say that it adds up."""
+
+    def loss(self, step: Any) -> Terms:
+        return {"ranked": step.cross_entropy}
+
+
+def test_who_inherits_a_statement_about_the_loss_and_replaces_the_loss_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for method, task in ((OwnLoss(), Questions), (Projector(), Ranked)):
+        monkeypatch.setattr("adapt.training.processes.tasks.of", lambda items, task=task: task())
+        model = adapt.wrap(tiny_llms.vision_llm("llama"), method)
+        with pytest.raises(AdaptError, match="cannot train together, because the loss may compare"):
+            dividing(TWO, model, QUESTIONS, TrainSettings(epochs=1), True)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused() -> None:
+    model = adapt.wrap(tiny_llms.vision_llm("llama"), Projector())
+    with pytest.raises(AdaptError, match="2 processes gain nothing, because a batch has only 1 of the questions"):
+        dividing(TWO, model, QUESTIONS, TrainSettings(epochs=1, batch_size=1), True)
+
+
+def test_answers_count_by_their_tokens() -> None:
+    model = adapt.wrap(tiny_llms.vision_llm("llama"), Projector())
+    step = model.question_step(torch.zeros(2, 3, 32, 32), ["what is it ?"] * 2, ["a cat", "the red dog ."])
+    assert step.weight == (step.read.targets >= 0).sum() == 3 + 5  # with the token that ends each
 
 
 @pytest.mark.parametrize("changed", ["backward", "images"])
@@ -146,12 +182,17 @@ def test_methods_whose_shares_do_not_add_up(
     if changed == "backward":
         monkeypatch.setattr(type(model.method), "backward", lambda self, terms: None)
         with pytest.raises(AdaptError, match="ln_tuning changes gradients by a rule that needs the full batch"):
-            divided(TWO, model, tiny_split.train, TrainSettings(epochs=1), True)
+            dividing(TWO, model, tiny_split.train, TrainSettings(epochs=1), True)
         return
     step = model.step(images, torch.zeros(6))
     step.whole = lambda rows: rows
     with pytest.raises(AdaptError, match="ln_tuning reads all images of a batch, but each of several"):
         _ = step.images
+
+
+@pytest.mark.parametrize(("size", "first", "second"), [(4, [0, 2], [1, 3]), (5, [0, 2, 4], [1, 3]), (1, [0], [])])
+def test_items_are_divided_without_repeats(size: int, first: list[int], second: list[int]) -> None:
+    assert [Processes(2, number, by_items=True).own(range(size)) for number in (0, 1)] == [first, second]
 
 
 @pytest.mark.parametrize(("size", "first", "second"), [(4, [0, 1], [2, 3]), (5, [0, 1, 2], [3, 4, 0]), (1, [0], [0])])

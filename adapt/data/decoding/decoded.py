@@ -115,7 +115,7 @@ class _Drawn:
 def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:
     if isinstance(batch, AdaptError):
         return batch
-    if not batch or isinstance(batch[0][0], list):  # images as decoded, of any sizes and any number
+    if not batch or isinstance(batch[0][0], list):  # a share without items; images as decoded, of any sizes and number
         return [pictures for pictures, _ in batch], torch.tensor([position for _, position in batch], dtype=torch.long)
     bags = [each for each, _ in batch if isinstance(each, Bags)]
     if bags:

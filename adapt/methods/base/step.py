@@ -101,7 +101,10 @@ class Step:
 
     @property
     def weight(self) -> float:
-        """How much the batch counts among batches whose gradients are accumulated: by default as much as any other."""
+        """How much the batch counts among accumulated batches, and among processes: by default as much as any other.
+
+        The loss is a mean over what is counted, such as the tokens of answers.
+        """
         return 1.0
 
     @property
