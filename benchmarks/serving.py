@@ -21,9 +21,10 @@ import psutil
 
 import adapt
 from adapt.data.decoding.content import read_bytes
-from adapt.models.prediction import Prediction
+from adapt.models.many import SideBySide
+from adapt.models.prediction import Prediction, Wanted
 from benchmarks.drawings import SEEN, backbone, drawings
-from benchmarks.measure import Row
+from benchmarks.measure import Row, by_turns
 
 REQUESTS, CLIENTS, ALONE, IMAGES = 10_000, 8, 300, 64
 CLOSE = 1e-4  # tolerance of probabilities, which differ a little between batch sizes
@@ -52,6 +53,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     model = adapt.wrap(backbone().to("cpu"), method, drawings(SEEN).class_names).eval()
     images = [read_bytes(item.path) for item in drawings(SEEN).test[:IMAGES]]
     expected = model.predict(images)
+    yield _passes(model, images[:CLIENTS])
     with tempfile.TemporaryDirectory() as folder:
         paths = [model.save(Path(folder) / f"{name}.safetensors") for name in ("one", "other")]
         with _serving(paths[0], folder) as (process, port):
@@ -59,6 +61,22 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
             yield _alone(model, port, images)
             progress(f"{REQUESTS:,} requests")
             yield _many(process, port, images, expected)
+
+
+def _passes(model: adapt.AdaptedModel, images: list[bytes]) -> Row:
+    """Time passes of as many images as there are clients: no server can answer more a second on this machine."""
+    together, wanted = SideBySide([model]), Wanted(5, None, False)
+    started = time.perf_counter()
+    pixels = [together.pixels(image) for image in images]
+    decoding = 1000 * (time.perf_counter() - started) / len(images)
+    [taken] = by_turns([lambda: list(together.predictions(pixels, wanted))], ALONE)
+    rate = len(images) / taken
+    return {
+        "case": f"passes of {len(images)} images by the model alone",
+        "a_second": rate,
+        "decoding_ms": decoding,
+        "text": f"{rate:.0f} images a second, each decoded in {decoding:.2f} ms before",
+    }
 
 
 def _alone(model: adapt.AdaptedModel, port: int, images: list[bytes]) -> Row:
