@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from mypy import api
 
 import adapt
 
@@ -67,13 +69,16 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     revealed = [*_GIVES, *(f"adapt.{name}" for name in adapt.__all__)]
     lines = [*_BEFORE.splitlines(), *(f"reveal_type({each})" for each in revealed), *_MISSPELT]
     program.write_text("\n".join(lines) + "\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MYPYPATH", str(ROOT))
-        patch.chdir(ROOT)  # where the cache of `make lint` is
-        output, errors, _ = api.run([str(program), "--config-file", "setup.cfg", "--no-pretty"])
-    assert errors == ""
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", program, "--config-file", "setup.cfg", "--no-pretty"],
+        cwd=ROOT,  # where the cache of `make lint` is
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert checked.stderr == ""
     said: dict[str, list[str]] = {line: [] for line in lines}
-    for number, message in re.findall(r"program\.py:(\d+): (.*)", output):
+    for number, message in re.findall(r"program\.py:(\d+): (.*)", checked.stdout):
         said[lines[int(number) - 1]].append(message)
     return said
 
