@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +25,12 @@ HOOKS = (
     "_state_dict_hooks",
     "_load_state_dict_pre_hooks",
 )
+
+
+def released(library: ModuleType) -> tuple[int, int]:
+    """The first two numbers of a library's version."""
+    major, minor, *_ = library.__version__.split(".")
+    return int(major), int(minor)
 
 
 def relative(value: Tensor, expected: Tensor) -> float:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tiny_natives
 import torch
-from checks import assert_untouched, perturb, snapshot
+import torchvision
+from checks import assert_untouched, perturb, released, snapshot
 from native_chats import CHATS, KINDS, lora, model_of, pictures, read_by, seen, step_of
 
 import adapt
@@ -158,6 +159,10 @@ def test_llava_is_adapted_up_to_the_block_that_it_reads() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_loads_as_the_object_does(kind: str, tmp_path: Path) -> None:
+    if kind in ("idefics3", "smolvlm") and released(torchvision) < (0, 27):
+        pytest.skip(
+            "transformers prepares images in another way, of which it warns, as this torchvision has no Lanczos"
+        )
     chats, images = read_by(kind)
     tiny_natives.model(kind).save_pretrained(tmp_path)
     tiny_natives.processor(kind).save_pretrained(tmp_path)
