@@ -12,9 +12,8 @@ from adapt import methods
 from adapt.methods.base.config import METHOD_SETTINGS
 from adapt.recipe import Recipe
 
-_UNREAD = {
-    "use_attribute_docstrings": False
-}  # no search for docstrings in source: these classes have none, and it takes seconds
+# classes that are made here have no docstrings in a source file, and the search for them takes seconds
+_UNREAD = {"use_attribute_docstrings": False}
 
 
 def recipe_schema() -> dict[str, object]:
