@@ -170,7 +170,8 @@ def test_a_download_that_breaks_off_goes_on(hub: StandIn, model: AdaptedModel) -
     half = len(hub.repositories["user/coop"].files["adapter.safetensors"]) // 2
     hub.breaks = 2
     assert torch.equal(adapt.load("hf://user/coop").method.ctx, model.method.ctx)
-    assert hub.ranges == ["", f"bytes={half}-", f"bytes={half}-"]
+    whole_parts = half // 64 * 64
+    assert hub.ranges == ["", f"bytes={whole_parts}-", f"bytes={whole_parts}-"]
 
 
 @pytest.mark.usefixtures("in_small_parts")

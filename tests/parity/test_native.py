@@ -65,7 +65,7 @@ def chat_of(row: dict[str, Any]) -> Chat:
 class Batches:
     """The rows of a case, in the batches that the official trainer took."""
 
-    divided = False
+    gathered = False
 
     def __init__(self, settings: Stored, stored: Stored) -> None:
         seen, size, count = pictures(stored), settings["batch"], settings["steps"] * settings["accumulate"]
