@@ -11,7 +11,9 @@ import torch
 from adapt import AdaptError
 from adapt.edits import Parallel
 from adapt.training import step_memory
-from adapt.training.step_memory import step_bytes
+from adapt.training.batches import training_batches
+from adapt.training.settings import TrainSettings
+from adapt.training.step_memory import check_memory, step_bytes
 
 
 @pytest.fixture
@@ -35,6 +37,14 @@ def test_what_is_suggested_fits_and_gives_the_same_batch(train, make_model, room
     assert (batch_size, accumulate) == (3, 4)
     result = train(make_model("lora"), batch_size=batch_size, accumulate=accumulate, epochs=1)
     assert result.metrics["steps"] == 1
+
+
+def test_what_is_suggested_to_several_processes_is_of_all_of_them(make_model, tiny_split, room_for) -> None:
+    room_for(3)
+    model, settings = make_model("lora"), TrainSettings(epochs=1, batch_size=12, augment="none", workers=0)
+    batches = training_batches(model, tiny_split.train, settings, 1, False, None)
+    with pytest.raises(AdaptError, match=r"over 6 images .* set train.batch_size to 6 and train.accumulate to 2"):
+        check_memory(model, batches, settings, processes=2)
 
 
 def test_checkpointing_is_suggested_and_needs_less(train, make_model, room_for) -> None:
