@@ -47,7 +47,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         prompts = [prompting.prompts(backbone.tokenizer, name)[0] for name in names]
         needed.check(case, products.flops, needed.step(method, prompts, batch))
         taken, before, maps = by_turns([fast, plain, products.of_maps], ROUNDS, warming=2)
-        limit = maps * products.flops / products.flops_of_maps
+        limit = products.seconds(maps)
         yield {
             "case": f"{case}, {batch} image{'s' * (batch > 1)}",
             "plain_seconds": before,

@@ -49,6 +49,10 @@ class Products(TorchDispatchMode):
     def _maps(self) -> list[Pair]:
         return [pair for pair in self.pairs if pair[0].ndim == 2]
 
+    def seconds(self, of_maps: float) -> float:
+        """Return the seconds of all products, if those of linear maps alone take `of_maps`, at the same rate."""
+        return of_maps * self.flops / self.flops_of_maps
+
     def __call__(self) -> None:
         self._compute(self.pairs)
 

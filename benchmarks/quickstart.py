@@ -34,7 +34,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
 
     products = products_of(step)
     taken, maps = by_turns([step, products.of_maps], ROUNDS, warming=2)
-    limit = maps * products.flops / products.flops_of_maps  # attention's at the rate of linear maps, as in `limit`
+    limit = products.seconds(maps)
     yield {
         "case": f"{len(items)} images, {len(split.class_names)} classes",
         "seconds": taken,

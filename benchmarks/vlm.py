@@ -244,7 +244,7 @@ def _limit() -> Row:
     products = products_of(step)
     needed.check("SFT", products.flops, operations())
     taken, maps = by_turns([step, products.of_maps], REPEATS, warming=1)
-    limit = maps * products.flops / products.flops_of_maps
+    limit = products.seconds(maps)
     return {
         "case": "SFT, adapt, images that repeat", "flops": products.flops, "needed_flops": operations(),
         "fast_seconds": taken, "limit_seconds": limit, "share_of_limit": limit / taken,

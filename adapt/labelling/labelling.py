@@ -208,7 +208,7 @@ class Labelling:
         if len(self._annotations) == self._known:
             return
         last = self._annotations.pop()
-        self.write()  # first, as labels in data.csv count as filled in by hand
+        write_list(self.split, self.out / DATA)  # first, as labels in this list count as filled in by hand
         annotating.write(self.out / ANNOTATIONS, self._annotations)
         if not any(each.item.path == last.path for each in self.proposals):  # of an earlier process
             split = self.split

@@ -46,7 +46,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
     def forward(self, images: Tensor, questions: Sequence[str]) -> Tensor:
         """Return logits `(b, n_answers)` for images `(b, 3, h, w)` and one question for each image."""
         asking.check(images, questions)
-        return self.answers.of(Step(self, (images, questions)))
+        return self.answers.of(self.step((images, questions)))
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> QuestionStep:
         return QuestionStep(self, inputs, labels)

@@ -12,7 +12,7 @@ from adapt import methods
 from adapt.methods.base.config import METHOD_SETTINGS
 from adapt.recipe import Recipe
 
-# classes that are made here have no docstrings in a source file, and the search for them takes seconds
+# classes that are made here have no docstrings in a source file; the search goes through all calls that led here
 _UNREAD = {"use_attribute_docstrings": False}
 
 

@@ -70,7 +70,7 @@ class ImageBatches:
         lengths: Sequence[int] = (),
     ) -> None:
         self.items = items
-        self.gathered = processes.count > 1 and not processes.by_items
+        self.gathered = processes.gathers
         transform = model.backbone.transform(train=settings.augment == "published")
         entities, together = [item.kept_with for item in items], 1  # items of an entity in one batch
         groups = trait(model.method, GroupsEntities)
@@ -143,7 +143,7 @@ class KnownBatches:
     ) -> None:
         self._known, self.items, self._inputs = known, items, inputs
         self._epochs = Shares(len(items), settings, seed, processes)
-        self.gathered = processes.count > 1 and not processes.by_items
+        self.gathered = processes.gathers
 
     def __len__(self) -> int:
         return len(self._epochs)

@@ -27,7 +27,7 @@ from adapt.devices import is_launched, rng_states, set_rng_states
 from adapt.errors import AdaptError
 from adapt.features import keeps_features, of_texts
 from adapt.methods.base import Method
-from adapt.methods.base.traits import OwnTerms, knows
+from adapt.methods.base.traits import OwnTerms
 from adapt.models.base import Adapted
 from adapt.models.image_model import ImageModel
 from adapt.tasks.base import Task
@@ -52,6 +52,11 @@ class Processes:
     @property
     def main(self) -> bool:
         return self.number == 0
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the features of a batch, of which each process encodes a share, are gathered."""
+        return self.count > 1 and not self.by_items
 
     def own(self, draws: Sequence[Each]) -> list[Each]:
         """Return this process's items of a batch that is divided by items: none if there are fewer than processes."""
@@ -200,14 +205,20 @@ def dividing(
 
 def _adds_up(task: Task) -> bool:
     """Return whether the loss of a batch is a mean over its items, weighted by `step.weight`."""
-    return task.has_summed_loss and knows(type(task), "has_summed_loss", "loss", "step")
+    return task.has_summed_loss and _knows(type(task), "has_summed_loss", "loss", "step")
 
 
 def _leaves_loss(method: Method) -> bool:
     """Return whether the method's loss is that of the task."""
-    if isinstance(method, OwnTerms) and knows(type(method), "has_own_terms", "loss"):
+    if isinstance(method, OwnTerms) and _knows(type(method), "has_own_terms", "loss"):
         return not method.has_own_terms
     return type(method).loss is Method.loss
+
+
+def _knows(kind: type, member: str, *about: str) -> bool:
+    """Return whether `member` may speak for the members `about`: no subclass has replaced one of them since."""
+    defined = {name: next(n for n, each in enumerate(kind.__mro__) if name in vars(each)) for name in (member, *about)}
+    return all(defined[member] <= defined[name] for name in about)
 
 
 def _times(x: Tensor, factor: int) -> Tensor:

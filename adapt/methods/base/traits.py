@@ -64,12 +64,6 @@ class LearnedTokens(Trait):
         """The learned text tokens `(..., d)` by parameter name, so that their nearest words can be listed."""
 
 
-def knows(kind: type, member: str, *about: str) -> bool:
-    """Return whether `member` may speak for the members `about`: no subclass has replaced one of them since."""
-    defined = {name: next(n for n, each in enumerate(kind.__mro__) if name in vars(each)) for name in (member, *about)}
-    return all(defined[member] <= defined[name] for name in about)
-
-
 class OwnTerms(Trait):
     """The trait of methods that add terms to the task's loss if so set, and otherwise leave it as it is."""
 
