@@ -267,6 +267,8 @@ def test_what_takes_too_long_ends(client: Callable[..., TestClient], monkeypatch
     answer = post(sent, user("what?"))
     assert (answer.status_code, answer.json()["error"]["message"]) == (504, "there was no answer within 0.5 seconds")
     assert answer.json()["error"]["type"] == "server_error"
+    assert held.begun.wait(30)  # the request's time began before the model's did
+    time.sleep(0.5)
     assert sent.get("/healthz").status_code == 503
     held.go.set()
 
@@ -277,8 +279,8 @@ def test_what_takes_too_long_ends(client: Callable[..., TestClient], monkeypatch
         time.sleep(0.2)
 
     monkeypatch.setattr(talking._Answer, "hear", slow)
-    events = post(sent, user("what?"), stream=True, max_tokens=50).text.split("\n\n")
-    assert json.loads(events[-2].removeprefix("data: "))["error"]["message"] == "there was no answer within 0.5 seconds"
+    events = post(client(seconds=3.0), user("what?"), stream=True, max_tokens=50).text.split("\n\n")
+    assert json.loads(events[-2].removeprefix("data: "))["error"]["message"] == "there was no answer within 3 seconds"
 
 
 def test_a_failure_of_the_model_is_told_and_the_next_question_is_answered(
