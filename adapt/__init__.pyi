@@ -13,7 +13,8 @@ from .backbones.base import Backbone as Backbone
 from .backbones.load import load_backbone as load_backbone
 from .backbones.split_attention import split_attention as split_attention
 from .choosing.recommend import recommend as recommend
-from .errors import AdaptError as AdaptError
+from .common.errors import AdaptError as AdaptError
+from .common.version import __version__ as __version__
 from .estimator import Classifier as Classifier
 from .formats.export import export as export
 from .loading import load as load
@@ -25,4 +26,3 @@ from .models.wrap import wrap as wrap
 from .soups import soup as soup
 from .tracking.tracker import Tracker as Tracker
 from .training.fit import fit as fit
-from .version import __version__ as __version__

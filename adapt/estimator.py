@@ -18,14 +18,14 @@ from sklearn.utils import Tags
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.choosing.candidates import encoded_once
+from adapt.common.devices import AUTO
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.check import without_broken
 from adapt.data.decoding.images import open_image
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.devices import AUTO
-from adapt.errors import AdaptError
 from adapt.recipe import Recipe, read_recipe
-from adapt.shown import brief
 from adapt.training.fit import train
 from adapt.training.run_recipe import build, training_of, with_validation
 

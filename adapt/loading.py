@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from adapt import hub, methods, plain
+from adapt import methods
 from adapt.backbones.base import Backbone
-from adapt.devices import AUTO, chosen
-from adapt.errors import AdaptError
+from adapt.common import hub, plain
+from adapt.common.devices import AUTO, chosen
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.formats import compact, peft_import, peft_layout, publishing
 from adapt.formats.adapter import NAME, check_backbone, check_scale, read_tensors
 from adapt.formats.header import Header, read_header
@@ -21,7 +23,6 @@ from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model
-from adapt.shown import brief
 
 if TYPE_CHECKING:
     import torch

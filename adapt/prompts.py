@@ -10,10 +10,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from adapt import plain
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.errors import AdaptError
 
 Texts = Sequence[str] | Callable[[str], Sequence[str]]  # templates for all classes, or of a name, the class's own
 PLACEHOLDER = "X"  # as in CoOp; its embedding is overwritten

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 
 from adapt.backbones.base import Backbone
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import main_figure
 from adapt.formats.adapter import header_of
@@ -26,7 +27,6 @@ from adapt.loading import load_many
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
 from adapt.models.base import Adapted
 from adapt.models.wrap import Model
-from adapt.shown import brief
 
 Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was kept
 

@@ -19,8 +19,8 @@ from adapt import data, methods, tasks
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.load import load_backbone
 from adapt.backbones.tower import check_parts
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.loading import load
 from adapt.methods.base import Method, Step, Terms, total

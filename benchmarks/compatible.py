@@ -18,10 +18,10 @@ from adapt.backbones.sources import bundled
 from adapt.data import Item
 from adapt.data.emoji.archive import UNSEEN_STYLE
 from adapt.data.emoji.bundled import concept_names
-from adapt.features import item_features
 from adapt.methods import XBT, ZeroShot
 from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import trait
+from adapt.models.features import item_features
 from adapt.retrieval.slerp import slerp
 from benchmarks.drawings import drawings, per_cent, row_of
 from benchmarks.measure import Row

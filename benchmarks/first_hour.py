@@ -21,9 +21,9 @@ import adapt
 from adapt.choosing.recommend import recommend
 from adapt.data import Split
 from adapt.evaluation.noise import standard_error
-from adapt.features import item_features
 from adapt.methods import GDA, ZeroShot
 from adapt.methods.gda import ALPHAS
+from adapt.models.features import item_features
 from adapt.recipe import read_recipe
 from benchmarks.drawings import backbone, trained
 from benchmarks.drawings import right as right_of

@@ -10,7 +10,7 @@ from torch import Tensor
 import adapt
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.quantize import KINDS, quantize, weight_bytes
-from adapt.features import item_features
+from adapt.models.features import item_features
 from benchmarks.drawings import SEEN, drawings
 from benchmarks.measure import Row
 

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 import adapt
+from adapt.common.errors import missing
+from adapt.common.memory import readable_bytes
 from adapt.data import Item
-from adapt.engine.memory import readable_bytes
-from adapt.errors import missing
 from adapt.methods import LoRA
 from adapt.methods.base.terms import total
 from adapt.models.chatting import ChatModel
 from adapt.models.preferring import Reference
+from adapt.recipe.settings import DPOSettings
 from adapt.tasks.preferences import Preference, Preferences
-from adapt.training.settings import DPOSettings
 from benchmarks import native_model, needed
 from benchmarks.measure import Measured, Row, by_rounds, by_turns, compared
 from benchmarks.products import products_of

@@ -9,8 +9,8 @@ import torch
 
 import adapt
 from adapt.data.emoji.bundled import concept_names
-from adapt.features import item_features
 from adapt.methods import ZeroShot
+from adapt.models.features import item_features
 from adapt.retrieval.index import index_texts
 from adapt.retrieval.vocabulary_free import VocabularyFree
 from adapt.retrieval.words import plain_words

@@ -12,9 +12,9 @@ import torch
 
 from adapt import AdaptedModel, fit, methods, wrap
 from adapt.data import Split
+from adapt.recipe.settings import TrainSettings
 from adapt.training.fitting import Fitting
 from adapt.training.result import Result
-from adapt.training.settings import TrainSettings
 
 MakeModel = Callable[..., AdaptedModel]
 Train = Callable[..., Result]

@@ -53,7 +53,7 @@ def test_a_copy_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -
         raise metadata_library.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata_library, "version", absent)
-    assert runpy.run_path(str(ROOT / "adapt/version.py"))["__version__"] == "0+unknown"
+    assert runpy.run_path(str(ROOT / "adapt/common/version.py"))["__version__"] == "0+unknown"
 
 
 def test_what_is_heavy_and_seldom_needed_is_an_extra() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 class Absent(nn.Module):

@@ -18,7 +18,7 @@ from adapt.backbones.preprocess import OfUpright, Preprocess, Transform
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Tower
 from adapt.backbones.turns import copied_alone
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer

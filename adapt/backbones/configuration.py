@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.shown import brief
+from adapt.common.shown import brief
 
 # attributes of modules that change no value in evaluation: modes, layouts, names, counters, dropout
 _INERT = {

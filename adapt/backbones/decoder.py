@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower, fused_rows
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from transformers.utils import ModelOutput

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 # the files that transformers, open_clip and peft read; in a folder, one of them may name any other JSON file
 _FILES = (

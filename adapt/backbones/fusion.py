@@ -15,7 +15,7 @@ from transformers import BridgeTowerModel, ViltForQuestionAnswering, ViltModel
 from adapt.backbones.base import Backbone
 from adapt.backbones.hf import export_folder, preprocess_of
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.backbones.transformers_models import Processor

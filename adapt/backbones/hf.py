@@ -17,7 +17,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import HFText, check_tokenizer
 from adapt.backbones.tower import Block, Form, LastProjection, Norm, Projection, Site, TextParts, Tower, VisionParts
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

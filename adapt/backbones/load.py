@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from adapt.backbones import families
 from adapt.backbones.base import Backbone, outside_inference_mode
-from adapt.devices import AUTO, chosen, described
-from adapt.errors import AdaptError
+from adapt.common.devices import AUTO, chosen, described
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     import torch
@@ -55,9 +55,9 @@ def load_backbone(spec: str, device: str | torch.device = ..., quantize: str | N
 def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | None = None) -> Backbone:
     """Load the backbone named `spec`, such as mini-clip or hf:NAME; `adapt backbones` lists all forms of names.
 
-    By default, `device` is the accelerator of this process if there is one (see `adapt.devices`). If `quantize` is nf4
-    or int8, the linear layers in the backbone's blocks are quantised. Raises AdaptError for an unknown form of name,
-    architecture, weight tag, folder, device or quantisation, and if quantisation needs bitsandbytes (the extra
+    By default, `device` is the accelerator of this process if there is one (see `adapt.common.devices`). If `quantize`
+    is nf4 or int8, the linear layers in the backbone's blocks are quantised. Raises AdaptError for an unknown form of
+    name, architecture, weight tag, folder, device or quantisation, and if quantisation needs bitsandbytes (the extra
     `quantize`) but the library is not installed.
     """
     from adapt.backbones import quantize as quantized

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, outside_inference_mode
+from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
 from adapt.backbones.encoded_images import PER_TOKEN, EncodedImage, ImageMarks, image_inputs, marks_of, parted, written
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
 from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
 from adapt.chats import Chat
-from adapt.engine.branches import BranchedRow, Branches, padded, row_of
-from adapt.errors import AdaptError
-from adapt.shown import brief
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 
 if TYPE_CHECKING:
     from pathlib import Path

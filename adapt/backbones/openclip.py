@@ -21,7 +21,7 @@ from adapt.backbones.preprocess import Preprocess, Transform, from_torchvision
 from adapt.backbones.timm_images import timm_tower
 from adapt.backbones.tokenizer import HFText, SimpleText, TextTokenizer, check_tokenizer
 from adapt.backbones.tower import Form, Norm, Pooling, Tower
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 _TEXT_POOLING: dict[str, Pooling] = {"argmax": "end", "eos": "end", "first": "class", "last": "last", "none": "none"}
 _VISION_POOLING: dict[str, Pooling] = {"tok": "class", "avg": "mean", "none": "none"}

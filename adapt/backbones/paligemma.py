@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from adapt.backbones.native import PREPARING, ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 class PaliGemma(NativeVLM):

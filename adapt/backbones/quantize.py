@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.split_attention import SplitAttention
 from adapt.backbones.tower import Block, Projection, Site
-from adapt.errors import AdaptError, missing, nearest
+from adapt.common.errors import AdaptError, missing, nearest
 
 Quantization = Literal["nf4", "int8"]
 KINDS: tuple[Quantization, ...] = ("nf4", "int8")

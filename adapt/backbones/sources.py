@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from adapt import hub
-from adapt.errors import AdaptError
+from adapt.common import hub
+from adapt.common.errors import AdaptError
 
 HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
 TIMM = "timm/"  # the owner of the hub's repositories with timm's own weights

@@ -25,7 +25,7 @@ from adapt.backbones.tower import (
     fused_qkv,
 )
 from adapt.backbones.vision_encoder import VisionEncoder
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 def build(model: nn.Module, name: str | None = None) -> VisionEncoder:

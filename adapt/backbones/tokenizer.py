@@ -11,8 +11,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from adapt.errors import AdaptError
-from adapt.shown import one_line
+from adapt.common.errors import AdaptError
+from adapt.common.shown import one_line
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "connector", "decoder"]
 Norm = Callable[[Tensor], Tensor]

@@ -11,7 +11,7 @@ from types import FunctionType
 import torch
 from torch import nn
 
-from adapt.version import __version__
+from adapt.common.version import __version__
 
 _KNOWN = ("adapt", "torchvision", "open_clip")  # packages whose steps are identified by their version
 _LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from adapt.backbones import families
 from adapt.backbones.base import Backbone
 from adapt.backbones.sources import fetching
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,8 +15,8 @@ from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tower import Tower, tokens_of
 from adapt.backbones.turns import alone
-from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ from adapt.backbones import hf
 from adapt.backbones.hf import preprocess_of
 from adapt.backbones.tower import Block, Form, LastProjection, Norm, Pooling, Projection, Site, Tower, VisionParts
 from adapt.backbones.vision_encoder import VisionEncoder
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.backbones.preprocess import Preprocess

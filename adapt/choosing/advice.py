@@ -13,10 +13,10 @@ from torch import Tensor
 
 from adapt.choosing.compare import Compared
 from adapt.choosing.duplicates import ListedImage, near_duplicates
+from adapt.common.disk import write_csv
+from adapt.common.shown import first_of
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.disk import write_csv
-from adapt.shown import first_of
 
 SHARPNESS = 2.0  # of the vote on labels, over the standard deviation of the cosines
 SUSPICIOUS = 0.1  # votes for an image's own label over votes for the likeliest one, below which it is listed

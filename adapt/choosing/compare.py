@@ -16,19 +16,19 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.choosing.candidates import Candidate, Cost
+from adapt.common.devices import one_thread
 from adapt.data.folds import folds, parts
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.devices import one_thread
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
 from adapt.models.image_model import ImageModel
+from adapt.recipe.settings import TrainSettings
 from adapt.training.fit import train
 from adapt.training.loop import Length
 from adapt.training.result import Result
 from adapt.training.run_recipe import build, images_per_class, training_of, with_validation
-from adapt.training.settings import TrainSettings
 
 WITHIN = 2.0  # standard errors behind the best, up to which a method counts as equally good
 SMALL = 2**25  # images times features times classes, up to which one thread is quicker than two

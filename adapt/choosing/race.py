@@ -11,8 +11,8 @@ import torch
 
 from adapt.choosing.candidates import Candidate, Cost
 from adapt.choosing.compare import PILOT, Compared, Comparison
-from adapt.errors import AdaptError
-from adapt.progress import readable_time
+from adapt.common.errors import AdaptError
+from adapt.common.progress import readable_time
 
 logger = logging.getLogger("adapt")
 BASELINE = "zero_shot"  # always measured in full: it shows whether class names help

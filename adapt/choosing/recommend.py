@@ -16,18 +16,18 @@ from adapt.choosing.candidates import candidates
 from adapt.choosing.compare import Compared, Comparison, take
 from adapt.choosing.race import BASELINE, race
 from adapt.choosing.recommendation import Recommendation, rows_of
+from adapt.common.devices import AUTO
+from adapt.common.disk import check_free, check_outside
+from adapt.common.errors import AdaptError
+from adapt.common.progress import counting_bar
+from adapt.common.shown import first_of
 from adapt.data.folds import usual_count
 from adapt.data.split import Split
-from adapt.devices import AUTO
-from adapt.disk import check_free, check_outside
-from adapt.errors import AdaptError
-from adapt.features import item_features
+from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
-from adapt.progress import counting_bar
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair
-from adapt.shown import first_of
 from adapt.tracking import Track, trackers
 from adapt.training.processes import check_alone
 from adapt.training.run_recipe import decodable, listed_data, run_recipe

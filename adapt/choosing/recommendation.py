@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
-from adapt import plain
 from adapt.choosing.advice import Advice
 from adapt.choosing.compare import Compared
-from adapt.disk import write_csv, write_text
-from adapt.errors import missing
+from adapt.common import plain
+from adapt.common.disk import write_csv, write_text
+from adapt.common.errors import missing
 from adapt.training.result import Result
 
 logger = logging.getLogger("adapt")

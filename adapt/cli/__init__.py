@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from adapt.errors import AdaptError, nearest
-from adapt.shown import shown
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import shown
 
 # command -> its module in this package, and its line in the overview
 _COMMANDS = {
@@ -159,6 +159,6 @@ def main(plugins: tuple[Path, ...]) -> None:
     logging.getLogger("adapt").setLevel(logging.INFO if is_main() else logging.ERROR)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))
     if plugins:
-        from adapt import plugins as files
+        from adapt.methods.base import plugins as files
 
         files.load(plugins)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError
-from adapt.shown import first_of
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 
 if TYPE_CHECKING:
+    from adapt.common.progress import Progress
     from adapt.models.image_model import ImageModel
     from adapt.models.prediction import Prediction
     from adapt.models.wrap import Model
-    from adapt.progress import Progress
 
     # a function from images, opened upright by EXIF or as stored as the models need them, to the answers for each
     Says = Callable[[Callable[[set[bool]], Iterable[Any]]], Iterator[Any]]
@@ -84,7 +84,7 @@ class Request:
 
     def _as_set(self, model: ImageModel, images: Iterable[Any]) -> Iterator[tuple[Prediction]]:
         """Yield the predictions for all images, answered together."""
-        from adapt.progress import counting_bar
+        from adapt.common.progress import counting_bar
 
         with counting_bar("reading images", True) as bar:
             counted = images if bar is None else _counted(images, bar, self.count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapt.shown import shown
+from adapt.common.shown import shown
 
 
 @click.command()
@@ -18,8 +18,8 @@ def cache(clear: bool) -> None:
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():
+        from adapt.common.memory import readable_bytes
         from adapt.data.decoding.cache import FeatureCache
-        from adapt.engine.memory import readable_bytes
 
         store = FeatureCache()
         before = store.sizes()

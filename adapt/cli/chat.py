@@ -10,8 +10,8 @@ import click
 
 from adapt.chats import Chat
 from adapt.cli import options as common
-from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError
-from adapt.shown import shown, spread
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown, spread
 
 if TYPE_CHECKING:
     from adapt.data.checks import Finding
@@ -80,11 +80,11 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
     that EXIF rotates, files with a wrong suffix, 16-bit, CMYK and animated images, and images of more than 24
     megapixels. --out lists all these files.
     """
+    from adapt.common.disk import check_free
+    from adapt.common.progress import counting_bar
     from adapt.data import checks, looking
     from adapt.data.check import check_root
     from adapt.data.readers import published
-    from adapt.disk import check_free
-    from adapt.progress import counting_bar
 
     if out is not None:
         check_free(out)
@@ -150,8 +150,8 @@ def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:
 
 
 def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
+    from adapt.common.disk import new_folder, write_csv
     from adapt.data.checks import lists_of
-    from adapt.disk import new_folder, write_csv
 
     lists = lists_of(findings)
     with new_folder(out) as folder:
@@ -210,10 +210,10 @@ def show(
 
     SOURCE and ROOT are the same as for `adapt data check`. An image that cannot be decoded is crossed out.
     """
+    from adapt.common.disk import check_writable, replacing
+    from adapt.common.progress import counting_bar
     from adapt.data.contact_sheet import contact_sheet
     from adapt.data.readers import load
-    from adapt.disk import check_writable, replacing
-    from adapt.progress import counting_bar
 
     check_writable(out)
     split = load(source, _root(folder, root), names)
@@ -245,10 +245,10 @@ def match(
     The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
     from adapt.cli.quiet import quiet_libraries
+    from adapt.common.disk import check_writable, write_csv
+    from adapt.common.progress import counting_bar
     from adapt.data.readers import load
     from adapt.data.readers.descriptors_file import read_descriptors
-    from adapt.disk import check_writable, write_csv
-    from adapt.progress import counting_bar
 
     check_writable(out)
     split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
@@ -299,10 +299,10 @@ def filter_by_perplexity(
       adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
     """
     from adapt.cli.quiet import quiet_libraries
+    from adapt.common.disk import check_writable, write_text
+    from adapt.common.plain import dump
+    from adapt.common.progress import counting_bar
     from adapt.data.readers import load as read
-    from adapt.disk import check_writable, write_text
-    from adapt.plain import dump
-    from adapt.progress import counting_bar
 
     check_writable(out)
     if backbone is None and adapter is None:

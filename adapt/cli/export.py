@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapt.cli import options as common
-from adapt.disk import check_free
-from adapt.errors import AdaptError
+from adapt.common.disk import check_free
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,7 +91,7 @@ def export(
 
 def _print_record(out: Path) -> None:
     """Print an export's folder, its size, and the measurements in its export.json."""
-    from adapt import plain
+    from adapt.common import plain
     from adapt.formats.export import RECORD
 
     record = plain.parse((out / RECORD).read_bytes())

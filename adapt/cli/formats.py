@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.cli import options as common
-from adapt.disk import check_free
-from adapt.errors import AdaptError
-from adapt.plain import within
-from adapt.shown import shown
+from adapt.common.disk import check_free
+from adapt.common.errors import AdaptError
+from adapt.common.plain import within
+from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from adapt.formats.header import Header
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
 def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
     """Show the contents of ADAPTER: method, backbone, classes, sizes, origin, and words nearest to learned tokens."""
-    from adapt import plain
     from adapt.cli.quiet import quiet_libraries
+    from adapt.common import plain
     from adapt.formats.adapter import read_tensors
     from adapt.formats.header import read_header
     from adapt.loading import located, method_of

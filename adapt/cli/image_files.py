@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from adapt import hub
+from adapt.common import hub
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.passed_over import besides, note_files
-from adapt.errors import AdaptError
-from adapt.shown import shown
 
 if TYPE_CHECKING:
     from PIL import Image

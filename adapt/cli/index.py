@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapt import plain
 from adapt.cli import options as common
+from adapt.common import plain
+from adapt.common.disk import check_writable
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
-from adapt.disk import check_writable
-from adapt.errors import AdaptError
-from adapt.shown import shown
 
 if TYPE_CHECKING:
     from adapt.models.image_model import ImageModel
@@ -65,8 +65,8 @@ def index(
       adapt index photos/ --adapter runs/mrl-pairs --dim 64 --out small.safetensors
     """
     from adapt.cli.quiet import quiet_libraries
+    from adapt.common.progress import counting_bar
     from adapt.data.readers.csv_file import read_pairs
-    from adapt.progress import counting_bar
 
     check_writable(out)
     if root is not None and not of_pairs:

@@ -9,9 +9,9 @@ import click
 
 from adapt.cli import options as common
 from adapt.cli.serve import listening_at
-from adapt.devices import AUTO
-from adapt.errors import missing
-from adapt.shown import shown
+from adapt.common.devices import AUTO
+from adapt.common.errors import missing
+from adapt.common.shown import shown
 
 _LIBRARIES = ("fastapi", "uvicorn", "httptools")
 

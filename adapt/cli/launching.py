@@ -13,9 +13,9 @@ from types import FrameType
 
 import click
 
-from adapt import devices
-from adapt.errors import AdaptError
-from adapt.training.interrupt import ending
+from adapt.common import devices
+from adapt.common.errors import AdaptError
+from adapt.common.interrupt import ending
 
 STOPPED = 130  # the exit status after Ctrl-C
 GRACE = 10.0  # seconds for the others to end by themselves once one has failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.tracking import SHIPPED
 
 if TYPE_CHECKING:

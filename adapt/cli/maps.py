@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapt.cli import options as common
-from adapt.disk import check_free
-from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.common.disk import check_free
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ def _draw(
     model: AdaptedModel, predicted: list[tuple[Prediction, Tensor]], files: list[ImageFile], out: Path, as_json: bool
 ) -> None:
     """Write each image's heat map to the folder `out`, and print a line for each image."""
-    from adapt import plain
+    from adapt.common import plain
     from adapt.data.decoding.images import open_image
     from adapt.models.heat import extremes_of, heat
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError
-from adapt.shown import first_of, shown
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of, shown
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -137,7 +137,7 @@ def zeroshot(
         if isinstance(turning, VisionEncoder):
             raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
         model = wrap(turning, ZeroShot(templates or split.template), split.class_names)
-        split.task.fit_baseline(model, split.train or _measured(split, part), Inference(cache=cache))
+        split.task.fit_answers(model, split.train or _measured(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)
@@ -199,7 +199,7 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
         together = evaluate(model, items, cache=cache, together=True)
     by_image = evaluate(model, singles(items), cache=cache) if has_bags(items) else None
     if as_json:
-        from adapt import plain
+        from adapt.common import plain
 
         blend = {"blend": model.answers.blend} if blended or model.answers.blend != 1 else {}
         figures = {

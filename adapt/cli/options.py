@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import click
 
-from adapt.devices import AUTO
-from adapt.errors import AdaptError
-from adapt.shown import unseen
+from adapt.common.devices import AUTO
+from adapt.common.errors import AdaptError
+from adapt.common.shown import unseen
 
 if TYPE_CHECKING:
     from adapt.backbones.base import Backbone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from adapt.errors import missing
+from adapt.common.errors import missing
 
 
 def check_matplotlib(what: str) -> None:

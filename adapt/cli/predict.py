@@ -15,7 +15,7 @@ from adapt.cli import options as common
 from adapt.cli.answering import Request, by_adapters, by_captions
 from adapt.cli.image_files import ImageFile, by_item, exit_where_unread, image_files, is_adapter, opened_items
 from adapt.cli.predictions import Columns, writer
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt import hub, plain
-from adapt.adapter_names import distinct_names
-from adapt.cells import guarded
-from adapt.shown import shown, unseen
+from adapt.common import hub, plain
+from adapt.common.cells import guarded
+from adapt.common.shown import shown, unseen
+from adapt.formats.adapter_names import distinct_names
 from adapt.tasks import SEPARATOR
 
 if TYPE_CHECKING:

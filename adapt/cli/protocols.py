@@ -9,7 +9,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.cli.many_runs import engines, run
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

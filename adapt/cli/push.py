@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 @click.command()

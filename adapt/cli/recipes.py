@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adapt import plain
 from adapt.cli import options as common
-from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from adapt.recipe.file import RecipeFile

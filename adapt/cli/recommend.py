@@ -10,8 +10,8 @@ import click
 
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
-from adapt.devices import AUTO
-from adapt.errors import AdaptError
+from adapt.common.devices import AUTO
+from adapt.common.errors import AdaptError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 @click.command("table")
@@ -86,7 +86,7 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
 
 def _check_plots(plots: Sequence[Path]) -> None:
     from adapt.cli.plotting import check_matplotlib
-    from adapt.disk import check_writable
+    from adapt.common.disk import check_writable
 
     if plots:
         check_matplotlib("--plot")
@@ -114,7 +114,7 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     from adapt.cli.plotting import check_matplotlib
 
     check_matplotlib("a report")
-    from adapt.disk import check_writable, write_text
+    from adapt.common.disk import check_writable, write_text
     from adapt.protocols.report import report as page
 
     check_writable(out)

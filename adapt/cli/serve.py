@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, missing
 
 _LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "threadpoolctl")
 _SHORTEST = 16  # characters of a token, so that nobody guesses it

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from adapt.cli import options as common
-from adapt.devices import AUTO
-from adapt.disk import check_free
-from adapt.shown import shown
+from adapt.common.devices import AUTO
+from adapt.common.disk import check_free
+from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from adapt.methods.base.mixture import Combination

@@ -11,8 +11,8 @@ import click
 from adapt.cli import launching
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
-from adapt.devices import is_launched
-from adapt.errors import AdaptError
+from adapt.common.devices import is_launched
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.recipe import Recipe
@@ -141,7 +141,7 @@ def _stopped(
     options: common.Options,
 ) -> str:
     """Return the message for an interrupted run, with the command that resumes the run if there is an output folder."""
-    from adapt import plugins
+    from adapt.methods.base import plugins
 
     if out is None:
         return "stopped"

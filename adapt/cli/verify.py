@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adapt.cli import options as common
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     from adapt.protocols.reproduction import RecipeRuns, Reproduction
@@ -62,8 +62,8 @@ def verify(
     figure, from an official file [F]. Figures from secondary sources [S] are shown but do not affect the verdict. The
     exit code is 1 if a figure is not reproduced. The recipe's runs are kept in OUT and not repeated.
     """
-    from adapt import plain
     from adapt.cli.quiet import quiet_libraries
+    from adapt.common import plain
     from adapt.data.emoji import bundled
     from adapt.data.readers import load, published
     from adapt.protocols import papers

@@ -10,14 +10,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Literal, ParamSpec, TypeVar, get_args
 
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.progress import Progress
 from adapt.data.decoding.facts import Facts, facts_of
 from adapt.data.decoding.images import check_image
 from adapt.data.decoding.masks import check_mask
 from adapt.data.decoding.regions import check_inside, parted
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.errors import AdaptError, nearest
-from adapt.progress import Progress
 
 Broken = Literal["refuse", "skip"]
 Known = TypeVar("Known")

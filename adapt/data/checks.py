@@ -12,13 +12,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from adapt.common.shown import first_of
 from adapt.data.bags import has_bags
 from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.item import Item
 from adapt.data.looking import Looked
 from adapt.data.readers.passed_over import by_suffix, counted
-from adapt.shown import first_of
 
 MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps
 _NAMED = 3

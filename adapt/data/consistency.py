@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from adapt.errors import AdaptError
-from adapt.shown import first_of, unseen
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of, unseen
 
 if TYPE_CHECKING:
     from adapt.data.item import Item

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from adapt.common.errors import AdaptError, missing
+from adapt.common.progress import Progress
 from adapt.data.decoding.images import open_image
 from adapt.data.item import Item
-from adapt.errors import AdaptError, missing
-from adapt.progress import Progress
 
 _SIDE, _SMALL_SIDE, _MANY = (
     96,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, get_args
 
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     from adapt.data.item import Item

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 MOST = 5  # folds by default
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from adapt.common.errors import AdaptError
+from adapt.common.progress import Progress
 from adapt.data.bags import is_bag, singles
 from adapt.data.check import all_facts, unfit
 from adapt.data.consistency import collecting
@@ -17,8 +19,6 @@ from adapt.data.item import Item
 from adapt.data.readers import folder_of, load
 from adapt.data.readers.passed_over import PassedOver, passed_over
 from adapt.data.split import PARTS, Split
-from adapt.errors import AdaptError
-from adapt.progress import Progress
 
 
 @dataclass(frozen=True)

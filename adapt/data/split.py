@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from adapt import tasks
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 from adapt.data.bags import has_bags
 from adapt.data.consistency import accepts_unseen, check_consistent
 from adapt.data.few_shot import Sampling, carve, pick
 from adapt.data.item import Item
-from adapt.errors import AdaptError
-from adapt.shown import first_of
 from adapt.tasks import Task
 
 PARTS = ("train", "val", "test", "unlabelled")

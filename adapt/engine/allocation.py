@@ -9,8 +9,8 @@ import torch
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapt.engine.memory import free_bytes, readable_bytes
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
+from adapt.common.memory import free_bytes, readable_bytes
 
 _TIMES = 4  # building may draw its tensors more than once, such as for copies
 _BESIDE = 2**22  # more numbers, for computing such as the features of one image

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from adapt.backbones.split_attention import attend
 from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts
 from adapt.backbones.turns import alone
+from adapt.common.untraced import untraced
 from adapt.edits import Edit, Parallel
 from adapt.engine import low_rank, tokens
 from adapt.engine.attention import weighted_attention
@@ -25,7 +26,6 @@ from adapt.engine.frozen import frozen
 from adapt.engine.patching import forward_as
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
-from adapt.untraced import untraced
 
 _ATTENTION = {"q", "k", "v", "out"}  # the projections of an attention
 Linear = Callable[[Tensor], Tensor]

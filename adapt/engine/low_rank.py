@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adapt.backbones.tower import Block
+from adapt.common.errors import AdaptError
 from adapt.edits import LowRank
 from adapt.engine.patching import forward_as
-from adapt.errors import AdaptError
 
 
 @contextmanager

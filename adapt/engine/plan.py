@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from adapt.backbones.tower import NORMS, Tower
+from adapt.common.errors import AdaptError, nearest
 from adapt.edits import After, Attention, Bypass, Edit, LowRank, Outputs, Parallel, Replace, Tokens
-from adapt.errors import AdaptError, nearest
 from adapt.prompts import Prompt
 
 _TAKES_TOKENS = ("text", "vision", "decoder")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
+from adapt.common.memory import free_bytes
 from adapt.edits import Edit, Tokens
 from adapt.engine.agreement import bypassing_absent, same_features
 from adapt.engine.attention import prefix_suffix_attention
@@ -23,7 +24,6 @@ from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.budget import classes_within, in_parts
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
-from adapt.engine.memory import free_bytes
 from adapt.engine.packing import Packing, pack
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt, shared_prefix

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adapt.backbones.tower import Block, Tower
+from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Tokens
 from adapt.engine.plan import Plan
-from adapt.errors import AdaptError
 from adapt.prompts import Prompt
 
 Change = Callable[[Tensor], Tensor]  # (b, l, d) -> (b, l', d)

@@ -13,11 +13,11 @@ from math import isqrt
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
+from adapt.common.errors import AdaptError
 from adapt.engine import vision
 from adapt.engine.blocks import run_block
 from adapt.engine.frozen import frozen
 from adapt.engine.plan import Plan
-from adapt.errors import AdaptError
 
 
 def local_features(backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from adapt import tasks
+from adapt.common.progress import Progress
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
 from adapt.models.base import Adapted
-from adapt.progress import Progress
 
 
 @torch.no_grad()

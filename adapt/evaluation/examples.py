@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapt import plain
-from adapt.disk import write_text
+from adapt.common import plain
+from adapt.common.disk import write_text
 from adapt.evaluation.scores import Scores
 from adapt.methods.base.traits import Explains, has_trait
 from adapt.models.base import Adapted

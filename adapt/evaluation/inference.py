@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 
 from adapt import tasks
+from adapt.common.errors import AdaptError
+from adapt.common.progress import Progress
 from adapt.data.bags import has_bags, largest, singles, sizes
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
-from adapt.engine.pooling import bag_mean
-from adapt.errors import AdaptError
-from adapt.features import (
+from adapt.data.pooling import bag_mean
+from adapt.methods.base import Encoded, Step
+from adapt.models.base import Adapted, evaluating
+from adapt.models.features import (
     bag_features,
     encoded_images,
     item_features,
@@ -27,12 +30,9 @@ from adapt.features import (
     of_texts,
     view_features,
 )
-from adapt.methods.base import Encoded, Step
-from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import decided, finite
 from adapt.models.together import check_together, logits_together
-from adapt.progress import Progress
 
 Answer = TypeVar("Answer")
 Decision = tuple[list[str], list[float]]  # the answer to each item of a batch, and its confidence

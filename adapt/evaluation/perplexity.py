@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapt.chats import Chat
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 from adapt.evaluation.inference import Inference
 from adapt.models.chatting import ChatModel
 

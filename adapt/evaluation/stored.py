@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError, model_validator
 
-from adapt import plain
-from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 
 _SHARE = Field(ge=0, le=1)
 

@@ -9,8 +9,9 @@ from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapt import plain
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.version import __version__
 from adapt.formats import header, tensor_file
 from adapt.formats.header import Header, Reading
 
@@ -34,7 +35,7 @@ def save(model: Adapted, path: str | Path) -> Path:
 
     Raises AdaptError if a value is not finite, or if the method could not be rebuilt from its settings.
     """
-    from adapt.disk import replacing
+    from adapt.common.disk import replacing
     from adapt.formats.loadable import check_loadable
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
@@ -84,9 +85,7 @@ def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
 
 def versions() -> dict[str, str]:
     """Return a dict with the installed versions of adapt and of the libraries on which results depend."""
-    import adapt
-
-    installed = {"adapt": adapt.__version__}
+    installed = {"adapt": __version__}
     for name in _LIBRARIES:
         with suppress(PackageNotFoundError):  # bitsandbytes is an extra
             installed[name] = version(name)

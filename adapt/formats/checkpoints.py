@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapt import methods
 from adapt.backbones.base import Backbone
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.rebuild import build_for
 from adapt.methods.base.traits import ReadsPublished, unpublished

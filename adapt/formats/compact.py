@@ -15,20 +15,20 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from adapt import plain
 from adapt.backbones import fingerprint
 from adapt.backbones.absent import Absent, block_paths, cut_out
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import COMPACT, hollow
-from adapt.disk import new_folder, replacing, write_text
+from adapt.common import plain
+from adapt.common.disk import new_folder, replacing, write_text
+from adapt.common.errors import AdaptError
+from adapt.common.validation import explain
 from adapt.engine.allocation import at_most
-from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.formats.adapter import NAME
 from adapt.formats.header import read_header
 from adapt.methods.base.traits import skipped_blocks
 from adapt.models.base import Adapted
-from adapt.validation import explain
 
 TENSORS = "backbone.safetensors"
 FORMAT = 1

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
-from adapt import plain
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
+from adapt.common.validation import explain
 from adapt.data.bags import BagPooling
-from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.methods.zero_shot import check_templates
-from adapt.shown import brief
-from adapt.validation import explain
 
 FORMAT = (2, 0)  # another major version is refused, a newer minor one only adds keys
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from adapt.backbones.base import Backbone
-from adapt.devices import keeping_rng
+from adapt.common.devices import keeping_rng
+from adapt.common.errors import AdaptError
 from adapt.engine.allocation import at_most
-from adapt.errors import AdaptError
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter

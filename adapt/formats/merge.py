@@ -12,8 +12,8 @@ from torch import nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.turns import alone
-from adapt.disk import new_folder
-from adapt.errors import AdaptError
+from adapt.common.disk import new_folder
+from adapt.common.errors import AdaptError
 from adapt.methods.base.traits import Merges
 from adapt.models.base import Adapted
 

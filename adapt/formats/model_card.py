@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from adapt import methods
 from adapt.backbones.sources import hub_names, is_portable
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
+from adapt.common.plain import within
+from adapt.common.shown import shown
 from adapt.formats.header import Header
-from adapt.plain import within
-from adapt.shown import shown
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

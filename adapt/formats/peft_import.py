@@ -11,18 +11,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adapt import plain
 from adapt.backbones.base import Backbone
-from adapt.devices import AUTO
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.devices import AUTO
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
+from adapt.common.validation import explain
 from adapt.formats import tensor_file
 from adapt.formats.adapter import check_reading, read_tensors
 from adapt.formats.peft_layout import CONFIG, OURS, PREFIX, TENSORS, Note, module_names
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.lora import LoRA, Place
 from adapt.models.wrap import Model
-from adapt.shown import brief
-from adapt.validation import explain
 
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "base_model_name_or_path", "auto_mapping"}
 # settings that repeat what the names of the tensors say, or that only concern the start of training

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
-from adapt import plain
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
-from adapt.disk import replacing, write_text
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.disk import replacing, write_text
+from adapt.common.errors import AdaptError
 from adapt.formats import adapter, tensor_file
 from adapt.formats.header import Reading, checked_reading
 from adapt.formats.model_card import WithPeft, model_card

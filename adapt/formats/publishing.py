@@ -8,10 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from adapt import hub
 from adapt.backbones.sources import is_portable
-from adapt.disk import write_text
-from adapt.errors import AdaptError
+from adapt.common import hub
+from adapt.common.disk import write_text
+from adapt.common.errors import AdaptError
 from adapt.formats import adapter, peft_layout
 from adapt.formats.header import read_header
 from adapt.formats.model_card import model_card

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adapt import plain
-from adapt.errors import AdaptError
-from adapt.shown import shown
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from torch import Tensor

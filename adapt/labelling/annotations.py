@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from adapt.common.disk import write_csv
+from adapt.common.errors import AdaptError, nearest
 from adapt.data.item import Item
 from adapt.data.readers.lines import csv_rows
 from adapt.data.split import PARTS, Split
-from adapt.disk import write_csv
-from adapt.errors import AdaptError, nearest
 
 Action = Literal["label", "drop", "skip"]
 

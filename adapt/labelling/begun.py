@@ -9,9 +9,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from adapt import plain
-from adapt.disk import write_text
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.disk import write_text
+from adapt.common.errors import AdaptError
 from adapt.evaluation import stored
 
 logger = logging.getLogger("adapt")

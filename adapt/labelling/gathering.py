@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from adapt.common.errors import AdaptError
+from adapt.common.progress import counting_bar
+from adapt.common.shown import first_of
 from adapt.data.bags import has_bags
 from adapt.data.check import all_facts, copies_of
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 from adapt.labelling.proposals import Doubt, doubts_in, is_of_doubts, unlabelled_in
 from adapt.methods.base.traits import needs_labels
-from adapt.progress import counting_bar
 from adapt.recipe import Recipe
-from adapt.shown import first_of
 from adapt.training.relisted import check_listable
 from adapt.training.run_recipe import decodable, listed_data
 

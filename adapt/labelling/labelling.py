@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from adapt import plain
+from adapt.common import plain
+from adapt.common.devices import AUTO
+from adapt.common.disk import check_outside, write_csv, write_text
+from adapt.common.errors import AdaptError
 from adapt.data.split import Split
-from adapt.devices import AUTO
-from adapt.disk import check_outside, write_csv, write_text
-from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.labelling import annotations as annotating

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.data.readers.csv_file import read_paths
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 from adapt.data.readers.lines import csv_rows
 from adapt.data.split import PARTS, Split
-from adapt.errors import AdaptError
 
 logger = logging.getLogger("adapt")
 COMPARED = ("train_path", "other_path")  # columns of an image to compare a listed image with

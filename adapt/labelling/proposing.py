@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from adapt.common.progress import counting_bar
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
-from adapt.features import item_features
 from adapt.labelling.order import most_useful
 from adapt.labelling.proposals import Doubt, Proposal
+from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
-from adapt.progress import counting_bar
 
 LIKELY = 9  # classes that a proposal lists, one for each digit key
 MOST = 4096  # images that are compared with each other; of more, so many are drawn

@@ -12,8 +12,8 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.images import open_image
-from adapt.errors import AdaptError
 from adapt.labelling.annotations import Annotation
 from adapt.labelling.labelling import Labelling, LabelRound
 from adapt.labelling.proposals import Proposal

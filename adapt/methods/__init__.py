@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
-from adapt.errors import AdaptError
-from adapt.listing import Listing
+from adapt.common.errors import AdaptError
+from adapt.common.listing import Listing
 
 if TYPE_CHECKING:  # editors and type checkers do not see methods found by their files
     from adapt.methods.abmil import ABMIL as ABMIL

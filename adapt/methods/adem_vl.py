@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Parallel, Tokens
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 
 _OF_VISION = 0.1  # the scale of the vision tower's adapters, and the share that their dropout leaves out

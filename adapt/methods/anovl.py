@@ -24,11 +24,11 @@ from torch.optim import AdamW
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.untraced import untraced
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label
 from adapt.prompts import Prompt, of_text, readable
-from adapt.untraced import untraced
 
 _INTACT: tuple[str, ...] = ("normal {}", "flawless {}", "perfect {}", "unblemished {}")
 _INTACT += ("{} without flaw", "{} without defect", "{} without damage")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.joined import JoinedDualEncoder
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.kept_labels import check_labels_of
 from adapt.methods.base.kernel import table_logits

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Projection, Tower
-from adapt.devices import doubled
+from adapt.common.devices import doubled
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.places import Place, Projections, check_mergeable, places
 from adapt.methods.base.traits import ChecksAdapter, InsideBlocks, Merges

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import PairStep, Terms, Training
 from adapt.methods.base.traits import GroupsEntities, PoolsPairs
 from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
+from adapt.common.errors import AdaptError
 from adapt.edits import Bypass, Edit, Tokens
-from adapt.errors import AdaptError
 from adapt.methods import find, names
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Step, Terms, Training
 from adapt.methods.base.config import MethodSettings

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.base.descriptors import Descriptors, HoldsDescriptors, Table
 from adapt.methods.base.traits import AveragesPrompts, Explains

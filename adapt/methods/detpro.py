@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
+from adapt.common.errors import AdaptError, nearest
 from adapt.edits import Edit, Tokens
-from adapt.errors import AdaptError, nearest
 from adapt.methods.base import Context, Encoded, ImageStep, Terms, Training
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import LearnsOverlaps

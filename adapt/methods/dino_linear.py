@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.gradients import GradientTimes
 from adapt.methods.base.traits import ChoosesOnValidation, OwnClassifier

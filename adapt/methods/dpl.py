@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
+from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Edit
-from adapt.errors import AdaptError
 from adapt.methods.base import Context
 from adapt.methods.base.traits import Imported, unpublished
 from adapt.methods.ivlp import IVLP, IVLPConfig

@@ -21,8 +21,8 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.devices import doubled
-from adapt.errors import AdaptError
+from adapt.common.devices import doubled
+from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.aside import LearnsAside
 from adapt.methods.base.descriptors import Descriptors, HoldsDescriptors

@@ -29,8 +29,8 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.families.two_models import language_model
 from adapt.backbones.tower import Tower, tokens_of
+from adapt.common.errors import AdaptError
 from adapt.edits import After, Edit
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.base.aside import HoldsAside
 from adapt.methods.zero_shot import Template

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Block, Tower
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.traits import InsideBlocks
 from adapt.methods.zero_shot import Templates

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower, TowerName
+from adapt.common.errors import AdaptError
 from adapt.engine.watching import watched
-from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.aside import LearnsAside
 from adapt.methods.base.traits import Reports

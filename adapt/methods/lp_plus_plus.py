@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.devices import doubled
+from adapt.common.devices import doubled
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 

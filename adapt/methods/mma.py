@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Parallel
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
 from adapt.methods.base.gradients import GradientTimes
 from adapt.methods.zero_shot import Template

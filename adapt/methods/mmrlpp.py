@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep
 from adapt.methods.mmrl import MMRL, MMRLConfig
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Tokens
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.nested import Nested, powers
 from adapt.methods.base.traits import Imported, ReadsPublished

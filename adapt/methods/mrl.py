@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, PairStep, Space, Terms, Training
 from adapt.methods.base.nested import Nested, powers
 from adapt.methods.base.space import Projects

@@ -26,8 +26,8 @@ from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.pixels import Repixelled
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Tokens
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Terms, Training
 from adapt.methods.base.aside import LearnsAside
 from adapt.methods.projector import Projector, ProjectorConfig

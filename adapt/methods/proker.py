@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.devices import doubled
+from adapt.common.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.grid import configure
 from adapt.methods.base.kernel import similarities

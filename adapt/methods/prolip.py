@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Training
 from adapt.methods.zero_shot import Templates
 

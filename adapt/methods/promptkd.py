@@ -16,24 +16,22 @@ serves the classes that it was trained on, and needs no teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from adapt import hub
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.pixels import Repixelled
 from adapt.backbones.tokenizer import TextTokenizer
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.space import Projects, Space
 from adapt.methods.base.traits import LearnsUnlabelled, StandsAlone
+from adapt.methods.base.view import ImageModelView
 from adapt.methods.ivlp import IVLP, IVLPConfig
-from adapt.methods.zero_shot import Templates, ZeroShot
+from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, several
 
 
@@ -118,7 +116,7 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
 class Teacher:
     """A trained model with the student's classes, which reads the student's pixels."""
 
-    def __init__(self, model: Any, pixels: Repixelled) -> None:
+    def __init__(self, model: ImageModelView, pixels: Repixelled) -> None:
         self.model, self._pixels = model, pixels
         with torch.no_grad():
             self.class_features: Tensor = F.normalize(model.class_features(), dim=-1)
@@ -129,31 +127,14 @@ class Teacher:
 
         Raises AdaptError if no teacher is named, and for an adapter without class features.
         """
-        from adapt.models.classifier import AdaptedModel
-
-        student = training.model
         if not teacher:
             raise AdaptError(
                 "promptkd learns from another model: set method.teacher to an adapter, or a backbone such as mini-clip"
             )
-        if hub.is_name(teacher) or Path(teacher).exists():
-            from adapt.loading import load
-
-            model: Any = load(teacher, class_names=student.class_names, device=student.backbone.device)
-        else:
-            from adapt.models.wrap import wrap
-
-            backbone: Any = training.alone(teacher).model.backbone
-            model = wrap(backbone, ZeroShot(tuple(templates)), student.class_names)
-        if not isinstance(model, AdaptedModel) or model.method.per_image or model.text_path == "none":
-            raise AdaptError(
-                f"{teacher} is an adapter of {model.method.name}, which has no features of the classes by themselves: "
-                "give one of a dual encoder with prompts, such as of prompt_src"
-            )
-        return cls(model.eval(), Repixelled(student.backbone.preprocess, model.backbone.preprocess))
+        model = training.teacher(teacher, templates)
+        return cls(model, Repixelled(training.model.backbone.preprocess, model.backbone.preprocess))
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:
         """Return the teacher's logits `(b, n_classes)` for the student's pixels `(b, 3, h, w)`."""
-        logits: Tensor = self.model(self._pixels(pixels))
-        return logits
+        return self.model(self._pixels(pixels))

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from adapt.common.shown import brief
 from adapt.methods.base import PairStep, Terms, Training, contrast
 from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections
-from adapt.shown import brief
 
 logger = logging.getLogger("adapt")
 

@@ -19,9 +19,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim import AdamW
 
+from adapt.common.untraced import untraced
 from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.coop import CoOp, CoOpConfig
-from adapt.untraced import untraced
 
 
 class TPTConfig(CoOpConfig):

@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.traits import Grades
 from adapt.methods.clip_adapter import bottleneck

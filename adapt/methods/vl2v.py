@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.pixels import Repixelled
 from adapt.backbones.preprocess import Preprocess
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import one_line
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.traits import EncodesImages
 from adapt.methods.zero_shot import Template
-from adapt.shown import one_line
 
 
 class VL2VConfig(MethodConfig):

@@ -23,8 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from adapt.backbones.base import Backbone
 from adapt.backbones.embedding import EmbeddingVLM
 from adapt.backbones.tower import Tower, TowerName
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, PairStep, Terms
 from adapt.methods.lora import Projections
 from adapt.methods.svlc import SVLC, SVLCConfig

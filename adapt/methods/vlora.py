@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.tower import Block, Tower
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, LowRank
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step
 from adapt.methods.base.traits import Imported, ReadsPublished
 

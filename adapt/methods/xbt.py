@@ -22,8 +22,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
 from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import Reports, StandsAlone

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from adapt.common.errors import AdaptError, nearest
 from adapt.data.bags import BagPooling
-from adapt.errors import AdaptError, nearest
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
+from adapt.common.errors import AdaptError
+from adapt.common.untraced import untraced
 from adapt.data.bags import is_bag
 from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.orientation import turns
 from adapt.data.decoding.views import Views
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.terms import TERMS
@@ -32,7 +33,6 @@ from adapt.methods.base.traits import SetAtUse, Stream, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several
-from adapt.untraced import untraced
 
 if TYPE_CHECKING:
     from adapt.data.item import Item

@@ -13,9 +13,9 @@ from adapt.backbones.base import Backbone, ImageEncoder, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
 from adapt.engine.frozen import frozen
 from adapt.engine.plan import plan
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method
 from adapt.methods.base.traits import OwnClassifier, trait
 from adapt.prompts import check_class_names, check_first_token

@@ -16,11 +16,12 @@ from torch import Tensor
 from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
+from adapt.common.errors import AdaptError
+from adapt.common.validation import with_changes
 from adapt.data.decoding.images import image_sizes, in_batches, open_image, picture_batches
 from adapt.data.item import Item
 from adapt.edits import Edit
 from adapt.engine import last_block
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, Step
 from adapt.models import asking, debiasing, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
@@ -28,7 +29,6 @@ from adapt.models.debiasing import ChatAtUse, Mode
 from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged, predictions
 from adapt.prompts import check_class_names
-from adapt.validation import with_changes
 
 Computed = TypeVar("Computed")
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
+from adapt.common.errors import AdaptError
+from adapt.common.untraced import untraced
 from adapt.edits import Edit
 from adapt.engine import text
 from adapt.engine.stale import Values, Weights
 from adapt.engine.structure import HOOKED, hooked, structure
-from adapt.errors import AdaptError
 from adapt.prompts import Prompt
-from adapt.untraced import untraced
 
 PromptAverage = Literal["unit", "mean", "raw", "each"]
 

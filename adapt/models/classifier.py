@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.engine.memory import free_bytes
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
+from adapt.common.memory import free_bytes
+from adapt.common.shown import brief
 from adapt.methods.base import Context, ImageStep, Method, PairStep
 from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, trait
 from adapt.models.base import in_one_mode
@@ -19,7 +20,6 @@ from adapt.models.explanation import Explanation, explained
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted, predictions
 from adapt.prompts import Prompt, Texts, check_class_names, check_length, from_templates, of_classes, of_text, texts_key
-from adapt.shown import brief
 
 
 class AdaptedModel(ImageModel[DualEncoder]):

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from adapt.backbones.encoded_images import EncodedImage
 from adapt.chats import Chat
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

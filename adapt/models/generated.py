@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.models.prediction import NOT_FINITE
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.vision_llm import IMAGE, VisionLLM
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 _NO_TARGET = -100  # the label that cross_entropy ignores
 _VISUAL = -1  # the placeholder of a visual token

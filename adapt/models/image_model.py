@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from adapt.backbones.base import ImageEncoder
+from adapt.common.devices import moved
+from adapt.common.errors import AdaptError
 from adapt.data.bags import has_bags
-from adapt.devices import moved
+from adapt.data.pooling import bag_mean
 from adapt.edits import After, Edit, Outputs, Replace
 from adapt.engine import values, vision
-from adapt.engine.pooling import bag_mean
 from adapt.engine.watching import watched
-from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.methods.base.space import Projects
 from adapt.methods.base.step import reads_one_image

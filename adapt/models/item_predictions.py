@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.bags import Bags
 from adapt.data.decoding.images import open_image
 from adapt.data.decoding.orientation import turns
-from adapt.engine.pooling import bag_mean
-from adapt.errors import AdaptError
+from adapt.data.pooling import bag_mean
 from adapt.methods.base import ImageStep
 from adapt.methods.base.traits import PoolsBags, trait
 from adapt.models.base import evaluating
 from adapt.models.prediction import ImageOfBag, Prediction, Wanted, predictions
-from adapt.shown import brief
 
 if TYPE_CHECKING:
     from adapt.models.image_model import ImageModel

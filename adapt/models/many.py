@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.orientation import turns
-from adapt.errors import AdaptError
 from adapt.methods.base import BlockInputs
 from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted
-from adapt.shown import brief
 
 if TYPE_CHECKING:
     from adapt.models.wrap import Model

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.models.answers import PLAIN, Answers
 
 

@@ -11,9 +11,8 @@ computed once, before the first step (TRL computes them in every step).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from adapt.data.item import Item
-    from adapt.training.fitting import Fitting
-    from adapt.training.settings import DPOSettings
+    from adapt.methods.base.training import Training
+    from adapt.recipe.settings import DPOSettings
 
 
 class PreferenceStep(ChatStep):
@@ -104,18 +103,7 @@ class Reference:
         return self._sums[[self._row[item] for item in items]]
 
 
-def refer(training: Fitting, settings: Any) -> None:
-    """Compute the reference's log-probabilities of all training items, and give them to the model for its loss.
-
-    The model still has the tensors that training starts from, also if a run goes on later.
-    """
-    from adapt.evaluation.inference import Inference
-    from adapt.methods.zero_shot import ZeroShot
-
-    model: Any = training.model
-    fast = None if model.path == "fast" else False
-    reference = model if model.started else ChatModel(model.backbone, ZeroShot(), model.class_names, fast)
-    inference, items = Inference(training.settings.workers, training.cache), training.train_set
-    own = inference.of_batches(reference, training.processes.share(items), lambda step: step.sums)
-    sums = training.processes.whole(torch.cat(list(own)), len(items))  # gathered where they were computed
-    model.objective = Reference(settings, items, sums.cpu())
+def refer(training: Training, settings: Any) -> None:
+    """Compute the reference's log-probabilities of all training items, and give them to the model for its loss."""
+    model = cast("ChatModel", training.model)
+    model.objective = Reference(settings, training.items("train"), training.reference(lambda step: step.sums))

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.decoding.images import open_image
 from adapt.edits import Edit, Replace, Tokens
 from adapt.engine.plan import plan
 from adapt.engine.watching import watched
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged
-from adapt.shown import brief
 
 Example = tuple[object, str, str]  # an image, a question about it, and the answer
 

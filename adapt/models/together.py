@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from adapt.common.devices import moved
+from adapt.common.errors import AdaptError
 from adapt.data.bags import has_bags
-from adapt.devices import moved
-from adapt.errors import AdaptError
 from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.base.traits import OverSet, trait
 from adapt.models.base import Adapted, evaluating

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.vision_encoder import CosineClassifier, VisionEncoder
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.models.base import in_one_mode
 from adapt.models.building import add_classifier, trains_classifier
 from adapt.models.class_texts import PromptAverage

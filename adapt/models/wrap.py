@@ -9,8 +9,8 @@ from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.native import NativeVLM
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
 from adapt.engine.allocation import within_memory
-from adapt.errors import AdaptError
 from adapt.methods.base import Method
 from adapt.models.answering import AnsweringModel
 from adapt.models.building import build

@@ -18,11 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapt import devices, plugins
-from adapt.errors import AdaptError, missing
+from adapt.common import devices
+from adapt.common.errors import AdaptError, missing
+from adapt.common.shown import one_line
+from adapt.methods.base import plugins
 from adapt.protocols import slurm
 from adapt.protocols.runs import RETRIES, PlannedRun, Row, measure
-from adapt.shown import one_line
 from adapt.tracking import Track
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapt.cells import unguarded
-from adapt.errors import AdaptError
+from adapt.common.cells import unguarded
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.formats.adapter import NAME
 from adapt.formats.header import read_header
-from adapt.shown import shown
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt import plain
+from adapt.common import plain
+from adapt.common.shown import shown
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.protocols.table_formats import Cells
 from adapt.recipe.file import read_file
-from adapt.shown import shown
 
 HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
 

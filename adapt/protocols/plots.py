@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from adapt.disk import replacing
-from adapt.errors import AdaptError
+from adapt.common.disk import replacing
+from adapt.common.errors import AdaptError
 from adapt.protocols.run_protocol import Results
 from adapt.protocols.tables import figure_of, titles
 from adapt.protocols.tables_of_sets import Curve, curves, several_sets

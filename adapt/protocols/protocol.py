@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.protocols.papers import ELEVEN
 from adapt.protocols.runs import PlannedRun, Target
 from adapt.recipe import DataSection, Recipe, build_recipe

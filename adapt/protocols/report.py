@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from adapt import __version__
+from adapt.common.version import __version__
 from adapt.evaluation import stored
 from adapt.protocols.gallery import Gallery, galleries
 from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mean, plain_table, pooled, read_run

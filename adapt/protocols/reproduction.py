@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.preprocess import Preprocess
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 from adapt.data.readers.published import Published
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 from adapt.evaluation.evaluate import evaluate
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.wrap import wrap
@@ -25,7 +26,6 @@ from adapt.protocols.protocol import Protocol, few_shot
 from adapt.protocols.run_protocol import run_protocol
 from adapt.protocols.runs import check
 from adapt.recipe import Recipe
-from adapt.shown import first_of
 from adapt.training.run import environment
 
 # points; the official logs of two half-precision codes for RN50 on ImageNet and its variants are 0.01 to 0.09 apart

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt import plain
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.evaluation import stored
 from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
 from adapt.evaluation.scores import Scores, calibration_error, reliability
@@ -18,7 +19,6 @@ from adapt.protocols.confusions import Confusions, confusions
 from adapt.protocols.gallery import learned_turned, read_rows, small_image, thumbnail
 from adapt.protocols.plain_runs import PlainRun
 from adapt.protocols.plots import coverage_curve, descriptor_bars, reliability_diagram, svg
-from adapt.shown import shown
 from adapt.training.result import Result, read_history
 
 WORST_ERRORS, WORST_CLASSES = 12, 10

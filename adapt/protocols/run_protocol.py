@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from adapt import plain
-from adapt.disk import write_csv, write_text
-from adapt.progress import readable_time
+from adapt.common import plain
+from adapt.common.disk import write_csv, write_text
+from adapt.common.progress import readable_time
 from adapt.protocols.engines import Engine
 from adapt.protocols.protocol import Figures, Protocol
 from adapt.protocols.runs import Row, check

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt import plain
 from adapt.backbones import families
+from adapt.common import plain
+from adapt.common.devices import AUTO
+from adapt.common.disk import write_text
+from adapt.common.errors import AdaptError
 from adapt.data.check import without_broken
 from adapt.data.split import Split, items_id
-from adapt.devices import AUTO
-from adapt.disk import write_text
-from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
@@ -207,7 +207,7 @@ def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> 
     names = split.task.class_names_for(model.backbone.kind, split.class_names)
     adapted = model.with_classes(names) if names and isinstance(model, ImageModel | ChatModel) else model
     baseline = wrap(model.backbone, ZeroShot(data.template), names, recipe.fast)
-    split.task.fit_baseline(baseline, split.train or split.test, Inference(workers, recipe.cache))
+    split.task.fit_answers(baseline, split.train or split.test, Inference(workers, recipe.cache))
     answers = {"adapted": (adapted, False), "zero_shot": (baseline, False)}
     if can_answer_together(adapted, split.test):
         answers["together"] = (adapted, True)

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adapt.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, missing
+from adapt.common.shown import one_line
 from adapt.protocols.runs import RETRIES, PlannedRun, Row, is_finished
-from adapt.shown import one_line
 
 FOLDER = "slurm"
 MINUTES = 24 * 60  # of a job, where `time` is not given: SLURM stops it then, and it goes on in another

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.protocols.papers import figures_for
 from adapt.protocols.protocol import Figures

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 from adapt.protocols.papers import data_set
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.run_protocol import Results

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from adapt.common.devices import AUTO
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
+from adapt.common.validation import explain
 from adapt.data.bags import BagPooling
-from adapt.devices import AUTO
-from adapt.errors import AdaptError
 from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
+from adapt.recipe.settings import TrainSettings
 from adapt.recipe.shipped import find_recipe
-from adapt.shown import brief
-from adapt.training.settings import TrainSettings
-from adapt.validation import explain
 
 if TYPE_CHECKING:
     from adapt.data.split import Split

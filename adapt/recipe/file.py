@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 
-from adapt import plain
+from adapt.common import plain
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import brief, first_of, one_line
 from adapt.data.emoji import bundled
 from adapt.data.readers import published
-from adapt.errors import AdaptError, nearest
-from adapt.shown import brief, first_of, one_line
 
 Override = str | tuple[str, object]  # `key=value` with a value in YAML, or a key and its value
 

@@ -12,9 +12,9 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import brief
 from adapt.methods import names as method_names
-from adapt.shown import brief
 
 FEW_SHOT = "few_shot"
 _LONGEST = 1024  # characters of a file name

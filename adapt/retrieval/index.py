@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from adapt import plain
+from adapt.common import plain
+from adapt.common.disk import replacing
+from adapt.common.errors import AdaptError
+from adapt.common.progress import Progress
+from adapt.common.validation import explain
 from adapt.data.item import Item
-from adapt.disk import replacing
-from adapt.errors import AdaptError
 from adapt.formats import tensor_file
 from adapt.methods.base.space import Projects, Space, space_of
 from adapt.methods.base.traits import has_trait, owns_prompts
 from adapt.models.base import evaluating, pixel_batches
 from adapt.models.image_model import ImageModel
-from adapt.progress import Progress
-from adapt.validation import explain
 
 Kind = Literal["texts", "images", "pairs"]
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 512, 64

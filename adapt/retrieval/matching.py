@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.progress import Progress
 from adapt.data.item import Item
-from adapt.errors import AdaptError, nearest
-from adapt.features import item_features
 from adapt.models.classifier import AdaptedModel
-from adapt.progress import Progress
+from adapt.models.features import item_features
 
 
 def match(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import evaluating
 from adapt.models.prediction import Prediction, Wanted, predictions

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from adapt.errors import missing
+from adapt.common.errors import missing
 
 Tag = Callable[[list[str]], list[str]]  # words of a text to their Penn Treebank tags
 

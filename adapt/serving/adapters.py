@@ -11,12 +11,13 @@ from weakref import WeakValueDictionary
 
 from PIL import Image
 
-from adapt.adapter_names import name_of_adapter
 from adapt.backbones.base import Backbone
 from adapt.backbones.sources import is_here
-from adapt.devices import AUTO
-from adapt.errors import AdaptError, nearest
+from adapt.common.devices import AUTO
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import brief, unseen
 from adapt.formats import peft_layout
+from adapt.formats.adapter_names import name_of_adapter
 from adapt.formats.header import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
 from adapt.models.chatting import ChatModel
@@ -25,7 +26,6 @@ from adapt.models.image_model import ImageModel
 from adapt.models.many import SideBySide
 from adapt.models.vision_model import VisionModel
 from adapt.serving.threads import apart
-from adapt.shown import brief, unseen
 
 _MOST_CLASSES = 5_000  # in an adapter loaded by a request: other requests wait while the class texts are encoded
 _READY = 64  # combinations of adapters that are cached; clients choose them, so the number is bounded

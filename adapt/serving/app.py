@@ -13,8 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from adapt import __version__
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
+from adapt.common.version import __version__
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
 from adapt.serving.admission import Admission, Limits
 from adapt.serving.chat_messages import ChatRequest, Completion, ModelCard, ModelCards

@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from adapt.chats import Chat
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.images import open_image
-from adapt.errors import AdaptError
 from adapt.models.chatting import ChatModel
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission

@@ -15,8 +15,8 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from adapt.common.validation import explain
 from adapt.models.prediction import Prediction, Wanted
-from adapt.validation import explain
 
 Checked = TypeVar("Checked", bound=BaseModel)
 

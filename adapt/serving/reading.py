@@ -18,9 +18,9 @@ from functools import partial
 from io import BytesIO
 from typing import Any, TypeVar
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.decoded import processors
 from adapt.data.decoding.pictures import opened
-from adapt.errors import AdaptError
 from adapt.serving.threads import without_team
 
 Part = TypeVar("Part")

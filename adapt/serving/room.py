@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 class Crowded(AdaptError):

@@ -13,8 +13,8 @@ import uvicorn
 from PIL import PngImagePlugin
 from starlette.types import ASGIApp
 
+from adapt.common.interrupt import ending, stop_elsewhere
 from adapt.serving.connections import Connection
-from adapt.training.interrupt import ending, stop_elsewhere
 
 _HEAD_SECONDS = 10.0
 _CONNECTIONS, _OTHER_FILES = 1000, 64  # maximum number of connections; other files that a server has open

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
-from adapt.errors import AdaptError
-from adapt.listing import Listing
+from adapt.common.errors import AdaptError
+from adapt.common.listing import Listing
 from adapt.tasks.base import SEPARATOR, Label, NamedLabel, Task, filled, number
 
 if TYPE_CHECKING:

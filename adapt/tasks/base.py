@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 from adapt.chats import Chat
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from adapt.data.split import Split
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
-    from adapt.methods.base import Method, Step, Terms
+    from adapt.methods.base import Method, Step, Terms, Training
     from adapt.models.base import Adapted
-    from adapt.models.wrap import Model
-    from adapt.training.fitting import Fitting
 
 L = TypeVar("L", bound="Label")
 T = TypeVar("T")
@@ -281,7 +279,7 @@ class Task:
         """Return the names that a model on a `kind` of backbone chooses from; none if it answers in its own words."""
         return class_names
 
-    def prepare(self, training: Fitting) -> None:
+    def prepare(self, training: Training) -> None:
         """Compute what the loss needs beside the model, before the first step, from the tensors at the start."""
 
     def loss(self, step: Step) -> Terms:
@@ -297,11 +295,14 @@ class Task:
         counts = self.numbers(items, class_names).bincount(minlength=len(class_names)).clamp_min(1)
         return 1 / counts
 
-    def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Fit the parameters that turn logits of the model and `baseline` into answers, such as a logit bias."""
+    def fit_answers(
+        self, baseline: Adapted, items: Sequence[Item], inference: Inference, model: Adapted | None = None
+    ) -> None:
+        """Fit on `items` what turns logits of `baseline`, and of a `model` still to be trained, into answers.
 
-    def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
-        """Fit the parameters that turn logits of `baseline` into answers, such as a logit bias, on `items`."""
+        An example is a logit bias. What is fitted of `model` must not depend on its tensors, so that a resumed run has
+        the same answers.
+        """
 
     # scoring
 

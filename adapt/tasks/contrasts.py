@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, labels_of
 from adapt.tasks.preferences import Preference, Preferences
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Step, Terms
+    from adapt.methods.base.training import Training
     from adapt.models.base import Adapted
     from adapt.models.chatting import ChatStep
     from adapt.models.contrasting import ContrastStep
-    from adapt.training.fitting import Fitting
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class Contrasts(Preferences):
         others = [label.rejected for label in labels_of(items, Contrast)]
         return ContrastStep(cast("ChatModel", model), inputs, others).of(self, items)
 
-    def prepare(self, training: Fitting) -> None:
+    def prepare(self, training: Training) -> None:
         from adapt.models.preferring import refer
 
         refer(training, training.settings.svco)

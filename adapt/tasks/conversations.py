@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from adapt.chats import Chat
-from adapt.errors import AdaptError
-from adapt.shown import spread
+from adapt.common.errors import AdaptError
+from adapt.common.shown import spread
 from adapt.tasks.base import Cell, Label, Task, labels_of
 
 if TYPE_CHECKING:

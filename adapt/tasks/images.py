@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, Label, Task
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.tasks.base import SEPARATOR, Cell, Label, Task
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Terms
     from adapt.models.base import Adapted
-    from adapt.models.wrap import Model
-    from adapt.training.fitting import Fitting
+    from adapt.models.classifier import AdaptedModel
 
 
 @dataclass(frozen=True)
@@ -113,31 +112,21 @@ class Labels(Task):
         counts = self.labels(items, class_names).sum(0).clamp_min(1)
         return (len(items) - counts) / counts
 
-    def fit_answers(self, training: Fitting, baseline: Model) -> None:
-        """Fit the logit biases with which the model and its baseline decide for or against each class.
+    def fit_answers(
+        self, baseline: Adapted, items: Sequence[Item], inference: Inference, model: Adapted | None = None
+    ) -> None:
+        """Fit the logit biases, with which as many labels are predicted as the items have.
 
-        The biases depend only on the baseline's logits of the training images, at the logit scales of the baseline and
-        of the method. So a resumed run has the same biases, regardless of the method's initial values.
+        Both follow from the baseline's logits, at the logit scales of the baseline and of the model's method.
         """
-        own: float = baseline.backbone.logit_scale  # type: ignore[union-attr]  # a dual encoder, which the task requires
-        scale = (training.model.method.logit_scale or own) / own
-        biases = self._biases(baseline, training.train_set, training.inference(), (1.0, scale))
-        for model, bias in zip((baseline, training.model), training.processes.agreed(biases), strict=True):
-            model.answers = replace(model.answers, logit_bias=bias)
-
-    def fit_baseline(self, baseline: Adapted, items: Sequence[Item], inference: Inference) -> None:
-        [bias] = self._biases(baseline, items, inference, (1.0,))
-        baseline.answers = replace(baseline.answers, logit_bias=bias)
-
-    def _biases(
-        self, baseline: Adapted, items: Sequence[Item], inference: Inference, scales: Sequence[float]
-    ) -> list[float]:
-        """Return, for each logit factor in `scales`, the bias that predicts as many labels as the items have."""
         from adapt.evaluation.multi_label import prior_biases
 
-        truth = self.labels(items, baseline.class_names)
-        own: float = baseline.backbone.logit_bias  # type: ignore[attr-defined]  # a dual encoder, as above
-        return prior_biases(inference.all_logits(baseline, items), truth, own, scales)
+        backbone = cast("AdaptedModel", baseline).backbone  # a dual encoder, which the task requires
+        models = [baseline] if model is None else [baseline, model]
+        scales = [(each.method.logit_scale or backbone.logit_scale) / backbone.logit_scale for each in models]
+        logits, truth = inference.all_logits(baseline, items), self.labels(items, baseline.class_names)
+        for each, bias in zip(models, prior_biases(logits, truth, backbone.logit_bias, scales), strict=True):
+            each.answers = replace(each.answers, logit_bias=bias)
 
     def check_answers(self, model: Adapted) -> None:
         if not model.answers.several:

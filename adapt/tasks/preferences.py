@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, filled, labels_of
 from adapt.tasks.conversations import Conversation, Conversations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step, Terms
+    from adapt.methods.base.training import Training
     from adapt.models.base import Adapted
     from adapt.models.chatting import ChatStep
     from adapt.models.preferring import PreferenceStep
-    from adapt.training.fitting import Fitting
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Preferences(Conversations):
         rejected = [label.rejected for label in labels_of(items, Preference)]
         return PreferenceStep(cast("ChatModel", model), inputs, rejected).of(self, items)
 
-    def prepare(self, training: Fitting) -> None:
+    def prepare(self, training: Training) -> None:
         from adapt.models.preferring import refer
 
         refer(training, training.settings.dpo)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 from adapt.tracking.tracker import TrackedRun, Tracker
 
 __all__ = ["SHIPPED", "Track", "TrackedRun", "Tracker", "trackers"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from adapt.errors import missing
+from adapt.common.errors import missing
 from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 _TAG = "adapt.run"  # by which a continued run is found

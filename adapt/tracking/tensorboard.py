@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from adapt.errors import missing
+from adapt.common.errors import missing
 from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt import plain
+from adapt.common import plain
 
 StepEntry = Mapping[str, Any]  # a line of log.jsonl
 

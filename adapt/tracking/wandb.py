@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adapt.errors import missing
+from adapt.common.errors import missing
 from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, step_numbers
 
 logger = logging.getLogger("adapt")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.methods.base import Method
-    from adapt.training.settings import Average
+    from adapt.recipe.settings import Average
 
 
 class RunningAverage:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from adapt import methods, tasks
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.models.classifier import AdaptedModel

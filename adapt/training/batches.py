@@ -9,14 +9,19 @@ from typing import Protocol
 from torch import Tensor
 
 from adapt import tasks
+from adapt.common.errors import AdaptError
+from adapt.common.progress import Progress
 from adapt.data.bags import has_bags
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.epochs import Epochs
 from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
-from adapt.errors import AdaptError
-from adapt.features import (
+from adapt.methods.base import BlockInputs, Encoded, trait
+from adapt.methods.base.traits import GroupsEntities
+from adapt.models.base import Adapted
+from adapt.models.chatting import ChatModel
+from adapt.models.features import (
     bag_features,
     block_inputs,
     encoded_images,
@@ -27,14 +32,9 @@ from adapt.features import (
     of_paths,
     of_texts,
 )
-from adapt.methods.base import BlockInputs, Encoded, trait
-from adapt.methods.base.traits import GroupsEntities
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
-from adapt.progress import Progress
+from adapt.recipe.settings import TrainSettings
 from adapt.training.processes import ALONE, Processes
-from adapt.training.settings import TrainSettings
 
 
 class Batches(Protocol):

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from adapt import plain
-from adapt.devices import rng_states, set_rng_states
-from adapt.disk import replacing
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.devices import rng_states, set_rng_states
+from adapt.common.disk import replacing
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.formats import tensor_file
 from adapt.formats.loadable import load_tensors
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method
-from adapt.shown import shown
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.evaluation.noise import standard_error
 from adapt.methods.base import Choice, Grid, trait
 from adapt.methods.base.grid import configure

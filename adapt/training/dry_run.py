@@ -13,10 +13,10 @@ from adapt.backbones.load import hollow
 from adapt.backbones.native import NativeVLM
 from adapt.backbones.quantize import weight_bytes
 from adapt.backbones.sources import BUNDLED, bundled
-from adapt.devices import chosen
-from adapt.engine.memory import free_bytes, readable_bytes
+from adapt.common.devices import chosen
+from adapt.common.memory import free_bytes, readable_bytes
+from adapt.common.shown import spread
 from adapt.models.chatting import ChatModel
-from adapt.shown import spread
 from adapt.training.batches import Shares
 from adapt.training.chat_memory import chat_bytes
 from adapt.training.loop import Length, precision_on

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adapt.common.errors import AdaptError
 from adapt.data.split import PARTS, Split
-from adapt.errors import AdaptError
 from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting
 from adapt.recipe import DataSection, Recipe

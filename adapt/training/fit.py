@@ -15,23 +15,25 @@ import yaml
 from pydantic import ValidationError
 
 from adapt import tasks
+from adapt.common.devices import described, keeping_rng
+from adapt.common.disk import write_csv
+from adapt.common.errors import AdaptError
+from adapt.common.progress import training_bar
+from adapt.common.validation import explain
 from adapt.data.bags import BagPooling, has_bags, singles
 from adapt.data.check import without_copies
 from adapt.data.item import Item
 from adapt.data.split import are_turned, items_id
-from adapt.devices import described, keeping_rng
-from adapt.disk import write_csv
-from adapt.errors import AdaptError
 from adapt.evaluation.examples import keep_examples
-from adapt.features import keeps_features, of_texts
 from adapt.methods.base import Method
 from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
+from adapt.models.features import keeps_features, of_texts
 from adapt.models.image_model import ImageModel
 from adapt.models.together import can_answer_together
-from adapt.progress import training_bar
+from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training.average import epoch_weights
 from adapt.training.baseline import baseline_of, check_learned, note_harm, zero_shot
@@ -43,10 +45,8 @@ from adapt.training.loop import Length, Trainer, precision_on
 from adapt.training.processes import dividing, processes_on
 from adapt.training.result import Result, reproducible
 from adapt.training.run import Run
-from adapt.training.settings import FitSettings, TrainSettings
 from adapt.training.step_memory import check_memory
 from adapt.training.temperature import answers_by_folds, calibrated, check_calibration
-from adapt.validation import explain
 
 logger = logging.getLogger("adapt")
 
@@ -241,7 +241,7 @@ def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), 
 
 
 def _train_and_measure(training: Fitting, journal: Journal) -> Result:
-    model, run, seed = training.model, training.run, training.seed
+    model, run, seed, processes = training.model, training.run, training.seed, training.processes
     test_set = training.test_set if training.test_set and tasks.of(training.test_set).scored else ()
     metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     metrics["device"] = described(model.backbone.device)
@@ -250,7 +250,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     model.answers = replace(model.answers, logit_bias=None)  # only multi-label data has one, which its task fits
     if model.has_baseline:
         baseline = baseline_of(training)
-        tasks.of(training.train_set).fit_answers(training, baseline)
+        tasks.of(training.train_set).fit_answers(baseline, training.train_set, training.inference(), model)
+        baseline.answers, model.answers = processes.agreed((baseline.answers, model.answers))
         if test_set and training.processes.main:
             metrics["baseline"] = model.baseline
             metrics["zero_shot"] = zero_shot(training, baseline)

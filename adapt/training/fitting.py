@@ -6,37 +6,42 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from adapt import plain, tasks
+from adapt import tasks
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.load import load_backbone
+from adapt.common import hub, plain
+from adapt.common.disk import write_text
+from adapt.common.errors import AdaptError
+from adapt.common.progress import Progress, counting_bar, training_bar
+from adapt.common.validation import explain
 from adapt.data.folds import folds, kept_and_held
 from adapt.data.item import Item
-from adapt.disk import write_text
-from adapt.errors import AdaptError
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.flops import tower_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
-from adapt.features import item_features
+from adapt.loading import load
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.models.base import Adapted, evaluating
+from adapt.models.chatting import ChatModel
+from adapt.models.classifier import AdaptedModel
+from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
-from adapt.progress import Progress, counting_bar, training_bar
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import Batches, BlockBatches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
 from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
-from adapt.training.settings import TrainSettings
-from adapt.validation import explain
 
 FOLDS = 5  # of the cross-validation that chooses settings
 _INHERITED = ("model", "unlabelled_set", "chosen", "seed", "cache", "processes")  # by a fold
@@ -202,6 +207,27 @@ class Fitting:
         baseline = replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
         self._baselines[backbone] = baseline
         return baseline
+
+    def teacher(self, name: str, templates: Sequence[str]) -> AdaptedModel:
+        own = self.model
+        if hub.is_name(name) or Path(name).exists():
+            model: Adapted = load(name, class_names=own.class_names, device=own.backbone.device)
+        else:
+            model = unadapted(self.alone(name).model.backbone, own.class_names, tuple(templates))
+        if not isinstance(model, AdaptedModel) or model.method.per_image or model.text_path == "none":
+            raise AdaptError(
+                f"{name} is an adapter of {model.method.name}, which has no features of the classes by themselves: "
+                "give one of a dual encoder with prompts, such as of prompt_src"
+            )
+        return model.eval()
+
+    def reference(self, answer: Callable[[Any], Tensor]) -> Tensor:
+        model, items = self.model, self.train_set
+        if not model.started:
+            assert isinstance(model, ChatModel)  # the only kind that learns from a reference
+            model = unadapted(model.backbone, model.class_names, fast=None if model.path == "fast" else False)
+        own = self.inference().of_batches(model, self.processes.share(items), answer)
+        return self.processes.whole(torch.cat(list(own)), len(items)).cpu()  # gathered where they were computed
 
     def steps(self, part: Part) -> Iterator[Step]:
         return self.inference().steps(self.model, self.items(part))

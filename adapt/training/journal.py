@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from adapt import plain
-from adapt.disk import write_text
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.disk import write_text
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.evaluation import stored
-from adapt.shown import shown
 from adapt.tracking import TrackedRun, Tracker
 from adapt.training.run import Run
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import time
 
-from adapt.features import keeps_features
+from adapt.common.progress import readable_time
 from adapt.models.base import Adapted
-from adapt.progress import readable_time
+from adapt.models.features import keeps_features
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import Batches, FeatureBatches
-from adapt.training.settings import TrainSettings
 
 logger = logging.getLogger("adapt")
 LONG = 600.0  # seconds of training that deserve a warning

@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt import tasks
+from adapt.common.devices import AUTO, prefers_bf16
+from adapt.common.errors import AdaptError
+from adapt.common.interrupt import graceful
 from adapt.data.item import Item
-from adapt.devices import AUTO, prefers_bf16
-from adapt.errors import AdaptError
 from adapt.methods.base import Step, Terms, checked
 from adapt.models.base import Adapted
+from adapt.recipe.settings import TrainSettings
 from adapt.training import checkpoint
 from adapt.training.average import RunningAverage
 from adapt.training.batches import Batches
 from adapt.training.checkpoint import Position
-from adapt.training.interrupt import graceful
 from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
 from adapt.training.schedules import learning_rate
-from adapt.training.settings import TrainSettings
 
 Report = Callable[[dict[str, object]], None]
 Loss = Callable[[Step], Terms]

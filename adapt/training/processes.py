@@ -21,17 +21,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from adapt import plain, tasks
+from adapt import tasks
+from adapt.common import plain
+from adapt.common.devices import is_launched, rng_states, set_rng_states
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
-from adapt.devices import is_launched, rng_states, set_rng_states
-from adapt.errors import AdaptError
-from adapt.features import keeps_features, of_texts
 from adapt.methods.base import Method
 from adapt.methods.base.traits import OwnTerms
 from adapt.models.base import Adapted
+from adapt.models.features import keeps_features, of_texts
 from adapt.models.image_model import ImageModel
+from adapt.recipe.settings import TrainSettings
 from adapt.tasks.base import Task
-from adapt.training.settings import TrainSettings
 
 PATIENCE = timedelta(days=7)  # while the main process evaluates; the launcher ends processes if one fails
 Each = TypeVar("Each")

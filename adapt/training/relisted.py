@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adapt.common.disk import write_csv
+from adapt.common.errors import AdaptError
 from adapt.data.bags import has_bags
 from adapt.data.decoding.regions import parted
 from adapt.data.split import PARTS, Split
-from adapt.disk import write_csv
-from adapt.errors import AdaptError
 from adapt.recipe import Recipe, build_recipe
 from adapt.recipe.file import read_file
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapt import methods, plain
-from adapt.errors import AdaptError, missing
+from adapt import methods
+from adapt.common import plain
+from adapt.common.errors import AdaptError, missing
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
 

@@ -11,12 +11,12 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from adapt import plain
-from adapt.devices import accelerator, described
-from adapt.disk import write_text
-from adapt.errors import AdaptError
+from adapt.common import plain
+from adapt.common.devices import accelerator, described
+from adapt.common.disk import write_text
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.formats.adapter import versions
-from adapt.shown import brief
 from adapt.training.result import read_history
 
 _OF_THE_START = ("environment.json", "tracking.json")  # written before anything is learned

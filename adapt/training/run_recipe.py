@@ -11,17 +11,17 @@ from statistics import median
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
+from adapt.common.devices import chosen, keeping_rng
+from adapt.common.errors import AdaptError
+from adapt.common.progress import counting_bar
+from adapt.common.shown import shown
 from adapt.data.check import without_broken, without_copies
 from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
-from adapt.devices import chosen, keeping_rng
-from adapt.errors import AdaptError
 from adapt.methods.base.traits import LearnsUnseen, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
-from adapt.progress import counting_bar
 from adapt.recipe import Recipe
-from adapt.shown import shown
 from adapt.tracking import Track, trackers
 from adapt.training.baseline import check_learned
 from adapt.training.fit import checked, train

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adapt.training.settings import TrainSettings
+from adapt.recipe.settings import TrainSettings
 
 
 def cosine_epoch(epoch: int, epochs: int, lr: float, warmup_epochs: int, warmup_lr: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.formats.adapter import check_backbone, read_tensors
 from adapt.formats.header import Header, read_header
 from adapt.formats.loadable import load_tensors

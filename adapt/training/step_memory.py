@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
+from adapt.common.devices import keeping_rng
+from adapt.common.errors import AdaptError
+from adapt.common.memory import free_bytes, readable_bytes
 from adapt.data.bags import largest
-from adapt.devices import keeping_rng
-from adapt.engine.memory import free_bytes, readable_bytes
 from adapt.engine.watching import watched
-from adapt.errors import AdaptError
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import Batches, BlockBatches, FeatureBatches, LookedUpBatches
 from adapt.training.chat_memory import ChatBytes, chat_bytes
 from adapt.training.loop import autocast
-from adapt.training.settings import TrainSettings
 
 _IMAGES = 2  # images to measure on: norms over a batch need two
 _HELD = 1.25  # bytes that the allocator reserves for each byte that is kept, as measured

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from adapt import tasks
+from adapt.common.errors import AdaptError
 from adapt.data.folds import folds
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 from adapt.evaluation.calibration import BOUNDS, likeliest, temperature
 from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep, Method, trait

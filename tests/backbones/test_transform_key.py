@@ -16,12 +16,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 import adapt
-from adapt import Backbone, features
+from adapt import Backbone
 from adapt.backbones import transform_key as module
 from adapt.backbones.preprocess import OfUpright, Preprocess
 from adapt.backbones.transform_key import transform_key
 from adapt.data import Split
-from adapt.features import item_features
+from adapt.models import features
+from adapt.models.features import item_features
 
 SETTINGS: dict[str, Any] = {"size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 CHANGES: list[dict[str, Any]] = [

@@ -10,7 +10,7 @@ from huggingface_hub.utils import _http
 
 import adapt
 from adapt import AdaptError
-from adapt.hub import asked_once
+from adapt.common.hub import asked_once
 
 NOWHERE = "http://127.0.0.1:9"  # where nobody listens
 

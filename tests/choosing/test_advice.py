@@ -19,8 +19,8 @@ from adapt.choosing import advice
 from adapt.choosing.advice import WITNESSES, advise
 from adapt.choosing.duplicates import near_duplicates
 from adapt.data import Item, Split, open_image
-from adapt.features import item_features
 from adapt.models.classifier import AdaptedModel
+from adapt.models.features import item_features
 from adapt.tasks.classes import Class
 
 PLANTED, COPIES = 50, 20

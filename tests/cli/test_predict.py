@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import adapt
-from adapt.cells import unguarded
+from adapt.common.cells import unguarded
+from adapt.common.shown import unseen
 from adapt.formats import tensor_file
-from adapt.shown import unseen
 
 
 def test_a_file_of_classes_that_is_not_there(run, refused, adapter: Path, photos: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from adapt.common.errors import AdaptError
 from adapt.data import Split, load, open_image
 from adapt.data.decoding.content import read_bytes
 from adapt.data.emoji import archive, bundled
-from adapt.errors import AdaptError
 
 
 def _members(split: Split) -> list[list[str]]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from listed import relative
 
+from adapt.common.errors import AdaptError
 from adapt.data import Split, load, read_captions_file
-from adapt.errors import AdaptError
 
 GREY = "a grey cat"
 PLAIN = [

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from adapt.common.errors import AdaptError
 from adapt.data import Item, Split, open_image
 from adapt.data import check as module
 from adapt.data.check import broken_images, without_broken
 from adapt.data.decoding.images import check_image
-from adapt.errors import AdaptError
 
 
 def _png_header(width: int, height: int) -> bytes:

@@ -12,11 +12,11 @@ import strange_folder
 from PIL import Image
 from strange_folder import encoded, noise
 
+from adapt.common.errors import AdaptError
 from adapt.data import Item, Split, checks, load, looking, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding import pictures
 from adapt.data.readers.passed_over import note_passed_over
-from adapt.errors import AdaptError
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from adapt.common.errors import AdaptError
 from adapt.data import Item, Split
-from adapt.errors import AdaptError
 
 
 def _items(counts: tuple[int, ...], start: int = 0) -> tuple[Item, ...]:

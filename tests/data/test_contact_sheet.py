@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from adapt.common.errors import AdaptError
 from adapt.data import Item
 from adapt.data.contact_sheet import contact_sheet
-from adapt.errors import AdaptError
 from adapt.tasks.classes import Class
 
 _RED, _GREEN, _BLUE, _GREY, _WHITE = (255, 0, 0), (0, 128, 0), (0, 0, 255), (238, 238, 238), (255, 255, 255)

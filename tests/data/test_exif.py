@@ -14,10 +14,10 @@ from strange_folder import TURNED, encoded, held, noise
 
 import adapt
 from adapt.backbones.transform_key import transform_key
+from adapt.common.errors import AdaptError
 from adapt.data import Item, checks, load, looking, open_image, read_folder
 from adapt.data.check import broken_images
 from adapt.data.decoding.masks import check_mask, mask_of
-from adapt.errors import AdaptError
 from adapt.formats.adapter import check_reading
 from adapt.formats.export.record import described
 from adapt.formats.header import read_header

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save
 from sample_transforms import Encoder, to_tensor, with_noise
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
 from adapt.data import FeatureCache, Item, open_image
 from adapt.data.decoding import cache
-from adapt.errors import AdaptError
 
 
 def _shards(store: FeatureCache) -> list[Path]:

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from adapt.common.errors import AdaptError
 from adapt.data import Item, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding import files, pictures
 from adapt.data.decoding.content import read_bytes
 from adapt.data.decoding.images import check_image
-from adapt.errors import AdaptError
 
 
 @pytest.mark.parametrize(

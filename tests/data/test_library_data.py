@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from adapt.common.errors import AdaptError
 from adapt.data import load, open_image, read_hugging_face, read_torchvision
 from adapt.data.check import broken_images
-from adapt.errors import AdaptError
 
 
 def _image(path: Path, colour: tuple[int, int, int] = (1, 2, 3)) -> Path:

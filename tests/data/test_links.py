@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from listed import relative, touch
 
+from adapt.common.errors import AdaptError
 from adapt.data import read_csv, read_folder, read_split
-from adapt.errors import AdaptError
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "deep"])

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from adapt.common.errors import AdaptError
 from adapt.data import read_csv, read_names, read_split
 from adapt.data.readers import lines
-from adapt.errors import AdaptError
 
 ENTRIES = {
     "train": [["b/1.jpg", 1, "hot_dog"], ["a/1.jpg", 0, "apple"]],

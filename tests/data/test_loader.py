@@ -14,10 +14,10 @@ import torch
 from sample_transforms import to_tensor, with_noise
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
 from adapt.data import ImageSet, Item, load, loader
 from adapt.data.decoding.decoded import Loader
 from adapt.data.decoding.draws import seed_for, seeded
-from adapt.errors import AdaptError
 
 Loaded = list[tuple[Tensor, list[Item]]]
 

@@ -12,9 +12,9 @@ import pytest
 from checks import numbers
 
 from adapt import Backbone
+from adapt.common.errors import AdaptError
 from adapt.data import Split, load
 from adapt.data.readers import published
-from adapt.errors import AdaptError
 from adapt.prompts import from_template, with_context
 
 # our name: CoOp's, classes, base and new half, images of train, val and test (papers.md), template

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from sample_transforms import to_tensor
 
 from adapt.cli import main
+from adapt.common.errors import AdaptError
 from adapt.data import FeatureCache, Item, Split, load, loader, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding.content import read_bytes
 from adapt.data.emoji import archive, bundled, questions
 from adapt.data.emoji.scenes import Scene
 from adapt.data.split import items_id
-from adapt.errors import AdaptError
 
 SET = "emoji-questions"
 STYLES = ("noto", "twemoji", "fluent-flat", "emojione", "fluent-3d")

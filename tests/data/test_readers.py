@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from listed import relative, touch
 
+from adapt.common.errors import AdaptError
 from adapt.data import load, read_csv, read_folder, read_names, read_split
-from adapt.errors import AdaptError
 
 # ---- folders
 

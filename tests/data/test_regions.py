@@ -12,12 +12,12 @@ from PIL import Image
 
 import adapt
 from adapt import Backbone, methods
+from adapt.common.errors import AdaptError
 from adapt.data import ImageSet, Item, load, open_image, read_csv
 from adapt.data.check import broken_images, without_broken
 from adapt.data.decoding.images import check_image
 from adapt.data.readers.csv_file import read_paths
-from adapt.errors import AdaptError
-from adapt.features import item_features
+from adapt.models.features import item_features
 
 Write = Callable[..., Path]
 FIRST = "path,label,split,x0,y0,x1,y1"

@@ -14,8 +14,8 @@ from listed import touch
 from PIL import Image
 
 from adapt.backbones.preprocess import Preprocess
+from adapt.common.errors import AdaptError
 from adapt.data import Item, Split, checks, load, loader, looking, read_csv
-from adapt.errors import AdaptError
 
 Write = Callable[..., Path]
 LINES = ("a.jpg,cat|dog,train", "b.jpg,dog,train", "c.jpg,,train", "d.jpg,cat | bird,val", "e.jpg,bird|dog,test")

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from checks import numbers
 
+from adapt.common.errors import AdaptError
 from adapt.data.split import Item, Split
-from adapt.errors import AdaptError
 
 EUROSAT_TRAIN = (1500, 1500, 1500, 1250, 1250, 1000, 1250, 1500, 1250, 1500)
 EUROSAT_VAL = (600, 600, 600, 500, 500, 400, 500, 600, 500, 600)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import adapt
 from adapt import Backbone
-from adapt.untraced import untraced
+from adapt.common.untraced import untraced
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
+from adapt.common.memory import free_bytes, readable_bytes
 from adapt.engine.budget import activation_bytes, classes_within
-from adapt.engine.memory import free_bytes, readable_bytes
 
 
 def coop(backbone: Backbone, classes: int, **options: object) -> AdaptedModel:

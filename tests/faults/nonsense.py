@@ -25,6 +25,7 @@ from PIL import Image
 import adapt
 from adapt import AdaptError, methods
 from adapt.cli import main
+from adapt.common.shown import unseen
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_tensors
 from adapt.formats.header import read_header
@@ -32,7 +33,6 @@ from adapt.recipe import read_recipe
 from adapt.recipe.file import read_file
 from adapt.recipe.shipped import shipped
 from adapt.retrieval.index import index_texts, load_index
-from adapt.shown import unseen
 from adapt.testing import Case as Trial
 from adapt.training.fit import train
 from adapt.training.loop import Trainer

@@ -15,7 +15,7 @@ from faults import corrupt
 from torch import Tensor
 
 from adapt import AdaptError
-from adapt.disk import replacing
+from adapt.common.disk import replacing
 from adapt.formats import tensor_file
 
 METADATA = {"who": "me", "what": "a test"}

@@ -14,8 +14,8 @@ from PIL import Image
 
 import adapt
 from adapt.cli import main
+from adapt.common.errors import AdaptError
 from adapt.data import load
-from adapt.errors import AdaptError
 from adapt.labelling.annotations import Annotation, applied
 from adapt.labelling.labelling import Labelling
 from adapt.labelling.server import create_label_app

@@ -58,7 +58,7 @@ def test_at_first_only_the_generator_learns(open_clip: Backbone, tiny_split: Spl
 def test_statistics_are_those_of_each_class(open_clip: Backbone, tiny_split: Split) -> None:
     model = wrapped(open_clip, tiny_split.class_names, neighbours=2)
     adapt.fit(model, tiny_split.train, **STEPS)
-    features = adapt.features.item_features(model, tiny_split.train, workers=0)
+    features = adapt.models.features.item_features(model, tiny_split.train, workers=0)
     labels = tiny_split.task.numbers(tiny_split.train, tiny_split.class_names)
     for label in range(3):
         assert torch.allclose(model.method._mean[label], features[labels == label].mean(0), atol=1e-5)

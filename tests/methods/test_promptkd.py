@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from adapt.backbones.pixels import Repixelled
 from adapt.data import Split
 from adapt.methods import CoOp, LinearProbe, PromptKD
 from adapt.methods.promptkd import Teacher
+from adapt.training.fitting import Fitting
 
 
 @pytest.fixture(autouse=True)
@@ -83,14 +83,15 @@ def test_an_adapter_holds_the_teachers_classes_and_needs_no_teacher(
 def test_the_teacher_reads_its_own_pixels(open_clip, tiny_split: Split, teacher: Path) -> None:
     """The student reads images of half the size, with another normalisation."""
     torch.manual_seed(0)
-    training: Any = SimpleNamespace(model=adapt.wrap(open_clip, PromptKD(depth_vision=2), tiny_split.class_names))
+    training = Fitting(adapt.wrap(open_clip, PromptKD(depth_vision=2), tiny_split.class_names), tiny_split.train)
     found = Teacher.of(str(teacher), ["a photo of a {}."], training)
+    model: Any = found.model
     picture = adapt.data.open_image(tiny_split.test[0])
     pixels = training.model.transform()(picture)[None]
-    assert pixels.shape[-1] != found.model.transform()(picture).shape[-1]
-    converted = Repixelled(open_clip.preprocess, found.model.backbone.preprocess)(pixels)
-    assert torch.equal(found.logits(pixels), found.model(converted).detach())
-    assert torch.equal(found.class_features, F.normalize(found.model.class_features(), dim=-1).detach())
+    assert pixels.shape[-1] != model.transform()(picture).shape[-1]
+    converted = Repixelled(open_clip.preprocess, model.backbone.preprocess)(pixels)
+    assert torch.equal(found.logits(pixels), model(converted).detach())
+    assert torch.equal(found.class_features, F.normalize(model.class_features(), dim=-1).detach())
 
 
 def test_teachers_that_cannot_teach_are_refused(tiny_split: Split, tmp_path: Path) -> None:

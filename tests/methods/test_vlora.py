@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import adapt
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.formats.checkpoints import import_published
 from adapt.methods import VLoRA
 from adapt.methods.vlora import Generators

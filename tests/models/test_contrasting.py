@@ -20,9 +20,9 @@ from adapt.data.decoding.images import open_image
 from adapt.models.chatting import ChatModel
 from adapt.models.contrasting import ContrastStep, margins
 from adapt.models.preferring import Reference
+from adapt.recipe.settings import SVCOSettings
 from adapt.tasks.contrasts import Contrast
 from adapt.training.chat_memory import chat_bytes
-from adapt.training.settings import SVCOSettings
 
 ASKED = "what is on the left?"
 

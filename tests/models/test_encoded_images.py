@@ -202,7 +202,7 @@ def test_an_adapted_eye_is_not_cached(items: list[Item]) -> None:
     model: ChatModel = adapt.wrap(tiny_natives.backbone("llava"), lora("connector"), ("circle", "square"))
     plain = ChatModel(model.backbone, model.method, ("circle", "square"), False)
     perturb(model)
-    from adapt.features import keeps_encoded
+    from adapt.models.features import keeps_encoded
 
     assert not keeps_encoded(model, cache=True)
     assert keeps_encoded(model_of("llava"), cache=True)

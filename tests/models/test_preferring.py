@@ -19,8 +19,8 @@ from adapt.evaluation.pair_scores import PairScores
 from adapt.methods import DAS, Compose
 from adapt.models.chatting import ChatModel
 from adapt.models.preferring import PreferenceStep, Reference
+from adapt.recipe.settings import DPOSettings
 from adapt.tasks.preferences import Preference
-from adapt.training.settings import DPOSettings
 
 
 @pytest.fixture

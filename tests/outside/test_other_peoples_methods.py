@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from stopping import assert_goes_on_exactly
 
 import adapt
-from adapt import AdaptError, methods, plugins
+from adapt import AdaptError, methods
 from adapt.cli import main
 from adapt.data import Split
-from adapt.methods.base import Method, Training
+from adapt.methods.base import Method, Training, plugins
 from adapt.protocols.protocol import base_to_new
 from adapt.protocols.run_protocol import run_protocol
 from adapt.recipe import build_recipe, read_recipe

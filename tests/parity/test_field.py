@@ -19,8 +19,8 @@ import adapt
 from adapt import AdaptedModel, methods
 from adapt.methods import prompt_src
 from adapt.methods.base import ImageStep, total
+from adapt.recipe.settings import Average
 from adapt.training.average import RunningAverage, epoch_weights
-from adapt.training.settings import Average
 
 FAST = by_turns("fast", [None, False])
 EVERY_LIBRARY = by_turns("library", LIBRARIES)

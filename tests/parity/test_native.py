@@ -20,11 +20,11 @@ from adapt.data.item import Item
 from adapt.methods import LoRA, ZeroShot
 from adapt.models import preferring
 from adapt.models.chatting import ChatModel, ChatStep
+from adapt.recipe.settings import DPOSettings, TrainSettings
 from adapt.tasks.conversations import Conversation
 from adapt.tasks.preferences import Preference
 from adapt.training.fitting import Fitting
 from adapt.training.loop import Trainer
-from adapt.training.settings import DPOSettings, TrainSettings
 
 FORWARD = [
     "forward_smolvlm", "forward_idefics3_tiles", "forward_qwen2_5_vl", "forward_qwen3_vl", "forward_llava",

@@ -8,7 +8,7 @@ import torch
 
 from adapt.models.contrasting import svco_losses
 from adapt.models.preferring import dpo_losses
-from adapt.training.settings import DPOSettings
+from adapt.recipe.settings import DPOSettings
 
 IMAGES, ANSWERS = ("img_chosen", "img_rejected", "no_img"), ("res_chosen", "res_rejected")
 NAMES = [f"{image}_{answer}" for image in IMAGES for answer in ANSWERS]

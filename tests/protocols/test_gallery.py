@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from adapt import AdaptError
+from adapt.common.disk import write_csv
 from adapt.data import Split
-from adapt.disk import write_csv
 from adapt.protocols.gallery import MOST_PICTURES, THUMBNAIL, galleries
 from adapt.protocols.report import report
 from adapt.recipe import Recipe

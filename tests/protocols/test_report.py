@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from adapt import AdaptError
+from adapt.common.disk import write_csv
 from adapt.data import Split
-from adapt.disk import write_csv
 from adapt.protocols import protocol as protocols
 from adapt.protocols.report import report
 from adapt.protocols.run_page import WORST_ERRORS

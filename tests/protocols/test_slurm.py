@@ -14,8 +14,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from adapt import AdaptError, methods, plugins
+from adapt import AdaptError, methods
 from adapt.cli import main
+from adapt.methods.base import plugins
 from adapt.protocols import engines, slurm
 from adapt.protocols import protocol as protocols
 from adapt.protocols.engines import Engine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_rel
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.protocols import plots
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.table_formats import Value, as_latex, as_markdown, as_numbers, as_text

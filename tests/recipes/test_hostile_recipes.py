@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from adapt import AdaptError, methods
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import set_key
+from adapt.recipe.settings import TrainSettings
 from adapt.recipe.shipped import shipped
-from adapt.training.settings import TrainSettings
 
 _quick = settings(
     max_examples=100,

@@ -13,9 +13,9 @@ import torch
 from selection import by_turns
 from stopping import assert_goes_on_exactly, stopped_at
 
+from adapt.recipe.settings import Average
 from adapt.training.average import epoch_weights
 from adapt.training.loop import Trainer
-from adapt.training.settings import Average
 
 AVERAGES: list[dict[str, Any]] = [
     {"gaussian": {"mean": 2, "std": 0.7}}, {"swa": {"start": 2}}, {"ema": {"decay": 0.6}},

@@ -12,10 +12,10 @@ from adapt import AdaptError
 from adapt.data import open_image
 from adapt.edits import Parallel
 from adapt.engine import vision
-from adapt.features import block_inputs
 from adapt.methods.base import BlockInputs
+from adapt.models.features import block_inputs
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import BlockBatches, ImageBatches, training_batches
-from adapt.training.settings import TrainSettings
 
 LATE = {"towers": ["vision"], "blocks": (2, 3), "dropout": 0.0}
 SETTINGS = TrainSettings(epochs=1, workers=0, batch_size=4, augment="none")

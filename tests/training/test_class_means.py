@@ -12,7 +12,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Split
-from adapt.features import item_features
+from adapt.models.features import item_features
 from adapt.training.fit import checked
 from adapt.training.fitting import Fitting
 

@@ -12,8 +12,8 @@ from checks import objective
 
 from adapt import AdaptError, methods, wrap
 from adapt.methods.base.terms import total
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import ImageBatches, training_batches
-from adapt.training.settings import TrainSettings
 
 SKIPPING: dict[str, Any] = {"skip": 1, "skipped": ["vision.1"]}
 

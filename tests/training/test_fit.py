@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from adapt import AdaptError, fit, progress
-from adapt.progress import training_bar
+from adapt import AdaptError, fit
+from adapt.common import progress
+from adapt.common.progress import training_bar
+from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tasks.classes import Class
 from adapt.training.fit import checked
-from adapt.training.settings import FitSettings, TrainSettings
 
 _OF_SHOTS = {"iterations_per_shot"}  # a recipe's, which knows the number of shots
 _ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_second": 10.0}

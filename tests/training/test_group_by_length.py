@@ -12,8 +12,8 @@ import adapt
 from adapt import AdaptError
 from adapt.data import Item
 from adapt.data.decoding.epochs import Epochs
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import training_batches
-from adapt.training.settings import TrainSettings
 
 LENGTHS = [7 * number % 101 for number in range(1010)]
 

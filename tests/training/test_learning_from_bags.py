@@ -19,11 +19,11 @@ from adapt import AdaptedModel, AdaptError, methods
 from adapt.data import Split
 from adapt.data.bags import Bags, singles
 from adapt.data.item import Item
-from adapt.engine.pooling import bag_mean, bag_softmax
+from adapt.data.pooling import bag_mean, bag_softmax
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
-from adapt.features import item_features
 from adapt.methods.base import Encoded
+from adapt.models.features import item_features
 
 _OTHERS = ("anovl", "cafo", "descriptions", "locality", "vladva", "zero_shot")  # of other models, data or settings
 CLASSIFIERS = [

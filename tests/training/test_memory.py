@@ -10,9 +10,9 @@ import torch
 
 from adapt import AdaptError
 from adapt.edits import Parallel
+from adapt.recipe.settings import TrainSettings
 from adapt.training import step_memory
 from adapt.training.batches import training_batches
-from adapt.training.settings import TrainSettings
 from adapt.training.step_memory import check_memory, step_bytes
 
 

@@ -24,10 +24,10 @@ from adapt.data import Item, Split
 from adapt.formats.adapter import read_tensors
 from adapt.methods import OLAVLM, Compose, LoRA, Projector
 from adapt.methods.base import Method, Terms
+from adapt.recipe.settings import TrainSettings
 from adapt.tasks.questions import Questions
 from adapt.training.processes import Processes, dividing
 from adapt.training.result import read_history
-from adapt.training.settings import TrainSettings
 
 TWO = Processes(2, 1)
 QUESTIONS = [Item.of(path=f"{name}.png", question="what is it ?", label="a cat") for name in "ab"]

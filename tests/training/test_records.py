@@ -192,7 +192,7 @@ def test_an_index_of_pairs_finds_their_entities_again(tmp_path: Path, open_clip:
 
 
 def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
-    from adapt import plain
+    from adapt.common import plain
 
     csv_of(tmp_path, ["a.png,a dog's face,dog", "b.png,a sunflower,sunflower"])
     known = str(tmp_path / "known.safetensors")

@@ -13,10 +13,10 @@ import torch
 from stopping import at_step, interrupt, kill, stopped_at
 
 from adapt import AdaptError
+from adapt.common.interrupt import stop_elsewhere
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_tensors
 from adapt.methods.base.step import Step, Terms
-from adapt.training.interrupt import stop_elsewhere
 
 _CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "features": ("coop", {"n_ctx": 4}, {}),

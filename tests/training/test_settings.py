@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from adapt import AdaptError
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import FeatureBatches, ImageBatches
 from adapt.training.loop import Length
-from adapt.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_spl
         adapt.fit(model, several.train, val_set=several.val, calibrate=True, **OF_ALL)
     adapt.fit(model, tiny_split.train, **OF_ALL | {"epochs": 1})  # and learns anew from one class each
     assert model.answers.logit_bias is None
-    tiny_split.task.fit_baseline(model, tiny_split.train, Inference())
+    tiny_split.task.fit_answers(model, tiny_split.train, Inference())
     assert model.answers.logit_bias is None
 
 

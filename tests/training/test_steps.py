@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import FeatureBatches, training_batches
-from adapt.training.settings import TrainSettings
 
 _LORA = {"dropout": 0.0, "projections": "qv"}
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adapt.backbones.families.base import Family
-from adapt.errors import AdaptError, nearest
-from adapt.listing import Listing
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.listing import Listing
 
 __all__ = ["Family", "forms", "names", "of", "of_folder", "of_model_types", "register"]
 

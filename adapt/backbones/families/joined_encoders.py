@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from adapt.backbones import families
 from adapt.backbones.families.base import Family
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     import torch

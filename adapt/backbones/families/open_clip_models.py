@@ -9,10 +9,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NotRequired, TypedDict
 
-from adapt import hub
 from adapt.backbones.families.base import Family, names_one_model
 from adapt.backbones.sources import HF_HUB, errors_of_data, library_errors, reason
-from adapt.errors import AdaptError, nearest
+from adapt.common import hub
+from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adapt.backbones.families.base import Family
-from adapt.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, missing
 
 if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from adapt import hub
 from adapt.backbones.families.base import Family, names_one_model
 from adapt.backbones.sources import TIMM, errors_of_data, library_errors, reason
-from adapt.errors import AdaptError
+from adapt.common import hub
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     import torch

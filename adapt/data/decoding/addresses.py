@@ -14,9 +14,9 @@ from pathlib import Path
 from socket import socket
 from typing import IO, TYPE_CHECKING, Any
 
+from adapt.common.disk import read_bounded, replacing
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.files import MOST_BYTES
-from adapt.disk import read_bounded, replacing
-from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from http.client import HTTPMessage

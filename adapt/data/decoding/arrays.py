@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from PIL import Image
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding import shards
 from adapt.data.decoding.content import read_bytes
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from adapt.common.errors import AdaptError
 from adapt.data.bags import Bags, joined
 from adapt.data.decoding.draws import Draw, seeded
 from adapt.data.decoding.epochs import Epochs
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.data.decoding.image_set import ImageSet, Pictures

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.orientation import orientation, size_of
 from adapt.data.decoding.pictures import lacking, naming, opened, to_rgb
-from adapt.errors import AdaptError
 
 
 class Facts(NamedTuple):

@@ -13,8 +13,8 @@ from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
-from adapt.disk import check_regular, open_regular, read_bounded
-from adapt.errors import AdaptError, missing
+from adapt.common.disk import check_regular, open_regular, read_bounded
+from adapt.common.errors import AdaptError, missing
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Union
 
+from adapt.common.errors import AdaptError
 from adapt.data.bags import Bags, bag_of, has_bags
 from adapt.data.decoding.images import open_image
 from adapt.data.decoding.orientation import turns
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from PIL import Image
 
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.decoding.addresses import fetched, is_address
 from adapt.data.decoding.arrays import is_array, is_sequence, picture_of
 from adapt.data.decoding.content import open_file
@@ -18,8 +20,6 @@ from adapt.data.decoding.orientation import size_of
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
 from adapt.data.decoding.regions import Box, check_form, check_inside, parted
 from adapt.data.item import Item
-from adapt.errors import AdaptError
-from adapt.shown import brief
 
 Opened = TypeVar("Opened")
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 
-from adapt.disk import open_regular, read_bounded
+from adapt.common.disk import open_regular, read_bounded
 
 _MOST_BYTES = 512 * 2**20
 SUFFIXES = (".jsonl", ".json")

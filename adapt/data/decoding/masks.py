@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.content import open_file
 from adapt.data.decoding.orientation import orientation, size_of, upright
 from adapt.data.decoding.pictures import opened
 from adapt.data.item import Item
-from adapt.errors import AdaptError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

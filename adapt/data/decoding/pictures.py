@@ -22,9 +22,9 @@ from typing import BinaryIO, cast
 from PIL import Image, features
 from PIL.Image import DecompressionBombError
 
+from adapt.common.errors import AdaptError, missing
+from adapt.common.shown import one_line
 from adapt.data.decoding.orientation import orientation, upright
-from adapt.errors import AdaptError, missing
-from adapt.shown import one_line
 
 # Pillow's names of the formats that are decoded, with suffixes. It knows more: one of them runs Ghostscript.
 FORMATS = {

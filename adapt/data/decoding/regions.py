@@ -6,8 +6,8 @@ import os
 import re
 from math import ceil, floor
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.pictures import RATIO
-from adapt.errors import AdaptError
 
 Box = tuple[int, int, int, int]  # left, upper, right and lower edge, the latter two after the last pixel
 _REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 ID_BYTES = 16
 _SUFFIX = ".safetensors"

@@ -7,8 +7,8 @@ import tarfile
 from collections.abc import Mapping
 from functools import lru_cache
 
+from adapt.common.disk import check_regular
 from adapt.data.decoding.files import MOST_BYTES
-from adapt.disk import check_regular
 
 
 def places(archive: str) -> Mapping[str, tuple[int, int]]:

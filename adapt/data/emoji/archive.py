@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.files import read_bytes, zip_root
-from adapt.errors import AdaptError
 
 ARCHIVE = Path(__file__).with_name("emoji.zip")
 UNSEEN_STYLE = "fluent-3d"

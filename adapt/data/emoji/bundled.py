@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from adapt.common.errors import AdaptError, nearest
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
@@ -40,7 +41,6 @@ from adapt.data.emoji.records import NAME as _RECORDS
 from adapt.data.emoji.records import read_records
 from adapt.data.item import Item
 from adapt.data.split import Split
-from adapt.errors import AdaptError, nearest
 
 _GROUPS, _CONCEPTS, _TEXTS = "emoji", "emoji-concepts", "emoji-texts"
 LISTED_BY = "`adapt data list`"  # the command that lists the names

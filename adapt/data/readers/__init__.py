@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.listing import Listing
 from adapt.data.consistency import accepting_unseen
 from adapt.data.readers.base import Reader
 from adapt.data.readers.names_file import read_names
 from adapt.data.split import Split
-from adapt.errors import AdaptError, nearest
-from adapt.listing import Listing
 
 __all__ = ["Reader", "folder_of", "load", "names", "register"]
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
 from adapt.data.readers.folder import Folder, images_in
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 
 def is_captioned(root: str | os.PathLike[str]) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import brief
 from adapt.data.decoding.files import under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
@@ -17,8 +19,6 @@ from adapt.data.readers.chats_file import is_chats_file
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError, nearest
-from adapt.shown import brief
 
 IMAGE_KEYS, TEXT_KEYS = ("image", "path", "file_name"), ("caption", "captions", "text")
 _PARTS = parts.ALIASES | {"restval": "train"}  # Karpathy's split of COCO: more training images

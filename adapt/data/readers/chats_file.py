@@ -28,6 +28,8 @@ from typing import Any
 
 from adapt import tasks
 from adapt.chats import IMAGE, Chat, Role, Turn
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import brief
 from adapt.data.decoding.addresses import is_address
 from adapt.data.decoding.files import under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
@@ -37,8 +39,6 @@ from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import Listed, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError, nearest
-from adapt.shown import brief
 from adapt.tasks.base import Cell
 
 QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
+from adapt.common.errors import AdaptError
 from adapt.data.readers.folder import Folder, images_in, subfolders
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 NORMAL, ABNORMAL, _GOOD, _MASKS = "normal", "abnormal", "good", "ground_truth"
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from adapt import plain
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.readers.names_file import read_entries
-from adapt.errors import AdaptError
-from adapt.shown import brief
 
 BUNDLED = {"emoji": Path(__file__).parent.parent / "emoji" / "descriptors.json"}
 

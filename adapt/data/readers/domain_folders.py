@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
+from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
 from adapt.data.readers.folder import Folder, check_all_labelled, images_in, subfolders
 from adapt.data.readers.rows import listed, one_each, real_paths, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 RATIOS = (
     0.8,

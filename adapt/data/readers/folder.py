@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.rows import Listed, listed, one_each, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 

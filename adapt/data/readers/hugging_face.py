@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from adapt.common.errors import AdaptError, missing
+from adapt.common.shown import one_line
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError, missing
-from adapt.shown import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features

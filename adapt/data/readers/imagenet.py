@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 from adapt.data.item import Item
 from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.published import Published
 from adapt.data.split import Split
-from adapt.errors import AdaptError
-from adapt.shown import first_of
 
 
 def by_synsets(data: Published, home: Path) -> Split:

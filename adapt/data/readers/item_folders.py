@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
+from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
 from adapt.data.readers.folder import Folder, check_all_labelled, images_in, part_folders, subfolders
 from adapt.data.readers.rows import in_bags, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 
 def read_item_folders(root: str | os.PathLike[str]) -> Split:

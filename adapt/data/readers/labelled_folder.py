@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
 from adapt.data.readers.csv_file import read_csv
@@ -14,7 +15,6 @@ from adapt.data.readers.folder import Folder, images_in
 from adapt.data.readers.lines import UNREADABLE, csv_reader
 from adapt.data.readers.rows import real_paths
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 LIST = "labels.csv"
 

@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from adapt.cells import unguarded
-from adapt.disk import open_regular, read_bounded
-from adapt.errors import AdaptError
+from adapt.common.cells import unguarded
+from adapt.common.disk import open_regular, read_bounded
+from adapt.common.errors import AdaptError
 
 _MOST_BYTES = 512 * 2**20
 # Gzipped lists of images are a tenth of their size; a file that unpacks to far more is not a list.
@@ -55,7 +55,7 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 
 
 def csv_rows(path: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str, str]]]:
-    """Return the columns of a CSV file and its rows, as {column: text}, without the marks of `adapt.cells`.
+    """Return the columns of a CSV file and its rows, as {column: text}, without the marks of `adapt.common.cells`.
 
     Raises AdaptError if the file cannot be read.
     """

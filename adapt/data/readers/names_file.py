@@ -8,10 +8,10 @@ import json
 import os
 from collections.abc import Sequence
 
-from adapt.cells import unguarded
+from adapt.common.cells import unguarded
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.readers.lines import read_text, readable
-from adapt.errors import AdaptError
-from adapt.shown import brief
 
 
 def read_names(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 RATIOS = (0.6, 0.1, 0.3)
 ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from adapt.common.errors import AdaptError
+from adapt.common.shown import shown
 from adapt.data.decoding.files import open_file
 from adapt.data.decoding.pictures import opened
 from adapt.data.readers import folder_of
 from adapt.data.readers.folder import IMAGE_SUFFIXES, real_files
 from adapt.data.split import Split
-from adapt.errors import AdaptError
-from adapt.shown import shown
 
 logger = logging.getLogger("adapt")
 

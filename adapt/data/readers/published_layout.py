@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.data.readers import imagenet
 from adapt.data.readers.base import Reader
@@ -14,7 +15,6 @@ from adapt.data.readers.lines import read_lines
 from adapt.data.readers.published import Published, find, sets
 from adapt.data.readers.split_file import read_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 
 def read_published(data: Published, root: str | os.PathLike[str]) -> Split:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from adapt import tasks
+from adapt.common.errors import AdaptError
 from adapt.data.decoding.regions import parted
 from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 from adapt.tasks import SEPARATOR, Label, Task
 
 logger = logging.getLogger("adapt")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.decoding.files import under
 from adapt.data.item import Item
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import read_text, readable
 from adapt.data.readers.rows import check_linked
 from adapt.data.split import Split
-from adapt.errors import AdaptError
-from adapt.shown import brief
 
 _PARTS = ("train", "val", "test")
 

@@ -25,6 +25,8 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.decoding.addresses import download, is_address
 from adapt.data.decoding.tars import places, read_member
 from adapt.data.readers import parts
@@ -34,8 +36,6 @@ from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_lines
 from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError
-from adapt.shown import brief
 
 logger = logging.getLogger("adapt")
 NAMES = "classnames.txt"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adapt.cells import unguarded
+from adapt.common.cells import unguarded
+from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, read_lines, readable
 from adapt.data.split import Split
-from adapt.errors import AdaptError
 
 
 def read_texts(path: str | os.PathLike[str]) -> list[str]:

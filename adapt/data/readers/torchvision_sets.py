@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from adapt.common.errors import AdaptError, nearest
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
-from adapt.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
     from torchvision.datasets import VisionDataset

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapt import plain
-from adapt.disk import new_folder, write_text
-from adapt.errors import AdaptError, nearest
+from adapt.common import plain
+from adapt.common.disk import new_folder, write_text
+from adapt.common.errors import AdaptError, nearest
 from adapt.formats.export import forms, page, record, tracing
 from adapt.formats.export.record import RECORD, TOLERANCE
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from adapt.errors import AdaptError, missing
+from adapt.common.errors import AdaptError, missing
 
 ImagesToLogits = Callable[[Tensor], Tensor]  # images (b, 3, h, w) to logits (b, n)
 

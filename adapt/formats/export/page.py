@@ -14,8 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from adapt.disk import write_text
-from adapt.errors import AdaptError
+from adapt.common.disk import write_text
+from adapt.common.errors import AdaptError
 from adapt.formats.export.forms import DATA, ONNX
 
 PAGE = "index.html"

@@ -11,13 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from adapt.backbones.base import Backbone
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data import Item
-from adapt.errors import AdaptError
 from adapt.formats.adapter import versions
 from adapt.formats.export.forms import INPUT, OUTPUT, ImagesToLogits
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
-from adapt.shown import brief
 
 RECORD, FORMAT = "export.json", 1
 TOLERANCE = 1e-4  # of logits, relative to the largest, or to 1

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, WithJsonSchema, model_validator
 
-from adapt import plain
+from adapt.common import plain
 
 METHOD_SETTINGS = {"type": "object", "title": "a method's name and settings"}  # in a schema of recipes
 MethodSettings = Annotated[dict[str, Any], WithJsonSchema(METHOD_SETTINGS)]

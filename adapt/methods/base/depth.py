@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adapt.backbones.tower import Tower
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 
 def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:

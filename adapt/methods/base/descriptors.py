@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from adapt.common.errors import AdaptError
 from adapt.data.readers.descriptors_file import read_descriptors
-from adapt.errors import AdaptError
 from adapt.methods.base.traits import ChecksAdapter
 
 Table = dict[str, tuple[str, ...]]  # descriptors by class

@@ -12,15 +12,15 @@ from typing_extensions import TypeVar
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
+from adapt.common.errors import AdaptError
+from adapt.common.validation import explain
 from adapt.edits import Edit
-from adapt.errors import AdaptError
 from adapt.methods.base.config import MethodConfig
 from adapt.methods.base.context import Context
 from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.terms import total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt, from_templates
-from adapt.validation import explain
 
 # kinds of backbones
 KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM", "native VLM", "vision encoder")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 from adapt.methods.base.traits import Trait
 
 if TYPE_CHECKING:

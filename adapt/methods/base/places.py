@@ -7,7 +7,7 @@ from typing import Literal
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Projection
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base.method import Method
 from adapt.methods.base.traits import InsideBlocks
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from adapt import plain
 from adapt.backbones.base import ImageEncoder
+from adapt.common import plain
 from adapt.methods.base.traits import Trait, trait
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapt.common.devices import moved
+from adapt.common.errors import AdaptError
 from adapt.data.bags import Bags
-from adapt.devices import moved
-from adapt.engine.pooling import bag_mean
-from adapt.errors import AdaptError
+from adapt.data.pooling import bag_mean
 from adapt.methods.base.view import ImageModelView, ModelView
 from adapt.prompts import Prompt, Texts, texts_key
 

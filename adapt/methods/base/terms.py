@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.methods.base.step import ImageStep, Terms
-from adapt.shown import brief
 
 
 def total(terms: Terms) -> Tensor:

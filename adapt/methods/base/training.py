@@ -66,6 +66,21 @@ class Training(Protocol):
         Raises AdaptError for an unknown name, and for a backbone that does not compare images with texts.
         """
 
+    def teacher(self, name: str, templates: Sequence[str]) -> ImageModelView:
+        """Return a trained model with the classes of this one, to learn its answers.
+
+        `name` is an adapter (a file, the folder of a run or a name on the hub), or a backbone, which answers by the
+        hand-written prompts `templates`. Raises AdaptError for an unknown name, and for an adapter that has no features
+        of the classes by themselves.
+        """
+
+    def reference(self, answer: Callable[[Any], Tensor]) -> Tensor:
+        """Return `answer(step)` of all training items, `(n, ...)` on the CPU, by the model that training starts from.
+
+        That is the adapter that training goes on from, or else the backbone without a method. To be called before the
+        first step, while the model still has the tensors of the start, also if the run is resumed.
+        """
+
     def steps(self, part: Part) -> Iterator[Step]:
         """Yield the items of the data split `part` in batches, in order and once, with images as at test time."""
 

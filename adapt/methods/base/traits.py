@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel
 from torch import Tensor
 
-from adapt.engine.pooling import bag_sum
-from adapt.errors import AdaptError, nearest
-from adapt.validation import with_changes
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.validation import with_changes
+from adapt.data.pooling import bag_sum
 
 if TYPE_CHECKING:
     from adapt.backbones.tower import Block, Tower

@@ -41,6 +41,9 @@ class ImageModelView(ModelView, Protocol):
     @property
     def backbone(self) -> ImageEncoder: ...
 
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits `(b, n)` of images `(b, 3, h, w)`."""
+
     def image_features(self, images: Tensor | BlockInputs, unit: bool = True) -> Tensor:
         """Return features `(b, e)` of images `(b, 3, h, w)`, computed by the adapted vision tower."""
 

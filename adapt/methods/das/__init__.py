@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower, TowerName
+from adapt.common.errors import AdaptError
 from adapt.edits import Bypass, Edit, Parallel
-from adapt.errors import AdaptError
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Step, Training
 from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
 from adapt.methods.das.imitation import imitate

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 from adapt.methods.base import Step, Training
 
 LEAST_CHANCE = 1e-4  # the least chance of drawing a block, so that very low gates still allow different subsets

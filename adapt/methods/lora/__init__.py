@@ -24,8 +24,8 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Projection, Tower, TowerName
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
-from adapt.errors import AdaptError
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture
 from adapt.methods.base.method import StepT
 from adapt.methods.base.mixture import Mixes

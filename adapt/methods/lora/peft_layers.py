@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.stand_in import StandIn, ViewedWeight
 from adapt.backbones.tower import Projection
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 from adapt.methods.base.places import check_mergeable
 from adapt.methods.lora.dropout import Dropout
 

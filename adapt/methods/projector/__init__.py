@@ -33,8 +33,8 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.native import NativeVLM
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace, Tokens
-from adapt.errors import AdaptError
 from adapt.methods.base import Context, Method, MethodConfig, Step, Terms, Training
 from adapt.methods.base.step import equal_texts
 from adapt.methods.base.traits import Imported, OwnTerms, ReadsPublished

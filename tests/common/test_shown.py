@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapt.shown import brief, shown, unseen
+from adapt.common.shown import brief, shown, unseen
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapt.errors import nearest
+from adapt.common.errors import nearest
 
 FEW = [f"name{number:02}" for number in range(12)]
 MANY = [*FEW, "other"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import first_of
 from adapt.data.bags import BagPooling
-from adapt.errors import AdaptError, nearest
-from adapt.shown import first_of
 
 if TYPE_CHECKING:
     from adapt.data.item import Item

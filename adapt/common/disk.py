@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from adapt.cells import guarded
-from adapt.errors import AdaptError
+from adapt.common.cells import guarded
+from adapt.common.errors import AdaptError
 
 _PART = 16 * 2**10
 _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))

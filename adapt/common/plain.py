@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 T = TypeVar("T")
 

@@ -16,19 +16,19 @@ from adapt.backbones.base import ImageEncoder
 from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.transform_key import transform_key
+from adapt.common.errors import AdaptError
+from adapt.common.memory import free_bytes, readable_bytes
+from adapt.common.progress import Progress
 from adapt.data.bags import has_bags, singles, sizes
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import image_size, open_image
 from adapt.data.item import Item
-from adapt.engine.memory import free_bytes, readable_bytes
-from adapt.engine.pooling import bag_mean
-from adapt.errors import AdaptError
+from adapt.data.pooling import bag_mean
 from adapt.methods.base.traits import PoolsBags, has_trait
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
-from adapt.progress import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image

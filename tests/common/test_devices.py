@@ -12,11 +12,12 @@ import torch
 from fake_accelerators import pretend
 
 import adapt
-from adapt import AdaptError, devices
+from adapt import AdaptError
+from adapt.common import devices
 from adapt.recipe import build_recipe
+from adapt.recipe.settings import TrainSettings
 from adapt.training.loop import precision_on
 from adapt.training.run import environment
-from adapt.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapt.errors import AdaptError
-from adapt.shown import one_line
+from adapt.common.errors import AdaptError
+from adapt.common.shown import one_line
 
 SCHEME = "hf://"
 _PREFIX = re.compile(r"hf:/{1,2}(?!/)")  # a Path folds the two slashes into one

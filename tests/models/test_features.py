@@ -11,7 +11,7 @@ import torch
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Split
-from adapt.features import item_features, keeps_features, view_features
+from adapt.models.features import item_features, keeps_features, view_features
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
-from adapt.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError, nearest
 
 T = TypeVar("T")
 

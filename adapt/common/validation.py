@@ -8,8 +8,8 @@ from typing import TypeVar, get_args, get_type_hints
 from pydantic import BaseModel, ValidationError
 from typing_extensions import is_typeddict
 
-from adapt.errors import AdaptError, nearest
-from adapt.shown import brief
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import brief
 
 S = TypeVar("S", bound=BaseModel)
 

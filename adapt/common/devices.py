@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from adapt.errors import AdaptError
+from adapt.common.errors import AdaptError
 
 _loaded: dict[Path, None] = {}
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt import hub
+from adapt.common import hub
 
 _SUFFIX = ".safetensors"
 

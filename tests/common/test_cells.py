@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapt.cells import guarded, unguarded
+from adapt.common.cells import guarded, unguarded
+from adapt.common.disk import write_csv
 from adapt.data import read_csv
-from adapt.disk import write_csv
 
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
