@@ -155,7 +155,7 @@ def _items(images: Any, labels: list[int], names: tuple[str, ...], turned: bool)
         )
 
 
-def _path(image: Any, file: Path, turned: bool) -> str:
+def _path(image: object, file: Path, turned: bool) -> str:
     """Return `image` if it is a path; otherwise save the image to `file` and return the path of this file."""
     if isinstance(image, str | os.PathLike):
         return str(os.fspath(image))

@@ -76,7 +76,7 @@ class Case:
     """A method under test, with the settings, data and backbone for the checks."""
 
     method: type[Method]
-    settings: dict[str, Any]
+    settings: dict[str, object]
     backbone: Backbone
     data_set: data.Split | None = None
 

@@ -179,11 +179,11 @@ class Backbone:
         finally:
             self._known_content.clear()
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         """Return the input preprocessing settings as a dict, which adapter files store to check the backbone."""
         return self.preprocess.to_dict()
 
-    def read_as(self, reading: dict[str, Any]) -> None:
+    def read_as(self, reading: dict[str, object]) -> None:
         """Apply the user-selectable input settings stored in an adapter file; the base class has no such settings."""
 
     def limited(self, most: int) -> Self:

@@ -115,7 +115,7 @@ class EmbeddingVLM(DualEncoder):
     def _parameter(self) -> Tensor:
         return next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         return super().reading() | {"question": self.states.question, "native": self.states.native.reading()}
 
     def read_as(self, reading: dict[str, Any]) -> None:

@@ -70,10 +70,10 @@ def marks_of(batch: Mapping[str, Any], placeholder: str) -> list[ImageMarks]:
     ]
 
 
-def written(text: str, mark: str, images: Sequence[ImageMarks]) -> tuple[str, list[dict[str, Any]]]:
+def written(text: str, mark: str, images: Sequence[ImageMarks]) -> tuple[str, list[dict[str, object]]]:
     """Return `text` with the marks of its images in place of each `mark`, and the spans of each before and after."""
     between = text.split(mark)
-    expanded, replaced = between[0], list[dict[str, Any]]()
+    expanded, replaced = between[0], list[dict[str, object]]()
     place = len(expanded)
     for marks, behind in zip(images, between[1:], strict=True):
         start, stop = len(expanded), len(expanded) + len(marks.text)
@@ -106,7 +106,7 @@ def _joined(layer: Tensor | Sequence[Tensor]) -> Tensor:
     return joined.reshape(-1, joined.shape[-1])
 
 
-def image_inputs(images: Sequence[EncodedImage], device: torch.device, stacked: bool) -> dict[str, Any]:
+def image_inputs(images: Sequence[EncodedImage], device: torch.device, stacked: bool) -> dict[str, object]:
     """Return the arguments of a model's forward that replace the pixels of `images`, which stand in a batch's texts.
 
     `stacked` says that the model takes the features of all images as one tensor, and not as a list.

@@ -7,8 +7,6 @@ the first, in its own size and normalisation, as published (CaFo): one preparati
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,7 +41,7 @@ class _ReadsAsBoth(ImageEncoder):
 
     both: BothEncoders
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         return super().reading() | {"second": self.both.second.reading()}
 
     def content(self) -> str:
@@ -79,7 +77,7 @@ class JoinedVisionEncoder(_ReadsAsBoth, VisionEncoder):
         super().__init__(**_parts(both, name))
 
 
-def _parts(both: BothEncoders, name: str | None) -> dict[str, Any]:
+def _parts(both: BothEncoders, name: str | None) -> dict[str, object]:
     return {
         "model": nn.ModuleDict({"first": both.first.model, "second": both.second.model}),
         "towers": {},

@@ -124,7 +124,7 @@ class NativeVLM(Backbone):
         """Return a transform that leaves images as they are, because the processor prepares them with the text."""
         return cast("Transform", AsDecoded(self.preprocess.turned))  # whose images nothing here takes for tensors
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         settings = json.loads(self.processor.image_processor.to_json_string())
         return {
             "turned": self.preprocess.turned,
@@ -239,7 +239,7 @@ class NativeVLM(Backbone):
 
     def branches(
         self, chats: Sequence[Chat], images: Sequence[Sequence[EncodedImage]], answers: Sequence[Sequence[str]]
-    ) -> tuple[Branches, dict[str, Any]]:
+    ) -> tuple[Branches, dict[str, object]]:
         """Return each conversation with several `answers` as a row that has their common beginning once.
 
         The second value has the arguments of the model's forward. Raises AdaptError as `rows` does.
@@ -252,7 +252,7 @@ class NativeVLM(Backbone):
                 known[key] = self._branched([chat.ending(answer) for answer in own], seen)
             packed.append(known[key])
         branches = padded(packed, self.tokenizer.pad_token_id or 0)  # any token: nothing sees it
-        inputs: dict[str, Any] = {"input_ids": branches.tokens, "position_ids": branches.positions}
+        inputs: dict[str, object] = {"input_ids": branches.tokens, "position_ids": branches.positions}
         inputs["attention_mask"] = branches.visible
         if self._attention == "eager":  # which adds its mask to the scores
             hidden = torch.finfo(self.dtype).min

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import timm
 from timm.layers import Attention as TimmAttention
@@ -47,7 +46,7 @@ def build(model: nn.Module, name: str | None = None) -> VisionEncoder:
     )
 
 
-def _preprocess(model: Any) -> Preprocess:
+def _preprocess(model: object) -> Preprocess:
     """Return how images are prepared, as timm's own evaluation does it, in the size that the model was made for."""
     config = timm.data.resolve_model_data_config(model)
     of_patches = getattr(getattr(model, "patch_embed", None), "img_size", None)

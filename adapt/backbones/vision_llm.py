@@ -153,7 +153,7 @@ class VisionLLM(Backbone):
         common = next((i for i, (a, b) in enumerate(zip(ids, answered)) if a != b), min(len(ids), len(answered)))
         return answered, len(answered) - common
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, object]:
         return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block}
 
     def read_as(self, reading: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ class Request:
 
         return predict_many_stream(models, images, self.top_k, threshold=self.threshold)
 
-    def _as_set(self, model: ImageModel, images: Iterable[Any]) -> Iterator[tuple[Prediction]]:
+    def _as_set(self, model: ImageModel, images: Iterable[object]) -> Iterator[tuple[Prediction]]:
         """Yield the predictions for all images, answered together."""
         from adapt.common.progress import counting_bar
 
@@ -97,7 +97,7 @@ class Request:
 def by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Says:
     """Return a function that predicts a name for each image, chosen from the words in an index of captions."""
 
-    def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[tuple[Prediction]]:
+    def answers(images: Callable[[set[bool]], Iterable[object]]) -> Iterator[tuple[Prediction]]:
         from adapt.backbones.load import load_backbone
         from adapt.retrieval.index import load_index
         from adapt.retrieval.vocabulary_free import VocabularyFree
@@ -122,7 +122,7 @@ def by_adapters(
 ) -> Says:
     """Return a function that loads the adapters as models, and returns their answers to `request` for all images."""
 
-    def answers(images: Callable[[set[bool]], Iterable[Any]]) -> Iterator[Any]:
+    def answers(images: Callable[[set[bool]], Iterable[object]]) -> Iterator[object]:
         from adapt.loading import load_many
 
         models = load_many(adapters, common.given_backbone(backbone, device), names, device=device)
@@ -138,13 +138,13 @@ def _alone(predictions: Iterable[Prediction]) -> Iterator[tuple[Prediction]]:
     return ((prediction,) for prediction in predictions)
 
 
-def _counted(images: Iterable[Any], bar: Progress, count: int) -> Iterator[Any]:
+def _counted(images: Iterable[object], bar: Progress, count: int) -> Iterator[object]:
     for number, image in enumerate(images, 1):
         bar(number, count)
         yield image
 
 
-def _explanations(adapter: Path, model: Model, images: Iterable[Any], top_k: int) -> Iterator[Any]:
+def _explanations(adapter: Path, model: Model, images: Iterable[object], top_k: int) -> Iterator[object]:
     from adapt.models.classifier import AdaptedModel
     from adapt.models.explanation import explained
     from adapt.models.prediction import Wanted

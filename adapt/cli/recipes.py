@@ -72,12 +72,12 @@ def _list(names: Iterable[str], as_json: bool) -> None:
         click.echo("\nTo show one: adapt recipes NAME --data DATA")
 
 
-def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, Any]:
+def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, object]:
     """Return a recipe's description, command and settings, which are resolved for `data` if `data` is given."""
     from adapt.recipe import read_recipe
     from adapt.recipe.shipped import of_method
 
-    described: dict[str, Any] = {"name": located.name, "title": file.title, "comment": file.comment}
+    described: dict[str, object] = {"name": located.name, "title": file.title, "comment": file.comment}
     described["command"] = _command(located, file, data)
     described["others"] = [name for name in of_method(located.name.partition("/")[0]) if name != located.name]
     if data is None:
@@ -114,7 +114,7 @@ def _as_text(described: dict[str, Any], data: str | None) -> str:
     return "\n".join(shown(line) for line in "\n".join(lines).splitlines())
 
 
-def _yaml(settings: dict[str, Any]) -> str:
+def _yaml(settings: dict[str, object]) -> str:
     import yaml
 
     text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)

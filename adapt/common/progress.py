@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Reporter(Protocol):
     """A callback that is called with the log entry of every training step."""
 
-    def __call__(self, entry: dict[str, Any]) -> None: ...
+    def __call__(self, entry: dict[str, object]) -> None: ...
 
 
 def _describe(entry: dict[str, Any]) -> str:

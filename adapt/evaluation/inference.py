@@ -93,7 +93,7 @@ class Inference:
             if self.progress is not None:
                 self.progress(done, len(items))
 
-    def _batches(self, model: Adapted, items: Sequence[Item], size: int) -> Iterator[tuple[Any, list[Item]]]:
+    def _batches(self, model: Adapted, items: Sequence[Item], size: int) -> Iterator[tuple[object, list[Item]]]:
         """Yield the inputs and items of each batch: decoded images, or encoded images where the model reads those."""
         if keeps_encoded(model, self.cache):
             known = encoded_images(model, items, workers=self.workers, progress=None)

@@ -107,7 +107,7 @@ def import_published(
     method: str,
     backbone: Backbone,
     class_names: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Model:
     """Load a published checkpoint of `method` as an adapted model, ignoring its copies of CLIP and token buffers.
 

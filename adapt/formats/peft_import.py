@@ -79,7 +79,7 @@ def class_names_of(folder: Path) -> list[str]:
     return note.class_names if note else []
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, object]:
     """Return peft's adapter_config.json. Raises AdaptError if the file is missing or does not describe a plain LoRA."""
     path = folder / CONFIG
     if not path.is_file():
@@ -95,7 +95,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _check_plain(config: dict[str, Any], folder: Path) -> None:
+def _check_plain(config: dict[str, object], folder: Path) -> None:
     """Raise AdaptError for a peft setting that may change the meaning of the tensors, such as any unknown setting."""
     for key in sorted(config.keys() - _READ - _INERT):
         if config[key] and config[key] != "none":
@@ -128,7 +128,7 @@ def _read_note(path: Path) -> Note | None:
     raise AdaptError(f"{path} is damaged ({reason}): the key {OURS} of its header has no valid settings")
 
 
-def _named_backbone(config: dict[str, Any], note: Note | None, folder: Path, device: str | torch.device) -> Backbone:
+def _named_backbone(config: dict[str, object], note: Note | None, folder: Path, device: str | torch.device) -> Backbone:
     base = config.get("base_model_name_or_path")
     name = (note and note.backbone) or (f"hf:{base}" if base else None)
     if not isinstance(name, str) or config.get("revision") not in (None, "main"):
@@ -138,7 +138,7 @@ def _named_backbone(config: dict[str, Any], note: Note | None, folder: Path, dev
 
 
 def _placed(
-    tensors: dict[str, Tensor], config: dict[str, Any], backbone: Backbone, folder: Path
+    tensors: dict[str, Tensor], config: dict[str, object], backbone: Backbone, folder: Path
 ) -> tuple[dict[str, Tensor], list[Place]]:
     """Return the tensors, renamed as in adapt's LoRA, and the projections that the tensors adapt."""
     sites = {name: site for site, name in module_names(backbone).items()}

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import Field, field_validator
@@ -60,7 +60,7 @@ class ComposeConfig(MethodConfig):
 
     @field_validator("methods")
     @classmethod
-    def _fit(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    def _fit(cls, value: tuple[dict[str, object], ...]) -> tuple[dict[str, object], ...]:
         if len(value) < 2:
             raise ValueError("a composition needs at least two methods: name more methods")
         try:
@@ -79,7 +79,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
     Config = ComposeConfig
     example = {"methods": [{"name": "das", "skipped": ["vision.1"]}, {"name": "lora", "dropout": 0.0}]}
 
-    def __init__(self, methods: Sequence[Method | dict[str, object]] = (), **config: Any) -> None:
+    def __init__(self, methods: Sequence[Method | dict[str, object]] = (), **config: object) -> None:
         described = [_described(each) if isinstance(each, Method) else each for each in methods]
         super().__init__(methods=described, **config)
         self._parts = _named([each if isinstance(each, Method) else _made(each) for each in methods])
@@ -110,7 +110,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
             part.check_settings()
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+    def lines(cls, metrics: Mapping[str, object]) -> Iterable[str]:
         """Return the report lines about `metrics` from all reporting methods, which are empty for unused methods."""
         return chain.from_iterable(method.lines(metrics) for method in cls._reporting())
 
@@ -125,9 +125,9 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
         return [method for method in others if issubclass(method, Reports)]
 
     @classmethod
-    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return settings and tensors of a merged composition, in which each component is merged by its own method."""
-        described: list[dict[str, Any]] = []
+        described: list[dict[str, object]] = []
         tensors: dict[str, Tensor] = {}
         for name, part in members[0].parts.items():
             settings, own = mixed([member.parts[name] for member in members], mixture)

@@ -19,7 +19,7 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ class HiCroPL(LearnsAside, IVLP, HoldsDescriptors):
     learns_any_step = True
     example = {"n_ctx_text": 4, "n_ctx_vision": 3, "depth_text": 2, "depth_vision": 2}
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **config: object) -> None:
         super().__init__(**config)
         self.begins_anew = self.config.flow == "trained"  # new networks would undo the prompts of an adapter
 

@@ -46,7 +46,7 @@ _MEASURED = 8  # batches of held-out images
 
 
 class LocalityConfig(PlainLoRAConfig):
-    published: ClassVar[dict[str, Any]] = {"rank": 16, "alpha": 4.0, "dropout": 0.0, "input_gradient": True}
+    published: ClassVar[dict[str, object]] = {"rank": 16, "alpha": 4.0, "dropout": 0.0, "input_gradient": True}
     projections: Projections = "all"
     """The adapted projections: names, a string of the letters q k v o, or all."""
     towers: tuple[TowerName, ...] = ("vision",)

@@ -75,7 +75,7 @@ class MQT(Nested, Method[Step], ReadsPublished):
     example: ClassVar[dict[str, Any]] = {"tokens": 4}
     counted, counted_as = "tokens", "visual tokens"
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: object) -> None:
         super().__init__(**settings)
         self.at_use = MQTAtUse()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ class MRL(Nested, Method[ImageStep], Projects):
     learns_any_step = True
     counted, counted_as = "dim", "values of a feature"
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: object) -> None:
         super().__init__(**settings)
         self.at_use = MRLAtUse()
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -218,7 +218,7 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
         return step.cosine_logits(self.prior, features) + step.scale * correction
 
 
-def drawn(choices: Mapping[str, Choice], count: int, draw: Random) -> list[dict[str, Any]]:
+def drawn(choices: Mapping[str, Choice], count: int, draw: Random) -> list[dict[str, object]]:
     """Return the usual values of the settings, and then random values, in at most `count` different combinations."""
     values = [tuple(choice.usual for choice in choices.values())]
     values += [tuple(draw.choice(choice.values) for choice in choices.values()) for _ in range(count - 1)]

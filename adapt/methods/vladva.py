@@ -31,7 +31,7 @@ from adapt.methods.svlc import SVLC, SVLCConfig
 
 
 class VladVAConfig(SVLCConfig):
-    published: ClassVar[dict[str, Any]] = {"rank": 16, "alpha": 8.0, "dropout": 0.0, "input_gradient": True}
+    published: ClassVar[dict[str, object]] = {"rank": 16, "alpha": 8.0, "dropout": 0.0, "input_gradient": True}
     projections: Projections = "all"
     """The adapted projections of the decoder: names, a string of the letters q k v o, or all."""
     towers: tuple[TowerName, ...] = ("text",)

@@ -7,7 +7,7 @@ Deviations: none.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator
 
@@ -48,5 +48,5 @@ class ZeroShot(Method[ImageStep]):
     tasks = frozenset({"classes", "pairs", "records"})
     Config = ZeroShotConfig
 
-    def __init__(self, template: str | tuple[str, ...] = "a photo of a {}.", **config: Any) -> None:
+    def __init__(self, template: str | tuple[str, ...] = "a photo of a {}.", **config: object) -> None:
         super().__init__(template=template, **config)

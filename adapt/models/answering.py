@@ -48,7 +48,7 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         asking.check(images, questions)
         return self.answers.of(self.step((images, questions)))
 
-    def step(self, inputs: Any, labels: Tensor | None = None) -> QuestionStep:
+    def step(self, inputs: object, labels: Tensor | None = None) -> QuestionStep:
         return QuestionStep(self, inputs, labels)
 
     def own_logits(self, step: Step) -> Tensor:

@@ -67,7 +67,7 @@ class Adapted(nn.Module, Generic[B]):
     class_names: tuple[str, ...]  # empty if answers are free text
     evaluated_together = 100  # items in a batch of an evaluation
     started = False  # whether training continues from the tensors of an earlier adapter
-    memory: Any = None  # the method's memory of a stream of images
+    memory: object = None  # the method's memory of a stream of images
     class_weights: Tensor | None = None  # the weight of each class in the cross-entropy
     answers: Answers = PLAIN  # the settings that turn logits into answers
     vision_path: Literal["fast", "plain"] = "plain"  # the path of images through the vision tower
@@ -148,7 +148,7 @@ class Adapted(nn.Module, Generic[B]):
         other.memory = streams.memory()
         return other
 
-    def step(self, inputs: Any, labels: Tensor | None = None) -> Step:
+    def step(self, inputs: object, labels: Tensor | None = None) -> Step:
         """Return the `Step` that is passed to methods for a batch of images or of results computed from images."""
         return Step(self, inputs, labels)
 
@@ -160,7 +160,7 @@ class Adapted(nn.Module, Generic[B]):
                 "each item: leave out the column item"
             )
 
-    def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> Step:
+    def question_step(self, inputs: object, questions: Sequence[str], answers: Sequence[str]) -> Step:
         """Return a batch of images, each with a question and its answer, in the form in which methods see it."""
         return self.step([inputs, questions, answers])
 

@@ -145,7 +145,7 @@ class ChatModel(Adapted[NativeVLM]):
         """Return the settings at use with some `changes`. Raises AdaptError for a wrong value."""
         return with_changes(self.at_use, changes, "the settings at use")
 
-    def step(self, inputs: Any, labels: Tensor | None = None) -> ChatStep:
+    def step(self, inputs: object, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)
 
     def check_items(self, items: Sequence[Item]) -> None:
@@ -175,7 +175,7 @@ class ChatModel(Adapted[NativeVLM]):
                 raise AdaptError(f"{item.name!r}: {error}") from None
         return lengths
 
-    def question_step(self, inputs: Any, questions: Sequence[str], answers: Sequence[str]) -> ChatStep:
+    def question_step(self, inputs: object, questions: Sequence[str], answers: Sequence[str]) -> ChatStep:
         return self.step(inputs)  # whose conversations the task makes of the items
 
     @in_one_mode
@@ -189,7 +189,7 @@ class ChatModel(Adapted[NativeVLM]):
         logits: Tensor = self._edited(lambda: self.backbone.vlm(**rows.inputs, use_cache=False)).logits
         return logits
 
-    def _logits_at(self, needed: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def _logits_at(self, needed: Tensor, inputs: Mapping[str, object]) -> Tensor:
         """Return the logits `(t, v)` at the `needed` tokens `(b, l)`, to which the fast path limits the last block."""
         decoder = self.backbone.tower("decoder")
 
@@ -373,7 +373,7 @@ class ChatModel(Adapted[NativeVLM]):
         """
         return self.generate([self._opened(images)], [chat], **options)[0]
 
-    def answer(self, image: object, question: str, **options: Any) -> Answer:
+    def answer(self, image: object, question: str, **options: object) -> Answer:
         """Return the answer to a question about one image, of any form that `adapt.data.open_image` takes."""
         return self.chat(Chat.about(question), [image], **options)
 

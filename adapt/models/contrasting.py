@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from adapt.models.preferring import Reference
 class ContrastStep(ChatStep):
     """A batch of minimal pairs: a conversation about the first images of each, and the answer that the others get."""
 
-    def __init__(self, model: ChatModel, inputs: Any, others: Sequence[str], labels: Tensor | None = None) -> None:
+    def __init__(self, model: ChatModel, inputs: object, others: Sequence[str], labels: Tensor | None = None) -> None:
         super().__init__(model, inputs, labels)
         self.others = list(others)
 

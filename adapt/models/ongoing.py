@@ -27,7 +27,9 @@ class OngoingAnswers:
     In between, other answers of the same backbone may be generated. `options` are options of `generate`.
     """
 
-    def __init__(self, model: ChatModel, images: Sequence[ChatImages], chats: Sequence[Chat], **options: Any) -> None:
+    def __init__(
+        self, model: ChatModel, images: Sequence[ChatImages], chats: Sequence[Chat], **options: object
+    ) -> None:
         self._model, self._options = model, {"do_sample": False} | options
         with torch.no_grad(), evaluating(model):
             seen = model.encoded(images) if model.path == "fast" else images

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class PreferenceStep(ChatStep):
     """A batch of conversations with a chosen answer, and the rejected answer of each."""
 
-    def __init__(self, model: ChatModel, inputs: Any, rejected: Sequence[str], labels: Tensor | None = None) -> None:
+    def __init__(self, model: ChatModel, inputs: object, rejected: Sequence[str], labels: Tensor | None = None) -> None:
         super().__init__(model, inputs, labels)
         self.rejected = list(rejected)
 
@@ -103,7 +103,7 @@ class Reference:
         return self._sums[[self._row[item] for item in items]]
 
 
-def refer(training: Training, settings: Any) -> None:
+def refer(training: Training, settings: object) -> None:
     """Compute the reference's log-probabilities of all training items, and give them to the model for its loss."""
     model = cast("ChatModel", training.model)
     model.objective = Reference(settings, training.items("train"), training.reference(lambda step: step.sums))

@@ -185,7 +185,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         with alone(backbone.model):  # reading a block's output needs the backbone alone
             return self._through({"vision": edits}, lambda: backbone.tokens(images.to(backbone.device)))
 
-    def step(self, inputs: Any, labels: Tensor | None = None) -> AnswerStep:
+    def step(self, inputs: object, labels: Tensor | None = None) -> AnswerStep:
         return AnswerStep(self, inputs, labels)
 
     def own_logits(self, step: AnswerStep) -> Tensor:
@@ -221,7 +221,7 @@ class SpeakingModel(Adapted[VisionLLM]):
         with evaluating(self):
             rows, values, edits = self._inputs(images, questions, None, left=True, examples=examples)
 
-            def speak() -> Any:
+            def speak() -> object:
                 return backbone.llm.generate(
                     inputs_embeds=self._embedded(rows, values),
                     attention_mask=rows.mask.long(),

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
@@ -46,7 +45,7 @@ class RecommendationPage:
     """The report content for a comparison of methods: the data of recommendation.json, a plot, and image galleries."""
 
     name: str
-    content: dict[str, Any]
+    content: dict[str, object]
     picture: str
     galleries: list[Gallery]
 

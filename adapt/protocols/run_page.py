@@ -52,7 +52,7 @@ class RunPage:
     curves: str
     confusions: Confusions | None
     reliability: str
-    thresholds: list[dict[str, Any]]
+    thresholds: list[dict[str, object]]
     coverage: str
     class_figure: str
     worst_classes: list[tuple[str, float]]

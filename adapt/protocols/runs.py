@@ -171,23 +171,23 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
     return all(_is_of(known.get(target.name, {}), _identity(target)) for target in run.targets)
 
 
-def _known_targets(folder: Path) -> dict[str, dict[str, Any]]:
+def _known_targets(folder: Path) -> dict[str, dict[str, object]]:
     """Return the figures in a run's targets.json by target, or none if there is no such file."""
     file = folder / TARGETS
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, dict[str, object]] = {}
     return stored.read(file, stored.TargetFigures, "figures of targets") if file.exists() else known
 
 
-def _identity(target: Target) -> dict[str, Any]:
+def _identity(target: Target) -> dict[str, object]:
     """Return what figures of a target data set are kept under: its settings and images."""
     return {"data": target.data.model_dump(mode="json"), "test_set": items_id(_images(target.data).test)}
 
 
-def _is_of(figures: dict[str, Any], identity: dict[str, Any]) -> bool:
+def _is_of(figures: dict[str, object], identity: dict[str, object]) -> bool:
     return figures | identity == figures
 
 
-def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
+def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, object]]:
     """Return a run's metrics on each target data set; missing metrics are measured and stored in targets.json."""
     known = _known_targets(folder)
     model: Model | None = None
@@ -201,7 +201,7 @@ def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, Any]]:
     return {target.name: known[target.name] for target in run.targets}
 
 
-def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> dict[str, Any]:
+def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> dict[str, object]:
     split = without_broken(split, data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
     names = split.task.class_names_for(model.backbone.kind, split.class_names)

@@ -108,13 +108,13 @@ class Recipe(BaseModel):
 
     @field_validator("method")
     @classmethod
-    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _named(cls, value: dict[str, object]) -> dict[str, object]:
         if not isinstance(value.get("name"), str):
             raise ValueError("give the method's name, as in `method: {name: coop}`")
         return value
 
     @property
-    def method_config(self) -> dict[str, Any]:
+    def method_config(self) -> dict[str, object]:
         return {key: value for key, value in self.method.items() if key != "name"}
 
     def new_method(self) -> Method:

@@ -240,7 +240,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _parsed(text: str | bytes) -> Any:
+def _parsed(text: str | bytes) -> object:
     """Parse YAML. Raises YAMLError for invalid YAML, and ValueError for data that exceeds the limits of `plain`."""
     value = yaml.load(text, _Loader)
     plain.check(value, longest=None)

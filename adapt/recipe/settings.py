@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -237,9 +237,9 @@ class FitSettings(TypedDict, total=False):
     min_lr: float
     class_weights: Literal["equal", "balanced"]
     terms: dict[str, float] | None
-    dpo: DPOSettings | dict[str, Any]
-    svco: SVCOSettings | dict[str, Any]
-    average: Average | dict[str, Any] | None
+    dpo: DPOSettings | Mapping[str, object]
+    svco: SVCOSettings | Mapping[str, object]
+    average: Average | Mapping[str, object] | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     augment: Literal["published", "none"]
     views: int | None

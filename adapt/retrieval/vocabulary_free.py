@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,11 +82,11 @@ class VocabularyFree:
         self.template, self.tag = template, tag
         self._known: dict[str, Tensor] = {}  # features of words
 
-    def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
+    def predict(self, images: object, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
         """Return the most probable names of each image; `images` has any type that a model's `predict` accepts."""
         return list(self.predict_stream(images, top_k, batch_size))
 
-    def predict_stream(self, images: Any, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
+    def predict_stream(self, images: object, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
         """Yield the same predictions as `predict` one by one, with only one batch of images in memory at a time."""
         wanted = Wanted(top_k)
         for pixels in self.model.pixels_of(images, batch_size):

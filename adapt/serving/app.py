@@ -110,7 +110,7 @@ def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None
         return await predictions.answer(request)
 
 
-def _body(limits: Limits) -> dict[str, Any]:
+def _body(limits: Limits) -> dict[str, object]:
     """Return the OpenAPI description of the body of a `/predict` request, which is JSON or an HTML form."""
     fields = Asking.model_json_schema()["properties"]
     images = {
@@ -153,7 +153,7 @@ def _add_chat(app: FastAPI, adapters: ServedAdapters, conversations: ChatComplet
 
     described = app.openapi
 
-    def with_parts() -> dict[str, Any]:
+    def with_parts() -> dict[str, object]:
         """Add the schemas that the one of a conversation refers to."""
         whole = described()
         whole["components"]["schemas"].update(parts)

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import uuid4
 
 from fastapi import HTTPException
@@ -26,7 +26,7 @@ _COLDEST = 0.001  # a temperature below which probabilities are 0 and 1
 _ANSWER = 256  # tokens, unless the request says how many
 
 
-def _given(values: Any) -> Any:
+def _given(values: object) -> object:
     """Leave out what is null: clients send settings that they have no value for."""
     if not isinstance(values, dict):
         return values
@@ -119,7 +119,7 @@ class ChatRequest(Message):
         return tuple(filter(None, self.stop))
 
     @property
-    def sampling(self) -> tuple[tuple[str, Any], ...]:
+    def sampling(self) -> tuple[tuple[str, object], ...]:
         """The options of transformers' `generate` that choose each token."""
         if self.temperature < _COLDEST:
             return ()
@@ -218,7 +218,7 @@ class Written:
     def __post_init__(self) -> None:
         self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
 
-    def whole(self, pieces: list[Said]) -> dict[str, Any]:
+    def whole(self, pieces: list[Said]) -> dict[str, object]:
         """Return the body of a response with an answer's pieces together."""
         last = pieces[-1]
         assert last.finish is not None
@@ -231,22 +231,22 @@ class Written:
             usage=_usage(last),
         ).model_dump()
 
-    def first(self) -> dict[str, Any]:
+    def first(self) -> dict[str, object]:
         """Return the chunk that begins a stream."""
         return self._chunk({"role": "assistant", "content": ""}, None)
 
-    def next(self, piece: Said) -> Iterator[dict[str, Any]]:
+    def next(self, piece: Said) -> Iterator[dict[str, object]]:
         """Yield the chunks of a piece: its text, and its end if it is the last one."""
         if piece.text:
             yield self._chunk({"content": piece.text}, None)
         if piece.finish:
             yield self._chunk({}, piece.finish)
 
-    def used(self, last: Said) -> dict[str, Any]:
+    def used(self, last: Said) -> dict[str, object]:
         """Return the chunk with the number of tokens."""
         return self._chunk({}, None) | {"choices": [], "usage": _usage(last).model_dump()}
 
-    def _chunk(self, delta: dict[str, str], finish: str | None) -> dict[str, Any]:
+    def _chunk(self, delta: dict[str, str], finish: str | None) -> dict[str, object]:
         return {
             "id": self._id,
             "object": "chat.completion.chunk",

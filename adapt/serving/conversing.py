@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import HTTPException, Request, Response
 from starlette.requests import ClientDisconnect
@@ -196,5 +196,5 @@ async def _all(first: _Piece, pieces: asyncio.Queue[_Piece | Exception]) -> Asyn
         yield (piece := await _taken(pieces))
 
 
-def _event(body: dict[str, Any]) -> str:
+def _event(body: dict[str, object]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
@@ -32,7 +32,7 @@ class Mistaken(BaseModel):
     error: Mistake
 
     @classmethod
-    def of(cls, message: str, status: int) -> dict[str, Any]:
+    def of(cls, message: str, status: int) -> dict[str, object]:
         """Return the body of an error response."""
         mistake = Mistake(message=message, type="server_error" if status >= 500 else "invalid_request_error")
         return cls(error=mistake).model_dump()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Question:
     images: Sequence[Image]
     most: int
     stops: Sequence[str]
-    sampling: tuple[tuple[str, Any], ...]
+    sampling: tuple[tuple[str, object], ...]
     """Options of `generate`, by name."""
     heard: Callable[[Said | Exception], None]
     """Called by another thread for each piece of the answer, or with the error in its place."""

@@ -256,7 +256,7 @@ class Task:
         """Return the labels of the items of a batch, `(b,)` or `(b, c)`, which are class numbers by default."""
         return self.numbers(items, class_names)
 
-    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
+    def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> Step:
         """Return the `Step` of a batch, from which a method computes a loss; `inputs` are images or cached features."""
         return model.step(inputs).of(self, items)
 

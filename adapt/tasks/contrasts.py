@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, labels_of
@@ -54,7 +54,7 @@ class Contrasts(Preferences):
         half = len(item.paths) // 2
         return images[:half], images[half:]
 
-    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> ChatStep:
+    def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
         from adapt.models.chatting import ChatModel
         from adapt.models.contrasting import ContrastStep
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, Label, Task, filled, labels_of, optional
@@ -65,7 +65,7 @@ class Pairs(Task):
         place: dict[str, int] = {}
         return torch.tensor([place.setdefault(item.unit or item.path, len(place)) for item in items])
 
-    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
+    def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> Step:
         texts, rephrased = [item.text for item in items], [label.rephrased for label in labels_of(items, Pair)]
         return model.step([inputs, texts, rephrased]).of(self, items)
 

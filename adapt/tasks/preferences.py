@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, filled, labels_of
@@ -75,7 +75,7 @@ class Preferences(Conversations):
         [label] = labels_of([item], Preference)
         return label.chat, label.chat.question.answered(label.rejected)
 
-    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> ChatStep:
+    def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
         from adapt.models.chatting import ChatModel
         from adapt.models.preferring import PreferenceStep
 

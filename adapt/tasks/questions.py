@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt.chats import Chat
 from adapt.tasks.base import Cell, NamedLabel, Task, filled, labels_of
@@ -61,7 +61,7 @@ class Questions(Task):
     def class_names_for(self, kind: str, class_names: tuple[str, ...]) -> tuple[str, ...]:
         return class_names if kind == "fusion encoder" else ()
 
-    def step(self, model: Adapted, items: Sequence[Item], inputs: Any) -> Step:
+    def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> Step:
         labels = labels_of(items, QuestionLabel)
         questions, answers = [label.question for label in labels], [label.name for label in labels]
         return model.question_step(inputs, questions, answers).of(self, items)

@@ -38,7 +38,7 @@ def check_learned(method: Method, task: Task, name: str) -> None:
 def baseline_of(training: Fitting) -> Model:
     """Return a model of the unadapted backbone, the baseline with which the adapted model is compared."""
     model = training.model
-    options: dict[str, Any] = {"fast": model.fast} if isinstance(model, ImageModel) else {}
+    options: dict[str, object] = {"fast": model.fast} if isinstance(model, ImageModel) else {}
     if isinstance(model, AdaptedModel):
         options["text_memory"] = model.text_memory
     baseline = unadapted(model.backbone, model.class_names, training.template, **options)

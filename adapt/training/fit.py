@@ -243,7 +243,7 @@ def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), 
 def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     model, run, seed, processes = training.model, training.run, training.seed, training.processes
     test_set = training.test_set if training.test_set and tasks.of(training.test_set).scored else ()
-    metrics: dict[str, Any] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
+    metrics: dict[str, object] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     metrics["device"] = described(model.backbone.device)
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from socket import socket
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from adapt.common.disk import read_bounded, replacing
 from adapt.common.errors import AdaptError
@@ -112,7 +112,7 @@ class _Until(urllib.request.AbstractHTTPHandler):
     def do_open(
         self, http_class: Callable[..., http.client.HTTPConnection], req: Request, **http_conn_args: object
     ) -> http.client.HTTPResponse:
-        def answer(own: socket, **options: Any) -> http.client.HTTPResponse:
+        def answer(own: socket, **options: object) -> http.client.HTTPResponse:
             return http.client.HTTPResponse(_Reading(own, self._until), **options)  # type: ignore[arg-type]
 
         def connection(*args: object, **options: object) -> http.client.HTTPConnection:

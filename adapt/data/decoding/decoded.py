@@ -43,7 +43,7 @@ class Decoded:
     def __len__(self) -> int:
         return len(self._draws)
 
-    def __iter__(self) -> Iterator[tuple[Any, list[Item]]]:
+    def __iter__(self) -> Iterator[tuple[object, list[Item]]]:
         complete = False
         try:
             for batch in self._loader:

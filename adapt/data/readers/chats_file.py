@@ -204,7 +204,7 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     return Listed(Item(paths, label, text=text), parts.ALIASES.get(part, ""))
 
 
-def _without_other_images(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[object]]:
+def _without_other_images(row: Mapping[str, object], where: str) -> tuple[dict[str, object], list[object]]:
     """Return a row of a preference without its rejected images, and these images."""
     rest = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
     others = row.get(_OTHER_IMAGES) or []
@@ -259,7 +259,7 @@ def _answer(value: object, where: str, key: str) -> str:
     return made.text
 
 
-def _turns(row: Mapping[str, Any], where: str) -> _Row:
+def _turns(row: Mapping[str, object], where: str) -> _Row:
     read = _Row(where)
     system = next((row[key] for key in ("system", "system_prompt") if row.get(key)), None)
     if system is not None:
@@ -281,7 +281,7 @@ def _turns(row: Mapping[str, Any], where: str) -> _Row:
     return read
 
 
-def _question_and_answer(row: Mapping[str, Any], read: _Row) -> None:
+def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
     """Read a row of a query and a response, perhaps with a history of earlier ones."""
     queries, responses = ([key for key in keys if row.get(key) not in (None, "")] for keys in (QUERY, RESPONSE))
     if not (queries and responses):
@@ -302,7 +302,7 @@ def _question_and_answer(row: Mapping[str, Any], read: _Row) -> None:
         read.turns[first] = replace(read.turns[first], parts=(*[IMAGE] * len(read.named), *read.turns[first].parts))
 
 
-def _images(row: Mapping[str, Any], read: _Row, where: str) -> list[object]:
+def _images(row: Mapping[str, object], read: _Row, where: str) -> list[object]:
     """Return the images of a row in the order of its marks. Raises AdaptError if they differ in number."""
     listed = _given(row, where)
     open_marks = sum(each is None for each in read.named)
@@ -315,7 +315,7 @@ def _images(row: Mapping[str, Any], read: _Row, where: str) -> list[object]:
     return [next(rest) if each is None else each for each in read.named]
 
 
-def _given(row: Mapping[str, Any], where: str) -> list[object]:
+def _given(row: Mapping[str, object], where: str) -> list[object]:
     """Return the images that a row lists beside its turns."""
     given = [row[key] for key in ("images", "image") if row.get(key) not in (None, [], "")]
     if len(given) == 2:

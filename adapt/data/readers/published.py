@@ -58,7 +58,7 @@ def find(name: str) -> Published | None:
     return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)
 
 
-def _record(name: str, row: Mapping[str, Any]) -> Published:
+def _record(name: str, row: Mapping[str, object]) -> Published:
     """Convert a row of published.toml to a `Published`. If the row has no `lists`, CoOp's split file is used."""
     split_file = f"split_zhou_{row['coop_name']}.json"
     fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"

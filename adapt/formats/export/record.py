@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from PIL import Image
@@ -25,7 +24,7 @@ _BATCHES = (1, 2, 5)
 _AT_ONCE = 64
 
 
-def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, Any]:
+def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, object]:
     """Return the content of export.json without measurements. Raises AdaptError if the preprocessing is custom code."""
     size = model.backbone.preprocess.size
     return {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, WithJsonSchema, model_validator
 
 from adapt.common import plain
 
 METHOD_SETTINGS = {"type": "object", "title": "a method's name and settings"}  # in a schema of recipes
-MethodSettings = Annotated[dict[str, Any], WithJsonSchema(METHOD_SETTINGS)]
+MethodSettings = Annotated[dict[str, object], WithJsonSchema(METHOD_SETTINGS)]
 
 
 class MethodConfig(BaseModel):

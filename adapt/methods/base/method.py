@@ -71,7 +71,7 @@ class Method(nn.Module, Generic[StepT]):
             advice = 'name the edited towers, such as touches = frozenset({"vision"})'
             raise AdaptError(f"{cls.__name__} defines edits but no touches, so that no tower would be edited: {advice}")
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **config: object) -> None:
         super().__init__()
         try:
             self.config: Any = self.Config(**config)

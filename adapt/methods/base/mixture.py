@@ -81,14 +81,14 @@ class Mixes(Trait):
 
     @classmethod
     @abstractmethod
-    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return the settings and tensors of the adapter that merges `members` of this method with equal settings.
 
         Raises AdaptError for a mixture that the adapters' tensors do not allow.
         """
 
 
-def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Return the settings and tensors of the adapter that merges `members`, adapters of one method with equal settings.
 
     Raises AdaptError for a mixture that the adapters' tensors do not allow.
@@ -106,7 +106,7 @@ def _head(member: Method) -> dict[str, Tensor]:
     return {key: value for key, value in member.state_dict().items() if key.startswith("classifier.")}
 
 
-def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object], dict[str, Tensor]]:
     """Return the adapters' common settings, and the weighted mean of the adapters' trained tensors.
 
     Raises AdaptError if the mixture is not a mean, or if the adapters differ in a tensor that is not trained.

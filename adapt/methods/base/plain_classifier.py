@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -39,7 +38,7 @@ class PlainClassifier(Method[ImageStep], Grid, OwnClassifier):
     at_answer = frozenset({"words"})
     most_accurate = False
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, **config: object) -> None:
         super().__init__(**config)
         if self.config.words != 0:  # or the data choose it
             self.serves = ("dual encoder",)

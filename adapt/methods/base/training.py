@@ -93,7 +93,7 @@ class Training(Protocol):
         *,
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Callable[[Any], Terms] | None = None,
-        after: Callable[[dict[str, Any]], None] = lambda entry: None,
+        after: Callable[[dict[str, object]], None] = lambda entry: None,
         **changed: Any,
     ) -> float:
         """Run a stage of training, and return its duration in seconds. `changed` overrides settings for this stage.

@@ -115,7 +115,7 @@ class Stream(Trait):
     """The trait of methods whose prediction for an image depends on earlier images in a stream."""
 
     @abstractmethod
-    def memory(self) -> Any:
+    def memory(self) -> object:
         """Return an empty memory for a new stream of images."""
 
 
@@ -301,7 +301,7 @@ class Reports(Trait):
     """The trait of methods that report additional results of a training run, such as the skipped blocks."""
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+    def lines(cls, metrics: Mapping[str, object]) -> Iterable[str]:
         """Return lines of text that report this method's results, from all `metrics` of a run."""
         return ()
 

@@ -22,7 +22,7 @@ class ModelView(Protocol):
     class_names: tuple[str, ...]
     class_weights: Tensor | None
     """The weight of each class in the cross-entropy `(n,)`."""
-    memory: Any
+    memory: object
     """The method's memory of a stream of images, or None outside a stream."""
 
     @property

@@ -71,7 +71,7 @@ class LoRAConfig(MethodConfig):
     """Whether the low-rank path passes gradient to its input; by default only with dropout, as in the reference."""
     tuner: str = "lora"
     """The name of a peft tuner."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, object] = Field(default_factory=dict)
     """More settings of that tuner's peft config, such as `use_dora: true`."""
 
     @model_validator(mode="before")
@@ -207,7 +207,7 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
         return {site: peft_layers.merged(layer) for site, layer in self._layers()}
 
     @classmethod
-    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object], dict[str, Tensor]]:
         """Return the settings and tensors of a LoRA that merges several LoRAs by `adapt.methods.lora.mixing`."""
         adapters: list[Any] = list(members)
         sites, config = adapters[0].sites, adapters[0].config

@@ -26,7 +26,7 @@ _NAMES = {
 
 
 def inject(
-    projections: Mapping[str, Projection], tuner: str, settings: Mapping[str, Any], options: Mapping[str, Any]
+    projections: Mapping[str, Projection], tuner: str, settings: Mapping[str, object], options: Mapping[str, object]
 ) -> nn.ModuleDict:
     """Return a layer of peft's `tuner`, such as lora, for each of the frozen `projections`.
 
@@ -67,7 +67,7 @@ def _known() -> dict[str, type[Any]]:
 def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that are not None, under their names in peft's config class `kind`."""
     fields = {field.name for field in dataclasses.fields(kind)}
-    named: dict[str, Any] = {"use_rslora": True} if tuner == "lora" else {}
+    named: dict[str, object] = {"use_rslora": True} if tuner == "lora" else {}
     for ours, value in settings.items():
         if value is None:
             continue
