@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,17 @@ def outside_inference_mode() -> Iterator[None]:
         return
     with torch.inference_mode(False):
         yield
+
+
+class BackboneParts(TypedDict):
+    """What every backbone is made of besides its tokenizer: the arguments of `Backbone`."""
+
+    model: nn.Module
+    towers: dict[str, Tower]
+    preprocess: Preprocess
+    name: NotRequired[str | None]
+    eval_transform: NotRequired[Transform | None]
+    export: NotRequired[Callable[[Path, nn.Module], None] | None]
 
 
 class Backbone:
@@ -218,8 +229,10 @@ class ImageEncoder(Backbone):
     `encode_image` runs the unmodified forward pass of the model's library.
     """
 
-    def __init__(self, *, encode_image: Callable[[Tensor], Tensor], **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(
+        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object, **parts: Unpack[BackboneParts]
+    ) -> None:
+        super().__init__(tokenizer=tokenizer, **parts)
         self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
 
     @cached_property
@@ -259,8 +272,15 @@ class DualEncoder(ImageEncoder):
 
     kind = "dual encoder"
 
-    def __init__(self, *, encode_text: Callable[[Tensor], Tensor], **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(
+        self,
+        *,
+        encode_image: Callable[[Tensor], Tensor],
+        encode_text: Callable[[Tensor], Tensor],
+        tokenizer: object,
+        **parts: Unpack[BackboneParts],
+    ) -> None:
+        super().__init__(encode_image=encode_image, tokenizer=tokenizer, **parts)
         self.encode_text = encode_text  # (n, context length) -> (n, e)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:

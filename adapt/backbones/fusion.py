@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Unpack, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import BridgeTowerModel, ViltForQuestionAnswering, ViltModel
 
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, BackboneParts
 from adapt.backbones.hf import export_folder, preprocess_of
 from adapt.backbones.tower import Block, Form, Projection, Site, Tower
 from adapt.common.errors import AdaptError
@@ -39,9 +39,10 @@ class FusionEncoder(Backbone):
         longest: int,
         classifier: nn.Sequential | None = None,
         answers: tuple[str, ...] = (),
-        **parts: Any,
+        tokenizer: object,
+        **parts: Unpack[BackboneParts],
     ) -> None:
-        super().__init__(**parts)
+        super().__init__(tokenizer=tokenizer, **parts)
         self._encode, self.features, self._longest = encode, features, longest
         self.classifier, self.answers = classifier, answers  # the model's own head, if it has one
 

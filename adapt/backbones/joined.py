@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.base import DualEncoder, ImageEncoder
+from adapt.backbones.base import BackboneParts, DualEncoder, ImageEncoder
 from adapt.backbones.pixels import Repixelled
 from adapt.backbones.vision_encoder import VisionEncoder
 
@@ -54,7 +54,8 @@ class JoinedDualEncoder(_ReadsAsBoth, DualEncoder):
 
     def __init__(self, both: BothEncoders, name: str | None = None) -> None:
         self.both = both
-        super().__init__(encode_text=both.texts, tokenizer=both.first.tokenizer, **_parts(both, name))
+        tokenizer = both.first.tokenizer
+        super().__init__(encode_image=both.features, encode_text=both.texts, tokenizer=tokenizer, **_parts(both, name))
 
     @property
     def logit_scale(self) -> float:
@@ -74,15 +75,14 @@ class JoinedVisionEncoder(_ReadsAsBoth, VisionEncoder):
 
     def __init__(self, both: BothEncoders, name: str | None = None) -> None:
         self.both = both
-        super().__init__(**_parts(both, name))
+        super().__init__(encode_image=both.features, **_parts(both, name))
 
 
-def _parts(both: BothEncoders, name: str | None) -> dict[str, object]:
+def _parts(both: BothEncoders, name: str | None) -> BackboneParts:
     return {
         "model": nn.ModuleDict({"first": both.first.model, "second": both.second.model}),
         "towers": {},
         "preprocess": both.first.preprocess,
-        "encode_image": both.features,
         "name": name,
         "eval_transform": both.first._eval_transform,
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from adapt.backbones.base import Backbone, ImageEncoder
+from adapt.backbones.base import Backbone, BackboneParts, ImageEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tower import Tower, tokens_of
@@ -50,8 +50,10 @@ class Eyes(Backbone):
     kind = "vision model"
     instead = "name a language model behind it, VISION+LLM"
 
-    def __init__(self, *, encode_image: Callable[[Tensor], Tensor], **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(
+        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object, **parts: Unpack[BackboneParts]
+    ) -> None:
+        super().__init__(tokenizer=tokenizer, **parts)
         self.encode_image = encode_image  # (b, 3, h, w) -> (b, l, d)
 
 
