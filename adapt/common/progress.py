@@ -8,27 +8,38 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import NotRequired, TypedDict
 
 Progress = Callable[[int, int], None]  # called with the number done and the total
 logger = logging.getLogger("adapt")
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Reporter(Protocol):
-    """A callback that is called with the log entry of every training step."""
+class LogEntry(TypedDict):
+    """The log entry of a training step, a line of log.jsonl."""
 
-    def __call__(self, entry: dict[str, object]) -> None: ...
+    step: int
+    epoch: int
+    loss: float
+    accuracy: NotRequired[float]
+    """The share of the batch that was right, in [0, 1]."""
+    lr: float
+    images_per_second: float
+    terms: NotRequired[dict[str, float]]
+    """The terms of a loss that has several, by name."""
 
 
-def _describe(entry: dict[str, Any]) -> str:
+Report = Callable[[LogEntry], None]
+
+
+def _describe(entry: LogEntry) -> str:
     """Return a step's log entry as text, such as `loss 0.420  accuracy 87.5 %  310 images/s` (accuracy if known)."""
     accuracy = f"accuracy {100 * entry['accuracy']:.1f} %  " if "accuracy" in entry else ""
     return f"loss {entry['loss']:.3f}  {accuracy}{entry['images_per_second']:.0f} images/s"
 
 
 @contextmanager
-def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Reporter]:
+def training_bar(total: int, done: int, show: bool, title: str = "training") -> Iterator[Report]:
     """Yield a callback that displays progress after each training step, starting from `done` of `total` steps."""
     if not show:
         yield lambda entry: None
@@ -66,10 +77,10 @@ def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
         yield partial(progress.update, progress.add_task("", total=total, completed=done))
 
 
-def _lines(title: str, total: int, done: int) -> Reporter:
+def _lines(title: str, total: int, done: int) -> Report:
     began = last = time.monotonic()
 
-    def report(entry: dict[str, Any]) -> None:
+    def report(entry: LogEntry) -> None:
         nonlocal last
         now, step = time.monotonic(), entry["step"]
         if now - last > _SECONDS_BETWEEN_LINES or step == total:

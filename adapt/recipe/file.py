@@ -163,7 +163,7 @@ def pair(override: str) -> tuple[str, Any]:
         raise AdaptError(f"override {brief(override)}: the value is not valid YAML: {one_line(error)}") from error
 
 
-def _by_data(section: object, key: str, name: str) -> dict[str, Any]:
+def _by_data(section: object, key: str, name: str) -> dict[str, dict[str, object]]:
     """Return `section`, a mapping by data set. Raises AdaptError for a key other than `own` and known data sets."""
     if not isinstance(section, dict):
         raise AdaptError(f"{name}: {key} is {brief(section)}; expected names of data sets, each with a value")

@@ -32,7 +32,7 @@ def recipe_schema() -> dict[str, object]:
         "additionalProperties": False,
     }
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return {**dialect, **_referring(schema), "required": ["method"]}
+    return {**dialect, **{key: _referring(value) for key, value in schema.items()}, "required": ["method"]}
 
 
 class _File(Recipe):
@@ -60,7 +60,7 @@ def _any_method() -> Any:
     return Annotated[reduce(or_, each), Field(discriminator="name")]
 
 
-def _referring(node: Any) -> Any:
+def _referring(node: object) -> object:
     """Return the schema `node` with references to the settings of a method in place of nested method settings."""
     if node == METHOD_SETTINGS:
         return {"$ref": "#/$defs/Method"}

@@ -10,9 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapt.common.errors import missing
+
+if TYPE_CHECKING:
+    from inflect import engine
 
 Tag = Callable[[list[str]], list[str]]  # words of a text to their Penn Treebank tags
 
@@ -65,7 +68,7 @@ def _singular(word: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _inflection() -> Any:
+def _inflection() -> engine:
     try:
         import inflect
     except ImportError:

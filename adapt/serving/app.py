@@ -102,9 +102,9 @@ def _add_problems(app: FastAPI) -> None:
 
 
 def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None:
-    described: dict[str, Any] = {"response_model": ImagesAnswered, "responses": _PROBLEMS}
+    body = {"requestBody": _body(limits)}
 
-    @app.post("/predict", **described, openapi_extra={"requestBody": _body(limits)})
+    @app.post("/predict", response_model=ImagesAnswered, responses=_PROBLEMS, openapi_extra=body)
     async def predict(request: Request) -> Response:
         """Classify images, sent as files or as base64 in JSON, with one or more adapters."""
         return await predictions.answer(request)

@@ -10,9 +10,13 @@ import asyncio
 import itertools
 import json
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
 
 _OVERHEAD = 2**18  # maximum bytes of a request beside its body
 _ORDER = itertools.count()
@@ -24,8 +28,18 @@ class Connection(HttpToolsProtocol):
     If there are more than `most` connections, the connection that has waited longest for a complete request is closed.
     """
 
-    def __init__(self, *args: Any, head_seconds: float, seconds: float, most: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, object],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        head_seconds: float,
+        seconds: float,
+        most: int,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
         self._head_seconds, self._seconds, self._most = head_seconds, seconds, most
         self._overhead = 0
         self._since: int | None = None  # order of starting to wait for a complete request; None while there is one

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.decoded import processors
@@ -40,7 +40,7 @@ class _Job:
     """A request being read, with the size and decoding function of each remaining image, and the results so far."""
 
     left: deque[tuple[int, Callable[[], object]]]
-    done: Future[Any] = field(default_factory=Future)
+    done: Future[list[object]] = field(default_factory=Future)
     results: list[object] = field(default_factory=list)
 
 
@@ -67,7 +67,7 @@ class ImageReaders:
         """
         job = _Job(deque(zip(sizes, [partial(look, part) for part in parts], strict=True)))
         self._put(job)
-        return job.done
+        return cast("Future[list[Seen]]", job.done)
 
     def longest(self) -> float:
         """Return the longest time in seconds that a thread has spent on its current image, or 0 if all are idle."""

@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 from types import FrameType
-from typing import Any
+from typing import cast
 
 import uvicorn
 from PIL import PngImagePlugin
@@ -26,10 +26,10 @@ def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
     PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # bytes that a header may unpack to; the default is sixteen times as much
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     most = max(1, min(_CONNECTIONS, files - _OTHER_FILES)) if files != resource.RLIM_INFINITY else _CONNECTIONS
-    connection: Any = functools.partial(Connection, head_seconds=_HEAD_SECONDS, seconds=seconds, most=most)
+    connection = functools.partial(Connection, head_seconds=_HEAD_SECONDS, seconds=seconds, most=most)
     config = uvicorn.Config(
         app,
-        http=connection,
+        http=cast("type[Connection]", connection),
         ws="none",
         log_level="error",
         access_log=False,

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock
 
 from adapt.common.errors import missing
-from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+from adapt.common.progress import LogEntry
+from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _TAG = "adapt.run"  # by which a continued run is found
 _LONGEST, _LONGEST_KEY = 500, 250  # characters of a setting and of its key, the limits of the oldest servers
 _REFUSED = re.compile(r"[^\w\-./: ]")  # in a key, which may be the name of a class
-_AT_ONCE = {"metrics": 1000, "params": 100}  # in one request
+_METRICS, _SETTINGS = 1000, 100  # in one request
+T = TypeVar("T")
 
 
 class MLflow(Tracker):
@@ -27,6 +32,8 @@ class MLflow(Tracker):
     the working directory, which `mlflow ui` displays. Raises AdaptError if the extra `mlflow` is not installed.
     """
 
+    _client: MlflowClient
+
     def __init__(self) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # by default MLflow reports its use
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -35,7 +42,6 @@ class MLflow(Tracker):
         except ImportError:
             raise missing("mlflow as a tracker", "MLflow", "mlflow") from None
         self._library = mlflow
-        self._client: Any = None
         self._run = ""
         self._step = 0
 
@@ -54,9 +60,10 @@ class MLflow(Tracker):
             self._library.entities.Param(_REFUSED.sub("_", key)[:_LONGEST_KEY], str(value)[:_LONGEST])
             for key, value in flat_settings(run.settings).items()
         ]
-        self._send("params", settings)
+        for part in _parted(settings, _SETTINGS):
+            self._client.log_batch(self._run, params=part)
 
-    def steps(self, entries: Sequence[StepEntry]) -> None:
+    def steps(self, entries: Sequence[LogEntry]) -> None:
         self._log([(entry["step"], step_numbers(entry)) for entry in entries])
         self._step = entries[-1]["step"]
 
@@ -80,6 +87,7 @@ class MLflow(Tracker):
                 return str(self._client.create_experiment(name))
             except self._library.MlflowException:  # created on a server meanwhile by another run
                 experiment = self._client.get_experiment_by_name(name)
+        assert experiment is not None
         return str(experiment.experiment_id)
 
     def _log(self, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
@@ -89,8 +97,10 @@ class MLflow(Tracker):
             for step, numbers in steps
             for name, value in numbers.items()
         ]
-        self._send("metrics", metrics)
+        for part in _parted(metrics, _METRICS):
+            self._client.log_batch(self._run, metrics=part)
 
-    def _send(self, kind: str, entities: Sequence[object]) -> None:
-        for begin in range(0, len(entities), _AT_ONCE[kind]):
-            self._client.log_batch(self._run, **{kind: entities[begin : begin + _AT_ONCE[kind]]})
+
+def _parted(entities: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    for begin in range(0, len(entities), most):
+        yield entities[begin : begin + most]

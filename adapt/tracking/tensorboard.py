@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from adapt.common.errors import missing
-from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+from adapt.common.progress import LogEntry
+from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorBoard(Tracker):
@@ -18,6 +22,8 @@ class TensorBoard(Tracker):
     `tensorboard --logdir runs` displays all runs. Raises AdaptError if the extra `tensorboard` is not installed.
     """
 
+    _writer: SummaryWriter
+
     def __init__(self, folder: str | Path | None = None) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -25,7 +31,6 @@ class TensorBoard(Tracker):
             raise missing("tensorboard as a tracker", "TensorBoard", "tensorboard") from None
         self._make, self._folder = SummaryWriter, folder
         self.needs_folder = folder is None
-        self._writer: Any = None
         self._settings: dict[str, str | int | float | bool] = {}
         self._step = 0
 
@@ -37,7 +42,7 @@ class TensorBoard(Tracker):
         if not run.resumed:
             self._writer.add_text("settings", f"```yaml\n{yaml.safe_dump(dict(run.settings), sort_keys=False)}```", 0)
 
-    def steps(self, entries: Sequence[StepEntry]) -> None:
+    def steps(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:
             self._step = entry["step"]
             self._add(step_numbers(entry))
@@ -46,9 +51,10 @@ class TensorBoard(Tracker):
     def finished(self, metrics: Mapping[str, object]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        figures = final_numbers(metrics)
+        figures, file_writer = final_numbers(metrics), self._writer.file_writer
+        assert file_writer is not None  # until the writer is closed
         for summary in hparams(self._settings, figures):
-            self._writer.file_writer.add_summary(summary)
+            file_writer.add_summary(summary)
         self._add(figures)
         self._writer.close()
 

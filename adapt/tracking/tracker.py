@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapt.common import plain
-
-StepEntry = Mapping[str, Any]  # a line of log.jsonl
+from adapt.common.progress import LogEntry
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Tracker:
     def started(self, run: TrackedRun) -> None:
         """Called before training begins or resumes."""
 
-    def steps(self, entries: Sequence[StepEntry]) -> None:
+    def steps(self, entries: Sequence[LogEntry]) -> None:
         """Called with the entries of log.jsonl for the training steps since the last call."""
 
     def finished(self, metrics: Mapping[str, object]) -> None:
@@ -59,7 +57,7 @@ class Tracker:
         """Called when the run has failed or was interrupted (KeyboardInterrupt); the run may be resumed later."""
 
 
-def step_numbers(entry: StepEntry) -> dict[str, float]:
+def step_numbers(entry: LogEntry) -> dict[str, float]:
     """Return a dictionary of the numbers in a step's log entry, with names such as `train/loss` or `train/terms/kl`."""
     return {f"train/{name}": value for name, value in _numbers(entry) if name != "step"}
 

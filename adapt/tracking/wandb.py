@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapt.common.errors import missing
-from adapt.tracking.tracker import StepEntry, TrackedRun, Tracker, final_numbers, step_numbers
+from adapt.common.progress import LogEntry
+from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, step_numbers
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 logger = logging.getLogger("adapt")
 
@@ -20,6 +24,8 @@ class WeightsAndBiases(Tracker):
     the run directory, which `wandb sync` can upload later. Raises AdaptError if the extra `wandb` is not installed.
     """
 
+    _run: Run
+
     def __init__(self) -> None:
         # by default W&B reports its own errors, even offline
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -28,7 +34,6 @@ class WeightsAndBiases(Tracker):
         except ImportError:
             raise missing("wandb as a tracker", "Weights & Biases", "wandb") from None
         self._library = wandb
-        self._run: Any = None
 
     def started(self, run: TrackedRun) -> None:
         wandb = self._library
@@ -48,7 +53,7 @@ class WeightsAndBiases(Tracker):
         if not self._run.offline:
             logger.info("tracked at %s", self._run.url)
 
-    def steps(self, entries: Sequence[StepEntry]) -> None:
+    def steps(self, entries: Sequence[LogEntry]) -> None:
         for entry in entries:
             self._run.log(step_numbers(entry), step=entry["step"])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from adapt import methods, tasks
 from adapt.common.errors import AdaptError
+from adapt.common.progress import LogEntry
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.models.classifier import AdaptedModel
@@ -53,7 +54,7 @@ def zero_shot(training: Fitting, baseline: Model) -> dict[str, object]:
     return figures | ({"template": training.template} if isinstance(baseline, AdaptedModel) else {})
 
 
-def note_harm(metrics: dict[str, Any], history: list[dict[str, Any]]) -> None:
+def note_harm(metrics: dict[str, Any], history: list[LogEntry]) -> None:
     """Log a warning with advice if the adapted model is worse than the unadapted backbone on the test images."""
     figure, title = main_figure(metrics["adapted"])
     before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]

@@ -18,7 +18,7 @@ from adapt import tasks
 from adapt.common.devices import described, keeping_rng
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
-from adapt.common.progress import training_bar
+from adapt.common.progress import LogEntry, training_bar
 from adapt.common.validation import explain
 from adapt.data.bags import BagPooling, has_bags, singles
 from adapt.data.check import without_copies
@@ -400,7 +400,7 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
         with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
             time_left = LengthOfTime(model, training.batches, settings, trainer.plan.steps, trainer.position.step)
 
-            def step_done(entry: dict[str, object]) -> None:
+            def step_done(entry: LogEntry) -> None:
                 journal.step(entry)
                 report(entry)
                 time_left.step_done()

@@ -19,7 +19,7 @@ from adapt.backbones.load import load_backbone
 from adapt.common import hub, plain
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
-from adapt.common.progress import Progress, counting_bar, training_bar
+from adapt.common.progress import LogEntry, Progress, counting_bar, training_bar
 from adapt.common.validation import explain
 from adapt.data.folds import folds, kept_and_held
 from adapt.data.item import Item
@@ -245,7 +245,7 @@ class Fitting:
         *,
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Callable[[Step], Terms] | None = None,
-        after: Callable[[dict[str, object]], None] = lambda entry: None,
+        after: Callable[[LogEntry], None] = lambda entry: None,
         **changed: object,
     ) -> float:
         settings = self._stage(changed)
@@ -263,7 +263,7 @@ class Fitting:
         trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.processes)
         with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
 
-            def step_done(entry: dict[str, object]) -> None:
+            def step_done(entry: LogEntry) -> None:
                 after(entry)
                 report(entry)
 

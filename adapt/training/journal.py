@@ -7,11 +7,12 @@ import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from adapt.common import plain
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
+from adapt.common.progress import LogEntry
 from adapt.common.shown import shown
 from adapt.evaluation import stored
 from adapt.tracking import TrackedRun, Tracker
@@ -29,7 +30,7 @@ class Journal:
     def __init__(
         self, trackers: Sequence[Tracker], run: Run | None, method: str, settings: Mapping[str, object]
     ) -> None:
-        self.history: list[dict[str, Any]] = []
+        self.history: list[LogEntry] = []
         self._trackers, self._run, self._settings = list(trackers), run, settings
         self._name = method if run is None else "/".join(run.path.resolve().parts[-2:])
         self._told: dict[str, int] = {}  # by tracker: the last step that it was sent
@@ -57,7 +58,7 @@ class Journal:
             self._run.cut_log(step)
             self.history = self._run.history() if step else []
 
-    def step(self, entry: dict[str, object]) -> None:
+    def step(self, entry: LogEntry) -> None:
         """Append the log entry of a finished training step."""
         self.history.append(entry)
         if self._run is not None:

@@ -18,6 +18,7 @@ from adapt import tasks
 from adapt.common.devices import AUTO, prefers_bf16
 from adapt.common.errors import AdaptError
 from adapt.common.interrupt import graceful
+from adapt.common.progress import LogEntry, Report
 from adapt.data.item import Item
 from adapt.methods.base import Step, Terms, checked
 from adapt.models.base import Adapted
@@ -30,7 +31,6 @@ from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
 from adapt.training.schedules import learning_rate
 
-Report = Callable[[dict[str, object]], None]
 Loss = Callable[[Step], Terms]
 _ADVICE = "lower the learning rate, or train in fp32"
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -115,7 +115,7 @@ class Trainer:
             self.average.settle()
         return self.position
 
-    def _epoch(self) -> Iterator[dict[str, object]]:
+    def _epoch(self) -> Iterator[LogEntry]:
         """Take the remaining steps of the current epoch, and yield a log entry (loss, rate, ...) for each step."""
         position, accumulate = self.position, self.settings.accumulate
         remaining = self.batches.epoch(position.epoch, position.batch)
@@ -127,10 +127,15 @@ class Trainer:
             position.batch += len(group)
             position.step += 1
             position.seconds += elapsed
-            entry: dict[str, object] = {"step": position.step, "epoch": position.epoch, "loss": sum(terms.values())}
+            entry: LogEntry = {
+                "step": position.step,
+                "epoch": position.epoch,
+                "loss": sum(terms.values()),
+                "lr": rate,
+                "images_per_second": round(counts["items"] / elapsed, 1),
+            }
             if counts["answers"]:
                 entry["accuracy"] = counts["right"] / counts["answers"]
-            entry |= {"lr": rate, "images_per_second": round(counts["items"] / elapsed, 1)}
             if len(terms) > 1:
                 entry["terms"] = terms
             yield entry

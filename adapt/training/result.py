@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from adapt import methods
 from adapt.common import plain
 from adapt.common.errors import AdaptError, missing
+from adapt.common.progress import LogEntry
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # measurements of the machine, which differ between two equal runs
@@ -25,7 +27,7 @@ class Result:
     """The result of a training run, with `metrics` as in metrics.json, and a `history` of one log entry per step."""
 
     metrics: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[LogEntry]
     adapter: Path | None
 
     @property
@@ -142,7 +144,7 @@ class Result:
             outcome += f", {abs(gain):.1f} points {way} {self.metrics.get('baseline', 'zero-shot')}"
         return f"{method}: {outcome}"
 
-    def _draw(self, axes: Any, values: list[float], label: str, thin: bool = False) -> None:
+    def _draw(self, axes: Axes, values: list[float], label: str, thin: bool = False) -> None:
         """Draw a curve with the mean of `values` in each epoch; `values` contains one value for each step."""
         by_epoch: dict[int, list[float]] = {}
         for entry, value in zip(self.history, values, strict=True):
@@ -151,10 +153,10 @@ class Result:
         style = {"lw": 1.2, "ls": "-."} if thin else {"color": "#1f77b4"}
         axes.plot([epoch + 1 for epoch in by_epoch], means, label=label, **style)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params("x", integer=True)
 
 
-def read_history(log: Path) -> list[dict[str, Any]]:
+def read_history(log: Path) -> list[LogEntry]:
     """Return the entries of a run's log.jsonl. Raises AdaptError if the file is damaged."""
     try:
         entries = [plain.parse(line) for line in log.read_bytes().splitlines()]

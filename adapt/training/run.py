@@ -15,6 +15,7 @@ from adapt.common import plain
 from adapt.common.devices import accelerator, described
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
+from adapt.common.progress import LogEntry
 from adapt.common.shown import brief
 from adapt.formats.adapter import versions
 from adapt.training.result import read_history
@@ -169,7 +170,7 @@ class Run:
             write_text(path, plain.dump(recorded | {"text_memory": own}, indent=2) + "\n")
         return own if budget is None else budget
 
-    def log(self, entry: dict[str, object]) -> None:
+    def log(self, entry: LogEntry) -> None:
         """Append the log entry of a step to log.jsonl."""
         if not self.writes:
             return
@@ -182,7 +183,7 @@ class Run:
                 f"cannot write {log}: {error.strerror or error}; solve this problem, and continue the run with --resume"
             ) from error
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[LogEntry]:
         """Return the log entries of all steps in log.jsonl. Raises AdaptError if the file is damaged."""
         return read_history(self.path / "log.jsonl")
 

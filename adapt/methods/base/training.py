@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from adapt.common.progress import LogEntry
 from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.view import ImageModelView, ModelView
 
@@ -93,7 +94,7 @@ class Training(Protocol):
         *,
         parameters: Iterable[nn.Parameter] | None = None,
         loss: Callable[[Any], Terms] | None = None,
-        after: Callable[[dict[str, object]], None] = lambda entry: None,
+        after: Callable[[LogEntry], None] = lambda entry: None,
         **changed: Any,
     ) -> float:
         """Run a stage of training, and return its duration in seconds. `changed` overrides settings for this stage.

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
+from adapt.common.progress import LogEntry
 from adapt.methods.base import Step, Training
 
 LEAST_CHANCE = 1e-4  # the least chance of drawing a block, so that very low gates still allow different subsets
@@ -129,7 +130,7 @@ class Search:
             seconds=round(seconds + self.updating, 3),  # as in training, without decoding of images
         )
 
-    def _after(self, entry: dict[str, Any]) -> None:
+    def _after(self, entry: LogEntry) -> None:
         """Skip a new random subset of blocks after a training step, after updating the gates if an update is due."""
         self.since_update += 1
         if self.since_update >= self.config.turn and entry["epoch"] >= self.config.warmup_epochs:
