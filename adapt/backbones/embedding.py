@@ -23,6 +23,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.native import ChatRows, NativeVLM
 from adapt.backbones.preprocess import Preprocess
 from adapt.chats import Chat
+from adapt.common.plain import JsonObject
 
 QUESTION = "Summarize the above in one word."
 SIDE = 448  # pixels, where the model's processor has no size of its own
@@ -118,7 +119,7 @@ class EmbeddingVLM(DualEncoder):
     def reading(self) -> dict[str, object]:
         return super().reading() | {"question": self.states.question, "native": self.states.native.reading()}
 
-    def read_as(self, reading: dict[str, Any]) -> None:
+    def read_as(self, reading: JsonObject) -> None:
         self.states.question = reading.get("question", self.states.question)
 
     def caption_losses(self, images: Tensor, texts: Sequence[str], asked: str) -> Tensor:

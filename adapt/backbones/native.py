@@ -28,6 +28,7 @@ from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class NativeVLM(Backbone):
             "question": self.question,
         }
 
-    def read_as(self, reading: dict[str, Any]) -> None:
+    def read_as(self, reading: JsonObject) -> None:
         self.question = reading.get("question", self.question)
         recorded = reading.get("processor", {})
         self._prepare({name: recorded[name] for name in _OF_BUDGET if name in recorded})

@@ -16,6 +16,7 @@ from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tower import Tower, tokens_of
 from adapt.backbones.turns import alone
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class VisionLLM(Backbone):
     def reading(self) -> dict[str, object]:
         return super().reading() | {"prompt": self.prompt, "patch_block": self.patch_block}
 
-    def read_as(self, reading: dict[str, Any]) -> None:
+    def read_as(self, reading: JsonObject) -> None:
         self.prompt = reading.get("prompt", self.prompt)
         self.patch_block = reading.get("patch_block", self.patch_block)
 

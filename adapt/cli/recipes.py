@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from adapt.cli import options as common
 from adapt.common import plain
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _command(located: Located, file: RecipeFile, data: str | None) -> str:
     return shlex.join(["adapt", verb, recipe, *on, "--out", f"runs/{Path(recipe).stem}"])
 
 
-def _as_text(described: dict[str, Any], data: str | None) -> str:
+def _as_text(described: JsonObject, data: str | None) -> str:
     lines = [described["name"], "", described["comment"], "", f"Settings on {data}:" if data else "Settings:"]
     lines.append(_yaml(described["settings"]))
     for name, changes in described["on"].items():

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from adapt.common.errors import AdaptError
 
+JsonObject = dict[str, Any]  # texts, numbers, lists and further objects, by name
 T = TypeVar("T")
 
 DEPTH = 32  # the deepest nesting of lists and objects

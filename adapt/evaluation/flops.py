@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
 
 import torch
 from PIL import Image
@@ -53,12 +52,18 @@ def text_flops(model: AdaptedModel) -> float:
 def tower_flops(model: Adapted, towers: Collection[str]) -> float:
     """Return the FLOPs of `towers` for one image and one class, or of the full model if it answers questions."""
     if isinstance(model, ImageModel):
-        counted: dict[str, Callable[[Any], float]] = {"vision": image_flops, "text": text_flops}
-        return sum(counted[tower](model) for tower in towers)
+        return sum(_of_tower(model, tower) for tower in towers)
     if isinstance(model, ChatModel):
         return flops(lambda: model([[Image.new("RGB", _PICTURE)]], [QUESTION]))
     image = _image(model)
     return flops(lambda: model(image, [QUESTION]))
+
+
+def _of_tower(model: ImageModel, tower: str) -> float:
+    if tower == "vision":
+        return image_flops(model)
+    assert isinstance(model, AdaptedModel)  # the only kind with a text tower
+    return text_flops(model)
 
 
 def answer_flops(model: ImageModel) -> int:

@@ -12,8 +12,9 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adapt.common.plain import JsonObject
 from adapt.evaluation.scores import QuestionScores, scored
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class WordScores(QuestionScores):
     def _mean(self, values: Iterable[float]) -> float:
         return sum(values) / self.images
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         return {
             "accuracy": self.accuracy,
             "main_title": self.main_title,

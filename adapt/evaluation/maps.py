@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from adapt.common.plain import JsonObject
 from adapt.data.decoding.masks import mask_of
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
@@ -39,7 +39,7 @@ class MapScores(Scores):
         defined = tuple((name, area) for name, area in areas.items() if area is not None)
         return cls(**vars(scores), areas=defined)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         return super().figures() | dict(self.areas)
 
     def summary(self) -> dict[str, str]:

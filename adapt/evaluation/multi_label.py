@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from adapt.common.plain import JsonObject
 from adapt.data.item import Item
 from adapt.evaluation.scores import Scores
 from adapt.models.prediction import HALF, NONE, finite
@@ -79,7 +80,7 @@ class MultiLabelScores(Scores):
     def mean_average_precision(self) -> float:
         return sum(self.by_class.values()) / max(1, len(self.by_class))
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         return {
             "main": self.main,
             "main_title": self.main_title,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
+from adapt.common.plain import JsonObject
 from adapt.evaluation.scores import Scores
 
 TITLES = {"spearman": "Spearman", "pearson": "Pearson", "mean_absolute_error": "mean absolute error"}
@@ -26,7 +26,7 @@ class GradedScores(Scores):
         numbers = tuple(number for batch in predicted for number in batch.tolist())
         return cls(**vars(scores), targets=tuple(targets.tolist()), said=numbers)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import mean_absolute_error
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adapt.common.plain import JsonObject
 from adapt.evaluation.scores import QuestionScores
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class PairScores(QuestionScores):
         """The mean margin."""
         return sum(self.margins) / self.images
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         # every answer is its own class
         own = {"main_title": self.main_title, "mean_class_accuracy": self.accuracy, "margin": self.margin}
         return super().figures() | own

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from adapt.common.plain import JsonObject
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
@@ -44,7 +45,7 @@ class RetrievalScores(Scores):
     def by_class(self) -> dict[str, float]:
         return {}
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         return {
             "accuracy": self.accuracy,
             "images": self.images,
@@ -71,7 +72,7 @@ class LinkedScores(RetrievalScores):
         yield self.summary()["linked"]
         yield from super().lines(of)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         return {
             "accuracy": self.accuracy,
             "images": self.images,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from adapt.common.plain import JsonObject
 from adapt.evaluation.coverage import by_threshold
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Scores:
         """Return the number of images, the mean confidence and the accuracy for each non-empty confidence bin."""
         return reliability(self.confidence, self.right)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> JsonObject:
         """Return the few metrics that are saved in metrics.json and in the header of an adapter file."""
         return {
             "accuracy": self.accuracy,
@@ -123,7 +124,7 @@ def scored(
     )
 
 
-def main_figure(figures: Mapping[str, Any]) -> tuple[str, str]:
+def main_figure(figures: JsonObject) -> tuple[str, str]:
     """Return the name of the main metric, by which models are compared, and its title in tables."""
     return figures.get("main", Scores.main), figures.get("main_title", Scores.main_title)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
 from adapt.common.validation import explain
 from adapt.data.bags import BagPooling
@@ -26,7 +27,7 @@ class RecordedFingerprint(TypedDict):
 
     structure: str
     values: tuple[float, ...]
-    configuration: dict[str, Any]
+    configuration: JsonObject
 
 
 @with_config(_STRICT | ConfigDict(extra="allow"))
@@ -80,7 +81,7 @@ class Header(BaseModel):
     """How the method's logits become predictions: see `adapt.models.answers`."""
     recipe: dict[str, object] | None = None
     seed: int | None = None
-    metrics: dict[str, object] | None = None
+    metrics: JsonObject | None = None
 
     @field_validator("answers")
     @classmethod

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -15,6 +14,7 @@ from adapt.backbones.base import Backbone
 from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
 from adapt.common.validation import explain
 from adapt.formats import tensor_file
@@ -156,7 +156,7 @@ def _placed(
     return placed, [site for site in sites.values() if site in adapted]
 
 
-def _settings(config: dict[str, Any], sites: list[Place], backbone: Backbone) -> dict[str, object]:
+def _settings(config: JsonObject, sites: list[Place], backbone: Backbone) -> dict[str, object]:
     """Return the settings of adapt's LoRA that are equivalent to the settings of a peft adapter.
 
     adapt's LoRA scales by alpha / sqrt(rank), whereas peft usually scales by alpha / rank.

@@ -11,10 +11,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _check_size(size: int, most: int, unit: str, source: object, advice: str = "
         raise AdaptError(f"{source} has a header of {size:,} {unit}; expected at most {most:,}{advice}")
 
 
-def _check_tensor(name: str, entry: dict[str, Any]) -> None:
+def _check_tensor(name: str, entry: JsonObject) -> None:
     """Raise ValueError if a tensor's entry in the header has an unknown type or an invalid shape."""
     shape = tuple(entry["shape"])
     if entry["dtype"] not in _TYPES:

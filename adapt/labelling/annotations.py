@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError, nearest
@@ -48,13 +48,13 @@ def applied(split: Split, annotations: Iterable[Annotation]) -> Split:
     Raises AdaptError if a class loses its last training image.
     """
     last = {annotation.path: annotation for annotation in annotations if annotation.action != "skip"}
-    parts: dict[str, Any] = {
+    parts: dict[str, tuple[Item, ...]] = {
         part: tuple(_annotated(item, last) for item in getattr(split, part) if _stays(item, last)) for part in PARTS
     }
     labelled = tuple(item for item in parts["unlabelled"] if item.class_names)
     parts["unlabelled"] = tuple(item for item in parts["unlabelled"] if not item.class_names)
     parts["train"] += labelled
-    return replace(split, **parts)
+    return replace(split, **parts)  # type: ignore[arg-type]  # the names are those of parts
 
 
 def _stays(item: Item, last: dict[str, Annotation]) -> bool:

@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
+from adapt.backbones.base import Backbone
 from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_outside, write_csv, write_text
@@ -26,6 +26,7 @@ from adapt.labelling.proposals import Proposal
 from adapt.labelling.proposing import as_listed, in_order
 from adapt.loading import load
 from adapt.models.image_model import ImageModel
+from adapt.models.wrap import Model
 from adapt.training.relisted import LIST, RECIPE, on_list, recipe_of, write_list
 from adapt.training.run_recipe import run_recipe
 
@@ -92,7 +93,7 @@ class Labelling:
         """Return the folder of the run of a round."""
         return self.out / f"round-{number}"
 
-    def _loaded(self, run: Path, model: Any) -> ImageModel:
+    def _loaded(self, run: Path, model: Model) -> ImageModel:
         if not isinstance(model, ImageModel) or tuple(model.class_names) != self._begun.class_names:
             raise AdaptError(
                 f"{run} has an adapter of a {model.backbone.kind} with {len(model.class_names)} classes; expected one "
@@ -232,7 +233,7 @@ class Labelling:
         if split.test != self._tested:  # a review changed them
             before = evaluate(self._model, split.test).accuracy if split.test else None
         recipe = on_list(self._recipe, folder / LIST, split.turned)
-        backbone: Any = self._model.backbone  # of any kind that `load` has an overload for
+        backbone: Backbone = self._model.backbone
         try:
             result = run_recipe(recipe, folder, progress=self._progress, split=split, backbone=backbone)
         except BaseException:

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from math import isqrt
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +117,7 @@ class ADEMVL(Method[Step]):
     title = "ADEM-VL (Hao et al., IJCV 2025)"
     serves = ("vision LLM",)
     Config = ADEMVLConfig
-    example: ClassVar[dict[str, Any]] = {"scales": (4, 1), "hidden": 4, "vision_dim": 2}
+    example = {"scales": (4, 1), "hidden": 4, "vision_dim": 2}
     _norm: tuple[nn.LayerNorm]
 
     @property

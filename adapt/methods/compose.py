@@ -29,6 +29,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.methods import find, names
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Step, Terms, Training
@@ -110,7 +111,7 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
             part.check_settings()
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, object]) -> Iterable[str]:
+    def lines(cls, metrics: JsonObject) -> Iterable[str]:
         """Return the report lines about `metrics` from all reporting methods, which are empty for unused methods."""
         return chain.from_iterable(method.lines(metrics) for method in cls._reporting())
 

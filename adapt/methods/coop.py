@@ -12,7 +12,7 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -53,7 +53,7 @@ class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
     name = "coop"
     title = "CoOp (Zhou et al., IJCV 2022)"
     Config = CoOpConfig
-    example: ClassVar[dict[str, Any]] = {"n_ctx": 4}
+    example = {"n_ctx": 4}
     touches = frozenset({"text"})
 
     @property

@@ -19,7 +19,7 @@ of the student, whose features may drift: `train.terms={distill: 1}` holds them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from itertools import islice
 from math import isqrt
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.engine.watching import watched
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.aside import LearnsAside
@@ -78,7 +79,7 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
     reads = frozenset({"images"})
     weighs_classes = False
     learns_any_step = True
-    example: ClassVar[dict[str, Any]] = {"rank": 2, "decoder_layers": 1, "decoder_width": 12}
+    example = {"rank": 2, "decoder_layers": 1, "decoder_width": 12}
     _scale: Tensor
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
@@ -156,7 +157,7 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
             )
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+    def lines(cls, metrics: JsonObject) -> Iterable[str]:
         if errors := metrics.get("rebuilding"):
             gained = 100 * (1 - errors["locality"] / errors["control"])
             what = f"{gained:.1f} % less is due to the tower" if gained > 0 else "the tower gained nothing"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class MQT(Nested, Method[Step], ReadsPublished):
     serves = ("vision LLM",)
     touches = frozenset({"decoder"})
     Config = MQTConfig
-    example: ClassVar[dict[str, Any]] = {"tokens": 4}
+    example = {"tokens": 4}
     counted, counted_as = "tokens", "visual tokens"
 
     def __init__(self, **settings: object) -> None:

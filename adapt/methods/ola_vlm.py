@@ -15,7 +15,7 @@ Deviations:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,7 @@ class OLAVLM(LearnsAside, Projector):
     serves = ("vision LLM",)  # type: ignore[assignment]
     Config = OLAVLMConfig
     learns_any_step = True
-    example: ClassVar[dict[str, Any]] = {"task_tokens": 2, "heads": 1}
+    example = {"task_tokens": 2, "heads": 1}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         super().build(backbone, class_names)

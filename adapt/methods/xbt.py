@@ -12,9 +12,8 @@ The old index of image features stays valid for queries by the new backbone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.data.item import Item
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
 from adapt.methods.base.space import Projects
@@ -133,7 +133,7 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
                 schedule.step()
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+    def lines(cls, metrics: JsonObject) -> Iterable[str]:
         """Yield lines on recall at 1 in the old backbone's index, for text-to-image and image-to-text retrieval."""
         if "compatible" not in metrics:
             return

@@ -19,6 +19,7 @@ from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.untraced import untraced
 from adapt.data.bags import is_bag
 from adapt.data.decoding.images import picture_batches
@@ -78,7 +79,7 @@ class Adapted(nn.Module, Generic[B]):
         self.method = method
         self.class_names = tuple(class_names)
         self.checkpointing = checkpointing
-        self.metadata: dict[str, Any] = {}  # other entries of the adapter file: recipe, metrics, ...
+        self.metadata: JsonObject = {}  # other entries of the adapter file: recipe, metrics, ...
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # an unwrapped model has no turns to wait for

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.models.answers import PLAIN, Answers
 
 
@@ -60,7 +61,7 @@ class Prediction:
     images: tuple[ImageOfBag, ...] | None = None
     """For an item of several images, what each image says by itself, in their order."""
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         """Return the prediction as data for JSON, without features and with the class name under the key `class`."""
         top = [{"class": name, "probability": probability} for name, probability in self.top]
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}

@@ -6,8 +6,9 @@ import tomllib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from adapt.common.plain import JsonObject
 from adapt.data.readers import published as data_sets
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ ELEVEN = (
     "dtd", "eurosat", "ucf101",
 )  # fmt: skip
 
-PaperRow = dict[str, Any]
+PaperRow = JsonObject
 
 
 @cache
@@ -98,7 +99,7 @@ def data_set(source: str) -> str | None:
 
 
 @cache
-def _table() -> dict[str, Any]:
+def _table() -> JsonObject:
     return tomllib.loads(TABLE.read_text(encoding="utf-8"))
 
 

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapt.common import plain
+from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, main_figure
@@ -24,7 +24,7 @@ class PlainRun:
 
     path: Path
     recipe: dict[str, object]
-    metrics: dict[str, Any]
+    metrics: JsonObject
 
     @property
     def seed(self) -> int:

@@ -6,13 +6,14 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.protocols.run_protocol import Results
 from adapt.protocols.tables import figure_of, titles
 from adapt.protocols.tables_of_sets import Curve, curves, several_sets
@@ -116,7 +117,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
 
 
 @_plain_text
-def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping[str, Any]]) -> Figure:
+def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[JsonObject]) -> Figure:
     """Draw accuracy over coverage (the fraction of images classified), with a dot for each threshold in `rows`.
 
     Accuracies at a coverage below 3 % are not drawn, because they are not reliable.
@@ -141,7 +142,7 @@ def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[Mapping
 
 
 @_plain_text
-def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) -> Figure:
+def compared_methods(rows: Sequence[JsonObject], alike: Sequence[str]) -> Figure:
     """Draw each method's cross-validated accuracy with one standard error, in a dark colour for methods in `alike`."""
     figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -155,7 +156,7 @@ def compared_methods(rows: Sequence[Mapping[str, Any]], alike: Sequence[str]) ->
 
 
 @_plain_text
-def descriptor_bars(examples: Sequence[Mapping[str, Any]], images: Sequence[Image.Image | None]) -> Figure:
+def descriptor_bars(examples: Sequence[JsonObject], images: Sequence[Image.Image | None]) -> Figure:
     """Draw each image with its predicted class, and bars for the cosines to the best descriptors of the class.
 
     Bars are blue for right predictions and red for wrong predictions. `examples` are from explanations.json, and an

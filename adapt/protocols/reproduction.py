@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import first_of
 from adapt.data.readers.published import Published
 from adapt.data.split import Split
@@ -89,7 +90,7 @@ class Reproduction:
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""  # of the weights
     lists: dict[str, str] = field(default_factory=dict)  # SHA-256 of the files that list images and classes
-    environment: dict[str, Any] = field(default_factory=environment)
+    environment: JsonObject = field(default_factory=environment)
 
     @property
     def verdict(self) -> Verdict:

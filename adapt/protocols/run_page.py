@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 from adapt.evaluation import stored
 from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
@@ -63,7 +63,7 @@ class RunPage:
 def run_page(run: PlainRun) -> RunPage:
     """Return the report content for a finished run. Raises AdaptError if the run's files are damaged."""
     rows, metrics = _predictions(run.path), run.metrics
-    adapted: dict[str, Any] = metrics.get("adapted", {})
+    adapted: JsonObject = metrics.get("adapted", {})
     by_class: dict[str, float] = adapted.get("by_class", {})
     class_figure = adapted.get("class_figure", Scores.class_figure)
     # a confusion matrix needs one class for each image
@@ -121,14 +121,14 @@ def _confidences(rows: Sequence[dict[str, str]]) -> tuple[list[float], list[bool
     return [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
 
 
-def _coverage(rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, Any]], str]:
+def _coverage(rows: Sequence[dict[str, str]]) -> tuple[list[JsonObject], str]:
     """Return the coverage and accuracy at each confidence threshold, as rows and as a figure (SVG)."""
     confidence, right = _confidences(rows)
     thresholds = by_threshold(confidence, right)
     return thresholds, svg(coverage_curve(coverage_and_accuracy(confidence, right), thresholds))
 
 
-def _reliability(rows: Sequence[dict[str, str]], metrics: dict[str, Any]) -> str:
+def _reliability(rows: Sequence[dict[str, str]], metrics: JsonObject) -> str:
     after = reliability(*_confidences(rows))
     calibration = metrics.get("calibration", {})
     bins, name = {}, "as trained"

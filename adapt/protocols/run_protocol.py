@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from adapt.common import plain
 from adapt.common.disk import write_csv, write_text
+from adapt.common.plain import JsonObject
 from adapt.common.progress import readable_time
 from adapt.protocols.engines import Engine
 from adapt.protocols.protocol import Figures, Protocol
@@ -49,7 +50,7 @@ class Results(TypedDict):
     """The results of a protocol, as stored in a JSON file."""
 
     protocol: str
-    recipe: dict[str, Any]
+    recipe: JsonObject
     environment: dict[str, object]
     runs: list[Row]
     summary: list[Summary]

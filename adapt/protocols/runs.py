@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from adapt.backbones import families
 from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.data.check import without_broken
 from adapt.data.split import Split, items_id
 from adapt.evaluation import stored
@@ -37,7 +37,7 @@ from adapt.training.start import check_can_start
 
 RETRIES = 2  # of a run whose process dies
 TARGETS = "targets.json"
-Row = dict[str, Any]  # run, shots, seed, train_set and, in [0, 1], figures by name
+Row = JsonObject  # run, shots, seed, train_set and, in [0, 1], figures by name
 
 
 @dataclass(frozen=True)

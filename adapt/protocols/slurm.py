@@ -11,11 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError, missing
 from adapt.common.shown import one_line
 from adapt.protocols.runs import RETRIES, PlannedRun, Row, is_finished
+
+if TYPE_CHECKING:
+    from submitit import Executor, Job
 
 FOLDER = "slurm"
 MINUTES = 24 * 60  # of a job, where `time` is not given: SLURM stops it then, and it goes on in another
@@ -72,10 +75,10 @@ def rows(
 class _Jobs:
     """The jobs of some runs, and the rows of those that are done."""
 
-    def __init__(self, executor: Any, compute: Callable[..., Row], arguments: Sequence[object]) -> None:
+    def __init__(self, executor: Executor, compute: Callable[..., Row], arguments: Sequence[object]) -> None:
         self._executor, self._compute, self._arguments = executor, compute, arguments
         self._runs: dict[str, PlannedRun] = {}
-        self._there: dict[str, Any] = {}
+        self._there: dict[str, Job[Row | AdaptError | None]] = {}
         self._deaths = Counter[str]()
         self._done: dict[str, Row | AdaptError] = {}
 
@@ -132,12 +135,12 @@ class _Jobs:
             time.sleep(POLL)
 
 
-def _result(name: str, job: Any) -> Row | AdaptError | None:
+def _result(name: str, job: Job[Row | AdaptError | None]) -> Row | AdaptError | None:
     """Return the row of a job that is done, the error of its run, or None if it died or reached its time limit."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
     try:
-        row: Row | AdaptError | None = job.result()
+        row = job.result()
     except FailedJobError as error:
         return AdaptError(f"{name} failed: {_last_line(error)}; its log is {job.paths.stderr}")
     except UncompletedJobError:
@@ -145,11 +148,11 @@ def _result(name: str, job: Any) -> Row | AdaptError | None:
     return row
 
 
-def _all_gone(jobs: Iterable[Any]) -> bool:
+def _all_gone(jobs: Iterable[Job[Row | AdaptError | None]]) -> bool:
     return all(job.done(force_check=True) for job in jobs)
 
 
-def _executor(folder: Path, at_once: int, options: Mapping[str, str]) -> Any:
+def _executor(folder: Path, at_once: int, options: Mapping[str, str]) -> Executor:
     try:
         import submitit
     except ImportError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 from adapt import methods, tasks
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
@@ -54,7 +54,7 @@ def zero_shot(training: Fitting, baseline: Model) -> dict[str, object]:
     return figures | ({"template": training.template} if isinstance(baseline, AdaptedModel) else {})
 
 
-def note_harm(metrics: dict[str, Any], history: list[LogEntry]) -> None:
+def note_harm(metrics: JsonObject, history: list[LogEntry]) -> None:
     """Log a warning with advice if the adapted model is worse than the unadapted backbone on the test images."""
     figure, title = main_figure(metrics["adapted"])
     before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adapt import methods
 from adapt.common import plain
 from adapt.common.errors import AdaptError, missing
+from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
@@ -26,7 +26,7 @@ _OF_THE_MACHINE = ("seconds", "share_of_training", "estimated_bytes")
 class Result:
     """The result of a training run, with `metrics` as in metrics.json, and a `history` of one log entry per step."""
 
-    metrics: dict[str, Any]
+    metrics: JsonObject
     history: list[LogEntry]
     adapter: Path | None
 
@@ -167,7 +167,7 @@ def read_history(log: Path) -> list[LogEntry]:
     return entries
 
 
-def reproducible(metrics: Mapping[str, object]) -> dict[str, object]:
+def reproducible(metrics: JsonObject) -> dict[str, object]:
     """Return nested `metrics` without times and memory sizes, so that two equal runs write identical adapters."""
     stable = {key: value for key, value in metrics.items() if key not in _OF_THE_MACHINE}
-    return {key: reproducible(value) if isinstance(value, Mapping) else value for key, value in stable.items()}
+    return {key: reproducible(value) if isinstance(value, dict) else value for key, value in stable.items()}

@@ -7,7 +7,7 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +15,7 @@ from adapt.common import plain
 from adapt.common.devices import accelerator, described
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
 from adapt.common.shown import brief
 from adapt.formats.adapter import versions
@@ -195,7 +196,7 @@ class Run:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[:step]
             write_text(log, "".join(f"{line}\n" for line in lines))
 
-    def finish(self, metrics: dict[str, object]) -> None:
+    def finish(self, metrics: JsonObject) -> None:
         """Write metrics.json, and delete the checkpoint."""
         write_text(self.path / "metrics.json", plain.dump(metrics, indent=2) + "\n")
         self.checkpoint.unlink(missing_ok=True)
@@ -206,7 +207,7 @@ def _of_any_device(recipe: str) -> str:
     return "".join(line for line in recipe.splitlines(keepends=True) if not line.startswith("device: "))
 
 
-def environment() -> dict[str, Any]:
+def environment() -> JsonObject:
     """Return the hardware, number of threads and library versions, on which a result may depend besides the recipe."""
     import torch
 

@@ -24,11 +24,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from adapt import tasks
 from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
 from adapt.data.decoding.addresses import is_address
 from adapt.data.decoding.files import under
@@ -213,7 +213,7 @@ def _without_other_images(row: Mapping[str, object], where: str) -> tuple[dict[s
     return rest, others
 
 
-def _preference(row: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str]:
+def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
     """Return a row that ends with the chosen answer, without the keys of preferences, and the rejected answer."""
     rest = {key: value for key, value in row.items() if key not in _PREFERENCES}
     given = [key for key in _PREFERENCES if key in row]

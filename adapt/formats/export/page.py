@@ -12,10 +12,10 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.formats.export.forms import DATA, ONNX
 
 PAGE = "index.html"
@@ -51,7 +51,7 @@ def read_runtime(folder: str | Path | None) -> Runtime:
         raise AdaptError(f"{folder} is not an onnxruntime-web package ({error}): {HINT}") from error
 
 
-def write(folder: Path, record: dict[str, Any], runtime: Runtime) -> None:
+def write(folder: Path, record: JsonObject, runtime: Runtime) -> None:
     """Replace the ONNX model in `folder` by an `index.html` that contains the model; record the runtime in `record`.
 
     Raises AdaptError if the model is too large for browsers.

@@ -6,11 +6,12 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from adapt.common.plain import JsonObject
 from adapt.methods.base.step import Step
 from adapt.methods.base.training import Training
 from adapt.methods.base.traits import Reports, SetAtUse
@@ -47,7 +48,7 @@ class Nested(SetAtUse, Reports):
         training.note(**{self.counted: shares, f"{self.counted}_items": items})
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+    def lines(cls, metrics: JsonObject) -> Iterable[str]:
         """Yield a line on the share of right answers by the number of elements."""
         if cls.counted in metrics:
             shares = ", ".join(f"{number}: {100 * share:.1f} %" for number, share in metrics[cls.counted].items())

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.plain import JsonObject
 from adapt.common.validation import with_changes
 from adapt.data.pooling import bag_sum
 
@@ -301,7 +302,7 @@ class Reports(Trait):
     """The trait of methods that report additional results of a training run, such as the skipped blocks."""
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, object]) -> Iterable[str]:
+    def lines(cls, metrics: JsonObject) -> Iterable[str]:
         """Return lines of text that report this method's results, from all `metrics` of a run."""
         return ()
 

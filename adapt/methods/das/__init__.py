@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Parallel
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Step, Training
 from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
@@ -137,7 +138,7 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
         return frozenset(self.config.towers)
 
     @classmethod
-    def lines(cls, metrics: Mapping[str, Any]) -> Iterable[str]:
+    def lines(cls, metrics: JsonObject) -> Iterable[str]:
         if search := metrics.get("search"):
             saved, share = 100 * (1 - search["kept_flops"]), 100 * search["share_of_training"]
             yield f"skipped    {', '.join(search['chosen'])}: {saved:.0f} % of operations saved"

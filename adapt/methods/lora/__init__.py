@@ -127,7 +127,7 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
     serves = KINDS
     Config = LoRAConfig
     tasks = frozenset({"classes", "pairs", "records"})
-    example: ClassVar[dict[str, Any]] = {"dropout": 0.0}
+    example = {"dropout": 0.0}
     _sites_of: dict[Place, Projection]
     _shell: Any  # an nn.ModuleDict of peft's layers
     _in_training: bool
