@@ -30,7 +30,7 @@ from adapt.recipe import Recipe, read_recipe
 from adapt.training.fit import train
 from adapt.training.run_recipe import build, training_of, with_validation
 
-Images = Sequence[object] | np.ndarray
+_Images = Sequence[object] | np.ndarray
 _DATA = "the images of fit"  # the name of the data in the recipe; no data set is called so
 
 
@@ -76,7 +76,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.device = device
         self.random_state = random_state
 
-    def fit(self, X: Images, y: npt.ArrayLike | None) -> Self:
+    def fit(self, X: _Images, y: npt.ArrayLike | None) -> Self:
         """Train on images `X` with labels `y`, and return the estimator."""
         from sklearn.utils.multiclass import check_classification_targets
         from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -103,13 +103,13 @@ class Classifier(ClassifierMixin, BaseEstimator):
         self.model_: Any = model
         return self
 
-    def predict(self, X: Images) -> np.ndarray:
+    def predict(self, X: _Images) -> np.ndarray:
         """Return the most probable label of each image, as an array `(n,)`."""
         most_probable = self.predict_proba(X).argmax(axis=1)  # first: it refuses an estimator that is not fitted
         labels: np.ndarray = self.classes_[most_probable]
         return labels
 
-    def predict_proba(self, X: Images) -> np.ndarray:
+    def predict_proba(self, X: _Images) -> np.ndarray:
         """Return the probabilities of the labels for each image `(n, n_classes)`, in the order of `classes_`."""
         from sklearn.utils.validation import check_is_fitted
 
@@ -148,7 +148,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
 
 
 @contextmanager
-def _items(images: Images, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
+def _items(images: _Images, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
     """Yield labelled images as data set items; images that are not files are saved losslessly to temporary files."""
     with TemporaryDirectory(prefix="adapt-") as folder:
         yield tuple(

@@ -38,7 +38,7 @@ def outside_inference_mode() -> Iterator[None]:
 
 
 class BackboneParts(TypedDict):
-    """What every backbone is made of besides its tokenizer: the arguments of `Backbone`."""
+    """The arguments of `Backbone` besides its tokenizer."""
 
     model: nn.Module
     towers: dict[str, Tower]
