@@ -298,7 +298,7 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
 
     Raises AdaptError before any run if a recipe or a data set is wrong, or if two data sets have the same name.
     """
-    from adapt.protocols.papers import ELEVEN
+    from adapt.protocols.protocol import ELEVEN
     from adapt.protocols.runs import check
 
     sources = [name for each in sets for name in (ELEVEN if each == "eleven" else [each])]

@@ -16,7 +16,7 @@ from adapt.models.base import evaluating
 from adapt.models.prediction import Prediction, Wanted, predictions
 
 if TYPE_CHECKING:
-    from adapt.models.classifier import AdaptedModel
+    from adapt.models.image_model import ImageModel
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Explanation:
     reasons: tuple[Reasons, ...]
 
 
-def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
+def explained(model: ImageModel, images: object, wanted: Wanted, batch_size: int) -> Iterator[Explanation]:
     """Yield an `Explanation` for each image. Raises AdaptError if the method does not classify by descriptors."""
     explains = check_descriptors(model)
     for pixels in model.pixels_of(images, batch_size):
@@ -49,7 +49,7 @@ def explained(model: AdaptedModel, images: object, wanted: Wanted, batch_size: i
         yield from batch
 
 
-def check_descriptors(model: AdaptedModel) -> Explains:
+def check_descriptors(model: ImageModel) -> Explains:
     """Return the method that supplies class descriptors. Raises AdaptError if no method supplies descriptors."""
     explains = trait(model.method, Explains)
     if explains is None or not model.class_names:
@@ -60,7 +60,7 @@ def check_descriptors(model: AdaptedModel) -> Explains:
     return explains
 
 
-def _of_batch(model: AdaptedModel, explains: Explains, pixels: Tensor, wanted: Wanted) -> Iterator[Explanation]:
+def _of_batch(model: ImageModel, explains: Explains, pixels: Tensor, wanted: Wanted) -> Iterator[Explanation]:
     step = ImageStep(model, pixels)
     cosines = [step.features @ own.T for own in step.prompt_features]  # (b, m) of each class
     label = {name: number for number, name in enumerate(model.class_names)}

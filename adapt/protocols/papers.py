@@ -18,11 +18,6 @@ TABLE = Path(__file__).with_name("papers.toml")
 FEW_SHOT, ZERO_SHOT = "few_shot", "zero_shot"
 _BACKBONE, _SEEDS = "ViT-B/16", [1, 2, 3]  # the defaults of rows
 _EIGHTY = "eighty"
-ELEVEN = (
-    "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
-    "dtd", "eurosat", "ucf101",
-)  # fmt: skip
-
 PaperRow = JsonObject
 
 

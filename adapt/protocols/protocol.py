@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from itertools import product
 
 from adapt.common.errors import AdaptError
-from adapt.protocols.papers import ELEVEN
 from adapt.protocols.runs import PlannedRun, Target
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import one_length, set_key
+
+ELEVEN = (
+    "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
+    "dtd", "eurosat", "ucf101",
+)  # fmt: skip
 
 Figures = dict[str, float]
 
