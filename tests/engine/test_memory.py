@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,6 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
-from adapt.common.memory import free_bytes, readable_bytes
 from adapt.engine.budget import activation_bytes, classes_within
 
 
@@ -92,20 +89,3 @@ def test_parts_are_as_equal_as_can_be(keeps: bool, open_clip: Backbone) -> None:
     assert classes_within(2 * (7 * row + 5 * row * 60), tower, 60, 5, 7, 10, keeps) == 60
     assert classes_within(2 * (7 * row + 5 * row * 60), tower, 61, 5, 7, 10, keeps) == 31  # one too many: two parts
     assert classes_within(0, tower, 100, 5, 3, 10, keeps) == 1
-
-
-SIZES = [(5, "5 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"), (3 * 2**20, "3.0 MiB")]
-SIZES += [(2**31, "2.0 GiB"), (200 * 2**30, "200.0 GiB")]
-
-
-@pytest.mark.parametrize(("size", "text"), SIZES)
-def test_bytes_read_well(size: int, text: str) -> None:
-    assert readable_bytes(size) == text
-
-
-def test_free_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the device that is asked about: of a GPU what is free of it, else what the system can hand out."""
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=123))
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (7 + device.index, 100))
-    assert free_bytes(torch.device("cpu")) == 123
-    assert free_bytes(torch.device("cuda:1")) == 8
