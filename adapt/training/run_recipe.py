@@ -55,9 +55,7 @@ def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
     note_passed_over(recipe.data.source, split)
     if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
-    if (
-        split.ratios is not None
-    ):  # the data came without parts: train on the images that were cut off for validation too
+    if split.ratios is not None:  # it came without parts: what was cut off for validation is for training too
         split = replace(split, train=split.train + split.val, val=())
     split = whole = with_validation(split, recipe)
     check_learned(method, split.task, shown(split.name))
