@@ -184,13 +184,15 @@ def located(path: str | Path) -> Path:
     """Return the adapter file that `path` refers to, where `path` may also be a run directory or a name on the hub.
 
     A compact folder, or a folder in peft's layout, is returned unchanged. An adapter on the hub is downloaded first.
-    Raises AdaptError as `publishing.fetch` does.
+    Raises AdaptError as `publishing.fetch` does, and for a run that is not finished.
     """
     if hub.is_name(path):
         return publishing.fetch(path)
     path = Path(path)
     own_layout = any((path / name).is_file() for name in (compact.TENSORS, peft_layout.CONFIG))
     is_run = (path / "recipe.yaml").is_file()
+    if is_run and not (path / NAME).is_file():
+        raise AdaptError(f"the run in {path} is not finished, and has no adapter yet: continue the run with --resume")
     return path / NAME if is_run or (not own_layout and (path / NAME).is_file()) else path
 
 

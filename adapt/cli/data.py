@@ -92,9 +92,11 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
     split, inconsistent = looking.read_leniently(source, _root(folder, root))
     parts = (*common.PARTS, "unlabelled") if split.unlabelled else common.PARTS
     sizes = ", ".join(_size(part, getattr(split, part)) for part in parts)
-    contents = f"{len(split.class_names):,} classes; images" if split.class_names else split.kind
-    click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     items = list(split.items())
+    what = split.kind if items else "no images"
+    classes = len(split.class_names)
+    contents = f"{classes:,} class{'es' * (classes > 1)}; images" if classes else what
+    click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     facts = [*split.task.facts(items)] if items else []
     for line in facts if backbone is None else [*facts, _tokens(items, backbone)]:
         click.echo(f"  {line}")
@@ -210,12 +212,12 @@ def show(
 
     SOURCE and ROOT are the same as for `adapt data check`. An image that cannot be decoded is crossed out.
     """
-    from adapt.common.disk import check_writable, replacing
+    from adapt.common.disk import check_free, replacing
     from adapt.common.progress import counting_bar
     from adapt.data.contact_sheet import contact_sheet
     from adapt.data.readers import load
 
-    check_writable(out)
+    check_free(out, "file")
     split = load(source, _root(folder, root), names)
     drawn = split.train if split.train and split.train[0].path else split.test
     items = getattr(split, part) if part else drawn
@@ -245,12 +247,12 @@ def match(
     The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
     from adapt.cli.quiet import quiet_libraries
-    from adapt.common.disk import check_writable, write_csv
+    from adapt.common.disk import check_free, write_csv
     from adapt.common.progress import counting_bar
     from adapt.data.readers import load
     from adapt.data.readers.descriptors_file import read_descriptors
 
-    check_writable(out)
+    check_free(out, "file")
     split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)
     split.check_classes()
     _check_files(split)
@@ -299,12 +301,12 @@ def filter_by_perplexity(
       adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
     """
     from adapt.cli.quiet import quiet_libraries
-    from adapt.common.disk import check_writable, write_text
+    from adapt.common.disk import check_free, write_text
     from adapt.common.plain import dump
     from adapt.common.progress import counting_bar
     from adapt.data.readers import load as read
 
-    check_writable(out)
+    check_free(out, "file")
     if backbone is None and adapter is None:
         raise AdaptError("no model is given to read the answers: give --backbone, --adapter, or both")
     split = read(source, _root(folder, root))

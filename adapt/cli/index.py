@@ -11,7 +11,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.common import plain
-from adapt.common.disk import check_writable
+from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
@@ -68,7 +68,7 @@ def index(
     from adapt.common.progress import counting_bar
     from adapt.data.readers.csv_file import read_pairs
 
-    check_writable(out)
+    check_free(out, "file")
     if root is not None and not of_pairs:
         raise AdaptError("--root is the folder of the images for --pairs: leave --root out, or add --pairs")
     if adapter is None:

@@ -81,6 +81,8 @@ def evaluate_adapter(
             _print(each, split, part, as_json, cache, blended=True)
         if not shares:
             _print(model, split, part, as_json, cache)
+        if part != "train":
+            _note_learned(adapter, _measured(split, part))
     if not as_json:
         _tell_parts(split, part)
 
@@ -143,6 +145,24 @@ def zeroshot(
         _tell_parts(split, part)
 
 
+def _note_learned(adapter: Path, items: Sequence[Item]) -> None:
+    """Print a warning if the run that `adapter` is from, or the adapter of, was trained on some of the `items`."""
+    from adapt.data.readers.lines import csv_rows
+    from adapt.training.run import PICKS
+
+    listed = (adapter if adapter.is_dir() else adapter.parent) / PICKS
+    if not listed.is_file():
+        return
+    learned = {row.get("path") for row in csv_rows(listed)[1]}
+    known = sum(not learned.isdisjoint(item.paths) for item in items)
+    if known:
+        click.echo(
+            f"warning: the adapter was trained on {known:,} of these {len(items):,} images (listed in {listed}), so "
+            "that the figures say little about new images",
+            err=True,
+        )
+
+
 def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:
     """Return an error message that lists the differences between the class names of the data and of an adapter."""
     unknown, lacking = ([name for name in one if name not in other] for one, other in ((own, learned), (learned, own)))
@@ -157,6 +177,9 @@ def _measured(split: Split, part: str) -> tuple[Item, ...]:
     if part == common.ALL:
         return tuple(item for item in split.items() if item.paths)
     items: tuple[Item, ...] = getattr(split, part)
+    if not items:
+        parts = ", ".join(f"{name} {size:,}" for name, size in _sizes(split).items() if size) or "none"
+        raise AdaptError(f"{shown(split.name)} has no {part} images; its images: {parts}. Give --part all, or another")
     return items
 
 

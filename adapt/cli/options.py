@@ -108,9 +108,12 @@ def say_backbone(name: str, source: str) -> None:
 
     click.echo(f"backbone   {name}", err=True)
     if name.removeprefix("embed:").partition("+")[0] in BUNDLED and not is_bundled(source):
+        better = "a CLIP of photographs (--backbone open_clip:ViT-B-16-quickgelu/openai)"
+        if name == "mini-vlm":
+            better = "a model of photographs (such as --backbone hf:HuggingFaceTB/SmolVLM-256M-Instruct)"
         click.echo(
-            f"{'':10} {name} was trained on drawings of emoji, not on photographs: it is good for trying things out; a "
-            "CLIP of photographs (--backbone open_clip:ViT-B-16-quickgelu/openai) is far better on them",
+            f"{'':10} {name} was trained on drawings of emoji, not on photographs: it is good for trying things out; "
+            f"{better} is far better on them",
             err=True,
         )
 

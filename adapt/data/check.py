@@ -105,8 +105,8 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used: {_first(problems)}. List all problems with `adapt data check`, or leave the "
-            "images out with data.broken=skip"
+            f"{count} cannot be used: {_first(problems)}. List all problems with `adapt data check` and remove the "
+            "files, or leave them out of a training with data.broken=skip"
         )
     logger.warning("left out %s: %s", count, _first(problems))
     return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)

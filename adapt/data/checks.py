@@ -97,6 +97,15 @@ def lost_classes(looked: Looked) -> Iterator[Finding]:
             yield Finding("classes", line, [{"class": name, "train": listed[name], "readable": 0}], stops=True)
 
 
+def alone(looked: Looked) -> Iterator[Finding]:
+    """Yield a finding if there is a single class, so that there is nothing to distinguish."""
+    names = looked.split.class_names
+    if len(names) == 1 and looked.split.train and looked.split.task.divisible:
+        line = f"only one class, {names[0]!r}: there is nothing to distinguish"
+        listed = _by_class(looked.split.train)[names[0]]
+        yield Finding("classes", line, [{"class": names[0], "train": listed, "readable": ""}])
+
+
 def single(looked: Looked) -> Iterator[Finding]:
     """Yield a finding that lists the classes with a single training image, too few to hold any out for validation."""
     listed = _by_class(looked.split.train)
@@ -159,7 +168,7 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
         first: dict[tuple[str, object], Item] = {}
         for part, item in group:
             other = first.setdefault((part, item.label), item)
-            rows += [_pair(looked, part, item, part, other)] if other.path != item.path else []
+            rows += [_pair(looked, part, item, part, other)] if other is not item else []
     if rows:
         yield Finding("duplicates", f"the same picture twice in one part: {_pairs(looked, rows)}", rows)
 
@@ -230,6 +239,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     untrainable,
     empty_classes,
     lost_classes,
+    alone,
     single,
     skipped,
     contradictions,

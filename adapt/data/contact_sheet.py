@@ -77,8 +77,8 @@ def _font(path: str | os.PathLike[str] | None) -> ImageFont.FreeTypeFont:
         try:
             import matplotlib
         except ImportError:
-            needed = missing("Drawing names in its font", "matplotlib", "plot")
-            raise AdaptError(f"{needed}, or give a TrueType file as font") from None
+            needed = missing("Drawing class names in DejaVu Sans", "matplotlib", "plot")
+            raise AdaptError(f"{needed}, or give a TrueType file (--font, font=)") from None
         path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     try:
         return ImageFont.truetype(path, _FONT_SIZE)

@@ -47,11 +47,19 @@ class Looked:
 
     @cached_property
     def alike(self) -> list[list[tuple[str, Item]]]:
-        """Groups of two or more copies of an image, with the same pixels and question, across all parts."""
+        """Groups of two or more copies of an image, with the same pixels and question, across all parts.
+
+        A copy is another file, or the same file with the same label once more.
+        """
         groups: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
             groups[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
-        return [copies for copies in groups.values() if len({item.path for _, item in copies}) > 1]
+        apart = {key: {(item.path, item.label) for _, item in copies} for key, copies in groups.items()}
+        return [
+            copies
+            for key, copies in groups.items()
+            if len({path for path, _ in apart[key]}) > 1 or len(apart[key]) < len(copies)
+        ]
 
     def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
         """Return (path, facts) of the readable files for which `which(path, facts)` is true, sorted by path."""

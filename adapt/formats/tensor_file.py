@@ -104,7 +104,7 @@ def describe(path: Path, what: What = ADAPTER) -> Described:
 
 def _header_text(path: Path, what: What) -> bytes:
     if not path.is_file():
-        raise AdaptError(f"there is no {what.name} at {path}")
+        raise AdaptError(f"there is no {what.name} at {path}: check the path")
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -18,6 +18,7 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from adapt.backbones.base import Backbone
     from adapt.data.item import Item
     from adapt.data.split import Split
     from adapt.evaluation.inference import Inference
@@ -200,14 +201,19 @@ class Task:
     def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
         """Raise AdaptError, before any image is decoded, if `model` cannot be scored on `items`."""
 
-    def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
-        """Raise AdaptError if `model` cannot do this task, or if the class of an item is not a class of `model`."""
-        kind = model.backbone.kind
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Raise AdaptError if a backbone of this kind cannot do this task."""
+        kind = backbone.kind
         if kind not in self.backbones:
             raise AdaptError(
-                f"the data are {self.items_are}, but {model.backbone.describe()} is a {kind}: use a "
+                f"the data are {self.items_are}, but {backbone.describe()} is a {kind}: use a "
                 f"{' or a '.join(sorted(self.backbones))}, or give data for a {kind}"
             )
+
+    def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
+        """Raise AdaptError if `model` cannot do this task, or if the class of an item is not a class of `model`."""
+        self.check_backbone(model.backbone)
+        kind = model.backbone.kind
         if self.classes_are and not model.class_names and kind == "dual encoder":
             raise AdaptError(
                 f"the model has no classes, but the data has classes such as {items[0].answer!r}: give the class "

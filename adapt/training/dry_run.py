@@ -21,7 +21,7 @@ from adapt.training.batches import Shares
 from adapt.training.chat_memory import chat_bytes
 from adapt.training.loop import Length, precision_on
 from adapt.training.processes import ALONE
-from adapt.training.run_recipe import backbone_of, build, listed_data, training_of
+from adapt.training.run_recipe import backbone_of, build_for, listed_data, training_of
 
 if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
@@ -41,7 +41,7 @@ def planned(recipe: Recipe) -> Iterator[str]:
     outlined = recipe.start is None and recipe.quantize is None  # checks of both read the weights
     backbone = (outline(recipe.backbone) if outlined else None) or backbone_of(recipe)
     with outside_inference_mode():
-        model = build(recipe, split.task.class_names_for(backbone.kind, split.class_names), backbone)
+        model = build_for(split, recipe, backbone)
     training = training_of(recipe, model, split)
     counted = sum(parameter.numel() for parameter in backbone.model.parameters())
     trained = sum(parameter.numel() for parameter in model.method.trains())

@@ -94,12 +94,30 @@ def fit(
     images that cannot be decoded, a training step that does not fit into memory, or a loss that is not finite. Raises
     KeyboardInterrupt if the user stops the training.
     """
+    unlabelled = settings.get("unlabelled_set", ())
+    _check_arguments(model, train_set=train_set, test_set=test_set, val_set=val_set, unlabelled_set=unlabelled)
     tracking = trackers(track, out)
-    if unlabelled := settings.get("unlabelled_set"):
+    if unlabelled:
         settings["unlabelled_set"] = without_copies(unlabelled, [*train_set, *val_set, *test_set])
     training = checked(model, train_set, test_set, val_set=val_set, **settings)
     with _directory(out, training, resume) as run:
         return train(training, run, tracking, progress)
+
+
+def _check_arguments(model: object, **sets: object) -> None:
+    """Raise AdaptError if `model` is not an adapted model, or if one of the `sets` is not a sequence of items."""
+    if not isinstance(model, Adapted):
+        raise AdaptError(f"model is a {type(model).__name__}; expected what adapt.wrap(backbone, method) returns")
+    for name, items in sets.items():
+        other = items
+        if isinstance(items, Sequence) and not isinstance(items, str):
+            other = next((each for each in items if not isinstance(each, Item)), None)
+            if other is None:
+                continue
+            name = f"an element of {name}"
+        raise AdaptError(
+            f"{name} is a {type(other).__name__}; expected items, such as those of adapt.data.load(DATA).train"
+        )
 
 
 def checked(

@@ -21,6 +21,7 @@ from adapt.common.shown import brief
 from adapt.formats.adapter import versions
 from adapt.training.result import read_history
 
+PICKS = "train_images.csv"  # the training images of a run
 _OF_THE_START = ("environment.json", "tracking.json")  # written before anything is learned
 
 
@@ -94,7 +95,7 @@ class Run:
 
     @property
     def picks(self) -> Path:
-        return self.path / "train_images.csv"
+        return self.path / PICKS
 
     @property
     def tracking(self) -> Path:

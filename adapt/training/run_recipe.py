@@ -12,10 +12,12 @@ from statistics import median
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.common.devices import chosen, keeping_rng
+from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import shown
 from adapt.data.check import without_broken, without_copies
+from adapt.data.readers import folder_of
 from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.methods.base.traits import LearnsUnseen, chosen_setting, has_trait, needs_labels, reads_unlabelled
@@ -68,6 +70,11 @@ def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
     split = split.only(recipe.data.classes)
+    if len(split.class_names) == 1 and split.task.divisible:
+        logger.warning(
+            "%s has only one class, %r: there is nothing to distinguish; add a second class",
+            shown(split.name), split.class_names[0],
+        )  # fmt: skip
     if recipe.data.rest == "unlabelled":
         split = split.keeping_rest(whole.only(recipe.data.classes))
     if split.unlabelled and not (unlabelled or reads_unlabelled(method)):
@@ -155,6 +162,15 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
     return model
 
 
+def build_for(split: Split, recipe: Recipe, backbone: Backbone) -> Adapted:
+    """Return a model with the recipe's method for the data `split`. Raises AdaptError if `backbone` cannot do its task.
+
+    The error comes before those of the method, which may need parts that only other kinds of backbones have.
+    """
+    split.task.check_backbone(backbone)
+    return build(recipe, split.task.class_names_for(backbone.kind, split.class_names), backbone)
+
+
 def backbone_of(recipe: Recipe) -> Backbone:
     """Load the recipe's backbone."""
     return load_backbone(recipe.backbone, recipe.device, recipe.quantize)
@@ -175,6 +191,8 @@ def run_recipe(
     sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
+    if out is not None and (folder := folder_of(recipe.data.source)) is not None:
+        check_outside(Path(out), folder, "the data")
     main = processes_on(chosen(recipe.device)).main
     with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
         listed = listed_data(recipe) if split is None else with_validation(split, recipe)
@@ -182,7 +200,7 @@ def run_recipe(
             method = recipe.new_method()
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
         backbone = backbone_of(recipe) if backbone is None else backbone
-        model = build(recipe, listed.task.class_names_for(backbone.kind, listed.class_names), backbone)
+        model = build_for(listed, recipe, backbone)
         training = training_of(recipe, model, listed)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
             training = training_of(recipe, model, kept)

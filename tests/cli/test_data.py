@@ -117,8 +117,9 @@ def test_check_of_a_folder_of_strangers(run, photos: Path, tmp_path: Path) -> No
 def test_check_of_good_data(run, photos: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.csv"
     listed.write_text("path,label,split\nsky/0.png,sky,train\nsky/1.png,sky,test\n")
-    single = "Note: one training image each, too few to hold any back: sky\n"
-    cases = (((photos,), "photos: 3 classes", ""), ((listed, photos / "train"), "list: 1 classes", single))
+    single = "Note: only one class, 'sky': there is nothing to distinguish\n"
+    single += "Note: one training image each, too few to hold any back: sky\n"
+    cases = (((photos,), "photos: 3 classes", ""), ((listed, photos / "train"), "list: 1 class;", single))
     for arguments, name, remark in cases:
         result = run("data", "check", *arguments)
         assert (result.exit_code, result.stderr) == (0, "")
@@ -177,16 +178,16 @@ def test_training_says_in_one_line_what_is_passed_over(run, recipe: Path, photos
 
 def test_the_root_is_an_option_too(run, refused, root: Path, tmp_path: Path) -> None:
     drawn = [
-        run("data", "show", "imagenet_a", *given, "--out", tmp_path / "a.png", "--images", 1).stdout
-        for given in ((root,), ("--root", root), (root, "--root", root))
+        run("data", "show", "imagenet_a", *given, "--out", tmp_path / f"{number}.png", "--images", 1).stdout
+        for number, given in enumerate(((root,), ("--root", root), (root, "--root", root)))
     ]
-    assert len(set(drawn)) == 1
+    assert len({line.partition("  ")[2] for line in drawn}) == 1
     assert drawn[0]
     refused(run("data", "check", "eurosat", "a", "--root", "b"), "the root is given twice, as a and as --root b")
 
 
 def test_check_of_nothing(run, refused) -> None:
-    refused(run("data", "check", "nowhere"), "data 'nowhere' is not known to any reader")
+    refused(run("data", "check", "nowhere"), "data 'nowhere' is not there: no file or folder has this path")
 
 
 # ---- show
@@ -198,8 +199,8 @@ def test_show_draws_a_png(run, photos: Path, tmp_path: Path) -> None:
     with Image.open(out) as sheet:
         assert result.stdout == f"{out}  {sheet.width} x {sheet.height} pixels, 3 classes\n"
         assert sheet.getpixel((18 + 48, 18 + 17 + 48)) == (230, 60, 40)
-    run("data", "show", photos, "--out", out, "--images", 2, "--part", "test")
-    with Image.open(out) as sheet:
+    run("data", "show", photos, "--out", tmp_path / "test.png", "--images", 2, "--part", "test")
+    with Image.open(tmp_path / "test.png") as sheet:
         assert sheet.getpixel((18 + 48, 18 + 17 + 48)) == (240, 70, 50)
 
 
@@ -275,4 +276,5 @@ def test_match_writes_pairs_that_can_be_learned_from(
     refused(run(*other), "mini-clip+mini-lm is a vision LLM, which compares no images with texts: give a CLIP")
     del texts["sky"]
     (tmp_path / "texts.json").write_text(json.dumps(texts))
-    refused(run(*words), "there is no text for the class 'sky'")
+    refused(run(*words[:-1], tmp_path / "other.csv"), "there is no text for the class 'sky'")
+    refused(run(*words), "exists already; name a new file")

@@ -213,4 +213,4 @@ def test_class_names_in_latin_1_are_refused(run, model_folder: Path, tmp_path: P
     names.write_bytes("Käfer\n".encode("latin-1"))
     result = run("convert", tmp_path / "x.pth", tmp_path / "out", "--backbone", model_folder, "--classes", names)
     assert result.exit_code == 2
-    assert f"list '{names}' cannot be read: 'utf-8' codec can't decode" in result.stderr
+    assert f"list '{names}' cannot be read: it is not UTF-8" in result.stderr

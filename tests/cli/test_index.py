@@ -50,13 +50,16 @@ def test_a_folder_and_a_csv(
     assert len(load_index(out)) == len(list(photos.rglob("*.png")))
     (tmp_path / "captions.txt").write_text(CAPTIONS)
     (tmp_path / "a.csv").write_text("id,text\n1,a sky\n2,a tree\n")
-    run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out)
-    assert load_index(out).entries == ("a sky", "a tree")
+    refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "exists already; name a new")
+    assert load_index(out).header.kind == "images"
+    run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", tmp_path / "texts")
+    assert load_index(tmp_path / "texts").entries == ("a sky", "a tree")
     (tmp_path / "a.csv").write_text("id,caption\n1,a sky\n")
+    out = tmp_path / "more"
     refused(run("index", tmp_path / "a.csv", "--backbone", model_folder, "--out", out), "has no column 'text'")
     monkeypatch.setattr("adapt.recipe.read_recipe", lambda *given, **more: SimpleNamespace(backbone="no-such"))
     refused(run("index", tmp_path / "captions.txt", "--out", out), "unknown backbone 'no-such'")  # the recipes' own
-    assert load_index(out).entries == ("a sky", "a tree")  # what existed stays
+    assert not out.exists()
 
 
 def test_under_an_adapter(run, refused, captions: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,27 @@ def test_eval_repeats_the_accuracy_of_the_run(run, adapter: Path, photos: Path) 
     assert (found["method"], found["part"], found["images"]) == ("coop", "test", 6)
 
 
+def test_eval_warns_of_images_that_the_run_was_trained_on(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (photos / "val").iterdir())
+    rows = [f"{part}/sky/0.png,sky,test\n" for part in ("train", "test")]
+    rows += [f"val/{name}/0.png,{name},train\n" for name in names]
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "".join(rows))
+    result = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.startswith("warning: the adapter was trained on 1 of these 2 images (listed in ")
+    listed = run("eval", adapter, "--data", tmp_path / "list.csv", "--root", photos, "--part", "train")
+    assert "warning" not in listed.stderr
+
+
+def test_a_part_without_images_is_named(run, refused, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (photos / "val").iterdir())
+    (tmp_path / "list.csv").write_text(
+        "path,label,split\n" + "".join(f"val/{name}/0.png,{name},train\n" for name in names)
+    )
+    given = ("--data", tmp_path / "list.csv", "--root", photos)
+    refused(run("eval", adapter, *given), "list has no test images; its images: train 3. Give --part all")
+
+
 def test_zeroshot_is_the_baseline_of_the_run(run, adapter: Path, photos: Path, model_folder: Path) -> None:
     metrics = json.loads((adapter.parent / "metrics.json").read_text())
     result = run("zeroshot", "--data", photos, "--backbone", model_folder, "--json")
@@ -87,7 +108,7 @@ def test_data_with_other_classes(run, refused, adapter: Path, other_photos: Path
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--data", "nowhere"], "data 'nowhere' is not known to any reader"),
+        (["--data", "nowhere"], "data 'nowhere' is not there: no file or folder has this path"),
         (["--data", "PHOTOS", "--backbone", "mini-clap"], "unknown backbone 'mini-clap'"),
         (["--data", "PHOTOS", "--backbone", "MODEL", "--template", "a photo"], "a template must contain {}"),
         (["--data", "PHOTOS", "--root", "x"], "takes no root: leave out 'x'"),

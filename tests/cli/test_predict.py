@@ -145,7 +145,7 @@ def test_a_folder_with_a_pipe_and_a_loop(run, adapter: Path, photos: Path, tmp_p
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"caf\xe9\n", "cannot be read: 'utf-8' codec"),
+        (b"caf\xe9\n", "cannot be read: it is not UTF-8"),
         (b"cat\ndog\x1b[2J\n", "'dog\\x1b[2J' contains a control character"),
     ],
 )

@@ -16,7 +16,7 @@ from selection import by_turns
 from stopping import at_step, interrupt
 
 from adapt.cli import main
-from adapt.protocols.papers import ELEVEN
+from adapt.protocols.protocol import ELEVEN
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def test_the_same_command_goes_on(run, of_five: Path, tmp_path: Path) -> None:
         (["--seeds", ""], "--seeds is ''; expected numbers such as 1,2,3"),
         (["--seeds", "2,2"], "seeds are [2, 2]; expected different numbers"),
         (["--set", "method.class_specific=true"], "coop learns tensors for each of its classes"),
-        (["--set", "data.source=nowhere"], "data 'nowhere' is not known to any reader"),
+        (["--set", "data.source=nowhere"], "data 'nowhere' is not there: no file or folder has this path"),
         (["--set", "data.classes=new"], "not allowed: this protocol itself sets data.classes; leave out this --set"),
         (["--set", "seed=7"], "--set seed=7 is not allowed: this protocol itself sets seed; give --seeds"),
     ],
@@ -221,7 +221,7 @@ def test_transfer_measures_what_to_names(run, of_five: Path, others: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--to", "nowhere"], "data 'nowhere' is not known to any reader"),
+        (["--to", "nowhere"], "data 'nowhere' is not there: no file or folder has this path"),
         ([], "name the data to test on, such as --to emoji@fluent-3d or --to FOLDER"),
         (["--root", "nowhere"], "imagenetv2"),
         (["--data", "eurosat", "--root", "nowhere", "--to", "{others}/sketches"], "nowhere/eurosat"),

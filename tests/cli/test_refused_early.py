@@ -41,7 +41,7 @@ def test_a_place_that_cannot_be_used(
 def test_what_is_there_already(run, refused, adapter: Path, photos: Path, tmp_path: Path) -> None:
     refused(run("merge", adapter, tmp_path, *NO_BACKBONE), f"{tmp_path} exists already; name a new folder")
     refused(run("convert", adapter, tmp_path, "--to", "peft", *NO_BACKBONE), "exists already; name a new target")
-    refused(run("index", photos, "--out", tmp_path, *NO_BACKBONE), f"cannot write {tmp_path}: it is a folder")
+    refused(run("index", photos, "--out", tmp_path, *NO_BACKBONE), "exists already; name a new file")
 
 
 def test_a_run_directory_that_cannot_be_made(run, refused, recipe: Path, taken: Path) -> None:

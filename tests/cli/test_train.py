@@ -99,7 +99,7 @@ def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
         ("backbone=mini-clap", ["unknown backbone 'mini-clap'", "did you mean 'mini-clip'?"]),
         ("backbone=open_clip:ViT-B-61", ["open_clip has no architecture 'ViT-B-61'; did you mean 'ViT-B-16'"]),
         ("backbone=open_clip:ViT-B-16/openia", ["no pretrained weights 'openia'", "did you mean 'openai'?"]),
-        ("data.source=nowhere", ["data 'nowhere' is not known to any reader"]),
+        ("data.source=nowhere", ["data 'nowhere' is not there: no file or folder has this path"]),
         ("train.precision=fp16", ["fp16 needs a CUDA device"]),
         ("method={name: linear_probe}", ["linear_probe is not trained by gradient steps: leave out"]),
         ("device=gpu", ["device 'gpu' cannot be used here"]),
@@ -195,3 +195,13 @@ def test_an_unreadable_training_image(run, refused, recipe: Path, broken_photos:
     broken = broken_photos / "train/sky/0.png"
     broken.write_bytes(b"no image")
     refused(run("train", recipe, "--set", f"data.source={broken_photos}"), f"image '{broken}' cannot be decoded")
+
+
+def test_a_run_inside_its_data_is_refused(run, refused, recipe: Path, photos: Path) -> None:
+    refused(run("train", recipe, "--out", photos / "run"), "run is inside the data, where a new folder would count")
+    assert not (photos / "run").exists()
+
+
+def test_a_run_that_is_not_finished_has_no_adapter(run, refused, recipe: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe.read_text())
+    refused(run("eval", tmp_path, "--data", photos), "is not finished, and has no adapter yet: continue")

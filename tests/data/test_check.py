@@ -103,7 +103,8 @@ def test_broken_images_are_refused_with_their_number(split: Split) -> None:
     advice = "cannot be decoded: unknown format. Replace or remove the image"
     assert str(caught.value) == (
         f"2 of 5 images of data 'insects' cannot be used: image '{first}' {advice}; image '{second}' {advice}. "
-        "List all problems with `adapt data check`, or leave the images out with data.broken=skip"
+        "List all problems with `adapt data check` and remove the files, or leave them out of a "
+        "training with data.broken=skip"
     )
 
 

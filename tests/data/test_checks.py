@@ -116,7 +116,7 @@ def test_heic_without_the_extra_is_counted_and_named(tmp_path: Path, no_heic: No
         '6 files are HEIC and cannot be read here: install pillow-heif (pip install "adapt-vlm[heic]"): '
         "cats/0.heic, cats/1.heic, cats/2.heic and 3 more"
     ]
-    assert notes == []
+    assert notes == ["only one class, 'cats': there is nothing to distinguish"]
     with pytest.raises(AdaptError, match=r"cats/0\.heic' cannot be decoded: HEIC needs pillow-heif: pip install"):
         open_image(tmp_path / "cats/0.heic")
 
@@ -184,6 +184,17 @@ def test_the_log_has_one_line_of_what_is_passed_over(strange: Path, caplog: pyte
     assert caplog.messages == [
         "pets: 4 files that look like pictures are passed over: 1 .png, 1 .txt, 1 .cr2, 1 without a suffix. "
         "`adapt data check` names them"
+    ]
+
+
+def test_a_file_that_is_listed_twice_and_a_class_alone(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "list.csv").write_text("path,label,split\n" + "0.png,sky,train\n" * 2)
+    _, notes = findings(tmp_path / "list.csv")
+    path = tmp_path / "0.png"
+    assert notes == [
+        "only one class, 'sky': there is nothing to distinguish",
+        f"the same picture twice in one part: {path.name} ({path.name})",
     ]
 
 

@@ -197,7 +197,7 @@ def test_a_root_is_needed() -> None:
 
 @pytest.mark.parametrize(("spec", "meant"), [("oxford_pet", "oxford_pets"), ("imagenet-a", "imagenet_a")])
 def test_a_name_that_is_nearly_right(spec: str, meant: str, copied: Path) -> None:
-    with pytest.raises(AdaptError, match=f"not known to any reader: did you mean '{meant}'"):
+    with pytest.raises(AdaptError, match=f"no data set this name; did you mean '{meant}'"):
         load(spec, copied)
 
 

@@ -122,6 +122,14 @@ def test_a_csv_without_split_is_divided_by_seeded_ratios(tmp_path: Path) -> None
     assert read_csv(path).fingerprint == split.fingerprint != read_csv(path, seed=1).fingerprint
 
 
+def test_an_image_that_a_csv_lists_again_stays_in_one_part(tmp_path: Path) -> None:
+    rows = [f"{number}.png,{'ab'[number % 2]}\n" for number in range(20)]
+    split = read_csv(_csv(tmp_path, "path,label\n" + "".join(rows * 2)))
+    train, val, test = ({item.path for item in part} for part in _parts(split))
+    assert (len(train), len(val), len(test)) == (12, 2, 6)
+    assert train | val | test == {str(tmp_path / f"{number}.png") for number in range(20)}
+
+
 def test_a_csv_of_paths_alone_has_images_without_labels(tmp_path: Path) -> None:
     split = read_csv(_csv(tmp_path, "path\na.png\n"), ratios=(1, 0, 0))
     assert (split.task.name, split.class_names) == ("images", ())
@@ -149,6 +157,8 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
     [
         ("", "list.csv' lists no images"),
         ("path,label\n", "lists no images"),
+        ("path;label\na.png;a\n", "the columns are separated by ';'; expected ','"),
+        ("path\tlabel\na.png\ta\n", "the columns are separated by '\\t'; expected ','"),
         ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),
         ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename the column"),
         ("Image_Path,label\na.png,a\n", "unknown column 'Image_Path'; did you mean 'path'?"),
@@ -174,7 +184,7 @@ def test_csv_files_that_are_refused(tmp_path: Path, text: str, message: str) -> 
 def test_a_csv_that_is_missing_or_not_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"nothing.csv' cannot be read: .*No such file"):
         read_csv(tmp_path / "nothing.csv")
-    with pytest.raises(AdaptError, match=r"list.csv' cannot be read: .*codec can't decode"):
+    with pytest.raises(AdaptError, match=r"list.csv' cannot be read: it is not UTF-8 .*Save it as UTF-8"):
         read_csv(_csv(tmp_path, "path,label\nä.png,ä\n", "latin-1"))
 
 
@@ -271,12 +281,25 @@ def test_load_hands_root_to_the_files_that_need_it(tmp_path: Path, emoji_zip: Pa
         ("missing.csv", "none of the "),
     ],
 )
-def test_load_says_what_it_tried(emoji_zip: Path, spec: str, near: str) -> None:
-    with pytest.raises(AdaptError, match=re.escape(f"data '{spec}' is not known to any reader: {near}")) as caught:
+def test_data_that_is_not_there_is_refused_with_what_is_near(emoji_zip: Path, spec: str, near: str) -> None:
+    absent = f"data '{spec}' is not there: no file or folder has this path, and no data set this name; {near}"
+    with pytest.raises(AdaptError, match=re.escape(absent)) as caught:
         load(spec)
     assert len(str(caught.value)) < 500
-    listed = " valid names is near it: `adapt data list` lists them." in str(caught.value)
+    listed = " valid names is near it: `adapt data list` lists them" in str(caught.value)
     assert listed is spec.startswith("missing")
+
+
+def test_a_misspelt_path_is_told_the_one_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(AdaptError, match=re.escape(f"did you mean {str(tmp_path / 'photos')!r}?")):
+        load(f"{tmp_path / 'photoz'}/")
+
+
+def test_a_file_that_no_reader_takes_is_refused_with_what_they_take(tmp_path: Path) -> None:
+    (tmp_path / "notes.docx").touch()
+    with pytest.raises(AdaptError, match=r"is not known to any reader\. Expected .*a \.csv"):
+        load(tmp_path / "notes.docx")
 
 
 # ---- files of class names

@@ -7,6 +7,7 @@ import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,26 @@ def test_labels_must_be_the_models(train, make_model, tiny_split) -> None:
     wrong = [item.labelled(Class("shark")) for item in tiny_split.test]
     with pytest.raises(AdaptError, match="has the class 'shark', which is not a class of the model"):
         train(test_set=wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"train_set": "photos"}, "train_set is a str; expected items, such as those of adapt.data.load"),
+        ({"train_set": None}, "train_set is a NoneType; expected items"),
+        ({"train_set": ["a.png"]}, "an element of train_set is a str; expected items"),
+        ({"test_set": "photos"}, "test_set is a str; expected items"),
+        ({"val_set": 3}, "val_set is a int; expected items"),
+        ({"unlabelled_set": "photos"}, "unlabelled_set is a str; expected items"),
+        ({"model": "coop"}, r"model is a str; expected what adapt\.wrap\(backbone, method\) returns"),
+    ],
+)
+def test_what_is_no_model_or_no_items_is_refused_by_name(
+    make_model, tiny_split, wrong: dict[str, Any], message: str
+) -> None:
+    given = {"model": None, "train_set": tiny_split.train} | wrong
+    with pytest.raises(AdaptError, match=f"^{message}"):
+        fit(given.pop("model") or make_model(), given.pop("train_set"), epochs=1, **given)
 
 
 def test_no_training_images(make_model) -> None:

@@ -150,4 +150,5 @@ def _missing_folder(path: str) -> str:
     missing, folder = "", os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)
-    return f": there is no folder {missing!r}. Check the root of the data set" if missing else ""
+    start = "Paths in a list start from the root, by default the list's folder"
+    return f": there is no folder {missing!r}. {start}" if missing else ""

@@ -6,6 +6,7 @@ Other packages add readers by an entry point in the group `adapt.readers`, with 
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator
 
@@ -42,10 +43,7 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, uns
     given, split = os.fspath(spec), None
     reader = _reader_of(given)
     if reader is None:
-        takes = ", ".join(each.takes for each in _readers())
-        known = [name for each in _readers() for name in each.specs()]
-        near = nearest(given, known, "`adapt data list`")
-        raise AdaptError(f"data {given!r} is not known to any reader: {near}. Expected {takes}")
+        raise _unknown(given)
     if root is None and reader.root == "needed":
         raise AdaptError(
             f"data {given!r} needs a root: {reader.root_is}. If {given!r} is an image folder, write './{given}'"
@@ -55,6 +53,20 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, uns
     with accepting_unseen(unseen):
         split = reader.read(given, None if root is None else os.fspath(root))
     return split if names is None else split.renamed(read_names(names))
+
+
+def _unknown(spec: str) -> AdaptError:
+    """Return the error for data that no reader accepts, because it is not there or of no known kind."""
+    if os.path.lexists(spec):
+        takes = ", ".join(each.takes for each in _readers())
+        return AdaptError(f"data {spec!r} is not known to any reader. Expected {takes}")
+    folder, name = os.path.split(os.path.normpath(spec))
+    beside = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else (), n=1)
+    if beside:
+        near = f"did you mean {os.path.join(folder, beside[0])!r}?"
+    else:
+        near = nearest(spec, [name for each in _readers() for name in each.specs()], "`adapt data list`")
+    return AdaptError(f"data {spec!r} is not there: no file or folder has this path, and no data set this name; {near}")
 
 
 def folder_of(spec: _Path) -> str | None:

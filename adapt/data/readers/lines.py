@@ -44,6 +44,8 @@ def readable(where: str) -> Iterator[None]:
     """Turn errors of reading or parsing a file in the `with` block into an AdaptError that calls the file `where`."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise AdaptError(f"{where} cannot be read: it is not UTF-8 ({error}). Save it as UTF-8") from error
     except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with thousands of brackets
         raise AdaptError(f"{where} cannot be read: {error}") from error
 

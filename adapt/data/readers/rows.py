@@ -122,10 +122,11 @@ def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
 def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:
     """Return the part (train, val, test) of each item, drawn by `ratios` and `seed` and stratified by class.
 
-    Regions of the same image get the same part, and so do items of the same entity. Such a group is stratified by the
-    rarest class of its items. Questions about the same image may get different parts.
+    Regions of the same image get the same part, and so do items of the same entity and rows that list an image again.
+    Such a group is stratified by the rarest class of its items. Questions about the same image may get different parts.
     """
-    if not (task.stays_whole or any(parted(item.path)[1] for item in items)):
+    again = task.once_an_image and len({item.path for item in items}) < len(items)
+    if not (task.stays_whole or again or any(parted(item.path)[1] for item in items)):
         return parts.assign([item.stratum for item in items], ratios, seed)
     units = [item.unit or parted(item.path)[0] for item in items]
     count = Counter(item.stratum for item in items)
