@@ -57,6 +57,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path, chats: Path) 
     return out
 
 
+def test_a_backbone_of_another_kind_is_refused_by_its_kind(run: Run, refused, model_folder: Path, chats: Path) -> None:
+    asked = run("train", "lora/chats", "--data", chats, "--backbone", model_folder, "--quiet")
+    refused(asked, "the data are conversations about images, but ", " is a dual encoder: use a native VLM")
+
+
 def test_it_learns(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["zero_shot"]["accuracy"] == 0

@@ -44,6 +44,12 @@ def test_what_is_there_already(run, refused, adapter: Path, photos: Path, tmp_pa
     refused(run("index", photos, "--out", tmp_path, *NO_BACKBONE), "exists already; name a new file")
 
 
+def test_a_report_is_a_page(run, refused, trained, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("mine")
+    refused(run("report", trained("coop"), "--out", tmp_path / "list.csv"), "has the suffix '.csv'; expected .html")
+    assert (tmp_path / "list.csv").read_text() == "mine"
+
+
 def test_a_run_directory_that_cannot_be_made(run, refused, recipe: Path, taken: Path) -> None:
     refused(run("train", recipe, "--out", taken / "run", *NO_BACKBONE), "cannot create the run directory", "Not a dir")
 
