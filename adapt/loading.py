@@ -192,7 +192,10 @@ def located(path: str | Path) -> Path:
     own_layout = any((path / name).is_file() for name in (compact.TENSORS, peft_layout.CONFIG))
     is_run = (path / "recipe.yaml").is_file()
     if is_run and not (path / NAME).is_file():
-        raise AdaptError(f"the run in {path} is not finished, and has no adapter yet: continue the run with --resume")
+        why = "is not finished, and has no adapter yet: continue the run with --resume"
+        if (path / "metrics.json").is_file():
+            why = f"is finished, but its {NAME} is gone: put the file back, or train again"
+        raise AdaptError(f"the run in {path} {why}")
     return path / NAME if is_run or (not own_layout and (path / NAME).is_file()) else path
 
 

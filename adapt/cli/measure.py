@@ -82,7 +82,7 @@ def evaluate_adapter(
         if not shares:
             _print(model, split, part, as_json, cache)
         if part != "train":
-            _note_learned(adapter, _measured(split, part))
+            _note_learned(adapter, split, _measured(split, part))
     if not as_json:
         _tell_parts(split, part)
 
@@ -145,20 +145,26 @@ def zeroshot(
         _tell_parts(split, part)
 
 
-def _note_learned(adapter: Path, items: Sequence[Item]) -> None:
-    """Print a warning if the run that `adapter` is from, or the adapter of, was trained on some of the `items`."""
+def _note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
+    """Print a warning if the run that `adapter` is from, or the adapter of, was trained on some of the `items`.
+
+    Tasks in which an image has several items, such as questions, may learn from one and be measured on another.
+    """
     from adapt.data.readers.lines import csv_rows
     from adapt.training.run import PICKS
 
     listed = (adapter if adapter.is_dir() else adapter.parent) / PICKS
-    if not listed.is_file():
+    if not (listed.is_file() and split.task.once_an_image):
         return
-    learned = {row.get("path") for row in csv_rows(listed)[1]}
-    known = sum(not learned.isdisjoint(item.paths) for item in items)
-    if known:
+    try:
+        learned = {row.get("path") for row in csv_rows(listed)[1]}
+    except AdaptError as error:
+        click.echo(f"warning: whether the adapter was trained on these {split.noun} is unknown: {error}", err=True)
+        return
+    if known := sum(not learned.isdisjoint(item.paths) for item in items):
         click.echo(
-            f"warning: the adapter was trained on {known:,} of these {len(items):,} images (listed in {listed}), so "
-            "that the figures say little about new images",
+            f"warning: the adapter was trained on {known:,} of these {len(items):,} {split.noun} (listed in {listed}), "
+            "so that the figures say little about new ones",
             err=True,
         )
 

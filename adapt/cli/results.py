@@ -118,8 +118,8 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     from adapt.protocols.report import report as page
 
     check_writable(out)
-    if out.suffix not in (".html", ".htm"):
-        raise AdaptError(f"--out {out} has the suffix {out.suffix or 'none'!r}; expected .html")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise AdaptError(f"--out is {out}; expected a file name that ends in .html")
     write_text(out, page(runs))
     click.echo(f"written to {out} ({out.stat().st_size / 1024:.0f} KB)")
 

@@ -53,7 +53,8 @@ class Looked:
         """
         groups: dict[tuple[object, ...], list[tuple[str, Item]]] = defaultdict(list)
         for part, item, facts in self.usable:
-            groups[facts.digest, parted(item.path)[1], item.text, *item.label.columns.values()].append((part, item))
+            key = facts.digest, parted(item.path)[1], item.paths[1:], item.text, *item.label.columns.values()
+            groups[key].append((part, item))
         apart = {key: {(item.path, item.label) for _, item in copies} for key, copies in groups.items()}
         return [
             copies

@@ -9,6 +9,10 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.methods.nearest_mean import NearestMean
 from adapt.methods.zero_shot import ZeroShot
+from adapt.models.base import Adapted
+from adapt.models.chatting import ChatModel
+from adapt.models.classifier import AdaptedModel
+from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model, wrap
 
 
@@ -25,3 +29,13 @@ def unadapted(
     if isinstance(backbone, VisionEncoder):
         return wrap(backbone, NearestMean(), class_names or ("object",), options.get("fast"))
     return wrap(backbone, ZeroShot(template), class_names, **options)
+
+
+def without_method(model: Adapted, template: str | tuple[str, ...]) -> Model:
+    """Return a model of the backbone of `model` without its method, with its classes, and on its paths."""
+    options: dict[str, object] = {"fast": model.fast} if isinstance(model, ImageModel) else {}
+    if isinstance(model, AdaptedModel):
+        options["text_memory"] = model.text_memory
+    if isinstance(model, ChatModel):
+        options["fast"] = None if model.path == "fast" else False
+    return unadapted(model.backbone, model.class_names, template, **options)

@@ -213,8 +213,7 @@ class Task:
     def check_model(self, model: Adapted, items: Sequence[Item]) -> None:
         """Raise AdaptError if `model` cannot do this task, or if the class of an item is not a class of `model`."""
         self.check_backbone(model.backbone)
-        kind = model.backbone.kind
-        if self.classes_are and not model.class_names and kind == "dual encoder":
+        if self.classes_are and not model.class_names and model.backbone.kind == "dual encoder":
             raise AdaptError(
                 f"the model has no classes, but the data has classes such as {items[0].answer!r}: give the class "
                 "names to the model, as class_names or with --data-classes"

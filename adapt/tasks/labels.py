@@ -115,17 +115,18 @@ class Labels(Task):
     def fit_answers(
         self, baseline: Adapted, items: Sequence[Item], inference: Inference, model: Adapted | None = None
     ) -> None:
-        """Fit the logit biases, with which as many labels are predicted as the items have.
+        """Fit the logit bias of each model, with which it predicts as many labels as the items have.
 
-        Both follow from the baseline's logits, at the logit scales of the baseline and of the model's method.
+        Both biases follow from the baseline's logits; those of `model` are taken to differ in their scale alone.
         """
         from adapt.evaluation.multi_label import prior_biases
 
         backbone = cast("AdaptedModel", baseline).backbone  # a dual encoder, which the task requires
         models = [baseline] if model is None else [baseline, model]
-        scales = [(each.method.logit_scale or backbone.logit_scale) / backbone.logit_scale for each in models]
+        scales = [each.method.logit_scale or backbone.logit_scale for each in models]
         logits, truth = inference.all_logits(baseline, items), self.labels(items, baseline.class_names)
-        for each, bias in zip(models, prior_biases(logits, truth, backbone.logit_bias, scales), strict=True):
+        biases = prior_biases(logits, truth, backbone.logit_bias, [scale / scales[0] for scale in scales])
+        for each, bias in zip(models, biases, strict=True):
             each.answers = replace(each.answers, logit_bias=bias)
 
     def check_answers(self, model: Adapted) -> None:

@@ -60,7 +60,7 @@ class MLflow(Tracker):
             self._library.entities.Param(_REFUSED.sub("_", key)[:_LONGEST_KEY], str(value)[:_LONGEST])
             for key, value in flat_settings(run.settings).items()
         ]
-        for part in _parted(settings, _SETTINGS):
+        for part in _in_requests(settings, _SETTINGS):
             self._client.log_batch(self._run, params=part)
 
     def steps(self, entries: Sequence[LogEntry]) -> None:
@@ -97,10 +97,10 @@ class MLflow(Tracker):
             for step, numbers in steps
             for name, value in numbers.items()
         ]
-        for part in _parted(metrics, _METRICS):
+        for part in _in_requests(metrics, _METRICS):
             self._client.log_batch(self._run, metrics=part)
 
 
-def _parted(entities: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+def _in_requests(entities: Sequence[T], most: int) -> Iterator[Sequence[T]]:
     for begin in range(0, len(entities), most):
         yield entities[begin : begin + most]

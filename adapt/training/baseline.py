@@ -12,8 +12,7 @@ from adapt.common.progress import LogEntry
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.models.classifier import AdaptedModel
-from adapt.models.image_model import ImageModel
-from adapt.models.unadapted import unadapted
+from adapt.models.unadapted import without_method
 from adapt.models.vision_model import VisionModel
 from adapt.models.wrap import Model
 from adapt.tasks import Task
@@ -38,11 +37,7 @@ def check_learned(method: Method, task: Task, name: str) -> None:
 
 def baseline_of(training: Fitting) -> Model:
     """Return a model of the unadapted backbone, the baseline with which the adapted model is compared."""
-    model = training.model
-    options: dict[str, object] = {"fast": model.fast} if isinstance(model, ImageModel) else {}
-    if isinstance(model, AdaptedModel):
-        options["text_memory"] = model.text_memory
-    baseline = unadapted(model.backbone, model.class_names, training.template, **options)
+    baseline = without_method(training.model, training.template)
     if isinstance(baseline, VisionModel):
         replace(training, model=baseline, chosen=None, run=None, noted={}).prepare()
     return baseline

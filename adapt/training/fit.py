@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import yaml
 from pydantic import ValidationError
@@ -94,7 +94,7 @@ def fit(
     images that cannot be decoded, a training step that does not fit into memory, or a loss that is not finite. Raises
     KeyboardInterrupt if the user stops the training.
     """
-    unlabelled = settings.get("unlabelled_set", ())
+    unlabelled = settings.get("unlabelled_set") or ()
     _check_arguments(model, train_set=train_set, test_set=test_set, val_set=val_set, unlabelled_set=unlabelled)
     tracking = trackers(track, out)
     if unlabelled:
@@ -109,15 +109,11 @@ def _check_arguments(model: object, **sets: object) -> None:
     if not isinstance(model, Adapted):
         raise AdaptError(f"model is a {type(model).__name__}; expected what adapt.wrap(backbone, method) returns")
     for name, items in sets.items():
-        other = items
-        if isinstance(items, Sequence) and not isinstance(items, str):
-            other = next((each for each in items if not isinstance(each, Item)), None)
-            if other is None:
-                continue
-            name = f"an element of {name}"
-        raise AdaptError(
-            f"{name} is a {type(other).__name__}; expected items, such as those of adapt.data.load(DATA).train"
-        )
+        listed = isinstance(items, Sequence) and not isinstance(items, str)
+        others = [each for each in cast("Sequence[object]", items) if not isinstance(each, Item)] if listed else [items]
+        if others:
+            called = f"{'an element of ' * listed}{name} is a {type(others[0]).__name__}"
+            raise AdaptError(f"{called}; expected items, such as those of adapt.data.load(DATA).train")
 
 
 def checked(

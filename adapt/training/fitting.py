@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from adapt import tasks
-from adapt.backbones.base import ImageEncoder
+from adapt.backbones.base import DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.common import hub, plain
 from adapt.common.disk import write_text
@@ -32,11 +32,10 @@ from adapt.loading import load
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.models.base import Adapted, evaluating
-from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
-from adapt.models.unadapted import unadapted
+from adapt.models.unadapted import unadapted, without_method
 from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import Batches, BlockBatches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
@@ -213,19 +212,20 @@ class Fitting:
         if hub.is_name(name) or Path(name).exists():
             model: Adapted = load(name, class_names=own.class_names, device=own.backbone.device)
         else:
-            model = unadapted(self.alone(name).model.backbone, own.class_names, tuple(templates))
+            backbone = self.alone(name).model.backbone
+            if not isinstance(backbone, DualEncoder):
+                raise AdaptError(f"{name} is a {backbone.kind}, which reads no prompts: name a CLIP as the teacher")
+            model = unadapted(backbone, own.class_names, tuple(templates))
         if not isinstance(model, AdaptedModel) or model.method.per_image or model.text_path == "none":
             raise AdaptError(
                 f"{name} is an adapter of {model.method.name}, which has no features of the classes by themselves: "
-                "give one of a dual encoder with prompts, such as of prompt_src"
+                "give one of a dual encoder that learns prompts"
             )
         return model.eval()
 
     def reference(self, answer: Callable[[Any], Tensor]) -> Tensor:
-        model, items = self.model, self.train_set
-        if not model.started:
-            assert isinstance(model, ChatModel)  # the only kind that learns from a reference
-            model = unadapted(model.backbone, model.class_names, fast=None if model.path == "fast" else False)
+        items = self.train_set
+        model = self.model if self.model.started else without_method(self.model, self.template)
         own = self.inference().of_batches(model, self.processes.share(items), answer)
         return self.processes.whole(torch.cat(list(own)), len(items)).cpu()  # gathered where they were computed
 

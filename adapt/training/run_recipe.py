@@ -12,7 +12,6 @@ from statistics import median
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.common.devices import chosen, keeping_rng
-from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import shown
@@ -191,8 +190,8 @@ def run_recipe(
     sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
-    if out is not None and (folder := folder_of(recipe.data.source)) is not None:
-        check_outside(Path(out), folder, "the data")
+    if out is not None and Path(out).resolve() == Path(folder_of(recipe.data.source) or "/").resolve():
+        raise AdaptError(f"{out} is the folder of the data; expected a folder for the run: choose another --out (out=)")
     main = processes_on(chosen(recipe.device)).main
     with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
         listed = listed_data(recipe) if split is None else with_validation(split, recipe)

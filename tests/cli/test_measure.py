@@ -34,6 +34,14 @@ def test_eval_warns_of_images_that_the_run_was_trained_on(run, adapter: Path, ph
     assert "warning" not in listed.stderr
 
 
+def test_eval_goes_on_where_a_run_cannot_be_read(run, adapter: Path, photos: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(adapter.parent, tmp_path / "run")
+    (own / "train_images.csv").write_bytes(b"path,class\ncaf\xe9.png,a\n")
+    result = run("eval", own, "--data", photos)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: whether the adapter was trained on these images is unknown: CSV ")
+
+
 def test_a_part_without_images_is_named(run, refused, adapter: Path, photos: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in (photos / "val").iterdir())
     (tmp_path / "list.csv").write_text(

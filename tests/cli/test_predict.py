@@ -156,6 +156,11 @@ def test_files_of_classes_that_are_refused(
     refused(run("predict", adapter, photos, "--classes", tmp_path / "names.txt"), words)
 
 
+def test_a_list_with_semicolons_is_refused_as_such(run, refused, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path;label\na.png;a\n")
+    refused(run("predict", adapter, tmp_path / "list.csv"), "the columns are separated by ';'; expected ','")
+
+
 def test_a_folder_without_images(run, refused, adapter: Path, tmp_path: Path) -> None:
     refused(run("predict", adapter, tmp_path), f"the folder {tmp_path} contains no image files")
 

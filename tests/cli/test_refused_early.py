@@ -46,7 +46,7 @@ def test_what_is_there_already(run, refused, adapter: Path, photos: Path, tmp_pa
 
 def test_a_report_is_a_page(run, refused, trained, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("mine")
-    refused(run("report", trained("coop"), "--out", tmp_path / "list.csv"), "has the suffix '.csv'; expected .html")
+    refused(run("report", trained("coop"), "--out", tmp_path / "list.csv"), "expected a file name that ends in .html")
     assert (tmp_path / "list.csv").read_text() == "mine"
 
 

@@ -197,14 +197,16 @@ def test_an_unreadable_training_image(run, refused, recipe: Path, broken_photos:
     refused(run("train", recipe, "--set", f"data.source={broken_photos}"), f"image '{broken}' cannot be decoded")
 
 
-def test_a_run_inside_its_data_is_refused(run, refused, recipe: Path, photos: Path) -> None:
-    refused(run("train", recipe, "--out", photos / "run"), "run is inside the data, where a new folder would count")
-    assert not (photos / "run").exists()
+def test_a_run_in_the_folder_of_its_data_is_refused(run, refused, recipe: Path, photos: Path) -> None:
+    refused(run("train", recipe, "--out", photos), "is the folder of the data; expected a folder for the run")
+    assert not (photos / "recipe.yaml").exists()
 
 
 def test_a_run_that_is_not_finished_has_no_adapter(run, refused, recipe: Path, photos: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(recipe.read_text())
     refused(run("eval", tmp_path, "--data", photos), "is not finished, and has no adapter yet: continue")
+    (tmp_path / "metrics.json").write_text("{}")
+    refused(run("eval", tmp_path, "--data", photos), "is finished, but its adapter.safetensors is gone")
 
 
 def test_one_class_is_warned_of(run, recipe: Path, photos: Path, tmp_path: Path, caplog) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,16 @@ def test_a_file_that_is_listed_twice_and_a_class_alone(tmp_path: Path) -> None:
         "only one class, 'sky': there is nothing to distinguish",
         f"the same picture twice in one part: {path.name} ({path.name})",
     ]
+
+
+def test_items_that_share_their_first_image_alone_are_no_copies(tmp_path: Path) -> None:
+    rows = []
+    for number in range(4):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        turns = [{"role": "user", "content": "<image><image>same?"}, {"role": "assistant", "content": "no"}]
+        rows.append({"messages": turns, "images": ["0.png", f"{number}.png"], "split": "test" if number else "train"})
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    assert findings(tmp_path / "chats.json") == ([], [])
 
 
 def test_single_images_and_copies_across_parts(tmp_path: Path) -> None:

@@ -296,6 +296,18 @@ def test_a_misspelt_path_is_told_the_one_beside_it(tmp_path: Path) -> None:
         load(f"{tmp_path / 'photoz'}/")
 
 
+def test_the_name_of_a_set_is_nearer_than_a_file_that_is_no_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "emojis.png").touch()
+    (tmp_path / "photos.png").touch()
+    with pytest.raises(AdaptError, match=r"no data set this name; did you mean 'emoji'\?"):
+        load("emojis")
+    with pytest.raises(AdaptError, match="no data set this name; none of the"):
+        load("photos.pn")
+
+
 def test_a_file_that_no_reader_takes_is_refused_with_what_they_take(tmp_path: Path) -> None:
     (tmp_path / "notes.docx").touch()
     with pytest.raises(AdaptError, match=r"is not known to any reader\. Expected .*a \.csv"):

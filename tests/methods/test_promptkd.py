@@ -101,5 +101,7 @@ def test_teachers_that_cannot_teach_are_refused(tiny_split: Split, tmp_path: Pat
     adapt.fit(probe, tiny_split.train, out=tmp_path / "probe", progress=False)
     with pytest.raises(AdaptError, match="an adapter of linear_probe, which has no features of the classes by them"):
         trained(tiny_split, str(tmp_path / "probe"))
+    with pytest.raises(AdaptError, match="vision:mini-clip is a vision encoder, which reads no prompts: name a CLIP"):
+        trained(tiny_split, "vision:mini-clip")
     with pytest.raises(AdaptError, match="promptkd: n_ctx_text is 2"):
         PromptKD(n_ctx_text=2)

@@ -81,6 +81,7 @@ def test_labels_must_be_the_models(train, make_model, tiny_split) -> None:
         ({"train_set": "photos"}, "train_set is a str; expected items, such as those of adapt.data.load"),
         ({"train_set": None}, "train_set is a NoneType; expected items"),
         ({"train_set": ["a.png"]}, "an element of train_set is a str; expected items"),
+        ({"train_set": [None]}, "an element of train_set is a NoneType; expected items"),
         ({"test_set": "photos"}, "test_set is a str; expected items"),
         ({"val_set": 3}, "val_set is a int; expected items"),
         ({"unlabelled_set": "photos"}, "unlabelled_set is a str; expected items"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.listing import Listing
@@ -57,15 +58,19 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, uns
 
 def _unknown(spec: str) -> AdaptError:
     """Return the error for data that no reader accepts, because it is not there or of no known kind."""
-    if os.path.lexists(spec):
+    if os.path.exists(spec):
         takes = ", ".join(each.takes for each in _readers())
         return AdaptError(f"data {spec!r} is not known to any reader. Expected {takes}")
     folder, name = os.path.split(os.path.normpath(spec))
-    beside = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else (), n=1)
-    if beside:
-        near = f"did you mean {os.path.join(folder, beside[0])!r}?"
+    beside: list[str] = []
+    with suppress(OSError):  # there may be no such folder, or none that may be listed
+        beside = difflib.get_close_matches(name, os.listdir(folder or "."))
+    meant = next((path for each in beside if _reader_of(path := os.path.join(folder, each)) is not None), None)
+    names = [name for each in _readers() for name in each.specs()]
+    if meant is not None and not difflib.get_close_matches(spec, names, n=1):
+        near = f"did you mean {meant!r}?"
     else:
-        near = nearest(spec, [name for each in _readers() for name in each.specs()], "`adapt data list`")
+        near = nearest(spec, names, "`adapt data list`")
     return AdaptError(f"data {spec!r} is not there: no file or folder has this path, and no data set this name; {near}")
 
 

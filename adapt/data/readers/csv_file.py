@@ -129,9 +129,6 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
 
 def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
     columns = reader.fieldnames or ()
-    for separator in (";", "\t"):
-        if len(columns) == 1 and separator in columns[0]:
-            raise AdaptError(f"{where}: the columns are separated by {separator!r}; expected ','. Save it with commas")
     for column in tasks.unknown_columns(columns):
         raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
     _check_box(columns, where)

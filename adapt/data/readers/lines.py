@@ -68,5 +68,15 @@ def csv_rows(path: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str
 
 
 def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
-    """Return a csv.DictReader of a CSV file. Raises the errors of `read_text`, and csv.Error during iteration."""
-    return csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    """Return a csv.DictReader of a CSV file.
+
+    Raises the errors of `read_text`, csv.Error in the first line and during iteration, and AdaptError for columns that
+    are separated by semicolons or tabs, as some spreadsheets write them.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    columns = reader.fieldnames or ("",)
+    for separator in (";", "\t"):
+        if len(columns) == 1 and separator in columns[0]:
+            where = f"CSV {os.fspath(path)!r}"
+            raise AdaptError(f"{where}: the columns are separated by {separator!r}; expected ','. Save it with commas")
+    return reader
