@@ -115,14 +115,14 @@ def _adapter(path: Path, on: Any) -> tuple[str, str]:
 
 
 def _nearly(key: str, told: Any, is_now: Any) -> bool:
-    """Whether a scale is the same to rounding, or answers leave out what they do not use."""
+    """Whether a scale is the same to rounding, answers leave out what they do not use, or a newer key is left out."""
+    if key == "fingerprint":
+        return bool(told | is_now == told)
     if key == "logit_scale":
         return is_now is not None and abs(told - is_now) <= 1e-3 * is_now
+    unused = {"logit_bias": None, "pooling": "features"}
     plain = {"blend": 1.0, "template": [], "temperature": 1.0}
-    return key == "answers" and {**told, "logit_bias": told.get("logit_bias")} == {
-        "logit_bias": None,
-        **(is_now or plain),
-    }
+    return key == "answers" and unused | told == unused | (is_now or plain)
 
 
 def _one_line(said: Any) -> None:
