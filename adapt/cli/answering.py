@@ -58,8 +58,8 @@ class Request:
             )
         if self.items and (len(adapters) > 1 or self.question or self.explain or self.together):
             raise AdaptError(
-                "items of several images are classified by a single adapter: leave --question, --explain and "
-                "--together out"
+                "items of several images are classified by a single adapter, without --question, --explain and "
+                "--together: give one adapter, and leave these options out"
             )
 
     def answers(self, adapters: Sequence[Path], models: Sequence[Model], images: Iterable[Any]) -> Iterator[Any]:

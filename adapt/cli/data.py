@@ -98,12 +98,13 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
     contents = f"{classes:,} class{'es' * (classes > 1)}; images" if classes else what
     click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     facts = [*split.task.facts(items)] if items else []
-    for line in facts if backbone is None else [*facts, _tokens(items, backbone)]:
+    said, long = ("", []) if backbone is None else _tokens(items, backbone)
+    for line in [*facts, said] if said else facts:
         click.echo(f"  {line}")
     check_root(split)
     with counting_bar("checking", True) as bar:
         looked = looking.look(source, split, inconsistent, bar)
-    findings = [*_wrong_counts(entry, split), *checks.found_in(looked)]
+    findings = [*_wrong_counts(entry, split), *long, *checks.found_in(looked)]
     _print_findings(looked, findings)
     if out is not None:
         _write_lists(out, findings)
@@ -113,10 +114,14 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
         sys.exit(2)
 
 
-def _tokens(items: Sequence[Item], name: str) -> str:
-    """Return how many tokens items take as conversations. Raises AdaptError for a model that has no conversations."""
+def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
+    """Return a line about the tokens that items take as conversations, and a finding that lists those too long.
+
+    Raises AdaptError for a model that has no conversations.
+    """
     from adapt.backbones.load import load_backbone
     from adapt.cli.quiet import quiet_libraries
+    from adapt.data.checks import Finding, ListRow
     from adapt.methods.zero_shot import ZeroShot
     from adapt.models.chatting import ChatModel
     from adapt.models.wrap import wrap
@@ -130,9 +135,13 @@ def _tokens(items: Sequence[Item], name: str) -> str:
                 "--backbone out"
             )
         lengths = model.lengths(items)
-    long = sum(length > model.backbone.longest for length in lengths)
-    longer = f"; {long:,} are longer" if long else ""
-    return f"{spread(lengths)} tokens, of which {name} reads {model.backbone.longest:,}{longer}"
+    most = model.backbone.longest
+    rows: list[ListRow] = [
+        {"path": item.name, "tokens": length} for item, length in zip(items, lengths) if length > most
+    ]
+    line = f"{len(rows):,} of {len(items):,} conversations take more than the {most:,} tokens that {name} reads"
+    found = [Finding("tokens", line, rows, stops=True)] if rows else []
+    return f"{spread(lengths)} tokens, of which {name} reads {most:,}", found
 
 
 def _print_findings(looked: Looked, findings: Sequence[Finding]) -> None:

@@ -10,6 +10,7 @@ import click
 from adapt.cli import options as common
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
+from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def soup(
     check_free(out, "file")
     shares = None if weights is None else common.numbers("weights", weights, float)
     validation = None if data is None else load_data(data, root).val
+    if validation == ():
+        raise AdaptError(f"--greedy {data} has no validation images, on which adapters are compared: give other data")
     with quiet_libraries():
         from adapt.soups import soup as mixed
 

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Training, Trial
 from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig
 from adapt.methods.base.traits import LearnsShares
@@ -72,6 +73,11 @@ class LinearProbe(LinearClassifier, LearnsShares):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
+        if len(labels.unique()) < 2:
+            raise AdaptError(
+                f"{self.name} divides classes, but all training images are of one class: add images of another class, "
+                "or use a method such as nearest_mean"
+            )
         weights = None if self.config.class_weights == "equal" else "balanced"
         solver = LogisticRegression(
             C=self.config.strength, class_weight=weights, tol=self._tolerance, max_iter=MOST_STEPS

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, NamedLabel, Task, labels_of, number, optional
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Targets(Task):
             return labels
         values = [label.value for label in labels]
         low, high = min(values), max(values)
+        if not math.isfinite(high - low):
+            raise AdaptError(f"the targets reach from {low:g} to {high:g}; expected a range of finite size: scale them")
         width = (high - low) / len(GRADES) or 1.0
 
         def word(value: float) -> str:

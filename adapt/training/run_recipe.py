@@ -101,7 +101,8 @@ def with_validation(split: Split, recipe: Recipe) -> Split:
     """Return `split`, with validation images taken from the training images if the recipe needs validation images."""
     method = recipe.new_method()
     chosen = [setting] if (setting := chosen_setting(method)) else []
-    chosen += ["the temperature"] * (recipe.calibrate and not calibrates_by_folds(method))
+    by_folds = recipe.train is None and calibrates_by_folds(method)
+    chosen += ["the temperature"] * (recipe.calibrate and not by_folds)
     if split.val or not chosen or recipe.data.sampling == "clip-lora":  # which samples validation images itself
         return split
     carved = split.with_validation(recipe.seed)

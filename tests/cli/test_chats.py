@@ -79,6 +79,12 @@ def test_check(run: Run, chats: Path, model: Path) -> None:
         f"  17 to 25 (median 25) tokens, of which {model} reads 1,024",
         "All images can be used.",
     ]
+    rows = [json.loads(line) for line in chats.read_text().splitlines()]
+    rows[3]["messages"][1]["content"] = "word " * 2000
+    (chats.parent / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    long = run("data", "check", chats.parent / "long.jsonl", "--backbone", model)
+    assert long.exit_code == 2
+    assert f"1 of 25 conversations take more than the 1,024 tokens that {model} reads\n" in long.stdout
     refused = run("data", "check", chats, "--backbone", "mini-clip")
     assert "mini-clip is a dual encoder, which reads no conversations about images as conversations" in refused.stderr
 

@@ -79,6 +79,12 @@ def test_refusals(run, refused, pot, tmp_path: Path) -> None:
     refused(run("soup", *coop, "--out", coop[0]), "exists already; name a new file")
 
 
+def test_data_without_validation_images_cannot_choose(run, refused, pot, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path,label,split\ntrain/sky/0.png,sky,train\n")
+    given = ("--greedy", tmp_path / "list.csv", "--root", photos, "--out", tmp_path / "soup.safetensors")
+    refused(run("soup", *pot("coop"), *given), "list.csv has no validation images, on which adapters are compared")
+
+
 def test_the_combinations_are_those_of_the_library() -> None:
     """The command lists them itself, as its help imports no torch."""
     assert get_args(Combination) == command._COMBINATIONS

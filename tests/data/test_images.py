@@ -18,7 +18,7 @@ from adapt.data import Item, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding import files, pictures
 from adapt.data.decoding.content import read_bytes
-from adapt.data.decoding.images import check_image
+from adapt.data.decoding.images import check_image, each_of
 
 
 @pytest.mark.parametrize(
@@ -252,3 +252,8 @@ def test_cells_that_a_table_has_not(tmp_path: Path, member: str) -> None:
 def test_a_scene_of_no_set(tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"image '.*' (cannot be read|does not exist)"):
         open_image(f"{tmp_path}/nothing.scenes!train/00000.png")
+
+
+def test_an_open_file_is_no_sequence_of_images() -> None:
+    with pytest.raises(AdaptError, match=r"is an open file; expected .*: give what its read\(\) returns"):
+        each_of(io.BytesIO(b"a\nb"))

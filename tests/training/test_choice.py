@@ -14,9 +14,11 @@ from torch import Tensor
 import adapt
 from adapt import fit
 from adapt.methods.base import Choice
+from adapt.recipe import read_recipe
 from adapt.training import choice as module
 from adapt.training.choice import _log_probabilities, _nearest_to_usual, _weights
 from adapt.training.fitting import FOLDS
+from adapt.training.run_recipe import with_validation
 
 
 @pytest.fixture
@@ -300,3 +302,12 @@ def test_in_cross_validation_classes_count_the_same_too(balanced: bool, chosen: 
     fold: Any = SimpleNamespace(labels=lambda part: labels, items=lambda part: items)
     choices = {"kind": Choice((0.0, 1.0), usual=0.0)}
     assert module._likeliest(grid, [fold] * 4, choices) == ((chosen,), pytest.approx(right), 160)
+
+
+@pytest.mark.parametrize("method", ["task_res", "clip_adapter"])
+def test_a_method_that_takes_steps_reserves_images_for_the_temperature(method: str, caplog: Any) -> None:
+    """Also one whose tensors, and with them its steps, are there only once it is built."""
+    recipe = read_recipe(method, ["calibrate=true", "train.epochs=1", "backbone=mini-clip"], "emoji")
+    split = replace(recipe.data.load(), val=())
+    assert with_validation(split, recipe).val
+    assert "needs validation images to choose the temperature" in caplog.text

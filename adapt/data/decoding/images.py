@@ -94,6 +94,8 @@ def each_of(images: object) -> Iterable[object]:
     single = (str, os.PathLike, Image.Image, Item, *_BYTES)
     if isinstance(images, single) or (is_array(images) and not is_sequence(images)):
         return (images,)
+    if hasattr(images, "read"):  # an open file, whose lines are no images
+        raise AdaptError(f"{brief(images)} is an open file; expected {ACCEPTED}: give what its read() returns")
     if not isinstance(images, Iterable):
         raise AdaptError(f"{brief(images)} is not an image; expected {ACCEPTED}, or a list of such images")
     return images

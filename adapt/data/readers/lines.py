@@ -70,13 +70,15 @@ def csv_rows(path: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str
 def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
     """Return a csv.DictReader of a CSV file.
 
-    Raises the errors of `read_text`, csv.Error in the first line and during iteration, and AdaptError for columns that
-    are separated by semicolons or tabs, as some spreadsheets write them.
+    Raises the errors of `read_text`, csv.Error in the first line and during iteration, and AdaptError if two columns
+    have one name, or if columns are separated by semicolons or tabs, as some spreadsheets write them.
     """
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
-    columns = reader.fieldnames or ("",)
+    columns, where = list(reader.fieldnames or ("",)), f"CSV {os.fspath(path)!r}"
+    for column in columns:
+        if column and columns.count(column) > 1:
+            raise AdaptError(f"{where} has two columns {column!r}; expected one: rename or remove the other")
     for separator in (";", "\t"):
         if len(columns) == 1 and separator in columns[0]:
-            where = f"CSV {os.fspath(path)!r}"
             raise AdaptError(f"{where}: the columns are separated by {separator!r}; expected ','. Save it with commas")
     return reader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +33,9 @@ def check_libraries(form: str) -> None:
 
 def write_torch(program: ExportedProgram, folder: Path) -> ImagesToLogits:
     """Write the graph to `model.pt2` for `torch.export.load`, and return a function that runs the written file."""
-    torch.export.save(program, folder / TORCH)
+    content = BytesIO()  # torch ends the process where it cannot write a file
+    torch.export.save(program, content)
+    (folder / TORCH).write_bytes(content.getbuffer())
     written = torch.export.load(folder / TORCH).module()
     return lambda images: written(images)
 

@@ -27,7 +27,7 @@ Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, seve
 def exportable(model: Adapted) -> ImageModel:
     """Return `model` unchanged. Raises AdaptError, with a reason, if a single graph cannot compute its logits."""
     backbone = model.backbone
-    reason: str | None = f"{backbone.describe()} is a {backbone.kind}, which does not classify images"
+    reason: str | None = f"{backbone.describe()} is a {backbone.kind}, which does not classify images by their features"
     if isinstance(model, ImageModel):
         reason = _reason_against(model)
         if reason is None:
