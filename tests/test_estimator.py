@@ -211,7 +211,9 @@ def test_what_is_wrong_is_said_before_training(few: tuple[list[str], list[str]],
     with pytest.raises(ValueError, match="Unknown label type: continuous"):
         estimator.fit(few[0][:2], [0.5, 1.5])
     with pytest.raises(AdaptError, match=r"missing\.png"):
-        estimator.fit([*few[0][:2], tmp_path / "missing.png"], few[1][:3])
+        estimator.fit([*few[0], tmp_path / "missing.png"], [*few[1], few[1][0]])
+    with pytest.raises(ValueError, match=f"y has only one class, {few[1][0]!r}; expected labels of at least two"):
+        estimator.fit(few[0][:2], few[1][:2])
     with pytest.raises(AdaptError, match="did you mean 'gda'"):
         Classifier("gdaa", "mini-clip").fit(*few)
     assert not hasattr(estimator, "model_")

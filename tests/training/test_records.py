@@ -208,13 +208,14 @@ def test_records_are_searched_by_a_csv(tmp_path: Path) -> None:
     other = tmp_path / "lists" / "records.csv"  # the list in another folder than its images, of which one names nothing
     other.parent.mkdir()
     other.write_text("path,text,entity\na.png,a dog's face,dog\nb.png,a sunflower,\n")
-    root = ["--root", str(tmp_path)]
+    root, known = ["--root", str(tmp_path)], str(tmp_path / "lists" / "known.safetensors")
     made = runner.invoke(main, ["index", str(other), "--pairs", *root, "--backbone", "mini-clip", "--out", known])
     assert made.exit_code == 0
     found = runner.invoke(main, ["search", known, str(other), "--top-k", "1", "--json", *root])
     said = [plain.parse(line.encode()) for line in found.stdout.splitlines()]
     assert [(each["query"], each["found"][0]["entry"]) for each in said] == [("a.png", "dog"), ("b.png", "b.png")]
-    refused = runner.invoke(main, ["index", str(tmp_path), *root, "--backbone", "mini-clip", "--out", known])
+    new = str(tmp_path / "new.safetensors")
+    refused = runner.invoke(main, ["index", str(tmp_path), *root, "--backbone", "mini-clip", "--out", new])
     assert "--root is the folder of the images for --pairs" in refused.output
     refused = runner.invoke(main, ["search", known, "a dog", *root])
     assert "--root is the image folder of a .csv of pairs, but no query is a .csv" in refused.output
