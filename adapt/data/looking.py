@@ -55,16 +55,17 @@ class Looked:
         for part, item, facts in self.usable:
             key = facts.digest, parted(item.path)[1], item.paths[1:], item.text, *item.label.columns.values()
             groups[key].append((part, item))
-        apart = {key: {(item.path, item.label) for _, item in copies} for key, copies in groups.items()}
-        return [
-            copies
-            for key, copies in groups.items()
-            if len({path for path, _ in apart[key]}) > 1 or len(apart[key]) < len(copies)
-        ]
+        return [group for group in groups.values() if _has_copies([item for _, item in group])]
 
     def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
         """Return (path, facts) of the readable files for which `which(path, facts)` is true, sorted by path."""
         return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
+
+
+def _has_copies(alike: Sequence[Item]) -> bool:
+    """Return whether items of the same pixels are of several files, or list a file with the same label again."""
+    files = {(item.path, item.label) for item in alike}
+    return len({path for path, _ in files}) > 1 or len(files) < len(alike)
 
 
 def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:

@@ -191,7 +191,8 @@ def run_recipe(
     sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
-    if out is not None and Path(out).resolve() == Path(folder_of(recipe.data.source) or "/").resolve():
+    folder = folder_of(recipe.data.source)
+    if out is not None and folder is not None and Path(out).resolve() == Path(folder).resolve():
         raise AdaptError(f"{out} is the folder of the data; expected a folder for the run: choose another --out (out=)")
     main = processes_on(chosen(recipe.device)).main
     with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
