@@ -164,9 +164,7 @@ def _classifier(adapter: Path, model: Model, what: str) -> ImageModel:
 
 def _check_all_classify(adapters: Sequence[Path], models: Sequence[Model], question: str | None) -> None:
     """Raise AdaptError if one of several models answers questions."""
-    from adapt.models.image_model import ImageModel
-
-    answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not isinstance(model, ImageModel)]
+    answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not model.classifies]
     if answering or question is not None:
         named = f"; {first_of(answering)} answers questions" if answering else ""
         raise AdaptError(

@@ -262,7 +262,13 @@ class Adapted(nn.Module, Generic[B]):
 
     def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Tensor]:
         """Yield preprocessed batches of the images passed to `predict`: `(b, 3, h, w)` or views `(b, v, 3, h, w)`."""
-        yield from pixel_batches(images, self.transform(), batch_size, self.backbone.device, urls=urls)
+        transform = self.transform()
+        for pictures in picture_batches(images, batch_size, turned=turns(transform), urls=urls):
+            yield self.batched([transform(picture) for picture in pictures])
+
+    def batched(self, images: list[Any]) -> Any:
+        """Return images that `transform` has preprocessed as one batch on the backbone's device."""
+        return torch.stack(images).to(self.backbone.device)
 
     def set_at_use(self, **changes: object) -> None:
         """Change settings of the method that count when it answers, such as `tokens=4` for `mqt`.
@@ -354,14 +360,6 @@ class Adapted(nn.Module, Generic[B]):
             if self._backbone is not None:
                 self._backbone.model._apply(fn)
         return self
-
-
-def pixel_batches(
-    images: object, transform: Transform, size: int, device: torch.device, *, urls: bool = False
-) -> Iterator[Tensor]:
-    """Yield the images passed to `predict` in batches of up to `size`, preprocessed by `transform`, on `device`."""
-    for pictures in picture_batches(images, size, turned=turns(transform), urls=urls):
-        yield torch.stack([transform(picture) for picture in pictures]).to(device)
 
 
 @contextmanager

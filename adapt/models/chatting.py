@@ -18,7 +18,7 @@ from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.common.validation import with_changes
-from adapt.data.decoding.images import image_sizes, in_batches, open_image, picture_batches
+from adapt.data.decoding.images import image_sizes, in_batches, open_image
 from adapt.data.item import Item
 from adapt.edits import Edit
 from adapt.engine import last_block
@@ -401,10 +401,9 @@ class ChatModel(Adapted[NativeVLM]):
         answers = self.generate(step.inputs, [chat.question for chat in step.chats], max_new_tokens=longest)
         return [answer.text for answer in answers], [answer.probability for answer in answers]
 
-    def pixels_of(self, images: object, batch_size: int, *, urls: bool = False) -> Iterator[Any]:
-        """Yield batches of opened images, each in a list of its own as the images of one conversation."""
-        for pictures in picture_batches(images, batch_size, turned=self.backbone.preprocess.turned, urls=urls):
-            yield [[picture] for picture in pictures]
+    def batched(self, images: list[Any]) -> list[ChatImages]:
+        """Return each PIL image in a list of its own, as the images of one conversation."""
+        return [[image] for image in images]
 
     def _predictions(self, pixels: Any, wanted: Wanted) -> Iterator[Prediction]:
         """Yield one prediction for each image: the answer to the request's question, or the most probable classes."""

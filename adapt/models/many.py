@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.orientation import turns
-from adapt.methods.base import BlockInputs
 from adapt.models.base import Adapted, evaluating
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted
@@ -68,7 +66,7 @@ class SideBySide:
 
     def __init__(self, models: Sequence[Model]) -> None:
         self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
-        groups: dict[tuple[object, ...], dict[int, ImageModel]] = {}
+        groups: dict[tuple[object, ...], dict[int, Adapted]] = {}
         for index, model in enumerate(self._models):  # by backbone and preprocessing
             groups.setdefault((*model.backbone.sees, model.method.views), {})[index] = model
         self._groups = list(groups.values())
@@ -89,67 +87,69 @@ class SideBySide:
         """The models' settings for turning images upright by EXIF, as a set: {True}, {False} or {False, True}."""
         return set(map(turns, self._transforms))
 
-    def pixels(self, image: object, *, urls: bool = False, name: str = "in memory") -> tuple[Tensor, ...]:
+    def pixels(self, image: object, *, urls: bool = False, name: str = "in memory") -> tuple[Any, ...]:
         """Return an image preprocessed for each group of models, `(3, h, w)` or with v views `(1 + v, 3, h, w)`.
 
-        `image` is in any form that `open_image` accepts. The models of a group share a backbone and preprocessing.
+        `image` is in any form that `open_image` accepts. The models of a group share a backbone and preprocessing. A
+        native vision-language model prepares images with the text, so its group gets the PIL image itself.
         """
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
         return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
 
-    def predictions(self, pixels: Sequence[tuple[Tensor, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
+    def predictions(self, pixels: Sequence[tuple[Any, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
         """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`."""
         by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
-            by_model |= _predicted(group, torch.stack(own), wanted)
+            by_model |= _predicted(group, list(own), wanted)
         return zip(*(by_model[index] for index in range(len(self._models))), strict=True)
 
 
-def _classifiers(models: Sequence[Model]) -> list[ImageModel]:
+def _classifiers(models: Sequence[Model]) -> list[Adapted]:
     """Return `models` as a list. Raises AdaptError for an empty list, and for a model that does not classify."""
     if isinstance(models, ImageModel):
         raise AdaptError("predict_many got one model; expected a list of models: give a list, or call model.predict")
     if not models:
         raise AdaptError("predict_many got no model: give at least one model, such as adapt.load_many([ADAPTER])")
-    classifiers: list[ImageModel] = []
     for model in models:
         if not isinstance(model, Adapted):
             raise AdaptError(f"predict_many got {brief(model)}; expected models, as adapt.load_many(PATHS) returns")
-        if not isinstance(model, ImageModel):
+        if not model.classifies:
             raise AdaptError(
                 f"the model with {model.method.name} on {model.backbone.describe()} answers questions; expected models "
                 "that classify: call model.predict(images, question=...)"
             )
-        classifiers.append(model)
-    return classifiers
+    return list(models)
 
 
-def _predicted(models: dict[int, ImageModel], pixels: Tensor, wanted: Wanted) -> dict[int, list[Prediction]]:
+def _predicted(models: dict[int, Adapted], images: list[Any], wanted: Wanted) -> dict[int, list[Prediction]]:
     """Return a batch's predictions by model index, for models that share a backbone and preprocessing."""
-    pixels = pixels.to(next(iter(models.values())).backbone.device)
+    pixels = next(iter(models.values())).batched(images)
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
             stack.enter_context(evaluating(model))
         return {index: list(models[index]._predictions(inputs, wanted)) for index, inputs in _entering(models, pixels)}
 
 
-def _entering(models: dict[int, ImageModel], pixels: Tensor) -> Iterator[tuple[int, Tensor | BlockInputs]]:
+def _entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:
     """Yield each model's index and input, which is images or the input tokens of the first block the model edits."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
     }  # one model shares nothing
-    inputs: Tensor | BlockInputs = pixels
+    inputs = pixels
     for index in sorted(begins, key=lambda index: begins[index]):
-        if begins[index]:
-            inputs = models[index].block_inputs(inputs, begins[index])
+        model = models[index]
+        if begins[index] and isinstance(model, ImageModel):
+            inputs = model.block_inputs(inputs, begins[index])
         yield index, inputs
 
 
-def _keeps_modes(model: ImageModel) -> bool:
+def _keeps_modes(model: Adapted) -> bool:
     """Return whether all modules of `model` are in evaluation mode already."""
     return not any(module.training for module in model.modules())
 
 
-def _begins(model: ImageModel) -> int:
+def _begins(model: Adapted) -> int:
     """Return the index of the first vision block that `model` cannot share with other models; 0 if none is shared."""
-    return 0 if model.method.views or "images" in model.method.reads else model.unedited_blocks
+    if not isinstance(model, ImageModel) or model.method.views or "images" in model.method.reads:
+        return 0
+    return model.unedited_blocks

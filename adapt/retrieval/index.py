@@ -21,11 +21,13 @@ from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
 from adapt.common.validation import explain
+from adapt.data.decoding.images import picture_batches
+from adapt.data.decoding.orientation import turns
 from adapt.data.item import Item
 from adapt.formats import tensor_file
 from adapt.methods.base.space import Projects, Space, space_of
 from adapt.methods.base.traits import has_trait, owns_prompts
-from adapt.models.base import evaluating, pixel_batches
+from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
 
 Kind = Literal["texts", "images", "pairs"]
@@ -200,8 +202,9 @@ def index_pairs(model: ImageModel, items: Sequence[Item], progress: Progress | N
 
 
 def _of_images(model: ImageModel, paths: Sequence[str]) -> Iterator[Tensor]:
-    transform, device = model.backbone.transform(train=False), model.backbone.device
-    for pixels in pixel_batches(paths, transform, IMAGES_AT_ONCE, device):
+    transform = model.backbone.transform(train=False)
+    for pictures in picture_batches(paths, IMAGES_AT_ONCE, turned=turns(transform)):
+        pixels = model.batched([transform(picture) for picture in pictures])
         with evaluating(model), torch.no_grad():
             yield model.image_features(pixels)
 

@@ -76,8 +76,9 @@ class Served:
         """Return a predictor that runs the named adapters side by side; methods that learn at test time are reset."""
         key = tuple(names)
         models = [self.named(name) for name in key]
-        for name in self.speaking.keys() & key:
-            raise AdaptError(f"{name} answers in words: send conversations with its name to /v1/chat/completions")
+        for name, model in zip(key, models, strict=True):
+            if not model.classifies:
+                raise AdaptError(f"{name} answers in words: send conversations with its name to /v1/chat/completions")
         if len(set(key)) < len(key):
             raise AdaptError(f"an adapter is named twice in {', '.join(key)}: name each adapter once")
         together = self._together.get(key)

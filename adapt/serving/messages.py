@@ -98,6 +98,7 @@ class AdapterCard(BaseModel):
     method: str
     backbone: str | None
     classes: list[str]
+    """The classes that `/predict` answers with; none if the adapter answers in words alone."""
     chats: bool
     """Whether it answers in words."""
     default: bool

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from cases import build
+from checks import perturb
+from native_chats import lora, model_of
 from torch import Tensor
 
 import adapt
@@ -48,6 +50,22 @@ def test_each_says_what_it_says_by_itself(open_clip: Backbone, photos: list[Path
     assert len(together) == len(photos)
     for index, model in enumerate(made):
         assert all(close(found[index], own) for found, own in zip(together, model.predict(photos), strict=True))
+
+
+def test_a_native_model_with_classes_stands_beside_a_clip(open_clip: Backbone, photos: list[Path]) -> None:
+    native = model_of("qwen2_5_vl", lora("decoder")).with_classes(NAMES)
+    perturb(native)
+    clip = models(open_clip)[1]
+    together = adapt.predict_many([clip, native], photos, batch_size=2)
+    for (of_clip, of_native), one, other in zip(together, clip.predict(photos), native.predict(photos), strict=True):
+        assert close(of_clip, one)
+        assert close(of_native, other)
+    assert len({of_native.probability for _, of_native in together}) == len(photos)
+
+
+def test_a_model_that_answers_in_words_alone_is_refused(open_clip: Backbone, photos: list[Path]) -> None:
+    with pytest.raises(AdaptError, match="answers questions; expected models that classify"):
+        adapt.predict_many([models(open_clip)[0], model_of("qwen2_5_vl")], photos)
 
 
 def test_what_they_share_is_computed_once(

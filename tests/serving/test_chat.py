@@ -314,6 +314,25 @@ def test_classifiers_and_those_that_chat_are_told_apart(served: ServedAdapters, 
         assert 'adapt_tokens_total{adapter="first"} 6.0' in sent.get("/metrics").text
 
 
+def test_a_native_model_with_classes_is_asked_for_both(tmp_path: Path) -> None:
+    """`/predict` has the probabilities that `predict` gives, and conversations are answered as before."""
+    model: ChatModel = adapt.wrap(tiny_natives.backbone(KIND), lora("decoder"), ("cat", "dog")).eval()
+    perturb(model)
+    path = model.save(tmp_path / "pets.safetensors")
+    served = ServedAdapters([str(path)], backbone=tiny_natives.backbone(KIND))
+    content = BytesIO()
+    pictures()[0].save(content, "PNG")
+    with TestClient(create_app(served)) as sent:
+        answered = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))]).json()
+        [card] = sent.get("/adapters").json()
+        assert post(sent, user("what?"), model="pets").status_code == 200
+    [answer] = answered["results"][0]["answers"]
+    [expected] = model.predict(pictures()[0])
+    assert (answer["class"], answer["label"]) == (expected.class_name, expected.label)
+    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
+    assert (card["classes"], card["chats"]) == (["cat", "dog"], True)
+
+
 def question(model: ChatModel, words: str, most: int, hear: Callable[[Any], None], **more: Any) -> Question:
     images = [pictures()[0]]
     return Question(model, Chat.about(words), images, most, (), more.get("sampling", ()), hear)
