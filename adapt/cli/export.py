@@ -101,6 +101,11 @@ def _print_record(out: Path) -> None:
             f"{100 * measured['accuracy']:.1f} % of {measured['images']} images, the adapter itself "
             f"{100 * measured['adapter_accuracy']:.1f} %; the same label for {100 * measured['same_labels']:.1f} %"
         )
+        if "mean_absolute_error" in measured:
+            click.echo(
+                f"mean absolute error of the number {measured['mean_absolute_error']:.3f}, the adapter itself "
+                f"{measured['adapter_mean_absolute_error']:.3f}"
+            )
 
 
 def _megabytes(folder: Path) -> float:

@@ -6,19 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import tiny_backbones
 import torch
 from checks import contents, perturb, scaled
+from PIL import Image
 from selection import by_turns
 from torch import Tensor, nn
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
-from adapt.data import Split
+from adapt.data import Item, Split
 from adapt.formats.export import export, forms, page, tracing
-from adapt.methods import CoOp, TipAdapter, ZeroShot
+from adapt.methods import CoOp, TipAdapter, UniQA, ZeroShot
 from adapt.methods.base import ImageStep, Method
 from adapt.models.answers import Answers
 
@@ -100,6 +102,37 @@ def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tm
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.full)])
+def test_a_regression_model_gives_its_number(to: str, open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    model = perturb(adapt.wrap(open_clip, UniQA(between=(-3.0, 40.0)), NAMES)).eval()
+    items = graded_items(tmp_path)
+    folder = export(model, tmp_path / "out", to, data=items)
+    record = record_of(folder)
+    assert record["number"] == {"name": "number", "type": "float32", "shape": ["batch"]}
+    predicted = [each.number for each in model.predict(items)]
+    error = sum(abs(number - value) for number, value in zip(predicted, (1.0, 9.5))) / 2
+    assert record["measured"]["mean_absolute_error"] == pytest.approx(error, abs=1e-3)
+    assert record["measured"]["adapter_mean_absolute_error"] == pytest.approx(error, abs=1e-4)
+    expected = model.grades(model(images))
+    if to == "torch":
+        logits, number = torch.export.load(folder / "model.pt2").module()(images)
+    else:
+        session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+        logits, number = map(torch.from_numpy, session.run(["logits", "number"], {"images": images.numpy()}))
+    assert logits.shape == (len(images), 3)
+    assert torch.allclose(number, expected, atol=1e-3)
+    assert number.std() > 1e-3
+
+
+def graded_items(folder: Path) -> list[Item]:
+    """Two images with the targets 1 and 9.5."""
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        Image.fromarray(draw.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    cells = [("a", NAMES[0], 1.0), ("b", NAMES[1], 9.5)]
+    return [Item.of(path=str(folder / f"{name}.png"), label=label, target=value) for name, label, value in cells]
+
+
 def test_in_eight_bits_it_is_smaller_and_nearly_the_same(images: Tensor, tiny_split: Split, tmp_path: Path) -> None:
     model = model_of(tiny_backbones.backbone("open_clip"))  # whose weights outweigh the graph
     export(model, tmp_path / "whole")
@@ -268,7 +301,7 @@ def test_a_missing_library_is_named_with_its_extra(
 def test_a_graph_that_differs_is_not_written(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: torch.ones(len(images), 3))
+    monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: {"logits": torch.ones(len(images), 3)})
     with pytest.raises(AdaptError, match=r"differ from the adapter's by .* at most 0\.0001\. Nothing was written"):
         export(model_of(open_clip), tmp_path / "out", "torch")
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from adapt.data import Item
-    from adapt.formats.export.forms import ImagesToLogits
+    from adapt.formats.export.forms import Graph
     from adapt.models.base import Adapted
 
 FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
@@ -34,6 +34,7 @@ def export(
 ) -> Path:
     """Write `model` to the new `folder` as a graph from images `(b, 3, h, w)` to logits `(b, n)`, for any b.
 
+    For a regression method, the graph also has an output `number` `(b,)`.
     `to` is the format: `onnx` (model.onnx), `torch` (model.pt2, by torch.export), `openvino` (model.xml) or `html`.
     With `html`, a page is written that classifies images offline in a browser; `runtime` must then be a folder with the
     unpacked npm package onnxruntime-web. `int8` quantises the weights (only for `onnx` and `html`). export.json records
@@ -64,7 +65,7 @@ def export(
             )
         described["difference"] = difference
         if data:
-            described["measured"] = record.accuracy(classifier, run, data)
+            described["measured"] = record.measured(classifier, run, data)
         if runtime is not None:
             page.write(new, described, page.read_runtime(runtime))
         write_text(new / RECORD, plain.dump(described, indent=2) + "\n")
@@ -84,7 +85,7 @@ def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
         page.read_runtime(runtime)
 
 
-def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> ImagesToLogits:
+def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Graph:
     """Write the graph in the format `to` (as ONNX for a page), and return a function that runs the written file."""
     if to == "torch":
         return forms.write_torch(program, folder)

@@ -14,11 +14,11 @@ from torch.export import ExportedProgram
 
 from adapt.common.errors import AdaptError, missing
 
-ImagesToLogits = Callable[[Tensor], Tensor]  # images (b, 3, h, w) to logits (b, n)
+Graph = Callable[[Tensor], dict[str, Tensor]]  # images (b, 3, h, w) to the outputs by name
 
 TORCH, ONNX, OPENVINO = "model.pt2", "model.onnx", "model.xml"
 DATA = f"{ONNX}.data"  # the weights of a graph from 1.5 GiB on, by torch's rule and onnxruntime's name
-INPUT, OUTPUT = "images", "logits"
+INPUT, LOGITS, NUMBER = "images", "logits", "number"  # logits (b, n), and of a regression method numbers (b,)
 _OF_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _LONGEST_MESSAGE = 2**31 - 1  # bytes of a protobuf message, the format of ONNX
 _LIBRARIES = {"onnx": _OF_ONNX, "html": _OF_ONNX, "openvino": (*_OF_ONNX, "openvino")}
@@ -31,16 +31,21 @@ def check_libraries(form: str) -> None:
         raise missing(f"--to {form}", " and ".join(absent), "openvino" if form == "openvino" else "export")
 
 
-def write_torch(program: ExportedProgram, folder: Path) -> ImagesToLogits:
+def write_torch(program: ExportedProgram, folder: Path) -> Graph:
     """Write the graph to `model.pt2` for `torch.export.load`, and return a function that runs the written file."""
     content = BytesIO()  # torch ends the process where it cannot write a file
     torch.export.save(program, content)
     (folder / TORCH).write_bytes(content.getbuffer())
     written = torch.export.load(folder / TORCH).module()
-    return lambda images: written(images)
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        outputs = written(images)
+        return dict(zip(_outputs(program), (outputs,) if isinstance(outputs, Tensor) else outputs, strict=True))
+
+    return run
 
 
-def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> ImagesToLogits:
+def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Graph:
     """Write the graph to `model.onnx`, and return a function that runs the written file.
 
     The weights of a large graph are written to `model.onnx.data`. `int8` quantises the graph dynamically. Raises
@@ -57,10 +62,16 @@ def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Im
         _converted(program, folder)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+    names = _outputs(program)
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        outputs = map(torch.from_numpy, session.run(names, {INPUT: images.numpy()}))
+        return dict(zip(names, outputs, strict=True))
+
+    return run
 
 
-def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
+def write_openvino(program: ExportedProgram, folder: Path) -> Graph:
     """Write the graph to OpenVINO's `model.xml` and `model.bin`, and return a function that runs these files."""
     import openvino
 
@@ -69,7 +80,18 @@ def write_openvino(program: ExportedProgram, folder: Path) -> ImagesToLogits:
         openvino.save_model(graph, folder / OPENVINO, compress_to_fp16=False)
     precise = {"INFERENCE_PRECISION_HINT": "f32"}  # the default is half precision if the processor has it
     written = openvino.Core().compile_model(folder / OPENVINO, "CPU", precise)
-    return lambda images: torch.from_numpy(written(images.numpy())[OUTPUT])
+    names = _outputs(program)
+
+    def run(images: Tensor) -> dict[str, Tensor]:
+        outputs = written(images.numpy())
+        return {name: torch.from_numpy(outputs[name]) for name in names}
+
+    return run
+
+
+def _outputs(program: ExportedProgram) -> list[str]:
+    """Return the names of a graph's outputs: the logits, and of a regression method the number."""
+    return [LOGITS, NUMBER][: len(program.graph_signature.user_outputs)]
 
 
 def _converted(program: ExportedProgram, folder: Path) -> Path:
@@ -81,7 +103,7 @@ def _converted(program: ExportedProgram, folder: Path) -> Path:
             dynamo=True,
             verbose=False,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=_outputs(program),
             dynamic_shapes=({0: "batch"},),
         )
     except RuntimeError as error:  # the base class of the exporter's errors

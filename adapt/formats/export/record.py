@@ -14,7 +14,8 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data import Item
 from adapt.formats.adapter import versions
-from adapt.formats.export.forms import INPUT, OUTPUT, ImagesToLogits
+from adapt.formats.export.forms import INPUT, LOGITS, NUMBER, Graph
+from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
 
@@ -27,13 +28,15 @@ _AT_ONCE = 64
 def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, object]:
     """Return the content of export.json without measurements. Raises AdaptError if the preprocessing is custom code."""
     size = model.backbone.preprocess.size
+    number = {"name": NUMBER, "type": "float32", "shape": ["batch"]}
     return {
         "format": FORMAT,
         "to": to,
         "file": file,
         "int8": int8,
         "input": {"name": INPUT, "type": "float32", "shape": ["batch", 3, size, size]},
-        "output": {"name": OUTPUT, "type": "float32", "shape": ["batch", len(model.class_names)]},
+        "output": {"name": LOGITS, "type": "float32", "shape": ["batch", len(model.class_names)]},
+        **({"number": number} if has_trait(model.method, Grades) else {}),
         "class_names": list(model.class_names),
         "probabilities": "sigmoid" if model.answers.several else "softmax",
         "preprocess": _preprocess(model.backbone),
@@ -56,14 +59,17 @@ def _preprocess(backbone: Backbone) -> dict[str, object]:
     return asdict(backbone.preprocess)
 
 
-def difference(model: ImageModel, run: ImagesToLogits) -> float:
-    """Return the largest difference of the export's logits from the model's logits, relative to the largest logit."""
+def difference(model: ImageModel, run: Graph) -> float:
+    """Return the largest difference of an output of the export from the model's, relative to the output's largest."""
     size = model.backbone.preprocess.size
     images = torch.randn(max(_BATCHES), 3, size, size, generator=torch.Generator().manual_seed(1))
-    own = _logits(model, images)
+    own = _outputs(model, images)
     with torch.no_grad():
-        apart = max(float((run(images[:count]) - own[:count]).abs().max()) for count in _BATCHES)
-    return apart / max(1.0, float(own.abs().max()))
+        return max(
+            float((output - own[name][:count]).abs().max()) / max(1.0, float(own[name].abs().max()))
+            for count in _BATCHES
+            for name, output in run(images[:count]).items()
+        )
 
 
 def check_names(model: ImageModel, data: Sequence[Item]) -> None:
@@ -73,33 +79,43 @@ def check_names(model: ImageModel, data: Sequence[Item]) -> None:
             f"{many.name!r} has {len(many.class_names)} classes; an export can only be measured on images of one "
             "class: leave the data out"
         )
-    if unknown := {item.answer for item in data} - set(model.class_names):
+    if unknown := {item.class_names[0] for item in data} - set(model.class_names):
         raise AdaptError(
             f"the data has the class {brief(min(unknown))}, but this {model.method.name} adapter does not have the "
             "class: give data with the adapter's classes, or another adapter"
         )
 
 
-def accuracy(model: ImageModel, run: ImagesToLogits, data: Sequence[Item]) -> dict[str, float]:
-    """Return the accuracies of the export and of the model, and the share of images with the same prediction."""
-    exported, own = [], []
-    for pixels in model.pixels_of(data, _AT_ONCE):
-        exported += run(pixels).argmax(-1).tolist()
-        own += _logits(model, pixels).argmax(-1).tolist()
-    actual = [model.class_names.index(item.answer) for item in data]
-    return {
+@torch.no_grad()
+def measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, float]:
+    """Return the accuracies of the export and of the model, and the share of images with the same prediction.
+
+    If the images have numbers, the mean absolute errors of the predicted numbers are returned as well.
+    """
+    batches = [(run(pixels), _outputs(model, pixels)) for pixels in model.pixels_of(data, _AT_ONCE)]
+    exported, own = ({name: torch.cat([batch[name] for batch in each]) for name in each[0]} for each in zip(*batches))
+    labels, own_labels = exported[LOGITS].argmax(-1), own[LOGITS].argmax(-1)
+    actual = torch.tensor([model.class_names.index(item.class_names[0]) for item in data])
+    result = {
         "images": len(data),
-        "accuracy": _same(exported, actual),
-        "adapter_accuracy": _same(own, actual),
-        "same_labels": _same(exported, own),
+        "accuracy": _same(labels, actual),
+        "adapter_accuracy": _same(own_labels, actual),
+        "same_labels": _same(labels, own_labels),
     }
+    values = data[0].task.values(data)
+    if NUMBER in own and values is not None:
+        result["mean_absolute_error"] = float((exported[NUMBER] - values).abs().mean())
+        result["adapter_mean_absolute_error"] = float((own[NUMBER] - values).abs().mean())
+    return result
 
 
-def _same(one: Sequence[int], other: Sequence[int]) -> float:
-    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+def _same(one: Tensor, other: Tensor) -> float:
+    return float((one == other).double().mean())
 
 
-def _logits(model: ImageModel, images: Tensor) -> Tensor:
+def _outputs(model: ImageModel, images: Tensor) -> dict[str, Tensor]:
+    """Return what the exported graph of `model` computes, by the model itself."""
     with evaluating(model), torch.no_grad():
         logits: Tensor = model(images)
-    return logits
+        numbers = model.grades(logits)
+    return {LOGITS: logits} if numbers is None else {LOGITS: logits, NUMBER: numbers}

@@ -57,6 +57,7 @@ def _reason_against(model: ImageModel) -> str | None:
 def traced(model: ImageModel) -> ExportedProgram:
     """Return the graph from preprocessed images `(b, 3, h, w)` to the model's logits `(b, n)`, for any batch size b.
 
+    Of a regression method, the graph also has the numbers `(b,)` as an output.
     The graph contains only the tensors that images pass through, not the text tower. Raises AdaptError in the same
     cases as `exportable`, and if the method computes what a graph cannot contain, such as a branch on a value.
     """
@@ -65,7 +66,7 @@ def traced(model: ImageModel) -> ExportedProgram:
     examples = torch.randn(_EXAMPLES, 3, size, size, generator=torch.Generator().manual_seed(0))
     with outside_inference_mode(), evaluating(model), alone(frozen_model), frozen(frozen_model), torch.no_grad():
         try:
-            module = _program(_ImagesToLogits(model, examples), examples).module()
+            module = _program(_Traced(model, examples), examples).module()
             assert isinstance(module, GraphModule)
             module.graph.eliminate_dead_code()  # such as the text tower
             return _program(GraphModule(module, module.graph), examples)  # keeps only the tensors of its graph
@@ -81,8 +82,10 @@ def _program(module: nn.Module, examples: Tensor) -> ExportedProgram:
     return torch.export.export(module, (examples,), dynamic_shapes=({0: Dim("batch", max=_MOST)},), strict=False)
 
 
-class _ImagesToLogits(nn.Module):
+class _Traced(nn.Module):
     """A module from images to the logits of `model`, in which all values that depend only on classes are precomputed.
+
+    Of a regression method, the outputs are the logits and the numbers.
 
     The model and backbone are submodules and the precomputed values are buffers, so the graph includes all their
     tensors.
@@ -110,7 +113,9 @@ class _ImagesToLogits(nn.Module):
             return tuple(map(self._restored, stored))
         return self.get_buffer(stored) if isinstance(stored, str) else stored
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         step = ImageStep(self.model, images)
         step.of_classes |= {key: self._restored(stored) for key, stored in self._of_classes.items()}
-        return self.model.answers.of(step)
+        logits = self.model.answers.of(step)
+        numbers = self.model.grades(logits)
+        return logits if numbers is None else (logits, numbers)
