@@ -11,8 +11,7 @@ from typing import TypedDict
 
 from adapt.choosing.advice import Advice
 from adapt.choosing.compare import Compared
-from adapt.common import plain
-from adapt.common.disk import write_csv, write_text
+from adapt.common.disk import write_csv, write_json, write_text
 from adapt.common.errors import missing
 from adapt.training.result import Result
 
@@ -135,7 +134,7 @@ class Recommendation:
 
     def write(self, out: Path) -> None:
         """Write recommendation.json, methods.csv and the CSV files of the advice to the folder `out`."""
-        write_text(out / "recommendation.json", plain.dump(self.as_json(), indent=2) + "\n")
+        write_json(out / "recommendation.json", self.as_json())
         if self.rows:
             write_csv(out / "methods.csv", self.rows)
         self.advice.write(out)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from adapt.common import plain
 from adapt.common.cells import guarded
 from adapt.common.errors import AdaptError
 
@@ -135,6 +136,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to the file at `path` atomically, replacing any existing content."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write `value` to an indented JSON file atomically, replacing any existing content."""
+    write_text(path, plain.dump(value, indent=2) + "\n")
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, object]]) -> None:

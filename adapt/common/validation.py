@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import is_typeddict
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief
 
 S = TypeVar("S", bound=BaseModel)
+
+
+class StrictModel(BaseModel):
+    """The base class of settings: unknown keys, NaN and infinities are errors, and values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str, listed_by: str = "") -> str:
@@ -61,10 +67,10 @@ def _keys(kind: object) -> dict[str, object]:
     return get_type_hints(kind) if is_typeddict(kind) else {}
 
 
-def with_changes(settings: S, changes: Mapping[str, object], where: str) -> S:
-    """Return `settings` with some `changes` by name. Raises AdaptError for an unknown name and a wrong value."""
+def with_changes(settings: S, changes: Mapping[str, object]) -> S:
+    """Return settings at use with some `changes` by name. Raises AdaptError for an unknown name and a wrong value."""
     kind = type(settings)
     try:
         return kind.model_validate(settings.model_dump() | dict(changes))
     except ValidationError as error:
-        raise AdaptError(explain(kind, error, where)) from None
+        raise AdaptError(explain(kind, error, "the settings at use")) from None

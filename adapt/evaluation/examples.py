@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapt.common import plain
-from adapt.common.disk import write_text
+from adapt.common.disk import write_json
 from adapt.evaluation.scores import Scores
 from adapt.methods.base.traits import Explains, has_trait
 from adapt.models.base import Adapted
@@ -30,4 +29,4 @@ def keep_examples(model: Adapted, scores: Scores, path: Path) -> None:
         }
         for place, explanation in zip(places, explanations, strict=True)
     ]
-    write_text(path, plain.dump(examples, indent=2) + "\n")
+    write_json(path, examples)

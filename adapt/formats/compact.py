@@ -20,7 +20,7 @@ from adapt.backbones.absent import Absent, block_paths, cut_out
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import COMPACT, hollow
 from adapt.common import plain
-from adapt.common.disk import new_folder, replacing, write_text
+from adapt.common.disk import new_folder, replacing, write_json
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.engine.allocation import at_most
@@ -76,7 +76,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
         with replacing(new / TENSORS) as temporary:
             tensor_file.write(tensors, temporary, {})
         model.save(new / NAME)
-        write_text(new / COMPACT, plain.dump(record.model_dump(mode="json"), indent=2) + "\n")
+        write_json(new / COMPACT, record.model_dump(mode="json"))
     return Path(folder)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.common import plain
-from adapt.common.disk import replacing, write_text
+from adapt.common.disk import replacing, write_json, write_text
 from adapt.common.errors import AdaptError
 from adapt.formats import adapter, tensor_file
 from adapt.formats.header import Reading, checked_reading
@@ -124,7 +124,7 @@ def write(model: Adapted, folder: Path) -> None:
         "bias": "none",
         "inference_mode": True,
     }
-    write_text(folder / CONFIG, plain.dump(config, indent=2) + "\n")
+    write_json(folder / CONFIG, config)
 
 
 def _auto_mapping(model: Adapted) -> dict[str, str] | None:

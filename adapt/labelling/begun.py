@@ -9,8 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from adapt.common import plain
-from adapt.common.disk import write_text
+from adapt.common.disk import write_json
 from adapt.common.errors import AdaptError
 from adapt.evaluation import stored
 
@@ -48,7 +47,7 @@ class Begun(BaseModel):
 
     def write(self, out: Path) -> None:
         """Write the description to the folder `out`."""
-        write_text(out / BEGUN, plain.dump(self.model_dump(), indent=2) + "\n")
+        write_json(out / BEGUN, self.model_dump())
 
 
 def locked(out: Path) -> FileLock:

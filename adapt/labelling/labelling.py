@@ -11,9 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from adapt.backbones.base import Backbone
-from adapt.common import plain
 from adapt.common.devices import AUTO
-from adapt.common.disk import check_outside, write_csv, write_text
+from adapt.common.disk import check_outside, write_csv, write_json, write_text
 from adapt.common.errors import AdaptError
 from adapt.data.split import Split
 from adapt.evaluation import stored
@@ -250,6 +249,6 @@ class Labelling:
             known=len(self._annotations),
         )
         self.rounds.append(outcome)
-        write_text(self.out / ROUNDS, plain.dump([each.model_dump() for each in self.rounds], indent=2) + "\n")
+        write_json(self.out / ROUNDS, [each.model_dump() for each in self.rounds])
         self._model = self._loaded(folder, load(folder, backbone))
         return outcome

@@ -12,7 +12,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +23,8 @@ from adapt.backbones.base import ImageEncoder
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
-from adapt.methods.base.kept_labels import check_labels_of
+from adapt.methods.base.kept_labels import KeepsLabels
 from adapt.methods.base.kernel import table_logits
-from adapt.methods.base.traits import ChecksAdapter
 from adapt.methods.zero_shot import Templates
 
 ALPHAS = tuple(10.0 ** (k / 4) for k in range(-4, 7))  # 0.1 to 32
@@ -48,7 +47,7 @@ class CaFoConfig(MethodConfig):
     """The number of images in the tables; training sets it."""
 
 
-class CaFo(Method[ImageStep], Grid, ChecksAdapter):
+class CaFo(Method[ImageStep], Grid, KeepsLabels):
     """Two key-value caches of training images, with `labels` `(n,)` and `keys` of both encoders, `(n, e1)`, `(n, e2)`.
 
     The backbone must be a dual encoder joined with a second encoder, such as `mini-clip&hf:facebook/dinov2-small`.
@@ -61,8 +60,8 @@ class CaFo(Method[ImageStep], Grid, ChecksAdapter):
     needs_every_class = True
     per_class = True
     begins_anew = True
+    choices = {"alpha": Choice(ALPHAS, usual=1.0), "beta": Choice(BETAS, usual=1.0)}
     at_answer = frozenset({"alpha", "beta"})
-    labels: Tensor
     first: Tensor
     second: Tensor
 
@@ -90,18 +89,11 @@ class CaFo(Method[ImageStep], Grid, ChecksAdapter):
             else:
                 self.register_buffer(name, own)
 
-    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        check_labels_of(tensors["labels"], self._classes, source)
-
     def prepare(self, training: Training) -> None:
         features = training.features("train", views=self.config.views, unit=False)
         keys = features.mean(1) if self.config.views else features
         self._hold(keys, training.labels("train"), self.labels.device)
         self.config = self.config.model_copy(update={"keys": len(keys)})
-
-    def grid(self, training: Training) -> dict[str, Choice]:
-        choices = {"alpha": Choice(ALPHAS, usual=1.0), "beta": Choice(BETAS, usual=1.0)}
-        return {name: choice for name, choice in choices.items() if getattr(self.config, name) is None}
 
     def parts_of(self, features: Tensor) -> Iterator[Tensor]:
         """Return an iterator over the unit-length parts `(n, e1)` and `(n, e2)` of joined features `(n, e1 + e2)`."""
@@ -109,13 +101,12 @@ class CaFo(Method[ImageStep], Grid, ChecksAdapter):
 
     def logits(self, step: ImageStep) -> Tensor:
         zero_shot = step.cosine_logits(step.class_features)
-        beta = 1.0 if self.config.beta is None else self.config.beta
         parts = self.parts_of(step.features.to(self.first.dtype))
         caches = [
-            table_logits(part, keys, self.labels, self._classes, beta)
+            table_logits(part, keys, self.labels, self._classes, self.setting("beta"))
             for part, keys in zip(parts, (self.first, self.second), strict=True)
         ]
-        return zero_shot + (1.0 if self.config.alpha is None else self.config.alpha) * fused(zero_shot, caches)
+        return zero_shot + self.setting("alpha") * fused(zero_shot, caches)
 
 
 def fused(zero_shot: Tensor, caches: Sequence[Tensor]) -> Tensor:
@@ -124,9 +115,9 @@ def fused(zero_shot: Tensor, caches: Sequence[Tensor]) -> Tensor:
     The weights are the softmax over `caches` of the inner products of their standardised rows with those of
     `zero_shot` `(b, n)`.
     """
-    said = _standardised(zero_shot)
+    standardised = _standardised(zero_shot)
     rows = torch.stack([_standardised(each) for each in caches])  # (caches, b, n)
-    weights = (rows * said).sum(-1, keepdim=True).softmax(0)
+    weights = (rows * standardised).sum(-1, keepdim=True).softmax(0)
     return (weights * rows).sum(0)
 
 

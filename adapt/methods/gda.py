@@ -27,7 +27,6 @@ from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Tr
 from adapt.methods.zero_shot import Templates
 
 ALPHAS = tuple(10.0**k for k in range(-4, 4))
-USUAL = 10.0
 TEXT_COPIES = 16  # weight of a new class's text feature, in neighbours
 
 
@@ -63,6 +62,7 @@ class GDA(Method[ImageStep], Grid):
     example = {"views": 0}
     needs_every_class = True
     takes_steps = False
+    choices = {"alpha": Choice(ALPHAS, usual=10.0)}
     at_answer = frozenset({"alpha"})
     logit_scale = 100.0  # written out in the reference
     weight: Tensor
@@ -72,9 +72,6 @@ class GDA(Method[ImageStep], Grid):
     @property
     def per_class(self) -> bool:
         return not self.config.new_classes
-
-    def grid(self, training: Training) -> dict[str, Choice]:
-        return {"alpha": Choice(ALPHAS, usual=USUAL)} if self.config.alpha is None else {}
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._names, size = tuple(class_names), backbone.embed_dim
@@ -113,8 +110,7 @@ class GDA(Method[ImageStep], Grid):
         self.weight, self.bias = weight.to(self.weight), bias.to(self.bias)
 
     def logits(self, step: ImageStep) -> Tensor:
-        alpha = USUAL if self.config.alpha is None else self.config.alpha
-        return step.cosine_logits(step.class_features) + alpha * self._gaussian_logits(step)
+        return step.cosine_logits(step.class_features) + self.setting("alpha") * self._gaussian_logits(step)
 
     def _gaussian_logits(self, step: ImageStep) -> Tensor:
         """Return the logits `(b, n)` of the Gaussian classifier."""

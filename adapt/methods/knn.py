@@ -11,7 +11,7 @@ neighbours add up to 1 over the largest number of neighbours that is tried; here
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from pydantic import Field
@@ -19,11 +19,9 @@ from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Training
-from adapt.methods.base.kept_labels import check_labels_of
+from adapt.methods.base.kept_labels import KeepsLabels
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
-from adapt.methods.base.traits import ChecksAdapter
 
-NEIGHBOURS = Choice((1, 3, 5, 9, 17), usual=1, open_ended=False)
 BESIDE = 0.05  # votes added for every class, so that the logarithm of no vote is finite
 TIE = 1e-3  # of a vote, times the cosine, is added: it decides only ties
 
@@ -38,20 +36,16 @@ class KNNConfig(PlainClassifierConfig):
     """The number of training images in the adapter; training sets it."""
 
 
-class KNN(PlainClassifier, ChecksAdapter):
+class KNN(PlainClassifier, KeepsLabels):
     """A nearest-neighbour classifier. `KNN(neighbours)` stores training `features` `(n, e)` and `labels` `(n,)`."""
 
     name = "knn"
     title = "Nearest neighbours (Cover and Hart, 1967)"
     Config = KNNConfig
     example = {"neighbours": 3, "rows": 6}
+    choices = {"neighbours": Choice((1, 3, 5, 9, 17), usual=1, open_ended=False)}
     at_answer = frozenset({"neighbours", "temperature", "words"})
     features: Tensor
-    labels: Tensor
-
-    def grid(self, training: Training) -> dict[str, Choice]:
-        neighbours = {"neighbours": NEIGHBOURS} if self.config.neighbours is None else {}
-        return neighbours | super().grid(training)
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes, rows = len(class_names), self.config.rows or 0
@@ -60,9 +54,6 @@ class KNN(PlainClassifier, ChecksAdapter):
     def _hold(self, features: Tensor, labels: Tensor, device: torch.device) -> None:
         self.register_buffer("features", features.to(device))
         self.register_buffer("labels", labels.to(device))
-
-    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        check_labels_of(tensors["labels"], self._classes, source)
 
     def prepare(self, training: Training) -> None:
         features = training.features("train")
@@ -76,7 +67,7 @@ class KNN(PlainClassifier, ChecksAdapter):
 
     def votes(self, features: Tensor) -> Tensor:
         """Return the votes `(b, n_classes)` for each class, which add up to about the number of neighbours."""
-        count = min(self.config.neighbours or 1, len(self.features))
+        count = min(int(self.setting("neighbours")), len(self.features))
         near = (features.to(self.features.dtype) @ self.features.T).topk(count)
         if self.config.temperature is None:
             votes = 1 + TIE * near.values

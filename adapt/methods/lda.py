@@ -17,10 +17,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base import Choice, Training
+from adapt.methods.base import Choice
 from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig, class_means
-
-RIDGES = Choice((0.0, 0.2, 1.0), usual=0.2)
 
 
 class LDAConfig(PlainClassifierConfig):
@@ -35,9 +33,7 @@ class LDA(LinearClassifier):
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
     Config = LDAConfig
-
-    def grid(self, training: Training) -> dict[str, Choice]:
-        return ({"ridge": RIDGES} if self.config.ridge is None else {}) | super().grid(training)
+    choices = {"ridge": Choice((0.0, 0.2, 1.0), usual=0.2)}
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         from sklearn.covariance import ledoit_wolf

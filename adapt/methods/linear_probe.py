@@ -24,7 +24,6 @@ from adapt.methods.base.traits import LearnsShares
 
 logger = logging.getLogger("adapt")
 STRENGTHS = tuple(10.0**k for k in range(-3, 4))  # inverse regularisation, 0.001 to 1,000
-USUAL = 10.0  # on unit-length features
 EXACT, ROUGH = 1e-10, 1e-4  # the largest component of the gradient, for final fits and for comparisons
 MOST_STEPS = 20_000
 
@@ -43,6 +42,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
     title = "Linear probe: logistic regression (Radford et al., ICML 2021)"
     Config = LinearProbeConfig
     most_accurate = True
+    choices = {"strength": Choice(STRENGTHS, usual=10.0)}
     example = {"strength": 10.0}
     _tolerance = EXACT
 
@@ -51,10 +51,6 @@ class LinearProbe(LinearClassifier, LearnsShares):
         shares = training.shares("train")
         rows, labels = shares.nonzero(as_tuple=True)
         self.set(*self.solve(training.features("train").double()[rows], labels, shares[rows, labels]))
-
-    def grid(self, training: Training) -> dict[str, Choice]:
-        strength = {"strength": Choice(STRENGTHS, usual=USUAL)} if self.config.strength is None else {}
-        return strength | super().grid(training)
 
     @property
     def balanced(self) -> bool:

@@ -62,12 +62,9 @@ class ProKeR(Method[ImageStep], Grid):
     needs_every_class = True
     per_class = True
     takes_steps = False
+    choices = {"beta": BETA, "strength": STRENGTH}
     x: Tensor
     alpha: Tensor
-
-    def grid(self, training: Training) -> dict[str, Choice]:
-        choices = {"beta": BETA, "strength": STRENGTH}
-        return {name: choice for name, choice in choices.items() if getattr(self.config, name) is None}
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         rows, device = self.config.rows or 0, backbone.device
@@ -75,13 +72,13 @@ class ProKeR(Method[ImageStep], Grid):
         self.register_buffer("alpha", torch.zeros(rows, len(class_names), device=device))
 
     def prepare(self, training: Training) -> None:
-        self.alpha = self._regression(training).weights(self._setting("strength")).to(self.x)
+        self.alpha = self._regression(training).weights(self.setting("strength")).to(self.x)
         self.config = self.config.model_copy(update={"rows": len(self.x)})
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
         """Yield the trials of `Grid.trials`, with one decomposition of the kernel matrix for all strengths."""
         betas, strengths = (
-            choices[name].values if name in choices else (self._setting(name),) for name in ("beta", "strength")
+            choices[name].values if name in choices else (self.setting(name),) for name in ("beta", "strength")
         )
         training.prepare()  # which also sets what stands for class names on a backbone that reads none
         step = ImageStep(training.classifier, Encoded(training.features("val")))
@@ -92,10 +89,6 @@ class ProKeR(Method[ImageStep], Grid):
                 self.alpha = regression.weights(strength).to(self.x)
                 with torch.no_grad():
                     yield {"beta": beta, "strength": strength}, self.logits(step)
-
-    def _setting(self, name: str) -> float:
-        value = getattr(self.config, name)
-        return float({"beta": BETA, "strength": STRENGTH}[name].usual if value is None else value)
 
     def _regression(self, training: Training) -> _Regression:
         """Read the training features into `x`, and return the regression of what zero-shot leaves of their labels."""
@@ -110,7 +103,7 @@ class ProKeR(Method[ImageStep], Grid):
 
     def _kernel(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return the similarities `(b, s)` of unit-length features `(b, e)` and `rows` `(s, e)`."""
-        return similarities(features, rows, self._setting("beta"))
+        return similarities(features, rows, self.setting("beta"))
 
     def logits(self, step: ImageStep) -> Tensor:
         correction = self._kernel(step.features.to(self.x.dtype), self.x) @ self.alpha

@@ -115,6 +115,7 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
     needs_every_class = True
     per_class = True
     takes_steps = False
+    choices = CHOICES
     at_answer = frozenset({"match_mean", "match_deviation"})
     smallest = 2  # which have a deviation
     support: Tensor
@@ -123,8 +124,7 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
 
     def grid(self, training: Training) -> dict[str, Choice]:
         unused = None if self.config.descriptions else "description_weight"
-        free = {name for name in CHOICES if getattr(self.config, name) is None and name != unused}
-        return {name: choice for name, choice in CHOICES.items() if name in free}
+        return {name: choice for name, choice in super().grid(training).items() if name != unused}
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         rows, classes = self.config.rows or 0, len(class_names)
@@ -155,10 +155,6 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
                 with torch.no_grad():
                     yield settings | others, answer(step)
 
-    def _setting(self, name: str) -> float:
-        value = getattr(self.config, name)
-        return float(CHOICES[name].usual if value is None else value)
-
     def _examples(self, training: Training) -> _Examples:
         views = self.config.views
         rows = doubled(training.features("train", views=views).flatten(0, -2).to(self.support.device))
@@ -176,13 +172,13 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
             self._flattened(each) for each in (examples.features, examples.texts, examples.descriptions)
         )
         means = F.normalize(class_means(features, labels, len(texts)), dim=-1)
-        prior = _between(texts, descriptions, self._setting("description_weight"))
-        prior = _between(prior, means, self._setting("image_weight"))
-        bridges = F.normalize(features + self._setting("bridge_weight") * prior[labels], dim=-1)
+        prior = _between(texts, descriptions, self.setting("description_weight"))
+        prior = _between(prior, means, self.setting("image_weight"))
+        bridges = F.normalize(features + self.setting("bridge_weight") * prior[labels], dim=-1)
         support = torch.cat([features, bridges])
-        targets = F.one_hot(labels, len(prior)).to(prior).repeat(2, 1) / self._setting("prior_weight")
+        targets = F.one_hot(labels, len(prior)).to(prior).repeat(2, 1) / self.setting("prior_weight")
         kernel = self._kernel(support, support)
-        kernel.diagonal().add_(self._setting("ridge"))
+        kernel.diagonal().add_(self.setting("ridge"))
         weights = torch.cholesky_solve(targets - support @ prior.T, torch.linalg.cholesky(kernel))
         self.prior, self.support, self.weights = (
             each.to(self.prior).contiguous() for each in (prior, support, weights)
@@ -190,14 +186,14 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
 
     def _flattened(self, features: Tensor) -> Tensor:
         """Return unit-length features whose numbers are raised to `power`, with their signs."""
-        return F.normalize(features.sign() * features.abs() ** self._setting("power"), dim=-1)
+        return F.normalize(features.sign() * features.abs() ** self.setting("power"), dim=-1)
 
     def _kernel(self, features: Tensor, rows: Tensor) -> Tensor:
         """Return the similarities `(b, s)` of unit-length features `(b, e)` and `rows` `(s, e)`."""
         sharp, wide = (  # whose squared distances are 2 (1 - cosine)
-            similarities(features, rows, 2 * self._setting(name)) for name in ("sharp_beta", "wide_beta")
+            similarities(features, rows, 2 * self.setting(name)) for name in ("sharp_beta", "wide_beta")
         )
-        return wide + self._setting("sharp_share") * (sharp - wide)
+        return wide + self.setting("sharp_share") * (sharp - wide)
 
     def logits(self, step: ImageStep) -> Tensor:
         return self._compared(step, self._flattened(step.features.to(self.support.dtype)))
@@ -205,8 +201,8 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
     def infer_set(self, step: ImageStep) -> Tensor:
         features = self._flattened(step.features.to(self.support.dtype))
         mean, support_mean = features.mean(0), self.support.mean(0)
-        stretch = (_deviation(self.support) / _deviation(features)) ** self._setting("match_deviation")
-        moved = (features - mean) * stretch + mean - self._setting("match_mean") * (mean - support_mean)
+        stretch = (_deviation(self.support) / _deviation(features)) ** self.setting("match_deviation")
+        moved = (features - mean) * stretch + mean - self.setting("match_mean") * (mean - support_mean)
         return self._compared(step, F.normalize(moved, dim=-1))
 
     def doubt(self, step: ImageStep) -> str:

@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
-from adapt.methods.base.kept_labels import check_labels_of
+from adapt.methods.base.kept_labels import KeepsLabels
 from adapt.methods.base.kernel import table_logits
-from adapt.methods.base.traits import ChecksAdapter
 from adapt.methods.zero_shot import Templates
 
 LEAST = 0.1  # the first alpha and beta of the search
@@ -52,7 +51,7 @@ class TipAdapterConfig(MethodConfig):
     """The number of images in the table; training sets it."""
 
 
-class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
+class TipAdapter(Method[ImageStep], Grid, KeepsLabels):
     """A key-value cache of training images, with `labels` `(n,)` and `keys` `(n, e)`, trained if `train` is set."""
 
     name = "tip_adapter"
@@ -65,7 +64,6 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
     begins_anew = True
     logit_scale = 100.0  # written out in the reference
     keys: Tensor
-    labels: Tensor
 
     @property
     def takes_steps(self) -> bool:
@@ -82,9 +80,6 @@ class TipAdapter(Method[ImageStep], Grid, ChecksAdapter):
             self.keys = nn.Parameter(keys.to(device))
         else:
             self.register_buffer("keys", keys.to(device))
-
-    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        check_labels_of(tensors["labels"], self._classes, source)
 
     def prepare(self, training: Training) -> None:
         features = training.features("train", views=self.config.views, unit=False)

@@ -143,7 +143,7 @@ class ChatModel(Adapted[NativeVLM]):
 
     def _at_use(self, **changes: object) -> ChatAtUse:
         """Return the settings at use with some `changes`. Raises AdaptError for a wrong value."""
-        return with_changes(self.at_use, changes, "the settings at use")
+        return with_changes(self.at_use, changes)
 
     def step(self, inputs: object, labels: Tensor | None = None) -> ChatStep:
         return ChatStep(self, inputs, labels)

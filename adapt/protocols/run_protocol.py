@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from adapt.common import plain
-from adapt.common.disk import write_csv, write_text
+from adapt.common.disk import write_csv, write_json
 from adapt.common.plain import JsonObject
 from adapt.common.progress import readable_time
 from adapt.protocols.engines import Engine
@@ -88,7 +87,7 @@ def run_protocol(
         "runs": rows,
         "summary": summaries(protocol, rows),
     }
-    write_text(out / f"{protocol.name}.json", plain.dump(results, indent=2) + "\n")
+    write_json(out / f"{protocol.name}.json", results)
     write_csv(out / f"{protocol.name}.csv", rows)
     return results
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapt.backbones import families
-from adapt.common import plain
 from adapt.common.devices import AUTO
-from adapt.common.disk import write_text
+from adapt.common.disk import write_json
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.check import without_broken
@@ -197,7 +196,7 @@ def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, object]]:
             if model is None:
                 model = load(folder / "adapter.safetensors", device=run.recipe.device)
             known[target.name] = identity | _measured(model, _images(target.data), target.data, run.recipe)
-            write_text(folder / TARGETS, plain.dump(known, indent=2) + "\n")
+            write_json(folder / TARGETS, known)
     return {target.name: known[target.name] for target in run.targets}
 
 

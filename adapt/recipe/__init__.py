@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.common.validation import explain
+from adapt.common.validation import StrictModel, explain
 from adapt.data.bags import BagPooling
 from adapt.recipe.file import Override, add_the_sets_own, one_length, read_file, set_key, source_of
 from adapt.recipe.settings import TrainSettings
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from adapt.methods.base import Method
 
 
-class DataSection(BaseModel):
+class DataSection(StrictModel):
     """The section `data` of a recipe, which defines the data set and the sampling of training images."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     source: str
     """A bundled or published data set, an image folder, a .csv or a split .json; see `adapt.data.load`."""
@@ -72,10 +70,8 @@ class DataSection(BaseModel):
         return split if self.leave_out is None else split.leaving_out(self.leave_out)
 
 
-class Recipe(BaseModel):
+class Recipe(StrictModel):
     """A recipe, which defines a training run by backbone, method, data and training settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     method: dict[str, Any]
     """The method's `name` and its own settings."""

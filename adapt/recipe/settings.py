@@ -6,40 +6,37 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import first_of
+from adapt.common.validation import StrictModel
 from adapt.data.bags import BagPooling
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class Gaussian(_Settings):
+class Gaussian(StrictModel):
     """Gaussian weights of epochs around the epoch `mean`, as in PromptSRC; epochs are counted from 1."""
 
     mean: float
     std: float = Field(gt=0)
 
 
-class EMA(_Settings):
+class EMA(StrictModel):
     """An exponential moving average over steps with the factor `decay`, which starts from the initial values."""
 
     decay: float = Field(gt=0, lt=1)
 
 
-class SWA(_Settings):
+class SWA(StrictModel):
     """The mean of the trained tensors over the epochs from `start` on; epochs are counted from 1."""
 
     start: int = Field(default=1, ge=1)
 
 
-class Average(_Settings):
+class Average(StrictModel):
     """An average of the trained tensors by exactly one of three rules, such as `{gaussian: {mean: 15, std: 1}}`."""
 
     gaussian: Gaussian | None = None
@@ -53,7 +50,7 @@ class Average(_Settings):
         return self
 
 
-class DPOSettings(_Settings):
+class DPOSettings(StrictModel):
     """The loss of preferences, direct preference optimisation."""
 
     beta: float = Field(default=0.1, gt=0)
@@ -66,7 +63,7 @@ class DPOSettings(_Settings):
     """The weight of the chosen answer's log-probability, which is added; STIC's is 1/1024."""
 
 
-class SVCOSettings(_Settings):
+class SVCOSettings(StrictModel):
     """The loss of minimal pairs, symmetrical visual contrastive optimisation."""
 
     beta: tuple[float, float, float, float] = (0.1, 0.1, 0.1, 0.1)
@@ -82,7 +79,7 @@ class SVCOSettings(_Settings):
         return beta
 
 
-class TrainSettings(_Settings):
+class TrainSettings(StrictModel):
     """Settings of the optimiser, schedule and training loop. The defaults, except for epochs, are from CoOp (Dassl)."""
 
     epochs: int | dict[int, int] | None = None

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from adapt.common import plain
 from adapt.common.devices import accelerator, described
-from adapt.common.disk import write_text
+from adapt.common.disk import write_json, write_text
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
@@ -132,7 +132,7 @@ class Run:
                     "--resume (resume=True)"
                 )
             write_text(recipe, self.recipe)
-            write_text(self.path / "environment.json", plain.dump(environment(), indent=2) + "\n")
+            write_json(self.path / "environment.json", environment())
         elif not recipe.is_file():
             raise AdaptError(f"{self.path} contains no run to resume: leave out --resume to start a new run")
         elif (self.path / "metrics.json").exists():
@@ -169,7 +169,7 @@ class Run:
         except (OSError, ValueError) as error:
             raise AdaptError(f"{path} is damaged ({error}): start a new run with another --out") from error
         if budget is None:
-            write_text(path, plain.dump(recorded | {"text_memory": own}, indent=2) + "\n")
+            write_json(path, recorded | {"text_memory": own})
         return own if budget is None else budget
 
     def log(self, entry: LogEntry) -> None:
@@ -199,7 +199,7 @@ class Run:
 
     def finish(self, metrics: JsonObject) -> None:
         """Write metrics.json, and delete the checkpoint."""
-        write_text(self.path / "metrics.json", plain.dump(metrics, indent=2) + "\n")
+        write_json(self.path / "metrics.json", metrics)
         self.checkpoint.unlink(missing_ok=True)
 
 

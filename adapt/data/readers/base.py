@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -38,3 +39,10 @@ class Reader:
     def folder(self, spec: str) -> str | None:
         """Return the folder whose images should all be in the data set `spec`, or None for a name or a list."""
         return None
+
+
+class FolderReader(Reader):
+    """The base class of readers of folders, all of whose images should be in the data set."""
+
+    def folder(self, spec: str) -> str:
+        return os.path.abspath(spec.removeprefix(self.prefix))

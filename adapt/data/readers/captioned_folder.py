@@ -8,7 +8,8 @@ from pathlib import Path
 
 from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
-from adapt.data.readers.folder import Folder, images_in
+from adapt.data.readers.base import FolderReader
+from adapt.data.readers.folder import images_in
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
@@ -52,10 +53,9 @@ def _text_of(path: str) -> Path:
     return Path(path).with_suffix(".txt")
 
 
-class CaptionedFolder(Folder):
+class CaptionedFolder(FolderReader):
     name = "captioned_folder"
     takes = "a folder with a .txt beside each image"
-    fallback = False
 
     def claims(self, spec: str) -> bool:
         return os.path.isdir(spec) and is_captioned(spec)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from adapt.common.errors import AdaptError
-from adapt.data.readers.folder import Folder, images_in, subfolders
+from adapt.data.readers.base import FolderReader
+from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 
@@ -57,14 +58,10 @@ def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-class DefectFolder(Folder):
+class DefectFolder(FolderReader):
     name = "defect_folder"
     takes = "defects:FOLDER"
     prefix = "defects:"
-    fallback = False
-
-    def claims(self, spec: str) -> bool:
-        return spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
         return read_defect_folder(spec.removeprefix(self.prefix))

@@ -6,15 +6,13 @@ import os
 
 from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
-from adapt.data.readers.folder import Folder, check_all_labelled, images_in, subfolders
+from adapt.data.readers.base import FolderReader
+from adapt.data.readers.folder import check_all_labelled, images_in, subfolders
 from adapt.data.readers.rows import listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 
-RATIOS = (
-    0.8,
-    0.2,
-    0.0,
-)  # as in DomainBed: a fifth of each domain for validation; a domain that is left out is tested in full
+# as in DomainBed: a fifth of each domain for validation; a domain that is left out is tested in full
+RATIOS = (0.8, 0.2, 0.0)
 
 
 def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
@@ -45,14 +43,10 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
     return to_split(os.path.basename(root), root, rows, None, RATIOS, seed)
 
 
-class DomainFolders(Folder):
+class DomainFolders(FolderReader):
     name = "domain_folders"
     takes = "domains:FOLDER"
     prefix = "domains:"
-    fallback = False
-
-    def claims(self, spec: str) -> bool:
-        return spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
         return read_domain_folders(spec.removeprefix(self.prefix))

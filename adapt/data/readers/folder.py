@@ -9,7 +9,7 @@ from itertools import chain
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.readers import parts
-from adapt.data.readers.base import Reader
+from adapt.data.readers.base import FolderReader
 from adapt.data.readers.rows import Listed, listed, one_each, to_split
 from adapt.data.split import Split
 
@@ -142,7 +142,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-class Folder(Reader):
+class Folder(FolderReader):
     name = "folder"
     takes = "a folder with one for each class"
     fallback = True
@@ -152,6 +152,3 @@ class Folder(Reader):
 
     def read(self, spec: str, root: str | None) -> Split:
         return read_folder(spec)
-
-    def folder(self, spec: str) -> str:
-        return os.path.abspath(spec.removeprefix(self.prefix))

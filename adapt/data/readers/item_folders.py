@@ -6,7 +6,8 @@ import os
 
 from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
-from adapt.data.readers.folder import Folder, check_all_labelled, images_in, part_folders, subfolders
+from adapt.data.readers.base import FolderReader
+from adapt.data.readers.folder import check_all_labelled, images_in, part_folders, subfolders
 from adapt.data.readers.rows import in_bags, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
 
@@ -38,14 +39,10 @@ def read_item_folders(root: str | os.PathLike[str]) -> Split:
     return to_split(os.path.basename(root), root, rows, None, parts.RATIOS, seed=0)
 
 
-class ItemFolders(Folder):
+class ItemFolders(FolderReader):
     name = "item_folders"
     takes = "items:FOLDER"
     prefix = "items:"
-    fallback = False
-
-    def claims(self, spec: str) -> bool:
-        return spec.startswith(self.prefix)
 
     def read(self, spec: str, root: str | None) -> Split:
         return read_item_folders(spec.removeprefix(self.prefix))

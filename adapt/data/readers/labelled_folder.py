@@ -10,8 +10,9 @@ from dataclasses import replace
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
+from adapt.data.readers.base import FolderReader
 from adapt.data.readers.csv_file import read_csv
-from adapt.data.readers.folder import Folder, images_in
+from adapt.data.readers.folder import images_in
 from adapt.data.readers.lines import UNREADABLE, csv_reader
 from adapt.data.readers.rows import real_paths
 from adapt.data.split import Split
@@ -44,10 +45,9 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
     return replace(split, name=os.path.basename(root))
 
 
-class LabelledFolder(Folder):
+class LabelledFolder(FolderReader):
     name = "labelled_folder"
     takes = "a folder with a labels.csv"
-    fallback = False
 
     def claims(self, spec: str) -> bool:
         return os.path.isdir(spec) and is_labelled(spec)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapt.common import plain
-from adapt.common.disk import new_folder, write_text
+from adapt.common.disk import new_folder, write_json
 from adapt.common.errors import AdaptError, nearest
 from adapt.formats.export import forms, page, record, tracing
 from adapt.formats.export.record import RECORD, TOLERANCE
@@ -68,7 +67,7 @@ def export(
             described["measured"] = record.measured(classifier, run, data)
         if runtime is not None:
             page.write(new, described, page.read_runtime(runtime))
-        write_text(new / RECORD, plain.dump(described, indent=2) + "\n")
+        write_json(new / RECORD, described)
     return Path(folder)
 
 

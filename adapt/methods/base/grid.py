@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -43,6 +42,10 @@ def configure(method: Method, settings: Mapping[str, object]) -> None:
 class Grid(Trait):
     """The trait of methods with settings that are tuned on the data by `adapt.training.choice`."""
 
+    config: Any
+    choices: ClassVar[Mapping[str, Choice]] = {}
+    """The settings that the data choose where the config has None, with the values to try."""
+
     at_answer: ClassVar[frozenset[str]] = frozenset()
     """The settings that change only the answers, so that one fit serves all their values."""
 
@@ -54,9 +57,14 @@ class Grid(Trait):
         """Whether classes count equally when settings are compared, however many images each class has."""
         return False
 
-    @abstractmethod
     def grid(self, training: Training) -> dict[str, Choice]:
-        """Return the settings that are tuned on the data, with the values to try for each setting."""
+        """Return the settings that are tuned on the data, with the values to try: the `choices` that are not set."""
+        return {name: choice for name, choice in self.choices.items() if getattr(self.config, name) is None}
+
+    def setting(self, name: str) -> float:
+        """Return the value of one of the `choices`, which is the usual value until the data have chosen another."""
+        value = getattr(self.config, name)
+        return float(self.choices[name].usual if value is None else value)
 
     def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
         """Yield each combination of the values in `choices`, with the resulting logits of the validation images.

@@ -44,9 +44,10 @@ class PlainClassifier(Method[ImageStep], Grid, OwnClassifier):
             self.serves = ("dual encoder",)
 
     def grid(self, training: Training) -> dict[str, Choice]:
+        own = super().grid(training)
         if self.config.words is not None:
-            return {}
-        return {"words": Choice(WORDS, usual=1.0 if _names_help(training) else 0.0)}
+            return own
+        return own | {"words": Choice(WORDS, usual=1.0 if _names_help(training) else 0.0)}
 
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         return [] if self.config.words == 0 else super().prompts(tokenizer, class_name)

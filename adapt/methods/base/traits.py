@@ -319,7 +319,7 @@ class SetAtUse(Trait):
 
     def set_at_use(self, changes: Mapping[str, object]) -> None:
         """Change settings by name. Raises AdaptError for an unknown name and a wrong value."""
-        settings = with_changes(self.at_use, changes, "the settings at use")
+        settings = with_changes(self.at_use, changes)
         self.check_at_use(settings)
         self.at_use = settings
 

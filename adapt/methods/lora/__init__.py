@@ -34,7 +34,6 @@ from adapt.methods.base.traits import InsideBlocks, Merges
 from adapt.methods.lora import mixing, peft_layers
 from adapt.methods.zero_shot import Template
 
-PROJECTIONS = ("q", "k", "v", "out", "fc1", "fc2")
 # settings of peft's configs that users cannot set here, with the reason or replacement
 _OWNED = {
     "target_modules": "use projections, towers and blocks",
