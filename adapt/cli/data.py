@@ -119,19 +119,14 @@ def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
 
     Raises AdaptError for a model that has no conversations.
     """
-    from adapt.backbones.load import load_backbone
     from adapt.cli.quiet import quiet_libraries
     from adapt.data.checks import Finding, ListRow
-    from adapt.methods.zero_shot import ZeroShot
-    from adapt.models.chatting import ChatModel
-    from adapt.models.wrap import wrap
 
     with quiet_libraries():
-        backbone = load_backbone(name, "cpu")
-        model = wrap(backbone, ZeroShot(), ("object",))
-        if not isinstance(model, ChatModel) or backbone.kind not in items[0].task.backbones:
+        model = _reading_model(None, name, "cpu")
+        if model.backbone.kind not in items[0].task.backbones:
             raise AdaptError(
-                f"{name} is a {backbone.kind}, which reads no {items[0].task.items_are} as conversations: leave "
+                f"{name} is a {model.backbone.kind}, which reads no {items[0].task.items_are} as conversations: leave "
                 "--backbone out"
             )
         lengths = model.lengths(items)
@@ -270,12 +265,11 @@ def match(
         raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
     with quiet_libraries():
         from adapt.backbones.load import load_backbone
-        from adapt.methods.zero_shot import ZeroShot
         from adapt.models.classifier import AdaptedModel
-        from adapt.models.wrap import wrap
+        from adapt.models.unadapted import unadapted
         from adapt.retrieval.matching import match as matched
 
-        model = wrap(load_backbone(backbone, device).turning(split.turned), ZeroShot(), split.class_names)
+        model = unadapted(load_backbone(backbone, device).turning(split.turned), split.class_names)
         if not isinstance(model, AdaptedModel):
             raise AdaptError(f"{backbone} is a {model.backbone.kind}, which compares no images with texts: give a CLIP")
         with counting_bar("encoding", True) as bar:
@@ -348,14 +342,13 @@ def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatM
     """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
     from adapt.backbones.load import load_backbone
     from adapt.loading import load
-    from adapt.methods.zero_shot import ZeroShot
     from adapt.models.chatting import ChatModel
-    from adapt.models.wrap import wrap
+    from adapt.models.unadapted import unadapted
 
     if adapter is not None:
         model = load(adapter, common.given_backbone(name, device), device=device)
     else:
-        model = wrap(load_backbone(str(name), device), ZeroShot(), ())
+        model = unadapted(load_backbone(str(name), device))
     if not isinstance(model, ChatModel):
         raise AdaptError(
             f"{model.backbone.describe()} is a {model.backbone.kind}, which reads no conversations: give a native "

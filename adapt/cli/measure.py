@@ -132,13 +132,12 @@ def zeroshot(
         from adapt.backbones.load import load_backbone
         from adapt.backbones.vision_encoder import VisionEncoder
         from adapt.evaluation.inference import Inference
-        from adapt.methods.zero_shot import ZeroShot
-        from adapt.models.wrap import wrap
+        from adapt.models.unadapted import unadapted
 
         turning = load_backbone(backbone, device).turning(split.turned)
         if isinstance(turning, VisionEncoder):
             raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
-        model = wrap(turning, ZeroShot(templates or split.template), split.class_names)
+        model = unadapted(turning, split.class_names, templates or split.template)
         split.task.fit_answers(model, split.train or _measured(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:

@@ -72,6 +72,7 @@ class WordScores(QuestionScores):
     """Scores of answers in words; an answer is right if it matches after normalisation."""
 
     main_title = "answers right"
+    has_classes = False
 
     @property
     def right(self) -> tuple[bool, ...]:
@@ -85,20 +86,16 @@ class WordScores(QuestionScores):
         return sum(values) / self.images
 
     def figures(self) -> JsonObject:
-        return {
-            "accuracy": self.accuracy,
+        return super().figures() | {
             "main_title": self.main_title,
-            "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # every answer is its own class
             "exact_match": self._mean(one == other for one, other in self._pairs),
             "token_f1": self._mean(token_f1(*pair) for pair in self._pairs),
             "anls": self._mean(similarity(*pair) for pair in self._pairs),
             "relaxed_accuracy": self._mean(relaxed(*pair) for pair in self._pairs),
-            "calibration_error": self.calibration_error,
         }
 
     def details(self) -> dict[str, object]:
-        return {"by_question": self.by_question} | {k: v for k, v in super().details().items() if k == "by_threshold"}
+        return {"by_question": self.by_question} | super().details()
 
     @property
     def by_question(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ class PairScores(QuestionScores):
     """Scores of pairs of answers. The predicted answer is the more probable one."""
 
     main_title = "pairs in order"
+    has_classes = False
     margins: tuple[float, ...] = ()
     """The log-probability of the chosen answer minus that of the rejected one, sums over their tokens."""
 
@@ -28,12 +29,7 @@ class PairScores(QuestionScores):
         return sum(self.margins) / self.images
 
     def figures(self) -> JsonObject:
-        # every answer is its own class
-        own = {"main_title": self.main_title, "mean_class_accuracy": self.accuracy, "margin": self.margin}
-        return super().figures() | own
-
-    def details(self) -> dict[str, object]:
-        return {key: value for key, value in super().details().items() if key == "by_threshold"}
+        return super().figures() | {"main_title": self.main_title, "margin": self.margin}
 
     def summary(self) -> dict[str, str]:
         return {"margin": f"{self.margin:7.2f}  (log-probability of the chosen answer minus the rejected)"}

@@ -31,6 +31,7 @@ class RetrievalScores(Scores):
     share of images (or texts) with a matching text (or image) among the 1, 5 or 10 nearest candidates.
     """
 
+    has_classes: ClassVar[bool] = False
     has_probabilities: ClassVar[bool] = False
 
     recall: dict[str, dict[str, float]] | None = None
@@ -41,18 +42,8 @@ class RetrievalScores(Scores):
     def lines(self, of: str) -> Iterator[str]:
         yield from (f"{way}: {shares}, {of}" for way, shares in _recalled(self.recall).items())
 
-    @property
-    def by_class(self) -> dict[str, float]:
-        return {}
-
     def figures(self) -> JsonObject:
-        return {
-            "accuracy": self.accuracy,
-            "images": self.images,
-            "mean_class_accuracy": self.accuracy,  # every image is its own class
-            "calibration_error": self.calibration_error,
-            "recall": self.recall,
-        }
+        return super().figures() | {"recall": self.recall}
 
 
 @dataclass(frozen=True)
@@ -73,13 +64,9 @@ class LinkedScores(RetrievalScores):
         yield from super().lines(of)
 
     def figures(self) -> JsonObject:
-        return {
-            "accuracy": self.accuracy,
-            "images": self.images,
-            "mean_class_accuracy": self.accuracy,
-            "linked": self.accuracy,
-            "recall": self.recall,
-        }
+        figures = super().figures() | {"linked": self.accuracy}
+        del figures["calibration_error"]
+        return figures
 
 
 def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:

@@ -31,6 +31,8 @@ class Scores:
     """The title of the main figure in tables."""
     class_figure: ClassVar[str] = "recall"
     """The name of the figure in `by_class`."""
+    has_classes: ClassVar[bool] = True
+    """Whether answers are of a few classes; otherwise every answer is a class of its own."""
     has_probabilities: ClassVar[bool] = True
     """Whether `confidence` is the probability of an answer, to which a threshold can apply."""
 
@@ -57,7 +59,9 @@ class Scores:
 
     @property
     def mean_class_accuracy(self) -> float:
-        """The balanced accuracy, which is the mean recall over classes, in [0, 1]."""
+        """The balanced accuracy, which is the mean recall over classes, in [0, 1]; without classes, the accuracy."""
+        if not self.has_classes:
+            return self.accuracy
         return sum(self.by_class.values()) / len(self.by_class)
 
     @property
@@ -80,8 +84,12 @@ class Scores:
 
     def details(self) -> dict[str, object]:
         """Return the metrics that are saved only in metrics.json: one metric per class, and coverage by threshold."""
-        thresholds = {"by_threshold": by_threshold(self.confidence, self.right)} if self.has_probabilities else {}
-        return {"by_class": self.by_class, "class_figure": self.class_figure, **thresholds}
+        details: dict[str, object] = {}
+        if self.has_classes:
+            details |= {"by_class": self.by_class, "class_figure": self.class_figure}
+        if self.has_probabilities:
+            details["by_threshold"] = by_threshold(self.confidence, self.right)
+        return details
 
     def summary(self) -> dict[str, str]:
         """Return a dict from short headings to texts for all metrics other than the main metric."""

@@ -20,8 +20,7 @@ from adapt.common.shown import first_of
 from adapt.data.readers.published import Published
 from adapt.data.split import Split
 from adapt.evaluation.evaluate import evaluate
-from adapt.methods.zero_shot import ZeroShot
-from adapt.models.wrap import wrap
+from adapt.models.unadapted import unadapted
 from adapt.protocols import papers
 from adapt.protocols.protocol import Protocol, few_shot
 from adapt.protocols.run_protocol import run_protocol
@@ -183,7 +182,7 @@ def _zero_shot(
     titles = {row["templates"]: row["method"] for row in rows} or {(split.template,): "CLIP zero-shot"}
     accuracy = {}
     for templates in titles:
-        model = wrap(backbone, ZeroShot(templates), split.class_names)
+        model = unadapted(backbone, split.class_names, templates)
         accuracy[templates] = 100 * evaluate(model, split.test, cache=cache).accuracy
     compared = [_beside(row, row["method"], accuracy[row["templates"]], "test", ZERO_SHOT_TOLERANCE) for row in rows]
     return {title: accuracy[templates] for templates, title in titles.items()}, compared

@@ -22,12 +22,12 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.loading import load
-from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
 from adapt.models.together import can_answer_together
-from adapt.models.wrap import Model, wrap
+from adapt.models.unadapted import unadapted
+from adapt.models.wrap import Model
 from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
 from adapt.tracking import Track
@@ -205,7 +205,7 @@ def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> 
     workers = recipe.train.workers if recipe.train is not None else 2
     names = split.task.class_names_for(model.backbone.kind, split.class_names)
     adapted = model.with_classes(names) if names and isinstance(model, ImageModel | ChatModel) else model
-    baseline = wrap(model.backbone, ZeroShot(data.template), names, recipe.fast)
+    baseline = unadapted(model.backbone, names, data.template, fast=recipe.fast)
     split.task.fit_answers(baseline, split.train or split.test, Inference(workers, recipe.cache))
     answers = {"adapted": (adapted, False), "zero_shot": (baseline, False)}
     if can_answer_together(adapted, split.test):

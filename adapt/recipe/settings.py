@@ -183,6 +183,11 @@ class TrainSettings(StrictModel):
                 )
         return self
 
+    @property
+    def fixed_views(self) -> bool:
+        """Whether an image has the same views in all epochs, so that their features may be computed once."""
+        return self.augment == "none" or self.views is not None
+
     def at(self, shots: int | None) -> TrainSettings:
         """Return the settings with the length of training resolved to a number, for `shots` training images per class.
 

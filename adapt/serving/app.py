@@ -34,9 +34,12 @@ from adapt.serving.pages import page
 from adapt.serving.predicting import Predictions
 from adapt.serving.problems import Mistaken, Problem, problem
 from adapt.serving.reading import TooManyPixels
+from adapt.serving.room import Crowded
 from adapt.serving.work import Work
 
-_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413}  # other mistakes: 422
+# other mistakes: 422
+_STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413, Crowded: 503}
+_AGAIN = {"Retry-After": "1"}
 _PROBLEMS: dict[int | str, Any] = {
     status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 415, 422, 500, 503, 504)
 }
@@ -85,7 +88,8 @@ def _add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(AdaptError)
     async def mistake(request: Request, error: AdaptError) -> Response:
-        return problem(request.url.path, str(error), _STATUS.get(type(error), 422))
+        status = _STATUS.get(type(error), 422)
+        return problem(request.url.path, str(error), status, _AGAIN if status == 503 else None)
 
     @app.exception_handler(HTTPException)
     async def refusal(request: Request, error: HTTPException) -> Response:

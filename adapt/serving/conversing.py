@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastapi import HTTPException, Request, Response
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, StreamingResponse
 
 from adapt.chats import Chat
@@ -23,9 +22,8 @@ from adapt.serving.admission import Admission
 from adapt.serving.chat_messages import ChatRequest, Written
 from adapt.serving.messages import checked, from_json_body
 from adapt.serving.middleware import Counted
-from adapt.serving.predicting import AGAIN, left
+from adapt.serving.predicting import left, unanswered
 from adapt.serving.problems import Mistaken
-from adapt.serving.room import Crowded
 from adapt.serving.talking import Question, Said, Talker
 
 if TYPE_CHECKING:
@@ -45,10 +43,7 @@ class ChatCompletions:
         self.talker = Talker()
 
     async def answer(self, request: Request) -> Response:
-        """Return the response to a request, with status 503 if the server is overloaded, or 504 after the time limit.
-
-        Raises AdaptError or HTTPException for an invalid request, and ClientDisconnect if the client has disconnected.
-        """
+        """Return the response to a request; it raises the errors that `Predictions.answer` does."""
         pieces: asyncio.Queue[_Piece | Exception] = asyncio.Queue()
         work = asyncio.create_task(self._work(request, pieces))
         streams = False
@@ -59,12 +54,8 @@ class ChatCompletions:
                 stream = self._stream(first, pieces, work)
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
             return JSONResponse(Written(first.asked.model).whole([piece.said async for piece in _all(first, pieces)]))
-        except Crowded as error:
-            return JSONResponse(Mistaken.of(str(error), 503), 503, AGAIN)
         except TimeoutError:
-            if await request.is_disconnected():
-                raise ClientDisconnect from None
-            return JSONResponse(Mistaken.of(self._late, 504), 504)
+            raise await unanswered(request, self._admission.limits.seconds) from None
         finally:
             if not streams:
                 work.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from torch import Tensor
@@ -14,9 +14,6 @@ from adapt.serving.admission import Admission
 from adapt.serving.batching import Asked, Batcher
 from adapt.serving.messages import Sent, answers, sent
 from adapt.serving.middleware import Counted
-from adapt.serving.room import Crowded
-
-AGAIN = {"Retry-After": "1"}
 
 
 class Predictions:
@@ -27,9 +24,10 @@ class Predictions:
         self.batcher = Batcher(admission.limits.images, metrics.passes.observe)
 
     async def answer(self, request: Request) -> Response:
-        """Return the response to a request, with status 503 if the server is overloaded, or 504 after the time limit.
+        """Return the response to a request.
 
-        Raises AdaptError or HTTPException for an invalid request, and ClientDisconnect if the client has disconnected.
+        Raises AdaptError or HTTPException for an invalid request, Crowded if the server is overloaded, HTTPException
+        with status 504 after the time limit, and ClientDisconnect if the client has disconnected.
         """
         limits = self._admission.limits
         try:
@@ -40,12 +38,8 @@ class Predictions:
                     return JSONResponse(await self._predicted(asked))
                 finally:
                     leaving.cancel()
-        except Crowded as error:
-            return JSONResponse({"detail": str(error)}, 503, AGAIN)
         except TimeoutError:
-            if await request.is_disconnected():
-                raise ClientDisconnect from None
-            return JSONResponse({"detail": f"there was no answer within {limits.seconds:g} seconds"}, 504)
+            raise await unanswered(request, limits.seconds) from None
 
     async def _predicted(self, asked: Sent) -> dict[str, object]:
         """Return the JSON-serialisable predictions for a request."""
@@ -61,6 +55,13 @@ class Predictions:
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
         return answers(asked.files, names, rows)
+
+
+async def unanswered(request: Request, seconds: float) -> Exception:
+    """Return the error for a request that was not answered in time, or whose client has disconnected."""
+    if await request.is_disconnected():
+        return ClientDisconnect()
+    return HTTPException(504, f"there was no answer within {seconds:g} seconds")
 
 
 async def left(request: Request, given: asyncio.Timeout) -> None:

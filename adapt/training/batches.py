@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Protocol
 
 from torch import Tensor
 
@@ -35,58 +34,6 @@ from adapt.models.features import (
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
 from adapt.training.processes import ALONE, Processes
-
-
-class Batches(Protocol):
-    """The batches of a training run, with inputs and items, which can be iterated from any step of any epoch.
-
-    If several processes train together and features are `gathered`, the inputs are from this process's share of the
-    images, and the items are those of the full batch. If they divide batches by items, both are this process's own, and
-    there may be none.
-    """
-
-    gathered: bool
-
-    @property
-    def items(self) -> Sequence[Item]:
-        """All items of the training data."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
-        """Yield the inputs and items of each batch of `epoch`, starting with the batch at index `step`."""
-
-
-class ImageBatches:
-    """Batches of images `(b, 3, h, w)`, which are decoded and augmented again in every epoch."""
-
-    def __init__(
-        self,
-        model: Adapted,
-        items: Sequence[Item],
-        settings: TrainSettings,
-        seed: int,
-        processes: Processes = ALONE,
-        lengths: Sequence[int] = (),
-    ) -> None:
-        self.items = items
-        self.gathered = processes.gathers
-        transform = model.backbone.transform(train=settings.augment == "published")
-        entities, together = [item.kept_with for item in items], 1  # items of an entity in one batch
-        groups = trait(model.method, GroupsEntities)
-        if groups and tasks.of(items).keeps_entities_together and any(item.unit for item in items):
-            together = groups.together
-        self._epochs = Shares(len(items), settings, seed, processes, entities, together, lengths)
-        pinned = model.backbone.device.type == "cuda"
-        self._decoded = Decoded(ImageSet(items, transform), self._epochs, settings.workers, pinned)
-
-    def __len__(self) -> int:
-        return len(self._epochs)
-
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
-        self._epochs.epoch, self._epochs.step = epoch, step
-        for (inputs, _), draws in zip(self._decoded, self._epochs.learned()):
-            yield inputs, [self.items[draw.position] for draw in draws]
 
 
 class Shares(Epochs):
@@ -126,42 +73,90 @@ class Shares(Epochs):
         return map(processes.own if processes.by_items else processes.share, super().__iter__())
 
 
-class KnownBatches:
-    """Batches of precomputed tensors `(n, views, ...)`, which contain a fixed number of views of each image.
+class Batches(ABC):
+    """The batches of a training run, with inputs and `items`, which can be iterated from any step of any epoch.
 
-    `inputs` is a function that converts the selected rows of the tensors into the inputs of a batch.
+    If several processes train together and features are `gathered`, the inputs are from this process's share of the
+    images, and the items are those of the full batch. If they divide batches by items, both are this process's own, and
+    there may be none.
     """
 
-    def __init__(
-        self,
-        known: Tensor,
-        items: Sequence[Item],
-        settings: TrainSettings,
-        seed: int,
-        inputs: Callable[[Tensor], object],
-        processes: Processes = ALONE,
-    ) -> None:
-        self._known, self.items, self._inputs = known, items, inputs
-        self._epochs = Shares(len(items), settings, seed, processes)
+    def __init__(self, items: Sequence[Item], draws: Shares, processes: Processes) -> None:
+        self.items, self._draws = items, draws
         self.gathered = processes.gathers
 
     def __len__(self) -> int:
-        return len(self._epochs)
+        return len(self._draws)
 
     def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
-        self._epochs.epoch, self._epochs.step = epoch, step
-        views = self._known.shape[1]
-        for own, draws in zip(self._epochs, self._epochs.learned()):
-            positions, view = ([draw.position for draw in own], [draw.seed % views for draw in own])
-            yield self._inputs(self._known[positions, view]), [self.items[draw.position] for draw in draws]
+        """Yield the inputs and items of each batch of `epoch`, starting with the batch at index `step`."""
+        self._draws.epoch, self._draws.step = epoch, step
+        for inputs, draws in zip(self._inputs(), self._draws.learned()):
+            yield inputs, [self.items[draw.position] for draw in draws]
+
+    @abstractmethod
+    def _inputs(self) -> Iterator[object]:
+        """Return an iterator over the inputs of the batches that are left in the epoch."""
+
+
+class ImageBatches(Batches):
+    """Batches of images `(b, 3, h, w)`, which are decoded and augmented again in every epoch."""
+
+    def __init__(
+        self,
+        model: Adapted,
+        items: Sequence[Item],
+        settings: TrainSettings,
+        seed: int,
+        processes: Processes = ALONE,
+        lengths: Sequence[int] = (),
+    ) -> None:
+        transform = model.backbone.transform(train=settings.augment == "published")
+        entities, together = [item.kept_with for item in items], 1  # items of an entity in one batch
+        groups = trait(model.method, GroupsEntities)
+        if groups and tasks.of(items).keeps_entities_together and any(item.unit for item in items):
+            together = groups.together
+        super().__init__(items, Shares(len(items), settings, seed, processes, entities, together, lengths), processes)
+        pinned = model.backbone.device.type == "cuda"
+        self._decoded = Decoded(ImageSet(items, transform), self._draws, settings.workers, pinned)
+
+    def _inputs(self) -> Iterator[object]:
+        return (inputs for inputs, _ in self._decoded)
+
+
+class KnownBatches(Batches):
+    """Batches of precomputed inputs, which the function `inputs` returns for the images, and views, that are drawn."""
+
+    def __init__(
+        self,
+        inputs: Callable[[Sequence[Draw]], object],
+        items: Sequence[Item],
+        settings: TrainSettings,
+        seed: int,
+        processes: Processes = ALONE,
+        lengths: Sequence[int] = (),
+    ) -> None:
+        super().__init__(items, Shares(len(items), settings, seed, processes, lengths=lengths), processes)
+        self._known = inputs
+
+    def _inputs(self) -> Iterator[object]:
+        return map(self._known, self._draws)
 
 
 class FeatureBatches(KnownBatches):
-    """Batches of precomputed features `(b, e)` from an unedited vision tower."""
+    """Batches of precomputed features `(b, e)` from an unedited vision tower, of which images may have several views.
+
+    `features` is `(n, e)`, or `(n, views, e)`.
+    """
 
     def __init__(self, features: Tensor, items: Sequence[Item], settings: TrainSettings, seed: int) -> None:
-        features = features if features.ndim == 3 else features[:, None]  # (n, views, e)
-        super().__init__(features, items, settings, seed, Encoded)
+        views = features if features.ndim == 3 else features[:, None]
+
+        def inputs(draws: Sequence[Draw]) -> Encoded:
+            view = [draw.seed % views.shape[1] for draw in draws]
+            return Encoded(views[[draw.position for draw in draws], view])
+
+        super().__init__(inputs, items, settings, seed)
 
 
 class BlockBatches(KnownBatches):
@@ -177,33 +172,11 @@ class BlockBatches(KnownBatches):
         processes: Processes = ALONE,
     ) -> None:
         self.block = block
-        super().__init__(tokens[:, None], items, settings, seed, partial(BlockInputs, block), processes)
 
+        def inputs(draws: Sequence[Draw]) -> BlockInputs:
+            return BlockInputs(block, tokens[[draw.position for draw in draws]])
 
-class LookedUpBatches:
-    """Batches of precomputed inputs of different sizes, which the function `inputs` looks up by position."""
-
-    def __init__(
-        self,
-        inputs: Callable[[Sequence[int]], object],
-        items: Sequence[Item],
-        settings: TrainSettings,
-        seed: int,
-        processes: Processes = ALONE,
-        lengths: Sequence[int] = (),
-    ) -> None:
-        self._inputs, self.items = inputs, items
-        self._epochs = Shares(len(items), settings, seed, processes, lengths=lengths)
-        self.gathered = False
-
-    def __len__(self) -> int:
-        return len(self._epochs)
-
-    def epoch(self, epoch: int, step: int) -> Iterator[tuple[object, list[Item]]]:
-        self._epochs.epoch, self._epochs.step = epoch, step
-        for draws in self._epochs:
-            places = [draw.position for draw in draws]
-            yield self._inputs(places), [self.items[place] for place in places]
+        super().__init__(inputs, items, settings, seed, processes)
 
 
 def training_batches(
@@ -237,22 +210,22 @@ def training_batches(
         known = encoded_images(model, items, workers=settings.workers, progress=progress)
         if known is not None:
             encoded = of_paths(items, known)
-            return LookedUpBatches(
-                lambda places: [encoded[place] for place in places], items, settings, seed, processes, lengths
+            return KnownBatches(
+                lambda draws: [encoded[draw.position] for draw in draws], items, settings, seed, processes, lengths
             )
     task = tasks.of(items)
     if not task.learns_from_features:
         if settings.views is not None:
             raise AdaptError(f"train.views needs images only, but the data are {task.items_are}: leave out train.views")
         return ImageBatches(model, items, settings, seed, processes, lengths)
-    if keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
+    if keeps_features(model, cache) and settings.fixed_views:
         views = settings.views or 0
         if keeps_bags(model, items):
             if views:
                 raise AdaptError(f"{model.method.name} weighs the images of an item as they are: leave out train.views")
             bags = bag_features(model, items, workers=settings.workers, progress=progress)
-            return LookedUpBatches(
-                lambda places: Encoded.of_bags([bags[place] for place in places]), items, settings, seed
+            return KnownBatches(
+                lambda draws: Encoded.of_bags([bags[draw.position] for draw in draws]), items, settings, seed
             )
         features = item_features(model, items, workers=settings.workers, views=views, seed=seed, progress=progress)
         return FeatureBatches(features, items, settings, seed)

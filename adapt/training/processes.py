@@ -195,7 +195,7 @@ def dividing(
         reason = f"{idle} a batch has only {size} of the {items[0].task.noun}"
     elif of_texts(items):
         reason = f"{idle} {method.name} learns from texts, and only images are divided"
-    elif keeps_features(model, cache) and (settings.augment == "none" or settings.views is not None):
+    elif keeps_features(model, cache) and settings.fixed_views:
         reason = f"{idle} {method.name} reads features from the cache, and encodes no image in its steps"
     elif own_backward and (by_items or "vision" in method.touches):
         reason = f"{wrong} {method.name} changes gradients by a rule that needs the full batch"

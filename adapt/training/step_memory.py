@@ -23,7 +23,7 @@ from adapt.models.base import Adapted
 from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
-from adapt.training.batches import Batches, BlockBatches, FeatureBatches, LookedUpBatches
+from adapt.training.batches import Batches, BlockBatches, KnownBatches
 from adapt.training.chat_memory import ChatBytes, chat_bytes
 from adapt.training.loop import autocast
 
@@ -40,11 +40,12 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     step: StepBytes | ChatBytes
     if isinstance(model, ChatModel):
         step = chat_bytes(model, batches.items, settings.precision)
-    elif isinstance(batches, FeatureBatches | LookedUpBatches) or not isinstance(model, ImageModel):
-        return 0
     else:
+        block = batches.block if isinstance(batches, BlockBatches) else None
+        if not isinstance(model, ImageModel) or (isinstance(batches, KnownBatches) and block is None):
+            return 0
         with autocast(model.backbone.device, settings.precision):
-            step = step_bytes(model, batches.block if isinstance(batches, BlockBatches) else None)
+            step = step_bytes(model, block)
     size, free = -(-min(settings.batch_size, len(batches.items)) // processes), free_bytes(model.backbone.device)
     each = largest(batches.items)
     needed = step.of(size * each)

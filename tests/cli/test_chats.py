@@ -86,7 +86,7 @@ def test_check(run: Run, chats: Path, model: Path) -> None:
     assert long.exit_code == 2
     assert f"1 of 25 conversations take more than the 1,024 tokens that {model} reads\n" in long.stdout
     refused = run("data", "check", chats, "--backbone", "mini-clip")
-    assert "mini-clip is a dual encoder, which reads no conversations about images as conversations" in refused.stderr
+    assert "mini-clip is a dual encoder, which reads no conversations: give a native" in refused.stderr
 
 
 def test_eval(run: Run, trained: Path, chats: Path) -> None:

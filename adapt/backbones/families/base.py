@@ -22,6 +22,8 @@ class Family:
     """The base class of backbone loaders (families); a package adds a loader by an entry point in `adapt.backbones`."""
 
     name: ClassVar[str]
+    prefix: ClassVar[str] = ""
+    """The beginning of all names that it takes, such as "hf:", if they have one in common."""
     forms: ClassVar[dict[str, str]] = {}
     """The forms of names that it takes, and what each stands for."""
     model_types: ClassVar[dict[str, tuple[str, ...]]] = {}
@@ -52,7 +54,7 @@ class Family:
 
     def claims(self, spec: str) -> bool:
         """Return whether this family loads the backbone named `spec`."""
-        return False
+        return bool(self.prefix) and names_one_model(spec, self.prefix)
 
     def reads_texts_of(self, spec: str) -> bool:
         """Return whether the backbone named `spec` reads texts, and so knows classes by their names."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from adapt.backbones.families.base import Family, names_one_model
+from adapt.backbones.families.base import Family
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -12,25 +12,21 @@ if TYPE_CHECKING:
 
     from adapt.backbones.base import Backbone
 
-_PREFIX = "vision:"
-
 
 class ClipImages(Family):
     name = "clip_images"
+    prefix = "vision:"
     forms: ClassVar = {
         "vision:BACKBONE": "the image half of a CLIP or SigLIP from above, without texts, e.g. vision:mini-clip",
     }
     reads_texts = False
-
-    def claims(self, spec: str) -> bool:
-        return names_one_model(spec, _PREFIX)
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones.base import DualEncoder
         from adapt.backbones.load import of_one_model
         from adapt.backbones.vision_encoder import VisionEncoder
 
-        whole = of_one_model(spec.removeprefix(_PREFIX), device)
+        whole = of_one_model(spec.removeprefix(self.prefix), device)
         if not isinstance(whole, DualEncoder):
-            raise AdaptError(f"{whole.describe()} is a {whole.kind}; expected a CLIP or SigLIP after {_PREFIX}")
+            raise AdaptError(f"{whole.describe()} is a {whole.kind}; expected a CLIP or SigLIP after {self.prefix}")
         return VisionEncoder.of(whole, spec)

@@ -5,35 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from adapt.backbones.families.base import Family, names_one_model
+from adapt.backbones.families.base import Family
 
 if TYPE_CHECKING:
     import torch
 
     from adapt.backbones.base import Backbone
 
-_PREFIX = "hf:"
-
 
 class HubModels(Family):
     name = "hub_models"
+    prefix = "hf:"
     forms: ClassVar = {
         "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, SmolVLM, Qwen-VL, Gemma 3, ..., e.g. hf:openai/clip-vit-base-patch16",
         "FOLDER": "a folder in open_clip's or transformers' format",
     }
 
-    def claims(self, spec: str) -> bool:
-        return names_one_model(spec, _PREFIX)
-
     def reads_texts_of(self, spec: str) -> bool:
         from adapt.backbones import transformers_models
 
-        return transformers_models.reads_texts(spec.removeprefix(_PREFIX))
+        return transformers_models.reads_texts(spec.removeprefix(self.prefix))
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones import transformers_models
 
-        return transformers_models.load(spec.removeprefix(_PREFIX), spec)
+        return transformers_models.load(spec.removeprefix(self.prefix), spec)
 
     def claims_folder(self, path: Path) -> bool:
         return (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file()

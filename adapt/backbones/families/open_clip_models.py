@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NotRequired, TypedDict
 
-from adapt.backbones.families.base import Family, names_one_model
+from adapt.backbones.families.base import Family
 from adapt.backbones.sources import HF_HUB, errors_of_data, library_errors, reason
 from adapt.common import hub
 from adapt.common.errors import AdaptError, nearest
@@ -23,22 +23,19 @@ if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
-_PREFIX = "open_clip:"
 
 
 class OpenCLIPModels(Family):
     name = "open_clip_models"
+    prefix = "open_clip:"
     forms: ClassVar = {
         "open_clip:ARCH/PRETRAINED": "any open_clip model and weights, e.g. open_clip:ViT-B-16-quickgelu/openai",
         "open_clip:hf-hub:ORG/NAME": "an open_clip model of the hub, by its repository",
         "open_clip:ARCH": "an open_clip architecture with random weights",
     }
 
-    def claims(self, spec: str) -> bool:
-        return names_one_model(spec, _PREFIX)
-
     def load(self, spec: str, device: torch.device) -> Backbone:
-        rest = spec.removeprefix(_PREFIX)
+        rest = spec.removeprefix(self.prefix)
         if rest.startswith(HF_HUB):
             return self.load_folder(_snapshot(rest.removeprefix(HF_HUB)), name=spec)
         return _pretrained(rest, name=spec)

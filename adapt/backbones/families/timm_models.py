@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from adapt.backbones.families.base import Family, names_one_model
+from adapt.backbones.families.base import Family
 from adapt.backbones.sources import TIMM, errors_of_data, library_errors, reason
 from adapt.common import hub
 from adapt.common.errors import AdaptError
@@ -15,25 +15,21 @@ if TYPE_CHECKING:
 
     from adapt.backbones.base import Backbone
 
-_PREFIX = "timm:"
-
 
 class TimmModels(Family):
     name = "timm_models"
+    prefix = "timm:"
     forms: ClassVar = {
         "timm:NAME_OR_FOLDER": "any image model of timm, e.g. timm:vit_small_patch14_dinov2.lvd142m, without its head",
     }
     reads_texts = False
-
-    def claims(self, spec: str) -> bool:
-        return names_one_model(spec, _PREFIX)
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         import timm
 
         from adapt.backbones import timm_images
 
-        folder = _folder(spec.removeprefix(_PREFIX))
+        folder = _folder(spec.removeprefix(self.prefix))
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
         except (*library_errors(), *errors_of_data()) as error:
