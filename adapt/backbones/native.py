@@ -339,7 +339,7 @@ class NativeVLM(Backbone):
 
     @property
     def _prepared(self) -> str:
-        """How the processor prepares images, as text."""
+        """The processor's settings of images, as text."""
         return str(self.processor.image_processor.to_json_string())
 
     def encode_images(self, images: Sequence[Image]) -> list[EncodedImage]:

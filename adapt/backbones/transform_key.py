@@ -28,7 +28,7 @@ def transform_key(transform: object) -> str | None:
     libraries. The key of a transform is the same in all processes.
     """
     try:
-        described = repr((_versions(), _said_of(transform)))
+        described = repr((_versions(), _plain_of(transform)))
     except _Unknown:
         return None
     return hashlib.blake2b(described.encode(), digest_size=20).hexdigest()
@@ -39,7 +39,7 @@ def _versions() -> tuple[str, ...]:
     return __version__, *map(version, _LIBRARIES)
 
 
-def _said_of(value: object) -> object:
+def _plain_of(value: object) -> object:
     """Describe `value`, a component of a transform, as numbers, texts and lists. Raises _Unknown for a user's code."""
     if value is object or isinstance(value, Enum | torch.dtype):
         return str(value)
@@ -48,12 +48,16 @@ def _said_of(value: object) -> object:
     if isinstance(value, torch.Tensor):
         return str(value.dtype), value.tolist()
     if isinstance(value, list | tuple):
-        return [_said_of(each) for each in value]
+        return [_plain_of(each) for each in value]
     if isinstance(value, partial):
-        return [_said_of(value.func), _said_of(value.args), [(name, _said_of(x)) for name, x in value.keywords.items()]]
+        return [
+            _plain_of(value.func),
+            _plain_of(value.args),
+            [(name, _plain_of(x)) for name, x in value.keywords.items()],
+        ]
     if isinstance(value, FunctionType | type):
         return _named(value)
-    return [_named(type(value)), [(name, _said_of(x)) for name, x in sorted(_settings(value).items())]]
+    return [_named(type(value)), [(name, _plain_of(x)) for name, x in sorted(_settings(value).items())]]
 
 
 def _named(value: FunctionType | type) -> str:

@@ -45,7 +45,7 @@ _COMMANDS = {
     "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
     "soup": ("soup", "Combine adapters trained from the same start into one (a model soup)."),
     "push": ("push", "Publish an adapter on the Hugging Face hub."),
-    "data": ("data", "List, check and view data sets."),
+    "data": ("data", "List, check, view, match and filter data sets."),
     "cache": ("cache", "Show or clear the image features cached on disk."),
     "recipes": ("recipes", "List the recipes, or show one."),
     "methods": ("lists", "List the methods and their settings."),

@@ -1,4 +1,4 @@
-"""`adapt data list`, `adapt data check` and `adapt data show`"""
+"""`adapt data`: `list`, `check`, `show`, `match` and `filter`"""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
     contents = f"{classes:,} class{'es' * (classes > 1)}; images" if classes else what
     click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     facts = [*split.task.facts(items)] if items else []
-    said, long = ("", []) if backbone is None else _tokens(items, backbone)
-    for line in [*facts, said] if said else facts:
+    line_of_tokens, too_long = ("", []) if backbone is None else _tokens(items, backbone)
+    for line in [*facts, line_of_tokens] if line_of_tokens else facts:
         click.echo(f"  {line}")
     check_root(split)
     with counting_bar("checking", True) as bar:
         looked = looking.look(source, split, inconsistent, bar)
-    findings = [*_wrong_counts(entry, split), *long, *checks.found_in(looked)]
+    findings = [*_wrong_counts(entry, split), *too_long, *checks.found_in(looked)]
     _print_findings(looked, findings)
     if out is not None:
         _write_lists(out, findings)

@@ -34,7 +34,7 @@ def collecting() -> Iterator[list[str]]:
 
 @contextmanager
 def accepting_unseen(unseen: bool) -> Iterator[None]:
-    """Let new splits have classes without a training image in the `with` block, if `unseen` is true."""
+    """Allow classes without a training image in splits that are made in the `with` block, if `unseen` is true."""
     before = _unseen.set(unseen)
     try:
         yield

@@ -85,7 +85,7 @@ class Labelling:
         begun.write(out)
 
     def close(self) -> None:
-        """Let another process use the folder."""
+        """Release the lock on the folder, so that another process may use it."""
         self._lock.release()
 
     def _folder(self, number: int) -> Path:

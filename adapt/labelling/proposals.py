@@ -16,7 +16,7 @@ from adapt.data.split import PARTS, Split
 
 logger = logging.getLogger("adapt")
 COMPARED = ("train_path", "other_path")  # columns of an image to compare a listed image with
-_SAID = ("path", "class", "part", "other_class", "train_class", "other_part")  # columns that are shown otherwise
+_SHOWN = ("path", "class", "part", "other_class", "train_class", "other_part")  # columns that are shown otherwise
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
 
 def _doubt(row: Mapping[str, str], part: str) -> Doubt:
     other = next((column for column in COMPARED if row.get(column)), "")
-    said = [f"{part} image"]
-    said += [f"{name} {cell}" for name, cell in row.items() if cell and name not in (*_SAID, *COMPARED)]
+    notes = [f"{part} image"]
+    notes += [f"{name} {cell}" for name, cell in row.items() if cell and name not in (*_SHOWN, *COMPARED)]
     if other:
         other_class = row.get("train_class") or row.get("other_class", "")
-        said.append(f"the other picture: {row.get('other_part') or 'train'}, {other_class}")
-    return Doubt("; ".join(said), row[other] if other else "")
+        notes.append(f"the other picture: {row.get('other_part') or 'train'}, {other_class}")
+    return Doubt("; ".join(notes), row[other] if other else "")
 
 
 def unlabelled_in(sources: Sequence[Path], known: Split) -> list[Item]:

@@ -87,7 +87,7 @@ class VisionAdapter(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What a decoder block adds to its states `(n, l, d)`, from the `keys` and `values` `(b, m, d)` of b images.
+    """The update of a decoder block's states `(n, l, d)` from the `keys` and `values` `(b, m, d)` of b images.
 
     Rows of one image are adjacent: of n rows, row i is of image `i // (n // b)`.
     """

@@ -55,7 +55,7 @@ class MQTConfig(MethodConfig):
 
 
 class MQTAtUse(BaseModel, extra="forbid", frozen=True):
-    """What may be set when an adapter answers."""
+    """The settings that can be changed at inference."""
 
     tokens: int | None = Field(default=None, ge=1)
     """The number of visual tokens; by default all."""

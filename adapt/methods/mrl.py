@@ -57,7 +57,7 @@ class MRLConfig(MethodConfig):
 
 
 class MRLAtUse(BaseModel, extra="forbid", frozen=True):
-    """What may be set when an adapter answers."""
+    """The settings that can be changed at inference."""
 
     dim: int | None = Field(default=None, ge=1)
     """The number of values of a feature; by default all."""

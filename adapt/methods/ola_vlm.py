@@ -111,7 +111,7 @@ class OLAVLM(LearnsAside, Projector):
         self.set_aside(made, backbone.device)
 
     def finish(self, training: Training) -> None:
-        """Let the teacher go."""
+        """Free the memory of the teacher."""
         self._teacher = None
 
     def loss(self, step: Any) -> Terms:

@@ -99,9 +99,9 @@ class ChatModel(Adapted[NativeVLM]):
     baseline = "without the adapter"
     evaluated_together = TOGETHER
     objective: Any = None
-    """What a task's loss needs beside the model and the batch, such as the log-probabilities of a reference."""
+    """The task's own inputs of its loss, such as the log-probabilities of a reference."""
     at_use = debiasing.ChatAtUse()
-    """What may be set when the model answers."""
+    """The settings that can be changed at inference."""
 
     def __init__(
         self,

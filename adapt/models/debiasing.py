@@ -41,7 +41,7 @@ _LEAST = 1e-4  # is added to the probabilities that are divided by
 
 
 class ChatAtUse(BaseModel, extra="forbid", frozen=True):
-    """What may be set when a native vision-language model answers."""
+    """The settings of a native vision-language model that can be changed at inference."""
 
     calibrate: Mode | None = None
     """The mode by which probabilities of classes and options are divided."""

@@ -16,7 +16,7 @@ from adapt.models import generation
 from adapt.models.base import evaluating
 from adapt.models.chatting import ChatModel
 
-Heard = Callable[[Tensor], Tensor]
+Ended = Callable[[Tensor], Tensor]
 _MOST = 2**20  # tokens, where a model knows no limit
 _TYPES = ("mm_token_type_ids", "token_type_ids")  # inputs with an entry for each token, 0 for words of an answer
 
@@ -39,20 +39,20 @@ class OngoingAnswers:
         self._offsets: Tensor | None = None
 
     @torch.no_grad()
-    def go_on(self, heard: Heard) -> None:
-        """Generate tokens, and call `heard` with the next token of each answer `(b,)` until it returns all true.
+    def go_on(self, ended: Ended) -> None:
+        """Generate tokens, and call `ended` with the next token of each answer `(b,)` until it returns all true.
 
-        `heard` returns which answers have ended `(b,)`; if it returns that all have, generation stops, and a later call
+        `ended` returns which answers have ended `(b,)`; if it returns that all have, generation stops, and a later call
         goes on.
         """
         vlm, tokens = self._model.backbone.vlm, self._inputs["input_ids"].shape[1]
         settings = {
-            "max_new_tokens": min(self._model.backbone.longest, _MOST),  # whoever hears knows when each has enough
+            "max_new_tokens": min(self._model.backbone.longest, _MOST),  # `ended` knows when each has enough
             "num_beams": 1,
             "cache_implementation": None,  # the growing one, whatever the checkpoint's configuration asks for
             "pad_token_id": generation.padding(self._model.backbone.tokenizer),
-            "eos_token_id": None,  # `heard` knows what ends an answer
-            "stopping_criteria": StoppingCriteriaList([_Hearing(heard)]),
+            "eos_token_id": None,  # `ended` knows what ends an answer
+            "stopping_criteria": StoppingCriteriaList([_Stopping(ended)]),
             "return_dict_in_generate": True,
             **self._options,
         }
@@ -71,11 +71,11 @@ class OngoingAnswers:
         return vlm.generate(**self._inputs, **settings)
 
 
-class _Hearing(StoppingCriteria):  # type: ignore[misc,no-any-unimported,unused-ignore]
-    """Hands each new token on, and stops rows as it is told."""
+class _Stopping(StoppingCriteria):  # type: ignore[misc,no-any-unimported,unused-ignore]
+    """A stopping criterion that asks a function, given each new token, which answers have ended."""
 
-    def __init__(self, heard: Heard) -> None:
-        self._heard = heard
+    def __init__(self, ended: Ended) -> None:
+        self._ended = ended
 
     def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
-        return self._heard(input_ids[:, -1]).to(input_ids.device)
+        return self._ended(input_ids[:, -1]).to(input_ids.device)

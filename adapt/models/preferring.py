@@ -64,7 +64,7 @@ class PreferenceStep(ChatStep):
 
     @cached_property
     def rewards(self) -> Tensor:
-        """By how much the chosen and the rejected answers are more probable than under the reference, `(b, 2)`.
+        """The log-ratios `(b, 2)` of the chosen and the rejected answers' probabilities to those under the reference.
 
         These are differences of log-probabilities times beta, of sums over tokens or, if so set, of means.
         """
@@ -91,7 +91,7 @@ def dpo_losses(rewards: Tensor, sums: Tensor, settings: DPOSettings) -> Tensor:
 
 
 class Reference:
-    """What a loss needs beside the model: its settings, and the reference's log-probabilities of the answers."""
+    """The inputs of a loss beside the model: its settings, and the reference's log-probabilities of the answers."""
 
     def __init__(self, settings: Any, items: Sequence[Item], sums: Tensor) -> None:
         self.settings = settings

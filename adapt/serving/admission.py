@@ -1,4 +1,4 @@
-"""What a request passes before a model answers it: limits, and the decoding of its images in threads of their own."""
+"""Admission of requests: limits, and the decoding of their images in threads of their own."""
 
 from __future__ import annotations
 

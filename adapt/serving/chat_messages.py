@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.serving.admission import File
 from adapt.serving.messages import Message, decoded
-from adapt.serving.talking import Said
+from adapt.serving.talking import Delta
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 _COLDEST = 0.001  # a temperature below which probabilities are 0 and 1
@@ -27,7 +27,7 @@ _ANSWER = 256  # tokens, unless the request says how many
 
 
 def _given(values: object) -> object:
-    """Leave out what is null: clients send settings that they have no value for."""
+    """Remove null values, which clients send for settings that they do not use."""
     if not isinstance(values, dict):
         return values
     return {key: value for key, value in values.items() if value is not None}
@@ -76,7 +76,7 @@ class ChatTurn(Message):
 
 
 class StreamOptions(Message):
-    """What a stream contains beside the answer."""
+    """The options of a streamed answer."""
 
     include_usage: bool = False
 
@@ -218,7 +218,7 @@ class Written:
     def __post_init__(self) -> None:
         self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
 
-    def whole(self, pieces: list[Said]) -> dict[str, object]:
+    def whole(self, pieces: list[Delta]) -> dict[str, object]:
         """Return the body of a response with an answer's pieces together."""
         last = pieces[-1]
         assert last.finish is not None
@@ -235,14 +235,14 @@ class Written:
         """Return the chunk that begins a stream."""
         return self._chunk({"role": "assistant", "content": ""}, None)
 
-    def next(self, piece: Said) -> Iterator[dict[str, object]]:
+    def next(self, piece: Delta) -> Iterator[dict[str, object]]:
         """Yield the chunks of a piece: its text, and its end if it is the last one."""
         if piece.text:
             yield self._chunk({"content": piece.text}, None)
         if piece.finish:
             yield self._chunk({}, piece.finish)
 
-    def used(self, last: Said) -> dict[str, object]:
+    def used(self, last: Delta) -> dict[str, object]:
         """Return the chunk with the number of tokens."""
         return self._chunk({}, None) | {"choices": [], "usage": _usage(last).model_dump()}
 
@@ -256,7 +256,7 @@ class Written:
         }
 
 
-def _usage(last: Said) -> Usage:
+def _usage(last: Delta) -> Usage:
     return Usage(
         prompt_tokens=last.prompt_tokens,
         completion_tokens=last.tokens,

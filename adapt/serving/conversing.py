@@ -22,9 +22,9 @@ from adapt.serving.admission import Admission
 from adapt.serving.chat_messages import ChatRequest, Written
 from adapt.serving.messages import checked, from_json_body
 from adapt.serving.middleware import Counted
-from adapt.serving.predicting import left, unanswered
+from adapt.serving.predicting import unanswered, wait_for_disconnect
 from adapt.serving.problems import Mistaken
-from adapt.serving.talking import Question, Said, Talker
+from adapt.serving.talking import Delta, Question, Talker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +53,7 @@ class ChatCompletions:
             if streams:
                 stream = self._stream(first, pieces, work)
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            return JSONResponse(Written(first.asked.model).whole([piece.said async for piece in _all(first, pieces)]))
+            return JSONResponse(Written(first.asked.model).whole([piece.delta async for piece in _all(first, pieces)]))
         except TimeoutError:
             raise await unanswered(request, self._admission.limits.seconds) from None
         finally:
@@ -72,11 +72,11 @@ class ChatCompletions:
         try:
             yield _event(written.first())
             async for piece in _all(first, pieces):
-                for chunk in written.next(piece.said):
+                for chunk in written.next(piece.delta):
                     yield _event(chunk)
                 last = piece
             if first.asked.stream_options and first.asked.stream_options.include_usage:
-                yield _event(written.used(last.said))
+                yield _event(written.used(last.delta))
             yield "data: [DONE]\n\n"
         except (AdaptError, TimeoutError) as error:
             yield _event(Mistaken.of(self._late if isinstance(error, TimeoutError) else str(error), 500))
@@ -92,16 +92,16 @@ class ChatCompletions:
             async with asyncio.timeout(self._admission.limits.seconds) as given, AsyncExitStack() as held:
                 await held.enter_async_context(self._admission.body(request))
                 asked = await _read(request)
-                leaving = asyncio.create_task(left(request, given))
+                leaving = asyncio.create_task(wait_for_disconnect(request, given))
                 try:
-                    async for said in self._answers(asked, held):
-                        pieces.put_nowait(_Piece(asked, said))
+                    async for delta in self._answers(asked, held):
+                        pieces.put_nowait(_Piece(asked, delta))
                 finally:
                     leaving.cancel()
         except Exception as error:  # noqa: BLE001  # it is raised where the pieces are taken
             pieces.put_nowait(error)
 
-    async def _answers(self, asked: ChatRequest, body: AsyncExitStack) -> AsyncIterator[Said]:
+    async def _answers(self, asked: ChatRequest, body: AsyncExitStack) -> AsyncIterator[Delta]:
         """Yield the pieces of an answer; `body` is closed once the images are decoded."""
         model = self._adapters.now.speaker(asked.model)
         chat, files = asked.conversation()
@@ -117,23 +117,23 @@ class ChatCompletions:
             files.clear()
             await body.aclose()
             most = await self._admission.aside(lambda: self._most(asked, model, chat, images))
-            heard: asyncio.Queue[Said | Exception] = asyncio.Queue()
+            deltas: asyncio.Queue[Delta | Exception] = asyncio.Queue()
 
-            def hear(said: Said | Exception) -> None:
+            def put(delta: Delta | Exception) -> None:
                 with suppress(RuntimeError):  # of a closed loop: the server has ended
-                    loop.call_soon_threadsafe(heard.put_nowait, said)
+                    loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-            question = Question(model, chat, images, most, asked.stops, asked.sampling, hear)
+            question = Question(model, chat, images, most, asked.stops, asked.sampling, put)
             tokens, finish = 0, None
             try:
                 self.talker.ask(question)
                 while finish is None:
-                    said = await heard.get()
-                    if isinstance(said, Exception):
-                        raise said
-                    self._metrics.tokens.labels(asked.model).inc(said.tokens - tokens)
-                    tokens, finish = said.tokens, said.finish
-                    yield said
+                    delta = await deltas.get()
+                    if isinstance(delta, Exception):
+                        raise delta
+                    self._metrics.tokens.labels(asked.model).inc(delta.tokens - tokens)
+                    tokens, finish = delta.tokens, delta.finish
+                    yield delta
             finally:
                 question.given_up = True
 
@@ -160,7 +160,7 @@ class _Piece:
     """A piece of the answer to a request."""
 
     asked: ChatRequest
-    said: Said
+    delta: Delta
 
 
 async def _read(request: Request) -> ChatRequest:
@@ -183,7 +183,7 @@ async def _taken(pieces: asyncio.Queue[_Piece | Exception]) -> _Piece:
 async def _all(first: _Piece, pieces: asyncio.Queue[_Piece | Exception]) -> AsyncIterator[_Piece]:
     """Yield the first piece and all others, up to the last."""
     yield (piece := first)
-    while piece.said.finish is None:
+    while piece.delta.finish is None:
         yield (piece := await _taken(pieces))
 
 

@@ -33,7 +33,7 @@ class Predictions:
         try:
             async with asyncio.timeout(limits.seconds) as given, self._admission.body(request):
                 asked = await sent(request, limits.images)
-                leaving = asyncio.create_task(left(request, given))
+                leaving = asyncio.create_task(wait_for_disconnect(request, given))
                 try:
                     return JSONResponse(await self._predicted(asked))
                 finally:
@@ -64,7 +64,7 @@ async def unanswered(request: Request, seconds: float) -> Exception:
     return HTTPException(504, f"there was no answer within {seconds:g} seconds")
 
 
-async def left(request: Request, given: asyncio.Timeout) -> None:
+async def wait_for_disconnect(request: Request, given: asyncio.Timeout) -> None:
     """Wait until the client disconnects, and then make the request time out immediately."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

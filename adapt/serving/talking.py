@@ -34,7 +34,7 @@ Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Said:
+class Delta:
     """The next piece of an answer."""
 
     text: str
@@ -56,7 +56,7 @@ class Question:
     stops: Sequence[str]
     sampling: tuple[tuple[str, object], ...]
     """Options of `generate`, by name."""
-    heard: Callable[[Said | Exception], None]
+    on_delta: Callable[[Delta | Exception], None]
     """Called by another thread for each piece of the answer, or with the error in its place."""
     given_up: bool = False
 
@@ -71,10 +71,10 @@ class Question:
 
 
 class Talker(Worker[Question]):
-    """A thread that answers questions; `spoken` is called with the number of tokens of each step."""
+    """A thread that answers questions; `stepped` is called with the number of tokens of each step."""
 
-    def __init__(self, spoken: Callable[[int], None] = lambda tokens: None) -> None:
-        self._spoken = spoken
+    def __init__(self, stepped: Callable[[int], None] = lambda tokens: None) -> None:
+        self._stepped = stepped
         self._paused: deque[_Group] = deque()
         self._fresh = False  # whether the last turn was that of new questions
         super().__init__("adapt-talker")
@@ -103,11 +103,11 @@ class Talker(Worker[Question]):
             self._paused.extend(_Group([answer.question]) for answer in group.answers)
             return
         for answer in group.open:
-            answer.question.heard(error)
+            answer.question.on_delta(error)
 
     def _step(self, tokens: int) -> None:
         self._begun = time.monotonic()
-        self._spoken(tokens)
+        self._stepped(tokens)
 
     def _others_wait(self) -> bool:
         return bool(self._paused or (self._queue and self._has_room))
@@ -167,14 +167,14 @@ class _Group:
             )
             for answer, tokens in zip(self.answers, self._ongoing.prompt_tokens, strict=True):
                 answer.prompt_tokens = tokens
-        self._ongoing.go_on(partial(self._heard, count(1), others_wait, stepped))
+        self._ongoing.go_on(partial(self._generated, count(1), others_wait, stepped))
 
-    def _heard(
+    def _generated(
         self, steps: Iterator[int], others_wait: Callable[[], bool], stepped: Callable[[int], None], tokens: Tensor
     ) -> Tensor:
         stepped(len(self.open))
         for answer, token in zip(self.answers, tokens.tolist(), strict=True):
-            answer.hear(token)
+            answer.add(token)
         step = next(steps)
         paused = step >= _LONGEST_TURN or (step >= _TURN and others_wait())
         return torch.tensor([paused or answer.ended for answer in self.answers])
@@ -186,14 +186,14 @@ class _Answer:
     def __init__(self, question: Question) -> None:
         self.question, self.prompt_tokens = question, 0
         self.tokens: list[int] = []
-        self._text = ""  # what has been sent of it
+        self._text = ""  # the part that has been sent
         self._finished = False
 
     @property
     def ended(self) -> bool:
         return self._finished or self.question.given_up
 
-    def hear(self, token: int) -> None:
+    def add(self, token: int) -> None:
         """Add a token, and send the text that can no longer change."""
         if self.ended:
             return
@@ -211,7 +211,7 @@ class _Answer:
         text = text.rstrip() if finish else self._certain(text)
         self._finished = finish is not None
         if finish or len(text) > len(self._text):
-            question.heard(Said(text[len(self._text) :], finish, self.prompt_tokens, len(self.tokens)))
+            question.on_delta(Delta(text[len(self._text) :], finish, self.prompt_tokens, len(self.tokens)))
             self._text = text
 
     def _certain(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the threads of a server do, as health checks and shutdown see it."""
+"""The work in progress in the threads of a server, for health checks and shutdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapt.serving.predicting import Predictions
 
 @dataclass(frozen=True)
 class Work:
-    """What all threads of a server do: decoding images, passes of classifiers, and answers in words."""
+    """The work of all threads of a server: decoding images, passes of classifiers, and answers in words."""
 
     admission: Admission
     predictions: Predictions

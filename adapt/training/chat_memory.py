@@ -32,7 +32,7 @@ class ChatBytes:
     answered: int
     """The largest number of tokens of answers in a conversation."""
     each: int
-    """What a conversation needs."""
+    """The memory that a conversation needs."""
 
     def of(self, conversations: int) -> int:
         """Return the memory in bytes of a step on this number of conversations."""

@@ -1,4 +1,4 @@
-"""What a recipe would do: data, sizes and memory, before any weights of a native vision-language model are loaded."""
+"""A dry run of a recipe: its data, sizes and memory, before the weights of a native model are loaded."""
 
 from __future__ import annotations
 

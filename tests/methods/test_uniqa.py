@@ -56,11 +56,11 @@ def test_it_learns_saves_and_says_numbers(numbers: Split, tmp_path: Path) -> Non
     scores = evaluate(adapt.load(tmp_path / "run", model.backbone), numbers.test)
     assert isinstance(scores, GradedScores)
     assert scores.targets == tuple(item.label.value for item in numbers.test)
-    wrong = [abs(said - right) for said, right in zip(scores.said, scores.targets, strict=True)]
+    wrong = [abs(number - right) for number, right in zip(scores.numbers, scores.targets, strict=True)]
     assert figures["mean_absolute_error"] == pytest.approx(sum(wrong) / len(wrong), abs=1e-4)
     assert "Spearman" in str(first)
-    said = [each.number for each in model.predict([item.path for item in numbers.test])]
-    assert said == pytest.approx(scores.said, abs=1e-3)
+    numbers = [each.number for each in model.predict([item.path for item in numbers.test])]
+    assert numbers == pytest.approx(scores.numbers, abs=1e-3)
 
 
 def test_the_cache_and_fresh_images_give_the_same_targets(numbers: Split) -> None:
@@ -89,7 +89,7 @@ def test_other_methods_learn_the_words_of_such_data(numbers: Split) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
-    ("said", "pearson", "spearman"),
+    ("numbers", "pearson", "spearman"),
     [
         ((1.0, 2.0, 2.0, 9.0), 1.0, 1.0),
         ((-1.0, -2.0, -2.0, -9.0), -1.0, -1.0),
@@ -97,9 +97,9 @@ def test_other_methods_learn_the_words_of_such_data(numbers: Split) -> None:
         ((1.0, 1.0, 1.0, 1.0), 0.0, 0.0),
     ],
 )
-def test_correlations(said: tuple[float, ...], pearson: float, spearman: float) -> None:
+def test_correlations(numbers: tuple[float, ...], pearson: float, spearman: float) -> None:
     words = ("a", "b", "c", "d")
-    figures = GradedScores(words, words, words, (1.0,) * 4, targets=(1.0, 2.0, 2.0, 9.0), said=said).figures()
+    figures = GradedScores(words, words, words, (1.0,) * 4, targets=(1.0, 2.0, 2.0, 9.0), numbers=numbers).figures()
     assert (figures["pearson"], figures["spearman"]) == pytest.approx((pearson, spearman), abs=1e-4)
 
 

@@ -32,7 +32,7 @@ from adapt.serving import talking
 from adapt.serving.adapters import Served, ServedAdapters
 from adapt.serving.admission import Limits
 from adapt.serving.app import create_app
-from adapt.serving.talking import Question, Said, Talker
+from adapt.serving.talking import Delta, Question, Talker
 
 KIND = "qwen2_5_vl"
 QUESTIONS = ["what is it?", "how many are there?", "is there a circle?", "colour?"]
@@ -272,13 +272,13 @@ def test_what_takes_too_long_ends(client: Callable[..., TestClient], monkeypatch
     assert sent.get("/healthz").status_code == 503
     held.go.set()
 
-    usual = talking._Answer.hear
+    usual = talking._Answer.add
 
     def slow(self: Any, token: int) -> None:
         usual(self, token)
         time.sleep(0.2)
 
-    monkeypatch.setattr(talking._Answer, "hear", slow)
+    monkeypatch.setattr(talking._Answer, "add", slow)
     events = post(client(seconds=3.0), user("what?"), stream=True, max_tokens=50).text.split("\n\n")
     assert json.loads(events[-2].removeprefix("data: "))["error"]["message"] == "there was no answer within 3 seconds"
 
@@ -288,7 +288,7 @@ def test_a_failure_of_the_model_is_told_and_the_next_question_is_answered(
 ) -> None:
     sent = client()
     with monkeypatch.context() as patch:
-        patch.setattr(OngoingAnswers, "go_on", lambda self, heard: 1 / 0)
+        patch.setattr(OngoingAnswers, "go_on", lambda self, ended: 1 / 0)
         failed = post(sent, user("what?"))
     assert (failed.status_code, failed.json()["error"]["type"]) == (500, "server_error")
     assert "log" in failed.json()["error"]["message"]
@@ -333,9 +333,9 @@ def test_a_native_model_with_classes_is_asked_for_both(tmp_path: Path) -> None:
     assert (card["classes"], card["chats"]) == (["cat", "dog"], True)
 
 
-def question(model: ChatModel, words: str, most: int, hear: Callable[[Any], None], **more: Any) -> Question:
+def question(model: ChatModel, words: str, most: int, on_delta: Callable[[Any], None], **more: Any) -> Question:
     images = [pictures()[0]]
-    return Question(model, Chat.about(words), images, most, (), more.get("sampling", ()), hear)
+    return Question(model, Chat.about(words), images, most, (), more.get("sampling", ()), on_delta)
 
 
 def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]) -> None:
@@ -343,15 +343,15 @@ def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]
     talker, begun, ended = Talker(), list[int](), list[str]()
     done, first = threading.Event(), threading.Event()
 
-    def long(said: Said) -> None:
-        begun.append(said.tokens)
+    def long(delta: Delta) -> None:
+        begun.append(delta.tokens)
         first.set()
-        if said.finish:
+        if delta.finish:
             ended.append("long")
             done.set()
 
-    def short(said: Said) -> None:
-        if said.finish:
+    def short(delta: Delta) -> None:
+        if delta.finish:
             ended.append(f"short after {begun[-1] // talking._TURN} turns")
 
     talker.ask(question(models["first"], "what is it?", 400, long))
@@ -369,9 +369,9 @@ def test_many_long_answers_do_not_hold_up_a_short_one(models: dict[str, ChatMode
     talker, ended = Talker(), list[str]()
     done = threading.Event()
 
-    def hear(name: str) -> Callable[[Said], None]:
-        def heard(said: Said) -> None:
-            if said.finish:
+    def hear(name: str) -> Callable[[Delta], None]:
+        def heard(delta: Delta) -> None:
+            if delta.finish:
                 ended.append(name)
                 if len(ended) == 34:
                     done.set()
@@ -394,7 +394,7 @@ def test_large_pictures_share_no_pass(models: dict[str, ChatModel]) -> None:
     talker = Talker()
     with talker._changed:
         for side in (2000, 2000, 2000, 24):
-            asked = question(models["first"], "what?", 1, lambda said: None)
+            asked = question(models["first"], "what?", 1, lambda delta: None)
             asked.images = [Image.new("L", (side, side))]
             talker._queue.append(asked)
         assert [len(talker._taken()) for _ in range(2)] == [2, 2]
@@ -402,21 +402,21 @@ def test_large_pictures_share_no_pass(models: dict[str, ChatModel]) -> None:
 
 
 def test_what_nobody_waits_for_is_not_generated(models: dict[str, ChatModel]) -> None:
-    spoken: list[int] = []
-    talker = Talker(spoken.append)
-    asked = question(models["first"], "what is it?", 400, lambda said: None)
+    stepped: list[int] = []
+    talker = Talker(stepped.append)
+    asked = question(models["first"], "what is it?", 400, lambda delta: None)
 
-    def hear(said: Said) -> None:
-        asked.given_up = said.tokens >= 3
+    def hear(delta: Delta) -> None:
+        asked.given_up = delta.tokens >= 3
 
-    asked.heard = hear
+    asked.on_delta = hear
     talker.ask(asked)
-    gone = question(models["first"], "what is it?", 400, lambda said: None)
+    gone = question(models["first"], "what is it?", 400, lambda delta: None)
     gone.given_up = True
     talker.ask(gone)
     talker.close(30)
     assert len(talker) == 0
-    assert 3 <= len(spoken) < 10
+    assert 3 <= len(stepped) < 10
 
 
 def test_what_the_model_refuses_fails_alone(models: dict[str, ChatModel]) -> None:
@@ -429,7 +429,7 @@ def test_what_the_model_refuses_fails_alone(models: dict[str, ChatModel]) -> Non
             talker._queue.append(question(models["first"], each, 3, heard[number].append))
         talker._changed.notify()
     talker.close(30)
-    assert [type(each[-1]).__name__ for each in heard.values()] == ["Said", "AdaptError", "Said"]
+    assert [type(each[-1]).__name__ for each in heard.values()] == ["Delta", "AdaptError", "Delta"]
     assert heard[0][-1].finish
 
 
@@ -442,7 +442,7 @@ def test_pieces_are_the_answers_words_also_where_the_tokenizer_joins_them() -> N
     answer = talking._Answer(question(model, "what?", 20, heard.append))
     ids = tokenizer("it is a dolphin . two , or three ?", add_special_tokens=False)["input_ids"]
     for token in [*ids, model.ends[0]]:
-        answer.hear(token)
+        answer.add(token)
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert "dolphin." in text
     assert "".join(said.text for said in heard) == text.strip()
