@@ -16,7 +16,9 @@ from adapt.common.errors import nearest
 from adapt.common.memory import readable_bytes
 from benchmarks.measure import Row
 
-_NOT_MEASUREMENTS = {"__main__", "drawings", "measure", "native_model", "ordinary_folders", "products", "step"}
+_NOT_MEASUREMENTS = {
+    "__main__", "drawings", "measure", "native_model", "needed", "ordinary_folders", "products", "step",
+}  # fmt: skip
 
 
 @click.command()

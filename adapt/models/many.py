@@ -30,7 +30,7 @@ def predict_many(
     features: bool = False,
     urls: bool = False,
 ) -> list[tuple[Prediction, ...]]:
-    """Return a tuple of all models' predictions for each image; `images` is as in `ImageModel.predict`.
+    """Return a tuple of all models' predictions for each image; `images` is as in `Adapted.predict`.
 
     Models that share a backbone (see `adapt.load_many`) preprocess an image once. Models that do not edit the vision
     tower share image features, and models that edit later blocks share the earlier blocks. Raises AdaptError in the

@@ -115,9 +115,10 @@ def wrap(
     answers of a fusion encoder. Leave `class_names` out for pairs of images and texts, and for models that answer in
     free text.
 
-    With `fast` None, the fast exact text path is used if applicable; True raises AdaptError if the path is not
-    applicable, and False uses the library's own forward. `checkpointing` recomputes the blocks of edited towers in the
-    backward pass. `text_memory` limits the text side's activations in bytes (default: half of the free memory).
+    With `fast` None, the fast exact paths of text, vision and native models are used where applicable; True raises
+    AdaptError where they are not, and False uses the library's own forward. `checkpointing` recomputes the blocks of
+    edited towers in the backward pass. `text_memory` limits the text side's activations in bytes (default: half of the
+    free memory).
 
     Raises AdaptError for an object that is not a backbone, a method that is already built, invalid class names, a
     backbone that the method does not support, and settings that need more memory than is available.

@@ -93,8 +93,8 @@ class Recipe(StrictModel):
     quantize: Literal["nf4", "int8"] | None = None
     """Quantise the linear layers of the backbone's blocks to 4 or 8 bits."""
     fast: bool | None = None
-    """The fast exact path of text, and of native models: null uses it where it applies, true refuses to run without it,
-    false never uses it."""
+    """The fast exact paths of text, vision and native models: null uses them where they apply, true refuses to run
+    without them, false never uses them."""
     cache: bool = True
     """Cache the features of an unedited vision tower on disk."""
     checkpointing: bool = False
