@@ -13,6 +13,7 @@ from adapt.choosing.advice import Advice
 from adapt.choosing.compare import Compared
 from adapt.common.disk import write_csv, write_json, write_text
 from adapt.common.errors import missing
+from adapt.common.memory import readable_bytes
 from adapt.training.result import Result
 
 logger = logging.getLogger("adapt")
@@ -100,8 +101,8 @@ class Recommendation:
         for row in self.rows:
             mark = "  ← chosen" if row["method"] == self.chosen else ""
             lines.append(
-                f"{row['method']:{width}}  {100 * row['accuracy']:5.1f} ± {100 * row['error']:3.1f}   "
-                f"{row['seconds']:10.2f}  {row['answer_gflops']:14.3g}  {row['adapter_bytes'] / 1024:.1f} KB{mark}"
+                f"{row['method']:{width}}  {100 * row['accuracy']:5.1f} ± {100 * row['error']:4.1f}  "
+                f"{row['seconds']:10.2f}  {row['answer_gflops']:14.3g}  {readable_bytes(row['adapter_bytes'])}{mark}"
             )
         reasons = set(self.left_out.values())
         if reasons:

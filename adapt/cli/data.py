@@ -36,7 +36,7 @@ def data() -> None:
     """
 
 
-@data.command("list")
+@data.command("list", short_help="List the data sets known by name.")
 def list_sets() -> None:
     """List the data sets that are available by name, and where to put the files of the papers' data sets."""
     from adapt.data.emoji import bundled
@@ -48,7 +48,10 @@ def list_sets() -> None:
         files = ", ".join([*(f"{folder}/" for folder in each.images), *each.lists])
         click.echo(f"{name:16} {each.classes:7,} {sizes}  {each.folder}/: {files}")
     click.echo("\nWhat to download and from where: adapt data check NAME ROOT")
-    click.echo(f"Bundled: {', '.join(bundled.names())}")
+    plain = [name for name in bundled.names() if "@" not in name]
+    styles = sorted({style for name in bundled.names() for style in name.split("@")[1:]})
+    click.echo(f"Bundled: {', '.join(plain)}")
+    click.echo(f"         of one style by NAME@STYLE: {', '.join(styles)}")
     click.echo(f"Others:  torchvision:NAME ({', '.join(torchvision_sets.names())}),")
     click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, a split .json")
 
@@ -59,7 +62,7 @@ _source = common.together(
 )
 
 
-@data.command()
+@data.command(short_help="Check files and labels before training.")
 @_source
 @click.option(
     "--out", type=click.Path(path_type=Path), help="New folder for lists of the files concerned, a CSV per finding."
@@ -160,11 +163,14 @@ def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
     from adapt.data.checks import lists_of
 
     lists = lists_of(findings)
+    if not lists:
+        click.echo(f"Nothing was found, so no list was written to {shown(str(out))}.")
+        return
     with new_folder(out) as folder:
         for name, rows in lists.items():
             write_csv(folder / f"{name}.csv", rows)
     listed = ", ".join(f"{name}.csv ({len(rows):,})" for name, rows in lists.items())
-    click.echo(f"{out}  {listed or 'nothing was found'}")
+    click.echo(f"{out}  {listed}")
 
 
 def _size(part: str, items: Sequence[Item]) -> str:
@@ -195,7 +201,7 @@ def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
     ]
 
 
-@data.command()
+@data.command(short_help="Draw a few images of each class.")
 @_source
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG file to write.")
 @click.option("--part", type=click.Choice(common.PARTS), help="Part to draw.  [default: train, or else test]")
@@ -232,7 +238,7 @@ def show(
     click.echo(f"{out}  {sheet.width} x {sheet.height} pixels, {len(split.class_names):,} classes")
 
 
-@data.command()
+@data.command(short_help="Pair images with the texts nearest to them.")
 @_source
 @click.option(
     "--texts", required=True, help="Texts of each class: a .json {class: [text, ...]} or a .csv (class,descriptor)."
@@ -283,7 +289,7 @@ def match(
     click.echo(f"{out}  {len(rows):,} pairs of {len(items):,} images; their root is {split.root}")
 
 
-@data.command("filter")
+@data.command("filter", short_help="Keep the training items that surprise a model least.")
 @_source
 @click.option("--backbone", help="Native vision-language model that reads the answers (see `adapt backbones`).")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Adapter of the model that reads the answers.")

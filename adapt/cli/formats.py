@@ -12,6 +12,7 @@ import click
 from adapt.cli import options as common
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
+from adapt.common.memory import readable_bytes
 from adapt.common.plain import within
 from adapt.common.shown import shown
 
@@ -43,7 +44,7 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
     if as_json:
         click.echo(plain.dump(header.model_dump(mode="json"), indent=2))
         return
-    click.echo(f"{shown(file)}  {file.stat().st_size / 1024:.1f} KB, format {header.format[0]}.{header.format[1]}")
+    click.echo(f"{shown(file)}  {readable_bytes(file.stat().st_size)}, format {header.format[0]}.{header.format[1]}")
     for title, text in _lines(header):
         click.echo(f"{title:10} {shown(text)}")
     click.echo(f"parameters {sum(math.prod(tensor.shape) for tensor in tensors.values()):,} in {len(tensors)} tensors")

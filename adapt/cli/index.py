@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from adapt.cli import options as common
 from adapt.common import plain
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
+from adapt.common.memory import readable_bytes
 from adapt.common.shown import shown
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 
@@ -89,7 +91,7 @@ def index(
     if dim is not None:
         built = built.shortened(dim)
     built.save(out)
-    click.echo(f"{out}  {len(built):,} {built.header.kind}, {out.stat().st_size / 1024:,.1f} KB")
+    click.echo(f"{out}  {len(built):,} {built.header.kind}, {readable_bytes(out.stat().st_size)}")
 
 
 @click.command()
@@ -193,6 +195,8 @@ def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
     if _lists_pairs(query):
         pairs = read_pairs(query, root)
         return replace(index_pairs(model, [item for item, _ in pairs]), entries=tuple(path for _, path in pairs))
+    if os.sep in query and os.path.isdir(query):
+        raise AdaptError(f"the query {query!r} is a folder: give a text, or image files such as those in it")
     of_image = query.lower().endswith(IMAGE_SUFFIXES)
     return (index_images if of_image else index_texts)(model, [query])
 

@@ -306,8 +306,8 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
         _run(protocol_of({**options, "data": sources[0] if sources else None}), options)
         return
     names = list(map(common.folder_name, sources))
-    if len(set(names)) < len(names):
-        raise AdaptError(f"the data sets have the names {', '.join(names)}; expected different ones, for their folders")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise AdaptError(f"two data sets are called {twice!r}, and each needs a folder of its own in --out: rename one")
     root, out = options["root"], options["out"]
     planned = {
         name: protocol_of({**options, "data": source, "root": root if _needs_root(source) else None})

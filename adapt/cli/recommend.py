@@ -78,7 +78,7 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
 
     \b
     OUT receives the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
-    report.html, and lists to inspect: few.csv, confused.csv, suspects.csv, duplicates.csv.
+    report.html, and lists of what was found: few.csv, confused.csv, suspects.csv, duplicates.csv.
     """
     from adapt.cli.quiet import quiet_libraries
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from adapt.common.errors import AdaptError
+from adapt.common.memory import readable_bytes
 
 
 @click.command("table")
@@ -121,7 +122,7 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     if out.suffix.lower() not in (".html", ".htm"):
         raise AdaptError(f"--out is {out}; expected a file name that ends in .html")
     write_text(out, page(runs))
-    click.echo(f"written to {out} ({out.stat().st_size / 1024:.0f} KB)")
+    click.echo(f"written to {out} ({readable_bytes(out.stat().st_size)})")
 
 
 COMMANDS = {"table": table, "report": report}

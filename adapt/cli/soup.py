@@ -11,6 +11,7 @@ from adapt.cli import options as common
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
+from adapt.common.memory import readable_bytes
 from adapt.common.shown import shown
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def soup(
         )  # fmt: skip
         model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]
-    click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({out.stat().st_size / 1024:.1f} KB)")
+    click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
 
 def _print(name: str, accuracy: float, taken: bool) -> None:

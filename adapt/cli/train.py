@@ -13,6 +13,7 @@ from adapt.cli import options as common
 from adapt.cli.many_runs import track
 from adapt.common.devices import is_launched
 from adapt.common.errors import AdaptError
+from adapt.common.memory import readable_bytes
 
 if TYPE_CHECKING:
     from adapt.recipe import Recipe
@@ -105,6 +106,8 @@ def train(
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
         say(result, out if plot else None)
+        if out is None:
+            click.echo("The adapter was not saved: give --out FOLDER to keep it.")
 
 
 def _plan(recipe: Recipe) -> None:
@@ -129,7 +132,7 @@ def say(result: Result, plots: Path | None = None) -> None:
     if plots is not None:
         result.draw(plots)
     if result.adapter is not None:
-        click.echo(f"adapter    {result.adapter} ({result.metrics['adapter_bytes'] / 1024:.1f} KB)")
+        click.echo(f"adapter    {result.adapter} ({readable_bytes(result.metrics['adapter_bytes'])})")
 
 
 def _stopped(

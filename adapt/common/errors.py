@@ -35,4 +35,4 @@ def nearest(word: str, choices: Iterable[str], listed_by: str = "") -> str:
     if close:
         near = [each for each in difflib.get_close_matches(word, known, n=5, cutoff=0.4) if each not in close]
         return f"{hint}" + (f"Also near: {', '.join(near)}" if near else f"(one of {len(known)})")
-    return f"none of the {len(known)} valid names is near it" + (f": {listed_by} lists them" if listed_by else "")
+    return f"none of the {len(known)} valid names is similar" + (f": {listed_by} lists them" if listed_by else "")

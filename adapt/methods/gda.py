@@ -98,8 +98,8 @@ class GDA(Method[ImageStep], Grid):
         centred = features - means[labels]
         if not centred.any():
             raise AdaptError(
-                "gda: in every class, all images have the same feature; expected different images: set method.views, "
-                "or use more shots"
+                "gda needs two or more different images of a class, or views of them, and there are none: set "
+                "method.views, or use more shots"
             )
         if self.config.shrink:
             precision = shrunk_precision(centred.T.cov(), len(centred))

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from adapt.common.disk import write_csv, write_json
+from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import readable_time
+from adapt.evaluation import stored
 from adapt.protocols.engines import Engine
+from adapt.protocols.plain_runs import is_run
 from adapt.protocols.protocol import Figures, Protocol
-from adapt.protocols.runs import Row, check
+from adapt.protocols.runs import Row, alike, check, recipe_in
 from adapt.tracking import Track, trackers
 from adapt.training.processes import check_alone
 from adapt.training.run import environment
@@ -64,13 +67,15 @@ def run_protocol(
 ) -> Results:
     """Train and test the runs of `protocol` in the folder `out`, write the results to `out`, and return the results.
 
-    Finished runs are not repeated, and an interrupted run is continued. The trackers in `track` follow each run, as in
-    `fit`. Raises AdaptError before training if a run would fail because of its data or method, and later if the folder
-    of a run contains a run of another recipe.
+    Finished runs are not repeated, and an interrupted run is continued. Results of finished runs that are in `out`
+    already, such as of other seeds, stay among the results. The trackers in `track` follow each run, as in `fit`.
+    Raises AdaptError before training if a run would fail because of its data or method, or if `out` has results of
+    another recipe, and later if the folder of a run contains a run of another recipe.
     """
     check_alone()
     trackers(track, out)
     check(protocol.runs)
+    earlier = _earlier(protocol, out)
     rows: list[Row] = []
     started = time.monotonic()
     for row in engine.rows(protocol.runs, out, track):
@@ -80,6 +85,9 @@ def run_protocol(
             left = (time.monotonic() - started) / len(rows) * (len(protocol.runs) - len(rows))
             more = f"  (about {readable_time(left)} left)" if left > SHORT else ""
             progress(f"{len(rows)} of {len(protocol.runs)}  {row['run']}: {shown}{more}")
+    if earlier and progress is not None:
+        progress(f"{len(earlier)} finished runs of earlier commands in {out} are among the results")
+    rows = _in_order([*rows, *earlier])
     results: Results = {
         "protocol": protocol.name,
         "recipe": protocol.recipe.model_dump(mode="json"),
@@ -90,6 +98,32 @@ def run_protocol(
     write_json(out / f"{protocol.name}.json", results)
     write_csv(out / f"{protocol.name}.csv", rows)
     return results
+
+
+def _earlier(protocol: Protocol, out: Path) -> list[Row]:
+    """Return the rows of finished runs in `out` that `protocol` does not make again, and that have all its figures.
+
+    Raises AdaptError if the results in `out` are of another recipe.
+    """
+    file = out / f"{protocol.name}.json"
+    if not file.exists():
+        return []
+    results = stored.read(file, stored.ProtocolResults, "results of a protocol")
+    recipe = recipe_in(file, results["recipe"])
+    if recipe is None or not alike(recipe, protocol.recipe):
+        raise AdaptError(f"{out} holds results of another recipe: choose another --out")
+    made = {run.name for run in protocol.runs}
+    return [
+        row
+        for row in results["runs"]
+        if row["run"] not in made and is_run(out / row["run"]) and row.keys() >= set(protocol.figures)
+    ]
+
+
+def _in_order(rows: Sequence[Row]) -> list[Row]:
+    """Return rows by shots, by setting as it first occurs, and by seed."""
+    settings = list(dict.fromkeys(row.get("setting") for row in rows))
+    return sorted(rows, key=lambda row: (row["shots"] or 0, settings.index(row.get("setting")), row["seed"]))
 
 
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:

@@ -125,8 +125,8 @@ def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
 def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
-    recipe = _recipe_in(started) if started.is_file() else run.recipe
-    if recipe is None or _comparable(recipe) != _comparable(run.recipe):
+    recipe = recipe_in(started) if started.is_file() else run.recipe
+    if recipe is None or not alike(recipe, run.recipe):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
     if not (folder / "metrics.json").exists():
         here = recipe.model_copy(update={"device": run.recipe.device})
@@ -148,17 +148,18 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     return row | {"train_set": metrics["train_set"]}
 
 
-def _recipe_in(file: Path) -> Recipe | None:
-    """Return the recipe in a file, or None if this version of adapt cannot read the file."""
+def recipe_in(file: Path, settings: JsonObject | None = None) -> Recipe | None:
+    """Return the recipe in a file, or of `settings` from it, or None if this version of adapt cannot read it."""
     try:
-        return build_recipe(read_file(file, str(file)).settings, str(file))
+        return build_recipe(read_file(file, str(file)).settings if settings is None else settings, str(file))
     except AdaptError:
         return None
 
 
-def _comparable(recipe: Recipe) -> Recipe:
-    """Return the recipe with default values for `device` and `start`, the keys in which equal runs may differ."""
-    return recipe.model_copy(update={"start": None, "device": AUTO})
+def alike(one: Recipe, other: Recipe) -> bool:
+    """Return whether two recipes are equal but for `device` and `start`, the keys in which equal runs may differ."""
+    free = {"start": None, "device": AUTO}
+    return one.model_copy(update=free) == other.model_copy(update=free)
 
 
 def is_finished(run: PlannedRun, out: Path) -> bool:

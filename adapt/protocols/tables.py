@@ -100,19 +100,26 @@ def titles(results: Sequence[Results]) -> list[str]:
 
 
 def read_results(path: Path) -> list[Results]:
-    """Return the protocol results in a JSON file or in a folder. Raises AdaptError if there are no results."""
+    """Return the protocol results in a JSON file, in a folder, or in the folders of a folder (of several data sets).
+
+    Raises AdaptError if there are no results.
+    """
     if not path.exists():
         raise AdaptError(f"{path} does not exist; expected results of a protocol, such as base_to_new.json, or a run")
-    inside = [path / f"{name}.json" for name in PROTOCOLS]
-    files = [file for file in inside if file.is_file()] if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        names = [f"{name}.json" for name in PROTOCOLS]
+        files = [file for name in names if (file := path / name).is_file()]
+        files = files or sorted(file for name in names for file in path.glob(f"*/{name}"))
     if not files:
         raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json, and no finished run")
     return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]
 
 
 def _columns(results: Sequence[Results]) -> list[str]:
-    """Return the names of all columns of the results, in the order in which they first occur."""
-    return list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
+    """Return the names of all columns of the results: numbers of shots by size, others as they first occur."""
+    names = list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
+    return sorted(names, key=int) if results[0]["protocol"] == "few_shot" else names
 
 
 def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"]) -> Figures:

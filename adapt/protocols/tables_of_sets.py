@@ -143,8 +143,7 @@ def differences(results: Sequence[Results], against: str) -> Cells:
     """Return the mean differences of the methods from the method `against`, with p values of paired t-tests.
 
     A pair is the same seed on the same data set. The p values are two-sided, and not corrected for many methods; there
-    is none if all differences are equal.
-    Raises AdaptError for an unknown method.
+    is none if all differences are equal. Raises AdaptError for an unknown method, and if there is no pair at all.
     """
     from scipy.stats import ttest_rel
 
@@ -166,6 +165,11 @@ def differences(results: Sequence[Results], against: str) -> Cells:
             tested = len(apart) > 1 and stdev(apart) > SAME
             p = f"{float(ttest_rel(*zip(*pairs, strict=True)).pvalue):.2g}" if tested else ""
             rows.append([method, case.name, points, p, str(len(pairs))])
+    if rows[1:] and all(pairs == "0" for *_, pairs in rows[1:]):
+        raise AdaptError(
+            f"{against} and the other methods have no seed in common at the same shots on the same data: run them "
+            "with the same --seeds and --shots"
+        )
     return rows
 
 

@@ -49,9 +49,10 @@ class Result:
         lines += [f"{heading:<10} {text}" for heading, text in self.metrics.get("summary", {}).items()]
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:
             before, after = calibration["error_before"], self.metrics["adapted"]["calibration_error"]
+            worse = ", worse on the test images" * (after > before)
             lines.append(
-                f"calibrated by a temperature of {calibration['temperature']:.2f}: error {100 * before:.1f} → "
-                f"{100 * after:.1f} %"
+                f"calibrated by a temperature of {calibration['temperature']:.2f}: calibration error "
+                f"{100 * before:.1f} → {100 * after:.1f} %{worse}"
             )
         if self._reports:
             lines += self._reports.lines(self.metrics)
@@ -72,7 +73,7 @@ class Result:
     def _compared(self) -> list[str]:
         """Return lines of text with the main metric, such as accuracy, of the baseline and of the adapted model."""
         if "adapted" not in self.metrics:
-            return []
+            return ["not measured, as the data has no test images"]
         (figure, title), lines, gain = main_figure(self.metrics["adapted"]), [], ""
         unit, adapted = "%" if figure == "accuracy" else f"% {title}", self.metrics["adapted"][figure]
         if "zero_shot" in self.metrics:

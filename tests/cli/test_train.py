@@ -34,7 +34,7 @@ def test_what_it_prints(run, recipe: Path, tmp_path: Path) -> None:
     assert zero_shot == f"zero-shot  {100 * metrics['zero_shot']['accuracy']:5.1f} %"
     assert adapted.startswith(f"adapted    {100 * metrics['adapted']['accuracy']:5.1f} %")
     assert balanced.startswith(f"balanced   {100 * metrics['adapted']['mean_class_accuracy']:5.1f} %")
-    assert adapter == f"adapter    {tmp_path}/run/adapter.safetensors ({metrics['adapter_bytes'] / 1024:.1f} KB)"
+    assert adapter == f"adapter    {tmp_path}/run/adapter.safetensors ({metrics['adapter_bytes'] / 1024:.1f} KiB)"
     assert (tmp_path / "run/curves.png").stat().st_size > 0
 
 

@@ -18,6 +18,6 @@ def test_of_many_names_the_near_ones_or_the_command_that_lists_them() -> None:
     assert nearest("name3", MANY).startswith("did you mean 'name")
     assert "Also near: name" in nearest("name3", MANY)
     assert (
-        nearest("zebra", MANY, "`adapt --help`") == "none of the 13 valid names is near it: `adapt --help` lists them"
+        nearest("zebra", MANY, "`adapt --help`") == "none of the 13 valid names is similar: `adapt --help` lists them"
     )
-    assert nearest("zebra", MANY) == "none of the 13 valid names is near it"
+    assert nearest("zebra", MANY) == "none of the 13 valid names is similar"

@@ -165,7 +165,7 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
         ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename the column"),
         ("Image_Path,label\na.png,a\n", "unknown column 'Image_Path'; did you mean 'path'?"),
         ("path,class\na.png,a\n", "unknown column 'class'; did you mean 'label'?"),
-        ("path,label,weight\na.png,a,3\n", "unknown column 'weight'; none of the 21 valid names is near it: docs/own"),
+        ("path,label,weight\na.png,a,3\n", "unknown column 'weight'; none of the 21 valid names is similar: docs/own"),
         ("path,label\na.png,a\nb.png\n", "line 3: more or fewer cells"),
         ("path,label\na.png,cat, wild\n", "line 2: more or fewer cells"),
         ("path,label\na.png, \n", "none of the 1 images has a label. Label some of each class"),
@@ -288,7 +288,7 @@ def test_data_that_is_not_there_is_refused_with_what_is_near(emoji_zip: Path, sp
     with pytest.raises(AdaptError, match=re.escape(absent)) as caught:
         load(spec)
     assert len(str(caught.value)) < 500
-    listed = " valid names is near it: `adapt data list` lists them" in str(caught.value)
+    listed = " valid names is similar: `adapt data list` lists them" in str(caught.value)
     assert listed is spec.startswith("missing")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Blip2(Family):
     name = "blip2"
     forms: ClassVar = {
-        "hf:BLIP2+LLM": "BLIP-2's eyes for a language model, e.g. hf:Salesforce/blip2-opt-2.7b+hf:Qwen/Qwen2.5-0.5B",
+        "hf:BLIP2+LLM": "BLIP-2's vision encoder for an LLM, e.g. hf:Salesforce/blip2-opt-2.7b+hf:Qwen/Qwen2.5-0.5B",
     }
     model_types: ClassVar = {"blip-2": ("Blip2ForConditionalGeneration",)}
     exact = True

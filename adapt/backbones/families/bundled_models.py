@@ -18,7 +18,7 @@ class BundledModels(Family):
     name = "bundled_models"
     forms: ClassVar = {
         "mini-clip": "the bundled 64-pixel CLIP of emoji (offline)",
-        "mini-clip-half": "one of half its width, trained by itself (offline)",
+        "mini-clip-half": "a CLIP half as wide as mini-clip, trained separately (offline)",
         "mini-vilt": "the bundled ViLT that answers questions about emoji (offline)",
         "mini-vlm": "the bundled LLaVA that talks about emoji (offline)",
     }

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TwoModels(Family):
     name = "two_models"
     forms: ClassVar = {
-        "mini-clip+mini-lm": "the bundled CLIP's eyes for the bundled language model (offline)",
+        "mini-clip+mini-lm": "the bundled CLIP's vision encoder for the bundled language model (offline)",
         "VISION+LLM": "a CLIP from above, and a decoder of transformers, e.g. mini-clip+hf:Qwen/Qwen2.5-0.5B",
     }
 

@@ -100,6 +100,8 @@ def _named(path: str) -> Iterator[None]:
         raise AdaptError(f"image {path!r} does not exist{_missing_folder(path)}") from None
     except KeyError:
         raise AdaptError(f"image {path!r} does not exist: the archive has no such member") from None
+    except IsADirectoryError:
+        raise AdaptError(f"image {path!r} is a folder: give the images in it") from None
     except _UNREADABLE as error:
         raise AdaptError(f"image {path!r} cannot be read: {error}. Replace or remove the image") from error
 
@@ -150,5 +152,5 @@ def _missing_folder(path: str) -> str:
     missing, folder = "", os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)
-    start = "Paths in a list start from the root, by default the list's folder"
-    return f": there is no folder {missing!r}. {start}" if missing else ""
+    start = "paths in a list start from its root, by default the list's own folder"
+    return f": there is no folder {missing!r} ({start})" if missing else ""

@@ -129,10 +129,11 @@ def real_files(folder: str, suffixes: tuple[str, ...] = ("",)) -> dict[str, str]
 
 
 def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
-    """Return the entries of `folder` that are not hidden, sorted by name."""
+    """Return the entries of `folder` that are not hidden, sorted by name, without what macOS adds to archives."""
     try:
         with os.scandir(os.fspath(folder)) as entries:
-            return sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
+            visible = (each for each in entries if not each.name.startswith(".") and each.name != "__MACOSX")
+            return sorted(visible, key=lambda each: each.name)
     except OSError as error:
         raise AdaptError(f"folder {os.fspath(folder)!r} cannot be read: {error.strerror}") from error
 

@@ -47,7 +47,8 @@ def readable(where: str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise AdaptError(f"{where} cannot be read: it is not UTF-8 ({error}). Save it as UTF-8") from error
     except (*UNREADABLE, RecursionError, csv.Error) as error:  # RecursionError: JSON with thousands of brackets
-        raise AdaptError(f"{where} cannot be read: {error}") from error
+        reason = (error.strerror or error) if isinstance(error, OSError) else error  # without the path again
+        raise AdaptError(f"{where} cannot be read: {reason}") from error
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
