@@ -87,6 +87,8 @@ class Classifier(ClassifierMixin, BaseEstimator):
         check_consistent_length(X, y)
         check_classification_targets(y)
         classes, labels = np.unique(y, return_inverse=True)
+        if not len(classes):
+            raise ValueError("y has no labels; expected labels of at least two classes")
         if len(classes) < 2:
             raise ValueError(f"y has only one class, {classes.tolist()[0]!r}; expected labels of at least two classes")
         names = self._names(classes)

@@ -101,7 +101,7 @@ class _Commands(click.Group):
 def _lacking(error: Exception) -> str | None:
     """Return a message if `error` means that memory or disk space ran out; return None for other errors."""
     message = str(error).lower()
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk that is written to is full: free some space, or write elsewhere"
     if "no usable temporary directory" in message:
         return "there is no writable folder for temporary files: set TMPDIR to one"

@@ -10,7 +10,7 @@ import click
 from adapt.cli import options as common
 from adapt.cli.serve import listening_at
 from adapt.common.devices import AUTO
-from adapt.common.errors import AdaptError, missing
+from adapt.common.errors import missing
 from adapt.common.shown import shown
 
 _LIBRARIES = ("fastapi", "uvicorn", "httptools")
@@ -54,7 +54,7 @@ def label(
     \b
     OUT receives
       annotations.csv  each answer, at once
-      proposals.csv    the images of the round, with their proposed labels and probabilities
+      proposals.csv    the images of the round, with their likeliest class, and a column label to fill in
       data.csv         all images with their labels, and recipe.yaml, which trains on them
       rounds.json      the results of the rounds
       round-N/         the run of each round
@@ -70,12 +70,6 @@ def label(
     absent = [name for name in _LIBRARIES if find_spec(name) is None]
     if absent and propose is None:
         raise missing("the page of adapt label", ", ".join(absent), "serve")
-    for source in images:
-        if not source.exists():
-            raise AdaptError(
-                f"{source} does not exist: give images, a folder or a list (`recommend` and `data check` write lists "
-                "only of what they find)"
-            )
     from adapt.cli.quiet import quiet_libraries
 
     with quiet_libraries():

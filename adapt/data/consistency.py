@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what stands for bytes of a name that are no UTF-8
 _unseen: ContextVar[bool] = ContextVar("_unseen", default=False)
 accepts_unseen = _unseen.get  # the value of a new split's `unseen`
 
@@ -62,10 +64,8 @@ def _check_names(split: Split) -> None:
         if not name.strip():
             raise AdaptError(f"data {split.name!r}: the name of label {label} is empty. Give every class a name")
         if unseen(name):
-            raise AdaptError(
-                f"data {split.name!r}: the name {name!r} of label {label} has a line break or control character. "
-                "Remove the character"
-            )
+            wrong = "is not valid UTF-8" if _SURROGATE.search(name) else "has a line break or control character"
+            raise AdaptError(f"data {split.name!r}: the name {name!r} of label {label} {wrong}. Rename the class")
         if first.setdefault(name, label) != label:
             raise AdaptError(
                 f"data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -209,16 +209,3 @@ class Split:
 def are_turned(items: Iterable[Item]) -> bool:
     """Return whether the images of a data set are rotated upright by EXIF, which applies to all images or to none."""
     return any(item.turned for item in items)
-
-
-def items_id(items: Sequence[Item]) -> str:
-    """Return a hash (16 hex digits) of the file names and class numbers of `items`, in order; folders are ignored.
-
-    Classes are numbered in the order in which they first occur, so the hash does not depend on class names.
-    """
-    digest, numbers = hashlib.sha256(), dict[str, int]()
-    for item in items:
-        own = [numbers.setdefault(name, len(numbers)) for name in item.class_names]
-        known = item.identity(item.path.rsplit("/", 1)[-1], os.path.dirname(item.path)), own
-        digest.update(f"{json.dumps(known)}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]

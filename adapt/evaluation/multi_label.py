@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.item import Item
 from adapt.evaluation.scores import Scores
@@ -49,6 +50,11 @@ class MultiLabelScores(Scores):
         first = truth.gather(1, best.indices[:, None])[:, 0]
         # class by class: scikit-learn reads a single column as two classes, and warns of a class that no image has
         present = truth.any(0).nonzero()[:, 0].tolist()
+        if not present:
+            raise AdaptError(
+                f"none of the {len(items)} measured images has a class, so there is no mean average precision: add "
+                "images with classes to that part of the data"
+            )
         class_f1 = [float(f1_score(truth[:, label].numpy(), decided[:, label].numpy())) for label in present]
         return cls(
             paths=tuple(item.name for item in items),

@@ -98,7 +98,7 @@ def filled_in(path: Path, split: Split) -> list[Annotation]:
         return []
     unlabelled = {item.path for item in split.unlabelled}
     _, rows = csv_rows(path)
-    labels = {f"/{row.get('path', '')}": row.get("label", "") for row in rows}
+    labels = {f"/{row.get('path', '').lstrip('/')}": row.get("label", "") for row in rows}
     filled = {image: label for image, label in labels.items() if label and image in unlabelled}
     annotations = [Annotation(image, "label", label) for image, label in filled.items()]
     for annotation in annotations:

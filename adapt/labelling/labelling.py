@@ -77,7 +77,8 @@ class Labelling:
         self._accuracy: float | None = metrics.get("adapted", {}).get("accuracy")
         self._annotations = annotating.read(out / ANNOTATIONS)
         self._tested = applied(self._begun, self._annotations[: self._known]).test
-        self._annotations += annotating.filled_in(out / DATA, self.split)
+        for name in (DATA, PROPOSALS):
+            self._annotations += annotating.filled_in(out / name, self.split)
         annotating.write(out / ANNOTATIONS, self._annotations)
         self._wanted = 0
         self.proposals: list[Proposal] = []
@@ -174,7 +175,7 @@ class Labelling:
         rows = [
             {
                 "path": each.item.path,
-                "label": each.label,
+                "label": each.label if each.reviewed else "",  # may be filled in
                 "likeliest": each.likely[0][0],
                 "probability": round(each.likely[0][1], 4),
                 "why": each.why,

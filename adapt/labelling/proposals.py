@@ -49,7 +49,7 @@ class Doubt:
 
 def is_of_doubts(source: Path) -> bool:
     """Return whether a file is a list of doubtful images, which `recommend` or `data check` wrote."""
-    return source.suffix.lower() == ".csv" and {"path", "class"} <= set(csv_rows(source)[0])
+    return source.is_file() and source.suffix.lower() == ".csv" and {"path", "class"} <= set(csv_rows(source)[0])
 
 
 def doubts_in(source: Path, split: Split) -> dict[str, Doubt]:
@@ -103,11 +103,14 @@ def _is_text(path: str) -> bool:
 
 
 def _images_in(source: Path) -> list[str]:
-    if source.suffix.lower() == ".csv":
+    if source.suffix.lower() == ".csv" and source.is_file():
         return [path for path, _, _ in read_paths(source)]
     if not source.is_dir():
         if not source.is_file():
-            raise AdaptError(f"{source} does not exist; expected a folder of images, a .csv or an image")
+            raise AdaptError(
+                f"{source} does not exist; expected a folder of images, a .csv or an image (`recommend` and `data "
+                "check` write lists only of what they find)"
+            )
         return [str(source.absolute())]
     paths = images_in(str(source.absolute()))
     if not paths:

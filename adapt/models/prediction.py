@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import NamedTuple
 
 from torch import Tensor
@@ -87,9 +88,10 @@ class Wanted:
     question: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.top_k, int) or self.top_k < 1:
+        if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1:
             raise AdaptError(f"top_k is {self.top_k!r}; expected the number of returned classes, 1 or more")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
+        known = self.threshold is None or isinstance(self.threshold, Real)
+        if not known or (self.threshold is not None and not 0 <= self.threshold <= 1):
             raise AdaptError(
                 f"threshold is {self.threshold!r}; expected the least probability of a predicted class, from 0 to 1"
             )

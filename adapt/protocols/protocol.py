@@ -25,7 +25,7 @@ PAPERS_TARGETS = {
 }
 
 _UNSAFE = re.compile(r"[^\w.=+-]+")  # in the name of a folder
-_TAKEN = {"run", "shots", "seed", "train_set", "source", "average"}
+_TAKEN = {"run", "shots", "seed", "train_set", "test_set", "source", "average"}
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ def run_protocol(
     if earlier and progress is not None:
         progress(f"{len(earlier)} finished runs of earlier commands in {out} are among the results")
     rows = _in_order([*rows, *earlier])
+    _check_one_test_set(rows)
     results: Results = {
         "protocol": protocol.name,
         "recipe": protocol.recipe.model_dump(mode="json"),
@@ -118,6 +119,20 @@ def _earlier(protocol: Protocol, out: Path) -> list[Row]:
         for row in results["runs"]
         if row["run"] not in made and is_run(out / row["run"]) and row.keys() >= set(protocol.figures)
     ]
+
+
+def _check_one_test_set(rows: Sequence[Row]) -> None:
+    """Raise AdaptError if runs that stand in one average were measured on different test images."""
+    first_of: dict[object, Row] = {}
+    for row in rows:
+        if row.get("test_set") is None:  # of an older version
+            continue
+        first = first_of.setdefault(row.get("setting"), row)
+        if first["test_set"] != row["test_set"]:
+            raise AdaptError(
+                f"the runs {first['run']} and {row['run']} were measured on different test images, as the data changed "
+                "between them: delete the folders of the runs that were made before, and give the command again"
+            )
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

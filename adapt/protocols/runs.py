@@ -16,7 +16,8 @@ from adapt.common.disk import write_json
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.check import without_broken
-from adapt.data.split import Split, items_id
+from adapt.data.items_id import items_id
+from adapt.data.split import Split
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
@@ -126,9 +127,10 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     folder = out / run.name
     started = folder / "recipe.yaml"
     recipe = recipe_in(started) if started.is_file() else run.recipe
-    if recipe is None or not alike(recipe, run.recipe):
+    finished = (folder / "metrics.json").exists()
+    if recipe is None or not alike(recipe, run.recipe) or (finished and not started.exists()):
         raise AdaptError(f"{folder} holds a run of another recipe: choose another --out")
-    if not (folder / "metrics.json").exists():
+    if not finished:
         here = recipe.model_copy(update={"device": run.recipe.device})
         run_recipe(here, folder, resume=started.is_file(), progress=False, track=track)
     metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
@@ -145,7 +147,7 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     for name, figures in ({run.own: own} | _on_targets(run, folder)).items():
         row |= {name: figures["adapted"], f"zero_shot_{name}": figures["zero_shot"]}
         row |= {f"together_{name}": figures["together"]} if "together" in figures else {}
-    return row | {"train_set": metrics["train_set"]}
+    return row | {"train_set": metrics["train_set"], "test_set": metrics.get("test_set")}
 
 
 def recipe_in(file: Path, settings: JsonObject | None = None) -> Recipe | None:

@@ -24,6 +24,7 @@ from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method
 
 T = TypeVar("T")
+_WHAT = tensor_file.What("checkpoint", "start a new run with another --out")
 
 
 class Position(BaseModel):
@@ -82,8 +83,8 @@ def load(path: Path, trained: Trained, recipe: str) -> Position:
     """
     if not path.is_file():
         raise AdaptError(f"there is no checkpoint at {path} to resume from: leave out --resume to start a new run")
-    metadata = tensor_file.describe(path).metadata
-    tensors = tensor_file.read(path)
+    metadata = tensor_file.describe(path, _WHAT).metadata
+    tensors = tensor_file.read(path, _WHAT)
     check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
     if metadata.get("recipe") != recipe:
         raise AdaptError(f"{path} belongs to another recipe or other images: use the original ones, or another --out")

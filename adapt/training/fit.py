@@ -11,10 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+import torch
 import yaml
 from pydantic import ValidationError
 
 from adapt import tasks
+from adapt.backbones.base import outside_inference_mode
 from adapt.common.devices import described, keeping_rng
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
@@ -23,7 +25,8 @@ from adapt.common.validation import explain
 from adapt.data.bags import BagPooling, has_bags, singles
 from adapt.data.check import without_copies
 from adapt.data.item import Item
-from adapt.data.split import are_turned, items_id
+from adapt.data.items_id import items_id
+from adapt.data.split import are_turned
 from adapt.evaluation.examples import keep_examples
 from adapt.methods.base import Method
 from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait, needs_labels, reads_unlabelled
@@ -246,11 +249,12 @@ def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), 
     model, processes = training.model, training.processes
     training.run, training.progress = run, progress and processes.main
     if run is not None:
-        run.images = items_id(training.train_set)
+        run.images = training.train_id
     if isinstance(model, AdaptedModel):
         memory = model.text_memory if run is None else run.text_memory(model.text_memory)
         model.text_memory = processes.agreed(memory)
-    with Journal(tracking if processes.main else (), run, model.method.name, training.origin) as journal:
+    watched = Journal(tracking if processes.main else (), run, model.method.name, training.origin)
+    with outside_inference_mode(), torch.enable_grad(), watched as journal:
         return _train_and_measure(training, journal)
 
 
@@ -274,7 +278,9 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     metrics["train_images"] = len(training.train_set)
     if training.unlabelled_set:
         metrics["unlabelled_images"] = len(training.unlabelled_set)
-    metrics["train_set"] = items_id(training.train_set)
+    metrics["train_set"] = training.train_id
+    if test_set:
+        metrics["test_set"] = items_id(test_set)
     model.eval()
     if not training.processes.main:  # the main process measures and writes
         return Result(metrics, journal.history, None)

@@ -23,6 +23,7 @@ from adapt.common.progress import LogEntry, Progress, counting_bar, training_bar
 from adapt.common.validation import explain
 from adapt.data.folds import folds, kept_and_held
 from adapt.data.item import Item
+from adapt.data.items_id import items_id
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.flops import tower_flops
@@ -296,6 +297,11 @@ class Fitting:
         torch.manual_seed(self.seed)
         self.model.start_anew()
         self.model.begin(self)
+
+    @cached_property
+    def train_id(self) -> str:
+        """The hash of the training images."""
+        return items_id(self.train_set)
 
     @property
     def started(self) -> bool:

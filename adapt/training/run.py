@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from adapt.common.shown import brief
 from adapt.formats.adapter import versions
 from adapt.training.result import read_history
 
+logger = logging.getLogger("adapt")
 PICKS = "train_images.csv"  # the training images of a run
 _OF_THE_START = ("environment.json", "tracking.json")  # written before anything is learned
 
@@ -143,6 +145,26 @@ class Run:
             raise AdaptError(
                 f"{self.path} was started with another recipe ({recipe}): use this recipe, or choose another --out"
             )
+        else:
+            self._note_other_versions()
+
+    def _note_other_versions(self) -> None:
+        """Warn if the run was begun with other versions of libraries, and add the present ones to environment.json."""
+        path, now = self.path / "environment.json", environment()
+        try:
+            begun = plain.parse(path.read_bytes())
+            before = dict(begun["versions"])
+        except (OSError, ValueError, KeyError, TypeError):  # `text_memory` says what is wrong with it
+            return
+        changed = [name for name, version in now["versions"].items() if before.get(name, version) != version]
+        if not changed:
+            return
+        logger.warning(
+            "this run was begun with %s, and continues with %s: it may end differently from an uninterrupted one",
+            ", ".join(f"{name} {before[name]}" for name in changed),
+            ", ".join(str(now["versions"][name]) for name in changed),
+        )
+        write_json(path, begun | {"resumed_in": [*begun.get("resumed_in", []), now]})
 
     def _clean(self) -> None:
         """Delete temporary files that a killed run has left."""

@@ -41,7 +41,8 @@ def test_list_says_what_goes_where(run) -> None:
         " 196     6,509  1,635  8,041  stanford_cars/: cars_train/, cars_test/, split_zhou_" in lines["stanford_cars"]
     )
     assert "imagenet-adversarial/: imagenet-a/, classnames.txt" in lines["imagenet_a"]
-    assert "emoji@fluent-3d" in lines["Bundled:"]
+    assert "emoji-clutter, emoji-questions" in lines["Bundled:"]
+    assert "of one style by NAME@STYLE: emojione, fluent-3d," in output
 
 
 # ---- check

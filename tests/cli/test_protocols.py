@@ -344,7 +344,7 @@ def test_one_command_makes_the_table_of_eleven_sets_and_mends_it(
 def test_sets_of_one_name_are_refused(run, refused, of_five: Path, five_classes: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(five_classes, tmp_path / "other" / five_classes.name))
     result = run("base-to-new", of_five, "--data", five_classes, "--data", other, "--out", tmp_path / "b2n")
-    refused(result, "expected different ones, for their folders")
+    refused(result, f"two data sets are called {five_classes.name!r}, and each needs a folder of its own")
     assert not (tmp_path / "b2n").exists()
 
 

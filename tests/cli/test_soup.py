@@ -38,7 +38,7 @@ def test_a_mean_is_an_adapter_like_another(run, pot, photos: Path, tmp_path: Pat
     paths, out = pot("coop"), tmp_path / "soup.safetensors"
     result = run("soup", *paths, "--out", out)
     size = out.stat().st_size / 1024
-    assert (result.exit_code, result.stdout) == (0, f"soup of 3 of 3 at {out} ({size:.1f} KB)\n")
+    assert (result.exit_code, result.stdout) == (0, f"soup of 3 of 3 at {out} ({size:.1f} KiB)\n")
     contexts = torch.stack([adapt.load(path).method.ctx.detach() for path in paths])
     assert torch.allclose(adapt.load(out).method.ctx, contexts.mean(0), atol=1e-7)
     assert run("predict", out, photos / "test").exit_code == 0

@@ -80,7 +80,8 @@ def test_without_out_nothing_is_written(run, recipe: Path, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path / "here")
     result = run("train", recipe, "--set", "train.epochs=1")
     assert result.exit_code == 0
-    assert "adapter " not in result.stdout
+    assert "adapter  " not in result.stdout
+    assert result.stdout.endswith("The adapter was not saved: give --out FOLDER to keep it.\n")
     assert list((tmp_path / "here").iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from adapt.data.check import broken_images
 from adapt.data.decoding.content import read_bytes
 from adapt.data.emoji import archive, bundled, questions
 from adapt.data.emoji.scenes import Scene
-from adapt.data.split import items_id
+from adapt.data.items_id import items_id
 
 SET = "emoji-questions"
 STYLES = ("noto", "twemoji", "fluent-flat", "emojione", "fluent-3d")
@@ -149,7 +149,6 @@ def test_scenes_are_read_by_path_as_files_are(split: Split, tmp_path: Path) -> N
 def test_the_set_is_listed_and_shown(tmp_path: Path) -> None:
     listed = CliRunner().invoke(main, ["data", "list"])
     assert "emoji-questions, " in listed.output
-    assert "emoji-questions@fluent-3d" in listed.output
     shown = CliRunner().invoke(main, ["data", "show", f"{SET}@noto", "--images", "2", "--out", f"{tmp_path}/a.png"])
     assert shown.exit_code == 0, shown.output
     with pytest.raises(AdaptError, match="did you mean 'emoji-questions@noto'"):

@@ -18,7 +18,7 @@ from PIL import Image
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Item, Split, read_folder
-from adapt.data.split import items_id
+from adapt.data.items_id import items_id
 from adapt.protocols import protocol as protocols
 from adapt.protocols.plain_runs import plain_table, read_run
 from adapt.protocols.run_protocol import run_protocol, summaries
@@ -94,9 +94,42 @@ def test_another_number_of_shots_is_added_to_those_that_are_there(
     out = Path(shutil.copytree(curve, tmp_path / "copy"))
     found = run_protocol(protocols.few_shot(curve_recipe, (1, 4, 2), SEEDS), out)
     assert trained == list(SEEDS)
-    assert [row["run"] for row in found["runs"][2:4]] == ["shots-4-seed-4", "shots-4-seed-5"]
-    assert found["runs"][:2] + found["runs"][4:] == before["runs"]
-    assert [found["summary"][0], found["summary"][2]] == before["summary"]
+    assert [row["run"] for row in found["runs"][4:]] == ["shots-4-seed-4", "shots-4-seed-5"]
+    assert found["runs"][:4] == before["runs"]
+    assert found["summary"][:2] == before["summary"]
+
+
+def test_results_of_other_seeds_and_shots_stay(
+    curve: Path, curve_recipe: Recipe, trained: list[int], tmp_path: Path
+) -> None:
+    """They are among the results of the next command, unless their runs are gone."""
+    before = read(curve, "few_shot.json")
+    out, told = Path(shutil.copytree(curve, tmp_path / "copy")), list[str]()
+    found = run_protocol(protocols.few_shot(curve_recipe, (4,), SEEDS[:1]), out, progress=told.append)
+    assert trained == list(SEEDS[:1])
+    assert found["runs"][:4] == before["runs"]
+    assert [(each["shots"], each["runs"]) for each in found["summary"]] == [(1, 2), (2, 2), (4, 1)]
+    assert told[-1] == f"4 finished runs of earlier commands in {out} are among the results"
+    shutil.rmtree(out / "shots-1-seed-4")
+    found = run_protocol(protocols.few_shot(curve_recipe, (4,), SEEDS[:1]), out)
+    assert [row["run"] for row in found["runs"]] == [
+        "shots-1-seed-5", "shots-2-seed-4", "shots-2-seed-5", "shots-4-seed-4",
+    ]  # fmt: skip
+
+
+def test_runs_on_different_test_images_share_no_average(curve: Path, curve_recipe: Recipe, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(curve, tmp_path / "copy"))
+    metrics = json.loads((out / "shots-2-seed-5/metrics.json").read_text())
+    (out / "shots-2-seed-5/metrics.json").write_text(json.dumps(metrics | {"test_set": "0" * 16}))
+    with pytest.raises(AdaptError, match="shots-1-seed-4 and shots-2-seed-5 were measured on different test images"):
+        run_protocol(protocols.few_shot(curve_recipe, (1, 2), SEEDS), out)
+
+
+def test_a_finished_run_without_its_recipe_is_of_no_recipe(curve: Path, curve_recipe: Recipe, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(curve, tmp_path / "copy"))
+    (out / "shots-1-seed-4/recipe.yaml").unlink()
+    with pytest.raises(AdaptError, match="shots-1-seed-4 holds a run of another recipe"):
+        run_protocol(protocols.few_shot(curve_recipe, (1, 2), SEEDS), out)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from stopping import interrupt, stopped_at
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Split
-from adapt.data.split import items_id
+from adapt.data.items_id import items_id
 from adapt.protocols import protocol as protocols
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.run_protocol import run_protocol, summaries
@@ -204,7 +204,7 @@ def test_a_run_of_another_recipe_is_refused_and_stays(
         (out / "seed-1" / name).unlink()
     before = contents(out)
     other = build_recipe(raw | {"data": raw["data"] | {"template": "a photo of a {}."}}, "other")
-    with pytest.raises(AdaptError, match=r"seed-1 (holds a run of|was started with) another recipe.*another --out"):
+    with pytest.raises(AdaptError, match=r"holds results of another recipe: choose another --out"):
         base_to_new(other, SEEDS, out)
     assert contents(out) == before
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
+# what torch raises for a damaged pickle, besides the libraries' errors
+_OF_PICKLES: tuple[type[Exception], ...] = (struct.error, EOFError, pickle.UnpicklingError)
 
 
 class OpenCLIPModels(Family):
@@ -156,7 +160,7 @@ def _parts(
                 architecture, pretrained=pretrained or None, pretrained_text=False, weights_only=True
             )
             return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
-    except (RuntimeError, OSError, ValueError) as error:
+    except (*library_errors(), *errors_of_data(), *_OF_PICKLES) as error:
         raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are damaged, or are not on this machine and cannot be "
             f"downloaded: {silence or reason(error)}. Connect to the internet, give a weight file as "

@@ -61,6 +61,9 @@ def picture_of(source: Pixels) -> Image.Image:
 
 def _of(tensor: Tensor) -> NDArray[np.generic]:
     """Return a tensor `(h, w)` or `(c, h, w)` on any device as a numpy array `(h, w)` or `(h, w, c)`."""
+    if tensor.is_sparse or tensor.is_quantized or tensor.is_meta:
+        kind = "sparse" if tensor.is_sparse else "quantised" if tensor.is_quantized else "meta"
+        raise AdaptError(f"an image is a {kind} tensor; expected a dense tensor of uint8, or of floats from 0 to 1")
     on_cpu = tensor.detach().cpu()
     values: NDArray[np.generic] = (on_cpu.float() if on_cpu.is_floating_point() else on_cpu).numpy()
     return values.transpose(1, 2, 0) if values.ndim == 3 else values

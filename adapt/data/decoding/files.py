@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import os
 import struct
@@ -23,6 +24,7 @@ MemberReader = Callable[[str, str], bytes]  # of a container and a member of it
 
 # Of one image's file: a larger one is not a photograph, and a member of an archive may be packed to almost nothing.
 MOST_BYTES = 256 * 2**20
+_SAMPLE = 4096  # bytes at either end of a file
 _ENCRYPTED = 1  # the bit of a zip member's flags
 
 # Errors of the file system and of archives; RuntimeError: an unsupported kind of zip.
@@ -89,6 +91,20 @@ def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | 
     """
     with open_file(path, more) as file, _named(os.fspath(path)):
         return read_bounded(file, MOST_BYTES)
+
+
+def sample_of(path: str, more: Mapping[str, MemberReader] | None = None) -> bytes:
+    """Return a hash of the size and of the first and last bytes of an image file, which may be in an archive.
+
+    Raises AdaptError, naming the file, if it cannot be read.
+    """
+    with open_file(path, more) as file, _named(path):
+        size = file.seek(0, os.SEEK_END)
+        digest = hashlib.blake2b(f"{size} ".encode(), digest_size=16)
+        for start in (0, max(0, size - _SAMPLE)):
+            file.seek(start)
+            digest.update(file.read(_SAMPLE))
+    return digest.digest()
 
 
 @contextmanager

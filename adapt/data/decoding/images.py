@@ -42,6 +42,7 @@ def open_image(source: object, *, turned: bool = False, urls: bool = False, name
     """
     if isinstance(source, Image.Image):
         with naming(name):
+            check_size(source)
             return to_rgb(source, turned)
     if isinstance(source, _BYTES):
         return decoded(BytesIO(source), name, turned)

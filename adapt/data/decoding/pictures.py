@@ -129,6 +129,8 @@ def _container_of(file: BinaryIO) -> str:
 def check_size(picture: Image.Image) -> None:
     """Raise ValueError if an image has too many pixels or an extreme aspect ratio according to its header."""
     shorter, longer = sorted(picture.size)
+    if not shorter:
+        raise ValueError(f"the image has no pixels, as its size is {picture.width} x {picture.height}")
     if longer > RATIO * shorter:
         raise ValueError(
             f"the image is {picture.width} x {picture.height} pixels; the longer side may be at most {RATIO} times the "

@@ -10,6 +10,7 @@ from adapt.common.errors import AdaptError
 from adapt.data.decoding.pictures import RATIO
 
 Box = tuple[int, int, int, int]  # left, upper, right and lower edge, the latter two after the last pixel
+_MOST = 10**9  # pixels, of which a path has nine digits at most
 _REGION = re.compile(r"(.+)#xywh=(\d{1,9}),(\d{1,9}),(\d{1,9}),(\d{1,9})", re.DOTALL)
 
 
@@ -19,7 +20,7 @@ def region(path: str, edges: tuple[float, float, float, float]) -> str:
     `edges` are left, upper, right and lower. Raises ValueError if the rectangle is empty or has negative coordinates.
     """
     left, upper, right, lower = floor(edges[0]), floor(edges[1]), ceil(edges[2]), ceil(edges[3])
-    if min(left, upper) < 0 or edges[0] >= edges[2] or edges[1] >= edges[3]:
+    if min(left, upper) < 0 or edges[0] >= edges[2] or edges[1] >= edges[3] or max(right, lower) >= _MOST:
         raise ValueError("expected 0 <= x0 < x1 and 0 <= y0 < y1, in pixels from the upper left corner")
     return f"{path}#xywh={left},{upper},{right - left},{lower - upper}"
 

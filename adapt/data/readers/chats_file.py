@@ -189,6 +189,7 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
             "other images' answer as rejected_response, or leave the row out"
         )
     read = _turns(row, where)
+    _check_texts([*(turn.text for turn in read.turns), rejected or ""], where)
     images = _images(row, read, where)
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
     chat = Chat(tuple(read.turns))
@@ -202,6 +203,19 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     label = tasks.reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
     return Listed(Item(paths, label, text=text), parts.ALIASES.get(part, ""))
+
+
+def _check_texts(texts: Sequence[str], where: str) -> None:
+    """Raise AdaptError for a text with half of a surrogate pair, which no tokenizer reads."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            around = text[max(0, error.start - 20) : error.start]
+            raise AdaptError(
+                f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
+                "middle of an emoji or the like. Correct the text"
+            ) from None
 
 
 def _without_other_images(row: Mapping[str, object], where: str) -> tuple[dict[str, object], list[object]]:

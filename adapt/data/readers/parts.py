@@ -29,7 +29,7 @@ def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> li
         by_class.setdefault(name, []).append(index)
     parts = ["test"] * len(class_names)
     for name, indices in by_class.items():
-        random.Random(f"{seed}/{name}").shuffle(indices)
+        random.Random(f"{seed}/{name}".encode(errors="surrogateescape")).shuffle(indices)
         train_end = max(1, round(len(indices) * ratios[0]))
         val_end = max(train_end, round(len(indices) * (ratios[0] + ratios[1])))
         for position, index in enumerate(indices[:val_end]):
