@@ -214,6 +214,8 @@ def test_what_is_wrong_is_said_before_training(few: tuple[list[str], list[str]],
         estimator.fit([*few[0], tmp_path / "missing.png"], [*few[1], few[1][0]])
     with pytest.raises(ValueError, match=f"y has only one class, {few[1][0]!r}; expected labels of at least two"):
         estimator.fit(few[0][:2], few[1][:2])
+    with pytest.raises(ValueError, match="y has no labels"):
+        estimator.fit([], [])
     with pytest.raises(AdaptError, match="did you mean 'gda'"):
         Classifier("gdaa", "mini-clip").fit(*few)
     assert not hasattr(estimator, "model_")

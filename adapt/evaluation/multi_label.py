@@ -69,7 +69,7 @@ class MultiLabelScores(Scores):
                 for label in present
             },
             f1=float(f1_score(truth.flatten().numpy(), decided.flatten().numpy(), zero_division=0.0)),
-            class_f1=sum(class_f1) / max(1, len(class_f1)),
+            class_f1=sum(class_f1) / len(class_f1),
         )
 
     @property
@@ -84,7 +84,7 @@ class MultiLabelScores(Scores):
 
     @property
     def mean_average_precision(self) -> float:
-        return sum(self.by_class.values()) / max(1, len(self.by_class))
+        return sum(self.by_class.values()) / len(self.by_class)
 
     def figures(self) -> JsonObject:
         return {

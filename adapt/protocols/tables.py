@@ -110,7 +110,7 @@ def read_results(path: Path) -> list[Results]:
     if path.is_dir():
         names = [f"{name}.json" for name in PROTOCOLS]
         files = [file for name in names if (file := path / name).is_file()]
-        files = files or sorted(file for name in names for file in path.glob(f"*/{name}"))
+        files = files or [file for name in names for file in sorted(path.glob(f"*/{name}"))]
     if not files:
         raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json, and no finished run")
     return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]

@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import tiny_backbones
+import torch
 from click.testing import CliRunner
 
 import adapt
@@ -65,3 +66,16 @@ def test_the_command_line_says_it_too(five_classes: Path, monkeypatch: pytest.Mo
     named, said = result.stderr.splitlines()
     assert named == "backbone   open_clip:ViT-B-32/openai"
     assert said.startswith("the weights 'openai' were trained with QuickGELU")
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"\x80\x02junk", b"root:x:0:0:root\n" * 9])
+def test_a_file_that_holds_no_weights_is_named(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's reader of pickles raises nearly anything."""
+
+    def create(architecture: str, pretrained: str | None = None, **_: Any) -> tuple[Any, None, None]:
+        return torch.load(str(pretrained), weights_only=True), None, None
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    (tmp_path / "bad.pt").write_bytes(content)
+    with pytest.raises(adapt.AdaptError, match=r"the weights '.*bad\.pt' of ViT-B-32 are damaged"):
+        adapt.load_backbone(f"open_clip:ViT-B-32/{tmp_path / 'bad.pt'}")

@@ -81,6 +81,14 @@ def test_wrong_usage_exits_with_2(run, arguments: list[str]) -> None:
     assert result.stderr.startswith("Usage: ")
 
 
+def test_an_option_that_is_a_setting_says_how_to_set_it(run) -> None:
+    for command in ("train", "few-shot"):
+        assert run(command, "coop", "--batch-size", 3).stderr.endswith(
+            "Error: There is no option --batch-size: give --set train.batch_size=VALUE\n"
+        )
+    assert "No such option '--nothing'" in run("train", "coop", "--nothing").stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_no_room_for_what_is_said() -> None:
     with open("/dev/full", "w") as full:

@@ -25,7 +25,7 @@ def captions(run, tmp_path: Path, model_folder: Path) -> Path:
     return out
 
 
-def test_search_finds_the_nearest(run, captions: Path, photos: Path) -> None:
+def test_search_finds_the_nearest(run, refused, captions: Path, photos: Path) -> None:
     image = photos / "test/sky/0.png"
     lines = run("search", captions, "a lime tree", image, "--top-k", 2, "--json").stdout.splitlines()
     by_text, by_image = map(json.loads, lines)
@@ -37,6 +37,7 @@ def test_search_finds_the_nearest(run, captions: Path, photos: Path) -> None:
     cosines, places = index.nearest(features.detach(), 2)
     assert [each["entry"] for each in by_image["found"]] == [index.entries[place] for place in places[0]]
     assert [each["cosine"] for each in by_image["found"]] == pytest.approx(cosines[0].tolist(), abs=1e-5)
+    refused(run("search", captions, f"{photos}/test"), "is a folder: give a text, or image files")
     plain = run("search", captions, "a lime tree", "--top-k", 1).stdout
     assert plain == "a lime tree\n   1.000  a lime tree\n"
 

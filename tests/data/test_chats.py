@@ -217,6 +217,11 @@ BAD: dict[str, tuple[Any, str]] = {
     "an unknown part of the split": (row(USER, DOG, split="dev"), "has the split 'dev'"),
     "loss of another form": (row(BARE, DOG | {"loss": "no"}), "loss is 'no'; expected true or false"),
     "nothing to learn": (row(BARE, DOG | {"loss": False}, images=[]), "no answer to learn"),
+    "half an emoji": (row(BARE | {"content": "nice \ud83d"}, DOG, images=[]), "half a character .* after 'nice '"),
+    "half an emoji in a rejected answer": (
+        {"question": "what?", "chosen": "a", "rejected": "b\ude00"},
+        "half a character",
+    ),
     "an image in an answer": (row(BARE, DOG | {"content": "<image>a dog"}), "answer 1 has an image"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -83,6 +84,19 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_folders_that_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(AdaptError, match=re.escape(message)):
         read_folder(touch(tmp_path, *names))
+
+
+@pytest.mark.parametrize("folder", [".", "train"])
+def test_a_class_whose_name_is_no_utf_8_is_named(folder: str, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    touch(tmp_path, *(f"{folder}/{each}/{number}.jpg" for each in ("tea", name) for number in range(3)))
+    with pytest.raises(AdaptError, match=r"the name 'caf\\udce9' of label 0 is not valid UTF-8. Rename the class"):
+        read_folder(tmp_path)
+
+
+def test_what_macos_adds_to_archives_is_no_class(tmp_path: Path) -> None:
+    split = read_folder(touch(tmp_path, "dog/1.jpg", "dog/__MACOSX/._1.jpg", "__MACOSX/dog/._1.jpg", "__MACOSX/a.jpg"))
+    assert (split.class_names, len([*split.items()])) == (("dog",), 1)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

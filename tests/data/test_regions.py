@@ -72,6 +72,7 @@ def test_features_are_of_the_region(write: Write, open_clip: Backbone, monkeypat
         ("a.png,x,train,0,0,0,20", FIRST, "line 4: the box is x0 0, y0 0, x1 0, y1 20; expected 0 <= x0 < x1"),
         ("a.png,x,train,0,9,9,5", FIRST, "the box is x0 0, y0 9, x1 9, y1 5; expected"),
         ("a.png,x,train,-1,0,5,5", FIRST, "the box is x0 -1, y0 0, x1 5, y1 5; expected"),
+        ("a.png,x,train,0,0,1000000000,5", FIRST, "the box is x0 0, y0 0, x1 1000000000, y1 5; expected"),
         ("a.png,x,train,0,0,,5", FIRST, "line 4: the x1 is ''; expected a number"),
         ("a.png,x,train,0,0,five,5", FIRST, "the x1 is 'five'; expected a number"),
         ("a.png,x,train,0,0,nan,5", FIRST, "the x1 is 'nan'; expected a number"),

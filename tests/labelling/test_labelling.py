@@ -14,6 +14,7 @@ from PIL import Image
 
 import adapt
 from adapt.cli import main
+from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
 from adapt.data import load
 from adapt.labelling.annotations import Annotation, applied
@@ -361,7 +362,22 @@ def test_the_command_writes_proposals(begun: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*command, "--propose", "5", "--quiet"])
     assert result.exit_code == 0, result.output
     assert "5 proposals, the most useful first" in result.output
-    assert len(rows(tmp_path / "out/proposals.csv")) == 5
+    proposed = rows(tmp_path / "out/proposals.csv")
+    assert [row["label"] for row in proposed] == [""] * 5
+    assert all(row["likeliest"] for row in proposed)
+    proposed[0]["label"] = "sky"
+    write_csv(tmp_path / "out/proposals.csv", proposed)
+    assert CliRunner().invoke(main, [*command, "--propose", "5", "--quiet"]).exit_code == 0
+    assert proposed[0]["path"] not in [row["path"] for row in rows(tmp_path / "out/proposals.csv")]
+    [annotation] = rows(tmp_path / "out/annotations.csv")
+    assert (annotation["path"], annotation["label"]) == (proposed[0]["path"], "sky")
+
+
+def test_a_list_that_is_not_there_is_named(begun: Path, tmp_path: Path) -> None:
+    command = ["label", str(tmp_path / "suspects.csv"), "--adapter", str(begun / "run"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*command, "--propose", "5", "--quiet"])
+    assert result.exit_code == 2
+    assert "suspects.csv does not exist; expected a folder of images, a .csv or an image" in result.output
 
 
 # the server of the page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import tiny_llms
 import torch
 from cases import build
 from checks import perturb
+from PIL import Image
 from selection import by_turns
 
 import adapt
@@ -55,6 +57,29 @@ def test_pictures_of_every_kind_are_told_the_same(open_clip: Backbone, tiny_spli
         assert all(map(close, model.predict(images), expected))
 
 
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("RGB", (0, 5)), "the image has no pixels, as its size is 0 x 5"),
+        (Image.new("RGB", (1, 200)), "the longer side may be at most 100 times"),
+        (torch.zeros(3, 4, 4).to_sparse(), "an image is a sparse tensor; expected a dense tensor"),
+        (torch.zeros(3, 4, 4, device="meta"), "an image is a meta tensor; expected a dense tensor"),
+    ],
+    ids=["no pixels", "a strip", "sparse", "meta"],
+)
+def test_pictures_that_no_model_reads_are_refused(image: Any, message: str, open_clip: Backbone) -> None:
+    with pytest.raises(AdaptError, match=message):
+        build("zero_shot", open_clip).eval().predict(image)
+
+
+def test_a_folder_is_no_image_and_true_no_number(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
+    model = build("zero_shot", open_clip).eval()
+    with pytest.raises(AdaptError, match="is a folder: give the images in it"):
+        model.predict(tmp_path)
+    with pytest.raises(AdaptError, match="top_k is True; expected"):
+        model.predict(tiny_split.test[0].path, top_k=True)
+
+
 def test_what_is_not_sure_enough_is_none(open_clip: Backbone, tiny_split: Split) -> None:
     model = build("zero_shot", open_clip).eval()
     paths = [item.path for item in tiny_split.test]
@@ -65,7 +90,7 @@ def test_what_is_not_sure_enough_is_none(open_clip: Backbone, tiny_split: Split)
         assert (found.class_name, found.label) == ((own.class_name, own.label) if known else ("none", None))
         assert (found.probability, found.top) == (own.probability, own.top)
     assert {found.class_name for (found,) in adapt.predict_many([model], paths, threshold=1.0)} == {"none"}
-    for wrong in (-0.1, 1.5, float("nan")):
+    for wrong in (-0.1, 1.5, float("nan"), "0.5"):
         with pytest.raises(AdaptError, match=r"threshold is .*; expected the least probability"):
             model.predict(paths, threshold=wrong)
 

@@ -96,6 +96,7 @@ def test_titles_carry_the_settings_of_methods_that_appear_twice() -> None:
 
 def test_curves_of_different_shots_share_a_table() -> None:
     assert table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[0] == ["shots", "1", "2", "4"]
+    assert table([curve({4: 0.5, 16: 0.6}), curve({8: 0.8, 2: 0.7})])[0] == ["shots", "2", "4", "8", "16"]
     rows = table([curve({1: 0.5, 2: 0.6}), curve({2: 0.7, 4: 0.8})])[2:]
     assert [[*map(str, row)] for row in rows] == [
         ["lora (defaults)", "50.0 ± 5.0", "60.0 ± 5.0", ""],
@@ -154,10 +155,13 @@ def test_other_data_have_no_published_rows(source: str) -> None:
 
 
 def test_results_are_read_from_a_file_or_from_all_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "emoji"
+    folder.mkdir()
     for results in (halves(), curve({1: 0.5})):
-        (tmp_path / f"{results['protocol']}.json").write_text(json.dumps(results))
-    assert read_results(tmp_path / "base_to_new.json") == [halves()]
-    assert read_results(tmp_path) == [curve({1: 0.5}), halves()]
+        (folder / f"{results['protocol']}.json").write_text(json.dumps(results))
+    assert read_results(folder / "base_to_new.json") == [halves()]
+    assert read_results(folder) == [curve({1: 0.5}), halves()]
+    assert read_results(tmp_path) == [curve({1: 0.5}), halves()]  # of several data sets
 
 
 # The published figures themselves

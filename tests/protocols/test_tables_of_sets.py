@@ -134,6 +134,11 @@ def test_differences_are_paired_over_seeds_and_data_sets() -> None:
         differences(TWO, "cop")
 
 
+def test_methods_that_share_no_seed_are_not_compared() -> None:
+    with pytest.raises(AdaptError, match="coop and the other methods have no seed in common"):
+        differences([curve("dtd", "coop", {1: [0.5]}), curve("dtd", "maple", {2: [0.5]})], "coop")
+
+
 def test_one_pair_has_no_p_value() -> None:
     results = [halves("dtd", name, (base, 0.5)) for name, base in (("coop", 0.5), ("maple", 0.6))]
     assert differences(results, "coop")[1][2:] == ["+10.00", "", "1"]

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import adapt
 from adapt import AdaptError
 from adapt.data import open_image
 from adapt.formats import tensor_file
+from adapt.formats.adapter import read_tensors
 from adapt.formats.header import read_header
 from adapt.training.run import Run
 
@@ -148,9 +150,42 @@ _REFUSALS: dict[str, tuple[Callable[[Path], None] | None, dict[str, object], str
         r"already contains a run: choose another --out \(out=\), or continue the run with --resume \(resume=True\)",
     ),
     "another recipe": (None, {"resume": True, "lr": 0.5}, r"was started with another recipe \(.*recipe\.yaml\)"),
-    "a truncated checkpoint": (_truncate, {"resume": True}, "is truncated or damaged"),
+    "a truncated checkpoint": (_truncate, {"resume": True}, "is truncated or damaged.*start a new run with another"),
     "a checkpoint of another recipe": (_of_another_recipe, {"resume": True}, "belongs to another recipe"),
 }
+
+
+def test_other_images_under_the_same_names_are_another_run(train, tiny_split, out: Path) -> None:
+    with stopped_at(5):
+        train(out=out)
+    first, *_, last = (Path(item.path) for item in tiny_split.train)
+    first.write_bytes(last.read_bytes())
+    with pytest.raises(AdaptError, match="belongs to another recipe or other images"):
+        train(out=out, resume=True)
+
+
+def test_a_run_that_goes_on_under_other_versions_says_so(train, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with stopped_at(5):
+        train(out=out)
+    begun = json.loads((out / "environment.json").read_text())
+    begun["versions"]["torch"] = "1.0"
+    (out / "environment.json").write_text(json.dumps(begun))
+    train(out=out, resume=True)
+    [message] = [message for message in caplog.messages if "was begun with" in message]
+    assert message.startswith(f"this run was begun with torch 1.0, and continues with {torch.__version__}: ")
+    recorded = json.loads((out / "environment.json").read_text())
+    assert recorded["versions"]["torch"] == "1.0"
+    assert [each["versions"]["torch"] for each in recorded["resumed_in"]] == [str(torch.__version__)]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_training_learns_where_gradients_are_off(train, make_model, context: Any, tmp_path: Path) -> None:
+    train(make_model(n_ctx=4), out=tmp_path / "one")
+    model = make_model(n_ctx=4)
+    with context():
+        train(model, out=tmp_path / "other")
+    one, other = (read_tensors(tmp_path / name / "adapter.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize("case", _REFUSALS)
