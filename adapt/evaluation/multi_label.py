@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.item import Item
 from adapt.evaluation.scores import Scores
@@ -50,11 +49,6 @@ class MultiLabelScores(Scores):
         first = truth.gather(1, best.indices[:, None])[:, 0]
         # class by class: scikit-learn reads a single column as two classes, and warns of a class that no image has
         present = truth.any(0).nonzero()[:, 0].tolist()
-        if not present:
-            raise AdaptError(
-                f"none of the {len(items)} measured images has a class, so there is no mean average precision: add "
-                "images with classes to that part of the data"
-            )
         class_f1 = [float(f1_score(truth[:, label].numpy(), decided[:, label].numpy())) for label in present]
         return cls(
             paths=tuple(item.name for item in items),
@@ -69,7 +63,7 @@ class MultiLabelScores(Scores):
                 for label in present
             },
             f1=float(f1_score(truth.flatten().numpy(), decided.flatten().numpy(), zero_division=0.0)),
-            class_f1=sum(class_f1) / len(class_f1),
+            class_f1=sum(class_f1) / max(1, len(class_f1)),
         )
 
     @property
@@ -84,7 +78,7 @@ class MultiLabelScores(Scores):
 
     @property
     def mean_average_precision(self) -> float:
-        return sum(self.by_class.values()) / len(self.by_class)
+        return sum(self.by_class.values()) / max(1, len(self.by_class))
 
     def figures(self) -> JsonObject:
         return {

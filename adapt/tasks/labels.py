@@ -81,6 +81,14 @@ class Labels(Task):
     def learned_by(self, method: Method | type[Method]) -> bool:
         return self.name in method.tasks or method.learns_any_step
 
+    def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
+        """Raise AdaptError if no item has a class, so that there is no average precision."""
+        if not any(item.class_names for item in items):
+            raise AdaptError(
+                f"none of {len(items)} validation or test images has a class, so they measure nothing: give that part "
+                "images with classes, or leave it out"
+            )
+
     def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """Return a bool tensor `(n, c)` that is true where an item has a class."""
         import torch
@@ -139,6 +147,7 @@ class Labels(Task):
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.multi_label import MultiLabelScores
 
+        self.check_tested(model, items)
         probabilities = model.answers.probabilities(inference.all_logits(model, items).float())
         return MultiLabelScores.of(items, probabilities, self.labels(items, model.class_names), model.class_names)
 

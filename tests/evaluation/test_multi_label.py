@@ -8,7 +8,6 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score
 
-from adapt import AdaptError
 from adapt.data import Item
 from adapt.evaluation.multi_label import MultiLabelScores, prior_bias
 
@@ -45,14 +44,11 @@ def test_all_figures_of_a_few_images() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_class_alone() -> None:
-    found = MultiLabelScores.of(ITEMS, PROBABILITIES[:, :1], TRUTH[:, :1], NAMES[:1])
-    assert (found.mean_average_precision, found.f1, found.class_f1) == pytest.approx((5 / 6, 0.5, 0.5))
-
-
-def test_images_without_any_class_are_not_measured() -> None:
-    with pytest.raises(AdaptError, match="none of the 4 measured images has a class, so there is no mean average"):
-        MultiLabelScores.of(ITEMS, PROBABILITIES, torch.zeros_like(TRUTH), NAMES)
+@pytest.mark.parametrize(("having", "figures"), [((0, 3), (5 / 6, 0.5, 0.5)), ((), (0, 0, 0))])
+def test_a_class_alone_and_one_that_no_image_has(having: tuple[int, ...], figures: tuple[float, ...]) -> None:
+    truth = torch.tensor([[number in having] for number in range(len(ITEMS))])
+    found = MultiLabelScores.of(ITEMS, PROBABILITIES[:, :1], truth, NAMES[:1])
+    assert (found.mean_average_precision, found.f1, found.class_f1) == pytest.approx(figures)
 
 
 def test_as_many_probabilities_as_labels() -> None:

@@ -146,6 +146,15 @@ def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, 
         adapt.fit(model, several.train, **OF_ALL if model.method.takes_steps else {"progress": False})
 
 
+def test_test_images_without_any_class_are_refused_before_training(open_clip: Backbone, several: Split) -> None:
+    model = of_method(open_clip, "coop", several.class_names)
+    without = [item.labelled(of_classes(())) for item in several.test]
+    with pytest.raises(AdaptError, match=f"none of {len(without)} validation or test images has a class"):
+        adapt.fit(model, several.train, without, **OF_ALL)
+    with pytest.raises(AdaptError, match="has a class, so they measure nothing"):
+        evaluate(model, without)
+
+
 def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_split: Split) -> None:
     model = of_method(open_clip, "coop", several.class_names)
     with pytest.raises(AdaptError, match="several classes per image, but this coop predicts one class per image"):
