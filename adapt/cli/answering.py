@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapt.models.wrap import Model
 
     # a function from images, opened upright by EXIF or as stored as the models need them, to the answers for each
-    Says = Callable[[Callable[[set[bool]], Iterable[Any]]], Iterator[Any]]
+    Answerer = Callable[[Callable[[set[bool]], Iterable[Any]]], Iterator[Any]]
 
 logger = logging.getLogger("adapt")
 
@@ -94,7 +94,7 @@ class Request:
         yield from _alone(predictions)
 
 
-def by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Says:
+def by_captions(index: Path, backbone: str | None, device: str, top_k: int) -> Answerer:
     """Return a function that predicts a name for each image, chosen from the words in an index of captions."""
 
     def answers(images: Callable[[set[bool]], Iterable[object]]) -> Iterator[tuple[Prediction]]:
@@ -119,7 +119,7 @@ def by_adapters(
     backbone: str | None,
     device: str,
     request: Request,
-) -> Says:
+) -> Answerer:
     """Return a function that loads the adapters as models, and returns their answers to `request` for all images."""
 
     def answers(images: Callable[[set[bool]], Iterable[object]]) -> Iterator[object]:

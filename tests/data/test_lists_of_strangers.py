@@ -38,7 +38,7 @@ def _with(**parts: Any) -> dict[str, Any]:
         (_with(test=[["x.jpg", 3 * 10**9, "pear"]]), "no image has label 2. Number the labels from 0"),
         (_with(test=[["x.jpg", True, "hot_dog"]]), "test has ['x.jpg', True, 'hot_dog']; expected"),
         (_with(test=[["x.jpg", 2, "pe\nar"]]), "the name 'pe\\nar' of label 2 has a line break or control character"),
-        (_with(test=[["x.jpg", 2, "pe\ud800ar"]]), "the name 'pe\\ud800ar' of label 2 has a line break or control"),
+        (_with(test=[["x.jpg", 2, "pe\ud800ar"]]), "the name 'pe\\ud800ar' of label 2 is not valid UTF-8"),
         (_with(test=[["x\0.jpg", 0, "apple"]]), "the image path 'x\\x00.jpg' is not a valid file name"),
         (_with(test=[["x\ud800.jpg", 0, "apple"]]), "the image path 'x\\ud800.jpg' is not a valid file name"),
     ],
