@@ -76,8 +76,8 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     if data:
         shots = "all images" if data.get("shots") is None else f"{data['shots']} shots"
         count = within(header.metrics, "train_images", kind=int)
-        images = "" if count is None else f", {count:,} in all"
-        yield "trained on", f"{data.get('source')}, {shots}, {data.get('classes', 'all')} classes{images}"
+        items = "" if count is None else f", {count:,} items"
+        yield "trained on", f"{data.get('source')}, {shots}, {data.get('classes', 'all')} classes{items}"
     names = {"zero_shot": within(header.metrics, "baseline", kind=str) or "zero_shot", "adapted": "adapted"}
     scores = {name: within(header.metrics, key, "accuracy", kind=float) for key, name in names.items()}
     listed = ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items() if value is not None)

@@ -21,7 +21,7 @@ def test_inspect(run, adapter: Path, model_folder: Path) -> None:
     assert "coop (n_ctx=2" in output
     assert f"{model_folder} (32 px, photographs turned upright)" in output
     assert "3: goldfish, lime tree, sky" in output
-    assert "2 shots, all classes\n" in output
+    assert "2 shots, all classes, 6 items\n" in output
     assert "64 in 1 tensors" in output
     nearest = output.splitlines()[-2:]
     assert [line.split()[0] for line in nearest] == ["0", "1"]
