@@ -37,6 +37,17 @@ def outside_inference_mode() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_single_precision() -> Iterator[None]:
+    """Make new tensors float32 in the `with` block, whatever torch's default data type is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class BackboneParts(TypedDict):
     """The arguments of `Backbone` besides its tokenizer."""
 

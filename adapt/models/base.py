@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from adapt.backbones.absent import cut_out
-from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
+from adapt.backbones.base import Backbone, DualEncoder, in_single_precision, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
 from adapt.common.errors import AdaptError
@@ -285,7 +285,8 @@ class Adapted(nn.Module, Generic[B]):
 
     def start_anew(self) -> None:
         """Create all trainable tensors of the method again, with the method's current settings."""
-        with outside_inference_mode(), alone(self.backbone.model), frozen(self.backbone.model):
+        model = self.backbone.model
+        with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):
             self.method.build(self.backbone, self.class_names)
 
     def cut_skipped(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapt import tasks
-from adapt.backbones.base import Backbone, ImageEncoder, outside_inference_mode
+from adapt.backbones.base import Backbone, ImageEncoder, in_single_precision, outside_inference_mode
 from adapt.backbones.turns import alone
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.backbones.vision_llm import VisionLLM
@@ -44,11 +44,8 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
     )
     without_classes = backbone.kind == "vision LLM" or (may_lack_classes and not class_names)
     names = () if without_classes else check_class_names(class_names)
-    with (
-        outside_inference_mode(),
-        alone(backbone.model),
-        frozen(backbone.model),
-    ):  # frozen, so that building changes no batch statistics
+    model = backbone.model  # frozen, so that building changes no batch statistics
+    with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))
         if backbone.kind == "fusion encoder":

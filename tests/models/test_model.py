@@ -244,3 +244,19 @@ def test_a_prompt_that_is_too_long_names_its_class(fast: bool | None, open_clip:
     long = "red panda " * 40
     with pytest.raises(AdaptError, match=rf"the prompt of class '{long}' has 8\d tokens but the text tower reads 77"):
         adapt.wrap(open_clip, ZeroShot(), ["goldfish", long], fast=fast)
+
+
+@pytest.mark.parametrize("name", ["coop", "cocoop", "lora", "clip_adapter", "lda"])
+def test_a_method_is_the_same_whatever_torchs_default_type_is(name: str, open_clip: Backbone) -> None:
+    built = []
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        try:
+            built.append(build(name, open_clip).method.state_dict())
+            assert torch.get_default_dtype() == dtype
+        finally:
+            torch.set_default_dtype(torch.float32)
+    one, other = built
+    assert all(other[key].dtype == value.dtype and torch.equal(other[key], value) for key, value in one.items())
+    assert one
