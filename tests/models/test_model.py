@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import build
 from checks import loss_of, scaled
 from PIL import Image
 from torch import Tensor, nn
