@@ -13,11 +13,14 @@ from adapt.common.shown import brief
 from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.orientation import turns
 from adapt.models.base import Adapted, evaluating
+from adapt.models.chatting import ChatModel
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted
 
 if TYPE_CHECKING:
     from adapt.models.wrap import Model
+
+Prepared = tuple[Any, ...]  # an image as each group of models reads it
 
 
 def predict_many(
@@ -83,11 +86,16 @@ class SideBySide:
         return any(model.memory is not None for model in self._models)
 
     @property
+    def native(self) -> list[ChatModel]:
+        """The native vision-language models, for which a class is an answer in words, so that a pass takes long."""
+        return [model for model in self._models if isinstance(model, ChatModel)]
+
+    @property
     def turnings(self) -> set[bool]:
         """The models' settings for turning images upright by EXIF, as a set: {True}, {False} or {False, True}."""
         return set(map(turns, self._transforms))
 
-    def pixels(self, image: object, *, urls: bool = False, name: str = "in memory") -> tuple[Any, ...]:
+    def pixels(self, image: object, *, urls: bool = False, name: str = "in memory") -> Prepared:
         """Return an image preprocessed for each group of models, `(3, h, w)` or with v views `(1 + v, 3, h, w)`.
 
         `image` is in any form that `open_image` accepts. The models of a group share a backbone and preprocessing. A
@@ -96,7 +104,7 @@ class SideBySide:
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
         return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
 
-    def predictions(self, pixels: Sequence[tuple[Any, ...]], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
+    def predictions(self, pixels: Sequence[Prepared], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
         """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`."""
         by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
@@ -106,7 +114,7 @@ class SideBySide:
 
 def _classifiers(models: Sequence[Model]) -> list[Adapted]:
     """Return `models` as a list. Raises AdaptError for an empty list, and for a model that does not classify."""
-    if isinstance(models, ImageModel):
+    if isinstance(models, Adapted):
         raise AdaptError("predict_many got one model; expected a list of models: give a list, or call model.predict")
     if not models:
         raise AdaptError("predict_many got no model: give at least one model, such as adapt.load_many([ADAPTER])")

@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from adapt.models.many import SideBySide
+from adapt.models.many import Prepared, SideBySide
 from adapt.models.prediction import Prediction, Wanted
 from adapt.serving.worker import Worker
 
@@ -27,7 +25,7 @@ class Asked:
 
     together: SideBySide
     wanted: Wanted
-    pixels: Sequence[tuple[Tensor, ...]]
+    pixels: Sequence[Prepared]
     answer: Future[Answered] = field(default_factory=Future)
 
     def goes_with(self, other: Asked) -> bool:
@@ -39,7 +37,7 @@ class Asked:
 
 
 class Batcher(Worker[Asked]):
-    """A thread that computes predictions in batches of at most `most` images, and calls `passed` with batch sizes."""
+    """A thread that computes predictions in passes of at most `most` images, and calls `passed` with their sizes."""
 
     def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
         self._most, self._passed = most, passed
@@ -53,10 +51,13 @@ class Batcher(Worker[Asked]):
     def _run(self) -> None:
         while batch := self._next():
             pixels = [each for asked in batch for each in asked.pixels]
-            self._begun = time.monotonic()
+            answers: Answered = []
             try:
-                self._passed(len(pixels))
-                answers = list(batch[0].together.predictions(pixels, batch[0].wanted))
+                for start in range(0, len(pixels), self._most):  # a request alone may have more
+                    self._begun = time.monotonic()
+                    part = pixels[start : start + self._most]
+                    self._passed(len(part))
+                    answers += batch[0].together.predictions(part, batch[0].wanted)
             except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
                 for asked in batch:
                     asked.answer.set_exception(error)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import HTTPException, Request, Response
+from PIL.Image import Image
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
-from torch import Tensor
 
+from adapt.chats import Chat
+from adapt.common.errors import AdaptError
+from adapt.models.chatting import TOGETHER
+from adapt.models.many import Prepared, SideBySide
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission
 from adapt.serving.batching import Asked, Batcher
@@ -22,6 +26,8 @@ class Predictions:
     def __init__(self, adapters: ServedAdapters, admission: Admission, metrics: Counted) -> None:
         self._adapters, self._admission, self._metrics = adapters, admission, metrics
         self.batcher = Batcher(admission.limits.images, metrics.passes.observe)
+        self.native_batcher = Batcher(TOGETHER, metrics.passes.observe)
+        """The batcher of native vision-language models, whose passes would hold up those of other adapters."""
 
     async def answer(self, request: Request) -> Response:
         """Return the response to a request.
@@ -47,14 +53,28 @@ class Predictions:
         names = asked.asking.adapters or [now.default]
         together = now.together(names)
 
-        def look(content: bytes, name: str) -> tuple[Tensor, ...]:
-            return together.pixels(content, name=name)
+        def look(content: bytes, name: str) -> Prepared:
+            pixels = together.pixels(content, name=name)
+            _check_tokens(together, pixels, name, most)
+            return pixels
 
+        most = self._admission.limits.tokens
+        batcher = self.native_batcher if together.native else self.batcher
         async with self._admission.images(asked.files, look) as pixels:
-            rows = await asyncio.wrap_future(self.batcher.ask(Asked(together, asked.wanted, pixels)))
+            rows = await asyncio.wrap_future(batcher.ask(Asked(together, asked.wanted, pixels)))
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
         return answers(asked.files, names, rows)
+
+
+def _check_tokens(together: SideBySide, prepared: Prepared, name: str, most: int) -> None:
+    """Raise AdaptError if an image, with the question about it, takes more than `most` tokens of a native model."""
+    for model in together.native:
+        size = next(own.size for own in prepared if isinstance(own, Image))
+        allowed = min(most, model.backbone.longest)
+        [tokens] = model.backbone.lengths([Chat.about(model.backbone.question)], [[size]], asks=True)
+        if tokens > allowed:
+            raise AdaptError(f"{name} takes {tokens:,} tokens, and may have {allowed:,}: send a smaller image")
 
 
 async def unanswered(request: Request, seconds: float) -> Exception:

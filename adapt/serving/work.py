@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from adapt.serving.admission import Admission
 from adapt.serving.conversing import ChatCompletions
 from adapt.serving.predicting import Predictions
+from adapt.serving.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -21,17 +23,22 @@ class Work:
     @property
     def waiting(self) -> int:
         """The number of requests that wait for an image-decoding thread or for a model."""
-        return len(self.admission.readers) + len(self.predictions.batcher) + len(self.conversations.talker)
+        return len(self.admission.readers) + sum(map(len, self._models))
 
     @property
     def stuck(self) -> bool:
         """Whether decoding an image, a pass of a model or a token exceeds the time limit of a request."""
-        each = self.admission.readers, self.predictions.batcher, self.conversations.talker
+        each = self.admission.readers, *self._models
         return max(thread.longest() for thread in each) > self.admission.limits.seconds
+
+    @property
+    def _models(self) -> tuple[Worker[Any], ...]:
+        """The threads that run models."""
+        return self.predictions.batcher, self.predictions.native_batcher, self.conversations.talker
 
     def close(self, seconds: float) -> None:
         """Stop decoding images, and answer the requests that already wait for a model, for at most `seconds`."""
         self.admission.readers.close()
         ends = time.monotonic() + seconds
-        self.predictions.batcher.close(seconds)
-        self.conversations.talker.close(max(0.0, ends - time.monotonic()))
+        for thread in self._models:
+            thread.close(max(0.0, ends - time.monotonic()))

@@ -64,6 +64,8 @@ def test_a_native_model_with_classes_stands_beside_a_clip(open_clip: Backbone, p
 
 
 def test_a_model_that_answers_in_words_alone_is_refused(open_clip: Backbone, photos: list[Path]) -> None:
+    with pytest.raises(AdaptError, match="predict_many got one model; expected a list"):
+        adapt.predict_many(model_of("qwen2_5_vl"), photos)
     with pytest.raises(AdaptError, match="answers questions; expected models that classify"):
         adapt.predict_many([models(open_clip)[0], model_of("qwen2_5_vl")], photos)
 

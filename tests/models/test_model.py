@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import build
 from checks import loss_of, scaled
 from PIL import Image
 from torch import Tensor, nn
@@ -247,14 +246,14 @@ def test_a_prompt_that_is_too_long_names_its_class(fast: bool | None, open_clip:
         adapt.wrap(open_clip, ZeroShot(), ["goldfish", long], fast=fast)
 
 
-@pytest.mark.parametrize("name", ["coop", "cocoop", "lora", "clip_adapter", "lda"])
+@pytest.mark.parametrize("name", ["CoOp", "CoCoOp", "LoRA", "CLIPAdapter", "LDA"])
 def test_a_method_is_the_same_whatever_torchs_default_type_is(name: str, open_clip: Backbone) -> None:
     built = []
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
         try:
-            built.append(build(name, open_clip).method.state_dict())
+            built.append(adapt.wrap(open_clip, getattr(adapt.methods, name)(), NAMES).method.state_dict())
             assert torch.get_default_dtype() == dtype
         finally:
             torch.set_default_dtype(torch.float32)

@@ -49,6 +49,15 @@ def test_those_that_wait_go_together_in_parts_of_the_most(adapters: Adapters) ->
     batcher.close()
 
 
+def test_a_request_of_more_than_the_most_is_answered_in_parts(adapters: Adapters) -> None:
+    passed: list[int] = []
+    batcher = Batcher(2, passed.append)
+    adapters.go.set()
+    assert batcher.ask(asked(adapters, *"abcde")).result(30) == [*"abcde"]
+    assert adapters.sizes == passed == [2, 2, 1]
+    batcher.close()
+
+
 def test_other_adapters_and_other_wishes_go_by_themselves(adapters: Adapters) -> None:
     batcher, other = Batcher(9), Adapters()
     other.go.set()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -331,6 +333,46 @@ def test_a_native_model_with_classes_is_asked_for_both(tmp_path: Path) -> None:
     assert (answer["class"], answer["label"]) == (expected.class_name, expected.label)
     assert answer["probability"] == pytest.approx(expected.probability, abs=1e-5)
     assert (card["classes"], card["chats"]) == (["cat", "dog"], True)
+
+
+def test_a_slow_native_model_holds_up_no_classifier(
+    open_clip: adapt.Backbone, models: dict[str, ChatModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its passes are of eight images at most, in a thread of their own, and each pass counts by itself as stuck."""
+    native = models["first"].with_classes(("cat", "dog"))
+    classifier = adapt.wrap(open_clip, ZeroShot(), ("cat", "dog")).eval()
+    served = ServedAdapters.__new__(ServedAdapters)
+    served.now = Served({"native": native, "clip": classifier}, "clip")
+    usual, begun, go, sizes = ChatModel._predictions, threading.Event(), threading.Event(), list[int]()
+
+    def slow(self: ChatModel, pixels: Any, wanted: Any) -> Any:
+        sizes.append(len(pixels))
+        begun.set()
+        assert go.wait(30)
+        return usual(self, pixels, wanted)
+
+    monkeypatch.setattr(ChatModel, "_predictions", slow)
+    content = BytesIO()
+    pictures()[0].save(content, "PNG")
+    files = [("images", (f"{number}.png", content.getvalue())) for number in range(9)]
+    with TestClient(create_app(served)) as sent, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sent.post, "/predict", files=files, data={"adapters": "native"})
+        assert begun.wait(30)
+        assert sent.post("/predict", files=files[:1]).json()["results"][0]["answers"][0]["adapter"] == "clip"
+        go.set()
+        assert len(waiting.result().json()["results"]) == 9
+    assert sizes == [8, 1]
+
+
+def test_an_image_of_too_many_tokens_is_refused_as_in_a_conversation(models: dict[str, ChatModel]) -> None:
+    served = ServedAdapters.__new__(ServedAdapters)
+    served.now = Served({"native": models["first"].with_classes(("cat", "dog"))}, "native")
+    content = BytesIO()
+    pictures()[0].save(content, "PNG")
+    with TestClient(create_app(served, Limits(tokens=20))) as sent:
+        refused = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))])
+    assert refused.status_code == 422
+    assert re.fullmatch(r"a\.png takes \d+ tokens, and may have 20: send a smaller image", refused.json()["detail"])
 
 
 def question(model: ChatModel, words: str, most: int, on_delta: Callable[[Any], None], **more: Any) -> Question:
