@@ -114,7 +114,9 @@ def _with_setting(error: click.NoSuchOption) -> click.UsageError:
 def _lacking(error: Exception) -> str | None:
     """Return a message if `error` means that memory or disk space ran out; return None for other errors."""
     message = str(error).lower()
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "a file became larger than the file system or `ulimit -f` allows: write elsewhere, or raise the limit"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk that is written to is full: free some space, or write elsewhere"
     if "no usable temporary directory" in message:
         return "there is no writable folder for temporary files: set TMPDIR to one"

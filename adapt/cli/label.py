@@ -54,7 +54,7 @@ def label(
     \b
     OUT receives
       annotations.csv  each answer, at once
-      proposals.csv    the images of the round, with their likeliest class, and a column label to fill in
+      proposals.csv    the images of the round, with their proposed labels, and a column answer to fill in
       data.csv         all images with their labels, and recipe.yaml, which trains on them
       rounds.json      the results of the rounds
       round-N/         the run of each round

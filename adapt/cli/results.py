@@ -36,14 +36,16 @@ from adapt.common.memory import readable_bytes
     "standard deviation, or base over new classes.",
 )
 def table(results: tuple[Path, ...], form: str, published: bool, against: str | None, plots: tuple[Path, ...]) -> None:
-    """Show a table that compares RESULTS: JSON files of one protocol, folders with such files, or run directories.
+    """Show a table that compares RESULTS: JSON files of one protocol, folders that hold them, or run directories.
+
+    A folder may also hold a folder with such a file for each data set.
 
     \b
     Examples:
       adapt table runs/coop-b2n runs/maple-b2n --format markdown
       adapt table runs/first runs/second
-      adapt table runs/coop/* runs/maple/* --format latex --against coop
-      adapt table runs/coop/* runs/maple/* --plot curves.png --plot curves.svg
+      adapt table runs/coop runs/maple --format latex --against coop
+      adapt table runs/coop runs/maple --plot curves.png --plot curves.svg
 
     Few-shot and base-to-new results on several data sets get a column for each data set, and one for the average.
 

@@ -89,8 +89,8 @@ def write(path: Path, annotations: Iterable[Annotation]) -> None:
         path.unlink(missing_ok=True)
 
 
-def filled_in(path: Path, split: Split) -> list[Annotation]:
-    """Return the labels that were filled in for unlabelled images of `split` in the list at `path`, if it exists.
+def filled_in(path: Path, column: str, split: Split) -> list[Annotation]:
+    """Return the labels in a `column` of the list at `path`, if it exists, for unlabelled images of `split`.
 
     Raises AdaptError for an unknown class.
     """
@@ -98,7 +98,7 @@ def filled_in(path: Path, split: Split) -> list[Annotation]:
         return []
     unlabelled = {item.path for item in split.unlabelled}
     _, rows = csv_rows(path)
-    labels = {f"/{row.get('path', '').lstrip('/')}": row.get("label", "") for row in rows}
+    labels = {f"/{row.get('path', '').lstrip('/')}": row.get(column, "") for row in rows}
     filled = {image: label for image, label in labels.items() if label and image in unlabelled}
     annotations = [Annotation(image, "label", label) for image, label in filled.items()]
     for annotation in annotations:

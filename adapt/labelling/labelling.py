@@ -77,8 +77,8 @@ class Labelling:
         self._accuracy: float | None = metrics.get("adapted", {}).get("accuracy")
         self._annotations = annotating.read(out / ANNOTATIONS)
         self._tested = applied(self._begun, self._annotations[: self._known]).test
-        for name in (DATA, PROPOSALS):
-            self._annotations += annotating.filled_in(out / name, self.split)
+        for name, column in ((DATA, "label"), (PROPOSALS, "answer")):
+            self._annotations += annotating.filled_in(out / name, column, self.split)
         annotating.write(out / ANNOTATIONS, self._annotations)
         self._wanted = 0
         self.proposals: list[Proposal] = []
@@ -175,10 +175,11 @@ class Labelling:
         rows = [
             {
                 "path": each.item.path,
-                "label": each.label if each.reviewed else "",  # may be filled in
+                "label": each.label,
                 "likeliest": each.likely[0][0],
                 "probability": round(each.likely[0][1], 4),
                 "why": each.why,
+                "answer": "",  # to be filled in
             }
             for each in self.left
         ]

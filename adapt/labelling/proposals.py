@@ -107,10 +107,8 @@ def _images_in(source: Path) -> list[str]:
         return [path for path, _, _ in read_paths(source)]
     if not source.is_dir():
         if not source.is_file():
-            raise AdaptError(
-                f"{source} does not exist; expected a folder of images, a .csv or an image (`recommend` and `data "
-                "check` write lists only of what they find)"
-            )
+            why = "; `recommend` and `data check` write a list only if they find something" * (source.suffix == ".csv")
+            raise AdaptError(f"{source} does not exist; expected a folder of images, a .csv or an image{why}")
         return [str(source.absolute())]
     paths = images_in(str(source.absolute()))
     if not paths:

@@ -44,7 +44,7 @@ class LDA(LinearClassifier):
             return self.scale * means, torch.zeros(len(means))
         covariance = torch.from_numpy(ledoit_wolf(deviations.numpy(), assume_centered=True)[0])
         covariance *= len(features) / max(1, len(features) - len(means))  # an unbiased estimate
-        covariance += self.config.ridge * covariance.trace() / len(features) * torch.eye(len(covariance))
+        covariance += self.setting("ridge") * covariance.trace() / len(features) * torch.eye(len(covariance))
         weight = torch.linalg.solve(covariance, means.T).T
         priors = labels.bincount(minlength=len(means)) / len(labels)
         return weight, priors.log() - (weight * means).sum(-1) / 2

@@ -76,7 +76,7 @@ class LinearProbe(LinearClassifier, LearnsShares):
             )
         weights = None if self.config.class_weights == "equal" else "balanced"
         solver = LogisticRegression(
-            C=self.config.strength, class_weight=weights, tol=self._tolerance, max_iter=MOST_STEPS
+            C=self.setting("strength"), class_weight=weights, tol=self._tolerance, max_iter=MOST_STEPS
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the warning below says what to do

@@ -171,7 +171,5 @@ def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequ
     torch.set_num_threads(threads)
     try:
         return measure(run, out, track)
-    except AdaptError as error:
-        raise AdaptError(f"run {run.name}: {error}") from error
     finally:
         torch.set_num_threads(before)

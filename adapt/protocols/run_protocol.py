@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
+from filelock import FileLock
+
 from adapt.common.disk import write_csv, write_json
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
@@ -16,7 +18,7 @@ from adapt.evaluation import stored
 from adapt.protocols.engines import Engine
 from adapt.protocols.plain_runs import is_run
 from adapt.protocols.protocol import Figures, Protocol
-from adapt.protocols.runs import Row, alike, check, recipe_in
+from adapt.protocols.runs import TEST_SET, Row, alike, check, recipe_in
 from adapt.tracking import Track, trackers
 from adapt.training.processes import check_alone
 from adapt.training.run import environment
@@ -70,12 +72,13 @@ def run_protocol(
     Finished runs are not repeated, and an interrupted run is continued. Results of finished runs that are in `out`
     already, such as of other seeds, stay among the results. The trackers in `track` follow each run, as in `fit`.
     Raises AdaptError before training if a run would fail because of its data or method, or if `out` has results of
-    another recipe, and later if the folder of a run contains a run of another recipe.
+    another recipe; later if the folder of a run contains a run of another recipe, or if the test images have changed
+    between the runs.
     """
     check_alone()
     trackers(track, out)
     check(protocol.runs)
-    earlier = _earlier(protocol, out)
+    _earlier(protocol, out)
     rows: list[Row] = []
     started = time.monotonic()
     for row in engine.rows(protocol.runs, out, track):
@@ -85,19 +88,22 @@ def run_protocol(
             left = (time.monotonic() - started) / len(rows) * (len(protocol.runs) - len(rows))
             more = f"  (about {readable_time(left)} left)" if left > SHORT else ""
             progress(f"{len(rows)} of {len(protocol.runs)}  {row['run']}: {shown}{more}")
-    if earlier and progress is not None:
-        progress(f"{len(earlier)} finished runs of earlier commands in {out} are among the results")
-    rows = _in_order([*rows, *earlier])
-    _check_one_test_set(rows)
-    results: Results = {
-        "protocol": protocol.name,
-        "recipe": protocol.recipe.model_dump(mode="json"),
-        "environment": environment() | {"threads": engine.threads},
-        "runs": rows,
-        "summary": summaries(protocol, rows),
-    }
-    write_json(out / f"{protocol.name}.json", results)
-    write_csv(out / f"{protocol.name}.csv", rows)
+    with FileLock(out / ".results.lock"):  # another command may add its runs
+        earlier = _earlier(protocol, out)
+        if earlier and progress is not None:
+            progress(f"{len(earlier)} finished runs of earlier commands in {out} are among the results")
+        rows = _in_order([*rows, *earlier])
+        _check_one_test_set(rows)
+        results: Results = {
+            "protocol": protocol.name,
+            "recipe": protocol.recipe.model_dump(mode="json"),
+            "environment": environment() | {"threads": engine.threads},
+            "runs": rows,
+            "summary": summaries(protocol, rows),
+        }
+        write_json(out / f"{protocol.name}.json", results)
+        columns = dict.fromkeys(key for row in rows for key in row)  # of rows with other targets, or of older versions
+        write_csv(out / f"{protocol.name}.csv", [{key: row.get(key) for key in columns} for row in rows])
     return results
 
 
@@ -111,7 +117,9 @@ def _earlier(protocol: Protocol, out: Path) -> list[Row]:
         return []
     results = stored.read(file, stored.ProtocolResults, "results of a protocol")
     recipe = recipe_in(file, results["recipe"])
-    if recipe is None or not alike(recipe, protocol.recipe):
+    if recipe is None:
+        raise AdaptError(f"this version of adapt cannot read the recipe in {file}: choose another --out")
+    if not alike(recipe, protocol.recipe):
         raise AdaptError(f"{out} holds results of another recipe: choose another --out")
     made = {run.name for run in protocol.runs}
     return [
@@ -123,16 +131,18 @@ def _earlier(protocol: Protocol, out: Path) -> list[Row]:
 
 def _check_one_test_set(rows: Sequence[Row]) -> None:
     """Raise AdaptError if runs that stand in one average were measured on different test images."""
-    first_of: dict[object, Row] = {}
+    first_of: dict[tuple[object, str], Row] = {}
     for row in rows:
-        if row.get("test_set") is None:  # of an older version
-            continue
-        first = first_of.setdefault(row.get("setting"), row)
-        if first["test_set"] != row["test_set"]:
-            raise AdaptError(
-                f"the runs {first['run']} and {row['run']} were measured on different test images, as the data changed "
-                "between them: delete the folders of the runs that were made before, and give the command again"
-            )
+        for key in row:
+            if not key.startswith(TEST_SET) or row[key] is None:  # of an older version
+                continue
+            first = first_of.setdefault((row.get("setting"), key), row)
+            if first[key] != row[key]:
+                raise AdaptError(
+                    f"the runs {first['run']} and {row['run']} were measured on different test images, as the data "
+                    "changed between them: delete the folders of the runs that were made before, and give the command "
+                    "again"
+                )
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:

@@ -37,6 +37,7 @@ from adapt.training.start import check_can_start
 
 RETRIES = 2  # of a run whose process dies
 TARGETS = "targets.json"
+TEST_SET = "test_set"  # the hash of test images in a row, and the beginning of such names for targets
 Row = JsonObject  # run, shots, seed, train_set and, in [0, 1], figures by name
 
 
@@ -113,14 +114,17 @@ def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
     Zero-shot accuracies have the prefix `zero_shot_`, and accuracies of answers about the whole test set together have
     the prefix `together_`. If accuracy is not the main metric of the task (but for example
     mean average precision), the row contains the main metric instead, with the name of the metric under `figure`.
-    Raises AdaptError if the folder contains a run of another recipe.
+    Raises AdaptError, naming the run, if the folder contains a run of another recipe.
     """
     before: Row = {}
     if run.after is not None:
         before = measure(run.after, out, track)
         start = str(out / run.after.name / "adapter.safetensors")
         run = replace(run, recipe=run.recipe.model_copy(update={"start": start}))
-    return before | _measure_one(run, out, track)
+    try:
+        return before | _measure_one(run, out, track)
+    except AdaptError as error:
+        raise AdaptError(f"run {run.name}: {error}") from error
 
 
 def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
@@ -147,7 +151,9 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     for name, figures in ({run.own: own} | _on_targets(run, folder)).items():
         row |= {name: figures["adapted"], f"zero_shot_{name}": figures["zero_shot"]}
         row |= {f"together_{name}": figures["together"]} if "together" in figures else {}
-    return row | {"train_set": metrics["train_set"], "test_set": metrics.get("test_set")}
+        if name != run.own:
+            row |= {f"{TEST_SET}_{name}": figures["test_set"]}
+    return row | {"train_set": metrics["train_set"], TEST_SET: metrics.get("test_set")}
 
 
 def recipe_in(file: Path, settings: JsonObject | None = None) -> Recipe | None:

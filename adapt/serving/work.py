@@ -28,8 +28,8 @@ class Work:
     @property
     def stuck(self) -> bool:
         """Whether decoding an image, a pass of a model or a token exceeds the time limit of a request."""
-        each = self.admission.readers, *self._models
-        return max(thread.longest() for thread in each) > self.admission.limits.seconds
+        longest = max(thread.longest() for thread in self._models)
+        return max(longest, self.admission.readers.longest()) > self.admission.limits.seconds
 
     @property
     def _models(self) -> tuple[Worker[Any], ...]:

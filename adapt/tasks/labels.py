@@ -85,8 +85,8 @@ class Labels(Task):
         """Raise AdaptError if no item has a class, so that there is no average precision."""
         if not any(item.class_names for item in items):
             raise AdaptError(
-                f"none of {len(items)} validation or test images has a class, so they measure nothing: give that part "
-                "images with classes, or leave it out"
+                f"none of the {len(items)} images to measure on has a class, so there is no average precision: add "
+                "images with classes to that part of the data, or leave it out"
             )
 
     def labels(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:

@@ -101,8 +101,7 @@ def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tm
     }
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("to", ["onnx", pytest.param("torch", marks=pytest.mark.full)])
+@pytest.mark.parametrize("to", ["torch", pytest.param("onnx", marks=pytest.mark.full)])
 def test_a_regression_model_gives_its_number(to: str, open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = perturb(adapt.wrap(open_clip, UniQA(between=(-3.0, 40.0)), NAMES)).eval()
     items = graded_items(tmp_path)
@@ -133,6 +132,7 @@ def graded_items(folder: Path) -> list[Item]:
     return [Item.of(path=str(folder / f"{name}.png"), label=label, target=value) for name, label, value in cells]
 
 
+@pytest.mark.full
 def test_in_eight_bits_it_is_smaller_and_nearly_the_same(images: Tensor, tiny_split: Split, tmp_path: Path) -> None:
     model = model_of(tiny_backbones.backbone("open_clip"))  # whose weights outweigh the graph
     export(model, tmp_path / "whole")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checks import perturb
 from PIL import Image
 from selection import by_turns
 
@@ -20,7 +21,7 @@ from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.backbones.preprocess import Preprocess
 from adapt.data import open_image
 from adapt.formats.export import export, page, tracing
-from adapt.methods import CoOp
+from adapt.methods import CoOp, UniQA
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "build" / "browser" / "node_modules" / "onnxruntime-web"
@@ -114,6 +115,21 @@ def test_the_page_gives_the_models_probabilities(kind: str, made: tuple[AdaptedM
     classify = "async (text) => classify(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]))"
     found = tab.evaluate(classify, base64.b64encode(content).decode())
     assert found["probabilities"] == pytest.approx(expected, abs=1e-4)
+    tab.close()
+
+
+def test_the_page_of_a_regression_model_gives_its_number(model_folder: Path, browser: Any, tmp_path: Path) -> None:
+    if not RUNTIME.is_dir():
+        pytest.skip("onnxruntime-web is not there: make test-browser")
+    torch.manual_seed(0)
+    model = perturb(adapt.wrap(adapt.load_backbone(str(model_folder)), UniQA(between=(-3.0, 40.0)), NAMES)).eval()
+    folder, path = export(model, tmp_path / "out", "html", runtime=RUNTIME), tmp_path / "mine.png"
+    path.write_bytes(PICTURES["png"]())
+    tab = browser.new_page()
+    tab.goto((folder / page.PAGE).as_uri())
+    tab.set_input_files("#choose", path)
+    tab.locator("figcaption table").wait_for()
+    assert float(tab.locator("figcaption p").inner_text()) == pytest.approx(model.predict(path)[0].number, abs=0.01)
     tab.close()
 
 

@@ -363,9 +363,9 @@ def test_the_command_writes_proposals(begun: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "5 proposals, the most useful first" in result.output
     proposed = rows(tmp_path / "out/proposals.csv")
-    assert [row["label"] for row in proposed] == [""] * 5
-    assert all(row["likeliest"] for row in proposed)
-    proposed[0]["label"] = "sky"
+    assert [row["answer"] for row in proposed] == [""] * 5
+    assert all(row["label"] for row in proposed)  # what is proposed, which no answer follows from
+    proposed[0]["answer"] = "sky"
     write_csv(tmp_path / "out/proposals.csv", proposed)
     assert CliRunner().invoke(main, [*command, "--propose", "5", "--quiet"]).exit_code == 0
     assert proposed[0]["path"] not in [row["path"] for row in rows(tmp_path / "out/proposals.csv")]

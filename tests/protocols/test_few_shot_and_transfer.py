@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import statistics
@@ -254,6 +255,37 @@ def test_a_target_that_is_added_is_all_that_is_measured(
     assert trained == list(SEEDS)
     assert measured == [read_folder(targets["sketches"].data.source).test] * 4
     assert found == read(finished, "cross_dataset.json")
+
+
+def test_runs_of_an_older_version_and_of_other_targets_share_a_file(
+    out: Path, recipe: Recipe, targets: dict[str, Target], trained: list[int]
+) -> None:
+    """Their rows lack columns that the new ones have."""
+    results = read(out, "cross_dataset.json")
+    for row in results["runs"]:
+        for key in [key for key in row if key.startswith("test_set")]:
+            del row[key]
+    (out / "cross_dataset.json").write_text(json.dumps(results))
+    protocol = protocols.transfer("cross_dataset", recipe, [targets["drawings"]], SEEDS[:1])
+    found = run_protocol(protocol, out)["runs"]
+    assert trained == []
+    assert [row["run"] for row in found] == [f"seed-{seed}" for seed in SEEDS]
+    new, old = csv.DictReader((out / "cross_dataset.csv").open())
+    assert (new["sketches"], old["test_set"], old["sketches"]) == ("", "", str(results["runs"][1]["sketches"]))
+    assert new["test_set"] == items_id(read_folder(recipe.data.source).test)
+    assert new["test_set_drawings"] == items_id(read_folder(targets["drawings"].data.source).test)
+
+
+def test_a_broken_image_of_a_target_is_left_out(
+    recipe: Recipe, others: Path, trained: list[int], tmp_path: Path
+) -> None:
+    sketches = Path(shutil.copytree(others / "sketches", tmp_path / "sketches"))
+    first, *rest = read_folder(sketches).test
+    Path(first.path).write_bytes(b"no image")
+    data = DataSection(source=str(sketches), template="{} texture.", broken="skip")
+    protocol = protocols.transfer("cross_dataset", recipe, [Target("sketches", data)], SEEDS[:1])
+    run_protocol(protocol, tmp_path / "out")
+    assert read(tmp_path / "out/seed-4", "targets.json")["sketches"]["images"] == len(rest)
 
 
 @pytest.mark.parametrize("change", ["source", "template"])

@@ -149,7 +149,7 @@ def test_who_learns_from_one_class_refuses(open_clip: Backbone, several: Split, 
 def test_test_images_without_any_class_are_refused_before_training(open_clip: Backbone, several: Split) -> None:
     model = of_method(open_clip, "coop", several.class_names)
     without = [item.labelled(of_classes(())) for item in several.test]
-    with pytest.raises(AdaptError, match=f"none of {len(without)} validation or test images has a class"):
+    with pytest.raises(AdaptError, match=f"none of the {len(without)} images to measure on has a class"):
         adapt.fit(model, several.train, without, **OF_ALL)
 
 

@@ -21,12 +21,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return files.read_bytes(image, _MORE) + (b"" if box is None else repr(box).encode())
 
 
-def sample_of(path: str) -> bytes:
-    """Return a hash of the size and of both ends of an image file; it is empty for an image that is drawn on demand."""
-    drawn = any(f"{suffix}!" in path for suffix in (".scenes", ".defects"))
-    return b"" if drawn else files.sample_of(path, _MORE)
-
-
 _MORE: dict[str, files.MemberReader] = {
     ".scenes": lambda container, member: questions.scene(container.removesuffix(".scenes"), member).png(),
     ".defects": lambda container, member: defects.png(container.removesuffix(".defects"), member),
