@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
 from adapt import methods
 from adapt.backbones.base import Backbone
@@ -37,58 +37,40 @@ if TYPE_CHECKING:
     from adapt.models.vision_model import VisionModel
 
 
+class _Options(TypedDict, total=False):
+    """The keyword options of `load`."""
+
+    fast: bool | None
+    device: str | torch.device
+
+
 @overload
 def load(
-    path: str | Path,
-    backbone: DualEncoder,
-    class_names: Sequence[str] | None = ...,
-    *,
-    fast: bool | None = ...,
-    device: str | torch.device = ...,
+    path: str | Path, backbone: DualEncoder, class_names: Sequence[str] | None = ..., **options: Unpack[_Options]
 ) -> AdaptedModel: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    backbone: VisionEncoder,
-    class_names: Sequence[str] | None = ...,
-    *,
-    fast: bool | None = ...,
-    device: str | torch.device = ...,
+    path: str | Path, backbone: VisionEncoder, class_names: Sequence[str] | None = ..., **options: Unpack[_Options]
 ) -> VisionModel: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    backbone: FusionEncoder,
-    class_names: Sequence[str] | None = ...,
-    *,
-    fast: bool | None = ...,
-    device: str | torch.device = ...,
+    path: str | Path, backbone: FusionEncoder, class_names: Sequence[str] | None = ..., **options: Unpack[_Options]
 ) -> AnsweringModel: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    backbone: VisionLLM,
-    class_names: Sequence[str] | None = ...,
-    *,
-    fast: bool | None = ...,
-    device: str | torch.device = ...,
+    path: str | Path, backbone: VisionLLM, class_names: Sequence[str] | None = ..., **options: Unpack[_Options]
 ) -> SpeakingModel: ...
 
 
 @overload
 def load(
-    path: str | Path,
-    backbone: NativeVLM,
-    class_names: Sequence[str] | None = ...,
-    *,
-    fast: bool | None = ...,
-    device: str | torch.device = ...,
+    path: str | Path, backbone: NativeVLM, class_names: Sequence[str] | None = ..., **options: Unpack[_Options]
 ) -> ChatModel: ...
 
 
@@ -97,9 +79,7 @@ def load(
     path: str | Path,
     backbone: Backbone | None = ...,
     class_names: Sequence[str] | None = ...,
-    *,
-    fast: bool | None = ...,
-    device: str | torch.device = ...,
+    **options: Unpack[_Options],
 ) -> Model: ...
 def load(
     path: str | Path,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.backbones.native import NativeVLM
@@ -23,81 +23,53 @@ if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
 
 Model: TypeAlias = AdaptedModel | VisionModel | AnsweringModel | SpeakingModel | ChatModel
+_Names: TypeAlias = Sequence[str]
 _MODELS: dict[str, type[Model]] = {
     "fusion encoder": AnsweringModel,
     "vision LLM": SpeakingModel,
 }
 
 
+class _More(TypedDict, total=False):
+    """The keyword options of `wrap` but for `fast`."""
+
+    checkpointing: bool
+    text_memory: int | None
+
+
 @overload
 def wrap(
-    backbone: DualEncoder,
-    method: Method,
-    class_names: Sequence[str] = ...,
-    fast: bool | None = ...,
-    *,
-    checkpointing: bool = ...,
-    text_memory: int | None = ...,
+    backbone: DualEncoder, method: Method, class_names: _Names = ..., fast: bool | None = ..., **more: Unpack[_More]
 ) -> AdaptedModel: ...
 
 
 @overload
 def wrap(
-    backbone: VisionEncoder,
-    method: Method,
-    class_names: Sequence[str] = ...,
-    fast: bool | None = ...,
-    *,
-    checkpointing: bool = ...,
-    text_memory: int | None = ...,
+    backbone: VisionEncoder, method: Method, class_names: _Names = ..., fast: bool | None = ..., **more: Unpack[_More]
 ) -> VisionModel: ...
 
 
 @overload
 def wrap(
-    backbone: FusionEncoder,
-    method: Method,
-    class_names: Sequence[str] = ...,
-    fast: bool | None = ...,
-    *,
-    checkpointing: bool = ...,
-    text_memory: int | None = ...,
+    backbone: FusionEncoder, method: Method, class_names: _Names = ..., fast: bool | None = ..., **more: Unpack[_More]
 ) -> AnsweringModel: ...
 
 
 @overload
 def wrap(
-    backbone: VisionLLM,
-    method: Method,
-    class_names: Sequence[str] = ...,
-    fast: bool | None = ...,
-    *,
-    checkpointing: bool = ...,
-    text_memory: int | None = ...,
+    backbone: VisionLLM, method: Method, class_names: _Names = ..., fast: bool | None = ..., **more: Unpack[_More]
 ) -> SpeakingModel: ...
 
 
 @overload
 def wrap(
-    backbone: NativeVLM,
-    method: Method,
-    class_names: Sequence[str] = ...,
-    fast: bool | None = ...,
-    *,
-    checkpointing: bool = ...,
-    text_memory: int | None = ...,
+    backbone: NativeVLM, method: Method, class_names: _Names = ..., fast: bool | None = ..., **more: Unpack[_More]
 ) -> ChatModel: ...
 
 
 @overload
 def wrap(
-    backbone: Backbone,
-    method: Method,
-    class_names: Sequence[str] = ...,
-    fast: bool | None = ...,
-    *,
-    checkpointing: bool = ...,
-    text_memory: int | None = ...,
+    backbone: Backbone, method: Method, class_names: _Names = ..., fast: bool | None = ..., **more: Unpack[_More]
 ) -> Model: ...
 def wrap(
     backbone: Backbone,
