@@ -78,6 +78,8 @@ def soup(
         return _greedy(members, validation, rank, tried or (lambda name, accuracy, taken: None))
     if weights is not None and len(weights) != len(members):
         raise AdaptError(f"there are {len(weights)} weights for {len(members)} adapters; expected one per adapter")
+    if weights is not None and not any(weights):
+        raise AdaptError("all weights are 0, which would leave nothing of the training: give other weights")
     shares = default_weights(len(members), combination) if weights is None else tuple(map(float, weights))
     return _mixed(members, Mixture(shares, combination, density, rank, seed))
 

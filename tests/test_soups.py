@@ -235,6 +235,7 @@ def test_the_bias_of_several_classes_is_a_mean(
     ("settings", "words"),
     [
         ({"weights": [1.0]}, "there are 1 weights for 2 adapters"),
+        ({"weights": [0.0, 0.0]}, "all weights are 0, which would leave nothing"),
         ({"weights": [1.0, 1.0]}, "the weights sum to 2; expected 1, because the tensors of coop are averaged"),
         ({"weights": [float("nan"), 1.0]}, "expected a finite number for each adapter"),
         (

@@ -88,6 +88,7 @@ class _Commands(click.Group):
         """Run a command and exit with code 0 for success, 2 for a user error or full memory or disk, 130 for Ctrl-C."""
         try:
             _check_package()
+            _check_folder()
             return super().main(*args, **kwargs)
         except AdaptError as error:
             click.echo(f"Error: {shown(error)}", err=True)
@@ -98,6 +99,14 @@ class _Commands(click.Group):
                 raise
             click.echo(f"Error: {lacking}", err=True)
             sys.exit(2)
+
+
+def _check_folder() -> None:
+    """Raise AdaptError if the current folder is gone, in which libraries fail without saying why."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise AdaptError("the current folder no longer exists: change to another one") from None
 
 
 def _with_setting(error: click.NoSuchOption) -> click.UsageError:
@@ -161,7 +170,9 @@ def main(plugins: tuple[Path, ...]) -> None:
       adapt predict runs/first/adapter.safetensors photo.png
     """
     from adapt.cli.launching import is_main
+    from adapt.common.interrupt import raise_when_ended
 
+    raise_when_ended()
     # OpenMP reads this when torch loads it. By default, waiting threads spin, and two trainings at once took eight
     # times as long as one. With so short a spin they take twice as long, and a single one no longer than before.
     # A server's passes are small, so its threads stay awake between operations (docs/serving.md has the times)

@@ -205,6 +205,8 @@ def class_names(given: str | None) -> list[str] | None:
     lines = read_lines(Path(given)) if of_file else given.split(",")
     names = [line.strip() for line in lines if line.strip()]
     for name in filter(unseen, names):
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise AdaptError(f"--classes: the name {name!r} is not valid in this locale: set PYTHONUTF8=1")
         raise AdaptError(f"--classes: the name {name!r} contains a control character: remove the character")
     return names
 

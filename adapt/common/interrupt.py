@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import ClassVar
+
+_PATIENCE = 10.0  # seconds for what a process does when it is interrupted
 
 
 class Interrupt:
@@ -29,6 +34,30 @@ def ending() -> tuple[signal.Signals, ...]:
     hangup = getattr(signal, "SIGHUP", None)  # Windows has none
     heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
     return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
+
+
+def raise_when_ended() -> None:
+    """Raise KeyboardInterrupt in the main thread for each signal of `ending`, as Python does for Ctrl-C alone."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in ending():
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+
+
+def end_with_the_parent() -> None:
+    """Interrupt this process when the one that started it by `multiprocessing`, if any, has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGINT)  # a training ends after its step
+        time.sleep(_PATIENCE)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="adapt-parent", daemon=True).start()
 
 
 def stop_elsewhere() -> None:

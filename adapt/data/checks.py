@@ -98,12 +98,11 @@ def lost_classes(looked: Looked) -> Iterator[Finding]:
 
 
 def alone(looked: Looked) -> Iterator[Finding]:
-    """Yield a finding if there is a single class, so that there is nothing to distinguish."""
-    names = looked.split.class_names
-    if len(names) == 1 and looked.split.train and looked.split.task.divisible:
-        line = f"only one class, {names[0]!r}: there is nothing to distinguish"
-        listed = _by_class(looked.split.train)[names[0]]
-        yield Finding("classes", line, [{"class": names[0], "train": listed, "readable": ""}])
+    """Yield a finding if the training images have a single class, or number, so that there is nothing to learn."""
+    train, names = looked.split.train, looked.split.class_names
+    if train and (line := looked.split.task.nothing_to_learn(train, names)):
+        counts = _by_class(train).items()
+        yield Finding("classes", line, [{"class": name, "train": count, "readable": ""} for name, count in counts])
 
 
 def single(looked: Looked) -> Iterator[Finding]:

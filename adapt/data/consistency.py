@@ -105,7 +105,8 @@ def _check_no_empty_class(split: Split) -> None:
     empty = [name for name in split.class_names if name not in present]
     if empty:
         tested = {name for item in split.test for name in item.class_names} & set(empty)
-        defects = ". For classes of defects, give the test images masks (a column mask) instead" if tested else ""
+        masks = "a column mask, or the folders of MVTec AD by defects:FOLDER"
+        defects = f". For classes of defects, give the test images masks: {masks}" if tested else ""
         raise AdaptError(
             f"data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. Add training images of "
             f"each class, or remove classes that have none{defects}"

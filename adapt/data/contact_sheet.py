@@ -52,6 +52,7 @@ def contact_sheet(
     for item in items:
         for name in item.class_names:
             groups[name].append(item)
+    per_class = min(per_class, max(map(len, groups.values())))
     side = _SIDE if len(class_names) <= _MANY else _SMALL_SIDE
     width, height = per_class * (side + _GAP) + _MARGIN, side + _CAPTION + _MARGIN
     columns = min(len(groups), max(1, round(math.sqrt(len(groups) * _SHAPE * height / width))))

@@ -43,7 +43,8 @@ class MapScores(Scores):
         return super().figures() | dict(self.areas)
 
     def summary(self) -> dict[str, str]:
-        return super().summary() | {"maps": ", ".join(f"{TITLES[name]} {area:.3f}" for name, area in self.areas)}
+        areas = ", ".join(f"{TITLES[name]} {area:.3f}" for name, area in self.areas)
+        return super().summary() | {"maps": areas or "not measured, as no mask marks a pixel"}
 
     def lines(self, of: str) -> Iterator[str]:
         yield from super().lines(of)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapt.common import devices
 from adapt.common.errors import AdaptError, missing
+from adapt.common.interrupt import end_with_the_parent
 from adapt.common.shown import one_line
 from adapt.methods.base import plugins
 from adapt.protocols import slurm
@@ -93,6 +95,10 @@ class Engine:
             try:
                 for future in futures:
                     yield future.result()
+            except KeyboardInterrupt:  # which a terminal tells the workers too, but a scheduler does not
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid or 0, signal.SIGINT)
+                raise
             finally:
                 for future in futures:
                     future.cancel()
@@ -158,6 +164,7 @@ def _begun(runs: Sequence[PlannedRun], out: Path) -> list[str]:
 
 def _begin(numbers: SimpleQueue[int]) -> None:
     """Assign an accelerator to this worker process, by a process number from the queue `numbers`."""
+    end_with_the_parent()
     devices.take(numbers.get())
 
 

@@ -253,6 +253,11 @@ class Task:
 
         return F.one_hot(self.numbers(items, class_names), len(class_names)).to(torch.float64)
 
+    def nothing_to_learn(self, items: Sequence[Item], class_names: Sequence[str]) -> str:
+        """Return why the labels of the training `items` leave nothing to distinguish, or ""."""
+        one = len(class_names) == 1 and self.divisible
+        return f"only one class, {class_names[0]!r}: there is nothing to distinguish" if one else ""
+
     def values(self, items: Sequence[Item]) -> Tensor | None:
         """Return the numeric labels of the items `(n,)`, such as quality scores, or None for a task without numbers."""
         return None

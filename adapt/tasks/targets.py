@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from adapt.models.base import Adapted
 
 GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069), from the lowest
+
+LARGEST = 1e30  # target, so that single precision has room for differences
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,20 @@ class Targets(Task):
             return labels
         values = [label.value for label in labels]
         low, high = min(values), max(values)
-        if not math.isfinite(high - low):
-            raise AdaptError(f"the targets reach from {low:g} to {high:g}; expected a range of finite size: scale them")
+        if max(-low, high) > LARGEST:
+            raise AdaptError(
+                f"the targets reach from {low:g} to {high:g}; expected at most {LARGEST:g} in size: scale them"
+            )
         width = (high - low) / len(GRADES) or 1.0
 
         def word(value: float) -> str:
             return GRADES[min(int((value - low) / width), len(GRADES) - 1)]
 
         return [replace(label, name=word(label.value)) for label in labels]
+
+    def nothing_to_learn(self, items: Sequence[Item], class_names: Sequence[str]) -> str:
+        values = {label.value for label in labels_of(items, Graded)}
+        return f"only one target, {values.pop():g}: there is nothing to predict" if len(values) == 1 else ""
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool({self.name, "classes"} & method.tasks)

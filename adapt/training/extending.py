@@ -31,7 +31,11 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
             "method in closed form, such as gda, or one whose tensors belong to no class, such as lora"
         )
     new = recipe.data.model_copy(update={"source": more.source, "root": more.root, "names": more.names})
-    split = _joined(listed_data(recipe), listed_data(recipe.model_copy(update={"data": new})))
+    try:
+        known = listed_data(recipe)
+    except AdaptError as error:
+        raise AdaptError(f"the run's own data cannot be read, which an extension needs too: {error}") from error
+    split = _joined(known, listed_data(recipe.model_copy(update={"data": new})))
     if (out / "recipe.yaml").exists():
         raise AdaptError(f"{out} already contains a run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -69,11 +69,8 @@ def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
     split = split.only(recipe.data.classes)
-    if len(split.class_names) == 1 and split.task.divisible:
-        logger.warning(
-            "%s has only one class, %r: there is nothing to distinguish; add a second class",
-            shown(split.name), split.class_names[0],
-        )  # fmt: skip
+    if why := split.task.nothing_to_learn(split.train, split.class_names):
+        logger.warning("%s has %s", shown(split.name), why)
     if recipe.data.rest == "unlabelled":
         split = split.keeping_rest(whole.only(recipe.data.classes))
     if split.unlabelled and not (unlabelled or reads_unlabelled(method)):

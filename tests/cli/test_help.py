@@ -89,6 +89,13 @@ def test_an_option_that_is_a_setting_says_how_to_set_it(run) -> None:
     assert "No such option '--nothing'" in run("train", "coop", "--nothing").stderr
 
 
+def test_a_folder_that_is_gone_is_said(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run("methods").stderr == "Error: the current folder no longer exists: change to another one\n"
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_no_room_for_what_is_said() -> None:
     with open("/dev/full", "w") as full:

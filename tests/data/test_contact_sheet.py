@@ -41,6 +41,11 @@ def test_images_stand_in_rows_under_their_class(items: list[Item]) -> None:
     assert [sheet.getpixel((x, second)) for x in range(18 + 10, 18 + 86)] == [_GREEN] * 76  # the middle square only
 
 
+def test_a_sheet_has_room_for_the_images_that_there_are(items: list[Item]) -> None:
+    names = ("red_things", "green", "none")
+    assert contact_sheet(items, names, 100_000).size == contact_sheet(items, names, 5).size
+
+
 def test_a_broken_image_is_crossed_out(items: list[Item]) -> None:
     sheet = contact_sheet(items, ("red_things", "green", "none"), 5)
     left, top = 18 + 98, 18 + 17

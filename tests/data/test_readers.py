@@ -172,7 +172,10 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
         ("", "list.csv' lists no images"),
         ("path,label\n", "lists no images"),
         ("path,label,label\na.png,a,b\n", "has two columns 'label'; expected one: rename or remove the other"),
-        ("path,target\na.png,1e308\nb.png,-1e308\n", "the targets reach from -1e+308 to 1e+308; expected a range"),
+        (
+            "path,target\na.png,1e308\nb.png,-1e308\n",
+            "the targets reach from -1e+308 to 1e+308; expected at most 1e",
+        ),
         ("path;label\na.png;a\n", "the columns are separated by ';'; expected ','"),
         ("path\tlabel\na.png\ta\n", "the columns are separated by '\\t'; expected ','"),
         ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),

@@ -47,3 +47,10 @@ def test_each_area_is_of_its_own_scores() -> None:
     assert figures["pixel_auroc"] == pytest.approx((4 + 3) / 8)
     assert figures["pro"] == pytest.approx(region_overlap(maps, masks))
     assert figures["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_without_a_marked_pixel_there_is_no_area() -> None:
+    scores = Scores(("a.png",), ("normal",), ("normal",), (0.9,))
+    found = MapScores.of(scores, torch.tensor([0.1]), torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool))
+    assert found.areas == ()
+    assert [*found.lines("1 image")][-1] == "not measured, as no mask marks a pixel"

@@ -188,9 +188,9 @@ def test_proker(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected.scaled("logits", given)
     expected.scaled("val_logits", model.logits(val[0]) / scale)
     method.config = method.config.model_copy(update={"beta": None, "strength": None})
-    for name, key in (("BETA", "beta"), ("STRENGTH", "lmbda")):
-        values = torch.linspace(*settings["search"][key]).tolist()
-        monkeypatch.setattr(methods.proker, name, Choice(values, usual=values[0]))
+    grids = {name: torch.linspace(*settings["search"][key]).tolist() for name, key in SEARCHED_BY_PROKER.items()}
+    choices = {name: Choice(values, usual=values[0]) for name, values in grids.items()}
+    monkeypatch.setattr(methods.ProKeR, "choices", choices)
     choose(training)
     method.prepare(training)
     settings.equal("best", {"beta": pytest.approx(method.config.beta), "lmbda": pytest.approx(method.config.strength)})
@@ -201,6 +201,7 @@ def test_proker(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.equal("accuracy", found)
 
 
+SEARCHED_BY_PROKER = {"beta": "beta", "strength": "lmbda"}  # the reference's names
 REHARK = {  # the paper's names of our settings
     "power": "power", "description_weight": "alpha_txt", "image_weight": "refine_w", "bridge_weight": "blend_img",
     "sharp_beta": "beta1", "wide_beta": "beta2", "sharp_share": "mix_k", "ridge": "lmbda", "prior_weight": "scale_zs",

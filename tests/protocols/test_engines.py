@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from fake_accelerators import pretend
 from stopping import interrupt, stopped_at
 
@@ -113,6 +117,27 @@ def test_an_interruption_leaves_the_finished_runs(
     assert [path.parent.name for path in tmp_path.glob("*/metrics.json")] == ["seed-1"]
     assert next(Engine().rows(runs, tmp_path)) == first
     assert trained == [1, 2]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_the_processes_end_with_the_command(
+    number: signal.Signals, code: int, raw: dict[str, Any], tmp_path: Path
+) -> None:
+    """As a scheduler ends it, or as the system does; each run can then be resumed."""
+    long = raw | {"train": raw["train"] | {"epochs": 100_000, "checkpoint_minutes": 0}}
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(long))
+    options = ["sweep", tmp_path / "long.yaml", "--seeds", "1,2", "--jobs", "2", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "adapt", *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
+        begun = time.monotonic()
+        while len([*(tmp_path / "out").glob("*/checkpoint.safetensors")]) < 2 and time.monotonic() < begun + 200:
+            time.sleep(0.2)
+        started.send_signal(number)
+        _, told = started.communicate(timeout=60)  # once nobody holds its output any longer
+    assert started.returncode == code, told
+    assert ("stopped; continue with the same command" in told) == (number == signal.SIGTERM)
+    assert len([*(tmp_path / "out").glob("*/checkpoint.safetensors")]) == 2
 
 
 def test_without_ray_the_extra_is_named(
