@@ -77,8 +77,11 @@ class _Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> object:
+        from adapt.common.interrupt import interrupted_when_ended
+
         try:
-            return super().invoke(ctx)
+            with interrupted_when_ended():
+                return super().invoke(ctx)
         except click.NoSuchOption as error:
             raise _with_setting(error) from None
         except KeyboardInterrupt:
@@ -170,9 +173,7 @@ def main(plugins: tuple[Path, ...]) -> None:
       adapt predict runs/first/adapter.safetensors photo.png
     """
     from adapt.cli.launching import is_main
-    from adapt.common.interrupt import raise_when_ended
 
-    raise_when_ended()
     # OpenMP reads this when torch loads it. By default, waiting threads spin, and two trainings at once took eight
     # times as long as one. With so short a spin they take twice as long, and a single one no longer than before.
     # A server's passes are small, so its threads stay awake between operations (docs/serving.md has the times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,7 +99,7 @@ def serve(
 ) -> None:
     """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. By default, requests use the first ADAPTER.
 
-    Adapters that classify answer at /predict, those of native vision-language models at /v1/chat/completions, as
+    Adapters with classes answer at /predict, those of native vision-language models at /v1/chat/completions, as
     OpenAI's clients ask. Web pages for trying them are at / and /chat, the API schema at /openapi.json, and metrics at
     /metrics. Without --token-file, anyone who can reach the port can send requests and, with --folder, load and unload
     adapters.
@@ -136,6 +137,8 @@ def serve(
         app = create_app(served, limits, ("localhost",) if is_loopback(host) else ("*",), token)
         name = f"[{host}]" if ":" in host else host
         click.echo(f"{', '.join(served.now.models)} at http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+        # uvicorn raises the signal that ended it again: a supervisor then sees an end by SIGTERM, and no failure
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         run(app, listening, timeout)
 
 

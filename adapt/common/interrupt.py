@@ -36,13 +36,21 @@ def ending() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
 
 
-def raise_when_ended() -> None:
-    """Raise KeyboardInterrupt in the main thread for each signal of `ending`, as Python does for Ctrl-C alone."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    for number in ending():
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
+@contextmanager
+def interrupted_when_ended() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the `with` block for each signal of `ending`, as Python does for Ctrl-C alone.
+
+    Outside the main thread, which alone receives signals, the block is as it was.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    changed = [number for number in ending() if here and signal.getsignal(number) == signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def end_with_the_parent() -> None:
