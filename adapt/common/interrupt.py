@@ -36,6 +36,14 @@ def ending() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
 
 
+class Ended(KeyboardInterrupt):
+    """The KeyboardInterrupt for SIGTERM, which workers do not receive; a terminal's signals reach them too."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Ended if number == signal.SIGTERM else KeyboardInterrupt
+
+
 @contextmanager
 def interrupted_when_ended() -> Iterator[None]:
     """Raise KeyboardInterrupt in the `with` block for each signal of `ending`, as Python does for Ctrl-C alone.
@@ -45,7 +53,7 @@ def interrupted_when_ended() -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     changed = [number for number in ending() if here and signal.getsignal(number) == signal.SIG_DFL]
     for number in changed:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, _end)
     try:
         yield
     finally:
