@@ -36,12 +36,12 @@ def ending() -> tuple[signal.Signals, ...]:
     return (signal.SIGINT, signal.SIGTERM, *([hangup] if heard and hangup is not None else []))
 
 
-class Ended(KeyboardInterrupt):
+class Terminated(KeyboardInterrupt):
     """The KeyboardInterrupt for SIGTERM, which workers do not receive; a terminal's signals reach them too."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    raise Ended if number == signal.SIGTERM else KeyboardInterrupt
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapt.common import devices
 from adapt.common.errors import AdaptError, missing
-from adapt.common.interrupt import Ended, end_with_the_parent
+from adapt.common.interrupt import Terminated, end_with_the_parent
 from adapt.common.shown import one_line
 from adapt.methods.base import plugins
 from adapt.protocols import slurm
@@ -95,7 +95,7 @@ class Engine:
             try:
                 for future in futures:
                     yield future.result()
-            except Ended:
+            except Terminated:
                 for worker in multiprocessing.active_children():
                     os.kill(worker.pid or 0, signal.SIGINT)
                 raise
