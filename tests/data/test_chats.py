@@ -214,7 +214,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "base64 as a path": (row(USER, DOG, images=["A" * 5000]), "give base64 as a data URI, or under the key base64"),
     "no turns": ({"messages": []}, r"messages is \[\]; expected a list of turns"),
     "no object": ([1], r"is \[1\]; expected an object"),
-    "an unknown part of the split": (row(USER, DOG, split="dev"), "has the split 'dev'"),
+    "an unknown part of the split": (row(USER, DOG, split="fold"), "unknown split 'fold'"),
     "loss of another form": (row(BARE, DOG | {"loss": "no"}), "loss is 'no'; expected true or false"),
     "nothing to learn": (row(BARE, DOG | {"loss": False}, images=[]), "no answer to learn"),
     "half an emoji": (row(BARE | {"content": "nice \ud83d"}, DOG, images=[]), "half a character .* after 'nice '"),
