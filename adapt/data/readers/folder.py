@@ -111,21 +111,24 @@ def check_classes(rows: Iterable[Listed], root: str) -> None:
         other = alike.setdefault(parts.without_part(name) if len(name) > 1 else name, name)
         if len(inside) == 1 and folders:
             seen = f"{name!r} is the only class, and has the folders {first_of([*map(repr, known.values())])}"
-        elif shared is not None:
-            seen = f"the classes {owner[shared]!r} and {name!r} both have a folder {known[shared]!r}"
+            advice = f"If these are the classes or the parts, give {os.path.join(root, name)!r}"
         elif inner is not None:
             seen = f"the class {name!r} has a folder {inner!r}"
-        elif other != name:
-            seen = (
-                f"the names of the classes {other!r} and {name!r} differ in capitals, or in the name of a part, alone"
+            advice = "If this is a part, put parts above classes: PART/CLASS/IMAGE"
+        elif shared is not None:
+            seen = f"the classes {owner[shared]!r} and {name!r} both have a folder {known[shared]!r}"
+            advice = (
+                f"If these are parts, call them {', '.join(parts.NAMES)}; give domains:{root} if they are domains, "
             )
+            advice += f"or items:{root} if the folders in them are items of several images"
+        elif other != name:
+            seen = f"the names of the classes {other!r} and {name!r} are the same but for capitals or a part"
+            advice = "Rename or join them; parts stand above classes: PART/CLASS/IMAGE"
         else:
             owner |= dict.fromkeys(known, name)
             continue
         raise AdaptError(
-            f"image folder {root!r}: {seen}. Expected CLASS/IMAGE, or PART/CLASS/IMAGE with the parts "
-            f"{', '.join(parts.NAMES)}. Give the folder of these, rename folders, or list the images in a .csv "
-            "(path,label,split). DOMAIN/CLASS/IMAGE is domains:FOLDER, and CLASS/ITEM/IMAGE items:FOLDER"
+            f"image folder {root!r}: {seen}. {advice}. Or list the images in a .csv with the columns path,label,split"
         )
 
 
