@@ -94,7 +94,7 @@ def test_folders_of_items(folder: Path) -> None:
         ("dog", 1),
     ]
     assert [item.group for item in items] == ["cat/one", "cat/two", "", "dog/one"]
-    with pytest.raises(AdaptError, match=r"'cat' and 'dog' both have a folder 'one'.* or items:.*/folder if"):
+    with pytest.raises(AdaptError, match=r"'cat' and 'dog' both have a folder 'one'.* give items:FOLDER"):
         load(folder)
 
 

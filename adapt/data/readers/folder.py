@@ -111,16 +111,16 @@ def check_classes(rows: Iterable[Listed], root: str) -> None:
         other = alike.setdefault(parts.without_part(name) if len(name) > 1 else name, name)
         if len(inside) == 1 and folders:
             seen = f"{name!r} is the only class, and has the folders {first_of([*map(repr, known.values())])}"
-            advice = f"If these are the classes or the parts, give {os.path.join(root, name)!r}"
+            advice = f"If these are classes or parts, give the folder {name!r} itself, or move them up"
         elif inner is not None:
             seen = f"the class {name!r} has a folder {inner!r}"
             advice = "If this is a part, put parts above classes: PART/CLASS/IMAGE"
         elif shared is not None:
             seen = f"the classes {owner[shared]!r} and {name!r} both have a folder {known[shared]!r}"
             advice = (
-                f"If these are parts, call them {', '.join(parts.NAMES)}; give domains:{root} if they are domains, "
+                f"If {owner[shared]!r} is a part, call it train, val or test; if a domain, give domains:FOLDER; if a "
+                "class with an item in each folder, give items:FOLDER"
             )
-            advice += f"or items:{root} if the folders in them are items of several images"
         elif other != name:
             seen = f"the names of the classes {other!r} and {name!r} are the same but for capitals or a part"
             advice = "Rename or join them; parts stand above classes: PART/CLASS/IMAGE"
