@@ -53,7 +53,8 @@ class ChatCompletions:
             if streams:
                 stream = self._stream(first, pieces, work)
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            return JSONResponse(Written(first.asked.model).whole([piece.delta async for piece in _all(first, pieces)]))
+            written = Written(first.asked.model, first.asked.logprobs)
+            return JSONResponse(written.whole([piece.delta async for piece in _all(first, pieces)]))
         except TimeoutError:
             raise await unanswered(request, self._admission.limits.seconds) from None
         finally:
@@ -68,7 +69,7 @@ class ChatCompletions:
         self, first: _Piece, pieces: asyncio.Queue[_Piece | Exception], work: asyncio.Task[None]
     ) -> AsyncIterator[str]:
         """Yield the events of a response. An error after its start is an event, too."""
-        written, last = Written(first.asked.model), first
+        written, last = Written(first.asked.model, first.asked.logprobs), first
         try:
             yield _event(written.first())
             async for piece in _all(first, pieces):
@@ -123,7 +124,7 @@ class ChatCompletions:
                 with suppress(RuntimeError):  # of a closed loop: the server has ended
                     loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-            question = Question(model, chat, images, most, asked.stops, asked.sampling, put)
+            question = Question(model, chat, images, most, asked.stops, asked.choosing, put)
             tokens, finish = 0, None
             try:
                 self.talker.ask(question)
