@@ -10,17 +10,18 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Annotated, Literal, Self
+from random import getrandbits
+from typing import Annotated, Literal
 from uuid import uuid4
 
 from fastapi import HTTPException
-from pydantic import BaseModel, Field, computed_field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from adapt.chats import IMAGE, Chat, Role, Turn
+from adapt.common.plain import JsonObject
 from adapt.serving.admission import File
 from adapt.serving.messages import Message, decoded
-from adapt.serving.talking import BROKEN, Choosing, Delta
+from adapt.serving.talking import Choosing, Delta
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 _COLDEST = 0.001  # a temperature below which probabilities are 0 and 1
@@ -80,13 +81,6 @@ class StreamOptions(Message):
     """The options of a streamed answer."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
-
-
-class Words(Message):
-    """The only form of an answer."""
-
-    type: Literal["text"] = "text"
 
 
 class ChatRequest(Message):
@@ -103,32 +97,20 @@ class ChatRequest(Message):
     stream_options: StreamOptions | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     logprobs: bool = False
-    top_logprobs: int = Field(default=0, ge=0, le=20, description="With logprobs.")
+    top_logprobs: int = Field(default=0, ge=0, le=20, description="More than 0 implies logprobs.")
 
-    # what clients send, and what changes nothing
+    # what clients send though it changes nothing
     n: Literal[1] = 1
     frequency_penalty: Literal[0] = 0
     presence_penalty: Literal[0] = 0
     logit_bias: dict[str, float] = Field(default={}, max_length=0)
-    response_format: Words = Words()
-    modalities: list[Literal["text"]] = Field(default=["text"])
+    response_format: dict[Literal["type"], Literal["text"]] = Field(default={"type": "text"})
     tools: list[object] = Field(default=[], max_length=0)
     tool_choice: Literal["none", "auto"] = "none"
-    parallel_tool_calls: bool = False
     store: Literal[False] = False
-    service_tier: Literal["auto", "default"] = "auto"
-    metadata: dict[str, str] = Field(default={})
-    user: str = ""
-    safety_identifier: str = ""
-    prompt_cache_key: str = ""
+    user: str | None = None
 
     _without_nulls = model_validator(mode="before")(_given)
-
-    @model_validator(mode="after")
-    def _tells_them(self) -> Self:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs need logprobs: true")
-        return self
 
     @field_validator("stop", mode="before", json_schema_input_type=str | list[str])
     @classmethod
@@ -151,10 +133,16 @@ class ChatRequest(Message):
         return tuple(filter(None, self.stop))
 
     @property
+    def tells(self) -> bool:
+        """Whether the answer has the log-probabilities of its tokens."""
+        return self.logprobs or self.top_logprobs > 0
+
+    @property
     def choosing(self) -> Choosing:
         """How each token is chosen."""
         temperature = 0 if self.temperature < _COLDEST else self.temperature
-        return Choosing(temperature, self.top_p, self.seed, self.top_logprobs if self.logprobs else None)
+        told = self.top_logprobs if self.tells else None
+        return Choosing(temperature, self.top_p, getrandbits(63) if self.seed is None else self.seed, told)
 
     def conversation(self) -> tuple[Chat, list[File]]:
         """Return the conversation and its images, which have names and contents. Raises HTTPException."""
@@ -205,37 +193,12 @@ class AnswerMessage(BaseModel):
     content: str
 
 
-class LikelyToken(BaseModel):
-    """A token and its log-probability."""
-
-    token: str
-    logprob: float
-
-    @computed_field
-    def bytes(self) -> list[int] | None:
-        """The token in UTF-8, or null for a part of a character."""
-        return None if BROKEN in self.token else [*self.token.encode()]
-
-
-class AnswerToken(LikelyToken):
-    """A token of an answer, and the likeliest tokens in its place."""
-
-    top_logprobs: list[LikelyToken]
-
-
-class Logprobs(BaseModel):
-    """The tokens of an answer."""
-
-    content: list[AnswerToken]
-    refusal: None = None
-
-
 class AnswerChoice(BaseModel):
     """An answer, and why it ends."""
 
     index: int = 0
     message: AnswerMessage
-    logprobs: Logprobs | None
+    logprobs: JsonObject | None
     finish_reason: Literal["stop", "length"]
 
 
@@ -268,10 +231,10 @@ class ModelCards(BaseModel):
 
 @dataclass
 class Written:
-    """The pieces of an answer as the parts of a response, perhaps with the probabilities of its tokens."""
+    """The pieces of an answer as the parts of a response, with or without the probabilities of its tokens."""
 
     model: str
-    logprobs: bool = False
+    logprobs: bool
 
     def __post_init__(self) -> None:
         self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
@@ -285,7 +248,7 @@ class Written:
             id=self._id,
             created=self._created,
             model=self.model,
-            choices=[AnswerChoice(message=message, finish_reason=last.finish, logprobs=self._logprobs(pieces))],
+            choices=[AnswerChoice(message=message, finish_reason=last.finish, logprobs=self._told(pieces))],
             usage=_usage(last),
         ).model_dump()
 
@@ -296,7 +259,7 @@ class Written:
     def next(self, piece: Delta) -> Iterator[dict[str, object]]:
         """Yield the chunks of a piece: its text, and its end if it is the last one."""
         if piece.text:
-            yield self._chunk({"content": piece.text}, None, self._logprobs([piece]))
+            yield self._chunk({"content": piece.text}, None, self._told([piece]))
         if piece.finish:
             yield self._chunk({}, piece.finish)
 
@@ -304,22 +267,17 @@ class Written:
         """Return the chunk with the number of tokens."""
         return self._chunk({}, None) | {"choices": [], "usage": _usage(last).model_dump()}
 
-    def _logprobs(self, pieces: Sequence[Delta]) -> Logprobs | None:
-        if not self.logprobs:
-            return None
-        content = []
-        for each in chain.from_iterable(piece.told for piece in pieces):
-            likeliest = [LikelyToken(token=text, logprob=value) for text, value in each.likeliest]
-            content.append(AnswerToken(token=each.text, logprob=each.log_probability, top_logprobs=likeliest))
-        return Logprobs(content=content)
+    def _told(self, pieces: Sequence[Delta]) -> JsonObject | None:
+        content = [token for piece in pieces for token in piece.told]
+        return {"content": content, "refusal": None} if self.logprobs else None
 
-    def _chunk(self, delta: dict[str, str], finish: str | None, told: Logprobs | None = None) -> dict[str, object]:
+    def _chunk(self, delta: dict[str, str], finish: str | None, told: JsonObject | None = None) -> dict[str, object]:
         return {
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self.model,
-            "choices": [{"index": 0, "delta": delta, "logprobs": told and told.model_dump(), "finish_reason": finish}],
+            "choices": [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}],
         }
 
 

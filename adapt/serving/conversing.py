@@ -53,7 +53,7 @@ class ChatCompletions:
             if streams:
                 stream = self._stream(first, pieces, work)
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            written = Written(first.asked.model, first.asked.logprobs)
+            written = Written(first.asked.model, first.asked.tells)
             return JSONResponse(written.whole([piece.delta async for piece in _all(first, pieces)]))
         except TimeoutError:
             raise await unanswered(request, self._admission.limits.seconds) from None
@@ -69,7 +69,7 @@ class ChatCompletions:
         self, first: _Piece, pieces: asyncio.Queue[_Piece | Exception], work: asyncio.Task[None]
     ) -> AsyncIterator[str]:
         """Yield the events of a response. An error after its start is an event, too."""
-        written, last = Written(first.asked.model, first.asked.logprobs), first
+        written, last = Written(first.asked.model, first.asked.tells), first
         try:
             yield _event(written.first())
             async for piece in _all(first, pieces):

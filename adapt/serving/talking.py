@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import TopPLogitsWarper
 
 from adapt.chats import Chat
+from adapt.common.plain import JsonObject
 from adapt.models.chatting import TOGETHER, ChatModel
 from adapt.models.ongoing import OngoingAnswers
 from adapt.serving.worker import Worker
@@ -31,7 +32,7 @@ _PAUSE = 0.001  # seconds between turns, for threads that wait for the model, as
 _BEGUN = 8 * TOGETHER  # answers that are begun and not ended, each of which holds memory for its tokens
 _PIXELS = 2**23  # of the images in a pass, if there are several conversations
 _LEAST = -9999.0  # the log-probability of an impossible token, as OpenAI's interface has it
-BROKEN = "\ufffd"  # what bytes of an unfinished character are decoded to
+_BROKEN = "\ufffd"  # what bytes of an unfinished character are decoded to
 Finish = Literal["stop", "length"]
 
 
@@ -41,19 +42,10 @@ class Choosing:
 
     temperature: float = 0
     top_p: float = 1
-    seed: int | None = None
+    seed: int = 0
     """Equal seeds draw equal tokens, whatever else is answered at the same time."""
     told: int | None = None
     """The number of likeliest tokens that are told with each token and its log-probability; None tells nothing."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of an answer, with its log-probability, and the likeliest tokens in its place with theirs."""
-
-    text: str
-    log_probability: float
-    likeliest: Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +58,8 @@ class Delta:
     prompt_tokens: int
     tokens: int
     """The number of tokens of the answer so far."""
-    told: Sequence[Token] = ()
-    """The tokens that begin in the piece, if the client asks for them."""
+    told: Sequence[JsonObject] = ()
+    """The tokens that begin in the piece, if they are told, in the form of OpenAI's `logprobs`."""
 
 
 @dataclass(eq=False)
@@ -213,13 +205,9 @@ class _Answer:
         self.question, self.prompt_tokens = question, 0
         self.tokens: list[int] = []
         self._decoded = self._text = ""  # all of it, and the part that has been sent
-        self._told: deque[tuple[int, Token]] = deque()  # tokens that are not sent, by where they begin
+        self._told: deque[tuple[int, JsonObject]] = deque()  # tokens that are not sent, by where they begin
         self._log_probabilities = torch.empty(0)
-        self._random = torch.Generator()
-        if question.choosing.seed is None:
-            self._random.seed()
-        else:
-            self._random.manual_seed(question.choosing.seed)
+        self._random = torch.Generator().manual_seed(question.choosing.seed)
         self._finished = False
 
     @property
@@ -247,7 +235,7 @@ class _Answer:
         question, backbone = self.question, self.question.model.backbone
         self.tokens.append(token)
         if question.choosing.told is not None:
-            self._told.append((len(self._decoded.rstrip(BROKEN)), self._token(token, question.choosing.told)))
+            self._told.append((len(self._decoded.rstrip(_BROKEN)), self._token(token, question.choosing.told)))
         finish: Finish | None = None
         if token in question.model.ends:
             finish = "stop"
@@ -266,16 +254,17 @@ class _Answer:
             question.on_delta(Delta(text[len(self._text) :], finish, self.prompt_tokens, len(self.tokens), told))
             self._text = text
 
-    def _token(self, token: int, likeliest: int) -> Token:
-        top = self._log_probabilities.topk(min(likeliest, len(self._log_probabilities)))
-        known = zip([token, *top.indices.tolist()], [self._log_probabilities[token].item(), *top.values.tolist()])
-        decode = self.question.model.backbone.tokenizer.decode
-        (text, value), *others = [(str(decode([each])), max(value, _LEAST)) for each, value in known]
-        return Token(text, value, others)
+    def _token(self, token: int, likeliest: int = 0) -> JsonObject:
+        """Return a token in the place of the last one, with its log-probability and that of the likeliest ones."""
+        text, value = str(self.question.model.backbone.tokenizer.decode([token])), self._log_probabilities[token].item()
+        content = None if _BROKEN in text else [*text.encode()]
+        others = self._log_probabilities.topk(min(likeliest, len(self._log_probabilities))).indices.tolist()
+        known = {"token": text, "logprob": max(value, _LEAST), "bytes": content}
+        return known | {"top_logprobs": [self._token(other) for other in others]}
 
     def _certain(self, text: str) -> str:
         """Return the beginning of a text that stays as it is: no space at its end, half a character, or half a stop."""
-        text = text.rstrip(BROKEN).rstrip()
+        text = text.rstrip(_BROKEN).rstrip()
         for stop in self.question.stops:
             begun = next((n for n in range(min(len(stop), len(text)), 0, -1) if text.endswith(stop[:n])), 0)
             text = text[: len(text) - begun]

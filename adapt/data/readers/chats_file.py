@@ -86,8 +86,10 @@ _SEEMS = {
         "only images and texts are learned. Take it out, or leave the row out",
     ),
 }
-_MEASURES = "id idx index width height size count num number length token type license lang language model score rating"
-_REMARKS = "uid uuid name source dataset data metadata meta category topic domain difficulty date time timestamp"
+_MEASURES = frozenset(  # words in the names of keys that only describe an image, an answer or a row
+    "id idx index width height size count num number length token type license lang language model score rating".split()
+)
+_REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "meta", "category", "topic"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
@@ -187,9 +189,8 @@ def read_chats(
             listed.append(listed_row(row, f"{where} row {number}", folder, f"{source}!{number}"))
     if not listed:
         raise AdaptError(f"{where} have no row that can be used")
-    remarks = [*_MEASURES.split(), *_REMARKS.split()]
-    unread = {key for row in rows if isinstance(row, dict) for key in row if key not in _READ}
-    if unread := {key for key in unread if _words(key).isdisjoint(remarks)}:
+    filled = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value not in _EMPTY}
+    if unread := {key for key in filled - _READ - _REMARKS if _words(key).isdisjoint(_MEASURES)}:
         logger.warning("%s: the keys of rows that are not read: %s", where, first_of(sorted(unread)))
     check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
@@ -261,7 +262,7 @@ def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str |
 def _check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
     """Raise AdaptError for a filled key that is not read, if its name says that it is more than a remark."""
     for key, value in row.items():
-        if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES.split()):
+        if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES):
             continue
         if isinstance(value, str) and value.lower() in parts.ALIASES and not row.get("split"):
             raise AdaptError(f"{where}: {key} is {value!r}, which seems to be a part of the split: call it split")
@@ -271,8 +272,9 @@ def _check_keys(row: Mapping[str, object], read: Collection[str], where: str) ->
 
 
 def _words(key: str) -> set[str]:
-    """Return the words in the name of a key, without a plural's s."""
-    return {word.removesuffix("s") for word in re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", key).lower())}
+    """Return the words in the name of a key, each also without a plural's s."""
+    words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", key).lower())
+    return {*words, *(word.removesuffix("s") for word in words)}
 
 
 def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
