@@ -61,7 +61,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group of commands whose options each have one value: click takes the last of several without a word."""
 
     def resolve_command(
@@ -78,7 +78,7 @@ class Group(click.Group):
         return name, command, rest
 
 
-class _Commands(Group):
+class _Commands(CommandGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 

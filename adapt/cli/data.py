@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adapt.cli import Group
+from adapt.cli import CommandGroup
 from adapt.cli import options as common
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown, spread
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from adapt.models.chatting import ChatModel
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def data() -> None:
     """List the papers' data sets, check data before training, and view data.
 

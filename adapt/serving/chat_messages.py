@@ -133,15 +133,10 @@ class ChatRequest(Message):
         return tuple(filter(None, self.stop))
 
     @property
-    def tells(self) -> bool:
-        """Whether the answer has the log-probabilities of its tokens."""
-        return self.logprobs or self.top_logprobs > 0
-
-    @property
     def choosing(self) -> Choosing:
         """How each token is chosen."""
         temperature = 0 if self.temperature < _COLDEST else self.temperature
-        told = self.top_logprobs if self.tells else None
+        told = self.top_logprobs if self.logprobs or self.top_logprobs else None
         return Choosing(temperature, self.top_p, getrandbits(63) if self.seed is None else self.seed, told)
 
     def conversation(self) -> tuple[Chat, list[File]]:
@@ -231,10 +226,9 @@ class ModelCards(BaseModel):
 
 @dataclass
 class Written:
-    """The pieces of an answer as the parts of a response, with or without the probabilities of its tokens."""
+    """The pieces of an answer as the parts of a response."""
 
     model: str
-    logprobs: bool
 
     def __post_init__(self) -> None:
         self._id, self._created = f"chatcmpl-{uuid4().hex}", int(time.time())
@@ -267,9 +261,10 @@ class Written:
         """Return the chunk with the number of tokens."""
         return self._chunk({}, None) | {"choices": [], "usage": _usage(last).model_dump()}
 
-    def _told(self, pieces: Sequence[Delta]) -> JsonObject | None:
+    @staticmethod
+    def _told(pieces: Sequence[Delta]) -> JsonObject | None:
         content = [token for piece in pieces for token in piece.told]
-        return {"content": content, "refusal": None} if self.logprobs else None
+        return {"content": content, "refusal": None} if content else None
 
     def _chunk(self, delta: dict[str, str], finish: str | None, told: JsonObject | None = None) -> dict[str, object]:
         return {

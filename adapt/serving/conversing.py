@@ -53,8 +53,7 @@ class ChatCompletions:
             if streams:
                 stream = self._stream(first, pieces, work)
                 return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-            written = Written(first.asked.model, first.asked.tells)
-            return JSONResponse(written.whole([piece.delta async for piece in _all(first, pieces)]))
+            return JSONResponse(Written(first.asked.model).whole([piece.delta async for piece in _all(first, pieces)]))
         except TimeoutError:
             raise await unanswered(request, self._admission.limits.seconds) from None
         finally:
@@ -69,7 +68,7 @@ class ChatCompletions:
         self, first: _Piece, pieces: asyncio.Queue[_Piece | Exception], work: asyncio.Task[None]
     ) -> AsyncIterator[str]:
         """Yield the events of a response. An error after its start is an event, too."""
-        written, last = Written(first.asked.model, first.asked.tells), first
+        written, last = Written(first.asked.model), first
         try:
             yield _event(written.first())
             async for piece in _all(first, pieces):

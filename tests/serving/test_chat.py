@@ -192,7 +192,7 @@ BAD: list[tuple[int, str, dict[str, Any]]] = [
     (404, "there is no adapter 'third'; Valid: first, second", {"model": "third"}),
     (400, "unknown key 'reasoning_effort'", {"reasoning_effort": "low"}),
     (400, "frequency_penalty is 0.5: Input should be 0", {"frequency_penalty": 0.5}),
-    (400, "response_format.type is 'json_object'", {"response_format": {"type": "json_object"}}),
+    (400, "response_format is 'json_object': Input should be 'text'", {"response_format": {"type": "json_object"}}),
     (400, "logit_bias: Dictionary should have at most 0", {"logit_bias": {"5": 1.0}}),
     (400, "tools is [{'type': 'function'}]", {"tools": [{"type": "function"}]}),
     (400, "store is True: Input should be False", {"store": True}),

@@ -86,9 +86,7 @@ _SEEMS = {
         "only images and texts are learned. Take it out, or leave the row out",
     ),
 }
-_MEASURES = frozenset(  # words in the names of keys that only describe an image, an answer or a row
-    "id idx index width height size count num number length token type license lang language model score rating".split()
-)
+_MEASURES = "id idx index width height size count num number length token type license lang language model score rating"
 _REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "meta", "category", "topic"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
@@ -190,7 +188,7 @@ def read_chats(
     if not listed:
         raise AdaptError(f"{where} have no row that can be used")
     filled = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value not in _EMPTY}
-    if unread := {key for key in filled - _READ - _REMARKS if _words(key).isdisjoint(_MEASURES)}:
+    if unread := {key for key in filled - _READ - _REMARKS if _words(key).isdisjoint(_MEASURES.split())}:
         logger.warning("%s: the keys of rows that are not read: %s", where, first_of(sorted(unread)))
     check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
@@ -262,7 +260,7 @@ def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str |
 def _check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
     """Raise AdaptError for a filled key that is not read, if its name says that it is more than a remark."""
     for key, value in row.items():
-        if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES):
+        if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES.split()):
             continue
         if isinstance(value, str) and value.lower() in parts.ALIASES and not row.get("split"):
             raise AdaptError(f"{where}: {key} is {value!r}, which seems to be a part of the split: call it split")
