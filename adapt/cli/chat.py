@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[IMAGES]...")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--question",
     "questions",

@@ -87,7 +87,7 @@ _SEEMS = {
     ),
 }
 _MEASURES = "id idx index width height size count num number length token type license lang language model score rating"
-_REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "meta", "category", "topic"))
+_REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "category", "topic", "perplexity"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
@@ -190,7 +190,8 @@ def read_chats(
     filled = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value not in _EMPTY}
     if unread := {key for key in filled - _READ - _REMARKS if _words(key).isdisjoint(_MEASURES.split())}:
         logger.warning("%s: the keys of rows that are not read: %s", where, first_of(sorted(unread)))
-    check_one_task(listed, where)
+    if len(listed) == len(rows):  # otherwise they have other numbers
+        check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
         raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
     return to_split(Path(source).stem, folder, listed, None, ratios, seed)
