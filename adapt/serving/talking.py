@@ -81,10 +81,6 @@ class Question:
         """The number of pixels of its images."""
         return sum(image.width * image.height for image in self.images)
 
-    def goes_with(self, other: Question) -> bool:
-        """Return whether both can be answered in one pass."""
-        return self.model is other.model
-
 
 class Talker(Worker[Question]):
     """A thread that answers questions; `stepped` is called with the number of tokens of each step."""
@@ -150,12 +146,12 @@ class Talker(Worker[Question]):
                 self._changed.wait()
 
     def _taken(self) -> list[Question]:
-        """Take the first question, and others that go with it, from those that wait."""
+        """Take the first question, and others to the same model, from those that wait."""
         first = self._queue[0]
         taken, pixels = [first], first.pixels
         for question in islice(self._queue, 1, None):
-            pixels += question.pixels if question.goes_with(first) else 0
-            if question.goes_with(first) and len(taken) < TOGETHER and pixels <= _PIXELS:
+            pixels += question.pixels if question.model is first.model else 0
+            if question.model is first.model and len(taken) < TOGETHER and pixels <= _PIXELS:
                 taken.append(question)
         self._queue = deque(question for question in self._queue if question not in taken)
         return taken
@@ -224,7 +220,9 @@ class _Answer:
             self._log_probabilities = logits.log_softmax(-1)
         if how.temperature == 0:
             return logits
-        kept = TopPLogitsWarper(how.top_p)(torch.empty(0), logits[None] / how.temperature)[0]
+        kept = logits / how.temperature
+        if how.top_p < 1:
+            kept = TopPLogitsWarper(how.top_p)(torch.empty(0), kept[None])[0]
         drawn = torch.empty(kept.shape).exponential_(generator=self._random).clamp_min(torch.finfo(torch.float32).tiny)
         return kept - drawn.log().to(kept)
 

@@ -85,6 +85,9 @@ FORMS: dict[str, dict[str, Any]] = {
         "images": ["7.png"],
     },
     "own image": {"messages": [{"role": "user", "content": [PART | {"path": "7.png"}, ASKED]}, DOG]},
+    "image_path": {"question": "what is it?", "answer": "a dog.", "image_path": "7.png"},
+    "image_url": {"question": "what is it?", "answer": ["a dog."], "image_url": {"url": URI}, "label": True},
+    "img": {"messages": [USER, DOG], "img": ["7.png"], "kto_tag": True, "source": "here", "image_id": 7, "tools": None},
     "base64": {"messages": [{"role": "user", "content": [PART | {"base64": encoded("7.png")}, ASKED]}, DOG]},
 }
 
@@ -222,6 +225,20 @@ BAD: dict[str, tuple[Any, str]] = {
         {"question": "what?", "chosen": "a", "rejected": "b\ude00"},
         "half a character",
     ),
+    "an answer that is wrong": (row(USER, DOG, label=False), "label is False, which seems to be a judgement of the"),
+    "one to a question": (
+        {"question": "a", "answer": "b", "kto_tag": False},
+        "kto_tag is False, which seems to be a j",
+    ),
+    "a list of answers": ({"question": "what?", "answer": ["a dog", "a dog", "dog"]}, "is .*'dog'.; expected one text"),
+    "another image": (row(USER, DOG, image2="8.png"), "image2 is '8.png', which seems to be an image: list the images"),
+    "an image of a turn": (row(BARE | {"images": ["7.png"]}, DOG, images=[]), "images is .*, which seems to be an im"),
+    "another mark": (
+        {"question": "<image_1>what?", "answer": "a", "image": "7.png"},
+        "<image_1> is no mark of an image",
+    ),
+    "choices": ({"question": "what?", "answer": "B", "choices": ["a", "b"]}, "choices is .* a part of the question"),
+    "a part by another name": (row(USER, DOG, subset="test"), "subset is 'test', which .*: call it split"),
     "an image in an answer": (row(BARE, DOG | {"content": "<image>a dog"}), "answer 1 has an image"),
 }
 

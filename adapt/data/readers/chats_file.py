@@ -74,7 +74,7 @@ _SEEMS = {
     ),
     "a judgement of the answer": (
         "label kto correct iscorrect incorrect wrong accepted loss weight train masked",
-        "every answer is learned as right. Leave the row out if its answer is wrong, or else take out the key",
+        "every answer is learned as right, and called answer. Leave out rows whose answer is wrong, or else the key",
     ),
     "a part of the question": (
         "question query prompt instruction input problem choice option context hint passage message conversation "
