@@ -107,6 +107,14 @@ def test_lists_of_questions(columns: str, folder: Path) -> None:
     assert read_ones == [(row["path"], row["question"], row["label"]) for row in rows]
 
 
+def test_every_bad_line_of_a_csv_is_listed(folder: Path) -> None:
+    lines = ["path,question,label", "7.png,what?,a dog", "../7.png,what?,a dog", "8.png,what?,", "8.png,what?,a,b"]
+    (folder / "rows.csv").write_text("\n".join([*lines, "8.png,what?,a cat"]))
+    split, problems = read_leniently(str(folder / "rows.csv"), None)
+    assert sorted(item.answer for item in split.items()) == ["a cat", "a dog"]
+    assert [problem.partition(" line ")[2].partition(":")[0] for problem in problems] == ["3", "4", "5"]
+
+
 def _written(folder: Path, rows: list[Any]) -> Path:
     path = folder / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
