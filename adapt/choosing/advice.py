@@ -32,7 +32,7 @@ class Advice:
     `few` lists the images of classes that have fewer than half the median number of images, or only one group of
     images (such as photographs of one object). `confused` lists misclassified images of the most often confused pairs
     of classes. `suspects` lists training images that look like another class. `duplicates` lists test and validation
-    images that almost duplicate a training image.
+    images that look like a training image, as copies do.
     """
 
     few: list[ListedImage]
@@ -62,8 +62,11 @@ class Advice:
                 f"Check the labels: {len(self.suspects)} training image(s) look like another class (suspects.csv)"
             )
         if self.duplicates:
+            other = sum(row["class"] != row["train_class"] for row in self.duplicates)
             lines.append(
-                f"{len(self.duplicates)} test or validation image(s) almost duplicate a training image (duplicates.csv)"
+                f"{len(self.duplicates)} test or validation image(s) look like a training image"
+                f"{f', {other} of them of another class' * bool(other)}: copies, or alike but for what matters? "
+                "Compare them (duplicates.csv); none is left out"
             )
         return lines
 

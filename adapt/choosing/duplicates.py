@@ -1,12 +1,14 @@
 """Near duplicates between the parts of a data set (train, val, test): resized, recompressed or mirrored images.
 
 Features select possible duplicates, and thumbnails decide: by features alone, two drawings of one object would count as
-the same image.
+the same image. What counts as the same depends on how alike different training images are: photographs that a machine
+takes of its pieces are all alike, and differ by the crack that matters.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from statistics import median
 
 import torch
 from PIL import Image
@@ -14,30 +16,45 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from adapt.data.decoding.images import open_image
+from adapt.data.item import Item
 from adapt.data.split import Split
 
 NEAREST = 3  # training images that each other image is compared with
 SIDE = 12  # pixels of a thumbnail
-ALIKE = 0.98  # correlation above which two images count as one
+UNLIKE = 0.02  # two images count as one if their thumbnails' correlation is nearer to 1 than this
+SHARE = 0.1  # or than this share of the usual distance of a training image to the one most like it
+SAMPLE = 100  # training images from which the usual distance is taken
 KEPT = 4096  # thumbnails in memory
 
 ListedImage = dict[str, str | float]  # a row of a list: the image's path and class, and why it is listed
 
 
 def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[ListedImage]:
-    """Return a row for each test or validation image that almost duplicates a training image, the most similar first.
+    """Return a row for each test or validation image that looks like a training image, the most similar first.
 
     `features` contains unit-length features `(n, e)` of train, val and test.
     """
     thumbnail = lru_cache(KEPT)(_thumbnail)
+    train = features["train"]
+
+    def most_alike(item: Item, feature: Tensor, but: int = -1) -> tuple[float, int]:
+        """Return the highest correlation with a training image other than `but`, and the index of that image."""
+        near = (train @ feature).topk(min(NEAREST + 1, len(train))).indices.tolist()
+        others = [place for place in near if place != but][:NEAREST]
+        own = thumbnail(item.path, item.turned)
+        found = [(_correlation(own, thumbnail(split.train[place].path, item.turned)), place) for place in others]
+        return max(found, default=(0.0, 0))
+
+    if not (split.val or split.test):
+        return []
+    step = max(1, len(train) // SAMPLE)
+    usual = [1 - most_alike(split.train[place], train[place], place)[0] for place in range(0, len(train), step)]
+    least = 1 - min(UNLIKE, SHARE * median(usual))
     rows: list[ListedImage] = []
     for part, items in (("val", split.val), ("test", split.test)):
         for item, feature in zip(items, features.get(part, ())):
-            near = (features["train"] @ feature).topk(min(NEAREST, len(split.train))).indices.tolist()
-            own = thumbnail(item.path, item.turned)
-            others = [(place, thumbnail(split.train[place].path, split.train[place].turned)) for place in near]
-            correlation, place = max((_correlation(own, other), place) for place, other in others)
-            if correlation > ALIKE:
+            correlation, place = most_alike(item, feature)
+            if correlation > least:
                 other = split.train[place]
                 rows.append(
                     {

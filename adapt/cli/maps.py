@@ -32,8 +32,9 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
 
     For each image, a PNG of the area that the backbone reads is written, and a line is printed with the abnormality of
     the most abnormal pixel and with the image's class and probability. All images share one colour scale, on which the
-    less abnormal half of all pixels has no colour. An image that cannot be read is reported and skipped, and the exit
-    code is then 2.
+    less abnormal half of all pixels has no colour. So some pixels are warm even if no image has a defect: `adapt eval`
+    measures whether maps can be trusted. An image that cannot be read is reported and skipped, and the exit code is
+    then 2.
 
     \b
     Examples:
@@ -81,6 +82,11 @@ def _draw(
         else:
             answer = f"{shown(prediction.class_name)} {100 * prediction.probability:.1f} %"
             click.echo(f"{shown(file.called)}  {worst:.4f}  {answer}  {drawn}")
+    click.echo(
+        "colours compare these images with each other: the warmest pixels need not be defects. `adapt eval` on images "
+        "of known classes, or with masks, says whether maps can be trusted",
+        err=True,
+    )
 
 
 COMMANDS = {"maps": maps}

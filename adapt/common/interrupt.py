@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -63,6 +62,8 @@ def interrupted_when_ended() -> Iterator[None]:
 
 def end_with_the_parent() -> None:
     """Interrupt this process when the one that started it by `multiprocessing`, if any, has ended."""
+    import multiprocessing  # which takes a while, and few processes need it
+
     parent = multiprocessing.parent_process()
     if parent is None:
         return

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Literal, ParamSpec, TypeVar, get_args
 
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.interrupt import end_with_the_parent
 from adapt.common.progress import Progress
 from adapt.data.decoding.facts import Facts, facts_of
 from adapt.data.decoding.images import check_image
@@ -155,7 +156,8 @@ def _of_each(
         if len(turned) >= _FEW:
             from adapt.data.decoding.decoded import processors
 
-            workers = stack.enter_context(ProcessPoolExecutor(min(_WORKERS, processors())))
+            count = min(_WORKERS, processors())
+            workers = stack.enter_context(ProcessPoolExecutor(count, initializer=end_with_the_parent))
             results = workers.map(look, turned, turned.values(), chunksize=_BATCH)  # type: ignore[assignment]
         for done, known in enumerate(results, 1):
             yield known

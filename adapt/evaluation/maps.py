@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.decoding.masks import mask_of
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, scored
-from adapt.methods.base.traits import normal_label
+from adapt.methods.base.traits import DrawsMaps, normal_label, trait
+from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import decided
 
-TITLES = {"image_auroc": "AUROC of images", "pixel_auroc": "of pixels", "pro": "overlap of regions (PRO)"}
+logger = logging.getLogger("adapt")
+TITLES = {
+    "image_auroc": "AUROC of images",
+    "map_auroc": "of images by the highest pixel of their maps",
+    "pixel_auroc": "of pixels",
+    "pro": "overlap of regions (PRO)",
+}
+CHANCE = 2.0  # standard deviations above an area of 0.5
 MOST_FALSE = 0.3  # false positive rate of pixels up to which PRO is integrated, as published
 
 
@@ -26,41 +37,80 @@ class MapScores(Scores):
     """Classification scores with areas under curves for anomalous images, pixels (AUROC) and regions (PRO)."""
 
     areas: tuple[tuple[str, float], ...] = ()
+    caution: str = ""
+    """What the maps cannot be trusted for, or ""."""
 
     @classmethod
-    def of(cls, scores: Scores, abnormal: Tensor, maps: Tensor, masks: Tensor) -> MapScores:
-        """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels `(n, h, w)`, and true masks."""
-        anomalous = masks.flatten(1).any(-1)
-        areas = {
-            "image_auroc": auroc(abnormal, anomalous),
-            "pixel_auroc": auroc(maps.flatten(), masks.flatten()),
-            "pro": region_overlap(maps, masks),
-        }
+    def of(cls, scores: Scores, anomalous: Tensor, abnormal: Tensor, maps: Tensor, masks: Tensor | None) -> MapScores:
+        """Return `scores` with areas, from anomaly scores of images `(n,)` and pixels `(n, h, w)`.
+
+        `anomalous` `(n,)` says which images are, and `masks` `(n, h, w)` says which of their pixels, if it is known.
+        """
+        areas = {"image_auroc": auroc(abnormal, anomalous), "map_auroc": auroc(maps.flatten(1).amax(-1), anomalous)}
+        if masks is not None:
+            areas |= {"pixel_auroc": auroc(maps.flatten(), masks.flatten()), "pro": region_overlap(maps, masks)}
         defined = tuple((name, area) for name, area in areas.items() if area is not None)
-        return cls(**vars(scores), areas=defined)
+        return cls(**vars(scores), areas=defined, caution=_caution(areas["map_auroc"], anomalous))
 
     def figures(self) -> JsonObject:
         return super().figures() | dict(self.areas)
 
     def summary(self) -> dict[str, str]:
         areas = ", ".join(f"{TITLES[name]} {area:.3f}" for name, area in self.areas)
-        return super().summary() | {"maps": areas or "not measured, as no mask marks a pixel"}
+        unmeasured = "" if "pixel_auroc" in dict(self.areas) else "pixels not measured, as no mask marks one"
+        return super().summary() | {"maps": "; ".join(filter(None, (areas, unmeasured, self.caution)))}
 
     def lines(self, of: str) -> Iterator[str]:
         yield from super().lines(of)
         yield self.summary()["maps"]
 
 
-def map_scores(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> MapScores:
-    """Return the scores of `model` on items with masks, including areas under curves for its anomaly maps."""
+def check_masked(model: Adapted, items: Sequence[Item]) -> None:
+    """Raise AdaptError, naming the image, if only some of the abnormal images of `items` have a mask."""
+    normal = model.class_names[normal_label(model.method, model.class_names)]
+    bare = [item for item in items if item.answer != normal and not item.label.files]
+    if bare and any(item.label.files for item in items):
+        raise AdaptError(
+            f"{bare[0].path!r} is of the class {bare[0].answer!r} and has no mask, but other images have one. Give a "
+            f"mask to each image that is not of the class {normal!r}, or to none"
+        )
+
+
+def scored_with_maps(model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
+    """Return the scores of `model` on `items`, with areas under curves if it draws anomaly maps.
+
+    Pixels and regions are measured if the images that are not of the class of normal images have masks.
+    """
+    draws = trait(model.method, DrawsMaps)
+    if draws is None or draws.normal_class not in model.class_names:
+        if draws is not None:
+            logger.warning(
+                "%s draws no maps here: no class is called %r; set method.normal to the class of normal images",
+                model.method.name, draws.normal_class,
+            )  # fmt: skip
+        return scored(items, inference.decisions(model, items))
+    assert isinstance(model, AdaptedModel)  # as of every method that draws maps
     normal = normal_label(model.method, model.class_names)
+    anomalous = torch.tensor([item.answer != model.class_names[normal] for item in items])
     batches = list(inference.of_batches(model, items, lambda step: model.logits_and_maps(step.inputs)))
     abnormal = 1 - torch.cat([logits for logits, _ in batches]).float().softmax(-1)[:, normal].cpu()
     maps, place = torch.cat([maps for _, maps in batches]), model.backbone.preprocess.placing("nearest")
     size, turned = (maps.shape[1], maps.shape[2]), model.backbone.preprocess.turned
-    masks = torch.stack([mask_of(item, place, size, turned) for item in items])
+    masked = any(item.label.files for item in items)
+    masks = torch.stack([mask_of(item, place, size, turned) for item in items]) if masked else None
     scores = scored(items, [decided(logits, model.class_names) for logits, _ in batches])
-    return MapScores.of(scores, abnormal, maps, masks)
+    return MapScores.of(scores, anomalous, abnormal, maps, masks)
+
+
+def _caution(area: float | None, anomalous: Tensor) -> str:
+    """Return a caution if maps separate images no better than chance does in one of forty draws, or else ""."""
+    abnormal, normal = int(anomalous.sum()), int((~anomalous).sum())
+    if area is None:
+        return ""
+    by_chance = math.sqrt((abnormal + normal + 1) / (12 * abnormal * normal))  # of the rank sum (Mann and Whitney)
+    if area > 0.5 + CHANCE * by_chance:
+        return ""
+    return "do not trust the maps: they are no warmer on abnormal images than on normal ones"
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:

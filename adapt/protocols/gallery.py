@@ -70,7 +70,7 @@ _LISTS = (
     ),
     _List(
         "duplicates.csv",
-        "Test and validation images that almost duplicate a training image",
+        "Test and validation images that look like a training image",
         ("path", "part", "class", "train_path", "train_class"),
         lambda row: [
             (row["path"], f"{row['part']}: {row['class']}"),

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-_OVERHEAD = 2**18  # maximum bytes of a request beside its body
+_OVERHEAD = 2**16  # maximum bytes of a request beside its body, which may be in chunks
+_OF_CHUNKS = 64  # bytes of a body to each byte more that its chunks may take
+_HEADERS = 100
+_QUEUED = 16  # requests of one connection that wait for their turn
 _ORDER = itertools.count()
 
 
@@ -26,6 +29,8 @@ class Connection(HttpToolsProtocol):
     """A uvicorn connection with time limits for headers (`head_seconds`), and for a body or a response (`seconds`).
 
     If there are more than `most` connections, the connection that has waited longest for a complete request is closed.
+    So is one that sends more requests than wait for their turn, whatever arrives at once: all that one read brings is
+    parsed in the event loop, while nobody else is answered.
     """
 
     def __init__(
@@ -41,7 +46,8 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._head_seconds, self._seconds, self._most = head_seconds, seconds, most
-        self._overhead = 0
+        self._overhead = self._body = 0  # bytes of the request that is being read
+        self._refusal: tuple[int, str] | None = None
         self._since: int | None = None  # order of starting to wait for a complete request; None while there is one
         self._ends: asyncio.TimerHandle | None = None
         self._gives_up: asyncio.TimerHandle | None = None  # closes on a client that does not read its answer
@@ -63,8 +69,21 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._overhead += len(data)
         super().data_received(data)
-        if self._overhead > _OVERHEAD and not self.transport.is_closing():
-            self._refuse(431, f"the request has more than {_OVERHEAD:,} bytes beside its body: send shorter headers")
+        if self._overhead > _OVERHEAD + self._body // _OF_CHUNKS and not self.transport.is_closing():
+            self._refuse(
+                431,
+                f"the request has more than {_OVERHEAD:,} bytes beside its body: send shorter headers or larger chunks",
+            )
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if len(self.pipeline) >= _QUEUED:
+            self._stop_parsing(429, f"more than {_QUEUED} requests wait on this connection: wait for their answers")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > _HEADERS:
+            self._stop_parsing(431, f"the request has more than {_HEADERS} headers: send fewer")
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -72,11 +91,12 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._overhead -= len(body)
+        self._body += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._overhead = 0
+        self._overhead = self._body = 0
         self._stop()
         if self.cycle.response_complete:  # answered before the body was complete
             self._wait(self._head_seconds)
@@ -95,7 +115,12 @@ class Connection(HttpToolsProtocol):
         self._go_on()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, msg)
+        self._refuse(*(self._refusal or (400, msg)))
+
+    def _stop_parsing(self, status: int, detail: str) -> None:
+        """Keep the parser from reading on, after which it calls `send_400_response`."""
+        self._refusal = status, detail
+        raise ValueError(detail)
 
     def _wait(self, seconds: float) -> None:
         self._stop()
@@ -114,8 +139,8 @@ class Connection(HttpToolsProtocol):
             self._gives_up.cancel()
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Close the connection, after an error response with `status` and `detail` if no response has started yet."""
-        if self._overhead and (self.cycle is None or not self.cycle.response_started):
+        """Close the connection, after an error response with `status` and `detail` unless others come before it."""
+        if self._overhead and not self.pipeline and (self.cycle is None or not self.cycle.response_started):
             body = json.dumps({"detail": detail}).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"
             self.transport.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)

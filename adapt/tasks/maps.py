@@ -51,25 +51,15 @@ class Maps(Task):
 
     def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
         from adapt.data.decoding.masks import check_masks
-        from adapt.methods.base.traits import normal_label
+        from adapt.evaluation.maps import check_masked
+        from adapt.methods.base.traits import DrawsMaps, has_trait
 
-        if self._drawn(model, items):
-            normal_label(model.method, model.class_names)
+        if has_trait(model.method, DrawsMaps) and any(item.label.files for item in items):
+            check_masked(model, items)
             check_masks(items, model.backbone.preprocess.turned)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.maps import map_scores
-        from adapt.evaluation.scores import scored
-        from adapt.models.classifier import AdaptedModel
+        from adapt.evaluation.maps import scored_with_maps
 
-        if not self._drawn(model, items):
-            return scored(items, inference.decisions(model, items))
         self.check_tested(model, items)
-        assert isinstance(model, AdaptedModel)  # as of every method that draws maps
-        return map_scores(model, items, inference)
-
-    def _drawn(self, model: Adapted, items: Sequence[Item]) -> bool:
-        """Return whether the model localises anomalies and at least one item has a mask."""
-        from adapt.methods.base.traits import DrawsMaps, has_trait
-
-        return has_trait(model.method, DrawsMaps) and any(item.label.files for item in items)
+        return scored_with_maps(model, items, inference)

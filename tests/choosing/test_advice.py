@@ -100,6 +100,26 @@ def test_copies_across_parts_are_found(
     assert len(found) - len(right) <= len(known) + COPIES - len(right)
 
 
+def test_pieces_that_a_machine_photographs_alike_are_no_copies(model: AdaptedModel, tmp_path: Path) -> None:
+    """Forty pictures of a grid, each with a scratch of its own: all correlate, and one alone is there again."""
+    draw, pieces = random.Random(0), list[Item]()
+    for number in range(40):
+        picture = Image.new("L", (96, 96), 180)
+        for line in range(0, 96, 24):
+            picture.paste(60, (0, line, 96, line + 4))
+        x, y = draw.randrange(80), draw.randrange(80)
+        picture.paste(120, (x, y, x + 14, y + 3))
+        picture.save(tmp_path / f"{number}.png")
+        pieces.append(Item.of(path=str(tmp_path / f"{number}.png"), label="ab"[number % 2]))
+    again = _copied(pieces[3], tmp_path / "again.jpg", number=2)
+    split = Split("pieces", ("a", "b"), tuple(pieces[:20]), (), (*pieces[20:], again))
+    features = {name: item_features(model, getattr(split, name), workers=0) for name in ("train", "test")}
+    assert [row["path"] for row in near_duplicates(split, features)] == [again.path]
+    [line] = [line for line in advise(split, features, [], None).lines() if "look like a training image" in line]
+    assert line.startswith("1 test or validation image(s)")
+    assert line.endswith("none is left out")
+
+
 def _copied(item: Item, path: Path, number: int) -> Item:
     image = open_image(item)
     if number % 2:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import adapt
 from adapt.common.cells import unguarded
@@ -156,9 +157,12 @@ def test_files_of_classes_that_are_refused(
     refused(run("predict", adapter, photos, "--classes", tmp_path / "names.txt"), words)
 
 
-def test_a_list_with_semicolons_is_refused_as_such(run, refused, adapter: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.csv").write_text("path;label\na.png;a\n")
-    refused(run("predict", adapter, tmp_path / "list.csv"), "the columns are separated by ';'; expected ','")
+def test_a_list_with_semicolons_and_backslashes_is_read(run, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos/a.png")
+    (tmp_path / "list.csv").write_text("path;label\nphotos\\a.png;a\n")
+    result = run("predict", adapter, tmp_path / "list.csv")
+    assert (result.exit_code, result.output.startswith("photos\\a.png")) == (0, True)
 
 
 def test_a_folder_without_images(run, refused, adapter: Path, tmp_path: Path) -> None:

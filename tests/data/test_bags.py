@@ -11,7 +11,7 @@ from PIL import Image
 
 from adapt import AdaptError
 from adapt.data import load
-from adapt.data.bags import has_bags, singles, sizes
+from adapt.data.bags import singles, sizes
 from adapt.data.checks import copies
 from adapt.data.decoding.image_set import loader
 from adapt.data.few_shot import carve
@@ -94,7 +94,8 @@ def test_folders_of_items(folder: Path) -> None:
         ("dog", 1),
     ]
     assert [item.group for item in items] == ["cat/one", "cat/two", "", "dog/one"]
-    assert not has_bags(list(load(folder).items()))
+    with pytest.raises(AdaptError, match=r"'cat' and 'dog' both have a folder 'one'.* CLASS/ITEM/IMAGE items:FOLDER"):
+        load(folder)
 
 
 def test_a_link_to_an_image_of_another_item_is_no_silent_loss(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -94,8 +94,8 @@ IMAGE = {"id": 1, "file_name": "a.jpg"}
         ([{"image": 3, "caption": "a"}], "entry 1 is"),
         (["a.jpg"], "entry 1 is 'a.jpg'; expected"),
         ([{"image": "../a.jpg", "caption": "a"}], "entry 1: the image '../a.jpg' is not under"),
-        ([{"image": "a.jpg", "caption": "a", "split": "tests"}], "entry 1 has the split 'tests'; did you mean 'test'"),
-        ([{"image": "a.jpg", "caption": "a", "split": ["test"]}], "entry 1 has the split ['test']"),
+        ([{"image": "a.jpg", "caption": "a", "split": "tests"}], "entry 1: unknown split 'tests'; did you mean 'test'"),
+        ([{"image": "a.jpg", "caption": "a", "split": ["test"]}], "entry 1: unknown split ['test']"),
         ([PLAIN[0], {"image": "b.jpg", "caption": "b"}], "b.jpg' has no split, but other images have a split"),
         ([PLAIN[0], {**PLAIN[0], "split": "test"}], "a.jpg' is of two parts, 'train' and 'test'"),
         (

@@ -217,7 +217,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "no turns": ({"messages": []}, "has the keys messages; expected"),
     "turns in a text": ({"messages": "[]"}, r"messages is '\[\]'; expected a list of turns"),
     "no object": ([1], r"is \[1\]; expected an object"),
-    "an unknown part of the split": (row(USER, DOG, split="dev"), "has the split 'dev'"),
+    "an unknown part of the split": (row(USER, DOG, split="fold"), "unknown split 'fold'"),
     "loss of another form": (row(BARE, DOG | {"loss": "no"}), "loss is 'no'; expected true or false"),
     "nothing to learn": (row(BARE, DOG | {"loss": False}, images=[]), "no answer to learn"),
     "half an emoji": (row(BARE | {"content": "nice \ud83d"}, DOG, images=[]), "half a character .* after 'nice '"),

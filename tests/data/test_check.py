@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -82,6 +87,41 @@ def test_workers_find_the_same_and_leave_the_random_state(
     assert list(broken_images(items * 2, lambda *done: told.append(done)).items()) == list(alone.items())
     assert told == [(done, len(items)) for done in range(1, len(items) + 1)]  # each file once
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    script = f"""
+import os, pathlib, time
+from adapt.common import interrupt
+from adapt.data import check
+
+def look(path, turned):
+    pathlib.Path({str(tmp_path)!r}, str(os.getpid())).touch()
+    time.sleep(600)
+
+check._FEW = check._BATCH = interrupt._PATIENCE = 1
+list(check._of_each(look, dict.fromkeys("abcd", False)))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    while not [*tmp_path.iterdir()]:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    for _ in range(1200):  # a minute; they would wait for ever
+        workers = [pid for pid in workers if _runs(pid)]
+        time.sleep(0.05 * bool(workers))
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    assert workers == []
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.fixture

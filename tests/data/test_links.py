@@ -16,7 +16,7 @@ from adapt.data import read_csv, read_folder, read_split
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "deep"])
 def test_links_in_a_class_folder_add_no_picture(tmp_path: Path, target: str) -> None:
-    names = [f"{name}/deep/{i}.png" for name in ("ant", "bee") for i in range(10)]
+    names = [path for i in range(10) for path in (f"ant/deep/{i}.png", f"bee/far/{i}.png")]
     root = touch(tmp_path / "set", *names)
     before = read_folder(root)
     (root / "ant/again").symlink_to(target)

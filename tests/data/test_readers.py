@@ -37,7 +37,7 @@ def test_val_and_test_folders_are_optional(tmp_path: Path) -> None:
 
 
 def test_an_undivided_folder_is_divided_by_seeded_ratios(tmp_path: Path) -> None:
-    root = touch(tmp_path, *(f"{name}/deep/{i:02}.jpg" for name in ("ant", "bee") for i in range(20)))
+    root = touch(tmp_path, *(f"{name}/{name}s/{i:02}.jpg" for name in ("ant", "bee") for i in range(20)))
     split = read_folder(root)
     for items, size in ((split.train, 12), (split.val, 2), (split.test, 6)):
         assert Counter(item.answer for item in items) == {"ant": size, "bee": size}
@@ -176,8 +176,7 @@ def test_paths_of_a_csv_start_from_root(tmp_path: Path) -> None:
             "path,target\na.png,1e308\nb.png,-1e308\n",
             "the targets reach from -1e+308 to 1e+308; expected at most 1e",
         ),
-        ("path;label\na.png;a\n", "the columns are separated by ';'; expected ','"),
-        ("path\tlabel\na.png\ta\n", "the columns are separated by '\\t'; expected ','"),
+        ("path,label\nC:\\me\\a.png,a\n", "'C:\\\\me\\\\a.png' is on the drive 'C:'; expected a path below '"),
         ("path,lable\n", "unknown column 'lable'; did you mean 'label'?"),
         ("file,label\na.png,a\n", "unknown column 'file'; did you mean 'path'? Rename the column"),
         ("Image_Path,label\na.png,a\n", "unknown column 'Image_Path'; did you mean 'path'?"),

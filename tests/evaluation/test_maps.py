@@ -42,8 +42,10 @@ def test_each_area_is_of_its_own_scores() -> None:
     masks[0, 0, 0] = masks[1, 0, 1] = True
     maps = torch.tensor([[[0.9, 0.2]], [[0.5, 0.4]], [[0.3, 0.1]]])
     scores = Scores(("a", "b", "c"), ("x", "x", "y"), ("x", "y", "y"), (0.9, 0.8, 0.7))
-    figures = MapScores.of(scores, torch.tensor([0.8, 0.1, 0.3]), maps, masks).figures()
+    anomalous = torch.tensor([True, True, False])
+    figures = MapScores.of(scores, anomalous, torch.tensor([0.8, 0.1, 0.3]), maps, masks).figures()
     assert figures["image_auroc"] == pytest.approx(0.5)  # one of two anomalous images is above the normal one
+    assert figures["map_auroc"] == 1.0
     assert figures["pixel_auroc"] == pytest.approx((4 + 3) / 8)
     assert figures["pro"] == pytest.approx(region_overlap(maps, masks))
     assert figures["accuracy"] == pytest.approx(2 / 3)
@@ -51,6 +53,24 @@ def test_each_area_is_of_its_own_scores() -> None:
 
 def test_without_a_marked_pixel_there_is_no_area() -> None:
     scores = Scores(("a.png",), ("normal",), ("normal",), (0.9,))
-    found = MapScores.of(scores, torch.tensor([0.1]), torch.rand(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool))
+    normal, masks = torch.tensor([False]), torch.zeros(1, 4, 4, dtype=torch.bool)
+    found = MapScores.of(scores, normal, torch.tensor([0.1]), torch.rand(1, 4, 4), masks)
     assert found.areas == ()
-    assert [*found.lines("1 image")][-1] == "not measured, as no mask marks a pixel"
+    assert [*found.lines("1 image")][-1] == "pixels not measured, as no mask marks one"
+
+
+@pytest.mark.parametrize(("gap", "trusted"), [(0.0, False), (0.05, False), (1.0, True)])
+def test_maps_that_do_not_separate_images_come_with_a_caution(gap: float, trusted: bool) -> None:
+    """Of 20 images each, two standard deviations of chance are an area of 0.685."""
+    anomalous = torch.arange(40) < 20
+    maps = torch.rand(40, 4, 4, generator=torch.Generator().manual_seed(0)) + gap * anomalous[:, None, None]
+    names = tuple("normal" for _ in anomalous)
+    scores = MapScores.of(Scores(names, names, names, (0.9,) * 40), anomalous, anomalous.float(), maps, None)
+    assert scores.figures()["image_auroc"] == 1.0
+    assert "pixel_auroc" not in scores.figures()
+    maps_auroc = dict(scores.areas)["map_auroc"]
+    assert (maps_auroc > 0.685) is trusted
+    told = [*scores.lines("40 images")][-1]
+    assert (
+        told.endswith("do not trust the maps: they are no warmer on abnormal images than on normal ones") is not trusted
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,36 @@ def test_a_defect_without_a_mask_is_refused(screws: Path) -> None:
     (screws / "ground_truth/bent/0_mask.png").unlink()
     with pytest.raises(AdaptError, match="is an image of a defect, but ground_truth has no mask"):
         read_defect_folder(screws)
+
+
+def test_a_folder_of_defects_without_masks_is_measured_by_images_alone(screws: Path) -> None:
+    shutil.rmtree(screws / "ground_truth")
+    (screws / "test").rename(screws / "Test")
+    split = load(f"defects:{screws}")
+    assert [(item.answer, item.label.mask) for item in split.test] == [("abnormal", ""), ("normal", "")]
+    scores = evaluate(wrapped(), split.test, workers=0)
+    assert {"image_auroc", "map_auroc"} == scores.figures().keys() & {"image_auroc", "map_auroc", "pixel_auroc", "pro"}
+
+
+def test_maps_of_class_folders_are_compared_with_the_classes(screws: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Both images are the same grey, so that the maps say nothing."""
+    split = load(screws / "test")
+    model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(normal="good"), split.class_names).eval()
+    scores = evaluate(model, [*split.items()], workers=0)
+    assert scores.figures()["map_auroc"] == 0.5
+    assert "do not trust the maps" in [*scores.lines("2 images")][-1]
+    unnamed = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.AnoVL(), split.class_names).eval()
+    assert "map_auroc" not in evaluate(unnamed, [*split.items()], workers=0).figures()
+    assert "draws no maps here: no class is called 'normal'; set method.normal" in caplog.text
+
+
+def test_masks_of_some_defects_alone_are_refused(screws: Path) -> None:
+    table = screws / "screws.csv"
+    picture(screws / "test/bent/1.png")
+    rows = ["test/bent/0.png,abnormal,test,ground_truth/bent/0_mask.png", "test/bent/1.png,abnormal,test,"]
+    table.write_text("\n".join(["path,label,split,mask", "test/good/0.png,normal,test,", *rows]))
+    with pytest.raises(AdaptError, match=r"bent/1.png' is of the class 'abnormal' and has no mask, but other images"):
+        evaluate(wrapped(), read_csv(table).test, workers=0)
 
 
 def test_a_csv_with_a_column_mask(screws: Path) -> None:

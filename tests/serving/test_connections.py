@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -109,15 +110,45 @@ def test_whole_requests_are_answered_whatever_they_are_cut_into(serve: Callable[
 
 def test_headers_without_an_end_and_what_is_no_http(serve: Callable[..., Connect]) -> None:
     connect = serve()
-    many = b"X: ".ljust(2**18 + 1 - len(HEAD), b"a")  # one byte too many, so that all of it is read
+    many = b"X: ".ljust(2**16 + 1 - len(HEAD), b"a")  # one byte too many, so that all of it is read
     assert refused(connect(HEAD + many)) == (
         b"431",
-        "the request has more than 262,144 bytes beside its body: send shorter headers",
+        "the request has more than 65,536 bytes beside its body: send shorter headers or larger chunks",
     )
+    lines = b"".join(b"X-%d: a\r\n" % number for number in range(100))
+    assert refused(connect(HEAD + lines)) == (b"431", "the request has more than 100 headers: send fewer")
     assert refused(connect(b"no http\r\n\r\n")) == (b"400", "Invalid HTTP request received.")
     big = HEAD.replace(b": 10", b": 900000") + b"\r\n" + b"x" * 900_000
     client = connect(big)
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_chunks_may_be_small_but_not_all_of_a_byte(serve: Callable[..., Connect]) -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connect = serve()
+    client = connect(head + b"".join(b"200\r\n" + b"x" * 512 + b"\r\n" for _ in range(20_000)) + b"0\r\n\r\n")
+    assert client.recv(65536).endswith(b"\r\n\r\n10240000")
+    status, detail = refused(connect(head + b"1\r\nx\r\n" * 13_200))
+    assert (status, detail.endswith("send shorter headers or larger chunks")) == (b"431", True)
+
+
+def test_requests_that_come_all_at_once_are_read_up_to_a_queue(
+    serve: Callable[..., Connect], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    on_headers_complete = Connection.on_headers_complete
+    monkeypatch.setattr(Connection, "on_headers_complete", lambda self: (begun.append(1), on_headers_complete(self))[1])
+    request = b"GET /early HTTP/1.1\r\nHost: a\r\n\r\n"
+    connect = serve()
+    client = connect(request * 16)
+    found = b""
+    while found.count(b"HTTP/1.1 200") < 16:
+        found += client.recv(65536)
+    begun.clear()
+    many = connect(request * 2_000)
+    with suppress(ConnectionError):  # closed, and the rest of the requests is never read
+        assert b"429" not in everything(many)  # which would answer the first request
+    assert len(begun) <= 17
 
 
 def test_where_there_are_too_many_the_slowest_is_closed(serve: Callable[..., Connect]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import ntpath
 import os
 import struct
 import zipfile
@@ -49,6 +50,8 @@ def zip_root(archive: str | os.PathLike[str]) -> str:
 def under(root: str, path: str, where: str) -> str:
     """Return `path` joined to the absolute folder `root`; if `root` is "", return `path` itself.
 
+    The backslashes of a path that was written on Windows count as slashes, unless there is a file of that very name.
+
     Raises AdaptError, with a message that starts with `where`, if the path leads out of `root` or is not a valid file
     name.
     """
@@ -57,9 +60,22 @@ def under(root: str, path: str, where: str) -> str:
     if not root:
         return path
     joined = os.path.normpath(os.path.join(root, path))
+    if "\\" in path and not os.path.lexists(joined):
+        return _from_windows(root, path, where)
     if not joined.startswith(os.path.join(root, "")):
         raise AdaptError(f"{where}: the image {path!r} is not under the root {root!r}. Give the images' root folder")
     return joined
+
+
+def _from_windows(root: str, path: str, where: str) -> str:
+    drive, _ = ntpath.splitdrive(path)
+    if not drive:
+        return under(root, path.replace("\\", "/"), where)
+    steps = path.split("\\")
+    ends = (steps[place:] for place in range(1, len(steps)))
+    own = next((os.path.join(*end) for end in ends if os.path.lexists(os.path.join(root, *end))), None)
+    hint = f"{own!r} is there: shorten all paths so" if own else "Write each path from there on"
+    raise AdaptError(f"{where}: the image {path!r} is on the drive {drive!r}; expected a path below {root!r}. {hint}")
 
 
 def _may_exist(path: str) -> bool:

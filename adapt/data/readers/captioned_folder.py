@@ -9,7 +9,7 @@ from pathlib import Path
 from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
-from adapt.data.readers.folder import images_in
+from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
@@ -18,7 +18,8 @@ from adapt.data.split import Split
 def is_captioned(root: str | os.PathLike[str]) -> bool:
     """Return whether `root`, or `train`, `val` or `test` in `root`, has an image with a .txt file of the same name."""
     root = os.path.abspath(root)
-    homes = (root, *(os.path.join(root, part) for part in parts.ALIASES))
+    divided = [name for name in subfolders(root) if parts.part_of(name) in parts.NAMES]
+    homes = (root, *(os.path.join(root, name) for name in divided))
     return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))
 
 
@@ -38,8 +39,8 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
                 f"image folder {root!r} has texts for images, but {path!r} has no text: write one to {text.name}, or "
                 "remove the image"
             )
-        part = parts.ALIASES.get(os.path.relpath(path, root).split(os.sep)[0], "")
-        rows += [listed(path, {"text": line}, part) for line in lines]
+        part = parts.part_of(os.path.relpath(path, root).split(os.sep)[0])
+        rows += [listed(path, {"text": line}, part if part in parts.NAMES else "") for line in lines]
     if len({bool(row.part) for row in rows}) == 2:
         loose = next(row.item.path for row in rows if not row.part)
         raise AdaptError(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
-from adapt.common.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.files import under
 from adapt.data.decoding.inline import rows_of
@@ -21,7 +21,7 @@ from adapt.data.readers.rows import check_listed_once, listed, one_each, real_pa
 from adapt.data.split import Split
 
 IMAGE_KEYS, TEXT_KEYS = ("image", "path", "file_name"), ("caption", "captions", "text")
-_PARTS = parts.ALIASES | {"restval": "train"}  # Karpathy's split of COCO: more training images
+_RESTVAL = "restval"  # in Karpathy's split of COCO: more training images
 _EXPECTED = (
     f'expected {{"image": PATH, "caption": TEXT or [TEXT, ...]}}, perhaps with "split" (the image also as '
     f"{' or '.join(IMAGE_KEYS[1:])}, the texts as {' or '.join(TEXT_KEYS[1:])})"
@@ -101,10 +101,10 @@ def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str],
         texts = [texts] if isinstance(texts, str) else texts
         if not (isinstance(image, str) and image and _are_texts(texts)):
             raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}")
-        part = fields.get("split", "")
-        if not isinstance(part, str) or (part and part not in _PARTS):
-            raise AdaptError(f"{place} has the split {brief(part)}; {nearest(str(part), _PARTS)}")
-        yield place, image, [text.strip() for text in texts], _PARTS.get(part, "")
+        part = fields.get("split") or ""
+        if part:
+            part = "train" if part == _RESTVAL else parts.read(part, place)
+        yield place, image, [text.strip() for text in texts], part
 
 
 def _are_texts(texts: object) -> TypeGuard[list[str]]:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from adapt import tasks
 from adapt.chats import IMAGE, Chat, Role, Turn
-from adapt.common.errors import AdaptError, nearest
+from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
 from adapt.data.consistency import collected
@@ -232,15 +232,13 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
     chat = Chat(tuple(read.turns))
     _check(chat, where)
-    part = row.get("split") or ""
-    if not isinstance(part, str) or (part and part not in parts.ALIASES):
-        raise AdaptError(f"{where} has the split {brief(part)}; {nearest(str(part), parts.ALIASES)}")
+    part = parts.read(row["split"], where) if row.get("split") else ""
     cells: dict[str, Cell] = {"chat": chat} if rejected is None else {"chat": chat, "rejected": rejected}
     if others:
         cells["rejected_images"] = str(len(others))
     label = tasks.reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
-    return Listed(Item(paths, label, text=text), parts.ALIASES.get(part, ""))
+    return Listed(Item(paths, label, text=text), part)
 
 
 def _keys_of(row: Mapping[str, object]) -> frozenset[str]:

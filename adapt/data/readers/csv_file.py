@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from adapt.data.split import Split
 from adapt.tasks import Task
 from adapt.tasks.base import filled, number
 
+logger = logging.getLogger("adapt")
 _BOX = ("x0", "y0", "x1", "y1")
 _OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
@@ -41,6 +43,8 @@ def read_csv(
     seed: int = 0,
 ) -> Split:
     """Return the split in a CSV file with the columns `path,label[,split][,domain][,question][,group][,text][,mask]`.
+
+    Columns are separated by commas, semicolons or tabs, and backslashes in paths count as slashes.
 
     `label` is the class name, or the answer if there is a column `question`. Paths are relative to `root`, by default
     the CSV's folder, and must stay under `root`. Without a column `split`, images are divided by `ratios` (train, val,
@@ -71,7 +75,12 @@ def read_csv(
     check_listed_once(rows, where)
     texts, rows = ([row for row in rows if bool(row.item.paths) is kind] for kind in (False, True))
     rows = texts + in_bags(one_each(rows, folder, real_paths(row.item.path for row in rows), where), where)
-    return to_split(Path(source).stem, folder, rows, None, ratios, seed)
+    split = to_split(Path(source).stem, folder, rows, None, ratios, seed)
+    spelt: dict[str, str] = {}
+    for name in split.class_names:
+        if (other := spelt.setdefault(name.casefold(), name)) != name:
+            logger.warning("%s: the classes %r and %r differ in capitals alone", where, other, name)
+    return split
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
@@ -95,7 +104,10 @@ def _listed(source: str, folder: str) -> list[Listed]:
     """Return the lines of a CSV file as items, each with its part of the split (train, val, test or "")."""
     where = f"CSV {source!r}"
     with readable(where):
-        rows = list(_rows(csv_reader(source), folder, where))
+        reader = csv_reader(source)
+        rows = list(_rows(reader, folder, where))
+    if (separator := reader.reader.dialect.delimiter) != ",":
+        logger.info("%s: the columns are separated by %r", where, separator)
     if not rows:
         raise AdaptError(f"{where} lists no images; expected at least one line below the header")
     return rows
@@ -160,7 +172,7 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     """Return the item of one line of a CSV file, with its part of the split (train, val, test, unlabelled or "")."""
     cells = _cells(record, where)
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
-    part = _part(cells, where)
+    part = parts.read(cells["split"], where, (parts.UNLABELLED,)) if "split" in cells else ""
     if paths and part in ("", "train", parts.UNLABELLED) and task.lacks_label(cells) and not cells.get("item"):
         image, box = parted(paths[0])
         group = cells.get("group", "") or ("" if box is None else image)
@@ -181,16 +193,6 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     bag = filled(cells, "item", where) if "item" in cells and paths else ""
     group = cells.get("group", "") or bag or ("" if box is None else image)
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part, bag)
-
-
-def _part(cells: dict[str, str], where: str) -> str:
-    """Return the part of the split in a line: train, val, test, unlabelled, or "" if there is no column `split`."""
-    known = parts.ALIASES | {parts.UNLABELLED: parts.UNLABELLED}
-    if "split" not in cells:
-        return ""
-    if cells["split"] not in known:
-        raise AdaptError(f"{where}: unknown split {cells['split']!r}; {nearest(cells['split'], known)}")
-    return known[cells["split"]]
 
 
 def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:
@@ -231,11 +233,11 @@ def _path(cells: dict[str, str], folder: str, where: str) -> str:
 
 class CSVFile(Reader):
     name = "csv_file"
-    takes = "a .csv"
+    takes = "a .csv or .tsv"
     root = "may"
 
     def claims(self, spec: str) -> bool:
-        return spec.endswith(".csv") and os.path.isfile(spec)
+        return spec.lower().endswith((".csv", ".tsv")) and os.path.isfile(spec)
 
     def read(self, spec: str, root: str | None) -> Split:
         return read_csv(spec, root)

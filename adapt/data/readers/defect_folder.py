@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from adapt.common.errors import AdaptError
+from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.rows import listed, to_split
@@ -18,24 +19,26 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
 
     Normal images are in `train/good` and `test/good`. For each kind of defect, images are in `test/KIND` and masks in
     `ground_truth/KIND`. The classes are normal and abnormal, and the domain of an abnormal image is the kind of defect.
-    A mask has the name of the image, optionally followed by `_mask`. Raises AdaptError if these folders are missing,
-    and if an image of a defect has no mask.
+    A mask has the name of the image, optionally followed by `_mask`. Without a folder `ground_truth` there are no
+    masks. Raises AdaptError if other folders are missing, and if only some images of defects have a mask.
     """
     root = os.path.abspath(root)
-    if "test" not in subfolders(root):
+    part_of = {folder: part for folder in subfolders(root) if (part := parts.part_of(folder)) in ("train", "test")}
+    if "test" not in part_of.values():
         raise AdaptError(
-            f"folder {root!r} has no folder test. Expected test/good, and test/KIND and ground_truth/KIND for each "
-            "kind of defect"
+            f"folder {root!r} has no folder test. Expected test/good, and test/KIND for each kind of defect, perhaps "
+            "with masks in ground_truth/KIND"
         )
+    masked = _MASKS in subfolders(root)
     rows = []
-    for part in ("train", "test"):
-        for kind in subfolders(os.path.join(root, part)) if part in subfolders(root) else ():
+    for folder, part in part_of.items():
+        for kind in subfolders(os.path.join(root, folder)):
             name = NORMAL if kind == _GOOD else ABNORMAL
-            masks = {} if name == NORMAL else _masks(root, kind)
-            for path in images_in(os.path.join(root, part, kind)):
-                mask = "" if name == NORMAL else _mask(path, masks)
+            masks = _masks(root, kind) if masked and name == ABNORMAL else {}
+            for path in images_in(os.path.join(root, folder, kind)):
+                mask = _mask(path, masks) if masked and name == ABNORMAL else ""
                 rows.append(listed(path, {"label": name, "mask": mask}, part, kind))
-    if not any(row.item.label.files for row in rows):
+    if all(row.item.answer == NORMAL for row in rows):
         raise AdaptError(f"folder {root!r} has no image of a defect; expected at least one as test/KIND/IMAGE")
     return to_split(os.path.basename(root), root, rows, (NORMAL, ABNORMAL), (1.0, 0.0, 0.0), 0)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
@@ -19,14 +20,15 @@ IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
     """Return the data set in a folder of class folders, or in `train/`, `val/` and `test/` with class folders.
 
-    `val/` may also be called `valid/` or `validation/`. A folder `unlabelled/` has images without a class.
-    Images may be at any depth below the class folder; other files and hidden files are ignored (see
-    `adapt.data.readers.passed_over`). Symbolic links are followed, and an image counts once, preferably by a path
-    without links. `ratios` (train, val, test) and `seed` divide a folder without `train/`, `val/` and `test/`, and have
-    no effect otherwise.
+    The parts may have other usual names, such as `Training/` or `valid/` (see `adapt.data.readers.parts`). A folder
+    `unlabelled/` has images without a class. Images may be at any depth below the class folder; other files and hidden
+    files are ignored (see `adapt.data.readers.passed_over`). Symbolic links are followed, and an image counts once,
+    preferably by a path without links. `ratios` (train, val, test) and `seed` divide a folder without `train/`, `val/`
+    and `test/`, and have no effect otherwise.
 
-    Raises AdaptError if the folder is missing, if a class or one of `train/`, `val/` and `test/` is empty, or if links
-    put an image from outside the folder into two of `train/`, `val/` and `test/`, or into two classes.
+    Raises AdaptError if the folder is missing, if a class or one of `train/`, `val/` and `test/` is empty, if the
+    folders do not show which of them are the classes, or if links put an image from outside the folder into two of
+    `train/`, `val/` and `test/`, or into two classes.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
@@ -35,42 +37,96 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
     real: dict[str, str] = {}
     class_names: set[str] = set()
     for folder, part in part_folders(root):
-        rows += _class_rows(folder, class_folders(folder, root), part, real)
-        class_names.update(class_folders(folder, root))
-    unlabelled = real_files(os.path.join(root, parts.UNLABELLED), IMAGE_SUFFIXES) if has_unlabelled(root) else {}
-    real |= unlabelled
-    rows += [listed(path, {}, parts.UNLABELLED) for path in sorted(unlabelled)]
+        names = [name for name in subfolders(folder) if part or parts.part_of(name) != parts.UNLABELLED]
+        rows += _class_rows(folder, names, part, real)
+        class_names.update(names)
+    for name in unlabelled_folders(root):
+        unlabelled = real_files(os.path.join(root, name), IMAGE_SUFFIXES)
+        real |= unlabelled
+        rows += [listed(path, {}, parts.UNLABELLED) for path in sorted(unlabelled)]
     rows = one_each(rows, root, real, f"image folder {root!r}")
+    check_classes([row for row in rows if row.part != parts.UNLABELLED], root)
     return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 
 
 def part_folders(root: str) -> list[tuple[str, str]]:
-    """Return (folder of class folders, part) for each part of the split (train, val, test), or [(`root`, "")]."""
-    # A class may be called "train": it then holds images, where a part holds the folders of the classes.
-    names = [name for name in subfolders(root) if name in parts.ALIASES and subfolders(os.path.join(root, name))]
-    part_of = {name: parts.ALIASES[name] for name in names}
-    if len(set(part_of.values())) < len(names):
+    """Return (folder of class folders, part) for each part of the split (train, val, test), or [(`root`, "")].
+
+    Raises AdaptError if two folders are the same part, if a part has no class folders, or if other folders beside the
+    parts have images.
+    """
+    part_of = {name: parts.part_of(name) for name in subfolders(root)}
+    divided = {
+        name: part for name, part in part_of.items() if part in parts.NAMES and subfolders(os.path.join(root, name))
+    }
+    if len(set(divided.values())) < len(divided):
         raise AdaptError(
-            f"image folder {root!r} has two folders for the same part (train, val or test): {', '.join(names)}. Keep "
+            f"image folder {root!r} has two folders for the same part (train, val or test): {', '.join(divided)}. Keep "
             "one folder for each part"
         )
-    return [(os.path.join(root, name), part) for name, part in part_of.items()] or [(root, "")]
+    others = [name for name, part in part_of.items() if name not in divided and part != parts.UNLABELLED]
+    if divided:
+        unclear = others
+    elif {part_of[name] for name in others} == {"", "train"}:
+        unclear = []  # a class may be called "train": it holds images, as the folders of the other classes do
+    else:
+        unclear = [name for name in others if part_of[name]]
+    if loose := [name for name in unclear if images_in(os.path.join(root, name))]:
+        beside = f"beside {', '.join(map(repr, divided))}, " if divided else ""
+        raise AdaptError(
+            f"image folder {root!r}: {beside}the folder {first_of([*map(repr, loose)])} has images, but is no part "
+            "with folders of classes. Expected CLASS/IMAGE, or PART/CLASS/IMAGE with the parts "
+            f"{', '.join(parts.NAMES)}, and perhaps {parts.UNLABELLED}/IMAGE. Rename or move the folder"
+        )
+    return [(os.path.join(root, name), part) for name, part in divided.items()] or [(root, "")]
 
 
-def has_unlabelled(root: str) -> bool:
-    """Return whether a data set's folder has a folder of images without a class."""
-    return parts.UNLABELLED in subfolders(root)
+def unlabelled_folders(root: str) -> list[str]:
+    """Return the names of the folders in `root` whose images have no class."""
+    return [name for name in subfolders(root) if parts.part_of(name) == parts.UNLABELLED]
 
 
 def check_all_labelled(folder: str, why: str) -> None:
     """Raise AdaptError, which says `why`, if `folder` has a folder of images without a class."""
-    if has_unlabelled(folder):
-        raise AdaptError(f"folder {folder!r} has a folder {parts.UNLABELLED}, but {why}. Move it elsewhere")
+    for name in unlabelled_folders(folder):
+        raise AdaptError(f"folder {folder!r} has a folder {name}, but {why}. Move it elsewhere")
 
 
-def class_folders(folder: str, root: str) -> list[str]:
-    """Return the names of the classes' folders in `folder`, which is `root` or the folder of a part in `root`."""
-    return [name for name in subfolders(folder) if folder != root or name != parts.UNLABELLED]
+def check_classes(rows: Iterable[Listed], root: str) -> None:
+    """Raise AdaptError if the images in `root` may have other classes than the folders that they were read from.
+
+    So it is if two classes have folders of the same name, if the only class has folders, if a folder in a class has the
+    name of a part, and if the names of two classes differ in capitals, or in the name of a part, alone.
+    """
+    inside: dict[str, set[str]] = {}  # by class, the folders at any depth between its own and its images
+    for item, part, _ in rows:
+        above = os.path.relpath(item.path, root).split(os.sep)[1 + bool(part or item.domain) : -1]
+        inside.setdefault(item.answer, set()).update(above)
+    owner, alike = dict[str, str](), dict[str, str]()
+    for name, folders in inside.items():
+        known = {each.casefold(): each for each in sorted(folders)}
+        shared = next((each for each in known if each in owner), None)
+        inner = next(filter(parts.part_of, folders), None)
+        # one letter may be a class, and its capital another
+        other = alike.setdefault(parts.without_part(name) if len(name) > 1 else name, name)
+        if len(inside) == 1 and folders:
+            seen = f"{name!r} is the only class, and has the folders {first_of([*map(repr, known.values())])}"
+        elif shared is not None:
+            seen = f"the classes {owner[shared]!r} and {name!r} both have a folder {known[shared]!r}"
+        elif inner is not None:
+            seen = f"the class {name!r} has a folder {inner!r}"
+        elif other != name:
+            seen = (
+                f"the names of the classes {other!r} and {name!r} differ in capitals, or in the name of a part, alone"
+            )
+        else:
+            owner |= dict.fromkeys(known, name)
+            continue
+        raise AdaptError(
+            f"image folder {root!r}: {seen}. Expected CLASS/IMAGE, or PART/CLASS/IMAGE with the parts "
+            f"{', '.join(parts.NAMES)}. Give the folder of these, rename folders, or list the images in a .csv "
+            "(path,label,split). DOMAIN/CLASS/IMAGE is domains:FOLDER, and CLASS/ITEM/IMAGE items:FOLDER"
+        )
 
 
 def _class_rows(folder: str, names: Sequence[str], part: str, real: dict[str, str]) -> list[Listed]:

@@ -52,10 +52,10 @@ def _parts(source: str) -> dict[str, Dataset]:
     except (OSError, ValueError) as error:
         raise AdaptError(f"the library datasets cannot load {source!r}: {one_line(error)}") from error
     named = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-    unknown = named.keys() - parts.ALIASES.keys()
-    if unknown:
-        raise AdaptError(f"data {source!r} has a split {min(unknown)!r}; expected only {', '.join(parts.ALIASES)}")
-    return {parts.ALIASES[name]: dataset for name, dataset in named.items()}
+    part_of = {name: parts.read(name, f"data {source!r}") for name in named}
+    if len(set(part_of.values())) < len(named):
+        raise AdaptError(f"data {source!r} has two splits for one part: {', '.join(named)}. Save one for each part")
+    return {part_of[name]: dataset for name, dataset in named.items()}
 
 
 def _only(features: Features, kind: str, source: str) -> str:

@@ -6,7 +6,9 @@ import csv
 import gzip
 import io
 import os
+import re
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,15 +21,17 @@ _MOST_BYTES = 512 * 2**20
 _MOST_RATIO, _MOST_OF_FEW = 64, 16 * 2**20
 
 
+_SEPARATOR = re.compile(r"sep=(.)\r?\n")
+
 # Reading a list raises ValueError for malformed JSON or UTF-8, EOFError and zlib.error for a damaged gzip.
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error)
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Return the text of a file, which may be gzipped (`.gz`), without a byte order mark.
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark. The file may be gzipped (`.gz`).
 
     Raises OSError if the file is missing or too large, EOFError or zlib.error if gzipped content is damaged, and
-    ValueError if the text is not UTF-8.
+    ValueError for another encoding.
     """
     with open_regular(path) as file:
         if not os.fspath(path).endswith(".gz"):
@@ -36,7 +40,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
             most = max(_MOST_OF_FEW, _MOST_RATIO * os.fstat(file.fileno()).st_size)
             with gzip.open(file) as unpacked:
                 content = read_bounded(unpacked, min(most, _MOST_BYTES))  # type: ignore[arg-type]  # read as any file
-    return content.decode("utf-8-sig")  # spreadsheets and some editors put a byte order mark in front
+    # spreadsheets and some editors put a byte order mark in front
+    return content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
 
 
 @contextmanager
@@ -69,17 +74,23 @@ def csv_rows(path: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str
 
 
 def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
-    """Return a csv.DictReader of a CSV file.
+    """Return a csv.DictReader of a CSV file, whose columns are separated by commas, or by semicolons or tabs.
+
+    Spreadsheets write semicolons where numbers have decimal commas, and may say so in a first line such as `sep=;`.
 
     Raises the errors of `read_text`, csv.Error in the first line and during iteration, and AdaptError if two columns
-    have one name, or if columns are separated by semicolons or tabs, as some spreadsheets write them.
+    have one name.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    if said := _SEPARATOR.match(text):
+        text, separators = text[said.end() :], said[1]
+    else:
+        separators = ",;\t"
+    widths = {each: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=each), ())) for each in separators}
+    separator = max(widths, key=widths.__getitem__)  # commas if the first line is as wide with them
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     columns, where = list(reader.fieldnames or ("",)), f"CSV {os.fspath(path)!r}"
     for column in columns:
         if column and columns.count(column) > 1:
             raise AdaptError(f"{where} has two columns {column!r}; expected one: rename or remove the other")
-    for separator in (";", "\t"):
-        if len(columns) == 1 and separator in columns[0]:
-            raise AdaptError(f"{where}: the columns are separated by {separator!r}; expected ','. Save it with commas")
     return reader

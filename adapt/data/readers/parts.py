@@ -1,15 +1,51 @@
-"""The parts of a split (train, val, test): their names, and a seeded division of data that has none."""
+"""The parts of a split (train, val, test): what people call them, and a seeded division of data that has none."""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import brief
 
 RATIOS = (0.6, 0.1, 0.3)
-ALIASES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+NAMES = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the part of images without a label, beside the others
+
+_CALLED = {
+    "train": "train|training",
+    "val": "val|valid|validation|dev",
+    "test": "test|testing",
+    UNLABELLED: "unlabell?ed",
+}
+_WHOLE = re.compile(
+    "(?:" + "|".join(f"(?P<{part}>{names})" for part, names in _CALLED.items()) + ")"
+    "(?:set|split|data|dataset|images|imgs|pictures|photos|folder)*"
+)
+_NO_LETTERS, _WORD = re.compile(r"[\W\d_]+"), re.compile(r"[^\W_]+")
+
+
+def part_of(name: str) -> str:
+    """Return the part of a split that people call `name`, such as "train" for "Training_Set", or else ""."""
+    match = _WHOLE.fullmatch(_NO_LETTERS.sub("", name.casefold()))
+    return match.lastgroup or "" if match else ""
+
+
+def read(value: object, where: str, others: Sequence[str] = ()) -> str:
+    """Return the part that a list names for an item: train, val or test, or one of `others`.
+
+    Raises AdaptError, with a message that starts with `where`, for any other value.
+    """
+    part = part_of(value) if isinstance(value, str) else ""
+    if part not in (*NAMES, *others):
+        raise AdaptError(f"{where}: unknown split {brief(value)}; {nearest(str(value), (*NAMES, *others))}")
+    return part
+
+
+def without_part(name: str) -> str:
+    """Return `name` in lower case with a mark in place of words that name a part, such as "cats_*" for "cats_train"."""
+    return _WORD.sub(lambda word: "*" if part_of(word[0]) else word[0], name.casefold())
 
 
 def assign(class_names: Sequence[str], ratios: Sequence[float], seed: int) -> list[str]:

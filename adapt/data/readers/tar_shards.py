@@ -180,8 +180,8 @@ def _class_names(folder: str) -> tuple[str, ...] | None:
 
 def _part(name: str) -> str:
     """Return the part that the name of a shard or of its folder says, or "" if it says none."""
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word in parts.ALIASES]
-    return parts.ALIASES[words[-1]] if words else ""
+    named = [part for word in re.split(r"[\W\d_]+", name) if (part := parts.part_of(word)) in parts.NAMES]
+    return named[-1] if named else ""
 
 
 def _listed(sample: _Sample, kind: _Kind, class_names: tuple[str, ...] | None) -> list[Listed]:
@@ -231,7 +231,7 @@ def _has_shards_alone(folder: str) -> bool:
     """Return whether a folder has shards, but no images or class folders, beside which a .tar is a download's rest."""
     entries = [each for each in os.scandir(folder) if not each.name.startswith(".")]
     inside = [each.path for each in entries if each.is_dir()]
-    if any(os.path.basename(path) not in parts.ALIASES for path in inside):
+    if not all(parts.part_of(os.path.basename(path)) in parts.NAMES for path in inside):
         return False
     names = [each.name.lower() for each in entries if not each.is_dir()]
     if any(name.endswith(IMAGE_SUFFIXES) for name in names):
