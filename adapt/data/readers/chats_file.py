@@ -261,7 +261,7 @@ def _check_keys(row: Mapping[str, object], read: Collection[str], where: str) ->
     for key, value in row.items():
         if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES.split()):
             continue
-        if isinstance(value, str) and value.lower() in parts.ALIASES and not row.get("split"):
+        if isinstance(value, str) and parts.part_of(value) and not row.get("split"):
             raise AdaptError(f"{where}: {key} is {value!r}, which seems to be a part of the split: call it split")
         for what, (names, advice) in _SEEMS.items():
             if not words.isdisjoint(names.split()):
