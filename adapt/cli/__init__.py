@@ -61,7 +61,24 @@ _OUT_OF_MEMORY = (
 )
 
 
-class _Commands(click.Group):
+class CommandGroup(click.Group):
+    """A group of commands whose options each have one value: click takes the last of several without a word."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            context = click.Context(command, ctx, name, resilient_parsing=True)
+            _, _, given = command.make_parser(context).parse_args([*rest])
+            for option in {each for each in given if isinstance(each, click.Option) and given.count(each) > 1}:
+                if not option.multiple and (option.secondary_opts or not option.is_flag):
+                    flag = max(option.opts, key=len)
+                    raise click.UsageError(f"{flag} is given {given.count(option)} times: give it once", context)
+        return name, command, rest
+
+
+class _Commands(CommandGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGES...")
+@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--question",
     "questions",
@@ -54,8 +54,8 @@ def chat(
 ) -> None:
     """Talk with the model of ADAPTER about IMAGES, one question per line; an empty line ends the chat.
 
-    A native vision-language model remembers the conversation, and takes several images. A vision LLM made of two models
-    takes one image, and answers each question on its own.
+    A native vision-language model remembers the conversation, and takes several images, or none. A vision LLM made of
+    two models takes one image, and answers each question on its own.
 
     \b
     Examples:
@@ -80,7 +80,8 @@ def chat(
         for question in questions:
             click.echo(f"{question}  {_lines(answer(question))}")
         if not questions:
-            click.echo(f"Ask about {', '.join(map(str, images))}; an empty line ends the chat.", err=True)
+            about = f" about {', '.join(map(str, images))}" if images else ""
+            click.echo(f"Ask{about}; an empty line ends the chat.", err=True)
             _converse(answer)
 
 
@@ -95,7 +96,7 @@ def _answering(
         return _Conversation(model, pictures, settings)
     if not isinstance(model, SpeakingModel):
         raise AdaptError(f"{adapter} is for a {model.backbone.kind}, which cannot chat: use `adapt predict`")
-    if len(pictures) > 1:
+    if len(pictures) != 1:
         raise AdaptError(f"{adapter} answers about one image at a time, and {len(pictures)} are given: give one")
     return lambda question: model.answer(pictures[0], question, **settings).text
 

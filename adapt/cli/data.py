@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adapt.cli import CommandGroup
 from adapt.cli import options as common
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown, spread
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from adapt.models.chatting import ChatModel
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def data() -> None:
     """List the papers' data sets, check data before training, and view data.
 
@@ -101,7 +102,7 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
     contents = f"{classes:,} class{'es' * (classes > 1)}; images" if classes else what
     click.echo(f"{shown(split.name)}: {contents}: {sizes}")
     facts = [*split.task.facts(items)] if items else []
-    line_of_tokens, too_long = ("", []) if backbone is None else _tokens(items, backbone)
+    line_of_tokens, too_long = ("", []) if backbone is None or not items else _tokens(items, backbone)
     for line in [*facts, line_of_tokens] if line_of_tokens else facts:
         click.echo(f"  {line}")
     check_root(split)

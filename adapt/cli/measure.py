@@ -178,19 +178,26 @@ def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequen
 
 
 def _measured(split: Split, part: str) -> tuple[Item, ...]:
-    """Return the items to evaluate: the split `part` (train, val or test), or all items with images for `part` all."""
+    """Return the items to evaluate: the split `part` (train, val or test), or all items that can be, for `part` all."""
     if part == common.ALL:
-        return tuple(item for item in split.items() if item.paths)
+        return tuple(filter(_is_measured, split.items()))
     items: tuple[Item, ...] = getattr(split, part)
     if not items:
-        parts = ", ".join(f"{name} {size:,}" for name, size in _sizes(split).items() if size) or "none"
-        raise AdaptError(f"{shown(split.name)} has no {part} images; its images: {parts}. Give --part all, or another")
+        parts, noun = ", ".join(f"{name} {size:,}" for name, size in _sizes(split).items() if size), split.noun
+        raise AdaptError(
+            f"{shown(split.name)} has no {part} {noun}; its {noun}: {parts or 'none'}. Give --part all, or another"
+        )
     return items
 
 
+def _is_measured(item: Item) -> bool:
+    """Return whether an item can be evaluated; a text that stands for images in training cannot."""
+    return bool(item.paths) or item.task.mixes_texts
+
+
 def _sizes(split: Split) -> dict[str, int]:
-    """Return a dict with the number of images in each part of the data split (train, val, test)."""
-    return {part: sum(1 for item in getattr(split, part) if item.paths) for part in common.PARTS}
+    """Return a dict with the number of items that can be evaluated in each part of the data (train, val, test)."""
+    return {part: sum(map(_is_measured, getattr(split, part))) for part in common.PARTS}
 
 
 def _tell_parts(split: Split, part: str) -> None:
@@ -205,9 +212,10 @@ def _tell_parts(split: Split, part: str) -> None:
         click.echo(f"measured: {sizes[part]:,} {part} {noun} of {every:,} ({others}; --part all measures all)")
     if split.ratios is not None:
         train, val, test = (f"{100 * share:g} %" for share in split.ratios)
+        of_each = "of each class, " * bool(split.class_names)
         click.echo(
-            f"{shown(split.name)} came without parts and was divided by ratios: of each class, {train} are for "
-            f"training, {val} for validation and {test} for testing, drawn with a fixed seed"
+            f"{shown(split.name)} came without parts and was divided by ratios: {of_each}{train} are for training, "
+            f"{val} for validation and {test} for testing, drawn with a fixed seed"
         )
 
 

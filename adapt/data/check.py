@@ -103,7 +103,7 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     parts = split.train, split.val, split.test, split.unlabelled
     train, val, test, unlabelled = (_kept(part, problems) for part in parts)
     lost = len(items) - sum(map(len, (train, val, test, unlabelled)))
-    count = f"{lost:,} of {len(items):,} images of data {split.name!r}"
+    count = f"{lost:,} of {len(items):,} {split.noun} of data {split.name!r}"
     if broken == "refuse":
         raise AdaptError(
             f"{count} cannot be used: {_first(problems)}. List all problems with `adapt data check` and remove the "

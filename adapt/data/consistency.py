@@ -35,6 +35,18 @@ def collecting() -> Iterator[list[str]]:
 
 
 @contextmanager
+def collected() -> Iterator[None]:
+    """Add an AdaptError of the `with` block to the list of `collecting`, or raise it if there is none."""
+    try:
+        yield
+    except AdaptError as error:
+        problems = _collected.get()
+        if problems is None:
+            raise
+        problems.append(str(error))
+
+
+@contextmanager
 def accepting_unseen(unseen: bool) -> Iterator[None]:
     """Allow classes without a training image in splits that are made in the `with` block, if `unseen` is true."""
     before = _unseen.set(unseen)
@@ -46,14 +58,9 @@ def accepting_unseen(unseen: bool) -> Iterator[None]:
 
 def check_consistent(split: Split) -> None:
     """Raise AdaptError, naming the item or the class, if `split` breaks a rule that the docstring of `Split` lists."""
-    problems = _collected.get()
     for check in _CHECKS:
-        try:
+        with collected():
             check(split)
-        except AdaptError as error:
-            if problems is None:
-                raise
-            problems.append(str(error))
 
 
 def _check_names(split: Split) -> None:

@@ -71,18 +71,17 @@ def _has_copies(alike: Sequence[Item]) -> bool:
 def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
     """Return the readable contents of a data set, and a list of the problems that make the data set inconsistent.
 
-    Raises AdaptError if `source` is a list or a name that cannot be read. For an unreadable folder, the data set is
-    empty.
+    Raises AdaptError if `source` is a list or a name that cannot be read. For an unreadable folder, and for a list of
+    which no row can be used, the data set is empty.
     """
     with collecting() as problems:
         try:
             split = load(source, root)
         except AdaptError as error:
-            folder = folder_of(source)
-            if folder is None:
+            folder, told = folder_of(source), [*problems, str(error)]
+            if folder is None and not problems:
                 raise
-            problems[:] = [str(error)]
-            return Split(os.path.basename(folder), (), (), (), (), root=folder), [str(error)]
+            return Split(os.path.basename(folder or source), (), (), (), (), root=folder or ""), told
     return split, list(dict.fromkeys(problems))
 
 

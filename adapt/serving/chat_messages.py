@@ -1,15 +1,16 @@
 """The schemas of `/v1/chat/completions`, as OpenAI's interface has them, and what they mean here.
 
-Only what is honoured is accepted: any other parameter is refused by name. Images are data URIs, as the server contacts
-no other one.
+Only what is honoured, or changes nothing, is accepted: any other parameter is refused by name. Images are data URIs, as
+the server contacts no other one.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from random import getrandbits
 from typing import Annotated, Literal
 from uuid import uuid4
 
@@ -17,9 +18,10 @@ from fastapi import HTTPException
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from adapt.chats import IMAGE, Chat, Role, Turn
+from adapt.common.plain import JsonObject
 from adapt.serving.admission import File
 from adapt.serving.messages import Message, decoded
-from adapt.serving.talking import Delta
+from adapt.serving.talking import Choosing, Delta
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,40};base64,")
 _COLDEST = 0.001  # a temperature below which probabilities are 0 and 1
@@ -93,7 +95,19 @@ class ChatRequest(Message):
     stop: list[Annotated[str, Field(max_length=100)]] = Field(default=[], max_length=4)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20, description="More than 0 implies logprobs.")
+
+    # what clients send though it changes nothing
     n: Literal[1] = 1
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
+    logit_bias: dict[str, float] = Field(default={}, max_length=0)
+    response_format: dict[Literal["type"], Literal["text"]] = Field(default={"type": "text"})
+    tools: list[object] = Field(default=[], max_length=0)
+    tool_choice: Literal["none", "auto"] = "none"
+    store: Literal[False] = False
     user: str | None = None
 
     _without_nulls = model_validator(mode="before")(_given)
@@ -119,11 +133,11 @@ class ChatRequest(Message):
         return tuple(filter(None, self.stop))
 
     @property
-    def sampling(self) -> tuple[tuple[str, object], ...]:
-        """The options of transformers' `generate` that choose each token."""
-        if self.temperature < _COLDEST:
-            return ()
-        return ("do_sample", True), ("temperature", self.temperature), ("top_p", self.top_p), ("top_k", 0)
+    def choosing(self) -> Choosing:
+        """How each token is chosen."""
+        temperature = 0 if self.temperature < _COLDEST else self.temperature
+        told = self.top_logprobs if self.logprobs or self.top_logprobs else None
+        return Choosing(temperature, self.top_p, getrandbits(63) if self.seed is None else self.seed, told)
 
     def conversation(self) -> tuple[Chat, list[File]]:
         """Return the conversation and its images, which have names and contents. Raises HTTPException."""
@@ -179,6 +193,7 @@ class AnswerChoice(BaseModel):
 
     index: int = 0
     message: AnswerMessage
+    logprobs: JsonObject | None
     finish_reason: Literal["stop", "length"]
 
 
@@ -227,7 +242,7 @@ class Written:
             id=self._id,
             created=self._created,
             model=self.model,
-            choices=[AnswerChoice(message=message, finish_reason=last.finish)],
+            choices=[AnswerChoice(message=message, finish_reason=last.finish, logprobs=self._told(pieces))],
             usage=_usage(last),
         ).model_dump()
 
@@ -238,7 +253,7 @@ class Written:
     def next(self, piece: Delta) -> Iterator[dict[str, object]]:
         """Yield the chunks of a piece: its text, and its end if it is the last one."""
         if piece.text:
-            yield self._chunk({"content": piece.text}, None)
+            yield self._chunk({"content": piece.text}, None, self._told([piece]))
         if piece.finish:
             yield self._chunk({}, piece.finish)
 
@@ -246,13 +261,18 @@ class Written:
         """Return the chunk with the number of tokens."""
         return self._chunk({}, None) | {"choices": [], "usage": _usage(last).model_dump()}
 
-    def _chunk(self, delta: dict[str, str], finish: str | None) -> dict[str, object]:
+    @staticmethod
+    def _told(pieces: Sequence[Delta]) -> JsonObject | None:
+        content = [token for piece in pieces for token in piece.told]
+        return {"content": content, "refusal": None} if content else None
+
+    def _chunk(self, delta: dict[str, str], finish: str | None, told: JsonObject | None = None) -> dict[str, object]:
         return {
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": self._created,
             "model": self.model,
-            "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+            "choices": [{"index": 0, "delta": delta, "logprobs": told, "finish_reason": finish}],
         }
 
 

@@ -123,7 +123,7 @@ class ChatCompletions:
                 with suppress(RuntimeError):  # of a closed loop: the server has ended
                     loop.call_soon_threadsafe(deltas.put_nowait, delta)
 
-            question = Question(model, chat, images, most, asked.stops, asked.sampling, put)
+            question = Question(model, chat, images, most, asked.stops, asked.choosing, put)
             tokens, finish = 0, None
             try:
                 self.talker.ask(question)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from transformers import TopPLogitsWarper
 
 from adapt.chats import Chat
+from adapt.common.plain import JsonObject
 from adapt.models.chatting import TOGETHER, ChatModel
 from adapt.models.ongoing import OngoingAnswers
 from adapt.serving.worker import Worker
@@ -29,8 +31,21 @@ _TURN, _LONGEST_TURN = 16, 64  # tokens that a group writes while others wait, a
 _PAUSE = 0.001  # seconds between turns, for threads that wait for the model, as those that load an adapter
 _BEGUN = 8 * TOGETHER  # answers that are begun and not ended, each of which holds memory for its tokens
 _PIXELS = 2**23  # of the images in a pass, if there are several conversations
+_LEAST = -9999.0  # the log-probability of an impossible token, as OpenAI's interface has it
 _BROKEN = "\ufffd"  # what bytes of an unfinished character are decoded to
 Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """How each token of an answer is chosen: the most probable one, or a draw at a temperature above 0."""
+
+    temperature: float = 0
+    top_p: float = 1
+    seed: int = 0
+    """Equal seeds draw equal tokens, whatever else is answered at the same time."""
+    told: int | None = None
+    """The number of likeliest tokens that are told with each token and its log-probability; None tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,8 @@ class Delta:
     prompt_tokens: int
     tokens: int
     """The number of tokens of the answer so far."""
+    told: Sequence[JsonObject] = ()
+    """The tokens that begin in the piece, if they are told, in the form of OpenAI's `logprobs`."""
 
 
 @dataclass(eq=False)
@@ -54,8 +71,7 @@ class Question:
     images: Sequence[Image]
     most: int
     stops: Sequence[str]
-    sampling: tuple[tuple[str, object], ...]
-    """Options of `generate`, by name."""
+    choosing: Choosing
     on_delta: Callable[[Delta | Exception], None]
     """Called by another thread for each piece of the answer, or with the error in its place."""
     given_up: bool = False
@@ -64,10 +80,6 @@ class Question:
     def pixels(self) -> int:
         """The number of pixels of its images."""
         return sum(image.width * image.height for image in self.images)
-
-    def goes_with(self, other: Question) -> bool:
-        """Return whether both can be answered in one pass."""
-        return self.model is other.model and self.sampling == other.sampling
 
 
 class Talker(Worker[Question]):
@@ -134,12 +146,12 @@ class Talker(Worker[Question]):
                 self._changed.wait()
 
     def _taken(self) -> list[Question]:
-        """Take the first question, and others that go with it, from those that wait."""
+        """Take the first question, and others to the same model, from those that wait."""
         first = self._queue[0]
         taken, pixels = [first], first.pixels
         for question in islice(self._queue, 1, None):
-            pixels += question.pixels if question.goes_with(first) else 0
-            if question.goes_with(first) and len(taken) < TOGETHER and pixels <= _PIXELS:
+            pixels += question.pixels if question.model is first.model else 0
+            if question.model is first.model and len(taken) < TOGETHER and pixels <= _PIXELS:
                 taken.append(question)
         self._queue = deque(question for question in self._queue if question not in taken)
         return taken
@@ -162,12 +174,14 @@ class _Group:
         questions = [answer.question for answer in self.answers]
         if self._ongoing is None:
             first, images = questions[0], [question.images for question in questions]
-            self._ongoing = OngoingAnswers(
-                first.model, images, [question.chat for question in questions], **dict(first.sampling)
-            )
+            chats = [question.chat for question in questions]
+            self._ongoing = OngoingAnswers(first.model, images, chats, logits_processor=[self._scored])
             for answer, tokens in zip(self.answers, self._ongoing.prompt_tokens, strict=True):
                 answer.prompt_tokens = tokens
         self._ongoing.go_on(partial(self._generated, count(1), others_wait, stepped))
+
+    def _scored(self, input_ids: Tensor, logits: Tensor) -> Tensor:
+        return torch.stack([answer.scores(row) for answer, row in zip(self.answers, logits, strict=True)])
 
     def _generated(
         self, steps: Iterator[int], others_wait: Callable[[], bool], stepped: Callable[[int], None], tokens: Tensor
@@ -186,12 +200,31 @@ class _Answer:
     def __init__(self, question: Question) -> None:
         self.question, self.prompt_tokens = question, 0
         self.tokens: list[int] = []
-        self._text = ""  # the part that has been sent
+        self._decoded = self._text = ""  # all of it, and the part that has been sent
+        self._told: deque[tuple[int, JsonObject]] = deque()  # tokens that are not sent, by where they begin
+        self._log_probabilities = torch.empty(0)
+        self._random = torch.Generator().manual_seed(question.choosing.seed)
         self._finished = False
 
     @property
     def ended(self) -> bool:
         return self._finished or self.question.given_up
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Return scores `(v,)`, the highest of which is the next token: its `logits` `(v,)`, perhaps with noise.
+
+        The token of the highest logit is a draw by their softmax if each has a noise of Gumbel's distribution.
+        """
+        how = self.question.choosing
+        if how.told is not None:
+            self._log_probabilities = logits.log_softmax(-1)
+        if how.temperature == 0:
+            return logits
+        kept = logits / how.temperature
+        if how.top_p < 1:
+            kept = TopPLogitsWarper(how.top_p)(torch.empty(0), kept[None])[0]
+        drawn = torch.empty(kept.shape).exponential_(generator=self._random).clamp_min(torch.finfo(torch.float32).tiny)
+        return kept - drawn.log().to(kept)
 
     def add(self, token: int) -> None:
         """Add a token, and send the text that can no longer change."""
@@ -199,20 +232,33 @@ class _Answer:
             return
         question, backbone = self.question, self.question.model.backbone
         self.tokens.append(token)
+        if question.choosing.told is not None:
+            self._told.append((len(self._decoded.rstrip(_BROKEN)), self._token(token, question.choosing.told)))
         finish: Finish | None = None
         if token in question.model.ends:
             finish = "stop"
         elif len(self.tokens) >= min(question.most, backbone.longest - self.prompt_tokens):
             finish = "length"
-        text = str(backbone.tokenizer.decode(self.tokens, skip_special_tokens=True)).lstrip()
+        text = self._decoded = str(backbone.tokenizer.decode(self.tokens, skip_special_tokens=True)).lstrip()
         cut = min((place for stop in question.stops if (place := text.find(stop)) >= 0), default=None)
         if cut is not None:
             text, finish = text[:cut], "stop"
         text = text.rstrip() if finish else self._certain(text)
         self._finished = finish is not None
         if finish or len(text) > len(self._text):
-            question.on_delta(Delta(text[len(self._text) :], finish, self.prompt_tokens, len(self.tokens)))
+            told = []
+            while self._told and self._told[0][0] < len(text):
+                told.append(self._told.popleft()[1])
+            question.on_delta(Delta(text[len(self._text) :], finish, self.prompt_tokens, len(self.tokens), told))
             self._text = text
+
+    def _token(self, token: int, likeliest: int = 0) -> JsonObject:
+        """Return a token in the place of the last one, with its log-probability and that of the likeliest ones."""
+        text, value = str(self.question.model.backbone.tokenizer.decode([token])), self._log_probabilities[token].item()
+        content = None if _BROKEN in text else [*text.encode()]
+        others = self._log_probabilities.topk(min(likeliest, len(self._log_probabilities))).indices.tolist()
+        known = {"token": text, "logprob": max(value, _LEAST), "bytes": content}
+        return known | {"top_logprobs": [self._token(other) for other in others]}
 
     def _certain(self, text: str) -> str:
         """Return the beginning of a text that stays as it is: no space at its end, half a character, or half a stop."""

@@ -95,6 +95,77 @@ def test_eval(run: Run, trained: Path, chats: Path) -> None:
     assert result.stdout.startswith("100.0 % of 6 test conversations of chats answered right, token F1 100.0 %")
 
 
+def test_all_parts_are_measured_with_conversations_that_have_no_image(run: Run, trained: Path, chats: Path) -> None:
+    result = run("eval", trained, "--data", chats, "--part", "all")
+    assert (result.exit_code, result.stderr) == (0, "")
+    scores, *_, measured = result.stdout.splitlines()
+    assert " of 25 conversations of chats answered right" in scores
+    assert measured == "measured: all 25 conversations of the data (train 19, test 6)"
+
+
+def test_texts_alone_are_measured(run: Run, refused, trained: Path, tmp_path: Path) -> None:
+    """They have no classes by which they could have been divided."""
+    source = tmp_path / "texts.jsonl"
+    rows = [{"question": f"what is {number}?", "answer": "a number."} for number in range(10)]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    every = run("eval", trained, "--data", source, "--part", "all")
+    assert every.exit_code == 0, every.stderr
+    assert "measured: all 10 conversations of the data (train 6, val 1, test 3)" in every.stdout
+    test = run("eval", trained, "--data", source)
+    assert test.stdout.splitlines()[-2:] == [
+        "measured: 3 test conversations of 10 (train 6, val 1; --part all measures all)",
+        "texts came without parts and was divided by ratios: 60 % are for training, 10 % for validation and 30 % for "
+        "testing, drawn with a fixed seed",
+    ]
+    source.write_text("\n".join(json.dumps(row | {"split": "train"}) for row in rows))
+    refused(run("eval", trained, "--data", source), "texts has no test conversations; its conversations: train 10.")
+
+
+def test_conversations_about_missing_and_broken_images_are_left_out(
+    run: Run, refused, model: Path, chats: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in chats.read_text().splitlines()]
+    rows[7]["images"], rows[8]["images"] = ["gone.png"], ["half.png"]
+    (chats.parent / "half.png").write_bytes(b"no picture")
+    source = chats.parent / "lost.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    words = ("train", "lora/chats", "--data", source, "--backbone", model, "--set", "train.epochs=1", "--quiet")
+    gone = f"image '{chats.parent}/gone.png' does not exist"
+    refused(run(*words), f"2 of 25 conversations of data 'lost' cannot be used: {gone}")
+    kept = run(*words, "--set", "data.broken=skip", "--out", tmp_path / "run")
+    assert kept.exit_code == 0, kept.stderr
+    assert any(line.startswith(f"left out 2 of 25 conversations of data 'lost': {gone}") for line in caplog.messages)
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["train_images"] == 17
+
+
+def test_check_goes_on_behind_a_bad_row_and_lists_them_all(run: Run, chats: Path, model: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in chats.read_text().splitlines()]
+    rows[3]["label"], rows[5]["messages"], rows[9]["images"] = False, [], ["gone.png"]
+    source = chats.parent / "bad.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    result = run("data", "check", source, "--backbone", model, "--out", tmp_path / "lists")
+    assert result.exit_code == 2
+    assert result.stderr == "3 problems in bad.\n"
+    first, _turns, _tokens, *problems = result.stdout.splitlines()
+    assert first == "bad: conversations about images: train 19, val 0, test 4"
+    told = ("row 4: label is False, which seems", "row 6 has the keys messages, images, split; ", "gone.png' does not")
+    assert [words in problem for words, problem in zip(told, problems)] == [True] * 3
+    listed = (tmp_path / "lists/inconsistent.csv").read_text()
+    assert "row 4: label is False, which seems to be a judgement of the answer" in listed
+    source.write_text("\n".join(json.dumps(row | {"label": False}) for row in rows[:3]))
+    none = run("data", "check", source, "--backbone", model)
+    assert (none.exit_code, none.stderr) == (2, "4 problems in bad.jsonl.\n")
+
+
+def test_chat_without_an_image(run: Run, trained: Path) -> None:
+    result = run("chat", trained, "--question", "hello", "--max-tokens", "5")
+    assert result.exit_code == 0, result.stderr
+    model = adapt.load(trained)
+    assert isinstance(model, adapt.models.chatting.ChatModel)
+    answer = model.chat(adapt.chats.Chat.about("hello", images=0), max_new_tokens=5).text
+    assert result.stdout == f"hello  {answer}\n"
+
+
 def test_table_and_report(run: Run, trained: Path, tmp_path: Path) -> None:
     table = run("table", trained)
     assert table.exit_code == 0

@@ -273,7 +273,7 @@ def test_match_writes_pairs_that_can_be_learned_from(
     assert split.task.name == "pairs"
     for item in split.items():
         assert item.text in texts[Path(item.path).parent.name]
-    other = (*words[:-1], tmp_path / "other.csv", "--backbone", "mini-clip+mini-lm")
+    other = (*words[:5], "--backbone", "mini-clip+mini-lm", "--out", tmp_path / "other.csv")
     refused(run(*other), "mini-clip+mini-lm is a vision LLM, which compares no images with texts: give a CLIP")
     del texts["sky"]
     (tmp_path / "texts.json").write_text(json.dumps(texts))

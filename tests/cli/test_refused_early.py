@@ -38,6 +38,26 @@ def test_a_place_that_cannot_be_used(
     assert taken.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("train", "coop", "--data", "a", "--data", "b"), "--data"),
+        (("train", "coop", "--seed=1", "--set", "train.lr=1", "--set", "train.lr=2", "--seed", "1"), "--seed"),
+        (("eval", "runs/a", "--data", "a", "--cache", "--no-cache"), "--cache"),
+        (("data", "check", "a", "--out", "b", "--out", "c"), "--out"),
+        (
+            ("zeroshot", "--data", "a", "--part", "val", "--template", "{}", "--template", "a {}", "--part=all"),
+            "--part",
+        ),
+    ],
+)
+def test_no_option_of_one_value_wins_over_another_in_silence(run, words: tuple[str, ...], option: str) -> None:
+    result = run(*words)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: {option} is given 2 times: give it once\n")
+    assert result.stderr.startswith(f"Usage: main {'data check' if 'check' in words else words[0]} ")
+
+
 def test_what_is_there_already(run, refused, adapter: Path, photos: Path, tmp_path: Path) -> None:
     refused(run("merge", adapter, tmp_path, *NO_BACKBONE), f"{tmp_path} exists already; name a new folder")
     refused(run("convert", adapter, tmp_path, "--to", "peft", *NO_BACKBONE), "exists already; name a new target")

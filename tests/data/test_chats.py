@@ -85,6 +85,9 @@ FORMS: dict[str, dict[str, Any]] = {
         "images": ["7.png"],
     },
     "own image": {"messages": [{"role": "user", "content": [PART | {"path": "7.png"}, ASKED]}, DOG]},
+    "image_path": {"question": "what is it?", "answer": "a dog.", "image_path": "7.png"},
+    "image_url": {"question": "what is it?", "answer": ["a dog."], "image_url": {"url": URI}, "label": True},
+    "img": {"messages": [USER, DOG], "img": ["7.png"], "kto_tag": True, "source": "here", "image_id": 7, "tools": None},
     "base64": {"messages": [{"role": "user", "content": [PART | {"base64": encoded("7.png")}, ASKED]}, DOG]},
 }
 
@@ -170,7 +173,6 @@ BAD: dict[str, tuple[Any, str]] = {
         row(asks(PART, {"type": "text", "text": "<image>?"}), DOG),
         "2 image marks and 1 images",
     ),
-    "a missing file": (row(USER, DOG, images=["cat.png"]), r"the image '.*cat\.png' does not exist"),
     "an empty answer": (row(USER, DOG | {"content": " "}), "answer 1 has no words"),
     "no answer": (row(USER), "does not end with an answer"),
     "a question last": (row(USER, DOG, BARE), "does not end with an answer"),
@@ -187,7 +189,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "content of null": (row(BARE | {"content": None}, DOG), "the content is None; expected a text"),
     "a turn without a role": (row({"content": "what is it?"}, DOG), "has no role or no content"),
     "both forms": ({"messages": [BARE, DOG], "conversations": turns("a", "b")}, "both messages and conversations"),
-    "image and images": (row(USER, DOG, image="7.png"), "both image and images"),
+    "image and images": (row(USER, DOG, image="7.png"), "both images and image"),
     "a history of another form": ({"query": "a", "response": "b", "history": ["c"]}, "expected a list of"),
     "half a preference": ({"prompt": [BARE], "chosen": "a"}, "has chosen; expected chosen and rejected, or"),
     "three answers": (
@@ -207,12 +209,13 @@ BAD: dict[str, tuple[Any, str]] = {
     "a rejected question": (row(BARE, images=[], chosen=DOG, rejected=BARE), "expected an answer of the assistant"),
     "an answer of another form": (row(BARE, images=[], chosen=7, rejected="b"), "chosen is 7; expected a text, or one"),
     "rejected images": (row(USER, DOG, rejected_images=["7.png"]), "has 'rejected_images': two answers to one"),
-    "other keys": ({"messages": None, "caption": "a dog"}, "has the keys messages, caption; expected"),
+    "other keys": ({"messages": None, "caption": "a dog"}, "caption is 'a dog', which seems to be an answer"),
     "two questions": ({"question": "what?", "prompt": "why?", "answer": "so."}, "has both prompt and question"),
-    "a film": (row(USER, DOG, videos=["a.mp4"]), "has 'videos': only images and texts are learned"),
+    "a film": (row(USER, DOG, videos=["a.mp4"]), r"videos is \['a.mp4'\], which .*: only images and texts are learned"),
     "a question without words": (row(BARE | {"content": " "}, DOG, images=[]), "question 1 has neither words nor an"),
     "base64 as a path": (row(USER, DOG, images=["A" * 5000]), "give base64 as a data URI, or under the key base64"),
-    "no turns": ({"messages": []}, r"messages is \[\]; expected a list of turns"),
+    "no turns": ({"messages": []}, "has the keys messages; expected"),
+    "turns in a text": ({"messages": "[]"}, r"messages is '\[\]'; expected a list of turns"),
     "no object": ([1], r"is \[1\]; expected an object"),
     "an unknown part of the split": (row(USER, DOG, split="fold"), "unknown split 'fold'"),
     "loss of another form": (row(BARE, DOG | {"loss": "no"}), "loss is 'no'; expected true or false"),
@@ -222,6 +225,20 @@ BAD: dict[str, tuple[Any, str]] = {
         {"question": "what?", "chosen": "a", "rejected": "b\ude00"},
         "half a character",
     ),
+    "an answer that is wrong": (row(USER, DOG, label=False), "label is False, which seems to be a judgement of the"),
+    "one to a question": (
+        {"question": "a", "answer": "b", "kto_tag": False},
+        "kto_tag is False, which seems to be a j",
+    ),
+    "a list of answers": ({"question": "what?", "answer": ["a dog", "a dog", "dog"]}, "is .*'dog'.; expected one text"),
+    "another image": (row(USER, DOG, image2="8.png"), "image2 is '8.png', which seems to be an image: list the images"),
+    "an image of a turn": (row(BARE | {"images": ["7.png"]}, DOG, images=[]), "images is .*, which seems to be an im"),
+    "another mark": (
+        {"question": "<image_1>what?", "answer": "a", "image": "7.png"},
+        "<image_1> is no mark of an image",
+    ),
+    "choices": ({"question": "what?", "answer": "B", "choices": ["a", "b"]}, "choices is .* a part of the question"),
+    "a part by another name": (row(USER, DOG, subset="test"), "subset is 'test', which .*: call it split"),
     "an image in an answer": (row(BARE, DOG | {"content": "<image>a dog"}), "answer 1 has an image"),
 }
 
@@ -239,7 +256,7 @@ def test_an_image_that_does_not_decode_is_refused_before_training(folder: Path) 
     split = adapt.data.load(written(folder, [FORMS["marks"]]))
     from adapt.data.check import without_broken
 
-    with pytest.raises(AdaptError, match=r"1 of 1 images .* cannot be used: image '.*7\.png' cannot be decoded"):
+    with pytest.raises(AdaptError, match=r"1 of 1 conversations .* cannot be used: image '.*7\.png' cannot be decoded"):
         without_broken(split, "refuse")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import re
 import threading
 import time
@@ -34,7 +35,7 @@ from adapt.serving import talking
 from adapt.serving.adapters import Served, ServedAdapters
 from adapt.serving.admission import Limits
 from adapt.serving.app import create_app
-from adapt.serving.talking import Delta, Question, Talker
+from adapt.serving.talking import Choosing, Delta, Question, Talker
 
 KIND = "qwen2_5_vl"
 QUESTIONS = ["what is it?", "how many are there?", "is there a circle?", "colour?"]
@@ -189,7 +190,13 @@ def test_eight_clients_at_once_get_the_answers_of_one(served: ServedAdapters) ->
 
 BAD: list[tuple[int, str, dict[str, Any]]] = [
     (404, "there is no adapter 'third'; Valid: first, second", {"model": "third"}),
-    (400, "unknown key 'seed'", {"seed": 1}),
+    (400, "unknown key 'reasoning_effort'", {"reasoning_effort": "low"}),
+    (400, "frequency_penalty is 0.5: Input should be 0", {"frequency_penalty": 0.5}),
+    (400, "response_format is 'json_object': Input should be 'text'", {"response_format": {"type": "json_object"}}),
+    (400, "logit_bias: Dictionary should have at most 0", {"logit_bias": {"5": 1.0}}),
+    (400, "tools is [{'type': 'function'}]", {"tools": [{"type": "function"}]}),
+    (400, "store is True: Input should be False", {"store": True}),
+    (400, "top_logprobs is 21", {"logprobs": True, "top_logprobs": 21}),
     (400, "temperature is 3", {"temperature": 3}),
     (400, "n is 2", {"n": 2}),
     (400, "the last message is of the assistant; expected a", {"messages": [{"role": "assistant", "content": "a"}]}),
@@ -261,6 +268,81 @@ def test_tokens_may_be_drawn(client: Callable[..., TestClient]) -> None:
         for _ in range(3)
     }
     assert narrow == {post(sent, user("what?")).json()["choices"][0]["message"]["content"]}
+
+
+DEFAULTS: dict[str, Any] = {
+    "n": 1, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "response_format": {"type": "text"},
+    "tools": [], "tool_choice": "auto", "store": False, "user": "me", "top_p": 1, "stop": None, "logprobs": False,
+    "top_logprobs": None, "seed": 3, "reasoning_effort": None, "stream_options": None,
+}  # fmt: skip
+
+
+def test_what_openais_clients_send_by_default_changes_nothing(client: Callable[..., TestClient]) -> None:
+    sent = client()
+    plain, told = post(sent, user("what?")), post(sent, user("what?"), **DEFAULTS)
+    assert told.status_code == 200, told.text
+    assert told.json()["choices"] == plain.json()["choices"]
+    assert plain.json()["choices"][0]["logprobs"] is None
+
+
+def test_a_seed_draws_the_same_answer_also_beside_others(served: ServedAdapters) -> None:
+    """Others are drawn from other seeds, at another temperature, and with the most probable tokens."""
+
+    async def ask(client: openai.AsyncOpenAI) -> Any:
+        async def answer(seed: int | None, temperature: float) -> str:
+            drawn = await client.chat.completions.create(
+                model="first", messages=[{"role": "user", "content": "what?"}], max_tokens=12, seed=seed,
+                temperature=temperature,
+            )  # fmt: skip
+            return drawn.choices[0].message.content or ""
+
+        alone = [await answer(seed, 1.5) for seed in (1, 2, 1)]
+        others = answer(3, 0.7), answer(None, 0), answer(None, 2)
+        return [*alone, *(await asyncio.gather(answer(1, 1.5), *others))]
+
+    first, second, again, together, *_ = as_openai(served, ask)
+    assert first == again == together
+    assert first != second
+
+
+def test_draws_have_the_probabilities_of_the_model(models: dict[str, ChatModel]) -> None:
+    """Ten thousand first tokens at a temperature, in the top share of them."""
+    asked = question(models["first"], "what?", 1, lambda delta: None, temperature=2.0, top_p=0.85, seed=0)
+    answer, logits = talking._Answer(asked), torch.tensor([2.0, 1.0, 0.0, -1.0, -9.0])
+    drawn = torch.stack([answer.scores(logits).argmax() for _ in range(10_000)]).bincount(minlength=5) / 10_000
+    expected = torch.tensor([1.0, 0.5, 0.0, -0.5]).softmax(0)
+    kept = expected[:3] / expected[:3].sum()  # the first two have 0.73 of all, the first three 0.896
+    assert drawn[:3].tolist() == pytest.approx(kept.tolist(), abs=0.02)
+    assert drawn[3:].sum() == 0
+
+
+def test_tokens_are_told_with_their_probabilities(served: ServedAdapters, models: dict[str, ChatModel]) -> None:
+    """At once and in a stream: the sum is that of the answer, and the tokens are its words; a stop cuts both."""
+    image, model = pictures()[0], models["first"]
+
+    async def ask(client: openai.AsyncOpenAI) -> Any:
+        asked: dict[str, Any] = {"model": "first", "messages": [user("what is it?", image)], "logprobs": True}
+        whole = await client.chat.completions.create(**asked, max_tokens=9, top_logprobs=3)
+        stream = await client.chat.completions.create(**asked, max_tokens=9, top_logprobs=3, stream=True)
+        pieces = [piece.choices[0] async for piece in stream]
+        stop = (whole.choices[0].message.content or "")[-3:]
+        return whole.choices[0], pieces, (await client.chat.completions.create(**asked, max_tokens=9, stop=stop))
+
+    whole, pieces, cut = as_openai(served, ask)
+    tokens = whole.logprobs.content
+    assert "".join(token.token for token in tokens).strip() == whole.message.content
+    assert [token for piece in pieces if piece.logprobs for token in piece.logprobs.content] == tokens
+    for token in tokens:
+        assert len(token.top_logprobs) == 3
+        assert token.top_logprobs[0].logprob == token.logprob  # the most probable one is taken
+        assert token.bytes is None or bytes(token.bytes).decode() == token.token
+    expected = model.generate([[image]], ["what is it?"], max_new_tokens=9)[0]
+    mean = sum(token.logprob for token in tokens) / expected.tokens
+    assert math.exp(mean) == pytest.approx(expected.probability, rel=1e-3)
+    said = "".join(token.token for token in cut.choices[0].logprobs.content)
+    assert said.strip().startswith(cut.choices[0].message.content)
+    assert len(cut.choices[0].logprobs.content) < len(tokens)
+    assert cut.choices[0].logprobs.content[0].top_logprobs == []
 
 
 def test_what_takes_too_long_ends(client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +459,7 @@ def test_an_image_of_too_many_tokens_is_refused_as_in_a_conversation(models: dic
 
 def question(model: ChatModel, words: str, most: int, on_delta: Callable[[Any], None], **more: Any) -> Question:
     images = [pictures()[0]]
-    return Question(model, Chat.about(words), images, most, (), more.get("sampling", ()), on_delta)
+    return Question(model, Chat.about(words), images, most, (), Choosing(**more), on_delta)
 
 
 def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]) -> None:

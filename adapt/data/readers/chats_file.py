@@ -9,19 +9,20 @@ Each row is read by its own keys:
 * of a preference, the two answers: `chosen` and `rejected` (TRL beside a `prompt` of turns, LLaMA-Factory beside
   turns, or beside a question), or `rejected_response` beside turns that end with the chosen answer (ms-swift);
   with `rejected_images`, a list as long as the conversation's images, the rejected answer is that to these images;
-* `system`, a turn before the first; `image` or `images`, in the order of their marks: a path, a data URI, an object
-  with `path` or `bytes`, or a list of these; `split` for the part of the split.
+* `system`, a turn before the first; `images` (or another of `IMAGES`), in the order of their marks: a path, a data URI,
+  an object with `path` or `bytes`, or a list of these; `split` for the part of the split.
 
 A row is never changed to fit, and no other row is taken in its place: whatever does not fit is an error that names the
-file and the row.
+file and the row. So is a key that is not read, if its name says that it matters; a warning names the others.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from adapt import tasks
 from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.common.shown import brief
+from adapt.common.shown import brief, first_of
+from adapt.data.consistency import collected
 from adapt.data.decoding.addresses import is_address
 from adapt.data.decoding.files import under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
@@ -41,17 +43,53 @@ from adapt.data.readers.rows import Listed, to_split
 from adapt.data.split import Split
 from adapt.tasks.base import Cell
 
+logger = logging.getLogger("adapt")
 QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input
 RESPONSE = ("response", "answer", "output", "target", "text", "completion", "content")
-_NOT_READ = ("videos", "video", "audios", "audio", "tools")
+IMAGES = (
+    "images", "image", "image_path", "image_paths", "image_url", "image_urls", "image_file", "img", "imgs", "img_path",
+    "path", "file_name",
+)  # fmt: skip
+_TURNS, _SYSTEM = ("messages", "conversations"), ("system", "system_prompt")
 _ROLES: dict[str, Role] = {
     "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system",
 }  # fmt: skip
 _LONGEST_PATH = 4096  # of Linux; a longer text is an image itself
 _PREFERENCES = ("chosen", "rejected", "rejected_response")
-_OTHER_PREFERENCES = ("rejected_messages",)
 _OTHER_IMAGES = "rejected_images"
+_JUDGED = ("label", "kto_tag")  # true for an answer that is right
+_ASKED = (*QUERY, *RESPONSE, "history")
+_READ = frozenset((*_TURNS, *_ASKED, *_SYSTEM, *IMAGES, *_PREFERENCES, _OTHER_IMAGES, *_JUDGED, "split", "url"))
+_EMPTY: tuple[object, ...] = (None, "", [], {})
+# what a key that is not read seems to be by a word in its name, in the singular, and what to do about it
+_SEEMS = {
+    "an image": (
+        "image img imagepath imagefile imageurl imgpath picture pic photo path file filename filepath url frame media",
+        "list the images as images, in the order of their marks, or take it out",
+    ),
+    "an answer": (
+        "answer response reply completion output target solution truth groundtruth gt caption chosen rejected "
+        "preferred dispreferred content text thinking reasoning",
+        "give one answer as answer, or two as chosen and rejected, and take out what is not to be learned",
+    ),
+    "a judgement of the answer": (
+        "label kto correct iscorrect incorrect wrong accepted loss weight train masked",
+        "every answer is learned as right, and called answer. Leave out rows whose answer is wrong, or else the key",
+    ),
+    "a part of the question": (
+        "question query prompt instruction input problem choice option context hint passage message conversation "
+        "dialog dialogue history",
+        "write it into the question, or take it out",
+    ),
+    "a film, a sound, a tool or a place": (
+        "video audio film sound tool function object bbox box",
+        "only images and texts are learned. Take it out, or leave the row out",
+    ),
+}
+_MEASURES = "id idx index width height size count num number length token type license lang language model score rating"
+_REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "category", "topic", "perplexity"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
+_OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
 
 
@@ -78,6 +116,9 @@ class _Row:
             return
         if not isinstance(content, list):
             raise AdaptError(f"{self.where}: the content is {brief(content)}; expected a text, or a list of parts")
+        untyped = [part for part in content if not (isinstance(part, dict) and part.get("type"))]
+        if sum(bool(_MARK.sub("", str(part)).strip()) for part in untyped) > 1:
+            raise AdaptError(f"{self.where}: the content is {brief(content)}; expected one text: leave the others out")
         for part in content:
             if isinstance(part, str):
                 yield from self._marked(part)
@@ -140,10 +181,17 @@ def read_chats(
         rows = list(rows_of(read_text(source), source.endswith(".jsonl")))
     if not rows:
         raise AdaptError(f"{where} have no rows")
-    listed = [
-        listed_row(row, f"{where} row {number}", folder, f"{source}!{number}") for number, row in enumerate(rows, 1)
-    ]
-    check_one_task(listed, where)
+    listed = []
+    for number, row in enumerate(rows, 1):
+        with collected():
+            listed.append(listed_row(row, f"{where} row {number}", folder, f"{source}!{number}"))
+    if not listed:
+        raise AdaptError(f"{where} have no row that can be used")
+    filled = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value not in _EMPTY}
+    if unread := {key for key in filled - _READ - _REMARKS if _words(key).isdisjoint(_MEASURES.split())}:
+        logger.warning("%s: the keys of rows that are not read: %s", where, first_of(sorted(unread)))
+    if len(listed) == len(rows):  # otherwise they have other numbers
+        check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
         raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
     return to_split(Path(source).stem, folder, listed, None, ratios, seed)
@@ -167,17 +215,7 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     """
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    for key in _OTHER_PREFERENCES:
-        if key in row:
-            raise AdaptError(
-                f"{where} has {key!r}: two answers to one conversation are compared. Give the rejected answer as "
-                "rejected_response, or leave the row out"
-            )
-    for key in _NOT_READ:
-        if row.get(key):
-            raise AdaptError(
-                f"{where} has {key!r}: only images and texts are learned. Take it out, or leave the row out"
-            )
+    _check_keys(row, _keys_of(row), where)
     inline = list(images_in(row))
     rejected, others = None, list[object]()
     if any(key in row for key in _PREFERENCES):
@@ -189,8 +227,8 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
             "other images' answer as rejected_response, or leave the row out"
         )
     read = _turns(row, where)
-    _check_texts([*(turn.text for turn in read.turns), rejected or ""], where)
     images = _images(row, read, where)
+    _check_texts([*(turn.text for turn in read.turns), rejected or ""], bool(images), where)
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
     chat = Chat(tuple(read.turns))
     _check(chat, where)
@@ -203,9 +241,47 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     return Listed(Item(paths, label, text=text), part)
 
 
-def _check_texts(texts: Sequence[str], where: str) -> None:
-    """Raise AdaptError for a text with half of a surrogate pair, which no tokenizer reads."""
+def _keys_of(row: Mapping[str, object]) -> frozenset[str]:
+    """Return the keys that are read of a row of its form."""
+    judged = [key for key in _JUDGED if row.get(key) is not True]
+    address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
+    return _READ.difference(_ASKED if any(row.get(key) for key in _TURNS) else (), judged, address)
+
+
+def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str | None:
+    """Return the one of `keys` that a row fills, or None. Raises AdaptError if it fills two."""
+    given = [key for key in keys if row.get(key) not in _EMPTY]
+    if len(given) > 1:
+        raise AdaptError(f"{where} has both {given[0]} and {given[1]}: leave one of them out")
+    return given[0] if given else None
+
+
+def _check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
+    """Raise AdaptError for a filled key that is not read, if its name says that it is more than a remark."""
+    for key, value in row.items():
+        if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES.split()):
+            continue
+        if isinstance(value, str) and parts.part_of(value) and not row.get("split"):
+            raise AdaptError(f"{where}: {key} is {value!r}, which seems to be a part of the split: call it split")
+        for what, (names, advice) in _SEEMS.items():
+            if not words.isdisjoint(names.split()):
+                raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be {what}: {advice}")
+
+
+def _words(key: str) -> set[str]:
+    """Return the words in the name of a key, each also without a plural's s."""
+    words = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", key).lower())
+    return {*words, *(word.removesuffix("s") for word in words)}
+
+
+def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
+    """Raise AdaptError for a text with half of a surrogate pair, or with another mark beside the images that are seen.
+
+    No tokenizer reads half a pair.
+    """
     for text in texts:
+        if seen and (mark := _OTHER_MARK.search(text)):
+            raise AdaptError(f"{where}: {mark[0]} is no mark of an image here: write <image> where the image stands")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -273,20 +349,17 @@ def _answer(value: object, where: str, key: str) -> str:
 
 def _turns(row: Mapping[str, object], where: str) -> _Row:
     read = _Row(where)
-    system = next((row[key] for key in ("system", "system_prompt") if row.get(key)), None)
-    if system is not None:
-        read.add("system", system)
-    keys = [key for key in ("messages", "conversations") if row.get(key) is not None]
-    if len(keys) == 2:
-        raise AdaptError(f"{where} has both messages and conversations: leave one of them out")
-    if keys:
-        turns = row[keys[0]]
-        if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
-            raise AdaptError(f"{where}: {keys[0]} is {brief(turns)}; expected a list of turns")
+    if system := _one_of(row, _SYSTEM, where):
+        read.add("system", row[system])
+    if key := _one_of(row, _TURNS, where):
+        turns = row[key]
+        if not (isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)):
+            raise AdaptError(f"{where}: {key} is {brief(turns)}; expected a list of turns")
         for turn in turns:
             role, content = ("from", "value") if "from" in turn else ("role", "content")
             if role not in turn or content not in turn:
                 raise AdaptError(f"{where}: the turn {brief(turn)} has no {role} or no {content}")
+            _check_keys(turn, {role, content, "loss", "weight"}, where)
             read.add(turn[role], turn[content], turn.get("loss", turn.get("weight")))
         return read
     _question_and_answer(row, read)
@@ -295,17 +368,16 @@ def _turns(row: Mapping[str, object], where: str) -> _Row:
 
 def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
     """Read a row of a query and a response, perhaps with a history of earlier ones."""
-    queries, responses = ([key for key in keys if row.get(key) not in (None, "")] for keys in (QUERY, RESPONSE))
-    if not (queries and responses):
+    pair, response = [row.get(key) for key in ("instruction", "input")], _one_of(row, RESPONSE, read.where)
+    if all(isinstance(text, str) and text for text in pair):
+        row = {key: value for key, value in row.items() if key != "input"} | {"instruction": "\n".join(map(str, pair))}
+    query = _one_of(row, QUERY, read.where)
+    if query is None or response is None:
         raise AdaptError(f"{read.where} has the keys {', '.join(map(str, row)) or 'none'}; expected {_FORMS}")
-    for keys in (queries, responses):
-        if len(keys) > 1 and keys != ["instruction", "input"]:
-            raise AdaptError(f"{read.where} has both {keys[0]} and {keys[1]}: leave one of them out")
-    query = "\n".join(str(row[key]) for key in queries) if len(queries) > 1 else row[queries[0]]
     history = row.get("history") or []
     if not (isinstance(history, list) and all(isinstance(each, list) and len(each) == 2 for each in history)):
         raise AdaptError(f"{read.where}: history is {brief(history)}; expected a list of [query, response]")
-    for asked, answered in [*history, (query, row[responses[0]])]:
+    for asked, answered in [*history, (row[query], row[response])]:
         read.add("user", asked)
         read.add("assistant", answered)
     if not read.named:
@@ -329,10 +401,8 @@ def _images(row: Mapping[str, object], read: _Row, where: str) -> list[object]:
 
 def _given(row: Mapping[str, object], where: str) -> list[object]:
     """Return the images that a row lists beside its turns."""
-    given = [row[key] for key in ("images", "image") if row.get(key) not in (None, [], "")]
-    if len(given) == 2:
-        raise AdaptError(f"{where} has both image and images: leave one of them out")
-    listed = given[0] if given else []
+    key = _one_of(row, IMAGES, where)
+    listed = row[key] if key else []
     return listed if isinstance(listed, list) else [listed]
 
 
@@ -354,10 +424,7 @@ def _path(image: object, inline: list[str], where: str, folder: str, place: str)
         raise AdaptError(f"{where} has an image inside the text: give it in images, or as a part of type image")
     if len(image) > _LONGEST_PATH:
         raise AdaptError(f"{where} has the image {brief(image)}: give base64 as a data URI, or under the key base64")
-    path = under(folder, image, where)
-    if "!" not in path and not os.path.isfile(path):
-        raise AdaptError(f"{where}: the image {path!r} does not exist. Give the folder of the images as root")
-    return path
+    return under(folder, image, where)
 
 
 def _check(chat: Chat, where: str) -> None:

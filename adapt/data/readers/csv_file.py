@@ -12,6 +12,7 @@ from pathlib import Path
 from adapt import tasks
 from adapt.common.cells import unguarded
 from adapt.common.errors import AdaptError, nearest
+from adapt.data.consistency import collected
 from adapt.data.decoding.files import under
 from adapt.data.decoding.regions import parted, region
 from adapt.data.item import Item
@@ -153,7 +154,8 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
     if "item" in columns and not task.takes_bags:
         raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
     for record in reader:
-        yield _row(record, task, folder, f"{where} line {reader.line_num}")
+        with collected():
+            yield _row(record, task, folder, f"{where} line {reader.line_num}")
 
 
 def _hint(column: str) -> str:

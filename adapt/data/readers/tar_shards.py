@@ -31,7 +31,7 @@ from adapt.data.decoding.addresses import download, is_address
 from adapt.data.decoding.tars import places, read_member
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import check_one_task, listed_row
+from adapt.data.readers.chats_file import IMAGES, check_one_task, listed_row
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_lines
 from adapt.data.readers.rows import Listed, listed, to_split
@@ -199,7 +199,7 @@ def _listed(sample: _Sample, kind: _Kind, class_names: tuple[str, ...] | None) -
         raise AdaptError(f"{sample.where} has a .json that cannot be read: {error}") from error
     home = os.path.join(os.path.dirname(sample.shard), "")
     if isinstance(row, dict):
-        row = {key: value for key, value in row.items() if key not in ("image", "images", "split")}
+        row = {key: value for key, value in row.items() if key not in (*IMAGES, "split")}
         row["images"] = [image.removeprefix(home) for image in sample.images]
     return [listed_row(row, sample.where, os.path.dirname(sample.shard), f"{sample.shard}!{sample.key}")]
 
