@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from transformers import TopPLogitsWarper
 
 from adapt.chats import Chat
 from adapt.common.plain import JsonObject
@@ -222,6 +221,8 @@ class _Answer:
             return logits
         kept = logits / how.temperature
         if how.top_p < 1:
+            from transformers import TopPLogitsWarper  # which a server of CLIPs does without
+
             kept = TopPLogitsWarper(how.top_p)(torch.empty(0), kept[None])[0]
         drawn = torch.empty(kept.shape).exponential_(generator=self._random).clamp_min(torch.finfo(torch.float32).tiny)
         return kept - drawn.log().to(kept)
