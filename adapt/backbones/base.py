@@ -317,6 +317,10 @@ class DualEncoder(ImageEncoder):
 
     @property
     def _parameter(self) -> Tensor:
-        scale = self.model.logit_scale
-        assert isinstance(scale, Tensor)  # every CLIP and SigLIP has one
+        scale = getattr(self.model, "logit_scale", None)
+        if not isinstance(scale, Tensor):
+            raise AdaptError(
+                f"{self.describe()} has the logit_scale {scale!r}; expected a parameter of its model, the logarithm of "
+                "what multiplies cosines, such as logit_scale = nn.Parameter(torch.tensor(math.log(100.0)))"
+            )
         return scale

@@ -91,6 +91,11 @@ def names() -> list[str]:
     return _listing.names()
 
 
+def classes() -> Iterator[type[Method]]:
+    """Yield all methods, without those of packages that cannot be imported, about which a warning is logged."""
+    return _listing.classes()
+
+
 def find(name: str) -> type[Method]:
     """Return the method class called `name`. Raises AdaptError for an unknown name or a package that fails to load."""
     return _listing.find(name)

@@ -55,4 +55,4 @@ def of_model_types() -> dict[str, Family]:
 
 
 def _families() -> Iterator[Family]:
-    return (_listing.find(name)() for name in _listing.names())
+    return (family() for family in _listing.classes())
