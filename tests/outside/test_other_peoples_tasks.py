@@ -120,8 +120,8 @@ def test_a_loss_that_is_no_dict_is_the_tasks(method: str, soft: Path, tmp_path: 
     """The method is not blamed, though its own loss may add to the task's."""
     split = data.load(soft)
     wrong = type("Wrong", (type(split.task),), {"loss": lambda self, step: step.cross_entropy})()
-    model = adapt.wrap(adapt.load_backbone("mini-clip", "cpu"), adapt.methods.find(method)(n_ctx=2), split.class_names)
-    step = model.step(torch.randn(4, 3, 32, 32)).of(wrong, split.train[:4])
+    model = adapt.wrap(adapt.load_backbone("mini-clip", "cpu"), adapt.methods.find(method)(), split.class_names)
+    step = model.step(torch.randn(4, 3, 64, 64)).of(wrong, split.train[:4])
     with pytest.raises(AdaptError, match=r"^the task soft_labels: the function loss returned tensor.*a dict of terms"):
         model.method.loss(step)
 
