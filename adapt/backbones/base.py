@@ -127,9 +127,10 @@ class Backbone:
     def tower(self, name: str) -> Tower:
         """Return the tower called `name`, such as text. Raises AdaptError if no editable tower has this name."""
         if name not in self.towers:
+            others = f"; editable towers: {', '.join(self.towers)}. Set the method's towers to editable towers, or use"
             raise AdaptError(
-                f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; editable towers: "
-                f"{', '.join(self.towers) or 'none'}. Set the method's towers to editable towers, or use another method"
+                f"the {name} tower of {self.describe()} has no transformer blocks that can be edited"
+                f"{others if self.towers else ', nor has another: use'} a method that edits no tower"
             )
         return self.towers[name]
 

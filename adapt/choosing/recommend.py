@@ -43,7 +43,7 @@ def recommend(
     names: str | None = None,
     shots: int | None = None,
     seed: int = 1,
-    backbone: str | None = None,
+    backbone: str | Backbone | None = None,
     device: str = AUTO,
     overrides: Sequence[str] = (),
     folds: int | None = None,
@@ -62,7 +62,8 @@ def recommend(
     many of these methods as there is time for. A method is dropped if it is behind the best method so far on the first
     fold (see `Comparison.raced`).
 
-    `shots` images per class are used, by default all. `overrides` such as `data.broken=skip` apply to all recipes.
+    `backbone` is a name or a loaded backbone, by default the zero-shot recipe's. `shots` images per class are used, by
+    default all. `overrides` such as `data.broken=skip` apply to all recipes.
     `out`, a new folder, becomes the run directory of the chosen method. The comparison is also written to `out`, as
     recommendation.json, methods.csv, report.html and a CSV file for each kind of advice, and remains there even if the
     training fails. The trackers in `track` log the training, as in `fit`.
@@ -71,7 +72,8 @@ def recommend(
     an `out` that exists or is inside the data, and if no method can be trained.
     """
     tracked_by = trackers(track, out)
-    given = {"data.root": root, "data.names": names, "backbone": backbone, "seed": seed, "device": device}
+    named = backbone.describe() if isinstance(backbone, Backbone) else backbone
+    given = {"data.root": root, "data.names": names, "backbone": named, "seed": seed, "device": device}
     changes: dict[str, object] = dict(map(pair, overrides))
     changes |= {key: value for key, value in given.items() if value is not None} | {"data.shots": shots}
     base = read_recipe("zero_shot", list(changes.items()), data)
@@ -79,7 +81,8 @@ def recommend(
     with _reserved(out, data) as folder:
         listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
-        loaded = _image_encoder(load_backbone(base.backbone, device, base.quantize))
+        loaded = backbone if isinstance(backbone, Backbone) else load_backbone(base.backbone, device, base.quantize)
+        loaded = _image_encoder(loaded)
         split = decodable(listed_split, base, progress)
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
         slower = every or budget is not None

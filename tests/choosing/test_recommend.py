@@ -104,6 +104,17 @@ def test_what_is_taken_gets_a_temperature_unless_that_was_refused(asked: bool | 
     assert f"--set=calibrate={asked is None}" in found.command
 
 
+def test_a_loaded_backbone_is_taken() -> None:
+    """As by its name; one without a name is called by its kind of model."""
+    backbone = adapt.load_backbone("mini-clip", "cpu")
+    asked = {"shots": 2, "folds": 2, "device": "cpu", "progress": False}
+    named, given = (adapt.recommend("emoji", backbone=each, **asked) for each in ("mini-clip", backbone))
+    assert list(map(timeless, given.rows)) == list(map(timeless, named.rows))
+    assert given.about == named.about
+    backbone.name = None
+    assert adapt.recommend("emoji", backbone=backbone, **asked).about["backbone"] == type(backbone.model).__name__
+
+
 def test_one_image_a_class(tmp_path: Path) -> None:
     found = adapt.recommend("emoji", shots=1, out=tmp_path / "out", progress=False, track="tensorboard")
     assert (found.chosen, found.rows, found.estimate) == ("nearest_mean", [], None)
