@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -16,13 +18,17 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.choosing.candidates import Candidate, Cost
+from adapt.common import plain
 from adapt.common.devices import one_thread
+from adapt.common.disk import replacing
 from adapt.data.folds import folds, parts
 from adapt.data.item import Item
+from adapt.data.items_id import items_id
 from adapt.data.split import Split
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
+from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
 from adapt.training.fit import train
@@ -30,6 +36,7 @@ from adapt.training.loop import Length
 from adapt.training.result import Result
 from adapt.training.run_recipe import build, images_per_class, training_of, with_validation
 
+_FOLD = tensor_file.What("fold", "delete it, and continue with --resume")
 WITHIN = 2.0  # standard errors behind the best, up to which a method counts as equally good
 SMALL = 2**25  # images times features times classes, up to which one thread is quicker than two
 PILOT = 8  # a training through a tower is first tried for this fraction of its steps
@@ -111,8 +118,9 @@ class _Fold(NamedTuple):
 class Comparison:
     """A comparison by cross-validation, in which all candidates use the same folds of the training images."""
 
-    def __init__(self, split: Split, backbone: Backbone, count: int, seed: int) -> None:
-        self._split, self._backbone, self.count = split, backbone, count
+    def __init__(self, split: Split, backbone: Backbone, count: int, seed: int, kept: Path | None = None) -> None:
+        """Compare on `count` folds, whose results are kept in the folder `kept`, and taken from there, if given."""
+        self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
         fold_of = folds(split.train, count, seed)
         self._parts = list(parts(split, fold_of, count))
         self._places = [place for place, fold in enumerate(fold_of) if fold is not None]
@@ -192,6 +200,27 @@ class Comparison:
 
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None = None
+    ) -> _Fold:
+        """Return the result on a fold, which is kept on disk under a hash of all that it depends on."""
+        if self._kept is None:
+            return self._computed(candidate, part, held, changes)
+        about = [candidate.recipe.model_dump(mode="json", exclude={"device"}), changes, held, *self._origin]
+        path = self._kept / f"{hashlib.sha256(plain.dump(about).encode()).hexdigest()[:32]}.safetensors"
+        if path.is_file():
+            figures = plain.parse(tensor_file.describe(path, _FOLD).metadata["figures"])
+            return _Fold(held, tensor_file.read(path, _FOLD)["probabilities"], *figures)
+        fold = self._computed(candidate, part, held, changes)
+        with replacing(path) as temporary:
+            tensor_file.write({"probabilities": fold.probabilities}, temporary, {"figures": plain.dump(fold[2:])})
+        return fold
+
+    @cached_property
+    def _origin(self) -> tuple[str, str]:
+        items = [*self._split.train, *self._split.val, *self._split.unlabelled]
+        return self._backbone.content(), items_id(items)
+
+    def _computed(
+        self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None
     ) -> _Fold:
         with _quiet(), self._threads(candidate):
             started = time.monotonic()

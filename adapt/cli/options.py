@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
@@ -191,6 +194,15 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
 def folder_name(data: str) -> str:
     """Return a folder name derived from `data`: a path's file name without suffix, or a data set's name."""
     return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
+
+
+def run_folder(out: Path | None, name: str) -> Path | None:
+    """Return the folder of a run: `out`, or None for the word none, or else a new one called by `name` and the time."""
+    if out is not None:
+        return None if out == Path("none") else out
+    path = Path("runs", f"{folder_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not os.path.lexists(each))
 
 
 def class_names(given: str | None) -> list[str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,9 +163,16 @@ def _explained(run: Path) -> str:
 
 
 def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
-    """Return the wrong predictions with the highest confidence."""
-    wrong = [row for row in rows if row["class"] != row["predicted"]]
+    """Return the wrong predictions with the highest confidence in per cent; of equal ones, classes take turns."""
+    wrong, turns = [row for row in rows if row["class"] != row["predicted"]], Counter[tuple[int, str]]()
+
+    def place(row: dict[str, str]) -> tuple[int, int]:
+        percent = round(100 * float(row["confidence"]))
+        turns[percent, row["class"]] += 1
+        return -percent, turns[percent, row["class"]]
+
     wrong.sort(key=lambda row: -float(row["confidence"]))
+    wrong.sort(key=place)
     return [
         Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], thumbnail(row["path"], turned))
         for row in wrong[:WORST_ERRORS]

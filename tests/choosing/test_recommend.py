@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import adapt
 from adapt import AdaptError
 from adapt.choosing import recommend as module
 from adapt.choosing.candidates import candidates
-from adapt.choosing.compare import Compared
+from adapt.choosing.compare import Compared, Comparison
 from adapt.cli import main
 
 FEW = ("gda", "zero_shot", "task_res", "lora")
@@ -189,11 +191,62 @@ def test_what_was_compared_stays_where_the_training_fails(tmp_path: Path, monkey
     def fails(*given: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "run_recipe", fails)
-    result = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_recipe", fails)
+        result = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet")
     assert result.exit_code == 130
-    assert f"stopped; what was compared is in {tmp_path / 'out'}" in result.stderr
+    assert f"continue with the same command, and --out={tmp_path / 'out'} --resume" in result.stderr
     assert len(list(csv.DictReader((tmp_path / "out/methods.csv").open()))) == 3
+    monkeypatch.setattr(Comparison, "_computed", fails)
+    resumed = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert (tmp_path / "out/adapter.safetensors").is_file()
+
+
+def test_an_interrupted_comparison_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, computed, trained = ("emoji", "--shots", 2, "--folds", 2, "--quiet"), Comparison._computed, list[str]()
+
+    def until_the_third(self: Comparison, candidate: Any, *more: Any) -> Any:
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        trained.append(candidate.name)
+        return computed(self, candidate, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Comparison, "_computed", until_the_third)
+        assert run(*asked, "--out", tmp_path / "out").exit_code == 130
+    again = run(*asked, "--out", tmp_path / "out")
+    assert "exists already; name a new folder, or continue an interrupted comparison with --resume" in again.stderr
+    seen: list[str] = []
+    monkeypatch.setattr(
+        Comparison, "_computed", lambda self, each, *more: [seen.append(each.name), computed(self, each, *more)][1]
+    )
+    resumed = run(*asked, "--out", tmp_path / "out", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    ended, seen[:] = [*seen], []
+    assert run(*asked, "--out", tmp_path / "whole").exit_code == 0
+    assert seen == trained + ended
+    first, second = (json.loads((tmp_path / name / "recommendation.json").read_text()) for name in ("out", "whole"))
+    assert list(map(timeless, first.pop("methods"))) == list(map(timeless, second.pop("methods")))
+    assert first == second
+    tensors = [adapt.load(tmp_path / name).method.state_dict() for name in ("out", "whole")]
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+    for out in (tmp_path / "out", tmp_path / "nothing"):  # complete, and never begun
+        refused = run(*asked, "--out", out, "--resume")
+        assert (refused.exit_code, "has no interrupted comparison to resume" in refused.stderr) == (2, True)
+
+
+def test_folds_of_other_data_are_not_taken(tmp_path: Path) -> None:
+    split, backbone = adapt.data.load("emoji").few_shot(2, 1), adapt.load_backbone("mini-clip", "cpu")
+    [candidate] = [each for each in candidates("emoji", {}, False, backbone) if each.name == "nearest_mean"]
+    for seed, files in ((1, 2), (1, 2), (2, 4)):
+        Comparison(split, backbone, 2, seed, tmp_path / "folds").run(candidate)
+        assert len(list((tmp_path / "folds").iterdir())) == files
+    Comparison(replace(split, train=split.train[:-1]), backbone, 2, 1, tmp_path / "folds").run(candidate)
+    assert len(list((tmp_path / "folds").iterdir())) == 6
 
 
 @pytest.mark.full
@@ -244,9 +297,14 @@ def test_what_is_refused_is_refused_at_once(arguments: list[str], message: str, 
 @pytest.mark.full
 def test_without_out_a_new_folder_is_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("recommend-emoji", "recommend-emoji-2"):
-        assert run("emoji", "--shots", 1, "--quiet").exit_code == 0
+    monkeypatch.setattr(time, "strftime", lambda form: "20261130-120000")
+    for name in ("recommend-emoji-20261130-120000", "recommend-emoji-20261130-120000-2"):
+        result = run("emoji", "--shots", 1, "--quiet")
+        assert f"adapter    runs/{name}/adapter.safetensors" in result.stdout
         assert (tmp_path / "runs" / name / "adapter.safetensors").is_file()
+    none = run("emoji", "--shots", 1, "--quiet", "--out", "none")
+    assert (none.exit_code, len(list((tmp_path / "runs").iterdir()))) == (0, 2)
+    assert "adapter    " not in none.stdout
 
 
 @pytest.mark.full

@@ -13,6 +13,7 @@ A small file may claim a large picture: sides and pixels in the header are limit
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -93,7 +94,11 @@ def _opened(file: BinaryIO) -> Image.Image:
 
         return cast(Image.Image, HeifImageFile(file))  # without registering an opener in the process
     known = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or kind == "AVIF")]
-    return Image.open(file, formats=known)
+    try:
+        return Image.open(file, formats=known)
+    except DecompressionBombError as error:  # which calls a panorama an attack
+        _check_pixels(int(re.findall(r"\d+", str(error))[0]))
+        raise
 
 
 def lacking(file: BinaryIO) -> str:
@@ -136,10 +141,17 @@ def check_size(picture: Image.Image) -> None:
             f"the image is {picture.width} x {picture.height} pixels; the longer side may be at most {RATIO} times the "
             "shorter side"
         )
+    _check_pixels(shorter * longer, picture.format or "")
+
+
+def _check_pixels(pixels: int, kind: str = "") -> None:
     limit = Image.MAX_IMAGE_PIXELS
-    most = None if limit is None else int(limit * _PIXELS_OF.get(picture.format or "", _PIXELS))
-    if most is not None and shorter * longer > most:
-        raise ValueError(f"the image has {shorter * longer:,} pixels, more than the limit of {most:,}")
+    most = None if limit is None else int(limit * _PIXELS_OF.get(kind, _PIXELS))
+    if most is not None and pixels > most:
+        raise ValueError(
+            f"the image has {pixels:,} pixels, more than the limit of {most:,}; save a smaller copy (or in Python, set "
+            "PIL.Image.MAX_IMAGE_PIXELS higher)"
+        )
 
 
 @contextmanager
