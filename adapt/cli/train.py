@@ -96,7 +96,10 @@ def train(
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if dry_run:
-        _plan(chosen)
+        with quiet_libraries():
+            from adapt.training.dry_run import planned
+
+            click.echo("\n".join(planned(chosen)))
         return
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
@@ -115,17 +118,6 @@ def train(
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
         say(result, folder if plot else None)
-
-
-def _plan(recipe: Recipe) -> None:
-    """Print what training by `recipe` would do."""
-    from adapt.cli.quiet import quiet_libraries
-
-    with quiet_libraries():
-        from adapt.training.dry_run import planned
-
-        for line in planned(recipe):
-            click.echo(line)
 
 
 def say(result: Result, plots: Path | None = None) -> None:

@@ -37,11 +37,7 @@ __all__ = [
 PLACES = frozenset({"path", "text", "split", "domain", "group", "item", "x0", "y0", "x1", "y1"})
 
 _listing: Listing[Task] = Listing(__name__, __path__, "adapt.tasks", lambda: Task, "task", frozenset({"base"}))
-
-
-def names() -> list[str]:
-    """Return the names of all tasks."""
-    return _listing.names()
+names = _listing.names
 
 
 def named(name: str) -> Task:
