@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -23,7 +22,6 @@ from adapt.common.devices import one_thread
 from adapt.common.disk import replacing
 from adapt.data.folds import folds, parts
 from adapt.data.item import Item
-from adapt.data.items_id import items_id
 from adapt.data.split import Split
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
@@ -116,10 +114,12 @@ class _Fold(NamedTuple):
 
 
 class Comparison:
-    """A comparison by cross-validation, in which all candidates use the same folds of the training images."""
+    """A comparison by cross-validation, in which all candidates use the same folds of the training images.
+
+    The results on folds are written to the folder `kept`, if given, and those that are there already are taken.
+    """
 
     def __init__(self, split: Split, backbone: Backbone, count: int, seed: int, kept: Path | None = None) -> None:
-        """Compare on `count` folds, whose results are kept in the folder `kept`, and taken from there, if given."""
         self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
         fold_of = folds(split.train, count, seed)
         self._parts = list(parts(split, fold_of, count))
@@ -201,27 +201,11 @@ class Comparison:
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None = None
     ) -> _Fold:
-        """Return the result on a fold, which is kept on disk under a hash of all that it depends on."""
-        if self._kept is None:
-            return self._computed(candidate, part, held, changes)
-        about = [candidate.recipe.model_dump(mode="json", exclude={"device"}), changes, held, *self._origin]
-        path = self._kept / f"{hashlib.sha256(plain.dump(about).encode()).hexdigest()[:32]}.safetensors"
-        if path.is_file():
+        told = plain.dump([candidate.recipe.model_dump(mode="json", exclude={"device"}), changes, held])
+        path = None if self._kept is None else self._kept / hashlib.sha256(told.encode()).hexdigest()
+        if path is not None and path.is_file():
             figures = plain.parse(tensor_file.describe(path, _FOLD).metadata["figures"])
             return _Fold(held, tensor_file.read(path, _FOLD)["probabilities"], *figures)
-        fold = self._computed(candidate, part, held, changes)
-        with replacing(path) as temporary:
-            tensor_file.write({"probabilities": fold.probabilities}, temporary, {"figures": plain.dump(fold[2:])})
-        return fold
-
-    @cached_property
-    def _origin(self) -> tuple[str, str]:
-        items = [*self._split.train, *self._split.val, *self._split.unlabelled]
-        return self._backbone.content(), items_id(items)
-
-    def _computed(
-        self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None
-    ) -> _Fold:
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
             model, _ = _trained(candidate, part, self._backbone, changes)
@@ -230,7 +214,11 @@ class Comparison:
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0
-            return _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()), answering)
+        fold = _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()), answering)
+        if path is not None:
+            with replacing(path) as temporary:
+                tensor_file.write({"probabilities": probabilities}, temporary, {"figures": plain.dump(fold[2:])})
+        return fold
 
     def _pooled(self, candidate: Candidate, results: Sequence[_Fold]) -> Compared:
         by_place = torch.zeros(len(self._split.train), len(self._split.class_names))

@@ -23,6 +23,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of
 from adapt.data.folds import usual_count
+from adapt.data.items_id import items_id
 from adapt.data.split import Split
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
@@ -88,7 +89,8 @@ def recommend(
         loaded = backbone if isinstance(backbone, Backbone) else load_backbone(base.backbone, device, base.quantize)
         loaded = _image_encoder(loaded)
         split = decodable(listed_split, base, progress)
-        kept = None if folder is None else folder / FOLDS
+        origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
+        kept = None if folder is None else folder / FOLDS / origin
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
         listed = candidates(data, changes, slower, loaded, bool(split.unlabelled)) if comparison.items else []
@@ -109,7 +111,7 @@ def recommend(
             recommendation.write(folder)
         alone = UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {}
         recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], list((changes | alone).items()), data)
-        goes_on = resume and folder is not None and (folder / "recipe.yaml").is_file()
+        goes_on = folder is not None and (folder / "recipe.yaml").is_file()
         result = run_recipe(recipe, folder, goes_on, progress, split, loaded, tracked_by)
         recommendation = replace(recommendation, result=result)
         if folder is not None:
@@ -126,9 +128,9 @@ def _reserved(out: str | Path | None, data: str, resume: bool) -> Iterator[Path 
     Raises AdaptError if `out` exists, cannot be created, or is inside the data; or to `resume`, if it was not begun.
     """
     check_alone()
-    begun = out is not None and (Path(out, FOLDS).is_dir() or Path(out, "recommendation.json").is_file())
-    if resume and (not begun or Path(out or "", "metrics.json").exists()):
-        raise AdaptError(f"{out} has no interrupted comparison to resume: leave out --resume (resume=)")
+    begun = out is not None and Path(out, FOLDS).is_dir()
+    if resume and not begun:
+        raise AdaptError(f"{out} has no interrupted comparison to resume: give its --out, or leave out --resume")
     if out is None:
         yield None
         return
@@ -136,15 +138,17 @@ def _reserved(out: str | Path | None, data: str, resume: bool) -> Iterator[Path 
     check_outside(out, data, f"the data folder {data}")
     if not resume:
         check_free(out, "folder, or continue an interrupted comparison with --resume" if begun else "folder")
+    made = [each for each in (out / FOLDS, out, *out.parents) if not each.exists()]
     try:
-        out.mkdir(parents=True, exist_ok=resume)
+        (out / FOLDS).mkdir(parents=True, exist_ok=resume)
     except OSError as error:
         raise AdaptError(f"cannot create {out}: {error.strerror or error}; choose another --out") from error
     try:
         yield out
     finally:
         with suppress(OSError):  # not empty
-            out.rmdir()
+            for each in made:
+                each.rmdir()
 
 
 def _check_comparable(split: Split) -> None:

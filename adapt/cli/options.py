@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import time
@@ -169,6 +168,10 @@ overrides = click.option(
     help="Change a key of the recipe, such as train.lr=0.01 (repeatable).",
 )
 
+run_out = click.option(
+    "--out", type=click.Path(path_type=Path), help="New folder for the run, or none.  [default: runs/NAME-DATE]"
+)
+
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
     """Parse `text`, the value of the option --`what`, as comma-separated numbers. Raises AdaptError for other text."""
@@ -201,8 +204,9 @@ def run_folder(out: Path | None, name: str) -> Path | None:
     if out is not None:
         return None if out == Path("none") else out
     path = Path("runs", f"{folder_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
-    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(each for each in itertools.chain([path], others) if not os.path.lexists(each))
+    while os.path.lexists(path):  # another of the same second
+        path = path.with_name(f"{path.name}-2")
+    return path
 
 
 def class_names(given: str | None) -> list[str] | None:

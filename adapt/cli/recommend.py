@@ -11,7 +11,6 @@ import click
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
 from adapt.common.devices import AUTO
-from adapt.common.errors import AdaptError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -60,11 +59,7 @@ class _Time(click.ParamType):
     "--budget", type=_Time(), help="Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h."
 )
 @track
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="New folder for the run, or none.  [default: runs/recommend-DATA-DATE]",
-)
+@common.run_out
 @click.option("--resume", is_flag=True, help="Continue the interrupted comparison or training in --out.")
 @click.option("--quiet", is_flag=True, help="Hide progress.")
 def recommend(data: str, out: Path | None, resume: bool, device: str | None, quiet: bool, **options: Any) -> None:
@@ -87,8 +82,6 @@ def recommend(data: str, out: Path | None, resume: bool, device: str | None, qui
     """
     from adapt.cli.quiet import quiet_libraries
 
-    if resume and out is None:
-        raise AdaptError("--resume needs the folder of the comparison: give --out FOLDER")
     out = common.run_folder(out, f"recommend-{common.folder_name(data)}")
     if not quiet:
         common.say_backbone(options["backbone"] or common.default_backbone(data), data)

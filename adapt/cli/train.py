@@ -38,11 +38,7 @@ _changes = common.together(
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Directory for the run, which must not hold one yet, or none.  [default: runs/RECIPE-DATE]",
-)
+@common.run_out
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in --out, exactly as if it had not stopped.")
 @track
 @click.option(

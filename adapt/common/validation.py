@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar, get_args, get_type_hints
@@ -31,11 +30,11 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
     path, owner = _locate(model, problem["loc"])
     key = ".".join(path) or "its settings"
     if problem["type"] == "extra_forbidden":
-        meant = _described(owner, path[-1])
-        hint = (
-            f"did you mean {'.'.join([*path[:-1], meant])!r}?" if meant else nearest(path[-1], _keys(owner), listed_by)
-        )
-        return f"{where}: unknown key {key!r}; {hint}"
+        fields = owner.model_fields if issubclass(owner, BaseModel) else {}
+        described = {(field.description or name).lower(): name for name, field in fields.items()}
+        meant = get_close_matches(f"the {path[-1].replace('_', ' ')}.", described, n=1, cutoff=0.8)  # as learning_rate
+        word = described[meant[0]] if meant else path[-1]
+        return f"{where}: unknown key {key!r}; {nearest(word, _keys(owner), listed_by)}"
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):  # of a fixed number of values
         count = 1 + max(int(each["loc"][-1]) for each in error.errors() if each["loc"][:-1] == problem["loc"][:-1])
         field = owner.model_fields.get(path[-1]) if issubclass(owner, BaseModel) else None
@@ -46,18 +45,6 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
     value = problem["input"]
     given = "" if isinstance(value, dict | BaseModel) else f" is {brief(value)}"
     return f"{where}: {key}{given}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-def _described(kind: type, key: str) -> str | None:
-    """Return the key that resembles none but is described in the words of an unknown `key`, such as lr; else None."""
-    words = key.lower().split("_")
-    if not issubclass(kind, BaseModel) or get_close_matches(key, kind.model_fields, n=1):
-        return None
-    for name, field in kind.model_fields.items():
-        known = re.findall(r"\w+", (field.description or "").partition(".")[0].lower())
-        if len(known) <= len(words) + 1 and all(get_close_matches(word, known, n=1, cutoff=0.8) for word in words):
-            return name
-    return None
 
 
 def _locate(model: type, location: tuple[int | str, ...]) -> tuple[list[str], type]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -50,10 +51,9 @@ def known_recipes() -> dict[str, Path]:
     """
     known = shipped()
     for point in entry_points(group="adapt.recipes"):
-        try:
+        spec = None
+        with suppress(ImportError):  # of a package above it
             spec = importlib.util.find_spec(point.value)
-        except ImportError:  # of a package above it
-            spec = None
         folders = [] if spec is None else spec.submodule_search_locations or []
         if not folders:
             logger.warning("adapt.recipes:%s must name a package: %s is left out", point.name, point.value)

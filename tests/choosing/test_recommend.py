@@ -6,7 +6,8 @@ import csv
 import json
 import shlex
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from selection import by_turns
 
 import adapt
 from adapt import AdaptError
+from adapt.choosing import compare
 from adapt.choosing import recommend as module
 from adapt.choosing.candidates import candidates
-from adapt.choosing.compare import Compared, Comparison
+from adapt.choosing.compare import Compared
 from adapt.cli import main
 
 FEW = ("gda", "zero_shot", "task_res", "lora")
@@ -197,56 +199,62 @@ def test_what_was_compared_stays_where_the_training_fails(tmp_path: Path, monkey
     assert result.exit_code == 130
     assert f"continue with the same command, and --out={tmp_path / 'out'} --resume" in result.stderr
     assert len(list(csv.DictReader((tmp_path / "out/methods.csv").open()))) == 3
-    monkeypatch.setattr(Comparison, "_computed", fails)
-    resumed = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet", "--resume")
+    with _watched(monkeypatch) as seen:
+        resumed = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet", "--resume")
     assert resumed.exit_code == 0, resumed.output
+    assert seen == []
     assert (tmp_path / "out/adapter.safetensors").is_file()
 
 
-def test_an_interrupted_comparison_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, computed, trained = ("emoji", "--shots", 2, "--folds", 2, "--quiet"), Comparison._computed, list[str]()
+@contextmanager
+def _watched(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> Iterator[list[str]]:
+    """The candidates that are trained on folds, which is interrupted before it is done more than `most` times."""
+    seen, trained = list[str](), compare._trained
 
-    def until_the_third(self: Comparison, candidate: Any, *more: Any) -> Any:
-        if len(trained) == 3:
-            raise KeyboardInterrupt
-        trained.append(candidate.name)
-        return computed(self, candidate, *more)
+    def watching(candidate: Any, split: Any, backbone: Any, changes: Any = None) -> Any:
+        if changes is not compare._PROBE:
+            if len(seen) == most:
+                raise KeyboardInterrupt
+            seen.append(candidate.name)
+        return trained(candidate, split, backbone, changes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Comparison, "_computed", until_the_third)
-        assert run(*asked, "--out", tmp_path / "out").exit_code == 130
-    again = run(*asked, "--out", tmp_path / "out")
+        patch.setattr(compare, "_trained", watching)
+        yield seen
+
+
+def test_an_interrupted_comparison_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, out, whole = ("emoji", "--shots", 2, "--folds", 2, "--quiet"), tmp_path / "out", tmp_path / "whole"
+    with _watched(monkeypatch, most=3) as begun:
+        assert run(*asked, "--out", out).exit_code == 130
+    again = run(*asked, "--out", out)
     assert "exists already; name a new folder, or continue an interrupted comparison with --resume" in again.stderr
-    seen: list[str] = []
-    monkeypatch.setattr(
-        Comparison, "_computed", lambda self, each, *more: [seen.append(each.name), computed(self, each, *more)][1]
-    )
-    resumed = run(*asked, "--out", tmp_path / "out", "--resume")
+    with _watched(monkeypatch) as ended:
+        resumed = run(*asked, "--out", out, "--resume")
     assert resumed.exit_code == 0, resumed.output
-    ended, seen[:] = [*seen], []
-    assert run(*asked, "--out", tmp_path / "whole").exit_code == 0
-    assert seen == trained + ended
-    first, second = (json.loads((tmp_path / name / "recommendation.json").read_text()) for name in ("out", "whole"))
+    with _watched(monkeypatch) as seen:
+        assert run(*asked, "--out", whole).exit_code == 0
+    assert (begun + ended, len(begun)) == (seen, 3)
+    first, second = (json.loads((folder / "recommendation.json").read_text()) for folder in (out, whole))
     assert list(map(timeless, first.pop("methods"))) == list(map(timeless, second.pop("methods")))
     assert first == second
-    tensors = [adapt.load(tmp_path / name).method.state_dict() for name in ("out", "whole")]
-    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        path.name for path in (tmp_path / "whole").iterdir()
-    )
-    for out in (tmp_path / "out", tmp_path / "nothing"):  # complete, and never begun
-        refused = run(*asked, "--out", out, "--resume")
+    one, other = (adapt.load(folder).method.state_dict() for folder in (out, whole))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+    for folder in (out, tmp_path / "nothing"):  # complete, and never begun
+        refused = run(*asked, "--out", folder, "--resume")
         assert (refused.exit_code, "has no interrupted comparison to resume" in refused.stderr) == (2, True)
 
 
-def test_folds_of_other_data_are_not_taken(tmp_path: Path) -> None:
-    split, backbone = adapt.data.load("emoji").few_shot(2, 1), adapt.load_backbone("mini-clip", "cpu")
-    [candidate] = [each for each in candidates("emoji", {}, False, backbone) if each.name == "nearest_mean"]
-    for seed, files in ((1, 2), (1, 2), (2, 4)):
-        Comparison(split, backbone, 2, seed, tmp_path / "folds").run(candidate)
-        assert len(list((tmp_path / "folds").iterdir())) == files
-    Comparison(replace(split, train=split.train[:-1]), backbone, 2, 1, tmp_path / "folds").run(candidate)
-    assert len(list((tmp_path / "folds").iterdir())) == 6
+def test_folds_of_other_images_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, out = _painted(tmp_path / "photos", a=4, b=4), tmp_path / "out"
+    asked = (photos, "--backbone", "mini-clip", "--folds", 2, "--out", out, "--quiet")
+    with _watched(monkeypatch, most=2) as begun:
+        assert run(*asked).exit_code == 130
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(photos / "train/a/0.png")
+    with _watched(monkeypatch) as ended:
+        assert run(*asked, "--resume").exit_code == 0
+    assert ended[:2] == begun
 
 
 @pytest.mark.full

@@ -88,7 +88,7 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
         ({"train": {"epochs": 1, "batchsize": 1}}, r"^mine: unknown key 'train.batchsize'; did you mean 'batch_size'"),
         (
             {"train": {"epochs": 1, "leraning_rate": 1}},
-            r"^mine: unknown key 'train.leraning_rate'; did you mean 'train.lr'",
+            r"^mine: unknown key 'train.leraning_rate'; did you mean 'lr'",
         ),
         ({"train": {"epochs": 1, "speed": 1}}, r"^mine: unknown key 'train.speed'; none of"),
         ({"method": {"name": "coop", "n_ctxt": 4}}, r"^mine: method: unknown key 'n_ctxt'; did you mean 'n_ctx'\?"),

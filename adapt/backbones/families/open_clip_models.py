@@ -46,8 +46,8 @@ class OpenCLIPModels(Family):
         architecture, _, tag = spec.partition("/")
         near = get_close_matches(architecture, open_clip.list_models(), n=1, cutoff=0.8)
         tags = open_clip.list_pretrained_tags_by_model(near[0]) if near else []
-        listed = "" if tag in tags else f" with PRETRAINED one of {first_of(tags)}"
-        return f"{self.prefix}{near[0]}/{tag if tag in tags else 'PRETRAINED'}{listed}" if tags else None
+        named = tag if tag in tags else f"PRETRAINED with PRETRAINED one of {first_of(tags)}"
+        return f"{self.prefix}{near[0]}/{named}" if tags else None
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         rest = spec.removeprefix(self.prefix)

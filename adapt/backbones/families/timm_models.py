@@ -46,9 +46,7 @@ def _folder(name: str) -> Path:
     """Return the folder of a timm model, fetched from the hub if it is not local; only safetensors are read."""
     folder, own = Path(name), "expected a timm model with config.json and model.safetensors, in a folder as "
     own += "timm.models.save_for_hf(model, FOLDER, safe_serialization=True) writes it"
-    if folder.suffix in (".safetensors", ".bin", ".pt", ".pth"):
-        raise AdaptError(f"timm:{name} names a file of weights, which does not say whose they are; {own}")
-    if not folder.is_dir():
+    if not folder.is_dir() and folder.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
         repository = name if "/" in name else f"{TIMM}{name}"
         folder = hub.snapshot(repository, ["config.json", "model.safetensors"])
     for file in ("config.json", "model.safetensors"):

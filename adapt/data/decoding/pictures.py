@@ -13,7 +13,6 @@ A small file may claim a large picture: sides and pixels in the header are limit
 from __future__ import annotations
 
 import io
-import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -43,6 +42,7 @@ RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels mul
 # Times `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: room for all cameras' pictures, converted in under 1 GiB.
 # WebP's own decoder holds a picture several times.
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
+_LIFT = "; save a smaller copy, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
 _BAND = 2**22  # pixels that are converted at a time
 
 # The brands after `ftyp` in files of the container that HEIC and AVIF share.
@@ -97,8 +97,8 @@ def _opened(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=known)
     except DecompressionBombError as error:  # which calls a panorama an attack
-        _check_pixels(int(re.findall(r"\d+", str(error))[0]))
-        raise
+        most = int((Image.MAX_IMAGE_PIXELS or 0) * _PIXELS)
+        raise ValueError(f"the image has more pixels than the limit of {most:,}{_LIFT}") from error
 
 
 def lacking(file: BinaryIO) -> str:
@@ -141,17 +141,10 @@ def check_size(picture: Image.Image) -> None:
             f"the image is {picture.width} x {picture.height} pixels; the longer side may be at most {RATIO} times the "
             "shorter side"
         )
-    _check_pixels(shorter * longer, picture.format or "")
-
-
-def _check_pixels(pixels: int, kind: str = "") -> None:
     limit = Image.MAX_IMAGE_PIXELS
-    most = None if limit is None else int(limit * _PIXELS_OF.get(kind, _PIXELS))
-    if most is not None and pixels > most:
-        raise ValueError(
-            f"the image has {pixels:,} pixels, more than the limit of {most:,}; save a smaller copy (or in Python, set "
-            "PIL.Image.MAX_IMAGE_PIXELS higher)"
-        )
+    most = None if limit is None else int(limit * _PIXELS_OF.get(picture.format or "", _PIXELS))
+    if most is not None and shorter * longer > most:
+        raise ValueError(f"the image has {shorter * longer:,} pixels, more than the limit of {most:,}{_LIFT}")
 
 
 @contextmanager

@@ -97,9 +97,8 @@ class Step:
 
     def task_loss(self) -> Terms:
         """Return the loss terms of the task by name. A method may replace these terms or add further terms."""
-        if self.task is None:
-            return {"cross_entropy": self.cross_entropy}
-        return checked(self.task.loss(self), f"the task {self.task.name}")
+        task = self.task
+        return checked(task.loss(self), f"the task {task.name}") if task else {"cross_entropy": self.cross_entropy}
 
     @property
     def weight(self) -> float:
