@@ -86,8 +86,7 @@ def recommend(
     with _reserved(out, data, resume) as folder:
         listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
-        loaded = backbone if isinstance(backbone, Backbone) else load_backbone(base.backbone, device, base.quantize)
-        loaded = _image_encoder(loaded)
+        loaded = _image_encoder(backbone, base, device)
         split = decodable(listed_split, base, progress)
         origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
         kept = None if folder is None else folder / FOLDS / origin
@@ -162,8 +161,9 @@ def _check_comparable(split: Split) -> None:
         raise AdaptError(f"{split.name} has only one class, {split.class_names[0]!r}; expected at least two classes")
 
 
-def _image_encoder(backbone: Backbone) -> ImageEncoder:
-    """Return `backbone` unchanged. Raises AdaptError if it does not encode images by themselves."""
+def _image_encoder(given: str | Backbone | None, recipe: Recipe, device: str) -> ImageEncoder:
+    """Return a given backbone, or else load the recipe's. Raises AdaptError if it does not encode images alone."""
+    backbone = given if isinstance(given, Backbone) else load_backbone(recipe.backbone, device, recipe.quantize)
     if isinstance(backbone, ImageEncoder):
         return backbone
     raise AdaptError(
