@@ -127,9 +127,10 @@ class Backbone:
     def tower(self, name: str) -> Tower:
         """Return the tower called `name`, such as text. Raises AdaptError if no editable tower has this name."""
         if name not in self.towers:
+            others = f"; editable towers: {', '.join(self.towers)}. Set the method's towers to editable towers, or use"
             raise AdaptError(
-                f"the {name} tower of {self.describe()} has no transformer blocks that can be edited; editable towers: "
-                f"{', '.join(self.towers) or 'none'}. Set the method's towers to editable towers, or use another method"
+                f"the {name} tower of {self.describe()} has no transformer blocks that can be edited"
+                f"{others if self.towers else ', nor has another: use'} a method that edits no tower"
             )
         return self.towers[name]
 
@@ -317,6 +318,10 @@ class DualEncoder(ImageEncoder):
 
     @property
     def _parameter(self) -> Tensor:
-        scale = self.model.logit_scale
-        assert isinstance(scale, Tensor)  # every CLIP and SigLIP has one
+        scale = getattr(self.model, "logit_scale", None)
+        if not isinstance(scale, Tensor):
+            raise AdaptError(
+                f"{self.describe()} has the logit_scale {scale!r}; expected a parameter of its model, the logarithm of "
+                "what multiplies cosines, such as logit_scale = nn.Parameter(torch.tensor(math.log(100.0)))"
+            )
         return scale

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.backbones.tower import (
     Block,
@@ -32,7 +32,7 @@ def text_tower(owner: Owner, form: Form) -> Tower:
         embedding=owner.token_embedding,
         positions=partial(_positions, owner),
         final_norm=owner.ln_final,
-        project=partial(_project, owner, "text_projection"),
+        project=LastProjection(owner, "text_projection"),
     )
     outside = {"final_norm": owner.ln_final, "projection": LastProjection.of(owner, "text_projection")}
     return _tower("text", form, owner, text=parts, **outside)
@@ -40,7 +40,7 @@ def text_tower(owner: Owner, form: Form) -> Tower:
 
 def vision_tower(visual: Owner, pooling: Pooling, read: Callable[[Tensor, Norm], Tensor]) -> Tower:
     """Return the map of a vision transformer, of which `read` pools the tokens `(b, l, d)` under the final norm."""
-    parts = VisionParts(partial(_embed, visual), read, partial(_project, visual, "proj"))
+    parts = VisionParts(partial(_embed, visual), read, LastProjection(visual, "proj"))
     outside = {
         "pre_norm": visual.ln_pre,
         "final_norm": visual.ln_post,
@@ -74,13 +74,6 @@ def block_of(module: Owner) -> Block:
 def _positions(owner: Owner) -> Tensor:
     positions: Tensor = owner.positional_embedding.detach()
     return positions
-
-
-def _project(owner: Owner, name: str, pooled: Tensor) -> Tensor:
-    projection: nn.Module | Tensor | None = getattr(owner, name)
-    if projection is None:
-        return pooled
-    return projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection.detach()
 
 
 def _embed(visual: Owner, images: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ class Projection:
 class Site:
     """One branch of a block, such as its attention or MLP, whose output is added to the residual stream."""
 
-    read: nn.Module  # its first input is the residual stream `(b, l, d)`
-    added: nn.Module  # its output, or the first of them, joins the stream
+    read: nn.Module  #: The module whose first input is the residual stream `(b, l, d)`.
+    added: nn.Module  #: The module whose output, or the first of its outputs, joins the stream.
 
 
 @dataclass(frozen=True)
@@ -100,21 +100,21 @@ class Block:
     (pre-norm). In other models, only `sites` describes how the branches are connected to the residual stream.
     """
 
-    module: nn.Module
-    attn: nn.Module
-    norm1: nn.Module
-    norm2: nn.Module
-    act: nn.Module
-    projections: dict[str, Projection]
-    scale1: nn.Module = field(default_factory=nn.Identity)
-    scale2: nn.Module = field(default_factory=nn.Identity)
-    sites: dict[str, Site] = field(default_factory=dict)  # attn, cross, mlp, in order of computation
-    mlp: nn.Module | None = None
-    batch_first: bool = True  # whether the library hands it (b, l, d), not (l, b, d)
-    attn_returns_weights: bool = True  # (output, weights or None), not just the output
-    returns: int = 0  # how many values the module returns in a tuple; 0 where it returns `(b, l, d)` itself
-    plain_attention: bool = True  # nothing but softmax(q k / sqrt(d)) v between the projections: no norms, no gates
-    quick_gelu: bool = False  # act is x * sigmoid(1.702 x)
+    module: nn.Module  #: The entire layer.
+    attn: nn.Module  #: Its attention.
+    norm1: nn.Module  #: The norm of its attention.
+    norm2: nn.Module  #: The norm of its MLP.
+    act: nn.Module  #: The activation of its MLP.
+    projections: dict[str, Projection]  #: Its linear maps by name: q, k, v, out, fc1 and fc2, or gate, up and down.
+    scale1: nn.Module = field(default_factory=nn.Identity)  #: What multiplies the output of its attention.
+    scale2: nn.Module = field(default_factory=nn.Identity)  #: What multiplies the output of its MLP.
+    sites: dict[str, Site] = field(default_factory=dict)  #: Its branches attn, cross, mlp, in order of computation.
+    mlp: nn.Module | None = None  #: Its MLP, if that is one module.
+    batch_first: bool = True  #: Whether the library hands it `(b, l, d)`, not `(l, b, d)`.
+    attn_returns_weights: bool = True  #: Whether `attn` returns (output, weights or None), not just the output.
+    returns: int = 0  #: How many values `module` returns in a tuple; 0 where it returns `(b, l, d)` itself.
+    plain_attention: bool = True  #: Whether only softmax(q k / sqrt(d)) v is between the projections: no norm, no gate.
+    quick_gelu: bool = False  #: Whether `act` is x * sigmoid(1.702 x).
 
     def norm_of(self, site: str) -> nn.Module | None:
         """Return the norm layer before the branch `site` (attn, mlp or the entire block); None in a post-norm block."""
@@ -131,12 +131,12 @@ def tokens_of(output: BlockOutput) -> Tensor:
 class Form:
     """Properties of a tower, such as masking and pooling, that decide which edits and fast code paths are possible."""
 
-    causal: bool
-    pooling: Pooling
-    plain_mask: bool = True  # causal or none, with no padding or appended token masked
-    kinds: tuple[str, ...] = ()  # each decoder block's kind of attention, if they differ
-    registers: int = 0  # of a vision tower: tokens before the patches that are not pooled
-    rotary: bool = False  # of a vision tower: whether attention turns queries and keys by the places of the patches
+    causal: bool  #: Whether a token attends only to itself and to those before it.
+    pooling: Pooling  #: The token that becomes the feature: end, last or class; or mean, map (attention), or none.
+    plain_mask: bool = True  #: Whether the mask is causal or none, with no padding or appended token masked.
+    kinds: tuple[str, ...] = ()  #: The kind of attention of each block of a decoder, if they differ.
+    registers: int = 0  #: Of a vision tower: the number of tokens before the patches that are not pooled.
+    rotary: bool = False  #: Of a vision tower: whether attention turns queries and keys by the places of the patches.
 
     @property
     def first_patch(self) -> int:
@@ -148,27 +148,35 @@ class Form:
 class TextParts:
     """The layers of a text tower before and after the transformer blocks."""
 
-    embedding: nn.Embedding
-    positions: Callable[[], Tensor]  # () -> (context length, d)
-    final_norm: nn.Module
-    project: Callable[[Tensor], Tensor]  # pooled (n, d) -> features (n, e)
+    embedding: nn.Embedding  #: The embedding of tokens.
+    positions: Callable[[], Tensor]  #: A function that returns the embeddings of positions `(context length, d)`.
+    final_norm: nn.Module  #: The norm after the last block.
+    project: Callable[[Tensor], Tensor]  #: From pooled `(n, d)` to features `(n, e)`, such as a `LastProjection`.
 
 
 @dataclass(frozen=True)
 class VisionParts:
     """The layers of a vision tower before and after the transformer blocks."""
 
-    embed: Callable[[Tensor], Tensor]  # (b, 3, h, w) -> (b, l, d), before the pre-norm
-    read: Callable[[Tensor, Norm], Tensor]  # (b, l, d) and the final norm -> pooled (b, d)
-    project: Callable[[Tensor], Tensor]  # pooled (b, d) -> features (b, e)
+    embed: Callable[[Tensor], Tensor]  #: From images `(b, 3, h, w)` to tokens `(b, l, d)`, before the pre-norm.
+    read: Callable[[Tensor, Norm], Tensor]  #: From tokens `(b, l, d)` and the final norm to pooled `(b, d)`.
+    project: Callable[[Tensor], Tensor]  #: From pooled `(b, d)` to features `(b, e)`, such as a `LastProjection`.
 
 
 @dataclass(frozen=True)
 class LastProjection:
     """A tower's final linear map from pooled tokens `(n, d)` to features `(n, e)`, a parameter `(d, e)` or a layer."""
 
-    owner: nn.Module
-    name: str  # the name of the parameter or module in its owner
+    owner: nn.Module  #: The module that has the parameter or layer.
+    name: str  #: The name of the parameter or layer in its owner.
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """Apply what the owner has under the name: a frozen parameter, a module, or None, which changes nothing."""
+        part = getattr(self.owner, self.name)
+        if part is None:
+            return pooled
+        projected: Tensor = part(pooled) if isinstance(part, nn.Module) else pooled @ part.detach()
+        return projected
 
     @classmethod
     def of(cls, owner: nn.Module, name: str) -> LastProjection | None:
@@ -190,16 +198,16 @@ NORMS = ("norm1", "norm2")  # the norms of a block, before its attention and bef
 class Tower:
     """One transformer stack of a backbone, such as CLIP's text tower, with sizes read from the model."""
 
-    name: str
-    width: int
-    heads: int
-    form: Form
-    blocks: tuple[Block, ...]
-    text: TextParts | None = None
-    vision: VisionParts | None = None
-    pre_norm: nn.Module | None = None  # where all tokens enter; without one, they enter at the first block
-    final_norm: nn.Module | None = None
-    projection: LastProjection | None = None
+    name: str  #: text, vision, fusion, connector or decoder.
+    width: int  #: The number of values `d` of a token.
+    heads: int  #: The number of heads of its attention.
+    form: Form  #: How it masks and pools.
+    blocks: tuple[Block, ...]  #: Its layers, in order.
+    text: TextParts | None = None  #: What is around the blocks of a text tower; without it there is no fast path.
+    vision: VisionParts | None = None  #: What is around the blocks of a vision tower; without it there is no fast path.
+    pre_norm: nn.Module | None = None  #: Where all tokens enter; without one, they enter at the first block.
+    final_norm: nn.Module | None = None  #: The norm after the last block.
+    projection: LastProjection | None = None  #: The map to features, if methods may edit it.
 
     @property
     def embedding(self) -> nn.Embedding:

@@ -53,6 +53,8 @@ def load(source: str, name: str | None, tensors: bool = True) -> Backbone:
         known = families.of_model_types()
         if config.model_type not in known and "CausalLM" in str(config.architectures):
             raise AdaptError(f"{source} is a language model: combine it with a vision tower, as in mini-clip+hf:NAME")
+        if config.model_type == "timm_wrapper":
+            raise AdaptError(f"{source} is a model of timm: name it timm:{source}")
         if config.model_type not in known:
             raise AdaptError(
                 f"{source} is a {config.model_type} model, which adapt cannot load; {nearest(config.model_type, known)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,16 @@ from torch import Tensor
 
 from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.choosing.candidates import Candidate, Cost
+from adapt.common import plain
 from adapt.common.devices import one_thread
+from adapt.common.disk import replacing
 from adapt.data.folds import folds, parts
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
+from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
 from adapt.training.fit import train
@@ -30,6 +34,7 @@ from adapt.training.loop import Length
 from adapt.training.result import Result
 from adapt.training.run_recipe import build, images_per_class, training_of, with_validation
 
+_FOLD = tensor_file.What("fold", "delete it, and continue with --resume")
 WITHIN = 2.0  # standard errors behind the best, up to which a method counts as equally good
 SMALL = 2**25  # images times features times classes, up to which one thread is quicker than two
 PILOT = 8  # a training through a tower is first tried for this fraction of its steps
@@ -109,10 +114,13 @@ class _Fold(NamedTuple):
 
 
 class Comparison:
-    """A comparison by cross-validation, in which all candidates use the same folds of the training images."""
+    """A comparison by cross-validation, in which all candidates use the same folds of the training images.
 
-    def __init__(self, split: Split, backbone: Backbone, count: int, seed: int) -> None:
-        self._split, self._backbone, self.count = split, backbone, count
+    The results on folds are written to the folder `kept`, if given, and those that are there already are taken.
+    """
+
+    def __init__(self, split: Split, backbone: Backbone, count: int, seed: int, kept: Path | None = None) -> None:
+        self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
         fold_of = folds(split.train, count, seed)
         self._parts = list(parts(split, fold_of, count))
         self._places = [place for place, fold in enumerate(fold_of) if fold is not None]
@@ -193,6 +201,11 @@ class Comparison:
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None = None
     ) -> _Fold:
+        told = plain.dump([candidate.recipe.model_dump(mode="json", exclude={"device"}), changes, held])
+        path = None if self._kept is None else self._kept / hashlib.sha256(told.encode()).hexdigest()
+        if path is not None and path.is_file():
+            figures = plain.parse(tensor_file.describe(path, _FOLD).metadata["figures"])
+            return _Fold(held, tensor_file.read(path, _FOLD)["probabilities"], *figures)
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
             model, _ = _trained(candidate, part, self._backbone, changes)
@@ -201,7 +214,11 @@ class Comparison:
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0
-            return _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()), answering)
+        fold = _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()), answering)
+        if path is not None:
+            with replacing(path) as temporary:
+                tensor_file.write({"probabilities": probabilities}, temporary, {"figures": plain.dump(fold[2:])})
+        return fold
 
     def _pooled(self, candidate: Candidate, results: Sequence[_Fold]) -> Compared:
         by_place = torch.zeros(len(self._split.train), len(self._split.class_names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of
 from adapt.data.folds import usual_count
+from adapt.data.items_id import items_id
 from adapt.data.split import Split
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
@@ -32,6 +34,7 @@ from adapt.tracking import Track, trackers
 from adapt.training.processes import check_alone
 from adapt.training.run_recipe import decodable, listed_data, run_recipe
 
+FOLDS = "folds"  # the folder with the results of a comparison that is not finished
 # trained if nothing can be compared: class names weigh most, and the one image of each class adds to them
 UNCOMPARED: tuple[str, dict[str, object]] = ("nearest_mean", {"method.words": 3.0})
 
@@ -43,13 +46,14 @@ def recommend(
     names: str | None = None,
     shots: int | None = None,
     seed: int = 1,
-    backbone: str | None = None,
+    backbone: str | Backbone | None = None,
     device: str = AUTO,
     overrides: Sequence[str] = (),
     folds: int | None = None,
     every: bool = False,
     budget: float | None = None,
     out: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
     track: Track = (),
 ) -> Recommendation:
@@ -62,26 +66,31 @@ def recommend(
     many of these methods as there is time for. A method is dropped if it is behind the best method so far on the first
     fold (see `Comparison.raced`).
 
-    `shots` images per class are used, by default all. `overrides` such as `data.broken=skip` apply to all recipes.
+    `backbone` is a name or a loaded backbone, by default the zero-shot recipe's. `shots` images per class are used, by
+    default all. `overrides` such as `data.broken=skip` apply to all recipes.
     `out`, a new folder, becomes the run directory of the chosen method. The comparison is also written to `out`, as
     recommendation.json, methods.csv, report.html and a CSV file for each kind of advice, and remains there even if the
-    training fails. The trackers in `track` log the training, as in `fit`.
+    training fails. `resume` continues an interrupted comparison in `out`, with the same result as an uninterrupted one
+    but for a `budget`, which begins anew. The trackers in `track` log the training, as in `fit`.
 
     Raises AdaptError for data without training images, with one class or with questions, for fewer than two folds, for
     an `out` that exists or is inside the data, and if no method can be trained.
     """
     tracked_by = trackers(track, out)
-    given = {"data.root": root, "data.names": names, "backbone": backbone, "seed": seed, "device": device}
+    named = backbone.describe() if isinstance(backbone, Backbone) else backbone
+    given = {"data.root": root, "data.names": names, "backbone": named, "seed": seed, "device": device}
     changes: dict[str, object] = dict(map(pair, overrides))
     changes |= {key: value for key, value in given.items() if value is not None} | {"data.shots": shots}
     base = read_recipe("zero_shot", list(changes.items()), data)
     changes |= {"backbone": base.backbone, "data.sampling": base.data.sampling}
-    with _reserved(out, data) as folder:
+    with _reserved(out, data, resume) as folder:
         listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
-        loaded = _image_encoder(load_backbone(base.backbone, device, base.quantize))
+        loaded = _image_encoder(backbone, base, device)
         split = decodable(listed_split, base, progress)
-        comparison = Comparison(split, loaded, folds or usual_count(split.train), seed)
+        origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
+        kept = None if folder is None else folder / FOLDS / origin
+        comparison = Comparison(split, loaded, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
         listed = candidates(data, changes, slower, loaded, bool(split.unlabelled)) if comparison.items else []
         with loaded.unchanging():
@@ -101,36 +110,44 @@ def recommend(
             recommendation.write(folder)
         alone = UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {}
         recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], list((changes | alone).items()), data)
-        result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=tracked_by)
+        goes_on = folder is not None and (folder / "recipe.yaml").is_file()
+        result = run_recipe(recipe, folder, goes_on, progress, split, loaded, tracked_by)
         recommendation = replace(recommendation, result=result)
         if folder is not None:
             recommendation.write(folder)
             recommendation.report(folder)
+            shutil.rmtree(folder / FOLDS, ignore_errors=True)
     return recommendation
 
 
 @contextmanager
-def _reserved(out: str | Path | None, data: str) -> Iterator[Path | None]:
+def _reserved(out: str | Path | None, data: str, resume: bool) -> Iterator[Path | None]:
     """Create the folder `out` for the `with` block, and remove the folder afterwards if nothing was written to it.
 
-    Raises AdaptError if `out` exists, cannot be created, or is inside the data.
+    Raises AdaptError if `out` exists, cannot be created, or is inside the data; or to `resume`, if it was not begun.
     """
     check_alone()
+    begun = out is not None and Path(out, FOLDS).is_dir()
+    if resume and not begun:
+        raise AdaptError(f"{out} has no interrupted comparison to resume: give its --out, or leave out --resume")
     if out is None:
         yield None
         return
     out = Path(out)
     check_outside(out, data, f"the data folder {data}")
-    check_free(out)
+    if not resume:
+        check_free(out, "folder, or continue an interrupted comparison with --resume" if begun else "folder")
+    made = [each for each in (out / FOLDS, out, *out.parents) if not each.exists()]
     try:
-        out.mkdir(parents=True)
+        (out / FOLDS).mkdir(parents=True, exist_ok=resume)
     except OSError as error:
         raise AdaptError(f"cannot create {out}: {error.strerror or error}; choose another --out") from error
     try:
         yield out
     finally:
         with suppress(OSError):  # not empty
-            out.rmdir()
+            for each in made:
+                each.rmdir()
 
 
 def _check_comparable(split: Split) -> None:
@@ -144,8 +161,9 @@ def _check_comparable(split: Split) -> None:
         raise AdaptError(f"{split.name} has only one class, {split.class_names[0]!r}; expected at least two classes")
 
 
-def _image_encoder(backbone: Backbone) -> ImageEncoder:
-    """Return `backbone` unchanged. Raises AdaptError if it does not encode images by themselves."""
+def _image_encoder(given: str | Backbone | None, recipe: Recipe, device: str) -> ImageEncoder:
+    """Return a given backbone, or else load the recipe's. Raises AdaptError if it does not encode images alone."""
+    backbone = given if isinstance(given, Backbone) else load_backbone(recipe.backbone, device, recipe.quantize)
     if isinstance(backbone, ImageEncoder):
         return backbone
     raise AdaptError(

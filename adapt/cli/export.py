@@ -10,6 +10,7 @@ import click
 from adapt.cli import options as common
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
+from adapt.common.memory import readable_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +96,7 @@ def _print_record(out: Path) -> None:
     from adapt.formats.export import RECORD
 
     record = plain.parse((out / RECORD).read_bytes())
-    click.echo(f"written to {out}: {_megabytes(out):.1f} MB, logits within {record['difference']:.1e} of the adapter's")
+    click.echo(f"written to {out}: {_size(out)}, logits within {record['difference']:.1e} of the adapter's")
     if measured := record.get("measured"):
         click.echo(
             f"{100 * measured['accuracy']:.1f} % of {measured['images']} images, the adapter itself "
@@ -108,8 +109,8 @@ def _print_record(out: Path) -> None:
             )
 
 
-def _megabytes(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+def _size(folder: Path) -> str:
+    return readable_bytes(sum(path.stat().st_size for path in folder.iterdir()))
 
 
 def _compact(model: Adapted, out: Path) -> None:
@@ -120,7 +121,7 @@ def _compact(model: Adapted, out: Path) -> None:
     write(model, out)
     backbone, paths = model.backbone.model, block_paths(model.backbone, skipped_blocks(model.method)).values()
     count, cut = _parameters(backbone), sum(_parameters(backbone.get_submodule(path)) for path in paths)
-    click.echo(f"written to {out}: {_megabytes(out):.1f} MB, {count - cut:,} of the backbone's {count:,} parameters")
+    click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
 
 
 def _parameters(module: nn.Module) -> int:

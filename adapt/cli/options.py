@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar
@@ -166,6 +168,10 @@ overrides = click.option(
     help="Change a key of the recipe, such as train.lr=0.01 (repeatable).",
 )
 
+run_out = click.option(
+    "--out", type=click.Path(path_type=Path), help="New folder for the run, or none.  [default: runs/NAME-DATE]"
+)
+
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
     """Parse `text`, the value of the option --`what`, as comma-separated numbers. Raises AdaptError for other text."""
@@ -191,6 +197,16 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
 def folder_name(data: str) -> str:
     """Return a folder name derived from `data`: a path's file name without suffix, or a data set's name."""
     return re.sub(r"[^\w.@-]+", "-", Path(data).resolve().stem if Path(data).exists() else data).strip("-.") or "data"
+
+
+def run_folder(out: Path | None, name: str) -> Path | None:
+    """Return the folder of a run: `out`, or None for the word none, or else a new one called by `name` and the time."""
+    if out is not None:
+        return None if out == Path("none") else out
+    path = Path("runs", f"{folder_name(name)}-{time.strftime('%Y%m%d-%H%M%S')}")
+    while os.path.lexists(path):  # another of the same second
+        path = path.with_name(f"{path.name}-2")
+    return path
 
 
 def class_names(given: str | None) -> list[str] | None:

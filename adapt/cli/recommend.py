@@ -11,7 +11,6 @@ import click
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
 from adapt.common.devices import AUTO
-from adapt.common.errors import AdaptError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -60,9 +59,10 @@ class _Time(click.ParamType):
     "--budget", type=_Time(), help="Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h."
 )
 @track
-@click.option("--out", type=click.Path(path_type=Path), help="New folder for the run.  [default: runs/recommend-NAME]")
+@common.run_out
+@click.option("--resume", is_flag=True, help="Continue the interrupted comparison or training in --out.")
 @click.option("--quiet", is_flag=True, help="Hide progress.")
-def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **options: Any) -> None:
+def recommend(data: str, out: Path | None, resume: bool, device: str | None, quiet: bool, **options: Any) -> None:
     """Compare adaptation methods on DATA, estimate the accuracy of the best method, and train the best method.
 
     \b
@@ -82,33 +82,26 @@ def recommend(data: str, out: Path | None, device: str | None, quiet: bool, **op
     """
     from adapt.cli.quiet import quiet_libraries
 
-    if out is not None and out.exists():
-        raise AdaptError(f"--out {out} exists already; name a new folder")
+    out = common.run_folder(out, f"recommend-{common.folder_name(data)}")
     if not quiet:
         common.say_backbone(options["backbone"] or common.default_backbone(data), data)
+        if out is not None:
+            click.echo(f"run        {out}", err=True)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
-    out = out or _free(Path("runs") / f"recommend-{common.folder_name(data)}")
     with quiet_libraries():
         from adapt.choosing.recommend import recommend as run
 
         try:
-            recommendation = run(data, out=out, device=device or AUTO, progress=not quiet, **options)
+            recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)
         except KeyboardInterrupt:
-            saved = f"; what was compared is in {out}" if (out / "recommendation.json").is_file() else ""
+            saved = f"; continue with the same command, and --out={out} --resume" if out and out.exists() else ""
             click.echo(f"stopped{saved}", err=True)
             raise SystemExit(130) from None
-    click.echo(f"{recommendation}\n\nadapter    {out / 'adapter.safetensors'}")
-    if (out / "report.html").is_file():
+    click.echo(str(recommendation))
+    if out is not None:
+        click.echo(f"\nadapter    {out / 'adapter.safetensors'}")
+    if out is not None and (out / "report.html").is_file():
         click.echo(f"report     {out / 'report.html'}")
-
-
-def _free(path: Path) -> Path:
-    """Return the first path among `path`, `path`-2, `path`-3 and so on that does not exist yet."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
 
 
 COMMANDS = {"recommend": recommend}

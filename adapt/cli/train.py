@@ -38,7 +38,7 @@ _changes = common.together(
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Directory for the run, which must not hold one yet.")
+@common.run_out
 @click.option("--resume", is_flag=True, help="Continue the interrupted run in --out, exactly as if it had not stopped.")
 @track
 @click.option(
@@ -76,54 +76,44 @@ def train(
 
     \b
     OUT receives adapter.safetensors (the trained parameters), metrics.json, log.jsonl (a line per
-    training step), recipe.yaml (with all settings) and environment.json. Without --out, the
+    training step), recipe.yaml (with all settings) and environment.json. With --out none, the
     results are only printed.
     """
     from adapt.cli.plotting import check_matplotlib
     from adapt.cli.quiet import quiet_libraries
+    from adapt.recipe.shipped import find_recipe, short
 
-    if (resume or plot) and out is None:
-        raise AdaptError("--resume and --plot need the run's directory: give --out")
+    folder = common.run_folder(out, short(find_recipe(recipe).name))
+    if ((resume or plot) and folder is None) or (resume and out is None):
+        raise AdaptError("--resume and --plot need the run's directory: give --out FOLDER")
     if plot:
         check_matplotlib("--plot")
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if dry_run:
-        _plan(chosen)
+        with quiet_libraries():
+            from adapt.training.dry_run import planned
+
+            click.echo("\n".join(planned(chosen)))
         return
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
-    _begin(chosen, quiet)
+    if not quiet and launching.is_main():
+        common.say_backbone(chosen.backbone, chosen.data.source)
+        if folder is not None:
+            click.echo(f"run        {folder}", err=True)
     with quiet_libraries():
         from adapt.training.run_recipe import run_recipe
 
         try:
-            result = run_recipe(chosen, out, resume, progress=not quiet, track=track)
+            result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
             if launching.is_main():
-                click.echo(_stopped(recipe, out, processes, overrides, track, options), err=True)
+                click.echo(_stopped(recipe, folder, processes, overrides, track, options), err=True)
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
-        say(result, out if plot else None)
-        if out is None:
-            click.echo("The adapter was not saved: give --out FOLDER to keep it.")
-
-
-def _plan(recipe: Recipe) -> None:
-    """Print what training by `recipe` would do."""
-    from adapt.cli.quiet import quiet_libraries
-
-    with quiet_libraries():
-        from adapt.training.dry_run import planned
-
-        for line in planned(recipe):
-            click.echo(line)
-
-
-def _begin(recipe: Recipe, quiet: bool) -> None:
-    if not quiet and launching.is_main():
-        common.say_backbone(recipe.backbone, recipe.data.source)
+        say(result, folder if plot else None)
 
 
 def say(result: Result, plots: Path | None = None) -> None:
@@ -143,7 +133,7 @@ def _stopped(
     track: tuple[str, ...],
     options: common.Options,
 ) -> str:
-    """Return the message for an interrupted run, with the command that resumes the run if there is an output folder."""
+    """Return the message for an interrupted run, with the command that resumes the run if it has a folder."""
     from adapt.methods.base import plugins
 
     if out is None:

@@ -17,7 +17,7 @@ from adapt.common.shown import one_line
 SCHEME = "hf://"
 _PREFIX = re.compile(r"hf:/{1,2}(?!/)")  # a Path folds the two slashes into one
 _WORD = r"[A-Za-z0-9][\w.-]*"
-_REPOSITORY = re.compile(rf"(?P<repository>{_WORD}/{_WORD})(?:@(?P<revision>[^@\s]+))?", re.ASCII)
+REPOSITORY = re.compile(rf"(?P<repository>{_WORD}/{_WORD})(?:@(?P<revision>[^@\s]+))?", re.ASCII)
 _TOKEN = "`hf auth login`, or the variable HF_TOKEN"
 
 
@@ -32,7 +32,7 @@ def parse(name: str | os.PathLike[str]) -> tuple[str, str | None]:
     Raises AdaptError if `name` does not have this form.
     """
     text = _PREFIX.sub("", os.fspath(name))
-    parts = _REPOSITORY.fullmatch(text)
+    parts = REPOSITORY.fullmatch(text)
     if parts is None:
         raise AdaptError(
             f"{SCHEME}{text} is not the name of a repository on the hub: expected {SCHEME}user/name, or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
 import re
 import sys
@@ -16,6 +17,7 @@ from typing import Generic, TypeVar
 
 from adapt.common.errors import AdaptError, nearest
 
+logger = logging.getLogger("adapt")
 T = TypeVar("T")
 
 
@@ -42,6 +44,7 @@ class Listing(Generic[T]):
         self._base, self._others, self._check = base, others, check
         self._listed_by, self._advice = listed_by, advice
         self._registered: dict[str, type[T]] = {}
+        self._broken: set[str] = set()
 
     def names(self) -> list[str]:
         """Return the sorted names of all classes, from files of the package, from entry points, and from `register`."""
@@ -58,13 +61,24 @@ class Listing(Generic[T]):
             return self._loaded(self._entry_points()[name])
         raise AdaptError(f"unknown {self._what} {name!r}; {nearest(name, self.names(), self._listed_by)}{self._advice}")
 
+    def classes(self) -> Iterator[type[T]]:
+        """Yield all classes by name. A package that cannot be imported is left out, with a warning the first time."""
+        for name in self.names():
+            try:
+                yield self.find(name)
+            except AdaptError as error:
+                if name not in self._broken:
+                    logger.warning("%s: it is left out; repair or uninstall the package", error)
+                self._broken.add(name)
+
     def register(self, cls: type[T]) -> type[T]:
         """Register a class under its attribute `name` in this process, and return the class.
 
         Raises AdaptError if `cls` is not a subclass of the base class, has no valid name, or has a name that is taken.
         """
         name = self._checked(cls)
-        taken = name in self.files() or name in self._entry_points()
+        point = self._entry_points().get(name)
+        taken = name in self.files() or not (point is None or _names(point, cls))
         if taken or self._registered.get(name, cls) is not cls:
             raise AdaptError(f"there is a {self._what} called {name!r} already: give {cls.__name__} another name")
         self._registered[name] = cls
@@ -130,6 +144,13 @@ class Listing(Generic[T]):
             )
         self._check(cls)
         return name
+
+
+def _names(point: EntryPoint, cls: type) -> bool:
+    """Return whether an entry point names `cls`, perhaps by another module or with its file run by itself."""
+    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+    module, _, attribute = point.value.partition(":")
+    return attribute == cls.__qualname__ and module.partition(".")[0] in Path(file).with_suffix("").parts
 
 
 @lru_cache(maxsize=64)

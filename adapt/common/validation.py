@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,7 +30,11 @@ def explain(model: type[BaseModel], error: ValidationError, where: str, listed_b
     path, owner = _locate(model, problem["loc"])
     key = ".".join(path) or "its settings"
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key!r}; {nearest(path[-1], _keys(owner), listed_by)}"
+        fields = owner.model_fields if issubclass(owner, BaseModel) else {}
+        described = {(field.description or name).lower(): name for name, field in fields.items()}
+        meant = get_close_matches(f"the {path[-1].replace('_', ' ')}.", described, n=1, cutoff=0.8)  # as learning_rate
+        word = described[meant[0]] if meant else path[-1]
+        return f"{where}: unknown key {key!r}; {nearest(word, _keys(owner), listed_by)}"
     if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):  # of a fixed number of values
         count = 1 + max(int(each["loc"][-1]) for each in error.errors() if each["loc"][:-1] == problem["loc"][:-1])
         field = owner.model_fields.get(path[-1]) if issubclass(owner, BaseModel) else None

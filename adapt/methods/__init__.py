@@ -7,9 +7,6 @@ one in this process. `adapt.methods.CoOp` and the like are imported on first use
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from adapt.common.errors import AdaptError
@@ -86,16 +83,6 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
 M = TypeVar("M", bound="type[Method]")
 
 
-def names() -> list[str]:
-    """Return the names of all methods, from this package, installed packages, and `register`."""
-    return _listing.names()
-
-
-def find(name: str) -> type[Method]:
-    """Return the method class called `name`. Raises AdaptError for an unknown name or a package that fails to load."""
-    return _listing.find(name)
-
-
 def register(cls: M) -> M:
     """Register a method under its name in this process; also usable as a decorator.
 
@@ -103,18 +90,6 @@ def register(cls: M) -> M:
     """
     _listing.register(cls)
     return cls
-
-
-@contextmanager
-def known(cls: type[Method]) -> Iterator[None]:
-    """Register the method class `cls` for the duration of a `with` block, if its name is not registered yet."""
-    with _listing.known(cls):
-        yield
-
-
-def classes_of(module: ModuleType) -> list[type[Method]]:
-    """Return the method classes with a `name` that `module` itself defines, without imported classes."""
-    return _listing.classes_of(module)
 
 
 def _base() -> type[Method]:
@@ -138,6 +113,8 @@ _ADVICE = ". For a method of your own, use `adapt --plugin FILE` or `adapt.metho
 _listing: Listing[Method] = Listing(
     __name__, __path__, "adapt.methods", _base, "method", frozenset({"base"}), "`adapt methods`", _ADVICE, _check
 )
+names, find, classes = _listing.names, _listing.find, _listing.classes
+known, classes_of = _listing.known, _listing.classes_of
 
 
 if not TYPE_CHECKING:  # type checkers would otherwise accept a misspelt name

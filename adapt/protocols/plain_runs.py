@@ -13,9 +13,12 @@ from adapt.common.shown import shown
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.protocols.table_formats import Cells
+from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
 
 HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
+# settings that name no run
+_USUAL = Recipe(method={"name": ""}, data=DataSection(source="")).model_dump(mode="json", exclude={"method"})
 
 
 @dataclass(frozen=True)
@@ -113,14 +116,15 @@ def names(groups: Sequence[Sequence[PlainRun]]) -> list[str]:
 
 
 def _name(run: PlainRun, same: Sequence[PlainRun]) -> str:
-    own = run.settings
+    own, usual = run.settings, dict(plain.leaves(_USUAL))
     elsewhere = ("data.source", "data.shots", "backbone")  # shown in other columns, or on another page
     differing = [
         key
         for key in dict.fromkeys(key for other in same for key in other.settings)
         if any(other.settings.get(key) != own.get(key) for other in same) and key not in elsewhere
     ]
-    settings = ", ".join(f"{key.removeprefix('method.')}={shown(str(own[key]))}" for key in differing if key in own)
+    telling = [key for key in differing if own.get(key) not in (None, usual.get(key))]
+    settings = ", ".join(f"{key.removeprefix('method.')}={shown(str(own[key]))}" for key in telling)
     return f"{run.metrics['method']} ({settings})" if settings else str(run.metrics["method"])
 
 

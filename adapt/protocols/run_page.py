@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from adapt.common import plain
@@ -162,9 +164,13 @@ def _explained(run: Path) -> str:
 
 
 def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
-    """Return the wrong predictions with the highest confidence."""
+    """Return the wrong predictions with the highest confidence in per cent; of equal ones, classes take turns."""
     wrong = [row for row in rows if row["class"] != row["predicted"]]
     wrong.sort(key=lambda row: -float(row["confidence"]))
+    turns: defaultdict[tuple[int, str], Iterator[int]] = defaultdict(count)
+    wrong.sort(
+        key=lambda row: (-(percent := round(100 * float(row["confidence"]))), next(turns[percent, row["class"]]))
+    )
     return [
         Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], thumbnail(row["path"], turned))
         for row in wrong[:WORST_ERRORS]

@@ -52,7 +52,7 @@ class _File(Recipe):
 
 def _any_method() -> Any:
     """Return the union type of all methods' settings, discriminated by `name`."""
-    configs = {name: methods.find(name).Config for name in methods.names()}
+    configs = {method.name: method.Config for method in methods.classes()}
     each = [
         create_model(name, __base__=config, __cls_kwargs__=_UNREAD, name=(cast("type[str]", Literal[name]), ...))
         for name, config in configs.items()

@@ -98,6 +98,7 @@ class TrainSettings(StrictModel):
     """Batches of conversations with similar numbers of tokens, so that few are padding; for native models."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(default=0.002, gt=0)
+    """The learning rate."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
     """The epsilon of adam and adamw."""

@@ -7,6 +7,8 @@ Other packages add recipes by an entry point in the group `adapt.recipes`, which
 from __future__ import annotations
 
 import importlib.util
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -16,6 +18,7 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief
 from adapt.methods import names as method_names
 
+logger = logging.getLogger("adapt")
 FEW_SHOT = "few_shot"
 _LONGEST = 1024  # characters of a file name
 # the recipes that a protocol can use, the first that exists
@@ -43,14 +46,18 @@ def shipped() -> dict[str, Path]:
 def known_recipes() -> dict[str, Path]:
     """Return a dictionary from names to paths for the recipes of adapt and of installed packages.
 
-    Raises AdaptError if two packages have a recipe with the same name, or if an entry point does not name a package.
+    An entry point that does not name a package is left out, with a warning. Raises AdaptError if two packages have a
+    recipe with the same name.
     """
     known = shipped()
     for point in entry_points(group="adapt.recipes"):
-        spec = importlib.util.find_spec(point.value)
+        spec = None
+        with suppress(ImportError):  # of a package above it
+            spec = importlib.util.find_spec(point.value)
         folders = [] if spec is None else spec.submodule_search_locations or []
         if not folders:
-            raise AdaptError(f"the entry point adapt.recipes:{point.name} must name a package, not {point.value}")
+            logger.warning("adapt.recipes:%s must name a package: %s is left out", point.name, point.value)
+            continue
         for name, path in _recipes_in(Path(next(iter(folders)))).items():
             if name in known:
                 raise AdaptError(f"two packages have a recipe called {name!r}, {known[name]} and {path}: remove one")

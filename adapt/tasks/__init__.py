@@ -37,11 +37,7 @@ __all__ = [
 PLACES = frozenset({"path", "text", "split", "domain", "group", "item", "x0", "y0", "x1", "y1"})
 
 _listing: Listing[Task] = Listing(__name__, __path__, "adapt.tasks", lambda: Task, "task", frozenset({"base"}))
-
-
-def names() -> list[str]:
-    """Return the names of all tasks."""
-    return _listing.names()
+names = _listing.names
 
 
 def named(name: str) -> Task:
@@ -64,7 +60,7 @@ def of(items: Sequence[Item]) -> Task:
 
 def without_classes(method: Method) -> bool:
     """Return whether the method can learn a task without classes, in which case the method needs no class names."""
-    return any(task.learned_by(method) for task in map(named, names()) if not task.classes_are)
+    return any(task.learned_by(method) for task in _all() if not task.classes_are)
 
 
 def no_label() -> Label:
@@ -76,7 +72,7 @@ def no_label() -> Label:
 def reading(columns: frozenset[str]) -> Task:
     """Return the task that fits the columns of a data list. Raises AdaptError if no task or more than one task fits."""
     own = columns - PLACES
-    claims = [task for task in map(named, names()) if _claims(task, columns, own)]
+    claims = [task for task in _all() if _claims(task, columns, own)]
     most = max((len(task.needs) for task in claims), default=0)
     fitting = [task for task in claims if len(task.needs) == most]
     if len(fitting) == 1:
@@ -90,7 +86,7 @@ def reading(columns: frozenset[str]) -> Task:
 
 def known_columns() -> list[str]:
     """Return the columns that the data lists of all tasks may have; `*` at the end of a name stands for any ending."""
-    own = {column for task in map(named, names()) for column in task.needs | task.may_have}
+    own = {column for task in _all() for column in task.needs | task.may_have}
     return sorted(own | PLACES)
 
 
@@ -100,9 +96,13 @@ def unknown_columns(columns: Sequence[str]) -> list[str]:
     return [column for column in columns if not any(_is(column, each) for each in known)]
 
 
+def _all() -> list[Task]:
+    return [task.label_type.task for task in _listing.classes()]
+
+
 def _expected() -> str:
     forms = []
-    for task in map(named, names()):
+    for task in _all():
         optional = f" (optionally {', '.join(sorted(task.may_have))})" if task.may_have else ""
         forms.append(f"{', '.join(sorted(task.needs)) or 'nothing more'}{optional} for {task.title}")
     return "path, or text instead, and " + "; ".join(forms)

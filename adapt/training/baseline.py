@@ -25,8 +25,9 @@ def check_learned(method: Method, task: Task, name: str) -> None:
     """Raise AdaptError, which suggests other methods, if `method` cannot learn the `task` of the data called `name`."""
     if task.learned_by(method):
         return
-    every_method = [methods.find(each) for each in methods.names()]
-    able = ", ".join(each.name for each in every_method if task.learned_by(each) and task.backbones & set(each.serves))
+    able = ", ".join(
+        each.name for each in methods.classes() if task.learned_by(each) and task.backbones & set(each.serves)
+    )
     learned = [tasks.named(each) for each in sorted(method.tasks)]
     columns = " or ".join(", ".join(sorted(each.needs)) for each in learned if each.needs)
     raise AdaptError(

@@ -263,6 +263,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     test_set = training.test_set if training.test_set and tasks.of(training.test_set).scored else ()
     metrics: dict[str, object] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
     metrics["device"] = described(model.backbone.device)
+    if test_set and (one := tasks.of(test_set).nothing_to_learn((), model.class_names)):
+        metrics["not_measured"], test_set = one, ()  # each answer would be right
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count
     model.answers = replace(model.answers, logit_bias=None)  # only multi-label data has one, which its task fits

@@ -173,16 +173,18 @@ class Fitting:
             )
         key = part, views, unit, projected
         if key not in self._features:  # read from disk once for all folds
-            self._features[key] = item_features(
-                self.classifier,
-                self.items(part),
-                workers=self.workers,
-                cache=self.cache,
-                views=views,
-                seed=self.seed,
-                unit=unit,
-                projected=projected,
-            )
+            with counting_bar(f"encoding {views} views" if views else "encoding", self.progress) as bar:
+                self._features[key] = item_features(
+                    self.classifier,
+                    self.items(part),
+                    workers=self.workers,
+                    cache=self.cache,
+                    views=views,
+                    seed=self.seed,
+                    unit=unit,
+                    projected=projected,
+                    progress=bar,
+                )
         return self._features[key]
 
     def folds(self) -> list[Fold]:

@@ -73,7 +73,7 @@ class Result:
     def _compared(self) -> list[str]:
         """Return lines of text with the main metric, such as accuracy, of the baseline and of the adapted model."""
         if "adapted" not in self.metrics:
-            return ["not measured, as the data has no labelled test images"]
+            return [f"not measured, as the data has {self.metrics.get('not_measured', 'no labelled test images')}"]
         (figure, title), lines, gain = main_figure(self.metrics["adapted"]), [], ""
         unit, adapted = "%" if figure == "accuracy" else f"% {title}", self.metrics["adapted"][figure]
         if "zero_shot" in self.metrics:

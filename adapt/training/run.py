@@ -49,6 +49,7 @@ class Run:
             return self
         if self.path.exists() and not self.path.is_dir():
             raise AdaptError(f"{self.path} is a file, but a run needs a directory: choose another --out")
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
@@ -76,7 +77,8 @@ class Run:
             self._lock.release()
             with suppress(OSError):  # a folder with other files stays
                 (self.path / ".lock").unlink(missing_ok=True)
-                self.path.rmdir()
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.release()
 
     @property

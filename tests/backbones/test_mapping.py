@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import tiny_backbones
 import torch
 from checks import scaled
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.backbones import fingerprint
+from adapt.backbones import fingerprint, timm_images
 
 TEXTS = ["a photo of a sea cucumber.", "X X X X red panda.", "a"]
 SIZES = {
@@ -86,6 +88,16 @@ def test_a_given_transform_is_used_and_described() -> None:
 def test_a_vision_tower_without_blocks_is_refused_by_name(open_clip_resnet: Backbone) -> None:
     with pytest.raises(AdaptError, match=r"the vision tower of CLIP has no transformer blocks.*editable towers: text"):
         open_clip_resnet.tower("vision")
+    none = timm_images.build(timm.create_model("test_resnet", num_classes=0))
+    with pytest.raises(AdaptError, match=r"has no transformer blocks .*, nor has another: use a method that edits no"):
+        none.tower("vision")
+
+
+def test_a_folder_of_timm_is_told_its_name(tmp_path: Path) -> None:
+    save_for_hf(timm.create_model("test_vit", num_classes=0), tmp_path, safe_serialization=True)
+    with pytest.raises(AdaptError, match=rf"is a model of timm: name it timm:{tmp_path}$"):
+        adapt.load_backbone(str(tmp_path))
+    assert adapt.load_backbone(f"timm:{tmp_path}", "cpu").kind == "vision encoder"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +141,14 @@ def test_a_fingerprint_forgives_what_rounding_does_and_no_more(change: float, sa
         ("open_clip:ViT-B-17", "no architecture 'ViT-B-17'; did you mean .*ViT-B-16"),
         ("open_clip:ViT-B-16/openia", "no pretrained weights 'openia' for ViT-B-16; did you mean 'openai'"),
         ("no/such/folder", "expected an existing folder or a name of a known form"),
+        ("ViT-B-32", "did you mean open_clip:ViT-B-32/PRETRAINED with PRETRAINED one of openai, .* more"),
+        ("ViT-B32/openai", r"did you mean hf:ViT-B32/openai or open_clip:ViT-B-32/openai\?"),
+        ("vit_tiny_patch16_224", r"did you mean timm:vit_tiny_patch16_224\?"),
+        ("someone/some-clip", r"is no folder either; did you mean hf:someone/some-clip\?"),
+        (
+            "timm:mine/model.safetensors",
+            r"mine/model.safetensors has no config.json; expected .*save_for_hf\(model, FOLDER",
+        ),
     ],
 )
 def test_an_unknown_spec_names_the_nearest(spec: str, message: str) -> None:

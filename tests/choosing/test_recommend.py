@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from selection import by_turns
 
 import adapt
 from adapt import AdaptError
+from adapt.choosing import compare
 from adapt.choosing import recommend as module
 from adapt.choosing.candidates import candidates
 from adapt.choosing.compare import Compared
@@ -104,6 +108,17 @@ def test_what_is_taken_gets_a_temperature_unless_that_was_refused(asked: bool | 
     assert f"--set=calibrate={asked is None}" in found.command
 
 
+def test_a_loaded_backbone_is_taken() -> None:
+    """As by its name; one without a name is called by its kind of model."""
+    backbone = adapt.load_backbone("mini-clip", "cpu")
+    asked = {"shots": 2, "folds": 2, "device": "cpu", "progress": False}
+    named, given = (adapt.recommend("emoji", backbone=each, **asked) for each in ("mini-clip", backbone))
+    assert list(map(timeless, given.rows)) == list(map(timeless, named.rows))
+    assert given.about == named.about
+    backbone.name = None
+    assert adapt.recommend("emoji", backbone=backbone, **asked).about["backbone"] == type(backbone.model).__name__
+
+
 def test_one_image_a_class(tmp_path: Path) -> None:
     found = adapt.recommend("emoji", shots=1, out=tmp_path / "out", progress=False, track="tensorboard")
     assert (found.chosen, found.rows, found.estimate) == ("nearest_mean", [], None)
@@ -178,11 +193,68 @@ def test_what_was_compared_stays_where_the_training_fails(tmp_path: Path, monkey
     def fails(*given: Any, **more: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "run_recipe", fails)
-    result = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run_recipe", fails)
+        result = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet")
     assert result.exit_code == 130
-    assert f"stopped; what was compared is in {tmp_path / 'out'}" in result.stderr
+    assert f"continue with the same command, and --out={tmp_path / 'out'} --resume" in result.stderr
     assert len(list(csv.DictReader((tmp_path / "out/methods.csv").open()))) == 3
+    with _watched(monkeypatch) as seen:
+        resumed = run("emoji", "--shots", 2, "--out", tmp_path / "out", "--quiet", "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert seen == []
+    assert (tmp_path / "out/adapter.safetensors").is_file()
+
+
+@contextmanager
+def _watched(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> Iterator[list[str]]:
+    """The candidates that are trained on folds, which is interrupted before it is done more than `most` times."""
+    seen, trained = list[str](), compare._trained
+
+    def watching(candidate: Any, split: Any, backbone: Any, changes: Any = None) -> Any:
+        if changes is not compare._PROBE:
+            if len(seen) == most:
+                raise KeyboardInterrupt
+            seen.append(candidate.name)
+        return trained(candidate, split, backbone, changes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "_trained", watching)
+        yield seen
+
+
+def test_an_interrupted_comparison_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, out, whole = ("emoji", "--shots", 2, "--folds", 2, "--quiet"), tmp_path / "out", tmp_path / "whole"
+    with _watched(monkeypatch, most=3) as begun:
+        assert run(*asked, "--out", out).exit_code == 130
+    again = run(*asked, "--out", out)
+    assert "exists already; name a new folder, or continue an interrupted comparison with --resume" in again.stderr
+    with _watched(monkeypatch) as ended:
+        resumed = run(*asked, "--out", out, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    with _watched(monkeypatch) as seen:
+        assert run(*asked, "--out", whole).exit_code == 0
+    assert (begun + ended, len(begun)) == (seen, 3)
+    first, second = (json.loads((folder / "recommendation.json").read_text()) for folder in (out, whole))
+    assert list(map(timeless, first.pop("methods"))) == list(map(timeless, second.pop("methods")))
+    assert first == second
+    one, other = (adapt.load(folder).method.state_dict() for folder in (out, whole))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
+    for folder in (out, tmp_path / "nothing"):  # complete, and never begun
+        refused = run(*asked, "--out", folder, "--resume")
+        assert (refused.exit_code, "has no interrupted comparison to resume" in refused.stderr) == (2, True)
+
+
+def test_folds_of_other_images_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos, out = _painted(tmp_path / "photos", a=4, b=4), tmp_path / "out"
+    asked = (photos, "--backbone", "mini-clip", "--folds", 2, "--out", out, "--quiet")
+    with _watched(monkeypatch, most=2) as begun:
+        assert run(*asked).exit_code == 130
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(photos / "train/a/0.png")
+    with _watched(monkeypatch) as ended:
+        assert run(*asked, "--resume").exit_code == 0
+    assert ended[:2] == begun
 
 
 @pytest.mark.full
@@ -233,9 +305,14 @@ def test_what_is_refused_is_refused_at_once(arguments: list[str], message: str, 
 @pytest.mark.full
 def test_without_out_a_new_folder_is_made_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("recommend-emoji", "recommend-emoji-2"):
-        assert run("emoji", "--shots", 1, "--quiet").exit_code == 0
+    monkeypatch.setattr(time, "strftime", lambda form: "20261130-120000")
+    for name in ("recommend-emoji-20261130-120000", "recommend-emoji-20261130-120000-2"):
+        result = run("emoji", "--shots", 1, "--quiet")
+        assert f"adapter    runs/{name}/adapter.safetensors" in result.stdout
         assert (tmp_path / "runs" / name / "adapter.safetensors").is_file()
+    none = run("emoji", "--shots", 1, "--quiet", "--out", "none")
+    assert (none.exit_code, len(list((tmp_path / "runs").iterdir()))) == (0, 2)
+    assert "adapter    " not in none.stdout
 
 
 @pytest.mark.full

@@ -100,9 +100,9 @@ def real() -> Callable[..., subprocess.Popen[str]]:
 
 
 def refused(result: Result, *words: str) -> None:
-    """A user's mistake: exit code 2 and one line on stderr that says so, perhaps below the backbone's."""
+    """A user's mistake: exit code 2 and one line on stderr that says so, perhaps below the backbone's and the run's."""
     assert result.exit_code == 2, result.output
-    said = re.sub(r"\Abackbone   .*\n(?: {11}.*\n)?", "", result.stderr)
+    said = re.sub(r"\Abackbone   .*\n(?: {11}.*\n)?(?:run        .*\n)?", "", result.stderr)
     assert said.startswith("Error: ")
     assert said.count("\n") == 1
     assert "Traceback" not in result.output

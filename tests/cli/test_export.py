@@ -12,6 +12,7 @@ from selection import by_turns
 
 import adapt
 from adapt.cli import export as command
+from adapt.common.memory import readable_bytes
 from adapt.data import open_image
 from adapt.formats.export import FORMS
 
@@ -24,9 +25,9 @@ def test_a_compact_folder_stands_for_its_adapter(run, model_folder: Path, photos
     assert (result.exit_code, result.stderr) == (0, "")
     count = sum(parameter.numel() for parameter in backbone.model.parameters())
     block = sum(parameter.numel() for parameter in backbone.tower("vision").blocks[1].module.parameters())
-    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    size = readable_bytes(sum(path.stat().st_size for path in folder.iterdir()))
     parameters = f"{count - block:,} of the backbone's {count:,} parameters"
-    assert result.stdout == f"written to {folder}: {size:.1f} MB, {parameters}\n"
+    assert result.stdout == f"written to {folder}: {size}, {parameters}\n"
     for arguments in (["predict", photos / "test", "--json"], ["eval", "--data", photos, "--json"]):
         command, *rest = arguments
         before, after = (run(command, source, *rest) for source in (adapter, folder))
@@ -46,10 +47,10 @@ def test_a_model_by_itself(run, adapter: Path, photos: Path, tmp_path: Path) -> 
     result = run("export", adapter, "--to", "onnx", "--out", out, "--data", photos)
     assert (result.exit_code, result.stderr) == (0, "")
     record = json.loads((out / "export.json").read_text())
-    size = sum(path.stat().st_size for path in out.iterdir()) / 2**20
+    size = readable_bytes(sum(path.stat().st_size for path in out.iterdir()))
     right = f"{100 * record['measured']['accuracy']:.1f} %"
     assert result.stdout == (
-        f"written to {out}: {size:.1f} MB, logits within {record['difference']:.1e} of the adapter's\n"
+        f"written to {out}: {size}, logits within {record['difference']:.1e} of the adapter's\n"
         f"{right} of 6 images, the adapter itself {right}; the same label for 100.0 %\n"
     )
     assert run("eval", adapter, "--data", photos).stdout.startswith(f"{right} of 6 test images")

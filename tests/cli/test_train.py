@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stored_numbers
@@ -75,18 +76,36 @@ def test_the_command_to_go_on_with_works(run, recipe: Path, tmp_path: Path) -> N
     assert stored_numbers.tensorboard(tmp_path / "my run").items() >= losses.items()
 
 
-def test_without_out_nothing_is_written(run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    result = run("train", recipe, "--set", "train.epochs=1")
+def test_without_out_a_new_folder_is_named_by_recipe_and_time(
+    run, refused, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(time, "strftime", lambda form: {"%Y%m%d-%H%M%S": "20261130-120000"}[form])
+    for name in ("tiny-20261130-120000", "tiny-20261130-120000-2"):
+        result = run("train", recipe, "--set", "train.epochs=1")
+        assert f"\nrun        runs/{name}\n" in result.stderr
+        assert f"\nadapter    runs/{name}/adapter.safetensors (" in result.stdout
+        assert (here / "runs" / name / "metrics.json").is_file()
+    refused(run("train", recipe, "--resume"), "--resume and --plot need the run's directory: give --out FOLDER")
+    assert len(list((here / "runs").iterdir())) == 2
+
+
+def test_out_none_writes_nothing(run, refused, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("train", recipe, "--set", "train.epochs=1", "--out", "none")
     assert result.exit_code == 0
     assert "adapter  " not in result.stdout
-    assert result.stdout.endswith("The adapter was not saved: give --out FOLDER to keep it.\n")
-    assert list((tmp_path / "here").iterdir()) == []
+    refused(run("train", recipe, "--out", "none", "--plot"), "need the run's directory: give --out FOLDER")
+    refused(run("train", recipe, "--out", "none", "--track", "tensorboard"), "TensorBoard writes into the run", "--out")
+    assert not (tmp_path / "runs").exists()
 
 
-def test_event_files_need_a_directory(run, refused, recipe: Path) -> None:
-    refused(run("train", recipe, "--track", "tensorboard"), "TensorBoard writes into the run directory", "--out")
+def test_what_is_refused_leaves_no_folder(run, refused, recipe: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run("train", recipe, "--set", "data.source=nowhere"), "data 'nowhere' is not there")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -173,11 +192,6 @@ def test_how_without_on_what(run, refused) -> None:
     refused(run("train", "coop"), words, " emoji, imagenet, caltech101, ", "for example --data emoji")
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--plot"])
-def test_flags_that_need_a_directory(run, refused, recipe: Path, flag: str) -> None:
-    refused(run("train", recipe, flag), "need the run's directory: give --out")
-
-
 def test_a_finished_run_is_not_overwritten(run, refused, recipe: Path, trained) -> None:
     refused(run("train", recipe, "--out", trained("coop")), "already contains a run")
 
@@ -212,5 +226,14 @@ def test_a_run_that_is_not_finished_has_no_adapter(run, refused, recipe: Path, p
 
 def test_one_class_is_warned_of(run, recipe: Path, photos: Path, tmp_path: Path, caplog) -> None:
     shutil.copytree(photos / "train/sky", tmp_path / "one/sky")
-    assert run("train", recipe, "--data", tmp_path / "one", "--quiet").exit_code == 0
+    for part in ("train", "test"):
+        shutil.copytree(photos / part / "sky", tmp_path / "one" / part / "sky", dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "one/sky")
+    result = run("train", recipe, "--data", tmp_path / "one", "--quiet", "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "100.0 %" not in result.stdout
+    assert "not measured, as the data has only one class, 'sky': there is nothing to distinguish\n" in result.stdout
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["not_measured"] == "only one class, 'sky': there is nothing to distinguish"
+    assert "adapted" not in metrics
     assert "one has only one class, 'sky': there is nothing to distinguish" in caplog.messages

@@ -118,7 +118,7 @@ def test_a_saved_adapter_loads_bit_for_bit(method: str, kind: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("method", "kind", "reason"),
     [
-        ("coop", "dinov2", "coop adapts a dual encoder, and Dinov2Model is a vision encoder: use a method that needs"),
+        ("coop", "dinov2", "coop adapts a dual encoder, and Dinov2Model is a vision encoder: use a method that reads"),
         ("zero_shot", "vit", "zero_shot adapts a dual encoder or a "),
         ("lora", "convnext", "the vision tower of ConvNextModel has no transformer blocks"),
         ("ivlp", "dinov3_vit", "learned tokens cannot be added to the vision tower, whose rotary attention"),
@@ -134,7 +134,7 @@ def test_what_a_backbone_lacks_is_named(method: str, kind: str, reason: str) -> 
 def test_words_are_refused_where_none_are_read(method: str) -> None:
     with pytest.raises(
         AdaptError,
-        match="is a vision encoder: use a method that needs no class names, such as linear_probe with words: 0",
+        match="is a vision encoder: use a method that reads no class names, such as linear_probe without `words`",
     ):
         adapt.wrap(tiny_vision.backbone("dinov2"), methods.find(method)(words=1.0), NAMES)
 

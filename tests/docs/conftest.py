@@ -8,13 +8,16 @@ from pathlib import Path
 import pages
 import pytest
 
-from adapt import data, methods
+from adapt import data, methods, tasks
+from adapt.backbones import families
+from adapt.data import readers
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: `photo.png`, `scene.png`, and `photos/` with ten images of each of two classes."""
-    monkeypatch.setattr(methods._listing, "_registered", {})
+    for seam in (families, readers, tasks, methods):
+        monkeypatch.setattr(seam._listing, "_registered", {})
     monkeypatch.chdir(tmp_path)
     for stored, called in (("example", "photo"), ("scene", "scene")):
         shutil.copy(pages.ROOT / "notebooks" / f"{stored}.png", f"{called}.png")

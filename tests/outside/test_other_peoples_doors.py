@@ -8,11 +8,14 @@ from typing import Any
 
 import pages
 import pytest
+import torch
 from click.testing import CliRunner
 from selection import by_turns
+from torch import nn
 
 import adapt
 from adapt import AdaptError, data, methods
+from adapt.backbones.tower import LastProjection
 from adapt.cli import main
 from adapt.data import open_image
 from adapt.testing import check_backbone, check_method
@@ -20,15 +23,13 @@ from adapt.testing import check_backbone, check_method
 from .conftest import Install
 
 FAMILY, READER = (
-    str(next(iter(pages.document(pages.ROOT / "docs" / f"{page}.md").examples())).parsed)
+    "\n".join(str(each.parsed) for each in pages.document(pages.ROOT / "docs" / f"{page}.md").examples())
     for page in ("add_a_backbone", "add_a_reader")
 )
-MODEL = Path(__file__).with_name("words_model.py").read_text()
 
 
 @pytest.fixture
 def words(install: Install) -> adapt.Backbone:
-    install("words_model", MODEL, "")
     install("their_model", FAMILY, "[adapt.backbones]\nwords = their_model:WordsFamily\n")
     return adapt.load_backbone("words", "cpu")
 
@@ -51,13 +52,29 @@ def test_methods_adapt_a_family_of_ones_own(words: adapt.Backbone, method: str) 
 
 
 def test_a_family_that_is_described_wrongly_is_told(install: Install) -> None:
-    install("words_model", MODEL, "")
-    wrong = FAMILY.replace('pooling="class"', 'pooling="mean"').replace("vision.read, vision", "_mean, vision")
+    wrong = FAMILY.replace('pooling="class"', 'pooling="mean"').replace("vision.read, Last", "_mean, Last")
     wrong += "\n\ndef _mean(x: Any, norm: Any) -> Any:\n    return norm(x.mean(1))\n"
     install("their_model", wrong, "[adapt.backbones]\nwords = their_model:WordsFamily\n")
     backbone = adapt.load_backbone("words", "cpu")
     model = adapt.wrap(backbone, methods.ZeroShot(), ("a", "b"))
     assert model.vision_path == "plain"  # the fast path would compute something else, and is not taken
+
+
+def test_a_model_without_a_logit_scale_is_told(install: Install) -> None:
+    without = FAMILY.replace("        self.logit_scale = nn.Parameter(torch.tensor(math.log(20.0)))\n", "")
+    install("their_model", without, "[adapt.backbones]\nwords = their_model:WordsFamily\n")
+    with pytest.raises(AdaptError, match="words has the logit_scale None; expected a parameter of its model"):
+        adapt.wrap(adapt.load_backbone("words", "cpu"), methods.ZeroShot(), ("a", "b"))
+
+
+@pytest.mark.parametrize("as_parameter", [True, False])
+def test_a_last_projection_is_called_and_names_its_place(as_parameter: bool) -> None:
+    owner, pooled = nn.Module(), torch.randn(3, 4)
+    linear = nn.Linear(4, 2, bias=False)
+    owner.last = nn.Parameter(linear.weight.detach().T.clone()) if as_parameter else linear
+    last = LastProjection(owner, "last")
+    assert torch.equal(last.weight, linear.weight)
+    torch.testing.assert_close(last(pooled), linear(pooled))
 
 
 def test_an_adapter_finds_its_family_by_name(words: adapt.Backbone, five_classes: Path, tmp_path: Path) -> None:

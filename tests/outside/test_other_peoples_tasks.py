@@ -115,6 +115,17 @@ def test_a_linear_probe_learns_the_shares_and_not_the_likeliest_class(soft: Path
     assert float(said.gather(1, own.argmax(-1, keepdim=True)).mean()) == pytest.approx(0.75, abs=0.05)
 
 
+@pytest.mark.parametrize("method", ["coop", "kgcoop"])
+def test_a_loss_that_is_no_dict_is_the_tasks(method: str, soft: Path, tmp_path: Path) -> None:
+    """The method is not blamed, though its own loss may add to the task's."""
+    split = data.load(soft)
+    wrong = type("Wrong", (type(split.task),), {"loss": lambda self, step: step.cross_entropy})()
+    model = adapt.wrap(adapt.load_backbone("mini-clip", "cpu"), adapt.methods.find(method)(), split.class_names)
+    step = model.step(torch.randn(4, 3, 64, 64)).of(wrong, split.train[:4])
+    with pytest.raises(AdaptError, match=r"^the task soft_labels: the function loss returned tensor.*a dict of terms"):
+        model.method.loss(step)
+
+
 def test_a_stopped_training_on_soft_labels_goes_on(soft: Path, tmp_path: Path) -> None:
     split, backbone = data.load(soft), adapt.load_backbone("mini-clip", "cpu")
     settings = {"epochs": 3, "batch_size": 4, "lr": 0.01, "augment": "none", "workers": 0, "progress": False}

@@ -19,7 +19,7 @@ from adapt.common.disk import write_csv
 from adapt.data import Split
 from adapt.protocols import protocol as protocols
 from adapt.protocols.report import report
-from adapt.protocols.run_page import WORST_ERRORS
+from adapt.protocols.run_page import WORST_ERRORS, _worst_errors
 from adapt.protocols.run_protocol import run_protocol
 from adapt.recipe import Recipe, build_recipe
 from adapt.training.run_recipe import run_recipe
@@ -82,6 +82,16 @@ def _copy(found: Path, to: Path) -> dict[str, Any]:
     shutil.copy(run / "recipe.yaml", to)
     shutil.copy(run / "metrics.json", to)
     return read(run / "metrics.json")
+
+
+def test_equally_confident_errors_are_of_several_classes() -> None:
+    """By the confidence that is shown, in per cent; a more confident one always comes first."""
+    errors = [("a", 0.9999), ("a", 0.9998), ("a", 0.9997), ("b", 0.9996), ("c", 0.996), ("b", 0.7), ("right", 1.0)]
+    rows = [
+        {"path": f"{number}.png", "class": name, "predicted": "right", "confidence": str(confidence)}
+        for number, (name, confidence) in enumerate(errors)
+    ]
+    assert [error.path[0] for error in _worst_errors(rows, turned=False)] == ["0", "3", "4", "1", "2", "5"]
 
 
 def test_the_page_needs_nothing_beside_it(found: Path) -> None:

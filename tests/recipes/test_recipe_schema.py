@@ -86,6 +86,11 @@ def test_bad_overrides(path: Path, override: str, message: str) -> None:
         ),
         ({"data": {"source": "x", "shot": 1}}, r"^mine: unknown key 'data.shot'; did you mean 'shots'\?"),
         ({"train": {"epochs": 1, "batchsize": 1}}, r"^mine: unknown key 'train.batchsize'; did you mean 'batch_size'"),
+        (
+            {"train": {"epochs": 1, "leraning_rate": 1}},
+            r"^mine: unknown key 'train.leraning_rate'; did you mean 'lr'",
+        ),
+        ({"train": {"epochs": 1, "speed": 1}}, r"^mine: unknown key 'train.speed'; none of"),
         ({"method": {"name": "coop", "n_ctxt": 4}}, r"^mine: method: unknown key 'n_ctxt'; did you mean 'n_ctx'\?"),
         ({"data": {}}, r"^mine: the key 'data.source' is missing"),
         ({"data": None}, r"^mine: data"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from adapt.common import progress
 from adapt.common.progress import training_bar
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tasks.classes import Class
+from adapt.training import fitting
 from adapt.training.fit import checked
 
 _OF_SHOTS = {"iterations_per_shot"}  # a recipe's, which knows the number of shots
@@ -28,6 +31,19 @@ def test_the_typed_settings_are_those_that_there_are() -> None:
     parameters = inspect.signature(fit).parameters
     assert len(parameters) <= 9  # eight, and the settings
     assert parameters["settings"].annotation == "Unpack[FitSettings]"
+
+
+def test_encoding_of_views_is_counted(make_model, tiny_split, own_cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their number, on a bar that says what time is left; features that are known already have none."""
+    counted: dict[str, list[tuple[int, int]]] = {}
+
+    @contextmanager
+    def bar(title: str, show: bool) -> Iterator[Any]:
+        yield (lambda done, total: counted.setdefault(title, []).append((done, total))) if show else None
+
+    monkeypatch.setattr(fitting, "counting_bar", bar)
+    fit(make_model("gda", views=3, alpha=1.0), tiny_split.train, progress=True)
+    assert counted["encoding 3 views"][-1] == (3 * len(tiny_split.train),) * 2
 
 
 def test_accuracy_before_and_after(train, tiny_split) -> None:

@@ -36,8 +36,11 @@ def of(spec: str) -> Family:
         raise AdaptError(f"several loaders accept the backbone name {spec!r} ({both}): uninstall one loader's package")
     if Path(spec).is_dir():
         return of_folder(Path(spec))
+    if meant := [name for family in _families() if (name := family.meant(spec))]:
+        raise AdaptError(f"unknown backbone {spec!r}, which is no folder either; did you mean {' or '.join(meant)}?")
     raise AdaptError(
-        f"unknown backbone {spec!r}; expected an existing folder or a name of a known form: {nearest(spec, forms())}"
+        f"unknown backbone {spec!r}; expected an existing folder or a name of a known form: "
+        f"{nearest(spec, forms(), '`adapt backbones`')}"
     )
 
 
@@ -55,4 +58,4 @@ def of_model_types() -> dict[str, Family]:
 
 
 def _families() -> Iterator[Family]:
-    return (_listing.find(name)() for name in _listing.names())
+    return (family() for family in _listing.classes())

@@ -56,6 +56,9 @@ class Family:
         """Return whether this family loads the backbone named `spec`."""
         return bool(self.prefix) and names_one_model(spec, self.prefix)
 
+    def meant(self, spec: str) -> str | None:
+        """Return the full name of the model that `spec` may mean, which is of no known form, or None."""
+
     def reads_texts_of(self, spec: str) -> bool:
         """Return whether the backbone named `spec` reads texts, and so knows classes by their names."""
         return self.reads_texts

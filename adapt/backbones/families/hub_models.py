@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from adapt.backbones.families.base import Family
+from adapt.common import hub
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,9 @@ class HubModels(Family):
         "hf:NAME_OR_PATH": "a CLIP, SigLIP, ViLT, SmolVLM, Qwen-VL, Gemma 3, ..., e.g. hf:openai/clip-vit-base-patch16",
         "FOLDER": "a folder in open_clip's or transformers' format",
     }
+
+    def meant(self, spec: str) -> str | None:
+        return self.prefix + spec if hub.REPOSITORY.fullmatch(spec) else None
 
     def reads_texts_of(self, spec: str) -> bool:
         from adapt.backbones import transformers_models

@@ -8,6 +8,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NotRequired, TypedDict
 
@@ -15,6 +16,7 @@ from adapt.backbones.families.base import Family
 from adapt.backbones.sources import HF_HUB, errors_of_data, library_errors, reason
 from adapt.common import hub
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import first_of
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,15 @@ class OpenCLIPModels(Family):
         "open_clip:hf-hub:ORG/NAME": "an open_clip model of the hub, by its repository",
         "open_clip:ARCH": "an open_clip architecture with random weights",
     }
+
+    def meant(self, spec: str) -> str | None:
+        import open_clip
+
+        architecture, _, tag = spec.partition("/")
+        near = get_close_matches(architecture, open_clip.list_models(), n=1, cutoff=0.8)
+        tags = open_clip.list_pretrained_tags_by_model(near[0]) if near else []
+        named = tag if tag in tags else f"PRETRAINED with PRETRAINED one of {first_of(tags)}"
+        return f"{self.prefix}{near[0]}/{named}" if tags else None
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         rest = spec.removeprefix(self.prefix)

@@ -24,6 +24,11 @@ class TimmModels(Family):
     }
     reads_texts = False
 
+    def meant(self, spec: str) -> str | None:
+        import timm
+
+        return self.prefix + spec if timm.is_model(spec) else None
+
     def load(self, spec: str, device: torch.device) -> Backbone:
         import timm
 
@@ -39,11 +44,12 @@ class TimmModels(Family):
 
 def _folder(name: str) -> Path:
     """Return the folder of a timm model, fetched from the hub if it is not local; only safetensors are read."""
-    folder = Path(name)
-    if not folder.is_dir():
+    folder, own = Path(name), "expected a timm model with config.json and model.safetensors, in a folder as "
+    own += "timm.models.save_for_hf(model, FOLDER, safe_serialization=True) writes it"
+    if not folder.is_dir() and folder.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
         repository = name if "/" in name else f"{TIMM}{name}"
         folder = hub.snapshot(repository, ["config.json", "model.safetensors"])
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
-            raise AdaptError(f"{name} has no {file}; expected a timm model with config.json and model.safetensors")
+            raise AdaptError(f"{name} has no {file}; {own}")
     return folder

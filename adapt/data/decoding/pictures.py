@@ -42,6 +42,7 @@ RATIO = 100  # of the sides; resizing the shorter one to some hundred pixels mul
 # Times `Image.MAX_IMAGE_PIXELS`, where Pillow only warns: room for all cameras' pictures, converted in under 1 GiB.
 # WebP's own decoder holds a picture several times.
 _PIXELS, _PIXELS_OF = 4 / 3, {"WEBP": 1 / 2}
+_LIFT = "; save a smaller copy, or raise PIL.Image.MAX_IMAGE_PIXELS in Python"
 _BAND = 2**22  # pixels that are converted at a time
 
 # The brands after `ftyp` in files of the container that HEIC and AVIF share.
@@ -93,7 +94,11 @@ def _opened(file: BinaryIO) -> Image.Image:
 
         return cast(Image.Image, HeifImageFile(file))  # without registering an opener in the process
     known = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or kind == "AVIF")]
-    return Image.open(file, formats=known)
+    try:
+        return Image.open(file, formats=known)
+    except DecompressionBombError as error:  # which calls a panorama an attack
+        most = int((Image.MAX_IMAGE_PIXELS or 0) * _PIXELS)
+        raise ValueError(f"the image has more pixels than the limit of {most:,}{_LIFT}") from error
 
 
 def lacking(file: BinaryIO) -> str:
@@ -139,7 +144,7 @@ def check_size(picture: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     most = None if limit is None else int(limit * _PIXELS_OF.get(picture.format or "", _PIXELS))
     if most is not None and shorter * longer > most:
-        raise ValueError(f"the image has {shorter * longer:,} pixels, more than the limit of {most:,}")
+        raise ValueError(f"the image has {shorter * longer:,} pixels, more than the limit of {most:,}{_LIFT}")
 
 
 @contextmanager

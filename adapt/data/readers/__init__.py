@@ -81,7 +81,7 @@ def folder_of(spec: _Path) -> str | None:
 
 
 def _readers() -> Iterator[Reader]:
-    return (_listing.find(name)() for name in _listing.names())
+    return (reader() for reader in _listing.classes())
 
 
 def _reader_of(spec: str) -> Reader | None:

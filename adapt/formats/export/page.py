@@ -15,6 +15,7 @@ from pathlib import Path
 
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
+from adapt.common.memory import readable_bytes
 from adapt.common.plain import JsonObject
 from adapt.formats.export.forms import DATA, ONNX
 
@@ -75,7 +76,7 @@ def write(folder: Path, record: JsonObject, runtime: Runtime) -> None:
 
 def _too_large(size: int) -> AdaptError:
     return AdaptError(
-        f"the model takes {size / 2**20:.0f} MB in a page; browsers read at most {_LONGEST / 2**20:.0f} MB: add "
+        f"the model takes {readable_bytes(size)} in a page; browsers read at most {readable_bytes(_LONGEST)}: add "
         "--int8, or use a smaller backbone"
     )
 

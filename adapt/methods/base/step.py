@@ -14,6 +14,7 @@ from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.data.bags import Bags
 from adapt.data.pooling import bag_mean
+from adapt.methods.base.terms import checked
 from adapt.methods.base.view import ImageModelView, ModelView
 from adapt.prompts import Prompt, Texts, texts_key
 
@@ -96,8 +97,8 @@ class Step:
 
     def task_loss(self) -> Terms:
         """Return the loss terms of the task by name. A method may replace these terms or add further terms."""
-        terms: Terms = {"cross_entropy": self.cross_entropy} if self.task is None else self.task.loss(self)
-        return terms
+        task = self.task
+        return checked(task.loss(self), f"the task {task.name}") if task else {"cross_entropy": self.cross_entropy}
 
     @property
     def weight(self) -> float:

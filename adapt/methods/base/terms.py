@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.methods.base.step import ImageStep, Terms
+
+if TYPE_CHECKING:
+    from adapt.methods.base.step import ImageStep, Terms
 
 
 def total(terms: Terms) -> Tensor:
@@ -18,15 +20,15 @@ def total(terms: Terms) -> Tensor:
     return sum(others, first)
 
 
-def checked(terms: object, method: str) -> Terms:
-    """Return the loss `terms` unchanged. Raises AdaptError, naming `method`, if `terms` are not a dict of scalars."""
+def checked(terms: object, owner: str) -> Terms:
+    """Return the loss `terms` unchanged. Raises AdaptError, naming `owner`, if `terms` are not a dict of scalars."""
     expected = "expected a dict of terms by name, each a tensor with one number"
     if not isinstance(terms, dict) or not terms:
-        raise AdaptError(f"{method}: the function loss returned {brief(terms)}; {expected}")
+        raise AdaptError(f"{owner}: the function loss returned {brief(terms)}; {expected}")
     for name, term in terms.items():
         if not (isinstance(name, str) and isinstance(term, Tensor) and term.numel() == 1):
             kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
-            raise AdaptError(f"{method}: the loss term {name!r} is {kind}; {expected}")
+            raise AdaptError(f"{owner}: the loss term {name!r} is {kind}; {expected}")
     return terms
 
 
