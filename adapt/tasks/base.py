@@ -133,8 +133,8 @@ class Task:
     """Whether an item may have any number of images, all of one thing."""
     divisible: ClassVar[bool] = True
     """Whether a data set can be restricted to some of its classes."""
-    calibrated: ClassVar[bool] = True
-    """Whether a temperature can calibrate the probabilities of its classes."""
+    one_class: ClassVar[bool] = True
+    """Whether each item has one class, which is its answer, so that probabilities can be calibrated."""
     example: ClassVar[str] = ""
     """The bundled data on which the contract suite and `adapt.testing` run; "" for none."""
     scored: ClassVar[bool] = True

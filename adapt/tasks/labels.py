@@ -54,7 +54,7 @@ class Labels(Task):
     needs = frozenset({"labels"})
     takes_bags = True
     divisible = False
-    calibrated = False
+    one_class = False
     comparable = "images have several classes, and the methods compared give each image one"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Several:

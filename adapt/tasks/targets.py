@@ -39,11 +39,13 @@ class Targets(Task):
 
     name = "targets"
     title = "a number per image"
+    backbones = frozenset({"dual encoder", "vision encoder"})
     example = "emoji-counts"
     items_are = "images with a number each"
     label_type = Graded
     needs = frozenset({"target"})
     takes_bags = True
+    one_class = False  # the answer is a number
     may_have = frozenset({"label"})
     learns_unseen = True  # an answer may be a grade that no training image has
 

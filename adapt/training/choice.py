@@ -6,6 +6,8 @@ none is published, or if there are no validation images: of the combinations who
 errors of the best, the one nearest to the usual values. The log-likelihood of a combination is measured at its own best
 temperature, so that none wins by being more or less confident.
 
+Of a method that predicts numbers, the values with the smallest mean absolute error are chosen.
+
 Without validation images each training image is held out once, by stratified folds that keep groups together. The
 method then learns from all training images.
 """
@@ -22,6 +24,7 @@ from adapt.common.errors import AdaptError
 from adapt.evaluation.noise import standard_error
 from adapt.methods.base import Choice, Grid, trait
 from adapt.methods.base.grid import configure
+from adapt.methods.base.traits import Grades
 from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")
@@ -34,7 +37,7 @@ _Combination = tuple[float, ...]  # a value of each setting, in the order of the
 
 
 def choose(training: Fitting, learned: bool = False) -> None:
-    """Tune the settings in the method's `grid` on the data, and record the chosen values and the accuracy.
+    """Tune the settings in the method's `grid` on the data, and record the chosen values and their accuracy or error.
 
     `learned` is true if the method has already learned from the training images. If no image can be held out, as with
     one image per class, the default values are used. The candidate values are recorded as well.
@@ -54,10 +57,10 @@ def choose(training: Fitting, learned: bool = False) -> None:
 def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool) -> None:
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
-        if grid.most_accurate:
+        if grid.most_accurate and not trait(training.model.method, Grades):
             values, accuracy = _most_accurate(training, grid, choices, learned)
         else:
-            values, accuracy, _ = _likeliest(grid, [training], choices, learned)
+            values, accuracy, _ = _best(grid, [training], choices, learned)
     elif outcome := _by_folds(training, grid, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
         choices, (values, accuracy, images) = thinned, outcome
         how = f"by cross-validation over {images} training images"
@@ -85,16 +88,35 @@ def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> t
     """
     folds = training.folds()
     try:
-        return _likeliest(grid, folds, choices) if folds else None
+        return _best(grid, folds, choices) if folds else None
     except AdaptError as error:
         logger.info("%s cannot be cross-validated on these images: %s", training.model.method.name, error)
         return None
 
 
-def _likeliest(
+def _best(
     grid: Grid, trainings: Sequence[Fitting], choices: Mapping[str, Choice], learned: bool = False
 ) -> tuple[_Combination, float, int]:
-    """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings."""
+    """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings.
+
+    Of a method that predicts numbers, return the mean absolute error in place of the accuracy.
+    """
+    if (grading := trait(trainings[0].model.method, Grades)) is None:
+        return _likeliest(grid, trainings, choices, learned)
+    errors: dict[_Combination, list[Tensor]] = {}
+    for training in trainings:
+        for settings, logits in grid.trials(training, choices, learned):
+            apart = (grading.score(logits).cpu() - training.values("val")).abs()
+            errors.setdefault(_values(settings, choices), []).append(apart)
+    means = {values: float(torch.cat(each).mean()) for values, each in errors.items()}
+    chosen = min(means, key=means.__getitem__)
+    return chosen, means[chosen], sum(len(training.items("val")) for training in trainings)
+
+
+def _likeliest(
+    grid: Grid, trainings: Sequence[Fitting], choices: Mapping[str, Choice], learned: bool
+) -> tuple[_Combination, float, int]:
+    """Return the values for `_best` by the log-likelihood of the right classes."""
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
     for training in trainings:
@@ -169,11 +191,13 @@ def _settle(
     method = training.model.method
     configure(method, settings)
     among = {name: list(choice.values) for name, choice in choices.items()}
-    training.note(chosen={"settings": settings, "among": among, "how": how, "accuracy": accuracy})
+    numbers = trait(method, Grades) is not None
+    figure = {"mean_absolute_error" if numbers else "accuracy": accuracy}
+    training.note(chosen={"settings": settings, "among": among, "how": how, **figure})
     listed = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
     logger.info(
         "%s: %s, chosen %s%s",
-        method.name, listed, how, "" if accuracy is None else f" ({100 * accuracy:.1f} % right)",
+        method.name, listed, how, "" if accuracy is None else f" (mean absolute error {accuracy:.4g})" if numbers else f" ({100 * accuracy:.1f} % right)",
     )  # fmt: skip
     for name, choice in choices.items():
         at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]
