@@ -23,7 +23,7 @@ from adapt.methods.base.regressor import Regressor
 
 class KernelRidgeConfig(MethodConfig):
     alpha: float | None = Field(default=None, gt=0)
-    """Regularisation, as scikit-learn's alpha; null lets the data choose, from 0.001 to 10."""
+    """Regularisation, as scikit-learn's alpha; null lets the data choose, from 0.0001 to 10."""
     gamma: float | None = Field(default=None, gt=0)
     """Sharpness of the kernel, exp(-gamma times the squared distance); null lets the data choose, from 0.25 to 64."""
     rows: int | None = Field(default=None, ge=1)
@@ -42,7 +42,7 @@ class KernelRidge(Regressor):
     example = {"rows": 6}
     choices = {
         "gamma": Choice((0.25, 1.0, 4.0, 16.0, 64.0), usual=1.0),
-        "alpha": Choice((0.001, 0.01, 0.1, 1.0, 10.0), usual=0.1),
+        "alpha": Choice((0.0001, 0.001, 0.01, 0.1, 1.0, 10.0), usual=0.1),
     }
     features: Tensor
     weights: Tensor

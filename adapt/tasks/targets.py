@@ -42,6 +42,7 @@ class Targets(Task):
     backbones = frozenset({"dual encoder", "vision encoder"})
     example = "emoji-counts"
     items_are = "images with a number each"
+    classes_are = "words"
     label_type = Graded
     needs = frozenset({"target"})
     takes_bags = True
@@ -82,12 +83,35 @@ class Targets(Task):
         return torch.tensor([label.value for label in labels_of(items, Graded)], dtype=torch.float64)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.numbers import GradedScores
         from adapt.evaluation.scores import scored
+
+        if self.compares(model.method):
+            return self.scores(items, self.answers(model, items, inference), model.class_names)
+        return scored(items, inference.decisions(model, items), [item.class_names[0] for item in items])
+
+    def compares(self, method: Method) -> bool:
+        from adapt.methods.base.traits import Grades, has_trait
+
+        return has_trait(method, Grades)
+
+    def answers(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Tensor:
+        """Return numbers and the probabilities of words `(n, 1 + w)`."""
+        import torch
+
         from adapt.methods.base.traits import Grades, trait
 
-        logits = list(inference.logits(model, items))
-        scores = scored(items, inference.decided(model, logits), [item.class_names[0] for item in items])
-        if (grading := trait(model.method, Grades)) is None:
-            return scores
-        return GradedScores.of(scores, self.values(items), [grading.score(batch) for batch in logits])
+        logits, grading = inference.all_logits(model, items).float(), trait(model.method, Grades)
+        assert grading is not None
+        numbers = grading.score(logits.to(model.backbone.device)).cpu()
+        return torch.cat([numbers[:, None], logits.softmax(-1)], dim=1)
+
+    def constant(self, items: Sequence[Item], class_names: Sequence[str]) -> tuple[str, Tensor]:
+        """Return the mean of the numbers and the shares of the words `(1 + w,)`."""
+        import torch
+
+        return "mean", torch.cat([self.values(items).mean()[None], self.shares(items, class_names).mean(0)])
+
+    def scores(self, items: Sequence[Item], answers: Tensor, class_names: Sequence[str]) -> Scores:
+        from adapt.evaluation.numbers import GradedScores
+
+        return GradedScores.of(items, answers, self.values(items), class_names)
