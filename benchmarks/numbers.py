@@ -175,10 +175,10 @@ SETS: dict[str, Callable[[str], Iterator[Picture]]] = {
 def _wide() -> str:
     """Write a MobileNetV2 with random weights, whose features have 1,280 numbers, and return its name."""
     import timm
+    from safetensors.torch import save_file
 
     from adapt.common import plain
     from adapt.common.disk import write_text
-    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     net = timm.create_model("mobilenetv2_100", num_classes=0)
@@ -186,7 +186,8 @@ def _wide() -> str:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), folder / "model.safetensors")
     cfg = net.pretrained_cfg | {"input_size": [3, SIDE, SIDE], "num_classes": 0}
-    write_text(folder / "config.json", plain.dump({"architecture": "mobilenetv2_100", "num_classes": 0, "pretrained_cfg": cfg}))
+    config = {"architecture": "mobilenetv2_100", "num_classes": 0, "pretrained_cfg": cfg}
+    write_text(folder / "config.json", plain.dump(config))
     return f"timm:{folder}"
 
 

@@ -61,11 +61,11 @@ def candidates(
 ) -> list[Candidate]:
     """Return the candidates to compare on `source` and `backbone`, the cheapest first; `changes` apply to all recipes.
 
-    They are those whose answers the `task` of the data scores.
     The candidates are the methods without training steps, the methods that train on cached features, and the methods
     whose recipes ask to be compared. If `every` is true, the methods that train through a tower are added. Methods are
-    excluded if they predict from several views of an image or from earlier images, if they learn from texts alone, or
-    if they localise anomalies, and unless there are `unlabelled` images, if they learn from those.
+    excluded if their answers are not what the `task` of the data scores, if they predict from several views of an
+    image or from earlier images, if they learn from texts alone, or if they localise anomalies, and unless there are
+    `unlabelled` images, if they learn from those.
     """
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     other = {*_OTHER, *(name for kind, name in _OF_KINDS.items() if not isinstance(backbone, kind))}

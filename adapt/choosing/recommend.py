@@ -216,8 +216,8 @@ def _on_images(compared: Sequence[Compared], baseline: Compared) -> list[str]:
         []
         if ahead > WITHIN * error
         else [
-            f"No method is more than two standard errors better than the {name}, which looks at no image: this backbone "
-            "may see nothing of what is to be predicted"
+            f"No method is more than two standard errors better than the {name}, which looks at no image: this "
+            "backbone may see nothing of what is to be predicted"
         ]
     )
 

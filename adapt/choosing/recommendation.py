@@ -34,9 +34,10 @@ image takes, in 1e9 operations.
 class Recommendation:
     """The result of comparing methods: a row per method, the chosen method and its training, and advice on the images.
 
-    `rows` describes the compared methods by the `figure` of their task, the best first. `alike` names the methods that are as good as the best method
-    within the noise. `about` describes the data and settings of the comparison. `result` is the result of training the
-    chosen method on all images, evaluated on the test images if there are any; before the training, `result` is None.
+    `rows` describes the compared methods by the `figure` of their task, the best first. `alike` names the methods that
+    are as good as the best method within the noise. `about` describes the data and settings of the comparison. `result`
+    is the result of training the chosen method on all images, evaluated on the test images if there are any; before the
+    training, `result` is None.
     """
 
     chosen: str
@@ -80,9 +81,10 @@ class Recommendation:
         if self.result is not None and "adapted" in self.result.metrics:
             tested = self.result.metrics["adapted"]
             value = f"{self.figure.text(tested[self.figure.name])}{' %' * self.figure.share}"
+            of = "On" if "text" in tested else f"{self.figure.heading} on"
             lines.append(
-                f"{self.figure.heading} on the {tested['images']} test images, which "
-                f"played no part in the choice: {tested.get('text', value)}."
+                f"{of} the {tested['images']} test images, which played no part in the choice: "
+                f"{tested.get('text', value)}."
             )
         lines += [f"{line}." for line in self.advice.lines()]
         if self.command:

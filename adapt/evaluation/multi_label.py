@@ -116,14 +116,14 @@ def _influences(probabilities: Tensor, truth: Tensor) -> Tensor:
     """
     ranked, order = probabilities.double().sort(0, descending=True)
     hits, ascending = truth.gather(0, order).double(), -ranked.T.contiguous()
-    first, last = (torch.searchsorted(ascending, ascending, right=right).T - right for right in (False, True))
+    first, last = (torch.searchsorted(ascending, ascending, right=bool(after)).T - after for after in (0, 1))
     count, precision = last + 1.0, hits.cumsum(0).gather(0, last) / (last + 1)
     gained, lost = (
         (hits * each / count).flip(0).cumsum(0).flip(0).gather(0, first) for each in (torch.ones(()), precision)
     )
     average = (hits * precision).sum(0) / hits.sum(0)
     influences = (hits * (precision - average + gained) - lost) / hits.sum(0)
-    return torch.zeros_like(ranked).scatter(0, order, influences).mean(1)
+    return torch.zeros_like(ranked).scatter(0, order, influences).sum(1) / max(1, truth.shape[1])
 
 
 def prior_bias(logits: Tensor, labels: Tensor) -> float:

@@ -340,7 +340,7 @@ class Task:
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         """Return the scores of `model` on `items`."""
-        raise NotImplementedError
+        return self.scores(items, self.answers(model, items, inference), model.class_names)
 
 
 def _edits(method: Method | type[Method]) -> bool:

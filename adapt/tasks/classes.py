@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
     from adapt.data.item import Item
     from adapt.data.split import Split
-    from adapt.evaluation.inference import Inference
-    from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
-    from adapt.models.base import Adapted
 
 
 @dataclass(frozen=True)
@@ -78,8 +75,3 @@ class Classes(Task):
 
         overlaps = [label.overlap for label in labels_of(items, Class)]
         return None if overlaps[0] is None else torch.tensor(overlaps, dtype=torch.float64)
-
-    def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.scores import scored
-
-        return scored(items, inference.decisions(model, items))

@@ -145,7 +145,7 @@ class Labels(Task):
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         self.check_tested(model, items)
-        return self.scores(items, self.answers(model, items, inference), model.class_names)
+        return super().score(model, items, inference)
 
     def scores(self, items: Sequence[Item], answers: Tensor, class_names: Sequence[str]) -> Scores:
         from adapt.evaluation.multi_label import MultiLabelScores

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 from adapt.tasks.base import Cell, NamedLabel, Task, labels_of, number, optional
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
 
+logger = logging.getLogger("adapt")
 GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069), from the lowest
 
 LARGEST = 1e30  # target, so that single precision has room for differences
@@ -74,6 +77,14 @@ class Targets(Task):
         values = {label.value for label in labels_of(items, Graded)}
         return f"only one target, {values.pop():g}: there is nothing to predict" if len(values) == 1 else ""
 
+    def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
+        """Say so if `method` learns the words instead of the numbers."""
+        if not self.compares(method):
+            logger.warning(
+                "%s learns the words of the targets (%s), and predicts no number: to predict numbers, use ridge",
+                method.name, first_of(sorted({item.class_names[0] for item in items})),
+            )  # fmt: skip
+
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool({self.name, "classes"} & method.tasks)
 
@@ -86,7 +97,7 @@ class Targets(Task):
         from adapt.evaluation.scores import scored
 
         if self.compares(model.method):
-            return self.scores(items, self.answers(model, items, inference), model.class_names)
+            return super().score(model, items, inference)
         return scored(items, inference.decisions(model, items), [item.class_names[0] for item in items])
 
     def compares(self, method: Method) -> bool:

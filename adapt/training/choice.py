@@ -191,13 +191,14 @@ def _settle(
     method = training.model.method
     configure(method, settings)
     among = {name: list(choice.values) for name, choice in choices.items()}
-    numbers = trait(method, Grades) is not None
-    figure = {"mean_absolute_error" if numbers else "accuracy": accuracy}
-    training.note(chosen={"settings": settings, "among": among, "how": how, **figure})
+    figure, shown = "accuracy", "" if accuracy is None else f" ({100 * accuracy:.1f} % right)"
+    if trait(method, Grades) and accuracy is not None:
+        figure, shown = "mean_absolute_error", f" (mean absolute error {accuracy:.4g})"
+    training.note(chosen={"settings": settings, "among": among, "how": how, figure: accuracy})
     listed = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
     logger.info(
         "%s: %s, chosen %s%s",
-        method.name, listed, how, "" if accuracy is None else f" (mean absolute error {accuracy:.4g})" if numbers else f" ({100 * accuracy:.1f} % right)",
+        method.name, listed, how, shown,
     )  # fmt: skip
     for name, choice in choices.items():
         at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]
