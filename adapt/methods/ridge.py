@@ -31,7 +31,7 @@ class Ridge(Regressor):
     name = "ridge"
     title = "Ridge regression (Hoerl and Kennard, Technometrics 1970)"
     Config = RidgeConfig
-    choices = {"alpha": Choice(tuple(10.0 ** (k / 2) for k in range(-8, 7)), usual=1.0)}
+    choices = {"alpha": Choice(tuple(10.0 ** (k / 2) for k in range(-8, 7)), usual=0.1)}
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         super().build(backbone, class_names)

@@ -4,9 +4,8 @@ With validation images the rule is that of the published code, if there is one: 
 highest accuracy, and the first one in a tie. On few images the highest accuracy is mostly luck, so the rule differs if
 none is published, or if there are no validation images: of the combinations whose log-likelihood is within two standard
 errors of the best, the one nearest to the usual values. The log-likelihood of a combination is measured at its own best
-temperature, so that none wins by being more or less confident.
-
-Of a method that predicts numbers, the values with the smallest mean absolute error are chosen.
+temperature, so that none wins by being more or less confident. Where a method predicts numbers, absolute errors take
+the place of likelihoods, and half a standard error that of two: settings of a regression differ by more than luck.
 
 Without validation images each training image is held out once, by stratified folds that keep groups together. The
 method then learns from all training images.
@@ -29,7 +28,7 @@ from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")
 MOST_VALUES = 20  # of one setting in cross-validation; a longer list is thinned evenly
-WITHIN = 2.0  # standard errors below the best log-likelihood
+WITHIN, WITHIN_NUMBERS = 2.0, 0.5  # standard errors below the best log-likelihood; above the smallest error
 TEMPERATURES = 10 ** torch.arange(-2, 3.01, 0.25)
 AT_ONCE = 2**24  # logits that are held at once, over all temperatures
 
@@ -57,10 +56,10 @@ def choose(training: Fitting, learned: bool = False) -> None:
 def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool) -> None:
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
-        if grid.most_accurate and not trait(training.model.method, Grades):
+        if grid.most_accurate and not isinstance(grid, Grades):
             values, accuracy = _most_accurate(training, grid, choices, learned)
         else:
-            values, accuracy, _ = _best(grid, [training], choices, learned)
+            values, accuracy, _ = _likeliest(grid, [training], choices, learned)
     elif outcome := _by_folds(training, grid, thinned := {name: _thinned(choice) for name, choice in choices.items()}):
         choices, (values, accuracy, images) = thinned, outcome
         how = f"by cross-validation over {images} training images"
@@ -88,47 +87,38 @@ def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> t
     """
     folds = training.folds()
     try:
-        return _best(grid, folds, choices) if folds else None
+        return _likeliest(grid, folds, choices) if folds else None
     except AdaptError as error:
         logger.info("%s cannot be cross-validated on these images: %s", training.model.method.name, error)
         return None
 
 
-def _best(
+def _likeliest(
     grid: Grid, trainings: Sequence[Fitting], choices: Mapping[str, Choice], learned: bool = False
 ) -> tuple[_Combination, float, int]:
     """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings.
 
-    Of a method that predicts numbers, return the mean absolute error in place of the accuracy.
+    Where the method predicts numbers, minus the mean absolute error takes the place of the accuracy.
     """
-    if (grading := trait(trainings[0].model.method, Grades)) is None:
-        return _likeliest(grid, trainings, choices, learned)
-    errors: dict[_Combination, list[Tensor]] = {}
-    for training in trainings:
-        for settings, logits in grid.trials(training, choices, learned):
-            apart = (grading.score(logits).cpu() - training.values("val")).abs()
-            errors.setdefault(_values(settings, choices), []).append(apart)
-    means = {values: float(torch.cat(each).mean()) for values, each in errors.items()}
-    chosen = min(means, key=means.__getitem__)
-    return chosen, means[chosen], sum(len(training.items("val")) for training in trainings)
-
-
-def _likeliest(
-    grid: Grid, trainings: Sequence[Fitting], choices: Mapping[str, Choice], learned: bool
-) -> tuple[_Combination, float, int]:
-    """Return the values for `_best` by the log-likelihood of the right classes."""
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
+    grading = grid if isinstance(grid, Grades) else None
     for training in trainings:
         labels = training.labels("val")
         for settings, logits in grid.trials(training, choices, learned):
-            values, logits = _values(settings, choices), logits.cpu().float()
+            values = _values(settings, choices)
+            if grading is not None:
+                merits = -(grading.score(logits).cpu() - training.values("val")).abs()
+                likely.setdefault(values, []).append(merits[None])
+                right.setdefault(values, []).append(merits)
+                continue
+            logits = logits.cpu().float()
             likely.setdefault(values, []).append(_log_probabilities(logits, labels))
             right.setdefault(values, []).append(logits.argmax(-1) == labels)
     groups = [item.kept_with for training in trainings for item in training.items("val")]
     weights = _weights(grid, torch.cat([training.labels("val") for training in trainings]))
     weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
-    chosen = _nearest_to_usual(weighted, choices, groups)
+    chosen = _nearest_to_usual(weighted, choices, groups, WITHIN if grading is None else WITHIN_NUMBERS)
     return chosen, float((torch.cat(right[chosen]) * weights).mean()), len(groups)
 
 
@@ -152,14 +142,17 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _nearest_to_usual(
-    likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]
+    likely: Mapping[_Combination, Tensor],
+    choices: Mapping[str, Choice],
+    groups: Sequence[str],
+    within: float = WITHIN,
 ) -> _Combination:
     """Return the setting combination nearest to the defaults, among combinations within the noise of the best one."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
     behind = {values: at_best[best] - own for values, own in at_best.items()}
     within_noise = [
-        values for values, gap in behind.items() if float(gap.mean()) <= WITHIN * standard_error(gap, groups)
+        values for values, gap in behind.items() if float(gap.mean()) <= within * standard_error(gap, groups)
     ]
     usual = [_place(choice, choice.usual) for choice in choices.values()]
 
@@ -191,10 +184,10 @@ def _settle(
     method = training.model.method
     configure(method, settings)
     among = {name: list(choice.values) for name, choice in choices.items()}
-    figure, shown = "accuracy", "" if accuracy is None else f" ({100 * accuracy:.1f} % right)"
+    figure, shown = {"accuracy": accuracy}, "" if accuracy is None else f" ({100 * accuracy:.1f} % right)"
     if trait(method, Grades) and accuracy is not None:
-        figure, shown = "mean_absolute_error", f" (mean absolute error {accuracy:.4g})"
-    training.note(chosen={"settings": settings, "among": among, "how": how, figure: accuracy})
+        figure, shown = {"mean_absolute_error": -accuracy}, f" (mean absolute error {-accuracy:.4g})"
+    training.note(chosen={"settings": settings, "among": among, "how": how, **figure})
     listed = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
     logger.info(
         "%s: %s, chosen %s%s",
