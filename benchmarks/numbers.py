@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import adapt
+from adapt import tasks
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.recommend import recommend
@@ -71,7 +72,7 @@ def _data(items: tuple[Item, ...], backbone: ImageEncoder, names: tuple[str, ...
     """Return frozen features `(n, e)` and targets `(n,)`."""
     model = unadapted(backbone, names)
     assert isinstance(model, ImageModel)
-    values = items[0].task.values(items)
+    values = tasks.of(items).values(items)
     assert values is not None
     return item_features(model, items, workers=0).double().numpy(), values.numpy()
 
@@ -185,7 +186,7 @@ def _wide() -> str:
     folder = FOLDER / "mobilenetv2"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), folder / "model.safetensors")
-    cfg = net.pretrained_cfg | {"input_size": [3, SIDE, SIDE], "num_classes": 0}
+    cfg = dict(net.pretrained_cfg) | {"input_size": [3, SIDE, SIDE], "num_classes": 0}
     config = {"architecture": "mobilenetv2_100", "num_classes": 0, "pretrained_cfg": cfg}
     write_text(folder / "config.json", plain.dump(config))
     return f"timm:{folder}"

@@ -144,12 +144,13 @@ class Comparison:
 
     def baseline(self, recipe: Recipe) -> Compared | None:
         """Return the result of the answer that the task gives to any image, or None if there is no such answer."""
-        task, names, results = self._split.task, self._split.class_names, []
+        name, results = "", []
         for part, held in self._parts:
-            if (constant := task.constant(part.train, names)) is None:
+            if (constant := self._split.task.constant(part.train, self._split.class_names)) is None:
                 return None
-            results.append(_Fold(held, constant[1].expand(len(held), -1), 0.0, 0, True, 0))
-        return self._pooled(Candidate(constant[0], recipe, Cost.NO_STEP, True, ""), results)
+            name, answer = constant
+            results.append(_Fold(held, answer.expand(len(held), -1), 0.0, 0, True, 0))
+        return self._pooled(Candidate(name, recipe, Cost.NO_STEP, True, ""), results)
 
     def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
         """Return the candidate's result on all folds, or a message if the candidate is dropped after the first fold.
