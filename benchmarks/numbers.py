@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import gettempdir
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def _scikit_learns(
     from sklearn.neighbors import KNeighborsRegressor
     from sklearn.preprocessing import StandardScaler
 
-    grids = [
+    grids: list[tuple[Any, dict[str, Any]]] = [
         (Ridge(), {"alpha": np.logspace(-4, 3, 15)}),
         (KernelRidge(kernel="rbf"), {"alpha": np.logspace(-4, 1, 6), "gamma": 4.0 ** np.arange(-1, 4)}),
         (KNeighborsRegressor(), {"n_neighbors": [1, 3, 5, 9, 17], "weights": ["uniform", "distance"]}),
@@ -186,7 +187,7 @@ def _wide() -> str:
     folder = FOLDER / "mobilenetv2"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), folder / "model.safetensors")
-    cfg = dict(net.pretrained_cfg) | {"input_size": [3, SIDE, SIDE], "num_classes": 0}
+    cfg: dict[str, object] = dict(cast("Any", net.pretrained_cfg)) | {"input_size": [3, SIDE, SIDE], "num_classes": 0}
     config = {"architecture": "mobilenetv2_100", "num_classes": 0, "pretrained_cfg": cfg}
     write_text(folder / "config.json", plain.dump(config))
     return f"timm:{folder}"
