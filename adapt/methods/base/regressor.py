@@ -79,11 +79,11 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
         self.spread.fill_(max(SURE, error))
 
     def logits(self, step: ImageStep) -> Tensor:
-        levels, numbers = self.levels.float(), self.predicted(step.features).float() + self.scale[2].float()
-        logits = (numbers[:, None] * levels - levels.square() / 2) / self.spread.float().square()
+        levels, numbers = self.levels, self.predicted(step.features) + self.scale[2]
+        logits = (numbers[:, None] * levels - levels.square() / 2) / self.spread.square()
         return torch.where(levels > 0, logits, logits.amin(-1, keepdim=True) - UNLIKELY)
 
     def score(self, logits: Tensor) -> Tensor:
-        levels, (mean, deviation, added) = self.levels.float(), self.scale.float()
-        times_levels = logits.float() * self.spread.float().square() + levels.square() / 2  # the number times each
+        levels, (mean, deviation, added) = self.levels, self.scale
+        times_levels = logits.to(levels) * self.spread.square() + levels.square() / 2  # the number times each
         return mean + deviation * ((times_levels @ levels) / levels.square().sum() - added)
