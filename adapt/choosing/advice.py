@@ -75,11 +75,13 @@ def advise(split: Split, features: dict[str, Tensor], held_out: Sequence[Item], 
     """Return advice on the images of `split`; `features` contains unit-length features `(n, e)` of train, val and test.
 
     `held_out` contains the images that the chosen candidate `winner` was evaluated on. If nothing could be compared,
-    `held_out` is empty and `winner` is None.
+    `held_out` is empty and `winner` is None. Where images do not have one class each, only duplicates are listed.
     """
+    if not split.task.one_class:
+        return Advice([], [], [], near_duplicates(split, features))
     return Advice(
         few=_few(split.train),
-        confused=_confused(split.class_names, held_out, winner) if winner else [],
+        confused=_confused(held_out, winner) if winner else [],
         suspects=_suspects(split, features["train"]),
         duplicates=near_duplicates(split, features),
     )
@@ -96,9 +98,8 @@ def _few(items: Sequence[Item]) -> list[ListedImage]:
     ]
 
 
-def _confused(names: Sequence[str], held_out: Sequence[Item], winner: Compared) -> list[ListedImage]:
-    confidences, labels = winner.probabilities.max(-1)
-    predictions = [names[label] for label in labels.tolist()]
+def _confused(held_out: Sequence[Item], winner: Compared) -> list[ListedImage]:
+    predictions = winner.scores.predicted
     pairs = [frozenset((item.answer, predicted)) for item, predicted in zip(held_out, predictions, strict=True)]
     count = dict(Counter(pair for pair in pairs if len(pair) == 2).most_common(PAIRS))
     wrong: list[tuple[int, ListedImage]] = [
@@ -106,7 +107,7 @@ def _confused(names: Sequence[str], held_out: Sequence[Item], winner: Compared) 
             count[pair],
             {"path": item.path, "class": item.answer, "predicted": predicted, "confidence": round(confidence, 4)},
         )
-        for pair, item, predicted, confidence in zip(pairs, held_out, predictions, confidences.tolist())
+        for pair, item, predicted, confidence in zip(pairs, held_out, predictions, winner.scores.confidence)
         if count.get(pair, 0) > 1
     ]
     return [row for _, row in sorted(wrong, key=lambda each: (-each[0], -float(each[1]["confidence"])))]

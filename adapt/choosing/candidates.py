@@ -18,6 +18,7 @@ from adapt.methods.base.traits import DrawsMaps, OverSet, Stream, has_trait, rea
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
+from adapt.tasks import Task
 
 _OF_KINDS = {VisionEncoder: "vision", JoinedDualEncoder: "two_models"}  # recipes for backbones of one kind
 _OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts", "pairs")  # recipes that are not few-shot
@@ -56,24 +57,27 @@ class Candidate:
 
 
 def candidates(
-    source: str, changes: dict[str, object], every: bool, backbone: Backbone, unlabelled: bool = False
+    source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, unlabelled: bool = False
 ) -> list[Candidate]:
     """Return the candidates to compare on `source` and `backbone`, the cheapest first; `changes` apply to all recipes.
 
     The candidates are the methods without training steps, the methods that train on cached features, and the methods
     whose recipes ask to be compared. If `every` is true, the methods that train through a tower are added. Methods are
-    excluded if they predict from several views of an image or from earlier images, if they learn from texts alone or
-    from numbers, or if they localise anomalies, and unless there are `unlabelled` images, if they learn from those.
+    excluded if their answers are not what the `task` of the data scores, if they predict from several views of an
+    image or from earlier images, if they learn from texts alone, or if they localise anomalies, and unless there are
+    `unlabelled` images, if they learn from those.
     """
     known = {name.partition("/")[0] for name in known_recipes()} & set(methods.names())
     other = {*_OTHER, *(name for kind, name in _OF_KINDS.items() if not isinstance(backbone, kind))}
     names = [name for method in sorted(known) for name in of_method(method) if name.partition("/")[2] not in other]
-    listed = [each for name in names for each in _of_recipe(short(name), source, changes, every, backbone, unlabelled)]
+    listed = [
+        each for name in names for each in _of_recipe(short(name), source, changes, every, backbone, task, unlabelled)
+    ]
     return sorted(listed, key=lambda each: (each.cost, not each.always, not each.preferred))
 
 
 def _of_recipe(
-    name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone, unlabelled: bool
+    name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, unlabelled: bool
 ) -> Iterator[Candidate]:
     located = find_recipe(name)
     file = read_file(located.path, located.name)
@@ -81,27 +85,27 @@ def _of_recipe(
     for title, settings in variants.items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = recipe.new_method()
-        if not _classifies_images(method, backbone) or (reads_unlabelled(method) and not unlabelled):
+        if not _answers_images(method, backbone, task) or (reads_unlabelled(method) and not unlabelled):
             continue
         cost = _cost(recipe, method)
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS
         if every or always:
             merged = settings | encoded_once(recipe, method) | changes
             recipe = read_recipe(name, list(merged.items()), source)
-            calibrate = cost is Cost.NO_STEP and changes.get("calibrate") is not False
+            calibrate = task.one_class and cost is Cost.NO_STEP and changes.get("calibrate") is not False
             merged |= {"calibrate": True} if calibrate else {}
             sets = [f"--set={key}={_as_yaml(value)}" for key, value in merged.items() if (key, value) not in _DEFAULTS]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
             yield Candidate(title, recipe, cost, always, command, title == file.preferred, calibrate)
 
 
-def _classifies_images(method: Method, backbone: Backbone) -> bool:
-    """Return whether a method classifies single images on `backbone`, in the encoder's own feature space."""
+def _answers_images(method: Method, backbone: Backbone, task: Task) -> bool:
+    """Return whether a method does the task for single images on `backbone`, in the encoder's own feature space."""
     own_space = not has_trait(method, Projects)
     one_image = not (method.views or has_trait(method, Stream) or has_trait(method, OverSet))
-    labelled = "classes" in method.tasks and not has_trait(method, DrawsMaps)
+    learned = task.compares(method) and not has_trait(method, DrawsMaps)
     fits = backbone.kind in method.serves and method.touches <= backbone.towers.keys()
-    return fits and own_space and one_image and labelled
+    return fits and own_space and one_image and learned
 
 
 def _cost(recipe: Recipe, method: Method) -> Cost:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -26,8 +27,10 @@ from adapt.data.split import Split
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.noise import standard_error
+from adapt.evaluation.scores import Scores
 from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
+from adapt.recipe import Recipe
 from adapt.recipe.settings import TrainSettings
 from adapt.training.fit import train
 from adapt.training.loop import Length
@@ -51,7 +54,7 @@ _PROBE: dict[str, object] = {  # a few steps, whatever the recipe's schedule
 
 @dataclass(frozen=True)
 class Compared:
-    """A candidate's predictions on held-out images: probabilities `(n, classes)`, and flags for `right` predictions.
+    """A candidate's answers `(n, k)` to held-out images, such as probabilities of classes, and their `scores`.
 
     `seconds` is the time of one training run without image encoding, and `size` is the size of the adapter in bytes.
     `answering` is the number of FLOPs that answering one image takes, with its encoding.
@@ -59,46 +62,54 @@ class Compared:
     """
 
     candidate: Candidate
-    probabilities: Tensor
-    right: Tensor
+    answers: Tensor
+    scores: Scores
     groups: tuple[str, ...]
     seconds: float
     size: int
     answering: int
     held_back: float
 
+    @cached_property
+    def merits(self) -> Tensor:
+        """The merit of each answer `(n,)`: whether it is right, or a number that is larger for better answers."""
+        return self.scores.merits
+
     @property
-    def accuracy(self) -> float:
-        return float(self.right.double().mean())
+    def merit(self) -> float:
+        """The mean merit, by which candidates are ranked, such as the accuracy, or minus the mean absolute error."""
+        return float(self.merits.double().mean())
 
     @property
     def error(self) -> float:
-        """The standard error of the accuracy, as an estimate for a model trained on other images of the same kind.
+        """The standard error of the merit, as an estimate for a model trained on other images of the same kind.
 
         Predictions of different folds are not independent, because the training images of the folds overlap. Therefore
         the variance is multiplied by 1 + `held_back`, which is k / (k - 1) for k folds, and 1 if nothing is learned
-        (Nadeau and Bengio, Inference for the Generalization Error, 2003). The error is at least the error of a sample
-        with two more right and two more wrong predictions (Agresti and Coull, 1998), because for few images the usual
-        estimate is too small near accuracies of 0 and 1.
+        (Nadeau and Bengio, Inference for the Generalization Error, 2003). The error of an accuracy is at least that
+        of a sample with two more right and two more wrong predictions (Agresti and Coull, 1998), because for few images
+        the usual estimate is too small near accuracies of 0 and 1.
         """
-        count = len(set(self.groups)) + 4
-        share = (self.accuracy * len(set(self.groups)) + 2) / count
-        of_images = max(standard_error(self.right.double(), self.groups), (share * (1 - share) / count) ** 0.5)
+        of_images = standard_error(self.merits.double(), self.groups)
+        if self.merits.dtype == torch.bool:
+            count = len(set(self.groups)) + 4
+            share = (self.merit * len(set(self.groups)) + 2) / count
+            of_images = max(of_images, (share * (1 - share) / count) ** 0.5)
         return float(of_images * (1 + self.held_back) ** 0.5)
 
     def behind(self, other: Compared) -> tuple[float, float]:
-        """Return the accuracy of `other` minus this accuracy on the same images, and the paired standard error."""
-        return _difference(other.right, self.right, self.groups)
+        """Return the merit of `other` minus this merit on the same images, and the paired standard error."""
+        return _difference(other.merits, self.merits, self.groups)
 
 
 def _difference(one: Tensor, other: Tensor, groups: Sequence[str]) -> tuple[float, float]:
-    """Return the accuracy of `one` minus the accuracy of `other` on the same images, and the paired standard error."""
+    """Return the mean of `one` minus the mean of `other`, of merits of the same images, and the standard error."""
     apart = one.double() - other.double()
     return float(apart.mean()), standard_error(apart, groups)
 
 
 class _Fold(NamedTuple):
-    """The result on one fold: predicted probabilities `(n, classes)` of the held-out images.
+    """The result on one fold: the answers `(n, k)` to the held-out images, such as probabilities of classes.
 
     `held` contains the indices of the held-out images among the training images. `seconds` is the training time, `size`
     is the size of the adapter in bytes, and `learned` is true if the adapter has tensors. `answering` is the number of
@@ -106,7 +117,7 @@ class _Fold(NamedTuple):
     """
 
     held: Sequence[int]
-    probabilities: Tensor
+    answers: Tensor
     seconds: float
     size: int
     learned: bool
@@ -121,7 +132,7 @@ class Comparison:
 
     def __init__(self, split: Split, backbone: Backbone, count: int, seed: int, kept: Path | None = None) -> None:
         self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
-        fold_of = folds(split.train, count, seed)
+        fold_of = folds(split.train, count, seed, split.task.one_class)
         self._parts = list(parts(split, fold_of, count))
         self._places = [place for place, fold in enumerate(fold_of) if fold is not None]
 
@@ -139,10 +150,20 @@ class Comparison:
         """Train the candidate on each fold, and return the result on held-out images. Raises AdaptError like `fit`."""
         return self._pooled(candidate, [self._tried(candidate, part, held) for part, held in self._parts])
 
+    def baseline(self, recipe: Recipe) -> Compared | None:
+        """Return the result of the answer that the task gives to any image, or None if there is no such answer."""
+        name, results = "", []
+        for part, held in self._parts:
+            if (constant := self._split.task.constant(part.train, self._split.class_names)) is None:
+                return None
+            name, answer = constant
+            results.append(_Fold(held, answer.expand(len(held), -1), 0.0, 0, True, 0))
+        return self._pooled(Candidate(name, recipe, Cost.NO_STEP, True, ""), results)
+
     def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
         """Return the candidate's result on all folds, or a message if the candidate is dropped after the first fold.
 
-        A candidate without training steps is dropped if its accuracy on the first fold is more than two standard errors
+        A candidate without training steps is dropped if its merit on the first fold is more than two standard errors
         behind `best`. A candidate with training steps has to be better to be chosen, and is dropped if it is behind at
         all. A candidate that trains through a tower is also dropped if it is behind after an eighth of its steps.
         """
@@ -185,18 +206,19 @@ class Comparison:
         return one_thread() if small else nullcontext()
 
     def _behind(self, fold: _Fold, best: Compared, errors: float) -> str:
-        """Return a message if the accuracy on a fold is over `errors` standard errors behind `best`, otherwise ""."""
+        """Return a message if the merit on a fold is over `errors` standard errors behind `best`, otherwise ""."""
         numbers = {place: number for number, place in enumerate(self._places)}
         held = [numbers[place] for place in fold.held]
-        right = self._right(fold.probabilities, fold.held)
-        behind, error = _difference(best.right[held], right, [best.groups[number] for number in held])
+        scores, best_scores = (self._scores(each, fold.held) for each in (fold.answers, best.answers[held]))
+        behind, error = _difference(best_scores.merits, scores.merits, [best.groups[number] for number in held])
         if behind <= errors * error:
             return ""
-        return f"{100 * behind:.1f} points behind {best.candidate.name} on the first fold"
+        points = " points" * scores.compared_by.share
+        return f"{scores.compared_by.text(behind)}{points} behind {best.candidate.name} on the first fold"
 
-    def _right(self, probabilities: Tensor, places: Sequence[int]) -> Tensor:
+    def _scores(self, answers: Tensor, places: Sequence[int]) -> Scores:
         items = [self._split.train[place] for place in places]
-        return probabilities.argmax(-1) == self._split.task.numbers(items, self._split.class_names)
+        return self._split.task.scores(items, answers, self._split.class_names)
 
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None = None
@@ -205,37 +227,36 @@ class Comparison:
         path = None if self._kept is None else self._kept / hashlib.sha256(told.encode()).hexdigest()
         if path is not None and path.is_file():
             figures = plain.parse(tensor_file.describe(path, _FOLD).metadata["figures"])
-            return _Fold(held, tensor_file.read(path, _FOLD)["probabilities"], *figures)
+            return _Fold(held, tensor_file.read(path, _FOLD)["answers"], *figures)
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
             model, _ = _trained(candidate, part, self._backbone, changes)
             seconds = time.monotonic() - started
-            probabilities = Inference().all_logits(model, part.test).float().softmax(-1).cpu()
+            answers = self._split.task.answers(model, part.test, Inference())
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0
-        fold = _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()), answering)
+        fold = _Fold(held, answers, seconds, size, bool(model.method.state_dict()), answering)
         if path is not None:
             with replacing(path) as temporary:
-                tensor_file.write({"probabilities": probabilities}, temporary, {"figures": plain.dump(fold[2:])})
+                tensor_file.write({"answers": answers}, temporary, {"figures": plain.dump(fold[2:])})
         return fold
 
     def _pooled(self, candidate: Candidate, results: Sequence[_Fold]) -> Compared:
-        by_place = torch.zeros(len(self._split.train), len(self._split.class_names))
+        by_place = torch.zeros(len(self._split.train), results[0].answers.shape[1], dtype=results[0].answers.dtype)
         for each in results:
-            by_place[list(each.held)] = each.probabilities
-        probabilities = by_place[self._places]
-        right = self._right(probabilities, self._places)
+            by_place[list(each.held)] = each.answers
+        answers = by_place[self._places]
         learned_from = sum(len(part.train) for part, _ in self._parts) / len(self._parts)
         return Compared(
             candidate,
-            probabilities,
-            right,
+            answers,
+            self._scores(answers, self._places),
             groups=tuple(item.kept_with for item in self.items),
             seconds=min(each.seconds for each in results),
             size=results[0].size,
             answering=results[0].answering,
-            held_back=len(right) / learned_from if any(each.learned for each in results) else 0.0,
+            held_back=len(self._places) / learned_from if any(each.learned for each in results) else 0.0,
         )
 
 
@@ -257,9 +278,9 @@ def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
     the equally good methods, a preferred method is chosen, or else the most accurate method of the cheapest kind of
     training (`Cost`). The choice does not depend on measured times, nor on luck among equally good methods.
     """
-    best = max(compared, key=lambda each: each.accuracy)
+    best = max(compared, key=lambda each: each.merit)
     alike = []
-    for each in sorted(compared, key=lambda each: -each.accuracy):
+    for each in sorted(compared, key=lambda each: -each.merit):
         behind, error = each.behind(best)
         if behind <= WITHIN * error:
             alike.append(each)

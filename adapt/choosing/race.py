@@ -68,7 +68,7 @@ class _Race:
     def _tried(self, candidate: Candidate) -> Compared | str:
         if candidate.name == BASELINE or not self.compared:
             return self._comparison.run(candidate)
-        return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.accuracy))
+        return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.merit))
 
     def _over_budget(self, candidate: Candidate) -> str:
         """Return a message if the time budget does not suffice for the candidate, otherwise ""."""
@@ -83,12 +83,14 @@ class _Race:
         return f"{more}, and the budget is {readable_time(self._budget)}"
 
     def result(self, name: str, others: Sequence[Candidate]) -> str:
-        """Return a line with the last candidate's accuracy or why it was left out, and the time needed for `others`."""
+        """Return a line with the last candidate's figure or why it was left out, and the time needed for `others`."""
         left = f"  (about {readable_time(self._left(others))} left)" if others else ""
         if name in self.left_out:
             return f"{name:22} left out: {self.left_out[name]}{left}"
         last = self.compared[-1]
-        return f"{name:22} {100 * last.accuracy:5.1f} ± {100 * last.error:.1f} %{left}"
+        figure = last.scores.compared_by
+        value, error = figure.text(last.scores.figures()[figure.name]), figure.text(last.error)
+        return f"{name:22} {value:>5} ± {error} {figure.unit}{left}"
 
     def _left(self, others: Sequence[Candidate]) -> float:
         """Estimate the seconds for the candidates `others`, if they are dropped as often as earlier candidates."""

@@ -14,7 +14,7 @@ from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
 from adapt.choosing.candidates import candidates
-from adapt.choosing.compare import Compared, Comparison, take
+from adapt.choosing.compare import WITHIN, Compared, Comparison, take
 from adapt.choosing.race import BASELINE, race
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.common.devices import AUTO
@@ -25,6 +25,7 @@ from adapt.common.shown import first_of
 from adapt.data.folds import usual_count
 from adapt.data.items_id import items_id
 from adapt.data.split import Split
+from adapt.evaluation.scores import Scores
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
@@ -87,22 +88,26 @@ def recommend(
         listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
         loaded = _image_encoder(backbone, base, device)
+        listed_split.task.check_backbone(loaded)
         split = decodable(listed_split, base, progress)
         origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
         kept = None if folder is None else folder / FOLDS / origin
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
-        listed = candidates(data, changes, slower, loaded, bool(split.unlabelled)) if comparison.items else []
+        arguments = data, changes, slower, loaded, split.task, bool(split.unlabelled)
+        listed = candidates(*arguments) if comparison.items else []
         with loaded.unchanging():
             features = _features(split, loaded, progress)
             compared, left_out = race(comparison, listed, budget, progress)
         chosen, alike = take(compared) if compared else (None, [])
+        baseline = comparison.baseline(base) if compared else None
         recommendation = Recommendation(
             chosen=chosen.candidate.name if chosen else UNCOMPARED[0],
-            rows=rows_of(compared),
+            figure=chosen.scores.compared_by if chosen else Scores.compared_by,
+            rows=rows_of([*compared, *filter(None, [baseline])]),
             alike=[each.candidate.name for each in alike],
             left_out=left_out,
-            notes=_notes(split, comparison, compared),
+            notes=_notes(split, comparison, compared, baseline),
             advice=advise(split, features, comparison.items, chosen),
             about=_about(split, base, comparison),
         )
@@ -151,14 +156,17 @@ def _reserved(out: str | Path | None, data: str, resume: bool) -> Iterator[Path 
 
 
 def _check_comparable(split: Split) -> None:
-    """Raise AdaptError if methods cannot be compared on the data: no images, no classification, or only one class."""
+    """Raise AdaptError if methods cannot be compared on the data: no images, another task, or nothing to tell apart."""
     if not split.train[0].paths:
         raise AdaptError(f"{split.name} contains texts, but methods are compared on images: train `close` on texts")
     if split.task.comparable:
         raise AdaptError(f"{split.name}: {split.task.comparable}")
-    if len(split.class_names) < 2:
-        split.check_classes()
-        raise AdaptError(f"{split.name} has only one class, {split.class_names[0]!r}; expected at least two classes")
+    if why := split.task.nothing_to_learn(split.train, split.class_names):
+        raise AdaptError(f"{split.name} has {why}")
+    if not split.task.one_class and len({item.kept_with for item in split.train}) < 2:
+        raise AdaptError(
+            f"{split.name} has one training image, or one group of them: give two, so that one is held out"
+        )
 
 
 def _image_encoder(given: str | Backbone | None, recipe: Recipe, device: str) -> ImageEncoder:
@@ -183,7 +191,9 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, ob
         "train_images": len(split.train),
         "tried_images": len(comparison.items),
         "classes": len(split.class_names),
-        "tried_classes": len({item.stratum for item in comparison.items}),
+        "tried_classes": len(
+            {item.stratum for item in comparison.items} if split.task.one_class else split.class_names
+        ),
     }
 
 
@@ -196,14 +206,16 @@ def _features(split: Split, backbone: ImageEncoder, progress: bool) -> dict[str,
         return {part: item_features(model, items, workers=2, progress=bar) for part, items in parts.items() if items}
 
 
-def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -> list[str]:
-    """Return remarks on a comparison: whether class names help, and which classes have too few images to hold out."""
+def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared], baseline: Compared | None) -> list[str]:
+    """Return remarks on a comparison: whether class names or images help, and which classes have too few images."""
     if not comparison.items:
         return [
             "Every class has only one training image (or one group of images), so none can be held out: which method "
             "is best here, and how accurate it is, cannot be known. Comparing methods takes at least two training "
             f"images a class, and works much better with eight. {UNCOMPARED[0]} is used instead"
         ]
+    if not split.task.one_class:
+        return [] if baseline is None else _on_images(compared, baseline)
     untried = sorted({item.stratum for item in split.train} - {item.stratum for item in comparison.items})
     notes = [_on_class_names(each) for each in compared if each.candidate.name == BASELINE]
     if untried:
@@ -214,10 +226,24 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared]) -
     return notes
 
 
+def _on_images(compared: Sequence[Compared], baseline: Compared) -> list[str]:
+    """Return a remark if no method is clearly better than `baseline`, which does not look at the images."""
+    ahead, error = baseline.behind(max(compared, key=lambda each: each.merit))
+    name = baseline.candidate.name
+    return (
+        []
+        if ahead > WITHIN * error
+        else [
+            f"No method is more than two standard errors better than the {name}, which looks at no image: this "
+            "backbone may see nothing of what is to be predicted"
+        ]
+    )
+
+
 def _on_class_names(zero_shot: Compared) -> str:
     """Return a remark on whether class names help with this backbone, by comparing zero-shot accuracy with chance."""
-    chance = 1 / zero_shot.probabilities.shape[1]
-    figures = f"zero-shot accuracy {100 * zero_shot.accuracy:.1f} %, chance {100 * chance:.1f} %"
-    if zero_shot.accuracy - chance < chance * (1 - chance):  # for many classes twice chance, for two 75 %
+    chance = 1 / zero_shot.answers.shape[1]
+    figures = f"zero-shot accuracy {100 * zero_shot.merit:.1f} %, chance {100 * chance:.1f} %"
+    if zero_shot.merit - chance < chance * (1 - chance):  # for many classes twice chance, for two 75 %
         return f"Class names help little with this backbone ({figures}): the training images have to decide"
     return f"Class names help here ({figures}): a method that uses them should win"

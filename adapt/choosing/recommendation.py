@@ -7,47 +7,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypedDict
 
 from adapt.choosing.advice import Advice
 from adapt.choosing.compare import Compared
 from adapt.common.disk import write_csv, write_json, write_text
 from adapt.common.errors import missing
 from adapt.common.memory import readable_bytes
+from adapt.common.plain import JsonObject
+from adapt.evaluation.scores import Figure
 from adapt.training.result import Result
 
 logger = logging.getLogger("adapt")
 
 
-class MethodRow(TypedDict):
-    """The results of one method in the comparison, and the command that trains the method.
+MethodRow = JsonObject
+"""The results of one method in the comparison, and the command that trains the method, "" for an answer to any image.
 
-    `accuracy` in [0, 1] comes from cross-validation, and `error` is its standard error. `behind` is the best method's
-    accuracy minus this accuracy, and `behind_error` is the standard error of this difference. `seconds` is what one
-    training took, with all images encoded, and `answer_gflops` what answering one image takes, in 1e9 operations.
-    """
-
-    method: str
-    accuracy: float
-    error: float
-    behind: float
-    behind_error: float
-    seconds: float
-    answer_gflops: float
-    adapter_bytes: int
-    command: str
+The figure by which methods are compared, such as `accuracy`, has its own name, and comes from cross-validation. `error`
+is its standard error, `behind` how much worse it is than the best method's, and `behind_error` the standard error of
+this difference. `seconds` is what one training took, with all images encoded, and `answer_gflops` what answering one
+image takes, in 1e9 operations.
+"""
 
 
 @dataclass(frozen=True)
 class Recommendation:
     """The result of comparing methods: a row per method, the chosen method and its training, and advice on the images.
 
-    `rows` describes the compared methods, the best first. `alike` names the methods that are as good as the best method
-    within the noise. `about` describes the data and settings of the comparison. `result` is the result of training the
-    chosen method on all images, evaluated on the test images if there are any; before the training, `result` is None.
+    `rows` describes the compared methods by the `figure` of their task, the best first. `alike` names the methods that
+    are as good as the best method within the noise. `about` describes the data and settings of the comparison. `result`
+    is the result of training the chosen method on all images, evaluated on the test images if there are any; before the
+    training, `result` is None.
     """
 
     chosen: str
+    figure: Figure
     rows: list[MethodRow]
     alike: list[str]
     left_out: dict[str, str]
@@ -63,13 +57,14 @@ class Recommendation:
 
     @property
     def estimate(self) -> tuple[float, float] | None:
-        """The chosen method's cross-validated accuracy and the standard error; None if nothing was compared."""
-        return next(((row["accuracy"], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
+        """The chosen method's cross-validated figure and its standard error; None if nothing was compared."""
+        return next(((row[self.figure.name], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
 
     def as_json(self) -> dict[str, object]:
         """Return the recommendation as a dict, which is the content of recommendation.json."""
         return {
             **self.about,
+            "figure": self.figure._asdict(),
             "chosen": self.chosen,
             "alike": self.alike,
             "methods": self.rows,
@@ -84,10 +79,12 @@ class Recommendation:
         if self.rows:
             lines += [*self._table(), "", *self._choice()]
         if self.result is not None and "adapted" in self.result.metrics:
-            images = self.result.metrics["adapted"]["images"]
+            tested = self.result.metrics["adapted"]
+            value = f"{self.figure.text(tested[self.figure.name])}{' %' * self.figure.share}"
+            of = "On" if "text" in tested else f"{self.figure.heading} on"
             lines.append(
-                f"Accuracy on the {images} test images, which played no part in the choice: "
-                f"{100 * self.result.accuracy:.1f} %."
+                f"{of} the {tested['images']} test images, which played no part in the choice: "
+                f"{tested.get('text', value)}."
             )
         lines += [f"{line}." for line in self.advice.lines()]
         if self.command:
@@ -96,12 +93,17 @@ class Recommendation:
 
     def _table(self) -> list[str]:
         """Return the lines of a table: one line for each compared method, and one line for all omitted methods."""
-        width = max(len(row["method"]) for row in self.rows)
-        lines = [f"{'':{width}}  accuracy, %   training, s  answer, GFLOPs  adapter"]
+        width, figure = max(len(row["method"]) for row in self.rows), self.figure
+        beside = "".join(f"{title:>10}" for title in figure.beside.values())
+        lines = [
+            f"{'':{width}}  {figure.title + ', %' * figure.share:13}{beside}  training, s  answer, GFLOPs  adapter"
+        ]
         for row in self.rows:
             mark = "  ← chosen" if row["method"] == self.chosen else ""
+            shown = f"{figure.text(row[figure.name]):>5} ± {figure.text(row['error']):>4}"
+            others = "".join(f"{row[name]:10.3f}" for name in figure.beside)
             lines.append(
-                f"{row['method']:{width}}  {100 * row['accuracy']:5.1f} ± {100 * row['error']:4.1f}  "
+                f"{row['method']:{width}}  {shown:13}{others}  "
                 f"{row['seconds']:10.2f}  {row['answer_gflops']:14.3g}  {readable_bytes(row['adapter_bytes'])}{mark}"
             )
         reasons = set(self.left_out.values())
@@ -111,11 +113,12 @@ class Recommendation:
         return lines
 
     def _choice(self) -> list[str]:
-        """Return sentences that explain why the method was chosen, and which accuracy to expect."""
+        """Return sentences that explain why the method was chosen, and what to expect."""
         assert self.estimate is not None
-        best = self.rows[0]["method"]
+        trained = [row["method"] for row in self.rows if row["command"]]
+        best = trained[0]
         alike = [name for name in self.alike if name not in (self.chosen, best)]
-        if len(self.rows) == 1:
+        if len(trained) == 1:
             why = "it is the only method that could be compared."
         elif len(self.alike) == 1:
             why = "it is more than two standard errors better than every other method."
@@ -125,12 +128,12 @@ class Recommendation:
             why = f"{best} is more accurate, but by no more than two standard errors."
         if alike:
             why += f" No more than two standard errors behind the best: {', '.join(alike)}."
-        accuracy, error = self.estimate
+        value, error = map(self.figure.text, self.estimate)
         where = "" if self.about["tried_classes"] == self.about["classes"] else " of the classes that were compared"
         return [
             f"{self.chosen} was chosen: {why}",
-            f"Expect {100 * accuracy:.1f} ± {100 * error:.1f} % accuracy on new images{where}: the cross-validated "
-            "accuracy, plus or minus one standard error.",
+            f"Expect {value} ± {error} {self.figure.unit} on new images{where}: the cross-validated "
+            f"{self.figure.title}, plus or minus one standard error.",
         ]
 
     def write(self, out: Path) -> None:
@@ -153,16 +156,18 @@ class Recommendation:
 def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
     """Return a row of results for each compared method, the best method first."""
     rows: list[MethodRow] = []
-    ranked = sorted(compared, key=lambda each: -each.accuracy)
+    ranked = sorted(compared, key=lambda each: -each.merit)
     for each in ranked:
         behind, behind_error = each.behind(ranked[0])
+        figure, figures = each.scores.compared_by, each.scores.figures()
         rows.append(
             {
                 "method": each.candidate.name,
-                "accuracy": each.accuracy,
+                figure.name: figures[figure.name],
                 "error": each.error,
                 "behind": behind,
                 "behind_error": behind_error,
+                **{name: figures[name] for name in figure.beside},
                 "seconds": round(each.seconds, 3),
                 "answer_gflops": round(each.answering / 1e9, 6),
                 "adapter_bytes": each.size,

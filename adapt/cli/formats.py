@@ -79,7 +79,12 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
         items = "" if count is None else f", {count:,} items"
         yield "trained on", f"{data.get('source')}, {shots}, {data.get('classes', 'all')} classes{items}"
     names = {"zero_shot": within(header.metrics, "baseline", kind=str) or "zero_shot", "adapted": "adapted"}
-    scores = {name: within(header.metrics, key, "accuracy", kind=float) for key, name in names.items()}
+    texts = {name: within(header.metrics, key, "text", kind=str) for key, name in names.items()}
+    if numbers := "; ".join(f"{name} {text}" for name, text in texts.items() if text):
+        yield "numbers", f"{numbers} (seed {header.seed})"
+        scores = {}
+    else:
+        scores = {name: within(header.metrics, key, "accuracy", kind=float) for key, name in names.items()}
     listed = ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items() if value is not None)
     if listed:
         yield "accuracy", f"{listed} (seed {header.seed})"

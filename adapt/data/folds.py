@@ -22,16 +22,17 @@ def usual_count(items: Sequence[Item], most: int = MOST) -> int:
     five folds, for example, a model would be trained on two images of most classes but on only one image of the tested
     class, and would seldom predict the tested class.
     """
-    counts = Counter(item.stratum for item in items)
+    counts = Counter(item.stratum if item.task.one_class else "" for item in items)
     return max(2, min(most, round(median(counts.values())))) if counts else 2
 
 
-def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
+def folds(items: Sequence[Item], count: int, seed: int, every_class: bool = True) -> list[int | None]:
     """Return the fold number (0 to `count` - 1) of each item, stratified by class, with groups kept together.
 
     A group may have images of several classes. If all groups of a class are in one fold, such as for a class with a
     single group, the fold number of the class's items is None: every model must be trained on these items, so that no
-    model can be tested on them. Raises AdaptError for fewer than two folds.
+    model can be tested on them. Without `every_class`, a model need not be trained on every class, and this holds only
+    for a single group of all items. Raises AdaptError for fewer than two folds.
     """
     if count < 2:
         raise AdaptError(f"folds is {count}; expected at least 2, one fold to test on and other folds to train on")
@@ -47,7 +48,8 @@ def folds(items: Sequence[Item], count: int, seed: int) -> list[int | None]:
         for group in sorted(drawn, key=lambda each: -own[each]):  # into the fold with the fewest of the class
             fold = fold_of.setdefault(group, min(order, key=lambda each: sizes[each]))
             sizes[fold] += own[group]
-    together = [own for own in groups.values() if len({fold_of[group] for group in own}) == 1]
+    parts = groups.values() if every_class else [fold_of]
+    together = [own for own in parts if len({fold_of[group] for group in own}) == 1]
     undivided = {group for own in together for group in own}
     return [None if item.kept_with in undivided else fold_of[item.kept_with] for item in items]
 

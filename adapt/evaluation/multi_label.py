@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapt.common.plain import JsonObject
 from adapt.data.item import Item
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import Figure, Scores
 from adapt.models.prediction import HALF, NONE, finite
 from adapt.tasks import SEPARATOR
 
@@ -24,11 +24,12 @@ class MultiLabelScores(Scores):
 
     `confidence` is the probability of the most probable class. `average_precision` is given for each class that occurs
     in some image. `f1` is computed over all yes/no decisions at a probability of one half, and `class_f1` is the mean
-    F1 over classes.
+    F1 over classes. `influences` are the derivatives of mAP with respect to a weight of each image.
     """
 
     main: ClassVar[str] = "mean_average_precision"
     main_title: ClassVar[str] = "mAP"
+    compared_by: ClassVar[Figure] = Figure(main, main_title)
     class_figure: ClassVar[str] = "average precision"
     has_probabilities: ClassVar[bool] = False
 
@@ -36,6 +37,7 @@ class MultiLabelScores(Scores):
     average_precision: dict[str, float] | None = None
     f1: float = 0.0
     class_f1: float = 0.0
+    influences: tuple[float, ...] = ()
 
     @classmethod
     def of(
@@ -64,7 +66,13 @@ class MultiLabelScores(Scores):
             },
             f1=float(f1_score(truth.flatten().numpy(), decided.flatten().numpy(), zero_division=0.0)),
             class_f1=sum(class_f1) / max(1, len(class_f1)),
+            influences=tuple(_influences(probabilities[:, present], truth[:, present]).tolist()),
         )
+
+    @property
+    def merits(self) -> Tensor:
+        """The pseudo-values of the infinitesimal jackknife (Efron, 1982), as mAP is no mean over images."""
+        return self.mean_average_precision + self.images * torch.tensor(self.influences, dtype=torch.double)
 
     @property
     def right(self) -> tuple[bool, ...]:
@@ -99,6 +107,23 @@ class MultiLabelScores(Scores):
     def lines(self, of: str) -> Iterator[str]:
         ranked, likeliest = 100 * self.mean_average_precision, f"{100 * self.accuracy:.1f} % of {of}"
         yield f"mAP {ranked:.1f} %, {self.summary()['decisions']}; likeliest class right for {likeliest}"
+
+
+def _influences(probabilities: Tensor, truth: Tensor) -> Tensor:
+    """Return the derivatives `(n,)` of mAP with respect to weights of the images, at weights of 1, which add up to 0.
+
+    Images of equal probability are counted together, as by scikit-learn.
+    """
+    ranked, order = probabilities.double().sort(0, descending=True)
+    hits, ascending = truth.gather(0, order).double(), -ranked.T.contiguous()
+    first, last = (torch.searchsorted(ascending, ascending, right=bool(after)).T - after for after in (0, 1))
+    count, precision = last + 1.0, hits.cumsum(0).gather(0, last) / (last + 1)
+    gained, lost = (
+        (hits * each / count).flip(0).cumsum(0).flip(0).gather(0, first) for each in (torch.ones(()), precision)
+    )
+    average = (hits * precision).sum(0) / hits.sum(0)
+    influences = (hits * (precision - average + gained) - lost) / hits.sum(0)
+    return torch.zeros_like(ranked).scatter(0, order, influences).sum(1) / max(1, truth.shape[1])
 
 
 def prior_bias(logits: Tensor, labels: Tensor) -> float:

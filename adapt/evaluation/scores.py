@@ -5,15 +5,43 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from adapt.common.plain import JsonObject
 from adapt.evaluation.coverage import by_threshold
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adapt.data.item import Item
 
 CALIBRATION_BINS = 15
+
+
+class Figure(NamedTuple):
+    """The figure by which methods are compared: a share in [0, 1], or an error in the unit of the data's numbers.
+
+    `beside` has the titles of further figures that are shown beside it, by name.
+    """
+
+    name: str
+    title: str
+    share: bool = True
+    beside: dict[str, str] = {}  # noqa: RUF012
+
+    @property
+    def unit(self) -> str:
+        """What follows the figure's value in a text, such as `% accuracy`."""
+        return "% " * self.share + self.title
+
+    @property
+    def heading(self) -> str:
+        """The title, with a capital letter if it is a word."""
+        return self.title.capitalize() if self.title.islower() else self.title
+
+    def text(self, value: float) -> str:
+        """Return a value of the figure, or a difference of two, as text without its unit."""
+        return f"{100 * value:.1f}" if self.share else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -26,11 +54,13 @@ class Scores:
     confidence: tuple[float, ...]
 
     main: ClassVar[str] = "accuracy"
-    """The figure by which models are compared, a share."""
+    """The figure that tables of runs show, a share."""
     main_title: ClassVar[str] = "accuracy"
     """The title of the main figure in tables."""
     class_figure: ClassVar[str] = "recall"
     """The name of the figure in `by_class`."""
+    compared_by: ClassVar[Figure] = Figure("accuracy", "accuracy")
+    """The figure by which `recommend` compares methods."""
     has_classes: ClassVar[bool] = True
     """Whether answers are of a few classes; otherwise every answer is a class of its own."""
     has_probabilities: ClassVar[bool] = True
@@ -43,6 +73,13 @@ class Scores:
     @property
     def right(self) -> tuple[bool, ...]:
         return tuple(actual == predicted for actual, predicted in zip(self.actual, self.predicted))
+
+    @property
+    def merits(self) -> Tensor:
+        """A value of each item `(n,)`, more for better answers, whose mean is the figure `compared_by` or minus it."""
+        import torch
+
+        return torch.tensor(self.right)
 
     @property
     def accuracy(self) -> float:

@@ -50,8 +50,8 @@ class Measured(Metrics):
 class _Target(_Stored):
     data: dict[str, object]
     test_set: str
-    adapted: float = _SHARE
-    zero_shot: float = _SHARE
+    adapted: float = Field(le=1)  # R² has no lower bound
+    zero_shot: float = Field(le=1)
     together: float | None = None
 
 
@@ -117,9 +117,16 @@ class ProtocolResults(_Stored):
         return self
 
 
+class _Figure(_Stored):
+    name: str
+    title: str
+    share: bool
+    beside: dict[str, str]
+
+
 class _Compared(_Stored):
     method: str
-    accuracy: float = _SHARE
+    accuracy: float = Field(default=0.0, ge=0, le=1)  # another figure has its own name
     error: float = Field(ge=0)
     seconds: float
     adapter_bytes: int
@@ -132,6 +139,7 @@ class Recommended(_Stored):
     data: str
     backbone: str
     folds: int
+    figure: _Figure | None = None  # the accuracy, of earlier versions
     train_images: int
     classes: int
     chosen: str

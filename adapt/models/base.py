@@ -30,7 +30,7 @@ from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.terms import TERMS
-from adapt.methods.base.traits import SetAtUse, Stream, skipped_blocks, trait
+from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Wanted, decided
 from adapt.prompts import several
@@ -198,6 +198,10 @@ class Adapted(nn.Module, Generic[B]):
         if not isinstance(self.backbone, DualEncoder):
             raise AdaptError(
                 f"{self.backbone.describe()} has no zero-shot classifier to blend with: use a dual encoder"
+            )
+        if share < 1 and has_trait(self.method, Grades) and has_trait(self.method, OwnClassifier):
+            raise AdaptError(
+                f"{self.method.name} predicts a number, into which no zero-shot logits can be blended: leave blend out"
             )
         other = copy(self)
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))

@@ -31,7 +31,7 @@ class VisionModel(ImageModel[VisionEncoder]):
 
     @property
     def needs_every_class(self) -> bool:
-        return True
+        return self._classifier is not None or self.method.needs_every_class
 
     @property
     def _classifier(self) -> CosineClassifier | None:

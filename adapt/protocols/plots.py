@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
+from adapt.evaluation import scores
 from adapt.protocols.run_protocol import Results
 from adapt.protocols.tables import figure_of, titles
 from adapt.protocols.tables_of_sets import Curve, curves, several_sets
@@ -142,15 +143,16 @@ def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[JsonObj
 
 
 @_plain_text
-def compared_methods(rows: Sequence[JsonObject], alike: Sequence[str]) -> Figure:
-    """Draw each method's cross-validated accuracy with one standard error, in a dark colour for methods in `alike`."""
+def compared_methods(rows: Sequence[JsonObject], alike: Sequence[str], by: scores.Figure) -> Figure:
+    """Draw each method's cross-validated figure with one standard error, in a dark colour for methods in `alike`."""
     figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
         colour = "#1f77b4" if row["method"] in alike else "#9bb8d3"
-        axes.errorbar(100 * row["accuracy"], place, xerr=100 * row["error"], fmt="o", color=colour, capsize=3)
+        value, error = (row[key] * (100 if by.share else 1) for key in (by.name, "error"))
+        axes.errorbar(value, place, xerr=error, fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
-    axes.set_xlabel("accuracy by cross-validation, %")
+    axes.set_xlabel(f"{by.title} by cross-validation" + ", %" * by.share)
     axes.grid(axis="x", alpha=0.3)
     return figure
 

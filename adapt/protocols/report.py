@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 
 from adapt.common.version import __version__
 from adapt.evaluation import stored
+from adapt.evaluation.scores import Figure, Scores
 from adapt.protocols.gallery import Gallery, galleries
 from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mean, plain_table, pooled, read_run
 from adapt.protocols.plots import DRAWN, compared_methods, svg
@@ -46,6 +47,7 @@ class RecommendationPage:
 
     name: str
     content: dict[str, object]
+    figure: Figure
     picture: str
     galleries: list[Gallery]
 
@@ -102,5 +104,7 @@ def _recommendations(runs: Sequence[Path]) -> Iterator[RecommendationPage]:
         path = run / "recommendation.json"
         if path.is_file():
             content = stored.read(path, stored.Recommended, "recommendation")
-            picture = svg(compared_methods(content["methods"], content["alike"])) if content["methods"] else ""
-            yield RecommendationPage(name_of(run), content, picture, list(galleries(run)))
+            figure = Figure(**content["figure"]) if "figure" in content else Scores.compared_by
+            rows = content["methods"]
+            picture = svg(compared_methods(rows, content["alike"], figure)) if rows else ""
+            yield RecommendationPage(name_of(run), content, figure, picture, list(galleries(run)))

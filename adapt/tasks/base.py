@@ -133,8 +133,8 @@ class Task:
     """Whether an item may have any number of images, all of one thing."""
     divisible: ClassVar[bool] = True
     """Whether a data set can be restricted to some of its classes."""
-    calibrated: ClassVar[bool] = True
-    """Whether a temperature can calibrate the probabilities of its classes."""
+    one_class: ClassVar[bool] = True
+    """Whether each item has one class, which is its answer, so that probabilities can be calibrated."""
     example: ClassVar[str] = ""
     """The bundled data on which the contract suite and `adapt.testing` run; "" for none."""
     scored: ClassVar[bool] = True
@@ -316,9 +316,35 @@ class Task:
 
     # scoring
 
+    def compares(self, method: Method) -> bool:
+        """Return whether answers of `method` are scored by what the task is about, so that `recommend` compares it."""
+        return self.learned_by(method)
+
+    def answers(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Tensor:
+        """Return the answers of `model` to the items `(n, k)` on the CPU; by default, the probabilities of classes."""
+        return model.answers.probabilities(inference.all_logits(model, items).float())
+
+    def constant(self, items: Sequence[Item], class_names: Sequence[str]) -> tuple[str, Tensor] | None:
+        """Return the name and the value `(k,)` of an answer to any image, the baseline of what is learned from `items`.
+
+        None if the baseline is the unadapted backbone.
+        """
+        return None
+
+    def scores(self, items: Sequence[Item], answers: Tensor, class_names: Sequence[str]) -> Scores:
+        """Return the scores of `answers` `(n, k)`."""
+        from adapt.evaluation.scores import scored
+
+        best = answers.max(-1)
+        return scored(items, [([class_names[place] for place in best.indices.tolist()], best.values.tolist())])
+
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         """Return the scores of `model` on `items`."""
-        raise NotImplementedError
+        from adapt.evaluation.scores import scored
+
+        if self.one_class:  # batch by batch, as the logits of many items and classes are large
+            return scored(items, inference.decisions(model, items))
+        return self.scores(items, self.answers(model, items, inference), model.class_names)
 
 
 def _edits(method: Method | type[Method]) -> bool:

@@ -80,11 +80,10 @@ class Classes(Task):
         return None if overlaps[0] is None else torch.tensor(overlaps, dtype=torch.float64)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.scores import scored
         from adapt.methods.base.traits import DrawsMaps, has_trait
 
         if has_trait(model.method, DrawsMaps):
             from adapt.evaluation.maps import scored_with_maps
 
             return scored_with_maps(model, items, inference)
-        return scored(items, inference.decisions(model, items))
+        return super().score(model, items, inference)

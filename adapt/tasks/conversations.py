@@ -53,7 +53,7 @@ class Conversations(Task):
     mixes_texts = True
     once_an_image = False
     divisible = False
-    calibrated = False
+    one_class = False
     learns_from_features = False
     comparable = "the methods compared classify with a CLIP or SigLIP: give images with classes"
 

@@ -54,8 +54,7 @@ class Labels(Task):
     needs = frozenset({"labels"})
     takes_bags = True
     divisible = False
-    calibrated = False
-    comparable = "images have several classes, and the methods compared give each image one"
+    one_class = False
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Several:
         cell = cells["labels"]
@@ -145,11 +144,13 @@ class Labels(Task):
             )
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
+        self.check_tested(model, items)
+        return super().score(model, items, inference)
+
+    def scores(self, items: Sequence[Item], answers: Tensor, class_names: Sequence[str]) -> Scores:
         from adapt.evaluation.multi_label import MultiLabelScores
 
-        self.check_tested(model, items)
-        probabilities = model.answers.probabilities(inference.all_logits(model, items).float())
-        return MultiLabelScores.of(items, probabilities, self.labels(items, model.class_names), model.class_names)
+        return MultiLabelScores.of(items, answers, self.labels(items, class_names), class_names)
 
 
 def _drawn_by(label: Several, rank: Mapping[str, tuple[int, str]]) -> Several:

@@ -41,6 +41,7 @@ class Maps(Task):
     label_type = Defect
     needs = frozenset({"label", "mask"})
     files = frozenset({"mask"})
+    comparable = "methods are compared by classes, without masks: give images with classes alone"
     learns_unseen = True  # a defect may be of a kind never seen in training
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Defect:

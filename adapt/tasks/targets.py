@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 from adapt.tasks.base import Cell, NamedLabel, Task, labels_of, number, optional
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from adapt.methods.base import Method
     from adapt.models.base import Adapted
 
+logger = logging.getLogger("adapt")
 GRADES = ("bad", "poor", "fair", "good", "perfect")  # UniQA's (arXiv 2406.01069), from the lowest
 
 LARGEST = 1e30  # target, so that single precision has room for differences
@@ -39,11 +42,14 @@ class Targets(Task):
 
     name = "targets"
     title = "a number per image"
+    backbones = frozenset({"dual encoder", "vision encoder"})
     example = "emoji-counts"
     items_are = "images with a number each"
+    classes_are = "words"
     label_type = Graded
     needs = frozenset({"target"})
     takes_bags = True
+    one_class = False  # the answer is a number
     may_have = frozenset({"label"})
     learns_unseen = True  # an answer may be a grade that no training image has
 
@@ -71,6 +77,14 @@ class Targets(Task):
         values = {label.value for label in labels_of(items, Graded)}
         return f"only one target, {values.pop():g}: there is nothing to predict" if len(values) == 1 else ""
 
+    def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
+        """Say so if `method` learns the words instead of the numbers."""
+        if not self.compares(method):
+            logger.warning(
+                "%s learns the words of the targets (%s), and predicts no number: to predict numbers, use ridge",
+                method.name, first_of(sorted({item.class_names[0] for item in items})),
+            )  # fmt: skip
+
     def learned_by(self, method: Method | type[Method]) -> bool:
         return bool({self.name, "classes"} & method.tasks)
 
@@ -80,12 +94,35 @@ class Targets(Task):
         return torch.tensor([label.value for label in labels_of(items, Graded)], dtype=torch.float64)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.numbers import GradedScores
         from adapt.evaluation.scores import scored
+
+        if self.compares(model.method):
+            return super().score(model, items, inference)
+        return scored(items, inference.decisions(model, items), [item.class_names[0] for item in items])
+
+    def compares(self, method: Method) -> bool:
+        from adapt.methods.base.traits import Grades, has_trait
+
+        return has_trait(method, Grades)
+
+    def answers(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Tensor:
+        """Return numbers and the probabilities of words `(n, 1 + w)`."""
+        import torch
+
         from adapt.methods.base.traits import Grades, trait
 
-        logits = list(inference.logits(model, items))
-        scores = scored(items, inference.decided(model, logits), [item.class_names[0] for item in items])
-        if (grading := trait(model.method, Grades)) is None:
-            return scores
-        return GradedScores.of(scores, self.values(items), [grading.score(batch) for batch in logits])
+        logits, grading = inference.all_logits(model, items).float(), trait(model.method, Grades)
+        assert grading is not None
+        numbers = grading.score(logits.to(model.backbone.device)).cpu()
+        return torch.cat([numbers[:, None], logits.softmax(-1)], dim=1)
+
+    def constant(self, items: Sequence[Item], class_names: Sequence[str]) -> tuple[str, Tensor]:
+        """Return the mean of the numbers and the shares of the words `(1 + w,)`."""
+        import torch
+
+        return "mean", torch.cat([self.values(items).mean()[None], self.shares(items, class_names).mean(0)])
+
+    def scores(self, items: Sequence[Item], answers: Tensor, class_names: Sequence[str]) -> Scores:
+        from adapt.evaluation.numbers import GradedScores
+
+        return GradedScores.of(items, answers, self.values(items), class_names)

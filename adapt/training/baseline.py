@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 from adapt import methods, tasks
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
+from adapt.data.item import Item
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.models.classifier import AdaptedModel
@@ -42,6 +44,20 @@ def baseline_of(training: Fitting) -> Model:
     if isinstance(baseline, VisionModel):
         replace(training, model=baseline, chosen=None, run=None, noted={}).prepare()
     return baseline
+
+
+def constant(training: Fitting, test_set: Sequence[Item]) -> JsonObject | None:
+    """Return entries for metrics.json on the best answer without a look at the images, if that is the baseline.
+
+    Otherwise, return None, and the unadapted backbone is the baseline.
+    """
+    task, names = tasks.of(training.train_set), training.model.class_names
+    if not task.compares(training.model.method) or (answer := task.constant(training.train_set, names)) is None:
+        return None
+    if not test_set:
+        return {}
+    scores = task.scores(test_set, answer[1].expand(len(test_set), -1), names)
+    return {"baseline": answer[0], "zero_shot": scores.figures()}
 
 
 def zero_shot(training: Fitting, baseline: Model) -> dict[str, object]:

@@ -4,7 +4,8 @@ With validation images the rule is that of the published code, if there is one: 
 highest accuracy, and the first one in a tie. On few images the highest accuracy is mostly luck, so the rule differs if
 none is published, or if there are no validation images: of the combinations whose log-likelihood is within two standard
 errors of the best, the one nearest to the usual values. The log-likelihood of a combination is measured at its own best
-temperature, so that none wins by being more or less confident.
+temperature, so that none wins by being more or less confident. Where a method predicts numbers, absolute errors take
+the place of likelihoods, and half a standard error that of two: settings of a regression differ by more than luck.
 
 Without validation images each training image is held out once, by stratified folds that keep groups together. The
 method then learns from all training images.
@@ -22,11 +23,12 @@ from adapt.common.errors import AdaptError
 from adapt.evaluation.noise import standard_error
 from adapt.methods.base import Choice, Grid, trait
 from adapt.methods.base.grid import configure
+from adapt.methods.base.traits import Grades
 from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")
 MOST_VALUES = 20  # of one setting in cross-validation; a longer list is thinned evenly
-WITHIN = 2.0  # standard errors below the best log-likelihood
+WITHIN, WITHIN_NUMBERS = 2.0, 0.5  # standard errors below the best log-likelihood; above the smallest error
 TEMPERATURES = 10 ** torch.arange(-2, 3.01, 0.25)
 AT_ONCE = 2**24  # logits that are held at once, over all temperatures
 
@@ -34,7 +36,7 @@ _Combination = tuple[float, ...]  # a value of each setting, in the order of the
 
 
 def choose(training: Fitting, learned: bool = False) -> None:
-    """Tune the settings in the method's `grid` on the data, and record the chosen values and the accuracy.
+    """Tune the settings in the method's `grid` on the data, and record the chosen values and their accuracy or error.
 
     `learned` is true if the method has already learned from the training images. If no image can be held out, as with
     one image per class, the default values are used. The candidate values are recorded as well.
@@ -54,7 +56,7 @@ def choose(training: Fitting, learned: bool = False) -> None:
 def _choose(training: Fitting, grid: Grid, choices: Mapping[str, Choice], learned: bool) -> None:
     if training.items("val"):
         how = f"on {len(training.items('val'))} validation images"
-        if grid.most_accurate:
+        if grid.most_accurate and not isinstance(grid, Grades):
             values, accuracy = _most_accurate(training, grid, choices, learned)
         else:
             values, accuracy, _ = _likeliest(grid, [training], choices, learned)
@@ -94,19 +96,29 @@ def _by_folds(training: Fitting, grid: Grid, choices: Mapping[str, Choice]) -> t
 def _likeliest(
     grid: Grid, trainings: Sequence[Fitting], choices: Mapping[str, Choice], learned: bool = False
 ) -> tuple[_Combination, float, int]:
-    """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings."""
+    """Return the chosen values, their accuracy and the number of images, on the validation images of all trainings.
+
+    Where the method predicts numbers, minus the mean absolute error takes the place of the accuracy.
+    """
     likely: dict[_Combination, list[Tensor]] = {}
     right: dict[_Combination, list[Tensor]] = {}
+    grading = grid if isinstance(grid, Grades) else None
     for training in trainings:
         labels = training.labels("val")
         for settings, logits in grid.trials(training, choices, learned):
-            values, logits = _values(settings, choices), logits.cpu().float()
+            values = _values(settings, choices)
+            if grading is not None:
+                merits = -(grading.score(logits).cpu() - training.values("val")).abs()
+                likely.setdefault(values, []).append(merits[None])
+                right.setdefault(values, []).append(merits)
+                continue
+            logits = logits.cpu().float()
             likely.setdefault(values, []).append(_log_probabilities(logits, labels))
             right.setdefault(values, []).append(logits.argmax(-1) == labels)
     groups = [item.kept_with for training in trainings for item in training.items("val")]
     weights = _weights(grid, torch.cat([training.labels("val") for training in trainings]))
     weighted = {values: torch.cat(parts, 1) * weights for values, parts in likely.items()}
-    chosen = _nearest_to_usual(weighted, choices, groups)
+    chosen = _nearest_to_usual(weighted, choices, groups, WITHIN if grading is None else WITHIN_NUMBERS)
     return chosen, float((torch.cat(right[chosen]) * weights).mean()), len(groups)
 
 
@@ -130,14 +142,17 @@ def _log_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _nearest_to_usual(
-    likely: Mapping[_Combination, Tensor], choices: Mapping[str, Choice], groups: Sequence[str]
+    likely: Mapping[_Combination, Tensor],
+    choices: Mapping[str, Choice],
+    groups: Sequence[str],
+    within: float = WITHIN,
 ) -> _Combination:
     """Return the setting combination nearest to the defaults, among combinations within the noise of the best one."""
     at_best = {values: each[each.mean(1).argmax()].double() for values, each in likely.items()}
     best = max(at_best, key=lambda values: float(at_best[values].mean()))
     behind = {values: at_best[best] - own for values, own in at_best.items()}
     within_noise = [
-        values for values, gap in behind.items() if float(gap.mean()) <= WITHIN * standard_error(gap, groups)
+        values for values, gap in behind.items() if float(gap.mean()) <= within * standard_error(gap, groups)
     ]
     usual = [_place(choice, choice.usual) for choice in choices.values()]
 
@@ -169,11 +184,14 @@ def _settle(
     method = training.model.method
     configure(method, settings)
     among = {name: list(choice.values) for name, choice in choices.items()}
-    training.note(chosen={"settings": settings, "among": among, "how": how, "accuracy": accuracy})
+    figure, shown = {"accuracy": accuracy}, "" if accuracy is None else f" ({100 * accuracy:.1f} % right)"
+    if trait(method, Grades) and accuracy is not None:
+        figure, shown = {"mean_absolute_error": -accuracy}, f" (mean absolute error {-accuracy:.4g})"
+    training.note(chosen={"settings": settings, "among": among, "how": how, **figure})
     listed = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
     logger.info(
         "%s: %s, chosen %s%s",
-        method.name, listed, how, "" if accuracy is None else f" ({100 * accuracy:.1f} % right)",
+        method.name, listed, how, shown,
     )  # fmt: skip
     for name, choice in choices.items():
         at_end = settings[name] in (choice.values[0], choice.values[-1]) and settings[name]

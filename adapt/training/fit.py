@@ -39,7 +39,7 @@ from adapt.models.together import can_answer_together
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training.average import epoch_weights
-from adapt.training.baseline import baseline_of, check_learned, note_harm, zero_shot
+from adapt.training.baseline import baseline_of, check_learned, constant, note_harm, zero_shot
 from adapt.training.choice import choose
 from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
@@ -268,7 +268,9 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count
     model.answers = replace(model.answers, logit_bias=None)  # only multi-label data has one, which its task fits
-    if model.has_baseline:
+    if (figures := constant(training, test_set)) is not None:
+        metrics |= figures
+    elif model.has_baseline:
         baseline = baseline_of(training)
         tasks.of(training.train_set).fit_answers(baseline, training.train_set, training.inference(), model)
         baseline.answers, model.answers = processes.agreed((baseline.answers, model.answers))

@@ -32,6 +32,7 @@ from adapt.evaluation.scores import Scores
 from adapt.loading import load
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
+from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import Adapted, evaluating
 from adapt.models.classifier import AdaptedModel
 from adapt.models.features import item_features
@@ -191,9 +192,10 @@ class Fitting:
         """Return five cross-validation folds of the training images, each of which holds out a fifth of the images.
 
         Folds are stratified by class and keep groups together. An image that is needed for training in all folds, such
-        as the only image of its class, is never held out. If no image can be held out, the list is empty.
+        as the only image of its class unless the method predicts numbers, is never held out. If no image can be held
+        out, the list is empty.
         """
-        part_of = folds(self.train_set, FOLDS, self.seed)
+        part_of = folds(self.train_set, FOLDS, self.seed, not has_trait(self.model.method, Grades))
         return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, FOLDS)]
 
     def alone(self, backbone: str | None = None) -> Fitting:

@@ -74,6 +74,10 @@ class Result:
         """Return lines of text with the main metric, such as accuracy, of the baseline and of the adapted model."""
         if "adapted" not in self.metrics:
             return [f"not measured, as the data has {self.metrics.get('not_measured', 'no labelled test images')}"]
+        if "text" in self.metrics["adapted"]:
+            names = {"zero_shot": self.metrics.get("baseline", "zero-shot"), "adapted": "adapted"}
+            names |= {"by_image": "one image"}  # each of an item's by itself
+            return [f"{name:10} {self.metrics[key]['text']}" for key, name in names.items() if key in self.metrics]
         (figure, title), lines, gain = main_figure(self.metrics["adapted"]), [], ""
         unit, adapted = "%" if figure == "accuracy" else f"% {title}", self.metrics["adapted"][figure]
         if "zero_shot" in self.metrics:
@@ -114,20 +118,21 @@ class Result:
         if self.terms:
             loss_axes.legend(fontsize="small")
         loss_axes.set_ylabel("loss on training images")
-        fitted = [100 * entry["accuracy"] for entry in self.history if "accuracy" in entry]
+        of_numbers = "text" in self.metrics.get("adapted", {})  # whose words say little
+        fitted = [100 * entry["accuracy"] for entry in self.history if "accuracy" in entry and not of_numbers]
         if fitted:
             self._draw(accuracy_axes, fitted, "training images, during training", thin=True)
         accuracy_axes.set_ylabel("accuracy, %")
-        if "adapted" in self.metrics:
+        if "adapted" in self.metrics and not of_numbers:
             accuracy = 100 * self.accuracy
             accuracy_axes.axhline(accuracy, color="#2ca02c", lw=2.5, label=f"test images, adapted: {accuracy:.1f} %")
-        if "zero_shot" in self.metrics:
+        if "zero_shot" in self.metrics and not of_numbers:
             frozen, name = 100 * self.zero_shot_accuracy, self.metrics.get("baseline", "zero-shot")
             accuracy_axes.axhline(frozen, color="#7f7f7f", ls="--", label=f"test images, {name}: {frozen:.1f} %")
         if accuracy_axes.has_data():
             accuracy_axes.set_ylim(0, 102)
             accuracy_axes.legend(fontsize="small", loc="best")
-        else:  # images without labels
+        else:  # images without labels, or with numbers
             accuracy_axes.remove()
         if path is not None:
             figure.savefig(path, dpi=150)
@@ -138,6 +143,8 @@ class Result:
         method = f"{self.metrics['method']} on {self.metrics['backbone']}"
         if "adapted" not in self.metrics:
             return method
+        if "text" in self.metrics["adapted"]:
+            return f"{method}: {self.metrics['adapted']['text']}"
         outcome = f"{100 * self.accuracy:.1f} % of test images right"
         if "zero_shot" in self.metrics:
             gain = 100 * (self.accuracy - self.zero_shot_accuracy)

@@ -32,7 +32,7 @@ def calibrates_by_folds(method: Method) -> bool:
 def check_calibration(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
     """Raise AdaptError if the data do not allow calibration, or if there are no images to choose a temperature on."""
     task = tasks.of(train_set)
-    if not task.calibrated:
+    if not task.one_class:
         raise AdaptError(f"calibrate needs one class per image, but the data has {task.title}: leave out calibrate")
     if not model.class_names:
         raise AdaptError(f"calibrate needs classes, but {model.backbone.describe()} has no classes: omit calibrate")

@@ -20,12 +20,13 @@ from adapt.choosing.compare import Compared, Comparison, take
 from adapt.cli import main
 from adapt.cli import options as common
 from adapt.data import Split
+from adapt.evaluation.scores import Scores
 from adapt.recipe import read_recipe
 from adapt.recipe.file import pair
 from adapt.training.run_recipe import run_recipe
 
 CHANGES = {"data.shots": 4, "seed": 1, "backbone": "mini-clip"}
-CLIP = adapt.load_backbone("mini-clip")
+CLIP, TASK = adapt.load_backbone("mini-clip"), adapt.data.load("emoji").task
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def few() -> Split:
 
 
 def _listed(every: bool = False, source: str = "emoji", backbone: Backbone = CLIP) -> dict[str, Candidate]:
-    return {each.name: each for each in candidates(source, CHANGES, every, backbone)}
+    return {each.name: each for each in candidates(source, CHANGES, every, backbone, TASK)}
 
 
 def test_without_being_asked_no_step_passes_through_a_tower_but_coops() -> None:
@@ -61,12 +62,14 @@ def test_on_a_vision_encoder_methods_need_no_class_names_and_no_text_tower() -> 
 
 def test_photos_of_ones_own_are_encoded_once(tmp_path: Path) -> None:
     """As they are; of a published set a recipe that crops afresh takes ten views of each, encoded once."""
-    own = {each.name: each.recipe for each in candidates(str(tmp_path), CHANGES | {"data.shots": None}, False, CLIP)}
+    own = {
+        each.name: each.recipe for each in candidates(str(tmp_path), CHANGES | {"data.shots": None}, False, CLIP, TASK)
+    }
     on_features = [recipe.train for recipe in own.values() if recipe.train is not None]
     assert len(on_features) >= 6
     assert {(train.augment, train.views) for train in on_features} == {("none", None)}
     assert {recipe.method.get("views", 0) for recipe in own.values()} == {0}
-    published = {each.name: each.recipe for each in candidates("eurosat", CHANGES, True, CLIP)}
+    published = {each.name: each.recipe for each in candidates("eurosat", CHANGES, True, CLIP, TASK)}
     assert published["task_res"].train is not None
     assert published["task_res"].train.views == 10
     assert published["lora"].train is not None
@@ -85,7 +88,9 @@ def test_the_command_trains_what_was_compared(name: str, monkeypatch: pytest.Mon
 
 @by_turns("root", ["/data/my photos #2", "123", "/d/a: b", "null", "true", "plain/path", "it's"], take=2)
 def test_the_command_keeps_odd_paths(root: str) -> None:
-    [gda] = [each for each in candidates("emoji", CHANGES | {"data.root": root}, False, CLIP) if each.name == "gda"]
+    [gda] = [
+        each for each in candidates("emoji", CHANGES | {"data.root": root}, False, CLIP, TASK) if each.name == "gda"
+    ]
     words = [word.removeprefix("--set=") for word in shlex.split(gda.command) if word.startswith("--set=data.root")]
     assert pair(words[0]) == ("data.root", root)
 
@@ -97,14 +102,14 @@ def test_images_are_answered_by_models_that_have_not_seen_them(few: Split) -> No
     backbone = adapt.load_backbone("mini-clip")
     found = Comparison(few, backbone, 3, seed=1).run(candidate)
     whole = run_recipe(candidate.recipe, None, progress=False)
-    assert found.probabilities.shape == (96, 24)
-    assert torch.allclose(found.probabilities.sum(-1), torch.ones(96), atol=1e-4)
-    assert found.accuracy == found.right.double().mean()
-    assert abs(found.accuracy - whole.accuracy) < 2 * found.error < 0.2
+    assert found.answers.shape == (96, 24)
+    assert torch.allclose(found.answers.sum(-1), torch.ones(96), atol=1e-4)
+    assert found.merit == found.merits.double().mean()
+    assert abs(found.merit - whole.accuracy) < 2 * found.error < 0.2
     assert found.size > 24 * 4
     again = Comparison(few, backbone, 3, seed=1).run(candidate)
-    assert torch.equal(again.right, found.right)
-    assert not torch.equal(Comparison(few, backbone, 3, seed=2).run(candidate).right, found.right)
+    assert torch.equal(again.merits, found.merits)
+    assert not torch.equal(Comparison(few, backbone, 3, seed=2).run(candidate).merits, found.merits)
 
 
 @pytest.mark.full
@@ -132,11 +137,16 @@ def test_the_time_is_estimated_from_a_few_steps(few: Split, monkeypatch: pytest.
     assert comparison.trainings == 4
 
 
+def _scores(right: list[bool]) -> Scores:
+    words = ("yes",) * len(right)
+    return Scores(words, words, tuple("yes" if each else "no" for each in right), (1.0,) * len(right))
+
+
 def _compared(name: str, right: list[int], cost: Cost = Cost.NO_STEP, preferred: bool = False) -> Compared:
-    values = torch.tensor(right).bool()
+    scores = _scores([bool(each) for each in right])
     candidate = Candidate(name, read_recipe("gda", data="emoji"), cost, True, "", preferred)
     return Compared(
-        candidate, torch.zeros(len(right), 2), values, tuple(map(str, range(len(right)))), 1.0, 1, 10**9, 1.25
+        candidate, torch.zeros(len(right), 2), scores, tuple(map(str, range(len(right)))), 1.0, 1, 10**9, 1.25
     )
 
 
@@ -167,7 +177,8 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
         return tried(candidate, *given)
 
     monkeypatch.setattr(comparison, "_tried", seen)
-    perfect = replace(best, right=torch.ones_like(best.right))
+    truth = few.task.numbers(comparison.items, few.class_names)
+    perfect = replace(best, answers=torch.eye(24)[truth])
     given_up = comparison.raced(listed["coop"], perfect)
     assert trained == [("coop", True)]
     assert isinstance(given_up, str)
@@ -176,11 +187,11 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
     assert str(comparison.raced(listed["clap"], perfect)).endswith("points behind gda on the first fold")
     assert trained == [("clap", False)]
     trained.clear()
-    hopeless = replace(best, right=torch.zeros_like(best.right))
+    hopeless = replace(best, answers=torch.eye(24)[(truth + 1) % 24])
     kept = comparison.raced(listed["clap"], hopeless)
     assert isinstance(kept, Compared)
     assert trained == [("clap", False)] * 3
-    assert torch.equal(kept.right, Comparison(few, backbone, 3, seed=1).run(listed["clap"]).right)
+    assert torch.equal(kept.merits, Comparison(few, backbone, 3, seed=1).run(listed["clap"]).merits)
 
 
 def test_few_images_are_not_sure() -> None:
@@ -208,7 +219,7 @@ def test_the_error_is_that_of_as_many_models_as_learned_from_the_images(few: Spl
     assert learned.held_back == pytest.approx(models / (models - 1))
     frozen = comparison.run(listed["zero_shot"])
     assert frozen.held_back == 0
-    right = int(frozen.right.sum())
+    right = int(frozen.merits.sum())
     few_images = ((right + 2) * (10 - right) / 12**3) ** 0.5
     plain = (right * (8 - right) / 8**2 / 7) ** 0.5
     assert frozen.error == pytest.approx(max(few_images, plain))

@@ -25,6 +25,7 @@ from adapt.choosing import recommend as module
 from adapt.choosing.candidates import candidates
 from adapt.choosing.compare import Compared
 from adapt.cli import main
+from adapt.evaluation.scores import Scores
 
 FEW = ("gda", "zero_shot", "task_res", "lora")
 
@@ -288,6 +289,8 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["emoji-questions"], "give images without questions"),
+        (["emoji-defects"], "emoji-defects: methods are compared by classes, without masks"),
+        (["emoji-captions"], "emoji-captions: the methods compared need classes, and pairs have none"),
         (["emoji", "--backbone", "tiny:no"], "tiny"),
         (["emoji", "--out", "OUT"], "exists already; name a new folder"),
         (["emoji", "--budget", "10x"], "is not a time such as 90s, 10m or 1h"),
@@ -338,6 +341,7 @@ def test_an_undivided_folder_learns_from_all_but_its_test_images(tmp_path: Path,
     ("right", "classes", "help_"), [(95, 2, True), (70, 2, False), (21, 10, True), (18, 10, False), (9, 10, False)]
 )
 def test_whether_class_names_help(right: int, classes: int, help_: bool) -> None:
-    values, groups = torch.arange(100) < right, tuple(map(str, range(100)))
-    tried = Compared(None, torch.zeros(100, classes), values, groups, 1.0, 1, 10**9, 0.0)  # type: ignore[arg-type]
+    groups = tuple(map(str, range(100)))
+    scores = Scores(groups, ("a",) * 100, ("a",) * right + ("b",) * (100 - right), (1.0,) * 100)
+    tried = Compared(None, torch.zeros(100, classes), scores, groups, 1.0, 1, 10**9, 0.0)  # type: ignore[arg-type]
     assert module._on_class_names(tried).startswith("Class names help here" if help_ else "Class names help little")

@@ -86,3 +86,13 @@ def test_images_of_one_group_count_as_about_one() -> None:
     four_times = standard_error(values.repeat_interleave(4), [name for name in "abcdefgh" for _ in range(4)])
     assert four_times == pytest.approx(apart)
     assert standard_error(values, ["a"] * 8) == 0.0
+
+
+def test_where_classes_need_no_image_each_image_is_held_back() -> None:
+    split = _split({"cat": [1] * 7, "dog": [2], "newt": [1]})
+    assert folds(split.train, 3, seed=1)[7:] == [None] * 3
+    chosen = folds(split.train, 3, seed=1, every_class=False)
+    assert set(chosen) == {0, 1, 2}
+    assert chosen[7] == chosen[8]  # of one group
+    alone = _split({"dog": [3]})
+    assert folds(alone.train, 3, seed=1, every_class=False) == [None] * 3

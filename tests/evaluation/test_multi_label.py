@@ -58,3 +58,22 @@ def test_as_many_probabilities_as_labels() -> None:
     for every in (False, True):  # half a label is left, so that the bias is finite
         share = float((logits.double() + prior_bias(logits, torch.full_like(labels, every))).sigmoid().mean())
         assert share == pytest.approx(abs(every - 1 / (2 * labels.numel())), rel=1e-4)
+
+
+def test_the_merit_of_an_image_is_its_influence_on_the_mean_average_precision() -> None:
+    """Against differences of scikit-learn's figure where one image has a little more weight; some images tie."""
+    torch.manual_seed(0)
+    truth = torch.rand(40, 3) < 0.3
+    probabilities = (truth * 0.4 + torch.rand(40, 3)).mul(8).round().div(8)
+    items = tuple(Item.of(path=f"{number}.png", labels=("a",)) for number in range(40))
+    found = MultiLabelScores.of(items, probabilities, truth, NAMES[:3])
+
+    def figure(weights: torch.Tensor) -> float:
+        columns = [(truth[:, label].numpy(), probabilities[:, label].numpy()) for label in range(3)]
+        return sum(average_precision_score(*each, sample_weight=weights.numpy()) for each in columns) / 3
+
+    more = 1e-5 * torch.eye(40, dtype=torch.double)
+    influences = [(figure(1 + own) - figure(1 - own)) / 2e-5 for own in more]
+    assert found.merits.tolist() == pytest.approx([found.mean_average_precision + 40 * each for each in influences])
+    assert float(found.merits.mean()) == pytest.approx(found.mean_average_precision)
+    assert float(found.merits.std()) > 0.1

@@ -97,7 +97,7 @@ def test_every_class_needs_an_image(few: Split) -> None:
 
 
 def test_other_tasks_are_refused() -> None:
-    split = adapt.data.load("emoji-counts")
+    split = adapt.data.load("emoji-labels")
     backbone = adapt.load_backbone("vision:mini-clip", "cpu")
     lora = adapt.wrap(backbone, methods.LoRA(towers=["vision"]), ("a", "b"))
     with pytest.raises(AdaptError, match="vision:mini-clip is a vision encoder: use a dual encoder"):
