@@ -47,12 +47,6 @@ class Candidate:
     always: bool
     command: str
     preferred: bool = False
-    calibrate: bool = False
-
-    @property
-    def final(self) -> Recipe:
-        """The recipe that `command` trains, which is `recipe`, with temperature calibration if `calibrate` is true."""
-        return self.recipe.model_copy(update={"calibrate": True}) if self.calibrate else self.recipe
 
 
 def candidates(
@@ -88,11 +82,9 @@ def _of_recipe(
         if every or always:
             merged = settings | encoded_once(recipe, method) | changes
             recipe = read_recipe(name, list(merged.items()), source)
-            calibrate = cost is Cost.NO_STEP and changes.get("calibrate") is not False
-            merged |= {"calibrate": True} if calibrate else {}
             sets = [f"--set={key}={_as_yaml(value)}" for key, value in merged.items() if (key, value) not in _DEFAULTS]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
-            yield Candidate(title, recipe, cost, always, command, title == file.preferred, calibrate)
+            yield Candidate(title, recipe, cost, always, command, title == file.preferred)
 
 
 def _classifies_images(method: Method, backbone: Backbone) -> bool:

@@ -226,7 +226,7 @@ def _trained(
     candidate: Candidate, split: Split, backbone: Backbone, changes: dict[str, object] | None = None
 ) -> tuple[ImageModel, Result]:
     """Train the candidate on `split` with `changes` to the training settings, and return the model and the result."""
-    recipe = candidate.recipe
+    recipe = candidate.recipe.model_copy(update={"calibrate": False})  # a temperature changes no answer
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, ImageModel)  # candidates are for encoders of images
     untested = replace(with_validation(split, recipe), test=())
