@@ -226,7 +226,8 @@ def _trained(
     candidate: Candidate, split: Split, backbone: Backbone, changes: dict[str, object] | None = None
 ) -> tuple[ImageModel, Result]:
     """Train the candidate on `split` with `changes` to the training settings, and return the model and the result."""
-    recipe = candidate.recipe.model_copy(update={"calibrate": False})  # a temperature changes no answer
+    recipe = candidate.recipe  # uncalibrated unless that was asked for, as a temperature changes no answer
+    recipe = recipe.model_copy(update={"calibrate": bool(recipe.calibrate)})
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, ImageModel)  # candidates are for encoders of images
     untested = replace(with_validation(split, recipe), test=())

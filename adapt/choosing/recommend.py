@@ -100,7 +100,9 @@ def recommend(
         if folder is not None:
             recommendation.write(folder)
         alone = UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {}
-        recipe = chosen.candidate.recipe if chosen else read_recipe(UNCOMPARED[0], list((changes | alone).items()), data)
+        recipe = (
+            chosen.candidate.recipe if chosen else read_recipe(UNCOMPARED[0], list((changes | alone).items()), data)
+        )
         result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=tracked_by)
         recommendation = replace(recommendation, result=result)
         if folder is not None:

@@ -29,6 +29,11 @@ def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cach
     return likeliest(answers.double() * model.answers.temperature, task.numbers(items, model.class_names))
 
 
+def spread(answers: Tensor) -> float:
+    """Return the standard deviation of logits `(n, classes)` about the mean of their row."""
+    return float((answers - answers.mean(-1, keepdim=True)).std(correction=0))
+
+
 def likeliest(answers: Tensor, labels: Tensor) -> float:
     """Return the temperature that minimises the cross-entropy of logits `(n, classes)` and `labels` `(n,)`.
 
@@ -37,12 +42,12 @@ def likeliest(answers: Tensor, labels: Tensor) -> float:
     the temperature is the highest, a hundred standard deviations of the logits.
     """
     count, classes = answers.shape
-    spread = float((answers - answers.mean(-1, keepdim=True)).std())
-    if not spread > 0:
+    unit = spread(answers)
+    if not unit:  # all classes are equally likely
         return 1.0
     right = F.one_hot(labels, classes) * count + F.one_hot(answers.argmax(-1), classes) * ADDED + ADDED / classes
     with torch.inference_mode(False), torch.enable_grad():
-        answers, targets = answers / spread, (right / (count + 2 * ADDED)).to(answers)
+        answers, targets = answers / unit, (right / (count + 2 * ADDED)).to(answers)
         log_inverse = torch.zeros((), dtype=torch.double, requires_grad=True)
         optimizer = torch.optim.LBFGS([log_inverse], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -53,4 +58,4 @@ def likeliest(answers: Tensor, labels: Tensor) -> float:
             return value
 
         optimizer.step(loss)
-    return spread * min(float((-log_inverse.detach()).exp()), FLAT)
+    return unit * min(float((-log_inverse.detach()).exp()), FLAT)

@@ -7,9 +7,7 @@ Deviations: scikit-learn's own `LinearDiscriminantAnalysis(shrinkage="auto")` sh
 separately and averages, which leaves almost nothing of two or three images per class. Here the deviations of all images
 from their class means are one sample, whose covariance is shrunk once. `ridge` adds a multiple of the identity that
 fades with more images: 1 is what GDA (Wang et al., ICLR 2024) adds to a covariance that is not shrunk, and 0 adds none.
-A mean of few images is noisy, and noise lengthens it, so that its class would be chosen too seldom: the expected
-lengthening is subtracted, which is ours and changes nothing for classes with equal numbers of images. With one image
-per class there are no deviations, and only the class means decide, as in `nearest_mean`. `words` adds
+With one image per class there are no deviations, and only the class means decide, as in `nearest_mean`. `words` adds
 zero-shot logits, which is ours.
 """
 
@@ -46,8 +44,7 @@ class LDA(LinearClassifier):
             return self.scale * means, torch.zeros(len(means))
         covariance = torch.from_numpy(ledoit_wolf(deviations.numpy(), assume_centered=True)[0])
         covariance *= len(features) / max(1, len(features) - len(means))  # an unbiased estimate
-        added = self.setting("ridge") * covariance.trace() / len(features)
-        precision = torch.linalg.inv(covariance + added * torch.eye(len(covariance)))
-        weight, counts = means @ precision, labels.bincount(minlength=len(means))
-        noise = (len(covariance) - added * precision.trace()) / counts  # of a mean's squared length
-        return weight, (counts / len(labels)).log() - ((weight * means).sum(-1) - noise) / 2
+        covariance += self.setting("ridge") * covariance.trace() / len(features) * torch.eye(len(covariance))
+        weight = torch.linalg.solve(covariance, means.T).T
+        priors = labels.bincount(minlength=len(means)) / len(labels)
+        return weight, priors.log() - (weight * means).sum(-1) / 2

@@ -286,7 +286,7 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
     scores = training.score(model, test_set, "evaluating") if test_set else None
-    if training.calibrate:
+    if training.calibrate and (training.val_set or training.held_back_answers):
         metrics["calibration"] = calibrated(training, scores)
         scores = training.score(model, test_set, "evaluating") if test_set else None
     if training.val_set and tasks.of(training.val_set).validates(model):

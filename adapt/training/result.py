@@ -55,7 +55,9 @@ class Result:
                 f"{100 * before:.1f} → {100 * after:.1f} %{worse}"
             )
         elif "calibration_error" in self.metrics.get("adapted", {}):
-            lines.append(f"not calibrated: calibration error {100 * self.metrics['adapted']['calibration_error']:.1f} %")
+            lines.append(
+                f"not calibrated: calibration error {100 * self.metrics['adapted']['calibration_error']:.1f} %"
+            )
         if self._reports:
             lines += self._reports.lines(self.metrics)
         return "\n".join(lines)

@@ -13,9 +13,10 @@ from adapt import tasks
 from adapt.common.errors import AdaptError
 from adapt.data.folds import folds, usual_count
 from adapt.data.item import Item
-from adapt.evaluation.calibration import likeliest, temperature
+from adapt.evaluation.calibration import likeliest, spread, temperature
 from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep, Method, trait
+from adapt.methods.base.training import Part
 from adapt.methods.base.traits import Stream
 from adapt.models.base import Adapted
 from adapt.models.features import of_texts
@@ -60,19 +61,34 @@ def calibrates(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item
     return False
 
 
-def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor]:
+def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor] | None:
     """Return the cross-validated logits `(n, classes)` of the training images, and the labels of these images.
 
-    Afterwards, the method is fitted to the last fold, and must still be fitted to all training images.
+    A method's logits may be larger or smaller with fewer images, so those of a fold are divided by their spread on the
+    images that it learned from. If the method cannot learn from the images of any fold, a warning is logged, and None
+    is returned. Afterwards, the method is fitted to a fold, and must still be fitted to all training images.
     """
-    model, logits, labels = training.classifier, list[Tensor](), list[Tensor]()
+    logits, labels, why = list[Tensor](), list[Tensor](), ""
     fewest, most = FOLDS
     for fold in training.folds(max(fewest, usual_count(training.train_set, most))):
-        replace(fold, val_set=()).prepare()  # a method must not see the images that are held out
-        with torch.no_grad():
-            logits.append(model.answers.of(ImageStep(model, Encoded(fold.features("val")))).cpu())
+        try:
+            replace(fold, val_set=()).prepare()  # a method must not see the images that are held out
+        except AdaptError as error:
+            why = str(error)
+            continue
+        logits.append(_logits(fold, "val") / (spread(_logits(fold, "train")) or 1.0))
         labels.append(fold.labels("val"))
+    if not logits:
+        logger.warning("the probabilities are not calibrated, because no image can be held out: %s", why)
+        return None
     return torch.cat(logits), torch.cat(labels)
+
+
+def _logits(training: Fitting, part: Part) -> Tensor:
+    """Return the model's logits `(n, classes)` of the images in a part of the data."""
+    model = training.classifier
+    with torch.no_grad():
+        return model.answers.of(ImageStep(model, Encoded(training.features(part)))).double().cpu()
 
 
 def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
@@ -83,7 +99,7 @@ def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
     model = training.model
     if training.held_back_answers is not None:
         logits, labels = training.held_back_answers
-        chosen, images = likeliest(logits.double(), labels), len(labels)
+        chosen, images = likeliest(logits, labels) * (spread(_logits(training, "train")) or 1.0), len(labels)
     else:
         items = training.val_set
         chosen, images = temperature(model, items, workers=training.workers, cache=training.cache), len(items)
