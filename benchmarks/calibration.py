@@ -33,7 +33,6 @@ METHODS: dict[str, Callable[[], Method]] = {
     "gda": lambda: adapt.methods.GDA(views=0),
     "lda": adapt.methods.LDA,
     "nearest_mean": adapt.methods.NearestMean,
-    "linear_probe": adapt.methods.LinearProbe,
 }
 
 

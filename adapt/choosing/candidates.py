@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -38,7 +38,8 @@ class Candidate:
     """A method to compare, with its recipe, its name in tables, and the command that trains it.
 
     If `always` is true, the candidate is always compared, otherwise only on request or if time is left. A `preferred`
-    candidate is chosen if no other candidate is better by more than the noise.
+    candidate is chosen if no other candidate is better by more than the noise. A variant that only leaves settings to
+    the data is `otherwise` called: by the name of its recipe, if the data choose the recipe's values of the settings.
     """
 
     name: str
@@ -47,6 +48,14 @@ class Candidate:
     always: bool
     command: str
     preferred: bool = False
+    otherwise: tuple[str, Mapping[str, object]] | None = None
+
+    def called(self, chosen: Iterable[Mapping[str, object]]) -> str:
+        """Return the name for trainings in which the data chose the settings `chosen`."""
+        if self.otherwise is None:
+            return self.name
+        recipe, values = self.otherwise
+        return recipe if all(values.items() <= settings.items() for settings in chosen) else self.name
 
 
 def candidates(
@@ -72,6 +81,7 @@ def _of_recipe(
     located = find_recipe(name)
     file = read_file(located.path, located.name)
     variants: dict[str, dict[str, object]] = {name: {}} | file.variants
+    plain = read_recipe(name, list(changes.items()), source).new_method().config
     for title, settings in variants.items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = recipe.new_method()
@@ -84,7 +94,10 @@ def _of_recipe(
             recipe = read_recipe(name, list(merged.items()), source)
             sets = [f"--set={key}={_as_yaml(value)}" for key, value in merged.items() if (key, value) not in _DEFAULTS]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
-            yield Candidate(title, recipe, cost, always, command, title == file.preferred)
+            left = [key.removeprefix("method.") for key, value in settings.items() if value is None]
+            values = {key: getattr(plain, key, None) for key in left}
+            otherwise = (name, values) if values and len(values) == len(settings) else None
+            yield Candidate(title, recipe, cost, always, command, title == file.preferred, otherwise)
 
 
 def _classifies_images(method: Method, backbone: Backbone) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,6 +51,7 @@ class Compared:
     `seconds` is the time of one training run without image encoding, and `size` is the size of the adapter in bytes.
     `answering` is the number of FLOPs that answering one image takes, with its encoding.
     `held_back` is the number of held-out images divided by the number of training images, or 0 if nothing is learned.
+    `chosen` contains the settings that the data chose, for each fold.
     """
 
     candidate: Candidate
@@ -61,6 +62,11 @@ class Compared:
     size: int
     answering: int
     held_back: float
+    chosen: tuple[Mapping[str, object], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.candidate.called(self.chosen)
 
     @property
     def accuracy(self) -> float:
@@ -97,7 +103,8 @@ class _Fold(NamedTuple):
 
     `held` contains the indices of the held-out images among the training images. `seconds` is the training time, `size`
     is the size of the adapter in bytes, and `learned` is true if the adapter has tensors. `answering` is the number of
-    FLOPs that answering one image takes; only the first fold measures it, and other folds have 0.
+    FLOPs that answering one image takes; only the first fold measures it, and other folds have 0. `chosen` are the
+    settings that the data chose.
     """
 
     held: Sequence[int]
@@ -106,6 +113,7 @@ class _Fold(NamedTuple):
     size: int
     learned: bool
     answering: int
+    chosen: Mapping[str, object]
 
 
 class Comparison:
@@ -184,7 +192,7 @@ class Comparison:
         behind, error = _difference(best.right[held], right, [best.groups[number] for number in held])
         if behind <= errors * error:
             return ""
-        return f"{100 * behind:.1f} points behind {best.candidate.name} on the first fold"
+        return f"{100 * behind:.1f} points behind {best.name} on the first fold"
 
     def _right(self, probabilities: Tensor, places: Sequence[int]) -> Tensor:
         items = [self._split.train[place] for place in places]
@@ -195,13 +203,14 @@ class Comparison:
     ) -> _Fold:
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
-            model, _ = _trained(candidate, part, self._backbone, changes)
+            model, result = _trained(candidate, part, self._backbone, changes)
             seconds = time.monotonic() - started
             probabilities = Inference().all_logits(model, part.test).float().softmax(-1).cpu()
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0
-            return _Fold(held, probabilities, seconds, size, bool(model.method.state_dict()), answering)
+            learned = bool(model.method.state_dict())
+            return _Fold(held, probabilities, seconds, size, learned, answering, chosen_settings(result))
 
     def _pooled(self, candidate: Candidate, results: Sequence[_Fold]) -> Compared:
         by_place = torch.zeros(len(self._split.train), len(self._split.class_names))
@@ -219,6 +228,7 @@ class Comparison:
             size=results[0].size,
             answering=results[0].answering,
             held_back=len(right) / learned_from if any(each.learned for each in results) else 0.0,
+            chosen=tuple(each.chosen for each in results),
         )
 
 
@@ -232,6 +242,12 @@ def _trained(
     assert isinstance(model, ImageModel)  # candidates are for encoders of images
     untested = replace(with_validation(split, recipe), test=())
     return model, train(training_of(recipe, model, untested, **changes or {}), None)
+
+
+def chosen_settings(result: Result) -> Mapping[str, object]:
+    """Return the settings that the data chose in a training run."""
+    settings: Mapping[str, object] = result.metrics.get("chosen", {}).get("settings", {})
+    return settings
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:

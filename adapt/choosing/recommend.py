@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +12,7 @@ from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
 from adapt.choosing.candidates import candidates
-from adapt.choosing.compare import Compared, Comparison, take
+from adapt.choosing.compare import Compared, Comparison, chosen_settings, take
 from adapt.choosing.race import BASELINE, race
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.common.devices import AUTO
@@ -89,9 +88,9 @@ def recommend(
             compared, left_out = race(comparison, listed, budget, progress)
         chosen, alike = take(compared) if compared else (None, [])
         recommendation = Recommendation(
-            chosen=chosen.candidate.name if chosen else UNCOMPARED[0],
+            chosen=chosen.name if chosen else UNCOMPARED[0],
             rows=rows_of(compared),
-            alike=[each.candidate.name for each in alike],
+            alike=[each.name for each in alike],
             left_out=left_out,
             notes=_notes(split, comparison, compared),
             advice=advise(split, features, comparison.items, chosen),
@@ -100,11 +99,11 @@ def recommend(
         if folder is not None:
             recommendation.write(folder)
         alone = UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {}
-        recipe = (
-            chosen.candidate.recipe if chosen else read_recipe(UNCOMPARED[0], list((changes | alone).items()), data)
-        )
+        name, usual = UNCOMPARED[0], list((changes | alone).items())
+        recipe = chosen.candidate.recipe if chosen else read_recipe(name, usual, data)
         result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=tracked_by)
-        recommendation = replace(recommendation, result=result)
+        name = chosen.candidate.called([chosen_settings(result)]) if chosen else name
+        recommendation = recommendation.trained(result, name)
         if folder is not None:
             recommendation.write(folder)
             recommendation.report(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
@@ -65,6 +65,18 @@ class Recommendation:
     def estimate(self) -> tuple[float, float] | None:
         """The chosen method's cross-validated accuracy and the standard error; None if nothing was compared."""
         return next(((row["accuracy"], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
+
+    def trained(self, result: Result, name: str) -> Recommendation:
+        """Return the recommendation with the chosen method's training, after which the method is called `name`."""
+        renamed = {self.chosen: name}
+        rows = [row for row in self.rows if row["method"] == self.chosen or row["method"] != name]
+        return replace(
+            self,
+            chosen=name,
+            rows=[row | {"method": renamed.get(row["method"], row["method"])} for row in rows],
+            alike=list(dict.fromkeys(renamed.get(each, each) for each in self.alike)),
+            result=result,
+        )
 
     def as_json(self) -> dict[str, object]:
         """Return the recommendation as a dict, which is the content of recommendation.json."""
@@ -158,7 +170,7 @@ def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
         behind, behind_error = each.behind(ranked[0])
         rows.append(
             {
-                "method": each.candidate.name,
+                "method": each.name,
                 "accuracy": each.accuracy,
                 "error": each.error,
                 "behind": behind,

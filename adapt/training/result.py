@@ -54,10 +54,8 @@ class Result:
                 f"calibrated by a temperature of {calibration['temperature']:.2f}: calibration error "
                 f"{100 * before:.1f} → {100 * after:.1f} %{worse}"
             )
-        elif "calibration_error" in self.metrics.get("adapted", {}):
-            lines.append(
-                f"not calibrated: calibration error {100 * self.metrics['adapted']['calibration_error']:.1f} %"
-            )
+        elif (error := self.metrics.get("adapted", {}).get("calibration_error")) is not None:
+            lines.append(f"not calibrated: calibration error {100 * error:.1f} %")
         if self._reports:
             lines += self._reports.lines(self.metrics)
         return "\n".join(lines)
