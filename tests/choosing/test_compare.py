@@ -80,7 +80,7 @@ def test_the_command_trains_what_was_compared(name: str, monkeypatch: pytest.Mon
     read = common.read
     monkeypatch.setattr(common, "read", lambda *given: found.append(read(*given)) or pytest.exit("read"))
     CliRunner().invoke(main, shlex.split(candidate.command)[1:], catch_exceptions=True)
-    assert found == [candidate.final]
+    assert found == [candidate.recipe]
 
 
 @by_turns("root", ["/data/my photos #2", "123", "/d/a: b", "null", "true", "plain/path", "it's"], take=2)
