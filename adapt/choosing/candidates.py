@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -18,6 +18,7 @@ from adapt.methods.base.traits import DrawsMaps, OverSet, Stream, has_trait, rea
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
+from adapt.training.result import Result
 
 _OF_KINDS = {VisionEncoder: "vision", JoinedDualEncoder: "two_models"}  # recipes for backbones of one kind
 _OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts", "pairs")  # recipes that are not few-shot
@@ -48,14 +49,12 @@ class Candidate:
     always: bool
     command: str
     preferred: bool = False
-    otherwise: tuple[str, Mapping[str, object]] | None = None
+    otherwise: tuple[str, Mapping[str, object]] = ("", {})
 
-    def called(self, chosen: Iterable[Mapping[str, object]]) -> str:
-        """Return the name for trainings in which the data chose the settings `chosen`."""
-        if self.otherwise is None:
-            return self.name
+    def called(self, result: Result) -> str:
+        """Return the candidate's name after a training with this result, in which the data chose settings."""
         recipe, values = self.otherwise
-        return recipe if all(values.items() <= settings.items() for settings in chosen) else self.name
+        return recipe if values and values.items() <= result.chosen.items() else self.name
 
 
 def candidates(
@@ -94,9 +93,9 @@ def _of_recipe(
             recipe = read_recipe(name, list(merged.items()), source)
             sets = [f"--set={key}={_as_yaml(value)}" for key, value in merged.items() if (key, value) not in _DEFAULTS]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
-            left = [key.removeprefix("method.") for key, value in settings.items() if value is None]
-            values = {key: getattr(plain, key, None) for key in left}
-            otherwise = (name, values) if values and len(values) == len(settings) else None
+            values = {key: getattr(plain, key.removeprefix("method."), None) for key in settings}
+            left = {key.removeprefix("method."): value for key, value in values.items() if settings[key] is None}
+            otherwise = name, left if len(left) == len(settings) else {}
             yield Candidate(title, recipe, cost, always, command, title == file.preferred, otherwise)
 
 

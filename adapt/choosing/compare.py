@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ class Compared:
     `seconds` is the time of one training run without image encoding, and `size` is the size of the adapter in bytes.
     `answering` is the number of FLOPs that answering one image takes, with its encoding.
     `held_back` is the number of held-out images divided by the number of training images, or 0 if nothing is learned.
-    `chosen` contains the settings that the data chose, for each fold.
+    `names` are those of the trainings on the folds.
     """
 
     candidate: Candidate
@@ -62,11 +62,11 @@ class Compared:
     size: int
     answering: int
     held_back: float
-    chosen: tuple[Mapping[str, object], ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return self.candidate.called(self.chosen)
+        return self.names[0] if len(set(self.names)) == 1 else self.candidate.name
 
     @property
     def accuracy(self) -> float:
@@ -103,8 +103,7 @@ class _Fold(NamedTuple):
 
     `held` contains the indices of the held-out images among the training images. `seconds` is the training time, `size`
     is the size of the adapter in bytes, and `learned` is true if the adapter has tensors. `answering` is the number of
-    FLOPs that answering one image takes; only the first fold measures it, and other folds have 0. `chosen` are the
-    settings that the data chose.
+    FLOPs that answering one image takes; only the first fold measures it, and other folds have 0.
     """
 
     held: Sequence[int]
@@ -113,7 +112,7 @@ class _Fold(NamedTuple):
     size: int
     learned: bool
     answering: int
-    chosen: Mapping[str, object]
+    name: str
 
 
 class Comparison:
@@ -210,7 +209,7 @@ class Comparison:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0
             learned = bool(model.method.state_dict())
-            return _Fold(held, probabilities, seconds, size, learned, answering, chosen_settings(result))
+            return _Fold(held, probabilities, seconds, size, learned, answering, candidate.called(result))
 
     def _pooled(self, candidate: Candidate, results: Sequence[_Fold]) -> Compared:
         by_place = torch.zeros(len(self._split.train), len(self._split.class_names))
@@ -228,7 +227,7 @@ class Comparison:
             size=results[0].size,
             answering=results[0].answering,
             held_back=len(right) / learned_from if any(each.learned for each in results) else 0.0,
-            chosen=tuple(each.chosen for each in results),
+            names=tuple(each.name for each in results),
         )
 
 
@@ -242,12 +241,6 @@ def _trained(
     assert isinstance(model, ImageModel)  # candidates are for encoders of images
     untested = replace(with_validation(split, recipe), test=())
     return model, train(training_of(recipe, model, untested, **changes or {}), None)
-
-
-def chosen_settings(result: Result) -> Mapping[str, object]:
-    """Return the settings that the data chose in a training run."""
-    settings: Mapping[str, object] = result.metrics.get("chosen", {}).get("settings", {})
-    return settings
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:

@@ -12,7 +12,7 @@ from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
 from adapt.choosing.candidates import candidates
-from adapt.choosing.compare import Compared, Comparison, chosen_settings, take
+from adapt.choosing.compare import Compared, Comparison, take
 from adapt.choosing.race import BASELINE, race
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.common.devices import AUTO
@@ -102,7 +102,7 @@ def recommend(
         name, usual = UNCOMPARED[0], list((changes | alone).items())
         recipe = chosen.candidate.recipe if chosen else read_recipe(name, usual, data)
         result = run_recipe(recipe, folder, progress=progress, split=split, backbone=loaded, track=tracked_by)
-        name = chosen.candidate.called([chosen_settings(result)]) if chosen else name
+        name = chosen.candidate.called(result) if chosen else name
         recommendation = recommendation.trained(result, name)
         if folder is not None:
             recommendation.write(folder)

@@ -36,6 +36,11 @@ class Result:
         return float(self.metrics["adapted"]["accuracy"])
 
     @property
+    def chosen(self) -> dict[str, object]:
+        """The settings that the data chose."""
+        return dict(self.metrics.get("chosen", {}).get("settings", {}))
+
+    @property
     def zero_shot_accuracy(self) -> float:
         """The accuracy of the baseline on the test images, in [0, 1]."""
         return float(self.metrics["zero_shot"]["accuracy"])
