@@ -25,7 +25,7 @@ class VisionEncoder(ImageEncoder):
     """
 
     kind = "vision encoder"
-    instead = "use a method that reads no class names, such as linear_probe without `words`, or a dual encoder"
+    instead = "use a method that reads no class names, such as linear_probe without method.words, or a dual encoder"
 
     def __init__(self, *, encode_image: Callable[[Tensor], Tensor], **parts: Unpack[BackboneParts]) -> None:
         super().__init__(encode_image=encode_image, tokenizer=None, **parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -19,6 +19,7 @@ from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
 from adapt.tasks import Task
+from adapt.training.result import Result
 
 _OF_KINDS = {VisionEncoder: "vision", JoinedDualEncoder: "two_models"}  # recipes for backbones of one kind
 _OTHER = ("base_to_new", "cross_dataset", "domain_generalisation", "texts", "pairs")  # recipes that are not few-shot
@@ -39,7 +40,8 @@ class Candidate:
     """A method to compare, with its recipe, its name in tables, and the command that trains it.
 
     If `always` is true, the candidate is always compared, otherwise only on request or if time is left. A `preferred`
-    candidate is chosen if no other candidate is better by more than the noise.
+    candidate is chosen if no other candidate is better by more than the noise. A variant that only leaves settings to
+    the data is `otherwise` called: by the name of its recipe, if the data choose the recipe's values of the settings.
     """
 
     name: str
@@ -48,12 +50,12 @@ class Candidate:
     always: bool
     command: str
     preferred: bool = False
-    calibrate: bool = False
+    otherwise: tuple[str, Mapping[str, object]] = ("", {})
 
-    @property
-    def final(self) -> Recipe:
-        """The recipe that `command` trains, which is `recipe`, with temperature calibration if `calibrate` is true."""
-        return self.recipe.model_copy(update={"calibrate": True}) if self.calibrate else self.recipe
+    def called(self, result: Result) -> str:
+        """Return the candidate's name after a training with this result, in which the data chose settings."""
+        recipe, values = self.otherwise
+        return recipe if values and values.items() <= result.chosen.items() else self.name
 
 
 def candidates(
@@ -82,6 +84,7 @@ def _of_recipe(
     located = find_recipe(name)
     file = read_file(located.path, located.name)
     variants: dict[str, dict[str, object]] = {name: {}} | file.variants
+    plain = read_recipe(name, list(changes.items()), source).new_method().config
     for title, settings in variants.items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = recipe.new_method()
@@ -92,11 +95,12 @@ def _of_recipe(
         if every or always:
             merged = settings | encoded_once(recipe, method) | changes
             recipe = read_recipe(name, list(merged.items()), source)
-            calibrate = task.one_class and cost is Cost.NO_STEP and changes.get("calibrate") is not False
-            merged |= {"calibrate": True} if calibrate else {}
             sets = [f"--set={key}={_as_yaml(value)}" for key, value in merged.items() if (key, value) not in _DEFAULTS]
             command = shlex.join(["adapt", "train", name, f"--data={source}", *sets])
-            yield Candidate(title, recipe, cost, always, command, title == file.preferred, calibrate)
+            values = {key: getattr(plain, key.removeprefix("method."), None) for key in settings}
+            left = {key.removeprefix("method."): value for key, value in values.items() if settings[key] is None}
+            otherwise = name, left if len(left) == len(settings) else {}
+            yield Candidate(title, recipe, cost, always, command, title == file.preferred, otherwise)
 
 
 def _answers_images(method: Method, backbone: Backbone, task: Task) -> bool:

@@ -59,6 +59,7 @@ class Compared:
     `seconds` is the time of one training run without image encoding, and `size` is the size of the adapter in bytes.
     `answering` is the number of FLOPs that answering one image takes, with its encoding.
     `held_back` is the number of held-out images divided by the number of training images, or 0 if nothing is learned.
+    `names` are those of the trainings on the folds.
     """
 
     candidate: Candidate
@@ -69,6 +70,11 @@ class Compared:
     size: int
     answering: int
     held_back: float
+    names: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.names[0] if len(set(self.names)) == 1 else self.candidate.name
 
     @cached_property
     def merits(self) -> Tensor:
@@ -122,6 +128,7 @@ class _Fold(NamedTuple):
     size: int
     learned: bool
     answering: int
+    name: str
 
 
 class Comparison:
@@ -157,7 +164,7 @@ class Comparison:
             if (constant := self._split.task.constant(part.train, self._split.class_names)) is None:
                 return None
             name, answer = constant
-            results.append(_Fold(held, answer.expand(len(held), -1), 0.0, 0, True, 0))
+            results.append(_Fold(held, answer.expand(len(held), -1), 0.0, 0, True, 0, name))
         return self._pooled(Candidate(name, recipe, Cost.NO_STEP, True, ""), results)
 
     def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
@@ -214,7 +221,7 @@ class Comparison:
         if behind <= errors * error:
             return ""
         points = " points" * scores.compared_by.share
-        return f"{scores.compared_by.text(behind)}{points} behind {best.candidate.name} on the first fold"
+        return f"{scores.compared_by.text(behind)}{points} behind {best.name} on the first fold"
 
     def _scores(self, answers: Tensor, places: Sequence[int]) -> Scores:
         items = [self._split.train[place] for place in places]
@@ -230,13 +237,14 @@ class Comparison:
             return _Fold(held, tensor_file.read(path, _FOLD)["answers"], *figures)
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
-            model, _ = _trained(candidate, part, self._backbone, changes)
+            model, result = _trained(candidate, part, self._backbone, changes)
             seconds = time.monotonic() - started
             answers = self._split.task.answers(model, part.test, Inference())
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0
-        fold = _Fold(held, answers, seconds, size, bool(model.method.state_dict()), answering)
+        learned = bool(model.method.state_dict())
+        fold = _Fold(held, answers, seconds, size, learned, answering, candidate.called(result))
         if path is not None:
             with replacing(path) as temporary:
                 tensor_file.write({"answers": answers}, temporary, {"figures": plain.dump(fold[2:])})
@@ -257,6 +265,7 @@ class Comparison:
             size=results[0].size,
             answering=results[0].answering,
             held_back=len(self._places) / learned_from if any(each.learned for each in results) else 0.0,
+            names=tuple(each.name for each in results),
         )
 
 
@@ -264,7 +273,8 @@ def _trained(
     candidate: Candidate, split: Split, backbone: Backbone, changes: dict[str, object] | None = None
 ) -> tuple[ImageModel, Result]:
     """Train the candidate on `split` with `changes` to the training settings, and return the model and the result."""
-    recipe = candidate.recipe
+    recipe = candidate.recipe  # uncalibrated unless that was asked for, as a temperature changes no answer
+    recipe = recipe.model_copy(update={"calibrate": bool(recipe.calibrate)})
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, ImageModel)  # candidates are for encoders of images
     untested = replace(with_validation(split, recipe), test=())

@@ -35,7 +35,8 @@ def race(
     if listed and not runners.compared:
         name, reason = next(iter(runners.left_out.items()))
         raise AdaptError(f"no method could be compared; for example, {name} failed: {reason}")
-    return runners.compared, runners.left_out
+    named = {each.name: each for each in sorted(runners.compared, key=lambda each: each.candidate.preferred)}
+    return list(named.values()), runners.left_out  # once, if a variant is its recipe after all
 
 
 class _Race:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -102,10 +101,10 @@ def recommend(
         chosen, alike = take(compared) if compared else (None, [])
         baseline = comparison.baseline(base) if compared else None
         recommendation = Recommendation(
-            chosen=chosen.candidate.name if chosen else UNCOMPARED[0],
+            chosen=chosen.name if chosen else UNCOMPARED[0],
             figure=chosen.scores.compared_by if chosen else Scores.compared_by,
             rows=rows_of([*compared, *filter(None, [baseline])]),
-            alike=[each.candidate.name for each in alike],
+            alike=[each.name for each in alike],
             left_out=left_out,
             notes=_notes(split, comparison, compared, baseline),
             advice=advise(split, features, comparison.items, chosen),
@@ -114,10 +113,12 @@ def recommend(
         if folder is not None:
             recommendation.write(folder)
         alone = UNCOMPARED[1] if isinstance(loaded, DualEncoder) else {}
-        recipe = chosen.candidate.final if chosen else read_recipe(UNCOMPARED[0], list((changes | alone).items()), data)
+        name, usual = UNCOMPARED[0], list((changes | alone).items())
+        recipe = chosen.candidate.recipe if chosen else read_recipe(name, usual, data)
         goes_on = folder is not None and (folder / "recipe.yaml").is_file()
         result = run_recipe(recipe, folder, goes_on, progress, split, loaded, tracked_by)
-        recommendation = replace(recommendation, result=result)
+        name = chosen.candidate.called(result) if chosen else name
+        recommendation = recommendation.trained(result, name)
         if folder is not None:
             recommendation.write(folder)
             recommendation.report(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,6 +59,18 @@ class Recommendation:
     def estimate(self) -> tuple[float, float] | None:
         """The chosen method's cross-validated figure and its standard error; None if nothing was compared."""
         return next(((row[self.figure.name], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
+
+    def trained(self, result: Result, name: str) -> Recommendation:
+        """Return the recommendation with the chosen method's training, after which the method is called `name`."""
+        renamed = {self.chosen: name}
+        rows = [row for row in self.rows if row["method"] == self.chosen or row["method"] != name]
+        return replace(
+            self,
+            chosen=name,
+            rows=[row | {"method": renamed.get(row["method"], row["method"])} for row in rows],
+            alike=list(dict.fromkeys(renamed.get(each, each) for each in self.alike)),
+            result=result,
+        )
 
     def as_json(self) -> dict[str, object]:
         """Return the recommendation as a dict, which is the content of recommendation.json."""
@@ -162,7 +174,7 @@ def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
         figure, figures = each.scores.compared_by, each.scores.figures()
         rows.append(
             {
-                "method": each.candidate.name,
+                "method": each.name,
                 figure.name: figures[figure.name],
                 "error": each.error,
                 "behind": behind,

@@ -251,7 +251,7 @@ def sweep(
     from adapt.protocols import protocol as protocols
 
     _check_owned(overrides, {"seed": _OWNED["seed"]})
-    chosen = common.read(recipe, overrides, options)
+    chosen = common.read(recipe, overrides, options, "sweep")
     _run(protocols.sweep(chosen, dict(map(_values, settings)), common.numbers("seeds", seeds)), options)
 
 

@@ -22,9 +22,9 @@ from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifie
 
 
 class LDAConfig(PlainClassifierConfig):
-    ridge: float | None = Field(default=0.0, ge=0)
+    ridge: float | None = Field(default=None, ge=0)
     """The multiple of total variance / number of images that is added to every variance; 0 is Ledoit and Wolf's
-    covariance, null lets the data choose."""
+    covariance, null lets the data choose among 0, 0.2, 1 and 5."""
 
 
 class LDA(LinearClassifier):
@@ -33,7 +33,7 @@ class LDA(LinearClassifier):
     name = "lda"
     title = "Linear discriminant analysis, shrunk (Ledoit and Wolf, JMVA 2004)"
     Config = LDAConfig
-    choices = {"ridge": Choice((0.0, 0.2, 1.0), usual=0.2)}
+    choices = {"ridge": Choice((0.0, 0.2, 1.0, 5.0), usual=1.0)}
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         from sklearn.covariance import ledoit_wolf

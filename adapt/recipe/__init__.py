@@ -85,8 +85,9 @@ class Recipe(StrictModel):
     """Weight of the adapted model in the predictions, the rest being zero-shot (WiSE-FT)."""
     pooling: BagPooling = "features"
     """What is averaged over the images of an item that has several; with logits, each image is learned by itself."""
-    calibrate: bool = False
-    """Calibrate: divide logits by a temperature chosen on validation images, so that confidence matches accuracy."""
+    calibrate: bool | None = None
+    """Calibrate: divide logits by a temperature chosen on held-out images, so that confidence matches accuracy. By
+    default, a method without training steps is calibrated, but not in the papers' protocols."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     device: str = AUTO
     """auto, which takes the accelerator if there is one; or cpu, cuda, cuda:1, xpu, mps."""
@@ -129,7 +130,8 @@ def read_recipe(
     """Return the recipe in the file, or with the shipped name, `recipe`, with settings for the data set `data`.
 
     `overrides` have the form `data.shots=4` or `("data.shots", 4)`, and `data.source=NAME` is equivalent to `data`. If
-    `recipe` is only the name of a method, `protocol` (such as `base_to_new`) selects one of the method's recipes.
+    `recipe` is only the name of a method, `protocol` (such as `base_to_new`) selects one of the method's recipes. For a
+    protocol, `calibrate` is false by default, as published.
 
     Raises AdaptError for an unknown recipe (with the nearest names), broken YAML, an unknown key (with the nearest
     valid key), an invalid value, and missing data.
@@ -149,7 +151,7 @@ def read_recipe(
         raise file.needs_data()
     if not isinstance(source, str):
         return build_recipe(file.settings | {"data": {"source": source}}, located.name)  # raises
-    raw = file.on_data(source)
+    raw = ({} if protocol is None else {"calibrate": False}) | file.on_data(source)
     for override in overrides:
         set_key(raw, override)
     one_length(raw, overrides)

@@ -217,7 +217,7 @@ class FitSettings(TypedDict, total=False):
     template: str
     cache: bool
     blend: float | None
-    calibrate: bool
+    calibrate: bool | None
     pooling: BagPooling
     unlabelled_set: Sequence[Item]
 

@@ -49,7 +49,7 @@ from adapt.training.processes import dividing, processes_on
 from adapt.training.result import Result, reproducible
 from adapt.training.run import Run
 from adapt.training.step_memory import check_memory
-from adapt.training.temperature import answers_by_folds, calibrated, check_calibration
+from adapt.training.temperature import answers_by_folds, calibrated, calibrates
 
 logger = logging.getLogger("adapt")
 
@@ -78,8 +78,8 @@ def fit(
       left out. A method that reads no labels learns from `unlabelled_set` and `train_set`, which may be empty.
     * `pooling`: what is averaged over the images of an item that has several, `features` or `logits`. With `logits`,
       each image is learned and answered by itself.
-    * `calibrate`: divide the logits by a temperature that is chosen on `val_set`. Without a `val_set`, a method without
-      gradient steps chooses the temperature by cross-validation.
+    * `calibrate`: divide the logits by a temperature, so that confidence matches accuracy. A method without gradient
+      steps chooses it by cross-validation, and is calibrated by default; other methods choose it on `val_set`.
 
     Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if `val_set` is
     empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values.
@@ -130,7 +130,7 @@ def checked(
     template: str = "a photo of a {}.",
     cache: bool = True,
     blend: float | None = None,
-    calibrate: bool = False,
+    calibrate: bool | None = None,
     pooling: BagPooling = "features",
     **settings: Any,
 ) -> Fitting:
@@ -147,8 +147,6 @@ def checked(
         train_set = singles(train_set)
     _check_parts(model, train_set, val_set, test_set)
     train_set, unlabelled_set = _learned_from(model.method, train_set, unlabelled_set)
-    if calibrate:
-        check_calibration(model, train_set, val_set)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
     processes = dividing(processes_on(model.backbone.device), model, train_set, chosen, cache)
@@ -162,7 +160,7 @@ def checked(
         seed=seed,
         template=template,
         cache=cache,
-        calibrate=calibrate,
+        calibrate=calibrates(model, train_set, val_set, calibrate),
         given=settings,
         processes=processes,
     )
@@ -267,7 +265,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         metrics["not_measured"], test_set = one, ()  # each answer would be right
     if training.processes.count > 1:
         metrics["processes"] = training.processes.count
-    model.answers = replace(model.answers, logit_bias=None)  # only multi-label data has one, which its task fits
+    # a temperature is that of an earlier training; only multi-label data has a bias, which its task fits
+    model.answers = replace(model.answers, temperature=1.0, logit_bias=None)
     if (figures := constant(training, test_set)) is not None:
         metrics |= figures
     elif model.has_baseline:
@@ -291,7 +290,7 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     if model.answers.blend < 1:
         metrics["blend"] = model.answers.blend
     scores = training.score(model, test_set, "evaluating") if test_set else None
-    if training.calibrate:
+    if training.calibrate and (training.val_set or training.held_back_answers):
         metrics["calibration"] = calibrated(training, scores)
         scores = training.score(model, test_set, "evaluating") if test_set else None
     if training.val_set and tasks.of(training.val_set).validates(model):

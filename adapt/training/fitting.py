@@ -188,15 +188,15 @@ class Fitting:
                 )
         return self._features[key]
 
-    def folds(self) -> list[Fold]:
-        """Return five cross-validation folds of the training images, each of which holds out a fifth of the images.
+    def folds(self, count: int = FOLDS) -> list[Fold]:
+        """Return `count` cross-validation folds of the training images, which each hold out about as many of them.
 
         Folds are stratified by class and keep groups together. An image that is needed for training in all folds, such
         as the only image of its class unless the method predicts numbers, is never held out. If no image can be held
         out, the list is empty.
         """
-        part_of = folds(self.train_set, FOLDS, self.seed, not has_trait(self.model.method, Grades))
-        return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, FOLDS)]
+        part_of = folds(self.train_set, count, self.seed, not has_trait(self.model.method, Grades))
+        return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, count)]
 
     def alone(self, backbone: str | None = None) -> Fitting:
         if backbone in self._baselines:  # a backbone takes long to load

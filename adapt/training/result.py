@@ -36,6 +36,11 @@ class Result:
         return float(self.metrics["adapted"]["accuracy"])
 
     @property
+    def chosen(self) -> dict[str, object]:
+        """The settings that the data chose."""
+        return dict(self.metrics.get("chosen", {}).get("settings", {}))
+
+    @property
     def zero_shot_accuracy(self) -> float:
         """The accuracy of the baseline on the test images, in [0, 1]."""
         return float(self.metrics["zero_shot"]["accuracy"])
@@ -54,6 +59,8 @@ class Result:
                 f"calibrated by a temperature of {calibration['temperature']:.2f}: calibration error "
                 f"{100 * before:.1f} → {100 * after:.1f} %{worse}"
             )
+        elif (error := self.metrics.get("adapted", {}).get("calibration_error")) is not None:
+            lines.append(f"not calibrated: calibration error {100 * error:.1f} %")
         if self._reports:
             lines += self._reports.lines(self.metrics)
         return "\n".join(lines)

@@ -99,7 +99,7 @@ def with_validation(split: Split, recipe: Recipe) -> Split:
     method = recipe.new_method()
     chosen = [setting] if (setting := chosen_setting(method)) else []
     by_folds = recipe.train is None and calibrates_by_folds(method)
-    chosen += ["the temperature"] * (recipe.calibrate and not by_folds)
+    chosen += ["the temperature"] * (recipe.calibrate is True and not by_folds)
     if split.val or not chosen or recipe.data.sampling == "clip-lora":  # which samples validation images itself
         return split
     carved = split.with_validation(recipe.seed)

@@ -17,12 +17,14 @@ from adapt import Backbone
 from adapt.choosing import compare as module
 from adapt.choosing.candidates import Candidate, Cost, candidates
 from adapt.choosing.compare import Compared, Comparison, take
+from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.cli import main
 from adapt.cli import options as common
 from adapt.data import Split
 from adapt.evaluation.scores import Scores
 from adapt.recipe import read_recipe
 from adapt.recipe.file import pair
+from adapt.training.result import Result
 from adapt.training.run_recipe import run_recipe
 
 CHANGES = {"data.shots": 4, "seed": 1, "backbone": "mini-clip"}
@@ -83,7 +85,7 @@ def test_the_command_trains_what_was_compared(name: str, monkeypatch: pytest.Mon
     read = common.read
     monkeypatch.setattr(common, "read", lambda *given: found.append(read(*given)) or pytest.exit("read"))
     CliRunner().invoke(main, shlex.split(candidate.command)[1:], catch_exceptions=True)
-    assert found == [candidate.final]
+    assert found == [candidate.recipe]
 
 
 @by_turns("root", ["/data/my photos #2", "123", "/d/a: b", "null", "true", "plain/path", "it's"], take=2)
@@ -192,6 +194,30 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
     assert isinstance(kept, Compared)
     assert trained == [("clap", False)] * 3
     assert torch.equal(kept.merits, Comparison(few, backbone, 3, seed=1).run(listed["clap"]).merits)
+
+
+def test_a_variant_is_named_as_its_recipe_where_the_data_choose_the_same() -> None:
+    """Where the data leave class names out, `lda_words` is `lda`, and in a comparison if they do in every fold."""
+
+    def called(name: str, **chosen: float) -> str:
+        return _listed()[name].called(Result({"chosen": {"settings": chosen}}, [], None))
+
+    assert [called("lda_words", ridge=1.0, words=each) for each in (0.0, 1.0)] == ["lda", "lda_words"]
+    assert (called("lda", ridge=1.0), called("lda_words")) == ("lda", "lda_words")
+    compared = _compared("lda_words", [1])
+    assert replace(compared, names=("lda", "lda")).name == "lda"
+    assert replace(compared, names=("lda", "lda_words")).name == "lda_words"
+
+
+def test_the_name_is_that_of_the_final_training() -> None:
+    """The other row of that name goes, so that none stands twice."""
+    compared = [_compared(name, right) for name, right in (("lda_words", [1, 1]), ("gda", [1, 0]), ("lda", [0, 0]))]
+    found = Recommendation("lda_words", rows_of(compared), ["lda_words", "lda", "gda"], {}, [], None, {}).trained(
+        None,  # type: ignore[arg-type]
+        "lda",
+    )
+    assert (found.chosen, found.alike) == ("lda", ["lda", "gda"])
+    assert [(row["method"], row["accuracy"]) for row in found.rows] == [("lda", 1.0), ("gda", 0.5)]
 
 
 def test_few_images_are_not_sure() -> None:

@@ -134,7 +134,7 @@ def test_what_a_backbone_lacks_is_named(method: str, kind: str, reason: str) -> 
 def test_words_are_refused_where_none_are_read(method: str) -> None:
     with pytest.raises(
         AdaptError,
-        match="is a vision encoder: use a method that reads no class names, such as linear_probe without `words`",
+        match=r"such as linear_probe without method\.words, or a dual encoder",
     ):
         adapt.wrap(tiny_vision.backbone("dinov2"), methods.find(method)(words=1.0), NAMES)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_backbones
@@ -13,10 +15,12 @@ import torch.nn.functional as F
 import adapt
 from adapt import AdaptError, fit, methods
 from adapt.data import Split
-from adapt.evaluation.calibration import BOUNDS, likeliest, temperature
+from adapt.evaluation.calibration import FLAT, likeliest, spread, temperature
 from adapt.evaluation.scores import calibration_error, reliability
+from benchmarks import calibration, drawings
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
+SEED = 1  # of the sample and of the folds
 
 
 def test_it_is_found_to_the_third_digit() -> None:
@@ -27,14 +31,27 @@ def test_it_is_found_to_the_third_digit() -> None:
     found = likeliest(logits, labels)
     assert found == pytest.approx(3, rel=0.1)
     grid = torch.linspace(2.5, 3.5, 2001, dtype=torch.double)
-    best = grid[torch.stack([F.cross_entropy(logits / each, labels) for each in grid]).argmin()]
+    added = 2 * F.one_hot(logits.argmax(-1), 5) + 2 / 5  # two right answers, and two of random classes
+    targets = (4000 * F.one_hot(labels, 5) + added) / 4004
+    best = grid[torch.stack([F.cross_entropy(logits / each, targets) for each in grid]).argmin()]
     assert found == pytest.approx(float(best), abs=1e-3)
 
 
 def test_answers_that_are_all_right_do_not_become_certain() -> None:
-    assert BOUNDS == (0.05, 20.0)
-    assert BOUNDS[0] <= likeliest(torch.eye(3, dtype=torch.double), torch.arange(3)) < 0.2
-    assert likeliest(torch.eye(2, dtype=torch.double), torch.tensor([1, 0])) == BOUNDS[1]
+    """Three of three count as five and two thirds of seven; nothing right is no better than chance."""
+    right, wrong = torch.eye(3, dtype=torch.double), torch.eye(2, dtype=torch.double)
+    confidence = (right / likeliest(right, torch.arange(3))).softmax(-1).diagonal()
+    assert confidence.tolist() == pytest.approx([(3 + 2 + 2 / 3) / 7] * 3, abs=1e-4)
+    assert likeliest(wrong, torch.tensor([1, 0])) == pytest.approx(FLAT * spread(wrong))
+    assert likeliest(torch.zeros(3, 2), torch.tensor([0, 1, 0])) == 1
+
+
+def test_the_size_of_the_logits_does_not_matter() -> None:
+    """Those of wide features may be in the thousands."""
+    logits = torch.randn(100, 5, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    labels = (logits + torch.randn(100, 5, generator=torch.Generator().manual_seed(2))).argmax(-1)
+    found = likeliest(logits, labels)
+    assert likeliest(1000 * logits, labels) == pytest.approx(1000 * found, rel=1e-6)
 
 
 def test_bins_by_hand() -> None:
@@ -44,6 +61,20 @@ def test_bins_by_hand() -> None:
     assert calibration_error(bins) == pytest.approx((2 * 0.445 + 2 * 0.025) / 4)
 
 
+@pytest.mark.parametrize(
+    ("method", "encoder"),
+    [(methods.GDA(views=0), drawings.backbone), (methods.NearestMean(), calibration.wide)],
+    ids=["mini-clip", "wide"],
+)
+def test_a_method_without_steps_is_calibrated_by_folds_unless_told_otherwise(
+    method: methods.Method, encoder: Callable[[], Any]
+) -> None:
+    """No image is given away, and hardly more error is left than few test images show of calibrated answers."""
+    before, after, simulated = calibration.errors(method, encoder(), drawings.drawings(drawings.SEEN), 16, SEED)
+    assert before > simulated + 0.15
+    assert after < simulated + 0.03
+
+
 def test_a_training_calibrates_and_its_adapter_keeps_it(
     tiny_split: Split, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -51,8 +82,9 @@ def test_a_training_calibrates_and_its_adapter_keeps_it(
         return adapt.wrap(tiny_backbones.backbone("open_clip"), methods.ZeroShot(), NAMES)
 
     options = {"val_set": tiny_split.val, "progress": False}
-    plain = fit(made(), tiny_split.train, tiny_split.test, **options)
-    result = fit(made(), tiny_split.train, tiny_split.test, calibrate=True, out=tmp_path / "run", **options)
+    plain = fit(made(), tiny_split.train, tiny_split.test, calibrate=False, **options)
+    assert "\nnot calibrated: calibration error" in str(plain)
+    result = fit(made(), tiny_split.train, tiny_split.test, out=tmp_path / "run", **options)
     found = result.metrics["calibration"]
     assert found["error_before"] == pytest.approx(plain.metrics["adapted"]["calibration_error"])
     assert result.accuracy == plain.accuracy  # the order of the logits stays

@@ -99,7 +99,7 @@ def test_lda_is_scikit_learns_on_one_covariance(open_clip: Backbone) -> None:
             return self
 
     solver = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=Shrunk()).fit(x, y)
-    model = fitted(open_clip, methods.LDA(), (features, labels))
+    model = fitted(open_clip, methods.LDA(ridge=0.0), (features, labels))
     expected, ours = torch.from_numpy(solver.decision_function(x)).float(), model.logits(features)
     assert scaled(ours, expected) < 1e-4
 
@@ -273,8 +273,8 @@ def test_gda_needs_as_many_training_features_as_model_a_new_class(open_clip: Bac
         (methods.KNN, {"neighbours": 3}, {}),
         (methods.LinearProbe, {}, {"strength": ((0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.LinearProbe, {"strength": 1.0}, {}),
-        (methods.LDA, {}, {}),
-        (methods.LDA, {"ridge": None}, {"ridge": ((0.0, 0.2, 1.0), 0.2, True)}),
+        (methods.LDA, {}, {"ridge": ((0.0, 0.2, 1.0, 5.0), 1.0, True)}),
+        (methods.LDA, {"ridge": 0.0}, {}),
         (methods.GDA, {}, {"alpha": ((1e-4, 0.001, 0.01, 0.1, 1, 10, 100, 1000), 10, True)}),
         (methods.GDA, {"alpha": 1.0}, {}),
     ],

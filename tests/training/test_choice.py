@@ -39,7 +39,7 @@ def test_each_training_image_is_held_back_once_and_then_all_are_learned(probe: A
         prepare(training)
 
     gda.method.prepare = spied
-    result = fit(gda, tiny_split.train, progress=False)
+    result = fit(gda, tiny_split.train, calibrate=False, progress=False)
     images = len(tiny_split.train)
     assert len(seen) == FOLDS + 1
     assert sum(held for _, held in seen) == images
@@ -183,11 +183,12 @@ def _fixed(
 def test_the_temperature_is_chosen_by_folds_too(probe: Any, tiny_split: Any) -> None:
     """From answers to all training images by models that had not seen them, and no image is given away."""
     model = probe("lda")
-    result = fit(model, tiny_split.train, tiny_split.test, calibrate=True, progress=False)
+    result = fit(model, tiny_split.train, tiny_split.test, progress=False)
     assert result.metrics["calibration"]["images"] == len(tiny_split.train) == result.metrics["train_images"]
     assert model.answers.temperature == result.metrics["calibration"]["temperature"]
     uncalibrated = probe("lda")
-    fit(uncalibrated, tiny_split.train, progress=False)
+    fit(uncalibrated, tiny_split.train, calibrate=False, progress=False)
+    assert uncalibrated.answers.temperature == 1
     assert torch.equal(model.method.weight, uncalibrated.method.weight)
 
 
@@ -218,7 +219,7 @@ def test_calibrating_again_gives_the_same_temperature(probe: Any, tiny_split: An
     model = probe("nearest_mean")
     found = [fit(model, tiny_split.train, calibrate=True, progress=False).metrics["calibration"] for _ in range(2)]
     assert found[0] == found[1]
-    assert found[0]["temperature"] == pytest.approx(0.2263, rel=0.03)  # not 1, which would be found again whatever was
+    assert found[0]["temperature"] == pytest.approx(1.8315, rel=0.03)  # not 1, which would be found again whatever was
 
 
 def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, monkeypatch: Any) -> None:
@@ -227,6 +228,42 @@ def test_one_image_a_class_cannot_be_calibrated_on(probe: Any, tiny_split: Any, 
     monkeypatch.setattr(model.backbone, "encode_image", lambda images: pytest.fail("an image was encoded"))
     with pytest.raises(adapt.AdaptError, match="calibrate needs a class with at least two images"):
         fit(model, one_each, calibrate=True, progress=False)
+
+
+def test_where_no_image_can_be_held_out_probabilities_are_said_to_be_uncalibrated(
+    probe: Any, tiny_split: Any, caplog: Any
+) -> None:
+    """Neither with one image a class, nor where a fold's images are too few for the method."""
+    one_each = list({item.answer: item for item in tiny_split.train}.values())
+    assert "calibration" not in fit(probe("lda"), one_each, progress=False).metrics
+    assert "the probabilities are not calibrated, which needs a class with at least two images" in caplog.text
+    caplog.clear()
+    gda = probe("gda", views=0)
+    prepare = gda.method.prepare
+    gda.method.prepare = lambda training: refuse() if len(training.items("train")) < 12 else prepare(training)
+    assert "calibration" not in fit(gda, tiny_split.train, progress=False).metrics
+    assert "the probabilities are not calibrated, because no image can be held out: too few" in caplog.text
+
+
+def refuse() -> None:
+    raise adapt.AdaptError("too few")
+
+
+def test_a_method_does_not_see_the_images_that_its_temperature_is_chosen_on(probe: Any, tiny_split: Any) -> None:
+    """LP++ would choose its epoch by them."""
+    model, seen = probe("lp_plus_plus", views=0, epochs=5), []
+    prepare = model.method.prepare
+    model.method.prepare = lambda training: (seen.append(len(training.items("val"))), prepare(training))
+    assert "calibration" in fit(model, tiny_split.train, progress=False).metrics
+    assert set(seen) == {0}
+
+
+def test_a_temperature_ends_with_the_training_that_it_was_chosen_for(probe: Any, tiny_split: Any) -> None:
+    model = probe("nearest_mean")
+    fit(model, tiny_split.train, progress=False)
+    assert model.answers.temperature != 1
+    fit(model, tiny_split.train, calibrate=False, progress=False)
+    assert model.answers.temperature == 1
 
 
 def test_nothing_is_said_of_an_end_where_nothing_was_tried(caplog: Any, probe: Any, tiny_split: Any) -> None:
