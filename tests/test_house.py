@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -75,6 +76,16 @@ def test_imports_run_in_no_circle() -> None:
     for module in FILES:
         walk(module, ())
     assert done == set(FILES)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "checkpoints").glob("*/build/*.py")), ids=lambda path: path.stem)
+def test_what_scripts_of_the_docs_import_is_there(script: Path) -> None:
+    """They run for hours by hand, beside data that a test has not."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "adapt":
+            module = importlib.import_module(str(node.module))
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or f"{node.module}.{name}" in FILES, name
 
 
 def test_no_room_names_a_method() -> None:
