@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import exp, log
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from adapt.formats.header import Header
 from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
+from adapt.models.answers import Answers
 from adapt.models.base import Adapted
 from adapt.models.wrap import Model
 
@@ -104,8 +106,10 @@ def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> 
     """Raise AdaptError if two adapters differ in more than their learned tensors, such as in settings or classes."""
     for what in ("method", "config", "fingerprint", "preprocess", "class_names", "answers"):
         a, b = getattr(one, what), getattr(other, what)
-        if what == "answers" and a and b and {"logit_bias"} <= a.keys() & b.keys():  # the soup takes their mean
-            b = b | {"logit_bias": a["logit_bias"]}
+        if what == "answers" and a and b:  # the soup takes the mean of what each adapter has fitted
+            a, b = ({key: each[key] for key in each if key != "temperature"} for each in (a, b))
+            if {"logit_bias"} <= a.keys() & b.keys():
+                b = b | {"logit_bias": a["logit_bias"]}
         if a == b:
             continue
         if what == "config":
@@ -124,7 +128,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     with torch.no_grad():
         settings, tensors = mixed([member.model.method for member in members], mixture)
     model = build_for(type(first.method)(**settings), first.backbone, first.class_names, tensors, "the soup")
-    model.answers = replace(first.answers, logit_bias=_mean_bias([member.model for member in members], mixture))
+    model.answers = _mean_answers([member.model for member in members], mixture)
     ingredients = [
         {"adapter": name, "weight": weight} for (name, _), weight in zip(members, mixture.weights, strict=True)
     ]
@@ -133,11 +137,17 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     return model.eval()
 
 
-def _mean_bias(models: Sequence[Model], mixture: Mixture) -> float | None:
-    """Return the mean of the models' logit biases, with absolute weights, or None if the models have no logit bias."""
-    biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
+def _mean_answers(models: Sequence[Model], mixture: Mixture) -> Answers:
+    """Return the models' answers with the mean of their logit biases, if any, and the geometric mean temperature.
+
+    Means are taken with absolute weights.
+    """
     sizes = [abs(weight) for weight in mixture.weights]
-    return fmean(biases, sizes if any(sizes) else None) if biases else None  # all of them have one, or none has
+    weights = sizes if any(sizes) else None
+    biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
+    bias = fmean(biases, weights) if biases else None  # all of them have one, or none has
+    temperature = exp(fmean([log(model.answers.temperature) for model in models], weights))
+    return replace(models[0].answers, logit_bias=bias, temperature=temperature)
 
 
 def _mean(members: Sequence[_Member], rank: int | None) -> Model:

@@ -231,6 +231,14 @@ def test_the_bias_of_several_classes_is_a_mean(
         adapt.soup(both, **settings)
 
 
+def test_the_temperature_of_a_soup_is_the_geometric_mean(open_clip: Backbone) -> None:
+    both = members(open_clip, methods.CoOp)
+    for each, own in zip(both, (2.0, 8.0), strict=True):
+        each.answers = replace(each.answers, temperature=own)
+    assert adapt.soup(both).answers.temperature == pytest.approx(4.0)
+    assert adapt.soup(both, weights=[0.75, 0.25]).answers.temperature == pytest.approx(2**1.5)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

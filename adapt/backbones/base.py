@@ -130,7 +130,7 @@ class Backbone:
             others = f"; editable towers: {', '.join(self.towers)}. Set the method's towers to editable towers, or use"
             raise AdaptError(
                 f"the {name} tower of {self.describe()} has no transformer blocks that can be edited"
-                f"{others if self.towers else ', nor has another: use'} a method that edits no tower"
+                f"{others if self.towers else ', nor has any other tower: use'} a method that edits no tower"
             )
         return self.towers[name]
 

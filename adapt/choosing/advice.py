@@ -65,7 +65,7 @@ class Advice:
             other = sum(row["class"] != row["train_class"] for row in self.duplicates)
             lines.append(
                 f"{len(self.duplicates)} test or validation image(s) look like a training image"
-                f"{f', {other} of them of another class' * bool(other)}: copies, or alike but for what matters? "
+                f"{f', {other} of them of another class' * bool(other)}: copies, or alike in all but what matters? "
                 "Compare them (duplicates.csv); none is left out"
             )
         return lines

@@ -21,6 +21,7 @@ from adapt.choosing.candidates import Candidate, Cost
 from adapt.common import plain
 from adapt.common.devices import one_thread
 from adapt.common.disk import replacing
+from adapt.common.version import __version__
 from adapt.data.folds import folds, parts
 from adapt.data.item import Item
 from adapt.data.split import Split
@@ -230,7 +231,7 @@ class Comparison:
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None = None
     ) -> _Fold:
-        told = plain.dump([candidate.recipe.model_dump(mode="json", exclude={"device"}), changes, held])
+        told = plain.dump([__version__, candidate.recipe.model_dump(mode="json", exclude={"device"}), changes, held])
         path = None if self._kept is None else self._kept / hashlib.sha256(told.encode()).hexdigest()
         if path is not None and path.is_file():
             figures = plain.parse(tensor_file.describe(path, _FOLD).metadata["figures"])

@@ -21,6 +21,7 @@ from adapt.data.split import Split
 
 NEAREST = 3  # training images that each other image is compared with
 SIDE = 12  # pixels of a thumbnail
+SAME = 1e-3  # the distance up to which training images are copies themselves
 UNLIKE = 0.02  # two images count as one if their thumbnails' correlation is nearer to 1 than this
 SHARE = 0.1  # or than this share of the usual distance of a training image to the one most like it
 SAMPLE = 100  # training images from which the usual distance is taken
@@ -49,7 +50,7 @@ def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[ListedIma
         return []
     step = max(1, len(train) // SAMPLE)
     usual = [1 - most_alike(split.train[place], train[place], place)[0] for place in range(0, len(train), step)]
-    least = 1 - min(UNLIKE, SHARE * median(usual))
+    least = 1 - min(UNLIKE, SHARE * median([each for each in usual if each > SAME] or [1.0]))
     rows: list[ListedImage] = []
     for part, items in (("val", split.val), ("test", split.test)):
         for item, feature in zip(items, features.get(part, ())):

@@ -91,6 +91,8 @@ def recommend(
         split = decodable(listed_split, base, progress)
         origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
         kept = None if folder is None else folder / FOLDS / origin
+        if resume and kept is not None and not kept.exists() and any(kept.parent.iterdir()):
+            raise AdaptError(f"{folder} compares methods on other images, or on another backbone: choose another --out")
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
         arguments = data, changes, slower, loaded, split.task, bool(split.unlabelled)

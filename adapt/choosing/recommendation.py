@@ -61,16 +61,16 @@ class Recommendation:
         return next(((row[self.figure.name], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
 
     def trained(self, result: Result, name: str) -> Recommendation:
-        """Return the recommendation with the chosen method's training, after which the method is called `name`."""
+        """Return the recommendation with the chosen method's training, which says that the method is called `name`.
+
+        The method keeps its name in the comparison if another one there has the new name.
+        """
+        if any(row["method"] == name for row in self.rows):
+            return replace(self, result=result)
         renamed = {self.chosen: name}
-        rows = [row for row in self.rows if row["method"] == self.chosen or row["method"] != name]
-        return replace(
-            self,
-            chosen=name,
-            rows=[row | {"method": renamed.get(row["method"], row["method"])} for row in rows],
-            alike=list(dict.fromkeys(renamed.get(each, each) for each in self.alike)),
-            result=result,
-        )
+        rows = [row | {"method": renamed.get(row["method"], row["method"])} for row in self.rows]
+        alike = [renamed.get(each, each) for each in self.alike]
+        return replace(self, chosen=name, rows=rows, alike=alike, result=result)
 
     def as_json(self) -> dict[str, object]:
         """Return the recommendation as a dict, which is the content of recommendation.json."""

@@ -229,6 +229,8 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
     from adapt.models.together import can_answer_together
 
     items = _measured(split, part)
+    if one := split.task.nothing_to_learn((), model.class_names):
+        raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     scores = evaluate(model, items, cache=cache)
     together = None
     if can_answer_together(model, items):

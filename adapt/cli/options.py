@@ -160,10 +160,22 @@ seed = click.option(
 )
 recipe_device = click.option("--device", help="Device to train on, such as cpu or cuda:1.  [default: auto]")
 recipe_backbone = click.option("--backbone", help="Backbone to adapt (see `adapt backbones`).  [default: the recipe's]")
+
+
+def _once(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the settings unchanged. Raises AdaptError if two of them have one key, of which the last would count."""
+    keys = [setting.partition("=")[0] for setting in given]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise AdaptError(f"--set {key} is given {keys.count(key)} times: give it once")
+    return given
+
+
 overrides = click.option(
     "--set",
     "overrides",
     multiple=True,
+    callback=_once,
     metavar="KEY=VALUE",
     help="Change a key of the recipe, such as train.lr=0.01 (repeatable).",
 )

@@ -11,6 +11,7 @@ import click
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
 from adapt.common.devices import AUTO
+from adapt.common.errors import AdaptError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -82,6 +83,9 @@ def recommend(data: str, out: Path | None, resume: bool, device: str | None, qui
     """
     from adapt.cli.quiet import quiet_libraries
 
+    if resume and out in (None, Path("none")):
+        raise AdaptError("--resume needs the folder of the comparison: give --out FOLDER")
+    named = out is not None
     out = common.run_folder(out, f"recommend-{common.folder_name(data)}")
     if not quiet:
         common.say_backbone(options["backbone"] or common.default_backbone(data), data)
@@ -94,7 +98,8 @@ def recommend(data: str, out: Path | None, resume: bool, device: str | None, qui
         try:
             recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)
         except KeyboardInterrupt:
-            saved = f"; continue with the same command, and --out={out} --resume" if out and out.exists() else ""
+            more = "--resume" if named else f"--out={out} --resume"
+            saved = f"; continue with the same command and {more}" if out and out.exists() else ""
             click.echo(f"stopped{saved}", err=True)
             raise SystemExit(130) from None
     click.echo(str(recommendation))

@@ -12,6 +12,7 @@ from adapt.cli import launching
 from adapt.cli import options as common
 from adapt.cli.many_runs import track
 from adapt.common.devices import is_launched
+from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
 from adapt.common.memory import readable_bytes
 
@@ -97,6 +98,8 @@ def train(
 
             click.echo("\n".join(planned(chosen)))
         return
+    if out is None and folder is not None:
+        check_outside(folder, chosen.data.source, f"the data folder {chosen.data.source}")
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
     if not quiet and launching.is_main():

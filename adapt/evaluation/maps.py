@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,11 +93,16 @@ def scored_with_maps(model: Adapted, items: Sequence[Item], inference: Inference
     assert isinstance(model, AdaptedModel)  # as of every method that draws maps
     normal = normal_label(model.method, model.class_names)
     anomalous = torch.tensor([item.answer != model.class_names[normal] for item in items])
-    batches = list(inference.of_batches(model, items, lambda step: model.logits_and_maps(step.inputs)))
+    masked = any(item.label.files for item in items)
+
+    def answered(step: Any) -> tuple[Tensor, Tensor]:
+        logits, maps = model.logits_and_maps(step.inputs)
+        return logits, maps if masked else maps.flatten(1).amax(-1)[:, None, None]
+
+    batches = list(inference.of_batches(model, items, answered))
     abnormal = 1 - torch.cat([logits for logits, _ in batches]).float().softmax(-1)[:, normal].cpu()
     maps, place = torch.cat([maps for _, maps in batches]), model.backbone.preprocess.placing("nearest")
     size, turned = (maps.shape[1], maps.shape[2]), model.backbone.preprocess.turned
-    masked = any(item.label.files for item in items)
     masks = torch.stack([mask_of(item, place, size, turned) for item in items]) if masked else None
     scores = scored(items, [decided(logits, model.class_names) for logits, _ in batches])
     return MapScores.of(scores, anomalous, abnormal, maps, masks)

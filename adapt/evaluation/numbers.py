@@ -57,8 +57,9 @@ class GradedScores(Scores):
             "r2": float(r2_score(self.targets, self.numbers)) if len(set(self.targets)) > 1 else 0.0,
         }
         error, *others = TITLES.items()
+        shown = others if len(set(self.targets)) > 1 else []  # of equal targets there is nothing but the error
         text = ", ".join(
-            [f"{error[1]} {figures[error[0]]:.4g}", *(f"{title} {figures[name]:.3f}" for name, title in others)]
+            [f"{error[1]} {figures[error[0]]:.4g}", *(f"{title} {figures[name]:.3f}" for name, title in shown)]
         )
         return super().figures() | {"main": self.main, "main_title": self.main_title, **figures, "text": text}
 

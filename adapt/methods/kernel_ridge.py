@@ -16,9 +16,12 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.methods.base import Choice, MethodConfig
+from adapt.common.errors import AdaptError
+from adapt.methods.base import Choice, MethodConfig, Training
 from adapt.methods.base.kernel import similarities
 from adapt.methods.base.regressor import Regressor
+
+MOST = 5000  # training images
 
 
 class KernelRidgeConfig(MethodConfig):
@@ -33,7 +36,7 @@ class KernelRidgeConfig(MethodConfig):
 class KernelRidge(Regressor):
     """Kernel ridge regression. `KernelRidge(alpha, gamma)` stores training `features` `(s, e)` and `weights` `(s,)`.
 
-    The fit holds matrices of `s * s` numbers in fp64: 0.8 GB each for 10,000 training images.
+    Raises AdaptError for more than 5,000 training images, as each of many fits solves for `s * s` similarities.
     """
 
     name = "kernel_ridge"
@@ -52,6 +55,11 @@ class KernelRidge(Regressor):
         rows, device = self.config.rows or 0, backbone.device
         self.register_buffer("features", torch.zeros(rows, backbone.embed_dim, device=device))
         self.register_buffer("weights", torch.zeros(rows, device=device))
+
+    def prepare(self, training: Training) -> None:
+        if (count := len(training.items("train"))) > MOST:
+            raise AdaptError(f"{self.name} fits at most {MOST:,} training images, and there are {count:,}: use ridge")
+        super().prepare(training)
 
     def estimator(self) -> Any:
         from sklearn.kernel_ridge import KernelRidge as Estimator

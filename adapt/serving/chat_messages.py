@@ -107,6 +107,10 @@ class ChatRequest(Message):
     response_format: dict[Literal["type"], Literal["text"]] = Field(default={"type": "text"})
     tools: list[object] = Field(default=[], max_length=0)
     tool_choice: Literal["none", "auto"] = "none"
+    parallel_tool_calls: bool = True
+    modalities: tuple[Literal["text"]] = ("text",)
+    service_tier: Literal["auto", "default"] = "auto"
+    metadata: dict[str, str] = Field(default={}, max_length=16)
     store: Literal[False] = False
     user: str | None = None
 

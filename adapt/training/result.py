@@ -59,7 +59,9 @@ class Result:
                 f"calibrated by a temperature of {calibration['temperature']:.2f}: calibration error "
                 f"{100 * before:.1f} → {100 * after:.1f} %{worse}"
             )
-        elif (error := self.metrics.get("adapted", {}).get("calibration_error")) is not None:
+        elif main_figure(adapted := self.metrics.get("adapted", {}))[0] == "accuracy" and (
+            error := adapted.get("calibration_error")
+        ):
             lines.append(f"not calibrated: calibration error {100 * error:.1f} %")
         if self._reports:
             lines += self._reports.lines(self.metrics)

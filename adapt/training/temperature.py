@@ -25,6 +25,7 @@ from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")
 FEW = 50  # images; on fewer, a temperature is uncertain
+AT_MOST = 2**24  # held-out images times classes
 FOLDS = (3, 16)  # the fewest and the most; in many, a model learns from nearly as many images as the final one
 
 
@@ -72,7 +73,10 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor] | None:
     """
     logits, labels, why = list[Tensor](), list[Tensor](), ""
     fewest, most = FOLDS
+    enough = AT_MOST / len(training.model.class_names)
     for fold in training.folds(max(fewest, usual_count(training.train_set, most))):
+        if sum(map(len, labels)) > enough:  # those of further folds would say the same
+            break
         try:
             replace(fold, val_set=()).prepare()  # a method must not see the images that are held out
         except AdaptError as error:

@@ -100,6 +100,19 @@ def test_copies_across_parts_are_found(
     assert len(found) - len(right) <= len(known) + COPIES - len(right)
 
 
+def test_copies_are_found_beside_training_images_that_have_copies_themselves(
+    emoji: Split, model: AdaptedModel, tmp_path: Path
+) -> None:
+    originals = random.Random(5).sample(emoji.train, 12)
+    twins = tuple(_copied(item, tmp_path / f"{number}.png", number=2) for number, item in enumerate(originals))
+    again = tuple(
+        _copied(item, tmp_path / f"{number}-again.png", number=2) for number, item in enumerate(originals[:4])
+    )
+    split = Split("twins", emoji.class_names, (*originals, *twins), (), again, unseen=True)
+    features = {name: item_features(model, getattr(split, name), workers=0) for name in ("train", "test")}
+    assert {row["path"] for row in near_duplicates(split, features)} == {item.path for item in again}
+
+
 def test_pieces_that_a_machine_photographs_alike_are_no_copies(model: AdaptedModel, tmp_path: Path) -> None:
     """Forty pictures of a grid, each with a scratch of its own: all correlate, and one alone is there again."""
     draw, pieces = random.Random(0), list[Item]()

@@ -30,13 +30,15 @@ def test_what_it_prints(run, recipe: Path, tmp_path: Path) -> None:
     result = run("train", recipe, "--out", tmp_path / "run", "--plot", "--set", "train.epochs=1")
     assert result.exit_code == 0
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    trained, zero_shot, adapted, balanced, adapter = result.stdout.splitlines()
+    trained, zero_shot, adapted, balanced, calibration, adapter = result.stdout.splitlines()
     assert trained.startswith("64 trained parameters, ")
     assert zero_shot == f"zero-shot  {100 * metrics['zero_shot']['accuracy']:5.1f} %"
     assert adapted.startswith(f"adapted    {100 * metrics['adapted']['accuracy']:5.1f} %")
     assert balanced.startswith(f"balanced   {100 * metrics['adapted']['mean_class_accuracy']:5.1f} %")
     assert adapter == f"adapter    {tmp_path}/run/adapter.safetensors ({metrics['adapter_bytes'] / 1024:.1f} KiB)"
     assert (tmp_path / "run/curves.png").stat().st_size > 0
+    error = metrics["adapted"]["calibration_error"]
+    assert calibration == f"not calibrated: calibration error {100 * error:.1f} %"
 
 
 @pytest.mark.full
@@ -237,3 +239,18 @@ def test_one_class_is_warned_of(run, recipe: Path, photos: Path, tmp_path: Path,
     assert metrics["not_measured"] == "only one class, 'sky': there is nothing to distinguish"
     assert "adapted" not in metrics
     assert "one has only one class, 'sky': there is nothing to distinguish" in caplog.messages
+    result = run("eval", tmp_path / "run", "--data", tmp_path / "one")
+    assert "has only one class, 'sky': there is nothing to distinguish, so nothing can be measured" in result.stderr
+    result = run("few-shot", recipe, "--data", tmp_path / "one", "--shots", "1", "--out", tmp_path / "curve")
+    assert "so 'test' cannot be measured: give data of several classes" in result.stderr
+
+
+def test_the_folder_by_default_is_not_in_the_data(run, refused, recipe: Path, photos: Path, monkeypatch) -> None:
+    monkeypatch.chdir(photos)
+    refused(run("train", recipe, "--data", ".", "--quiet"), "is inside the data folder ., where a new folder would")
+    assert not (photos / "runs").exists()
+
+
+def test_a_setting_is_given_once(run, refused, recipe: Path) -> None:
+    result = run("train", recipe, "--set", "train.lr=0.1", "--set", "seed=2", "--set", "train.lr=0.2", "--dry-run")
+    refused(result, "--set train.lr is given 2 times: give it once")

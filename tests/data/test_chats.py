@@ -218,6 +218,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "turns in a text": ({"messages": "[]"}, r"messages is '\[\]'; expected a list of turns"),
     "no object": ([1], r"is \[1\]; expected an object"),
     "an unknown part of the split": (row(USER, DOG, split="fold"), "unknown split 'fold'"),
+    "a picture under a key that is not read": (
+        {"question": "what?", "answer": "a dog", "image_id": "a.PNG"},
+        "image_id is 'a.PNG', which seems to",
+    ),
+    "a picture as a remark": (
+        {"question": "what?", "answer": "a dog", "source": "a.jpg"},
+        "source is 'a.jpg', which seems to be an image: give it",
+    ),
     "loss of another form": (row(BARE, DOG | {"loss": "no"}), "loss is 'no'; expected true or false"),
     "nothing to learn": (row(BARE, DOG | {"loss": False}, images=[]), "no answer to learn"),
     "half an emoji": (row(BARE | {"content": "nice \ud83d"}, DOG, images=[]), "half a character .* after 'nice '"),

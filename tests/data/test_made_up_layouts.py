@@ -50,8 +50,8 @@ USUAL = {
     "test": ("test", "Test", "testing", "Testing", "TestSet", "test-images", "test_split", "3_test"),
 }
 UNUSUAL = ("trn", "tst", "seg_train", "my-test", "holdout", "evaluation", "fold_a", "old train", "pred", "Lernen")
-WRAPPED = ("dataset", "images", "photos_2024", "data", "Export (1)")
-SEEDS = 18
+WRAPPED = ("dataset", "upload", "photos_2024", "data", "Export (1)")
+SEEDS = 17
 
 
 def parted(draw: Random) -> dict[str, str]:
@@ -110,6 +110,12 @@ def deep(draw: Random) -> Made:
 
 def deep_in_parts(draw: Random) -> Made:
     return read(in_parts(draw, classes(draw), inner="camera {}"))
+
+
+def of_images(draw: Random) -> Made:
+    inner = draw.choice(["images", "Images", "img", "photos"])
+    names = classes(draw)
+    return read(in_parts(draw, names, inner=inner) if draw.random() < 0.5 else in_classes(draw, names, inner=inner))
 
 
 def shared_inner(draw: Random) -> Made:
@@ -200,6 +206,7 @@ LAYOUTS: dict[str, Callable[[Random], Made]] = {
     "PART/CLASS/IMAGE, by usual names in any case: parts": divided,
     "CLASS/ANY/IMAGE, other folders in each class: the upper folders are the classes": deep,
     "PART/CLASS/ANY/IMAGE: the same in parts": deep_in_parts,
+    "CLASS/images/IMAGE, as in Tiny ImageNet: such folders are no classes": of_images,
     "CLASS/SAME/IMAGE: which folders are the classes cannot be known": shared_inner,
     "OTHER/CLASS/IMAGE, by names that are no usual parts: refused": unusual_parts,
     "WRAP/CLASS/IMAGE and WRAP/PART/CLASS/IMAGE: a folder too high": wrapped,

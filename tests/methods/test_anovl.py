@@ -271,7 +271,8 @@ def test_what_maps_need_is_asked_before_any_image_is_encoded(screws: Path, monke
 def test_which_method_is_best_for_classes_is_not_asked_of_maps() -> None:
     from adapt.choosing.candidates import candidates
 
-    names = [each.name for each in candidates("emoji", {}, every=True, backbone=adapt.load_backbone("mini-clip"))]
+    backbone, task = adapt.load_backbone("mini-clip"), load("emoji").task
+    names = [each.name for each in candidates("emoji", {}, every=True, backbone=backbone, task=task)]
     assert "gda" in names
     assert "anovl" not in names
 

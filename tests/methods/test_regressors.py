@@ -15,7 +15,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, Backbone, methods
-from adapt.data import Split
+from adapt.data import Item, Split
 from adapt.methods.base import Encoded, ImageStep, Method
 from adapt.tasks.targets import Graded
 
@@ -36,6 +36,9 @@ class Given:
 
     def labels(self, part: str) -> Tensor:
         return self._labels
+
+    def items(self, part: str) -> list[Item]:
+        return [Item.of(path=f"{number}.png", target="1") for number in range(len(self._values))]
 
 
 def images(count: int = 40, width: int = 64) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,12 +174,15 @@ def test_a_setting_within_half_a_standard_error_of_the_smallest_error_is_chosen(
     assert chosen["mean_absolute_error"] == pytest.approx(float(errors[chosen["settings"]["alpha"]].mean()), rel=1e-4)
 
 
-def test_equal_targets_and_a_temperature_are_refused(tiny_split: Split) -> None:
+def test_a_fold_of_equal_targets_is_a_fold_and_a_temperature_is_refused(tiny_split: Split) -> None:
     split = graded(tiny_split)
-    alike = [replace(item, label=replace(item.label, value=1.0)) for item in split.train]
+    rare = [replace(item, label=replace(item.label, value=float(not place))) for place, item in enumerate(split.train)]
     model = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.Ridge(), split.class_names)
-    with pytest.raises(AdaptError, match="ridge: all training images have the target 1; expected different targets"):
-        adapt.fit(model, alike, progress=False)
+    chosen = adapt.fit(model, rare, progress=False).metrics["chosen"]
+    assert chosen["how"].startswith("by cross-validation")  # without the rare target, one fold has zeros alone
+    alike = [replace(item, label=replace(item.label, value=7.0)) for item in split.train]
+    adapt.fit(model, alike, progress=False)
+    assert numbers(model, torch.randn(3, model.backbone.embed_dim)).tolist() == pytest.approx([7.0] * 3, abs=1e-3)
     with pytest.raises(AdaptError, match="calibrate needs one class per image, but the data has a number per image"):
         adapt.fit(model, split.train, calibrate=True, progress=False)
 

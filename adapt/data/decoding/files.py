@@ -60,7 +60,7 @@ def under(root: str, path: str, where: str) -> str:
     if not root:
         return path
     joined = os.path.normpath(os.path.join(root, path))
-    if "\\" in path and not os.path.lexists(joined):
+    if ("\\" in path or ntpath.splitdrive(path)[0]) and not os.path.lexists(joined):
         return _from_windows(root, path, where)
     if not joined.startswith(os.path.join(root, "")):
         raise AdaptError(f"{where}: the image {path!r} is not under the root {root!r}. Give the images' root folder")
@@ -71,10 +71,10 @@ def _from_windows(root: str, path: str, where: str) -> str:
     drive, _ = ntpath.splitdrive(path)
     if not drive:
         return under(root, path.replace("\\", "/"), where)
-    steps = path.split("\\")
+    steps = path.replace("\\", "/").split("/")
     ends = (steps[place:] for place in range(1, len(steps)))
     own = next((os.path.join(*end) for end in ends if os.path.lexists(os.path.join(root, *end))), None)
-    hint = f"{own!r} is there: shorten all paths so" if own else "Write each path from there on"
+    hint = f"There is {own!r}: write all paths from there on" if own else "Write paths that start there"
     raise AdaptError(f"{where}: the image {path!r} is on the drive {drive!r}; expected a path below {root!r}. {hint}")
 
 

@@ -38,6 +38,7 @@ from adapt.data.decoding.inline import images_in, is_inline, rows_of
 from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
+from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import Listed, to_split
 from adapt.data.split import Split
@@ -74,7 +75,7 @@ _SEEMS = {
     ),
     "a judgement of the answer": (
         "label kto correct iscorrect incorrect wrong accepted loss weight train masked",
-        "every answer is learned as right, and called answer. Leave out rows whose answer is wrong, or else the key",
+        "every answer is learned as correct. Remove the rows with wrong answers, and then the key",
     ),
     "a part of the question": (
         "question query prompt instruction input problem choice option context hint passage message conversation "
@@ -189,7 +190,7 @@ def read_chats(
         raise AdaptError(f"{where} have no row that can be used")
     filled = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value not in _EMPTY}
     if unread := {key for key in filled - _READ - _REMARKS if _words(key).isdisjoint(_MEASURES.split())}:
-        logger.warning("%s: the keys of rows that are not read: %s", where, first_of(sorted(unread)))
+        logger.warning("%s: ignored keys of rows: %s", where, first_of(sorted(unread)))
     if len(listed) == len(rows):  # otherwise they have other numbers
         check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
@@ -228,6 +229,9 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
         )
     read = _turns(row, where)
     images = _images(row, read, where)
+    for key, value in row.items() if not images else ():
+        if isinstance(value, str) and key not in _READ and value.lower().endswith(IMAGE_SUFFIXES):
+            raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be an image: give it as image")
     _check_texts([*(turn.text for turn in read.turns), rejected or ""], bool(images), where)
     paths = tuple(_path(image, inline, where, folder, place) for image in [*images, *others])
     chat = Chat(tuple(read.turns))

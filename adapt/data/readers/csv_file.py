@@ -109,7 +109,8 @@ def _listed(source: str, folder: str) -> list[Listed]:
     if (separator := reader.reader.dialect.delimiter) != ",":
         logger.info("%s: the columns are separated by %r", where, separator)
     if not rows:
-        raise AdaptError(f"{where} lists no images; expected at least one line below the header")
+        what = "has no line that can be used" if reader.line_num > 1 else "lists no images"
+        raise AdaptError(f"{where} {what}; expected at least one line below the header")
     return rows
 
 
@@ -214,7 +215,9 @@ def _check_box(columns: Sequence[str], where: str) -> None:
 def _cells(record: dict[str | None, str | None], where: str) -> dict[str, str]:
     """Return the cells of a line, as {column: text}. Raises AdaptError if the line has too many or too few cells."""
     if None in record or None in record.values():
-        raise AdaptError(f"{where}: more or fewer cells than the first line has. Quote values that contain a comma")
+        raise AdaptError(
+            f"{where}: more or fewer cells than the first line has. Quote values that contain the separator"
+        )
     return {column or "": unguarded((value or "").strip()) for column, value in record.items()}
 
 

@@ -14,6 +14,7 @@ from adapt.data.readers.base import FolderReader
 from adapt.data.readers.rows import Listed, listed, one_each, to_split
 from adapt.data.split import Split
 
+_OF_IMAGES = {"images", "image", "imgs", "img", "pictures", "photos"}  # folders that are no class, wherever they are
 IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 
 
@@ -72,11 +73,12 @@ def part_folders(root: str) -> list[tuple[str, str]]:
     else:
         unclear = [name for name in others if part_of[name]]
     if loose := [name for name in unclear if images_in(os.path.join(root, name))]:
-        beside = f"beside {', '.join(map(repr, divided))}, " if divided else ""
+        name, part = loose[0], part_of[loose[0]]
+        why = f"{name!r} is a usual name of the part {part}, but" if part else f"beside the parts, {name!r}"
         raise AdaptError(
-            f"image folder {root!r}: {beside}the folder {first_of([*map(repr, loose)])} has images, but is no part "
-            "with folders of classes. Expected CLASS/IMAGE, or PART/CLASS/IMAGE with the parts "
-            f"{', '.join(parts.NAMES)}, and perhaps {parts.UNLABELLED}/IMAGE. Rename or move the folder"
+            f"image folder {root!r}: {why} has images and no folders of classes. Expected CLASS/IMAGE, or "
+            f"PART/CLASS/IMAGE with the parts {', '.join(parts.NAMES)}, and perhaps {parts.UNLABELLED}/IMAGE: rename or "
+            "move the folder"
         )
     return [(os.path.join(root, name), part) for name, part in divided.items()] or [(root, "")]
 
@@ -101,7 +103,7 @@ def check_classes(rows: Iterable[Listed], root: str) -> None:
     inside: dict[str, set[str]] = {}  # by class, the folders at any depth between its own and its images
     for item, part, _ in rows:
         above = os.path.relpath(item.path, root).split(os.sep)[1 + bool(part or item.domain) : -1]
-        inside.setdefault(item.answer, set()).update(above)
+        inside.setdefault(item.answer, set()).update(each for each in above if each.casefold() not in _OF_IMAGES)
     owner, alike = dict[str, str](), dict[str, str]()
     for name, folders in inside.items():
         known = {each.casefold(): each for each in sorted(folders)}

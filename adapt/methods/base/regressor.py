@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.common.errors import AdaptError
 from adapt.methods.base import Grid, ImageStep, Method, Training
 from adapt.methods.base.traits import Grades, OwnClassifier
 
+FOLDS = 5
 SURE = 0.05  # the least spread, so that logits stay small
 UNLIKELY = 30.0  # how far the logit of a word without training images is below all others
 
 
 class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
-    """The base class of scikit-learn's regressions of the targets, whose unit here is their standard deviation.
+    """The base class of regressors on standardised targets, which scikit-learn fits.
 
     The logit of a word is, up to a constant, the log-density of its level under a normal distribution around the
     predicted number. So logits are linear in the number, which is read from them again, and the mean of the logits of
@@ -57,10 +57,7 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
     def prepare(self, training: Training) -> None:
         targets, labels = training.values("train"), training.labels("train")
         mean, deviation = targets.mean(), targets.std(correction=0)
-        if not deviation:
-            raise AdaptError(
-                f"{self.name}: all training images have the target {float(mean):g}; expected different targets"
-            )
+        deviation = torch.where(deviation > 0, deviation, 1.0)  # equal targets, as a fold may have, are all predicted
         targets, counts = (targets - mean) / deviation, labels.bincount(minlength=len(self.levels))
         levels = targets.new_zeros(len(counts)).index_add(0, labels, targets) / counts
         added = 1 - levels[counts > 0].min()
@@ -71,11 +68,15 @@ class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
             self.keep(self.estimator().fit(features.numpy(), targets.numpy()), features)
 
     def finish(self, training: Training) -> None:
-        from sklearn.model_selection import cross_val_predict
+        from sklearn.model_selection import GroupKFold, cross_val_predict
 
         features, targets = training.features("train").double().numpy(), training.values("train").numpy()
-        numbers = cross_val_predict(self.estimator(), features, targets, cv=min(5, len(targets)))
-        error = float(((numbers - targets) ** 2).mean() ** 0.5 / targets.std())
+        groups = [item.kept_with for item in training.items("train")]
+        if (count := min(FOLDS, len(set(groups)))) < 2:
+            return
+        folds = GroupKFold(count, shuffle=True, random_state=0)
+        numbers = cross_val_predict(self.estimator(), features, targets, groups=groups, cv=folds)
+        error = float(((numbers - targets) ** 2).mean() ** 0.5 / self.scale[1])
         self.spread.fill_(max(SURE, error))
 
     def logits(self, step: ImageStep) -> Tensor:
