@@ -77,8 +77,8 @@ def part_folders(root: str) -> list[tuple[str, str]]:
         why = f"{name!r} is a usual name of the part {part}, but" if part else f"beside the parts, {name!r}"
         raise AdaptError(
             f"image folder {root!r}: {why} has images and no folders of classes. Expected CLASS/IMAGE, or "
-            f"PART/CLASS/IMAGE with the parts {', '.join(parts.NAMES)}, and perhaps {parts.UNLABELLED}/IMAGE: rename or "
-            "move the folder"
+            f"PART/CLASS/IMAGE with the parts {', '.join(parts.NAMES)}, and perhaps {parts.UNLABELLED}/IMAGE: "
+            "rename or move the folder"
         )
     return [(os.path.join(root, name), part) for name, part in divided.items()] or [(root, "")]
 
