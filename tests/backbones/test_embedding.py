@@ -182,7 +182,15 @@ def test_settings_that_do_not_fit_are_named() -> None:
 def test_the_bundled_model_is_a_dual_encoder_by_its_name(tmp_path: Path) -> None:
     """Words that it knows find the drawing of what they say, before any training."""
     result = CliRunner().invoke(
-        main, ["index", "notebooks/", "--backbone", "embed:mini-vlm", "--out", f"{tmp_path}/a.safetensors"]
+        main,
+        [
+            "index",
+            str(Path(__file__).resolve().parents[2] / "notebooks"),
+            "--backbone",
+            "embed:mini-vlm",
+            "--out",
+            f"{tmp_path}/a.safetensors",
+        ],
     )
     assert result.exit_code == 0, result.output
     result = CliRunner().invoke(main, ["search", f"{tmp_path}/a.safetensors", "a flower", "--json"])

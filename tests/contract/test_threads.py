@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ import adapt
 from adapt import AdaptedModel, Backbone
 from adapt.backbones.turns import alone, sharing
 from adapt.engine.frozen import frozen
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "notebooks/example.png"
 
 THREADS, CALLS = 6, 4
 
@@ -113,7 +116,7 @@ def test_a_block_waits_for_nobody_but_calls(open_clip: Backbone, images: Tensor,
     """Neither a backward that never comes nor a stream that is not read on holds the backbone."""
     model = build("maple", open_clip, fast=False, checkpointing=True)
     loss = torch.nn.functional.cross_entropy(model(images), labels)
-    stream = model.predict_stream(["notebooks/example.png"] * 3, batch_size=1)
+    stream = model.predict_stream([EXAMPLE] * 3, batch_size=1)
     next(stream)
     done = at_once(lambda number: model(images[:1]).shape)
     assert done == [(1, 3)] * THREADS
@@ -185,7 +188,7 @@ def test_a_new_model_of_one_that_serves_leaves_it_serving(open_clip: Backbone, i
             parameter.normal_(std=0.2)
         expected = model(images)
         other = model.with_classes(("apple", "toy"))
-        other.predict(["notebooks/example.png"])
+        other.predict([EXAMPLE])
         assert torch.equal(model(images), expected)
     assert (other.training, other.metadata) == (False, {"seed": 5})
     assert not any(module.training for module in model.modules())
@@ -196,7 +199,7 @@ def test_a_stream_leaves_the_mode_to_what_comes_between(open_clip: Backbone, ima
     model = build("lora", open_clip).train()
     model.method._modules["text"].eval()  # a mode of a part's own
     modes = [module.training for module in model.modules()]
-    one, two = (model.predict_stream(["notebooks/example.png"] * 4, batch_size=1) for _ in range(2))
+    one, two = (model.predict_stream([EXAMPLE] * 4, batch_size=1) for _ in range(2))
     answers = [next(one), next(two), next(one)]
     assert [module.training for module in model.modules()] == modes
     model.eval()

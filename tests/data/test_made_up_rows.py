@@ -80,7 +80,7 @@ def test_every_bad_row_is_listed(folder: Path) -> None:
 def test_keys_that_are_not_read_are_told_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(folder, *[{"question": "what?", "answer": "a dog", "difficulty": 3, "id": 1, "note": "hm"}] * 9)
     assert [message.partition("rows.jsonl")[2] for message in caplog.messages] == [
-        "': the keys of rows that are not read: difficulty, note"
+        "': ignored keys of rows: difficulty, note"
     ]
 
 

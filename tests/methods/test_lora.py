@@ -14,6 +14,8 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "notebooks/example.png"
+
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 LoRA = adapt.methods.LoRA
 
@@ -186,7 +188,7 @@ def test_a_prediction_before_the_backward_pass_leaves_its_dropout(
         torch.manual_seed(0)
         loss = loss_of(model, images, labels)
         if predicting:
-            model.predict(["notebooks/example.png"])
+            model.predict([EXAMPLE])
         return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(model.method.parameters()))])
 
     assert torch.equal(gradients(True), gradients(False))
