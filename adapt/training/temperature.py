@@ -21,6 +21,7 @@ from adapt.methods.base.traits import Stream
 from adapt.models.base import Adapted
 from adapt.models.features import of_texts
 from adapt.models.image_model import ImageModel
+from adapt.models.prediction import finite
 from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")
@@ -94,7 +95,7 @@ def _logits(training: Fitting, part: Part) -> Tensor:
     """Return the model's logits `(n, classes)` of the images in a part of the data."""
     model = training.classifier
     with torch.no_grad():
-        return model.answers.of(ImageStep(model, Encoded(training.features(part)))).double().cpu()
+        return finite(model.answers.of(ImageStep(model, Encoded(training.features(part)))).double().cpu())
 
 
 def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
