@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def verified(run, root: Path, model_folder: Path) -> Callable[..., tuple[int, di
     """`verified(*options)`: the exit code, and the result as JSON."""
 
     def give(*options: object) -> tuple[int, dict[str, Any]]:
-        result = run("verify", model_folder, "--data", "eurosat", "--root", root, "--as", "RN50", "--json", *options)
+        own = ("--root", root) if "--root" not in options else ()
+        result = run("verify", model_folder, "--data", "eurosat", *own, "--as", "RN50", "--json", *options)
         return result.exit_code, json.loads(result.stdout)
 
     return give
@@ -205,4 +207,5 @@ def test_a_recipe_beside_its_figure(run, verified, publish: Publish, tmp_path: P
     ],
 )
 def test_refusals(run, refused, root: Path, model_folder: Path, options: list[str], words: str) -> None:
-    refused(run("verify", model_folder, "--data", "eurosat", "--root", root, *options), words)
+    given = {"--data": "eurosat", "--root": root} | dict(zip(options[::2], options[1::2], strict=True))
+    refused(run("verify", model_folder, *chain(*given.items())), words)

@@ -207,7 +207,7 @@ def test_no_page_is_made_of_a_model_with_its_data_beside(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "read_runtime", lambda folder: page.Runtime(b"", b"", "1"))
-    with pytest.raises(AdaptError, match=r"the model takes \d+\.\d MiB in a page; browsers read at most 512\.0 MiB: "):
+    with pytest.raises(AdaptError, match=r"the model takes \d+\.\d KiB in a page; browsers read at most 511\.9 MiB: "):
         export(model_of(open_clip), tmp_path / "out", "html", runtime=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -41,11 +41,11 @@ def test_both_features_answer_about_trained_classes_and_the_class_token_about_ne
 ) -> None:
     model = wrapped(name, open_clip, weight=0.6)
     of_tokens, of_class_token, said = answers(model, images)
-    assert scaled(said, 0.6 * of_class_token + 0.4 * of_tokens) < 1e-6
+    assert scaled(said, 0.6 * of_class_token + 0.4 * of_tokens) < 3e-6
     assert scaled(said, of_class_token) > 0.01
-    assert scaled(model.with_classes(NAMES[:2])(images), said[:, :2]) < 1e-6  # some of the trained
+    assert scaled(model.with_classes(NAMES[:2])(images), said[:, :2]) < 3e-6  # some of the trained
     mixed = model.with_classes(("goldfish", "toy", "red_panda"))
-    assert scaled(mixed(images)[:, [0, 2]], of_class_token[:, :2]) < 1e-6
+    assert scaled(mixed(images)[:, [0, 2]], of_class_token[:, :2]) < 3e-6
     for saved in (model, mixed):  # under whichever names: which classes were trained stands in the settings
         loaded = adapt.load(saved.save(tmp_path / "a.safetensors"), open_clip)
         assert loaded.method.config.classes == NAMES
