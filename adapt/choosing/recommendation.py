@@ -137,7 +137,12 @@ class Recommendation:
         elif best == self.chosen:
             why = "it is the most accurate."
         else:
-            why = f"{best} is more accurate, but by no more than two standard errors."
+            level = next(row["behind"] for row in self.rows if row["method"] == self.chosen) == 0
+            why = (
+                f"it is as accurate as {best}."
+                if level
+                else f"{best} is better, but by no more than two standard errors."
+            )
         if alike:
             why += f" No more than two standard errors behind the best: {', '.join(alike)}."
         value, error = map(self.figure.text, self.estimate)

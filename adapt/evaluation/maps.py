@@ -116,7 +116,10 @@ def _caution(area: float | None, anomalous: Tensor) -> str:
     by_chance = math.sqrt((abnormal + normal + 1) / (12 * abnormal * normal))  # of the rank sum (Mann and Whitney)
     if area > 0.5 + CHANCE * by_chance:
         return ""
-    return "do not trust the maps: they are no warmer on abnormal images than on normal ones"
+    return (
+        f"do not trust the maps: as far as {abnormal} abnormal and {normal} normal images can tell, they are no warmer "
+        "on abnormal images"
+    )
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:

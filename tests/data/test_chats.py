@@ -222,6 +222,11 @@ BAD: dict[str, tuple[Any, str]] = {
         {"question": "what?", "answer": "a dog", "image_id": "a.PNG"},
         "image_id is 'a.PNG', which seems to",
     ),
+    "a file in a tag of the text": (
+        {"question": "<img src='a.png'> what?", "answer": "a dog"},
+        "<img src='a.png'> is no",
+    ),
+    "a file in a link of the text": ({"question": "![](a.png) what?", "answer": "a dog"}, "![](a.png) is no mark of"),
     "a picture as a remark": (
         {"question": "what?", "answer": "a dog", "source": "a.jpg"},
         "source is 'a.jpg', which seems to be an image: give it",

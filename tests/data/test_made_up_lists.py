@@ -127,13 +127,15 @@ def of_latin_1(draw: Random) -> tuple[None, bytes]:
 
 def of_numbers(draw: Random) -> tuple[Reading, bytes]:
     listed = [(path, f"{draw.uniform(-5, 5):.{draw.randint(0, 3)}f}") for path, _ in items(draw)]
-    rows = [{"path": path, "target": target} for path, target in listed]
-    return {("", str(float(target)), path) for path, target in listed}, written(draw, rows)
+    separator = draw.choice([",", ";", "\t"])
+    comma = separator != "," and draw.random() < 0.5  # as a spreadsheet in Germany writes them
+    rows = [{"path": path, "target": target.replace(".", ",") if comma else target} for path, target in listed]
+    return {("", str(float(target)), path) for path, target in listed}, written(draw, rows, separator)
 
 
 def of_no_numbers(draw: Random) -> tuple[None, bytes]:
     rows = [{"path": path, "target": f"{draw.uniform(-5, 5):.2f}"} for path, _ in items(draw)]
-    rows[draw.randrange(len(rows))]["target"] = draw.choice(["3,5", "1.234,5", "nan", "inf", "five", "5 mm", "1e999"])
+    rows[draw.randrange(len(rows))]["target"] = draw.choice(["3,5,1", "1,2.5", "nan", "inf", "five", "5 mm", "1e999"])
     return None, written(draw, rows)
 
 
@@ -201,6 +203,31 @@ def test_a_path_of_windows_names_the_end_that_is_there(tmp_path: Path) -> None:
         load(tmp_path / "a.csv")
     (tmp_path / "b.csv").write_text("path,label,split\nb\\1.png,koala,train\n")  # a file of that very name
     assert [item.path for item in load(tmp_path / "b.csv").train] == [str(tmp_path / "b\\1.png")]
+
+
+def test_thousands_are_read_beside_decimal_commas_and_told_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.csv").write_text("path;target\n1.png;1.271,5\n2.png;880,25\n")
+    assert sorted(_told(item.label) for item in load(tmp_path / "a.csv").items()) == ["1271.5", "880.25"]
+    assert caplog.messages == []
+    (tmp_path / "b.csv").write_text("path;target\n1.png;1.271\n2.png;880\n3.png;1.5\n4.png;2.100\n")
+    load(tmp_path / "b.csv")
+    assert [message.partition(" line ")[2] for message in caplog.messages] == [
+        "2: 1.271 is read as a number with decimals"
+    ]
+
+
+def test_utf_16_without_a_mark_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("path,label\n1.png,koala\n".encode("utf-16-le"))
+    with pytest.raises(AdaptError, match="zero bytes, as UTF-16 without a byte order mark has: save it as UTF-8"):
+        load(tmp_path / "a.csv")
+
+
+def test_an_image_of_two_numbers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,target\n1.png,0\n2.png,3\n1.png,9\n")
+    with pytest.raises(AdaptError, match="1.png' is of two labels, '0' and '9'. Keep one of the lines"):
+        load(tmp_path / "a.csv")
 
 
 def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

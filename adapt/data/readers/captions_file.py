@@ -15,7 +15,7 @@ from adapt.data.decoding.files import under
 from adapt.data.decoding.inline import rows_of
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import is_chats_file
+from adapt.data.readers.chats_file import check_keys, is_chats_file
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
 from adapt.data.split import Split
@@ -101,6 +101,7 @@ def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str],
         texts = [texts] if isinstance(texts, str) else texts
         if not (isinstance(image, str) and image and _are_texts(texts)):
             raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}")
+        check_keys(fields, (*IMAGE_KEYS, *TEXT_KEYS, "split"), place)
         part = fields.get("split") or ""
         if part:
             part = "train" if part == _RESTVAL else parts.read(part, place)

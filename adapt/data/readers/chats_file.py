@@ -91,6 +91,7 @@ _MEASURES = "id idx index width height size count num number length token type l
 _REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "category", "topic", "perplexity"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
+_NAMED_FILE = re.compile(r"<img\s[^>]*>|!\[[^\]]*\]\([^)]*\.(?:png|jpe?g|webp|gif|bmp|tiff?)\)", re.IGNORECASE)
 _FORMS = '"messages" with role and content, "conversations" with from and value, or "query" and "response"'
 
 
@@ -216,7 +217,7 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     """
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    _check_keys(row, _keys_of(row), where)
+    check_keys(row, _keys_of(row), where)
     inline = list(images_in(row))
     rejected, others = None, list[object]()
     if any(key in row for key in _PREFERENCES):
@@ -260,7 +261,7 @@ def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str |
     return given[0] if given else None
 
 
-def _check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
+def check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
     """Raise AdaptError for a filled key that is not read, if its name says that it is more than a remark."""
     for key, value in row.items():
         if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES.split()):
@@ -279,12 +280,12 @@ def _words(key: str) -> set[str]:
 
 
 def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
-    """Raise AdaptError for a text with half of a surrogate pair, or with another mark beside the images that are seen.
+    """Raise AdaptError for a text with half of a surrogate pair, or with a mark of an image that is not read.
 
-    No tokenizer reads half a pair.
+    No tokenizer reads half a pair. Without images that are `seen`, only marks that name a file are taken for such.
     """
     for text in texts:
-        if seen and (mark := _OTHER_MARK.search(text)):
+        if mark := (_OTHER_MARK if seen else _NAMED_FILE).search(text):
             raise AdaptError(f"{where}: {mark[0]} is no mark of an image here: write <image> where the image stands")
         try:
             text.encode()
@@ -363,7 +364,7 @@ def _turns(row: Mapping[str, object], where: str) -> _Row:
             role, content = ("from", "value") if "from" in turn else ("role", "content")
             if role not in turn or content not in turn:
                 raise AdaptError(f"{where}: the turn {brief(turn)} has no {role} or no {content}")
-            _check_keys(turn, {role, content, "loss", "weight"}, where)
+            check_keys(turn, {role, content, "loss", "weight"}, where)
             read.add(turn[role], turn[content], turn.get("loss", turn.get("weight")))
         return read
     _question_and_answer(row, read)

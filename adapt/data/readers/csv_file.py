@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from adapt.tasks.base import filled, number
 
 logger = logging.getLogger("adapt")
 _BOX = ("x0", "y0", "x1", "y1")
+_NUMBERS = frozenset(("target", "overlap", *_BOX))
+_DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?\d{1,3}\.\d{3}\s*")
 _OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
     **dict.fromkeys(("image", "image_path", "img", "img_path"), "path"),
@@ -154,7 +157,15 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
         raise AdaptError(f"{where}: {error}") from None
     if "item" in columns and not task.takes_bags:
         raise AdaptError(f"{where}: the column item joins images with one label, but the data has {task.title}")
+    numbers = _NUMBERS.intersection(columns) if reader.reader.dialect.delimiter != "," else ()
+    noted = False
     for record in reader:
+        for column in numbers:  # of a spreadsheet, which may write decimal commas
+            if _DECIMAL_COMMA.fullmatch(cell := record[column] or ""):
+                record[column] = cell.replace(".", "").replace(",", ".")
+            elif _THOUSANDS.fullmatch(cell) and not noted:
+                noted = True
+                logger.warning("%s line %d: %s is read as a number with decimals", where, reader.line_num, cell)
         with collected():
             yield _row(record, task, folder, f"{where} line {reader.line_num}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -14,6 +15,8 @@ from adapt.data.readers.base import FolderReader
 from adapt.data.readers.rows import Listed, listed, one_each, to_split
 from adapt.data.split import Split
 
+logger = logging.getLogger("adapt")
+_NOT_OURS = {"__MACOSX", "@eaDir"}  # what macOS adds to archives, and some storage to folders
 _OF_IMAGES = {"images", "image", "imgs", "img", "pictures", "photos"}  # folders that are no class, wherever they are
 IMAGE_SUFFIXES = tuple(sorted(chain.from_iterable(FORMATS.values())))
 
@@ -74,9 +77,11 @@ def part_folders(root: str) -> list[tuple[str, str]]:
         unclear = [name for name in others if part_of[name]]
     if loose := [name for name in unclear if images_in(os.path.join(root, name))]:
         name, part = loose[0], part_of[loose[0]]
-        why = f"{name!r} is a usual name of the part {part}, but" if part else f"beside the parts, {name!r}"
+        why = f"{name!r} is a usual name of the part {part}, but has images and no folders of classes"
+        if not part:
+            why = f"{name!r} has images, but its name is not that of a part, as {', '.join(map(repr, divided))} is"
         raise AdaptError(
-            f"image folder {root!r}: {why} has images and no folders of classes. Expected CLASS/IMAGE, or "
+            f"image folder {root!r}: {why}. Expected CLASS/IMAGE, or "
             f"PART/CLASS/IMAGE with the parts {', '.join(parts.NAMES)}, and perhaps {parts.UNLABELLED}/IMAGE: "
             "rename or move the folder"
         )
@@ -104,19 +109,23 @@ def check_classes(rows: Iterable[Listed], root: str) -> None:
     for item, part, _ in rows:
         above = os.path.relpath(item.path, root).split(os.sep)[1 + bool(part or item.domain) : -1]
         inside.setdefault(item.answer, set()).update(each for each in above if each.casefold() not in _OF_IMAGES)
-    owner, alike = dict[str, str](), dict[str, str]()
+    owner, alike, joined = dict[str, str](), dict[str, str](), dict[str, list[str]]()
     for name, folders in inside.items():
         known = {each.casefold(): each for each in sorted(folders)}
+        same = next((each for each in inside if each != name and each.casefold() in known), None)
         shared = next((each for each in known if each in owner), None)
         inner = next(filter(parts.part_of, folders), None)
         # one letter may be a class, and its capital another
-        other = alike.setdefault(parts.without_part(name) if len(name) > 1 else name, name)
+        other = alike.setdefault(parts.without_part(name).strip() if len(name) > 1 else name, name)
         if len(inside) == 1 and folders:
             seen = f"{name!r} is the only class, and has the folders {first_of([*map(repr, known.values())])}"
             advice = f"If these are classes or parts, give the folder {name!r} itself, or move them up"
         elif inner is not None:
             seen = f"the class {name!r} has a folder {inner!r}"
             advice = "If this is a part, put parts above classes: PART/CLASS/IMAGE"
+        elif same is not None:
+            seen = f"the class {name!r} has a folder with the name of the class {same!r}"
+            advice = "Move its images to where they belong"
         elif shared is not None:
             seen = f"the classes {owner[shared]!r} and {name!r} both have a folder {known[shared]!r}"
             advice = (
@@ -128,10 +137,18 @@ def check_classes(rows: Iterable[Listed], root: str) -> None:
             advice = "Rename or join them; parts stand above classes: PART/CLASS/IMAGE"
         else:
             owner |= dict.fromkeys(known, name)
+            if known:
+                joined[name] = [*known.values()]
             continue
         raise AdaptError(
             f"image folder {root!r}: {seen}. {advice}. Or list the images in a .csv with the columns path,label,split"
         )
+    if joined:
+        name, inner_names = next(iter(joined.items()))
+        logger.info(
+            "image folder %r: images in folders inside a class are of the class, as those in %s of %r",
+            root, first_of([*map(repr, inner_names)], 3), name,
+        )  # fmt: skip
 
 
 def _class_rows(folder: str, names: Sequence[str], part: str, real: dict[str, str]) -> list[Listed]:
@@ -193,7 +210,7 @@ def _visible(folder: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
     """Return the entries of `folder` that are not hidden, sorted by name, without what macOS adds to archives."""
     try:
         with os.scandir(os.fspath(folder)) as entries:
-            visible = (each for each in entries if not each.name.startswith(".") and each.name != "__MACOSX")
+            visible = (each for each in entries if not each.name.startswith(".") and each.name not in _NOT_OURS)
             return sorted(visible, key=lambda each: each.name)
     except OSError as error:
         raise AdaptError(f"folder {os.fspath(folder)!r} cannot be read: {error.strerror}") from error

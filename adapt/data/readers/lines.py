@@ -21,6 +21,7 @@ _MOST_BYTES = 512 * 2**20
 _MOST_RATIO, _MOST_OF_FEW = 64, 16 * 2**20
 
 
+_SEARCHED = 4096  # bytes
 _SEPARATOR = re.compile(r"sep=(.)\r?\n")
 
 # Reading a list raises ValueError for malformed JSON or UTF-8, EOFError and zlib.error for a damaged gzip.
@@ -40,6 +41,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
             most = max(_MOST_OF_FEW, _MOST_RATIO * os.fstat(file.fileno()).st_size)
             with gzip.open(file) as unpacked:
                 content = read_bounded(unpacked, min(most, _MOST_BYTES))  # type: ignore[arg-type]  # read as any file
+    if b"\0" in content[:_SEARCHED] and not content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise ValueError("it has zero bytes, as UTF-16 without a byte order mark has: save it as UTF-8")
     # spreadsheets and some editors put a byte order mark in front
     return content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
 

@@ -148,7 +148,7 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
             continue
         for what, path, other in (
             ("parts", parted(item.path)[0], part),
-            ("classes", item.path, SEPARATOR.join(item.class_names)),
+            ("classes" if item.task.classes_are == "classes" else "labels", item.path, item.label.words),
             ("entities", parted(item.path)[0], item.unit),
         ):
             one = seen.setdefault((what, path), other)
