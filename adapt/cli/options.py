@@ -163,11 +163,11 @@ recipe_backbone = click.option("--backbone", help="Backbone to adapt (see `adapt
 
 
 def _once(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the settings unchanged. Raises AdaptError if two of them have one key, of which the last would count."""
-    keys = [setting.partition("=")[0] for setting in given]
+    """Return the settings unchanged. Raises AdaptError if a key has two values, of which the last would count."""
+    keys = [setting.partition("=")[0] for setting in dict.fromkeys(given)]
     for key in keys:
         if keys.count(key) > 1:
-            raise AdaptError(f"--set {key} is given {keys.count(key)} times: give it once")
+            raise AdaptError(f"--set {key} is given {keys.count(key)} values: give one")
     return given
 
 

@@ -253,4 +253,4 @@ def test_the_folder_by_default_is_not_in_the_data(run, refused, recipe: Path, ph
 
 def test_a_setting_is_given_once(run, refused, recipe: Path) -> None:
     result = run("train", recipe, "--set", "train.lr=0.1", "--set", "seed=2", "--set", "train.lr=0.2", "--dry-run")
-    refused(result, "--set train.lr is given 2 times: give it once")
+    refused(result, "--set train.lr is given 2 values: give one")

@@ -226,7 +226,7 @@ BAD: dict[str, tuple[Any, str]] = {
         {"question": "<img src='a.png'> what?", "answer": "a dog"},
         "<img src='a.png'> is no",
     ),
-    "a file in a link of the text": ({"question": "![](a.png) what?", "answer": "a dog"}, "![](a.png) is no mark of"),
+    "a file in a link of the text": ({"question": "![](a.png) what?", "answer": "a dog"}, "is no mark of an image"),
     "a picture as a remark": (
         {"question": "what?", "answer": "a dog", "source": "a.jpg"},
         "source is 'a.jpg', which seems to be an image: give it",
