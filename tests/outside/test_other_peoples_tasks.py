@@ -156,8 +156,8 @@ def test_soft_labels_in_a_table_over_seeds_a_report_and_a_server(soft: Path, tmp
 @by_turns("method", ["ln_tuning", "lora"])
 def test_triplets_are_learned_and_scored(triplets: Path, tmp_path: Path, method: str) -> None:
     run = tmp_path / "run"
-    asked = ["--data", triplets, "--shots", "all", "--backbone", "mini-clip", "--out", run, *QUICK]
-    _adapt("train", method, *asked, "--set=train.workers=2")
+    quick = [each.replace("workers=0", "workers=2") for each in QUICK]
+    _adapt("train", method, "--data", triplets, "--shots", "all", "--backbone", "mini-clip", "--out", run, *quick)
     metrics = _metrics(run)
     assert set(metrics["adapted"]) >= {"accuracy", "images"}
     share = f"{100 * metrics['adapted']['accuracy']:.1f} % of {metrics['adapted']['images']} test triplets"
