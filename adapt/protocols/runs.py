@@ -140,7 +140,10 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
     if not finished:
         here = recipe.model_copy(update={"device": run.recipe.device})
         run_recipe(here, folder, resume=started.is_file(), progress=False, track=track)
-    metrics = stored.read(folder / "metrics.json", stored.Measured, "scores of a finished run")
+    kind = stored.Measured if run.recipe.data.classes == "all" else stored.Metrics
+    metrics = stored.read(folder / "metrics.json", kind, "scores of a finished run")
+    if "adapted" not in metrics:  # of a single class, each answer is right
+        metrics |= {"adapted": {"accuracy": 1.0}, "zero_shot": {"accuracy": 1.0}}
     row: Row = {"run": run.name, "shots": run.recipe.data.shots, "seed": run.recipe.seed}
     figure, title = main_figure(metrics["adapted"])
     if figure != Scores.main:
