@@ -228,4 +228,4 @@ def test_no_picture_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")], ["a", "b"]
         )
     assert not any(path.name.startswith("adapt-") for path in tmp_path.iterdir())
-    assert caplog.messages == []
+    assert [message for message in caplog.messages if "not calibrated" not in message] == []
