@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.gda import GDA as GDA
     from adapt.methods.hicropl import HiCroPL as HiCroPL
     from adapt.methods.ivlp import IVLP as IVLP
+    from adapt.methods.kernel_ridge import KernelRidge as KernelRidge
     from adapt.methods.kgcoop import KgCoOp as KgCoOp
     from adapt.methods.knn import KNN as KNN
     from adapt.methods.lda import LDA as LDA
@@ -62,6 +63,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.prompt_src import PromptSRC as PromptSRC
     from adapt.methods.promptkd import PromptKD as PromptKD
     from adapt.methods.rehark import ReHARK as ReHARK
+    from adapt.methods.ridge import Ridge as Ridge
     from adapt.methods.ss_text import SSText as SSText
     from adapt.methods.stata import StatA as StatA
     from adapt.methods.svlc import SVLC as SVLC
