@@ -14,7 +14,7 @@ from adapt.protocols.plots import base_against_new
 from adapt.protocols.protocol import base_to_new
 from adapt.protocols.run_protocol import run_protocol
 from adapt.protocols.table_formats import as_markdown
-from adapt.protocols.tables import table, titles
+from adapt.protocols.tables import table
 from adapt.recipe import read_recipe
 
 TARGET = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def main() -> None:
         for name, each in zip(RECIPES, results, strict=True)
     ]
     (TARGET / "base_to_new.json").write_text(json.dumps(figures, indent=2) + "\n")
-    base_against_new(list(zip(titles(results), results, strict=True))).savefig(TARGET / "base_to_new.png", dpi=130)
+    base_against_new(results).savefig(TARGET / "base_to_new.png", dpi=130)
     cells = table(results)
     for file in (TARGET / "README.md", TARGET.parents[1] / "docs" / "protocols.md"):
         file.write_text(card.filled(file.read_text(), "base-to-new", as_markdown(cells)))
