@@ -55,6 +55,7 @@ def test_accuracy_before_and_after(train, tiny_split) -> None:
         f"adapted    {100 * result.accuracy:5.1f} %  "
         f"({100 * (result.accuracy - result.zero_shot_accuracy):+.1f} points)",
         f"balanced   {100 * result.metrics['adapted']['mean_class_accuracy']:5.1f} %  (each class counted once)",
+        f"not calibrated: calibration error {100 * result.metrics['adapted']['calibration_error']:.1f} %",
     ]
 
 
