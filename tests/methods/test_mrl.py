@@ -86,7 +86,7 @@ def test_training_begins_with_cosines_as_they_were(open_clip: Backbone, tiny_spl
 def test_cached_features_train_as_images_do(
     open_clip: Backbone, tiny_split: Split, of_pairs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a cache of its own: features of other batches differ in the last bits, and turn components without variance."""
+    """In a cache of its own: features of other batches differ in their last bits, which turn what has no variance."""
     monkeypatch.setenv("ADAPT_CACHE", str(tmp_path))
     items, names = tiny_split.train, tiny_split.class_names
     if of_pairs:
