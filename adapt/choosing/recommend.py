@@ -89,10 +89,14 @@ def recommend(
         loaded = _image_encoder(backbone, base, device)
         listed_split.task.check_backbone(loaded)
         split = decodable(listed_split, base, progress)
-        origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
-        kept = None if folder is None else folder / FOLDS / origin
-        if resume and kept is not None and not kept.exists() and any(kept.parent.iterdir()):
-            raise AdaptError(f"{folder} compares methods on other images, or on another backbone: choose another --out")
+        kept = None
+        if folder is not None:
+            origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
+            kept = folder / FOLDS / origin
+            if resume and not kept.exists() and any(kept.parent.iterdir()):
+                raise AdaptError(
+                    f"{folder} compares methods on other images, or on another backbone: choose another --out"
+                )
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
         arguments = data, changes, slower, loaded, split.task, bool(split.unlabelled)

@@ -31,7 +31,7 @@ class Figure(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What follows the figure's value in a text, such as `% accuracy`."""
+        """The unit that is written behind a value of the figure, such as `% accuracy`."""
         return "% " * self.share + self.title
 
     @property

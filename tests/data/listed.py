@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from adapt.data import Item
+from adapt.data import Item, Split
+from adapt.data.split import PARTS
+from adapt.tasks import Label
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -21,3 +23,22 @@ def touch(root: Path, *names: str) -> Path:
 def relative(items: Iterable[Item], root: Path) -> list[str]:
     """Where the items' files lie below `root`."""
     return [os.path.relpath(item.path, root) for item in items]
+
+
+def told(label: Label) -> str:
+    """The number of a label, or the names of its classes: none for an image without a label."""
+    value = getattr(label, "value", None)
+    return str(value) if value is not None else "|".join(sorted(label.class_names))
+
+
+def as_read(split: Split, root: Path) -> set[tuple[str, str, str]]:
+    """Part, label and path below `root` of each item; "" for the part where the reader divides the data."""
+    return {
+        (
+            part if split.ratios is None or part == "unlabelled" else "",
+            told(item.label),
+            os.path.relpath(item.path, root),
+        )
+        for part in PARTS
+        for item in getattr(split, part)
+    }
