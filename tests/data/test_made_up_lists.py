@@ -223,3 +223,40 @@ def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         "the columns are separated by ';'",
         "the classes 'Koala' and 'koala' differ in capitals alone",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["12.5", "3", "v3"], ""),  # versions
+        (["1.0", "0.0"], ""),  # class numbers, as a table with empty cells has them
+        ([*map(str, range(20))], ""),
+        ([*map(str, range(21))], "21 numbers are classes. Call the column target to learn numbers"),
+        (["NA", "Koala"], "'NA' is a class. Leave the cell empty if it stands for an unknown label"),
+    ],
+)
+def test_names_that_may_be_none_are_told(
+    names: list[str], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.csv").write_text("path,label\n" + "".join(f"{i}.png,{name}\n" for i, name in enumerate(names)))
+    assert set(load(tmp_path / "a.csv").class_names) == set(names)
+    assert [message.partition(": ")[2] for message in caplog.messages] == [told] * bool(told)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["12.5", "3", "-7.1"], "the classes are numbers such as -7.1. Call the column target"),
+        (["cat|dog", "cat"], r"the class 'cat\|dog' seems to be several. Call the column labels"),
+    ],
+)
+def test_names_that_are_none_are_refused(names: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label\n" + "".join(f"{i}.png,{name}\n" for i, name in enumerate(names)))
+    with pytest.raises(AdaptError, match=message):
+        load(tmp_path / "a.csv")
+
+
+def test_lines_are_counted_from_the_first_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("sep=;\npath;label\n1.png;Koala\n../2.png;Koala\n")
+    with pytest.raises(AdaptError, match="line 4: "):
+        load(tmp_path / "a.csv")

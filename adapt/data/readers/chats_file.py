@@ -74,12 +74,12 @@ _SEEMS = {
         "give one answer as answer, or two as chosen and rejected, and take out what is not to be learned",
     ),
     "a judgement of the answer": (
-        "label kto correct iscorrect incorrect wrong accepted loss weight train masked",
+        "label kto correct iscorrect incorrect wrong accepted valid invalid loss weight train masked score rating",
         "every answer is learned as correct. Remove the rows with wrong answers, and then the key",
     ),
     "a part of the question": (
         "question query prompt instruction input problem choice option context hint passage message conversation "
-        "dialog dialogue history",
+        "dialog dialogue history ocr token",
         "write it into the question, or take it out",
     ),
     "a film, a sound, a tool or a place": (
@@ -87,7 +87,9 @@ _SEEMS = {
         "only images and texts are learned. Take it out, or leave the row out",
     ),
 }
-_MEASURES = "id idx index width height size count num number length token type license lang language model score rating"
+# words of a key that is a remark: with any value, and with a number
+_NAMES = frozenset("id idx index type license lang language model".split())
+_MEASURES = frozenset("width height size count num number length token score rating".split())
 _REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "category", "topic", "perplexity"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
@@ -189,9 +191,12 @@ def read_chats(
             listed.append(listed_row(row, f"{where} row {number}", folder, f"{source}!{number}"))
     if not listed:
         raise AdaptError(f"{where} have no row that can be used")
-    filled = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value not in _EMPTY}
-    if unread := {key for key in filled - _READ - _REMARKS if _words(key).isdisjoint(_MEASURES.split())}:
+    objects = [row for row in rows if isinstance(row, dict)]
+    filled = {key for row in objects for key, value in row.items() if not (value in _EMPTY or _is_remark(key, value))}
+    if unread := filled - _READ - _REMARKS:
         logger.warning("%s: ignored keys of rows: %s", where, first_of(sorted(unread)))
+    if without := sum(any(row.get(key, "") is None for key in IMAGES) for row in objects):
+        logger.warning("%s: %s rows have null for an image: they are learned without one", where, f"{without:,}")
     if len(listed) == len(rows):  # otherwise they have other numbers
         check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
@@ -264,13 +269,19 @@ def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str |
 def check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> None:
     """Raise AdaptError for a filled key that is not read, if its name says that it is more than a remark."""
     for key, value in row.items():
-        if key in read or value in _EMPTY or not (words := _words(key)).isdisjoint(_MEASURES.split()):
+        if key in read or value in _EMPTY or _is_remark(key, value):
             continue
         if isinstance(value, str) and parts.part_of(value) and not row.get("split"):
             raise AdaptError(f"{where}: {key} is {value!r}, which seems to be a part of the split: call it split")
         for what, (names, advice) in _SEEMS.items():
-            if not words.isdisjoint(names.split()):
+            if not _words(key).isdisjoint(names.split()):
                 raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be {what}: {advice}")
+
+
+def _is_remark(key: str, value: object) -> bool:
+    """Return whether a key, by the words in its name, is a remark on the row, such as a number of tokens."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not _words(key).isdisjoint(_NAMES | _MEASURES if number else _NAMES)
 
 
 def _words(key: str) -> set[str]:

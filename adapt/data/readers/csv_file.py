@@ -28,6 +28,9 @@ from adapt.tasks.base import filled, number
 logger = logging.getLogger("adapt")
 _BOX = ("x0", "y0", "x1", "y1")
 _NUMBERS = frozenset(("target", "overlap", *_BOX))
+_MISSING = frozenset(("na", "n/a", "#n/a", "nan", "null"))  # as programs write an empty cell
+_MANY = 20  # whole numbers, all different, above which a column of labels seems to hold measurements
+_NUMBER, _FRACTION = re.compile(r"[+-]?\d*[.,]?\d+"), re.compile(r"[+-]?\d*[.,]\d*[1-9]\d*")
 _DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?\d{1,3}\.\d{3}\s*")
 _OTHER_WORDS = {  # column names in other tables
     **dict.fromkeys(("file", "filename", "file_name", "filepath", "file_path"), "path"),
@@ -79,11 +82,33 @@ def read_csv(
     texts, rows = ([row for row in rows if bool(row.item.paths) is kind] for kind in (False, True))
     rows = texts + in_bags(one_each(rows, folder, real_paths(row.item.path for row in rows), where), where)
     split = to_split(Path(source).stem, folder, rows, None, ratios, seed)
+    _check_names(split, where)
+    return split
+
+
+def _check_names(split: Split, where: str) -> None:
+    """Raise AdaptError if names of classes are numbers or several names, and warn of those that may be no names."""
+    numbers = split.task.one_class and all(map(_NUMBER.fullmatch, split.class_names))
+    if numbers and (fractions := [name for name in split.class_names if _FRACTION.fullmatch(name)]):
+        raise AdaptError(
+            f"{where}: the classes are numbers such as {fractions[0]}. Call the column target to learn the numbers, or "
+            "write words for the classes"
+        )
+    if split.task.one_class and (joined := [name for name in split.class_names if tasks.SEPARATOR in name]):
+        raise AdaptError(
+            f"{where}: the class {joined[0]!r} seems to be several. Call the column labels, or name the class without "
+            f"{tasks.SEPARATOR!r}"
+        )
     spelt: dict[str, str] = {}
     for name in split.class_names:
         if (other := spelt.setdefault(name.casefold(), name)) != name:
             logger.warning("%s: the classes %r and %r differ in capitals alone", where, other, name)
-    return split
+        if name.casefold() in _MISSING:
+            logger.warning("%s: %r is a class. Leave the cell empty if it stands for an unknown label", where, name)
+    if numbers and len(split.class_names) > _MANY:
+        logger.warning(
+            "%s: %d numbers are classes. Call the column target to learn numbers", where, len(split.class_names)
+        )
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:

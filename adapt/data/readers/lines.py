@@ -85,13 +85,12 @@ def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
     have one name.
     """
     text = read_text(path)
-    if said := _SEPARATOR.match(text):
-        text, separators = text[said.end() :], said[1]
-    else:
-        separators = ",;\t"
-    widths = {each: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=each), ())) for each in separators}
-    separator = max(widths, key=widths.__getitem__)  # commas if the first line is as wide with them
+    said = _SEPARATOR.match(text)
+    widths = {each: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=each), ())) for each in ",;\t"}
+    separator = said[1] if said else max(widths, key=widths.__getitem__)  # commas if the first line is as wide with them
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    if said:
+        next(reader.reader)  # read, not cut off, as errors count lines
     columns, where = list(reader.fieldnames or ("",)), f"CSV {os.fspath(path)!r}"
     for column in columns:
         if column and columns.count(column) > 1:
