@@ -142,7 +142,7 @@ MORE: dict[str, tuple[Any, Outcome]] = {
     "depth_image": ("8.png", "refused"), "image_2": ("8.png", "refused"), "source_image": ("8.png", "refused"),
     "photo": ("8.png", "refused"), "choices": (["a dog", "a cat"], "refused"), "options": ("A. dog", "refused"),
     "context": ("in a park", "refused"), "videos": (["a.mp4"], "refused"), "tool_calls": ([{"id": 1}], "refused"),
-    "rating": ("wrong", "refused"), "score": (False, "refused"), "valid": (False, "refused"),
+    "rating": ("wrong", "refused"), "preference_score": (False, "refused"), "valid": (False, "refused"),
     "ocr_tokens": (["exit"], "refused"), "tokens": (12, "read"),
     "subset": ("test", "refused"), "rejected_messages": ([{"role": "assistant"}], "refused"),
     "loss": (False, "refused"), "objects": ({"bbox": [[1, 2, 3, 4]]}, "refused"),

@@ -88,8 +88,8 @@ _SEEMS = {
     ),
 }
 # words of a key that is a remark: with any value, and with a number
-_NAMES = frozenset("id idx index type license lang language model".split())
-_MEASURES = frozenset("width height size count num number length token score rating".split())
+_NAMES = frozenset(("id", "idx", "index", "type", "license", "lang", "language", "model"))
+_MEASURES = frozenset(("width", "height", "size", "count", "num", "number", "length", "token", "score", "rating"))
 _REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "category", "topic", "perplexity"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)

@@ -87,7 +87,7 @@ def csv_reader(path: str | os.PathLike[str]) -> csv.DictReader[str]:
     text = read_text(path)
     said = _SEPARATOR.match(text)
     widths = {each: len(next(csv.reader(io.StringIO(text, newline=""), delimiter=each), ())) for each in ",;\t"}
-    separator = said[1] if said else max(widths, key=widths.__getitem__)  # commas if the first line is as wide with them
+    separator = said[1] if said else max(widths, key=widths.__getitem__)  # commas if as wide
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     if said:
         next(reader.reader)  # read, not cut off, as errors count lines
