@@ -45,6 +45,17 @@ class ImageMarks:
 
 
 @dataclass(frozen=True)
+class PreparedImage:
+    """An image as the vision tower reads it."""
+
+    marks: ImageMarks
+    size: tuple[int, int]
+    """Its width and height before it was prepared, in pixels."""
+    inputs: Mapping[str, Tensor]
+    """The arguments of the model's `get_image_features`."""
+
+
+@dataclass(frozen=True)
 class EncodedImage:
     """An image after the vision tower and the connector."""
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from contextlib import AbstractContextManager
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -22,7 +23,16 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
-from adapt.backbones.encoded_images import PER_TOKEN, EncodedImage, ImageMarks, image_inputs, marks_of, parted, written
+from adapt.backbones.encoded_images import (
+    PER_TOKEN,
+    EncodedImage,
+    ImageMarks,
+    PreparedImage,
+    image_inputs,
+    marks_of,
+    parted,
+    written,
+)
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
 from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
@@ -49,7 +59,7 @@ _MOST_SIZES = 1000  # of images whose marks are remembered
 _OF_BUDGET = ("size", "do_image_splitting", "max_patches")  # those that a budget of pixels sets
 Bound = Callable[[Any, int], dict[str, object]]  # from an image processor and a budget to settings of the processor
 
-ChatImages = Sequence["Image | EncodedImage"]  # of one conversation, in order
+ChatImages = Sequence["Image | PreparedImage | EncodedImage"]  # of one conversation, in order
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class NativeVLM(Backbone):
         self._given: Any = processor  # as it was before any budget of pixels
         self.question, self._bound, self._independent, self._stacked = question, bound, independent, stacked
         self._marks: dict[tuple[str, tuple[tuple[int, int], ...]], list[ImageMarks]] = {}  # by preparation and sizes
+        self._apart: tuple[AbstractContextManager[object], Any] | None = None
         self._check_template()
 
     def _check_template(self) -> None:
@@ -169,7 +180,7 @@ class NativeVLM(Backbone):
         self.processor.image_processor = copy(self._given.image_processor)
         for name, value in settings.items():
             setattr(self.processor.image_processor, name, value)
-        self._marks = {}
+        self._marks, self._apart = {}, None
 
     @property
     def longest(self) -> int:
@@ -322,12 +333,16 @@ class NativeVLM(Backbone):
         key = self._prepared, sizes
         known = self._marks.get(key)
         if known is None:
-            if len(self._marks) >= _MOST_SIZES:
-                self._marks.clear()
             blank = [Image.new("RGB", size) for size in sizes]
             batch = self._processed([self._mark * len(sizes)], [blank], left=False)
-            known = self._marks[key] = marks_of(batch, self._placeholder)
+            known = self._remember(key, marks_of(batch, self._placeholder))
         return known
+
+    def _remember(self, key: tuple[str, tuple[tuple[int, int], ...]], marks: list[ImageMarks]) -> list[ImageMarks]:
+        if len(self._marks) >= _MOST_SIZES:
+            self._marks.clear()
+        self._marks[key] = marks
+        return marks
 
     @property
     def image_key(self) -> str:
@@ -342,16 +357,39 @@ class NativeVLM(Backbone):
         """The processor's settings of images, as text."""
         return str(self.processor.image_processor.to_json_string())
 
-    def encode_images(self, images: Sequence[Image]) -> list[EncodedImage]:
+    def encode_images(self, images: Sequence[Image | PreparedImage]) -> list[EncodedImage]:
         """Return what the vision tower and the connector compute for each image, and how it stands in a text."""
-        if not images:
-            return []
-        if self.reason_against_encoding:
+        if images and self.reason_against_encoding:
             raise AdaptError(f"{self.describe()} cannot encode images alone ({self.reason_against_encoding})")
-        batch = self._processed([self._mark] * len(images), [[image] for image in images], left=False)
-        compute = self.vlm.model.get_image_features
-        read = {name: batch[name].to(self.device) for name in signature(compute).parameters if name in batch}
-        return parted(compute(**read, return_dict=True), marks_of(batch, self._placeholder))
+        pictures = [image for image in images if not isinstance(image, PreparedImage)]
+        made = iter(self._encoded(*self._ready(pictures, PREPARING, self.processor)) if pictures else ())
+        return [
+            self._encoded(image.inputs, [image.marks])[0] if isinstance(image, PreparedImage) else next(made)
+            for image in images
+        ]
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """Return an image as the vision tower reads it; other threads may use the backbone meanwhile."""
+        if self._apart is None:
+            own = copy(self.processor)
+            own.tokenizer = deepcopy(self.tokenizer)  # whose state the lock guards: other texts do not wait for it
+            self._apart = Lock(), own
+        inputs, marks = self._ready([image], *self._apart)
+        self._remember((self._prepared, (image.size,)), marks)
+        return PreparedImage(marks[0], image.size, inputs)
+
+    def _ready(
+        self, images: Sequence[Image], lock: AbstractContextManager[object], processor: Any
+    ) -> tuple[dict[str, Tensor], list[ImageMarks]]:
+        """Return the arguments of the model's `get_image_features` for some images, and how they stand in a text."""
+        marks = [self._mark] * len(images)
+        batch = self._processed(marks, [[image] for image in images], False, lock, processor)
+        names = signature(self.vlm.model.get_image_features).parameters
+        return {name: batch[name] for name in names if name in batch}, marks_of(batch, self._placeholder)
+
+    def _encoded(self, inputs: Mapping[str, Tensor], marks: Sequence[ImageMarks]) -> list[EncodedImage]:
+        read = {name: value.to(self.device) for name, value in inputs.items()}
+        return parted(self.vlm.model.get_image_features(**read, return_dict=True), marks)
 
     @property
     def _mark(self) -> str:
@@ -403,15 +441,22 @@ class NativeVLM(Backbone):
             rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
         return rows
 
-    def _processed(self, texts: list[str], images: Sequence[ChatImages], left: bool) -> dict[str, Any]:
+    def _processed(
+        self,
+        texts: list[str],
+        images: Sequence[ChatImages],
+        left: bool,
+        lock: AbstractContextManager[object] = PREPARING,
+        processor: Any = None,
+    ) -> dict[str, Any]:
         from transformers import ProcessorMixin
 
         # processors with a call of their own, as of Idefics3 and InternVL, fail if the first of some texts has no image
         own_call = type(self.processor).__call__ is not ProcessorMixin.__call__
         order = sorted(range(len(texts)), key=lambda row: own_call and not images[row])
-        with PREPARING:
+        with lock:
             batch = dict(
-                self.processor(
+                (processor or self.processor)(
                     text=[texts[row] for row in order],
                     images=[list(images[row]) for row in order] if any(images) else None,
                     padding=True,

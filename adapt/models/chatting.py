@@ -7,13 +7,13 @@ from contextlib import nullcontext
 from copy import copy
 from functools import cached_property
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.backbones.encoded_images import EncodedImage
+from adapt.backbones.encoded_images import EncodedImage, PreparedImage
 from adapt.backbones.native import ChatImages, ChatRows, NativeVLM
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
@@ -30,11 +30,15 @@ from adapt.models.generated import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged, predictions
 from adapt.prompts import check_class_names
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Computed = TypeVar("Computed")
 
 MOST_TOKENS = 64  # of an answer, unless more are asked for
 TOGETHER = 8  # conversations that pass through the model at once, where nothing is learned
 OPTIONS = 32  # answers that share a row of tokens
+_LARGE = 2**22  # pixels; models read fewer
 
 
 class ChatStep(Step):
@@ -252,6 +256,11 @@ class ChatModel(Adapted[NativeVLM]):
         pictures = [image for own in images for image in own if not isinstance(image, EncodedImage)]
         made = iter(self._edited(lambda: self.backbone.encode_images(pictures)) if pictures else ())
         return [[image if isinstance(image, EncodedImage) else next(made) for image in own] for own in images]
+
+    def prepared(self, image: Image) -> Image | PreparedImage:
+        """Return an image as the vision tower reads it, if that takes far less memory, or else the image itself."""
+        needed = self.path == "plain" or "noise" in (self.at_use.calibrate, self.at_use.debias)
+        return image if needed or image.width * image.height <= _LARGE else self.backbone.prepare(image)
 
     @torch.no_grad()
     def choose(

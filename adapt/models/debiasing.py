@@ -25,7 +25,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from adapt.backbones.encoded_images import EncodedImage
+from adapt.backbones.encoded_images import EncodedImage, PreparedImage
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 
@@ -107,11 +107,11 @@ def without_images(
     return [([[] for _ in chats], [chat.without_images(unknown if mode == "unk" else None) for chat in chats])]
 
 
-def noised(image: Image | EncodedImage) -> Image:
+def noised(image: Image | PreparedImage | EncodedImage) -> Image:
     """Return a picture as it is half-way through a diffusion, by noise from torch's generator."""
     from PIL import Image
 
-    if isinstance(image, EncodedImage):
+    if isinstance(image, PreparedImage | EncodedImage):
         raise AdaptError("noise is added to pictures, and these are encoded already: switch the cache off (--no-cache)")
     pixels = torch.from_numpy(numpy.asarray(image.convert("RGB"), dtype=numpy.float32)) / 127.5 - 1
     kept = share_kept(NOISED)

@@ -73,7 +73,8 @@ class SideBySide:
         for index, model in enumerate(self._models):  # by backbone and preprocessing
             groups.setdefault((*model.backbone.sees, model.method.views), {})[index] = model
         self._groups = list(groups.values())
-        self._transforms = [next(iter(group.values())).transform() for group in self._groups]
+        self._readers = [next(iter(group.values())) for group in self._groups]
+        self._transforms = [model.transform() for model in self._readers]
 
     @property
     def views(self) -> int:
@@ -99,10 +100,15 @@ class SideBySide:
         """Return an image preprocessed for each group of models, `(3, h, w)` or with v views `(1 + v, 3, h, w)`.
 
         `image` is in any form that `open_image` accepts. The models of a group share a backbone and preprocessing. A
-        native vision-language model prepares images with the text, so its group gets the PIL image itself.
+        native vision-language model prepares images with the text, so its group gets the PIL image itself, unless it is
+        large (see `ChatModel.prepared`).
         """
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
-        return tuple(transform(opened[turns(transform)]) for transform in self._transforms)
+        read: list[Any] = [transform(opened[turns(transform)]) for transform in self._transforms]
+        return tuple(
+            model.prepared(own) if isinstance(model, ChatModel) else own
+            for model, own in zip(self._readers, read, strict=True)
+        )
 
     def predictions(self, pixels: Sequence[Prepared], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
         """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Limits:
     in_all: int = 8
     """The bytes and pixels of all requests in flight, as a multiple of the limits of one."""
     requests: int = 64
-    """Requests that are answered at one time."""
+    """Requests that are answered at one time, of classifications and of chats each."""
     seconds: float = 30.0
     """Seconds until a request fails."""
 
@@ -45,22 +46,24 @@ class Admission:
         self.readers = ImageReaders(small=limits.pixels // 4)
         self._bytes = Room(limits.in_all * limits.body_bytes, "bytes")
         self._pixels = Room(limits.in_all * limits.pixels, "pixels")
-        self._answering = 0
+        self._answering = Counter[str]()
 
     def body(self, request: Request) -> AbstractAsyncContextManager[None]:
         """Return a context that holds the bytes of a request's body. It raises Crowded if there are too many."""
         return self._bytes.hold(min(announced(request.scope, self.limits.body_bytes), self.limits.body_bytes))
 
     @asynccontextmanager
-    async def images(self, files: Sequence[File], look: Callable[[bytes, str], Seen]) -> AsyncIterator[list[Seen]]:
+    async def images(
+        self, kind: str, files: Sequence[File], look: Callable[[bytes, str], Seen]
+    ) -> AsyncIterator[list[Seen]]:
         """Count a request as being answered, and yield its images, which `look` makes of each file's content and name.
 
-        Their pixels are held meanwhile. Cancellation stops the decoding. Raises Crowded if too many requests are being
-        answered, and TooManyPixels.
+        Their pixels are held meanwhile. Cancellation stops the decoding. Raises Crowded if too many requests of its
+        `kind` are being answered, and TooManyPixels.
         """
-        if self._answering >= self.limits.requests:
-            raise Crowded(f"{self.limits.requests} requests are being answered already: try again in a second")
-        self._answering += 1
+        if self._answering[kind] >= self.limits.requests:
+            raise Crowded(f"{self.limits.requests} {kind} are being answered already: try again in a second")
+        self._answering[kind] += 1
         try:
             sizes = await self._read([len(content) for _, content in files], files, pixels_of)
             if sum(sizes) > self.limits.pixels:
@@ -71,7 +74,7 @@ class Admission:
             async with self._pixels.hold(sum(sizes)):
                 yield await self._read(sizes, files, look)
         finally:
-            self._answering -= 1
+            self._answering[kind] -= 1
 
     async def aside(self, compute: Callable[[], Seen]) -> Seen:
         """Return the result of `compute`, run by one of the threads that decode images."""

@@ -29,6 +29,8 @@ from adapt.serving.talking import Delta, Question, Talker
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from adapt.backbones.encoded_images import PreparedImage
+
 _COMMAS = 20_000  # in a body, so that reading it blocks nobody
 _CHARACTERS = 16  # for each token that a conversation may have
 FAILED = "the server failed to answer this request: its log has the error"
@@ -110,10 +112,10 @@ class ChatCompletions:
         if len(files) > limits.images:
             raise HTTPException(422, f"{len(files)} images were sent; expected at most {limits.images}")
 
-        def look(content: bytes, name: str) -> Image:
-            return open_image(content, turned=model.backbone.preprocess.turned, name=name)
+        def look(content: bytes, name: str) -> Image | PreparedImage:
+            return model.prepared(open_image(content, turned=model.backbone.preprocess.turned, name=name))
 
-        async with self._admission.images(files, look) as images:
+        async with self._admission.images("chats", files, look) as images:
             files.clear()
             await body.aclose()
             most = await self._admission.aside(lambda: self._most(asked, model, chat, images))
@@ -137,7 +139,7 @@ class ChatCompletions:
             finally:
                 question.given_up = True
 
-    def _most(self, asked: ChatRequest, model: ChatModel, chat: Chat, images: Sequence[Image]) -> int:
+    def _most(self, asked: ChatRequest, model: ChatModel, chat: Chat, images: Sequence[Image | PreparedImage]) -> int:
         """Return the maximum number of tokens of an answer. Raises AdaptError if a conversation is too long."""
         most = min(self._admission.limits.tokens, model.backbone.longest)
         characters = sum(len(turn.text) for turn in chat.turns)

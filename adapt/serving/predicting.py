@@ -9,6 +9,7 @@ from PIL.Image import Image
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
+from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.models.chatting import TOGETHER
@@ -60,7 +61,7 @@ class Predictions:
 
         most = self._admission.limits.tokens
         batcher = self.native_batcher if together.native else self.batcher
-        async with self._admission.images(asked.files, look) as pixels:
+        async with self._admission.images("classifications", asked.files, look) as pixels:
             rows = await asyncio.wrap_future(batcher.ask(Asked(together, asked.wanted, pixels)))
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
@@ -70,7 +71,7 @@ class Predictions:
 def _check_tokens(together: SideBySide, prepared: Prepared, name: str, most: int) -> None:
     """Raise AdaptError if an image, with the question about it, takes more than `most` tokens of a native model."""
     for model in together.native:
-        size = next(own.size for own in prepared if isinstance(own, Image))
+        size = next(own.size for own in prepared if isinstance(own, Image | PreparedImage))
         allowed = min(most, model.backbone.longest)
         [tokens] = model.backbone.lengths([Chat.about(model.backbone.question)], [[size]], asks=True)
         if tokens > allowed:

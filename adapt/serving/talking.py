@@ -26,6 +26,8 @@ from adapt.serving.worker import Worker
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from adapt.backbones.encoded_images import PreparedImage
+
 _TURN, _LONGEST_TURN = 16, 64  # tokens that a group writes while others wait, and while none does
 _PAUSE = 0.001  # seconds between turns, for threads that wait for the model, as those that load an adapter
 _BEGUN = 8 * TOGETHER  # answers that are begun and not ended, each of which holds memory for its tokens
@@ -67,7 +69,7 @@ class Question:
 
     model: ChatModel
     chat: Chat
-    images: Sequence[Image]
+    images: Sequence[Image | PreparedImage]
     most: int
     stops: Sequence[str]
     choosing: Choosing
@@ -78,7 +80,7 @@ class Question:
     @property
     def pixels(self) -> int:
         """The number of pixels of its images."""
-        return sum(image.width * image.height for image in self.images)
+        return sum(width * height for width, height in (image.size for image in self.images))
 
 
 class Talker(Worker[Question]):

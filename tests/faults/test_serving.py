@@ -14,21 +14,25 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
-from faults.worst_requests import WORST, Body, form, picture
+from faults.worst_requests import AT_ONCE, WORST, Body, chat, form, picture
 
 import adapt
 
 pytestmark = pytest.mark.faults
 
 SECONDS = 10  # that an attack lasts
-SMALL = form(picture(256, mode="RGB"))
+MEMORY = 1536  # MiB of a server, at most
+SMALL = "POST", "/predict", form(picture(256, mode="RGB"))
+HEALTH = "GET", "/healthz", ("", b"")
+CHAT = "POST", "/v1/chat/completions", chat(picture(64, mode="RGB"))
+Request = tuple[str, str, Body]
 
 
 @dataclass
@@ -47,6 +51,12 @@ class Served:
         finally:
             connection.close()
 
+    def tell(self, content: bytes) -> int:
+        """Send bytes and return the status of the first answer, or 0 if there is none."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
+            connection.sendall(content)
+            return int(connection.recv(65536)[9:12] or 0)
+
     def mebibytes(self) -> float:
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
@@ -64,6 +74,8 @@ class Asked:
 
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    memory: float = 0.0
+    """The most that the server had, in MiB."""
 
 
 @pytest.fixture
@@ -73,9 +85,15 @@ def adapter(tmp_path: Path) -> Path:
     return model.save(tmp_path / "a.safetensors")
 
 
+@pytest.fixture
+def chatting(tmp_path: Path) -> Path:
+    model = adapt.wrap(adapt.load_backbone("mini-vlm"), adapt.methods.LoRA(towers=("decoder",)))
+    return model.save(tmp_path / "chat.safetensors")
+
+
 @contextmanager
-def serving(adapter: Path, files: int | None = None) -> Iterator[Served]:
-    line = [sys.executable, "-m", "adapt", "serve", f"a={adapter}", "--port", "0"]
+def serving(*adapters: Path, files: int | None = None) -> Iterator[Served]:
+    line = [sys.executable, "-m", "adapt", "serve", *(f"{each.stem}={each}" for each in adapters), "--port", "0"]
 
     def limited() -> None:
         if files is not None:
@@ -93,17 +111,16 @@ def serving(adapter: Path, files: int | None = None) -> Iterator[Served]:
 
 
 @contextmanager
-def attacked(served: Served, body: Body, clients: int) -> Iterator[Counter[int]]:
+def attacked(send: Callable[[], int], clients: int) -> Iterator[Counter[int]]:
     """While `clients` send it again and again, each as soon as it was answered; the statuses that they got."""
     over, got = threading.Event(), Counter[int]()
 
-    def send() -> None:
+    def run() -> None:
         while not over.is_set():
             with suppress(OSError, http.client.HTTPException):  # refused before all of it was sent, or the server ends
-                status, _ = served.ask("POST", "/predict", body)
-                got[status] += 1
+                got[send()] += 1
 
-    threads = [threading.Thread(target=send) for _ in range(clients)]
+    threads = [threading.Thread(target=run) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -114,15 +131,16 @@ def attacked(served: Served, body: Body, clients: int) -> Iterator[Counter[int]]
             thread.join()
 
 
-def watch(served: Served, seconds: float) -> Asked:
-    """Another client, which asks about a small image ten times a second."""
+def watch(served: Served, seconds: float, requests: Sequence[Request]) -> Asked:
+    """Another client, which sends small requests ten times a second."""
     asked, until = Asked(), time.monotonic() + seconds
     while time.monotonic() < until:
-        for method, path, body in (("POST", "/predict", SMALL), ("GET", "/healthz", ("", b""))):
+        for method, path, body in requests:
             started = time.monotonic()
             status, _ = served.ask(method, path, body)
             asked.seconds.append(time.monotonic() - started)
             asked.statuses[path, status] += 1
+            asked.memory = max(asked.memory, served.mebibytes())
         time.sleep(0.1)
     return asked
 
@@ -136,30 +154,58 @@ def settled(served: Served) -> float:
     return served.mebibytes()
 
 
-@pytest.mark.parametrize("clients", [2, 20])
+def withstands(served: Served, what: str, send: Callable[[], int], clients: int, requests: Sequence[Request]) -> None:
+    """Attack a server, and check what others meet, its memory, and its end."""
+    for request in requests:
+        served.ask(*request)
+    before = served.mebibytes()
+    with attacked(send, clients) as got:
+        time.sleep(1)
+        asked = watch(served, SECONDS, requests)
+    after = settled(served)
+    with attacked(send, clients):
+        time.sleep(2)
+        seconds, printed = served.end()
+    p99 = statistics.quantiles(asked.seconds, n=100)[98]
+    print(
+        f"{what}, {clients} clients: {len(asked.seconds)} others, p99 {p99:.2f} s, {dict(asked.statuses)}; they got "
+        f"{dict(got)}; {before:.0f}, {asked.memory:.0f}, {after:.0f} MiB; ended in {seconds:.1f} s, {printed[:3]}"
+    )
+    assert {status for _, status in asked.statuses} == {200}
+    assert p99 < 2
+    assert asked.memory < MEMORY
+    assert after < before + 200
+    assert seconds < 10
+    assert len(printed) <= 3
+
+
+@pytest.mark.parametrize("clients", [8, 50])
 @pytest.mark.parametrize("kind", WORST)
 def test_the_worst_requests_hold_nobody_else_up(adapter: Path, kind: str, clients: int) -> None:
     body = WORST[kind]()
     with serving(adapter) as served:
-        before = served.mebibytes()
-        with attacked(served, body, clients) as got:
-            time.sleep(1)
-            asked = watch(served, SECONDS)
-            most = served.mebibytes()
-        after = settled(served)
-        with attacked(served, body, clients):
-            time.sleep(2)
-            seconds, printed = served.end()
-    p99 = statistics.quantiles(asked.seconds, n=100)[98]
-    print(
-        f"{kind}, {clients} clients: {len(asked.seconds)} others, p99 {p99:.2f} s, {dict(asked.statuses)}; they got "
-        f"{dict(got)}; {before:.0f}, {most:.0f}, {after:.0f} MiB; ended in {seconds:.1f} s, {printed[:3]}"
-    )
-    assert {status for _, status in asked.statuses} == {200}
-    assert p99 < 2
-    assert after < before + 150
-    assert seconds < 10
-    assert len(printed) <= 3
+        withstands(served, kind, lambda: served.ask("POST", "/predict", body)[0], clients, (SMALL, HEALTH))
+
+
+@pytest.mark.parametrize("clients", [8, 50])
+@pytest.mark.parametrize("kind", AT_ONCE)
+def test_what_comes_at_once_holds_nobody_else_up(adapter: Path, kind: str, clients: int) -> None:
+    content = AT_ONCE[kind]()
+    with serving(adapter) as served:
+        withstands(served, kind, lambda: served.tell(content), clients, (SMALL, HEALTH))
+
+
+@pytest.mark.parametrize("clients", [8, 50])
+def test_large_pictures_hold_no_chat_up(adapter: Path, chatting: Path, clients: int) -> None:
+    method, path, _ = CHAT
+    body = chat(picture(7900, mode="RGB"))
+    with serving(adapter, chatting) as served:
+        withstands(served, "large chats", lambda: served.ask(method, path, body)[0], clients, (CHAT, SMALL, HEALTH))
+
+
+def test_a_hundred_chats_shut_nobody_else_out(adapter: Path, chatting: Path) -> None:
+    with serving(adapter, chatting) as served:
+        withstands(served, "small chats", lambda: served.ask(*CHAT)[0], 100, (SMALL, HEALTH))
 
 
 async def _slowly(port: int, began: bytes, piece: bytes, again: bool, closed: Counter[str]) -> None:
@@ -201,7 +247,7 @@ def test_a_thousand_slow_clients_under_few_files_keep_nobody_out(adapter: Path) 
         def look() -> None:
             for _ in range(20):
                 started = time.monotonic()
-                assert served.ask("POST", "/predict", SMALL)[0] == 200
+                assert served.ask(*SMALL)[0] == 200
                 seconds.append(time.monotonic() - started)
 
         asyncio.run(_while_slow(served.port, [HALF] * 1000, True, look))

@@ -1,8 +1,10 @@
-"""Bodies of requests that cost a server most, of the kinds that its limits allow and a few that they do not."""
+"""What costs a server most of what clients may send, of the kinds that its limits allow and a few that they do not."""
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +28,14 @@ def form(*images: bytes) -> Body:
     return _FORM, b"".join(head + image + b"\r\n" for image in images) + b"--b--\r\n"
 
 
+def chat(image: bytes) -> Body:
+    """A conversation with the adapter that is called chat."""
+    url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    content = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+    asked = {"model": "chat", "max_tokens": 16, "messages": [{"role": "user", "content": content}]}
+    return _JSON, json.dumps(asked).encode()
+
+
 def _scans() -> Body:
     """A progressive JPEG whose last scan comes again and again, as often as is allowed."""
     content = picture(SIDE, "JPEG", "L", progressive=True)
@@ -46,6 +56,17 @@ def _padded() -> Body:
     return form(image + bytes(BYTES - len(image) - 500))
 
 
+_ASK = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+_CHUNKED = (
+    b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+)
+
+# what one connection sends at once
+AT_ONCE: dict[str, Callable[[], bytes]] = {
+    "thousands of requests": lambda: (_ASK + b"\r\n") * 4000,
+    "a quarter of a megabyte of headers": lambda: _ASK + b"".join(b"X-%d: a\r\n" % n for n in range(25_000)) + b"\r\n",
+    "chunks of a byte": lambda: _CHUNKED + b"\r\n" + b"1\r\n \r\n" * 40_000 + b"0\r\n\r\n",
+}
 WORST: dict[str, Callable[[], Body]] = {
     "grey pictures of 10,900 x 10,900": lambda: form(*[picture(10_900, mode="L")] * IMAGES),
     "one PNG of all pixels": lambda: form(picture(SIDE)),

@@ -17,12 +17,13 @@ from selection import by_turns
 
 import adapt
 from adapt import AdaptError
-from adapt.backbones.encoded_images import EncodedImage
+from adapt.backbones.encoded_images import EncodedImage, PreparedImage
 from adapt.backbones.native import NativeVLM
 from adapt.chats import Chat, Turn
 from adapt.data import Item
 from adapt.evaluation.inference import Inference
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
+from adapt.models import chatting
 from adapt.models.chatting import ChatModel
 from adapt.tasks.conversations import Conversation
 
@@ -61,6 +62,42 @@ def test_rows_of_encoded_images_are_the_processors(kind: str, left: bool, asks: 
     with torch.no_grad():
         logits = backbone.vlm(**expected.inputs).logits
         torch.testing.assert_close(backbone.vlm(**rows.inputs).logits, logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_prepared_images_are_encoded_alike(kind: str) -> None:
+    """Prepared apart from the model, and beside pictures; their layout is known then."""
+    backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))
+    one, two, three, _ = pictures()
+    prepared = backbone.prepare(two)
+    assert prepared.size == two.size
+    with torch.no_grad():
+        expected = [backbone.encode_images([picture])[0] for picture in (one, two, three)]
+        images = backbone.encode_images([one, prepared, three])
+    assert [image.marks.key for image in images] == [image.marks.key for image in expected]
+    assert torch.equal(images[1].features, expected[1].features)
+    for image, alone in zip(images, expected, strict=True):
+        torch.testing.assert_close(image.features, alone.features, rtol=0, atol=1e-5)
+    assert backbone.marks(two.size)[0].key == expected[1].marks.key
+
+
+def test_large_images_are_prepared_where_nothing_needs_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, plain = both("qwen2_5_vl", "decoder")
+    picture = pictures()[0]
+    assert fast.prepared(picture) is picture
+    monkeypatch.setattr(chatting, "_LARGE", 40 * 24 - 1)
+    assert isinstance(fast.prepared(picture), PreparedImage)
+    assert plain.prepared(picture) is picture
+    fast.set_at_use(calibrate="noise")
+    assert fast.prepared(picture) is picture
+
+
+def test_large_images_are_classified_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = both("qwen2_5_vl", "decoder")[0].with_classes(("cat", "dog"))
+    expected = [fast.predict([picture])[0].probability for picture in pictures()]
+    monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
+    found = [row[0].probability for row in adapt.predict_many([fast], pictures())]
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", FAST)

@@ -29,6 +29,7 @@ from starlette.testclient import TestClient
 import adapt
 from adapt.chats import Chat
 from adapt.methods import ZeroShot
+from adapt.models import chatting
 from adapt.models.chatting import ChatModel
 from adapt.models.ongoing import OngoingAnswers
 from adapt.serving import talking
@@ -455,6 +456,41 @@ def test_an_image_of_too_many_tokens_is_refused_as_in_a_conversation(models: dic
         refused = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))])
     assert refused.status_code == 422
     assert re.fullmatch(r"a\.png takes \d+ tokens, and may have 20: send a smaller image", refused.json()["detail"])
+
+
+def test_large_pictures_wait_as_the_model_reads_them(
+    client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = user("what is it?", *pictures()[:2])
+    expected = post(client(), asked).json()["choices"]
+    waited: list[Question] = []
+    monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
+    monkeypatch.setattr(Talker, "ask", lambda self, question: (waited.append(question), self._put(question)))
+    assert post(client(), asked).json()["choices"] == expected
+    [question] = waited
+    assert [(type(image).__name__, image.size) for image in question.images] == [
+        ("PreparedImage", (40, 24)),
+        ("Image", (24, 24)),
+    ]
+
+
+def test_chats_shut_no_classification_out(
+    open_clip: adapt.Backbone, models: dict[str, ChatModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = adapt.wrap(open_clip, ZeroShot(), ("cat", "dog")).eval()
+    served = ServedAdapters.__new__(ServedAdapters)
+    served.now = Served({"first": models["first"], "clip": classifier}, "clip")
+    held = hold(monkeypatch, Talker, "_step")
+    content = BytesIO()
+    pictures()[0].save(content, "PNG")
+    with TestClient(create_app(served, Limits(requests=1))) as sent, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(post, sent, user("what?"))
+        assert held.begun.wait(30)
+        refused = post(sent, user("what?"))
+        classified = sent.post("/predict", files=[("images", ("a.png", content.getvalue()))])
+        held.go.set()
+    assert (waiting.result().status_code, refused.status_code, classified.status_code) == (200, 503, 200)
+    assert refused.json()["error"]["message"] == "1 chats are being answered already: try again in a second"
 
 
 def question(model: ChatModel, words: str, most: int, on_delta: Callable[[Any], None], **more: Any) -> Question:
