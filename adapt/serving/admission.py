@@ -13,7 +13,7 @@ from fastapi import Request
 
 from adapt.serving.middleware import announced
 from adapt.serving.reading import ImageReaders, TooManyPixels, pixels_of
-from adapt.serving.room import Crowded, Room
+from adapt.serving.room import PATIENCE, Crowded, Room
 
 Seen = TypeVar("Seen")
 File = tuple[str, bytes]  # its name and content
@@ -61,6 +61,8 @@ class Admission:
         Their pixels are held meanwhile. Cancellation stops the decoding. Raises Crowded if too many requests of its
         `kind` are being answered, and TooManyPixels.
         """
+        if self._answering[kind] >= self.limits.requests:
+            await asyncio.sleep(PATIENCE)
         if self._answering[kind] >= self.limits.requests:
             raise Crowded(f"{self.limits.requests} {kind} are being answered already: try again in a second")
         self._answering[kind] += 1

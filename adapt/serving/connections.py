@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from uvicorn.server import ServerState
 
 _OVERHEAD = 2**16  # maximum bytes of a request beside its body, which may be in chunks
-_OF_CHUNKS = 64  # bytes of a body to each byte more that its chunks may take
+_OF_CHUNKS = 64  # bytes of a body to each byte more, or chunk more, that it may take
+_CHUNKS = 2048
 _HEADERS = 100
 _QUEUED = 16  # requests of one connection that wait for their turn
+_LATE = 1.0  # seconds until a client that sends too much is told so
 _ORDER = itertools.count()
 
 
@@ -30,7 +32,8 @@ class Connection(HttpToolsProtocol):
 
     If there are more than `most` connections, the connection that has waited longest for a complete request is closed.
     So is one that sends more requests than wait for their turn, whatever arrives at once: all that one read brings is
-    parsed in the event loop, while nobody else is answered.
+    parsed in the event loop, while nobody else is answered. A client that sends too much is told so after a second
+    only, so that it does not do it again at once.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._head_seconds, self._seconds, self._most = head_seconds, seconds, most
-        self._overhead = self._body = 0  # bytes of the request that is being read
-        self._refusal: tuple[int, str] | None = None
+        self._overhead = self._body = self._chunks = 0  # bytes, and pieces, of the request that is being read
+        self._refusal: tuple[int, str] | None = (
+            None  # of a client that sends too much, to which nobody listens any more
+        )
         self._since: int | None = None  # order of starting to wait for a complete request; None while there is one
         self._ends: asyncio.TimerHandle | None = None
         self._gives_up: asyncio.TimerHandle | None = None  # closes on a client that does not read its answer
@@ -69,11 +74,11 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._overhead += len(data)
         super().data_received(data)
-        if self._overhead > _OVERHEAD + self._body // _OF_CHUNKS and not self.transport.is_closing():
-            self._refuse(
-                431,
-                f"the request has more than {_OVERHEAD:,} bytes beside its body: send shorter headers or larger chunks",
-            )
+        too_much = self._overhead > _OVERHEAD + self._body // _OF_CHUNKS
+        if too_much and self._refusal is None and not self.transport.is_closing():
+            detail = f"the request has more than {_OVERHEAD:,} bytes beside its body"
+            self._refusal = 431, f"{detail}: send shorter headers or larger chunks"
+            self._refuse_late()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -92,11 +97,14 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._overhead -= len(body)
         self._body += len(body)
+        self._chunks += 1
+        if self._chunks > _CHUNKS + self._body // _OF_CHUNKS:
+            self._stop_parsing(431, f"the body has more than {_CHUNKS:,} small chunks: send larger ones")
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._overhead = self._body = 0
+        self._overhead = self._body = self._chunks = 0
         self._stop()
         if self.cycle.response_complete:  # answered before the body was complete
             self._wait(self._head_seconds)
@@ -115,18 +123,27 @@ class Connection(HttpToolsProtocol):
         self._go_on()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(*(self._refusal or (400, msg)))
+        if self._refusal is None:
+            self._refuse(400, msg)
+        else:
+            self._refuse_late()
 
     def _stop_parsing(self, status: int, detail: str) -> None:
         """Keep the parser from reading on, after which it calls `send_400_response`."""
         self._refusal = status, detail
         raise ValueError(detail)
 
+    def _refuse_late(self) -> None:
+        self.transport.pause_reading()
+        self.pipeline.clear()
+        self._wait(_LATE)
+
     def _wait(self, seconds: float) -> None:
         self._stop()
         self._since = next(_ORDER)
+        late = 408, f"no complete request arrived within {seconds:g} seconds"
         self._ends = self.loop.call_later(
-            seconds, self._refuse, 408, f"no complete request arrived within {seconds:g} seconds"
+            min(seconds, _LATE) if self._refusal else seconds, self._refuse, *(self._refusal or late)
         )
 
     def _stop(self) -> None:

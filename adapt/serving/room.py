@@ -9,6 +9,9 @@ from contextlib import asynccontextmanager
 from adapt.common.errors import AdaptError
 
 
+PATIENCE = 1.0  # seconds that a request waits for room, so that who is refused does not come again at once
+
+
 class Crowded(AdaptError):
     """The error for a request that the busy server cannot take at present; the client may send the request again."""
 
@@ -24,14 +27,13 @@ class Room:
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Reserve `size` units for the `with` block, if necessary after aborting blocks with larger reservations.
 
-        Raises Crowded if the limit is reached and no block has a larger reservation, and in each block that is aborted.
+        Raises Crowded if the limit is reached, no block has a larger reservation, and none ends within a second; and in
+        each block that is aborted.
         """
-        while sum(self._held.values()) + size > self._most:
-            largest = max(self._held, key=self._held.__getitem__, default=None)
-            if largest is None or self._held[largest] <= size:
+        if not self._made_for(size):
+            await asyncio.sleep(PATIENCE)
+            if not self._made_for(size):
                 raise self._crowded(size)
-            del self._held[largest]
-            largest.reschedule(0)  # in the past: it times out now
         try:
             async with asyncio.timeout(None) as given:
                 self._held[given] = size
@@ -43,6 +45,16 @@ class Room:
             if given.expired():
                 raise self._crowded(size) from None
             raise
+
+    def _made_for(self, size: int) -> bool:
+        """Return whether there is room, if necessary after aborting blocks with larger reservations."""
+        while sum(self._held.values()) + size > self._most:
+            largest = max(self._held, key=self._held.__getitem__, default=None)
+            if largest is None or self._held[largest] <= size:
+                return False
+            del self._held[largest]
+            largest.reschedule(0)  # in the past: it times out now
+        return True
 
     def _crowded(self, size: int) -> Crowded:
         return Crowded(

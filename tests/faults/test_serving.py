@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import multiprocessing
 import resource
 import signal
 import socket
@@ -17,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import psutil
@@ -110,10 +113,8 @@ def serving(*adapters: Path, files: int | None = None) -> Iterator[Served]:
             process.kill()
 
 
-@contextmanager
-def attacked(send: Callable[[], int], clients: int) -> Iterator[Counter[int]]:
-    """While `clients` send it again and again, each as soon as it was answered; the statuses that they got."""
-    over, got = threading.Event(), Counter[int]()
+def _send(send: Callable[[], int], clients: int, over: Event, told: Connection) -> None:
+    got = Counter[int]()
 
     def run() -> None:
         while not over.is_set():
@@ -123,12 +124,27 @@ def attacked(send: Callable[[], int], clients: int) -> Iterator[Counter[int]]:
     threads = [threading.Thread(target=run) for _ in range(clients)]
     for thread in threads:
         thread.start()
+    for thread in threads:
+        thread.join()
+    told.send(got)
+
+
+@contextmanager
+def attacked(send: Callable[[], int], clients: int) -> Iterator[Counter[int]]:
+    """While `clients` send it again and again, each as soon as it was answered; afterwards the statuses that they got.
+
+    They have a process of their own, so that what others measure does not wait for them.
+    """
+    forked, got = multiprocessing.get_context("fork"), Counter[int]()
+    over, (told, telling) = forked.Event(), forked.Pipe(duplex=False)
+    process = forked.Process(target=_send, args=(send, clients, over, telling))
+    process.start()
     try:
         yield got
     finally:
         over.set()
-        for thread in threads:
-            thread.join()
+        got.update(told.recv())
+        process.join()
 
 
 def watch(served: Served, seconds: float, requests: Sequence[Request]) -> Asked:

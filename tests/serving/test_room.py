@@ -54,3 +54,16 @@ def test_what_was_held_is_free_again_and_other_times_run_out_as_they_would() -> 
             pass
 
     asyncio.run(main())
+
+
+def test_room_that_comes_within_a_second_is_taken() -> None:
+    async def main() -> float:
+        room, loop = Room(100, "bytes"), asyncio.get_running_loop()
+        task = asyncio.create_task(held(room, 80, {}))
+        await asyncio.sleep(0)
+        loop.call_later(0.1, task.cancel)
+        began = loop.time()
+        async with room.hold(90):
+            return loop.time() - began
+
+    assert 1 <= asyncio.run(main()) < 5
