@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
 from adapt.backbones.encoded_images import (
@@ -34,9 +35,8 @@ from adapt.backbones.encoded_images import (
     written,
 )
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
-from adapt.backbones.sources import reason
 from adapt.backbones.tower import Block, Form, Projection, Tower
-from adapt.chats import Chat
+from adapt.chats import Chat, Turn
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
@@ -119,12 +119,16 @@ class NativeVLM(Backbone):
         self._check_template()
 
     def _check_template(self) -> None:
-        """Raise AdaptError if the processor has no chat template, or several."""
+        """Raise AdaptError if the processor has no chat template, or several, or one that takes too much."""
         if not self.template:
             raise AdaptError(
                 f"the {type(self.processor).__name__} of {self.describe()} has no chat template in one text: set "
                 "processor.chat_template"
             )
+        chats = [Chat.about("?"), Chat.about("?", "!", 2), Chat((Turn("system", ("?",)), *Chat.about("?", "!").turns))]
+        messages = [chat.messages() for chat in (*chats, chats[-1].asked("?").answered("!").asked("?"))]
+        chat_templates.check(self.template, json.dumps(messages), f"the chat template of {self.describe()}")
+        self._tokenized(["a photo of a red panda, isn't it? (No. 7)"], special=True)  # which may fail, too
 
     @property
     def template(self) -> str:
@@ -191,7 +195,7 @@ class NativeVLM(Backbone):
     def _own_end(self) -> int | None:
         """The id of the special token that the chat template puts behind an answer; None if it puts none there."""
         chat = Chat.about("?", "!", 0)
-        behind = str(self.processor.apply_chat_template(chat.messages())).rpartition("!")[2]
+        behind = self._templated(chat, "", asks=False).rpartition("!")[2]
         ids = self._tokenized([behind.lstrip()], special=False)[0]
         special = {each for each, token in self.tokenizer.added_tokens_decoder.items() if token.special}  # Gemma's, too
         return ids[0] if ids and ids[0] in special else None
@@ -417,16 +421,7 @@ class NativeVLM(Backbone):
         model would not learn to stop. Raises AdaptError if the template refuses the conversation, and if its words
         contain the mark.
         """
-        from jinja2 import TemplateError
-
-        end = self.tokenizer.eos_token or "" if self._own_end is None else ""
-        try:
-            text = str(self.processor.apply_chat_template(chat.messages(end), add_generation_prompt=asks))
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            roles = ", ".join(turn.role for turn in chat.turns)
-            raise AdaptError(
-                f"the chat template of {self.describe()} refuses a conversation of {roles}: {reason(error)}"
-            ) from error
+        text = self._templated(chat, self.tokenizer.eos_token or "" if self._own_end is None else "", asks)
         film = getattr(self.processor, "video_token", None) or self._placeholder
         for mark in dict.fromkeys((self._mark, self._placeholder, film)):
             if text.count(mark) != (chat.images if mark == self._mark else 0):
@@ -435,6 +430,14 @@ class NativeVLM(Backbone):
                     "take it out of the words"
                 )
         return text
+
+    def _templated(self, chat: Chat, end: str, asks: bool) -> str:
+        """Return a conversation as text, with `end` behind each answer."""
+        roles = ", ".join(turn.role for turn in chat.turns)
+        return chat_templates.rendered(
+            lambda: self.processor.apply_chat_template(chat.messages(end), add_generation_prompt=asks),
+            f"the chat template of {self.describe()} refuses a conversation of {roles}",
+        )
 
     def _tokenized(self, texts: list[str], special: bool) -> list[list[int]]:
         with PREPARING:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, BackboneParts, ImageEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.preprocess import Preprocess
@@ -17,7 +20,6 @@ from adapt.backbones.tower import Tower, tokens_of
 from adapt.backbones.turns import alone
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -177,18 +179,19 @@ def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return a prompt made from the tokenizer's chat template and one user message; None without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    from jinja2 import TemplateError
-
+    who = "the chat template of the language model's tokenizer"
     # templates of language models take text, those of LLaVA a list of parts
-    for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}]):
-        turn = [{"role": "user", "content": content}]
-        try:
-            prompt = str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))  # type: ignore[arg-type]
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            raise AdaptError(
-                f"the chat template of the language model's tokenizer cannot be used ({type(error).__name__}: "
-                f"{shown(error)}): correct or remove the template, or give a prompt"
-            ) from error
+    turns = [
+        [{"role": "user", "content": content}]
+        for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}])
+    ]
+    chat_templates.check(str(tokenizer.chat_template), json.dumps(turns), who)
+    apply: Any = tokenizer.apply_chat_template
+    for turn in turns:
+        prompt = chat_templates.rendered(
+            partial(apply, turn, add_generation_prompt=True, tokenize=False),
+            f"{who} cannot be used. Correct or remove the template, or give a prompt",
+        )
         if IMAGE in prompt:
             break
     return prompt

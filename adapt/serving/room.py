@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 
 from adapt.common.errors import AdaptError
 
-
 PATIENCE = 1.0  # seconds that a request waits for room, so that who is refused does not come again at once
 
 

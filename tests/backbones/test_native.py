@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from native_chats import CHATS, KINDS, lora, model_of, pictures, read_by, seen, 
 
 import adapt
 from adapt import AdaptError, Backbone
+from adapt.backbones import chat_templates
 from adapt.backbones.native import NativeVLM
 from adapt.backbones.quantize import quantize
 from adapt.backbones.tower import tokens_of
@@ -205,6 +207,46 @@ def test_a_template_that_changes_earlier_turns_is_refused() -> None:
     assert isinstance(backbone, NativeVLM)
     with pytest.raises(AdaptError, match="changes earlier turns when later ones follow"):
         backbone.rows(CHATS[2:3], seen()[2:3])
+
+
+NESTED = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (NESTED, "takes more than 2 seconds: correct it"),
+        ("{% generation %}" + NESTED + "{% endgeneration %}", "takes more than 2 seconds: correct it"),
+        ("{{ 'a' * 3000000000 }}", "takes more than 1,024 MiB of memory: correct it"),
+        (
+            "{% if messages | length > 2 %}{{ 'a' * 2000000000 }}{% endif %}",
+            "takes more than 1,024 MiB",
+        ),
+        ("{{ ''.__class__.__mro__ }}", "refuses a conversation of user, assistant: SecurityError access to attribute"),
+        ("{{ raise_exception('no') }}", "refuses a conversation of user, assistant: TemplateError no"),
+    ],
+)
+def test_a_template_that_takes_too_much_or_fails_is_refused(
+    template: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_templates, "SECONDS", 2)
+    processor = tiny_natives.processor("smolvlm")
+    processor.chat_template = template
+    with pytest.raises(AdaptError, match=f"the chat template of .* {message}"):
+        _ = Backbone.from_transformers(tiny_natives.model("smolvlm"), processor).end  # type: ignore[attr-defined]
+
+
+def test_a_tokenizer_that_panics_is_refused(tmp_path: Path) -> None:
+    """Its pattern takes so many steps that its library, which is written in Rust, gives up."""
+    tiny_natives.model("smolvlm").save_pretrained(tmp_path)
+    tiny_natives.processor("smolvlm").save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    rules = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(?:(?:.|.)*)*\\d{9}"}, "behavior": "Isolated", "invert": False}
+    rules["pre_tokenizer"] = split
+    file.write_text(json.dumps(rules))
+    with pytest.raises(AdaptError, match="cannot be loaded, as its tokenizer fails"):
+        adapt.load_backbone(str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "llava"])
