@@ -40,7 +40,8 @@ def is_adapter(path: Path) -> bool:
 
 
 def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFile]:
-    """Yield the image files in files, folders and .csv lists. Raises AdaptError for an adapter or an empty folder.
+    """Yield the image files in files, folders and .csv lists. Raises AdaptError for an adapter, an address or an empty
+    folder.
 
     With `items`, all images at any depth in a folder inside a given folder are an item. Raises AdaptError for `items`
     without a folder.
@@ -48,6 +49,11 @@ def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFi
     if items and not any(path.is_dir() for path in images):
         raise AdaptError("--items takes folders, in which each folder is an item: give a folder, or leave --items out")
     for path in images:
+        if str(path).startswith(("http:/", "https:/")):
+            raise AdaptError(
+                f"{str(path).replace(':/', '://', 1)} is an address, and nothing is fetched: download the image, or "
+                "use model.predict(ADDRESS, urls=True) in Python"
+            )
         if is_adapter(path) and not (path.is_dir() and images_in(str(path))):
             raise AdaptError(f"{path} is an adapter; expected an image: give all adapters before the images")
         if not (path.suffix or path.exists()):

@@ -33,7 +33,7 @@ class Run:
     If several processes train one model, `writes` is true only for the main process, which writes files and holds the
     lock. Raises AdaptError if another process uses the directory, or if the directory contains a run and `resume` is
     not set. With `resume`, raises AdaptError if there is no run to resume, or if the run was started with another
-    recipe.
+    recipe; in an empty directory, as a run leaves that is killed at once, a run begins.
     """
 
     def __init__(self, path: str | Path, recipe: str, resume: bool, writes: bool = True) -> None:
@@ -129,7 +129,9 @@ class Run:
     def _check(self) -> None:
         """Write the recipe of a new run, or check that an existing run can be resumed."""
         recipe = self.path / "recipe.yaml"
-        if not self.resume:
+        # of a run that ended before its first file
+        empty = self.path not in self._made and all(each.name == ".lock" for each in self.path.iterdir())
+        if not self.resume or empty:
             if recipe.exists() or self.checkpoint.exists():
                 raise AdaptError(
                     f"{self.path} already contains a run: choose another --out (out=), or continue the run with "

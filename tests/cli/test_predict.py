@@ -300,6 +300,7 @@ def test_an_adapter_given_twice(run, refused, adapter: Path, photos: Path) -> No
 
 def test_what_is_neither_adapter_nor_image(run, refused, adapter: Path, photos: Path) -> None:
     refused(run("predict", adapter, "nope", photos), "nope does not exist; expected an adapter or an image")
+    refused(run("predict", adapter, "http://a/b.png"), "http://a/b.png is an address, and nothing is fetched: download")
     refused(run("predict", adapter, photos, adapter), "give all adapters before the images")
 
 

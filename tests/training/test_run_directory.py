@@ -233,6 +233,12 @@ def test_nothing_to_resume(train, out: Path) -> None:
         train(out=out, resume=True)
 
 
+def test_a_run_that_ended_before_its_first_file_begins(train, out: Path) -> None:
+    out.mkdir(parents=True)
+    (out / ".lock").touch()
+    assert train(out=out, resume=True).adapter.is_file()
+
+
 def test_a_file_is_no_run_directory(train, out: Path) -> None:
     out.parent.mkdir()
     out.write_text("precious")

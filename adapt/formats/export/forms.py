@@ -16,6 +16,8 @@ from adapt.common.errors import AdaptError, missing
 
 Graph = Callable[[Tensor], dict[str, Tensor]]  # images (b, 3, h, w) to the outputs by name
 
+# options of OpenVINO's `compile_model`, whose default is half precision if the processor has it; no file can hold them
+PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
 TORCH, ONNX, OPENVINO = "model.pt2", "model.onnx", "model.xml"
 DATA = f"{ONNX}.data"  # the weights of a graph from 1.5 GiB on, by torch's rule and onnxruntime's name
 INPUT, LOGITS, NUMBER = "images", "logits", "number"  # logits (b, n), and of a regression method numbers (b,)
@@ -78,8 +80,7 @@ def write_openvino(program: ExportedProgram, folder: Path) -> Graph:
     with TemporaryDirectory(dir=folder) as temporary:
         graph = openvino.convert_model(_converted(program, Path(temporary)))
         openvino.save_model(graph, folder / OPENVINO, compress_to_fp16=False)
-    precise = {"INFERENCE_PRECISION_HINT": "f32"}  # the default is half precision if the processor has it
-    written = openvino.Core().compile_model(folder / OPENVINO, "CPU", precise)
+    written = openvino.Core().compile_model(folder / OPENVINO, "CPU", PRECISE)
     names = _outputs(program)
 
     def run(images: Tensor) -> dict[str, Tensor]:

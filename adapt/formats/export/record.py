@@ -14,7 +14,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data import Item
 from adapt.formats.adapter import versions
-from adapt.formats.export.forms import INPUT, LOGITS, NUMBER, Graph
+from adapt.formats.export.forms import INPUT, LOGITS, NUMBER, PRECISE, Graph
 from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
@@ -34,6 +34,7 @@ def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, ob
         "to": to,
         "file": file,
         "int8": int8,
+        **({"compile": PRECISE} if to == "openvino" else {}),
         "input": {"name": INPUT, "type": "float32", "shape": ["batch", 3, size, size]},
         "output": {"name": LOGITS, "type": "float32", "shape": ["batch", len(model.class_names)]},
         **({"number": number} if has_trait(model.method, Grades) else {}),
