@@ -21,6 +21,7 @@ from adapt.choosing.candidates import Candidate, Cost
 from adapt.common import plain
 from adapt.common.devices import one_thread
 from adapt.common.disk import replacing
+from adapt.common.progress import readable_time
 from adapt.common.version import __version__
 from adapt.data.folds import folds, parts
 from adapt.data.item import Item
@@ -142,6 +143,7 @@ class Comparison:
         self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
         fold_of = folds(split.train, count, seed, split.task.one_class)
         self._parts = list(parts(split, fold_of, count))
+        self._spent = 0.0  # seconds of all trainings
         self._places = [place for place, fold in enumerate(fold_of) if fold is not None]
 
     @property
@@ -168,26 +170,42 @@ class Comparison:
             results.append(_Fold(held, answer.expand(len(held), -1), 0.0, 0, True, 0, name))
         return self._pooled(Candidate(name, recipe, Cost.NO_STEP, True, ""), results)
 
-    def raced(self, candidate: Candidate, best: Compared) -> Compared | str:
-        """Return the candidate's result on all folds, or a message if the candidate is dropped after the first fold.
+    def raced(self, candidate: Candidate, best: Compared, share: float | None = None) -> Compared | str:
+        """Return the candidate's result on all folds, or a message if the candidate is dropped before.
 
-        A candidate without training steps is dropped if its merit on the first fold is more than two standard errors
-        behind `best`. A candidate with training steps has to be better to be chosen, and is dropped if it is behind at
-        all. A candidate that trains through a tower is also dropped if it is behind after an eighth of its steps.
+        A candidate is dropped after a fold if its merit on the folds so far is more than two standard errors behind
+        `best`. A costlier one than `best` is only chosen if it is more than two standard errors better (see `take`), so
+        it is dropped if it is behind, or if one standard error more would not make it so much better on all folds; and
+        it is not tried if `best` is right about every image. A candidate that trains through a tower is also dropped if
+        it is behind after an eighth of its steps, or if a training takes more than a `share` of the time of all
+        trainings before, if given.
         """
-        part, held = self._parts[0]
+        costlier = candidate.cost > best.candidate.cost
+        if costlier and best.merits.dtype == torch.bool and best.merits.all():
+            return f"{best.name} is right about every image"
         if candidate.cost is Cost.STEPS_THROUGH_TOWERS:
-            settings = self._settings(candidate, part)
+            part, held = self._parts[0]
+            settings, spent = self._settings(candidate, part), self._spent
             unit = "epochs" if settings.epochs else "iterations"
             total = getattr(settings, unit)
             short = max(1, total // PILOT)
             pilot = self._tried(candidate, part, held, {unit: short} | _NO_WARM_UP)
-            if behind := self._behind(pilot, best, 0.0):
-                return f"{behind} after {short} of {total} {unit}"
-        first = self._tried(candidate, part, held)
-        if behind := self._behind(first, best, WITHIN if candidate.cost is Cost.NO_STEP else 0.0):
-            return behind
-        return self._pooled(candidate, [first, *(self._tried(candidate, *each) for each in self._parts[1:])])
+            if behind := self._behind([pilot], best, 0.0):
+                return f"{behind} on the first fold after {short} of {total} {unit}"
+            seconds = pilot.seconds * total / short
+            if share is not None and seconds > share * spent:
+                return (
+                    f"a training takes {readable_time(seconds)}, more than {share:.0%} of the {readable_time(spent)} "
+                    "of all before: --all or --budget compares it"
+                )
+        folds = list[_Fold]()
+        for part, held in self._parts:
+            folds.append(self._tried(candidate, part, held))
+            share_held = sum(len(fold.held) for fold in folds) / len(self._places)
+            errors = min(0.0, 1 - WITHIN * share_held**0.5) if costlier else WITHIN
+            if len(folds) < len(self._parts) and (behind := self._behind(folds, best, errors)):
+                return f"{behind} on the first {'fold' if len(folds) == 1 else f'{len(folds)} folds'}"
+        return self._pooled(candidate, folds)
 
     def estimate(self, candidate: Candidate) -> float:
         """Return the estimated training time on one fold in seconds, measured over a few steps; 0 without steps."""
@@ -213,16 +231,20 @@ class Comparison:
         small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
         return one_thread() if small else nullcontext()
 
-    def _behind(self, fold: _Fold, best: Compared, errors: float) -> str:
-        """Return a message if the merit on a fold is over `errors` standard errors behind `best`, otherwise ""."""
+    def _behind(self, folds: Sequence[_Fold], best: Compared, errors: float) -> str:
+        """Return a message if the merit on some folds is over `errors` standard errors behind `best`, otherwise ""."""
         numbers = {place: number for number, place in enumerate(self._places)}
-        held = [numbers[place] for place in fold.held]
-        scores, best_scores = (self._scores(each, fold.held) for each in (fold.answers, best.answers[held]))
+        places = [place for fold in folds for place in fold.held]
+        held = [numbers[place] for place in places]
+        answers = torch.cat([fold.answers for fold in folds])
+        scores, best_scores = (self._scores(each, places) for each in (answers, best.answers[held]))
         behind, error = _difference(best_scores.merits, scores.merits, [best.groups[number] for number in held])
         if behind <= errors * error:
             return ""
-        points = " points" * scores.compared_by.share
-        return f"{scores.compared_by.text(behind)}{points} behind {best.name} on the first fold"
+        figure, points = scores.compared_by, " points" * scores.compared_by.share
+        if behind < 0:
+            return f"only {figure.text(-behind)}{points} better than {best.name}"
+        return f"{figure.text(behind)}{points} behind {best.name}"
 
     def _scores(self, answers: Tensor, places: Sequence[int]) -> Scores:
         items = [self._split.train[place] for place in places]
@@ -235,7 +257,9 @@ class Comparison:
         path = None if self._kept is None else self._kept / hashlib.sha256(told.encode()).hexdigest()
         if path is not None and path.is_file():
             figures = plain.parse(tensor_file.describe(path, _FOLD).metadata["figures"])
-            return _Fold(held, tensor_file.read(path, _FOLD)["answers"], *figures)
+            fold = _Fold(held, tensor_file.read(path, _FOLD)["answers"], *figures)
+            self._spent += fold.seconds
+            return fold
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
             model, result = _trained(candidate, part, self._backbone, changes)
@@ -246,6 +270,7 @@ class Comparison:
             answering = answer_flops(model) if part is self._parts[0][0] else 0
         learned = bool(model.method.state_dict())
         fold = _Fold(held, answers, seconds, size, learned, answering, candidate.called(result))
+        self._spent += seconds
         if path is not None:
             with replacing(path) as temporary:
                 tensor_file.write({"answers": answers}, temporary, {"figures": plain.dump(fold[2:])})

@@ -16,6 +16,7 @@ from adapt.common.progress import readable_time
 
 logger = logging.getLogger("adapt")
 BASELINE = "zero_shot"  # always measured in full: it shows whether class names help
+SHARE = 0.25  # of the time of all before, above which a training is not begun unless it was asked for
 KEPT_UP = 1, 4  # prior for the time left: of methods with steps, one in four keeps up
 
 
@@ -69,7 +70,8 @@ class _Race:
     def _tried(self, candidate: Candidate) -> Compared | str:
         if candidate.name == BASELINE or not self.compared:
             return self._comparison.run(candidate)
-        return self._comparison.raced(candidate, max(self.compared, key=lambda each: each.merit))
+        best = max(self.compared, key=lambda each: each.merit)
+        return self._comparison.raced(candidate, best, None if self._budget or not candidate.always else SHARE)
 
     def _over_budget(self, candidate: Candidate) -> str:
         """Return a message if the time budget does not suffice for the candidate, otherwise ""."""

@@ -64,7 +64,7 @@ def recommend(
     the choice. The candidates are zero-shot classification, methods without training steps, methods that train on
     cached features, and CoOp. `every` adds the methods that train through a tower, and a `budget` in seconds adds as
     many of these methods as there is time for. A method is dropped if it is behind the best method so far on the first
-    fold (see `Comparison.raced`).
+    folds (see `Comparison.raced`).
 
     `backbone` is a name or a loaded backbone, by default the zero-shot recipe's. `shots` images per class are used, by
     default all. `overrides` such as `data.broken=skip` apply to all recipes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,65 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
     assert isinstance(kept, Compared)
     assert trained == [("clap", False)] * 3
     assert torch.equal(kept.merits, Comparison(few, backbone, 3, seed=1).run(listed["clap"]).merits)
+
+
+class _Planned:
+    """A comparison on five folds of about 24 images, in which candidates answer as planned."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> None:
+        split = adapt.data.load("emoji").few_shot(5, 1)
+        self.comparison = Comparison(split, adapt.load_backbone("mini-clip"), 5, seed=1)
+        self.truth = split.task.numbers(self.comparison.items, split.class_names)
+        self.rights: list[float] = []  # the share of each fold
+        self.fold, self.folds_tried = 0, 0
+        numbers = {place: number for number, place in enumerate(self.comparison._places)}
+
+        def tried(candidate: Candidate, part: Split, held: list[int], changes: object = None) -> Any:
+            own = self.truth[[numbers[place] for place in held]]
+            wrong = torch.arange(len(own)) >= len(own) * (1 if changes else self.rights[self.folds_tried])
+            self.folds_tried += not changes
+            answers = torch.eye(24)[(own + wrong.long()) % 24]
+            return module._Fold(held, answers, seconds, 1, True, 1, candidate.name)
+
+        monkeypatch.setattr(self.comparison, "_tried", tried)
+
+    def best(self, rights: list[float]) -> Compared:
+        self.rights, self.folds_tried = rights, 0
+        return self.comparison.run(_listed()["gda"])
+
+    def race(self, name: str, rights: list[float], best: Compared, share: float | None = None) -> Any:
+        """The outcome, and the number of folds."""
+        self.rights, self.folds_tried = rights, 0
+        return self.comparison.raced(_listed()[name], best, share), self.folds_tried
+
+
+def test_a_method_is_dropped_once_it_cannot_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = _Planned(monkeypatch)
+    half, all_right = planned.best([0.5] * 5), planned.best([1.0] * 5)
+
+    def dropped(name: str, *rights: float) -> str:
+        said, folds = planned.race(name, [*rights, *[1.0] * (5 - len(rights))], half)
+        assert folds == len(rights)
+        return re.sub("[0-9.]+ points", "some points", said)
+
+    assert dropped("clap", 0.4) == "some points behind gda on the first fold"
+    assert dropped("clap", 0.6, 0.3) == "some points behind gda on the first 2 folds"
+    assert dropped("clap", 0.6, 0.5, 0.47) == "only some points better than gda on the first 3 folds"
+    assert isinstance(planned.race("clap", [0.7, 0.7, 0.8, 0.7, 0.7], half)[0], Compared)
+    assert planned.race("clap", [1.0] * 5, all_right) == ("gda is right about every image", 0)
+    # without steps it may be behind by two standard errors
+    assert isinstance(planned.race("lda", [0.45, 0.45, 0.5, 0.5, 0.5], half)[0], Compared)
+    assert dropped("lda", 0.45, 0.2) == "some points behind gda on the first 2 folds"
+
+
+def test_one_training_takes_no_more_than_a_share_of_all_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = _Planned(monkeypatch, seconds=1.0)
+    best = planned.best([0.5] * 5)
+    planned.comparison._spent = 20.0
+    total = _listed()["coop"].recipe.train.at(5).epochs  # type: ignore[union-attr]
+    said, folds = planned.race("coop", [1.0] * 5, best, share=0.25)
+    assert (said.split(",")[0], folds) == (f"a training takes {total / max(1, total // 8):.0f} s", 0)
+    assert isinstance(planned.race("coop", [1.0] * 5, best)[0], Compared)
 
 
 def test_a_variant_is_named_as_its_recipe_where_the_data_choose_the_same() -> None:
