@@ -78,7 +78,9 @@ class Projection:
             if isinstance(module, nn.Linear)
             else getattr(module, self.weight_name).shape
         )
-        return len(torch.arange(rows)[slice(None) if self.rows is None else self.rows]), columns
+        if isinstance(self.rows, Tensor):
+            return len(self.rows), columns
+        return len(range(rows)[self.rows or slice(None)]), columns
 
     def _rows_of(self, tensor: Tensor) -> Tensor:
         return tensor.detach() if self.rows is None else tensor.detach()[self.rows]
