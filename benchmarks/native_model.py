@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of 216 million random parameters, its processor, and a batch of conversations to learn from."""
+"""A Qwen2.5-VL of 213 million random parameters, its processor, and a batch of conversations to learn from."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Backbone:
 
         The result is a `DualEncoder` for CLIP and SigLIP, a `VisionEncoder` for DINOv2, DINOv3, ViT, ConvNeXt and
         RADIO, whose image processor is enough, a `FusionEncoder` for ViLT and BridgeTower, and a `NativeVLM` for
-        SmolVLM, Idefics3, Qwen-VL and LLaVA.
+        SmolVLM, Idefics3, Qwen-VL, LLaVA, InternVL, PaliGemma and Gemma 3.
         """
         from adapt.backbones.transformers_models import build
 

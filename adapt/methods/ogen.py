@@ -7,6 +7,8 @@ Deviations:
   reference reads them from files that it does not include. The mean is not normalised.
 * The unknown classes are named by `unknown_names`; the reference uses the other half of the data set. If they are the
   names tested later, compare only with methods that know these names too.
+* The squared errors of generated features are multiplied by the width of a feature; the reference multiplies by 512,
+  which is that of a CLIP ViT-B/16. So the losses differ on backbones of another width.
 * As in CoOp here, `ctx_init` is counted in tokens, and the context is fp32.
 * `teacher` is our reading of the paper's self-distillation, which the released code lacks. It pulls answers towards
   those of the mean context of the last 2 to 9 epochs, by the paper's rule, and is off by default.

@@ -8,6 +8,8 @@ Deviations:
 * Without dropout, the reference passes no gradient through the low-rank path to its input, because it removes the
   merged update from the weight, in place, between forward and backward. With dropout (its setting) the gradient is
   complete. `input_gradient` left out does the same; true or false applies to both cases.
+* A fused `qkv`, as in timm and in Qwen-VL's vision tower, gets three pairs of factors, one for each of q, k and v;
+  peft by itself gives such a layer one pair.
 * Blocks are chosen by a range of indices instead of the reference's named positions.
 * Parameters are called `TOWER.BLOCK.PROJECTION.lora_A.weight`; the reference saves a nested list.
 
