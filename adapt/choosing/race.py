@@ -47,6 +47,7 @@ class _Race:
         self.compared, self.left_out = list[Compared](), dict[str, str]()
         self._comparison, self._budget, self._started = comparison, budget, time.monotonic()
         self._folds = comparison.trainings - 1
+        self._share = SHARE if all(candidate.always for candidate in listed) else None  # or else slow ones are wanted
         self._seconds: dict[str, float] = {}  # estimated for one training on one fold
         self._ran: list[tuple[Candidate, float]] = []  # candidates that had their turn, and the seconds it took
         for candidate in listed:
@@ -71,7 +72,7 @@ class _Race:
         if candidate.name == BASELINE or not self.compared:
             return self._comparison.run(candidate)
         best = max(self.compared, key=lambda each: each.merit)
-        return self._comparison.raced(candidate, best, None if self._budget or not candidate.always else SHARE)
+        return self._comparison.raced(candidate, best, self._share)
 
     def _over_budget(self, candidate: Candidate) -> str:
         """Return a message if the time budget does not suffice for the candidate, otherwise ""."""
