@@ -50,9 +50,20 @@ def test_the_first_cell_installs_on_colab_and_does_nothing_elsewhere(
 @pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path: Path) -> None:
+    """To the figures that it is stored with: every share in per cent, to two points on another processor."""
     notebook = nbformat.read(path, as_version=4)
+    stored = [_shares(cell) for cell in notebook.cells]
 
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
 
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    shares = [_shares(cell) for cell in notebook.cells]
+    assert list(map(len, shares)) == list(map(len, stored))
+    for fresh, kept in zip(shares, stored, strict=True):
+        assert fresh == pytest.approx(kept, abs=2)
+
+
+def _shares(cell: nbformat.NotebookNode) -> list[float]:
+    told = "".join(output.get("text", "") for output in cell.get("outputs", []))
+    return [float(share) for share in re.findall(r"([\d.]+) %", told)]

@@ -77,6 +77,20 @@ def test_every_bad_row_is_listed(folder: Path) -> None:
     assert [*none.items()] == []
 
 
+def test_a_line_that_is_no_json_is_listed_among_the_others(folder: Path) -> None:
+    row = json.dumps({"question": "what?", "answer": "a dog"})
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join([row, '{"question": "what?"', "", row, json.dumps({"question": "what?", "answer": 5})]))
+    split, problems = read_leniently(str(path), None)
+    assert len([*split.items()]) == 2
+    assert [problem.partition("rows.jsonl' ")[2].partition(":")[0] for problem in problems] == [
+        "row 2 is no JSON",
+        "row 4",
+    ]
+    with pytest.raises(AdaptError, match=r"row 2 is no JSON: line 2: Expecting ',' delimiter"):
+        adapt.data.load(path)
+
+
 def test_keys_that_are_not_read_are_told_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(folder, *[{"question": "what?", "answer": "a dog", "difficulty": 3, "id": 1, "note": "hm"}] * 9)
     assert [message.partition("rows.jsonl")[2] for message in caplog.messages] == [

@@ -17,7 +17,8 @@ SUFFIXES = (".jsonl", ".json")
 def rows_of(text: str, lines: bool) -> Iterator[object]:
     """Yield the rows of a JSON list, or of a file with a JSON value on each of its `lines`.
 
-    Raises ValueError, with the line's number, for text that is not JSON, and for JSON that is no list.
+    A line that is not JSON is yielded as the ValueError about it, so that the other rows keep their numbers. Raises
+    ValueError for other text that is not JSON, and for JSON that is no list.
     """
     if not lines:
         content = json.loads(text)
@@ -30,7 +31,7 @@ def rows_of(text: str, lines: bool) -> Iterator[object]:
             if line.strip():
                 yield json.loads(line)
         except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from None
+            yield ValueError(f"line {number}: {error}")
 
 
 def images_in(row: object, key: str = "") -> Iterator[str]:

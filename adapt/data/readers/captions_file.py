@@ -96,6 +96,8 @@ def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str],
             raise AdaptError(f"{where}: found {brief(content)}; expected a list, or an object with a list 'images'")
     for number, entry in enumerate(listed, 1):
         place = f"{where}: entry {number}"
+        if isinstance(entry, ValueError):
+            raise AdaptError(f"{place} is no JSON: {entry}") from entry
         fields = entry if isinstance(entry, dict) else {}
         image, texts = (next((fields[key] for key in keys if key in fields), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
         texts = [texts] if isinstance(texts, str) else texts

@@ -220,6 +220,8 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
 
     Raises AdaptError, which begins with `where`, as `read_chats` does.
     """
+    if isinstance(row, ValueError):
+        raise AdaptError(f"{where} is no JSON: {row}") from row
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
     check_keys(row, _keys_of(row), where)
