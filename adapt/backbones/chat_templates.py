@@ -7,14 +7,21 @@ conversations in a process that has little of both. One that is slow only for ot
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from adapt.backbones.sources import reason
 from adapt.common.errors import AdaptError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("adapt")
 SECONDS, MEMORY = 5, 2**30  # of a child's processor; bytes of its memory
 _NO_MEMORY = 3  # the child's exit status
 Messages = Sequence[object]  # in the form of `Chat.messages`
@@ -30,22 +37,26 @@ def rendered(apply: Callable[[], object], who: str) -> str:
         raise AdaptError(f"{who}: {reason(error)}") from error
 
 
-@lru_cache(maxsize=64)
-def check(template: str, conversations: str, who: str) -> None:
-    """Raise AdaptError, which calls the template `who`, if it takes too long or too much memory.
+def check(template: str, conversations: Sequence[Messages], tokenizer: PreTrainedTokenizerBase, who: str) -> None:
+    """Raise AdaptError, which calls the template `who`, if it takes too long or too much memory for conversations."""
+    tokens = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    _check(json.dumps([SECONDS, template, conversations, tokens]), who)
 
-    `conversations` is a JSON list of the messages of each.
-    """
-    line = [sys.executable, "-P", "-c", f"from {__name__} import _try; _try()"]
-    given = json.dumps([SECONDS, template, json.loads(conversations)])
+
+@lru_cache(maxsize=64)
+def _check(given: str, who: str) -> None:
+    line = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import _try; _try()"]
     try:
         child = subprocess.run(line, input=given, capture_output=True, text=True, timeout=10 * SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise AdaptError(f"{who} takes longer than {10 * SECONDS} seconds: correct it") from None
     if child.returncode == _NO_MEMORY:
         raise AdaptError(f"{who} takes more than {MEMORY // 2**20:,} MiB of memory: correct it")
-    if child.returncode < 0:  # by a signal
+    if -child.returncode in (signal.SIGKILL, signal.SIGXCPU):
         raise AdaptError(f"{who} takes more than {SECONDS} seconds: correct it")
+    if child.returncode:
+        why = (child.stderr.strip().splitlines() or [f"status {child.returncode}"])[-1]
+        logger.warning("%s is used without a limit of time and memory, as it could not be tried: %s", who, why)
 
 
 def _try() -> None:
@@ -69,7 +80,7 @@ def _try() -> None:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    seconds, template, conversations = json.load(sys.stdin)
+    seconds, template, conversations, tokens = json.load(sys.stdin)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     environment = ImmutableSandboxedEnvironment(
@@ -86,7 +97,7 @@ def _try() -> None:
     for messages in conversations:
         for asks in (False, True):
             try:
-                compiled.render(messages=messages, add_generation_prompt=asks)
+                compiled.render(**tokens, messages=messages, add_generation_prompt=asks)
             except MemoryError:
                 sys.exit(_NO_MEMORY)
             except Exception:  # noqa: BLE001  # as above

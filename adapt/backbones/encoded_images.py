@@ -54,6 +54,10 @@ class PreparedImage:
     inputs: Mapping[str, Tensor]
     """The arguments of the model's `get_image_features`."""
 
+    @property
+    def bytes(self) -> int:
+        return sum(value.nbytes for value in self.inputs.values())
+
 
 @dataclass(frozen=True)
 class EncodedImage:

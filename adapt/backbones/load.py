@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from adapt.backbones import families
 from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.common.devices import AUTO, chosen, described
-from adapt.common.errors import AdaptError
-from adapt.common.shown import one_line
+from adapt.common.errors import AdaptError, unpanicked
 
 if TYPE_CHECKING:
     import torch
@@ -84,13 +83,8 @@ def of_one_model(spec: str, device: torch.device) -> Backbone:
             "adapter and backbone together with adapt.load(FOLDER), or give the full backbone"
         )
     family = families.of(spec)
-    try:
+    with unpanicked(f"{spec} cannot be loaded, as its tokenizer fails"):
         return family.load(spec, device) if family.claims(spec) else family.load_folder(Path(spec), spec)
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        # of a library in Rust, as for a tokenizer's pattern that takes too many steps; it is no `Exception`
-        raise AdaptError(f"{spec} cannot be loaded, as its tokenizer fails: {one_line(error)}") from None
 
 
 def hollow(path: Path, name: str | None) -> Backbone:

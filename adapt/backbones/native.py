@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,7 +37,7 @@ from adapt.backbones.encoded_images import (
 from adapt.backbones.preprocess import AsDecoded, Preprocess, Transform
 from adapt.backbones.tower import Block, Form, Projection, Tower
 from adapt.chats import Chat, Turn
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, unpanicked
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
 
@@ -127,7 +127,7 @@ class NativeVLM(Backbone):
             )
         chats = [Chat.about("?"), Chat.about("?", "!", 2), Chat((Turn("system", ("?",)), *Chat.about("?", "!").turns))]
         messages = [chat.messages() for chat in (*chats, chats[-1].asked("?").answered("!").asked("?"))]
-        chat_templates.check(self.template, json.dumps(messages), f"the chat template of {self.describe()}")
+        chat_templates.check(self.template, messages, self.tokenizer, f"the chat template of {self.describe()}")
         self._tokenized(["a photo of a red panda, isn't it? (No. 7)"], special=True)  # which may fail, too
 
     @property
@@ -334,7 +334,7 @@ class NativeVLM(Backbone):
         """Return what stands in a conversation's text for images of these widths and heights."""
         from PIL import Image
 
-        key = self._prepared, sizes
+        key = self.image_settings, sizes
         known = self._marks.get(key)
         if known is None:
             blank = [Image.new("RGB", size) for size in sizes]
@@ -353,11 +353,14 @@ class NativeVLM(Backbone):
         """A key that is equal only if the model and everything that prepares its images are equal."""
         from transformers import __version__
 
-        settings = self.vlm.config.to_json_string(use_diff=False), self._prepared  # which layer LLaVA reads, and more
+        settings = (
+            self.vlm.config.to_json_string(use_diff=False),
+            self.image_settings,
+        )  # which layer LLaVA reads, and more
         return "/".join((self.content(), __version__, str(self.dtype), str(self.preprocess.turned), *settings))
 
     @property
-    def _prepared(self) -> str:
+    def image_settings(self) -> str:
         """The processor's settings of images, as text."""
         return str(self.processor.image_processor.to_json_string())
 
@@ -379,7 +382,7 @@ class NativeVLM(Backbone):
             own.tokenizer = deepcopy(self.tokenizer)  # whose state the lock guards: other texts do not wait for it
             self._apart = Lock(), own
         inputs, marks = self._ready([image], *self._apart)
-        self._remember((self._prepared, (image.size,)), marks)
+        self._remember((self.image_settings, (image.size,)), marks)
         return PreparedImage(marks[0], image.size, inputs)
 
     def _ready(
@@ -440,7 +443,7 @@ class NativeVLM(Backbone):
         )
 
     def _tokenized(self, texts: list[str], special: bool) -> list[list[int]]:
-        with PREPARING:
+        with _preparing(PREPARING):
             rows: list[list[int]] = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
         return rows
 
@@ -457,7 +460,7 @@ class NativeVLM(Backbone):
         # processors with a call of their own, as of Idefics3 and InternVL, fail if the first of some texts has no image
         own_call = type(self.processor).__call__ is not ProcessorMixin.__call__
         order = sorted(range(len(texts)), key=lambda row: own_call and not images[row])
-        with lock:
+        with _preparing(lock):
             batch = dict(
                 (processor or self.processor)(
                     text=[texts[row] for row in order],
@@ -477,7 +480,7 @@ class NativeVLM(Backbone):
     def _expanded(self, texts: list[str], marks: Sequence[Sequence[ImageMarks]], left: bool) -> dict[str, Any]:
         """Return texts with the `marks` of their images, as the processor returns them."""
         expanded = [written(text, self._mark, own) for text, own in zip(texts, marks, strict=True)]
-        with PREPARING:
+        with _preparing(PREPARING):
             batch: Mapping[str, Tensor] = self.tokenizer(
                 [text for text, _ in expanded],
                 padding=True,
@@ -508,6 +511,13 @@ class NativeVLM(Backbone):
             )
         differ = (place for place, (ours, theirs) in enumerate(zip(begun, text)) if ours != theirs)
         return next(differ, min(len(begun), len(text))), len(done)
+
+
+@contextmanager
+def _preparing(lock: AbstractContextManager[object]) -> Iterator[None]:
+    """Hold the lock of a tokenizer that is used in the `with` block. Raises AdaptError where its library panics."""
+    with lock, unpanicked("the tokenizer fails on this text"):
+        yield
 
 
 def _both_ways(vlm: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -185,7 +184,8 @@ def _chat_prompt(tokenizer: PreTrainedTokenizerBase) -> str | None:
         [{"role": "user", "content": content}]
         for content in (f"{IMAGE}\n{{}}", [{"type": "image"}, {"type": "text", "text": "{}"}])
     ]
-    chat_templates.check(str(tokenizer.chat_template), json.dumps(turns), who)
+    if isinstance(tokenizer.chat_template, str):
+        chat_templates.check(tokenizer.chat_template, turns, tokenizer, who)
     apply: Any = tokenizer.apply_chat_template
     for turn in turns:
         prompt = chat_templates.rendered(

@@ -144,6 +144,7 @@ class Comparison:
         fold_of = folds(split.train, count, seed, split.task.one_class)
         self._parts = list(parts(split, fold_of, count))
         self._spent = 0.0  # seconds of all trainings
+        self._estimates: dict[str, float] = {}
         self._places = [place for place, fold in enumerate(fold_of) if fold is not None]
 
     @property
@@ -192,7 +193,7 @@ class Comparison:
             pilot = self._tried(candidate, part, held, {unit: short} | _NO_WARM_UP)
             if behind := self._behind([pilot], best, 0.0):
                 return f"{behind} on the first fold after {short} of {total} {unit}"
-            seconds = pilot.seconds * total / short
+            seconds = self.estimate(candidate)
             if share is not None and seconds > share * spent:
                 return (
                     f"a training takes {readable_time(seconds)}, more than {share:.0%} of the {readable_time(spent)} "
@@ -211,6 +212,8 @@ class Comparison:
         """Return the estimated training time on one fold in seconds, measured over a few steps; 0 without steps."""
         if candidate.recipe.train is None:
             return 0.0
+        if candidate.name in self._estimates:
+            return self._estimates[candidate.name]
         part, _ = self._parts[0]
         settings = self._settings(candidate, part)
         with _quiet(), self._threads(candidate):
@@ -218,7 +221,8 @@ class Comparison:
         batches = max(1, len(part.train) // settings.batch_size)
         images = min(settings.batch_size * settings.accumulate, len(part.train))  # of a step
         quickest = max(entry["images_per_second"] for entry in result.history)  # the first steps are slow ones
-        return Length.of(settings, batches).steps * images / quickest
+        self._estimates[candidate.name] = Length.of(settings, batches).steps * images / quickest
+        return self._estimates[candidate.name]
 
     def _settings(self, candidate: Candidate, part: Split) -> TrainSettings:
         assert candidate.recipe.train is not None
@@ -312,7 +316,7 @@ def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
 
     A method is equally good if it is at most two standard errors of the paired difference behind the best method. Among
     the equally good methods, a preferred method is chosen, or else the most accurate method of the cheapest kind of
-    training (`Cost`). The choice does not depend on measured times, nor on luck among equally good methods.
+    training (`Cost`). The choice among them does not depend on measured times, nor on luck.
     """
     best = max(compared, key=lambda each: each.merit)
     alike = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class AdaptError(Exception):
@@ -16,6 +17,20 @@ class AdaptError(Exception):
 def missing(what: str, library: str, extra: str) -> AdaptError:
     """Return an AdaptError saying that `what` needs `library`, with the pip command for adapt's extra `extra`."""
     return AdaptError(f'{what} needs {library}: pip install "adapt-vlm[{extra}]"')
+
+
+@contextmanager
+def unpanicked(what: str) -> Iterator[None]:
+    """Turn a panic of a library in Rust, such as a tokenizer, in the `with` block into an AdaptError about `what`.
+
+    It is no `Exception`: for example, a pattern took too many steps.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise AdaptError(f"{what}: {' '.join(str(error).split())}") from None
 
 
 _LISTED = 12  # choices that are all listed; of more, only the nearest few

@@ -38,7 +38,7 @@ Computed = TypeVar("Computed")
 MOST_TOKENS = 64  # of an answer, unless more are asked for
 TOGETHER = 8  # conversations that pass through the model at once, where nothing is learned
 OPTIONS = 32  # answers that share a row of tokens
-_LARGE = 2**22  # pixels; models read fewer
+_LARGE = 2**22  # pixels
 
 
 class ChatStep(Step):
@@ -258,9 +258,18 @@ class ChatModel(Adapted[NativeVLM]):
         return [[image if isinstance(image, EncodedImage) else next(made) for image in own] for own in images]
 
     def prepared(self, image: Image) -> Image | PreparedImage:
-        """Return an image as the vision tower reads it, if that takes far less memory, or else the image itself."""
-        needed = self.path == "plain" or "noise" in (self.at_use.calibrate, self.at_use.debias)
-        return image if needed or image.width * image.height <= _LARGE else self.backbone.prepare(image)
+        """Return a large image as the vision tower reads it, if that takes less memory, or else the image itself."""
+        _, needed = self.preparation
+        if needed or image.width * image.height <= _LARGE:
+            return image
+        prepared = self.backbone.prepare(image)
+        return prepared if prepared.bytes < 3 * image.width * image.height else image
+
+    @property
+    def preparation(self) -> tuple[str, bool]:
+        """How images are prepared: the processor's settings, and whether something needs the picture itself."""
+        noise = "noise" in (self.at_use.calibrate, self.at_use.debias)
+        return self.backbone.image_settings, noise or self.path == "plain"
 
     @torch.no_grad()
     def choose(

@@ -71,7 +71,8 @@ class SideBySide:
         self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
         groups: dict[tuple[object, ...], dict[int, Adapted]] = {}
         for index, model in enumerate(self._models):  # by backbone and preprocessing
-            groups.setdefault((*model.backbone.sees, model.method.views), {})[index] = model
+            prepared = model.preparation if isinstance(model, ChatModel) else ()
+            groups.setdefault((*model.backbone.sees, model.method.views, *prepared), {})[index] = model
         self._groups = list(groups.values())
         self._readers = [next(iter(group.values())) for group in self._groups]
         self._transforms = [model.transform() for model in self._readers]

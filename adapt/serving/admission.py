@@ -13,7 +13,7 @@ from fastapi import Request
 
 from adapt.serving.middleware import announced
 from adapt.serving.reading import ImageReaders, TooManyPixels, pixels_of
-from adapt.serving.room import PATIENCE, Crowded, Room
+from adapt.serving.room import PATIENCE, Crowded, Room, comes
 
 Seen = TypeVar("Seen")
 File = tuple[str, bytes]  # its name and content
@@ -44,8 +44,9 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.readers = ImageReaders(small=limits.pixels // 4)
-        self._bytes = Room(limits.in_all * limits.body_bytes, "bytes")
-        self._pixels = Room(limits.in_all * limits.pixels, "pixels")
+        self._patience = min(PATIENCE, limits.seconds / 2)
+        self._bytes = Room(limits.in_all * limits.body_bytes, "bytes", self._patience)
+        self._pixels = Room(limits.in_all * limits.pixels, "pixels", self._patience)
         self._answering = Counter[str]()
 
     def body(self, request: Request) -> AbstractAsyncContextManager[None]:
@@ -61,9 +62,7 @@ class Admission:
         Their pixels are held meanwhile. Cancellation stops the decoding. Raises Crowded if too many requests of its
         `kind` are being answered, and TooManyPixels.
         """
-        if self._answering[kind] >= self.limits.requests:
-            await asyncio.sleep(PATIENCE)
-        if self._answering[kind] >= self.limits.requests:
+        if not await comes(lambda: self._answering[kind] < self.limits.requests, self._patience):
             raise Crowded(f"{self.limits.requests} {kind} are being answered already: try again in a second")
         self._answering[kind] += 1
         try:

@@ -33,7 +33,7 @@ class Connection(HttpToolsProtocol):
     If there are more than `most` connections, the connection that has waited longest for a complete request is closed.
     So is one that sends more requests than wait for their turn, whatever arrives at once: all that one read brings is
     parsed in the event loop, while nobody else is answered. A client that sends too much is told so after a second
-    only, so that it does not do it again at once.
+    only, so that it does not do it again at once, and not at all while earlier requests have no answer.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._head_seconds, self._seconds, self._most = head_seconds, seconds, most
         self._overhead = self._body = self._chunks = 0  # bytes, and pieces, of the request that is being read
-        self._refusal: tuple[int, str] | None = (
-            None  # of a client that sends too much, to which nobody listens any more
-        )
+        # of a client that sends too much, to which nobody listens any more
+        self._refusal: tuple[int, str] | None = None
+        self._in_head, self._may_tell = True, True
         self._since: int | None = None  # order of starting to wait for a complete request; None while there is one
         self._ends: asyncio.TimerHandle | None = None
         self._gives_up: asyncio.TimerHandle | None = None  # closes on a client that does not read its answer
@@ -82,6 +82,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._in_head = True
         if len(self.pipeline) >= _QUEUED:
             self._stop_parsing(429, f"more than {_QUEUED} requests wait on this connection: wait for their answers")
 
@@ -92,6 +93,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._in_head = False
         self._wait(self._seconds)
 
     def on_body(self, body: bytes) -> None:
@@ -134,6 +136,7 @@ class Connection(HttpToolsProtocol):
         raise ValueError(detail)
 
     def _refuse_late(self) -> None:
+        self._may_tell = not self.pipeline
         self.transport.pause_reading()
         self.pipeline.clear()
         self._wait(_LATE)
@@ -157,7 +160,11 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, status: int, detail: str) -> None:
         """Close the connection, after an error response with `status` and `detail` unless others come before it."""
-        if self._overhead and not self.pipeline and (self.cycle is None or not self.cycle.response_started):
+        # the last cycle is that of an earlier request until the headers of this one are complete
+        first = self.cycle is None or (
+            self.cycle.response_complete if self._in_head else not self.cycle.response_started
+        )
+        if self._overhead and self._may_tell and not self.pipeline and first:
             body = json.dumps({"detail": detail}).encode()
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"
             self.transport.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)

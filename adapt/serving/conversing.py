@@ -22,7 +22,7 @@ from adapt.serving.admission import Admission
 from adapt.serving.chat_messages import ChatRequest, Written
 from adapt.serving.messages import checked, from_json_body
 from adapt.serving.middleware import Counted
-from adapt.serving.predicting import unanswered, wait_for_disconnect
+from adapt.serving.predicting import check_tokens, unanswered, wait_for_disconnect
 from adapt.serving.problems import Mistaken
 from adapt.serving.talking import Delta, Question, Talker
 
@@ -113,7 +113,9 @@ class ChatCompletions:
             raise HTTPException(422, f"{len(files)} images were sent; expected at most {limits.images}")
 
         def look(content: bytes, name: str) -> Image | PreparedImage:
-            return model.prepared(open_image(content, turned=model.backbone.preprocess.turned, name=name))
+            image = model.prepared(open_image(content, turned=model.backbone.preprocess.turned, name=name))
+            check_tokens(model, image.size, name, limits.tokens)  # before further ones take memory
+            return image
 
         async with self._admission.images("chats", files, look) as images:
             files.clear()

@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse
 from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
-from adapt.models.chatting import TOGETHER
-from adapt.models.many import Prepared, SideBySide
+from adapt.models.chatting import TOGETHER, ChatModel
+from adapt.models.many import Prepared
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission
 from adapt.serving.batching import Asked, Batcher
@@ -56,7 +56,9 @@ class Predictions:
 
         def look(content: bytes, name: str) -> Prepared:
             pixels = together.pixels(content, name=name)
-            _check_tokens(together, pixels, name, most)
+            for model in together.native:
+                size = next(own.size for own in pixels if isinstance(own, Image | PreparedImage))
+                check_tokens(model, size, name, most)
             return pixels
 
         most = self._admission.limits.tokens
@@ -68,14 +70,12 @@ class Predictions:
         return answers(asked.files, names, rows)
 
 
-def _check_tokens(together: SideBySide, prepared: Prepared, name: str, most: int) -> None:
-    """Raise AdaptError if an image, with the question about it, takes more than `most` tokens of a native model."""
-    for model in together.native:
-        size = next(own.size for own in prepared if isinstance(own, Image | PreparedImage))
-        allowed = min(most, model.backbone.longest)
-        [tokens] = model.backbone.lengths([Chat.about(model.backbone.question)], [[size]], asks=True)
-        if tokens > allowed:
-            raise AdaptError(f"{name} takes {tokens:,} tokens, and may have {allowed:,}: send a smaller image")
+def check_tokens(model: ChatModel, size: tuple[int, int], name: str, most: int) -> None:
+    """Raise AdaptError if an image of `size`, with the usual question about it, takes more than `most` tokens."""
+    allowed = min(most, model.backbone.longest)
+    [tokens] = model.backbone.lengths([Chat.about(model.backbone.question)], [[size]], asks=True)
+    if tokens > allowed:
+        raise AdaptError(f"{name} takes {tokens:,} tokens, and may have {allowed:,}: send a smaller image")
 
 
 async def unanswered(request: Request, seconds: float) -> Exception:

@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from adapt.common.errors import AdaptError
 
 PATIENCE = 1.0  # seconds that a request waits for room, so that who is refused does not come again at once
+_TURN = 0.05  # seconds
 
 
 class Crowded(AdaptError):
     """The error for a request that the busy server cannot take at present; the client may send the request again."""
 
 
-class Room:
-    """A limit of `most` units, such as bytes, on all requests of one event loop together."""
+async def comes(free: Callable[[], bool], patience: float) -> bool:
+    """Wait until `free` returns true, for at most `patience` seconds, and return whether it did."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + patience
+    while not free():
+        if loop.time() >= ends:
+            return False
+        await asyncio.sleep(_TURN)
+    return True
 
-    def __init__(self, most: int, of: str) -> None:
-        self._most, self._of = most, of
+
+class Room:
+    """A limit of `most` units, such as bytes, on all requests of one event loop together.
+
+    A request waits `patience` seconds for room.
+    """
+
+    def __init__(self, most: int, of: str, patience: float = PATIENCE) -> None:
+        self._most, self._of, self._patience = most, of, patience
         self._held: dict[asyncio.Timeout, int] = {}
 
     @asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
         """Reserve `size` units for the `with` block, if necessary after aborting blocks with larger reservations.
 
-        Raises Crowded if the limit is reached, no block has a larger reservation, and none ends within a second; and in
-        each block that is aborted.
+        Raises Crowded if the limit is reached, and no block has a larger reservation or ends soon; and in each block
+        that is aborted.
         """
-        if not self._made_for(size):
-            await asyncio.sleep(PATIENCE)
-            if not self._made_for(size):
-                raise self._crowded(size)
+        if not await comes(lambda: self._made_for(size), self._patience):
+            raise self._crowded(size)
         try:
             async with asyncio.timeout(None) as given:
                 self._held[given] = size

@@ -130,8 +130,9 @@ class Run:
         """Write the recipe of a new run, or check that an existing run can be resumed."""
         recipe = self.path / "recipe.yaml"
         # of a run that ended before its first file
-        empty = self.path not in self._made and all(each.name == ".lock" for each in self.path.iterdir())
-        if not self.resume or empty:
+        empty = self.path not in self._made and all(each.name.startswith(".") for each in self.path.iterdir())
+        self.resume = self.resume and not empty
+        if not self.resume:
             if recipe.exists() or self.checkpoint.exists():
                 raise AdaptError(
                     f"{self.path} already contains a run: choose another --out (out=), or continue the run with "

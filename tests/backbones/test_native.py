@@ -217,6 +217,7 @@ NESTED = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     [
         (NESTED, "takes more than 2 seconds: correct it"),
         ("{% generation %}" + NESTED + "{% endgeneration %}", "takes more than 2 seconds: correct it"),
+        ("{{ eos_token + '' }}" + NESTED, "takes more than 2 seconds: correct it"),
         ("{{ 'a' * 3000000000 }}", "takes more than 1,024 MiB of memory: correct it"),
         (
             "{% if messages | length > 2 %}{{ 'a' * 2000000000 }}{% endif %}",

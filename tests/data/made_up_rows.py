@@ -143,7 +143,8 @@ MORE: dict[str, tuple[Any, Outcome]] = {
     "photo": ("8.png", "refused"), "choices": (["a dog", "a cat"], "refused"), "options": ("A. dog", "refused"),
     "context": ("in a park", "refused"), "videos": (["a.mp4"], "refused"), "tool_calls": ([{"id": 1}], "refused"),
     "rating": ("wrong", "refused"), "preference_score": (False, "refused"), "valid": (False, "refused"),
-    "ocr_tokens": (["exit"], "refused"), "tokens": (12, "read"),
+    "ocr_tokens": (["exit"], "refused"), "tokens": (12, "read"), "image_sizes": ([[640, 480]], "read"),
+    "num_tokens": ("12", "read"), "model_correct": (False, "refused"),
     "subset": ("test", "refused"), "rejected_messages": ([{"role": "assistant"}], "refused"),
     "loss": (False, "refused"), "objects": ({"bbox": [[1, 2, 3, 4]]}, "refused"),
 }  # fmt: skip

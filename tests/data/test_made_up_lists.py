@@ -230,6 +230,8 @@ def test_what_is_unusual_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     [
         (["12.5", "3", "v3"], ""),  # versions
         (["1.0", "0.0"], ""),  # class numbers, as a table with empty cells has them
+        (["1.5", "2.0"], "numbers such as 1.5 are classes. Call the column target to learn numbers"),
+        (["fish|cod", "cat"], "'fish|cod' is one class. Call the column labels if it is several"),
         ([*map(str, range(20))], ""),
         ([*map(str, range(21))], "21 numbers are classes. Call the column target to learn numbers"),
         (["NA", "Koala"], "'NA' is a class. Leave the cell empty if it stands for an unknown label"),
@@ -246,8 +248,8 @@ def test_names_that_may_be_none_are_told(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["12.5", "3", "-7.1"], "the classes are numbers such as -7.1. Call the column target"),
-        (["cat|dog", "cat"], r"the class 'cat\|dog' seems to be several. Call the column labels"),
+        ([f"{number}.5" for number in range(21)], "21 numbers such as 0.5 are classes. Call the column target"),
+        (["cat|dog", "cat"], r"the class 'cat\|dog' has another class in it. Call the column labels"),
     ],
 )
 def test_names_that_are_none_are_refused(names: list[str], message: str, tmp_path: Path) -> None:

@@ -100,8 +100,9 @@ def test_keys_that_are_not_read_are_told_once(folder: Path, caplog: pytest.LogCa
 
 def test_rows_whose_image_is_null_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     asked = {"question": "what?", "answer": "a dog"}
-    items = read(folder, asked | {"image": "7.png"}, asked | {"image": None}, asked)
-    assert sorted(len(item.paths) for item in items) == [0, 0, 1]
+    both = asked | {"image": None, "images": ["8.png"]}
+    items = read(folder, asked | {"image": "7.png"}, asked | {"image": None}, asked, both)
+    assert sorted(len(item.paths) for item in items) == [0, 0, 1, 1]
     assert [message.partition("rows.jsonl")[2] for message in caplog.messages] == [
         "': 1 rows have null for an image: they are learned without one"
     ]

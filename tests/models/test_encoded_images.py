@@ -100,6 +100,28 @@ def test_large_images_are_classified_alike(monkeypatch: pytest.MonkeyPatch) -> N
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+def test_models_that_prepare_images_otherwise_do_not_share_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another budget of pixels, on the plain path, or with noise in an image's place."""
+    backbone = tiny_natives.backbone("qwen2_5_vl")
+    budgets = [backbone, backbone.limited(400)]
+    models = [adapt.wrap(each, ZeroShot(), ("cat", "dog")).eval() for each in budgets]
+    models.append(ChatModel(backbone, ZeroShot(), ("cat", "dog"), False).eval())
+    expected = [model.predict(pictures()[3])[0].probability for model in models]
+    assert abs(expected[0] - expected[1]) > 1e-4
+    monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
+    for order in ([0, 1, 2], [2, 1, 0]):
+        [found] = adapt.predict_many([models[place] for place in order], pictures()[3])
+        assert [each.probability for each in found] == pytest.approx([expected[place] for place in order], abs=1e-6)
+
+
+def test_a_prepared_image_that_takes_more_memory_stays_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, _ = both("qwen2_5_vl", "decoder")
+    monkeypatch.setattr(chatting, "_LARGE", 0)
+    picture = Image.new("RGB", (300, 300))
+    assert fast.backbone.prepare(picture).bytes > 3 * 300 * 300
+    assert fast.prepared(picture) is picture
+
+
 @pytest.mark.parametrize("kind", FAST)
 def test_a_layout_follows_from_the_size(kind: str) -> None:
     backbone = tiny_natives.backbone(kind, split=kind in ("smolvlm", "idefics3"))

@@ -90,6 +90,7 @@ _SEEMS = {
 # words of a key that is a remark: with any value, and with a number
 _NAMES = frozenset(("id", "idx", "index", "type", "license", "lang", "language", "model"))
 _MEASURES = frozenset(("width", "height", "size", "count", "num", "number", "length", "token", "score", "rating"))
+_NUMBER = re.compile(r"\s*[+-]?\d*\.?\d+(e[+-]?\d+)?\s*", re.IGNORECASE)
 _REMARKS = frozenset(("source", "data_source", "dataset", "metadata", "category", "topic", "perplexity"))
 _MARK = re.compile(r"<image>|<img>(.*?)</img>", re.DOTALL)
 _OTHER_MARK = re.compile(r"<\|?(?:image|img|picture|vision)[\w -]*\|?>", re.IGNORECASE)
@@ -195,7 +196,8 @@ def read_chats(
     filled = {key for row in objects for key, value in row.items() if not (value in _EMPTY or _is_remark(key, value))}
     if unread := filled - _READ - _REMARKS:
         logger.warning("%s: ignored keys of rows: %s", where, first_of(sorted(unread)))
-    if without := sum(any(row.get(key, "") is None for key in IMAGES) for row in objects):
+    given = [[row[key] for key in IMAGES if key in row] for row in objects]
+    if without := sum(None in own and not any(own) for own in given):
         logger.warning("%s: %s rows have null for an image: they are learned without one", where, f"{without:,}")
     if len(listed) == len(rows):  # otherwise they have other numbers
         check_one_task(listed, where)
@@ -282,8 +284,16 @@ def check_keys(row: Mapping[str, object], read: Collection[str], where: str) -> 
 
 def _is_remark(key: str, value: object) -> bool:
     """Return whether a key, by the words in its name, is a remark on the row, such as a number of tokens."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return not _words(key).isdisjoint(_NAMES | _MEASURES if number else _NAMES)
+    if isinstance(value, bool):
+        return False
+    return not _words(key).isdisjoint(_NAMES | _MEASURES if _is_number(value) else _NAMES)
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value is a number, perhaps as text, or a list of such, as the sizes of images."""
+    if isinstance(value, list):
+        return all(map(_is_number, value))
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(_NUMBER.fullmatch(value)))
 
 
 def _words(key: str) -> set[str]:

@@ -87,17 +87,26 @@ def read_csv(
 
 
 def _check_names(split: Split, where: str) -> None:
-    """Raise AdaptError if names of classes are numbers or several names, and warn of those that may be no names."""
-    numbers = split.task.one_class and all(map(_NUMBER.fullmatch, split.class_names))
-    if numbers and (fractions := [name for name in split.class_names if _FRACTION.fullmatch(name)]):
-        raise AdaptError(
-            f"{where}: the classes are numbers such as {fractions[0]}. Call the column target to learn the numbers, or "
-            "write words for the classes"
-        )
-    if split.task.one_class and (joined := [name for name in split.class_names if tasks.SEPARATOR in name]):
-        raise AdaptError(
-            f"{where}: the class {joined[0]!r} seems to be several. Call the column labels, or name the class without "
-            f"{tasks.SEPARATOR!r}"
+    """Raise AdaptError if names of classes are measurements or several names, and warn of those that may be."""
+    names = split.class_names
+    joined = [name for name in names if tasks.SEPARATOR in name] if split.task.one_class else []
+    for name in joined:
+        if not {part.strip() for part in name.split(tasks.SEPARATOR)}.isdisjoint(names):
+            raise AdaptError(
+                f"{where}: the class {name!r} has another class in it. Call the column labels, or name the class "
+                f"without {tasks.SEPARATOR!r}"
+            )
+    if joined:
+        logger.warning("%s: %r is one class. Call the column labels if it is several", where, joined[0])
+    numbers = split.task.one_class and all(map(_NUMBER.fullmatch, names))
+    if numbers and (fractions := [name for name in names if _FRACTION.fullmatch(name)]):
+        if len(names) > _MANY:
+            raise AdaptError(
+                f"{where}: {len(names)} numbers such as {fractions[0]} are classes. Call the column target to learn "
+                "the numbers, or write words for the classes"
+            )
+        logger.warning(
+            "%s: numbers such as %s are classes. Call the column target to learn numbers", where, fractions[0]
         )
     spelt: dict[str, str] = {}
     for name in split.class_names:
@@ -105,7 +114,7 @@ def _check_names(split: Split, where: str) -> None:
             logger.warning("%s: the classes %r and %r differ in capitals alone", where, other, name)
         if name.casefold() in _MISSING:
             logger.warning("%s: %r is a class. Leave the cell empty if it stands for an unknown label", where, name)
-    if numbers and len(split.class_names) > _MANY:
+    if numbers and len(names) > _MANY:
         logger.warning(
             "%s: %d numbers are classes. Call the column target to learn numbers", where, len(split.class_names)
         )
