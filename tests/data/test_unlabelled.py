@@ -98,6 +98,15 @@ def test_what_is_not_drawn_may_be_unlabelled(folder: Path) -> None:
     assert split.few_shot(1, seed=1).unlabelled == split.unlabelled
 
 
+@pytest.mark.parametrize(("shots", "short"), [(4, False), (5, True)])
+def test_a_class_with_just_as_many_images_as_shots_is_not_said_to_have_fewer(
+    five_classes: Path, shots: int, short: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = listed_data(read_recipe("zero_shot", [f"data.shots={shots}"], data=str(five_classes)))
+    assert len(split.train) == 20
+    assert ("5 classes have fewer than" in caplog.text) is short
+
+
 def test_what_is_drawn_for_validation_is_not_unlabelled(folder: Path) -> None:
     """By the rule of CLIP-LoRA, which takes it from the training images where there is no validation part."""
     split = load(folder)
