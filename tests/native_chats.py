@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import tiny_natives
+import torch
+from checks import flat
 from PIL import Image
+from torch import Tensor
 
 import adapt
 from adapt.chats import IMAGE, Chat, Turn
+from adapt.data import Item
 from adapt.methods import LoRA, ZeroShot
 from adapt.models.chatting import ChatModel, ChatStep
 
@@ -51,6 +55,17 @@ def model_of(kind: str, method: Any = None) -> ChatModel:
 
 def lora(*towers: str) -> LoRA:
     return LoRA(rank=2, alpha=2.0, dropout=0.0, towers=towers, projections="all", input_gradient=True)
+
+
+def moved(items: list[Item], **sizes: int) -> Tensor:
+    """How far a step of plain gradient descent moves the parameters of LLaVA's decoder, in batches of the sizes."""
+    backbone = tiny_natives.backbone("llava")  # which draws, where it is the first to be asked for it
+    torch.manual_seed(0)
+    model = adapt.wrap(backbone, lora("decoder"))
+    start = flat(model.method.parameters()).detach()
+    plain: dict[str, Any] = {"optimizer": "sgd", "lr": 0.1, "augment": "none", "warmup_epochs": 0}
+    assert len(adapt.fit(model, items, epochs=1, progress=False, **plain | sizes).history) == 1
+    return flat(model.method.parameters()).detach() - start
 
 
 def step_of(

@@ -9,13 +9,14 @@ import pytest
 import tiny_fusion
 import torch
 import torch.nn.functional as F
-from checks import assert_untouched, perturb, scaled, snapshot
+from checks import assert_untouched, flat, perturb, relative, scaled, snapshot
 from PIL import Image
 from torch import Tensor
 
 import adapt
 from adapt import AdaptError, methods
 from adapt.backbones.fusion import FusionEncoder
+from adapt.data import Item, Split
 from adapt.models.answering import AnsweringModel
 
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal"]
@@ -152,6 +153,22 @@ def test_lora_trains_saves_and_loads_bit_for_bit(kind: str, pictures: Tensor, tm
     assert_untouched(backbone.model, before)
     with pytest.raises(AdaptError, match="was unwrapped"):
         model(pictures, QUESTIONS)
+
+
+def test_accumulated_questions_count_alike(tiny_split: Split) -> None:
+    """A batch of two and one of the last question are a batch of three."""
+    items = [
+        Item.of(path=item.path, question=question, label=answer)
+        for item, question, answer in zip(tiny_split.train[::4], QUESTIONS, tiny_fusion.ANSWERS, strict=True)
+    ]
+    plain: dict[str, Any] = {"optimizer": "sgd", "augment": "none", "warmup_epochs": 0, "workers": 0}
+    moved = []
+    for sizes in ({"batch_size": 3}, {"batch_size": 2, "accumulate": 2, "drop_last": False}):
+        model = lora("vilt", dropout=0.0)
+        start = flat(model.parameters()).detach()
+        assert len(adapt.fit(model, items, epochs=1, lr=0.1, progress=False, **plain | sizes).history) == 1
+        moved.append(flat(model.parameters()).detach() - start)
+    assert relative(moved[1], moved[0]) < 1e-4
 
 
 @every_kind

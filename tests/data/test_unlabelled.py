@@ -98,6 +98,25 @@ def test_what_is_not_drawn_may_be_unlabelled(folder: Path) -> None:
     assert split.few_shot(1, seed=1).unlabelled == split.unlabelled
 
 
+@pytest.mark.parametrize(("shots", "short"), [(4, False), (5, True)])
+def test_a_class_with_just_as_many_images_as_shots_is_not_said_to_have_fewer(
+    five_classes: Path, shots: int, short: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = listed_data(read_recipe("zero_shot", [f"data.shots={shots}"], data=str(five_classes)))
+    assert len(split.train) == 20
+    assert ("5 classes have fewer than" in caplog.text) is short
+
+
+def test_what_is_drawn_for_validation_is_not_unlabelled(folder: Path) -> None:
+    """By the rule of CLIP-LoRA, which takes it from the training images where there is no validation part."""
+    split = load(folder)
+    drawn = split.few_shot(1, 1, "clip-lora").keeping_rest(split)
+    parts_of = [{item.path for item in part} for part in (drawn.train, drawn.val, drawn.unlabelled)]
+    assert [len(part) for part in parts_of] == [5, 5, 10 + 3]
+    assert len(set.union(*parts_of)) == 23
+    assert {item.answer for item in drawn.val} == {*split.class_names}
+
+
 def test_the_rest_of_other_classes_is_left_out() -> None:
     """Else a run on the base classes would learn from images of the new ones."""
     sets = ["data.shots=1", "data.rest=unlabelled", "data.classes=base"]

@@ -92,6 +92,12 @@ def test_the_prefix_leaves_an_end_to_every_prompt() -> None:
     assert shared_prefix(PROMPTS[:1] * 2, per_class=False) == 5
 
 
+def test_equal_tokens_with_other_learned_tokens_are_no_prefix() -> None:
+    grades = [Prompt((9, 1, 1, 8), (None, 0, slot, None)) for slot in (1, 2)]
+    assert shared_prefix(grades, per_class=False) == 2
+    assert shared_prefix([grades[0], replace(grades[0], slots=(None, 0, None, None))], per_class=False) == 2
+
+
 @pytest.mark.parametrize(("prefix", "ends_only"), [(0, False), (2, False), (2, True), (0, True)])
 def test_attention_over_packed_rows_is_causal_attention_of_each_prompt(prefix: int, ends_only: bool) -> None:
     packing = pack(PROMPTS, prefix, 0, CPU)

@@ -159,6 +159,13 @@ def test_packings_are_made_for_one_budget_at_a_time(open_clip: Backbone, monkeyp
     path([Tokens(values(2))], ENOUGH).sum().backward()  # what was packed for predicting serves training
 
 
+def test_packings_are_made_for_one_number_of_learned_tokens_at_a_time(open_clip: Backbone) -> None:
+    """Of each class's own, which no longer prefix tells apart."""
+    path = FastText(open_clip, PROMPTS)
+    for edit in (Tokens(values(3, 2)), *(Tokens(values(3, count), 1, enters=True) for count in (2, 3))):
+        assert scaled(path([edit], ENOUGH), FastText(open_clip, PROMPTS)([edit], ENOUGH)) < 1e-6
+
+
 @pytest.mark.parametrize("path", [PlainText, FastText])
 def test_what_the_images_of_a_batch_keep_adds_up(
     path: Any, open_clip: Backbone, monkeypatch: pytest.MonkeyPatch

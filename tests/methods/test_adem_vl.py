@@ -14,7 +14,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, methods
 from adapt.edits import Parallel, Tokens
-from adapt.methods.adem_vl import Fusion
+from adapt.methods.adem_vl import Fusion, VisionAdapter
 from adapt.methods.base import Context
 from adapt.models.speaking import SpeakingModel
 
@@ -64,6 +64,25 @@ def test_features_are_normed_and_pooled_beside_a_class_token(images: Tensor) -> 
         assert isinstance(first.module, Fusion)
         assert scaled(first.module.keys, F.silu(expected + method.adapter_emb1)) < 1e-5
         assert scaled(first.module.values, method.config.alpha * (expected + method.adapter_emb2)) < 1e-5
+
+
+def test_the_setting_says_how_many_weak_scores_are_ignored() -> None:
+    method: Any = model_of(dropped=0.5).method
+    [first] = method.fusions(torch.randn(1, 5, method.adapter_emb1.shape[-1]), 1)
+    assert first.module.rank == 3  # the third of five is the smallest that counts
+
+
+@torch.no_grad()
+def test_hidden_units_of_the_vision_towers_adapters_drop_out_in_training() -> None:
+    """A tenth of them, so that the sums of those that are left spread by as much as can be told."""
+    adapter, x = VisionAdapter(8, 1000), torch.randn(1, 8)
+    torch.nn.init.ones_(adapter.fc2.weight)
+    hidden = F.gelu(adapter.fc1(x))[0]
+    torch.testing.assert_close(adapter.eval()(x)[0, 0], 0.1 * hidden.sum())
+    answers = torch.stack([adapter.train()(x)[0, 0] for _ in range(400)])
+    spread = 0.1 * (hidden.square().sum() * 0.1 / 0.9).sqrt()
+    assert float(answers.std() / spread) == pytest.approx(1, abs=0.15)
+    assert float((answers.mean() - 0.1 * hidden.sum()) / spread) == pytest.approx(0, abs=0.2)
 
 
 def test_the_prompt_has_a_class_token_or_none_and_the_adapter_no_norm() -> None:

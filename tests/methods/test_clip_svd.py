@@ -20,6 +20,7 @@ from adapt.methods.base import total
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 FIRST = "transformer.resblocks.0.attn.q_proj"
+FIRST_MLP = "visual.transformer.resblocks.0.mlp.c_fc"
 
 
 def wrapped(backbone: Backbone, **settings: Any) -> AdaptedModel:
@@ -56,6 +57,29 @@ def test_each_weight_is_composed_of_its_singular_values(open_clip: Backbone, let
     with torch.no_grad():
         values.copy_(torch.linspace(-1, 2, len(values)))
     assert relative(method.merged()[place], u * values @ v) < 1e-5
+
+
+@torch.no_grad()
+def test_an_answers_weight_is_kept_until_its_values_change(open_clip: Backbone) -> None:
+    method = wrapped(open_clip, projections=("fc1",), towers=("vision",), blocks=(0, 1)).method
+    [place] = method._projections
+    [values] = method.parameters()
+    before = method.merged()[place]
+    assert method.merged()[place].data_ptr() == before.data_ptr()
+    values.mul_(2)
+    assert relative(method.merged()[place], 2 * before) < 1e-6
+    method.load_state_dict(method.state_dict() | {f"{FIRST_MLP}.vector_S": 3 * method.get_submodule(FIRST_MLP).start})
+    assert relative(method.merged()[place], 3 * before) < 1e-6
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_weight_is_composed_in_full_precision_where_the_rest_is_in_half(open_clip: Backbone, learns: bool) -> None:
+    method = wrapped(open_clip, projections=("fc1",), towers=("vision",), blocks=(0, 1)).method
+    [place] = method._projections
+    with torch.set_grad_enabled(learns), torch.autocast("cpu", torch.bfloat16):
+        composed = method.merged()[place]
+    assert composed.dtype == torch.float
+    assert relative(composed, open_clip.tower("vision").blocks[0].projections["fc1"].weight) < 1e-6
 
 
 def test_a_gradient_is_that_of_the_weight_between_both_vectors(open_clip: Backbone, images: Tensor) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import tiny_vision
 import torch
-from checks import numbers, scaled
+import torch.nn.functional as F
+from checks import numbers, perturb, scaled
 from torch import Tensor
 
 import adapt
@@ -101,6 +102,18 @@ def test_a_rate_is_a_factor_of_the_training_rate(split: Split) -> None:
     )
     assert scaled(slow.weight, same.weight) < 1e-6
     assert scaled(fast.weight, same.weight) > 1e-2
+
+
+def test_each_classifier_weighs_the_classes(split: Split) -> None:
+    model: Any = perturb(adapt.wrap(backbone(), methods.DINOLinear(blocks=BLOCKS, rates=RATES), split.class_names))
+    step = model.step(pixels(split.train), torch.tensor(numbers(split.train, split.class_names)))
+    model.class_weights = torch.tensor([9.0, 1.0, 0.5, 0.1])
+    weights = model.class_weights[step.labels]
+    with torch.no_grad():
+        expected = 0.0
+        for logits in model.method.every(model.method.inputs(step)):
+            expected += float((F.cross_entropy(logits, step.labels, reduction="none") * weights).sum() / weights.sum())
+        assert float(model.method.loss(step)["cross_entropy"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_classifiers_read_last_blocks_behind_the_last_norm_and_patches_without_registers() -> None:

@@ -23,7 +23,7 @@ NAMES = ("goldfish", "red_panda", "sea cucumber")
 
 
 class Given:
-    """A training whose features `(n, e)` and labels `(n,)` are at hand, of which none is for validation."""
+    """A training whose unit-length features `(n, e)` and labels `(n,)` are at hand, of which none is for validation."""
 
     resumed = False
 
@@ -32,7 +32,8 @@ class Given:
         self.model = self.classifier = model
         self.noted: dict[str, Any] = {}
 
-    def features(self, part: str, **options: Any) -> Tensor:
+    def features(self, part: str, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
+        assert (views, unit, projected) == (0, True, True)
         return self._features
 
     def labels(self, part: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +56,17 @@ def test_labels_are_never_read(tiny_split: Split) -> None:
     assert names == other.class_names
     for name, tensor in one.method.state_dict().items():
         assert torch.equal(tensor, other.method.state_dict()[name]), name
+
+
+def test_the_loss_counts_the_square_of_the_temperature(tiny_split: Split) -> None:
+    """The stored case has a temperature of 1, whose square it is too."""
+    model: Any = student(tiny_split, temperature=2.0, weight=10.0).eval()
+    taught, own = torch.randn(2, 4, 3)
+    model.method._teacher = SimpleNamespace(logits=lambda pixels: taught)
+    shares, said = (logits.div(2).softmax(-1) for logits in (taught, own))
+    expected = 10 * 4 * (shares * (shares / said).log()).mean()
+    loss = model.method.loss(SimpleNamespace(images=None, logits=own))["distillation"]
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.full

@@ -34,11 +34,18 @@ def fitted(backbone: Backbone, views: int = 0, held_back: int = 7, **settings: A
     model = adapt.wrap(backbone, ReHARK(views=views, **settings), NAMES).eval()
     draw = torch.Generator().manual_seed(0)
     seen = F.normalize(torch.randn(IMAGES, max(1, views), backbone.embed_dim, generator=draw), dim=-1)
-    parts = {"train": seen if views else seen[:, 0], "val": others(backbone)[:held_back]}
+
+    def features(part: str, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
+        assert (unit, projected) == (True, True)
+        assert views <= (seen.shape[1] if part == "train" else 0)
+        if part == "val":
+            return others(backbone)[:held_back]
+        return seen[:, :views] if views else seen[:, 0]
+
     training: Any = SimpleNamespace(
         model=model,
         classifier=model,
-        features=lambda part, **options: parts[part],
+        features=features,
         labels=lambda part: torch.arange(IMAGES) % len(NAMES),
         prepare=lambda: model.method.prepare(training),
     )
@@ -66,8 +73,8 @@ def by_hand(training: Any, features: Tensor, moved: bool) -> Tensor:
         squares = torch.cdist(one, other).square()
         return 0.7 * (-4 * squares).exp() + 0.3 * (-0.6 * squares).exp()
 
-    seen = training.features("train")
-    labels = training.labels("train").repeat_interleave(seen.shape[1])
+    seen = training.features("train", views=2)
+    labels = training.labels("train").repeat_interleave(2)
     x, unseen = flat(seen.flatten(0, 1)), flat(features)
     texts, descriptions = (
         flat(training.model.frozen_class_features([text])) for text in ("a photo of a {}.", "a drawing of a {}.")

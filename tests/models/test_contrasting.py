@@ -10,7 +10,8 @@ import pytest
 import tiny_natives
 import torch
 import torch.nn.functional as F
-from native_chats import lora, model_of, pictures
+from checks import relative
+from native_chats import lora, model_of, moved, pictures
 
 import adapt
 from adapt import AdaptError
@@ -89,6 +90,14 @@ def test_training_tells_the_images_apart(items: list[Item]) -> None:
     assert (before["accuracy"], after["accuracy"]) == (0, 1)
     assert before["margin"] < 0 < after["margin"]
     assert "margin" in str(result)
+
+
+def test_accumulated_pairs_count_alike(items: list[Item]) -> None:
+    """Two batches of one pair are a batch of two, though their first answers differ in length."""
+    other = Contrast(Chat.about(ASKED, "there is a cat!"), "two.")
+    unequal = [items[0], items[1].labelled(other)]
+    one, two = (moved(unequal, **sizes) for sizes in ({"batch_size": 2}, {"batch_size": 1, "accumulate": 2}))
+    assert relative(two, one) < 1e-4
 
 
 def test_rows_of_a_file_have_rejected_images(items: list[Item], tmp_path: Path) -> None:

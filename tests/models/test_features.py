@@ -45,3 +45,5 @@ def test_views_are_those_that_predicting_draws(cache: Path, tiny_split: Split) -
         for item, features in zip(tiny_split.test, found):
             torch.testing.assert_close(features, model.image_features(transform(adapt.data.open_image(item))))
     assert (found[0, 1:] - found[1, 1:]).abs().max() > 1e-3
+    for number in range(1, 4):  # each is another view of the image
+        assert (found[:, number] - found[:, number - 1]).abs().amax(-1).min() > 1e-4

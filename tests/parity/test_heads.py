@@ -154,15 +154,20 @@ def test_gda_on_new_classes(library: str) -> None:
 
 
 class OnFeatures(Given):
-    """A training on the features `(n, v, e)` of v views of each image, which stand in the place of the images."""
+    """A training on unit-length features in the place of the images, `(n, e)`, or `(n, v, e)` of v views of each."""
 
     unlabelled: Tensor | None = None
 
-    def features(self, part: str, **options: Any) -> Tensor:
+    def features(self, part: str, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
+        assert (unit, projected) == (True, True)
+        if part == "train":
+            assert views == (self._images.shape[1] if self._images.ndim == 3 else 0)
+            return self._images
+        assert views == 0
         if part == "unlabelled":
             assert self.unlabelled is not None
             return self.unlabelled
-        return self._images if part == "train" else super().features(part, **options)
+        return super().features(part)
 
 
 @EVERY_LIBRARY

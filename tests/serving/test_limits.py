@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import Request
 from serving.asking import hold, in_json, scope, upload
 from starlette.testclient import TestClient
 
@@ -18,6 +19,8 @@ from adapt import AdaptedModel
 from adapt.formats import peft_layout
 from adapt.models import many
 from adapt.models.many import SideBySide
+from adapt.serving import room
+from adapt.serving.admission import Admission, Limits
 
 Serve = Callable[..., TestClient]
 
@@ -157,6 +160,23 @@ def test_chunks_without_an_end_are_read_up_to_the_limit(serve: Serve) -> None:
 
     asyncio.run(client.app(scope((b"transfer-encoding", b"chunked")), receive, send))
     assert (sum(came), sent[0]["status"], (b"connection", b"close") in sent[0]["headers"]) == (210_000, 413, True)
+
+
+def test_chunks_hold_as_much_room_as_a_body_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since they do not say how many they will be; a body that says so gives way to a smaller one alone."""
+    monkeypatch.setattr(room, "PATIENCE", 0)
+    admission = Admission(Limits(body_bytes=100, in_all=2))
+
+    async def asked(*headers: tuple[bytes, bytes]) -> None:
+        async with admission.body(Request(scope(*headers))):
+            await asyncio.sleep(0.05)
+
+    async def main() -> list[str]:
+        chunked = [asked((b"transfer-encoding", b"chunked")) for _ in range(3)]
+        return [str(found) for found in await asyncio.gather(*chunked, return_exceptions=True)]
+
+    refused = "the request has 100 bytes, and with those being answered that is more than 200: try again in a second"
+    assert [found.partition(", or")[0] for found in asyncio.run(main())] == ["None", "None", refused]
 
 
 def test_a_full_server_does_not_read_what_it_refuses(

@@ -258,6 +258,13 @@ def test_a_method_does_not_see_the_images_that_its_temperature_is_chosen_on(prob
     assert set(seen) == {0}
 
 
+def test_of_epochs_that_are_equally_right_the_last_is_taken(probe: Any, tiny_split: Any) -> None:
+    """As the published code compares accuracies; each epoch is right about this image, or none is."""
+    [image] = tiny_split.val[:1]
+    result = fit(probe("lp_plus_plus", views=0, epochs=5), tiny_split.train, val_set=[image] * 2, progress=False)
+    assert result.metrics["solver"] == {"epoch": 5, "val_accuracy": 1.0}
+
+
 def test_a_temperature_ends_with_the_training_that_it_was_chosen_for(probe: Any, tiny_split: Any) -> None:
     model = probe("nearest_mean")
     fit(model, tiny_split.train, progress=False)
