@@ -246,7 +246,7 @@ def test_a_tokenizer_that_panics_is_refused(tmp_path: Path) -> None:
     split = {"type": "Split", "pattern": {"Regex": "(?:(?:.|.)*)*\\d{9}"}, "behavior": "Isolated", "invert": False}
     rules["pre_tokenizer"] = split
     file.write_text(json.dumps(rules))
-    with pytest.raises(AdaptError, match="cannot be loaded, as its tokenizer fails"):
+    with pytest.raises(AdaptError, match="the tokenizer fails on this text: Onig: Regex search error"):
         adapt.load_backbone(str(tmp_path))
 
 

@@ -200,7 +200,7 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
 class _Planned:
     """A comparison on five folds of about 24 images, in which candidates answer as planned."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         split = adapt.data.load("emoji").few_shot(5, 1)
         self.comparison = Comparison(split, adapt.load_backbone("mini-clip"), 5, seed=1)
         self.truth = split.task.numbers(self.comparison.items, split.class_names)
@@ -213,7 +213,7 @@ class _Planned:
             wrong = torch.arange(len(own)) >= len(own) * (1 if changes else self.rights[self.folds_tried])
             self.folds_tried += not changes
             answers = torch.eye(24)[(own + wrong.long()) % 24]
-            return module._Fold(held, answers, seconds, 1, True, 1, candidate.name)
+            return module._Fold(held, answers, 0.0, 1, True, 1, candidate.name)
 
         monkeypatch.setattr(self.comparison, "_tried", tried)
 
@@ -247,12 +247,12 @@ def test_a_method_is_dropped_once_it_cannot_be_chosen(monkeypatch: pytest.Monkey
 
 
 def test_one_training_takes_no_more_than_a_share_of_all_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    planned = _Planned(monkeypatch, seconds=1.0)
+    planned = _Planned(monkeypatch)
     best = planned.best([0.5] * 5)
-    planned.comparison._spent = 20.0
-    total = _listed()["coop"].recipe.train.at(5).epochs  # type: ignore[union-attr]
+    planned.comparison._spent, planned.comparison._estimates = 20.0, {"coop": 6.0}
     said, folds = planned.race("coop", [1.0] * 5, best, share=0.25)
-    assert (said.split(",")[0], folds) == (f"a training takes {total / max(1, total // 8):.0f} s", 0)
+    assert (said.split(":")[0], folds) == ("a training takes 6 s, more than 25% of the 20 s of all before", 0)
+    assert isinstance(planned.race("coop", [1.0] * 5, best, share=0.3)[0], Compared)
     assert isinstance(planned.race("coop", [1.0] * 5, best)[0], Compared)
 
 

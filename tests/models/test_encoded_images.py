@@ -83,9 +83,9 @@ def test_prepared_images_are_encoded_alike(kind: str) -> None:
 
 def test_large_images_are_prepared_where_nothing_needs_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, plain = both("qwen2_5_vl", "decoder")
-    picture = pictures()[0]
+    picture = Image.new("RGB", (300, 300))
     assert fast.prepared(picture) is picture
-    monkeypatch.setattr(chatting, "_LARGE", 40 * 24 - 1)
+    monkeypatch.setattr(chatting, "_LARGE", 300 * 300 - 1)
     assert isinstance(fast.prepared(picture), PreparedImage)
     assert plain.prepared(picture) is picture
     fast.set_at_use(calibrate="noise")
@@ -94,9 +94,10 @@ def test_large_images_are_prepared_where_nothing_needs_the_picture(monkeypatch: 
 
 def test_large_images_are_classified_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = both("qwen2_5_vl", "decoder")[0].with_classes(("cat", "dog"))
-    expected = [fast.predict([picture])[0].probability for picture in pictures()]
+    images = [*pictures(), Image.effect_noise((300, 200), 90).convert("RGB")]
+    expected = [fast.predict([picture])[0].probability for picture in images]
     monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
-    found = [row[0].probability for row in adapt.predict_many([fast], pictures())]
+    found = [row[0].probability for row in adapt.predict_many([fast], images)]
     assert found == pytest.approx(expected, abs=1e-6)
 
 
@@ -106,19 +107,20 @@ def test_models_that_prepare_images_otherwise_do_not_share_them(monkeypatch: pyt
     budgets = [backbone, backbone.limited(400)]
     models = [adapt.wrap(each, ZeroShot(), ("cat", "dog")).eval() for each in budgets]
     models.append(ChatModel(backbone, ZeroShot(), ("cat", "dog"), False).eval())
-    expected = [model.predict(pictures()[3])[0].probability for model in models]
+    picture = Image.effect_noise((300, 200), 90).convert("RGB")
+    expected = [model.predict(picture)[0].probability for model in models]
     assert abs(expected[0] - expected[1]) > 1e-4
     monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
     for order in ([0, 1, 2], [2, 1, 0]):
-        [found] = adapt.predict_many([models[place] for place in order], pictures()[3])
+        [found] = adapt.predict_many([models[place] for place in order], picture)
         assert [each.probability for each in found] == pytest.approx([expected[place] for place in order], abs=1e-6)
 
 
 def test_a_prepared_image_that_takes_more_memory_stays_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, _ = both("qwen2_5_vl", "decoder")
     monkeypatch.setattr(chatting, "_LARGE", 0)
-    picture = Image.new("RGB", (300, 300))
-    assert fast.backbone.prepare(picture).bytes > 3 * 300 * 300
+    picture = pictures()[0]
+    assert fast.backbone.prepare(picture).bytes > 3 * 40 * 24
     assert fast.prepared(picture) is picture
 
 

@@ -461,7 +461,7 @@ def test_an_image_of_too_many_tokens_is_refused_as_in_a_conversation(models: dic
 def test_large_pictures_wait_as_the_model_reads_them(
     client: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = user("what is it?", *pictures()[:2])
+    asked = user("what is it?", Image.effect_noise((300, 200), 90).convert("RGB"), pictures()[1])
     expected = post(client(), asked).json()["choices"]
     waited: list[Question] = []
     monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
@@ -469,7 +469,7 @@ def test_large_pictures_wait_as_the_model_reads_them(
     assert post(client(), asked).json()["choices"] == expected
     [question] = waited
     assert [(type(image).__name__, image.size) for image in question.images] == [
-        ("PreparedImage", (40, 24)),
+        ("PreparedImage", (300, 200)),
         ("Image", (24, 24)),
     ]
 

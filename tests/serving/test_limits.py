@@ -19,7 +19,7 @@ from adapt import AdaptedModel
 from adapt.formats import peft_layout
 from adapt.models import many
 from adapt.models.many import SideBySide
-from adapt.serving import room
+from adapt.serving import admission
 from adapt.serving.admission import Admission, Limits
 
 Serve = Callable[..., TestClient]
@@ -164,12 +164,12 @@ def test_chunks_without_an_end_are_read_up_to_the_limit(serve: Serve) -> None:
 
 def test_chunks_hold_as_much_room_as_a_body_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """Since they do not say how many they will be; a body that says so gives way to a smaller one alone."""
-    monkeypatch.setattr(room, "PATIENCE", 0)
-    admission = Admission(Limits(body_bytes=100, in_all=2))
+    monkeypatch.setattr(admission, "PATIENCE", 0)
+    held = Admission(Limits(body_bytes=100, in_all=2))
 
     async def asked(*headers: tuple[bytes, bytes]) -> None:
-        async with admission.body(Request(scope(*headers))):
-            await asyncio.sleep(0.05)
+        async with held.body(Request(scope(*headers))):
+            await asyncio.sleep(0.2)
 
     async def main() -> list[str]:
         chunked = [asked((b"transfer-encoding", b"chunked")) for _ in range(3)]
