@@ -69,7 +69,7 @@ _SHORTEST = 16  # characters of a token, so that nobody guesses it
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Maximum number of requests read and answered at one time.",
+    help="Maximum number of requests read and answered at one time, of classifications and of chats each.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(min=0.001), default=30, show_default=True, help="Seconds until a request fails."
