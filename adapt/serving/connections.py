@@ -82,7 +82,6 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = True
         if len(self.pipeline) >= _QUEUED:
             self._stop_parsing(429, f"more than {_QUEUED} requests wait on this connection: wait for their answers")
 
@@ -107,6 +106,7 @@ class Connection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._overhead = self._body = self._chunks = 0
+        self._in_head = True
         self._stop()
         if self.cycle.response_complete:  # answered before the body was complete
             self._wait(self._head_seconds)

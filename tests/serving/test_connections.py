@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import socket
@@ -21,7 +22,7 @@ Connect = Callable[..., socket.socket]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the length of the body, or at once where the path is /early, or with very much."""
+    """Answers with the length of the body, or at once where the path is /early, or late, or with very much."""
     if scope["type"] != "http":
         return
     length, more = 0, scope["path"] != "/early"
@@ -30,6 +31,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         if message["type"] == "http.disconnect":
             return
         length, more = length + len(message["body"]), message["more_body"]
+    if scope["path"] == "/late":
+        await asyncio.sleep(3)
     body = b"x" * 50_000_000 if scope["path"] == "/much" else str(length).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
@@ -156,6 +159,13 @@ def test_requests_that_come_all_at_once_are_read_up_to_a_queue(
     with suppress(ConnectionError):  # closed, and the rest of the requests is never read
         assert b"429" not in everything(many)  # which would answer the first request
     assert len(begun) <= 17
+
+
+def test_a_refusal_is_no_answer_to_an_earlier_request(serve: Callable[..., Connect]) -> None:
+    late = HEAD.replace(b"/a", b"/late") + b"\r\n1234567890"
+    client = serve()(late)
+    client.sendall(HEAD + b"".join(b"X-%d: a\r\n" % number for number in range(100)))
+    assert everything(client) == b""
 
 
 def test_where_there_are_too_many_the_slowest_is_closed(serve: Callable[..., Connect]) -> None:
