@@ -193,8 +193,7 @@ class Comparison:
             pilot = self._tried(candidate, part, held, {unit: short} | _NO_WARM_UP)
             if behind := self._behind([pilot], best, 0.0):
                 return f"{behind} on the first fold after {short} of {total} {unit}"
-            seconds = self.estimate(candidate)
-            if share is not None and seconds > share * spent:
+            if share is not None and (seconds := self.estimate(candidate)) > share * spent:
                 return (
                     f"a training takes {readable_time(seconds)}, more than {share:.0%} of the {readable_time(spent)} "
                     "of all before: --all or --budget compares it"

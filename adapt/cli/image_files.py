@@ -40,11 +40,10 @@ def is_adapter(path: Path) -> bool:
 
 
 def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFile]:
-    """Yield the image files in files, folders and .csv lists. Raises AdaptError for an adapter, an address or an empty
-    folder.
+    """Yield the image files in files, folders and .csv lists.
 
-    With `items`, all images at any depth in a folder inside a given folder are an item. Raises AdaptError for `items`
-    without a folder.
+    With `items`, all images at any depth in a folder inside a given folder are an item. Raises AdaptError for an
+    adapter, an address or an empty folder, and for `items` without a folder.
     """
     if items and not any(path.is_dir() for path in images):
         raise AdaptError("--items takes folders, in which each folder is an item: give a folder, or leave --items out")

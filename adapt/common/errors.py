@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from adapt.common.shown import one_line
+
 
 class AdaptError(Exception):
     """An error caused by the user. The message gives the wrong name and value, what was expected, and what to do.
@@ -30,7 +32,7 @@ def unpanicked(what: str) -> Iterator[None]:
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise AdaptError(f"{what}: {' '.join(str(error).split())}") from None
+        raise AdaptError(f"{what}: {one_line(error)}") from None
 
 
 _LISTED = 12  # choices that are all listed; of more, only the nearest few

@@ -259,8 +259,7 @@ class ChatModel(Adapted[NativeVLM]):
 
     def prepared(self, image: Image) -> Image | PreparedImage:
         """Return a large image as the vision tower reads it, if that takes less memory, or else the image itself."""
-        _, needed = self.preparation
-        if needed or image.width * image.height <= _LARGE:
+        if image.width * image.height <= _LARGE or self._needs_pictures:
             return image
         prepared = self.backbone.prepare(image)
         return prepared if prepared.bytes < 3 * image.width * image.height else image
@@ -268,8 +267,11 @@ class ChatModel(Adapted[NativeVLM]):
     @property
     def preparation(self) -> tuple[str, bool]:
         """How images are prepared: the processor's settings, and whether something needs the picture itself."""
-        noise = "noise" in (self.at_use.calibrate, self.at_use.debias)
-        return self.backbone.image_settings, noise or self.path == "plain"
+        return self.backbone.image_settings, self._needs_pictures
+
+    @property
+    def _needs_pictures(self) -> bool:
+        return self.path == "plain" or "noise" in (self.at_use.calibrate, self.at_use.debias)
 
     @torch.no_grad()
     def choose(

@@ -29,7 +29,7 @@ logger = logging.getLogger("adapt")
 _BOX = ("x0", "y0", "x1", "y1")
 _NUMBERS = frozenset(("target", "overlap", *_BOX))
 _MISSING = frozenset(("na", "n/a", "#n/a", "nan", "null"))  # as programs write an empty cell
-_MANY = 20  # whole numbers, all different, above which a column of labels seems to hold measurements
+_MANY = 20  # numbers above which a column of labels seems to hold measurements
 _NUMBER, _FRACTION = re.compile(r"[+-]?\d*[.,]?\d+"), re.compile(r"[+-]?\d*[.,]\d*[1-9]\d*")
 _DECIMAL_COMMA, _THOUSANDS = re.compile(r"\s*[+-]?[\d.]*\d,\d+\s*"), re.compile(r"\s*[+-]?\d{1,3}\.\d{3}\s*")
 _OTHER_WORDS = {  # column names in other tables
@@ -98,26 +98,22 @@ def _check_names(split: Split, where: str) -> None:
             )
     if joined:
         logger.warning("%s: %r is one class. Call the column labels if it is several", where, joined[0])
-    numbers = split.task.one_class and all(map(_NUMBER.fullmatch, names))
-    if numbers and (fractions := [name for name in names if _FRACTION.fullmatch(name)]):
-        if len(names) > _MANY:
+    if split.task.one_class and all(map(_NUMBER.fullmatch, names)):
+        fractions, many = [name for name in names if _FRACTION.fullmatch(name)], len(names) > _MANY
+        if fractions and many:
             raise AdaptError(
                 f"{where}: {len(names)} numbers such as {fractions[0]} are classes. Call the column target to learn "
                 "the numbers, or write words for the classes"
             )
-        logger.warning(
-            "%s: numbers such as %s are classes. Call the column target to learn numbers", where, fractions[0]
-        )
+        if fractions or many:
+            which = f"numbers such as {fractions[0]}" if fractions else f"{len(names)} numbers"
+            logger.warning("%s: %s are classes. Call the column target to learn numbers", where, which)
     spelt: dict[str, str] = {}
-    for name in split.class_names:
+    for name in names:
         if (other := spelt.setdefault(name.casefold(), name)) != name:
             logger.warning("%s: the classes %r and %r differ in capitals alone", where, other, name)
         if name.casefold() in _MISSING:
             logger.warning("%s: %r is a class. Leave the cell empty if it stands for an unknown label", where, name)
-    if numbers and len(names) > _MANY:
-        logger.warning(
-            "%s: %d numbers are classes. Call the column target to learn numbers", where, len(split.class_names)
-        )
 
 
 def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> list[tuple[Item, str]]:
