@@ -88,7 +88,7 @@ class Backbone:
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
-        self._known_content: list[str] = []  # one hash inside `unchanging`, else empty
+        self._known_content: list[str | None] = []  # one hash inside `unchanging`, None before it is asked, else empty
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return copied_alone(self, self.model, memo)
@@ -191,16 +191,23 @@ class Backbone:
 
     def content(self) -> str:
         """Return a hexadecimal hash of the model's weights and configuration, for the keys of cached features."""
-        return self._known_content[0] if self._known_content else fingerprint.content(self.model)
+        known = self._known_content  # shared with copies of this backbone
+        content = next(iter(known), None) or fingerprint.content(self.model)
+        if known:
+            known[0] = content
+        return content
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
-        """Reuse one hash of the model's weights in the `with` block, where the caller must not change the weights."""
-        self._known_content.append(fingerprint.content(self.model))
+        """Hash the model's weights at most once in the `with` block, where the caller must not change the weights."""
+        outermost = not self._known_content
+        if outermost:
+            self._known_content.append(None)
         try:
             yield
         finally:
-            self._known_content.clear()
+            if outermost:
+                self._known_content.clear()
 
     def reading(self) -> dict[str, object]:
         """Return the input preprocessing settings as a dict, which adapter files store to check the backbone."""

@@ -22,7 +22,7 @@ from adapt.common.progress import Progress
 from adapt.data.bags import has_bags, singles, sizes
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.image_set import loader
-from adapt.data.decoding.images import image_size, open_image
+from adapt.data.decoding.images import image_size
 from adapt.data.item import Item
 from adapt.data.pooling import bag_mean
 from adapt.methods.base.traits import PoolsBags, has_trait
@@ -191,10 +191,8 @@ def encoded_images(
             encoded = backbone.encode_images([picture for pictures in images for picture in pictures])
         return [image.features.flatten() for image in encoded]
 
-    first, *_ = alone
-    with torch.inference_mode():
-        [one] = encode([[open_image(first, turned=turned)]])
-    needed = sum(marks.tokens for marks in marks_of.values()) * one.nbytes // marks_of[first].tokens
+    width = backbone.vlm.config.get_text_config().hidden_size
+    needed = sum(marks.tokens for marks in marks_of.values()) * width * backbone.dtype.itemsize
     cache = FeatureCache()
     if not _fits(cache, needed, f"the features of {len(alone):,} images", "every step encodes its images"):
         return None
@@ -202,7 +200,6 @@ def encoded_images(
         list(alone.values()), backbone.transform(train=False), encode, backbone.image_key,
         batch_size=model.evaluated_together, workers=workers, progress=progress,
     )  # fmt: skip
-    width = backbone.vlm.config.get_text_config().hidden_size
     return {
         path: EncodedImage(marks_of[path], row.view(-1, marks_of[path].tokens, width))
         for path, row in zip(alone, rows, strict=True)

@@ -252,7 +252,7 @@ def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), 
         memory = model.text_memory if run is None else run.text_memory(model.text_memory)
         model.text_memory = processes.agreed(memory)
     watched = Journal(tracking if processes.main else (), run, model.method.name, training.origin)
-    with outside_inference_mode(), torch.enable_grad(), watched as journal:
+    with outside_inference_mode(), torch.enable_grad(), watched as journal, model.backbone.unchanging():
         return _train_and_measure(training, journal)
 
 

@@ -17,6 +17,7 @@ from selection import by_turns
 
 import adapt
 from adapt import AdaptError
+from adapt.backbones import fingerprint
 from adapt.backbones.encoded_images import EncodedImage, PreparedImage
 from adapt.backbones.native import NativeVLM
 from adapt.chats import Chat, Turn
@@ -217,10 +218,14 @@ def items(tmp_path: Path) -> list[Item]:
 
 
 @by_turns("kind", FAST, take=3)
-def test_training_from_encoded_images_learns_the_same(kind: str, items: list[Item]) -> None:
-    """And encodes each image once, for all epochs and both evaluations; without the cache, in each."""
-    trained, calls = [], []
+def test_training_from_encoded_images_learns_the_same(
+    kind: str, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And encodes each image once, and hashes the weights once, for all epochs and both evaluations."""
+    trained, calls, hashings = [], [], []
     for cache in (True, False):
+        hashed: list[int] = []
+        monkeypatch.setattr(fingerprint, "content", counting(fingerprint.content, hashed))
         backbone = tiny_natives.backbone(kind)
         encodings: list[int] = []
         backbone.vlm.model.get_image_features = counting(backbone.vlm.model.get_image_features, encodings)
@@ -230,9 +235,11 @@ def test_training_from_encoded_images_learns_the_same(kind: str, items: list[Ite
         result = adapt.fit(model, items, items, progress=False, **settings)
         trained.append((flat(model.method.parameters()).detach(), result.metrics["adapted"]["accuracy"]))
         calls.append(len(encodings))
+        hashings.append(len(hashed))
     assert relative(trained[0][0], trained[1][0]) < 1e-4
     assert trained[0][1] == trained[1][1]
-    assert calls[0] < calls[1]
+    assert calls == [1, 2 * 3 + 2]  # all images in one batch; or each batch of three epochs, and those of two evaluations
+    assert hashings == [1, 0]
 
 
 def counting(compute: Any, calls: list[int]) -> Any:
