@@ -8,13 +8,16 @@ recomputing all blocks in the backward pass.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import adapt
+from adapt.backbones.native import NativeVLM
 from adapt.common.errors import missing
 from adapt.common.memory import readable_bytes
 from adapt.data import Item
@@ -34,10 +37,10 @@ Step = Callable[[], object]
 Ways = dict[str, tuple[Callable[..., Step], tuple[object, ...]]]
 
 
-def adapted() -> ChatModel:
+def adapted(backbone: NativeVLM | None = None) -> ChatModel:
     """Return the model with LoRA on its decoder, in training mode."""
     lora = LoRA(rank=16, alpha=4.0, dropout=0.0, towers=("decoder",), projections="all", input_gradient=True)
-    return adapt.wrap(native_model.backbone(), lora).train()
+    return adapt.wrap(backbone or native_model.backbone(), lora).train()
 
 
 def ours(kept: bool) -> Step:
@@ -124,6 +127,13 @@ def preferring(kept: bool) -> Step:
 def trl_preferring() -> Step:
     """Return a step of TRL's DPO trainer on the same pairs, as it comes."""
     torch.set_num_threads(1)
+    trainer = _trl_trainer(BATCH)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.current_gradient_accumulation_steps = 1
+    return lambda: float(trainer.training_step(trainer.model, batch))
+
+
+def _trl_trainer(pairs: int) -> Any:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -134,18 +144,39 @@ def trl_preferring() -> Step:
         "chosen": [{"role": "assistant", "content": chats[0].answer}],
         "rejected": [{"role": "assistant", "content": chats[1].answer}],
     }
-    rows = Dataset.from_list([{**row, "images": [picture]} for picture in native_model.pictures()])
+    rows = Dataset.from_list([{**row, "images": [picture]} for picture in native_model.pictures(pairs)])
     with tempfile.TemporaryDirectory() as folder:
         settings = DPOConfig(
-            folder, per_device_train_batch_size=BATCH, max_length=None, report_to=[], use_cpu=True, bf16=False
-        )
-        trainer = DPOTrainer(
+            folder, per_device_train_batch_size=BATCH, max_length=None, report_to=[], use_cpu=True, bf16=False,
+            num_train_epochs=1, save_strategy="no",
+        )  # fmt: skip
+        return DPOTrainer(
             native_model.model(read.tokenizer), args=settings, train_dataset=rows, processing_class=read,
             peft_config=_configuration(),
         )  # fmt: skip
-        batch = next(iter(trainer.get_train_dataloader()))
-    trainer.current_gradient_accumulation_steps = 1
-    return lambda: float(trainer.training_step(trainer.model, batch))
+
+
+def trl_epoch() -> Step:
+    """Return an epoch of TRL's DPO trainer, as it comes."""
+    torch.set_num_threads(1)
+    return _trl_trainer(2 * BATCH).train
+
+
+def epoch() -> Step:
+    """Return an epoch of adapt's DPO by `adapt.fit`, for which nothing is known."""
+    torch.set_num_threads(1)
+    folder, backbone = Path(tempfile.mkdtemp()), native_model.backbone()
+    chats = [native_model.chat(backbone.tokenizer, word) for word in ("cat", "bird")]
+    items = []
+    for number, picture in enumerate(native_model.pictures(2 * BATCH)):
+        picture.save(folder / f"{number}.png")
+        items.append(Item((str(folder / f"{number}.png"),), Preference(chats[0], chats[1].answer)))
+
+    def step() -> None:
+        os.environ["ADAPT_CACHE"] = tempfile.mkdtemp(dir=folder)
+        adapt.fit(adapted(backbone), items, epochs=1, batch_size=BATCH, progress=False)
+
+    return step
 
 
 def peft() -> Step:
@@ -210,7 +241,8 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         "adapt": (preferring, (False,)),
         "adapt, images that repeat": (preferring, (True,)),
     }
-    for title, steps in (("SFT", ways), ("DPO", preferred)):
+    epochs: Ways = {"TRL as it comes": (trl_epoch, ()), "adapt": (epoch, ())}
+    for title, steps in (("SFT", ways), ("DPO", preferred), ("an epoch of DPO", epochs)):
         progress(f"{title}, each way in {REPEATS} rounds")
         measured = by_rounds(REPEATS, steps)
         for name, each in measured.items():
