@@ -26,7 +26,7 @@ from adapt.models.prediction import Prediction, Wanted
 from benchmarks.drawings import SEEN, backbone, drawings
 from benchmarks.measure import Row, by_turns
 
-REQUESTS, CLIENTS, ALONE, IMAGES = 10_000, 8, 300, 64
+REQUESTS, CLIENTS, PASSES, TURNS, IMAGES = 10_000, 8, 300, 12, 64
 CLOSE = 1e-4  # tolerance of probabilities, which differ a little between batch sizes
 
 
@@ -57,7 +57,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [model.save(Path(folder) / f"{name}.safetensors") for name in ("one", "other")]
         with _serving(paths[0], folder) as (process, port):
-            progress("one client in turn with the model itself")
+            progress("one client, and the model itself")
             yield _alone(model, port, images)
             progress(f"{REQUESTS:,} requests")
             yield _many(process, port, images, expected)
@@ -69,7 +69,7 @@ def _passes(model: adapt.AdaptedModel, images: list[bytes]) -> Row:
     started = time.perf_counter()
     pixels = [together.pixels(image) for image in images]
     decoding = 1000 * (time.perf_counter() - started) / len(images)
-    [taken] = by_turns([lambda: list(together.predictions(pixels, wanted))], ALONE)
+    [taken] = by_turns([lambda: list(together.predictions(pixels, wanted))], PASSES)
     rate = len(images) / taken
     return {
         "case": f"passes of {len(images)} images by the model alone",
@@ -80,18 +80,24 @@ def _passes(model: adapt.AdaptedModel, images: list[bytes]) -> Row:
 
 
 def _alone(model: adapt.AdaptedModel, port: int, images: list[bytes]) -> Row:
-    client, own, served = Client(port), [], []
-    for number in range(-20, ALONE):
-        image, started = images[number % IMAGES], time.perf_counter()
-        model.predict(image)
-        between = time.perf_counter()
-        client.predict(image)
-        if number >= 0:
-            own.append(between - started)
-            served.append(time.perf_counter() - between)
+    """Time the model and the server in turns of many requests, as each one's waiting threads slow the other's next."""
+    client, own, served = Client(port), list[float](), list[float]()
+    for _ in range(TURNS):
+        own += _timed(model.predict, images)
+        served += _timed(client.predict, images)
     direct, served_ms = (1000 * statistics.median(each) for each in (own, served))
     text = f"predict {direct:.1f} ms, served {served_ms:.1f} ms: {served_ms / direct:.2f} x"
     return {"case": "one client, median", "predict_ms": direct, "served_ms": served_ms, "text": text}
+
+
+def _timed(answer: Callable[[bytes], object], images: list[bytes]) -> list[float]:
+    """Return the seconds of each answer but the first ones, which find the caches cold."""
+    seconds = []
+    for image in images:
+        started = time.perf_counter()
+        answer(image)
+        seconds.append(time.perf_counter() - started)
+    return seconds[IMAGES // 8 :]
 
 
 def _many(process: psutil.Process, port: int, images: list[bytes], expected: list[Prediction]) -> Row:

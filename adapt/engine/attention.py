@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,9 +34,9 @@ def prefix_suffix_attention(
     """
     prefix = packing.prefix
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(-3, -2) for x in (q, k, v))  # (..., h, rows, d/h)
-    if edit is None and packing.visible is not None:
-        visible = packing.visible[packing.ends] if ends_only else packing.visible  # hides rows of other classes
-        return F.scaled_dot_product_attention(q, k, v, visible).transpose(-3, -2).flatten(-2)
+    if edit is None and packing.hidden is not None:
+        others = packing.hidden[packing.ends] if ends_only else packing.hidden  # rows of other classes
+        return _attention_to_all(q, k, v, others).transpose(-3, -2).flatten(-2)
     q = q * q.shape[-1] ** -0.5
     prefix_rows = []
     if prefix and not ends_only:
@@ -62,6 +63,15 @@ def prefix_suffix_attention(
         at += queries
     suffix_rows = torch.cat(mixed, -2) + torch.cat(weights, -2) @ v[..., :prefix, :]
     return torch.cat([*prefix_rows, suffix_rows], dim=-2).transpose(-3, -2).flatten(-2)
+
+
+def _attention_to_all(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """Return attention of packed rows `(..., h, rows, d/h)`, to whose scores `hidden` is added."""
+    if q.ndim > 3 or q.dtype != torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, hidden.to(q.dtype))
+    # without images torch has no kernel, and takes these steps and some for queries that see nothing, to the same bits
+    root = math.sqrt(1 / math.sqrt(q.shape[-1]))
+    return (((q * root) @ (k * root).transpose(-1, -2)) + hidden).softmax(-1) @ v
 
 
 def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, edit: Attention | None) -> Tensor:

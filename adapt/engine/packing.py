@@ -33,8 +33,8 @@ class Packing:
     that have a learned token, or belong to the class name. `ends` are the end-of-text rows in packed order, and
     indexing with `order` restores the order of the classes.
 
-    `visible` `(rows, rows)` is the attention mask over all rows, or None if there are so many rows that masked
-    attention would be slow.
+    `hidden` `(rows, rows)` is added to the scores of all rows: -inf for a key that a query does not see, else 0. It is
+    None if there are so many rows that attention to all of them would be slow.
     """
 
     prefix: int
@@ -48,7 +48,7 @@ class Packing:
     named: Tensor
     ends: Tensor
     order: Tensor
-    visible: Tensor | None
+    hidden: Tensor | None
 
     @property
     def rows(self) -> int:
@@ -87,13 +87,13 @@ def pack(prompts: Sequence[Prompt], prefix: int, first_class: int, device: torch
         named=flags([at in prompt.name for prompt, _, at in tokens]),
         ends=index(ends),
         order=index(order),
-        visible=_visible(tokens, prefix, device) if len(tokens) <= FEW_ROWS else None,
+        hidden=_hidden(tokens, prefix, device) if len(tokens) <= FEW_ROWS else None,
     )
 
 
-def _visible(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
-    """Return the bool mask `(rows, rows)` for causal attention of packed rows to the prefix and their own class."""
+def _hidden(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torch.device) -> Tensor:
+    """Return the mask `(rows, rows)` for causal attention of packed rows to the prefix and their own class."""
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)
     related = (classes[:, None] == classes) | (rows < prefix)
-    return related & (rows <= rows[:, None])
+    return torch.where(related & (rows <= rows[:, None]), 0.0, float("-inf"))

@@ -194,3 +194,16 @@ def test_packings_are_made_once(open_clip: Backbone, images: Tensor, packings: l
     for _ in range(3):
         loss_of(model, images, torch.zeros(len(images), dtype=torch.long)).backward()
     assert len(packings) == 1
+
+
+@pytest.mark.parametrize("ends_only", [False, True])
+@pytest.mark.parametrize("images", [(), (2,)])
+def test_attention_to_all_rows_is_torchs_to_the_bit(ends_only: bool, images: tuple[int, ...]) -> None:
+    packing = pack(PROMPTS, 2, 0, CPU)
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(*images, packing.rows, 8, generator=draw) for _ in "qkv")
+    assert packing.hidden is not None
+    q, hidden = (q[..., packing.ends, :], packing.hidden[packing.ends]) if ends_only else (q, packing.hidden)
+    own = prefix_suffix_attention(q, k, v, packing, 2, ends_only)
+    q, k, v = (x.unflatten(-1, (2, -1)).transpose(-3, -2) for x in (q, k, v))
+    assert torch.equal(own, F.scaled_dot_product_attention(q, k, v, hidden).transpose(-3, -2).flatten(-2))
