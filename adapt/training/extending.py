@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adapt.common.errors import AdaptError
+from adapt.data.check import all_facts
+from adapt.data.checks import contradictions
+from adapt.data.looking import Looked
+from adapt.data.readers.rows import Listed, check_listed_once
 from adapt.data.split import PARTS, Split
 from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting
 from adapt.recipe import DataSection, Recipe
 from adapt.training.relisted import LIST, check_listable, on_list, recipe_of, write_list
 from adapt.training.run_recipe import listed_data
+
+logger = logging.getLogger("adapt")
 
 
 def extended(run: Path, more: DataSection, out: Path) -> Recipe:
@@ -35,7 +42,7 @@ def extended(run: Path, more: DataSection, out: Path) -> Recipe:
         known = listed_data(recipe)
     except AdaptError as error:
         raise AdaptError(f"the run's own data cannot be read, which an extension needs too: {error}") from error
-    split = _joined(known, listed_data(recipe.model_copy(update={"data": new})))
+    split = _joined(known, listed_data(recipe.model_copy(update={"data": new}), known=known.class_names))
     if (out / "recipe.yaml").exists():
         raise AdaptError(f"{out} already contains a run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +58,10 @@ def _tied(method: Method) -> str:
 
 
 def _joined(known: Split, new: Split) -> Split:
-    """Return the images of two data sets as one, with the classes of both. Raises AdaptError without a new class."""
+    """Return the images of two data sets as one, with the classes of both. Warns of equal images of two classes.
+
+    Raises AdaptError without a new class, and if a file is of two classes or parts.
+    """
     for split in (known, new):
         check_listable(split)
     names = (*known.class_names, *(name for name in new.class_names if name not in known.class_names))
@@ -60,4 +70,9 @@ def _joined(known: Split, new: Split) -> Split:
     if known.turned != new.turned:
         raise AdaptError(f"{known.name} and {new.name} differ in whether photographs are turned by EXIF: set data.exif")
     parts: dict[str, Any] = {part: getattr(known, part) + getattr(new, part) for part in PARTS}
-    return replace(known, name="extended", class_names=names, ratios=None, **parts)
+    joined = replace(known, name="extended", class_names=names, ratios=None, root="", **parts)
+    rows = [Listed(item, part) for part in PARTS for item in parts[part]]
+    check_listed_once(rows, f"{known.name} and {new.name}")
+    for found in contradictions(Looked(joined, all_facts([*joined.items()]), {}, (), ())):
+        logger.warning("%s", found.line)
+    return joined

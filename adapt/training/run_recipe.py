@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -44,15 +45,16 @@ def read_data(recipe: Recipe, progress: bool = False) -> Split:
     return decodable(listed_data(recipe), recipe, progress)
 
 
-def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
+def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str] = ()) -> Split:
     """Return the recipe's data, reduced to the few-shot sample, without opening an image.
 
-    Unlabelled images are left out if the recipe's method does not learn from them, unless `unlabelled` is true.
+    Unlabelled images are left out if the recipe's method does not learn from them, unless `unlabelled` is true. If the
+    data are added to others, `known` are the classes of the others, which may have no or few training images here.
 
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     method = recipe.new_method()
-    split = recipe.data.load(has_trait(method, LearnsUnseen) or not needs_labels(method))
+    split = recipe.data.load(bool(known) or has_trait(method, LearnsUnseen) or not needs_labels(method))
     note_passed_over(recipe.data.source, split)
     if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
@@ -62,14 +64,14 @@ def listed_data(recipe: Recipe, unlabelled: bool = False) -> Split:
     check_learned(method, split.task, shown(split.name))
     if recipe.data.shots is not None and split.class_names and split.train:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
-        _note_short(split, recipe.data.shots)
+        _note_short(split, recipe.data.shots, known)
     elif recipe.data.shots is not None and split.train:
         logger.warning(
             "data.shots is %d, but %s have no classes to sample from: all %d items are used, as with --shots all",
             recipe.data.shots, split.task.items_are, len(split.train),
         )  # fmt: skip
     split = split.only(recipe.data.classes)
-    if why := split.task.nothing_to_learn(split.train, split.class_names):
+    if why := split.task.nothing_to_learn(split.train, [*split.class_names, *known]):
         logger.warning("%s has %s", shown(split.name), why)
     if recipe.data.rest == "unlabelled":
         split = split.keeping_rest(whole.only(recipe.data.classes))
@@ -112,10 +114,10 @@ def with_validation(split: Split, recipe: Recipe) -> Split:
     return carved
 
 
-def _note_short(split: Split, shots: int) -> None:
-    """Log a warning if there are classes with fewer training images than `shots`."""
+def _note_short(split: Split, shots: int, known: Collection[str]) -> None:
+    """Log a warning if there are classes, other than those `known`, with fewer training images than `shots`."""
     counts = Counter(item.stratum for item in split.train)
-    short = [name for name in split.class_names if counts[name] < shots]
+    short = [name for name in split.class_names if counts[name] < shots and name not in known]
     if short:
         listed = ", ".join(f"{name!r} {counts[name]}" for name in short[:3]) + ", ..." * (len(short) > 3)
         classes = "1 class has" if len(short) == 1 else f"{len(short)} classes have"

@@ -75,6 +75,56 @@ def test_shared_tensors_go_on_from_the_adapter(run, train, halves: tuple[Path, P
     assert not torch.equal(second.method.ctx, adapt.load(first).method.ctx)
 
 
+def test_what_the_run_has_is_not_missed_in_the_new_data(
+    run, train, halves: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, more = halves
+    first = train("{name: gda, alpha: 1.0}", known, "first")
+    for part in ("train", "test"):
+        shutil.rmtree(more / part / "tin can")
+        shutil.copytree(known / part / "goldfish", more / part / "goldfish")
+    for path in sorted((more / "train/goldfish").iterdir())[1:] + sorted((more / "train/sky").iterdir())[2:]:
+        path.unlink()
+    shutil.copytree(known / "test/lime tree", more / "test/lime tree")
+    caplog.clear()
+    result = run("extend", first, "--data", more, "--out", tmp_path / "second", "--quiet")
+    assert result.exit_code == 0, result.output
+    lacks = [each for each in caplog.messages if "class" in each]
+    assert lacks == ["1 class has fewer than 3 training images ('sky' 2): all images are used"]
+    shutil.rmtree(more / "train/goldfish")
+    caplog.clear()
+    assert run("extend", first, "--data", more, "--out", tmp_path / "third", "--quiet").exit_code == 0
+    assert [each for each in caplog.messages if "class" in each] == lacks
+
+
+def test_an_image_of_two_classes_is_refused_and_its_copies_are_told(
+    run, refused, train, halves: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, more = halves
+    first = train("{name: gda, alpha: 1.0}", known, "first")
+    images = sorted((known / "train/goldfish").iterdir())
+    (tmp_path / "more.csv").write_text(
+        "path,label\n" + "".join(f"{each.relative_to(tmp_path)},sky\n" for each in images)
+    )
+    out = tmp_path / "second"
+    refused(
+        run("extend", first, "--data", tmp_path / "more.csv", "--out", out),
+        f"known and more: '{images[0].parent}", "is of two classes, 'goldfish' and 'sky'",
+    )  # fmt: skip
+    assert not out.exists()
+    with (first / "train_images.csv").open() as file:
+        learned = next(Path("/", row["path"]) for row in csv.DictReader(file) if "goldfish" in row["path"])
+    sky, cans = (sorted((more / "train" / name).iterdir()) for name in ("sky", "tin can"))
+    for path in (sky[3], *cans[1:]):  # all that stay are drawn
+        path.unlink()
+    shutil.copy(learned, sky[0])
+    shutil.copy(cans[0], sky[1])
+    caplog.clear()
+    assert run("extend", first, "--data", more, "--out", out, "--quiet").exit_code == 0
+    told = f"{sky[0]}, train 'sky' ({learned}, train 'goldfish'), {cans[0]}, train 'tin can' ({sky[1]}, train 'sky')"
+    assert f"the same picture with another label: {told}" in caplog.messages
+
+
 def test_what_cannot_be_extended_is_refused_before_anything_is_written(
     run, refused, train, halves: tuple[Path, Path], tmp_path: Path
 ) -> None:
