@@ -77,17 +77,20 @@ def index(
         backbone = backbone or common.default_backbone(str(source))
         common.say_backbone(backbone, str(source))
     pairs = read_pairs(source, root) if of_pairs else []
-    entries, of_images = ([], False) if of_pairs else _entries(source)
+    images, texts = ([], []) if of_pairs else _entries(source)
     with quiet_libraries():
         from adapt.retrieval.index import index_images, index_pairs, index_texts
 
         model = _model(backbone, adapter, device)
+        places = [(f"line {line}", text) for line, text in texts]
+        _check_lengths(model, source, places or [(path, item.text) for item, path in pairs])
         with counting_bar("encoding", True) as bar:
             if of_pairs:
                 built = index_pairs(model, [item for item, _ in pairs], bar)
                 built = replace(built, entries=tuple(item.unit or path for item, path in pairs))
             else:
-                built = (index_images if of_images else index_texts)(model, entries, bar)
+                entries = images or [text for _, text in texts]
+                built = (index_images if images else index_texts)(model, entries, bar)
     if dim is not None:
         built = built.shortened(dim)
     built.save(out)
@@ -150,19 +153,30 @@ def search(
                 _show(name, list(zip([stored.entries[place] for place in places], cosines, strict=True)), as_json)
 
 
-def _entries(source: Path) -> tuple[list[str], bool]:
-    """Return the texts or image paths of `source`, which are to be indexed, and a flag that is true for images."""
-    from adapt.data.readers.lines import read_lines
+def _entries(source: Path) -> tuple[list[str], list[tuple[int, str]]]:
+    """Return the image paths, or the texts with their lines, of `source`, which are to be indexed."""
+    from adapt.data.readers.lines import numbered_lines
     from adapt.data.readers.texts_file import read_texts
 
     if source.is_dir():
         images = images_in(str(source))
         if not images:
             raise AdaptError(f"the folder {source} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
-        return images, True
+        return images, []
     if source.suffix not in (".csv", ".txt"):
         raise AdaptError(f"{source} cannot be indexed; expected a folder of images, or a .txt or .csv file of texts")
-    return (read_texts(source) if source.suffix == ".csv" else read_lines(source)), False
+    return [], (read_texts if source.suffix == ".csv" else numbered_lines)(source)
+
+
+def _check_lengths(model: ImageModel, source: str | Path, texts: Sequence[tuple[str, str]]) -> None:
+    """Raise AdaptError if one of the `texts`, each with its place in `source`, is too long for the text tower."""
+    from adapt.models.classifier import AdaptedModel
+
+    for place, text in texts if isinstance(model, AdaptedModel) else ():
+        try:
+            model.prompt_of(text)
+        except AdaptError as error:
+            raise AdaptError(f"{source} {place}: {error}") from None
 
 
 def _model(backbone: str | None, adapter: Path | None, device: str) -> ImageModel:
@@ -194,6 +208,7 @@ def _encoded(model: ImageModel, query: str, root: Path | None) -> Index:
         raise AdaptError("a query is empty: give a text or an image file")
     if _lists_pairs(query):
         pairs = read_pairs(query, root)
+        _check_lengths(model, query, [(path, item.text) for item, path in pairs])
         return replace(index_pairs(model, [item for item, _ in pairs]), entries=tuple(path for _, path in pairs))
     if os.sep in query and os.path.isdir(query):
         raise AdaptError(f"the query {query!r} is a folder: give a text, or image files such as those in it")

@@ -116,16 +116,17 @@ class AdaptedModel(ImageModel[DualEncoder]):
         return self._encoded(known[1])
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        return self.encode([self._prompt(text) for text in texts])
+        return self.encode([self.prompt_of(text) for text in texts])
 
-    def _prompt(self, text: str) -> Prompt:
+    def prompt_of(self, text: str) -> Prompt:
+        """Return `text` as a prompt. Raises AdaptError, naming the text, if it is too long for the text tower."""
         prompt = of_text(self.backbone.tokenizer, text)
         check_length(self.backbone.tokenizer, prompt, f"the text {brief(text)}", "the text")
         return prompt
 
     @in_one_mode
     def text_features(self, texts: Sequence[str], unit: bool = True, edited: bool = False) -> Tensor:
-        singles = [[self._prompt(text)] for text in texts]
+        singles = [[self.prompt_of(text)] for text in texts]
         encoder = ClassTexts(self.backbone, singles, self.fast, average="each" if unit else "raw")
         with torch.no_grad():
             features = encoder.encode(self._edits("text", Context()) if edited else [], self.text_memory)

@@ -63,6 +63,30 @@ def test_a_folder_and_a_csv(
     assert not out.exists()
 
 
+def test_a_text_that_is_too_long_is_named_with_its_line(
+    run, refused, photos: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    long, out = "word " * 100, tmp_path / "index.safetensors"
+    pairs = f"path,text\ntest/sky/0.png,the sky\ntest/sky/1.png,{long}\n"
+    sources = {
+        "texts.txt": (f"a tree\n\n{long}\nthe sky\n", "line 3", ()),
+        "texts.csv": (f'id,text\n1,a tree\n2,"the\nsky"\n3,{long}\n', "line 5", ()),
+        "pairs.csv": (pairs, "test/sky/1.png", ("--pairs", "--root", photos)),
+    }
+    for name, (content, place, options) in sources.items():
+        (tmp_path / name).write_text(content)
+        result = run("index", tmp_path / name, "--backbone", model_folder, "--out", out, *options)
+        refused(
+            result, f"{tmp_path / name} {place}: the text 'word word ", "has 102 tokens but the text tower reads 77"
+        )
+    (tmp_path / "texts.csv").write_text('text\n"the\nsky"\n""\n')
+    refused(run("index", tmp_path / "texts.csv", "--backbone", model_folder, "--out", out), "line 4: the text is empty")
+    (tmp_path / "pairs.csv").write_text(pairs.replace(long, "a tree"))
+    assert run("index", tmp_path / "pairs.csv", "--backbone", model_folder, "--out", out, *options).exit_code == 0
+    (tmp_path / "query.csv").write_text(pairs)
+    refused(run("search", out, tmp_path / "query.csv", "--root", photos), "query.csv test/sky/1.png: the text 'word")
+
+
 def test_under_an_adapter(run, refused, captions: Path, model_folder: Path, tmp_path: Path) -> None:
     out, adapter = tmp_path / "under.safetensors", tmp_path / "lora.safetensors"
     adapt.wrap(adapt.load_backbone(str(model_folder)), adapt.methods.LoRA(), ()).save(adapter)

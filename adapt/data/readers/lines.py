@@ -61,8 +61,13 @@ def readable(where: str) -> Iterator[None]:
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """Return the stripped, non-empty lines of a file. Raises AdaptError if the file cannot be read."""
+    return [line for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """Return the lines of `read_lines` with their numbers in the file, from 1."""
     with readable(f"list {os.fspath(path)!r}"):
-        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        return [(at, line.strip()) for at, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
 
 
 def csv_rows(path: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str, str]]]:

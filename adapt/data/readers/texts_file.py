@@ -13,17 +13,20 @@ from adapt.data.readers.lines import csv_reader, read_lines, readable
 from adapt.data.split import Split
 
 
-def read_texts(path: str | os.PathLike[str]) -> list[str]:
-    """Return the column `text` of a CSV file. Raises AdaptError if the column is missing or has an empty text."""
+def read_texts(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """Return the column `text` of a CSV file, each text with the number of its line.
+
+    Raises AdaptError if the column is missing or has an empty text.
+    """
     where = f"CSV {os.fspath(path)!r}"
     with readable(where):
         rows = csv_reader(path)
-        texts = [unguarded((row.get("text") or "").strip()) for row in rows]
+        texts = [(rows.line_num, unguarded((row.get("text") or "").strip())) for row in rows]
     if "text" not in (rows.fieldnames or ()):
         raise AdaptError(f"{where} has no column 'text'. Call the column of texts 'text'")
-    for number, text in enumerate(texts, 1):
+    for line, text in texts:
         if not text:
-            raise AdaptError(f"{where}: text {number} is empty. Fill in the text or remove its row")
+            raise AdaptError(f"{where} line {line}: the text is empty. Fill in the text or remove its row")
     return texts
 
 
