@@ -76,8 +76,8 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
     the published data sets, or that paths inside a .csv or .json are relative to. Nothing is downloaded.
 
     Problems stop training. They are printed one per line, and the exit code is then 2. Problems are images that are
-    missing, empty, truncated or need a library (HEIC), masks and regions that do not fit the image, classes without a
-    training image, and numbers of images that differ from the published numbers.
+    missing, empty, truncated or need a library (HEIC), masks and regions that do not fit the image, blank masks of
+    damaged images, classes without a training image, and numbers of images that differ from the published numbers.
 
     Notes do not stop training. Notes are about image files that are not in the data, identical images with two labels,
     copies of training images in val or test, copies within train, val or test, classes with a single image, photographs

@@ -17,13 +17,15 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, methods
-from adapt.data import Item, Split, load, read_csv, read_defect_folder
-from adapt.data.decoding.masks import check_masks, mask_of
+from adapt.data import Item, Split, checks, load, looking, read_csv, read_defect_folder
+from adapt.data.decoding.masks import blank_masks, check_masks, mask_of
 from adapt.engine import vision
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.maps import MapScores, auroc, region_overlap
 from adapt.methods.base.traits import normal_label
 from adapt.prompts import of_text
+from adapt.recipe import read_recipe
+from adapt.training.run_recipe import run_recipe
 
 STATES = ("normal", "abnormal")
 
@@ -227,6 +229,39 @@ def test_masks_of_another_size_are_refused_by_name(tmp_path: Path) -> None:
         check_masks([item])
     with pytest.raises(AdaptError, match=r"m.png' is 16 x 32 pixels"):
         evaluate(wrapped(), [item], workers=0)
+
+
+def test_blank_masks_of_damaged_images_are_problems_in_the_check_and_in_training(
+    screws: Path, model_folder: Path
+) -> None:
+    for number in range(1, 5):
+        picture(screws / f"test/bent/{number}.png", value=40 * number)
+        picture(screws / f"ground_truth/bent/{number}_mask.png", value=0)
+    source = f"defects:{screws}"
+    looked = looking.look(source, *looking.read_leniently(source, None))
+    blank = [finding.line.replace(f"{screws}/", "") for finding in checks.found_in(looked) if finding.stops]
+    assert blank == [
+        f"the mask 'ground_truth/bent/{number}_mask.png' marks no pixel, but its image 'test/bent/{number}.png' is of "
+        "the class 'abnormal'. Mark the defect, or remove the image from the data"
+        for number in range(1, 5)
+    ]
+    told = {"anovl": r"^the mask .* \(4 of the masks\)$", "zero_shot": "4 of 7 images .* and 1 more. List all"}
+    for name, message in told.items():
+        recipe = read_recipe(name, [f"backbone={model_folder}"], data=source)
+        with pytest.raises(AdaptError, match=message) as refused:
+            run_recipe(recipe, None, progress=False)
+        assert "/1_mask.png' marks no pixel, but its image" in str(refused.value)
+    recipe = read_recipe("zero_shot", [f"backbone={model_folder}", "data.broken=skip"], data=source)
+    assert run_recipe(recipe, None, progress=False).metrics["adapted"]["images"] == 2
+
+
+def test_blank_masks_of_intact_images_are_none(tmp_path: Path) -> None:
+    mask, blank = picture(tmp_path / "m.png", box=(0, 0, 4, 4)), picture(tmp_path / "blank.png", value=0)
+    labels = [("good", blank), ("bent", mask), ("bent", blank), ("good", blank)]
+    items = [Item.of(path=picture(tmp_path / f"{i}.png"), label=a, mask=b) for i, (a, b) in enumerate(labels)]
+    assert not blank_masks(items[:2])
+    assert "2.png' is of the class 'bent'" in blank_masks(items)[blank]
+    assert not blank_masks(items, {blank})
 
 
 @pytest.mark.parametrize("value", [1, 255])

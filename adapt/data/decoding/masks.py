@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+NORMAL = "normal"  # the usual name of the class of intact images
+
 
 def check_masks(items: Sequence[Item], turned: bool = False) -> None:
-    """Raise AdaptError, naming the mask, if a mask of `items` is missing, is not an image, or has the wrong size."""
+    """Raise AdaptError, naming the mask, if a mask of `items` is missing, no image, of the wrong size, or blank."""
     for item in items:
         check_mask(item, turned)
+    blank = blank_masks(items)
+    for problem in blank.values():
+        raise AdaptError(f"{problem} ({len(blank):,} of the masks)")
 
 
 def check_mask(item: Item, turned: bool = False) -> None:
@@ -35,6 +40,28 @@ def check_mask(item: Item, turned: bool = False) -> None:
             f"{image[1]}{' turned upright' if fits_stored else ''}; expected the same size. Draw the mask on the image "
             f"as it is{' shown, or set data.exif=stored' if fits_stored else ''}, or remove the mask from the data"
         )
+
+
+def blank_masks(items: Sequence[Item], unread: Container[str] = ()) -> dict[str, str]:
+    """Return {path: reason} for the masks of damaged images that mark no pixel; paths in `unread` are not opened.
+
+    Images are damaged if they are not of the class normal or, without this class, if a mask of their class marks any.
+    """
+    masks = [(item, path) for item in items for path in item.label.files if path not in unread]
+    blank = {path for path in {path for _, path in masks} if _is_blank(path)}
+    classes, marked = {item.answer for item in items}, {item.answer for item, path in masks if path not in blank}
+    damaged = classes - {NORMAL} if NORMAL in classes else marked
+    return {
+        path: f"the mask {path!r} marks no pixel, but its image {item.path!r} is of the class {item.answer!r}. Mark "
+        "the defect, or remove the image from the data"
+        for item, path in masks
+        if path in blank and item.answer in damaged
+    }
+
+
+def _is_blank(path: str) -> bool:
+    with open_file(path) as file, opened(file, path) as picture:
+        return picture.convert("L").getbbox() is None
 
 
 def _size(path: str, turned: bool) -> tuple[int, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 from adapt.common.errors import AdaptError
+from adapt.data.decoding.masks import NORMAL
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.rows import listed, to_split
 from adapt.data.split import Split
 
-NORMAL, ABNORMAL, _GOOD, _MASKS = "normal", "abnormal", "good", "ground_truth"
+ABNORMAL, _GOOD, _MASKS = "abnormal", "good", "ground_truth"
 
 
 def read_defect_folder(root: str | os.PathLike[str]) -> Split:
