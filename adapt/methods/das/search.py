@@ -96,7 +96,8 @@ class Search:
         if self.config.keep_flops is None:
             self.gains, self.goal = [1.0] * len(self.names), float(self.config.count)
         else:
-            self.gains, self.goal = self.saved, (1 - self.config.keep_flops) * self.operations
+            # less by far than a block saves, so that rounding asks for no further block
+            self.gains, self.goal = self.saved, (1 - self.config.keep_flops) * self.operations * (1 - 1e-9)
             self._check_goal()
         subsets = number_of_subsets(list(zip(self.towers, self.gains, strict=True)), self.goal, self.most)
         if subsets < self.config.draws:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from adapt import AdaptedModel, AdaptError, methods, wrap
 from adapt.data import Split
 from adapt.evaluation.flops import image_flops, text_flops
 from adapt.methods import das as module
-from adapt.methods.das.search import number_of_subsets, updated_gates
+from adapt.methods.das.search import Search, number_of_subsets, updated_gates
 from adapt.training.run import Run
 
 pytestmark = pytest.mark.by_turns("new")
@@ -160,6 +161,31 @@ def test_a_budget_chooses_how_many_blocks(
     assert search["kept_flops"] == pytest.approx(_kept(model, config.skipped), abs=1e-4)
     assert _kept(model, config.skipped) <= share < _kept(model, config.skipped[1:])
     assert adapt.load(result.adapter, model.backbone).method.config == config
+
+
+class _Even(SimpleNamespace):
+    """A method and its training in one: ten blocks are all that a forward pass computes."""
+
+    blocks, most = tuple(f"vision.{i}" for i in range(10)), {"vision": 9}
+
+    def select(self, names: Sequence[str]) -> None:
+        self.selected = names
+
+    def flops(self, towers: Sequence[str]) -> float:
+        return 1234567.0 * (10 - len(self.selected))
+
+    def held_back(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+def test_a_budget_that_blocks_meet_exactly_takes_no_further_block(count: int) -> None:
+    """Of ten blocks three save 0.3, which is less than 1 - 0.7 by its rounding."""
+    share, skipped = round(1 - count / 10, 1), []
+    for keep_flops in (share - 1e-6, share, share + 1e-6):
+        method = _Even(config=SimpleNamespace(keep_flops=keep_flops, draws=1))
+        skipped.append(len(Search(method, method)._enough(range(10))))
+    assert skipped == [count + 1, count, count]
 
 
 def test_subsets_of_two_towers_meet_a_budget_too(train, make_model, tiny_split: Split, tmp_path: Path) -> None:
