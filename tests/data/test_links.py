@@ -11,7 +11,7 @@ import pytest
 from listed import relative, touch
 
 from adapt.common.errors import AdaptError
-from adapt.data import read_csv, read_folder, read_split
+from adapt.data import read_csv, read_domain_folders, read_folder, read_split
 
 
 @pytest.mark.parametrize("target", [".", "..", "../..", "deep"])
@@ -48,6 +48,25 @@ def test_a_picture_counts_where_it_lies(tmp_path: Path, caplog: pytest.LogCaptur
         f"image folder '{root}': left out 2 links of pictures that count elsewhere, such as '{root}/test/a/0.png' "
         f"(test a) is the same picture as '{root}/train/a/1.png' (train a)."
     ]
+
+
+def test_a_picture_counts_in_one_domain(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = touch(tmp_path / "set", *(f"{domain}/{name}/1.png" for domain in ("art", "photo") for name in "ab"))
+    (root / "art/a/0.png").symlink_to("../../photo/a/1.png")
+    (root / "art/a/2.png").symlink_to("1.png")
+    for domain in ("art", "photo"):
+        (root / domain / "b/pool.png").symlink_to(touch(tmp_path, "pool.png") / "pool.png")
+    (root / "photo/b/more").symlink_to("../../art/b")
+    kept = ["art/a/1.png", "art/b/1.png", "art/b/pool.png", "photo/a/1.png", "photo/b/1.png"]
+    assert sorted(relative(read_domain_folders(root).items(), root)) == kept
+    told = f"such as '{root}/art/a/0.png' (art a) is the same picture as '{root}/photo/a/1.png' (photo a)."
+    assert caplog.messages == [f"folder '{root}': left out 3 links of pictures that count elsewhere, {told}"]
+    table = _written(root / "list.csv", "path,label,domain\nart/a/0.png,a,art\nphoto/a/1.png,a,photo\n")
+    assert relative(read_csv(table).items(), root) == ["photo/a/1.png"]
+    assert caplog.messages[1:] == [f"CSV '{table}': left out 1 links of pictures that count elsewhere, {told}"]
+    _written(table, "path,label,domain\nphoto/a/1.png,a,art\nphoto/a/1.png,a,photo\n")
+    with pytest.raises(AdaptError, match=r"a/1.png' is of two domains, 'art' and 'photo'. Keep one of the lines"):
+        read_csv(table)
 
 
 @pytest.mark.parametrize(("one", "other"), [("test/a/1.png", "train/a/1.png"), ("train/a/1.png", "train/b/1.png")])

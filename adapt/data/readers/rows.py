@@ -138,7 +138,7 @@ def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: 
 
 
 def check_listed_once(rows: Sequence[Listed], where: str) -> None:
-    """Raise AdaptError if an image is listed in two parts (train, val, test), two classes or two entities.
+    """Raise AdaptError if an image is listed in two parts (train, val, test), classes, entities or domains.
 
     Images of tasks that allow several rows per image are not checked.
     """
@@ -150,6 +150,7 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
             ("parts", parted(item.path)[0], part),
             ("classes" if item.task.classes_are == "classes" else "labels", item.path, item.label.words),
             ("entities", parted(item.path)[0], item.unit),
+            ("domains", parted(item.path)[0], item.domain),
         ):
             one = seen.setdefault((what, path), other)
             if one != other:
@@ -164,8 +165,8 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
 
     All paths are below `root`, and `real` maps each path to its path with links resolved. If several rows list the same
     image, the row without a link is kept, or the first row if all rows are links. A warning is logged if a removed row
-    has another part (train, val, test), class or entity than the kept row. Raises AdaptError if links alone list an
-    image with two parts, classes or entities, because the right row is unknown.
+    has another part (train, val, test), class, entity or domain than the kept row. Raises AdaptError if links alone
+    list an image with two parts, classes or entities, because the right row is unknown.
     """
     home = os.path.realpath(root)
     own = {row.item.path for row in rows if real[row.item.path] == home + row.item.path.removeprefix(root)}
@@ -173,9 +174,11 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     lost: list[tuple[Listed, Listed]] = []
     for row in sorted(rows, key=lambda row: row.item.path not in own):  # stable
         first = first_of.setdefault(real[row.item.path], row)
-        if first.item.path != row.item.path and _counts_as(first) != _counts_as(row):
-            if first.item.path not in own:
-                raise AdaptError(f"{where}: {_pair(row, first)}, because both are symbolic links. Remove one link")
+        if first.item.path == row.item.path:
+            continue
+        if _counts_as(first) != _counts_as(row) and first.item.path not in own:
+            raise AdaptError(f"{where}: {_pair(row, first)}, because both are symbolic links. Remove one link")
+        if (_counts_as(first), first.item.domain) != (_counts_as(row), row.item.domain):
             lost.append((row, first))
     if lost:
         links = f"{len(lost):,} links of pictures that count elsewhere, such as {_pair(*lost[0])}"
@@ -188,7 +191,8 @@ def _counts_as(row: Listed) -> tuple[str, str, str, str]:
 
 
 def _pair(row: Listed, other: Listed) -> str:
-    place, other_place = (f"{each.part} {SEPARATOR.join(each.item.class_names)}".strip() for each in (row, other))
+    words = ((each.part, each.item.domain, SEPARATOR.join(each.item.class_names)) for each in (row, other))
+    place, other_place = (" ".join(filter(None, own)) for own in words)
     return f"{row.item.path!r} ({place}) is the same picture as {other.item.path!r} ({other_place})"
 
 
