@@ -172,9 +172,10 @@ def _check_lengths(model: ImageModel, source: str | Path, texts: Sequence[tuple[
     """Raise AdaptError if one of the `texts`, each with its place in `source`, is too long for the text tower."""
     from adapt.models.classifier import AdaptedModel
 
-    for place, text in texts if isinstance(model, AdaptedModel) else ():
+    prompt_of = model.prompt_of if isinstance(model, AdaptedModel) else str
+    for place, text in texts:
         try:
-            model.prompt_of(text)
+            prompt_of(text)
         except AdaptError as error:
             raise AdaptError(f"{source} {place}: {error}") from None
 
