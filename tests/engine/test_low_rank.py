@@ -63,3 +63,17 @@ def test_a_weight_in_low_precision_takes_an_update_in_full() -> None:
     exact = module.weight.float() + 0.25 * edit.up[0] @ edit.down[0].T
     with updated(block, {"q": edit}, True):
         assert torch.equal(module(torch.eye(32).bfloat16()).T, exact.bfloat16())
+
+
+@pytest.mark.parametrize(("kind", "sites"), [("phi3", "q"), ("gpt_neox", "qv")])
+def test_a_fused_weight_is_folded_into_in_a_copy(kind: str, sites: str) -> None:
+    """The named maps take their updates, the others of the weight none; afterwards the weight is the frozen one."""
+    block = tiny_llms.vision_llm(kind).tower("decoder").blocks[0]
+    fused, x = block.projections["q"].module, torch.randn(1, 3, 32)
+    stored, frozen, edits = fused.weight.detach().clone(), fused(x), {site: update(site, 1) for site in sites}
+    with updated(block, edits, True):
+        change = fused(x) - frozen
+    for site, edit in edits.items():
+        assert scaled(change[..., block.projections[site].rows], added(x, edit)) < 1e-5
+    assert not change[..., block.projections["k"].rows].any()
+    assert torch.equal(fused.weight, stored)
