@@ -461,6 +461,17 @@ def test_where_the_template_ends_no_answer_the_tokenizers_end_is_learned() -> No
     assert backbone.end == backbone.tokenizer.eos_token_id
 
 
+def test_a_token_that_begins_before_an_answer_is_learned_with_it() -> None:
+    """Where the template asks with a space at the end, that space and the answer's first letters are one token."""
+    processor = tiny_natives.processor("llava")
+    processor.chat_template = UNENDED.replace("ASSISTANT:", "ASSISTANT: ")
+    backbone = Backbone.from_transformers(tiny_natives.model("llava"), processor)
+    assert isinstance(backbone, NativeVLM)
+    assert backbone.render(CHATS[0].question, asks=True).endswith("ASSISTANT: ")
+    rows = backbone.rows(CHATS[:1], seen()[:1])
+    assert backbone.tokenizer.decode(rows.inputs["input_ids"][0][rows.answers[0]]) == " a dog.</s> "
+
+
 def test_the_mark_of_an_image_in_the_words_is_refused() -> None:
     with pytest.raises(AdaptError, match="has 1 images, but <image> is 2 times in its text: take it out of the words"):
         model_of("smolvlm").answer(pictures()[0], "<image> what is it?")
