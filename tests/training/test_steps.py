@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,6 +52,17 @@ def test_a_last_group_of_fewer_batches_counts_as_many_as_it_has(train, make_mode
     big = _trained(train, make_model(n_ctx=4), epochs=2, batch_size=24)
     parts = _trained(train, make_model(n_ctx=4), epochs=2, batch_size=12, accumulate=3)
     _assert_close(big, parts, 1e-6)
+
+
+def test_gradients_are_clipped_without_the_scale_of_fp16(train, make_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scaler of fp16, here in fp32: its scale, a power of two, changes nothing, though the limit is often met."""
+    settings: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "max_grad_norm": 1e-2}
+    plain = _trained(train, make_model(n_ctx=4), **settings)
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**10)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
+    _assert_close(plain, _trained(train, make_model(n_ctx=4), **settings), 1e-6)
+    unclipped = _trained(train, make_model(n_ctx=4), **settings | {"max_grad_norm": None})
+    assert (unclipped["ctx"] - plain["ctx"]).abs().max() > 1e-4
 
 
 def test_cached_features_train_as_the_images_do(train, make_model) -> None:
