@@ -308,6 +308,21 @@ def test_features_of_another_layer_are_others(items: list[Item]) -> None:
         torch.testing.assert_close(logits_of(model, items, True), logits_of(model, items, False), rtol=0, atol=1e-5)
 
 
+def test_features_of_photographs_as_stored_are_others_than_upright(tmp_path: Path) -> None:
+    """The file is the same, and so is the model; a square picture also keeps its size."""
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pictures()[1].save(tmp_path / "photograph.png", exif=exif)
+    items = [Item.of(path=str(tmp_path / "photograph.png"), label="circle")]
+    found = []
+    for turned in (False, True):
+        backbone = tiny_natives.backbone("llava").turning(turned)
+        model: ChatModel = adapt.wrap(backbone, ZeroShot(), ("circle", "square")).eval()
+        found.append(logits_of(model, items, True))
+        torch.testing.assert_close(found[-1], logits_of(model, items, False), rtol=0, atol=1e-5)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_processor_that_is_changed_in_place_is_noticed(kind: str, items: list[Item]) -> None:
     model: ChatModel = adapt.wrap(tiny_natives.backbone(kind), ZeroShot(), ("circle", "square")).eval()
