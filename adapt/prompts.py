@@ -212,7 +212,7 @@ def shared_prefix(prompts: Sequence[Prompt], per_class: bool) -> int:
     """
     length = 0
     for column in zip(*(zip(prompt.ids, prompt.slots) for prompt in prompts)):
-        if any(entry != column[0] for entry in column) or (per_class and column[0][1] is not None):
+        if column.count(column[0]) < len(column) or (per_class and column[0][1] is not None):
             break
         length += 1
     return min(length, min(len(prompt.ids) for prompt in prompts) - 1)

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from adapt.backbones.tower import modules_of
 from adapt.backbones.turns import roots, sharing
 
 
@@ -52,8 +53,7 @@ class _Hold:
                     self._training, self._checkpointing, self._trainable = [], [], []
 
     def _note(self, model: nn.Module) -> None:
-        modules, seen = [model], {model}
-        for module in modules:  # grows during the walk; `modules()` would take twice as long, in every call
+        for module in modules_of(model):
             if module.training:
                 self._training.append(module)
             if "grad_checkpointing" in vars(module) and module.grad_checkpointing:
@@ -61,10 +61,6 @@ class _Hold:
             for parameter in module._parameters.values():
                 if parameter is not None and parameter.requires_grad:
                     self._trainable.append(parameter)
-            for child in module._modules.values():
-                if child is not None and child not in seen:
-                    seen.add(child)
-                    modules.append(child)
 
     def _set(self, to: bool) -> None:
         for module in self._training:

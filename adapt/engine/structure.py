@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.tower import modules_of
 from adapt.backbones.turns import sharing
 
 Structure = list[tuple[int, bool]]  # the identity of each module, and whether it has hooks or another forward
@@ -30,13 +31,16 @@ def structure(backbone: Backbone, name: str) -> Structure:
         return [(id(each), _asks(each)) for each in _within(backbone.model, own, others, set())[0]]
 
 
-def hooked(modules: Structure) -> bool:
-    """Return whether any module in `modules` has a hook of any kind or a replaced forward."""
-    return any(asks for _, asks in modules)
+def hooked(backbone: Backbone, name: str) -> bool:
+    """Return whether any module of the model except towers other than `name` has a hook or a replaced forward."""
+    with sharing(backbone.model):
+        asks = any(map(_asks, modules_of(backbone.model)))  # mostly none does, of whatever tower
+    return asks and any(asks for _, asks in structure(backbone, name))
 
 
 def _asks(module: nn.Module) -> bool:
-    return "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS)
+    own = vars(module)
+    return "forward" in own or any(map(own.get, _HOOKS))
 
 
 def _within(

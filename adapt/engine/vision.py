@@ -39,7 +39,7 @@ def reason_against(backbone: ImageEncoder) -> str | None:
     now = structure(backbone, "vision"), backbone.encode_image
     known, reason = _REASONS.get(backbone, (None, None))
     if known != now:
-        reason = _found_against(backbone, now[0])
+        reason = _found_against(backbone)
         if reason != HOOKED:  # hooks come and go
             _REASONS[backbone] = (now, reason)
     return reason
@@ -49,13 +49,13 @@ _Seen = tuple[Structure, object]
 _REASONS: WeakKeyDictionary[ImageEncoder, tuple[_Seen, str | None]] = WeakKeyDictionary()
 
 
-def _found_against(backbone: ImageEncoder, modules: Structure) -> str | None:
+def _found_against(backbone: ImageEncoder) -> str | None:
     tower = backbone.towers.get("vision")
     if tower is None or tower.vision is None:
         return "its blocks are not mapped, or features are not read off their tokens"
     if not all(block.plain_attention and {"fc1", "fc2"} <= block.projections.keys() for block in tower.blocks):
         return "its blocks are of another form than CLIP's"
-    if hooked(modules):
+    if hooked(backbone, "vision"):
         return HOOKED
     return None if _agrees(backbone, tower) else "its features differ from the library's own forward on two images"
 

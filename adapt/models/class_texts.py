@@ -17,7 +17,7 @@ from adapt.common.untraced import untraced
 from adapt.edits import Edit
 from adapt.engine import text
 from adapt.engine.stale import Values, Weights
-from adapt.engine.structure import HOOKED, hooked, structure
+from adapt.engine.structure import HOOKED, hooked
 from adapt.prompts import Prompt
 
 PromptAverage = Literal["unit", "mean", "raw", "each"]
@@ -132,7 +132,7 @@ class ClassTexts:
 
     @untraced  # as above
     def _hooked(self) -> bool:
-        return hooked(structure(self._backbone, "text"))
+        return hooked(self._backbone, "text")
 
     def _precision(self) -> tuple[object, ...]:
         """Return the model's device and precision, and autocast's precision, on all of which features depend."""
@@ -144,7 +144,7 @@ class ClassTexts:
 def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:
     """Return the reason why the fast path cannot encode the prompts, or None if there is no reason."""
     reason = "the fast path is switched off" if fast is False else text.reason_against(backbone.towers.get("text"))
-    if reason is None and hooked(structure(backbone, "text")):
+    if reason is None and hooked(backbone, "text"):
         reason = HOOKED
     if reason is None and not text.agrees(backbone, prompts):
         reason = "its features differ from the library's own forward on two prompts"

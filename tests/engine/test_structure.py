@@ -98,7 +98,7 @@ def test_texts_that_were_wrapped_under_hooks_take_the_fast_path_once_they_are_go
 def test_what_is_remembered_looks_for_hooks_once(open_clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(open_clip).eval()
     looked = []
-    monkeypatch.setattr(class_texts, "hooked", lambda found: looked.append(found) or hooked(found))
+    monkeypatch.setattr(class_texts, "hooked", lambda *tower: looked.append(tower) or hooked(*tower))
     with torch.no_grad():
         for times in (1, 2):  # encoded, and known
             model.class_features()
