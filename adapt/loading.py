@@ -12,16 +12,14 @@ from adapt.common import hub, plain
 from adapt.common.devices import AUTO, chosen
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.formats import compact, peft_import, peft_layout, publishing
+from adapt.formats import COMPACT_WEIGHTS, PEFT_CONFIG
 from adapt.formats.adapter import NAME, check_backbone, check_scale, read_tensors
 from adapt.formats.header import Header, read_header
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.answers import Answers
-from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
-from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model
 
 if TYPE_CHECKING:
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from adapt.backbones.vision_encoder import VisionEncoder
     from adapt.backbones.vision_llm import VisionLLM
     from adapt.models.answering import AnsweringModel
+    from adapt.models.chatting import ChatModel
     from adapt.models.speaking import SpeakingModel
     from adapt.models.vision_model import VisionModel
 
@@ -105,11 +104,15 @@ def load(
     path = located(path)
     if not path.is_dir():
         return _of_file(path, backbone, class_names, fast, device)
-    if (path / peft_layout.CONFIG).is_file():
+    if (path / PEFT_CONFIG).is_file():
+        from adapt.formats import peft_import
+
         return peft_import.load(path, backbone, class_names, fast=fast, device=device)
     file = _in_compact(path)
     if backbone is not None:
         raise AdaptError(f"{path} is a compact folder, which contains its own backbone: leave backbone out")
+    from adapt.formats import compact
+
     backbone, skipped = compact.backbone_of(path)
     model = _of_file(file, backbone.to(chosen(device)), class_names, fast, device)
     if skipped_blocks(model.method) != skipped:
@@ -155,7 +158,9 @@ def backbone_key(path: str | Path) -> str | None:
 def class_names_of(path: str | Path) -> Sequence[str]:
     """Return the class names that an adapter of any file layout records, without building a model."""
     place = located(path)
-    if (place / peft_layout.CONFIG).is_file():
+    if (place / PEFT_CONFIG).is_file():
+        from adapt.formats import peft_import
+
         return peft_import.class_names_of(place)
     return read_header(_in_compact(place) if place.is_dir() else place).class_names
 
@@ -167,9 +172,11 @@ def located(path: str | Path) -> Path:
     Raises AdaptError as `publishing.fetch` does, and for a run that is not finished.
     """
     if hub.is_name(path):
+        from adapt.formats import publishing
+
         return publishing.fetch(path)
     path = Path(path)
-    own_layout = any((path / name).is_file() for name in (compact.TENSORS, peft_layout.CONFIG))
+    own_layout = any((path / name).is_file() for name in (COMPACT_WEIGHTS, PEFT_CONFIG))
     is_run = (path / "recipe.yaml").is_file()
     if is_run and not (path / NAME).is_file():
         why = "is not finished, and has no adapter yet: continue the run with --resume"
@@ -181,7 +188,7 @@ def located(path: str | Path) -> Path:
 
 def _in_compact(folder: Path) -> Path:
     """Return the adapter file in a compact folder (backbone and adapter). Raises AdaptError for any other folder."""
-    if not (folder / compact.TENSORS).is_file():
+    if not (folder / COMPACT_WEIGHTS).is_file():
         raise AdaptError(f"there is no adapter in the folder {folder}: expected {NAME}, as in a run directory")
     return folder / NAME
 
@@ -212,8 +219,6 @@ def _of_file(
             )
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
-        if not isinstance(model, ImageModel | ChatModel):
-            raise AdaptError(f"{path} answers questions about images and has no classes: leave class_names out")
         try:
             model = model.with_classes(class_names)
         except AdaptError as error:

@@ -60,10 +60,10 @@ def load_backbone(spec: str, device: str | torch.device = AUTO, quantize: str | 
     name, architecture, weight tag, folder, device or quantisation, and if quantisation needs bitsandbytes (the extra
     `quantize`) but the library is not installed.
     """
-    from adapt.backbones import quantize as quantized
-
     place = chosen(device)
     if quantize is not None:
+        from adapt.backbones import quantize as quantized
+
         quantized.check_can(quantize)
     with outside_inference_mode():
         backbone = of_one_model(spec, place)

@@ -12,9 +12,6 @@ import click
 from adapt.common import hub
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
-from adapt.data.readers.csv_file import read_paths
-from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
-from adapt.data.readers.passed_over import besides, note_files
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,15 +50,23 @@ def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFi
                 f"{str(path).replace(':/', '://', 1)} is an address, and nothing is fetched: download the image, or "
                 "use model.predict(ADDRESS, urls=True) in Python"
             )
-        if is_adapter(path) and not (path.is_dir() and images_in(str(path))):
+        paths: list[str] = []
+        if path.is_dir():
+            from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
+
+            paths = images_in(str(path))
+        if is_adapter(path) and not paths:
             raise AdaptError(f"{path} is an adapter; expected an image: give all adapters before the images")
         if not (path.suffix or path.exists()):
             raise AdaptError(f"{path} does not exist; expected an adapter or an image")
         if path.suffix.lower() == ".csv":
+            from adapt.data.readers.csv_file import read_paths
+
             listed = read_paths(path)
             yield from (ImageFile(Path(image), called, item, str(path)) for image, called, item in listed)
         elif path.is_dir():
-            paths = images_in(str(path))
+            from adapt.data.readers.passed_over import besides, note_files
+
             if not paths:
                 raise AdaptError(f"the folder {path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
             note_files(str(path), besides(path, paths))

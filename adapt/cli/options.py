@@ -129,14 +129,15 @@ def given_backbone(spec: str | None, device: str) -> Backbone | None:
 
 def set_at_use(model: Model, changes: Sequence[str]) -> None:
     """Apply the changes from --set to a loaded adapter. Raises AdaptError for a key that its method does not have."""
+    if not changes:
+        return
     from adapt.recipe.file import pair
 
     pairs = [pair(change) for change in changes]
     for key, _ in pairs:
         if not key.startswith("use."):
             raise AdaptError(f"--set {key}: expected use.KEY=VALUE, because the adapter's other settings are learned")
-    if pairs:
-        model.set_at_use(**{key.removeprefix("use."): value for key, value in pairs})
+    model.set_at_use(**{key.removeprefix("use."): value for key, value in pairs})
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -223,10 +224,10 @@ def run_folder(out: Path | None, name: str) -> Path | None:
 
 def class_names(given: str | None) -> list[str] | None:
     """Return the class names from --classes, which is a file or a comma-separated list; None without --classes."""
-    from adapt.data.readers.lines import read_lines
-
     if given is None:
         return None
+    from adapt.data.readers.lines import read_lines
+
     of_file = _is_file(given)
     if not of_file and given.endswith(".txt"):  # a missing file, not a class that every image would belong to
         raise AdaptError(f"--classes: there is no file {given!r}: give an existing file, or names such as cat,dog")

@@ -7,7 +7,7 @@ import logging
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -61,9 +61,15 @@ class Listing(Generic[T]):
             return self._loaded(self._entry_points()[name])
         raise AdaptError(f"unknown {self._what} {name!r}; {nearest(name, self.names(), self._listed_by)}{self._advice}")
 
-    def classes(self) -> Iterator[type[T]]:
-        """Yield all classes by name. A package that cannot be imported is left out, with a warning the first time."""
+    def classes(self, files: Container[str] | None = None) -> Iterator[type[T]]:
+        """Yield all classes by name, or without those of other files than `files`, which are then not imported.
+
+        A package that cannot be imported is left out, with a warning the first time.
+        """
+        others = set() if files is None else {name for name in self.files() if name not in files}
         for name in self.names():
+            if name in others:
+                continue
             try:
                 yield self.find(name)
             except AdaptError as error:

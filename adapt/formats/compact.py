@@ -24,13 +24,12 @@ from adapt.common.disk import new_folder, replacing, write_json
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.engine.allocation import at_most
-from adapt.formats import tensor_file
+from adapt.formats import COMPACT_WEIGHTS, tensor_file
 from adapt.formats.adapter import NAME
 from adapt.formats.header import read_header
 from adapt.methods.base.traits import skipped_blocks
 from adapt.models.base import Adapted
 
-TENSORS = "backbone.safetensors"
 FORMAT = 1
 
 
@@ -73,7 +72,7 @@ def export(model: Adapted, folder: str | Path) -> Path:
         backbone.export(new, _outline(backbone.model))
         for written in new.glob("*.safetensors*"):
             written.unlink()
-        with replacing(new / TENSORS) as temporary:
+        with replacing(new / COMPACT_WEIGHTS) as temporary:
             tensor_file.write(tensors, temporary, {})
         model.save(new / NAME)
         write_json(new / COMPACT, record.model_dump(mode="json"))
@@ -104,7 +103,7 @@ def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
     Raises AdaptError if the folder is damaged, or is not a compact folder.
     """
     record = _record(folder)
-    name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / TENSORS)
+    name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / COMPACT_WEIGHTS)
     with at_most(sum(x.numel() for x in tensors.values())):  # tensors without memory count too
         backbone = hollow(folder, name)
     try:

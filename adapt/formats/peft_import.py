@@ -17,9 +17,9 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
 from adapt.common.validation import explain
-from adapt.formats import tensor_file
+from adapt.formats import PEFT_CONFIG, tensor_file
 from adapt.formats.adapter import check_reading, read_tensors
-from adapt.formats.peft_layout import CONFIG, OURS, PREFIX, TENSORS, Note, module_names
+from adapt.formats.peft_layout import OURS, PREFIX, TENSORS, Note, module_names
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.lora import LoRA, Place
 from adapt.models.wrap import Model
@@ -81,9 +81,9 @@ def class_names_of(folder: Path) -> list[str]:
 
 def _read_config(folder: Path) -> dict[str, object]:
     """Return peft's adapter_config.json. Raises AdaptError if the file is missing or does not describe a plain LoRA."""
-    path = folder / CONFIG
+    path = folder / PEFT_CONFIG
     if not path.is_file():
-        raise AdaptError(f"{folder} is not in peft's layout: it has no {CONFIG}")
+        raise AdaptError(f"{folder} is not in peft's layout: it has no {PEFT_CONFIG}")
     try:
         config = plain.parse(path.read_bytes())
         if config.get("peft_type") != "LORA":

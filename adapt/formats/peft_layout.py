@@ -17,7 +17,7 @@ from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.common import plain
 from adapt.common.disk import replacing, write_json, write_text
 from adapt.common.errors import AdaptError
-from adapt.formats import adapter, tensor_file
+from adapt.formats import PEFT_CONFIG, adapter, tensor_file
 from adapt.formats.header import Reading, checked_reading
 from adapt.formats.model_card import WithPeft, model_card
 from adapt.methods.lora import LoRA, Place
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("adapt")
 
-CONFIG, TENSORS = FILES = ("adapter_config.json", "adapter_model.safetensors")
+TENSORS = "adapter_model.safetensors"
+FILES = (PEFT_CONFIG, TENSORS)
 PREFIX = "base_model.model."
 OURS = "adapt"  # the key of our note in the header of the tensors
 
@@ -124,7 +125,7 @@ def write(model: Adapted, folder: Path) -> None:
         "bias": "none",
         "inference_mode": True,
     }
-    write_json(folder / CONFIG, config)
+    write_json(folder / PEFT_CONFIG, config)
 
 
 def _auto_mapping(model: Adapted) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ from adapt.backbones.sources import is_portable
 from adapt.common import hub
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
-from adapt.formats import adapter, peft_layout
+from adapt.formats import PEFT_CONFIG, adapter, peft_layout
 from adapt.formats.header import read_header
 from adapt.formats.model_card import model_card
 
@@ -34,7 +34,7 @@ def fetch(name: str | Path) -> Path:
     folder = hub.snapshot(name, FETCHED)
     if (folder / adapter.NAME).is_file():
         return folder / adapter.NAME
-    if (folder / peft_layout.CONFIG).is_file():
+    if (folder / PEFT_CONFIG).is_file():
         return folder
     raise AdaptError(
         f"{hub.spelled(name)} contains no adapter; expected the file {adapter.NAME}, or peft's files "

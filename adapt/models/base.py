@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from adapt.backbones.absent import cut_out
 from adapt.backbones.base import Backbone, DualEncoder, in_single_precision, outside_inference_mode
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
@@ -311,7 +310,16 @@ class Adapted(nn.Module, Generic[B]):
             backbone.fingerprint,
             getattr(backbone, "embed_dim", None),
         )  # cached now, because both describe the full model
+        from adapt.backbones.absent import cut_out
+
         cut_out(backbone, skipped)
+
+    def with_classes(self, class_names: Sequence[str]) -> Self:
+        """Return a model for other class names, which shares the method and the method's tensors with this model.
+
+        Raises AdaptError if the model has learned tensors for individual classes, or has no classes.
+        """
+        raise AdaptError("it answers questions about images and has no classes: leave class_names out")
 
     def save(self, path: str | Path) -> Path:
         """Save the adapter to a file and return the path of the file; see `adapt.formats.adapter`."""

@@ -11,8 +11,6 @@ from torch import Tensor
 from adapt import tasks
 from adapt.backbones.base import Backbone, ImageEncoder, in_single_precision, outside_inference_mode
 from adapt.backbones.turns import alone
-from adapt.backbones.vision_encoder import VisionEncoder
-from adapt.backbones.vision_llm import VisionLLM
 from adapt.common.errors import AdaptError
 from adapt.engine.frozen import frozen
 from adapt.engine.plan import plan
@@ -22,6 +20,8 @@ from adapt.prompts import check_class_names, check_first_token
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
+    from adapt.backbones.vision_encoder import VisionEncoder
+    from adapt.backbones.vision_llm import VisionLLM
 
 
 def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -39,21 +39,24 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             f"{method.name} adapts class logits at test time, but a {backbone.kind} answers in words: use a backbone "
             "that classifies images"
         )
-    may_lack_classes = backbone.kind == "native VLM" or (
-        backbone.kind == "dual encoder" and tasks.without_classes(method)
-    )
-    without_classes = backbone.kind == "vision LLM" or (may_lack_classes and not class_names)
-    names = () if without_classes else check_class_names(class_names)
+    names = () if _needs_none(backbone, method, class_names) else check_class_names(class_names)
     model = backbone.model  # frozen, so that building changes no batch statistics
     with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):
         method.build(backbone, names)
         _check_edits(backbone, method, len(names))
         if backbone.kind == "fusion encoder":
             add_head(cast("FusionEncoder", backbone), method, names)
-        if isinstance(backbone, VisionEncoder):
-            add_classifier(backbone, method, len(names))
+        if backbone.kind == "vision encoder":
+            add_classifier(cast("VisionEncoder", backbone), method, len(names))
     method.built = True
     return names
+
+
+def _needs_none(backbone: Backbone, method: Method, class_names: Sequence[str]) -> bool:
+    """Return whether the model has no classes: always, or where none are given and its task may be one without."""
+    if class_names or backbone.kind in ("vision LLM", "native VLM"):
+        return not class_names or backbone.kind == "vision LLM"
+    return backbone.kind == "dual encoder" and tasks.without_classes(method)
 
 
 def _check_kind(method: Method, backbone: Backbone) -> None:
@@ -101,8 +104,8 @@ def _check_edits(backbone: Backbone, method: Method, classes: int) -> None:
             return torch.zeros(classes, backbone.embed_dim, device=backbone.device)
 
     class_tokens: dict[str, Callable[[], Tensor]] = {}
-    if isinstance(backbone, VisionLLM):
-        patches = torch.zeros(1, *backbone.patch_shape(), device=backbone.device)
+    if backbone.kind == "vision LLM":
+        patches = torch.zeros(1, *cast("VisionLLM", backbone).patch_shape(), device=backbone.device)
         tokens["vision"] = lambda: patches
         class_tokens["vision"] = lambda: patches[:, 0]
     for name in sorted(method.touches):

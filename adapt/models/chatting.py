@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from copy import copy
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -129,8 +129,7 @@ class ChatModel(Adapted[NativeVLM]):
     def classifies(self) -> bool:
         return bool(self.class_names)
 
-    def with_classes(self, class_names: Sequence[str]) -> ChatModel:
-        """Return a model that chooses among other class names, with the same tensors."""
+    def with_classes(self, class_names: Sequence[str]) -> Self:
         other = copy(self)
         other.class_names = check_class_names(class_names)
         return other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from adapt.methods.base import Context, ImageStep, Method, PairStep
 from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, trait
 from adapt.models.base import in_one_mode
 from adapt.models.class_texts import ClassTexts, PromptAverage
-from adapt.models.explanation import Explanation, explained
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted, predictions
 from adapt.prompts import Prompt, Texts, check_class_names, check_length, from_templates, of_classes, of_text, texts_key
+
+if TYPE_CHECKING:
+    from adapt.models.explanation import Explanation
 
 
 class AdaptedModel(ImageModel[DualEncoder]):
@@ -183,6 +185,8 @@ class AdaptedModel(ImageModel[DualEncoder]):
         `images` is as in `predict`, and `top_k` is the number of explained classes. Raises AdaptError if the method
         does not classify by descriptors.
         """
+        from adapt.models.explanation import explained
+
         return list(explained(self, images, Wanted(top_k), batch_size))
 
     @property

@@ -17,7 +17,7 @@ from adapt.common.errors import AdaptError
 from adapt.data.bags import has_bags
 from adapt.data.pooling import bag_mean
 from adapt.edits import After, Edit, Outputs, Replace
-from adapt.engine import values, vision
+from adapt.engine import vision
 from adapt.engine.watching import watched
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.methods.base.space import Projects
@@ -25,9 +25,7 @@ from adapt.methods.base.step import reads_one_image
 from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, trait
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
-from adapt.models.item_predictions import bag_predictions
 from adapt.models.prediction import Prediction, Wanted, finite, predictions
-from adapt.models.together import check_together, logits_together
 from adapt.prompts import Prompt, Texts
 
 if TYPE_CHECKING:
@@ -58,13 +56,6 @@ class ImageModel(Adapted[E]):
 
     def frozen_class_features(self, templates: Texts, average: PromptAverage = "unit") -> Tensor:
         """Return the features of the classes `(n_classes, e)` without the method."""
-        raise NotImplementedError
-
-    def with_classes(self, class_names: Sequence[str]) -> Self:
-        """Return a model for other class names, which shares the method and the method's tensors with this model.
-
-        Raises AdaptError if the model has learned tensors for individual classes.
-        """
         raise NotImplementedError
 
     def own_logits(self, step: ImageStep) -> Tensor:
@@ -206,6 +197,8 @@ class ImageModel(Adapted[E]):
         The unedited backbone computes both in one pass (see `adapt.engine.values`). Patch features are not normalised.
         Raises AdaptError if the backbone has no patch features.
         """
+        from adapt.engine import values
+
         patches, features = values.local_features(self.backbone, images)
         return patches, F.normalize(features, dim=-1)
 
@@ -331,6 +324,8 @@ class ImageModel(Adapted[E]):
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict_items` one by one, with only one batch of images in memory."""
+        from adapt.models.item_predictions import bag_predictions
+
         self._check_classes()
         yield from bag_predictions(self, items, Wanted(top_k, threshold, features), batch_size, urls)
 
@@ -352,6 +347,8 @@ class ImageModel(Adapted[E]):
         Raises AdaptError in the cases that `predict` lists, if the method answers each image by itself (see the trait
         `OverSet`), and for fewer images than the method needs.
         """
+        from adapt.models.together import check_together, logits_together
+
         wanted = Wanted(top_k, threshold, features)
         self._check_classes()
         check_together(self)

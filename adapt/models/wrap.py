@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
-from adapt.backbones.native import NativeVLM
-from adapt.backbones.vision_encoder import VisionEncoder
-from adapt.backbones.vision_llm import VisionLLM
 from adapt.common.errors import AdaptError
 from adapt.engine.allocation import within_memory
 from adapt.methods.base import Method
-from adapt.models.answering import AnsweringModel
+from adapt.models.base import Adapted
 from adapt.models.building import build
-from adapt.models.chatting import ChatModel
-from adapt.models.classifier import AdaptedModel
-from adapt.models.speaking import SpeakingModel
-from adapt.models.vision_model import VisionModel
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder
+    from adapt.backbones.native import NativeVLM
+    from adapt.backbones.vision_encoder import VisionEncoder
+    from adapt.backbones.vision_llm import VisionLLM
+    from adapt.models.answering import AnsweringModel
+    from adapt.models.chatting import ChatModel
+    from adapt.models.classifier import AdaptedModel
+    from adapt.models.speaking import SpeakingModel
+    from adapt.models.vision_model import VisionModel
 
-Model: TypeAlias = AdaptedModel | VisionModel | AnsweringModel | SpeakingModel | ChatModel
+    Model: TypeAlias = AdaptedModel | VisionModel | AnsweringModel | SpeakingModel | ChatModel
+else:
+    Model = Adapted  # each kind's class is imported when it is used
+
 _Names: TypeAlias = Sequence[str]
-_MODELS: dict[str, type[Model]] = {
-    "fusion encoder": AnsweringModel,
-    "vision LLM": SpeakingModel,
+_MODELS = {  # by the backbone's kind
+    "dual encoder": ("classifier", "AdaptedModel"),
+    "vision encoder": ("vision_model", "VisionModel"),
+    "fusion encoder": ("answering", "AnsweringModel"),
+    "vision LLM": ("speaking", "SpeakingModel"),
+    "native VLM": ("chatting", "ChatModel"),
 }
 
 
@@ -111,15 +119,16 @@ def assemble(
     text_memory: int | None = None,
 ) -> Model:
     """Return the adapted model for a method already built on `backbone`; its class depends on the backbone's kind."""
+    options: dict[str, Any] = {"checkpointing": checkpointing}
+    if isinstance(backbone, DualEncoder):
+        options |= {"fast": fast, "text_memory": text_memory}
+    elif backbone.kind in ("vision encoder", "native VLM"):
+        options["fast"] = fast
+    module, name = _MODELS[backbone.kind]
+    kind: type[Any] = getattr(import_module(f"adapt.models.{module}"), name)
     with outside_inference_mode():
-        if isinstance(backbone, DualEncoder):
-            return AdaptedModel(backbone, method, names, fast, checkpointing=checkpointing, text_memory=text_memory)
-        if isinstance(backbone, VisionEncoder):
-            return VisionModel(backbone, method, names, fast, checkpointing=checkpointing)
-        if isinstance(backbone, NativeVLM):
-            return ChatModel(backbone, method, names, fast, checkpointing=checkpointing)
-        kind: Any = _MODELS[backbone.kind]
-        return kind(backbone, method, names, checkpointing=checkpointing)
+        model: Model = kind(backbone, method, names, **options)
+    return model
 
 
 def _check_parts(backbone: object, method: object) -> None:

@@ -16,7 +16,7 @@ from adapt.backbones.sources import is_here
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief, unseen
-from adapt.formats import peft_layout
+from adapt.formats import PEFT_CONFIG
 from adapt.formats.adapter_names import name_of_adapter
 from adapt.formats.header import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
@@ -184,9 +184,7 @@ class ServedAdapters:
         if self._backbone is not None or backbone_key(place) in self._shared:
             return
         if place.is_dir():
-            needed = (
-                "the backbone that its peft configuration names" if (place / peft_layout.CONFIG).is_file() else None
-            )
+            needed = "the backbone that its peft configuration names" if (place / PEFT_CONFIG).is_file() else None
         else:
             name = read_header(place).backbone
             needed = None if name is None or is_here(name) else f"the backbone {brief(name)}"

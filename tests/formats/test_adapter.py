@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
-from adapt.formats import compact, tensor_file
+from adapt.formats import COMPACT_WEIGHTS, tensor_file
 from adapt.formats.adapter import read_tensors
 from adapt.formats.header import FORMAT, read_header
 from adapt.formats.loadable import load_tensors
@@ -272,7 +272,7 @@ def test_a_run_directory_stands_for_its_adapter(model: AdaptedModel, tmp_path: P
 
 def test_a_folder_has_its_own_backbone(open_clip: Backbone, tmp_path: Path) -> None:
     refused(tmp_path, open_clip, "there is no adapter in the folder")
-    (tmp_path / compact.TENSORS).touch()
+    (tmp_path / COMPACT_WEIGHTS).touch()
     refused(tmp_path, open_clip, "a compact folder, which contains its own backbone: leave backbone out")
     refused(tmp_path, None, r"is damaged \(compact\.json is missing\)")
 

@@ -20,7 +20,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.backbones.absent import Absent
 from adapt.backbones.load import hollow
-from adapt.formats import adapter, compact
+from adapt.formats import COMPACT_WEIGHTS, adapter, compact
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 DAS, LoRA = methods.DAS, methods.LoRA
@@ -75,7 +75,7 @@ def test_it_computes_the_same_without_the_blocks(
     blocks = [whole.tower(name.split(".")[0]).blocks[int(name.split(".")[1])].module for name in skipped]
     saved = sum(parameter.numel() for block in blocks for parameter in block.parameters())
     assert parameters(whole) - parameters(loaded.backbone) == saved > 0
-    written = sum(x.numel() for x in load_file(tmp_path / "light" / compact.TENSORS).values() if x.is_floating_point())
+    written = sum(x.numel() for x in load_file(tmp_path / "light" / COMPACT_WEIGHTS).values() if x.is_floating_point())
     buffers = sum(x.numel() for x in whole.model.buffers() if x.is_floating_point())
     assert written == parameters(loaded.backbone) + buffers
 
@@ -96,14 +96,14 @@ def test_models_that_answer_questions(make: Any, skipped: tuple[str, ...], image
 def test_the_file_shrinks_by_the_blocks(tiny: Backbone, tmp_path: Path) -> None:
     whole, folder = tmp_path / "whole", compact.export(light(tiny, "vision.0", "text.1"), tmp_path / "light")
     tiny.export(whole, tiny.model)
-    sizes = [(whole / "open_clip_model.safetensors").stat().st_size, (folder / compact.TENSORS).stat().st_size]
+    sizes = [(whole / "open_clip_model.safetensors").stat().st_size, (folder / COMPACT_WEIGHTS).stat().st_size]
     blocks = tiny.tower("vision").blocks[0].module, tiny.tower("text").blocks[1].module
     saved = 4 * sum(parameter.numel() for block in blocks for parameter in block.parameters())
     mask = 4 * tiny.model.attn_mask.numel()  # which open_clip computes when it builds the model
     assert sizes[0] - sizes[1] == pytest.approx(saved - mask, abs=4096)  # names and shapes apart
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     left = {path.name for path in folder.iterdir()}
-    assert left == {adapter.NAME, compact.TENSORS, "compact.json", "open_clip_config.json"}
+    assert left == {adapter.NAME, COMPACT_WEIGHTS, "compact.json", "open_clip_config.json"}
 
 
 def test_values_that_are_exact_in_half_precision_are_kept_so(tiny: Backbone, images: Tensor, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_values_that_are_exact_in_half_precision_are_kept_so(tiny: Backbone, ima
             parameter.copy_(parameter.half())
     model = light(tiny, "vision.0")
     folder = compact.export(model, tmp_path / "light")
-    assert {x.dtype for x in load_file(folder / compact.TENSORS).values()} == {torch.float16}
+    assert {x.dtype for x in load_file(folder / COMPACT_WEIGHTS).values()} == {torch.float16}
     loaded = adapt.load(folder)
     assert loaded.backbone.dtype == torch.float32
     assert torch.equal(loaded(images), model(images))
@@ -192,10 +192,10 @@ def test_nothing_is_overwritten_and_no_part_is_left(tiny: Backbone, open_clip: B
 
 
 def _change(folder: Path, **tensors: Tensor | None) -> None:
-    kept = load_file(folder / compact.TENSORS)
+    kept = load_file(folder / COMPACT_WEIGHTS)
     for name, tensor in tensors.items():
         kept.pop(name) if tensor is None else kept.update({name: tensor})
-    save_file(kept, folder / compact.TENSORS)
+    save_file(kept, folder / COMPACT_WEIGHTS)
 
 
 def _rewrite(folder: Path, **values: Any) -> None:
@@ -206,7 +206,7 @@ def _rewrite(folder: Path, **values: Any) -> None:
 def test_another_backbone_is_found_out(tiny: Backbone, tmp_path: Path) -> None:
     """The fingerprint is read off the tensors that are there, and off the record for those that are not."""
     folder = compact.export(light(tiny, "vision.0"), tmp_path / "light")
-    kept = load_file(folder / compact.TENSORS)
+    kept = load_file(folder / COMPACT_WEIGHTS)
     _change(folder, **{name: x + 1 for name, x in kept.items() if x.dtype == torch.float32})
     with pytest.raises(AdaptError, match="same architecture, other weights"):
         adapt.load(folder)
@@ -234,7 +234,7 @@ def test_another_backbone_is_found_out(tiny: Backbone, tmp_path: Path) -> None:
         (lambda folder: (folder / "compact.json").write_text("{}"), r"compact\.json is damaged"),
         (lambda folder: (folder / "compact.json").unlink(), r"damaged \(compact\.json is missing\): export"),
         (lambda folder: (folder / adapter.NAME).unlink(), "there is no adapter at"),
-        (lambda folder: (folder / compact.TENSORS).write_bytes(b"x"), "is truncated"),
+        (lambda folder: (folder / COMPACT_WEIGHTS).write_bytes(b"x"), "is truncated"),
     ],
 )
 def test_a_damaged_folder(tiny: Backbone, tmp_path: Path, damage: Any, message: str) -> None:

@@ -238,7 +238,7 @@ def test_training_from_encoded_images_learns_the_same(
         hashings.append(len(hashed))
     assert relative(trained[0][0], trained[1][0]) < 1e-4
     assert trained[0][1] == trained[1][1]
-    assert calls == [1, 2 * 3 + 2]  # all images in one batch; or each batch of three epochs, and those of two evaluations
+    assert calls == [1, 2 * 3 + 2]  # once, or in each batch of three epochs and two evaluations
     assert hashings == [1, 0]
 
 

@@ -6,10 +6,12 @@ The file has the family's name. Other packages add a family by `register`, or by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from itertools import chain
 from pathlib import Path
 
 from adapt.backbones.families.base import Family
+from adapt.backbones.sources import BUNDLED
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.listing import Listing
 
@@ -20,6 +22,14 @@ _listing: Listing[Family] = Listing(
 )
 names, register = _listing.names, _listing.register
 
+# which files to import for a name or a folder; a family without an entry is found after these
+_OF_PREFIX = {
+    "embed:": "embedding_models", "hf:": "hub_models", "open_clip:": "open_clip_models", "timm:": "timm_models",
+    "vision:": "clip_images",
+}  # fmt: skip
+_OF_TWO = {"+": "two_models", "&": "joined_encoders"}
+_OF_FOLDER = ("hub_models", "open_clip_models")
+
 
 def forms() -> dict[str, str]:
     """Return a dict from each valid form of backbone names, such as `hf:NAME_OR_PATH`, to a description of the form."""
@@ -28,7 +38,11 @@ def forms() -> dict[str, str]:
 
 def of(spec: str) -> Family:
     """Return the family (loader) of the backbone named `spec`. Raises AdaptError unless exactly one family matches."""
-    claims = [family for family in _families() if family.claims(spec)]
+    files = [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
+    files += [file for mark, file in _OF_TWO.items() if mark in spec]
+    files += ["bundled_models"] if spec in BUNDLED else []
+    claims = [family for family in _families(files) if family.claims(spec)]
+    claims = claims or [family for family in _families() if family.claims(spec)]
     if len(claims) == 1:
         return claims[0]
     if claims:
@@ -46,7 +60,8 @@ def of(spec: str) -> Family:
 
 def of_folder(path: Path) -> Family:
     """Return the family (loader) for the model folder `path`. Raises AdaptError if no family can load the folder."""
-    family = next((each for each in _families() if each.claims_folder(path)), None)
+    every = chain(_families(_OF_FOLDER), _families())
+    family = next((each for each in every if each.claims_folder(path)), None)
     if family is None:
         raise AdaptError(f"{path} is not a model folder; expected open_clip_config.json or config.json in the folder")
     return family
@@ -57,5 +72,5 @@ def of_model_types() -> dict[str, Family]:
     return {model_type: family for family in _families() for model_type in family.model_types}
 
 
-def _families() -> Iterator[Family]:
-    return (family() for family in _listing.classes())
+def _families(files: Container[str] | None = None) -> Iterator[Family]:
+    return (family() for family in _listing.classes(files))

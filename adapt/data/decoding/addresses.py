@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import io
-import re
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +15,7 @@ from typing import IO, TYPE_CHECKING
 
 from adapt.common.disk import read_bounded, replacing
 from adapt.common.errors import AdaptError
-from adapt.data.decoding.files import MOST_BYTES
+from adapt.data.decoding.files import MOST_BYTES, is_address
 
 if TYPE_CHECKING:
     from http.client import HTTPMessage
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
 
 _SILENCE = 60.0  # seconds, of a server that sends a large file
 _SECONDS = 10.0  # from the first step to the last byte, including redirects
-
-
-def is_address(source: str) -> bool:
-    """Return whether `source` starts with http:// or https://."""
-    return re.match(r"https?://", source, re.IGNORECASE) is not None
 
 
 def fetched(address: str) -> bytes:

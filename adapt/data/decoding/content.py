@@ -7,7 +7,6 @@ from typing import BinaryIO
 
 from adapt.data.decoding import files, inline, tars
 from adapt.data.decoding.regions import parted
-from adapt.data.emoji import defects, questions
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -21,9 +20,21 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return files.read_bytes(image, _MORE) + (b"" if box is None else repr(box).encode())
 
 
+def _scene(container: str, member: str) -> bytes:
+    from adapt.data.emoji import questions
+
+    return questions.scene(container.removesuffix(".scenes"), member).png()
+
+
+def _defect(container: str, member: str) -> bytes:
+    from adapt.data.emoji import defects
+
+    return defects.png(container.removesuffix(".defects"), member)
+
+
 _MORE: dict[str, files.MemberReader] = {
-    ".scenes": lambda container, member: questions.scene(container.removesuffix(".scenes"), member).png(),
-    ".defects": lambda container, member: defects.png(container.removesuffix(".defects"), member),
+    ".scenes": _scene,
+    ".defects": _defect,
     ".tar": tars.read_member,
     **dict.fromkeys(inline.SUFFIXES, inline.read_member),
 }

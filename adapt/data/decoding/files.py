@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import ntpath
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -40,6 +41,11 @@ _UNREADABLE = (
     lzma.LZMAError,
     zipfile.BadZipFile,
 )
+
+
+def is_address(source: str) -> bool:
+    """Return whether `source` starts with http:// or https://."""
+    return re.match(r"https?://", source, re.IGNORECASE) is not None
 
 
 def zip_root(archive: str | os.PathLike[str]) -> str:

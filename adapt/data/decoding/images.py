@@ -13,9 +13,9 @@ from PIL import Image
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.decoding.addresses import fetched, is_address
 from adapt.data.decoding.arrays import is_array, is_sequence, picture_of
 from adapt.data.decoding.content import open_file
+from adapt.data.decoding.files import is_address
 from adapt.data.decoding.orientation import size_of
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, to_rgb
 from adapt.data.decoding.regions import Box, check_form, check_inside, parted
@@ -54,6 +54,8 @@ def open_image(source: object, *, turned: bool = False, urls: bool = False, name
     if isinstance(source, str) and is_address(source):
         if not urls:
             raise AdaptError(f"{brief(source)} is a web address, but downloads are not allowed: give urls=True")
+        from adapt.data.decoding.addresses import fetched
+
         return decoded(BytesIO(fetched(source)), source, turned)
     path, box = _parted(source)
     with open_file(path) as file:

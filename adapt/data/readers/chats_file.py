@@ -32,8 +32,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
 from adapt.data.consistency import collected
-from adapt.data.decoding.addresses import is_address
-from adapt.data.decoding.files import under
+from adapt.data.decoding.files import is_address, under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
 from adapt.data.item import Item
 from adapt.data.readers import parts

@@ -27,7 +27,8 @@ from typing import Literal
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.decoding.addresses import download, is_address
+from adapt.data.decoding.addresses import download
+from adapt.data.decoding.files import is_address
 from adapt.data.decoding.tars import places, read_member
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
