@@ -12,6 +12,7 @@ from adapt.chats import Chat
 from adapt.cli import options as common
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
+from adapt.models.base import is_native
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,10 +90,9 @@ def _answering(
     adapter: Path, model: Model, pictures: Sequence[Image.Image], settings: dict[str, int]
 ) -> Callable[[str], str]:
     """Return a function from a question to its answer in words. Raises AdaptError for a model that has none."""
-    from adapt.models.chatting import ChatModel
     from adapt.models.speaking import SpeakingModel
 
-    if isinstance(model, ChatModel):
+    if is_native(model):
         return _Conversation(model, pictures, settings)
     if not isinstance(model, SpeakingModel):
         raise AdaptError(f"{adapter} is for a {model.backbone.kind}, which cannot chat: use `adapt predict`")

@@ -13,6 +13,7 @@ from adapt.cli import CommandGroup
 from adapt.cli import options as common
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown, spread
+from adapt.models.base import is_native
 
 if TYPE_CHECKING:
     from adapt.data.checks import Finding
@@ -349,14 +350,13 @@ def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatM
     """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
     from adapt.backbones.load import load_backbone
     from adapt.loading import load
-    from adapt.models.chatting import ChatModel
     from adapt.models.unadapted import unadapted
 
     if adapter is not None:
         model = load(adapter, common.given_backbone(name, device), device=device)
     else:
         model = unadapted(load_backbone(str(name), device))
-    if not isinstance(model, ChatModel):
+    if not is_native(model):
         raise AdaptError(
             f"{model.backbone.describe()} is a {model.backbone.kind}, which reads no conversations: give a native "
             "vision-language model, such as mini-vlm"

@@ -77,6 +77,10 @@ class Listing(Generic[T]):
                     logger.warning("%s: it is left out; repair or uninstall the package", error)
                 self._broken.add(name)
 
+    def claiming(self, claims: Callable[[type[T]], bool], files: Container[str]) -> list[type[T]]:
+        """Return the classes for which `claims` is true: those of `files` and of other packages or, if none, of all."""
+        return [cls for cls in self.classes(files) if claims(cls)] or [cls for cls in self.classes() if claims(cls)]
+
     def register(self, cls: type[T]) -> type[T]:
         """Register a class under its attribute `name` in this process, and return the class.
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, is_native
 from adapt.models.classifier import AdaptedModel
 from adapt.models.image_model import ImageModel
 
@@ -53,7 +52,7 @@ def tower_flops(model: Adapted, towers: Collection[str]) -> float:
     """Return the FLOPs of `towers` for one image and one class, or of the full model if it answers questions."""
     if isinstance(model, ImageModel):
         return sum(_of_tower(model, tower) for tower in towers)
-    if isinstance(model, ChatModel):
+    if is_native(model):
         return flops(lambda: model([[Image.new("RGB", _PICTURE)]], [QUESTION]))
     image = _image(model)
     return flops(lambda: model(image, [QUESTION]))

@@ -32,7 +32,6 @@ from adapt.models.features import (
 )
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import decided, finite
-from adapt.models.together import check_together, logits_together
 
 Answer = TypeVar("Answer")
 Decision = tuple[list[str], list[float]]  # the answer to each item of a batch, and its confidence
@@ -104,6 +103,8 @@ class Inference:
 
     def _together(self, model: Any, items: Sequence[Item]) -> Tensor:
         """Return the logits `(n, c)` of all items, answered as one set."""
+        from adapt.models.together import check_together, logits_together
+
         check_together(model)
         if model.answers.pooling == "logits" and has_bags(items):
             raise AdaptError("answers together pool the features of an item's images: train without pooling=logits")

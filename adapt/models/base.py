@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec,
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import TypeVar
+from typing_extensions import TypeIs, TypeVar
 
 from adapt.backbones.base import Backbone, DualEncoder, in_single_precision, outside_inference_mode
 from adapt.backbones.preprocess import Transform
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.edits import Edit
     from adapt.methods.base import Training
+    from adapt.models.chatting import ChatModel
 
 B = TypeVar("B", bound=Backbone, covariant=True, default=Backbone)
 M = TypeVar("M", bound="Adapted[Backbone]")
@@ -394,3 +395,8 @@ def evaluating(model: Adapted) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+
+
+def is_native(model: object) -> TypeIs[ChatModel]:
+    """Return whether `model` is a native vision-language model with a method, without importing its class."""
+    return isinstance(model, Adapted) and model.backbone.kind == "native VLM"

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.backbones.encoded_images import EncodedImage
 from adapt.backbones.preprocess import Transform
 from adapt.backbones.transform_key import transform_key
 from adapt.common.errors import AdaptError
@@ -26,12 +25,14 @@ from adapt.data.decoding.images import image_size
 from adapt.data.item import Item
 from adapt.data.pooling import bag_mean
 from adapt.methods.base.traits import PoolsBags, has_trait
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from adapt.backbones.encoded_images import EncodedImage
+    from adapt.models.chatting import ChatModel
 
 logger = logging.getLogger("adapt")
 VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batch
@@ -167,7 +168,7 @@ def block_inputs(
 
 def keeps_encoded(model: Adapted, cache: bool) -> TypeGuard[ChatModel]:
     """Return whether images may be encoded once, because the method edits neither what sees nor what connects."""
-    fast = isinstance(model, ChatModel) and model.path == "fast"
+    fast = is_native(model) and model.path == "fast"
     return cache and fast and not {"vision", "connector"} & model.method.touches
 
 
@@ -200,6 +201,8 @@ def encoded_images(
         list(alone.values()), backbone.transform(train=False), encode, backbone.image_key,
         batch_size=model.evaluated_together, workers=workers, progress=progress,
     )  # fmt: skip
+    from adapt.backbones.encoded_images import EncodedImage
+
     return {
         path: EncodedImage(marks_of[path], row.view(-1, marks_of[path].tokens, width))
         for path, row in zip(alone, rows, strict=True)

@@ -12,12 +12,12 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.orientation import turns
-from adapt.models.base import Adapted, evaluating
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted
 
 if TYPE_CHECKING:
+    from adapt.models.chatting import ChatModel
     from adapt.models.wrap import Model
 
 Prepared = tuple[Any, ...]  # an image as each group of models reads it
@@ -71,7 +71,7 @@ class SideBySide:
         self._models = [model if model.memory is not None else model.stream() for model in _classifiers(models)]
         groups: dict[tuple[object, ...], dict[int, Adapted]] = {}
         for index, model in enumerate(self._models):  # by backbone and preprocessing
-            prepared = model.preparation if isinstance(model, ChatModel) else ()
+            prepared = model.preparation if is_native(model) else ()
             groups.setdefault((*model.backbone.sees, model.method.views, *prepared), {})[index] = model
         self._groups = list(groups.values())
         self._readers = [next(iter(group.values())) for group in self._groups]
@@ -90,7 +90,7 @@ class SideBySide:
     @property
     def native(self) -> list[ChatModel]:
         """The native vision-language models, for which a class is an answer in words, so that a pass takes long."""
-        return [model for model in self._models if isinstance(model, ChatModel)]
+        return [model for model in self._models if is_native(model)]
 
     @property
     def turnings(self) -> set[bool]:
@@ -107,8 +107,7 @@ class SideBySide:
         opened = {turned: open_image(image, turned=turned, urls=urls, name=name) for turned in self.turnings}
         read: list[Any] = [transform(opened[turns(transform)]) for transform in self._transforms]
         return tuple(
-            model.prepared(own) if isinstance(model, ChatModel) else own
-            for model, own in zip(self._readers, read, strict=True)
+            model.prepared(own) if is_native(model) else own for model, own in zip(self._readers, read, strict=True)
         )
 
     def predictions(self, pixels: Sequence[Prepared], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:

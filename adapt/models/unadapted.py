@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.vision_encoder import VisionEncoder
-from adapt.methods.nearest_mean import NearestMean
 from adapt.methods.zero_shot import ZeroShot
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, is_native
 from adapt.models.classifier import AdaptedModel
 from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model, wrap
@@ -26,7 +23,9 @@ def unadapted(
 
     Class means, of a backbone that reads no text, are zero until `prepare` of the method gets training images.
     """
-    if isinstance(backbone, VisionEncoder):
+    if backbone.kind == "vision encoder":
+        from adapt.methods.nearest_mean import NearestMean
+
         return wrap(backbone, NearestMean(), class_names or ("object",), options.get("fast"))
     return wrap(backbone, ZeroShot(template), class_names, **options)
 
@@ -36,6 +35,6 @@ def without_method(model: Adapted, template: str | tuple[str, ...]) -> Model:
     options: dict[str, object] = {"fast": model.fast} if isinstance(model, ImageModel) else {}
     if isinstance(model, AdaptedModel):
         options["text_memory"] = model.text_memory
-    if isinstance(model, ChatModel):
+    if is_native(model):
         options["fast"] = None if model.path == "fast" else False
     return unadapted(model.backbone, model.class_names, template, **options)

@@ -23,8 +23,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.loading import load
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel
 from adapt.models.together import can_answer_together
 from adapt.models.unadapted import unadapted
@@ -219,7 +218,7 @@ def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> 
     split = without_broken(split, data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
     names = split.task.class_names_for(model.backbone.kind, split.class_names)
-    adapted = model.with_classes(names) if names and isinstance(model, ImageModel | ChatModel) else model
+    adapted = model.with_classes(names) if names and (isinstance(model, ImageModel) or is_native(model)) else model
     baseline = unadapted(model.backbone, names, data.template, fast=recipe.fast)
     split.task.fit_answers(baseline, split.train or split.test, Inference(workers, recipe.cache))
     answers = {"adapted": (adapted, False), "zero_shot": (baseline, False)}

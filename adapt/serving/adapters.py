@@ -20,6 +20,7 @@ from adapt.formats import PEFT_CONFIG
 from adapt.formats.adapter_names import name_of_adapter
 from adapt.formats.header import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
+from adapt.models.base import is_native
 from adapt.models.chatting import ChatModel
 from adapt.models.classifier import AdaptedModel
 from adapt.models.image_model import ImageModel
@@ -63,12 +64,12 @@ class Served:
     @property
     def speaking(self) -> dict[str, ChatModel]:
         """The adapters that answer in words."""
-        return {name: model for name, model in self.models.items() if isinstance(model, ChatModel)}
+        return {name: model for name, model in self.models.items() if is_native(model)}
 
     def speaker(self, name: str) -> ChatModel:
         """Return the adapter `name`, which answers in words. Raises AdaptError if it does not, or if there is none."""
         model = self.named(name)
-        if not isinstance(model, ChatModel):
+        if not is_native(model):
             raise AdaptError(f"{name} classifies images, and does not answer in words: send images to /predict")
         return model
 
@@ -197,7 +198,7 @@ class ServedAdapters:
     def _loaded(self, path: Path) -> ServedModel:
         key = None if self._backbone is not None else backbone_key(path)
         model = load(path, self._backbone or self._shared.get(key or ""), device=self._device)
-        if not isinstance(model, ChatModel) and not (isinstance(model, ImageModel) and model.class_names):
+        if not is_native(model) and not (isinstance(model, ImageModel) and model.class_names):
             raise AdaptError(
                 f"{path} neither classifies images by class names nor chats: give an adapter that classifies, or one "
                 "of a native vision-language model"

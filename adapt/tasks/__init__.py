@@ -39,6 +39,13 @@ PLACES = frozenset({"path", "text", "split", "domain", "group", "item", "x0", "y
 _listing: Listing[Task] = Listing(__name__, __path__, "adapt.tasks", lambda: Task, "task", frozenset({"base"}))
 names = _listing.names
 
+# the columns that the tasks need, so that only those tasks are imported whose columns a list has
+_NEEDS = {
+    "classes": {"label"}, "contrasts": {"rejected_images", "chat", "rejected"}, "conversations": {"chat"},
+    "labels": {"labels"}, "maps": {"mask", "label"}, "pairs": {"path", "text"}, "preferences": {"chat", "rejected"},
+    "questions": {"question", "label"}, "records": {"path", "entity", "text"}, "targets": {"target"},
+}  # fmt: skip
+
 
 def named(name: str) -> Task:
     """Return the task called `name`. Raises AdaptError, which suggests similar names, if there is no such task."""
@@ -72,7 +79,9 @@ def no_label() -> Label:
 def reading(columns: frozenset[str]) -> Task:
     """Return the task that fits the columns of a data list. Raises AdaptError if no task or more than one task fits."""
     own = columns - PLACES
-    claims = [task for task in _all() if _claims(task, columns, own)]
+    files = [name for name in _listing.files() if _NEEDS.get(name, set()) <= columns]
+    claiming = _listing.claiming(lambda task: _claims(task.label_type.task, columns, own), files)
+    claims = [task.label_type.task for task in claiming]
     most = max((len(task.needs) for task in claims), default=0)
     fitting = [task for task in claims if len(task.needs) == most]
     if len(fitting) == 1:

@@ -15,7 +15,6 @@ from adapt.evaluation.scores import main_figure
 from adapt.methods.base import Method
 from adapt.models.classifier import AdaptedModel
 from adapt.models.unadapted import without_method
-from adapt.models.vision_model import VisionModel
 from adapt.models.wrap import Model
 from adapt.tasks import Task
 from adapt.training.fitting import Fitting
@@ -41,7 +40,7 @@ def check_learned(method: Method, task: Task, name: str) -> None:
 def baseline_of(training: Fitting) -> Model:
     """Return a model of the unadapted backbone, the baseline with which the adapted model is compared."""
     baseline = without_method(training.model, training.template)
-    if isinstance(baseline, VisionModel):
+    if baseline.backbone.kind == "vision encoder":
         replace(training, model=baseline, chosen=None, run=None, noted={}).prepare()
     return baseline
 

@@ -18,8 +18,7 @@ from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
 from adapt.methods.base import BlockInputs, Encoded, trait
 from adapt.methods.base.traits import GroupsEntities
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, is_native
 from adapt.models.features import (
     bag_features,
     block_inputs,
@@ -205,7 +204,7 @@ def training_batches(
         assert isinstance(model, ImageModel)  # fit has checked
         features = item_features(model, items, workers=0, views=settings.views or 0)
         return FeatureBatches(features, items, settings, seed)
-    lengths = model.lengths(items) if settings.group_by_length and isinstance(model, ChatModel) else ()
+    lengths = model.lengths(items) if settings.group_by_length and is_native(model) else ()
     if keeps_encoded(model, cache):
         known = encoded_images(model, items, workers=settings.workers, progress=progress)
         if known is not None:

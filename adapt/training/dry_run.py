@@ -16,7 +16,7 @@ from adapt.backbones.sources import BUNDLED, bundled
 from adapt.common.devices import chosen
 from adapt.common.memory import free_bytes, readable_bytes
 from adapt.common.shown import spread
-from adapt.models.chatting import ChatModel
+from adapt.models.base import is_native
 from adapt.training.batches import Shares
 from adapt.training.chat_memory import chat_bytes
 from adapt.training.loop import Length, precision_on
@@ -25,6 +25,7 @@ from adapt.training.run_recipe import backbone_of, build_for, listed_data, train
 
 if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
+    from adapt.models.chatting import ChatModel
     from adapt.recipe import Recipe
     from adapt.training.fitting import Fitting
 
@@ -52,7 +53,7 @@ def planned(recipe: Recipe) -> Iterator[str]:
     yield f"data       {listed} {split.noun}"
     if training.chosen is not None:
         yield from _length(training)
-    if isinstance(model, ChatModel) and training.chosen is not None:
+    if is_native(model) and training.chosen is not None:
         yield from _memory(recipe, training, model, trained)
     elif training.chosen is not None:
         yield "memory     estimated and compared with what is free before the first step"

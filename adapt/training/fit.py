@@ -30,8 +30,7 @@ from adapt.data.split import are_turned
 from adapt.evaluation.examples import keep_examples
 from adapt.methods.base import Method
 from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait, needs_labels, reads_unlabelled
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, is_native
 from adapt.models.classifier import AdaptedModel
 from adapt.models.features import keeps_features, of_texts
 from adapt.models.image_model import ImageModel
@@ -346,7 +345,7 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSet
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
     _check_vision(model, chosen)
     _check_weights(model, chosen)
-    if chosen.group_by_length and not isinstance(model, ChatModel):
+    if chosen.group_by_length and not is_native(model):
         raise AdaptError(
             f"train.group_by_length is for conversations, but {model.backbone.describe()} is a {model.backbone.kind}, "
             "whose inputs are of one length: leave out train.group_by_length"

@@ -24,12 +24,9 @@ from adapt.common.validation import explain
 from adapt.data.folds import folds, kept_and_held
 from adapt.data.item import Item
 from adapt.data.items_id import items_id
-from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
-from adapt.evaluation.flops import tower_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
-from adapt.loading import load
 from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import Grades, has_trait
@@ -215,6 +212,8 @@ class Fitting:
     def teacher(self, name: str, templates: Sequence[str]) -> AdaptedModel:
         own = self.model
         if hub.is_name(name) or Path(name).exists():
+            from adapt.loading import load
+
             model: Adapted = load(name, class_names=own.class_names, device=own.backbone.device)
         else:
             backbone = self.alone(name).model.backbone
@@ -294,6 +293,8 @@ class Fitting:
         return total(terms)
 
     def flops(self, towers: Collection[str]) -> float:
+        from adapt.evaluation.flops import tower_flops
+
         with evaluating(self.model):
             return tower_flops(self.model, towers)
 
@@ -323,6 +324,8 @@ class Fitting:
     def kept(self, name: str, kind: type[Kept]) -> Kept | None:
         path = None if self.run is None or not self.run.resume else self.run.kept(name)
         if name not in self._kept and path is not None and path.is_file():
+            from adapt.evaluation import stored
+
             self._kept[name] = kind.model_validate(stored.read(path, kind, name))
         return self._kept.get(name)  # type: ignore[return-value]  # of the kind that was kept
 

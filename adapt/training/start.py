@@ -9,7 +9,6 @@ from adapt.common.errors import AdaptError
 from adapt.formats.adapter import check_backbone, read_tensors
 from adapt.formats.header import Header, read_header
 from adapt.formats.loadable import load_tensors
-from adapt.loading import located, method_of
 from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted
@@ -34,6 +33,8 @@ def check_start(path: str | Path, method: Method, steps: bool, class_names: Sequ
     `path` is a file or a run directory. `steps` is true if `method`, which does not have to be built yet, takes
     gradient steps. Raises the same errors as `start_from`, except for errors about the backbone.
     """
+    from adapt.loading import located
+
     file = located(path)
     described = read_header(file)
     check_can_start(method, steps, str(file))
@@ -54,6 +55,8 @@ def check_can_start(method: Method, steps: bool, place: str) -> None:
 
 def _check_kin(method: Method, class_names: Sequence[str], described: Header, file: Path) -> None:
     """Raise AdaptError unless the adapter's method is related to `method`, with equal shared settings and classes."""
+    from adapt.loading import method_of
+
     earlier = method_of(described, file)
     if not (isinstance(earlier, type(method)) or isinstance(method, type(earlier))):
         raise AdaptError(

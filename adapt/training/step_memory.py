@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,14 @@ from adapt.common.errors import AdaptError
 from adapt.common.memory import free_bytes, readable_bytes
 from adapt.data.bags import largest
 from adapt.engine.watching import watched
-from adapt.models.base import Adapted
-from adapt.models.chatting import ChatModel
+from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel
 from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import Batches, BlockBatches, KnownBatches
-from adapt.training.chat_memory import ChatBytes, chat_bytes
 from adapt.training.loop import autocast
+
+if TYPE_CHECKING:
+    from adapt.training.chat_memory import ChatBytes
 
 _IMAGES = 2  # images to measure on: norms over a batch need two
 _HELD = 1.25  # bytes that the allocator reserves for each byte that is kept, as measured
@@ -38,7 +39,9 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
     if the step needs more than the free memory.
     """
     step: StepBytes | ChatBytes
-    if isinstance(model, ChatModel):
+    if is_native(model):
+        from adapt.training.chat_memory import chat_bytes
+
         step = chat_bytes(model, batches.items, settings.precision)
     else:
         block = batches.block if isinstance(batches, BlockBatches) else None
@@ -56,7 +59,7 @@ def check_memory(model: Adapted, batches: Batches, settings: TrainSettings, proc
             advice = f"set train.batch_size to {fitting * processes} and train.accumulate to {accumulate}"
         else:
             advice = "not even one fits, so free memory or take a smaller backbone"
-        recomputed = isinstance(model, ChatModel) or "vision" in model.method.touches
+        recomputed = is_native(model) or "vision" in model.method.touches
         more = ", or set checkpointing: true" if recomputed and not model.checkpointing else ""
         raise AdaptError(
             f"a training step over {size} {step.noun} needs about {readable_bytes(needed)}, but only "

@@ -6,8 +6,7 @@ The file has the family's name. Other packages add a family by `register`, or by
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapt.backbones.families.base import Family
@@ -38,13 +37,9 @@ def forms() -> dict[str, str]:
 
 def of(spec: str) -> Family:
     """Return the family (loader) of the backbone named `spec`. Raises AdaptError unless exactly one family matches."""
-    files = [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
-    files += [file for mark, file in _OF_TWO.items() if mark in spec]
-    files += ["bundled_models"] if spec in BUNDLED else []
-    claims = [family for family in _families(files) if family.claims(spec)]
-    claims = claims or [family for family in _families() if family.claims(spec)]
+    claims = _listing.claiming(lambda family: family().claims(spec), _files_of(spec))
     if len(claims) == 1:
-        return claims[0]
+        return claims[0]()
     if claims:
         both = " and ".join(family.name for family in claims)
         raise AdaptError(f"several loaders accept the backbone name {spec!r} ({both}): uninstall one loader's package")
@@ -58,13 +53,18 @@ def of(spec: str) -> Family:
     )
 
 
+def _files_of(spec: str) -> list[str]:
+    files = [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
+    files += [file for mark, file in _OF_TWO.items() if mark in spec]
+    return files + ["bundled_models"] * (spec in BUNDLED)
+
+
 def of_folder(path: Path) -> Family:
     """Return the family (loader) for the model folder `path`. Raises AdaptError if no family can load the folder."""
-    every = chain(_families(_OF_FOLDER), _families())
-    family = next((each for each in every if each.claims_folder(path)), None)
-    if family is None:
+    claims = _listing.claiming(lambda family: family().claims_folder(path), _OF_FOLDER)
+    if not claims:
         raise AdaptError(f"{path} is not a model folder; expected open_clip_config.json or config.json in the folder")
-    return family
+    return claims[0]()
 
 
 def of_model_types() -> dict[str, Family]:
@@ -72,5 +72,5 @@ def of_model_types() -> dict[str, Family]:
     return {model_type: family for family in _families() for model_type in family.model_types}
 
 
-def _families(files: Container[str] | None = None) -> Iterator[Family]:
-    return (family() for family in _listing.classes(files))
+def _families() -> Iterator[Family]:
+    return (family() for family in _listing.classes())

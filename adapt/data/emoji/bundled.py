@@ -26,36 +26,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import Literal
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
-from adapt.data.emoji.chats import read_chats, read_contrasts, read_preferences
-from adapt.data.emoji.defects import read_defects
-from adapt.data.emoji.items import in_clutter, in_items
-from adapt.data.emoji.labelled_scenes import read_captions, read_counts, read_labels
-from adapt.data.emoji.questions import read_questions
-from adapt.data.emoji.records import NAME as _RECORDS
-from adapt.data.emoji.records import read_records
 from adapt.data.item import Item
 from adapt.data.split import Split
 
-_GROUPS, _CONCEPTS, _TEXTS = "emoji", "emoji-concepts", "emoji-texts"
+_GROUPS, _CONCEPTS, _TEXTS, _RECORDS = "emoji", "emoji-concepts", "emoji-texts", "emoji-records"
 LISTED_BY = "`adapt data list`"  # the command that lists the names
 _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of the texts in emoji-texts
-_IN_ITEMS: dict[str, Callable[[Split], Split]] = {"emoji-items": in_items, "emoji-clutter": in_clutter}
-# sets that also exist in single styles
-_AT_STYLES: dict[str, Callable[[str], Split]] = {
-    "emoji-questions": read_questions,
-    "emoji-chats": read_chats,
-    "emoji-preferences": read_preferences,
-    "emoji-contrasts": read_contrasts,
-    "emoji-captions": read_captions,
-    "emoji-counts": read_counts,
-    "emoji-defects": read_defects,
-    "emoji-labels": read_labels,
+# the modules beside this one that make a set, and their functions
+_IN_ITEMS = {"emoji-items": ("items", "in_items"), "emoji-clutter": ("items", "in_clutter")}
+_AT_STYLES = {  # which also exist in single styles
+    "emoji-questions": ("questions", "read_questions"),
+    "emoji-chats": ("chats", "read_chats"),
+    "emoji-preferences": ("chats", "read_preferences"),
+    "emoji-contrasts": ("chats", "read_contrasts"),
+    "emoji-captions": ("labelled_scenes", "read_captions"),
+    "emoji-counts": ("labelled_scenes", "read_counts"),
+    "emoji-defects": ("defects", "read_defects"),
+    "emoji-labels": ("labelled_scenes", "read_labels"),
 }
 
 
@@ -88,18 +82,24 @@ def read_bundled(spec: str) -> Split:
     if spec == _CONCEPTS:
         return _concepts()
     if spec == _RECORDS:
-        return read_records()
+        return _made(("records", "read_records"), spec)
     if spec in (_GROUPS, _TEXTS, *_IN_ITEMS):
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
         if spec in _IN_ITEMS:
-            return _IN_ITEMS[spec](images)
+            return _made(_IN_ITEMS[spec], images)
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
         raise AdaptError(f"unknown bundled data set {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
     if name in _AT_STYLES:
-        return _AT_STYLES[name](spec)
+        return _made(_AT_STYLES[name], spec)
     return _groups(spec, lambda entry: entry["style"] == style)
+
+
+def _made(place: tuple[str, str], given: str | Split) -> Split:
+    module, function = place
+    split: Split = getattr(import_module(f"adapt.data.emoji.{module}"), function)(given)
+    return split
 
 
 def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:

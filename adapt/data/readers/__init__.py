@@ -30,6 +30,19 @@ _OTHERS = frozenset(
 _listing: Listing[Reader] = Listing(__name__, __path__, "adapt.readers", lambda: Reader, "reader", _OTHERS)
 names, register = _listing.names, _listing.register
 
+# which files to import for data that exists; a reader without an entry is found after these
+_OF_PREFIX = {
+    "defects:": "defect_folder", "domains:": "domain_folders", "hf:": "hugging_face", "items:": "item_folders",
+    "torchvision:": "torchvision_sets",
+}  # fmt: skip
+_OF_SUFFIX = {
+    ".csv": ["csv_file"], ".tsv": ["csv_file"], ".txt": ["texts_file"], ".tar": ["tar_shards"],
+    ".json": ["captions_file", "chats_file", "split_file"], ".jsonl": ["captions_file", "chats_file"],
+    ".json.gz": ["captions_file", "split_file"],
+}  # fmt: skip
+_OF_FOLDER = ["captioned_folder", "folder", "labelled_folder", "tar_shards"]
+_OF_NAME = ["emoji_sets", "published_layout"]  # which precede a folder of the same name
+
 
 def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, unseen: bool = False) -> Split:
     """Return the data set `spec`, which is a name, a folder or a file that one of the readers accepts.
@@ -86,11 +99,17 @@ def _readers() -> Iterator[Reader]:
 
 def _reader_of(spec: str) -> Reader | None:
     """Return the reader that accepts `spec`, or None. Raises AdaptError if more than one reader accepts `spec`."""
-    claims = sorted((each for each in _readers() if each.claims(spec)), key=lambda each: each.fallback)
-    claims = [each for each in claims if each.fallback == claims[0].fallback]
+    claims = _listing.claiming(lambda reader: reader().claims(spec), _files_of(spec))
+    claims = [reader for reader in claims if not reader.fallback] or claims
     if len(claims) > 1:
         raise AdaptError(
             f"data {spec!r} is claimed by the readers {' and '.join(each.name for each in claims)}; expected one: "
             "uninstall the packages of the other readers"
         )
-    return claims[0] if claims else None
+    return claims[0]() if claims else None
+
+
+def _files_of(spec: str) -> list[str]:
+    files = _OF_NAME + [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
+    files += _OF_FOLDER if os.path.isdir(spec) else []
+    return files + [file for suffix, own in _OF_SUFFIX.items() if spec.lower().endswith(suffix) for file in own]

@@ -11,7 +11,6 @@ from adapt.common.errors import AdaptError
 from adapt.data.decoding.regions import parted
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
-from adapt.data.readers.csv_file import read_csv
 from adapt.data.readers.folder import images_in
 from adapt.data.readers.lines import UNREADABLE, csv_reader
 from adapt.data.readers.rows import real_paths
@@ -33,6 +32,8 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
 
     Raises the errors of `read_csv`, and AdaptError, naming the image, if an image in the folder is not listed.
     """
+    from adapt.data.readers.csv_file import read_csv
+
     root = os.path.abspath(root)
     split = read_csv(os.path.join(root, LIST), root, ratios, seed)
     listed = set(real_paths(parted(item.path)[0] for item in (*split.items(), *split.unlabelled)).values())

@@ -27,12 +27,10 @@ from typing import Literal
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.decoding.addresses import download
 from adapt.data.decoding.files import is_address
 from adapt.data.decoding.tars import places, read_member
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
-from adapt.data.readers.chats_file import IMAGES, check_one_task, listed_row
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_lines
 from adapt.data.readers.rows import Listed, listed, to_split
@@ -80,6 +78,8 @@ def read_tar_shards(spec: str) -> Split:
         row._replace(part=part_of[sample.shard]) for sample in samples for row in _listed(sample, kind, class_names)
     ]
     if kind == "json":
+        from adapt.data.readers.chats_file import check_one_task
+
         check_one_task(rows, f"tar shards {spec!r}: sample")
     if len({bool(part) for part in part_of.values()}) == 2:
         loose = next(shard for shard, part in part_of.items() if not part)
@@ -133,6 +133,8 @@ def _downloaded(address: str, number: int, count: int) -> str:
     place = hashlib.sha256(address.rpartition("/")[0].encode()).hexdigest()[:16]
     path = home / "tar-shards" / place / address.rpartition("/")[2].partition("?")[0]
     if not path.is_file():
+        from adapt.data.decoding.addresses import download
+
         logger.info("downloading %s (%s of %s)", address, number, count)
         download(address, path)
     return str(path)
@@ -194,6 +196,8 @@ def _listed(sample: _Sample, kind: _Kind, class_names: tuple[str, ...] | None) -
         if not text:
             raise AdaptError(f"{sample.where} has an empty caption. Write one, or remove the sample")
         return [listed(sample.images[0], {"text": line.strip()}) for line in text.splitlines() if line.strip()]
+    from adapt.data.readers.chats_file import IMAGES, listed_row
+
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
