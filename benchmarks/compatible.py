@@ -22,7 +22,7 @@ from adapt.methods import XBT, ZeroShot
 from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import trait
 from adapt.models.features import item_features
-from adapt.retrieval.slerp import slerp
+from adapt.retrieval.index import slerp
 from benchmarks.drawings import drawings, per_cent, row_of
 from benchmarks.measure import Row
 

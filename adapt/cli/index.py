@@ -228,7 +228,7 @@ def _between(index: Index, model: ImageModel, share: float, device: str) -> _Enc
     does not map into the index's feature space.
     """
     from adapt.methods.base.space import space_of
-    from adapt.retrieval.slerp import slerp
+    from adapt.retrieval.index import slerp
 
     if space_of(model.method) is None:
         raise AdaptError(

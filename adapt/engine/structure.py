@@ -1,4 +1,4 @@
-"""The modules that now make up a tower, and whether any has a hook, so that the library's forward must run.
+"""Whether the fast path of a tower applies: no module has a hook, and its features are those of the library's forward.
 
 The fast paths compute a tower from its weights and call few of its modules. A hook on a module would not fire, and a
 replaced forward would not be called.
@@ -6,11 +6,15 @@ replaced forward would not be called.
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from adapt.backbones.absent import Absent
 from adapt.backbones.base import Backbone
-from adapt.backbones.tower import modules_of
+from adapt.backbones.tower import Tower, modules_of
 from adapt.backbones.turns import sharing
+from adapt.edits import Bypass, Edit
 
 Structure = list[tuple[int, bool]]  # the identity of each module, and whether it has hooks or another forward
 HOOKED = "hooks, or a forward of its own, are on a module, and only the library's forward calls it"
@@ -57,3 +61,17 @@ def _within(
         if of_own or not of_others:
             modules += inside
     return modules, holds_own, holds_others
+
+
+def bypassing_absent(tower: Tower) -> list[Edit]:
+    """Return `Bypass` edits for all blocks that were removed from `tower`, so that the tower can run without them."""
+    return [Bypass(i, nn.Identity()) for i, block in enumerate(tower.blocks) if isinstance(block.module, Absent)]
+
+
+def same_features(backbone: Backbone, tower: Tower, plain: Tensor, fast: Tensor) -> bool:
+    """Return whether the feature tensors `plain` and `fast` `(n, e)` have equal directions, up to rounding errors."""
+    if plain.shape != fast.shape:
+        return False
+    difference = F.normalize(plain.float(), dim=-1) - F.normalize(fast.float(), dim=-1)
+    exact = tower.dtype == torch.float32 and not torch.is_autocast_enabled(backbone.device.type)
+    return bool(difference.abs().max() < (1e-4 if exact else 2e-2))

@@ -18,7 +18,6 @@ from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
 from adapt.common.memory import free_bytes
 from adapt.edits import Edit, Tokens
-from adapt.engine.agreement import bypassing_absent, same_features
 from adapt.engine.attention import prefix_suffix_attention
 from adapt.engine.blocks import again_in_backward, run_block
 from adapt.engine.budget import classes_within, in_parts
@@ -26,6 +25,7 @@ from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.packing import Packing, pack
 from adapt.engine.plan import Plan, plan
+from adapt.engine.structure import bypassing_absent, same_features
 from adapt.prompts import Prompt, shared_prefix
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from adapt import tasks
+from adapt.common.disk import write_json
 from adapt.common.progress import Progress
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
+from adapt.methods.base.traits import Explains, has_trait
 from adapt.models.base import Adapted
+from adapt.models.classifier import AdaptedModel
+
+OF_EACH = 3  # of right and of wrong answers, the most confident ones
 
 
 @torch.no_grad()
@@ -37,3 +43,22 @@ def evaluate(
     task.check_answers(model)
     model.check_items(items)
     return task.score(model, items, Inference(workers, cache, progress, together))
+
+
+def keep_examples(model: Adapted, scores: Scores, path: Path) -> None:
+    """Write explanations of the most confident right and wrong answers to `path`, if the method can explain them."""
+    if not (isinstance(model, AdaptedModel) and model.class_names and has_trait(model.method, Explains)):
+        return
+    surest = sorted(range(scores.images), key=lambda place: -scores.confidence[place])
+    chosen = [[place for place in surest if scores.right[place] is right][:OF_EACH] for right in (True, False)]
+    places = [place for group in chosen for place in group]
+    explanations = model.explain([scores.paths[place] for place in places])
+    examples = [
+        {
+            "path": scores.paths[place],
+            "actual": scores.actual[place],
+            "reasons": [{"name": reasons.class_name} | reasons.plain() for reasons in explanation.reasons],
+        }
+        for place, explanation in zip(places, explanations, strict=True)
+    ]
+    write_json(path, examples)

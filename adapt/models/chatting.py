@@ -26,7 +26,7 @@ from adapt.methods.base import Context, Method, Step
 from adapt.models import asking, debiasing, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.debiasing import ChatAtUse, Mode
-from adapt.models.generated import Answer, answers_of
+from adapt.models.generation import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged, predictions
 from adapt.prompts import check_class_names
 

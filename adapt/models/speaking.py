@@ -20,7 +20,7 @@ from adapt.engine.watching import watched
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
-from adapt.models.generated import Answer, answers_of
+from adapt.models.generation import Answer, answers_of
 from adapt.models.prediction import Prediction, Wanted, judged
 
 Example = tuple[object, str, str]  # an image, a question about it, and the answer

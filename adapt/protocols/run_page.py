@@ -15,8 +15,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 from adapt.evaluation import stored
-from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
-from adapt.evaluation.scores import Scores, calibration_error, reliability
+from adapt.evaluation.scores import Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
 from adapt.protocols.confusions import Confusions, confusions
 from adapt.protocols.gallery import learned_turned, read_rows, small_image, thumbnail
 from adapt.protocols.plain_runs import PlainRun

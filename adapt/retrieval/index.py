@@ -34,6 +34,8 @@ Kind = Literal["texts", "images", "pairs"]
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 512, 64
 _WHAT = tensor_file.What("index", "make the index again with `adapt index`")
 
+_NEARLY_ALIKE = 1e-6  # sines of angles below which linear interpolation is used
+
 
 class IndexHeader(BaseModel):
     """The metadata of a search index, such as the backbone and the adapter with which the features were computed."""
@@ -262,3 +264,11 @@ def _index(
     dim = size if size < _size(model) else None
     header = IndexHeader(kind=kind, adapter=identity_of(model), dim=dim, **by)
     return Index(header, tuple(entries), torch.cat(features))
+
+
+def slerp(old: Tensor, new: Tensor, share: float) -> Tensor:
+    """Return unit-length features `(..., d)`, interpolated spherically from `old` (`share` 0) to `new` (`share` 1)."""
+    angle = (old * new).sum(-1, keepdim=True).clamp(-1, 1).acos()
+    sine = angle.sin()
+    arc = (((1 - share) * angle).sin() * old + (share * angle).sin() * new) / sine.clamp_min(_NEARLY_ALIKE)
+    return F.normalize(torch.where(sine < _NEARLY_ALIKE, torch.lerp(old, new, share), arc), dim=-1)

@@ -27,7 +27,7 @@ from adapt.data.check import without_copies
 from adapt.data.item import Item
 from adapt.data.items_id import items_id
 from adapt.data.split import are_turned
-from adapt.evaluation.examples import keep_examples
+from adapt.evaluation.evaluate import keep_examples
 from adapt.methods.base import Method
 from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted, is_native

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from adapt.evaluation.coverage import by_threshold, coverage_and_accuracy
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import Scores, by_threshold, coverage_and_accuracy
 from adapt.models.prediction import Prediction, judged
 
 CONFIDENCE = (0.9, 0.6, 0.6, 0.4, 0.8)

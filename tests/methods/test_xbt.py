@@ -19,8 +19,7 @@ from adapt import AdaptedModel, AdaptError, fit, methods
 from adapt.data import Item, Split
 from adapt.methods.base import contrast
 from adapt.methods.xbt import procrustes
-from adapt.retrieval.index import index_images, index_texts
-from adapt.retrieval.slerp import slerp
+from adapt.retrieval.index import index_images, index_texts, slerp
 from adapt.tasks.pairs import Pair
 from adapt.training import fitting
 

@@ -418,8 +418,7 @@ def test_tip_adapter(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tip_adapter_f(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step's logits, loss and gradient, and the keys after all steps, with the trainer's own optimiser."""
     from adapt.recipe.settings import TrainSettings
-    from adapt.training.loop import make_optimizer
-    from adapt.training.schedules import learning_rate
+    from adapt.training.loop import learning_rate, make_optimizer
 
     settings, expected = published.case("tip_adapter_f")
     model, training = table("tip_adapter_f", library, train=True)

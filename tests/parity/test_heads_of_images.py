@@ -19,7 +19,7 @@ from adapt import methods
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.methods import cafo
 from adapt.methods.base import Encoded, ImageStep, total
-from adapt.training.schedules import cosine_iteration
+from adapt.training.loop import cosine_iteration
 
 CPU = torch.device("cpu")
 

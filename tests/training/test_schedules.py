@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from transformers import get_scheduler
 
 from adapt.recipe.settings import TrainSettings
-from adapt.training.schedules import cosine_epoch, cosine_iteration, learning_rate
+from adapt.training.loop import cosine_epoch, cosine_iteration, learning_rate
 
 # lr, the rates of the epochs (papers.md 1.1, computed from Dassl's scheduler); None: not listed
 _PUBLISHED = {
