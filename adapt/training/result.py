@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +118,13 @@ class Result:
             from matplotlib.figure import Figure
         except ImportError:
             raise missing("A plot", "matplotlib", "plot") from None
-        figure = Figure(figsize=(9, 3.7), layout="constrained")
+
+        class Shown(Figure):
+            def _repr_png_(self) -> bytes:  # a notebook shows other figures only after one of pyplot's
+                self.savefig(file := BytesIO(), format="png")
+                return file.getvalue()
+
+        figure = Shown(figsize=(9, 3.7), layout="constrained")
         figure.suptitle(self._title())
         loss_axes, accuracy_axes = figure.subplots(1, 2)
         curves = {"loss": [entry["loss"] for entry in self.history]}
