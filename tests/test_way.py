@@ -1,0 +1,46 @@
+"""How much of the house a plain command meets: what is added for one feature must not be met by all others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapt.data import load
+from adapt.data.decoding.content import read_bytes
+
+# as last measured; five per cent more are allowed, and fewer are a reason to write fewer here
+TRAIN = {"files": 135, "functions": 860, "calls": 697, "modules": 183}
+PREDICT = {"files": 78, "functions": 445, "calls": 323, "modules": 117}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of six classes with eight pictures each."""
+    folder = tmp_path_factory.mktemp("photos")
+    split = load("emoji").few_shot(8, 1)
+    for number, item in enumerate(each for each in split.train if each.answer in split.class_names[:6]):
+        (folder / item.answer).mkdir(exist_ok=True)
+        (folder / item.answer / f"{number}.png").write_bytes(read_bytes(item.path))
+    return folder
+
+
+@pytest.mark.full
+def test_a_plain_training_and_prediction_meet_no_more_than_before(photos: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train = ("train", "coop", "--data", photos, "--backbone", "mini-clip", "--shots", 4, "--set", "train.epochs=1", "--out")
+    _numbers(*train, tmp_path / "first")  # which fills the caches
+    measured = {"train": _numbers(*train, run), "predict": _numbers("predict", run, next(photos.rglob("*.png")))}
+    for command, before in (("train", TRAIN), ("predict", PREDICT)):
+        for name, number in before.items():
+            assert measured[command][name] <= 1.05 * number, f"{command} meets {measured[command][name]} {name}"
+
+
+def _numbers(*command: object) -> dict[str, int]:
+    words = [sys.executable, str(Path(__file__).with_name("way.py")), *map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    numbers: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
