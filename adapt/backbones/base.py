@@ -88,10 +88,12 @@ class Backbone:
         self.name = name
         self._eval_transform = eval_transform
         self._export = export
-        self._known_content: list[str | None] = []  # one hash inside `unchanging`, None before it is asked, else empty
+        self._unchanging: list[list[str]] = []  # inside `unchanging`, a list for the hash; shared with shallow copies
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return copied_alone(self, self.model, memo)
+        copied = copied_alone(self, self.model, memo)
+        copied._unchanging = []  # its weights are its own
+        return copied
 
     @staticmethod
     def from_open_clip(
@@ -191,23 +193,22 @@ class Backbone:
 
     def content(self) -> str:
         """Return a hexadecimal hash of the model's weights and configuration, for the keys of cached features."""
-        known = self._known_content  # shared with copies of this backbone
-        content = next(iter(known), None) or fingerprint.content(self.model)
-        if known:
-            known[0] = content
-        return content
+        [known] = self._unchanging[:1] or [[]]  # a thread that ends after the block writes into that block's own list
+        if not known:
+            known.append(fingerprint.content(self.model))
+        return known[0]
 
     @contextmanager
     def unchanging(self) -> Iterator[None]:
         """Hash the model's weights at most once in the `with` block, where the caller must not change the weights."""
-        outermost = not self._known_content
+        outermost = not self._unchanging
         if outermost:
-            self._known_content.append(None)
+            self._unchanging.append([])
         try:
             yield
         finally:
             if outermost:
-                self._known_content.clear()
+                self._unchanging.clear()
 
     def reading(self) -> dict[str, object]:
         """Return the input preprocessing settings as a dict, which adapter files store to check the backbone."""

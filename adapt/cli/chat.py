@@ -12,7 +12,6 @@ from adapt.chats import Chat
 from adapt.cli import options as common
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
-from adapt.models.base import is_native
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,6 +89,7 @@ def _answering(
     adapter: Path, model: Model, pictures: Sequence[Image.Image], settings: dict[str, int]
 ) -> Callable[[str], str]:
     """Return a function from a question to its answer in words. Raises AdaptError for a model that has none."""
+    from adapt.models.base import is_native
     from adapt.models.speaking import SpeakingModel
 
     if is_native(model):

@@ -13,7 +13,6 @@ from adapt.cli import CommandGroup
 from adapt.cli import options as common
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown, spread
-from adapt.models.base import is_native
 
 if TYPE_CHECKING:
     from adapt.data.checks import Finding
@@ -350,6 +349,7 @@ def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatM
     """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
     from adapt.backbones.load import load_backbone
     from adapt.loading import load
+    from adapt.models.base import is_native
     from adapt.models.unadapted import unadapted
 
     if adapter is not None:

@@ -61,14 +61,13 @@ class Listing(Generic[T]):
             return self._loaded(self._entry_points()[name])
         raise AdaptError(f"unknown {self._what} {name!r}; {nearest(name, self.names(), self._listed_by)}{self._advice}")
 
-    def classes(self, files: Container[str] | None = None) -> Iterator[type[T]]:
-        """Yield all classes by name, or without those of other files than `files`, which are then not imported.
+    def classes(self, without: Container[str] = ()) -> Iterator[type[T]]:
+        """Yield all classes by name, but for those of the files `without`, which are not imported.
 
         A package that cannot be imported is left out, with a warning the first time.
         """
-        others = set() if files is None else {name for name in self.files() if name not in files}
         for name in self.names():
-            if name in others:
+            if name in without:
                 continue
             try:
                 yield self.find(name)
@@ -77,9 +76,15 @@ class Listing(Generic[T]):
                     logger.warning("%s: it is left out; repair or uninstall the package", error)
                 self._broken.add(name)
 
-    def claiming(self, claims: Callable[[type[T]], bool], files: Container[str]) -> list[type[T]]:
-        """Return the classes for which `claims` is true: those of `files` and of other packages or, if none, of all."""
-        return [cls for cls in self.classes(files) if claims(cls)] or [cls for cls in self.classes() if claims(cls)]
+    def claiming(self, claims: Callable[[type[T]], bool], files: Container[str]) -> Iterator[type[T]]:
+        """Yield the classes for which `claims` is true: of `files` and other packages or, if none, of other files."""
+        others = [name for name in self.files() if name not in files]
+        claimed = False
+        for cls in filter(claims, self.classes(others)):
+            claimed = True
+            yield cls
+        if not claimed:
+            yield from filter(claims, map(self.find, others))
 
     def register(self, cls: type[T]) -> type[T]:
         """Register a class under its attribute `name` in this process, and return the class.

@@ -67,7 +67,7 @@ def prefix_suffix_attention(
 
 def _attention_to_all(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
     """Return attention of packed rows `(..., h, rows, d/h)`, to whose scores `hidden` is added."""
-    if q.ndim > 3 or q.dtype != torch.float32:
+    if q.ndim > 3 or q.dtype != torch.float32 or torch.is_autocast_enabled(q.device.type):
         return F.scaled_dot_product_attention(q, k, v, hidden.to(q.dtype))
     # without images torch has no kernel, and takes these steps and some for queries that see nothing, to the same bits
     root = math.sqrt(1 / math.sqrt(q.shape[-1]))

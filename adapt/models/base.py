@@ -320,7 +320,7 @@ class Adapted(nn.Module, Generic[B]):
 
         Raises AdaptError if the model has learned tensors for individual classes, or has no classes.
         """
-        raise AdaptError("it answers questions about images and has no classes: leave class_names out")
+        raise AdaptError("this model answers questions about images and has no classes: leave class_names out")
 
     def save(self, path: str | Path) -> Path:
         """Save the adapter to a file and return the path of the file; see `adapt.formats.adapter`."""

@@ -193,7 +193,8 @@ def encoded_images(
         return [image.features.flatten() for image in encoded]
 
     width = backbone.vlm.config.get_text_config().hidden_size
-    needed = sum(marks.tokens for marks in marks_of.values()) * width * backbone.dtype.itemsize
+    layers = 1 + len(getattr(backbone.vlm.config.vision_config, "deepstack_visual_indexes", None) or ())
+    needed = sum(marks.tokens for marks in marks_of.values()) * layers * width * backbone.dtype.itemsize
     cache = FeatureCache()
     if not _fits(cache, needed, f"the features of {len(alone):,} images", "every step encodes its images"):
         return None

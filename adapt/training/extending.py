@@ -60,7 +60,7 @@ def _tied(method: Method) -> str:
 def _joined(known: Split, new: Split) -> Split:
     """Return the images of two data sets as one, with the classes of both. Warns of equal images of two classes.
 
-    Raises AdaptError without a new class, and if a file is of two classes or parts.
+    Raises AdaptError without a new class, and if a file is of two classes, parts, entities or domains.
     """
     for split in (known, new):
         check_listable(split)
@@ -70,9 +70,9 @@ def _joined(known: Split, new: Split) -> Split:
     if known.turned != new.turned:
         raise AdaptError(f"{known.name} and {new.name} differ in whether photographs are turned by EXIF: set data.exif")
     parts: dict[str, Any] = {part: getattr(known, part) + getattr(new, part) for part in PARTS}
-    joined = replace(known, name="extended", class_names=names, ratios=None, root="", **parts)
+    joined = replace(known, name=new.name, class_names=names, ratios=None, root="", **parts)
     rows = [Listed(item, part) for part in PARTS for item in parts[part]]
     check_listed_once(rows, f"{known.name} and {new.name}")
-    for found in contradictions(Looked(joined, all_facts([*joined.items()]), {}, (), ())):
+    for found in contradictions(Looked(joined, all_facts([*joined.items(), *joined.unlabelled]), {}, (), ())):
         logger.warning("%s", found.line)
     return joined

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,13 +118,11 @@ class Result:
             from matplotlib.figure import Figure
         except ImportError:
             raise missing("A plot", "matplotlib", "plot") from None
+        if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()) is not None:
+            from IPython.core.pylabtools import select_figure_formats
 
-        class Shown(Figure):
-            def _repr_png_(self) -> bytes:  # a notebook shows other figures only after one of pyplot's
-                self.savefig(file := BytesIO(), format="png")
-                return file.getvalue()
-
-        figure = Shown(figsize=(9, 3.7), layout="constrained")
+            select_figure_formats(shell, {"png"})  # which a notebook does by itself only with pyplot
+        figure = Figure(figsize=(9, 3.7), layout="constrained")
         figure.suptitle(self._title())
         loss_axes, accuracy_axes = figure.subplots(1, 2)
         curves = {"loss": [entry["loss"] for entry in self.history]}

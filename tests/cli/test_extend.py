@@ -29,7 +29,7 @@ def train(run, model_folder: Path, tmp_path: Path):
 
     def trained(method: str, data: Path, name: str) -> Path:
         recipe = tmp_path / f"{name}.yaml"
-        steps = "" if "gda" in method else "train: {epochs: 1, augment: none, workers: 0}\n"
+        steps = "" if "gda" in method or "ss_text" in method else "train: {epochs: 1, augment: none, workers: 0}\n"
         recipe.write_text(f"method: {method}\nbackbone: {model_folder}\ndata: {{source: {data}, shots: 3}}\n{steps}")
         result = run("train", recipe, "--out", tmp_path / name, "--quiet")
         assert result.exit_code == 0, result.output
@@ -73,6 +73,18 @@ def test_shared_tensors_go_on_from_the_adapter(run, train, halves: tuple[Path, P
     assert len(second.class_names) == 5
     assert second.metadata["recipe"]["start"] == str(first)
     assert not torch.equal(second.method.ctx, adapt.load(first).method.ctx)
+
+
+def test_unlabelled_images_go_along(run, train, halves: tuple[Path, Path], tmp_path: Path) -> None:
+    known, more = halves
+    for folder, name in ((known, "red panda"), (more, "sky")):
+        (folder / "unlabelled" / "any").mkdir(parents=True)
+        for image in sorted((folder / "test" / name).iterdir())[:2]:
+            shutil.move(image, folder / "unlabelled" / "any")
+    first = train("{name: ss_text, variant: SS-Text-U}", known, "first")
+    result = run("extend", first, "--data", more, "--out", tmp_path / "second", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert len(adapt.load(tmp_path / "second").class_names) == 5
 
 
 def test_what_the_run_has_is_not_missed_in_the_new_data(

@@ -33,6 +33,13 @@ def test_every_command_explains_itself(run, command: str) -> None:
     assert len(result.stdout.splitlines()) > 4
 
 
+@pytest.mark.parametrize("command", ["chat", "data", "maps", "predict"])
+def test_what_reads_models_imports_torch_only_then(command: str) -> None:
+    code = f"import sys; from adapt.cli import main; main.get_command(None, {command!r}); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
+
+
 def test_another_projects_package_in_the_way_is_named(tmp_path: Path) -> None:
     """PyPI's `adapt` puts an `__init__.py` of its own over ours."""
     (tmp_path / "adapt").mkdir()

@@ -18,7 +18,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptedModel, AdaptError, methods
 from adapt.data import Item, Split, checks, load, looking, read_csv, read_defect_folder
-from adapt.data.decoding.masks import blank_masks, check_masks, mask_of
+from adapt.data.decoding.masks import blank_masks, check_masks, marks_none, mask_of
 from adapt.engine import vision
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.maps import MapScores, auroc, region_overlap
@@ -245,10 +245,9 @@ def test_blank_masks_of_damaged_images_are_problems_in_the_check_and_in_training
         "the class 'abnormal'. Mark the defect, or remove the image from the data"
         for number in range(1, 5)
     ]
-    told = {"anovl": r"^the mask .* \(4 of the masks\)$", "zero_shot": "4 of 7 images .* and 1 more. List all"}
-    for name, message in told.items():
+    for name in ("anovl", "zero_shot"):
         recipe = read_recipe(name, [f"backbone={model_folder}"], data=source)
-        with pytest.raises(AdaptError, match=message) as refused:
+        with pytest.raises(AdaptError, match=r"4 of 7 images .* and 1 more\. List all") as refused:
             run_recipe(recipe, None, progress=False)
         assert "/1_mask.png' marks no pixel, but its image" in str(refused.value)
     recipe = read_recipe("zero_shot", [f"backbone={model_folder}", "data.broken=skip"], data=source)
@@ -259,9 +258,11 @@ def test_blank_masks_of_intact_images_are_none(tmp_path: Path) -> None:
     mask, blank = picture(tmp_path / "m.png", box=(0, 0, 4, 4)), picture(tmp_path / "blank.png", value=0)
     labels = [("good", blank), ("bent", mask), ("bent", blank), ("good", blank)]
     items = [Item.of(path=picture(tmp_path / f"{i}.png"), label=a, mask=b) for i, (a, b) in enumerate(labels)]
-    assert not blank_masks(items[:2])
-    assert "2.png' is of the class 'bent'" in blank_masks(items)[blank]
-    assert not blank_masks(items, {blank})
+    is_blank = {path: marks_none(path) for path in (mask, blank)}
+    assert is_blank == {mask: False, blank: True}
+    assert not blank_masks(items[:2], is_blank)
+    assert "2.png' is of the class 'bent'" in blank_masks(items, is_blank)[blank]
+    assert not blank_masks(items, {mask: False})  # the other one could not be read
 
 
 @pytest.mark.parametrize("value", [1, 255])

@@ -24,7 +24,7 @@ from adapt.chats import Chat, Turn
 from adapt.data import Item
 from adapt.evaluation.inference import Inference
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
-from adapt.models import chatting
+from adapt.models import chatting, features
 from adapt.models.chatting import ChatModel
 from adapt.tasks.conversations import Conversation
 
@@ -240,6 +240,18 @@ def test_training_from_encoded_images_learns_the_same(
     assert trained[0][1] == trained[1][1]
     assert calls == [1, 2 * 3 + 2]  # once, or in each batch of three epochs and two evaluations
     assert hashings == [1, 0]
+
+
+@by_turns("kind", FAST)
+def test_the_memory_that_they_take_is_known_before(
+    kind: str, items: list[Item], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(features, "_fits", lambda cache, needed, *_: told.append(needed) or True)
+    model: ChatModel = adapt.wrap(tiny_natives.backbone(kind), lora("decoder"))
+    known = features.encoded_images(model, items, workers=0, progress=None)
+    assert known is not None
+    assert told == [sum(image.features.nbytes for image in known.values())]
 
 
 def counting(compute: Any, calls: list[int]) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checks import loss_of, scaled
@@ -29,6 +30,10 @@ CoOp, ZeroShot = adapt.methods.CoOp, adapt.methods.ZeroShot
 @pytest.fixture
 def model(open_clip: Backbone) -> AdaptedModel:
     return adapt.wrap(open_clip, CoOp(n_ctx=4), NAMES)
+
+
+def test_class_names_may_be_an_array(open_clip: Backbone) -> None:
+    assert adapt.wrap(open_clip, CoOp(n_ctx=4), np.array(NAMES)).class_names == NAMES
 
 
 @pytest.mark.parametrize(

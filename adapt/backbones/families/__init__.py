@@ -37,7 +37,7 @@ def forms() -> dict[str, str]:
 
 def of(spec: str) -> Family:
     """Return the family (loader) of the backbone named `spec`. Raises AdaptError unless exactly one family matches."""
-    claims = _listing.claiming(lambda family: family().claims(spec), _files_of(spec))
+    claims = list(_listing.claiming(lambda family: family().claims(spec), _files_of(spec)))
     if len(claims) == 1:
         return claims[0]()
     if claims:
@@ -61,10 +61,10 @@ def _files_of(spec: str) -> list[str]:
 
 def of_folder(path: Path) -> Family:
     """Return the family (loader) for the model folder `path`. Raises AdaptError if no family can load the folder."""
-    claims = _listing.claiming(lambda family: family().claims_folder(path), _OF_FOLDER)
-    if not claims:
+    family = next(_listing.claiming(lambda family: family().claims_folder(path), _OF_FOLDER), None)
+    if family is None:
         raise AdaptError(f"{path} is not a model folder; expected open_clip_config.json or config.json in the folder")
-    return claims[0]()
+    return family()
 
 
 def of_model_types() -> dict[str, Family]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -21,12 +21,9 @@ NORMAL = "normal"  # the usual name of the class of intact images
 
 
 def check_masks(items: Sequence[Item], turned: bool = False) -> None:
-    """Raise AdaptError, naming the mask, if a mask of `items` is missing, no image, of the wrong size, or blank."""
+    """Raise AdaptError, naming the mask, if a mask of `items` is missing, is not an image, or has the wrong size."""
     for item in items:
         check_mask(item, turned)
-    blank = blank_masks(items)
-    for problem in blank.values():
-        raise AdaptError(f"{problem} ({len(blank):,} of the masks)")
 
 
 def check_mask(item: Item, turned: bool = False) -> None:
@@ -42,24 +39,24 @@ def check_mask(item: Item, turned: bool = False) -> None:
         )
 
 
-def blank_masks(items: Sequence[Item], unread: Container[str] = ()) -> dict[str, str]:
-    """Return {path: reason} for the masks of damaged images that mark no pixel; paths in `unread` are not opened.
+def blank_masks(items: Sequence[Item], is_blank: Mapping[str, bool]) -> dict[str, str]:
+    """Return {path: reason} for the masks of damaged images that mark no pixel, by whether a mask `is_blank`.
 
     Images are damaged if they are not of the class normal or, without this class, if a mask of their class marks any.
     """
-    masks = [(item, path) for item in items for path in item.label.files if path not in unread]
-    blank = {path for path in {path for _, path in masks} if _is_blank(path)}
-    classes, marked = {item.answer for item in items}, {item.answer for item, path in masks if path not in blank}
+    masks = [(item, path) for item in items for path in item.label.files if path in is_blank]
+    classes, marked = {item.answer for item in items}, {item.answer for item, path in masks if not is_blank[path]}
     damaged = classes - {NORMAL} if NORMAL in classes else marked
     return {
         path: f"the mask {path!r} marks no pixel, but its image {item.path!r} is of the class {item.answer!r}. Mark "
         "the defect, or remove the image from the data"
         for item, path in masks
-        if path in blank and item.answer in damaged
+        if is_blank[path] and item.answer in damaged
     }
 
 
-def _is_blank(path: str) -> bool:
+def marks_none(path: str, turned: bool = False) -> bool:
+    """Return whether a mask is blank, that is, marks no pixel, however it is turned."""
     with open_file(path) as file, opened(file, path) as picture:
         return picture.convert("L").getbbox() is None
 

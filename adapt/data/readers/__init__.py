@@ -99,7 +99,7 @@ def _readers() -> Iterator[Reader]:
 
 def _reader_of(spec: str) -> Reader | None:
     """Return the reader that accepts `spec`, or None. Raises AdaptError if more than one reader accepts `spec`."""
-    claims = _listing.claiming(lambda reader: reader().claims(spec), _files_of(spec))
+    claims = list(_listing.claiming(lambda reader: reader().claims(spec), _files_of(spec)))
     claims = [reader for reader in claims if not reader.fallback] or claims
     if len(claims) > 1:
         raise AdaptError(

@@ -1,4 +1,4 @@
-"""What one command enters: `python way.py COMMAND …` prints the numbers of files, functions, calls and modules as JSON.
+"""What one command enters: `python entered.py COMMAND …` prints numbers of files, functions, calls and modules as JSON.
 
 Files and functions of `adapt` count that a call enters, in the main thread, but for what runs only because a module is
 imported; calls are those from a file to another, each pair of functions once; modules are those that were imported.
