@@ -165,7 +165,8 @@ def trl_epoch() -> Step:
 def epoch() -> Step:
     """Return an epoch of adapt's DPO by `adapt.fit`, for which nothing is known."""
     torch.set_num_threads(1)
-    folder, backbone = Path(tempfile.mkdtemp()), native_model.backbone()
+    kept, backbone = tempfile.TemporaryDirectory(), native_model.backbone()  # in a process of its own, to its end
+    folder = Path(kept.name)
     chats = [native_model.chat(backbone.tokenizer, word) for word in ("cat", "bird")]
     items = []
     for number, picture in enumerate(native_model.pictures(2 * BATCH)):
@@ -173,7 +174,7 @@ def epoch() -> Step:
         items.append(Item((str(folder / f"{number}.png"),), Preference(chats[0], chats[1].answer)))
 
     def step() -> None:
-        os.environ["ADAPT_CACHE"] = tempfile.mkdtemp(dir=folder)
+        os.environ["ADAPT_CACHE"] = tempfile.mkdtemp(dir=kept.name)
         adapt.fit(adapted(backbone), items, epochs=1, batch_size=BATCH, progress=False)
 
     return step
