@@ -96,4 +96,5 @@ def _hidden(tokens: Sequence[tuple[Prompt, int, int]], prefix: int, device: torc
     rows = torch.arange(len(tokens), device=device)
     classes = torch.tensor([i for _, i, _ in tokens], device=device)
     related = (classes[:, None] == classes) | (rows < prefix)
-    return torch.where(related & (rows <= rows[:, None]), 0.0, float("-inf"))
+    seen = related & (rows <= rows[:, None])
+    return torch.zeros(seen.shape, dtype=torch.float32, device=device).masked_fill(~seen, float("-inf"))
