@@ -12,6 +12,7 @@ import click
 from adapt.common import hub
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
+from adapt.formats import PEFT_CONFIG
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +33,7 @@ class ImageFile(NamedTuple):
 
 def is_adapter(path: Path) -> bool:
     """Return whether `path` is an adapter file, a hub name, or a folder that contains an adapter, such as a run."""
-    inside = ("adapter.safetensors", "adapter_config.json")
+    inside = ("adapter.safetensors", PEFT_CONFIG)
     return hub.is_name(path) or path.suffix == ".safetensors" or any((path / name).is_file() for name in inside)
 
 

@@ -54,9 +54,9 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
 
 def _needs_none(backbone: Backbone, method: Method, class_names: Sequence[str]) -> bool:
     """Return whether the model has no classes: always, or where none are given and its task may be one without."""
-    if len(class_names) or backbone.kind in ("vision LLM", "native VLM"):
-        return not len(class_names) or backbone.kind == "vision LLM"
-    return backbone.kind == "dual encoder" and tasks.without_classes(method)
+    if backbone.kind == "vision LLM" or len(class_names):
+        return backbone.kind == "vision LLM"
+    return backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and tasks.without_classes(method))
 
 
 def _check_kind(method: Method, backbone: Backbone) -> None:

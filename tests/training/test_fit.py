@@ -86,7 +86,10 @@ def test_the_plot_is_drawn(train, tiny_split, tmp_path: Path, with_test: bool) -
         assert [line.get_ydata()[0] for line in accuracy.lines[1:]] == [percent, 100 * result.zero_shot_accuracy]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     shell = InteractiveShell.instance()
-    assert "image/png" in shell.display_formatter.format(result.plot())[0]  # no figure of pyplot was shown before
+    try:
+        assert "image/png" in shell.display_formatter.format(result.plot())[0]  # no figure of pyplot was shown before
+    finally:
+        InteractiveShell.clear_instance()  # other tests run outside of a notebook
 
 
 def test_labels_must_be_the_models(train, make_model, tiny_split) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapt.common.errors import AdaptError
 from adapt.data.item import Item
+from adapt.data.readers import imagenet
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.published import Published, find, sets
@@ -27,12 +28,7 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
         absent = " and no ".join(missing)
         raise AdaptError(f"data {data.name!r}: there is no {absent}.{_hint(data, root)} {data.advice}")
     home = Path(root, data.folder)
-    if data.layout in _READERS:
-        split = _READERS[data.layout](data, home)
-    else:
-        from adapt.data.readers import imagenet
-
-        split = getattr(imagenet, f"by_{data.layout}")(data, home)
+    split = _READERS[data.layout](data, home)
     if len(split.class_names) != data.classes:
         raise AdaptError(
             f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; expected {data.classes}, as "
@@ -78,6 +74,8 @@ def _by_variants(data: Published, home: Path) -> Split:
 _READERS: dict[str, Callable[[Published, Path], Split]] = {
     "split": _by_split_file,
     "variants": _by_variants,
+    "synsets": imagenet.by_synsets,
+    "numbers": imagenet.by_numbers,
 }
 
 
