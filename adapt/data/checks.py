@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from adapt.common.shown import first_of
 from adapt.data.bags import has_bags
-from adapt.data.decoding.facts import Facts
+from adapt.data.check import Facts
 from adapt.data.decoding.pictures import FORMATS
 from adapt.data.item import Item
 from adapt.data.looking import Looked

@@ -11,9 +11,8 @@ from functools import cached_property
 from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
 from adapt.data.bags import is_bag, singles
-from adapt.data.check import all_facts, unfit
+from adapt.data.check import Facts, all_facts, unfit
 from adapt.data.consistency import collecting
-from adapt.data.decoding.facts import Facts
 from adapt.data.decoding.regions import parted
 from adapt.data.item import Item
 from adapt.data.readers import folder_of, load

@@ -24,8 +24,7 @@ from adapt.common.progress import LogEntry, training_bar
 from adapt.common.validation import explain
 from adapt.data.bags import BagPooling, has_bags, singles
 from adapt.data.check import without_copies
-from adapt.data.item import Item
-from adapt.data.items_id import items_id
+from adapt.data.item import Item, items_id
 from adapt.data.split import are_turned
 from adapt.evaluation.evaluate import keep_examples
 from adapt.methods.base import Method

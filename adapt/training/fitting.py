@@ -22,8 +22,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import LogEntry, Progress, counting_bar, training_bar
 from adapt.common.validation import explain
 from adapt.data.folds import folds, kept_and_held
-from adapt.data.item import Item
-from adapt.data.items_id import items_id
+from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
