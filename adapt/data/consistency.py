@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
@@ -17,50 +15,30 @@ if TYPE_CHECKING:
     from adapt.tasks import Task
 
 
-_collected: ContextVar[list[str] | None] = ContextVar("_collected", default=None)
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what stands for bytes of a name that are no UTF-8
-_unseen: ContextVar[bool] = ContextVar("_unseen", default=False)
-accepts_unseen = _unseen.get  # the value of a new split's `unseen`
 
 
-@contextmanager
-def collecting() -> Iterator[list[str]]:
-    """Yield a list that collects problems of inconsistent data in the `with` block, instead of raising AdaptError."""
-    problems: list[str] = []
-    before = _collected.set(problems)
-    try:
-        yield problems
-    finally:
-        _collected.reset(before)
+class InconsistentError(AdaptError):
+    """What keeps data from being a data set: `problems` of its rows, which `of_rows` counts, then those of the split.
 
+    The message is the first problem. `split` has what could be read; it is None if the other rows make no split.
+    """
 
-@contextmanager
-def collected() -> Iterator[None]:
-    """Add an AdaptError of the `with` block to the list of `collecting`, or raise it if there is none."""
-    try:
-        yield
-    except AdaptError as error:
-        problems = _collected.get()
-        if problems is None:
-            raise
-        problems.append(str(error))
-
-
-@contextmanager
-def accepting_unseen(unseen: bool) -> Iterator[None]:
-    """Allow classes without a training image in splits that are made in the `with` block, if `unseen` is true."""
-    before = _unseen.set(unseen)
-    try:
-        yield
-    finally:
-        _unseen.reset(before)
+    def __init__(self, problems: Sequence[str], split: Split | None, of_rows: int = 0) -> None:
+        super().__init__(problems[0])
+        self.problems, self.split, self.of_rows = list(problems), split, of_rows
 
 
 def check_consistent(split: Split) -> None:
-    """Raise AdaptError, naming the item or the class, if `split` breaks a rule that the docstring of `Split` lists."""
+    """Raise InconsistentError if `split` breaks rules that the docstring of `Split` lists, with the item or class."""
+    problems = []
     for check in _CHECKS:
-        with collected():
+        try:
             check(split)
+        except AdaptError as error:
+            problems.append(str(error))
+    if problems:
+        raise InconsistentError(problems, split)
 
 
 def _check_names(split: Split) -> None:

@@ -12,7 +12,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
 from adapt.data.bags import is_bag, singles
 from adapt.data.check import Facts, all_facts, unfit
-from adapt.data.consistency import collecting
+from adapt.data.consistency import InconsistentError
 from adapt.data.decoding.regions import parted
 from adapt.data.item import Item
 from adapt.data.readers import folder_of, load
@@ -73,15 +73,22 @@ def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Sp
     Raises AdaptError if `source` is a list or a name that cannot be read. For an unreadable folder, and for a list of
     which no row can be used, the data set is empty.
     """
-    with collecting() as problems:
+    try:
+        return load(source, root), []
+    except InconsistentError as error:
+        split, problems = error.split, list(dict.fromkeys(error.problems))
+    except AdaptError as error:
+        if folder_of(source) is None:
+            raise
+        split, problems = None, [str(error)]
+    if split is None:
+        folder = folder_of(source) or ""
         try:
-            split = load(source, root)
-        except AdaptError as error:
-            folder, told = folder_of(source), [*problems, str(error)]
-            if folder is None and not problems:
-                raise
-            return Split(os.path.basename(folder or source), (), (), (), (), root=folder or ""), told
-    return split, list(dict.fromkeys(problems))
+            split = Split(os.path.basename(folder or source), (), (), (), (), root=folder)
+        except InconsistentError as error:  # it has no classes
+            split = error.split
+    assert split is not None
+    return split, problems
 
 
 def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:

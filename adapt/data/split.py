@@ -18,7 +18,7 @@ from adapt import tasks
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import first_of
 from adapt.data.bags import has_bags
-from adapt.data.consistency import accepts_unseen, check_consistent
+from adapt.data.consistency import check_consistent
 from adapt.data.item import Item
 from adapt.tasks import Task
 
@@ -142,7 +142,7 @@ class Split:
     template: str = "a photo of a {}."
     root: str = ""
     ratios: tuple[float, ...] | None = field(default=None, compare=False)
-    unseen: bool = field(default_factory=accepts_unseen, compare=False)
+    unseen: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         check_consistent(self)
