@@ -14,10 +14,9 @@ from dataclasses import replace
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.listing import Listing
-from adapt.data.consistency import InconsistentError
 from adapt.data.readers.base import Reader
 from adapt.data.readers.names_file import read_names
-from adapt.data.split import Split
+from adapt.data.split import InconsistentError, Split
 
 __all__ = ["Reader", "folder_of", "load", "names", "register"]
 

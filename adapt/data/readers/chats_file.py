@@ -31,7 +31,6 @@ from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
-from adapt.data.consistency import InconsistentError
 from adapt.data.decoding.files import is_address, under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
 from adapt.data.item import Item
@@ -40,7 +39,7 @@ from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import Listed, to_split, without_rows
-from adapt.data.split import Split
+from adapt.data.split import InconsistentError, Split
 from adapt.tasks.base import Cell
 
 logger = logging.getLogger("adapt")

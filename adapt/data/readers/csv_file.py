@@ -13,7 +13,6 @@ from pathlib import Path
 from adapt import tasks
 from adapt.common.cells import unguarded
 from adapt.common.errors import AdaptError, nearest
-from adapt.data.consistency import InconsistentError
 from adapt.data.decoding.files import under
 from adapt.data.decoding.regions import parted, region
 from adapt.data.item import Item
@@ -21,7 +20,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
 from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, real_paths, to_split, without_rows
-from adapt.data.split import Split
+from adapt.data.split import InconsistentError, Split
 from adapt.tasks import Task
 from adapt.tasks.base import filled, number
 

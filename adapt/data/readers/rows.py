@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 from adapt import tasks
 from adapt.common.errors import AdaptError
-from adapt.data.consistency import InconsistentError
 from adapt.data.decoding.regions import parted
 from adapt.data.item import Item
 from adapt.data.readers import parts
-from adapt.data.split import Split
+from adapt.data.split import InconsistentError, Split
 from adapt.tasks import SEPARATOR, Label, Task
 
 logger = logging.getLogger("adapt")
