@@ -21,7 +21,7 @@ from adapt.models.contrasting import margins
 from adapt.models.wrap import Model
 from adapt.recipe import read_recipe
 from adapt.training.fit import fit_plan
-from adapt.training.run_recipe import build, run_recipe, plan_of
+from adapt.training.run_recipe import build, plan_of, run_recipe
 
 PAIRS, QUESTIONS = "emoji-contrasts@fluent-3d", "emoji-questions@fluent-3d"
 SIDES = "what is on the left?"
