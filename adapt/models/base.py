@@ -31,7 +31,7 @@ from adapt.methods.base.step import Step, Terms
 from adapt.methods.base.terms import TERMS
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
-from adapt.models.prediction import Prediction, Wanted, decided
+from adapt.models.prediction import Prediction, Query, decided
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class Adapted(nn.Module, Generic[B]):
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
         return other
 
-    def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Tensor, query: Query) -> Iterator[Prediction]:
         """Yield a prediction for each of the images `(b, 3, h, w)`, or the answer to the requested question."""
         raise NotImplementedError
 
@@ -232,11 +232,7 @@ class Adapted(nn.Module, Generic[B]):
         Raises AdaptError, naming the image, for an unreadable file and for anything that is not an image (see
         `adapt.data.open_image`), for a threshold outside [0, 1], and for `features` of a model without image features.
         """
-        return list(
-            self.predict_stream(
-                images, top_k, batch_size, question=question, threshold=threshold, features=features, urls=urls
-            )
-        )
+        return list(self.ask(images, Query(top_k, threshold, features, question), batch_size, urls=urls))
 
     def predict_stream(
         self,
@@ -250,8 +246,34 @@ class Adapted(nn.Module, Generic[B]):
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict` one by one, with only one batch of images in memory."""
-        wanted = Wanted(top_k, threshold, features, question)
-        for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, wanted))):
+        yield from self.ask(images, Query(top_k, threshold, features, question), batch_size, urls=urls)
+
+    def check_query(self, query: Query) -> None:
+        """Raise AdaptError if this model cannot answer the query."""
+        if query.question is None and not self.classifies:
+            raise AdaptError("this model answers questions about images, but there is no question: give a question")
+        if query.question is not None and not self.answers_questions:
+            raise AdaptError(
+                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
+            )
+        if query.features:
+            raise AdaptError(f"{self.backbone.describe()} has no image features to return: do not request features")
+        if query.items or query.together or query.explain:
+            what = "explains no answers" if query.explain else f"classifies no {'items' if query.items else 'sets'}"
+            raise AdaptError(f"{self.backbone.describe()} {what} of images: use a CLIP, or a model of images alone")
+
+    def ask(self, images: object, query: Query, batch_size: int = 64, *, urls: bool = False) -> Iterator[Any]:
+        """Yield the answer to the query about each image, or item of several images, one by one.
+
+        All of `predict`, `predict_items`, `predict_together` and `explain` ask here. Raises the errors that they list.
+        """
+        self.check_query(query)
+        if query.items or query.together or query.explain:
+            from adapt.models import answer
+
+            yield from answer.answered(self, images, query, batch_size, urls)  # type: ignore[arg-type]  # an image model
+            return
+        for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 
     def _of_batches(
