@@ -75,7 +75,7 @@ class Adapted(nn.Module, Generic[B]):
 
     def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:
         super().__init__()
-        self._backbone: B | None = backbone
+        self.backbone: B = backbone
         self.method = method
         self.class_names = tuple(class_names)
         self.checkpointing = checkpointing
@@ -83,17 +83,16 @@ class Adapted(nn.Module, Generic[B]):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # an unwrapped model has no turns to wait for
-        return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
+        return copied_alone(self, self.backbone.model if "backbone" in vars(self) else self.method, memo)
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
 
         def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
 
-    @property
-    def backbone(self) -> B:
-        if self._backbone is None:
+    def __getattr__(self, name: str) -> Any:  # asked for what is not there
+        if name == "backbone":
             raise AdaptError("this model was unwrapped and has no backbone: call adapt.wrap on the backbone again")
-        return self._backbone
+        return super().__getattr__(name)
 
     @property
     def text_path(self) -> str:
@@ -122,7 +121,8 @@ class Adapted(nn.Module, Generic[B]):
 
     def unwrap(self) -> B:
         """Return the backbone as it was before `wrap`; this model cannot be used afterwards."""
-        backbone, self._backbone = self.backbone, None
+        backbone = self.backbone
+        del self.backbone
         return backbone
 
     def turn(self, turned: bool) -> None:
@@ -130,7 +130,7 @@ class Adapted(nn.Module, Generic[B]):
 
         Training sets `turned` as for the training images. The backbone that was passed to `wrap` does not change.
         """
-        self._backbone = self.backbone.turning(turned)
+        self.backbone = self.backbone.turning(turned)
 
     def transform(self) -> Transform:
         """Return the test-time image transform; with v random views, the transform returns `(1 + v, 3, h, w)`."""
@@ -393,8 +393,8 @@ class Adapted(nn.Module, Generic[B]):
         """Apply `fn` also to the backbone, which is not a submodule, so that `.to()` moves the backbone too."""
         with outside_inference_mode():
             super()._apply(fn, recurse)
-            if self._backbone is not None:
-                self._backbone.model._apply(fn)
+            if "backbone" in vars(self):
+                self.backbone.model._apply(fn)
         return self
 
 
