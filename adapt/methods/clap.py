@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Terms, Training
+from adapt.methods.base.method import no_prompts
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, several
+from adapt.prompts import several
 
 
 class CLAPConfig(MethodConfig):
@@ -45,6 +45,7 @@ class CLAP(Method[ImageStep]):
     begins_anew = True
     needs_every_class = True
     _multipliers: Tensor
+    prompts = no_prompts  # the template is read by the frozen model alone
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         classes, device = len(class_names), backbone.device
@@ -62,9 +63,6 @@ class CLAP(Method[ImageStep]):
             rows = features.flatten(0, -2).to(base.device)
             labels = labels.repeat_interleave(max(views, 1)).to(base.device)
             self._multipliers = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return []  # the template is read by the frozen model alone
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
         """Return the mean zero-shot probability `(n,)` of each class for its own images. Every class needs an image."""

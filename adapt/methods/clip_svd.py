@@ -69,14 +69,6 @@ class CLIPSVD(Method[Step], ChecksAdapter, InsideBlocks, Merges):
     Config = CLIPSVDConfig
     _projections: dict[Place, Projection]
 
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
-
-    @property
-    def logit_scale(self) -> float | None:
-        return self.config.logit_scale
-
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         self._modules.clear()  # an earlier build may have tensors for blocks that are absent now
         self._projections = dict(places(self, backbone))

@@ -33,7 +33,7 @@ from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.methods import find, names
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Step, Terms, Training
-from adapt.methods.base.config import MethodSettings
+from adapt.methods.base.method import MethodSettings
 from adapt.methods.base.mixture import Mixes, mixed
 from adapt.methods.base.traits import (
     ChecksAdapter,

@@ -44,10 +44,6 @@ class LNTuning(Method[Step], InsideBlocks):
     serves = ("dual encoder", "vision encoder")
     Config = LNTuningConfig
 
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
-
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in self.config.towers:
             blocks = self.present(backbone.tower(name))

@@ -26,7 +26,7 @@ from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
 from adapt.methods.base.grid import configure
-from adapt.methods.base.kernel import similarities
+from adapt.methods.tip_adapter import similarities
 from adapt.methods.zero_shot import Templates
 
 BETA = Choice(tuple(2.0**k for k in range(-1, 5)), usual=2.0)

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.pixels import Repixelled
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
+from adapt.methods.base.method import no_prompts
 from adapt.methods.base.space import Projects, Space
+from adapt.methods.base.training import ImageModelView
 from adapt.methods.base.traits import LearnsUnlabelled, StandsAlone
-from adapt.methods.base.view import ImageModelView
 from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, several
+from adapt.prompts import several
 
 
 class PromptKDConfig(IVLPConfig):
@@ -71,6 +71,7 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
     learns_any_step = False
     per_class = True
     reads_labels = False
+    prompts = no_prompts  # the teacher has the texts
     space: Space | None = None
     example = {"teacher": "mini-clip", "n_ctx_vision": 2, "depth_vision": 2, "size": 256}
     teacher_text: Tensor
@@ -83,9 +84,6 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
         layers = nn.Linear(backbone.embed_dim, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size)
         self.conv1 = nn.Sequential(*layers).to(backbone.device)
         self.register_buffer("teacher_text", torch.zeros(len(class_names), size, device=backbone.device))
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return []  # the teacher has the texts
 
     def project(self, features: Tensor) -> Tensor:
         projected: Tensor = self.conv1(features.to(self.teacher_text.dtype))

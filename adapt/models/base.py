@@ -27,8 +27,7 @@ from adapt.data.decoding.views import Views
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
-from adapt.methods.base.step import Step, Terms
-from adapt.methods.base.terms import TERMS
+from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Wanted, decided

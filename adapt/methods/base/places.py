@@ -1,15 +1,38 @@
-"""The linear maps inside blocks that a method changes, as its settings select them."""
+"""The blocks of a tower, and the linear maps inside them, that a method changes, as its settings select them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tower import Projection
+from adapt.backbones.tower import Projection, Tower
 from adapt.common.errors import AdaptError
 from adapt.methods.base.method import Method
 from adapt.methods.base.traits import InsideBlocks
+
+
+def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:
+    """Return `depth`, or if `depth` is None, the fraction `share` of the number of blocks in the shallowest tower.
+
+    Raises AdaptError if a tower has fewer than `depth` blocks.
+    """
+    if depth is None:
+        depth = max(1, int(share * min(len(tower.blocks) for tower in towers)))
+    for tower in towers:
+        check_depth(tower, depth, method, field)
+    return depth
+
+
+def check_depth(tower: Tower, depth: int, method: str, field: str) -> None:
+    """Raise AdaptError, naming the setting `field` of `method`, if `tower` has fewer than `depth` blocks."""
+    blocks = len(tower.blocks)
+    if depth > blocks:
+        raise AdaptError(
+            f"{method}: {field} is {depth}, but the {tower.name} tower has {blocks} blocks: set method.{field} to 1 to "
+            f"{blocks}"
+        )
+
 
 Place = tuple[str, int, str]  # tower, block, projection
 Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]

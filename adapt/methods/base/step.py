@@ -1,4 +1,7 @@
-"""Batches as methods see them in training and at test time ("steps"); results are computed if needed, and only once."""
+"""Batches as methods see them in training and at test time ("steps"), and the terms of a batch's loss.
+
+A step computes results if they are needed, and only once.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,17 @@ from torch import Tensor
 
 from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.bags import Bags
 from adapt.data.pooling import bag_mean
-from adapt.methods.base.terms import checked
-from adapt.methods.base.view import ImageModelView, ModelView
 from adapt.prompts import Prompt, Texts, texts_key
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.methods.base.method import Method
+    from adapt.methods.base.training import ImageModelView, ModelView
     from adapt.tasks.base import Task
+
 
 T = TypeVar("T")
 Same = TypeVar("Same", bound="Step")
@@ -451,3 +455,30 @@ def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
     right = torch.arange(len(logits), device=logits.device)
     with_wrong = logits if wrong is None else torch.cat([logits, wrong], dim=-1)
     return (F.cross_entropy(with_wrong.float(), right) + F.cross_entropy(logits.T.float(), right)) / 2
+
+
+def total(terms: Terms) -> Tensor:
+    """Return the loss, as the sum of its `terms`."""
+    first, *others = terms.values()
+    return sum(others, first)
+
+
+def checked(terms: object, owner: str) -> Terms:
+    """Return the loss `terms` unchanged. Raises AdaptError, naming `owner`, if `terms` are not a dict of scalars."""
+    expected = "expected a dict of terms by name, each a tensor with one number"
+    if not isinstance(terms, dict) or not terms:
+        raise AdaptError(f"{owner}: the function loss returned {brief(terms)}; {expected}")
+    for name, term in terms.items():
+        if not (isinstance(name, str) and isinstance(term, Tensor) and term.numel() == 1):
+            kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
+            raise AdaptError(f"{owner}: the loss term {name!r} is {kind}; {expected}")
+    return terms
+
+
+def distill(step: ImageStep) -> Tensor:
+    """Return the mean cosine distance between adapted and frozen image features, as an extra term of the loss."""
+    return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
+
+
+# the terms that a recipe may add to the loss of any method, by `train.terms`
+TERMS: dict[str, Callable[[Any], Tensor]] = {"distill": distill}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
@@ -21,6 +21,8 @@ from adapt.common.validation import with_changes
 from adapt.data.pooling import bag_sum
 
 if TYPE_CHECKING:
+    import torch
+
     from adapt.backbones.tower import Block, Tower
     from adapt.methods.base.method import Method
     from adapt.methods.base.places import Place
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 
 Imported = tuple[dict[str, Tensor], dict[str, object]]  # tensors of a published checkpoint, and settings
+LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP keep a method's tensors
 
 
 class Trait(ABC):  # noqa: B024  # abstract members belong to each trait
@@ -59,10 +62,12 @@ class LearnedTokens(Trait):
         """Whether the method, with its current settings, puts learned tokens into the prompts."""
         return True
 
+    ctx: Tensor
+
     @property
-    @abstractmethod
     def learned_tokens(self) -> dict[str, Tensor]:
-        """The learned text tokens `(..., d)` by parameter name, so that their nearest words can be listed."""
+        """The learned text tokens `(..., d)` by parameter name, by default `ctx`, whose nearest words can be listed."""
+        return {"ctx": self.ctx}
 
 
 class OwnTerms(Trait):
@@ -283,6 +288,12 @@ class ReadsPublished(Trait):
         """
 
 
+def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors under `prefix` in a published prompt-learning checkpoint, without frozen token embeddings."""
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}
+
+
 def unpublished(method: type[Method]) -> AdaptError:
     """Return an AdaptError which says that adapt cannot read published checkpoints of `method`."""
     return AdaptError(f"adapt cannot read published {method.name} checkpoints: train an adapter instead")
@@ -296,6 +307,32 @@ class ChecksAdapter(Trait):
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Raise AdaptError if tensors in `source` with correct names, shapes and types have invalid values."""
+
+
+class KeepsLabels(ChecksAdapter):
+    """The trait of methods whose adapters have a table: the `labels` `(n,)` of training images, and `keys` for each."""
+
+    labels: Tensor
+    _classes: int
+
+    def hold(self, keys: Mapping[str, Tensor], labels: Tensor, device: torch.device, trained: bool = False) -> None:
+        """Hold `labels` `(n,)`, and tensors `(n, e)` by name, which are parameters if they are `trained`."""
+        assert isinstance(self, nn.Module)
+        self.register_buffer("labels", labels.to(device))
+        for name, own in keys.items():
+            if trained:
+                setattr(self, name, nn.Parameter(own.to(device)))
+            else:
+                self.register_buffer(name, own.to(device))
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Raise AdaptError if the labels that the file `source` stores do not fit the number of classes."""
+        labels, classes = tensors["labels"], self._classes
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise AdaptError(
+                f"the labels in {source} are {int(labels.min())} to {int(labels.max())}, but there are {classes} "
+                "classes: download or train the adapter again"
+            )
 
 
 class Reports(Trait):

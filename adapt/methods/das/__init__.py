@@ -133,10 +133,6 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
     _widths: dict[str, int]  # the width of each block, by its name
     _sites: dict[str, tuple[SiteName, ...]]  # the sites of each block, also of blocks that cannot be skipped
 
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
-
     @classmethod
     def lines(cls, metrics: JsonObject) -> Iterable[str]:
         if search := metrics.get("search"):

@@ -137,10 +137,6 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
     ]  # parameters of peft's layers, and of this module
 
     @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
-
-    @property
     def training(self) -> bool:
         """Whether the method is in training mode. Setting this property also sets the mode of all peft layers."""
         return self._in_training
@@ -150,10 +146,6 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
         vars(self)["_in_training"] = mode
         if "_shell" in vars(self):
             self._shell.train(mode)
-
-    @property
-    def logit_scale(self) -> float | None:
-        return self.config.logit_scale
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         self._modules.clear()  # an earlier build may have tensors for blocks that are absent now
