@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import transformers
 from torch import Tensor, nn
@@ -20,14 +20,10 @@ from adapt.backbones.tower import Block, Form, LastProjection, Norm, Projection,
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from adapt.backbones.transformers_models import ImageProcessor, Processor
 
-_PROJECTIONS = {
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj",
-    "fc1": "mlp.fc1", "fc2": "mlp.fc2",
-}  # fmt: skip
 _TextModel = transformers.CLIPTextModel | transformers.SiglipTextModel
 _VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
@@ -66,7 +62,7 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Du
         encode_image=partial(_image_features, model),
         encode_text=partial(_text_features, model),
         name=name,
-        export=partial(export_folder, processor),
+        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 
@@ -110,11 +106,10 @@ def _read(model: _VisionModel, x: Tensor, norm: Norm) -> Tensor:
     return pooled
 
 
-def export_folder(processor: Processor, folder: Path, model: transformers.PreTrainedModel) -> None:
-    """Save a model and its processor to `folder` in transformers' format."""
-    model.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
+def export_folder(processors: Sequence[Any], folder: Path, model: transformers.PreTrainedModel) -> None:
+    """Save a model, its image processor, and its tokenizer if it has one, to `folder` in transformers' format."""
+    for part in (model, *processors):
+        part.save_pretrained(folder)
 
 
 # functions of the model, not closures over it: a copy of the backbone must call its own
@@ -136,23 +131,47 @@ def _positions(embeddings: CLIPTextEmbeddings | SiglipTextEmbeddings) -> Tensor:
 
 def encoder_blocks(tower: nn.Module) -> tuple[Block, ...]:
     """Return the blocks of a CLIP's or SigLIP's text or vision model, or of a vision model with SigLIP's names."""
-    return tuple(map(_block, tower.get_submodule("encoder.layers")))  # type: ignore[call-overload]  # a ModuleList
+    return tuple(map(block_of, tower.get_submodule("encoder.layers")))  # type: ignore[call-overload]  # a ModuleList
 
 
-def _block(layer: nn.Module) -> Block:
-    part = layer.get_submodule
-    attn, mlp, norm1, norm2, act = map(part, ("self_attn", "mlp", "layer_norm1", "layer_norm2", "mlp.activation_fn"))
+def block_of(layer: nn.Module, plain_attention: bool = True) -> Block:
+    """Describe a pre-norm block, whose parts have a few spellings in transformers."""
+    norm1 = _one_of(layer, "norm1", "layernorm_before", "rms_norm1", "layer_norm1")
+    norm2 = _one_of(layer, "norm2", "layernorm_after", "rms_norm2", "layer_norm2")
+    attn, mlp = _one_of(layer, "attention", "self_attn"), _one_of(layer, "mlp", "ffn")
+    projections = {letter: Projection(attn.get_submodule(f"{letter}_proj")) for letter in "qkv"}
+    projections |= {"out": Projection(_one_of(attn, "o_proj", "out_proj", "projection_layer")), **_mlp(mlp)}
+    scales = [within(layer, f"layer_scale{number}") for number in (1, 2)]
+    added = [scale or part for scale, part in zip(scales, (attn, mlp), strict=True)]
+    scale1, scale2 = (scale or nn.Identity() for scale in scales)
+    sites = {"attn": Site(norm1, added[0]), "mlp": Site(norm2, added[1])}
+    act = _one_of(mlp, "activation_fn", "act_fn", "activation")
+    quick = isinstance(act, QuickGELUActivation)
     return Block(
-        module=layer,
-        attn=attn,
-        norm1=norm1,
-        norm2=norm2,
-        act=act,
-        projections={letter: Projection(part(path)) for letter, path in _PROJECTIONS.items()},
-        sites={"attn": Site(norm1, attn), "mlp": Site(norm2, mlp)},
-        mlp=mlp,
-        quick_gelu=isinstance(act, QuickGELUActivation),
-    )
+        layer, attn, norm1, norm2, act, projections, scale1, scale2, sites, mlp,
+        plain_attention=plain_attention, quick_gelu=quick,
+    )  # fmt: skip
+
+
+def _mlp(mlp: nn.Module) -> dict[str, Projection]:
+    """Return the linear maps of an MLP: gate, up and down of a gated one, else fc1 and fc2."""
+    if hasattr(mlp, "fc1"):
+        return {name: Projection(mlp.get_submodule(name)) for name in ("fc1", "fc2")}
+    linears = {name: Projection(part) for name, part in mlp.named_children() if isinstance(part, nn.Linear)}
+    if "gate_proj" in linears:
+        return {name.removesuffix("_proj"): linear for name, linear in linears.items()}
+    return dict(zip(("fc1", "fc2"), linears.values(), strict=True))
+
+
+def _one_of(module: nn.Module, *names: str) -> nn.Module:
+    return module.get_submodule(next(name for name in names if hasattr(module, name)))
+
+
+def within(module: nn.Module, path: str) -> Any:
+    """Return the submodule at `path`, or None if there is none."""
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module
 
 
 def preprocess_of(

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from adapt.backbones import hf
-from adapt.backbones.hf import preprocess_of
-from adapt.backbones.tower import Block, Form, LastProjection, Norm, Pooling, Projection, Site, Tower, VisionParts
+from adapt.backbones.hf import block_of, preprocess_of, within
+from adapt.backbones.tower import Form, LastProjection, Norm, Pooling, Tower, VisionParts
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.common.errors import AdaptError
 
@@ -50,7 +49,7 @@ def build(model: Any, image_processor: ImageProcessor, name: str | None = None) 
         preprocess=preprocess,
         encode_image=partial(_encode, model, _reading(model, kind)),
         name=name,
-        export=partial(_export, image_processor),
+        export=partial(hf.export_folder, [image_processor]),
     )
 
 
@@ -102,13 +101,11 @@ def _tower(model: Any, kind: str) -> Tower | None:
     if kind in ("siglip_vision_model", "clip_vision_model"):
         projection = LastProjection.of(model, "visual_projection")
         return hf.vision_tower(model if projection is None else model.vision_model, config, projection)
-    layers = next((found for path in _BLOCKS if (found := _within(model, path)) is not None), None)
+    layers = next((found for path in _BLOCKS if (found := within(model, path)) is not None), None)
     if layers is None or not hasattr(config, "num_attention_heads"):
         return None
     pooling = _POOLING.get(kind, "class")
-    norm = next((found for name in ("layernorm", "norm", "rms_norm") if (found := _within(model, name))), None)
-    embed = partial(_embedded, model)
-    parts = VisionParts(embed, partial(_read, model, pooling), nn.Identity())
+    norm = next((found for name in ("layernorm", "norm", "rms_norm") if (found := within(model, name))), None)
     return Tower(
         name="vision",
         width=config.hidden_size,
@@ -119,15 +116,11 @@ def _tower(model: Any, kind: str) -> Tower | None:
             registers=getattr(config, "num_register_tokens", 0),
             rotary=kind in _ROTARY,
         ),
-        blocks=tuple(_block(layer, kind not in _ROTARY) for layer in layers),
-        vision=None if norm is None else parts,  # without a final norm (RADIO), its own forward reads the tokens
+        blocks=tuple(block_of(layer, kind not in _ROTARY) for layer in layers),
+        # without a final norm (RADIO), its own forward reads the tokens
+        vision=None if norm is None else VisionParts(model.embeddings, partial(_read, model, pooling), nn.Identity()),
         final_norm=norm,
     )
-
-
-def _embedded(model: Any, images: Tensor) -> Tensor:
-    tokens: Tensor = model.embeddings(images)
-    return tokens
 
 
 def _read(model: Any, pooling: Pooling, x: Tensor, norm: Norm) -> Tensor:
@@ -137,44 +130,3 @@ def _read(model: Any, pooling: Pooling, x: Tensor, norm: Norm) -> Tensor:
         return norm(x).mean(1)
     pooled: Tensor = model.head(norm(x))
     return pooled
-
-
-def _block(layer: nn.Module, plain_attention: bool) -> Block:
-    """Describe a pre-norm block, whose parts have a few spellings in transformers."""
-    norm1 = _one_of(layer, "norm1", "layernorm_before", "rms_norm1")
-    norm2 = _one_of(layer, "norm2", "layernorm_after", "rms_norm2")
-    attn, mlp = layer.get_submodule("attention"), _one_of(layer, "mlp", "ffn")
-    projections = {letter: Projection(attn.get_submodule(f"{letter}_proj")) for letter in "qkv"}
-    projections |= {"out": Projection(_one_of(attn, "o_proj", "out_proj")), **_mlp(mlp)}
-    scales = [_within(layer, f"layer_scale{number}") for number in (1, 2)]
-    added = [scale or part for scale, part in zip(scales, (attn, mlp), strict=True)]
-    scale1, scale2 = (scale or nn.Identity() for scale in scales)
-    sites = {"attn": Site(norm1, added[0]), "mlp": Site(norm2, added[1])}
-    act = _one_of(mlp, "activation_fn", "act_fn", "activation")
-    return Block(
-        layer, attn, norm1, norm2, act, projections, scale1, scale2, sites, mlp, plain_attention=plain_attention
-    )
-
-
-def _mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the linear maps of an MLP: gate, up and down of a gated one, else fc1 and fc2."""
-    linears = {name: Projection(part) for name, part in mlp.named_children() if isinstance(part, nn.Linear)}
-    if "gate_proj" in linears:
-        return {name.removesuffix("_proj"): linear for name, linear in linears.items()}
-    return dict(zip(("fc1", "fc2"), linears.values(), strict=True))
-
-
-def _one_of(module: nn.Module, *names: str) -> nn.Module:
-    return module.get_submodule(next(name for name in names if hasattr(module, name)))
-
-
-def _within(module: nn.Module, path: str) -> Any:
-    """Return the submodule at `path`, or None if there is none."""
-    for name in path.split("."):
-        module = getattr(module, name, None)  # type: ignore[assignment]
-    return module
-
-
-def _export(image_processor: ImageProcessor, folder: Path, model: Any) -> None:
-    model.save_pretrained(folder)
-    image_processor.save_pretrained(folder)

@@ -14,7 +14,7 @@ from operator import is_
 import torch
 from torch import Tensor, nn
 
-from adapt.backbones.stand_in import StandIn
+from adapt.backbones.split_attention import StandIn
 from adapt.edits import Edit
 
 

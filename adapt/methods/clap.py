@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.method import no_prompts
+from adapt.methods.base.training import rows_of
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import several
 
@@ -58,10 +59,7 @@ class CLAP(Method[ImageStep]):
         with torch.no_grad():
             self.prototypes.copy_(base)
         if self.config.constraint == "l2":
-            views = training.settings.views or 0
-            features, labels = training.features("train", views=views), training.labels("train")
-            rows = features.flatten(0, -2).to(base.device)
-            labels = labels.repeat_interleave(max(views, 1)).to(base.device)
+            rows, labels = rows_of(training, training.settings.views or 0, base.device)
             self._multipliers = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class MMA(Method[ImageStep]):
         numbers, dim = [str(number) for number in range(first, last + 1)], self.config.dim
         for name, called in _TOWERS.items():
             width = backbone.tower(name).width
-            setattr(self, called, nn.ModuleDict({number: _ends(width, dim) for number in numbers}))
+            ends = {number: {"down": _layer(width, dim), "up": nn.Linear(dim, width)} for number in numbers}
+            setattr(self, called, nn.ModuleDict({number: nn.ModuleDict(own) for number, own in ends.items()}))
         self.shared_adapter = nn.ModuleDict({number: _layer(dim, dim) for number in numbers})
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
             nn.init.kaiming_normal_(linear.weight, a=0, mode="fan_out")
@@ -76,10 +77,6 @@ class MMA(Method[ImageStep]):
 
 def _layer(size: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, out), nn.ReLU())
-
-
-def _ends(width: int, dim: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"down": _layer(width, dim), "up": nn.Linear(dim, width)})
 
 
 class _Adapter(nn.Module):

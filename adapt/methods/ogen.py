@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
-from adapt.methods.base.aside import LearnsAside
+from adapt.methods.base.method import LearnsAside
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.prompts import Prompt, check_class_names, of_classes
 

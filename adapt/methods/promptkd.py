@@ -16,6 +16,7 @@ serves the classes that it was trained on, and needs no teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +24,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, DualEncoder
-from adapt.backbones.pixels import Repixelled
+from adapt.backbones.preprocess import Repixelled
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.method import no_prompts
 from adapt.methods.base.space import Projects, Space
-from adapt.methods.base.training import ImageModelView
 from adapt.methods.base.traits import LearnsUnlabelled, StandsAlone
 from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import several
+
+if TYPE_CHECKING:
+    from adapt.models.image_model import ImageModel
 
 
 class PromptKDConfig(IVLPConfig):
@@ -114,7 +117,7 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
 class Teacher:
     """A trained model with the student's classes, which reads the student's pixels."""
 
-    def __init__(self, model: ImageModelView, pixels: Repixelled) -> None:
+    def __init__(self, model: ImageModel[Any], pixels: Repixelled) -> None:
         self.model, self._pixels = model, pixels
         with torch.no_grad():
             self.class_features: Tensor = F.normalize(model.class_features(), dim=-1)

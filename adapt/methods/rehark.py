@@ -34,6 +34,7 @@ from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodC
 from adapt.methods.base.grid import configure
 from adapt.methods.base.method import no_prompts
 from adapt.methods.base.plain_classifier import class_means
+from adapt.methods.base.training import rows_of
 from adapt.methods.base.traits import OverSet, StandsAlone
 from adapt.methods.base.transduction import doubt_of_absent_classes
 from adapt.methods.tip_adapter import similarities
@@ -154,9 +155,9 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
                     yield settings | others, answer(step)
 
     def _examples(self, training: Training) -> _Examples:
-        views = self.config.views
-        rows = doubled(training.features("train", views=views).flatten(0, -2).to(self.support.device))
-        labels = training.labels("train").repeat_interleave(max(views, 1)).to(rows.device)
+        rows, labels = rows_of(training, self.config.views, self.support.device)
+        rows = doubled(rows)
+        labels = labels.to(rows.device)
         texts, descriptions = (
             doubled(training.classifier.frozen_class_features(several(templates)))
             for templates in (self.config.template, self.config.descriptions or self.config.template)

@@ -14,7 +14,7 @@ from small_trainings import SETTINGS
 
 import adapt
 from adapt import AdaptedModel, AdaptError, load_backbone
-from adapt.backbones.pixels import Repixelled
+from adapt.backbones.preprocess import Repixelled
 from adapt.data import Split
 from adapt.methods import CoOp, LinearProbe, PromptKD
 from adapt.methods.promptkd import Teacher

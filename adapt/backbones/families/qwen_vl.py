@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
     from adapt.backbones.tower import Block
 
-_MLP = {
-    "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
-    "fc1": "fc1", "fc2": "fc2", "linear_fc1": "fc1", "linear_fc2": "fc2",
-}  # fmt: skip
-
 
 class QwenVL(Family):
     name = "qwen_vl"
@@ -57,6 +52,7 @@ def _bound(pixels: Any, most: int) -> dict[str, object]:
 
 
 def _block(layer: Any) -> Block:
+    from adapt.backbones.decoder import mlp_projections
     from adapt.backbones.tower import Block, Projection, Site, fused_qkv
 
     attn, mlp = layer.attn, layer.mlp
@@ -67,7 +63,7 @@ def _block(layer: Any) -> Block:
         norm1=layer.norm1,
         norm2=layer.norm2,
         act=next(getattr(mlp, each) for each in ("act_fn", "act") if hasattr(mlp, each)),
-        projections=attention | {short: Projection(getattr(mlp, of)) for of, short in _MLP.items() if hasattr(mlp, of)},
+        projections=attention | mlp_projections(mlp),
         sites={"attn": Site(layer.norm1, attn), "mlp": Site(layer.norm2, mlp)},
         mlp=mlp,
         plain_attention=False,  # rotary positions, and windows

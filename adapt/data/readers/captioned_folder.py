@@ -57,9 +57,7 @@ def _text_of(path: str) -> Path:
 class CaptionedFolder(FolderReader):
     name = "captioned_folder"
     takes = "a folder with a .txt beside each image"
+    reads = staticmethod(read_captioned_folder)
 
     def claims(self, spec: str) -> bool:
         return os.path.isdir(spec) and is_captioned(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_captioned_folder(spec)

@@ -225,11 +225,17 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
         raise AdaptError(f"{where} is no JSON: {row}") from row
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    check_keys(row, _keys_of(row), where)
+    judged = [key for key in _JUDGED if row.get(key) is not True]
+    address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
+    asked = _ASKED if any(row.get(key) for key in _TURNS) else ()
+    check_keys(row, _READ.difference(asked, judged, address), where)
     inline = list(images_in(row))
     rejected, others = None, list[object]()
     if any(key in row for key in _PREFERENCES):
-        row, others = _without_other_images(row, where)
+        others = row.get(_OTHER_IMAGES) or []
+        if not isinstance(others, list):
+            raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
+        row = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
         row, rejected = _preference(row, where)
     elif row.get(_OTHER_IMAGES):
         raise AdaptError(
@@ -252,13 +258,6 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     label = tasks.reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
     return Listed(Item(paths, label, text=text), part)
-
-
-def _keys_of(row: Mapping[str, object]) -> frozenset[str]:
-    """Return the keys that are read of a row of its form."""
-    judged = [key for key in _JUDGED if row.get(key) is not True]
-    address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
-    return _READ.difference(_ASKED if any(row.get(key) for key in _TURNS) else (), judged, address)
 
 
 def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str | None:
@@ -317,15 +316,6 @@ def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
                 f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
                 "middle of an emoji or the like. Correct the text"
             ) from None
-
-
-def _without_other_images(row: Mapping[str, object], where: str) -> tuple[dict[str, object], list[object]]:
-    """Return a row of a preference without its rejected images, and these images."""
-    rest = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
-    others = row.get(_OTHER_IMAGES) or []
-    if not isinstance(others, list):
-        raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
-    return rest, others
 
 
 def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:

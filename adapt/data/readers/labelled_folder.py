@@ -49,9 +49,7 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
 class LabelledFolder(FolderReader):
     name = "labelled_folder"
     takes = "a folder with a labels.csv"
+    reads = staticmethod(read_labelled_folder)
 
     def claims(self, spec: str) -> bool:
         return os.path.isdir(spec) and is_labelled(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_labelled_folder(spec)

@@ -1,10 +1,14 @@
-"""The interface of a method: a plug-in that owns every trainable tensor, with its settings and its view of a call."""
+"""The interface of a method: a plug-in that owns every trainable tensor, with its settings and its view of a call.
+
+A base for methods with modules that are no part of the adapter stands beside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Generic
+from typing import Annotated, Any, ClassVar, Generic, Self
 
+import torch
 from pydantic import ValidationError, WithJsonSchema, model_validator
 from torch import Tensor, nn
 from typing_extensions import TypeVar
@@ -246,3 +250,32 @@ class Method(nn.Module, Generic[StepT]):
 def no_prompts(method: Method, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
     """Return no prompts: to be the `prompts` of a method whose template is read by the frozen model alone."""
     return []
+
+
+class HoldsAside(nn.Module):
+    """A base of methods with such modules, which move with the method but are neither its parameters nor its state."""
+
+    _aside: tuple[nn.ModuleDict, ...] = ()  # in a tuple, so that torch does not register them
+
+    def set_aside(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        """Hold `modules` by name, in place of earlier ones, and move them to `device`."""
+        self._aside = (nn.ModuleDict(modules).to(device),)
+
+    @property
+    def aside(self) -> nn.ModuleDict:
+        """The modules by name; none before they are set aside."""
+        return self._aside[0] if self._aside else nn.ModuleDict()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.aside._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+class LearnsAside(HoldsAside):
+    """A base of methods whose modules set aside are trained too; checkpoints keep them, and adapters do not."""
+
+    def trains(self) -> Iterable[nn.Parameter]:
+        return [*self.parameters(), *self.aside.parameters()]
+
+    def training_state(self) -> dict[str, Tensor]:
+        return self.aside.state_dict()

@@ -23,7 +23,8 @@ from adapt.prompts import Prompt, Texts, texts_key
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.methods.base.method import Method
-    from adapt.methods.base.training import ImageModelView, ModelView
+    from adapt.models.base import Adapted
+    from adapt.models.image_model import ImageModel
     from adapt.tasks.base import Task
 
 
@@ -77,7 +78,7 @@ class Step:
     whole: Callable[[Tensor], Tensor] | None = None
     """A function from the rows of this process to those of all processes, if the batch is divided among several."""
 
-    def __init__(self, model: ModelView, inputs: Any, labels: Tensor | None = None) -> None:
+    def __init__(self, model: Adapted[Any], inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs, self._labels = model, inputs, labels
 
     def of(self, task: Task, items: Sequence[Item]) -> Self:
@@ -121,8 +122,7 @@ class Step:
     @cached_property
     def logits(self) -> Tensor:
         """The method's logits of this batch `(b, n)`."""
-        logits: Tensor = self.model.method.logits(self)
-        return logits
+        return self.model.method.logits(self)
 
     @cached_property
     def cross_entropy(self) -> Tensor:
@@ -147,10 +147,10 @@ class ImageStep(Step):
     bags, which have several images of one thing each, the features are those of the bags.
     """
 
-    model: ImageModelView
+    model: ImageModel[Any]
 
     def __init__(
-        self, model: ImageModelView, inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
+        self, model: ImageModel[Any], inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
     ) -> None:
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
@@ -206,8 +206,7 @@ class ImageStep(Step):
             if self.inputs.shape[1] != self.model.method.views + 1:
                 raise self._wrong_views(self.inputs.shape[1])
             views = moved(self.inputs, self.model.backbone.device)
-            features: Tensor = self.model.image_features(views.flatten(0, 1))
-            return features.unflatten(0, self.inputs.shape[:2])
+            return self.model.image_features(views.flatten(0, 1)).unflatten(0, self.inputs.shape[:2])
         raise self._wrong_views(1)
 
     def _wrong_views(self, given: int) -> AdaptError:
@@ -241,8 +240,7 @@ class ImageStep(Step):
         """The unit-length features of each image `(m, e)`, of which a bag has several, by the adapted vision tower."""
         if isinstance(self.inputs, Encoded):
             return self.model.projected(self._encoded(self.inputs))
-        features: Tensor = self.model.image_features(self._entering)
-        return features
+        return self.model.image_features(self._entering)
 
     @cached_property
     def counts(self) -> Tensor | None:
@@ -290,34 +288,28 @@ class ImageStep(Step):
     @cached_property
     def _own_tokens(self) -> Tensor:
         """The output of the last vision block for the images that this process encodes."""
-        tokens: Tensor = self.model.image_tokens(self._images)
-        return tokens
+        return self.model.image_tokens(self._images)
 
     @cached_property
     def class_features(self) -> Tensor:
         """The unit-length text features of the classes `(n, e)`, or `(b, n, e)` if the features depend on images."""
-        features: Tensor
         method = self.model.method
         if method.per_image:
             tokens = self._own_tokens if "tokens" in method.reads else None
-            features = self._of_all(self.model.class_features(self._own_features, tokens))
-        else:
-            features = self._once("class_features", self.model.class_features)
-        return features
+            return self._of_all(self.model.class_features(self._own_features, tokens))
+        return self._once("class_features", self.model.class_features)
 
     @cached_property
     def prompt_features(self) -> tuple[Tensor, ...]:
         """The unit-length features `(m, e)` of each class's m prompts, where m may differ between classes."""
-        features: tuple[Tensor, ...] = self._once("prompt_features", self.model.prompt_features)
-        return features
+        return self._once("prompt_features", self.model.prompt_features)
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return unit-length features `(m, e)` of prompts that are not class prompts, from the adapted tower.
 
         The prompts cannot contain learned tokens that belong to a class or an image.
         """
-        features: Tensor = self.model.encode(prompts)
-        return features
+        return self.model.encode(prompts)
 
     @property
     def frozen_features(self) -> Tensor:
@@ -342,8 +334,7 @@ class ImageStep(Step):
         `unit`, the normalised mean of unit-length features, or `raw`, the mean of the tower's outputs, not normalised.
         """
         key = texts_key(templates), average
-        features: Tensor = self._once(key, lambda: self.model.frozen_class_features(templates, average))
-        return features
+        return self._once(key, lambda: self.model.frozen_class_features(templates, average))
 
     @property
     def scale(self) -> float:
@@ -386,7 +377,7 @@ class PairStep(ImageStep):
     a paraphrase of each text, or "" for a text without paraphrase.
     """
 
-    def __init__(self, model: ImageModelView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
+    def __init__(self, model: ImageModel[Any], inputs: Sequence[Any], labels: Tensor | None = None) -> None:
         images, texts, *others = inputs
         super().__init__(model, images, labels)
         self.texts: list[str] = list(texts)
@@ -398,7 +389,7 @@ class PairStep(ImageStep):
     def under(self, method: Method) -> PairStep:
         return self._of(self.model.under(method))
 
-    def _of(self, model: ImageModelView) -> Self:
+    def _of(self, model: ImageModel[Any]) -> Self:
         return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._labels))
 
     @cached_property
@@ -415,14 +406,12 @@ class PairStep(ImageStep):
     @cached_property
     def text_features(self) -> Tensor:
         """The unit-length features of the texts `(b, e)`, computed by the adapted text tower."""
-        features: Tensor = self.model.encode_texts(self.texts)
-        return features
+        return self.model.encode_texts(self.texts)
 
     @property
     def pair_features(self) -> Tensor:
         """The unit-length features of the pairs `(b, e)`, each computed from an image and its text."""
-        features: Tensor = self.model.pair_features(self.features, self.text_features)
-        return features
+        return self.model.pair_features(self.features, self.text_features)
 
     @cached_property
     def same(self) -> Tensor:

@@ -18,9 +18,12 @@ peft works on stand-ins, linear layers that hold views of the frozen weights, an
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
@@ -33,7 +36,7 @@ from adapt.methods.base.method import StepT
 from adapt.methods.base.mixture import Mixes
 from adapt.methods.base.places import Letter, Place, Projections, places
 from adapt.methods.base.traits import InsideBlocks, Merges
-from adapt.methods.lora import mixing, peft_layers
+from adapt.methods.lora import peft_layers
 from adapt.methods.zero_shot import Template
 
 # settings of peft's configs that users cannot set here, with the reason or replacement
@@ -180,9 +183,6 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
             layer.get_base_layer().place()
             yield site, layer
 
-    def _layer(self, site: Place) -> Any:
-        return dict(self._layers())[site]
-
     @property
     def sites(self) -> tuple[Place, ...]:
         """The adapted projections, each as (tower, block index, projection), such as ('vision', 0, 'q')."""
@@ -193,7 +193,7 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
         site = (tower, block, "out" if projection == "o" else projection)
         if site not in self._sites_of:
             raise AdaptError(f"lora has no factors for {site}; expected one of {', '.join(map(_key, self._sites_of))}")
-        layer = self._layer(site)
+        layer = dict(self._layers())[site]
         return layer.lora_A[peft_layers.NAME].weight, layer.lora_B[peft_layers.NAME].weight
 
     def merged(self) -> dict[Place, Tensor]:
@@ -201,7 +201,7 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
 
     @classmethod
     def mixed(cls, members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object], dict[str, Tensor]]:
-        """Return the settings and tensors of a LoRA that merges several LoRAs by `adapt.methods.lora.mixing`."""
+        """Return the settings and tensors of a LoRA that merges several LoRAs: the products B A are mixed."""
         adapters: list[Any] = list(members)
         sites, config = adapters[0].sites, adapters[0].config
         if not config.plain:
@@ -210,9 +210,9 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
                 "can be mixed"
             )
         scaling = config.alpha / config.rank**0.5
-        factors = mixing.mixed([[each.pair(*site) for each in adapters] for site in sites], scaling, mixture)
+        factors = mixed_factors([[each.pair(*site) for each in adapters] for site in sites], scaling, mixture)
         rank = factors[0][0].shape[0]
-        alpha = mixing.scaled_alpha(config.alpha, config.rank, rank)
+        alpha = scaled_alpha(config.alpha, config.rank, rank)
         tensors = {
             ".".join((*map(str, site), f"lora_{letter}", "weight")): factor
             for site, pair in zip(sites, factors, strict=True)
@@ -222,19 +222,63 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         edits: list[Edit] = []
-        passes_gradient = self._passes_gradient()
+        config = self.config
+        passes_gradient = bool(config.input_gradient)
+        if config.input_gradient is None:
+            passes_gradient = not config.plain or (self.training and config.dropout > 0)
         for site, layer in self._layers():
             if site[0] == tower.name:
-                module = peft_layers.PlainLayer(layer, passes_gradient) if self.config.plain else layer
+                module = peft_layers.PlainLayer(layer, passes_gradient) if config.plain else layer
                 edits.append(Replace(site[1], site[2], module))
         return edits
-
-    def _passes_gradient(self) -> bool:
-        config = self.config
-        if config.input_gradient is None:
-            return not config.plain or (self.training and config.dropout > 0)
-        return bool(config.input_gradient)
 
 
 def _key(site: Place) -> str:
     return "_".join(map(str, site))
+
+
+logger = logging.getLogger("adapt")
+
+Factors = tuple[Tensor, Tensor]  # A `(r, in)` and B `(out, r)`
+
+
+def mixed_factors(places: Sequence[Sequence[Factors]], scaling: float, mixture: Mixture) -> list[Factors]:
+    """Return the LoRA factors that merge several adapters for each projection, with the adapters' common scaling.
+
+    A linear mixture is exact, and its rank is the sum of the adapters' ranks (peft's `cat`). Any other mixture, or a
+    lower `mixture.rank`, is approximated by a truncated SVD, by default at the adapters' rank (peft's `..._svd`).
+    """
+    rank = sum(a.shape[0] for a, _ in places[0])
+    if mixture.is_linear and (mixture.rank is None or mixture.rank >= rank):
+        return [_side_by_side(members, mixture) for members in places]
+    rank = mixture.rank or places[0][0][0].shape[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mixture.seed)
+        changes = [mixture.of_changes([scaling * (b @ a) for a, b in members]) for members in places]
+    factors = [_nearest(change / scaling, rank) for change in changes]
+    exact = sum(float(change.square().sum()) for change in changes)
+    retained = sum(float((scaling * (b @ a)).square().sum()) for a, b in factors)
+    logger.info(
+        "rank %d retains %.1f %% of the squared norm of the mixed weight change", rank, 100 * retained / (exact or 1.0)
+    )
+    return factors
+
+
+def _side_by_side(members: Sequence[Factors], mixture: Mixture) -> Factors:
+    """Return LoRA factors A and B whose product B A is the weighted sum of the adapters' products B A."""
+    weighted = [weight * b for weight, (_, b) in zip(mixture.weights, members, strict=True)]
+    return torch.cat([a for a, _ in members]), torch.cat(weighted, dim=1)
+
+
+def _nearest(change: Tensor, rank: int) -> Factors:
+    """Return the LoRA factors of rank `rank` that best approximate the weight change `change`, padded with zeros."""
+    u, values, v = torch.linalg.svd(change, full_matrices=False)
+    short = max(0, rank - len(values))
+    root = values[:rank].sqrt()
+    a, b = root[:, None] * v[:rank], u[:, :rank] * root
+    return torch.nn.functional.pad(a, (0, 0, 0, short)), torch.nn.functional.pad(b, (0, short))
+
+
+def scaled_alpha(alpha: float, rank: int, new_rank: int) -> float:
+    """Return the alpha that keeps alpha / sqrt(rank) constant when the rank changes to `new_rank`."""
+    return alpha * math.sqrt(new_rank / rank)

@@ -1,8 +1,9 @@
-"""peft's tuner layers around stand-ins (linear layers that compute frozen projections), not around the backbone."""
+"""peft's tuner layers around stand-ins (linear layers that compute frozen projections), with a faster dropout."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -10,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.stand_in import StandIn, ViewedWeight
+from adapt.backbones.split_attention import StandIn, ViewedWeight
 from adapt.backbones.tower import Projection
 from adapt.common.errors import AdaptError, nearest
 from adapt.methods.base.places import check_mergeable
-from adapt.methods.lora.dropout import Dropout
 
 NAME = "adapt"  # the adapter's name in each layer; one suffices, as each stand-in belongs to one method
 # names of these settings in peft's configs, the first that a config has; TUNER is the tuner's name
@@ -34,7 +34,11 @@ def inject(
     Raises AdaptError for an unknown tuner, for settings and options that the tuner does not have, and for a tuner whose
     layers share state.
     """
-    kinds = _known()
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    kinds: dict[str, type[Any]] = {
+        str(kind.value).lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind] for kind in PEFT_TYPE_TO_TUNER_MAPPING
+    }
     if tuner not in kinds:
         raise AdaptError(f"lora: tuner is {tuner!r}, which peft does not have; {nearest(tuner, kinds)}")
     plain = tuner == "lora" and not options
@@ -56,12 +60,6 @@ def inject(
             if type(part) is nn.Dropout:
                 setattr(module, name, Dropout(part.p))
     return shell
-
-
-def _known() -> dict[str, type[Any]]:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-
-    return {str(kind.value).lower(): PEFT_TYPE_TO_CONFIG_MAPPING[kind] for kind in PEFT_TYPE_TO_TUNER_MAPPING}
 
 
 def _named(settings: Mapping[str, Any], tuner: str, kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,3 +175,39 @@ def merged(layer: Any) -> Tensor:
     finally:
         base.weight.data = frozen
     return weight
+
+
+class Dropout(nn.Dropout):
+    """A faster `nn.Dropout(p)` for the CPU, which draws different random numbers from the same generator.
+
+    On a CPU, torch draws one float at a time and stores the mask as floats. This takes a tenth of the time, and a
+    quarter of the memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        dropped: Tensor = _Masked.apply(x, kept(x.shape, self.p), 1 / (1 - self.p))
+        return dropped
+
+
+def kept(shape: torch.Size, p: float) -> Tensor:
+    """Return a random mask that is true with probability 1 - p, where p is rounded to 32 bits."""
+    dtype = torch.uint8 if (256 * p).is_integer() else torch.int32
+    count, each = math.prod(shape), dtype.itemsize
+    words = torch.empty(-(-count * each // 8), dtype=torch.int64).random_(-(2**63), None)
+    drawn = words.view(dtype)[:count].view(shape)
+    return drawn >= torch.iinfo(dtype).min + round(p * 256**each)
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.scale = scale
+        return x * mask.to(x.dtype).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        return gradient * mask.to(gradient.dtype).mul_(ctx.scale), None, None
