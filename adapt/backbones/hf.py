@@ -20,11 +20,10 @@ from adapt.backbones.tower import Block, Form, LastProjection, Norm, Projection,
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from adapt.backbones.transformers_models import ImageProcessor, Processor
 
-_TextModel = transformers.CLIPTextModel | transformers.SiglipTextModel
 _VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
 
@@ -59,8 +58,8 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Du
         towers={"text": text, "vision": vision},
         tokenizer=_tokenizer(processor.tokenizer, text_config.max_position_embeddings),
         preprocess=preprocess_of(processor.image_processor, vision_config.image_size),
-        encode_image=partial(_image_features, model),
-        encode_text=partial(_text_features, model),
+        encode_image=partial(_pooled, model.get_image_features),
+        encode_text=partial(_pooled, model.get_text_features),
         name=name,
         export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
@@ -115,13 +114,8 @@ def export_folder(processors: Sequence[Any], folder: Path, model: transformers.P
 # functions of the model, not closures over it: a copy of the backbone must call its own
 
 
-def _image_features(model: transformers.CLIPModel | transformers.SiglipModel, images: Tensor) -> Tensor:
-    features: Tensor = model.get_image_features(pixel_values=images).pooler_output
-    return features
-
-
-def _text_features(model: transformers.CLIPModel | transformers.SiglipModel, ids: Tensor) -> Tensor:
-    features: Tensor = model.get_text_features(input_ids=ids).pooler_output
+def _pooled(compute: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
+    features: Tensor = compute(inputs).pooler_output
     return features
 
 

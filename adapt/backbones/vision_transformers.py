@@ -7,9 +7,7 @@ the class tokens in a row (RADIO). ViT's `pooler_output` is not used: it is rand
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -47,7 +45,7 @@ def build(model: Any, image_processor: ImageProcessor, name: str | None = None) 
         model=model,
         towers={} if tower is None else {"vision": tower},
         preprocess=preprocess,
-        encode_image=partial(_encode, model, _reading(model, kind)),
+        encode_image=partial(_encode, model, kind),
         name=name,
         export=partial(hf.export_folder, [image_processor]),
     )
@@ -68,31 +66,15 @@ def _preprocess(image_processor: ImageProcessor) -> Preprocess:
 
 # functions of the model, not closures over it: a copy of the backbone must call its own
 
-_Reading = Callable[[Any], Tensor]  # of a model's output: one feature an image (b, e)
 
-
-def _reading(model: Any, kind: str) -> _Reading:
-    if kind == "radio":
-        return attrgetter("summary")
-    if hasattr(model, "visual_projection"):
-        return attrgetter("image_embeds")
-    if kind in _POOLED:
-        return attrgetter("pooler_output")
-    return _mean if _POOLING.get(kind) == "mean" else _first
-
-
-def _encode(model: Any, reading: _Reading, images: Tensor) -> Tensor:
-    return reading(model(pixel_values=images))
-
-
-def _first(output: Any) -> Tensor:
-    first: Tensor = output.last_hidden_state[:, 0]
-    return first
-
-
-def _mean(output: Any) -> Tensor:
-    mean: Tensor = output.last_hidden_state.mean(1)
-    return mean
+def _encode(model: Any, kind: str, images: Tensor) -> Tensor:
+    """Return one feature for each image `(b, e)`."""
+    output = model(pixel_values=images)
+    read = "summary" if kind == "radio" else "pooler_output" if kind in _POOLED else "last_hidden_state"
+    features: Tensor = getattr(output, "image_embeds" if hasattr(model, "visual_projection") else read)
+    if features.ndim == 2:
+        return features
+    return features.mean(1) if _POOLING.get(kind) == "mean" else features[:, 0]
 
 
 def _tower(model: Any, kind: str) -> Tower | None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Terms, Training
 from adapt.methods.base.method import no_prompts
+from adapt.methods.base.plain_classifier import class_means
 from adapt.methods.base.training import rows_of
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import several
@@ -65,9 +66,8 @@ class CLAP(Method[ImageStep]):
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
         """Return the mean zero-shot probability `(n,)` of each class for its own images. Every class needs an image."""
         base = step.frozen_class_features(several(self.config.template), "raw")
-        own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])[:, 0]
-        sums = own.new_zeros(len(base)).index_add(0, labels, own)
-        return sums / labels.bincount(minlength=len(base))
+        own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])
+        return class_means(own, labels, len(base))[:, 0]
 
     def logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(F.normalize(self.prototypes, dim=-1))

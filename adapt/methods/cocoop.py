@@ -70,8 +70,6 @@ class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         return [with_context(tokenizer, self.config.ctx_init, len(self.ctx), class_name)]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        if tower.name != "text":
-            return []
         features = context.features("vision").to(self.ctx.dtype)
         shifts = self.meta_net(features)  # (b, d), one for all tokens of the context
         return [Tokens((self.ctx + shifts[:, None])[:, None])]

@@ -84,4 +84,4 @@ class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         return [Prompt(ids, slots, range(to, to + len(name)))]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        return [Tokens(self.ctx)] if tower.name == "text" else []
+        return [Tokens(self.ctx)]

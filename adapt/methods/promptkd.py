@@ -16,7 +16,6 @@ serves the classes that it was trained on, and needs no teacher.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +30,9 @@ from adapt.methods.base.method import no_prompts
 from adapt.methods.base.space import Projects, Space
 from adapt.methods.base.traits import LearnsUnlabelled, StandsAlone
 from adapt.methods.ivlp import IVLP, IVLPConfig
+from adapt.methods.prompt_src import divergence
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import several
-
-if TYPE_CHECKING:
-    from adapt.models.image_model import ImageModel
 
 
 class PromptKDConfig(IVLPConfig):
@@ -93,7 +90,7 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
         return projected
 
     def prepare(self, training: Training) -> None:
-        self._teacher = Teacher.of(self.config.teacher, several(self.config.template), training)
+        self._teacher = Teacher(self.config.teacher, several(self.config.template), training)
         text = self._teacher.class_features
         if self.config.size != text.shape[-1]:
             self.config = self.config.model_copy(update={"size": text.shape[-1]})
@@ -110,21 +107,14 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
         assert self._teacher is not None
         taught = self._teacher.logits(step.images).float() / self.config.temperature
         own = step.logits.float() / self.config.temperature
-        apart = F.kl_div(own.log_softmax(-1), taught.log_softmax(-1), log_target=True, reduction="none")
-        return {"distillation": self.config.weight * self.config.temperature**2 * apart.mean()}
+        return {"distillation": self.config.weight * self.config.temperature**2 * divergence(own, taught)}
 
 
 class Teacher:
     """A trained model with the student's classes, which reads the student's pixels."""
 
-    def __init__(self, model: ImageModel[Any], pixels: Repixelled) -> None:
-        self.model, self._pixels = model, pixels
-        with torch.no_grad():
-            self.class_features: Tensor = F.normalize(model.class_features(), dim=-1)
-
-    @classmethod
-    def of(cls, teacher: str, templates: Sequence[str], training: Training) -> Teacher:
-        """Return the teacher in an adapter, or a backbone with hand-written prompts `templates`.
+    def __init__(self, teacher: str, templates: Sequence[str], training: Training) -> None:
+        """Read the teacher in an adapter, or a backbone with hand-written prompts `templates`.
 
         Raises AdaptError if no teacher is named, and for an adapter without class features.
         """
@@ -132,8 +122,10 @@ class Teacher:
             raise AdaptError(
                 "promptkd learns from another model: set method.teacher to an adapter, or a backbone such as mini-clip"
             )
-        model = training.teacher(teacher, templates)
-        return cls(model, Repixelled(training.model.backbone.preprocess, model.backbone.preprocess))
+        self.model = training.teacher(teacher, templates)
+        self._pixels = Repixelled(training.model.backbone.preprocess, self.model.backbone.preprocess)
+        with torch.no_grad():
+            self.class_features: Tensor = F.normalize(self.model.class_features(), dim=-1)
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:

@@ -310,7 +310,7 @@ class Adapted(nn.Module, Generic[B]):
             backbone.fingerprint,
             getattr(backbone, "embed_dim", None),
         )  # cached now, because both describe the full model
-        from adapt.backbones.absent import cut_out
+        from adapt.backbones.tower import cut_out
 
         cut_out(backbone, skipped)
 

@@ -96,7 +96,7 @@ def test_the_teacher_reads_its_own_pixels(open_clip, tiny_split: Split, teacher:
     """The student reads images of half the size, with another normalisation."""
     torch.manual_seed(0)
     training = Fitting(adapt.wrap(open_clip, PromptKD(depth_vision=2), tiny_split.class_names), tiny_split.train)
-    found = Teacher.of(str(teacher), ["a photo of a {}."], training)
+    found = Teacher(str(teacher), ["a photo of a {}."], training)
     model: Any = found.model
     picture = adapt.data.open_image(tiny_split.test[0])
     pixels = training.model.transform()(picture)[None]

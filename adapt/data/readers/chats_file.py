@@ -163,16 +163,11 @@ def _own_image(part: Mapping[str, object]) -> object:
     return next((each for each in own if each is not None), None)
 
 
-def read_chats(
-    path: str | os.PathLike[str],
-    root: str | os.PathLike[str] | None = None,
-    ratios: Sequence[float] = parts.RATIOS,
-    seed: int = 0,
-) -> Split:
+def read_chats(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Split:
     """Return the conversations in a `.json` list or a `.jsonl` file; the module's docstring has the forms of rows.
 
     Paths of images start from `root`, by default the file's folder, and must stay under it. Rows without a `split` are
-    divided by `ratios` (train, val, test) and `seed`.
+    divided by adapt's ratios.
 
     Raises AdaptError, naming the file and the row, if a row has another form, if its image marks and its images differ
     in number, if an image is missing, if turns are out of order, if an answer is empty, and if a row does not end with
@@ -202,7 +197,7 @@ def read_chats(
         check_one_task(listed, where)
     if len({bool(row.part) for row in listed}) == 2:
         raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
-    return to_split(Path(source).stem, folder, listed, None, ratios, seed)
+    return to_split(Path(source).stem, folder, listed, None, parts.RATIOS, seed=0)
 
 
 def check_one_task(rows: Sequence[Listed], where: str) -> None:
@@ -243,7 +238,14 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
             "other images' answer as rejected_response, or leave the row out"
         )
     read = _turns(row, where)
-    images = _images(row, read, where)
+    given, open_marks = _given(row, where), sum(each is None for each in read.named)
+    if open_marks != len(given):
+        raise AdaptError(
+            f"{where} has {open_marks} image marks and {len(given)} images: give as many <image> marks as images, in "
+            "order"
+        )
+    rest = iter(given)
+    images = [next(rest) if each is None else each for each in read.named]  # in the order of the marks
     for key, value in row.items() if not images else ():
         if isinstance(value, str) and key not in _READ and value.lower().endswith(IMAGE_SUFFIXES):
             raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be an image: give it as image")
@@ -401,19 +403,6 @@ def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
         first = next(number for number, turn in enumerate(read.turns) if turn.role == "user")
         read.named = [None] * len(_given(row, read.where))
         read.turns[first] = replace(read.turns[first], parts=(*[IMAGE] * len(read.named), *read.turns[first].parts))
-
-
-def _images(row: Mapping[str, object], read: _Row, where: str) -> list[object]:
-    """Return the images of a row in the order of its marks. Raises AdaptError if they differ in number."""
-    listed = _given(row, where)
-    open_marks = sum(each is None for each in read.named)
-    if open_marks != len(listed):
-        raise AdaptError(
-            f"{where} has {open_marks} image marks and {len(listed)} images: give as many <image> marks as images, in "
-            "order"
-        )
-    rest = iter(listed)
-    return [next(rest) if each is None else each for each in read.named]
 
 
 def _given(row: Mapping[str, object], where: str) -> list[object]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapt.common import plain
@@ -70,8 +70,21 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
     where = f"descriptors {os.fspath(path)!r}"
     descriptors: dict[str, list[str]] = {}
     entries = read_entries(source, where, ("class", "descriptor"))
-    for number, (name, phrases) in enumerate(_checked(entries, where, source.endswith(".csv")), 1):
-        if name in descriptors and not source.endswith(".csv"):
+    csv_file = source.endswith(".csv")
+    for number, entry in enumerate(entries, 1):
+        match entry:
+            case [str(name), str(phrase)] if csv_file and name.strip() and phrase.strip():
+                phrases = [phrase]
+            case [str(name), list(phrases)] if name.strip() and all(
+                isinstance(phrase, str) and phrase.strip() for phrase in phrases
+            ):
+                pass
+            case _:
+                expected = "its descriptor" if csv_file else "a list of its descriptors"
+                raise AdaptError(
+                    f"{where}: entry {number} is {brief(entry)}; expected a class and {expected}, none of them empty"
+                )
+        if name in descriptors and not csv_file:
             raise AdaptError(f"{where}: entry {number}: the class {name!r} is listed twice: list each class once")
         descriptors.setdefault(name, []).extend(phrases)
     try:
@@ -79,20 +92,3 @@ def read_descriptors(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]
     except ValueError as error:
         raise AdaptError(f"{where}: {error}") from None
     return {name: tuple(phrases) for name, phrases in descriptors.items()}
-
-
-def _checked(entries: Iterable[object], where: str, csv: bool) -> Iterator[tuple[str, list[str]]]:
-    """Yield (class, descriptors) of each entry. Raises AdaptError for an entry in any other format."""
-    for number, entry in enumerate(entries, 1):
-        match entry:
-            case [str(name), str(phrase)] if csv and name.strip() and phrase.strip():
-                yield name, [phrase]
-            case [str(name), list(phrases)] if name.strip() and all(
-                isinstance(phrase, str) and phrase.strip() for phrase in phrases
-            ):
-                yield name, phrases
-            case _:
-                expected = "its descriptor" if csv else "a list of its descriptors"
-                raise AdaptError(
-                    f"{where}: entry {number} is {brief(entry)}; expected a class and {expected}, none of them empty"
-                )

@@ -253,7 +253,10 @@ def no_prompts(method: Method, tokenizer: TextTokenizer, class_name: str) -> lis
 
 
 class HoldsAside(nn.Module):
-    """A base of methods with such modules, which move with the method but are neither its parameters nor its state."""
+    """A base of methods with modules that move with the method, but are neither its parameters nor its state.
+
+    They are no part of the adapter, because only training needs them or because they are frozen.
+    """
 
     _aside: tuple[nn.ModuleDict, ...] = ()  # in a tuple, so that torch does not register them
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,28 +61,24 @@ class Nested(SetAtUse, Reports):
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Plot right answers against the number of elements, and save the plot in the run directory."""
+        """Plot right answers against the number of elements, and save the plot in the run directory, by matplotlib."""
         shares = json.loads((run / "metrics.json").read_text(encoding="utf-8")).get(cls.counted)
-        if shares:
-            by_number = {int(number): share for number, share in shares.items()}
-            plot_shares(by_number, f"{cls.counted_as} in use", run / f"{cls.counted}.png")
+        if not shares:
+            return
+        from matplotlib.figure import Figure
+
+        numbers = list(map(int, shares))
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(numbers, [100 * share for share in shares.values()], marker="o")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(numbers, map(str, numbers))
+        axes.set_xlabel(f"{cls.counted_as} in use")
+        axes.set_ylabel("right answers, % of validation items")
+        figure.savefig(run / f"{cls.counted}.png", dpi=150)
 
 
 def powers(first: int, most: int) -> tuple[int, ...]:
     """Return `first` and its doubles up to `most`, and `most`, ascending."""
     doubles = (first * 2**power for power in range(most.bit_length()))
     return tuple(sorted({each for each in doubles if each < most} | {most}))
-
-
-def plot_shares(shares: Mapping[int, float], title: str, path: Path) -> None:
-    """Plot the share of right answers against a number called `title`. Needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(list(shares), [100 * share for share in shares.values()], marker="o")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(shares), map(str, shares))
-    axes.set_xlabel(title)
-    axes.set_ylabel("right answers, % of validation items")
-    figure.savefig(path, dpi=150)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from torch import nn
+
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Projection, Tower
 from adapt.common.errors import AdaptError
@@ -63,6 +65,16 @@ def places(method: Method, backbone: Backbone) -> Iterator[tuple[Place, Projecti
         for index, block in method.present(tower):
             if first <= index < stop:
                 yield from (((name, index, letter), block.projections[letter]) for letter in letters)
+
+
+def owner_of(method: nn.Module, path: Sequence[str]) -> nn.Module:
+    """Return the submodule of `method` at `path`, a list of names, after adding those that are not there."""
+    owner = method
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    return owner
 
 
 def check_mergeable(projection: Projection, method: str) -> None:

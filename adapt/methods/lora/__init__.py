@@ -34,7 +34,7 @@ from adapt.edits import Edit, Replace
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture
 from adapt.methods.base.method import StepT
 from adapt.methods.base.mixture import Mixes
-from adapt.methods.base.places import Letter, Place, Projections, places
+from adapt.methods.base.places import Letter, Place, Projections, owner_of, places
 from adapt.methods.base.traits import InsideBlocks, Merges
 from adapt.methods.lora import peft_layers
 from adapt.methods.zero_shot import Template
@@ -172,7 +172,10 @@ class LoRA(Method[StepT], InsideBlocks, Merges, Mixes):
             parameter = held.module._parameters[held.name]
             assert parameter is not None
             parameter.data = parameter.data.float()  # fp32 whatever the backbone's precision
-            yield held, peft_layers.register(self, (tower, str(block), letter, *name.split(".")), parameter)
+            path = [tower, str(block), letter, *name.split(".")]
+            owner = owner_of(self, path[:-1])
+            owner.register_parameter(path[-1], parameter)
+            yield held, peft_layers.Held(owner, path[-1])
 
     def _layers(self) -> Iterator[tuple[Place, Any]]:
         """Yield each adapted projection with its peft layer, after setting the layer's tensors from this module."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -145,18 +145,6 @@ def parameters(layer: Any) -> dict[str, Held]:
                 if module._parameters[name] is not None:
                     places[".".join(filter(None, (attribute, path, name)))] = Held(module, name)
     return places
-
-
-def register(root: nn.Module, path: Sequence[str], parameter: nn.Parameter) -> Held:
-    """Register `parameter` in the submodule of `root` at `path` (a list of names), and return its location."""
-    *modules, leaf = path
-    owner = root
-    for part in modules:
-        if part not in owner._modules:
-            owner.add_module(part, nn.Module())
-        owner = owner._modules[part]  # type: ignore[assignment]
-    owner.register_parameter(leaf, parameter)
-    return Held(owner, leaf)
 
 
 def merged(layer: Any) -> Tensor:
