@@ -130,15 +130,13 @@ def image_inputs(images: Sequence[EncodedImage], device: torch.device, stacked: 
     layers: list[Any] = [[own[layer] for own in features] for layer in range(len(features[0]))]
     if stacked:  # as so many images of one token, which `generate` can tell apart where it repeats them
         layers = [torch.cat(layer)[:, None] for layer in layers]
-    return {**sizes, "mm_encoder_outputs": {"image": _output(layers)}}
-
-
-def _output(layers: list[Any]) -> ModelOutput:
-    """Return features in the form of `get_image_features`, new for each call, as `generate` repeats them in place."""
+    output: ModelOutput  # in the form of `get_image_features`, new for each call, as `generate` repeats it in place
     if len(layers) == 1:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        return BaseModelOutputWithPooling(pooler_output=layers[0])
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+        output = BaseModelOutputWithPooling(pooler_output=layers[0])
+    else:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-    return BaseModelOutputWithDeepstackFeatures(pooler_output=layers[0], deepstack_features=layers[1:])
+        output = BaseModelOutputWithDeepstackFeatures(pooler_output=layers[0], deepstack_features=layers[1:])
+    return {**sizes, "mm_encoder_outputs": {"image": output}}

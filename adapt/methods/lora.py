@@ -257,7 +257,9 @@ def mixed_factors(places: Sequence[Sequence[Factors]], scaling: float, mixture: 
     """
     rank = sum(a.shape[0] for a, _ in places[0])
     if mixture.is_linear and (mixture.rank is None or mixture.rank >= rank):
-        return [_side_by_side(members, mixture) for members in places]
+        weighted = [[w * b for w, (_, b) in zip(mixture.weights, members, strict=True)] for members in places]
+        downs = [[a for a, _ in members] for members in places]
+        return [(torch.cat(a), torch.cat(b, dim=1)) for a, b in zip(downs, weighted, strict=True)]
     rank = mixture.rank or places[0][0][0].shape[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(mixture.seed)
@@ -269,12 +271,6 @@ def mixed_factors(places: Sequence[Sequence[Factors]], scaling: float, mixture: 
         "rank %d retains %.1f %% of the squared norm of the mixed weight change", rank, 100 * retained / (exact or 1.0)
     )
     return factors
-
-
-def _side_by_side(members: Sequence[Factors], mixture: Mixture) -> Factors:
-    """Return LoRA factors A and B whose product B A is the weighted sum of the adapters' products B A."""
-    weighted = [weight * b for weight, (_, b) in zip(mixture.weights, members, strict=True)]
-    return torch.cat([a for a, _ in members]), torch.cat(weighted, dim=1)
 
 
 def _nearest(change: Tensor, rank: int) -> Factors:

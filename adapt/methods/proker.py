@@ -25,8 +25,8 @@ from torch import Tensor
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
-from adapt.methods.base.grid import configure
 from adapt.methods.base.training import rows_of
+from adapt.methods.base.traits import configure
 from adapt.methods.tip_adapter import similarities
 from adapt.methods.zero_shot import Templates
 

@@ -31,11 +31,10 @@ from torch import Tensor
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
-from adapt.methods.base.grid import configure
 from adapt.methods.base.method import no_prompts
 from adapt.methods.base.plain_classifier import class_means
 from adapt.methods.base.training import rows_of
-from adapt.methods.base.traits import OverSet, StandsAlone
+from adapt.methods.base.traits import OverSet, StandsAlone, configure
 from adapt.methods.base.transduction import doubt_of_absent_classes
 from adapt.methods.tip_adapter import similarities
 from adapt.methods.zero_shot import Templates

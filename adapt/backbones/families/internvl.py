@@ -21,22 +21,17 @@ class InternVL(Family):
     whole_processor = True
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
-        from adapt.backbones.decoder import tower_of
         from adapt.backbones.hf import block_of
-        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.native import NativeVLM
         from adapt.backbones.tower import Form, Tower
 
-        inner, text, eyes = model.model, model.config.get_text_config(), model.config.vision_config
+        inner, eyes, form = model.model, model.config.vision_config, Form(causal=False, pooling="none")
         # with norms of queries and keys, and a scale on what each site adds
         blocks = tuple(block_of(layer, plain_attention=False) for layer in inner.vision_tower.encoder.layer)
-        projector, form = inner.multi_modal_projector, Form(causal=False, pooling="none")
-        linears = {"linear_1": projector.linear_1, "linear_2": projector.linear_2}
-        towers = {
-            "vision": Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks),
-            "connector": connector_tower(text.hidden_size, {projector: linears}),
-            "decoder": tower_of(inner.language_model.layers, text),
-        }
-        return NativeVLM(model, processor, towers, name, _bound, stacked=True)
+        vision = Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks)
+        projector = inner.multi_modal_projector
+        connectors = {projector: {"linear_1": projector.linear_1, "linear_2": projector.linear_2}}
+        return NativeVLM(model, processor, vision, connectors, inner.language_model.layers, name, _bound, stacked=True)
 
 
 def _bound(pixels: Any, most: int) -> dict[str, object]:

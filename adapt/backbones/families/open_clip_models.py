@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from adapt.backbones.families.base import Family
-from adapt.backbones.sources import HF_HUB, errors_of_data, library_errors, reason
+from adapt.backbones.sources import (
+    HF_HUB,
+    check_configuration,
+    check_source,
+    errors_of_data,
+    library_errors,
+    needs_code,
+    no_questions,
+    read_configuration,
+    reason,
+)
 from adapt.common import hub
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
@@ -68,7 +78,6 @@ class OpenCLIPModels(Family):
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
         from adapt.backbones import plain_clip
-        from adapt.backbones.foreign_code import check_source, needs_code
 
         check_source(path)
         config = _configuration(path)
@@ -84,7 +93,6 @@ def _of_folder(path: Path, name: str | None, tensors: bool, config: JsonObject) 
     import open_clip
 
     from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_source, no_questions
 
     text = config["text_cfg"]
     if text.get("hf_model_name"):
@@ -99,7 +107,6 @@ def _of_folder(path: Path, name: str | None, tensors: bool, config: JsonObject) 
 
 def _configuration(path: Path) -> JsonObject:
     """Return open_clip's configuration of the model in a folder. Raises AdaptError if it is damaged."""
-    from adapt.backbones.foreign_code import read_configuration
 
     file = path / "open_clip_config.json"
     try:
@@ -122,7 +129,6 @@ def _pretrained(spec: str, name: str) -> Backbone:
     import open_clip
 
     from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_configuration
 
     architecture, _, pretrained = spec.partition("/")
     known = open_clip.list_models()
@@ -146,8 +152,6 @@ def _parts(
 ) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
     """Load and return an open_clip model, tokenizer and transform; `silence` says why the hub cannot be reached."""
     import open_clip
-
-    from adapt.backbones.foreign_code import needs_code, no_questions
 
     try:
         with _without_notes(), no_questions():

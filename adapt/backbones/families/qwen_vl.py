@@ -27,20 +27,14 @@ class QwenVL(Family):
     whole_processor = True
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
-        from adapt.backbones.decoder import tower_of
-        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.native import NativeVLM
         from adapt.backbones.tower import Form, Tower
 
-        inner, text = model.model, model.config.get_text_config()
-        eyes, form = inner.visual, Form(causal=False, pooling="none")
+        inner, form = model.model, Form(causal=False, pooling="none")
+        eyes = inner.visual
         blocks = tuple(map(_block, eyes.blocks))
-        width = blocks[0].projections["q"].shape[1]
-        towers = {
-            "vision": Tower("vision", width, eyes.blocks[0].attn.num_heads, form, blocks),
-            "connector": connector_tower(text.hidden_size, _mergers(eyes)),
-            "decoder": tower_of(inner.language_model.layers, text),
-        }
-        return NativeVLM(model, processor, towers, name, _bound)
+        vision = Tower("vision", blocks[0].projections["q"].shape[1], eyes.blocks[0].attn.num_heads, form, blocks)
+        return NativeVLM(model, processor, vision, _mergers(eyes), inner.language_model.layers, name, _bound)
 
 
 def _bound(pixels: Any, most: int) -> dict[str, object]:

@@ -85,7 +85,11 @@ def read_bundled(spec: str) -> Split:
     An item's domain is the drawing style, and its group is the concept, if any. Raises AdaptError for an unknown style.
     """
     if spec == _CONCEPTS:
-        return _concepts()
+        base, new = concept_names()
+        entries = index()["items"]
+        train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept")
+        test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept")
+        return Split(_CONCEPTS, base + new, train, (), test, root=zip_root(archive.ARCHIVE))
     if spec == _RECORDS:
         return _records(spec)
     if spec in (_GROUPS, _TEXTS, *_IN_ITEMS):
@@ -121,15 +125,6 @@ def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
         for label, concept in named
         for template in _TEMPLATES
     )
-
-
-def _concepts() -> Split:
-    base, new = concept_names()
-    classes = base + new
-    entries = index()["items"]
-    train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept")
-    test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept")
-    return Split(_CONCEPTS, classes, train, (), test, root=zip_root(archive.ARCHIVE))
 
 
 def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:

@@ -132,7 +132,10 @@ class Step:
 
     def again(self) -> Self:
         """Return a new object for this batch after the method's tensors changed, keeping frozen-backbone results."""
-        return self._alike(type(self)(self.model, self.inputs, self._labels))
+        return self._with(self.model)
+
+    def _with(self, model: Any) -> Self:
+        return self._alike(type(self)(model, self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
         """Return `other`, a new object for this batch, after copying items and frozen-backbone results into `other`."""
@@ -157,9 +160,9 @@ class ImageStep(Step):
         self.of_classes: dict[Hashable, Any] = {}
         """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
-    def under(self, method: Method) -> ImageStep:
+    def under(self, method: Method) -> Self:
         """Return a step for the same batch under `method`, of the same type, such as a copy tuned on the batch."""
-        return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
+        return self._with(self.model.under(method))
 
     def _alike(self, other: Same) -> Same:
         if isinstance(other, ImageStep):
@@ -383,13 +386,7 @@ class PairStep(ImageStep):
         self.texts: list[str] = list(texts)
         self.rephrased: list[str] = list(others[0] if others else [""] * len(self.texts))
 
-    def again(self) -> Self:
-        return self._of(self.model)
-
-    def under(self, method: Method) -> PairStep:
-        return self._of(self.model.under(method))
-
-    def _of(self, model: ImageModel[Any]) -> Self:
+    def _with(self, model: Any) -> Self:
         return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._labels))
 
     @cached_property

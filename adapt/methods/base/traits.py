@@ -2,16 +2,18 @@
 
 `class AnoVL(Method, DrawsMaps)` draws maps. Code that needs maps calls `trait(method, DrawsMaps)`, which also looks
 into the parts of a composition. Two parts with the same trait are refused, unless `Compose` has it too and combines
-them.
+them. The largest, `Grid`, comes last: settings that are tuned on the data, and the logits under each value.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -19,15 +21,13 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.common.validation import with_changes
 from adapt.data.pooling import bag_sum
+from adapt.methods.base.step import Encoded, ImageStep
 
 if TYPE_CHECKING:
-    import torch
-
     from adapt.backbones.tower import Block, Tower
     from adapt.methods.base.method import Method
     from adapt.methods.base.places import Place
-    from adapt.methods.base.step import ImageStep
-
+    from adapt.methods.base.training import Training
 
 Imported = tuple[dict[str, Tensor], dict[str, object]]  # tensors of a published checkpoint, and settings
 LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP keep a method's tensors
@@ -408,3 +408,73 @@ def normal_label(method: Method, class_names: Sequence[str]) -> int:
             "of normal images, and method.states to the descriptions of each class"
         )
     return class_names.index(name)
+
+
+Trial = tuple[dict[str, Any], Tensor]  # settings, and the logits (n, classes) of the validation images under them
+
+
+class Choice(NamedTuple):
+    """The values to try for one setting, in order, and the usual value, which only a clearly better value replaces."""
+
+    values: Sequence[Any]
+    usual: Any
+    open_ended: bool = True
+    """Whether the setting also accepts values beyond the first and the last, and they would make sense."""
+
+
+def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
+    """Yield each combination of the settings' values, with the last setting varying fastest; {} for no settings."""
+    for values in product(*(choice.values for choice in choices.values())):
+        yield dict(zip(choices, values, strict=True))
+
+
+def configure(method: Method, settings: Mapping[str, object]) -> None:
+    """Replace the values of `settings` in the method's config."""
+    method.config = method.config.model_copy(update=dict(settings))
+
+
+class Grid(Trait):
+    """The trait of methods with settings that are tuned on the data by `adapt.training.choice`."""
+
+    config: Any
+    choices: ClassVar[Mapping[str, Choice]] = {}
+    """The settings that the data choose where the config has None, with the values to try."""
+
+    at_answer: ClassVar[frozenset[str]] = frozenset()
+    """The settings that change only the answers, so that one fit serves all their values."""
+
+    most_accurate: ClassVar[bool] = True
+    """Whether validation images choose the most accurate values, as published, and not the likeliest ones."""
+
+    @property
+    def balanced(self) -> bool:
+        """Whether classes count equally when settings are compared, however many images each class has."""
+        return False
+
+    def grid(self, training: Training) -> dict[str, Choice]:
+        """Return the settings that are tuned on the data, with the values to try: the `choices` that are not set."""
+        return {name: choice for name, choice in self.choices.items() if getattr(self.config, name) is None}
+
+    def setting(self, name: str) -> float:
+        """Return the value of one of the `choices`, which is the usual value until the data have chosen another."""
+        value = getattr(self.config, name)
+        return float(self.choices[name].usual if value is None else value)
+
+    def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
+        """Yield each combination of the values in `choices`, with the resulting logits of the validation images.
+
+        The method is fitted to the training images once for each combination of the settings outside `at_answer`. If
+        `learned` is true, the method is already fitted, and is not fitted again.
+        """
+        method: Method = training.model.method
+        fits = {name: choice for name, choice in choices.items() if name not in self.at_answer}
+        answers = {name: choice for name, choice in choices.items() if name in self.at_answer}
+        for settings in combinations(fits):
+            configure(method, settings)
+            if not learned:
+                training.prepare()
+            step = ImageStep(training.classifier, Encoded(training.features("val")))
+            for others in combinations(answers):
+                configure(method, others)
+                with torch.no_grad():
+                    yield settings | others, method.logits(step)
