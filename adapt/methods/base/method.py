@@ -202,8 +202,7 @@ class Method(nn.Module, Generic[StepT]):
 
         By default, the logits are the cosine similarities of image and class features, times the logit scale.
         """
-        logits: Tensor = step.model.own_logits(step)
-        return logits
+        return step.model.own_logits(step)
 
     def loss(self, step: StepT) -> Terms:
         """Return the terms of a batch's loss by name. The loss is the sum of the terms, and each term is logged."""
@@ -243,8 +242,7 @@ class Method(nn.Module, Generic[StepT]):
 
         A method for streams of images stores its memory of the batch in `step.memory`.
         """
-        logits: Tensor = step.logits
-        return logits
+        return step.logits
 
 
 def no_prompts(method: Method, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
