@@ -114,7 +114,7 @@ def _size(folder: Path) -> str:
 
 
 def _compact(model: Adapted, out: Path) -> None:
-    from adapt.backbones.absent import block_paths
+    from adapt.backbones.tower import block_paths
     from adapt.formats.compact import export as write
     from adapt.methods.base.traits import skipped_blocks
 

@@ -27,8 +27,7 @@ from adapt.data.decoding.pictures import turns
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
-from adapt.methods.base.step import Step, Terms
-from adapt.methods.base.terms import TERMS
+from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
 from adapt.models.prediction import Prediction, Query, decided
@@ -333,7 +332,7 @@ class Adapted(nn.Module, Generic[B]):
             backbone.fingerprint,
             getattr(backbone, "embed_dim", None),
         )  # cached now, because both describe the full model
-        from adapt.backbones.absent import cut_out
+        from adapt.backbones.tower import cut_out
 
         cut_out(backbone, skipped)
 
