@@ -86,8 +86,7 @@ class _Commands(CommandGroup):
         if cmd_name not in _COMMANDS:
             ctx.fail(f"unknown command {cmd_name!r}; {nearest(cmd_name, _COMMANDS, '`adapt --help`')}")
         module = importlib.import_module(f"adapt.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = module.COMMANDS[cmd_name]
-        return command
+        return next(each for each in vars(module).values() if isinstance(each, click.Command) and each.name == cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

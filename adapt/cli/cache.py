@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import click
 
+from adapt.cli import options as common
+from adapt.cli.options import command
 from adapt.common.shown import shown
 
 
-@click.command()
-@click.option("--clear", is_flag=True, help="Delete all cached features, which are computed again when needed.")
-def cache(clear: bool) -> None:
+@command()
+def cache(
+    *, clear: Annotated[bool, "Delete all cached features, which are computed again when needed."] = False
+) -> None:
     """Show how much disk space the cached image features take, or clear them.
 
     Features are stored in $ADAPT_CACHE (default: ~/.cache/adapt/features) and take at most $ADAPT_CACHE_GIB GiB
     (default: 4). Beyond this limit, the least recently used features are deleted.
     """
-    from adapt.cli.quiet import quiet_libraries
-
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.common.memory import readable_bytes
         from adapt.data.decoding.cache import FeatureCache
 
@@ -31,6 +34,3 @@ def cache(clear: bool) -> None:
             click.echo(f"  {shown(name)}  {files:5} files  {readable_bytes(size):>10}")
         if clear:
             click.echo("cleared")
-
-
-COMMANDS = {"cache": cache}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import command
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.memory import readable_bytes
@@ -17,39 +18,27 @@ if TYPE_CHECKING:
 
     from adapt.models.base import Adapted
 
-_FORMS = ("onnx", "torch", "openvino", "html")
 
-
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(_FORMS), help="Export a standalone model, from images to logits, in this form.")
-@click.option("--compact", is_flag=True, help="Export with the backbone, without the blocks that the adapter skips.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
-@click.option("--int8", is_flag=True, help="Quantise the weights of matrix products to 8 bits.")
-@click.option(
-    "--runtime",
-    type=click.Path(path_type=Path),
-    help="Unpacked npm package onnxruntime-web, which --to html builds into the page.",
-)
-@common.classes
-@click.option("--data", help=f"Data to measure the accuracy of --to on: {common.SOURCES}.")
-@common.root
-@common.names
-@common.part
-@common.of_adapter
+@command()
 def export(
     adapter: Path,
-    to: str | None,
-    compact: bool,
-    out: Path,
-    int8: bool,
-    runtime: Path | None,
-    classes: str | None,
-    data: str | None,
-    root: str | None,
-    names: str | None,
-    part: str,
-    backbone: str | None,
+    *,
+    to: Annotated[
+        Literal["onnx", "torch", "openvino", "html"] | None,
+        "Export a standalone model, from images to logits, in this form.",
+    ] = None,
+    compact: Annotated[bool, "Export with the backbone, without the blocks that the adapter skips."] = False,
+    out: Annotated[Path, "New folder to write."],
+    int8: Annotated[bool, "Quantise the weights of matrix products to 8 bits."] = False,
+    runtime: Annotated[
+        Path | None, "Unpacked npm package onnxruntime-web, which --to html builds into the page."
+    ] = None,
+    classes: common.OtherClasses = None,
+    data: Annotated[str | None, f"Data to measure the accuracy of --to on: {common.SOURCES}."] = None,
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    part: Annotated[Literal["train", "val", "test"], "Part of the data to measure."] = "test",
+    backbone: common.OfAdapter = None,
 ) -> None:
     """Export ADAPTER with everything needed to run it to a new folder, for use without adapt or even without Python.
 
@@ -69,13 +58,11 @@ def export(
       adapt export runs/das-emoji/adapter.safetensors --compact --out light
     """
     if compact == (to is not None):
-        raise AdaptError(f"give either --compact or --to {'|'.join(_FORMS)}")
+        raise AdaptError("give either --compact or --to onnx|torch|openvino|html")
     if compact and (int8 or runtime or classes or data):
         raise AdaptError("--int8, --runtime, --classes and --data need --to, not --compact: leave out these options")
-    from adapt.cli.quiet import quiet_libraries
-
     check_free(out)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.data.readers import load as load_data
         from adapt.loading import load
 
@@ -126,6 +113,3 @@ def _compact(model: Adapted, out: Path) -> None:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-COMMANDS = {"export": export}

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import click
+from typing import Annotated
 
 from adapt.cli import options as common
+from adapt.cli.options import command
 from adapt.cli.train import say
 
 
-@click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data", required=True, help=f"Data with images of the new classes: {common.SOURCES}.")
-@common.root
-@common.names
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the new run.")
-@common.recipe_device
-@click.option("--quiet", is_flag=True, help="Hide progress.")
+@command()
 def extend(
-    run: Path, data: str, root: str | None, names: str | None, out: Path, device: str | None, quiet: bool
+    run: Path,
+    *,
+    data: Annotated[str, f"Data with images of the new classes: {common.SOURCES}."],
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    out: Annotated[Path, "Folder for the new run."],
+    device: common.RecipeDevice = None,
+    quiet: common.Quiet = False,
 ) -> None:
     """Add the classes in DATA to the adapter of a RUN, and write the new adapter to OUT.
 
@@ -35,10 +35,9 @@ def extend(
     Examples:
       adapt extend runs/gda --data more/ --out runs/gda-more
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.recipe import DataSection
 
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.training.extending import extended
         from adapt.training.run_recipe import run_recipe
 
@@ -46,6 +45,3 @@ def extend(
         recipe = recipe if device is None else recipe.model_copy(update={"device": device})
         result = run_recipe(recipe, out, progress=not quiet)
     say(result)
-
-
-COMMANDS = {"extend": extend}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.memory import readable_bytes
@@ -22,16 +23,15 @@ if TYPE_CHECKING:
     from adapt.models.wrap import Model
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--backbone", help="Backbone whose words are searched, if the adapter does not name it.")
-@click.option(
-    "--words", type=click.IntRange(min=0), default=3, show_default=True, help="Nearest words to show per learned token."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
-def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
+@command()
+def inspect(
+    adapter: Path,
+    *,
+    backbone: Annotated[str | None, "Backbone whose words are searched, if the adapter does not name it."] = None,
+    words: Annotated[int, Option("Nearest words to show per learned token.", min=0)] = 3,
+    as_json: Annotated[bool, Option("Print the whole header as JSON.", "--json")] = False,
+) -> None:
     """Show the contents of ADAPTER: method, backbone, classes, sizes, origin, and words nearest to learned tokens."""
-    from adapt.cli.quiet import quiet_libraries
     from adapt.common import plain
     from adapt.formats.adapter import read_tensors
     from adapt.formats.header import read_header
@@ -53,7 +53,7 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
     if len(tensors) > 12:
         click.echo(f"  and {len(tensors) - 12} more")
     if words:
-        with quiet_libraries():
+        with common.quiet_libraries():
             from adapt import methods
             from adapt.methods.base.traits import LearnedTokens
 
@@ -116,57 +116,39 @@ def _show_words(model: AdaptedModel, count: int) -> None:
             click.echo(f"  {index:3}  {shown(', '.join(words))}")
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
-@common.of_adapter
-def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
+@command()
+def merge(adapter: Path, folder: Path, *, backbone: common.OfAdapter = None) -> None:
     """Merge an ADAPTER into a copy of its backbone, and save the copy to the new FOLDER in the backbone's format.
 
     Adapters of lora and clip_svd can be merged, because they only change weights. The merged model needs neither adapt
     nor peft. To use the model with adapt, give `--backbone FOLDER`.
     """
-    from adapt.cli.quiet import quiet_libraries
-
     check_free(folder)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.formats.merge import merge as write
 
         click.echo(f"merged into {write(_load(adapter, backbone), folder)}")
 
 
-@click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option(
-    "--to",
-    "target_form",
-    type=click.Choice(["adapter", "peft"]),
-    default="adapter",
-    show_default=True,
-    help="Format of TARGET.",
-)
-@click.option("--backbone", help="Backbone that SOURCE was trained on, which published files do not name.")
-@click.option(
-    "--classes",
-    help="Class names in the order of training: a comma-separated list, or a text file with one per line.",
-)
-@click.option("--method", help="Method of a published checkpoint.  [default: coop]")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting of the method that SOURCE does not hold, such as class_position=middle (repeatable).",
-)
+@command()
 def convert(
     source: Path,
     target: Path,
-    target_form: str,
-    backbone: str | None,
-    classes: str | None,
-    method: str | None,
-    settings: tuple[str, ...],
+    *,
+    target_form: Annotated[Literal["adapter", "peft"], Option("Format of TARGET.", "--to")] = "adapter",
+    backbone: Annotated[str | None, "Backbone that SOURCE was trained on, which published files do not name."] = None,
+    classes: Annotated[
+        str | None, "Class names in the order of training: a comma-separated list, or a text file with one per line."
+    ] = None,
+    method: Annotated[str | None, "Method of a published checkpoint.  [default: coop]"] = None,
+    settings: Annotated[
+        tuple[str, ...],
+        Option(
+            "Setting of the method that SOURCE does not hold, such as class_position=middle (repeatable).",
+            "--set",
+            metavar="KEY=VALUE",
+        ),
+    ] = (),
 ) -> None:
     """Import SOURCE as the adapter TARGET, or export an adapter as a LoRA folder for peft.
 
@@ -184,10 +166,8 @@ def convert(
     No other command reads pickles. Only weights are loaded, and a pickle with anything but tensors and the training
     records of Dassl is refused.
     """
-    from adapt.cli.quiet import quiet_libraries
-
     check_free(target, "target")
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.loading import located
 
         source = located(source)
@@ -229,6 +209,3 @@ def _imported(
     for setting in settings:
         set_key(given, setting)
     return checkpoints.import_published(source, method or "coop", load_backbone(backbone, "cpu"), names, given)
-
-
-COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}

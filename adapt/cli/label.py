@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
 from adapt.cli.serve import listening_at
 from adapt.common.devices import AUTO
 from adapt.common.errors import missing
@@ -16,30 +18,19 @@ from adapt.common.shown import shown
 _LIBRARIES = ("fastapi", "uvicorn", "httptools")
 
 
-@click.command()
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--adapter", "run", required=True, type=click.Path(path_type=Path), help="Folder of a run.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the answers, new or begun.")
-@click.option(
-    "--a-round", type=click.IntRange(min=1), default=10, show_default=True, help="Answers before each training."
-)
-@click.option(
-    "--propose", type=click.IntRange(1, 1000), help="Only write this many proposals to OUT, without the page."
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port of the page, or 0 for any."
-)
-@common.recipe_device
-@click.option("--quiet", is_flag=True, help="Hide progress.")
+@command()
 def label(
-    images: tuple[Path, ...],
-    run: Path,
-    out: Path,
-    a_round: int,
-    propose: int | None,
-    port: int,
-    device: str | None,
-    quiet: bool,
+    images: tuple[Path, ...] = (),
+    *,
+    run: Annotated[Path, Option("Folder of a run.", "--adapter")],
+    out: Annotated[Path, "Folder for the answers, new or begun."],
+    a_round: Annotated[int, Option("Answers before each training.", min=1)] = 10,
+    propose: Annotated[
+        int | None, Option("Only write this many proposals to OUT, without the page.", min=1, max=1000)
+    ] = None,
+    port: Annotated[int, Option("Port of the page, or 0 for any.", min=0, max=65535)] = 8000,
+    device: common.RecipeDevice = None,
+    quiet: common.Quiet = False,
 ) -> None:
     """Label images on a web page, by the keyboard, with proposals of the adapter of a run.
 
@@ -70,9 +61,7 @@ def label(
     absent = [name for name in _LIBRARIES if find_spec(name) is None]
     if absent and propose is None:
         raise missing("the page of adapt label", ", ".join(absent), "serve")
-    from adapt.cli.quiet import quiet_libraries
-
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.labelling.begun import PROPOSALS
         from adapt.labelling.labelling import Labelling
 
@@ -92,6 +81,3 @@ def label(
             finally:
                 labelling.write()
                 click.echo(f"To train on all labels: {shown(labelling.command)}")
-
-
-COMMANDS = {"label": label}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
+from adapt.cli.options import command
 from adapt.common.errors import AdaptError
 
 
-@click.command()
-@click.argument("name", required=False)
-def methods(name: str | None) -> None:
+@command()
+def methods(name: str | None = None) -> None:
     """List the methods, or show the settings of the method NAME with their defaults."""
     from adapt import methods as package
 
@@ -35,13 +35,10 @@ def _title(name: str) -> str:
         return f"({error})"
 
 
-@click.command()
+@command()
 def backbones() -> None:
     """List the ways to name a backbone in recipes, commands and `adapt.load_backbone`."""
     from adapt.backbones.families import forms
 
     for form, text in forms().items():
         click.echo(f"{form:28} {text}")
-
-
-COMMANDS = {"methods": methods, "backbones": backbones}

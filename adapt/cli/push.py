@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Argument, Option, command
 from adapt.common.errors import AdaptError
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("repository", metavar="USER/NAME")
-@click.option(
-    "--private/--public", default=None, help="Visibility of a new repository.  [default: the account's setting]"
-)
-@click.option("--license", help="Licence for the model card, such as apache-2.0.  [default: none]")
-@click.option("--message", help="Commit message.  [default: METHOD adapter]")
-@common.of_adapter
+@command()
 def push(
-    adapter: Path, repository: str, private: bool | None, license: str | None, message: str | None, backbone: str | None
+    adapter: Path,
+    repository: Annotated[str, Argument("USER/NAME")],
+    *,
+    private: Annotated[
+        bool | None, Option("Visibility of a new repository.  [default: the account's setting]", "--private/--public")
+    ] = None,
+    license: Annotated[str | None, "Licence for the model card, such as apache-2.0.  [default: none]"] = None,
+    message: Annotated[str | None, "Commit message.  [default: METHOD adapter]"] = None,
+    backbone: common.OfAdapter = None,
 ) -> None:
     """Publish ADAPTER on the Hugging Face hub as USER/NAME, with a model card that describes its training run.
 
@@ -33,9 +35,7 @@ def push(
       adapt push runs/first user/emoji-coop --license apache-2.0
       adapt predict hf://user/emoji-coop photo.png
     """
-    from adapt.cli.quiet import quiet_libraries
-
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.formats import publishing
         from adapt.loading import load, located
 
@@ -45,6 +45,3 @@ def push(
         model = load(file, common.given_backbone(backbone, "cpu"), device="cpu")
         address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
     click.echo(f"published at {address}")
-
-
-COMMANDS = {"push": push}

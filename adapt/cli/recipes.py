@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import command
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 _PROTOCOLS = ("base_to_new", "cross_dataset", "domain_generalisation")
 
 
-@click.command()
-@click.argument("name", required=False)
-@click.option("--data", help="Data set for which to show all settings and the papers' figures.")
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of recipes, for checks and completion in editors.")
-@common.as_json
-def recipes(name: str | None, data: str | None, schema: bool, as_json: bool) -> None:
+@command()
+def recipes(
+    name: str | None = None,
+    *,
+    data: Annotated[str | None, "Data set for which to show all settings and the papers' figures."] = None,
+    schema: Annotated[bool, "Print the JSON Schema of recipes, for checks and completion in editors."] = False,
+    as_json: common.AsJson = False,
+) -> None:
     """List all recipes, or show the recipe NAME with its description, its settings, and the command that runs it.
 
     \b
@@ -120,6 +123,3 @@ def _yaml(settings: dict[str, object]) -> str:
 
     text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return "".join(f"  {line}\n" for line in text.splitlines())
-
-
-COMMANDS = {"recipes": recipes}

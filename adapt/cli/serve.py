@@ -6,96 +6,47 @@ import signal
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Argument, Option, command
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, missing
 
 _LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "threadpoolctl")
 _SHORTEST = 16  # characters of a token, so that nobody guesses it
 
 
-@click.command()
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen at, such as ::1, or 0.0.0.0 for all."
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port, or 0 for any free one."
-)
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    help="Folder whose adapters clients may load, unload, and make the default.  [default: none]",
-)
-@click.option(
-    "--max-adapters",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Maximum number of adapters loaded at one time.",
-)
-@click.option(
-    "--max-mib",
-    type=click.FloatRange(min=0.001),
-    default=20,
-    show_default=True,
-    help="Maximum size of a request's body, in MiB.",
-)
-@click.option(
-    "--max-images",
-    type=click.IntRange(1, 1000),
-    default=32,
-    show_default=True,
-    help="Maximum number of images in a request, and in a pass.",
-)
-@click.option(
-    "--max-megapixels",
-    type=click.FloatRange(min=0.001),
-    default=64,
-    show_default=True,
-    help="Maximum size of a request's images together, in megapixels.",
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=2),
-    default=4096,
-    show_default=True,
-    help="Maximum number of tokens in a conversation, its answer included.",
-)
-@click.option(
-    "--max-requests",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Maximum number of requests read and answered at one time, of classifications and of chats each.",
-)
-@click.option(
-    "--timeout", type=click.FloatRange(min=0.001), default=30, show_default=True, help="Seconds until a request fails."
-)
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help="File with a token that requests must send.  [default: no token]",
-)
-@common.of_adapter
-@common.device
+@command()
 def serve(
-    adapters: tuple[str, ...],
-    host: str,
-    port: int,
-    folder: Path | None,
-    max_adapters: int,
-    max_mib: float,
-    max_images: int,
-    max_megapixels: float,
-    max_tokens: int,
-    max_requests: int,
-    timeout: float,
-    token_file: Path | None,
-    backbone: str | None,
-    device: str,
+    adapters: Annotated[tuple[str, ...], Argument("ADAPTER...")],
+    *,
+    host: Annotated[str, "Address to listen at, such as ::1, or 0.0.0.0 for all."] = "127.0.0.1",
+    port: Annotated[int, Option("Port, or 0 for any free one.", min=0, max=65535)] = 8000,
+    folder: Annotated[
+        Path | None, "Folder whose adapters clients may load, unload, and make the default.  [default: none]"
+    ] = None,
+    max_adapters: Annotated[int, Option("Maximum number of adapters loaded at one time.", min=1)] = 64,
+    max_mib: Annotated[float, Option("Maximum size of a request's body, in MiB.", min=0.001)] = 20,
+    max_images: Annotated[int, Option("Maximum number of images in a request, and in a pass.", min=1, max=1000)] = 32,
+    max_megapixels: Annotated[
+        float, Option("Maximum size of a request's images together, in megapixels.", min=0.001)
+    ] = 64,
+    max_tokens: Annotated[
+        int, Option("Maximum number of tokens in a conversation, its answer included.", min=2)
+    ] = 4096,
+    max_requests: Annotated[
+        int,
+        Option(
+            "Maximum number of requests read and answered at one time, of classifications and of chats each.", min=1
+        ),
+    ] = 64,
+    timeout: Annotated[float, Option("Seconds until a request fails.", min=0.001)] = 30,
+    token_file: Annotated[Path | None, "File with a token that requests must send.  [default: no token]"] = None,
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
 ) -> None:
     """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. By default, requests use the first ADAPTER.
 
@@ -113,10 +64,8 @@ def serve(
     if absent:
         raise missing("adapt serve", ", ".join(absent), "serve")
     token = None if token_file is None else _token(token_file)
-    from adapt.cli.quiet import quiet_libraries
-
     listening = listening_at(host, port)
-    with listening, quiet_libraries():
+    with listening, common.quiet_libraries():
         from adapt.serving.adapters import ServedAdapters
         from adapt.serving.admission import Limits
         from adapt.serving.app import create_app
@@ -164,6 +113,3 @@ def _token(path: Path) -> str:
             "without spaces, such as the output of `openssl rand -hex 32`"
         )
     return token
-
-
-COMMANDS = {"serve": serve}

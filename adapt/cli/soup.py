@@ -3,55 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.memory import readable_bytes
 from adapt.common.shown import shown
 
-if TYPE_CHECKING:
-    from adapt.methods.base.mixture import Combination
 
-_COMBINATIONS = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
-
-
-@click.command()
-@click.argument("adapters", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New .safetensors file to write.")
-@click.option("--weights", help="Weights of the adapters, separated by commas.  [default: a mean]")
-@click.option(
-    "--combination",
-    type=click.Choice(_COMBINATIONS),
-    default="linear",
-    show_default=True,
-    help="How to combine, as peft names it; all but linear are for LoRA, and need --density.",
-)
-@click.option("--density", type=float, help="Share of the entries of a change to keep, such as 0.2.")
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    help="Rank of a LoRA soup.  [default: for linear the sum, else the adapters' own]",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for what dare drops.")
-@click.option("--greedy", "data", metavar="DATA", help="Take only adapters that help on this data's validation images.")
-@common.root
-@common.of_adapter
+@command()
 def soup(
     adapters: tuple[Path, ...],
-    out: Path,
-    weights: str | None,
-    combination: Combination,
-    density: float | None,
-    rank: int | None,
-    seed: int,
-    data: str | None,
-    root: str | None,
-    backbone: str | None,
+    *,
+    out: Annotated[Path, "New .safetensors file to write."],
+    weights: Annotated[str | None, "Weights of the adapters, separated by commas.  [default: a mean]"] = None,
+    combination: Annotated[
+        Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"],
+        "How to combine, as peft names it; all but linear are for LoRA, and need --density.",
+    ] = "linear",
+    density: Annotated[float | None, "Share of the entries of a change to keep, such as 0.2."] = None,
+    rank: Annotated[
+        int | None, Option("Rank of a LoRA soup.  [default: for linear the sum, else the adapters' own]", min=1)
+    ] = None,
+    seed: Annotated[int, Option("Seed for what dare drops.", min=0)] = 0,
+    data: Annotated[
+        str | None, Option("Take only adapters that help on this data's validation images.", "--greedy", metavar="DATA")
+    ] = None,
+    root: common.Root = None,
+    backbone: common.OfAdapter = None,
 ) -> None:
     """Combine ADAPTERS, which may differ only in their trained weights, into one adapter with the same inference cost.
 
@@ -63,7 +47,6 @@ def soup(
       adapt soup runs/lora-1 runs/lora-2 --combination ties --density 0.3 --out ties.safetensors
       adapt soup runs/coop-1 runs/coop-2 runs/coop-3 --greedy photos --out greedy.safetensors
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
 
     check_free(out, "file")
@@ -71,7 +54,7 @@ def soup(
     validation = None if data is None else load_data(data, root).val
     if validation == ():
         raise AdaptError(f"--greedy {data} has no validation images, on which adapters are compared: give other data")
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.soups import soup as mixed
 
         model = mixed(
@@ -86,6 +69,3 @@ def soup(
 def _print(name: str, accuracy: float, taken: bool) -> None:
     """Print whether the greedy soup includes the adapter `name`, and the soup's accuracy with that adapter added."""
     click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
-
-
-COMMANDS = {"soup": soup}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import click
 
 from adapt.cli import launching
 from adapt.cli import options as common
-from adapt.cli.many_runs import track
+from adapt.cli.options import Option, command
 from adapt.common.devices import is_launched
 from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
@@ -20,49 +20,31 @@ if TYPE_CHECKING:
     from adapt.recipe import Recipe
     from adapt.training.result import Result
 
-_changes = common.together(
-    common.recipe_data,
-    common.recipe_root,
-    common.shots,
-    common.seed,
-    common.recipe_device,
-    common.recipe_backbone,
-    common.overrides,
-)
 
-
-@click.command()
-@click.argument("recipe")
-@_changes
-@click.option(
-    "--keep-flops",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
-)
-@common.run_out
-@click.option("--resume", is_flag=True, help="Continue the interrupted run in --out, exactly as if it had not stopped.")
-@track
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that train one run together, each on its own GPU with its share of every batch.",
-)
-@click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
-@click.option("--dry-run", is_flag=True, help="Check recipe and data, tell steps and memory, and train nothing.")
-@click.option("--quiet", is_flag=True, help="Hide progress.")
+@command()
 def train(
     recipe: str,
-    overrides: tuple[str, ...],
-    keep_flops: float | None,
-    out: Path | None,
-    resume: bool,
-    track: tuple[str, ...],
-    processes: int,
-    plot: bool,
-    dry_run: bool,
-    quiet: bool,
+    *,
+    overrides: common.Overrides = (),
+    keep_flops: Annotated[
+        float | None,
+        Option(
+            "Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
+            min=0,
+            max=1,
+            min_open=True,
+            max_open=True,
+        ),
+    ] = None,
+    out: common.RunOut = None,
+    resume: Annotated[bool, "Continue the interrupted run in --out, exactly as if it had not stopped."] = False,
+    track: common.TrackedBy = (),
+    processes: Annotated[
+        int, Option("Processes that train one run together, each on its own GPU with its share of every batch.", min=1)
+    ] = 1,
+    plot: Annotated[bool, "Also draw the curves to OUT/curves.png, and a search to OUT/search.png."] = False,
+    dry_run: Annotated[bool, "Check recipe and data, tell steps and memory, and train nothing."] = False,
+    quiet: common.Quiet = False,
     **options: Unpack[common.Options],
 ) -> None:
     """Train an adapter from RECIPE, which is a method, another name listed by `adapt recipes`, or a YAML file.
@@ -80,20 +62,18 @@ def train(
     training step), recipe.yaml (with all settings) and environment.json. With --out none, the
     results are only printed.
     """
-    from adapt.cli.plotting import check_matplotlib
-    from adapt.cli.quiet import quiet_libraries
     from adapt.recipe.shipped import find_recipe, short
 
     folder = common.run_folder(out, short(find_recipe(recipe).name))
     if ((resume or plot) and folder is None) or (resume and out is None):
         raise AdaptError("--resume and --plot need the run's directory: give --out FOLDER")
     if plot:
-        check_matplotlib("--plot")
+        common.check_matplotlib("--plot")
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if dry_run:
-        with quiet_libraries():
+        with common.quiet_libraries():
             from adapt.training.dry_run import planned
 
             click.echo("\n".join(planned(chosen)))
@@ -106,7 +86,7 @@ def train(
         common.say_backbone(chosen.backbone, chosen.data.source)
         if folder is not None:
             click.echo(f"run        {folder}", err=True)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.training.run_recipe import run_recipe
 
         try:
@@ -164,6 +144,3 @@ def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[
         if each.startswith(("method.skip=", "method.skipped=")):
             raise AdaptError(f"--keep-flops and --set {each} both choose the skipped blocks: leave out one of them")
     return (*overrides, "method.skip=null", f"method.keep_flops={share}")
-
-
-COMMANDS = {"train": train}

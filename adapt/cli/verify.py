@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
@@ -18,34 +20,24 @@ if TYPE_CHECKING:
 _DIFFERENT = 1  # the exit code where a figure is not reproduced
 
 
-@click.command()
-@click.argument("backbone")
-@click.option("--data", required=True, metavar="NAME", help="Published data set (see `adapt data list`).")
-@click.option("--root", required=True, help="Folder that holds the published sets.")
-@click.option(
-    "--as", "called", metavar="NAME", help="The papers' name for BACKBONE, such as ViT-B/16.  [default: by its name]"
-)
-@click.option("--recipe", help="Few-shot recipe to train and compare too, such as coop.")
-@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True, help="Training images per class.")
-@click.option("--seeds", default="1,2,3", show_default=True, help="Seeds, a run for each; the mean is compared.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the recipe's runs.")
-@common.overrides
-@common.device
-@common.cache
-@common.as_json
+@command()
 def verify(
     backbone: str,
-    data: str,
-    root: str,
-    called: str | None,
-    recipe: str | None,
-    shots: int,
-    seeds: str,
-    out: Path | None,
-    overrides: tuple[str, ...],
-    device: str,
-    cache: bool,
-    as_json: bool,
+    *,
+    data: Annotated[str, Option("Published data set (see `adapt data list`).", metavar="NAME")],
+    root: Annotated[str, "Folder that holds the published sets."],
+    called: Annotated[
+        str | None,
+        Option("The papers' name for BACKBONE, such as ViT-B/16.  [default: by its name]", "--as", metavar="NAME"),
+    ] = None,
+    recipe: Annotated[str | None, "Few-shot recipe to train and compare too, such as coop."] = None,
+    shots: Annotated[int, Option("Training images per class.", min=1)] = 16,
+    seeds: Annotated[str, "Seeds, a run for each; the mean is compared."] = "1,2,3",
+    out: Annotated[Path | None, "Folder for the recipe's runs."] = None,
+    overrides: common.Overrides = (),
+    device: common.RunsOn = AUTO,
+    cache: common.CacheFeatures = True,
+    as_json: common.AsJson = False,
 ) -> None:
     """Compare the accuracy of BACKBONE on a published data set with the published accuracy, and list differences.
 
@@ -62,7 +54,6 @@ def verify(
     figure, from an official file [F]. Figures from secondary sources [S] are shown but do not affect the verdict. The
     exit code is 1 if a figure is not reproduced. The recipe's runs are kept in OUT and not repeated.
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.common import plain
     from adapt.data.emoji import bundled
     from adapt.data.readers import load, published
@@ -83,7 +74,7 @@ def verify(
         runs = _runs(recipe, common.read(recipe, overrides, given, "few_shot"), shots, seeds, out, overrides)
     elif out is not None or overrides:
         raise AdaptError("--out and --set apply only to a recipe's runs: add --recipe, or leave out --out and --set")
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.protocols.reproduction import reproduce
 
@@ -155,6 +146,3 @@ def _table(reproduction: Reproduction) -> str:
 
 def _templates(templates: tuple[str, ...]) -> str:
     return f"{templates[0]!r}" + (f" and {len(templates) - 1} more templates" if len(templates) > 1 else "")
-
-
-COMMANDS = {"verify": verify}

@@ -87,4 +87,5 @@ def test_data_without_validation_images_cannot_choose(run, refused, pot, photos:
 
 def test_the_combinations_are_those_of_the_library() -> None:
     """The command lists them itself, as its help imports no torch."""
-    assert get_args(Combination) == command._COMBINATIONS
+    [option] = [each for each in command.soup.params if each.name == "combination"]
+    assert get_args(Combination) == tuple(option.type.choices)
