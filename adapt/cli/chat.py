@@ -50,13 +50,12 @@ def chat(
     """
     with common.quiet_libraries():
         from adapt.data.decoding.images import check_image, open_image
-        from adapt.loading import load
 
         if not all(question.strip() for question in questions):
             raise AdaptError("a --question is empty: give a text")
         for image in images:
             check_image(image)  # before the model is loaded, which takes time
-        model = load(adapter, common.given_backbone(backbone, device), device=device)
+        model = common.load_adapter(adapter, backbone, device)
         common.set_at_use(model, at_use)
         pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
         answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})

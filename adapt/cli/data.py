@@ -342,12 +342,11 @@ def filter_by_perplexity(
 def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatModel:
     """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
     from adapt.backbones.load import load_backbone
-    from adapt.loading import load
     from adapt.models.base import is_native
     from adapt.models.unadapted import unadapted
 
     if adapter is not None:
-        model = load(adapter, common.given_backbone(name, device), device=device)
+        model = common.load_adapter(adapter, name, device)
     else:
         model = unadapted(load_backbone(str(name), device))
     if not is_native(model):

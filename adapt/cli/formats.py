@@ -1,4 +1,4 @@
-"""`adapt inspect`, `adapt merge` and `adapt convert`"""
+"""`adapt inspect`, `adapt merge`, `adapt convert` and `adapt soup`"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
+from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.memory import readable_bytes
@@ -19,7 +20,6 @@ from adapt.common.shown import shown
 
 if TYPE_CHECKING:
     from adapt.formats.header import Header
-    from adapt.models.classifier import AdaptedModel
     from adapt.models.wrap import Model
 
 
@@ -58,7 +58,7 @@ def inspect(
             from adapt.methods.base.traits import LearnedTokens
 
             if issubclass(methods.find(header.method), LearnedTokens) and "text" in method_of(header, file).touches:
-                _show_words(_load(adapter, backbone), words)
+                _show_words(common.load_adapter(adapter, backbone), words)
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
@@ -95,13 +95,7 @@ def _settings(config: dict[str, object]) -> str:
     return "(" + ", ".join(f"{key}={value!r}" for key, value in config.items() if value not in (None, "", {})) + ")"
 
 
-def _load(adapter: Path, backbone: str | None) -> Any:
-    from adapt.loading import load
-
-    return load(adapter, common.given_backbone(backbone, "cpu"), device="cpu")
-
-
-def _show_words(model: AdaptedModel, count: int) -> None:
+def _show_words(model: Any, count: int) -> None:
     """Print the words nearest to each learned token, by Euclidean distance between embeddings, as in CoOp."""
     embedding = model.backbone.tower("text").embedding.weight.detach()
     from adapt.methods.base.traits import LearnedTokens, trait
@@ -127,7 +121,7 @@ def merge(adapter: Path, folder: Path, *, backbone: common.OfAdapter = None) -> 
     with common.quiet_libraries():
         from adapt.formats.merge import merge as write
 
-        click.echo(f"merged into {write(_load(adapter, backbone), folder)}")
+        click.echo(f"merged into {write(common.load_adapter(adapter, backbone), folder)}")
 
 
 @command()
@@ -179,7 +173,7 @@ def convert(
                 )
             from adapt.formats.peft_layout import export
 
-            click.echo(f"written to {export(_load(source, backbone), target)}")
+            click.echo(f"written to {export(common.load_adapter(source, backbone), target)}")
             return
         if target_form == "peft":
             raise AdaptError(
@@ -209,3 +203,58 @@ def _imported(
     for setting in settings:
         set_key(given, setting)
     return checkpoints.import_published(source, method or "coop", load_backbone(backbone, "cpu"), names, given)
+
+
+@command()
+def soup(
+    adapters: tuple[Path, ...],
+    *,
+    out: Annotated[Path, "New .safetensors file to write."],
+    weights: Annotated[str | None, "Weights of the adapters, separated by commas.  [default: a mean]"] = None,
+    combination: Annotated[
+        Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"],
+        "How to combine, as peft names it; all but linear are for LoRA, and need --density.",
+    ] = "linear",
+    density: Annotated[float | None, "Share of the entries of a change to keep, such as 0.2."] = None,
+    rank: Annotated[
+        int | None, Option("Rank of a LoRA soup.  [default: for linear the sum, else the adapters' own]", min=1)
+    ] = None,
+    seed: Annotated[int, Option("Seed for what dare drops.", min=0)] = 0,
+    data: Annotated[
+        str | None, Option("Take only adapters that help on this data's validation images.", "--greedy", metavar="DATA")
+    ] = None,
+    root: common.Root = None,
+    backbone: common.OfAdapter = None,
+) -> None:
+    """Combine ADAPTERS, which may differ only in their trained weights, into one adapter with the same inference cost.
+
+    For LoRA, the weight updates are combined. For other methods, the trained parameters are averaged.
+
+    \b
+    Examples:
+      adapt soup runs/lora-1 runs/lora-2 runs/lora-3 --out soup.safetensors
+      adapt soup runs/lora-1 runs/lora-2 --combination ties --density 0.3 --out ties.safetensors
+      adapt soup runs/coop-1 runs/coop-2 runs/coop-3 --greedy photos --out greedy.safetensors
+    """
+    from adapt.data.readers import load as load_data
+
+    check_free(out, "file")
+    shares = None if weights is None else common.numbers("weights", weights, float)
+    validation = None if data is None else load_data(data, root).val
+    if validation == ():
+        raise AdaptError(f"--greedy {data} has no validation images, on which adapters are compared: give other data")
+    with common.quiet_libraries():
+        from adapt.soups import soup as mixed
+
+        model = mixed(
+            adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
+            backbone=common.given_backbone(backbone, AUTO), tried=_print,
+        )  # fmt: skip
+        model.save(out)
+    names = model.metadata["recipe"]["soup"]["ingredients"]
+    click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
+
+
+def _print(name: str, accuracy: float, taken: bool) -> None:
+    """Print whether the greedy soup includes the adapter `name`, and the soup's accuracy with that adapter added."""
+    click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")

@@ -50,11 +50,10 @@ def maps(
     check_free(out)
     files = list(image_files(images))
     with common.quiet_libraries():
-        from adapt.loading import load
         from adapt.methods.base.traits import normal_label
         from adapt.models.classifier import AdaptedModel
 
-        model = load(adapter, common.given_backbone(backbone, device), device=device)
+        model = common.load_adapter(adapter, backbone, device)
         if not isinstance(model, AdaptedModel):
             raise AdaptError(f"{adapter} draws no maps: use an adapter of the method anovl")
         normal_label(model.method, model.class_names)  # before any image is read

@@ -56,10 +56,7 @@ def evaluate_adapter(
     note_passed_over(data, split)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with common.quiet_libraries():
-        from adapt.loading import load
-
-        given = common.given_backbone(backbone, device)
-        model = load(adapter, given, split.class_names if data_classes else None, device=device)
+        model = common.load_adapter(adapter, backbone, device, split.class_names if data_classes else None)
         common.set_at_use(model, at_use)
         if model.class_names and set(split.class_names) != set(model.class_names):
             raise AdaptError(_other_classes(data, split.class_names, adapter, model.class_names))

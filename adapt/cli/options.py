@@ -240,6 +240,15 @@ def given_backbone(spec: str | None, device: str) -> Backbone | None:
     return load_backbone(spec, device) if spec else None
 
 
+def load_adapter(
+    path: Path, backbone: str | None, device: str = "cpu", class_names: Sequence[str] | None = None
+) -> Model:
+    """Return an adapter on the backbone named by --backbone, or on its own."""
+    from adapt.loading import load
+
+    return load(path, given_backbone(backbone, device), class_names, device=device)
+
+
 def set_at_use(model: Model, changes: Sequence[str]) -> None:
     """Apply the changes from --set to a loaded adapter. Raises AdaptError for a key that its method does not have."""
     if not changes:

@@ -1,9 +1,10 @@
-"""`adapt serve`"""
+"""`adapt serve` and `adapt label`, which answer over HTTP"""
 
 from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,10 @@ from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, missing
+from adapt.common.shown import shown
 
-_LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "threadpoolctl")
+_OF_A_PAGE = ("fastapi", "uvicorn", "httptools")
+_OF_A_SERVER = (*_OF_A_PAGE, "prometheus_client", "python_multipart", "threadpoolctl")
 _SHORTEST = 16  # characters of a token, so that nobody guesses it
 
 
@@ -60,9 +63,7 @@ def serve(
       adapt serve runs/first
       adapt serve coop=runs/coop lora=runs/lora --folder runs --port 9000
     """
-    absent = [name for name in _LIBRARIES if find_spec(name) is None]
-    if absent:
-        raise missing("adapt serve", ", ".join(absent), "serve")
+    _check_libraries("adapt serve", _OF_A_SERVER)
     token = None if token_file is None else _token(token_file)
     listening = listening_at(host, port)
     with listening, common.quiet_libraries():
@@ -101,6 +102,11 @@ def listening_at(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def _check_libraries(what: str, names: Iterable[str]) -> None:
+    if absent := [name for name in names if find_spec(name) is None]:
+        raise missing(what, ", ".join(absent), "serve")
+
+
 def _token(path: Path) -> str:
     """Return the token in the file `path`. Raises AdaptError for an unreadable file and a short or invalid token."""
     try:
@@ -113,3 +119,67 @@ def _token(path: Path) -> str:
             "without spaces, such as the output of `openssl rand -hex 32`"
         )
     return token
+
+
+@command()
+def label(
+    images: tuple[Path, ...] = (),
+    *,
+    run: Annotated[Path, Option("Folder of a run.", "--adapter")],
+    out: Annotated[Path, "Folder for the answers, new or begun."],
+    a_round: Annotated[int, Option("Answers before each training.", min=1)] = 10,
+    propose: Annotated[
+        int | None, Option("Only write this many proposals to OUT, without the page.", min=1, max=1000)
+    ] = None,
+    port: Annotated[int, Option("Port of the page, or 0 for any.", min=0, max=65535)] = 8000,
+    device: common.RecipeDevice = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Label images on a web page, by the keyboard, with proposals of the adapter of a run.
+
+    IMAGES are folders, .csv lists or files of images without labels; the unlabelled images of the run's own data are
+    asked about too. The images come first whose labels help most: those that many other images resemble, above all
+    images of which the adapter is unsure. After each round the run's recipe is trained on all images with a label, and
+    the page shows what that changed on the test images.
+
+    A list that `adapt recommend` or `adapt data check` wrote (suspects.csv, confused.csv, contradictions.csv,
+    duplicates.csv, ...) asks about the images of the run that it names: keep the label, change it, or drop the image.
+
+    \b
+    OUT receives
+      annotations.csv  each answer, at once
+      proposals.csv    the images of the round, with their proposed labels, and a column answer to fill in
+      data.csv         all images with their labels, and recipe.yaml, which trains on them
+      rounds.json      the results of the rounds
+      round-N/         the run of each round
+
+    The same command again goes on from there. The page needs the extra `serve`.
+
+    \b
+    Examples:
+      adapt label photos/ --adapter runs/first --out runs/labels
+      adapt label runs/recommend-photos/suspects.csv --adapter runs/recommend-photos --out runs/fixed
+      adapt label photos/ --adapter runs/first --out runs/labels --propose 100
+    """
+    if propose is None:
+        _check_libraries("the page of adapt label", _OF_A_PAGE)
+    with common.quiet_libraries():
+        from adapt.labelling.begun import PROPOSALS
+        from adapt.labelling.labelling import Labelling
+
+        labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
+        proposals = labelling.propose(a_round if propose is None else propose + labelling.answers)
+        labelling.write()
+        if propose is not None:
+            click.echo(f"{len(proposals)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")
+            return
+        from adapt.labelling.server import create_label_app
+        from adapt.serving.running import run as serve
+
+        with listening_at("127.0.0.1", port) as listening:
+            click.echo(f"Label the images at http://127.0.0.1:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+            try:
+                serve(create_label_app(labelling, a_round), listening, 30.0)
+            finally:
+                labelling.write()
+                click.echo(f"To train on all labels: {shown(labelling.command)}")

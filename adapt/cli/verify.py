@@ -79,14 +79,12 @@ def verify(
         from adapt.protocols.reproduction import reproduce
 
         loaded, name = load_backbone(backbone, device), called or papers.published_backbone(backbone)
-        reproduction = reproduce(loaded, split, entry, root, name, runs, cache=cache, progress=_say)
+        reproduction = reproduce(
+            loaded, split, entry, root, name, runs, cache=cache, progress=lambda line: click.echo(f"  {line}", err=True)
+        )
     click.echo(plain.dump(reproduction.to_dict(), indent=2) if as_json else _as_text(reproduction))
     if reproduction.verdict == "not reproduced":
         sys.exit(_DIFFERENT)
-
-
-def _say(line: str) -> None:
-    click.echo(f"  {line}", err=True)
 
 
 def _runs(

@@ -11,7 +11,7 @@ import torch
 from checks import perturb
 
 import adapt
-from adapt.cli import soup as command
+from adapt.cli import formats as command
 from adapt.methods.base.mixture import Combination
 
 NAMES = ("goldfish", "lime tree", "sky")
