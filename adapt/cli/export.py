@@ -11,7 +11,7 @@ from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 
 if TYPE_CHECKING:
     from torch import nn

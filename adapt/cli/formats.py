@@ -14,9 +14,8 @@ from adapt.cli.options import Option, command
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
 from adapt.common.plain import within
-from adapt.common.shown import shown
+from adapt.common.shown import readable_bytes, shown
 
 if TYPE_CHECKING:
     from adapt.formats.header import Header

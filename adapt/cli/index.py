@@ -16,8 +16,7 @@ from adapt.common import plain
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
-from adapt.common.shown import shown
+from adapt.common.shown import readable_bytes, shown
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 
 if TYPE_CHECKING:

@@ -67,7 +67,7 @@ def cache(
     (default: 4). Beyond this limit, the least recently used features are deleted.
     """
     with common.quiet_libraries():
-        from adapt.common.memory import readable_bytes
+        from adapt.common.shown import readable_bytes
         from adapt.data.decoding.cache import FeatureCache
 
         store = FeatureCache()

@@ -11,7 +11,7 @@ import click
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 
 
 @command("table")

@@ -70,9 +70,9 @@ def serve(
         from adapt.serving.adapters import ServedAdapters
         from adapt.serving.admission import Limits
         from adapt.serving.app import create_app
-        from adapt.serving.guard import is_loopback
-        from adapt.serving.running import run
-        from adapt.serving.threads import apart
+        from adapt.serving.connections import run
+        from adapt.serving.web import is_loopback
+        from adapt.serving.worker import apart
 
         given = apart(common.given_backbone, backbone, device)
         served = ServedAdapters(adapters, folder, given, device, max_adapters)
@@ -164,8 +164,7 @@ def label(
     if propose is None:
         _check_libraries("the page of adapt label", _OF_A_PAGE)
     with common.quiet_libraries():
-        from adapt.labelling.begun import PROPOSALS
-        from adapt.labelling.labelling import Labelling
+        from adapt.labelling.labelling import PROPOSALS, Labelling
 
         labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
         proposals = labelling.propose(a_round if propose is None else propose + labelling.answers)
@@ -174,7 +173,7 @@ def label(
             click.echo(f"{len(proposals)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")
             return
         from adapt.labelling.server import create_label_app
-        from adapt.serving.running import run as serve
+        from adapt.serving.connections import run as serve
 
         with listening_at("127.0.0.1", port) as listening:
             click.echo(f"Label the images at http://127.0.0.1:{listening.getsockname()[1]}/ (Ctrl-C ends it)")

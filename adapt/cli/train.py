@@ -14,7 +14,7 @@ from adapt.cli.options import Option, command
 from adapt.common.devices import is_launched
 from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 
 if TYPE_CHECKING:
     from adapt.recipe import Recipe

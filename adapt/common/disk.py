@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapt.common import plain
-from adapt.common.cells import guarded
 from adapt.common.errors import AdaptError
+from adapt.common.shown import guarded
 
 _PART = 16 * 2**10
 _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))

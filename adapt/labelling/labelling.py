@@ -1,13 +1,15 @@
-"""The labelling of images by a person: proposals, answers, and a round of training after every few answers."""
+"""The labelling of images by a person, kept in a folder: proposals, answers, and training after every few answers."""
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from adapt.backbones.base import Backbone
@@ -19,15 +21,63 @@ from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.labelling import annotations as annotating
 from adapt.labelling.annotations import Annotation, applied
-from adapt.labelling.begun import ANNOTATIONS, DATA, PROPOSALS, ROUNDS, Begun, locked
-from adapt.labelling.gathering import gathered, of_run, present
-from adapt.labelling.proposals import Proposal
+from adapt.labelling.proposals import Proposal, gathered, of_run, present
 from adapt.labelling.proposing import as_listed, in_order
 from adapt.loading import load
 from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model
 from adapt.training.relisted import LIST, RECIPE, on_list, recipe_of, write_list
 from adapt.training.run_recipe import run_recipe
+
+logger = logging.getLogger("adapt")
+BEGUN, DATA, ANNOTATIONS = "labelling.json", "data.csv", "annotations.csv"
+PROPOSALS, ROUNDS = "proposals.csv", "rounds.json"
+
+
+class Begun(BaseModel):
+    """The run and the sources of images that a folder of answers belongs to."""
+
+    run: str
+    sources: list[str]
+
+    @classmethod
+    def of(cls, out: Path, run: Path, sources: Sequence[Path]) -> Begun:
+        """Return what the folder `out` belongs to, with the sources of earlier commands.
+
+        Sources that are gone are left out with a warning. Raises AdaptError if `out` has answers about another run.
+        """
+        own = cls(run=str(run.absolute()), sources=[str(source.absolute()) for source in sources])
+        if not (out / BEGUN).exists():
+            return own
+        before = cls(**stored.read(out / BEGUN, cls, "description of a labelling"))
+        if before.run != own.run and (out / ANNOTATIONS).exists():
+            raise AdaptError(
+                f"{out} has answers about the run {before.run}, not {own.run}: choose another --out, or correct the "
+                f"run in {out / BEGUN} if it was moved"
+            )
+        earlier = [source for source in before.sources if Path(source).exists()]
+        for source in before.sources:
+            if source not in earlier:
+                logger.warning("%s, of an earlier command, is gone: its images are left out", source)
+        return cls(run=own.run, sources=list(dict.fromkeys([*earlier, *own.sources])))
+
+    def write(self, out: Path) -> None:
+        """Write the description to the folder `out`."""
+        write_json(out / BEGUN, self.model_dump())
+
+
+def locked(out: Path) -> FileLock:
+    """Return a held lock on a folder, which is created. Raises AdaptError if another process holds it."""
+    lock = FileLock(out / ".lock")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AdaptError(f"{out} is in use by another labelling: end it, or choose another --out") from None
+    except OSError as error:
+        raise AdaptError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+    return lock
+
 
 SPARE = 2  # times as many images are proposed as answers are wanted, since some are skipped
 

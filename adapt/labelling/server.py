@@ -17,9 +17,7 @@ from adapt.data.decoding.images import open_image
 from adapt.labelling.annotations import Annotation
 from adapt.labelling.labelling import Labelling, LabelRound
 from adapt.labelling.proposals import Proposal
-from adapt.serving.guard import Guard
-from adapt.serving.pages import page
-from adapt.serving.problems import problem
+from adapt.serving.web import Guard, page, problem
 
 SIDE = 640  # pixels that a picture on the page has at most
 

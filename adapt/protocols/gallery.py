@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapt.common.cells import unguarded
 from adapt.common.errors import AdaptError
-from adapt.common.shown import shown
+from adapt.common.shown import shown, unguarded
 from adapt.formats.adapter import NAME
 from adapt.formats.header import read_header
 

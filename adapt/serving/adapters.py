@@ -26,7 +26,7 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.image_model import ImageModel
 from adapt.models.many import SideBySide
 from adapt.models.vision_model import VisionModel
-from adapt.serving.threads import apart
+from adapt.serving.worker import apart
 
 _MOST_CLASSES = 5_000  # in an adapter loaded by a request: other requests wait while the class texts are encoded
 _READY = 64  # combinations of adapters that are cached; clients choose them, so the number is bounded

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,10 +17,9 @@ from starlette.exceptions import HTTPException
 from adapt.common.errors import AdaptError
 from adapt.common.version import __version__
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
-from adapt.serving.admission import Admission, Limits
+from adapt.serving.admission import Admission, Crowded, Limits
 from adapt.serving.chat_messages import ChatRequest, Completion, ModelCard, ModelCards
 from adapt.serving.conversing import FAILED, ChatCompletions
-from adapt.serving.guard import Guard
 from adapt.serving.messages import (
     AdapterCard,
     AdapterName,
@@ -30,12 +30,43 @@ from adapt.serving.messages import (
     LoadAdapter,
 )
 from adapt.serving.middleware import Around, Counted
-from adapt.serving.pages import page
 from adapt.serving.predicting import Predictions
-from adapt.serving.problems import Mistaken, Problem, problem
 from adapt.serving.reading import TooManyPixels
-from adapt.serving.room import Crowded
-from adapt.serving.work import Work
+from adapt.serving.web import Guard, Mistaken, Problem, page, problem
+from adapt.serving.worker import Worker
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of all threads of a server: decoding images, passes of classifiers, and answers in words."""
+
+    admission: Admission
+    predictions: Predictions
+    conversations: ChatCompletions
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for an image-decoding thread or for a model."""
+        return len(self.admission.readers) + sum(map(len, self._models))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether decoding an image, a pass of a model or a token exceeds the time limit of a request."""
+        longest = max(thread.longest() for thread in self._models)
+        return max(longest, self.admission.readers.longest()) > self.admission.limits.seconds
+
+    @property
+    def _models(self) -> tuple[Worker[Any], ...]:
+        """The threads that run models."""
+        return self.predictions.batcher, self.predictions.native_batcher, self.conversations.talker
+
+    def close(self, seconds: float) -> None:
+        """Stop decoding images, and answer the requests that already wait for a model, for at most `seconds`."""
+        self.admission.readers.close()
+        ends = time.monotonic() + seconds
+        for thread in self._models:
+            thread.close(max(0.0, ends - time.monotonic()))
+
 
 # other mistakes: 422
 _STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413, Crowded: 503}

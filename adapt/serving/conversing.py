@@ -23,8 +23,8 @@ from adapt.serving.chat_messages import ChatRequest, Written
 from adapt.serving.messages import checked, from_json_body
 from adapt.serving.middleware import Counted
 from adapt.serving.predicting import check_tokens, unanswered, wait_for_disconnect
-from adapt.serving.problems import Mistaken
 from adapt.serving.talking import Delta, Question, Talker
+from adapt.serving.web import Mistaken
 
 if TYPE_CHECKING:
     from PIL.Image import Image

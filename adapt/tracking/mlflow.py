@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from adapt.common.errors import missing
 from adapt.common.progress import LogEntry
-from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+from adapt.tracking import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,7 +12,7 @@ from selection import by_turns
 
 import adapt
 from adapt.cli import export as command
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 from adapt.data import open_image
 from adapt.formats.export import FORMS
 

@@ -8,9 +8,8 @@ import json
 import os
 from collections.abc import Sequence
 
-from adapt.common.cells import unguarded
 from adapt.common.errors import AdaptError
-from adapt.common.shown import brief
+from adapt.common.shown import brief, unguarded
 from adapt.data.readers.lines import read_text, readable
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapt.common.disk import new_folder, write_json
 from adapt.common.errors import AdaptError, nearest
-from adapt.formats.export import forms, page, record, tracing
+from adapt.formats.export import forms, record, tracing
 from adapt.formats.export.record import RECORD, TOLERANCE
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adapt.formats.export.forms import Graph
     from adapt.models.base import Adapted
 
-FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
+FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": forms.PAGE}
 
 
 def export(
@@ -66,7 +66,7 @@ def export(
         if data:
             described["measured"] = record.measured(classifier, run, data)
         if runtime is not None:
-            page.write(new, described, page.read_runtime(runtime))
+            forms.write(new, described, forms.read_runtime(runtime))
         write_json(new / RECORD, described)
     return Path(folder)
 
@@ -81,7 +81,7 @@ def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
         raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
     forms.check_libraries(to)
     if to == "html":
-        page.read_runtime(runtime)
+        forms.read_runtime(runtime)
 
 
 def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Graph:

@@ -1,17 +1,60 @@
-"""Protection against unwanted requests: checks of their host name, token, and the web page that sends them."""
+"""What each web application here has: its pages, the bodies of its errors, and a guard against unwanted requests."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
-from collections.abc import Collection
+import re
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from importlib.resources import files
 from ipaddress import ip_address
+from typing import Literal
 from urllib.parse import urlsplit
 
+from fastapi import Request, Response
+from pydantic import BaseModel
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from adapt.serving.problems import problem
+OPENAI = "/v1/"  # below which paths are those of OpenAI's interface
+
+
+class Problem(BaseModel):
+    """An error message of one line."""
+
+    detail: str
+
+
+class Mistake(BaseModel):
+    """An error message of one line, and its kind."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: None = None
+    code: None = None
+
+
+class Mistaken(BaseModel):
+    """An error in the form of OpenAI's interface."""
+
+    error: Mistake
+
+    @classmethod
+    def of(cls, message: str, status: int) -> dict[str, object]:
+        """Return the body of an error response."""
+        mistake = Mistake(message=message, type="server_error" if status >= 500 else "invalid_request_error")
+        return cls(error=mistake).model_dump()
+
+
+def problem(path: str, message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the response for an error of a request to `path`."""
+    if not path.startswith(OPENAI):
+        return JSONResponse(Problem(detail=message).model_dump(), status, headers)
+    status = 400 if status == 422 else status  # as OpenAI's interface has it
+    return JSONResponse(Mistaken.of(message, status), status, headers)
+
 
 _OPEN = ("/", "/chat", "/healthz")  # need no token: the pages ask for it, and monitors have none
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -75,3 +118,23 @@ def _place(origin: str) -> str:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return ""
+
+
+def page(name: str) -> Callable[[Request], Awaitable[Response]]:
+    """Return the handler of a page, which runs its own script alone and speaks to this server alone."""
+    folder = files("adapt.serving")
+    text = folder.joinpath(name).read_text(encoding="utf-8")
+    for common in ("common.css", "common.js"):
+        text = text.replace(f"/* {common} */", folder.joinpath(common).read_text(encoding="utf-8"))
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src blob: data:; "
+        "connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    )
+
+    async def answer(request: Request) -> Response:
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+    return answer
