@@ -47,12 +47,13 @@ def near_duplicates(split: Split, features: dict[str, Tensor]) -> list[ListedIma
     train = features["train"]
 
     def most_alike(item: Item, feature: Tensor, but: int = -1) -> tuple[float, int]:
-        """Return the highest correlation with a training image other than `but`, and the index of that image."""
+        """Return the highest correlation with a training image other than `but`, mirrored or not, and its index."""
         near = (train @ feature).topk(min(NEAREST + 1, len(train))).indices.tolist()
         others = [place for place in near if place != but][:NEAREST]
         own = thumbnail(item.path, item.turned)
-        found = [(_correlation(own, thumbnail(split.train[place].path, item.turned)), place) for place in others]
-        return max(found, default=(0.0, 0))
+        found = [(thumbnail(split.train[place].path, item.turned), place) for place in others]
+        alike = [(max(float((own * one).sum()), float((own * one.flip(-1)).sum())), place) for one, place in found]
+        return max(alike, default=(0.0, 0))
 
     if not (split.val or split.test):
         return []
@@ -84,11 +85,6 @@ def _thumbnail(path: str, turned: bool) -> Tensor:
     pixels = pil_to_tensor(small).float()
     pixels = pixels - pixels.mean()
     return pixels / pixels.norm().clamp_min(torch.finfo(pixels.dtype).tiny)
-
-
-def _correlation(one: Tensor, other: Tensor) -> float:
-    """Return the correlation of two thumbnails, or of one thumbnail and the mirrored second, whichever is larger."""
-    return max(float((one * other).sum()), float((one * other.flip(-1)).sum()))
 
 
 SHARPNESS = 2.0  # of the vote on labels, over the standard deviation of the cosines

@@ -59,7 +59,12 @@ class _Race:
         """Evaluate a candidate, and store the result or the reason why the candidate is left out."""
         started = time.monotonic()
         try:
-            outcome = self._over_budget(candidate) or self._tried(candidate)
+            outcome: Compared | str = self._over_budget(candidate)
+            if not outcome and (candidate.name == BASELINE or not self.compared):
+                outcome = self._comparison.run(candidate)
+            elif not outcome:
+                best = max(self.compared, key=lambda each: each.merit)
+                outcome = self._comparison.raced(candidate, best, self._share)
         except (AdaptError, torch.OutOfMemoryError, torch.linalg.LinAlgError) as error:
             outcome = str(error)
         if isinstance(outcome, str):
@@ -67,12 +72,6 @@ class _Race:
         else:
             self.compared.append(outcome)
         self._ran.append((candidate, time.monotonic() - started))
-
-    def _tried(self, candidate: Candidate) -> Compared | str:
-        if candidate.name == BASELINE or not self.compared:
-            return self._comparison.run(candidate)
-        best = max(self.compared, key=lambda each: each.merit)
-        return self._comparison.raced(candidate, best, self._share)
 
     def _over_budget(self, candidate: Candidate) -> str:
         """Return a message if the time budget does not suffice for the candidate, otherwise ""."""

@@ -106,8 +106,18 @@ class _Commands(CommandGroup):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit with code 0 for success, 2 for a user error or full memory or disk, 130 for Ctrl-C."""
         try:
-            _check_package()
-            _check_folder()
+            import adapt
+
+            if "wrap" not in getattr(adapt, "__all__", ()):
+                raise AdaptError(
+                    "the package adapt from PyPI, an unrelated project, has overwritten files of adapt-vlm: run `pip "
+                    "uninstall adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or give pip your "
+                    "checkout instead"
+                )
+            try:
+                os.getcwd()
+            except FileNotFoundError:  # libraries fail without saying why
+                raise AdaptError("the current folder no longer exists: change to another one") from None
             return super().main(*args, **kwargs)
         except AdaptError as error:
             click.echo(f"Error: {shown(error)}", err=True)
@@ -118,14 +128,6 @@ class _Commands(CommandGroup):
                 raise
             click.echo(f"Error: {lacking}", err=True)
             sys.exit(2)
-
-
-def _check_folder() -> None:
-    """Raise AdaptError if the current folder is gone, in which libraries fail without saying why."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise AdaptError("the current folder no longer exists: change to another one") from None
 
 
 def _with_setting(error: click.NoSuchOption) -> click.UsageError:
@@ -158,17 +160,6 @@ class _Shown(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(shown, super().format(record).splitlines()))
-
-
-def _check_package() -> None:
-    """Raise AdaptError if PyPI's package `adapt`, an unrelated project, has overwritten files of this package."""
-    import adapt
-
-    if "wrap" not in getattr(adapt, "__all__", ()):
-        raise AdaptError(
-            "the package adapt from PyPI, an unrelated project, has overwritten files of adapt-vlm: run `pip uninstall "
-            "adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or give pip your checkout instead"
-        )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

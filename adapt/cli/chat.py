@@ -64,7 +64,11 @@ def chat(
         if not questions:
             about = f" about {', '.join(map(str, images))}" if images else ""
             click.echo(f"Ask{about}; an empty line ends the chat.", err=True)
-            _converse(answer)
+            for question in iter(_typed, ""):
+                try:
+                    click.echo(_lines(answer(question)))
+                except AdaptError as error:  # does not end the chat
+                    click.echo(f"Error: {shown(error)}", err=True)
 
 
 def _answering(
@@ -98,15 +102,6 @@ class _Conversation:
         answer = self._model.chat(asked, self._pictures, **self._settings).text
         self._chat = asked.answered(answer)
         return answer
-
-
-def _converse(answer: Callable[[str], str]) -> None:
-    """Answer the questions that the user types, until an empty line. Errors are printed and do not end the chat."""
-    for question in iter(_typed, ""):
-        try:
-            click.echo(_lines(answer(question)))
-        except AdaptError as error:
-            click.echo(f"Error: {shown(error)}", err=True)
 
 
 def _lines(answer: str) -> str:

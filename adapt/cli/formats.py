@@ -61,7 +61,8 @@ def inspect(
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
-    yield "method", f"{header.method} {_settings(header.config)}"
+    settings = [f"{key}={value!r}" for key, value in header.config.items() if value not in (None, "", {})]
+    yield "method", f"{header.method} ({', '.join(settings)})"
     size = header.preprocess.get("size")
     read = [f"{size} px"] * (size is not None) + ["photographs turned upright"] * header.preprocess["turned"]
     read += [header.quantization] if header.quantization else []
@@ -88,10 +89,6 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     if listed:
         yield "accuracy", f"{listed} (seed {header.seed})"
     yield "versions", ", ".join(f"{key} {value}" for key, value in header.versions.items())
-
-
-def _settings(config: dict[str, object]) -> str:
-    return "(" + ", ".join(f"{key}={value!r}" for key, value in config.items() if value not in (None, "", {})) + ")"
 
 
 def _show_words(model: Any, count: int) -> None:
@@ -245,15 +242,13 @@ def soup(
     with common.quiet_libraries():
         from adapt.soups import soup as mixed
 
+        def tried(name: str, accuracy: float, taken: bool) -> None:
+            click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
+
         model = mixed(
             adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
-            backbone=common.given_backbone(backbone, AUTO), tried=_print,
+            backbone=common.given_backbone(backbone, AUTO), tried=tried,
         )  # fmt: skip
         model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]
     click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
-
-
-def _print(name: str, accuracy: float, taken: bool) -> None:
-    """Print whether the greedy soup includes the adapter `name`, and the soup's accuracy with that adapter added."""
-    click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")

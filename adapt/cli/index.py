@@ -142,7 +142,13 @@ def search(
             encoded = encode(model, query, root)
             for name, *nearest in zip(encoded.entries, *stored.nearest(encoded.features, top_k), strict=True):
                 cosines, places = (each.tolist() for each in nearest)
-                _show(name, list(zip([stored.entries[place] for place in places], cosines, strict=True)), as_json)
+                found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
+                if as_json:
+                    entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
+                    click.echo(plain.dump({"query": name, "found": entries}))
+                else:
+                    lines = [f"  {cosine:6.3f}  {shown(entry)}" for entry, cosine in found]
+                    click.echo("\n".join([shown(name), *lines]))
 
 
 def _entries(source: Path) -> tuple[list[str], list[tuple[int, str]]]:
@@ -235,13 +241,3 @@ def _between(index: Index, model: ImageModel, share: float, device: str) -> _Enc
         return replace(new, features=slerp(_encoded(old, query, root).features, new.features, share))
 
     return between
-
-
-def _show(query: str, nearest: Sequence[tuple[str, float]], as_json: bool) -> None:
-    if as_json:
-        entries = [{"entry": entry, "cosine": cosine} for entry, cosine in nearest]
-        click.echo(plain.dump({"query": query, "found": entries}))
-        return
-    click.echo(shown(query))
-    for entry, cosine in nearest:
-        click.echo(f"  {cosine:6.3f}  {shown(entry)}")

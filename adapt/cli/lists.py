@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +27,11 @@ def methods(name: str | None = None) -> None:
 
     if name is None:
         for each in package.names():
-            click.echo(f"{each:16} {_title(each)}")
+            try:
+                title = package.find(each).title
+            except AdaptError as error:  # of a package that cannot be imported
+                title = f"({error})"
+            click.echo(f"{each:16} {title}")
         click.echo("\nSettings of one: adapt methods NAME")
         return
     method = package.find(name)
@@ -36,16 +39,6 @@ def methods(name: str | None = None) -> None:
     for key, field in method.Config.model_fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         click.echo(f"  {key:18} {default:24} {field.description or ''}".rstrip())
-
-
-def _title(name: str) -> str:
-    """Return a method's title, or the error message if the method's package cannot be imported."""
-    from adapt import methods as package
-
-    try:
-        return package.find(name).title
-    except AdaptError as error:
-        return f"({error})"
 
 
 @command()
@@ -104,38 +97,28 @@ def recipes(
       adapt recipes --schema > recipe.schema.json
     """
     if schema:
-        _show_schema(name, data)
+        if name is not None or data is not None:
+            raise AdaptError("--schema prints one schema for all recipes: leave out NAME and --data")
+        from adapt.recipe.schema import recipe_schema
+
+        click.echo(plain.dump(recipe_schema(), indent=2))
         return
     from adapt.recipe.file import read_file
     from adapt.recipe.shipped import find_recipe, known_recipes, of_method, recipe_of
 
     if name is None or (of_method(name) and recipe_of(name) is None):
-        _list(known_recipes() if name is None else of_method(name), as_json)
+        names = known_recipes() if name is None else of_method(name)
+        titles = {each: read_file(known_recipes()[each], each).title for each in names}
+        if as_json:
+            click.echo(plain.dump([{"name": each, "title": title} for each, title in titles.items()]))
+        else:
+            click.echo("\n".join(f"{each:21} {title}" for each, title in titles.items()))
+            click.echo("\nTo show one: adapt recipes NAME --data DATA")
         return
     located = find_recipe(name)
     file = read_file(located.path, located.name)
     described = _described(located, file, data)
     click.echo(plain.dump(described) if as_json else _as_text(described, data))
-
-
-def _show_schema(name: str | None, data: str | None) -> None:
-    if name is not None or data is not None:
-        raise AdaptError("--schema prints one schema for all recipes: leave out NAME and --data")
-    from adapt.recipe.schema import recipe_schema
-
-    click.echo(plain.dump(recipe_schema(), indent=2))
-
-
-def _list(names: Iterable[str], as_json: bool) -> None:
-    from adapt.recipe.file import read_file
-    from adapt.recipe.shipped import known_recipes
-
-    titles = {name: read_file(known_recipes()[name], name).title for name in names}
-    if as_json:
-        click.echo(plain.dump([{"name": name, "title": title} for name, title in titles.items()]))
-    else:
-        click.echo("\n".join(f"{name:21} {title}" for name, title in titles.items()))
-        click.echo("\nTo show one: adapt recipes NAME --data DATA")
 
 
 def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, object]:

@@ -301,7 +301,13 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
     from adapt.recipe import read_recipe
 
     data = options.get("data")
-    changes: list[Override] = [*overrides, *_as_overrides(options, overrides)]
+    changes: list[Override] = [*overrides]
+    for name, key in _KEYS.items():
+        value = options.get(name)
+        if value is not None:
+            value = None if value == ALL and name == "shots" else value
+            _check_agreement(name, key, value, overrides)
+            changes.append((key, value))
     if data is not None:
         _check_agreement("data", "data.source", data, overrides)
     return read_recipe(recipe, changes, data, protocol)
@@ -328,7 +334,10 @@ def class_names(given: str | None) -> list[str] | None:
         return None
     from adapt.data.readers.lines import read_lines
 
-    of_file = _is_file(given)
+    try:
+        of_file = Path(given).is_file()
+    except OSError:  # too long for a file name: a list of classes
+        of_file = False
     if not of_file and given.endswith(".txt"):  # a missing file, not a class that every image would belong to
         raise AdaptError(f"--classes: there is no file {given!r}: give an existing file, or names such as cat,dog")
     lines = read_lines(Path(given)) if of_file else given.split(",")
@@ -338,29 +347,6 @@ def class_names(given: str | None) -> list[str] | None:
             raise AdaptError(f"--classes: the name {name!r} is not valid in this locale: set PYTHONUTF8=1")
         raise AdaptError(f"--classes: the name {name!r} contains a control character: remove the character")
     return names
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # too long for a file name: a list of classes
-        return False
-
-
-def as_words(options: Options) -> list[str]:
-    """Return the options that are set, in the form of command-line arguments such as `--shots=4`."""
-    return [f"--{name}={value}" for name, value in options.items() if value is not None]
-
-
-def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[tuple[str, object]]:
-    changes = []
-    for name, key in _KEYS.items():
-        value = options.get(name)
-        if value is not None:
-            value = None if value == ALL and name == "shots" else value
-            _check_agreement(name, key, value, overrides)
-            changes.append((key, value))
-    return changes
 
 
 def _check_agreement(name: str, key: str, value: object, overrides: tuple[str, ...]) -> None:

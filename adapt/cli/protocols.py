@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from adapt.protocols.protocol import Protocol
     from adapt.protocols.run_protocol import Results
-    from adapt.protocols.runs import Target
     from adapt.recipe import Recipe
 
 
@@ -213,25 +212,24 @@ def sweep(
     OUT receives sweep.json, sweep.csv, and a run directory for each combination and seed.
     """
     from adapt.protocols import protocol as protocols
-
-    chosen = _read(recipe, options, "sweep", {})
-    run(protocols.sweep(chosen, dict(map(_values, settings)), _seeds(options)), options)
-
-
-def _values(setting: str) -> tuple[str, list[object]]:
-    """Parse KEY=VALUES, such as train.lr=0.002,0.02, into the key and the list of values."""
     from adapt.recipe.file import pair
 
-    key, _, values = setting.partition("=")
-    key, parsed = pair(f"{key}=[{values}]")
-    if not values or not parsed:
-        raise AdaptError(f"{setting!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
-    return key, parsed
+    chosen, tried = _read(recipe, options, "sweep", {}), {}
+    for setting in settings:
+        key, _, values = setting.partition("=")
+        key, parsed = pair(f"{key}=[{values}]")
+        if not values or not parsed:
+            raise AdaptError(f"{setting!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
+        tried[key] = parsed
+    run(protocols.sweep(chosen, tried, _seeds(options)), options)
 
 
 def _transfer(name: str, recipe: str, targets: tuple[str, ...], options: _Options) -> None:
     from adapt.data.readers import published
     from adapt.protocols import protocol as protocols
+    from adapt.protocols.papers import data_set
+    from adapt.protocols.runs import Target
+    from adapt.recipe import DataSection
 
     root = options["root"]
     chosen = _read(recipe, {**options, "root": None}, name, {})
@@ -243,8 +241,11 @@ def _transfer(name: str, recipe: str, targets: tuple[str, ...], options: _Option
             "to test on, such as --to emoji@fluent-3d or --to FOLDER"
         )
     root = root or chosen.data.root
-    names = targets or protocols.PAPERS_TARGETS[name]
-    data = [_target(each, root) for each in names]
+    data = []
+    for spec in targets or protocols.PAPERS_TARGETS[name]:
+        section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
+        section = section.model_copy(update={"template": section.load().template})
+        data.append(Target(data_set(spec) or Path(spec).resolve().name, section))
     run(protocols.transfer(name, chosen, data, _seeds(options)), options)
 
 
@@ -315,17 +316,6 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
     from adapt.protocols.tables_of_sets import table_of_sets
 
     click.echo(f"\n{as_text(table_of_sets(results))}")
-
-
-def _target(spec: str, root: str | None) -> Target:
-    """Return the data set `spec` as data to test on; `root` is ignored if `spec` itself locates the images."""
-    from adapt.protocols.papers import data_set
-    from adapt.protocols.runs import Target
-    from adapt.recipe import DataSection
-
-    section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
-    template = section.load().template
-    return Target(data_set(spec) or Path(spec).resolve().name, section.model_copy(update={"template": template}))
 
 
 def _needs_root(spec: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,6 +58,7 @@ def table(
     A letter gives the source of a published figure: F an official file, A the paper's abstract, S a secondary source, R
     recalled from memory.
     """
+    from adapt.common.disk import check_writable
     from adapt.protocols import plain_runs, table_formats, tables, tables_of_sets
 
     runs = [path for path in results if plain_runs.is_run(path)]
@@ -72,7 +72,12 @@ def table(
     form_of = table_formats.FORMATS[form]
     if runs and (against is not None or plots):
         raise AdaptError("--against and --plot are for results of protocols, which have several seeds: leave them out")
-    _check_plots(plots)
+    if plots:
+        common.check_matplotlib("--plot")
+    for path in plots:
+        if path.suffix not in (".png", ".svg", ".pdf"):
+            raise AdaptError(f"--plot {path} has the suffix {path.suffix or 'none'!r}; expected .png, .svg or .pdf")
+        check_writable(path)
     if runs:
         click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
         return
@@ -90,17 +95,6 @@ def table(
     click.echo(shown)
     if compared:
         click.echo(f"\n{compared}")
-
-
-def _check_plots(plots: Sequence[Path]) -> None:
-    from adapt.common.disk import check_writable
-
-    if plots:
-        common.check_matplotlib("--plot")
-    for path in plots:
-        if path.suffix not in (".png", ".svg", ".pdf"):
-            raise AdaptError(f"--plot {path} has the suffix {path.suffix or 'none'!r}; expected .png, .svg or .pdf")
-        check_writable(path)
 
 
 @command("report")

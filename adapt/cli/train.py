@@ -93,7 +93,14 @@ def train(
             result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
             if launching.is_main():
-                click.echo(_stopped(recipe, folder, processes, overrides, track, options), err=True)
+                from adapt.methods.base import plugins
+
+                files = [f"--plugin={path}" for path in plugins.loaded()]
+                changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
+                changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
+                changes += [f"--processes={processes}"] * (processes > 1)
+                again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
+                click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
         say(result, folder if plot else None)
@@ -106,26 +113,6 @@ def say(result: Result, plots: Path | None = None) -> None:
         result.draw(plots)
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({readable_bytes(result.metrics['adapter_bytes'])})")
-
-
-def _stopped(
-    recipe: str,
-    out: Path | None,
-    processes: int,
-    overrides: tuple[str, ...],
-    track: tuple[str, ...],
-    options: common.Options,
-) -> str:
-    """Return the message for an interrupted run, with the command that resumes the run if it has a folder."""
-    from adapt.methods.base import plugins
-
-    if out is None:
-        return "stopped"
-    changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
-    changes += [f"--track={each}" for each in track] + [f"--processes={processes}"] * (processes > 1)
-    files = [f"--plugin={path}" for path in plugins.loaded()]
-    again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
-    return f"stopped; continue with: {again} --resume"
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:

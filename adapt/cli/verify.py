@@ -14,8 +14,7 @@ from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
-    from adapt.protocols.reproduction import RecipeRuns, Reproduction
-    from adapt.recipe import Recipe
+    from adapt.protocols.reproduction import Reproduction
 
 _DIFFERENT = 1  # the exit code where a figure is not reproduced
 
@@ -70,8 +69,17 @@ def verify(
         )
     split, runs = load(entry.name, root), None
     if recipe is not None:
+        from adapt.protocols.reproduction import RecipeRuns
+        from adapt.recipe.file import read_file
+        from adapt.recipe.shipped import find_recipe
+
         given: common.Options = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
-        runs = _runs(recipe, common.read(recipe, overrides, given, "few_shot"), shots, seeds, out, overrides)
+        chosen, located = common.read(recipe, overrides, given, "few_shot"), find_recipe(recipe, "few_shot")
+        if out is None:
+            raise AdaptError(f"--recipe {recipe} needs a folder for its training runs: give a folder with --out")
+        departures = read_file(located.path, located.name).under("Departures")
+        runs_seeds = tuple(common.numbers("seeds", seeds))
+        runs = RecipeRuns(chosen, located.name, shots, runs_seeds, out, departures, overrides)
     elif out is not None or overrides:
         raise AdaptError("--out and --set apply only to a recipe's runs: add --recipe, or leave out --out and --set")
     with common.quiet_libraries():
@@ -87,27 +95,14 @@ def verify(
         sys.exit(_DIFFERENT)
 
 
-def _runs(
-    name: str, recipe: Recipe, shots: int, seeds: str, out: Path | None, overrides: tuple[str, ...]
-) -> RecipeRuns:
-    from adapt.protocols.reproduction import RecipeRuns
-    from adapt.recipe.file import read_file
-    from adapt.recipe.shipped import find_recipe
-
-    if out is None:
-        raise AdaptError(f"--recipe {name} needs a folder for its training runs: give a folder with --out")
-    located = find_recipe(name, "few_shot")
-    departures = read_file(located.path, located.name).under("Departures")
-    return RecipeRuns(recipe, located.name, shots, tuple(common.numbers("seeds", seeds)), out, departures, overrides)
-
-
 def _as_text(reproduction: Reproduction) -> str:
     """Return the text of a comparison: measured and published figures, the conditions that differ, and the verdict."""
     from adapt.protocols.papers import backbones
 
     lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", _table(reproduction)]
     for each in reproduction.compared:
-        templates = f", with {_templates(each.templates)}" if each.templates else ""
+        more = f" and {len(each.templates) - 1} more templates" if len(each.templates) > 1 else ""
+        templates = f", with {each.templates[0]!r}{more}" if each.templates else ""
         lines.append(f"{each.method}: {each.source or 'a secondary source'}{templates}")
     if reproduction.published_backbone is None:
         lines.append(
@@ -140,7 +135,3 @@ def _table(reproduction: Reproduction) -> str:
         [title, f"{value:.2f}", *[""] * 4] for title, value in reproduction.measured.items() if title not in beside
     ]
     return as_text(cells)
-
-
-def _templates(templates: tuple[str, ...]) -> str:
-    return f"{templates[0]!r}" + (f" and {len(templates) - 1} more templates" if len(templates) > 1 else "")

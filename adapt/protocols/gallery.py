@@ -98,7 +98,13 @@ def galleries(run: Path) -> Iterator[Gallery]:
         rows = read_rows(run / each.file, each.columns, "list of images")
         if rows:
             first = rows[: MOST_PICTURES // len(each.images(rows[0]))]
-            entries = [[_picture(*image, turned) for image in each.images(row)] for row in first]
+            entries = [
+                [
+                    Picture(path, shown(Path(path).name), caption, thumbnail(path, turned))
+                    for path, caption in each.images(row)
+                ]
+                for row in first
+            ]
             yield Gallery(each.title, each.file, len(rows), entries)
 
 
@@ -118,10 +124,6 @@ def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
     if missing := set(columns).difference(reader.fieldnames or ()):
         raise AdaptError(f"{file} holds no {what}: the column {min(missing)} is missing")
     return rows
-
-
-def _picture(path: str, caption: str, turned: bool) -> Picture:
-    return Picture(path, shown(Path(path).name), caption, thumbnail(path, turned))
 
 
 def small_image(path: str, turned: bool) -> Image.Image | None:

@@ -92,7 +92,9 @@ def run_protocol(
         earlier = _earlier(protocol, out)
         if earlier and progress is not None:
             progress(f"{len(earlier)} finished runs of earlier commands in {out} are among the results")
-        rows = _in_order([*rows, *earlier])
+        rows += earlier
+        settings = list(dict.fromkeys(row.get("setting") for row in rows))
+        rows.sort(key=lambda row: (row["shots"] or 0, settings.index(row.get("setting")), row["seed"]))
         _check_one_test_set(rows)
         results: Results = {
             "protocol": protocol.name,
@@ -143,12 +145,6 @@ def _check_one_test_set(rows: Sequence[Row]) -> None:
                     "changed between them: delete the folders of the runs that were made before, and give the command "
                     "again"
                 )
-
-
-def _in_order(rows: Sequence[Row]) -> list[Row]:
-    """Return rows by shots, by setting as it first occurs, and by seed."""
-    settings = list(dict.fromkeys(row.get("setting") for row in rows))
-    return sorted(rows, key=lambda row: (row["shots"] or 0, settings.index(row.get("setting")), row["seed"]))
 
 
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:

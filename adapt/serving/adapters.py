@@ -138,7 +138,11 @@ class ServedAdapters:
                     f"{self._most} adapters are loaded, which is the maximum: unload one of them first"
                 )
             self._check_nothing_is_fetched(place)
-            _check_classes(place)
+            if (count := len(class_names_of(place))) > _MOST_CLASSES:  # encoding them would delay all requests
+                raise NotAllowed(
+                    f"{brief(place.name)} has {count:,} classes, and requests may load adapters with at most "
+                    f"{_MOST_CLASSES:,}: start the server with it"
+                )
             self.now = Served(self.now.models | {name: apart(self._loaded, place)}, self.now.default)
         return name
 
@@ -208,16 +212,6 @@ class ServedAdapters:
         if isinstance(model, ImageModel):
             model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
-
-
-def _check_classes(path: Path) -> None:
-    """Raise NotAllowed if an adapter has so many classes that encoding the class names would delay all requests."""
-    count = len(class_names_of(path))
-    if count > _MOST_CLASSES:
-        raise NotAllowed(
-            f"{brief(path.name)} has {count:,} classes, and requests may load adapters with at most {_MOST_CLASSES:,}: "
-            "start the server with it"
-        )
 
 
 def _named(given: str) -> tuple[str, Path]:

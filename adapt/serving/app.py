@@ -137,16 +137,6 @@ def _add_problems(app: FastAPI) -> None:
 
 
 def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None:
-    body = {"requestBody": _body(limits)}
-
-    @app.post("/predict", response_model=ImagesAnswered, responses=_PROBLEMS, openapi_extra=body)
-    async def predict(request: Request) -> Response:
-        """Classify images, sent as files or as base64 in JSON, with one or more adapters."""
-        return await predictions.answer(request)
-
-
-def _body(limits: Limits) -> dict[str, object]:
-    """Return the OpenAPI description of the body of a `/predict` request, which is JSON or an HTML form."""
     fields = Asking.model_json_schema()["properties"]
     images = {
         "type": "array",
@@ -155,11 +145,14 @@ def _body(limits: Limits) -> dict[str, object]:
         "maxItems": limits.images,
     }
     upload = {"type": "object", "required": ["images"], "properties": {"images": images, **fields}}
-    in_json = ImagesInJson.model_json_schema()
-    return {
-        "required": True,
-        "content": {"application/json": {"schema": in_json}, "multipart/form-data": {"schema": upload}},
-    }
+    kinds = {"application/json": ImagesInJson.model_json_schema(), "multipart/form-data": upload}
+    content = {kind: {"schema": schema} for kind, schema in kinds.items()}
+    body = {"requestBody": {"required": True, "content": content}}
+
+    @app.post("/predict", response_model=ImagesAnswered, responses=_PROBLEMS, openapi_extra=body)
+    async def predict(request: Request) -> Response:
+        """Classify images, sent as files or as base64 in JSON, with one or more adapters."""
+        return await predictions.answer(request)
 
 
 def _add_chat(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompletions) -> None:

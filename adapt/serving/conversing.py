@@ -20,7 +20,7 @@ from adapt.models.chatting import ChatModel
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission
 from adapt.serving.chat_messages import ChatRequest, Written
-from adapt.serving.messages import checked, from_json_body
+from adapt.serving.messages import checked, from_json_body, kind_of_body
 from adapt.serving.middleware import Counted
 from adapt.serving.predicting import check_tokens, unanswered, wait_for_disconnect
 from adapt.serving.talking import Delta, Question, Talker
@@ -93,7 +93,8 @@ class ChatCompletions:
         try:
             async with asyncio.timeout(self._admission.limits.seconds) as given, AsyncExitStack() as held:
                 await held.enter_async_context(self._admission.body(request))
-                asked = await _read(request)
+                kind_of_body(request, "the JSON", "application/json")
+                asked = checked(ChatRequest, from_json_body(await request.body(), _COMMAS))
                 leaving = asyncio.create_task(wait_for_disconnect(request, given))
                 try:
                     async for delta in self._answers(asked, held):
@@ -165,15 +166,6 @@ class _Piece:
 
     asked: ChatRequest
     delta: Delta
-
-
-async def _read(request: Request) -> ChatRequest:
-    for name in request.query_params:
-        raise HTTPException(422, f"the address has the parameter {name!r}: send it in the JSON")
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HTTPException(415, f"the content type is {kind!r}; expected application/json")
-    return checked(ChatRequest, from_json_body(await request.body(), _COMMAS))
 
 
 async def _taken(pieces: asyncio.Queue[_Piece | Exception]) -> _Piece:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from importlib.resources import files
 from ipaddress import ip_address
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Request, Response
 from pydantic import BaseModel
@@ -76,25 +76,29 @@ class Guard:
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers, path = Headers(scope=scope), scope["path"]
         host, origin = headers.get("host", ""), headers.get("origin")
-        if not self._known(_name(host)):
+        name = _split(f"//{host}").hostname or ""
+        known = "*" in self.hosts or name in self.hosts or ("localhost" in self.hosts and is_loopback(name))
+        if not known:
             return problem(path, f"the server is not called {host[:100]!r}: use its own name", 400)
-        if self.token is not None and path not in _OPEN and not self._knows(headers.get("authorization", "")):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        right = scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (self.token or "").encode())
+        if self.token is not None and path not in _OPEN and not right:
             detail = "the token is missing or wrong: send the header Authorization: Bearer TOKEN"
             return problem(path, detail, 401, {"WWW-Authenticate": "Bearer"})
-        if scope["method"] not in _SAFE and origin is not None and _place(origin) != host.lower():
+        if scope["method"] not in _SAFE and origin is not None and _split(origin).netloc.lower() != host.lower():
             detail = (
                 f"a page of {origin[:100]!r} may not send requests to {host[:100]!r}: only the server's own page may"
             )
             return problem(path, detail, 403)
         return None
 
-    def _known(self, name: str) -> bool:
-        return "*" in self.hosts or name in self.hosts or ("localhost" in self.hosts and is_loopback(name))
 
-    def _knows(self, authorization: str) -> bool:
-        scheme, _, given = authorization.partition(" ")
-        assert self.token is not None
-        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode())
+def _split(address: str) -> SplitResult:
+    """Return the parts of an address, which are empty if it is invalid."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")
 
 
 def is_loopback(name: str) -> bool:
@@ -103,21 +107,6 @@ def is_loopback(name: str) -> bool:
         return ip_address(name).is_loopback
     except ValueError:
         return name == "localhost"
-
-
-def _name(host: str) -> str:
-    """Return the host name in `NAME:PORT`, without the brackets of an IPv6 address, or "" if there is no valid name."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _place(origin: str) -> str:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return ""
 
 
 def page(name: str) -> Callable[[Request], Awaitable[Response]]:

@@ -13,10 +13,7 @@ from adapt.formats.export import forms, record, tracing
 from adapt.formats.export.record import RECORD, TOLERANCE
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from adapt.data import Item
-    from adapt.formats.export.forms import Graph
     from adapt.models.base import Adapted
 
 FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": forms.PAGE}
@@ -54,7 +51,11 @@ def export(
     described = record.described(classifier, to, FORMS[to], int8)
     with warnings.catch_warnings(), new_folder(folder) as new:
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
-        run = _write(tracing.traced(classifier), new, to, int8)
+        program = tracing.traced(classifier)
+        if to in ("torch", "openvino"):
+            run = (forms.write_torch if to == "torch" else forms.write_openvino)(program, new)
+        else:
+            run = forms.write_onnx(program, new, int8)
         difference = record.difference(classifier, run)
         if difference > TOLERANCE and not int8:
             raise AdaptError(
@@ -82,12 +83,3 @@ def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
     forms.check_libraries(to)
     if to == "html":
         forms.read_runtime(runtime)
-
-
-def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Graph:
-    """Write the graph in the format `to` (as ONNX for a page), and return a function that runs the written file."""
-    if to == "torch":
-        return forms.write_torch(program, folder)
-    if to == "openvino":
-        return forms.write_openvino(program, folder)
-    return forms.write_onnx(program, folder, int8)
