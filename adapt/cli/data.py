@@ -95,7 +95,9 @@ def check(
     entry = published.find(source)
     split, inconsistent = looking.read_leniently(source, _root(folder, root))
     parts = (*common.PARTS, "unlabelled") if split.unlabelled else common.PARTS
-    sizes = ", ".join(_size(part, getattr(split, part)) for part in parts)
+    each_part = {part: getattr(split, part) for part in parts}
+    alone = {part for part, own in each_part.items() if own and not (own[0].path or own[0].task.mixes_texts)}
+    sizes = ", ".join(f"{part} {len(own):,}" + " texts" * (part in alone) for part, own in each_part.items())
     items = list(split.items())
     what = split.kind if items else "no images"
     classes = len(split.class_names)
@@ -171,11 +173,6 @@ def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
             write_csv(folder / f"{name}.csv", rows)
     listed = ", ".join(f"{name}.csv ({len(rows):,})" for name, rows in lists.items())
     click.echo(f"{out}  {listed}")
-
-
-def _size(part: str, items: Sequence[Item]) -> str:
-    alone = items and not (items[0].path or items[0].task.mixes_texts)
-    return f"{part} {len(items):,}" + " texts" * bool(alone)
 
 
 def _root(folder: str | None, root: str | None) -> str | None:

@@ -103,27 +103,11 @@ class Error:
         return shown(Path(self.path).name)
 
 
-@dataclass(frozen=True)
-class RunPage:
-    """The report content for one run directory; plots are SVG text, or "" if there is nothing to draw."""
+def run_page(run: PlainRun) -> JsonObject:
+    """Return the report content for a finished run: plots are SVG text, or "" if there is nothing to draw.
 
-    name: str
-    result: PlainRun
-    command: str
-    made_with: str
-    curves: str
-    confusions: Confusions | None
-    reliability: str
-    thresholds: list[dict[str, object]]
-    coverage: str
-    class_figure: str
-    worst_classes: list[tuple[str, float]]
-    errors: list[Error]
-    explained: str
-
-
-def run_page(run: PlainRun) -> RunPage:
-    """Return the report content for a finished run. Raises AdaptError if the run's files are damaged."""
+    Raises AdaptError if the run's files are damaged.
+    """
     rows, metrics = _predictions(run.path), run.metrics
     adapted: JsonObject = metrics.get("adapted", {})
     by_class: dict[str, float] = adapted.get("by_class", {})
@@ -131,22 +115,26 @@ def run_page(run: PlainRun) -> RunPage:
     # a confusion matrix needs one class for each image
     of_one_class = bool(rows and by_class) and class_figure == Scores.class_figure
     of_probabilities = of_one_class and "calibration_error" in adapted
-    thresholds, coverage = _coverage(rows) if of_probabilities else ([], "")
-    return RunPage(
-        name=name_of(run.path),
-        result=run,
-        command=shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
-        made_with=_made_with(run.path, metrics.get("device")),
-        curves=_curves(run),
-        confusions=confusions(rows) if of_one_class else None,
-        reliability=_reliability(rows, metrics) if of_probabilities else "",
-        thresholds=thresholds,
-        coverage=coverage,
-        class_figure=class_figure,
-        worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
-        errors=_worst_errors(rows, learned_turned(run.path)),
-        explained=_explained(run.path),
-    )
+    thresholds, coverage = list[JsonObject](), ""
+    if of_probabilities:
+        confidences = _confidences(rows)
+        thresholds = by_threshold(*confidences)
+        coverage = svg(coverage_curve(coverage_and_accuracy(*confidences), thresholds))
+    return {
+        "name": name_of(run.path),
+        "result": run,
+        "command": shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
+        "made_with": _made_with(run.path, metrics.get("device")),
+        "curves": _curves(run),
+        "confusions": confusions(rows) if of_one_class else None,
+        "reliability": _reliability(rows, metrics) if of_probabilities else "",
+        "thresholds": thresholds,
+        "coverage": coverage,
+        "class_figure": class_figure,
+        "worst_classes": sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
+        "errors": _worst_errors(rows, learned_turned(run.path)),
+        "explained": _explained(run.path),
+    }
 
 
 def name_of(path: Path) -> str:
@@ -181,13 +169,6 @@ def _made_with(run: Path, device: str | None) -> str:
 def _confidences(rows: Sequence[dict[str, str]]) -> tuple[list[float], list[bool]]:
     """Return the confidence of each prediction in predictions.csv, and whether each prediction is right."""
     return [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
-
-
-def _coverage(rows: Sequence[dict[str, str]]) -> tuple[list[JsonObject], str]:
-    """Return the coverage and accuracy at each confidence threshold, as rows and as a figure (SVG)."""
-    confidence, right = _confidences(rows)
-    thresholds = by_threshold(confidence, right)
-    return thresholds, svg(coverage_curve(coverage_and_accuracy(confidence, right), thresholds))
 
 
 def _reliability(rows: Sequence[dict[str, str]], metrics: JsonObject) -> str:

@@ -115,9 +115,11 @@ class ServedAdapters:
         self._changing = threading.Lock()
         models: dict[str, ServedModel] = {}
         for each in given:
-            name, path = _named(each)
-            _check_free(name, models)
-            models[name] = apart(self._loaded, path)
+            name, mark, path = each.partition("=")
+            if not (mark and name) or "/" in name or os.path.exists(each):  # a path alone
+                name, path = name_of_adapter(Path(each)), each
+            _check_free(_checked(name), models)
+            models[name] = apart(self._loaded, Path(path))
         if not models:
             raise AdaptError("there is no adapter to serve: give the path of at least one adapter")
         self.now = Served(models, next(iter(models)))
@@ -212,14 +214,6 @@ class ServedAdapters:
         if isinstance(model, ImageModel):
             model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
-
-
-def _named(given: str) -> tuple[str, Path]:
-    """Return the name and the path in `NAME=PATH`; for a path alone, the name is the adapter's own name."""
-    name, mark, path = given.partition("=")
-    if not (mark and name) or "/" in name or os.path.exists(given):
-        name, path = name_of_adapter(Path(given)), given
-    return _checked(name), Path(path)
 
 
 def _checked(name: str) -> str:

@@ -62,10 +62,6 @@ class ChatCompletions:
             if not streams:
                 work.cancel()
 
-    @property
-    def _late(self) -> str:
-        return f"there was no answer within {self._admission.limits.seconds:g} seconds"
-
     async def _stream(
         self, first: _Piece, pieces: asyncio.Queue[_Piece | Exception], work: asyncio.Task[None]
     ) -> AsyncIterator[str]:
@@ -81,7 +77,8 @@ class ChatCompletions:
                 yield _event(written.used(last.delta))
             yield "data: [DONE]\n\n"
         except (AdaptError, TimeoutError) as error:
-            yield _event(Mistaken.of(self._late if isinstance(error, TimeoutError) else str(error), 500))
+            late = f"there was no answer within {self._admission.limits.seconds:g} seconds"
+            yield _event(Mistaken.of(late if isinstance(error, TimeoutError) else str(error), 500))
         except Exception:  # noqa: BLE001  # the response has begun, so that no handler can answer
             _LOG.exception("an answer ended")
             yield _event(Mistaken.of(FAILED, 500))
