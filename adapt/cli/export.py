@@ -9,14 +9,13 @@ import click
 
 from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
+from adapt.common import plain
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from adapt.models.base import Adapted
 
 
 @command()
@@ -68,19 +67,20 @@ def export(
         items = getattr(load_data(data, root, names), part) if data else ()
         model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))
         if to is None:
-            _compact(model, out)
+            from adapt.backbones.absent import block_paths
+            from adapt.formats.compact import export as write_compact
+            from adapt.methods.base.traits import skipped_blocks
+
+            write_compact(model, out)
+            whole, skipped = model.backbone.model, skipped_blocks(model.method)
+            paths = block_paths(model.backbone, skipped).values()
+            count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
+            click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
             return
+        from adapt.formats.export import RECORD
         from adapt.formats.export import export as write
 
         write(model, out, to, int8=int8, data=items, runtime=runtime)
-    _print_record(out)
-
-
-def _print_record(out: Path) -> None:
-    """Print an export's folder, its size, and the measurements in its export.json."""
-    from adapt.common import plain
-    from adapt.formats.export import RECORD
-
     record = plain.parse((out / RECORD).read_bytes())
     click.echo(f"written to {out}: {_size(out)}, logits within {record['difference']:.1e} of the adapter's")
     if measured := record.get("measured"):
@@ -97,17 +97,6 @@ def _print_record(out: Path) -> None:
 
 def _size(folder: Path) -> str:
     return readable_bytes(sum(path.stat().st_size for path in folder.iterdir()))
-
-
-def _compact(model: Adapted, out: Path) -> None:
-    from adapt.backbones.absent import block_paths
-    from adapt.formats.compact import export as write
-    from adapt.methods.base.traits import skipped_blocks
-
-    write(model, out)
-    backbone, paths = model.backbone.model, block_paths(model.backbone, skipped_blocks(model.method)).values()
-    count, cut = _parameters(backbone), sum(_parameters(backbone.get_submodule(path)) for path in paths)
-    click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
 
 
 def _parameters(module: nn.Module) -> int:

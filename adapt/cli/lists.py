@@ -124,26 +124,19 @@ def recipes(
 def _described(located: Located, file: RecipeFile, data: str | None) -> dict[str, object]:
     """Return a recipe's description, command and settings, which are resolved for `data` if `data` is given."""
     from adapt.recipe import read_recipe
-    from adapt.recipe.shipped import of_method
-
-    described: dict[str, object] = {"name": located.name, "title": file.title, "comment": file.comment}
-    described["command"] = _command(located, file, data)
-    described["others"] = [name for name in of_method(located.name.partition("/")[0]) if name != located.name]
-    if data is None:
-        return described | {"settings": file.settings, "on": file.on, "expected": file.expected}
-    resolved = read_recipe(located.path, data=data).model_dump(mode="json")
-    return described | {"settings": resolved, "on": {}, "expected": file.expected_on(data)}
-
-
-def _command(located: Located, file: RecipeFile, data: str | None) -> str:
-    """Return the shell command that runs the recipe; --data is omitted if `data` is None and the recipe has data."""
-    from adapt.recipe.shipped import short
+    from adapt.recipe.shipped import of_method, short
 
     protocol = located.path.stem if located.path.stem in _PROTOCOLS else None
     recipe = short(located.name, protocol)
     on = [] if data is None and file.source() else ["--data", data or "DATA"]
     verb = protocol.replace("_", "-") if protocol else "train"
-    return shlex.join(["adapt", verb, recipe, *on, "--out", f"runs/{Path(recipe).stem}"])
+    described: dict[str, object] = {"name": located.name, "title": file.title, "comment": file.comment}
+    described["command"] = shlex.join(["adapt", verb, recipe, *on, "--out", f"runs/{Path(recipe).stem}"])
+    described["others"] = [name for name in of_method(located.name.partition("/")[0]) if name != located.name]
+    if data is None:
+        return described | {"settings": file.settings, "on": file.on, "expected": file.expected}
+    resolved = read_recipe(located.path, data=data).model_dump(mode="json")
+    return described | {"settings": resolved, "on": {}, "expected": file.expected_on(data)}
 
 
 def _as_text(described: JsonObject, data: str | None) -> str:

@@ -249,17 +249,6 @@ def _transfer(name: str, recipe: str, targets: tuple[str, ...], options: _Option
     run(protocols.transfer(name, chosen, data, _seeds(options)), options)
 
 
-def _sbatch(options: tuple[str, ...]) -> dict[str, str]:
-    """Return sbatch's options by name, with underscores. Raises AdaptError for one that is not written KEY=VALUE."""
-    given = {}
-    for option in options:
-        key, equals, value = option.removeprefix("--").partition("=")
-        if not (key and equals and value) or "\n" in option:
-            raise AdaptError(f"--sbatch {option} is not an option; expected KEY=VALUE, such as partition=gpu")
-        given[key.replace("-", "_")] = value
-    return given
-
-
 def run(protocol: Protocol, options: _Options) -> Results:
     """Train and evaluate all runs of `protocol` in the folder --out; print each result, and finally a table."""
     engine, address = options["engine"], options["address"]
@@ -267,7 +256,12 @@ def run(protocol: Protocol, options: _Options) -> Results:
         raise AdaptError("--address is the address of a Ray cluster and needs --engine ray: add --engine ray")
     if options["sbatch"] and engine != "slurm":
         raise AdaptError("--sbatch has options of SLURM's jobs and needs --engine slurm: add --engine slurm")
-    of_jobs = _sbatch(options["sbatch"])
+    of_jobs = {}
+    for option in options["sbatch"]:
+        key, equals, value = option.removeprefix("--").partition("=")
+        if not (key and equals and value) or "\n" in option:
+            raise AdaptError(f"--sbatch {option} is not an option; expected KEY=VALUE, such as partition=gpu")
+        of_jobs[key.replace("-", "_")] = value
     with common.quiet_libraries():
         from adapt.protocols.engines import Engine
         from adapt.protocols.run_protocol import run_protocol

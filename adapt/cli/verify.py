@@ -98,8 +98,17 @@ def verify(
 def _as_text(reproduction: Reproduction) -> str:
     """Return the text of a comparison: measured and published figures, the conditions that differ, and the verdict."""
     from adapt.protocols.papers import backbones
+    from adapt.protocols.table_formats import as_text
 
-    lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", _table(reproduction)]
+    cells = [["", "here", "published", "apart", "allowed", ""]]
+    for each in reproduction.compared:
+        figures = (f"{each.here:.2f}", f"{each.published:.2f}", f"{each.apart:+.2f}", f"{each.tolerance:g}")
+        cells.append([f"{each.method} [{each.origin}]", *figures, "within" if each.reproduced else "outside"])
+    beside = {each.method for each in reproduction.compared}
+    cells += [
+        [title, f"{value:.2f}", *[""] * 4] for title, value in reproduction.measured.items() if title not in beside
+    ]
+    lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", as_text(cells)]
     for each in reproduction.compared:
         more = f" and {len(each.templates) - 1} more templates" if len(each.templates) > 1 else ""
         templates = f", with {each.templates[0]!r}{more}" if each.templates else ""
@@ -121,17 +130,3 @@ def _as_text(reproduction: Reproduction) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in reproduction.environment["versions"].items())
     lines.append(f"with: {versions}; {reproduction.environment['precision']} on {reproduction.environment['device']}")
     return "\n".join([*lines, reproduction.verdict])
-
-
-def _table(reproduction: Reproduction) -> str:
-    from adapt.protocols.table_formats import as_text
-
-    cells = [["", "here", "published", "apart", "allowed", ""]]
-    for each in reproduction.compared:
-        figures = (f"{each.here:.2f}", f"{each.published:.2f}", f"{each.apart:+.2f}", f"{each.tolerance:g}")
-        cells.append([f"{each.method} [{each.origin}]", *figures, "within" if each.reproduced else "outside"])
-    beside = {each.method for each in reproduction.compared}
-    cells += [
-        [title, f"{value:.2f}", *[""] * 4] for title, value in reproduction.measured.items() if title not in beside
-    ]
-    return as_text(cells)

@@ -118,7 +118,7 @@ class Labelling:
         own = of_run(self._recipe, progress)
         self._lock = locked(out)
         begun = Begun.of(out, run, sources)
-        self._begun, self._doubts = gathered(own, list(map(Path, begun.sources)), progress)
+        self.data, self._doubts = gathered(own, list(map(Path, begun.sources)), progress)
         rounds = stored.read(out / ROUNDS, list[LabelRound], "rounds") if (out / ROUNDS).exists() else []
         self.rounds = [LabelRound(**each) for each in rounds]
         latest = self._folder(self.rounds[-1].round) if rounds else run
@@ -126,7 +126,7 @@ class Labelling:
         metrics = stored.read(latest / "metrics.json", stored.Metrics, "metrics")
         self._accuracy: float | None = metrics.get("adapted", {}).get("accuracy")
         self._annotations = annotating.read(out / ANNOTATIONS)
-        self._tested = applied(self._begun, self._annotations[: self._known]).test
+        self._tested = applied(self.data, self._annotations[: self._known]).test
         for name, column in ((DATA, "label"), (PROPOSALS, "answer")):
             self._annotations += annotating.filled_in(out / name, column, self.split)
         annotating.write(out / ANNOTATIONS, self._annotations)
@@ -144,27 +144,17 @@ class Labelling:
         return self.out / f"round-{number}"
 
     def _loaded(self, run: Path, model: Model) -> ImageModel:
-        if not isinstance(model, ImageModel) or tuple(model.class_names) != self._begun.class_names:
+        if not isinstance(model, ImageModel) or tuple(model.class_names) != self.data.class_names:
             raise AdaptError(
                 f"{run} has an adapter of a {model.backbone.kind} with {len(model.class_names)} classes; expected one "
-                f"of an encoder of images with the {len(self._begun.class_names)} classes of its data"
+                f"of an encoder of images with the {len(self.data.class_names)} classes of its data"
             )
         return model.eval()
 
     @property
     def split(self) -> Split:
         """The data with all answers so far."""
-        return applied(self._begun, self._annotations)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes to choose from."""
-        return self._begun.class_names
-
-    @property
-    def turned(self) -> bool:
-        """Whether images are rotated upright by their EXIF orientation."""
-        return self._begun.turned
+        return applied(self.data, self._annotations)
 
     @property
     def _known(self) -> int:
@@ -221,7 +211,7 @@ class Labelling:
     def write(self) -> None:
         """Write data.csv and recipe.yaml, which train on all answers, and proposals.csv, the images of this round."""
         write_list(self.split, self.out / DATA)
-        write_text(self.out / RECIPE, on_list(self._recipe, self.out / DATA, self.turned).to_yaml())
+        write_text(self.out / RECIPE, on_list(self._recipe, self.out / DATA, self.data.turned).to_yaml())
         rows = [
             {
                 "path": each.item.path,
@@ -247,9 +237,9 @@ class Labelling:
         proposal = next((each for each in self._open if each.item.path == annotation.path), None)
         if proposal is None:
             raise AdaptError(f"{annotation.path!r} does not wait for an answer")
-        annotating.check(annotation, self._begun)
+        annotating.check(annotation, self.data)
         if proposal.reviewed:
-            applied(self._begun, [*self._annotations, annotation])
+            applied(self.data, [*self._annotations, annotation])
         self._annotations.append(replace(annotation, proposed=proposal.label))
         annotating.write(self.out / ANNOTATIONS, self._annotations)
         if not self.left and self.answers < self._wanted:  # many were skipped

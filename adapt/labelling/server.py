@@ -78,7 +78,7 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
 
     def state() -> State:
         return State(
-            classes=labelling.class_names,
+            classes=labelling.data.class_names,
             asked=labelling.asked,
             answers=labelling.answers,
             left=[ProposalCard.of(proposal) for proposal in labelling.left],
@@ -108,7 +108,7 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
         shown = {each for proposal in labelling.proposals for each in (proposal.item.path, proposal.other)}
         if path not in shown:
             raise AdaptError(f"{path!r} does not wait for an answer")
-        image = open_image(path, turned=labelling.turned)
+        image = open_image(path, turned=labelling.data.turned)
         image.thumbnail((SIDE, SIDE))
         content = io.BytesIO()
         image.save(content, "JPEG", quality=90)

@@ -12,10 +12,9 @@ from adapt.common.plain import JsonObject
 from adapt.common.version import __version__
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Figure, Scores
-from adapt.protocols.gallery import galleries
 from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mean, plain_table, pooled, read_run
 from adapt.protocols.plots import DRAWN, compared_methods, svg
-from adapt.protocols.run_page import THRESHOLD, name_of, run_page
+from adapt.protocols.run_page import THRESHOLD, galleries, name_of, run_page
 from adapt.protocols.run_protocol import Results
 from adapt.protocols.tables import read_results, table
 

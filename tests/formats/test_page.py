@@ -190,4 +190,4 @@ def test_a_model_that_no_browser_takes_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "model.onnx").write_bytes(b"model")
     monkeypatch.setattr(forms, "_LONGEST", 10)
     with pytest.raises(AdaptError, match=r"the model takes .* B in a page; browsers read at most .* B: add --int8"):
-        forms.write(tmp_path, {"versions": {}}, forms.Runtime(b"", b"", "1"))
+        forms.write_page(tmp_path, {"versions": {}}, forms.Runtime(b"", b"", "1"))

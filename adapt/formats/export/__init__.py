@@ -41,7 +41,15 @@ def export(
     the model. Without `int8`, also raises AdaptError if the graph's logits differ from the model's logits by more than
     1e-4 of the largest logit.
     """
-    _check(to, int8, runtime)
+    if to not in FORMS:
+        raise AdaptError(f"there is no export format {to!r}; {nearest(to, FORMS)}")
+    if int8 and to not in ("onnx", "html"):
+        raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave out int8")
+    if runtime is not None and to != "html":
+        raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
+    forms.check_libraries(to)
+    if to == "html":
+        forms.read_runtime(runtime)
     classifier = tracing.exportable(model)
     if to == "html" and model.answers.several:
         raise AdaptError(
@@ -67,19 +75,6 @@ def export(
         if data:
             described["measured"] = record.measured(classifier, run, data)
         if runtime is not None:
-            forms.write(new, described, forms.read_runtime(runtime))
+            forms.write_page(new, described, forms.read_runtime(runtime))
         write_json(new / RECORD, described)
     return Path(folder)
-
-
-def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
-    """Raise AdaptError for an unknown format, for options that the format does not have, or if a library is missing."""
-    if to not in FORMS:
-        raise AdaptError(f"there is no export format {to!r}; {nearest(to, FORMS)}")
-    if int8 and to not in ("onnx", "html"):
-        raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave out int8")
-    if runtime is not None and to != "html":
-        raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
-    forms.check_libraries(to)
-    if to == "html":
-        forms.read_runtime(runtime)

@@ -189,7 +189,7 @@ def read_runtime(folder: str | Path | None) -> Runtime:
         raise AdaptError(f"{folder} is not an onnxruntime-web package ({error}): {HINT}") from error
 
 
-def write(folder: Path, record: JsonObject, runtime: Runtime) -> None:
+def write_page(folder: Path, record: JsonObject, runtime: Runtime) -> None:
     """Replace the ONNX model in `folder` by an `index.html` that contains the model; record the runtime in `record`.
 
     Raises AdaptError if the model is too large for browsers.
