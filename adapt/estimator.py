@@ -27,8 +27,8 @@ from adapt.data.decoding.images import open_image
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.recipe import Recipe, read_recipe
-from adapt.training.fit import train
-from adapt.training.run_recipe import build, training_of, with_validation
+from adapt.training.fit import fit_plan
+from adapt.training.run_recipe import build, plan_of, with_validation
 
 _Images = Sequence[object] | np.ndarray
 _DATA = "the images of fit"  # the name of the data in the recipe; no data set is called so
@@ -102,7 +102,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
             if backbone is None:
                 backbone = deepcopy(_loaded(recipe.backbone, recipe.device, recipe.quantize))
             model = build(recipe, names, backbone)
-            self.metrics_ = train(training_of(recipe, model, split), None).metrics
+            self.metrics_ = fit_plan(plan_of(recipe, model, split), None).metrics
         self.classes_ = classes
         self.model_: Any = model
         return self

@@ -12,8 +12,8 @@ from torch import Tensor
 import adapt
 from adapt.models.speaking import SpeakingModel
 from adapt.recipe import read_recipe
-from adapt.training.fit import train
-from adapt.training.run_recipe import build, training_of
+from adapt.training.fit import fit_plan
+from adapt.training.run_recipe import build, plan_of
 from benchmarks.drawings import drawings, per_cent, right, row_of
 from benchmarks.measure import Row
 
@@ -52,5 +52,5 @@ def _right(name: str, settings: dict[str, Any], one_in: int, epochs: int, seed: 
     recipe = read_recipe(name, changes, DATA)
     model = cast("SpeakingModel", build(recipe, split.class_names, adapt.load_backbone("mini-clip+mini-lm")))
     known = Random(seed).sample(split.train, len(split.train) // one_in)
-    train(training_of(recipe, model, replace(split, train=tuple(known), val=(), test=())), None)
+    fit_plan(plan_of(recipe, model, replace(split, train=tuple(known), val=(), test=())), None)
     return right(model.eval(), split.test)

@@ -17,8 +17,8 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.noise import standard_error
 from adapt.models.base import Adapted
 from adapt.recipe import Recipe
-from adapt.training.fit import train
-from adapt.training.run_recipe import build, training_of
+from adapt.training.fit import fit_plan
+from adapt.training.run_recipe import build, plan_of
 from benchmarks.measure import Row
 
 SEEN, UNSEEN = "emoji", "emoji@fluent-3d"  # styles that the bundled backbone knows, and one that it does not
@@ -41,7 +41,7 @@ def trained(recipe: Recipe, split: Split) -> AdaptedModel:
     """Return the recipe's method on the bundled CLIP, trained on `split`."""
     model = build(recipe, split.class_names, backbone())
     assert isinstance(model, AdaptedModel)
-    train(training_of(recipe, model, split), None)
+    fit_plan(plan_of(recipe, model, split), None)
     return model.eval()
 
 

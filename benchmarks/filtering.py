@@ -18,8 +18,8 @@ from adapt.evaluation.perplexity import lowest, perplexities
 from adapt.methods import ZeroShot
 from adapt.models.chatting import ChatModel
 from adapt.recipe import read_recipe
-from adapt.training.fit import train
-from adapt.training.run_recipe import build, training_of
+from adapt.training.fit import fit_plan
+from adapt.training.run_recipe import build, plan_of
 from benchmarks.drawings import drawings, per_cent, right
 from benchmarks.measure import Row
 
@@ -68,5 +68,5 @@ def _right(known: Sequence[Item], seed: int) -> Tensor:
     split = drawings(DATA)
     recipe = read_recipe("lora/questions", [("seed", seed), ("train.epochs", 5)], DATA)
     model = build(recipe, split.class_names, adapt.load_backbone(BACKBONE))
-    train(training_of(recipe, model, replace(split, train=tuple(known), val=(), test=())), None)
+    fit_plan(plan_of(recipe, model, replace(split, train=tuple(known), val=(), test=())), None)
     return right(model.eval(), split.test)

@@ -24,8 +24,8 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.formats.merge import merge
 from adapt.methods import AnoVL, ZeroShot
 from adapt.recipe import read_recipe
-from adapt.training.fit import train
-from adapt.training.run_recipe import build, training_of
+from adapt.training.fit import fit_plan
+from adapt.training.run_recipe import build, plan_of
 from benchmarks import sides
 from benchmarks.drawings import backbone, drawings, right
 from benchmarks.measure import Row
@@ -74,7 +74,7 @@ def _aligned(seed: int, folder: Path) -> tuple[DualEncoder, dict[str, float]]:
     recipe = read_recipe("locality", changes, IMAGES)
     split = drawings(IMAGES)
     model = build(recipe, (), backbone())
-    result = train(training_of(recipe, model, replace(split, test=())), None)
+    result = fit_plan(plan_of(recipe, model, replace(split, test=())), None)
     errors = result.metrics["rebuilding"]
     merge(model, folder)
     aligned = adapt.load_backbone(str(folder))
@@ -146,7 +146,7 @@ def _projector(spec: str, seed: int) -> dict[str, float]:
     split = drawings("emoji-questions")
     recipe = read_recipe("projector", [("seed", seed), ("train.epochs", PROJECTOR_EPOCHS)], "emoji-questions")
     model = build(recipe, split.class_names, adapt.load_backbone(spec))
-    train(training_of(recipe, model, replace(split, val=(), test=())), None)
+    fit_plan(plan_of(recipe, model, replace(split, val=(), test=())), None)
     correct = right(model.eval(), split.test)
     of_places: Tensor = torch.tensor([item.label.columns["question"] in PLACES for item in split.test])
     return {"projector, left and right": float(correct[of_places].mean()), "projector, all": float(correct.mean())}

@@ -9,7 +9,8 @@ import torch
 from adapt import tasks
 from adapt.methods.base import total
 from adapt.recipe import read_recipe
-from adapt.training.run_recipe import build, listed_data, training_of
+from adapt.training.fitting import Fitting
+from adapt.training.run_recipe import build, listed_data, plan_of
 from benchmarks.measure import THREADS, Row, by_turns
 from benchmarks.products import products_of
 
@@ -22,7 +23,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     recipe = read_recipe("quickstart")
     split = listed_data(recipe)
     model = build(recipe, split.class_names)
-    training = training_of(recipe, model, split)
+    training = Fitting(plan_of(recipe, model, split))
     progress("the features of the images, where they are not in the cache")
     inputs, items = next(training.batches.epoch(0, 0))
     optimizer = torch.optim.SGD(model.method.trains(), lr=training.settings.lr)

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 import adapt
-from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.files import read_bytes
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction, Wanted
 from benchmarks.drawings import SEEN, backbone, drawings

@@ -17,8 +17,8 @@ from adapt.data.decoding.images import open_image
 from adapt.data.emoji.questions import GROUP
 from adapt.models.chatting import ChatModel
 from adapt.recipe import read_recipe
-from adapt.training.fit import train
-from adapt.training.run_recipe import build, training_of
+from adapt.training.fit import fit_plan
+from adapt.training.run_recipe import build, plan_of
 from benchmarks.drawings import drawings, per_cent, row_of
 from benchmarks.measure import Row
 
@@ -62,7 +62,7 @@ def trained(animals: int, others: int, seed: int) -> ChatModel:
     for kind in KINDS:
         known = [item for item in split.train if _asks(item) and item.answer == kind]
         chosen += stream.sample(known, animals if kind == KINDS[0] else others)
-    train(training_of(recipe, model, replace(split, train=tuple(chosen), val=(), test=())), None)
+    fit_plan(plan_of(recipe, model, replace(split, train=tuple(chosen), val=(), test=())), None)
     return cast("ChatModel", model.eval())
 
 

@@ -14,6 +14,7 @@ from adapt import AdaptedModel, fit, methods, wrap
 from adapt.data import Split
 from adapt.recipe.settings import TrainSettings
 from adapt.training.fitting import Fitting
+from adapt.training.plan import TrainingPlan
 from adapt.training.result import Result
 
 MakeModel = Callable[..., AdaptedModel]
@@ -54,6 +55,6 @@ def training_of(tiny_split: Split) -> Callable[..., Fitting]:
 
     def make(model: AdaptedModel, **settings: Any) -> Fitting:
         chosen = TrainSettings(**SETTINGS | settings)
-        return Fitting(model, tiny_split.train, tiny_split.val, chosen=chosen)
+        return Fitting(TrainingPlan(model, tiny_split.train, tiny_split.val, chosen=chosen))
 
     return make

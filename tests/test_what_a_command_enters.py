@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapt.data import load
-from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.files import read_bytes
 
 # as last measured; the test allows five per cent more
 TRAIN = {"files": 135, "functions": 860, "calls": 697, "modules": 183}

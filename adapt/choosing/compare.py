@@ -38,10 +38,10 @@ from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
 from adapt.recipe import Recipe
 from adapt.recipe.settings import TrainSettings
-from adapt.training.fit import train
+from adapt.training.fit import fit_plan
 from adapt.training.loop import Length
 from adapt.training.result import Result
-from adapt.training.run_recipe import build, images_per_class, training_of, with_validation
+from adapt.training.run_recipe import build, images_per_class, plan_of, with_validation
 
 logger = logging.getLogger("adapt")
 
@@ -313,7 +313,7 @@ def _trained(
     model = build(recipe, split.class_names, backbone)
     assert isinstance(model, ImageModel)  # candidates are for encoders of images
     untested = replace(with_validation(split, recipe), test=())
-    return model, train(training_of(recipe, model, untested, **changes or {}), None)
+    return model, fit_plan(plan_of(recipe, model, untested, **changes or {}), None)
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:

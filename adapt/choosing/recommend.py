@@ -21,7 +21,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of
 from adapt.data.folds import usual_count
-from adapt.data.items_id import items_id
+from adapt.data.item import items_id
 from adapt.data.split import Split
 from adapt.evaluation.scores import Scores
 from adapt.models.features import item_features

@@ -17,9 +17,8 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import shown, spread
 
 if TYPE_CHECKING:
-    from adapt.data.checks import Finding
+    from adapt.data.checks import Finding, Looked
     from adapt.data.item import Item
-    from adapt.data.looking import Looked
     from adapt.data.readers.published import Published
     from adapt.data.split import Split
     from adapt.models.chatting import ChatModel
@@ -86,14 +85,14 @@ def check(
     """
     from adapt.common.disk import check_free
     from adapt.common.progress import counting_bar
-    from adapt.data import checks, looking
+    from adapt.data import checks
     from adapt.data.check import check_root
     from adapt.data.readers import published
 
     if out is not None:
         check_free(out)
     entry = published.find(source)
-    split, inconsistent = looking.read_leniently(source, _root(folder, root))
+    split, inconsistent = checks.read_leniently(source, _root(folder, root))
     parts = (*common.PARTS, "unlabelled") if split.unlabelled else common.PARTS
     each_part = {part: getattr(split, part) for part in parts}
     alone = {part for part, own in each_part.items() if own and not (own[0].path or own[0].task.mixes_texts)}
@@ -109,7 +108,7 @@ def check(
         click.echo(f"  {line}")
     check_root(split)
     with counting_bar("checking", True) as bar:
-        looked = looking.look(source, split, inconsistent, bar)
+        looked = checks.look(source, split, inconsistent, bar)
     findings = [*_wrong_counts(entry, split), *too_long, *checks.found_in(looked)]
     _print_findings(looked, findings)
     if out is not None:

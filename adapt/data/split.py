@@ -1,24 +1,30 @@
-"""A data set, divided into train, validation and test items, with few-shot and base/new subsets."""
+"""A data set, divided into train, validation and test items, with few-shot and base/new subsets.
+
+Few-shot sampling draws for each seed the same images as the published code of CoOp or CLIP-LoRA.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import Literal, TypeAlias, get_args
 
 from adapt import tasks
-from adapt.common.errors import AdaptError
-from adapt.common.shown import first_of
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import first_of, unseen
 from adapt.data.bags import has_bags
-from adapt.data.consistency import accepts_unseen, check_consistent
-from adapt.data.few_shot import Sampling, carve, pick
 from adapt.data.item import Item
 from adapt.tasks import Task
 
-PARTS = ("train", "val", "test", "unlabelled")
+Items: TypeAlias = tuple[Item, ...]
+Sampling = Literal["coop", "clip-lora"]
+_MAX_VAL_SHOTS = 4
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Split:
     template: str = "a photo of a {}."
     root: str = ""
     ratios: tuple[float, ...] | None = field(default=None, compare=False)
-    unseen: bool = field(default_factory=accepts_unseen, compare=False)
+    unseen: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         check_consistent(self)
@@ -58,7 +64,7 @@ class Split:
 
         An image with several classes counts for only one of its classes, usually the rarest, so some classes get more
         or fewer images than `shots`. The images and their order match the published code of CoOp, or of CLIP-LoRA with
-        `sampling="clip-lora"` (see `adapt.data.few_shot`). The global random state is not changed.
+        `sampling="clip-lora"` (see `adapt.data.split`). The global random state is not changed.
 
         Raises AdaptError if `shots` is below 1, or if the data set has no training images or no classes.
         """
@@ -209,3 +215,231 @@ class Split:
 def are_turned(items: Iterable[Item]) -> bool:
     """Return whether the images of a data set are rotated upright by EXIF, which applies to all images or to none."""
     return any(item.turned for item in items)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what stands for bytes of a name that are no UTF-8
+
+
+class InconsistentError(AdaptError):
+    """What keeps data from being a data set: `problems` of its rows, which `of_rows` counts, then those of the split.
+
+    The message is the first problem. `split` has what could be read; it is None if the other rows make no split.
+    """
+
+    def __init__(self, problems: Sequence[str], split: Split | None, of_rows: int = 0) -> None:
+        super().__init__(problems[0])
+        self.problems, self.split, self.of_rows = list(problems), split, of_rows
+
+
+def check_consistent(split: Split) -> None:
+    """Raise InconsistentError if `split` breaks rules that the docstring of `Split` lists, with the item or class."""
+    problems = []
+    for check in _CHECKS:
+        try:
+            check(split)
+        except AdaptError as error:
+            problems.append(str(error))
+    if problems:
+        raise InconsistentError(problems, split)
+
+
+def _check_names(split: Split) -> None:
+    if not split.class_names and all(item.task.classes_are for item in split.items()):
+        raise AdaptError(f"data {split.name!r} has no classes. Give at least one class")
+    first: dict[str, int] = {}
+    for label, name in enumerate(split.class_names):
+        if not name.strip():
+            raise AdaptError(f"data {split.name!r}: the name of label {label} is empty. Give every class a name")
+        if unseen(name):
+            wrong = "is not valid UTF-8" if _SURROGATE.search(name) else "has a line break or control character"
+            raise AdaptError(f"data {split.name!r}: the name {name!r} of label {label} {wrong}. Rename the class")
+        if first.setdefault(name, label) != label:
+            raise AdaptError(
+                f"data {split.name!r}: labels {first[name]} and {label} are both named {name!r}. "
+                "Give each label a different name"
+            )
+
+
+def _check_domains(split: Split) -> None:
+    for domain in filter(unseen, {item.domain for item in split.items()}):
+        raise AdaptError(
+            f"data {split.name!r}: the domain {domain!r} has a line break or control character. Remove the character"
+        )
+
+
+def _check_classes(split: Split) -> None:
+    known = set(split.class_names)
+    for item in split.items():
+        if not known.issuperset(item.class_names):
+            raise AdaptError(
+                f"data {split.name!r}: {item.name!r} has the class {item.answer!r}; expected one of the data set's "
+                f"{len(known):,} class names, {first_of([*map(repr, split.class_names)])}"
+            )
+
+
+def _check_unlabelled(split: Split) -> None:
+    for item in split.unlabelled:
+        if item.class_names or not item.path:
+            what = f"the class {item.answer!r}" if item.class_names else "no image"
+            raise AdaptError(f"data {split.name!r}: the unlabelled item {item.name!r} has {what}; expected an image")
+
+
+def _check_no_empty_class(split: Split) -> None:
+    learned = split.unseen or any(task.learns_unseen for task in _tasks(split))
+    if learned or not (split.train and split.class_names):
+        return
+    present = {name for item in split.train for name in item.class_names}
+    empty = [name for name in split.class_names if name not in present]
+    if empty:
+        tested = {name for item in split.test for name in item.class_names} & set(empty)
+        masks = "a column mask, or the folders of MVTec AD by defects:FOLDER"
+        defects = f". For classes of defects, give the test images masks: {masks}" if tested else ""
+        raise AdaptError(
+            f"data {split.name!r}: no training image of {first_of([*map(repr, empty)])}. Add training images of "
+            f"each class, or remove classes that have none{defects}"
+        )
+
+
+def _check_tasks(split: Split) -> None:
+    """Raise AdaptError if one part of the split (train, val, test) mixes labels of different tasks.
+
+    Also raises AdaptError if only some of train, val and test have labels with classes, or if the task's check fails.
+    """
+    for part in (split.train, split.val, split.test):
+        of_tasks = {item.task: item for item in reversed(part)}
+        _check_one([*of_tasks.values()], split.name)
+    # one part may have pairs and another only texts
+    of_kinds = {item.task if item.task.classes_are else None: item for item in split.items()}
+    _check_one([*of_kinds.values()], split.name)
+    for task in _tasks(split):
+        task.check(split)
+
+
+def _check_one(firsts: list[Item], name: str) -> None:
+    if len(firsts) > 1:
+        one, other = firsts[:2]
+        raise AdaptError(
+            f"data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but "
+            f"{other.name!r} for the task {other.task.name} ({other.task.title}). Label all items for the same task"
+        )
+
+
+def _tasks(split: Split) -> list[Task]:
+    return list(dict.fromkeys(item.task for item in split.items()))
+
+
+def _check_texts(split: Split) -> None:
+    for part, items in (("train", split.train), ("val", split.val), ("test", split.test)):
+        kinds = {bool(item.path): item for item in items if not item.task.mixes_texts}
+        if len(kinds) == 2:
+            raise AdaptError(
+                f"data {split.name!r}: the {part} data has both images ({kinds[True].path!r}) and texts "
+                f"({kinds[False].text!r}). Use only images, or only texts, in each of train, val and test"
+            )
+    if split.test and not (split.test[0].path or split.test[0].task.mixes_texts):
+        raise AdaptError(
+            f"data {split.name!r}: the test data has the text {split.test[0].text!r}; expected images. A model can be "
+            "trained on texts but tested only on images: give test images, or no test data"
+        )
+    for item in split.items():
+        if item.paths and item.text and item.task.classes_are:
+            raise AdaptError(
+                f"data {split.name!r}: {item.name!r} has both a text and a label for the task {item.task.name}, but "
+                "pairs of images and texts have no classes. Remove the texts, or the labels"
+            )
+        if not (item.paths or item.text.strip()):
+            raise AdaptError(f"data {split.name!r}: an item of class {item.answer!r} has no image and no text")
+
+
+_CHECKS = (
+    _check_names,
+    _check_domains,
+    _check_tasks,
+    _check_classes,
+    _check_unlabelled,
+    _check_no_empty_class,
+    _check_texts,
+)
+
+
+def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) -> tuple[Items, Items]:
+    """Return `shots` training and min(shots, 4) validation images of each class, in the order in which they are drawn.
+
+    The rule `coop` (of CoOp `ff61507` and Dassl) samples from `train`, then from `val`. If a class has too few images,
+    all images of the class are returned.
+
+    The rule `clip-lora` (of CLIP-LoRA `358f0d7`) samples from `val`, then from `train`. If a class has too few images,
+    some images are returned more than once. If `val` is empty, as for ImageNet, training and validation images are
+    sampled together from `train`, and the last sampled images are for validation. Raises AdaptError for any other
+    `sampling`, and if `train` has too few images to sample training and validation images from it.
+    """
+    if sampling not in get_args(Sampling):
+        raise AdaptError(f"sampling is {sampling!r}; {nearest(sampling, get_args(Sampling))}")
+    if seed < 0:
+        raise AdaptError(f"seed is {seed}; expected 0 or more, because Python draws the same numbers for -1 and 1")
+    stream, val_shots = random.Random(seed), min(shots, _MAX_VAL_SHOTS)
+    if sampling == "coop":
+        return _all_if_few(train, shots, stream), _all_if_few(val, val_shots, stream)
+    if not val:
+        return _both(train, shots, val_shots, stream)
+    picked_val = _repeated_if_few(val, val_shots, stream)
+    return _repeated_if_few(train, shots, stream), picked_val
+
+
+def carve(train: Items, seed: int) -> set[Item]:
+    """Return the training images to use for validation: a fifth of the images of each class, at least one.
+
+    Images of one group stay together, and at least one group of each class remains for training.
+    """
+    stream, taken, staying = random.Random(seed), set[str](), set[str]()
+    for images in _by_stratum(train):
+        groups: dict[str, list[Item]] = {}
+        for item in images:
+            groups.setdefault(item.kept_with, []).append(item)
+        drawn, wanted = list(groups), max(1, len(images) // 5)
+        stream.shuffle(drawn)
+        staying.add(next((group for group in drawn if group not in taken), drawn[0]))
+        held = sum(len(groups[group]) for group in drawn if group in taken)
+        for group in drawn:
+            if held < wanted and group not in staying | taken:
+                taken.add(group)
+                held += len(groups[group])
+    return {item for item in train if item.kept_with in taken - staying}
+
+
+def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:
+    return _flat(group if len(group) < shots else stream.sample(group, shots) for group in _by_stratum(items))
+
+
+def _repeated_if_few(items: Items, shots: int, stream: random.Random) -> Items:
+    return _flat(
+        stream.choices(group, k=shots) if len(group) < shots else stream.sample(group, shots)
+        for group in _by_stratum(items)
+    )
+
+
+def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tuple[Items, Items]:
+    needed = shots + val_shots
+    for group in _by_stratum(items):
+        if len(group) < needed:
+            raise AdaptError(
+                f"class {group[0].answer!r} has {len(group)} training images, but sampling=clip-lora needs {needed} "
+                "of each class if there are no validation images. Use fewer shots, or sampling=coop"
+            )
+    picks = [stream.sample(group, needed) for group in _by_stratum(items)]
+    return _flat(group[:shots] for group in picks), _flat(group[shots:] for group in picks)
+
+
+def _by_stratum(items: Items) -> list[list[Item]]:
+    """Return the items grouped by `Item.stratum`, usually the class, in the order in which groups first appear."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.stratum, []).append(item)
+    return list(groups.values())
+
+
+def _flat(groups: Iterable[list[Item]]) -> Items:
+    return tuple(chain.from_iterable(groups))
+
+
+PARTS = ("train", "val", "test", "unlabelled")

@@ -12,20 +12,38 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from adapt.backbones.split_attention import attend
 from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts
 from adapt.backbones.turns import alone
+from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
-from adapt.edits import Edit, Parallel
-from adapt.engine import low_rank, tokens
+from adapt.edits import Edit, LowRank, Parallel
+from adapt.engine import tokens
 from adapt.engine.attention import weighted_attention
 from adapt.engine.frozen import frozen
-from adapt.engine.patching import forward_as
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
+
+
+@contextmanager
+def forward_as(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Replace the forward of `module` with `forward` in the `with` block, and restore the original afterwards."""
+    before = vars(module).get("forward")
+    # a module as an attribute would become a child
+    module.forward = forward.__call__ if isinstance(forward, nn.Module) else forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
 
 _ATTENTION = {"q", "k", "v", "out"}  # the projections of an attention
 Linear = Callable[[Tensor], Tensor]
@@ -132,7 +150,7 @@ def _inside_blocks(tower: Tower, planned: Plan, prompts: Sequence[Prompt], merge
                 if edit.site != "block":
                     stack.enter_context(_beside(tower.blocks[index].sites[edit.site], edit))
         for index, updates in planned.low_rank.items():
-            stack.enter_context(low_rank.updated(tower.blocks[index], updates, merge))
+            stack.enter_context(updated(tower.blocks[index], updates, merge))
         yield
 
 
@@ -274,3 +292,75 @@ def _checkpointed(
             return forward(*args, **kwargs)
 
     return forward_as(module, partial(checkpoint, again, use_reentrant=False))
+
+
+@contextmanager
+def updated(block: Block, updates: dict[str, LowRank], merge: bool) -> Iterator[None]:
+    """Apply low-rank `updates` to projections (or the MLP) of `block` in the `with` block.
+
+    With `merge`, updates for a single image are folded into copies of the weights, for floating-point linear layers
+    that no other edit replaces. All other updates run as a second branch beside the frozen weights.
+    """
+    merged: dict[nn.Linear, dict[str, LowRank]] = {}
+    with ExitStack() as stack:
+        for site, update in updates.items():
+            linear = block.projections[site].module if merge and site in block.projections else None
+            if type(linear) is nn.Linear and _mergeable(linear, update):
+                merged.setdefault(linear, {})[site] = update
+            else:
+                stack.enter_context(_with_update(block, site, update))
+        for linear, own in merged.items():
+            stack.enter_context(forward_as(linear, _merged(linear, block, own)))
+        yield
+
+
+def _mergeable(linear: nn.Linear, update: LowRank) -> bool:
+    return "forward" not in vars(linear) and linear.weight.is_floating_point() and len(update.down) == 1
+
+
+def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Callable[[Tensor], Tensor]:
+    weight = linear.weight.detach()
+    rows = {site: block.projections[site].rows for site in updates}
+    if None in rows.values():  # one update of the full weight, which need not be copied first
+        (update,) = updates.values()
+        weight = _plus(weight, update)
+    else:
+        weight = weight.clone()
+        for site, update in updates.items():
+            weight[rows[site]] = _plus(weight[rows[site]], update)
+    return partial(F.linear, weight=weight, bias=linear.bias)
+
+
+def _plus(weight: Tensor, update: LowRank) -> Tensor:
+    """Return `weight` plus the low-rank update `scale * up @ down.T` of a single image, computed in fp32."""
+    up, down = update.up[0].float(), update.down[0].float()
+    return torch.addmm(weight.float(), up, down.T, alpha=update.scale).to(weight.dtype)
+
+
+def _with_update(block: Block, site: str, update: LowRank) -> RemovableHandle:
+    added_by = partial(_change, update.scale * update.down, update.up.transpose(1, 2))
+    projection = block.projections.get(site)
+    owner, rows = (block.mlp, None) if projection is None else (projection.module, projection.rows)
+    assert owner is not None  # the plan refuses a site that the block does not have
+
+    def join(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        added = added_by(inputs[0])
+        if rows is None:
+            return output + added
+        index = torch.arange(output.shape[-1])[rows].to(output.device)
+        return output.index_add(-1, index, added.to(output.dtype))
+
+    return owner.register_forward_hook(join)
+
+
+def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:
+    """Return the low-rank term `x @ down @ up` `(n, l, out)` for `x` `(n, l, in)`, with factors for each image.
+
+    `down` is `(images, in, rank)`, and `up` is `(images or 1, rank, out)`. `n` is a multiple of the number of images,
+    and the rows of each image are adjacent.
+    """
+    images = len(down)
+    if len(x) % images:
+        raise AdaptError(f"{len(x)} rows cannot be divided evenly among the low-rank updates of {images} images")
+    of_images = x.reshape(images, -1, x.shape[-1])
+    return (of_images @ down.to(x.dtype) @ up.to(x.dtype)).reshape(*x.shape[:-1], -1)

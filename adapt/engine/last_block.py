@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Replace
-from adapt.engine.patching import forward_as
+from adapt.engine.hooks import forward_as
 
 # of transformers: attention, then an MLP, each behind a norm and added to its input
 _KNOWN = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import isqrt
 from weakref import WeakKeyDictionary
 
 import torch
@@ -219,3 +220,35 @@ def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
         x = planned.after(x)
     features: Tensor = planned.outer.get("projection", parts.project)(parts.read(x, norm))
     return features
+
+
+def local_features(backbone: ImageEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return patch features `(b, rows, columns, e)` and image features `(b, e)` of images `(b, 3, h, w)`.
+
+    In the last blocks of a CLIP, attention mixes information from the entire image into every patch. A second stream of
+    tokens avoids this. It gets its values from the ordinary stream, attends by the similarity of the values, so that
+    patches only mix with similar ones, and skips the MLPs (AnoVL, arXiv 2308.15939). Both kinds of features are before
+    normalisation and come from one forward pass. Raises AdaptError for a vision
+    tower without a class token, or with blocks of another form than CLIP's.
+    """
+    reason = reason_against(backbone)
+    tower, nothing = backbone.towers.get("vision"), Plan()
+    if reason is None and tower is not None and tower.form.registers:
+        reason = "it has registers between the class token and the patches"
+    if reason is None and tower is not None and tower.form.pooling != "class":
+        reason = f"it is read at {tower.form.pooling!r}, not at a class token in front of the patches"
+    if reason is not None or tower is None:
+        raise AdaptError(f"{backbone.describe()} has no patch features: {reason}. Use a CLIP with a ViT")
+    assert tower.vision is not None  # or reason_against had refused
+    assert tower.final_norm is not None
+    attend_all = partial(attend, tower.heads, None, 0)
+    with frozen(backbone.model):
+        stream = local = entered(tower, nothing, images.to(backbone.dtype))
+        for index, block in enumerate(tower.blocks):
+            values = block.projections["v"](block.norm1(stream))
+            local = local + block.scale1(block.projections["out"](attend_all(values, values, values)))
+            stream = run_block(block, index, nothing, stream, attend_all)
+        features = tower.vision.project(tower.final_norm(local[:, 1:]))
+        image_features = pooled(tower, nothing, stream)
+    rows = isqrt(features.shape[1] * images.shape[-2] // images.shape[-1])
+    return features.unflatten(1, (rows, -1)), image_features

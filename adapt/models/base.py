@@ -21,9 +21,9 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.untraced import untraced
 from adapt.data.bags import is_bag
+from adapt.data.decoding.draws import Views
 from adapt.data.decoding.images import picture_batches
-from adapt.data.decoding.orientation import turns
-from adapt.data.decoding.views import Views
+from adapt.data.decoding.pictures import turns
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked

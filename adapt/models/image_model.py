@@ -194,12 +194,12 @@ class ImageModel(Adapted[E]):
     def local_features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return patch features `(b, rows, columns, e)` and unit-length image features `(b, e)`.
 
-        The unedited backbone computes both in one pass (see `adapt.engine.values`). Patch features are not normalised.
+        The unedited backbone computes both in one pass (see `adapt.engine.vision`). Patch features are not normalised.
         Raises AdaptError if the backbone has no patch features.
         """
-        from adapt.engine import values
+        from adapt.engine import vision
 
-        patches, features = values.local_features(self.backbone, images)
+        patches, features = vision.local_features(self.backbone, images)
         return patches, F.normalize(features, dim=-1)
 
     def image_tokens(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.bags import Bags
 from adapt.data.decoding.images import open_image
-from adapt.data.decoding.orientation import turns
+from adapt.data.decoding.pictures import turns
 from adapt.data.pooling import bag_mean
 from adapt.methods.base import ImageStep
 from adapt.methods.base.traits import PoolsBags, trait

@@ -11,7 +11,7 @@ import torch
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.images import each_of, in_batches, open_image
-from adapt.data.decoding.orientation import turns
+from adapt.data.decoding.pictures import turns
 from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Wanted

@@ -16,7 +16,7 @@ from adapt.common.disk import write_json
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.check import without_broken
-from adapt.data.items_id import items_id
+from adapt.data.item import items_id
 from adapt.data.split import Split
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate

@@ -22,7 +22,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
 from adapt.common.validation import explain
 from adapt.data.decoding.images import picture_batches
-from adapt.data.decoding.orientation import turns
+from adapt.data.decoding.pictures import turns
 from adapt.data.item import Item
 from adapt.formats import tensor_file
 from adapt.methods.base.space import Projects, Space, space_of

@@ -12,8 +12,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
 from adapt.data.bags import has_bags
 from adapt.data.decoding.decoded import Decoded
-from adapt.data.decoding.draws import Draw
-from adapt.data.decoding.epochs import Epochs
+from adapt.data.decoding.draws import Draw, Epochs
 from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
 from adapt.methods.base import BlockInputs, Encoded, trait

@@ -20,13 +20,13 @@ from adapt.training.batches import Shares
 from adapt.training.chat_memory import chat_bytes
 from adapt.training.loop import Length, precision_on
 from adapt.training.processes import ALONE
-from adapt.training.run_recipe import backbone_of, build_for, listed_data, training_of
+from adapt.training.run_recipe import backbone_of, build_for, listed_data, plan_of
 
 if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
     from adapt.models.chatting import ChatModel
     from adapt.recipe import Recipe
-    from adapt.training.fitting import Fitting
+    from adapt.training.plan import TrainingPlan
 
 _COPIES = {"sgd": 3, "adam": 4, "adamw": 4}  # of a trained number: itself, its gradient, and the optimiser's
 
@@ -42,7 +42,7 @@ def planned(recipe: Recipe) -> Iterator[str]:
     backbone = (outline(recipe.backbone) if outlined else None) or backbone_of(recipe)
     with outside_inference_mode():
         model = build_for(split, recipe, backbone)
-    training = training_of(recipe, model, split)
+    plan = plan_of(recipe, model, split)
     counted = sum(parameter.numel() for parameter in backbone.model.parameters())
     trained = sum(parameter.numel() for parameter in model.method.trains())
     parts = {"training": split.train, "validation": split.val, "test": split.test, "unlabelled": split.unlabelled}
@@ -50,11 +50,11 @@ def planned(recipe: Recipe) -> Iterator[str]:
     yield f"method     {model.method.name}, {trained:,} trained parameters"
     listed = ", ".join(f"{len(items):,} {name}" for name, items in parts.items() if items)
     yield f"data       {listed} {split.noun}"
-    if training.chosen is not None:
-        yield from _length(training)
-    if is_native(model) and training.chosen is not None:
-        yield from _memory(recipe, training, model, trained)
-    elif training.chosen is not None:
+    if plan.chosen is not None:
+        yield from _length(plan)
+    if is_native(model) and plan.chosen is not None:
+        yield from _memory(recipe, plan, model, trained)
+    elif plan.chosen is not None:
         yield "memory     estimated and compared with what is free before the first step"
 
 
@@ -73,27 +73,27 @@ def outline(spec: str) -> NativeVLM | None:
     return backbone if isinstance(backbone, NativeVLM) else None
 
 
-def _length(training: Fitting) -> Iterator[str]:
-    settings, count = training.settings, len(training.train_set)
-    length = Length.of(settings, len(Shares(count, settings, training.seed, ALONE)))
+def _length(plan: TrainingPlan) -> Iterator[str]:
+    settings, count = plan.settings, len(plan.train_set)
+    length = Length.of(settings, len(Shares(count, settings, plan.seed, ALONE)))
     size = min(settings.batch_size, count) * settings.accumulate
-    yield f"training   {length.epochs} epochs, {length.steps:,} steps on {size} {training.train_set[0].task.noun} each"
+    yield f"training   {length.epochs} epochs, {length.steps:,} steps on {size} {plan.train_set[0].task.noun} each"
 
 
-def _memory(recipe: Recipe, training: Fitting, model: ChatModel, trained: int) -> Iterator[str]:
+def _memory(recipe: Recipe, plan: TrainingPlan, model: ChatModel, trained: int) -> Iterator[str]:
     """Yield the tokens of the conversations, and the memory of weights, optimiser and a step."""
-    settings, backbone, device = training.settings, model.backbone, chosen(recipe.device)
+    settings, backbone, device = plan.settings, model.backbone, chosen(recipe.device)
     precision = precision_on(device, recipe.train.precision if recipe.train else "auto", True)
     stored = backbone.dtype if backbone.device.type != "meta" else backbone.vlm.config.dtype or torch.float32
     if stored == torch.float16 and device.type == "cpu":  # where it is computed in fp32
         stored = torch.float32
-    step = chat_bytes(model, training.train_set, precision, stored)
+    step = chat_bytes(model, plan.train_set, precision, stored)
     sizes = {
         "weights": _weights(backbone, stored),
         "trained parameters and optimiser": 4 * _COPIES[settings.optimizer] * trained,
-        f"a step in {precision}": step.of(min(settings.batch_size, len(training.train_set))),
+        f"a step in {precision}": step.of(min(settings.batch_size, len(plan.train_set))),
     }
-    yield f"tokens     {spread(model.lengths(training.train_set))} in a conversation, up to {step.answered} of answers"
+    yield f"tokens     {spread(model.lengths(plan.train_set))} in a conversation, up to {step.answered} of answers"
     yield "memory     " + ", ".join(f"{readable_bytes(size)} of {name}" for name, size in sizes.items())
     free = readable_bytes(free_bytes(device))
     yield f"in all     about {readable_bytes(sum(sizes.values()))}; {free} are free on {device}"

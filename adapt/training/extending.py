@@ -9,8 +9,7 @@ from typing import Any
 
 from adapt.common.errors import AdaptError
 from adapt.data.check import all_facts
-from adapt.data.checks import contradictions
-from adapt.data.looking import Looked
+from adapt.data.checks import Looked, contradictions
 from adapt.data.readers.rows import Listed, check_listed_once
 from adapt.data.split import PARTS, Split
 from adapt.methods.base import Method

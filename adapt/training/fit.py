@@ -6,14 +6,11 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any, Unpack, cast
+from typing import Unpack, cast
 
 import torch
 import yaml
-from pydantic import ValidationError
 
 from adapt import tasks
 from adapt.backbones.base import outside_inference_mode
@@ -21,34 +18,25 @@ from adapt.common.devices import described, keeping_rng
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
 from adapt.common.progress import LogEntry, training_bar
-from adapt.common.validation import explain
-from adapt.data.bags import BagPooling, has_bags, singles
+from adapt.data.bags import has_bags
 from adapt.data.check import without_copies
-from adapt.data.item import Item
-from adapt.data.items_id import items_id
-from adapt.data.split import are_turned
+from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
-from adapt.methods.base import Method
-from adapt.methods.base.traits import PoolsBags, chosen_setting, has_trait, needs_labels, reads_unlabelled
-from adapt.models.base import Adapted, is_native
+from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
-from adapt.models.features import keeps_features, of_texts
-from adapt.models.image_model import ImageModel
-from adapt.models.together import can_answer_together
-from adapt.recipe.settings import FitSettings, TrainSettings
+from adapt.recipe.settings import FitSettings
 from adapt.tracking import Track, Tracker, trackers
+from adapt.training import measures
 from adapt.training.average import epoch_weights
-from adapt.training.baseline import baseline_of, check_learned, constant, note_harm, zero_shot
 from adapt.training.choice import choose
 from adapt.training.fitting import Fitting
 from adapt.training.journal import Journal
 from adapt.training.length_of_time import LengthOfTime
-from adapt.training.loop import Length, Trainer, precision_on
-from adapt.training.processes import dividing, processes_on
+from adapt.training.loop import Length, Trainer
+from adapt.training.plan import TrainingPlan, planned
 from adapt.training.result import Result, reproducible
 from adapt.training.run import Run
 from adapt.training.step_memory import check_memory
-from adapt.training.temperature import answers_by_folds, calibrated, calibrates
 
 logger = logging.getLogger("adapt")
 
@@ -101,9 +89,9 @@ def fit(
     tracking = trackers(track, out)
     if unlabelled:
         settings["unlabelled_set"] = without_copies(unlabelled, [*train_set, *val_set, *test_set])
-    training = checked(model, train_set, test_set, val_set=val_set, **settings)
-    with _directory(out, training, resume) as run:
-        return train(training, run, tracking, progress)
+    plan = planned(model, train_set, test_set, val_set=val_set, **settings)
+    with _directory(out, plan, resume) as run:
+        return fit_plan(plan, run, tracking, progress)
 
 
 def _check_arguments(model: object, **sets: object) -> None:
@@ -118,116 +106,7 @@ def _check_arguments(model: object, **sets: object) -> None:
             raise AdaptError(f"{called}; expected items, such as those of adapt.data.load(DATA).train")
 
 
-def checked(
-    model: Adapted,
-    train_set: Sequence[Item],
-    test_set: Sequence[Item],
-    *,
-    val_set: Sequence[Item],
-    unlabelled_set: Sequence[Item] = (),
-    seed: int = 1,
-    template: str = "a photo of a {}.",
-    cache: bool = True,
-    blend: float | None = None,
-    calibrate: bool | None = None,
-    pooling: BagPooling = "features",
-    **settings: Any,
-) -> Fitting:
-    """Return a checked `Fitting` that is ready for training, from the arguments of `fit`.
-
-    Raises AdaptError for every mistake that `fit` can detect before an image is opened.
-    """
-    if not 0 <= seed < 2**63:
-        raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
-    model.turn(are_turned(chain(train_set, val_set, test_set)))
-    chosen = _settings(model, settings, cache)
-    model.answers = replace(model.answers, pooling=pooling)
-    if pooling == "logits":
-        train_set = singles(train_set)
-    _check_parts(model, train_set, val_set, test_set)
-    train_set, unlabelled_set = _learned_from(model.method, train_set, unlabelled_set)
-    if blend is not None:
-        model.answers = model.blended(blend, template).answers
-    processes = dividing(processes_on(model.backbone.device), model, train_set, chosen, cache)
-    return Fitting(
-        model,
-        train_set,
-        val_set,
-        unlabelled_set,
-        test_set,
-        chosen=chosen,
-        seed=seed,
-        template=template,
-        cache=cache,
-        calibrate=calibrates(model, train_set, val_set, calibrate),
-        given=settings,
-        processes=processes,
-    )
-
-
-def _check_parts(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], test_set: Sequence[Item]) -> None:
-    """Raise AdaptError if `model` cannot learn from the training items, or be scored on validation or test items."""
-    for part in filter(None, (train_set, val_set, test_set)):
-        tasks.of(part).check_model(model, part)
-        model.check_items(part)
-    for part in filter(None, (val_set, test_set)):
-        tasks.of(part).check_tested(model, part)
-    if train_set or needs_labels(model.method):
-        _check_train(model, train_set, val_set)
-
-
-def _check_train(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item]) -> None:
-    """Raise AdaptError if `model` cannot learn from the training items."""
-    task = tasks.of(train_set)
-    check_learned(model.method, task, "the training data")
-    if of_texts(train_set) and task.classes_are and not keeps_features(model, cache=True):
-        raise AdaptError(
-            f"the data has texts instead of training images, but {model.method.name} on {model.backbone.describe()} "
-            "learns from images: use a method that does not edit the vision tower, such as close"
-        )
-    method, needed = model.method, chosen_setting(model.method)
-    task.check_learnt(method, train_set)
-    if has_trait(method, PoolsBags) and not has_bags(train_set):
-        raise AdaptError(
-            f"{method.name} learns which images of an item count, but every training item has one image: give a .csv "
-            "with a column item, or folders by items:FOLDER, without pooling=logits"
-        )
-    if needed is not None and not val_set:
-        raise AdaptError(
-            f"{method.name} chooses {needed} on validation images, but there are no validation images: give some, or "
-            f"set method.{needed}"
-        )
-    with_images = {name for item in train_set for name in item.class_names}
-    missing = [name for name in model.class_names if name not in with_images]
-    if model.needs_every_class and missing:
-        who = method.name if method.needs_every_class else model.backbone.describe()
-        raise AdaptError(f"{who} needs an image of every class, but {missing[0]!r} has none: add an image")
-
-
-def _learned_from(
-    method: Method, train_set: Sequence[Item], unlabelled_set: Sequence[Item]
-) -> tuple[Sequence[Item], Sequence[Item]]:
-    """Return the labelled and unlabelled items that `method` learns from; without its labels, an item is unlabelled.
-
-    Raises AdaptError if the method needs unlabelled images and there are none, or the other way round.
-    """
-    if not reads_unlabelled(method):
-        if unlabelled_set:
-            raise AdaptError(f"{method.name} does not learn from unlabelled images: leave out unlabelled_set")
-        return train_set, ()
-    if not needs_labels(method):
-        train_set = [item.without_label() for item in singles((*train_set, *unlabelled_set))]
-        tasks.of(train_set)  # there are some
-        return train_set, ()
-    if not unlabelled_set:
-        raise AdaptError(
-            f"{method.name} with these settings learns from unlabelled images too, but the data has none: give some in "
-            "a folder unlabelled, or in lines of a .csv without a label"
-        )
-    return train_set, unlabelled_set
-
-
-def _directory(out: str | Path | None, training: Fitting, resume: bool) -> AbstractContextManager[Run | None]:
+def _directory(out: str | Path | None, plan: TrainingPlan, resume: bool) -> AbstractContextManager[Run | None]:
     """Return a context manager that yields the run in the directory `out`, or None if `out` is None."""
     if out is None and resume:
         raise AdaptError(
@@ -235,79 +114,58 @@ def _directory(out: str | Path | None, training: Fitting, resume: bool) -> Abstr
         )
     if out is None:
         return nullcontext()
-    return Run(out, yaml.safe_dump(training.origin, sort_keys=False), resume, training.processes.main)
+    return Run(out, yaml.safe_dump(plan.origin, sort_keys=False), resume, plan.processes.main)
 
 
-def train(training: Fitting, run: Run | None, tracking: Sequence[Tracker] = (), progress: bool = False) -> Result:
+def fit_plan(plan: TrainingPlan, run: Run | None, tracking: Sequence[Tracker] = (), progress: bool = False) -> Result:
     """Train and evaluate the model, save the adapter in the run directory if there is one, and return the result.
 
     Raises the errors of `fit` that can occur after its initial checks.
     """
-    model, processes = training.model, training.processes
-    training.run, training.progress = run, progress and processes.main
+    model, processes = plan.model, plan.processes
+    training = Fitting(plan, run, progress and processes.main)
     if run is not None:
-        run.images = training.train_id
+        run.images = plan.train_id
     if isinstance(model, AdaptedModel):
         memory = model.text_memory if run is None else run.text_memory(model.text_memory)
         model.text_memory = processes.agreed(memory)
-    watched = Journal(tracking if processes.main else (), run, model.method.name, training.origin)
+    watched = Journal(tracking if processes.main else (), run, model.method.name, plan.origin)
     with outside_inference_mode(), torch.enable_grad(), watched as journal, model.backbone.unchanging():
         return _train_and_measure(training, journal)
 
 
 def _train_and_measure(training: Fitting, journal: Journal) -> Result:
-    model, run, seed, processes = training.model, training.run, training.seed, training.processes
-    test_set = training.test_set if training.test_set and tasks.of(training.test_set).scored else ()
-    metrics: dict[str, object] = {"method": model.method.name, "backbone": model.backbone.name, "seed": seed}
+    plan, model, run = training.plan, training.model, training.run
+    test_set = plan.test_set if plan.test_set and tasks.of(plan.test_set).scored else ()
+    metrics: dict[str, object] = {"method": model.method.name, "backbone": model.backbone.name, "seed": plan.seed}
     metrics["device"] = described(model.backbone.device)
     if test_set and (one := tasks.of(test_set).nothing_to_learn((), model.class_names)):
         metrics["not_measured"], test_set = one, ()  # each answer would be right
-    if training.processes.count > 1:
-        metrics["processes"] = training.processes.count
-    # a temperature is that of an earlier training; only multi-label data has a bias, which its task fits
-    model.answers = replace(model.answers, temperature=1.0, logit_bias=None)
-    if (figures := constant(training, test_set)) is not None:
-        metrics |= figures
-    elif model.has_baseline:
-        baseline = baseline_of(training)
-        tasks.of(training.train_set).fit_answers(baseline, training.train_set, training.inference(), model)
-        baseline.answers, model.answers = processes.agreed((baseline.answers, model.answers))
-        if test_set and training.processes.main:
-            metrics["baseline"] = model.baseline
-            metrics["zero_shot"] = zero_shot(training, baseline)
+    if plan.processes.count > 1:
+        metrics["processes"] = plan.processes.count
+    metrics |= measures.before(training, test_set)
     metrics |= _learn(training, journal)
     metrics["trainable_parameters"] = sum(parameter.numel() for parameter in model.method.parameters())
-    metrics["train_images"] = len(training.train_set)
-    if training.unlabelled_set:
-        metrics["unlabelled_images"] = len(training.unlabelled_set)
-    metrics["train_set"] = training.train_id
+    metrics["train_images"] = len(plan.train_set)
+    if plan.unlabelled_set:
+        metrics["unlabelled_images"] = len(plan.unlabelled_set)
+    metrics["train_set"] = plan.train_id
     if test_set:
         metrics["test_set"] = items_id(test_set)
     model.eval()
-    if not training.processes.main:  # the main process measures and writes
+    if not plan.processes.main:  # the main process measures and writes
         return Result(metrics, journal.history, None)
-    if model.answers.blend < 1:
-        metrics["blend"] = model.answers.blend
-    scores = training.score(model, test_set, "evaluating") if test_set else None
-    if training.calibrate and (training.val_set or training.held_back_answers):
-        metrics["calibration"] = calibrated(training, scores)
-        scores = training.score(model, test_set, "evaluating") if test_set else None
-    if training.val_set and tasks.of(training.val_set).validates(model):
-        metrics["val"] = training.score(model, training.val_set, "validating").figures()
+    figures, scores = measures.after(training, test_set)
+    metrics |= figures
     if scores is not None:
-        metrics["adapted"] = scores.figures()
-        if can_answer_together(model, test_set):
-            metrics["together"] = training.score(model, test_set, "answering together", together=True).figures()
-        if has_bags(test_set):
-            metrics["by_image"] = training.score(model, singles(test_set), "each image").figures()
-        note_harm(metrics, journal.history)
-    model.metadata = {"recipe": training.recipe, "seed": seed, "metrics": reproducible(metrics)}
+        measures.note_harm(metrics, journal.history)
+    model.metadata = {"recipe": plan.recipe, "seed": plan.seed, "metrics": reproducible(metrics)}
     if scores is not None:
         metrics["summary"] = scores.summary()
     adapter = None
     if run is not None:
         adapter = model.save(run.adapter)
-        write_csv(run.picks, _picks(training.train_set))
+        write_csv(run.picks, _picks(plan.train_set))
         if scores is not None:  # details grow with images and classes: not for the adapter's header
             write_csv(run.predictions, scores.rows())
             keep_examples(model, scores, run.explanations)
@@ -331,71 +189,23 @@ def _picks(items: Sequence[Item]) -> list[dict[str, str]]:
     return rows
 
 
-def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSettings | None:
-    """Return the checked training settings with the precision resolved, or None for a method without gradient steps."""
-    if not model.method.takes_steps:
-        if settings:
-            raise AdaptError(
-                f"{model.method.name} is not trained by gradient steps: leave out {', '.join(sorted(settings))}"
-            )
-        return None
-    try:
-        chosen = TrainSettings(**settings).at(None)
-    except ValidationError as error:
-        raise AdaptError(explain(TrainSettings, error, "fit")) from None
-    _check_vision(model, chosen)
-    _check_weights(model, chosen)
-    if chosen.group_by_length and not is_native(model):
-        raise AdaptError(
-            f"train.group_by_length is for conversations, but {model.backbone.describe()} is a {model.backbone.kind}, "
-            "whose inputs are of one length: leave out train.group_by_length"
-        )
-    through_towers = bool(model.method.touches) or not keeps_features(model, cache)
-    precision = precision_on(model.backbone.device, chosen.precision, through_towers)
-    return chosen.model_copy(update={"precision": precision})
-
-
-def _check_vision(model: Adapted, settings: TrainSettings) -> None:
-    """Raise AdaptError if the loss has the term `distill`, but the method does not edit a vision tower."""
-    edited = isinstance(model, ImageModel) and "vision" in model.method.touches
-    if settings.terms.get("distill") and not edited:
-        raise AdaptError(
-            f"train.terms has distill: {settings.terms['distill']:g}, but {model.method.name} on "
-            f"{model.backbone.describe()} does not change image features, so that distill has no effect: leave out "
-            "distill"
-        )
-
-
-def _check_weights(model: Adapted, settings: TrainSettings) -> None:
-    """Raise AdaptError if class weights are set, but there are no classes or the loss does not use class weights."""
-    if settings.class_weights == "equal":
-        return
-    if not isinstance(model, ImageModel) or not model.class_names:
-        raise AdaptError("train.class_weights needs classes, but the data has no classes: omit train.class_weights")
-    if not model.method.weighs_classes:
-        raise AdaptError(
-            f"train.class_weights needs a cross-entropy over classes, but the loss of {model.method.name} has no such "
-            "term: leave out train.class_weights"
-        )
-
-
 def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
     """Train the method, and return entries about the training for metrics.json."""
     method = training.model.method
-    if training.chosen is None:
+    if training.plan.chosen is None:
         started = time.monotonic()
         with keeping_rng(training.model.backbone.device, training.seed):
             choose(training)
-            if training.calibrate and not training.val_set:
-                training.held_back_answers = answers_by_folds(training)
+            if training.plan.calibrate and not training.plan.val_set:
+                training.held_back_answers = measures.answers_by_folds(training)
             training.prepare()
             method.finish(training)
         return {"seconds": round(time.monotonic() - started, 3), **training.noted}
-    if not training.val_set:
+    if not training.plan.val_set:
         choose(training)
     figures = _steps(training, journal)
     training.model.eval()  # what is chosen and measured now concerns answers
-    if training.val_set:  # after training, as published
+    if training.plan.val_set:  # after training, as published
         choose(training, learned=True)
     method.finish(training)
     return training.noted | figures
@@ -404,23 +214,23 @@ def _learn(training: Fitting, journal: Journal) -> dict[str, object]:
 def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
     """Take all gradient steps, and return entries for metrics.json, such as the duration and the final loss."""
     model, settings = training.model, training.settings
-    needed = check_memory(model, training.batches, settings, training.processes.count)
+    needed = check_memory(model, training.batches, settings, training.plan.processes.count)
     if settings.average is not None:  # fail before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     with keeping_rng(model.backbone.device, training.seed):
         training.weigh_classes()
         training.prepare()
-        training.processes.begin_alike(model.method)
+        training.plan.processes.begin_alike(model.method)
         training.renew_batches()
-        tasks.of(training.train_set).prepare(training)
+        tasks.of(training.plan.train_set).prepare(training)
         trainer = Trainer(
-            model, training.batches, settings, training.run, saved=journal.saved, processes=training.processes
+            model, training.batches, settings, training.run, saved=journal.saved, processes=training.plan.processes
         )
         journal.go_on(trainer.position.step)
         if not trainer.resumed:
             trainer.position.seconds = training.seconds
-        with training_bar(trainer.plan.steps, trainer.position.step, training.progress) as report:
-            time_left = LengthOfTime(model, training.batches, settings, trainer.plan.steps, trainer.position.step)
+        with training_bar(trainer.length.steps, trainer.position.step, training.progress) as report:
+            time_left = LengthOfTime(model, training.batches, settings, trainer.length.steps, trainer.position.step)
 
             def step_done(entry: LogEntry) -> None:
                 journal.step(entry)

@@ -1,4 +1,4 @@
-"""One training: the object that methods know as `Training`, with all else that the trainer needs."""
+"""A training that takes place: the object that methods know as `Training`, with all else that the trainer needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from adapt.common.progress import LogEntry, Progress, counting_bar, training_bar
 from adapt.common.validation import explain
 from adapt.data.folds import folds, kept_and_held
 from adapt.data.item import Item
-from adapt.data.items_id import items_id
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
@@ -38,44 +37,37 @@ from adapt.models.unadapted import unadapted, without_method
 from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import Batches, BlockBatches, ImageBatches, training_batches
 from adapt.training.loop import Trainer, autocast
-from adapt.training.processes import ALONE, Processes
+from adapt.training.plan import TrainingPlan
 from adapt.training.run import Run
 
 FOLDS = 5  # of the cross-validation that chooses settings
-_INHERITED = ("model", "unlabelled_set", "chosen", "seed", "cache", "processes")  # by a fold
 _OF_BATCHES = {"batch_size", "drop_last", "augment", "views", "workers"}
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
 @dataclass
 class Fitting:
-    """A training run, with a model, the items for training, validation and testing, and the settings.
+    """The training that a plan describes, while it takes place: the plan, the run, and the features of its images.
 
-    `chosen` contains the complete, checked settings of the gradient steps, or None for a method without gradient steps.
-    `given` contains the settings that the user gave to `fit`, if the training run has no `recipe`.
+    A fold of a cross-validation has a plan with other items, and takes its features from the `whole` training, at the
+    `places` of its items among the training images there.
     """
 
-    model: Adapted
-    train_set: Sequence[Item]
-    val_set: Sequence[Item] = ()
-    unlabelled_set: Sequence[Item] = ()
-    test_set: Sequence[Item] = ()
-    chosen: TrainSettings | None = None
-    seed: int = 1
-    template: str = "a photo of a {}."
-    cache: bool = True
-    calibrate: bool = False
-    recipe: dict[str, object] | None = None
-    given: dict[str, object] = field(default_factory=dict)
+    plan: TrainingPlan
     run: Run | None = None
     progress: bool = False
-    processes: Processes = ALONE
+    whole: Fitting | None = None
+    places: dict[Part, list[int]] = field(default_factory=dict)
     seconds: float = 0.0
     noted: dict[str, object] = field(default_factory=dict)
     held_back_answers: tuple[Tensor, Tensor] | None = None  # logits (n, classes) and labels, by cross-validation
     _kept: dict[str, BaseModel] = field(default_factory=dict)
     _baselines: dict[str | None, Fitting] = field(default_factory=dict)
     _features: dict[tuple[Part, int, bool, bool], Tensor] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Adapted:
+        return self.plan.model
 
     @property
     def classifier(self) -> ImageModel:
@@ -87,25 +79,12 @@ class Fitting:
         return self.model
 
     @property
-    def origin(self) -> dict[str, object]:
-        """The recipe of the training run, or the arguments of `fit`, for the run directory and for trackers."""
-        if self.recipe is not None:
-            return self.recipe
-        method = {"name": self.model.method.name, **self.model.method.config.model_dump(mode="json")}
-        classes = list(self.model.class_names)
-        return {"method": method, "classes": classes, "train": self.given, "seed": self.seed}
+    def seed(self) -> int:
+        return self.plan.seed
 
     @property
     def settings(self) -> TrainSettings:
-        """The settings of the gradient steps. Raises AdaptError for a method without gradient steps."""
-        if self.chosen is None:
-            raise AdaptError(f"{self.model.method.name} is not trained by gradient steps, and has no training settings")
-        return self.chosen
-
-    @property
-    def workers(self) -> int:
-        """The number of processes that decode images."""
-        return self.chosen.workers if self.chosen else 2
+        return self.plan.settings
 
     @cached_property
     def batches(self) -> Batches:
@@ -114,24 +93,28 @@ class Fitting:
             return self._batches(self.settings, bar)
 
     def _batches(self, settings: TrainSettings, bar: Progress | None = None) -> Batches:
-        return training_batches(self.model, self.train_set, settings, self.seed, self.cache, bar, self.processes)
+        return training_batches(
+            self.model, self.plan.train_set, settings, self.seed, self.plan.cache, bar, self.plan.processes
+        )
 
     def weigh_classes(self) -> None:
         """Set the model's class weights according to the setting `class_weights`."""
         self.model.class_weights = None
         if self.settings.class_weights == "equal":
             return
-        weights = tasks.of(self.train_set).class_weights(self.train_set, self.model.class_names)
+        weights = tasks.of(self.plan.train_set).class_weights(self.plan.train_set, self.model.class_names)
         self.model.class_weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
 
     def inference(self, progress: Progress | None = None) -> Inference:
         """Return the inference settings of this training run, such as the number of decoding processes."""
-        return Inference(self.workers, self.cache, progress)
+        return Inference(self.plan.workers, self.plan.cache, progress)
 
     def score(self, model: Adapted, items: Sequence[Item], title: str, together: bool = False) -> Scores:
         """Return the scores of `model` on `items`, while a progress bar called `title` is shown."""
         with counting_bar(title, self.progress) as bar:
-            return evaluate(model, items, workers=self.workers, cache=self.cache, progress=bar, together=together)
+            return evaluate(
+                model, items, workers=self.plan.workers, cache=self.plan.cache, progress=bar, together=together
+            )
 
     def renew_batches(self) -> None:
         """Discard batches that store inputs of a vision block if the prepared method edits an earlier block."""
@@ -144,7 +127,7 @@ class Fitting:
         self.model.method.prepare(self)
 
     def items(self, part: Part) -> Sequence[Item]:
-        return {"train": self.train_set, "val": self.val_set, "unlabelled": self.unlabelled_set}[part]
+        return self.plan.items(part)
 
     def labels(self, part: Part) -> Tensor:
         items = self.items(part)
@@ -165,7 +148,13 @@ class Fitting:
         return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        if views and not self.cache:
+        if self.whole is not None:
+            own = None if part == "unlabelled" else self.places[part]
+            features = self.whole.features(
+                part if own is None else "train", views=views, unit=unit, projected=projected
+            )
+            return features if own is None else features[own]
+        if views and not self.plan.cache:
             raise AdaptError(
                 f"{self.model.method.name} stores {views} views of each image in the cache: set cache to true"
             )
@@ -175,8 +164,8 @@ class Fitting:
                 self._features[key] = item_features(
                     self.classifier,
                     self.items(part),
-                    workers=self.workers,
-                    cache=self.cache,
+                    workers=self.plan.workers,
+                    cache=self.plan.cache,
                     views=views,
                     seed=self.seed,
                     unit=unit,
@@ -185,15 +174,28 @@ class Fitting:
                 )
         return self._features[key]
 
-    def folds(self, count: int = FOLDS) -> list[Fold]:
+    def folds(self, count: int = FOLDS) -> list[Fitting]:
         """Return `count` cross-validation folds of the training images, which each hold out about as many of them.
 
         Folds are stratified by class and keep groups together. An image that is needed for training in all folds, such
         as the only image of its class unless the method predicts numbers, is never held out. If no image can be held
         out, the list is empty.
         """
-        part_of = folds(self.train_set, count, self.seed, not has_trait(self.model.method, Grades))
-        return [Fold.of(self, learned, held_out) for learned, held_out in kept_and_held(part_of, count)]
+        items, numbers = self.plan.train_set, has_trait(self.model.method, Grades)
+        part_of = folds(items, count, self.seed, not numbers)
+        return [
+            Fitting(
+                replace(
+                    self.plan,
+                    train_set=[items[place] for place in learned],
+                    val_set=[items[place] for place in held_out],
+                    test_set=(),
+                ),
+                whole=self,
+                places={"train": learned, "val": held_out},
+            )
+            for learned, held_out in kept_and_held(part_of, count)
+        ]
 
     def alone(self, backbone: str | None = None) -> Fitting:
         if backbone in self._baselines:  # a backbone takes long to load
@@ -205,7 +207,7 @@ class Fitting:
                 f"{other.describe()} has no comparable features of texts and images: name a dual encoder, such as CLIP"
             )
         model = unadapted(other).eval()
-        baseline = replace(self, model=model, chosen=None, run=None, noted={}, _baselines={}, _features={})
+        baseline = Fitting(replace(self.plan, model=model, chosen=None), progress=self.progress, _kept=self._kept)
         self._baselines[backbone] = baseline
         return baseline
 
@@ -228,17 +230,17 @@ class Fitting:
         return model.eval()
 
     def reference(self, answer: Callable[[Any], Tensor]) -> Tensor:
-        items = self.train_set
-        model = self.model if self.model.started else without_method(self.model, self.template)
-        own = self.inference().of_batches(model, self.processes.share(items), answer)
-        return self.processes.whole(torch.cat(list(own)), len(items)).cpu()  # gathered where they were computed
+        items = self.plan.train_set
+        model = self.model if self.model.started else without_method(self.model, self.plan.template)
+        own = self.inference().of_batches(model, self.plan.processes.share(items), answer)
+        return self.plan.processes.whole(torch.cat(list(own)), len(items)).cpu()  # gathered where they were computed
 
     def steps(self, part: Part) -> Iterator[Step]:
         return self.inference().steps(self.model, self.items(part))
 
     def held_back(self) -> Iterator[Step]:
         unchanged = self.settings.model_copy(update={"augment": "none", "views": None})
-        batches = training_batches(self.model, self.val_set, unchanged, self.seed, self.cache, None)
+        batches = training_batches(self.model, self.plan.val_set, unchanged, self.seed, self.plan.cache, None)
         for epoch in itertools.count():
             for inputs, items in batches.epoch(epoch, 0):
                 yield tasks.of(items).step(self.model, items, inputs)
@@ -254,18 +256,18 @@ class Fitting:
     ) -> float:
         settings = self._stage(changed)
         if loss is not None:
-            if self.processes.by_items:
+            if self.plan.processes.by_items:
                 raise AdaptError(
-                    f"{self.processes.count} processes cannot train together, because {title} has a loss of its own, "
-                    "which may compare the items of a batch, whose shares do not meet: use one process"
+                    f"{self.plan.processes.count} processes cannot train together, because {title} has a loss of its "
+                    "own, which may compare the items of a batch, whose shares do not meet: use one process"
                 )
-            batches: Batches = ImageBatches(self.model, self.train_set, settings, self.seed, self.processes)
+            batches: Batches = ImageBatches(self.model, self.plan.train_set, settings, self.seed, self.plan.processes)
         elif changed.keys() & _OF_BATCHES:
             batches = self._batches(settings)
         else:
             batches = self.batches
-        trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.processes)
-        with training_bar(trainer.plan.steps, 0, self.progress, title) as report:
+        trainer = Trainer(self.model, batches, settings, None, parameters, loss, processes=self.plan.processes)
+        with training_bar(trainer.length.steps, 0, self.progress, title) as report:
 
             def step_done(entry: LogEntry) -> None:
                 after(entry)
@@ -303,11 +305,6 @@ class Fitting:
         self.model.start_anew()
         self.model.begin(self)
 
-    @cached_property
-    def train_id(self) -> str:
-        """The hash of the training images."""
-        return items_id(self.train_set)
-
     @property
     def started(self) -> bool:
         return self.model.started
@@ -331,26 +328,3 @@ class Fitting:
 
     def note(self, **figures: object) -> None:
         self.noted |= figures
-
-
-@dataclass
-class Fold(Fitting):
-    """A cross-validation fold, which trains on some of the training images and validates on the held-out images."""
-
-    training: Fitting | None = None
-    places: dict[Part, list[int]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, training: Fitting, learned: list[int], held_out: list[int]) -> Fold:
-        """Return a fold of `training` that trains on the indices `learned` and validates on the indices `held_out`."""
-        places: dict[Part, list[int]] = {"train": learned, "val": held_out}
-        items = {part: [training.train_set[place] for place in own] for part, own in places.items()}
-        changed = {"train_set": items["train"], "val_set": items["val"], "run": None, "progress": False}
-        inherited = {name: getattr(training, name) for name in _INHERITED}
-        return cls(**inherited | changed, training=training, places=places)
-
-    def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
-        assert self.training is not None
-        if part == "unlabelled":
-            return self.training.features(part, views=views, unit=unit, projected=projected)
-        return self.training.features("train", views=views, unit=unit, projected=projected)[self.places[part]]

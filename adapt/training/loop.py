@@ -71,10 +71,10 @@ class Trainer:
         self.processes = processes
         self.model, self.batches, self.settings, self.run, self.loss = model, batches, settings, run, loss
         self.saved = saved
-        self.plan = Length.of(settings, len(batches))
+        self.length = Length.of(settings, len(batches))
         self.optimizer = make_optimizer(model, settings, parameters)
         self.scaler = torch.amp.GradScaler(model.backbone.device.type, enabled=settings.precision == "fp16")
-        self.average = RunningAverage(model.method, settings.average, self.plan.epochs) if settings.average else None
+        self.average = RunningAverage(model.method, settings.average, self.length.epochs) if settings.average else None
         self.position = Position()
         self.resumed = run is not None and run.goes_on
         if run is not None and run.goes_on:
@@ -91,7 +91,7 @@ class Trainer:
         self.model.train()
         saved = time.monotonic()
         with graceful() as interrupt:
-            while self.position.epoch < self.plan.epochs:  # a resumed last epoch may have no steps left
+            while self.position.epoch < self.length.epochs:  # a resumed last epoch may have no steps left
                 for entry in self._epoch():
                     report(entry)
                     if self.processes.any(interrupt.requested):
@@ -100,7 +100,7 @@ class Trainer:
                     if time.monotonic() - saved > 60 * self.settings.checkpoint_minutes:
                         self._keep()
                         saved = time.monotonic()
-                epoch_done(self.position.epoch, self.plan.epochs)
+                epoch_done(self.position.epoch, self.length.epochs)
                 if self.average is not None:
                     self.average.epoch_done(self.position.epoch)
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
@@ -119,7 +119,7 @@ class Trainer:
         position, accumulate = self.position, self.settings.accumulate
         remaining = self.batches.epoch(position.epoch, position.batch)
         started = time.monotonic()
-        while position.step < self.plan.steps and (group := list(islice(remaining, accumulate))):
+        while position.step < self.length.steps and (group := list(islice(remaining, accumulate))):
             rate = self._set_rate()
             terms, counts = self._step(group)
             elapsed = time.monotonic() - started
@@ -141,7 +141,9 @@ class Trainer:
             started = time.monotonic()
 
     def _set_rate(self) -> float:
-        rate = learning_rate(self.settings, self.position.epoch, self.plan.epochs, self.position.step, self.plan.steps)
+        rate = learning_rate(
+            self.settings, self.position.epoch, self.length.epochs, self.position.step, self.length.steps
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate

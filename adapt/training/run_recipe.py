@@ -25,14 +25,12 @@ from adapt.models.base import Adapted
 from adapt.models.wrap import wrap
 from adapt.recipe import Recipe
 from adapt.tracking import Track, trackers
-from adapt.training.baseline import check_learned
-from adapt.training.fit import checked, train
-from adapt.training.fitting import Fitting
+from adapt.training.fit import fit_plan
+from adapt.training.plan import TrainingPlan, calibrates_by_folds, check_learned, planned
 from adapt.training.processes import processes_on
 from adapt.training.result import Result
 from adapt.training.run import Run
 from adapt.training.start import check_start, start_from
-from adapt.training.temperature import calibrates_by_folds
 
 logger = logging.getLogger("adapt")
 
@@ -201,20 +199,20 @@ def run_recipe(
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
         backbone = backbone_of(recipe) if backbone is None else backbone
         model = build_for(listed, recipe, backbone)
-        training = training_of(recipe, model, listed)
+        plan = plan_of(recipe, model, listed)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
-            training = training_of(recipe, model, kept)
-        return train(training, run, tracking, progress)
+            plan = plan_of(recipe, model, kept)
+        return fit_plan(plan, run, tracking, progress)
 
 
-def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> Fitting:
-    """Return a checked `Fitting` of the recipe's `model` on `split` that is ready for training.
+def plan_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> TrainingPlan:
+    """Return the plan of a training of the recipe's `model` on `split`.
 
     `changes` replace training settings of the recipe, and None removes a setting. Raises AdaptError for every mistake
     that `fit` can detect before an image is opened.
     """
     settings = _settings(recipe, split) | changes
-    training = checked(
+    plan = planned(
         model,
         split.train,
         split.test,
@@ -228,7 +226,7 @@ def training_of(recipe: Recipe, model: Adapted, split: Split, **changes: object)
         pooling=recipe.pooling,
         **{key: value for key, value in settings.items() if value is not None},
     )
-    return replace(training, recipe=recipe.model_dump(mode="json"))
+    return replace(plan, recipe=recipe.model_dump(mode="json"))
 
 
 def _settings(recipe: Recipe, split: Split) -> dict[str, object]:

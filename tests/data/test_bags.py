@@ -12,11 +12,10 @@ from PIL import Image
 from adapt import AdaptError
 from adapt.data import load
 from adapt.data.bags import singles, sizes
-from adapt.data.checks import copies
+from adapt.data.checks import copies, look
 from adapt.data.decoding.image_set import loader
-from adapt.data.few_shot import carve
 from adapt.data.folds import folds
-from adapt.data.looking import look
+from adapt.data.split import carve
 
 ROWS = [f"{name}-{number}-{view}.png,{name},{name} {number}" for name in "ab" for number in range(6) for view in "xyz"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from adapt.common.errors import AdaptError
 from adapt.data import Split, load, open_image
-from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.files import read_bytes
 from adapt.data.emoji import archive, bundled
 
 

@@ -14,7 +14,7 @@ import torch
 from sample_transforms import Encoder, to_tensor
 
 from adapt.data import FeatureCache, Item
-from adapt.data.decoding import cache, shards
+from adapt.data.decoding import cache
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_disk_that_cannot_be_read_is_told_once(
     def failing(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(shards, "safe_open", failing)
+    monkeypatch.setattr(cache, "safe_open", failing)
     for _ in range(2):
         assert torch.equal(store.features(items, to_tensor, encode, "k"), expected)
     assert ["cannot be read: Input/output error" in message for message in told.messages] == [True]

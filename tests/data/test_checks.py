@@ -14,7 +14,7 @@ from PIL import Image
 from strange_folder import encoded, noise
 
 from adapt.common.errors import AdaptError
-from adapt.data import Item, Split, checks, load, looking, open_image
+from adapt.data import Item, Split, checks, load, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding import pictures
 from adapt.data.readers.passed_over import note_passed_over
@@ -40,8 +40,8 @@ def no_heic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def findings(source: Path, root: Path | None = None) -> tuple[list[str], list[str]]:
     """The problems, and the notes, with paths from the folder on."""
-    split, inconsistent = looking.read_leniently(str(source), root)
-    found = checks.found_in(looking.look(str(source), split, inconsistent))
+    split, inconsistent = checks.read_leniently(str(source), root)
+    found = checks.found_in(checks.look(str(source), split, inconsistent))
     lines = [(each.stops, each.line.replace(f"{source}/", "")) for each in found]
     return tuple([line for stops, line in lines if stops is kind] for kind in (True, False))
 
@@ -72,8 +72,8 @@ def test_every_kind_is_named(strange: Path) -> None:
 
 
 def test_lists_have_a_row_for_each_file(strange: Path) -> None:
-    split, _ = looking.read_leniently(str(strange), None)
-    lists = checks.lists_of(checks.found_in(looking.look(str(strange), split)))
+    split, _ = checks.read_leniently(str(strange), None)
+    lists = checks.lists_of(checks.found_in(checks.look(str(strange), split)))
     rows = {name: {Path(row["path"]).name: row for row in rows} for name, rows in lists.items()}
     assert {name: sorted(own) for name, own in rows.items()} == {
         "unreadable": ["cut.jpg", "empty.jpg"],
@@ -216,7 +216,7 @@ def test_single_images_and_copies_across_parts(tmp_path: Path) -> None:
     paths[3].write_bytes(paths[0].read_bytes())
     *train, test = (Item.of(path=str(path), label=name) for path, name in zip(paths, ("sky", "sky", "sea", "sky")))
     split = Split("two", ("sky", "sea"), tuple(train), (), (test,))
-    assert [finding.line for finding in checks.found_in(looking.look("two", split))] == [
+    assert [finding.line for finding in checks.found_in(checks.look("two", split))] == [
         "one training image each, too few to hold any back: sea",
         f"test images that are training images too: {paths[3]} ({paths[0]})",
     ]

@@ -15,7 +15,7 @@ from strange_folder import TURNED, encoded, held, noise
 import adapt
 from adapt.backbones.transform_key import transform_key
 from adapt.common.errors import AdaptError
-from adapt.data import Item, checks, load, looking, open_image, read_folder
+from adapt.data import Item, checks, load, open_image, read_folder
 from adapt.data.check import broken_images
 from adapt.data.decoding.masks import check_mask, mask_of
 from adapt.formats.adapter import check_reading
@@ -213,6 +213,6 @@ def test_the_check_says_how_many_are_turned(own: Path) -> None:
         ),
     ):
         split = load(own).turning(turned)
-        notes = [finding.line for finding in checks.found_in(looking.look(str(own), split)) if finding.list == "turned"]
+        notes = [finding.line for finding in checks.found_in(checks.look(str(own), split)) if finding.list == "turned"]
         assert len(notes) == 1
         assert notes[0].startswith(words)

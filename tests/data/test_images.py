@@ -17,7 +17,7 @@ from adapt.common.errors import AdaptError
 from adapt.data import Item, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding import files, pictures
-from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.files import read_bytes
 from adapt.data.decoding.images import check_image, each_of
 
 

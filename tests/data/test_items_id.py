@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from adapt.data import Item, Split, read_folder
-from adapt.data.items_id import items_id
+from adapt.data.item import items_id
 
 
 @pytest.fixture

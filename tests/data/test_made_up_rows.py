@@ -15,8 +15,8 @@ from PIL import Image
 
 import adapt
 from adapt import AdaptError
+from adapt.data.checks import read_leniently
 from adapt.data.item import Item
-from adapt.data.looking import read_leniently
 
 
 @pytest.fixture

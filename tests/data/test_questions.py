@@ -15,10 +15,10 @@ from adapt.cli import main
 from adapt.common.errors import AdaptError
 from adapt.data import FeatureCache, Item, Split, load, loader, open_image
 from adapt.data.check import broken_images
-from adapt.data.decoding.content import read_bytes
+from adapt.data.decoding.files import read_bytes
 from adapt.data.emoji import archive, bundled, questions
 from adapt.data.emoji.scenes import Scene
-from adapt.data.items_id import items_id
+from adapt.data.item import items_id
 
 SET = "emoji-questions"
 STYLES = ("noto", "twemoji", "fluent-flat", "emojione", "fluent-3d")
@@ -31,7 +31,7 @@ def split() -> Split:
 
 def _scene(item: Item) -> Scene:
     spec, _, member = item.path.partition(".scenes!")
-    return questions.scene(spec, member)
+    return questions.scenes_of(spec)[member]
 
 
 def _drawings(items: tuple[Item, ...]) -> set[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from adapt.backbones.preprocess import Preprocess
 from adapt.common.errors import AdaptError
-from adapt.data import Item, Split, checks, load, loader, looking, read_csv
+from adapt.data import Item, Split, checks, load, loader, read_csv
 
 Write = Callable[..., Path]
 LINES = ("a.jpg,cat|dog,train", "b.jpg,dog,train", "c.jpg,,train", "d.jpg,cat | bird,val", "e.jpg,bird|dog,test")
@@ -150,7 +150,7 @@ def test_classes_cannot_be_cut_into_parts(write: Write) -> None:
 def test_a_class_with_one_image_is_remarked(tmp_path: Path, write: Write) -> None:
     touch(tmp_path, *(f"{name}.jpg" for name in "abcdef"))
     listed = write("f.jpg,bird,train", *LINES)
-    found = checks.found_in(looking.look(str(listed), read_csv(listed)))
+    found = checks.found_in(checks.look(str(listed), read_csv(listed)))
     assert [each.line for each in found if each.list == "classes" and not each.stops] == [
         "one training image each, too few to hold any back: bird, cat"
     ]
@@ -160,7 +160,7 @@ def test_copies_with_other_labels_are_told_by_names(tmp_path: Path, write: Write
     for name in "ab":
         Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / f"{name}.png")
     listed = write("a.png,cat|dog,train", "b.png,dog,train")
-    found = checks.found_in(looking.look(str(listed), read_csv(listed)))
+    found = checks.found_in(checks.look(str(listed), read_csv(listed)))
     assert [each.line for each in found if each.list == "contradictions"] == [
         "the same picture with another label: b.png, train 'dog' (a.png, train 'cat|dog')"
     ]

@@ -20,7 +20,7 @@ from PIL import Image
 from adapt import AdaptError
 from adapt.cli import main
 from adapt.data import load, open_image
-from adapt.data.decoding.tars import places
+from adapt.data.decoding.files import tar_places
 from adapt.data.readers.tar_shards import TarShards, expanded
 from adapt.formats.tensor_file import read as read_tensors
 from adapt.recipe import build_recipe
@@ -189,9 +189,9 @@ def test_a_compressed_shard_and_two_files_of_one_name_are_refused(tmp_path: Path
 
 def test_a_shard_that_changed_is_looked_up_again(tmp_path: Path) -> None:
     shard = pack(tmp_path / "a.tar", {"a.png": png()})
-    assert list(places(str(shard))) == ["a.png"]
+    assert list(tar_places(str(shard))) == ["a.png"]
     pack(shard, {"b.png": png(), "c.png": png()})
-    assert list(places(str(shard))) == ["b.png", "c.png"]
+    assert list(tar_places(str(shard))) == ["b.png", "c.png"]
     with pytest.raises(AdaptError, match=r"'.*a\.tar!a\.png' does not exist: the archive has no such member"):
         open_image(f"{shard}!a.png")
 

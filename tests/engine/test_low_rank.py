@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapt import AdaptError
 from adapt.edits import LowRank
-from adapt.engine.low_rank import updated
+from adapt.engine.hooks import updated
 
 
 def update(site: str, images: int, rank: int = 2) -> LowRank:

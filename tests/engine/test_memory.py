@@ -9,7 +9,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
-from adapt.engine.budget import activation_bytes, classes_within
+from adapt.engine.text import activation_bytes, classes_within
 
 
 def coop(backbone: Backbone, classes: int, **options: object) -> AdaptedModel:

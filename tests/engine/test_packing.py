@@ -15,8 +15,7 @@ import adapt
 from adapt import AdaptedModel, Backbone
 from adapt.edits import Attention
 from adapt.engine import text
-from adapt.engine.attention import prefix_suffix_attention
-from adapt.engine.packing import Packing, pack
+from adapt.engine.attention import Packing, pack, prefix_suffix_attention
 from adapt.prompts import Prompt, shared_prefix
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")

@@ -7,7 +7,7 @@ import torch
 from checks import Fault, failing
 from torch import nn
 
-from adapt.engine.patching import forward_as
+from adapt.engine.hooks import forward_as
 
 
 def test_forwards_nest_and_all_are_gone_afterwards() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from adapt import Backbone
 from adapt.backbones.stand_in import StandIn, ViewedWeight
 from adapt.edits import Bypass, Tokens
-from adapt.engine.stale import Values, Weights, _middle
+from adapt.models.class_texts import Values, Weights, _middle
 
 LINEAR = nn.Linear(2, 2)
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import adapt
 from adapt import AdaptError, fit, methods
 from adapt.data import Split
-from adapt.evaluation.calibration import FLAT, likeliest, spread, temperature
 from adapt.evaluation.scores import calibration_error, reliability
+from adapt.training.measures import FLAT, likeliest, spread, temperature
 from benchmarks import calibration, drawings
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")

@@ -34,9 +34,9 @@ from adapt.recipe.file import read_file
 from adapt.recipe.shipped import shipped
 from adapt.retrieval.index import index_texts, load_index
 from adapt.testing import Case as Trial
-from adapt.training.fit import train
+from adapt.training.fit import fit_plan
 from adapt.training.loop import Trainer
-from adapt.training.run_recipe import build, training_of
+from adapt.training.run_recipe import build, plan_of
 
 PICTURES = [Image.effect_noise((40, 40), 60 + 20 * number).convert("RGB") for number in range(3)]
 MORE = ("das_vilt", "das_bridgetower", "compose_llm", "lora_llm", "lora_siglip")  # of `faults.adapters`
@@ -225,7 +225,7 @@ def _recipe(path: Path, on: Any, split: Any) -> tuple[str, str]:
         recipe.to_yaml()
         here = {} if recipe.train is None else {"workers": 0}
         with patch.object(Trainer, "_step", _one_step), suppress(_Begun):
-            train(training_of(recipe, build(recipe, split.class_names, on), split, **here), None)
+            fit_plan(plan_of(recipe, build(recipe, split.class_names, on), split, **here), None)
     except AdaptError as error:
         return _refused(error)
     return "answered", ""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, methods
-from adapt.data import Item, Split, checks, load, looking, read_csv, read_defect_folder
+from adapt.data import Item, Split, checks, load, read_csv, read_defect_folder
 from adapt.data.decoding.masks import blank_masks, check_masks, marks_none, mask_of
 from adapt.engine import vision
 from adapt.evaluation.evaluate import evaluate
@@ -238,7 +238,7 @@ def test_blank_masks_of_damaged_images_are_problems_in_the_check_and_in_training
         picture(screws / f"test/bent/{number}.png", value=40 * number)
         picture(screws / f"ground_truth/bent/{number}_mask.png", value=0)
     source = f"defects:{screws}"
-    looked = looking.look(source, *looking.read_leniently(source, None))
+    looked = checks.look(source, *checks.read_leniently(source, None))
     blank = [finding.line.replace(f"{screws}/", "") for finding in checks.found_in(looked) if finding.stops]
     assert blank == [
         f"the mask 'ground_truth/bent/{number}_mask.png' marks no pixel, but its image 'test/bent/{number}.png' is of "

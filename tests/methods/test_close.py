@@ -13,8 +13,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, Backbone, methods
 from adapt.data import Item, Split, load, read_csv
-from adapt.data.checks import found_in
-from adapt.data.looking import look
+from adapt.data.checks import found_in, look
 from adapt.methods.close import noisy
 
 STEPS = {"iterations": 3, "batch_size": 4, "lr": 0.1, "schedule": "constant", "augment": "none", "progress": False}

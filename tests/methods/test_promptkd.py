@@ -19,6 +19,7 @@ from adapt.data import Split
 from adapt.methods import CoOp, LinearProbe, PromptKD
 from adapt.methods.promptkd import Teacher
 from adapt.training.fitting import Fitting
+from adapt.training.plan import TrainingPlan
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +96,8 @@ def test_an_adapter_holds_the_teachers_classes_and_needs_no_teacher(
 def test_the_teacher_reads_its_own_pixels(open_clip, tiny_split: Split, teacher: Path) -> None:
     """The student reads images of half the size, with another normalisation."""
     torch.manual_seed(0)
-    training = Fitting(adapt.wrap(open_clip, PromptKD(depth_vision=2), tiny_split.class_names), tiny_split.train)
+    model = adapt.wrap(open_clip, PromptKD(depth_vision=2), tiny_split.class_names)
+    training = Fitting(TrainingPlan(model, tiny_split.train))
     found = Teacher.of(str(teacher), ["a photo of a {}."], training)
     model: Any = found.model
     picture = adapt.data.open_image(tiny_split.test[0])

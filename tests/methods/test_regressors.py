@@ -158,9 +158,10 @@ def test_a_setting_within_half_a_standard_error_of_the_smallest_error_is_chosen(
         other = adapt.wrap(tiny_backbones.backbone("open_clip"), methods.Ridge(alpha=alpha), split.class_names)
         adapt.fit(other, split.train, progress=False)
         from adapt.training.fitting import Fitting
+        from adapt.training.plan import TrainingPlan
 
         apart = []
-        for fold in Fitting(other, split.train).folds():
+        for fold in Fitting(TrainingPlan(other, split.train)).folds():
             fold.prepare()
             found = numbers(other, fold.features("val"))
             apart += (found.double() - fold.values("val")).abs().tolist()

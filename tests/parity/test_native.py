@@ -25,6 +25,7 @@ from adapt.tasks.conversations import Conversation
 from adapt.tasks.preferences import Preference
 from adapt.training.fitting import Fitting
 from adapt.training.loop import Trainer
+from adapt.training.plan import TrainingPlan
 
 FORWARD = [
     "forward_smolvlm", "forward_idefics3_tiles", "forward_qwen2_5_vl", "forward_qwen3_vl", "forward_llava",
@@ -232,7 +233,7 @@ def test_native_preferences(name: str, path: str, tmp_path: Path) -> None:
     model.started = settings["reference"] != "adapter off"
     batches = PreferredBatches(settings, stored, tmp_path, model if path == "encoded" else None)
     chosen = train_settings(settings).model_copy(update={"workers": 0, "dpo": DPOSettings(beta=settings["beta"])})
-    preferring.refer(Fitting(model, batches.items, chosen=chosen, cache=path == "encoded"), chosen.dpo)
+    preferring.refer(Fitting(TrainingPlan(model, batches.items, chosen=chosen, cache=path == "encoded")), chosen.dpo)
     seen: list[preferring.PreferenceStep] = []
 
     def loss(step: Any) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from PIL import Image
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Item, Split, read_folder
-from adapt.data.items_id import items_id
+from adapt.data.item import items_id
 from adapt.protocols import protocol as protocols
 from adapt.protocols.plain_runs import plain_table, read_run
 from adapt.protocols.run_protocol import run_protocol, summaries

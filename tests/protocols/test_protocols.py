@@ -17,7 +17,7 @@ from stopping import interrupt, stopped_at
 import adapt
 from adapt import AdaptError, methods
 from adapt.data import Split
-from adapt.data.items_id import items_id
+from adapt.data.item import items_id
 from adapt.protocols import protocol as protocols
 from adapt.protocols.protocol import harmonic
 from adapt.protocols.run_protocol import run_protocol, summaries

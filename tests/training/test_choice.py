@@ -18,6 +18,7 @@ from adapt.recipe import read_recipe
 from adapt.training import choice as module
 from adapt.training.choice import _log_probabilities, _nearest_to_usual, _weights
 from adapt.training.fitting import FOLDS
+from adapt.training.plan import TrainingPlan
 from adapt.training.run_recipe import with_validation
 
 
@@ -160,7 +161,7 @@ def test_the_end_of_the_range_is_said(
     model = probe("gda", views=0)
     monkeypatch.setattr(type(model.method), "grid", lambda *_: {"alpha": Choice((1.0, 10.0), usual=1.0)})
     model.method.trials = _fixed
-    training = module.Fitting(model, tiny_split.train, tiny_split.val, cache=False)
+    training = module.Fitting(TrainingPlan(model, tiny_split.train, tiny_split.val, cache=False))
     with caplog.at_level("INFO", "adapt"):
         module.choose(training)
     images = len(tiny_split.val)

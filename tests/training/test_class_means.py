@@ -13,8 +13,8 @@ import adapt
 from adapt import AdaptError, methods
 from adapt.data import Split
 from adapt.models.features import item_features
-from adapt.training.fit import checked
 from adapt.training.fitting import Fitting
+from adapt.training.plan import planned
 
 SHOTS = 4
 STEPS = {"epochs": 1, "batch_size": 32, "lr": 0.002, "warmup_epochs": 0, "augment": "none", "workers": 0}
@@ -41,12 +41,13 @@ def means(few: Split) -> Tensor:
 
 
 def fitting(few: Split, name: str, **settings: object) -> Fitting:
-    return checked(model(few, name, **settings), few.train, few.test, val_set=())
+    return Fitting(planned(model(few, name, **settings), few.train, few.test, val_set=()))
 
 
 @pytest.mark.parametrize(("name", "settings"), [("lora", {"towers": ["vision"]}), ("gda", {"views": 0})])
 def test_they_are_the_class_features_before_the_first_step(few: Split, name: str, settings: dict[str, object]) -> None:
-    training = checked(model(few, name, **settings), few.train, (), val_set=(), **(STEPS if name == "lora" else {}))
+    steps = STEPS if name == "lora" else {}
+    training = Fitting(planned(model(few, name, **settings), few.train, (), val_set=(), **steps))
     training.prepare()
     torch.testing.assert_close(training.classifier.class_features().detach(), means(few))
     assert isinstance(training.model.method.classifier.weight, torch.nn.Parameter) == (name == "lora")
@@ -85,7 +86,7 @@ def test_training_goes_on_from_the_trained_means(few: Split, tmp_path: Path) -> 
     again = model(few, "ln_tuning", towers=["vision"])
     again.method.load_state_dict(first.method.state_dict())
     again.started = True
-    checked(again, few.train, (), val_set=(), **STEPS).prepare()
+    Fitting(planned(again, few.train, (), val_set=(), **STEPS)).prepare()
     torch.testing.assert_close(again.method.classifier.weight.detach(), trained)
 
 

@@ -20,14 +20,14 @@ from adapt.common.progress import training_bar
 from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tasks.classes import Class
 from adapt.training import fitting
-from adapt.training.fit import checked
+from adapt.training.plan import planned
 
 _OF_SHOTS = {"iterations_per_shot"}  # a recipe's, which knows the number of shots
 _ENTRY = {"step": 1, "epoch": 0, "loss": 0.5, "accuracy": 0.75, "images_per_second": 10.0}
 
 
 def test_the_typed_settings_are_those_that_there_are() -> None:
-    named = set(inspect.signature(checked).parameters) - {"model", "train_set", "test_set", "val_set", "settings"}
+    named = set(inspect.signature(planned).parameters) - {"model", "train_set", "test_set", "val_set", "settings"}
     assert set(FitSettings.__annotations__) == named | (set(TrainSettings.model_fields) - _OF_SHOTS)
     parameters = inspect.signature(fit).parameters
     assert len(parameters) <= 9  # eight, and the settings

@@ -11,7 +11,7 @@ from PIL import Image
 import adapt
 from adapt import AdaptError
 from adapt.data import Item
-from adapt.data.decoding.epochs import Epochs
+from adapt.data.decoding.draws import Epochs
 from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import training_batches
 

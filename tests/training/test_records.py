@@ -17,7 +17,7 @@ import adapt
 from adapt import AdaptError, Backbone, methods
 from adapt.cli import main
 from adapt.data import Item, Split, load, read_csv
-from adapt.data.decoding.epochs import Epochs
+from adapt.data.decoding.draws import Epochs
 from adapt.data.emoji.records import misread
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.retrieval import linked

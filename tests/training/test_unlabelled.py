@@ -18,7 +18,8 @@ from adapt.choosing.candidates import candidates
 from adapt.data import Split, load
 from adapt.methods import PromptKD, SSText, ss_text
 from adapt.recipe import read_recipe
-from adapt.training.fit import checked
+from adapt.training.fitting import Fitting
+from adapt.training.plan import planned
 from adapt.training.run_recipe import listed_data, read_data, run_recipe
 
 
@@ -81,7 +82,7 @@ def test_a_recipe_leaves_them_out_and_says_so(caplog: pytest.LogCaptureFixture) 
 def test_folds_learn_from_all_of_them(tiny_split: Split) -> None:
     model = wrapped(SSText(variant="SS-Text-U"), tiny_split)
     others = [item.without_label() for item in tiny_split.val]
-    training = checked(model, tiny_split.train, (), val_set=(), unlabelled_set=others)
+    training = Fitting(planned(model, tiny_split.train, (), val_set=(), unlabelled_set=others))
     [fold, *_] = training.folds()
     assert fold.items("unlabelled") == others
     assert torch.equal(fold.features("unlabelled"), training.features("unlabelled"))

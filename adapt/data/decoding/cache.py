@@ -1,28 +1,159 @@
-"""A cache of image features on disk, by backbone and transform (the key), image content, and augmented view."""
+"""A cache of image features on disk, by backbone and transform (the key), image content, and augmented view.
+
+It consists of immutable safetensors files (shards), each with some features and their ids. A shard's name is its
+checksum, and a rename puts it in place: any number of processes may write and read one folder.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
-from adapt.data.decoding import shards
-from adapt.data.decoding.content import read_bytes
 from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
+from adapt.data.decoding.files import read_bytes
 from adapt.data.decoding.image_set import ImageSet
 from adapt.data.item import Item
 
 if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
+
+
+ID_BYTES = 16
+_SUFFIX = ".safetensors"
+_STALE_SECONDS = 3600
+
+
+def _read_shards(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+    """Return {id: cached features (d,)} for the `wanted` ids that the shards in `folder` contain.
+
+    A damaged shard is deleted, so that its features are computed again. Raises AdaptError if the disk fails.
+    """
+    rows: dict[bytes, Tensor] = {}
+    with _disk(folder, "read"):
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            if rows.keys() >= wanted:
+                break
+            if not path.is_file():  # a pipe would block
+                continue
+            try:
+                rows |= _read_shard(path, wanted)
+            except FileNotFoundError:
+                continue  # another process has just trimmed it
+            except (SafetensorError, _DamagedError):
+                with contextlib.suppress(OSError):  # on a read-only disk it stays, and is never used
+                    path.unlink()
+    return rows
+
+
+def _write_shard(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
+    """Write the features (d,) in `rows` to a new shard in `folder`.
+
+    Raises AdaptError if the shard cannot be written; in that case no incomplete file is left.
+    """
+    ids = torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(-1, ID_BYTES)
+    features = torch.stack(list(rows.values()))
+    content = save({"ids": ids, "features": features})
+    with _disk(folder, "written"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(temporary, folder / (_checksum(ids, features) + _SUFFIX))
+        except OSError:
+            with contextlib.suppress(OSError):  # the first error says more
+                os.unlink(temporary)
+            raise
+
+
+def _trim(directory: Path, max_bytes: int) -> None:
+    """Delete the least recently used shards in `directory` until the remaining shards take at most `max_bytes`.
+
+    Also deletes incomplete files that killed processes left. Other processes may trim at the same time. Raises
+    AdaptError if the disk fails.
+    """
+    shards: list[tuple[float, int, Path]] = []
+    with _disk(directory, "trimmed"):
+        for path in directory.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                if path.suffix == ".tmp" and time.time() - status.st_mtime > _STALE_SECONDS:
+                    path.unlink()
+                elif path.suffix == _SUFFIX:
+                    shards.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in shards)
+        for _, size, path in sorted(shards):
+            if total <= max_bytes:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _sizes(directory: Path) -> Iterator[tuple[Path, int]]:
+    """Yield the folder and the size in bytes of every shard in `directory`."""
+    for path in sorted(directory.rglob(f"*{_SUFFIX}")):
+        with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
+            if path.is_file():
+                yield path.parent, path.stat().st_size
+
+
+class _DamagedError(Exception):
+    """The error for a shard whose content does not match the checksum that is its file name."""
+
+
+def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+    with safe_open(path, framework="pt") as shard:
+        if set(shard.keys()) != {"ids", "features"}:
+            raise _DamagedError
+        ids = shard.get_tensor("ids")
+        packed = ids.numpy().tobytes()
+        row_of = {packed[start : start + ID_BYTES]: start // ID_BYTES for start in range(0, len(packed), ID_BYTES)}
+        hits = row_of.keys() & wanted
+        if not hits:
+            return {}
+        features = shard.get_tensor("features")
+    if _checksum(ids, features) != path.stem or features.ndim != 2 or len(features) * ID_BYTES != len(packed):
+        raise _DamagedError
+    # The time of last use, for `trim`. If it is another user's, trimmed by now, or on a read-only disk,
+    # the rows are still good.
+    with contextlib.suppress(OSError):
+        os.utime(path)
+    # Copies: the tensors themselves are a mapping of the file.
+    return {row_id: features[row_of[row_id]].clone() for row_id in hits}
+
+
+def _checksum(ids: Tensor, features: Tensor) -> str:
+    digest = hashlib.blake2b(f"{features.dtype} {tuple(features.shape)}".encode(), digest_size=16)
+    for tensor in (ids, features):
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _disk(folder: Path, verb: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AdaptError(
+            f"the feature cache {str(folder)!r} cannot be {verb}: {error.strerror or error}. "
+            "Free disk space, set ADAPT_CACHE to another folder, or switch the cache off"
+        ) from error
+
 
 logger = logging.getLogger("adapt")
 _FORMAT = "1"  # part of every folder's name: a newer format leaves older shards untouched
@@ -49,14 +180,14 @@ class FeatureCache:
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Return {folder: (number of files, bytes)} for the cache, which has one folder per backbone and transform."""
         folders: dict[str, tuple[int, int]] = {}
-        for folder, size in shards.sizes(self.directory):
+        for folder, size in _sizes(self.directory):
             files, total = folders.get(folder.name, (0, 0))
             folders[folder.name] = files + 1, total + size
         return folders
 
     def clear(self) -> None:
         """Delete all cached features, but no other files in the cache directory."""
-        shards.trim(self.directory, 0)
+        _trim(self.directory, 0)
 
     def features(
         self,
@@ -114,15 +245,15 @@ class FeatureCache:
         folder, rows = None if key is None else self._folder(key), dict[bytes, Tensor]()
         if folder is not None:
             with self._tolerant():
-                rows = shards.read(folder, draws.keys())
+                rows = _read_shards(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
         images = ImageSet(items, transform)
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
             if folder is not None:
                 with self._tolerant():
                     for alike in _by_length(computed):
-                        shards.write(folder, alike)
-                    shards.trim(self.directory, self.max_bytes)
+                        _write_shard(folder, alike)
+                    _trim(self.directory, self.max_bytes)
             rows |= computed
         return [rows[row_id] for row_id in ids]
 
@@ -156,7 +287,7 @@ def _row_ids(item: Item, views: int) -> list[bytes]:
     content = hashlib.blake2b(read_bytes(item.path))
     ids = []
     for view in range(views) if views else [""]:
-        digest = hashlib.blake2b(content.digest() + f"{view}".encode(), digest_size=shards.ID_BYTES)
+        digest = hashlib.blake2b(content.digest() + f"{view}".encode(), digest_size=ID_BYTES)
         ids.append(digest.digest())
     return ids
 

@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from adapt.common.errors import AdaptError
 from adapt.data.bags import Bags, joined
-from adapt.data.decoding.draws import Draw, seeded
-from adapt.data.decoding.epochs import Epochs
+from adapt.data.decoding.draws import Draw, Epochs, seeded
 from adapt.data.item import Item
 
 if TYPE_CHECKING:

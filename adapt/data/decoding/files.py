@@ -1,4 +1,8 @@
-"""Reading image files as bytes: on disk, in a zip (`ARCHIVE.zip!MEMBER`), or in a table (`TABLE.arrow!COLUMN/ROW`)."""
+"""Reading image files as bytes: on disk, or a member of a container, written `CONTAINER!MEMBER`.
+
+A container is a zip, an uncompressed tar archive, a table (`TABLE.arrow!COLUMN/ROW`), a list that holds its images
+(`LIST.jsonl!ROW/N`), or a bundled data set whose images are drawn on demand (`SET.scenes!PART/1.png`).
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,23 @@ import ntpath
 import os
 import re
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
 from io import BytesIO
 from typing import TYPE_CHECKING, BinaryIO
 
 from adapt.common.disk import check_regular, open_regular, read_bounded
 from adapt.common.errors import AdaptError, missing
+from adapt.data.decoding import inline
+from adapt.data.decoding.regions import parted
 
 if TYPE_CHECKING:
     from pyarrow import Table
-
-MemberReader = Callable[[str, str], bytes]  # of a container and a member of it
 
 # Of one image's file: a larger one is not a photograph, and a member of an archive may be packed to almost nothing.
 MOST_BYTES = 256 * 2**20
@@ -91,28 +97,28 @@ def _may_exist(path: str) -> bool:
         return False
 
 
-def open_file(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> BinaryIO:
-    """Open the image file at `path`, which may be in an archive; a file in an archive is read into memory.
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open the image file at `path`; a member of a container is read into memory.
 
-    `more` adds readers for other archive formats, by suffix; zip and arrow are built in. Raises AdaptError, naming the
-    file, if the file is missing, cannot be opened, or is not a regular file.
+    Raises AdaptError, naming the file, if the file is missing, cannot be opened, or is not a regular file.
     """
     path = os.fspath(path)
     with _named(path):
-        for suffix, read in ({".zip": _zip_member, ".arrow": _arrow_cell} | dict(more or {})).items():
+        for suffix, read in _CONTAINERS.items():
             container, mark, member = path.partition(f"{suffix}!")
             if mark:
                 return BytesIO(read(container + suffix, member))
         return open_regular(path)
 
 
-def read_bytes(path: str | os.PathLike[str], more: Mapping[str, MemberReader] | None = None) -> bytes:
-    """Return the content of the image file at `path`, which may be in an archive.
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of the image file at `path`; for a region of an image, the box is appended as text.
 
     Raises AdaptError, naming the file, if the file is missing, cannot be read, or has more than 256 MiB.
     """
-    with open_file(path, more) as file, _named(os.fspath(path)):
-        return read_bounded(file, MOST_BYTES)
+    image, box = parted(os.fspath(path))
+    with open_file(image) as file, _named(image):
+        return read_bounded(file, MOST_BYTES) + (b"" if box is None else repr(box).encode())
 
 
 def sample_of(path: str) -> bytes:
@@ -193,6 +199,67 @@ def _open_arrow(table: str) -> Table:
     content = pyarrow.ipc.open_stream(pyarrow.memory_map(table)).read_all()
     content.validate(full=True)  # or a damaged table's offsets would lead out of memory and crash the process
     return content
+
+
+def tar_places(archive: str) -> Mapping[str, tuple[int, int]]:
+    """Return {member: (offset, bytes)} of the files in an uncompressed tar archive, in their order.
+
+    A process looks them up once in each archive.
+
+    Raises OSError if the archive cannot be opened, and ValueError if it is compressed or damaged, ends early, or has
+    two files of one name.
+    """
+    check_regular(archive)
+    state = os.stat(archive)
+    return _places(archive, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _places(archive: str, changed: int, size: int) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    try:
+        with tarfile.open(archive, "r:") as opened:
+            for member in opened:
+                if not member.isreg():
+                    continue
+                if member.name in found or member.sparse is not None:
+                    raise ValueError(f"its file {member.name!r} is sparse, or there twice")
+                found[member.name] = member.offset_data, member.size
+    except tarfile.TarError as error:
+        raise ValueError(f"it is damaged, or no uncompressed tar archive: {error}") from error
+    if any(offset + length > size for offset, length in found.values()):
+        raise ValueError("it ends within a file: copy the archive again")
+    return found
+
+
+def tar_member(archive: str, member: str) -> bytes:
+    """Return a file of a tar archive.
+
+    Raises the errors of `tar_places`, KeyError for an unknown member, and ValueError for a file of more than 256 MiB.
+    """
+    offset, length = tar_places(archive)[member]
+    if length > MOST_BYTES:
+        raise ValueError(f"the file has {length:,} bytes, more than the limit of {MOST_BYTES:,}")
+    with open(archive, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def _drawing(module: str, container: str, member: str) -> bytes:
+    spec, _ = os.path.splitext(container)
+    content: bytes = import_module(f"adapt.data.emoji.{module}").png(spec, member)
+    return content
+
+
+_CONTAINERS: dict[str, Callable[[str, str], bytes]] = {  # by suffix; each is called with a container and a member
+    ".zip": _zip_member,
+    ".arrow": _arrow_cell,
+    ".scenes": partial(_drawing, "questions"),
+    ".defects": partial(_drawing, "defects"),
+    ".tar": tar_member,
+    ".jsonl": inline.read_member,
+    ".json": inline.read_member,
+}
 
 
 def _missing_folder(path: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Union
 from adapt.common.errors import AdaptError
 from adapt.data.bags import Bags, bag_of, has_bags
 from adapt.data.decoding.images import open_image
-from adapt.data.decoding.orientation import turns
+from adapt.data.decoding.pictures import turns
 from adapt.data.item import Item
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def loader(
     Raises AdaptError if there are no items. Iterating raises AdaptError for a file that cannot be decoded.
     """
     from adapt.data.decoding.decoded import Loader
-    from adapt.data.decoding.epochs import Epochs
+    from adapt.data.decoding.draws import Epochs
 
     if not items:
         raise AdaptError("there are no images to load: choose data that has images")

@@ -11,7 +11,6 @@ from functools import lru_cache
 from adapt.common.disk import open_regular, read_bounded
 
 _MOST_BYTES = 512 * 2**20
-SUFFIXES = (".jsonl", ".json")
 
 
 def rows_of(text: str, lines: bool) -> Iterator[object]:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from adapt.common.errors import AdaptError
-from adapt.data.decoding.content import open_file
-from adapt.data.decoding.orientation import orientation, size_of, upright
-from adapt.data.decoding.pictures import opened
+from adapt.data.decoding.files import open_file
+from adapt.data.decoding.pictures import opened, orientation, size_of, upright
 from adapt.data.item import Item
 
 if TYPE_CHECKING:

@@ -65,9 +65,9 @@ def split_of(
     return Split(name, class_names, train, val, test, root=root)
 
 
-def scene(spec: str, member: str) -> Scene:
-    """Return the scene `member` (`PART/NUMBER.png`) of the data set `spec`. Raises KeyError for an unknown scene."""
-    return scenes_of(spec)[member]
+def png(spec: str, member: str) -> bytes:
+    """Return the drawing `member` (`PART/NUMBER.png`) of the data set `spec`. Raises KeyError for an unknown scene."""
+    return scenes_of(spec)[member].png()
 
 
 def scenes_of(spec: str) -> dict[str, Scene]:

@@ -10,13 +10,13 @@ import difflib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.listing import Listing
-from adapt.data.consistency import accepting_unseen
 from adapt.data.readers.base import Reader
 from adapt.data.readers.names_file import read_names
-from adapt.data.split import Split
+from adapt.data.split import InconsistentError, Split
 
 __all__ = ["Reader", "folder_of", "load", "names", "register"]
 
@@ -54,7 +54,7 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, uns
 
     Raises AdaptError if no reader accepts `spec`, if `root` is missing or not needed, or if the data cannot be read.
     """
-    given, split = os.fspath(spec), None
+    given = os.fspath(spec)
     reader = _reader_of(given)
     if reader is None:
         raise _unknown(given)
@@ -64,8 +64,14 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, uns
         )
     if root is not None and reader.root == "none":
         raise AdaptError(f"data {given!r} is {reader.takes}, which takes no root: leave out {os.fspath(root)!r}")
-    with accepting_unseen(unseen):
+    try:
         split = reader.read(given, None if root is None else os.fspath(root))
+    except InconsistentError as error:
+        if not unseen or error.split is None or error.of_rows:
+            raise
+        split = error.split
+    if unseen:
+        split = replace(split, unseen=True)  # which checks it again
     return split if names is None else split.renamed(read_names(names))
 
 

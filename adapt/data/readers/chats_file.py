@@ -31,7 +31,6 @@ from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
-from adapt.data.consistency import collected
 from adapt.data.decoding.files import is_address, under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
 from adapt.data.item import Item
@@ -39,8 +38,8 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import Listed, to_split
-from adapt.data.split import Split
+from adapt.data.readers.rows import Listed, to_split, without_rows
+from adapt.data.split import InconsistentError, Split
 from adapt.tasks.base import Cell
 
 logger = logging.getLogger("adapt")
@@ -185,12 +184,14 @@ def read_chats(
         rows = list(rows_of(read_text(source), source.endswith(".jsonl")))
     if not rows:
         raise AdaptError(f"{where} have no rows")
-    listed = []
+    listed, problems = list[Listed](), list[str]()
     for number, row in enumerate(rows, 1):
-        with collected():
+        try:
             listed.append(listed_row(row, f"{where} row {number}", folder, f"{source}!{number}"))
+        except AdaptError as error:
+            problems.append(str(error))
     if not listed:
-        raise AdaptError(f"{where} have no row that can be used")
+        raise InconsistentError([*problems, f"{where} have no row that can be used"], None, len(problems))
     objects = [row for row in rows if isinstance(row, dict)]
     filled = {key for row in objects for key, value in row.items() if not (value in _EMPTY or _is_remark(key, value))}
     if unread := filled - _READ - _REMARKS:
@@ -198,11 +199,15 @@ def read_chats(
     given = [[row[key] for key in IMAGES if key in row] for row in objects]
     if without := sum(None in own and not any(own) for own in given):
         logger.warning("%s: %s rows have null for an image: they are learned without one", where, f"{without:,}")
-    if len(listed) == len(rows):  # otherwise they have other numbers
-        check_one_task(listed, where)
-    if len({bool(row.part) for row in listed}) == 2:
-        raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
-    return to_split(Path(source).stem, folder, listed, None, ratios, seed)
+
+    def read() -> Split:
+        if not problems:  # otherwise rows have other numbers
+            check_one_task(listed, where)
+        if len({bool(row.part) for row in listed}) == 2:
+            raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
+        return to_split(Path(source).stem, folder, listed, None, ratios, seed)
+
+    return without_rows(problems, read)
 
 
 def check_one_task(rows: Sequence[Listed], where: str) -> None:

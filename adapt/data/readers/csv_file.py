@@ -13,15 +13,14 @@ from pathlib import Path
 from adapt import tasks
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import unguarded
-from adapt.data.consistency import collected
 from adapt.data.decoding.files import under
 from adapt.data.decoding.regions import parted, region
 from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
-from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, real_paths, to_split
-from adapt.data.split import Split
+from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, real_paths, to_split, without_rows
+from adapt.data.split import InconsistentError, Split
 from adapt.tasks import Task
 from adapt.tasks.base import filled, number
 
@@ -77,13 +76,17 @@ def read_csv(
     source = os.fspath(path)
     folder = os.path.abspath(Path(source).parent if root is None else root)
     where = f"CSV {source!r}"
-    rows = _listed(source, folder)
-    check_listed_once(rows, where)
-    texts, rows = ([row for row in rows if bool(row.item.paths) is kind] for kind in (False, True))
-    rows = texts + in_bags(one_each(rows, folder, real_paths(row.item.path for row in rows), where), where)
-    split = to_split(Path(source).stem, folder, rows, None, ratios, seed)
-    _check_names(split, where)
-    return split
+    listed, problems = _listed(source, folder)
+
+    def read() -> Split:
+        check_listed_once(listed, where)
+        texts, rows = ([row for row in listed if bool(row.item.paths) is kind] for kind in (False, True))
+        rows = texts + in_bags(one_each(rows, folder, real_paths(row.item.path for row in rows), where), where)
+        split = to_split(Path(source).stem, folder, rows, None, ratios, seed)
+        _check_names(split, where)
+        return split
+
+    return without_rows(problems, read)
 
 
 def _check_names(split: Split, where: str) -> None:
@@ -123,7 +126,10 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     errors of `read_csv`, and AdaptError for a line that is not a pair.
     """
     folder = os.path.abspath(Path(path).parent if root is None else root)
-    items = [row.item for row in _listed(os.fspath(path), folder)]
+    rows, problems = _listed(os.fspath(path), folder)
+    if problems:
+        raise AdaptError(problems[0])
+    items = [row.item for row in rows]
     for item in items:
         if item.task.classes_are or not (item.paths and item.text):
             raise AdaptError(
@@ -133,18 +139,19 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     return [(replace(item, turned=True), os.path.relpath(item.path, folder)) for item in items]
 
 
-def _listed(source: str, folder: str) -> list[Listed]:
-    """Return the lines of a CSV file as items, each with its part of the split (train, val, test or "")."""
-    where = f"CSV {source!r}"
+def _listed(source: str, folder: str) -> tuple[list[Listed], list[str]]:
+    """Return the lines of a CSV file as items, each with its part of the split, and problems of the other lines."""
+    where, problems = f"CSV {source!r}", list[str]()
     with readable(where):
         reader = csv_reader(source)
-        rows = list(_rows(reader, folder, where))
+        rows = list(_rows(reader, folder, where, problems))
     if (separator := reader.reader.dialect.delimiter) != ",":
         logger.info("%s: the columns are separated by %r", where, separator)
     if not rows:
         what = "has no line that can be used" if reader.line_num > 1 else "lists no images"
-        raise AdaptError(f"{where} {what}; expected at least one line below the header")
-    return rows
+        message = f"{where} {what}; expected at least one line below the header"
+        raise InconsistentError([*problems, message], None, len(problems)) if problems else AdaptError(message)
+    return rows, problems
 
 
 def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
@@ -174,7 +181,8 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[Listed]:
+def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[str]) -> Iterator[Listed]:
+    """Yield the lines as items, and append what is wrong with a line to `problems`."""
     columns = reader.fieldnames or ()
     for column in tasks.unknown_columns(columns):
         raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
@@ -196,8 +204,12 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str) -> Iterator[List
             elif _THOUSANDS.fullmatch(cell) and not noted:
                 noted = True
                 logger.warning("%s line %d: %s is read as a number with decimals", where, reader.line_num, cell)
-        with collected():
-            yield _row(record, task, folder, f"{where} line {reader.line_num}")
+        try:
+            row = _row(record, task, folder, f"{where} line {reader.line_num}")
+        except AdaptError as error:
+            problems.append(str(error))
+        else:
+            yield row
 
 
 def _hint(column: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from adapt.common.errors import AdaptError
 from adapt.data.decoding.regions import parted
 from adapt.data.item import Item
 from adapt.data.readers import parts
-from adapt.data.split import Split
+from adapt.data.split import InconsistentError, Split
 from adapt.tasks import SEPARATOR, Label, Task
 
 logger = logging.getLogger("adapt")
@@ -72,6 +72,24 @@ def _words(value: object) -> str:
 def _joined(images: Sequence[Listed]) -> Listed:
     first, paths = images[0], tuple(row.item.path for row in images)
     return first._replace(item=replace(first.item, paths=paths)) if first.bag else first
+
+
+def without_rows(problems: Sequence[str], read: Callable[[], Split]) -> Split:
+    """Return `read()`, which makes a split of a list's rows, of which those with `problems` were left out.
+
+    Raises InconsistentError for the problems, with those of the split and the split itself.
+    """
+    if not problems:
+        return read()
+    split: Split | None = None
+    others: list[str] = []
+    try:
+        split = read()
+    except InconsistentError as error:
+        split, others = error.split, error.problems
+    except AdaptError as error:
+        others = [str(error)]
+    raise InconsistentError([*problems, *others], split, len(problems))
 
 
 def to_split(

@@ -27,8 +27,7 @@ from typing import Literal
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.decoding.files import is_address
-from adapt.data.decoding.tars import places, read_member
+from adapt.data.decoding.files import is_address, tar_member, tar_places
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
@@ -144,7 +143,7 @@ def _samples(shard: str) -> Iterator[_Sample]:
     """Yield the samples of a shard, in the order of their first files."""
     found: dict[str, _Sample] = {}
     try:
-        for member in places(shard):
+        for member in tar_places(shard):
             folder, _, name = member.rpartition("/")
             stem, _, suffix = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
@@ -153,7 +152,7 @@ def _samples(shard: str) -> Iterator[_Sample]:
             if f".{kind}" in IMAGE_SUFFIXES:
                 sample.images.append(f"{shard}!{member}")
             elif kind in ("cls", "txt", "json"):
-                sample.texts[kind] = read_member(shard, member).decode("utf-8")  # type: ignore[index]
+                sample.texts[kind] = tar_member(shard, member).decode("utf-8")  # type: ignore[index]
     except UNREADABLE as error:
         raise AdaptError(f"tar shard {shard!r} cannot be read: {error}. Replace it") from error
     yield from (sample for sample in found.values() if sample.images or sample.texts)

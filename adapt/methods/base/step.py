@@ -273,7 +273,7 @@ class ImageStep(Step):
     def local_features(self) -> Tensor:
         """The unadapted backbone's features `(b, rows, columns, e)` of the images' patches, not normalised.
 
-        The features have no gradient; see `adapt.engine.values`. The same forward pass computes `frozen_features`.
+        The features have no gradient; see `adapt.engine.vision`. The same forward pass computes `frozen_features`.
         """
         patches, self._frozen["features"] = self.model.local_features(self.images)
         return patches

@@ -30,7 +30,10 @@ class Training(Protocol):
     def classifier(self) -> ImageModelView:
         """The adapted dual encoder that is being trained. Raises AdaptError for a backbone of another kind."""
 
-    seed: int
+    @property
+    def seed(self) -> int:
+        """The seed of the training run."""
+
     seconds: float
     """The time that training took: before the first step, the part that `prepare` adds; after the last, all of it."""
 

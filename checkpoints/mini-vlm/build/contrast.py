@@ -20,8 +20,8 @@ from adapt.evaluation.inference import Inference
 from adapt.models.contrasting import margins
 from adapt.models.wrap import Model
 from adapt.recipe import read_recipe
-from adapt.training.fit import train
-from adapt.training.run_recipe import build, run_recipe, training_of
+from adapt.training.fit import fit_plan
+from adapt.training.run_recipe import build, plan_of, run_recipe
 
 PAIRS, QUESTIONS = "emoji-contrasts@fluent-3d", "emoji-questions@fluent-3d"
 SIDES = "what is on the left?"
@@ -54,7 +54,7 @@ def trained(case: str, work: Path, seed: int) -> Model:
     if not file.exists():
         split = answers(adapt.data.load(PAIRS))
         model = build(recipe, (), adapt.load_backbone("mini-vlm"))
-        train(training_of(recipe, model, split), None)
+        fit_plan(plan_of(recipe, model, split), None)
         work.mkdir(exist_ok=True, parents=True)
         model.save(file)
     return adapt.load(file)

@@ -67,7 +67,7 @@ def test_a_step_takes_few_images(make_model, training_of, monkeypatch, batch_siz
     training = training_of(model, **HOW | {"batch_size": batch_size, "accumulate": 3, "average": {"swa": {}}})
     model.method.prepare(training)
     [trainer] = made
-    assert trainer.plan.steps == 3 * (len(training.train_set) // expected)
+    assert trainer.length.steps == 3 * (len(training.plan.train_set) // expected)
     assert trainer.average is None  # of the training alone
 
 
@@ -169,7 +169,7 @@ def test_a_fusion_encoder_refuses_it(train) -> None:
     with pytest.raises(AdaptError, match=r"das: imitate is 2 for .* and the towers fusion;"):
         wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=1, imitate=2), ("cat", "dog"))
     model = wrap(tiny_fusion.vilt(), methods.DAS(towers=["fusion"], skip=1, skipped=["fusion.1"]), ("cat", "dog"))
-    from adapt.training import fit as fitting
+    from adapt.training import plan
 
     with pytest.raises(AdaptError, match=r"train\.terms has distill: 2, but das on .* does not change image features"):
-        fitting._settings(model, {"epochs": 1, "terms": {"distill": 2}}, True)
+        plan._settings(model, {"epochs": 1, "terms": {"distill": 2}}, True)
