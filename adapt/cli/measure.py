@@ -211,10 +211,11 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
     if one := split.task.nothing_to_learn((), model.class_names):
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     scores = evaluate(model, items, cache=cache)
-    together = None
+    others = {}
     if can_answer_together(model, items):
-        together = evaluate(model, items, cache=cache, together=True)
-    by_image = evaluate(model, singles(items), cache=cache) if has_bags(items) else None
+        others["together"] = evaluate(model, items, cache=cache, together=True)
+    if has_bags(items):
+        others["by_image"] = evaluate(model, singles(items), cache=cache)
     if as_json:
         from adapt.common import plain
 
@@ -226,17 +227,15 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
             **blend,
             **scores.figures(),
             **scores.details(),
-            **({} if together is None else {"together": together.figures()}),
-            **({} if by_image is None else {"by_image": by_image.figures()}),
+            **{name: each.figures() for name, each in others.items()},
         }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
         measured = f"{scores.images} {of_part}{split.noun} of {split.name}"
         measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
-        for line in scores.lines(measured):
-            click.echo(line)
-        for line in () if together is None else together.lines("the same, answered together as one set"):
-            click.echo(line)
-        for line in () if by_image is None else by_image.lines(f"their {by_image.images} images, each by itself"):
-            click.echo(line)
+        lines = list(scores.lines(measured))
+        for name, each in others.items():
+            by_image = f"their {each.images} images, each by itself"
+            lines += each.lines("the same, answered together as one set" if name == "together" else by_image)
+        click.echo("\n".join(lines))
