@@ -14,7 +14,7 @@ import click
 
 from adapt.common import hub, plain
 from adapt.common.shown import guarded, shown, unseen
-from adapt.formats.adapter_names import distinct_names
+from adapt.formats import distinct_names
 from adapt.tasks import SEPARATOR
 
 if TYPE_CHECKING:
