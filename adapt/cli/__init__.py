@@ -99,7 +99,14 @@ class _Commands(CommandGroup):
             with interrupted_when_ended():
                 return super().invoke(ctx)
         except click.NoSuchOption as error:
-            raise _with_setting(error) from None
+            from adapt.recipe.settings import TrainSettings
+
+            name, context = error.option_name.lstrip("-").replace("-", "_"), error.ctx
+            takes_settings = context is not None and any(each.name == "overrides" for each in context.command.params)
+            if not (takes_settings and name in TrainSettings.model_fields):
+                raise
+            message = f"There is no option {error.option_name}: give --set train.{name}=VALUE"
+            raise click.UsageError(message, context) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
 
@@ -128,17 +135,6 @@ class _Commands(CommandGroup):
                 raise
             click.echo(f"Error: {lacking}", err=True)
             sys.exit(2)
-
-
-def _with_setting(error: click.NoSuchOption) -> click.UsageError:
-    """Return an error that says how to set what an unknown option names, if it is a setting of training."""
-    from adapt.recipe.settings import TrainSettings
-
-    name, context = error.option_name.lstrip("-").replace("-", "_"), error.ctx
-    takes_settings = context is not None and any(each.name == "overrides" for each in context.command.params)
-    if not (takes_settings and name in TrainSettings.model_fields):
-        return error
-    return click.UsageError(f"There is no option {error.option_name}: give --set train.{name}=VALUE", context)
 
 
 def _lacking(error: Exception) -> str | None:

@@ -61,7 +61,12 @@ def load(
     note = _read_note(folder / TENSORS)
     class_names = note.class_names if class_names is None and note else class_names
     if backbone is None:
-        backbone = _named_backbone(config, note, folder, device)
+        base = config.get("base_model_name_or_path")
+        name = (note and note.backbone) or (f"hf:{base}" if base else None)
+        if not isinstance(name, str) or config.get("revision") not in (None, "main"):
+            named = "no backbone" if not isinstance(name, str) else f"revision {config['revision']!r} of {name}"
+            raise AdaptError(f"{folder} names {named}: give the backbone (--backbone)")
+        backbone = named_backbone(name, device, note.quantization if note else None, note.preprocess if note else {})
     if class_names is None and backbone.kind not in ("vision LLM", "native VLM"):
         raise AdaptError(f"{folder} is in peft's layout but records no class names: give class names (--classes)")
     backbone = backbone.turning(note is not None and note.preprocess["turned"])
@@ -135,15 +140,6 @@ def _read_note(path: Path) -> Note | None:
     except ValueError as error:
         reason = str(error)
     raise AdaptError(f"{path} is damaged ({reason}): the key {OURS} of its header has no valid settings")
-
-
-def _named_backbone(config: dict[str, object], note: Note | None, folder: Path, device: str | torch.device) -> Backbone:
-    base = config.get("base_model_name_or_path")
-    name = (note and note.backbone) or (f"hf:{base}" if base else None)
-    if not isinstance(name, str) or config.get("revision") not in (None, "main"):
-        named = "no backbone" if not isinstance(name, str) else f"revision {config['revision']!r} of {name}"
-        raise AdaptError(f"{folder} names {named}: give the backbone (--backbone)")
-    return named_backbone(name, device, note.quantization if note else None, note.preprocess if note else {})
 
 
 def _placed(
