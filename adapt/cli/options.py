@@ -49,8 +49,8 @@ _KEYS = {
 class Option:
     """What a parameter's annotation says of an option beside its type, as in `Annotated[int, Option("Jobs.", min=1)]`.
 
-    `flag` is for an option that is not called as its parameter, and `kind` for values that no Python type
-    describes. `default` is for fields of a TypedDict, which have none.
+    `flag` is for an option that is not called as its parameter, and `kind` for values that no Python type describes.
+    `default` is for fields of a TypedDict, which have none.
     """
 
     help: str

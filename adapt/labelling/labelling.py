@@ -102,9 +102,10 @@ class Labelling:
     """Proposed labels of images, a person's answers, and training on the answers, all of it kept in a folder.
 
     `run` is the folder of a run, whose adapter proposes labels. `sources` are folders or lists of further images, and
-    lists of doubtful images of the run, which come first. The folder `out` gets annotations.csv after each answer, and
-    data.csv (all images with their labels), rounds.json and the run of the round after each round. If `out` has answers
-    already, they are taken, with the sources that they are about. `out` is locked until `close` or the process ends.
+    lists of doubtful images of the run, which come first. `data` is the data of the run with these images, before any
+    answer. The folder `out` gets annotations.csv after each answer, and data.csv (all images with their labels),
+    rounds.json and the run of the round after each round. If `out` has answers already, they are taken, with the
+    sources that they are about. `out` is locked until `close` or the process ends.
 
     Raises AdaptError if the run has another task than classification or another kind of backbone than an encoder of
     images, if there is no image to ask about, and if `out` is in use, is of another run, or lies in the run's data.
