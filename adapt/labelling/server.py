@@ -13,6 +13,7 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel
 
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.data.decoding.images import open_image
 from adapt.labelling.annotations import Annotation
 from adapt.labelling.labelling import Labelling, LabelRound
@@ -22,48 +23,29 @@ from adapt.serving.web import Guard, page, problem
 SIDE = 640  # pixels that a picture on the page has at most
 
 
-class Likely(BaseModel):
-    """A class and its probability."""
-
-    name: str
-    probability: float
-
-
-class ProposalCard(BaseModel):
-    """A proposal on the page."""
-
-    path: str
-    file: str
-    label: str
-    reviewed: bool
-    likely: list[Likely]
-    why: str
-    other: str
-
-    @classmethod
-    def of(cls, proposal: Proposal) -> ProposalCard:
-        """Return a proposal in the form in which the page gets it."""
-        return cls(
-            path=proposal.item.path,
-            file=Path(proposal.item.path).name,
-            label=proposal.label,
-            reviewed=proposal.reviewed,
-            likely=[Likely(name=name, probability=probability) for name, probability in proposal.likely],
-            why=proposal.why,
-            other=proposal.other,
-        )
-
-
 class State(BaseModel):
     """The content of the page: the proposals of a round that wait for an answer, and the results of rounds before."""
 
     classes: tuple[str, ...]
     asked: int
     answers: int
-    left: list[ProposalCard]
+    left: list[JsonObject]
     rounds: list[LabelRound]
     command: str
     training: bool
+
+
+def _card(proposal: Proposal) -> JsonObject:
+    """Return a proposal in the form in which the page gets it."""
+    return {
+        "path": proposal.item.path,
+        "file": Path(proposal.item.path).name,
+        "label": proposal.label,
+        "reviewed": proposal.reviewed,
+        "likely": [{"name": name, "probability": probability} for name, probability in proposal.likely],
+        "why": proposal.why,
+        "other": proposal.other,
+    }
 
 
 def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
@@ -81,7 +63,7 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
             classes=labelling.data.class_names,
             asked=labelling.asked,
             answers=labelling.answers,
-            left=[ProposalCard.of(proposal) for proposal in labelling.left],
+            left=list(map(_card, labelling.left)),
             rounds=labelling.rounds,
             command=labelling.command,
             training=training.is_set(),

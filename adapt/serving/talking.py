@@ -84,10 +84,9 @@ class Question:
 
 
 class Talker(Worker[Question]):
-    """A thread that answers questions; `stepped` is called with the number of tokens of each step."""
+    """A thread that answers questions."""
 
-    def __init__(self, stepped: Callable[[int], None] = lambda tokens: None) -> None:
-        self._stepped = stepped
+    def __init__(self) -> None:
         self._paused: deque[_Group] = deque()
         self._fresh = False  # whether the last turn was that of new questions
         super().__init__("adapt-talker")
@@ -114,9 +113,8 @@ class Talker(Worker[Question]):
                 self._paused.append(group)
                 time.sleep(_PAUSE)
 
-    def _step(self, tokens: int) -> None:
+    def _step(self) -> None:
         self._begun = time.monotonic()
-        self._stepped(tokens)
 
     @property
     def _has_room(self) -> bool:
@@ -163,7 +161,7 @@ class _Group:
         """The answers that have not ended, and that somebody waits for."""
         return [answer for answer in self.answers if not answer.ended]
 
-    def go_on(self, others_wait: Callable[[], bool], stepped: Callable[[int], None]) -> None:
+    def go_on(self, others_wait: Callable[[], bool], stepped: Callable[[], None]) -> None:
         """Generate tokens until all answers have ended, or until others wait and a turn is over."""
         questions = [answer.question for answer in self.answers]
         if self._ongoing is None:
@@ -179,9 +177,9 @@ class _Group:
         self._ongoing.go_on(partial(self._generated, count(1), others_wait, stepped))
 
     def _generated(
-        self, steps: Iterator[int], others_wait: Callable[[], bool], stepped: Callable[[int], None], tokens: Tensor
+        self, steps: Iterator[int], others_wait: Callable[[], bool], stepped: Callable[[], None], tokens: Tensor
     ) -> Tensor:
-        stepped(len(self.open))
+        stepped()
         for answer, token in zip(self.answers, tokens.tolist(), strict=True):
             answer.add(token)
         step = next(steps)
