@@ -24,5 +24,5 @@ from .models.many import predict_many as predict_many
 from .models.vision_model import VisionModel as VisionModel
 from .models.wrap import wrap as wrap
 from .soups import soup as soup
-from .tracking.tracker import Tracker as Tracker
+from .tracking import Tracker as Tracker
 from .training.fit import fit as fit

@@ -155,15 +155,10 @@ class Classifier(ClassifierMixin, BaseEstimator):
 def _items(images: _Images, labels: list[int], names: tuple[str, ...], turned: bool) -> Iterator[tuple[Item, ...]]:
     """Yield labelled images as data set items; images that are not files are saved losslessly to temporary files."""
     with TemporaryDirectory(prefix="adapt-") as folder:
-        yield tuple(
-            Item.of(path=_path(image, Path(folder, f"{number}.ppm"), turned), label=names[label], turned=turned)
-            for number, (image, label) in enumerate(zip(images, labels, strict=True))
-        )
-
-
-def _path(image: object, file: Path, turned: bool) -> str:
-    """Return `image` if it is a path; otherwise save the image to `file` and return the path of this file."""
-    if isinstance(image, str | os.PathLike):
-        return str(os.fspath(image))
-    open_image(image, turned=turned).save(file)
-    return str(file)
+        items = []
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            path = image if isinstance(image, str | os.PathLike) else Path(folder, f"{number}.ppm")
+            if path is not image:
+                open_image(image, turned=turned).save(path)
+            items.append(Item.of(path=str(os.fspath(path)), label=names[label], turned=turned))
+        yield tuple(items)

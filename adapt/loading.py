@@ -204,7 +204,9 @@ def _of_file(
     tensors = read_tensors(path)
     method = method_of(described, path)
     if backbone is None:
-        backbone = _named_backbone(described, path, device)
+        if described.backbone is None:
+            raise AdaptError(f"{path} was trained on a backbone without a name: call load(path, backbone=...)")
+        backbone = named_backbone(described.backbone, device, described.quantization, described.preprocess)
     note_quantization(described.quantization, backbone, path)
     backbone = backbone.turning(described.preprocess["turned"])
     check_backbone(described, backbone, path)
@@ -238,9 +240,3 @@ def method_of(described: Header, path: Path) -> Method:
     except AdaptError as error:
         raise AdaptError(f"{path}: {error}") from error
     return method
-
-
-def _named_backbone(described: Header, path: Path, device: str | torch.device) -> Backbone:
-    if described.backbone is None:
-        raise AdaptError(f"{path} was trained on a backbone without a name: call load(path, backbone=...)")
-    return named_backbone(described.backbone, device, described.quantization, described.preprocess)

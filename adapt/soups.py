@@ -26,7 +26,6 @@ from adapt.formats.header import Header
 from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
-from adapt.models.answers import Answers
 from adapt.models.base import Adapted
 from adapt.models.wrap import Model
 
@@ -128,26 +127,19 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     with torch.no_grad():
         settings, tensors = mixed([member.model.method for member in members], mixture)
     model = build_for(type(first.method)(**settings), first.backbone, first.class_names, tensors, "the soup")
-    model.answers = _mean_answers([member.model for member in members], mixture)
+    # means with absolute weights: of the logit biases, if there are any, and of the temperatures' logarithms
+    sizes = [abs(weight) for weight in mixture.weights]
+    weights, answers = sizes if any(sizes) else None, [member.model.answers for member in members]
+    biases = [each.logit_bias for each in answers if each.logit_bias is not None]
+    bias = fmean(biases, weights) if biases else None  # all of them have one, or none has
+    temperature = exp(fmean([log(each.temperature) for each in answers], weights))
+    model.answers = replace(answers[0], logit_bias=bias, temperature=temperature)
     ingredients = [
         {"adapter": name, "weight": weight} for (name, _), weight in zip(members, mixture.weights, strict=True)
     ]
     how = {"combination": mixture.combination, "density": mixture.density, "rank": mixture.rank, "seed": mixture.seed}
     model.metadata = {"recipe": {"soup": {**how, "ingredients": ingredients}}}
     return model.eval()
-
-
-def _mean_answers(models: Sequence[Model], mixture: Mixture) -> Answers:
-    """Return the models' answers with the mean of their logit biases, if any, and the geometric mean temperature.
-
-    Means are taken with absolute weights.
-    """
-    sizes = [abs(weight) for weight in mixture.weights]
-    weights = sizes if any(sizes) else None
-    biases = [bias for model in models if (bias := model.answers.logit_bias) is not None]
-    bias = fmean(biases, weights) if biases else None  # all of them have one, or none has
-    temperature = exp(fmean([log(model.answers.temperature) for model in models], weights))
-    return replace(models[0].answers, logit_bias=bias, temperature=temperature)
 
 
 def _mean(members: Sequence[_Member], rank: int | None) -> Model:

@@ -191,19 +191,14 @@ def both_paths_agree(case: Case) -> None:
     fast = case.new()
     if not isinstance(fast, AdaptedModel) or "fast" not in (fast.text_path, fast.vision_path):
         return
-    losses = []
+    losses, items, transform = [], case.split.test, case.backbone.transform(train=False)
+    images = torch.stack([transform(data.open_image(item)) for item in items])
     for model in (fast, case.new(fast=False)):
         model.method.load_state_dict(case.new().method.state_dict())
-        losses.append(total(model.eval().losses(_step(case, model))[0]))
+        losses.append(total(model.eval().losses(tasks.of(items).step(model, items, images))[0]))
     assert torch.allclose(losses[0], losses[1], rtol=1e-4, atol=1e-4), (
         f"the losses of the fast and the plain path are {losses[0]:.6f} and {losses[1]:.6f}"
     )
-
-
-def _step(case: Case, model: Adapted) -> Step:
-    transform, items = model.backbone.transform(train=False), case.split.test
-    images = torch.stack([transform(data.open_image(item)) for item in items])
-    return tasks.of(items).step(model, items, images)
 
 
 def a_loaded_adapter_answers_alike(case: Case) -> None:

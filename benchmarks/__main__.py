@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 import benchmarks
-from adapt.cli.quiet import quiet_libraries
+from adapt.cli.options import quiet_libraries
 from adapt.common import plain
 from adapt.common.disk import write_text
 from adapt.common.errors import nearest
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 from benchmarks.measure import Row
 
 _NOT_MEASUREMENTS = {

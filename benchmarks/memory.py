@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import adapt
 from adapt import methods
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 from adapt.training.step_memory import step_bytes
 from benchmarks.measure import Row, in_fresh_process
 from benchmarks.step import training_step

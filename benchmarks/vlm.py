@@ -19,7 +19,7 @@ import torch
 import adapt
 from adapt.backbones.native import NativeVLM
 from adapt.common.errors import missing
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 from adapt.data import Item
 from adapt.methods import LoRA
 from adapt.methods.base.step import total

@@ -88,9 +88,17 @@ def _of_recipe(
     for title, settings in variants.items():
         recipe = read_recipe(name, list((settings | changes).items()), source)
         method = recipe.new_method()
-        if not _answers_images(method, backbone, task) or (reads_unlabelled(method) and not unlabelled):
+        own_space = not has_trait(method, Projects)
+        one_image = not (method.views or has_trait(method, Stream) or has_trait(method, OverSet))
+        learned = task.compares(method) and not has_trait(method, DrawsMaps)
+        fits = backbone.kind in method.serves and method.touches <= backbone.towers.keys()
+        if not (own_space and one_image and learned and fits) or (reads_unlabelled(method) and not unlabelled):
             continue
-        cost = _cost(recipe, method)
+        if recipe.train is None:  # a method that edits a tower still takes steps of its own
+            cost = Cost.STEPS_ON_FEATURES if method.touches else Cost.NO_STEP
+        else:
+            through = method.touches or method.reads or method.per_image
+            cost = Cost.STEPS_THROUGH_TOWERS if through else Cost.STEPS_ON_FEATURES
         always = file.compared or cost < Cost.STEPS_THROUGH_TOWERS
         if every or always:
             merged = settings | encoded_once(recipe, method) | changes
@@ -101,22 +109,6 @@ def _of_recipe(
             left = {key.removeprefix("method."): value for key, value in values.items() if settings[key] is None}
             otherwise = name, left if len(left) == len(settings) else {}
             yield Candidate(title, recipe, cost, always, command, title == file.preferred, otherwise)
-
-
-def _answers_images(method: Method, backbone: Backbone, task: Task) -> bool:
-    """Return whether a method does the task for single images on `backbone`, in the encoder's own feature space."""
-    own_space = not has_trait(method, Projects)
-    one_image = not (method.views or has_trait(method, Stream) or has_trait(method, OverSet))
-    learned = task.compares(method) and not has_trait(method, DrawsMaps)
-    fits = backbone.kind in method.serves and method.touches <= backbone.towers.keys()
-    return fits and own_space and one_image and learned
-
-
-def _cost(recipe: Recipe, method: Method) -> Cost:
-    if recipe.train is None:  # a method that edits a tower still takes steps of its own
-        return Cost.STEPS_ON_FEATURES if method.touches else Cost.NO_STEP
-    through = method.touches or method.reads or method.per_image
-    return Cost.STEPS_THROUGH_TOWERS if through else Cost.STEPS_ON_FEATURES
 
 
 def encoded_once(recipe: Recipe, method: Method) -> dict[str, object]:

@@ -13,8 +13,7 @@ from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
 from adapt.choosing.candidates import candidates
-from adapt.choosing.compare import WITHIN, Compared, Comparison, take
-from adapt.choosing.race import BASELINE, race
+from adapt.choosing.compare import BASELINE, WITHIN, Compared, Comparison, race, take
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free, check_outside

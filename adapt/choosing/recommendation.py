@@ -12,8 +12,8 @@ from adapt.choosing.advice import Advice
 from adapt.choosing.compare import Compared
 from adapt.common.disk import write_csv, write_json, write_text
 from adapt.common.errors import missing
-from adapt.common.memory import readable_bytes
 from adapt.common.plain import JsonObject
+from adapt.common.shown import readable_bytes
 from adapt.evaluation.scores import Figure
 from adapt.training.result import Result
 

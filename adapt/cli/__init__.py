@@ -19,8 +19,8 @@ from adapt.common.shown import shown
 _COMMANDS = {
     "train": ("train", "Train an adapter from a recipe."),
     "recommend": ("recommend", "Compare methods on your images, and train the best one."),
-    "extend": ("extend", "Add classes to an adapter, from images of them."),
-    "label": ("label", "Label images on a web page, the most useful ones first."),
+    "extend": ("train", "Add classes to an adapter, from images of them."),
+    "label": ("serve", "Label images on a web page, the most useful ones first."),
     "eval": ("measure", "Measure an adapter on labelled images."),
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
     "verify": ("verify", "Compare a backbone with its published accuracy, and list what differs."),
@@ -43,11 +43,11 @@ _COMMANDS = {
     "merge": ("formats", "Fold an adapter of changed weights, such as LoRA, into a standalone checkpoint."),
     "export": ("export", "Export an adapter as a standalone model (ONNX and others), or with its backbone."),
     "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
-    "soup": ("soup", "Combine adapters trained from the same start into one (a model soup)."),
-    "push": ("push", "Publish an adapter on the Hugging Face hub."),
+    "soup": ("formats", "Combine adapters trained from the same start into one (a model soup)."),
+    "push": ("export", "Publish an adapter on the Hugging Face hub."),
     "data": ("data", "List, check, view, match and filter data sets."),
-    "cache": ("cache", "Show or clear the image features cached on disk."),
-    "recipes": ("recipes", "List the recipes, or show one."),
+    "cache": ("lists", "Show or clear the image features cached on disk."),
+    "recipes": ("lists", "List the recipes, or show one."),
     "methods": ("lists", "List the methods and their settings."),
     "backbones": ("lists", "List the ways to name a backbone."),
 }
@@ -86,8 +86,7 @@ class _Commands(CommandGroup):
         if cmd_name not in _COMMANDS:
             ctx.fail(f"unknown command {cmd_name!r}; {nearest(cmd_name, _COMMANDS, '`adapt --help`')}")
         module = importlib.import_module(f"adapt.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = module.COMMANDS[cmd_name]
-        return command
+        return next(each for each in vars(module).values() if isinstance(each, click.Command) and each.name == cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -100,15 +99,32 @@ class _Commands(CommandGroup):
             with interrupted_when_ended():
                 return super().invoke(ctx)
         except click.NoSuchOption as error:
-            raise _with_setting(error) from None
+            from adapt.recipe.settings import TrainSettings
+
+            name, context = error.option_name.lstrip("-").replace("-", "_"), error.ctx
+            takes_settings = context is not None and any(each.name == "overrides" for each in context.command.params)
+            if not (takes_settings and name in TrainSettings.model_fields):
+                raise
+            message = f"There is no option {error.option_name}: give --set train.{name}=VALUE"
+            raise click.UsageError(message, context) from None
         except KeyboardInterrupt:
             raise SystemExit(130) from None
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and exit with code 0 for success, 2 for a user error or full memory or disk, 130 for Ctrl-C."""
         try:
-            _check_package()
-            _check_folder()
+            import adapt
+
+            if "wrap" not in getattr(adapt, "__all__", ()):
+                raise AdaptError(
+                    "the package adapt from PyPI, an unrelated project, has overwritten files of adapt-vlm: run `pip "
+                    "uninstall adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or give pip your "
+                    "checkout instead"
+                )
+            try:
+                os.getcwd()
+            except FileNotFoundError:  # libraries fail without saying why
+                raise AdaptError("the current folder no longer exists: change to another one") from None
             return super().main(*args, **kwargs)
         except AdaptError as error:
             click.echo(f"Error: {shown(error)}", err=True)
@@ -119,25 +135,6 @@ class _Commands(CommandGroup):
                 raise
             click.echo(f"Error: {lacking}", err=True)
             sys.exit(2)
-
-
-def _check_folder() -> None:
-    """Raise AdaptError if the current folder is gone, in which libraries fail without saying why."""
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise AdaptError("the current folder no longer exists: change to another one") from None
-
-
-def _with_setting(error: click.NoSuchOption) -> click.UsageError:
-    """Return an error that says how to set what an unknown option names, if it is a setting of training."""
-    from adapt.recipe.settings import TrainSettings
-
-    name, context = error.option_name.lstrip("-").replace("-", "_"), error.ctx
-    takes_settings = context is not None and any(each.name == "overrides" for each in context.command.params)
-    if not (takes_settings and name in TrainSettings.model_fields):
-        return error
-    return click.UsageError(f"There is no option {error.option_name}: give --set train.{name}=VALUE", context)
 
 
 def _lacking(error: Exception) -> str | None:
@@ -159,17 +156,6 @@ class _Shown(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(shown, super().format(record).splitlines()))
-
-
-def _check_package() -> None:
-    """Raise AdaptError if PyPI's package `adapt`, an unrelated project, has overwritten files of this package."""
-    import adapt
-
-    if "wrap" not in getattr(adapt, "__all__", ()):
-        raise AdaptError(
-            "the package adapt from PyPI, an unrelated project, has overwritten files of adapt-vlm: run `pip uninstall "
-            "adapt`, then `pip install --force-reinstall --no-deps adapt-vlm`, or give pip your checkout instead"
-        )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

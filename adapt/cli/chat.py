@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from adapt.chats import Chat
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
 
@@ -20,37 +22,20 @@ if TYPE_CHECKING:
     from adapt.models.wrap import Model
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--question",
-    "questions",
-    multiple=True,
-    help="Question to ask before exiting (repeatable).  [default: ask for questions]",
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Maximum number of tokens in an answer.",
-)
-@click.option(
-    "--beams", type=click.IntRange(min=1), default=1, show_default=True, help="Beams of the beam search for an answer."
-)
-@common.at_use
-@common.of_adapter
-@common.device
+@command()
 def chat(
     adapter: Path,
-    images: tuple[Path, ...],
-    questions: tuple[str, ...],
-    max_tokens: int,
-    beams: int,
-    at_use: tuple[str, ...],
-    backbone: str | None,
-    device: str,
+    images: tuple[Path, ...] = (),
+    *,
+    questions: Annotated[
+        tuple[str, ...],
+        Option("Question to ask before exiting (repeatable).  [default: ask for questions]", "--question"),
+    ] = (),
+    max_tokens: Annotated[int, Option("Maximum number of tokens in an answer.", min=1)] = 64,
+    beams: Annotated[int, Option("Beams of the beam search for an answer.", min=1)] = 1,
+    at_use: common.AtUse = (),
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
 ) -> None:
     """Talk with the model of ADAPTER about IMAGES, one question per line; an empty line ends the chat.
 
@@ -63,17 +48,14 @@ def chat(
       adapt chat runs/chats before.png after.png --question "what has changed?"
       adapt chat runs/vlora photo.png --question "what is it?" --question "how many?"
     """
-    from adapt.cli.quiet import quiet_libraries
-
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.data.decoding.images import check_image, open_image
-        from adapt.loading import load
 
         if not all(question.strip() for question in questions):
             raise AdaptError("a --question is empty: give a text")
         for image in images:
             check_image(image)  # before the model is loaded, which takes time
-        model = load(adapter, common.given_backbone(backbone, device), device=device)
+        model = common.load_adapter(adapter, backbone, device)
         common.set_at_use(model, at_use)
         pictures = [open_image(image, turned=model.backbone.preprocess.turned) for image in images]
         answer = _answering(adapter, model, pictures, {"max_new_tokens": max_tokens, "num_beams": beams})
@@ -82,7 +64,11 @@ def chat(
         if not questions:
             about = f" about {', '.join(map(str, images))}" if images else ""
             click.echo(f"Ask{about}; an empty line ends the chat.", err=True)
-            _converse(answer)
+            for question in iter(_typed, ""):
+                try:
+                    click.echo(_lines(answer(question)))
+                except AdaptError as error:  # does not end the chat
+                    click.echo(f"Error: {shown(error)}", err=True)
 
 
 def _answering(
@@ -118,15 +104,6 @@ class _Conversation:
         return answer
 
 
-def _converse(answer: Callable[[str], str]) -> None:
-    """Answer the questions that the user types, until an empty line. Errors are printed and do not end the chat."""
-    for question in iter(_typed, ""):
-        try:
-            click.echo(_lines(answer(question)))
-        except AdaptError as error:
-            click.echo(f"Error: {shown(error)}", err=True)
-
-
 def _lines(answer: str) -> str:
     """Escape control characters, which could control the terminal, in an answer, but keep the answer's line breaks."""
     return "\n".join(map(shown, answer.split("\n")))
@@ -138,6 +115,3 @@ def _typed() -> str:
         return str(click.prompt("", prompt_suffix="> ", default="", show_default=False, err=True)).strip()
     except click.Abort:
         return ""
-
-
-COMMANDS = {"chat": chat}

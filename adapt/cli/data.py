@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
 from adapt.cli import CommandGroup
 from adapt.cli import options as common
+from adapt.cli.options import Argument, Option, command
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown, spread
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from adapt.data.readers.published import Published
     from adapt.data.split import Split
     from adapt.models.chatting import ChatModel
+
+_Folder = Annotated[str | None, Argument("[ROOT]")]  # which --root may name too
 
 
 @click.group(cls=CommandGroup)
@@ -36,7 +40,7 @@ def data() -> None:
     """
 
 
-@data.command("list", short_help="List the data sets known by name.")
+@command("list", short_help="List the data sets known by name.", group=data)
 def list_sets() -> None:
     """List the data sets that are available by name, and where to put the files of the papers' data sets."""
     from adapt.data.emoji import bundled
@@ -56,19 +60,15 @@ def list_sets() -> None:
     click.echo("         hf:NAME_OR_FOLDER, an image folder, a .csv, a split .json")
 
 
-# the root may also follow the source
-_source = common.together(
-    click.argument("source"), click.argument("folder", required=False, metavar="[ROOT]"), common.root
-)
-
-
-@data.command(short_help="Check files and labels before training.")
-@_source
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="New folder for lists of the files concerned, a CSV per finding."
-)
-@click.option("--backbone", help="Native vision-language model whose tokens are counted in conversations.")
-def check(source: str, folder: str | None, root: str | None, out: Path | None, backbone: str | None) -> None:
+@command(short_help="Check files and labels before training.", group=data)
+def check(
+    source: str,
+    folder: _Folder = None,
+    *,
+    root: common.Root = None,
+    out: Annotated[Path | None, "New folder for lists of the files concerned, a CSV per finding."] = None,
+    backbone: Annotated[str | None, "Native vision-language model whose tokens are counted in conversations."] = None,
+) -> None:
     """Check SOURCE for files and labels that would stop training, and for anything unusual.
 
     SOURCE is a name from `adapt data list`, an image folder, a .csv or a split .json. ROOT is the folder that contains
@@ -94,7 +94,9 @@ def check(source: str, folder: str | None, root: str | None, out: Path | None, b
     entry = published.find(source)
     split, inconsistent = checks.read_leniently(source, _root(folder, root))
     parts = (*common.PARTS, "unlabelled") if split.unlabelled else common.PARTS
-    sizes = ", ".join(_size(part, getattr(split, part)) for part in parts)
+    each_part = {part: getattr(split, part) for part in parts}
+    alone = {part for part, own in each_part.items() if own and not (own[0].path or own[0].task.mixes_texts)}
+    sizes = ", ".join(f"{part} {len(own):,}" + " texts" * (part in alone) for part, own in each_part.items())
     items = list(split.items())
     what = split.kind if items else "no images"
     classes = len(split.class_names)
@@ -122,10 +124,9 @@ def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
 
     Raises AdaptError for a model that has no conversations.
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.data.checks import Finding, ListRow
 
-    with quiet_libraries():
+    with common.quiet_libraries():
         model = _reading_model(None, name, "cpu")
         if model.backbone.kind not in items[0].task.backbones:
             raise AdaptError(
@@ -173,11 +174,6 @@ def _write_lists(out: Path, findings: Sequence[Finding]) -> None:
     click.echo(f"{out}  {listed}")
 
 
-def _size(part: str, items: Sequence[Item]) -> str:
-    alone = items and not (items[0].path or items[0].task.mixes_texts)
-    return f"{part} {len(items):,}" + " texts" * bool(alone)
-
-
 def _root(folder: str | None, root: str | None) -> str | None:
     if None not in (folder, root) and folder != root:
         raise AdaptError(f"the root is given twice, as {folder} and as --root {root}: give only one of them")
@@ -201,22 +197,17 @@ def _wrong_counts(entry: Published | None, split: Split) -> list[Finding]:
     ]
 
 
-@data.command(short_help="Draw a few images of each class.")
-@_source
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="PNG file to write.")
-@click.option("--part", type=click.Choice(common.PARTS), help="Part to draw.  [default: train, or else test]")
-@click.option("--images", type=click.IntRange(min=1), default=6, show_default=True, help="Images per class.")
-@common.names
-@click.option("--font", help="TrueType file, for class names in letters that DejaVu Sans lacks.")
+@command(short_help="Draw a few images of each class.", group=data)
 def show(
     source: str,
-    folder: str | None,
-    root: str | None,
-    out: Path,
-    part: str | None,
-    images: int,
-    names: str | None,
-    font: str | None,
+    folder: _Folder = None,
+    *,
+    root: common.Root = None,
+    out: Annotated[Path, "PNG file to write."],
+    part: Annotated[Literal["train", "val", "test"] | None, "Part to draw.  [default: train, or else test]"] = None,
+    images: Annotated[int, Option("Images per class.", min=1)] = 6,
+    names: common.ReadableNames = None,
+    font: Annotated[str | None, "TrueType file, for class names in letters that DejaVu Sans lacks."] = None,
 ) -> None:
     """Draw a few images of each class of SOURCE, with the class names, in one PNG.
 
@@ -238,25 +229,23 @@ def show(
     click.echo(f"{out}  {sheet.width} x {sheet.height} pixels, {len(split.class_names):,} classes")
 
 
-@data.command(short_help="Pair images with the texts nearest to them.")
-@_source
-@click.option(
-    "--texts", required=True, help="Texts of each class: a .json {class: [text, ...]} or a .csv (class,descriptor)."
-)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="CSV file to write.")
-@click.option("--part", type=click.Choice(common.PARTS), default="train", show_default=True, help="Part to match.")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Texts per image.")
-@click.option("--backbone", required=True, help="Backbone that compares images with texts (see `adapt backbones`).")
-@common.device
+@command(short_help="Pair images with the texts nearest to them.", group=data)
 def match(
-    source: str, folder: str | None, root: str | None, texts: str, out: Path, part: str, top: int, backbone: str,
-    device: str,
-) -> None:  # fmt: skip
+    source: str,
+    folder: _Folder = None,
+    *,
+    root: common.Root = None,
+    texts: Annotated[str, "Texts of each class: a .json {class: [text, ...]} or a .csv (class,descriptor)."],
+    out: Annotated[Path, "CSV file to write."],
+    part: Annotated[Literal["train", "val", "test"], "Part to match."] = "train",
+    top: Annotated[int, Option("Texts per image.", min=1)] = 5,
+    backbone: Annotated[str, "Backbone that compares images with texts (see `adapt backbones`)."],
+    device: common.RunsOn = AUTO,
+) -> None:
     """Write a CSV that pairs each image of SOURCE with the texts of its class that have the most similar features.
 
     The CSV has one row per pair, with the columns path and text. Paths are relative to the root folder of the data.
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.common.disk import check_free, write_csv
     from adapt.common.progress import counting_bar
     from adapt.data.readers import load
@@ -269,7 +258,7 @@ def match(
     items = [item for item in getattr(split, part) if item.path]
     if not items:
         raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.models.classifier import AdaptedModel
         from adapt.models.unadapted import unadapted
@@ -289,17 +278,20 @@ def match(
     click.echo(f"{out}  {len(rows):,} pairs of {len(items):,} images; their root is {split.root}")
 
 
-@data.command("filter", short_help="Keep the training items that surprise a model least.")
-@_source
-@click.option("--backbone", help="Native vision-language model that reads the answers (see `adapt backbones`).")
-@click.option("--adapter", type=click.Path(path_type=Path), help="Adapter of the model that reads the answers.")
-@click.option("--keep", type=click.FloatRange(0, 1, min_open=True), required=True, help="Share of training items kept.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="JSONL file of conversations to write.")
-@common.device
+@command("filter", short_help="Keep the training items that surprise a model least.", group=data)
 def filter_by_perplexity(
-    source: str, folder: str | None, root: str | None, backbone: str | None, adapter: Path | None, keep: float,
-    out: Path, device: str,
-) -> None:  # fmt: skip
+    source: str,
+    folder: _Folder = None,
+    *,
+    root: common.Root = None,
+    backbone: Annotated[
+        str | None, "Native vision-language model that reads the answers (see `adapt backbones`)."
+    ] = None,
+    adapter: Annotated[Path | None, "Adapter of the model that reads the answers."] = None,
+    keep: Annotated[float, Option("Share of training items kept.", min=0, max=1, min_open=True)],
+    out: Annotated[Path, "JSONL file of conversations to write."],
+    device: common.RunsOn = AUTO,
+) -> None:
     """Write the training items of SOURCE whose answers a model finds least surprising, and all of val and test.
 
     SOURCE has conversations, questions or classes of images; the model is a native vision-language model. The file has
@@ -309,7 +301,6 @@ def filter_by_perplexity(
     Example:
       adapt data filter mine.json --backbone mini-vlm --keep 0.8 --out kept.jsonl
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.common.disk import check_free, write_text
     from adapt.common.plain import dump
     from adapt.common.progress import counting_bar
@@ -320,7 +311,7 @@ def filter_by_perplexity(
         raise AdaptError("no model is given to read the answers: give --backbone, --adapter, or both")
     split = read(source, _root(folder, root))
     _check_files(split)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.evaluation import perplexity
         from adapt.evaluation.inference import Inference
 
@@ -347,12 +338,11 @@ def filter_by_perplexity(
 def _reading_model(adapter: Path | None, name: str | None, device: str) -> ChatModel:
     """Return a native vision-language model, with the adapter if one is given. Raises AdaptError for other models."""
     from adapt.backbones.load import load_backbone
-    from adapt.loading import load
     from adapt.models.base import is_native
     from adapt.models.unadapted import unadapted
 
     if adapter is not None:
-        model = load(adapter, common.given_backbone(name, device), device=device)
+        model = common.load_adapter(adapter, name, device)
     else:
         model = unadapted(load_backbone(str(name), device))
     if not is_native(model):
@@ -370,6 +360,3 @@ def _check_files(split: Split) -> None:
             f"the images of {shown(split.name)} are not files in a folder, so a list cannot contain their paths: give "
             "a data set of image files"
         )
-
-
-COMMANDS = {"data": data}

@@ -1,55 +1,43 @@
-"""`adapt export`"""
+"""`adapt export` and `adapt push`"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Argument, Option, command
+from adapt.common import plain
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from adapt.models.base import Adapted
 
-_FORMS = ("onnx", "torch", "openvino", "html")
-
-
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(_FORMS), help="Export a standalone model, from images to logits, in this form.")
-@click.option("--compact", is_flag=True, help="Export with the backbone, without the blocks that the adapter skips.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder to write.")
-@click.option("--int8", is_flag=True, help="Quantise the weights of matrix products to 8 bits.")
-@click.option(
-    "--runtime",
-    type=click.Path(path_type=Path),
-    help="Unpacked npm package onnxruntime-web, which --to html builds into the page.",
-)
-@common.classes
-@click.option("--data", help=f"Data to measure the accuracy of --to on: {common.SOURCES}.")
-@common.root
-@common.names
-@common.part
-@common.of_adapter
+@command()
 def export(
     adapter: Path,
-    to: str | None,
-    compact: bool,
-    out: Path,
-    int8: bool,
-    runtime: Path | None,
-    classes: str | None,
-    data: str | None,
-    root: str | None,
-    names: str | None,
-    part: str,
-    backbone: str | None,
+    *,
+    to: Annotated[
+        Literal["onnx", "torch", "openvino", "html"] | None,
+        "Export a standalone model, from images to logits, in this form.",
+    ] = None,
+    compact: Annotated[bool, "Export with the backbone, without the blocks that the adapter skips."] = False,
+    out: Annotated[Path, "New folder to write."],
+    int8: Annotated[bool, "Quantise the weights of matrix products to 8 bits."] = False,
+    runtime: Annotated[
+        Path | None, "Unpacked npm package onnxruntime-web, which --to html builds into the page."
+    ] = None,
+    classes: common.OtherClasses = None,
+    data: Annotated[str | None, f"Data to measure the accuracy of --to on: {common.SOURCES}."] = None,
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    part: Annotated[Literal["train", "val", "test"], "Part of the data to measure."] = "test",
+    backbone: common.OfAdapter = None,
 ) -> None:
     """Export ADAPTER with everything needed to run it to a new folder, for use without adapt or even without Python.
 
@@ -69,32 +57,30 @@ def export(
       adapt export runs/das-emoji/adapter.safetensors --compact --out light
     """
     if compact == (to is not None):
-        raise AdaptError(f"give either --compact or --to {'|'.join(_FORMS)}")
+        raise AdaptError("give either --compact or --to onnx|torch|openvino|html")
     if compact and (int8 or runtime or classes or data):
         raise AdaptError("--int8, --runtime, --classes and --data need --to, not --compact: leave out these options")
-    from adapt.cli.quiet import quiet_libraries
-
     check_free(out)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.data.readers import load as load_data
-        from adapt.loading import load
 
         items = getattr(load_data(data, root, names), part) if data else ()
-        model = load(adapter, common.given_backbone(backbone, "cpu"), common.class_names(classes), device="cpu")
+        model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))
         if to is None:
-            _compact(model, out)
+            from adapt.backbones.tower import block_paths
+            from adapt.formats.compact import export as write_compact
+            from adapt.methods.base.traits import skipped_blocks
+
+            write_compact(model, out)
+            whole, skipped = model.backbone.model, skipped_blocks(model.method)
+            paths = block_paths(model.backbone, skipped).values()
+            count, cut = _parameters(whole), sum(_parameters(whole.get_submodule(path)) for path in paths)
+            click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
             return
+        from adapt.formats.export import RECORD
         from adapt.formats.export import export as write
 
         write(model, out, to, int8=int8, data=items, runtime=runtime)
-    _print_record(out)
-
-
-def _print_record(out: Path) -> None:
-    """Print an export's folder, its size, and the measurements in its export.json."""
-    from adapt.common import plain
-    from adapt.formats.export import RECORD
-
     record = plain.parse((out / RECORD).read_bytes())
     click.echo(f"written to {out}: {_size(out)}, logits within {record['difference']:.1e} of the adapter's")
     if measured := record.get("measured"):
@@ -113,19 +99,40 @@ def _size(folder: Path) -> str:
     return readable_bytes(sum(path.stat().st_size for path in folder.iterdir()))
 
 
-def _compact(model: Adapted, out: Path) -> None:
-    from adapt.backbones.tower import block_paths
-    from adapt.formats.compact import export as write
-    from adapt.methods.base.traits import skipped_blocks
-
-    write(model, out)
-    backbone, paths = model.backbone.model, block_paths(model.backbone, skipped_blocks(model.method)).values()
-    count, cut = _parameters(backbone), sum(_parameters(backbone.get_submodule(path)) for path in paths)
-    click.echo(f"written to {out}: {_size(out)}, {count - cut:,} of the backbone's {count:,} parameters")
-
-
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-COMMANDS = {"export": export}
+@command()
+def push(
+    adapter: Path,
+    repository: Annotated[str, Argument("USER/NAME")],
+    *,
+    private: Annotated[
+        bool | None, Option("Visibility of a new repository.  [default: the account's setting]", "--private/--public")
+    ] = None,
+    license: Annotated[str | None, "Licence for the model card, such as apache-2.0.  [default: none]"] = None,
+    message: Annotated[str | None, "Commit message.  [default: METHOD adapter]"] = None,
+    backbone: common.OfAdapter = None,
+) -> None:
+    """Publish ADAPTER on the Hugging Face hub as USER/NAME, with a model card that describes its training run.
+
+    The adapter file is uploaded unchanged. Standard LoRA on a transformers model is also uploaded in peft's layout. If
+    the repository exists, the upload adds a commit, and earlier adapters can be loaded as hf://USER/NAME@COMMIT. The
+    access token comes from `hf auth login` or from the environment variable HF_TOKEN.
+
+    \b
+    Examples:
+      adapt push runs/first user/emoji-coop --license apache-2.0
+      adapt predict hf://user/emoji-coop photo.png
+    """
+    with common.quiet_libraries():
+        from adapt.formats import publishing
+        from adapt.loading import located
+
+        file = located(adapter)
+        if not file.is_file():
+            raise AdaptError(f"there is no adapter at {adapter}: give a .safetensors file, or the folder of a run")
+        model = common.load_adapter(file, backbone)
+        address = publishing.push(model, repository, file=file, private=private, license=license, message=message)
+    click.echo(f"published at {address}")

@@ -1,37 +1,36 @@
-"""`adapt inspect`, `adapt merge` and `adapt convert`"""
+"""`adapt inspect`, `adapt merge`, `adapt convert` and `adapt soup`"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
+from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
 from adapt.common.plain import within
-from adapt.common.shown import shown
+from adapt.common.shown import readable_bytes, shown
 
 if TYPE_CHECKING:
     from adapt.formats.header import Header
-    from adapt.models.classifier import AdaptedModel
     from adapt.models.wrap import Model
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("--backbone", help="Backbone whose words are searched, if the adapter does not name it.")
-@click.option(
-    "--words", type=click.IntRange(min=0), default=3, show_default=True, help="Nearest words to show per learned token."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the whole header as JSON.")
-def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> None:
+@command()
+def inspect(
+    adapter: Path,
+    *,
+    backbone: Annotated[str | None, "Backbone whose words are searched, if the adapter does not name it."] = None,
+    words: Annotated[int, Option("Nearest words to show per learned token.", min=0)] = 3,
+    as_json: Annotated[bool, Option("Print the whole header as JSON.", "--json")] = False,
+) -> None:
     """Show the contents of ADAPTER: method, backbone, classes, sizes, origin, and words nearest to learned tokens."""
-    from adapt.cli.quiet import quiet_libraries
     from adapt.common import plain
     from adapt.formats.adapter import read_tensors
     from adapt.formats.header import read_header
@@ -53,16 +52,17 @@ def inspect(adapter: Path, backbone: str | None, words: int, as_json: bool) -> N
     if len(tensors) > 12:
         click.echo(f"  and {len(tensors) - 12} more")
     if words:
-        with quiet_libraries():
+        with common.quiet_libraries():
             from adapt import methods
             from adapt.methods.base.traits import LearnedTokens
 
             if issubclass(methods.find(header.method), LearnedTokens) and "text" in method_of(header, file).touches:
-                _show_words(_load(adapter, backbone), words)
+                _show_words(common.load_adapter(adapter, backbone), words)
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
-    yield "method", f"{header.method} {_settings(header.config)}"
+    settings = [f"{key}={value!r}" for key, value in header.config.items() if value not in (None, "", {})]
+    yield "method", f"{header.method} ({', '.join(settings)})"
     size = header.preprocess.get("size")
     read = [f"{size} px"] * (size is not None) + ["photographs turned upright"] * header.preprocess["turned"]
     read += [header.quantization] if header.quantization else []
@@ -91,17 +91,7 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
     yield "versions", ", ".join(f"{key} {value}" for key, value in header.versions.items())
 
 
-def _settings(config: dict[str, object]) -> str:
-    return "(" + ", ".join(f"{key}={value!r}" for key, value in config.items() if value not in (None, "", {})) + ")"
-
-
-def _load(adapter: Path, backbone: str | None) -> Any:
-    from adapt.loading import load
-
-    return load(adapter, common.given_backbone(backbone, "cpu"), device="cpu")
-
-
-def _show_words(model: AdaptedModel, count: int) -> None:
+def _show_words(model: Any, count: int) -> None:
     """Print the words nearest to each learned token, by Euclidean distance between embeddings, as in CoOp."""
     embedding = model.backbone.tower("text").embedding.weight.detach()
     from adapt.methods.base.traits import LearnedTokens, trait
@@ -116,57 +106,39 @@ def _show_words(model: AdaptedModel, count: int) -> None:
             click.echo(f"  {index:3}  {shown(', '.join(words))}")
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("folder", type=click.Path(path_type=Path))
-@common.of_adapter
-def merge(adapter: Path, folder: Path, backbone: str | None) -> None:
+@command()
+def merge(adapter: Path, folder: Path, *, backbone: common.OfAdapter = None) -> None:
     """Merge an ADAPTER into a copy of its backbone, and save the copy to the new FOLDER in the backbone's format.
 
     Adapters of lora and clip_svd can be merged, because they only change weights. The merged model needs neither adapt
     nor peft. To use the model with adapt, give `--backbone FOLDER`.
     """
-    from adapt.cli.quiet import quiet_libraries
-
     check_free(folder)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.formats.merge import merge as write
 
-        click.echo(f"merged into {write(_load(adapter, backbone), folder)}")
+        click.echo(f"merged into {write(common.load_adapter(adapter, backbone), folder)}")
 
 
-@click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option(
-    "--to",
-    "target_form",
-    type=click.Choice(["adapter", "peft"]),
-    default="adapter",
-    show_default=True,
-    help="Format of TARGET.",
-)
-@click.option("--backbone", help="Backbone that SOURCE was trained on, which published files do not name.")
-@click.option(
-    "--classes",
-    help="Class names in the order of training: a comma-separated list, or a text file with one per line.",
-)
-@click.option("--method", help="Method of a published checkpoint.  [default: coop]")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting of the method that SOURCE does not hold, such as class_position=middle (repeatable).",
-)
+@command()
 def convert(
     source: Path,
     target: Path,
-    target_form: str,
-    backbone: str | None,
-    classes: str | None,
-    method: str | None,
-    settings: tuple[str, ...],
+    *,
+    target_form: Annotated[Literal["adapter", "peft"], Option("Format of TARGET.", "--to")] = "adapter",
+    backbone: Annotated[str | None, "Backbone that SOURCE was trained on, which published files do not name."] = None,
+    classes: Annotated[
+        str | None, "Class names in the order of training: a comma-separated list, or a text file with one per line."
+    ] = None,
+    method: Annotated[str | None, "Method of a published checkpoint.  [default: coop]"] = None,
+    settings: Annotated[
+        tuple[str, ...],
+        Option(
+            "Setting of the method that SOURCE does not hold, such as class_position=middle (repeatable).",
+            "--set",
+            metavar="KEY=VALUE",
+        ),
+    ] = (),
 ) -> None:
     """Import SOURCE as the adapter TARGET, or export an adapter as a LoRA folder for peft.
 
@@ -184,10 +156,8 @@ def convert(
     No other command reads pickles. Only weights are loaded, and a pickle with anything but tensors and the training
     records of Dassl is refused.
     """
-    from adapt.cli.quiet import quiet_libraries
-
     check_free(target, "target")
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.loading import located
 
         source = located(source)
@@ -199,7 +169,7 @@ def convert(
                 )
             from adapt.formats.peft_layout import export
 
-            click.echo(f"written to {export(_load(source, backbone), target)}")
+            click.echo(f"written to {export(common.load_adapter(source, backbone), target)}")
             return
         if target_form == "peft":
             raise AdaptError(
@@ -231,4 +201,54 @@ def _imported(
     return checkpoints.import_published(source, method or "coop", load_backbone(backbone, "cpu"), names, given)
 
 
-COMMANDS = {"inspect": inspect, "merge": merge, "convert": convert}
+@command()
+def soup(
+    adapters: tuple[Path, ...],
+    *,
+    out: Annotated[Path, "New .safetensors file to write."],
+    weights: Annotated[str | None, "Weights of the adapters, separated by commas.  [default: a mean]"] = None,
+    combination: Annotated[
+        Literal["linear", "magnitude_prune", "ties", "dare_linear", "dare_ties"],
+        "How to combine, as peft names it; all but linear are for LoRA, and need --density.",
+    ] = "linear",
+    density: Annotated[float | None, "Share of the entries of a change to keep, such as 0.2."] = None,
+    rank: Annotated[
+        int | None, Option("Rank of a LoRA soup.  [default: for linear the sum, else the adapters' own]", min=1)
+    ] = None,
+    seed: Annotated[int, Option("Seed for what dare drops.", min=0)] = 0,
+    data: Annotated[
+        str | None, Option("Take only adapters that help on this data's validation images.", "--greedy", metavar="DATA")
+    ] = None,
+    root: common.Root = None,
+    backbone: common.OfAdapter = None,
+) -> None:
+    """Combine ADAPTERS, which may differ only in their trained weights, into one adapter with the same inference cost.
+
+    For LoRA, the weight updates are combined. For other methods, the trained parameters are averaged.
+
+    \b
+    Examples:
+      adapt soup runs/lora-1 runs/lora-2 runs/lora-3 --out soup.safetensors
+      adapt soup runs/lora-1 runs/lora-2 --combination ties --density 0.3 --out ties.safetensors
+      adapt soup runs/coop-1 runs/coop-2 runs/coop-3 --greedy photos --out greedy.safetensors
+    """
+    from adapt.data.readers import load as load_data
+
+    check_free(out, "file")
+    shares = None if weights is None else common.numbers("weights", weights, float)
+    validation = None if data is None else load_data(data, root).val
+    if validation == ():
+        raise AdaptError(f"--greedy {data} has no validation images, on which adapters are compared: give other data")
+    with common.quiet_libraries():
+        from adapt.soups import soup as mixed
+
+        def tried(name: str, accuracy: float, taken: bool) -> None:
+            click.echo(f"{'taken' if taken else 'left':6} {100 * accuracy:5.1f} %  {shown(name)}")
+
+        model = mixed(
+            adapters, shares, combination=combination, density=density, rank=rank, seed=seed, validation=validation,
+            backbone=common.given_backbone(backbone, AUTO), tried=tried,
+        )  # fmt: skip
+        model.save(out)
+    names = model.metadata["recipe"]["soup"]["ingredients"]
+    click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")

@@ -6,16 +6,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
 from adapt.common import plain
+from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
-from adapt.common.shown import shown
+from adapt.common.shown import readable_bytes, shown
 from adapt.data.readers.folder import IMAGE_SUFFIXES, images_in
 
 if TYPE_CHECKING:
@@ -24,37 +25,29 @@ if TYPE_CHECKING:
 
     _Encode = Callable[[ImageModel, str, Path | None], Index]
 
-_adapter = click.option(
-    "--adapter", type=click.Path(path_type=Path), help="Adapter to encode with.  [default: the backbone by itself]"
-)
-_root = click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    help="Folder of the images in a .csv of pairs.  [default: the .csv's own]",
-)
+_Adapter = Annotated[Path | None, "Adapter to encode with.  [default: the backbone by itself]"]
+_Root = Annotated[Path | None, "Folder of the images in a .csv of pairs.  [default: the .csv's own]"]
 
 
-@click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help=".safetensors file to write.")
-@click.option(
-    "--backbone", help="Backbone to encode with (see `adapt backbones`).  [default: the adapter's, or the recipes']"
-)
-@click.option(
-    "--pairs", "of_pairs", is_flag=True, help="Read SOURCE as a .csv with path,text[,entity], an entry per line."
-)
-@click.option(
-    "--dim",
-    type=click.IntRange(min=1),
-    help="Keep only the first values of each feature; meant for an adapter of mrl.  [default: all]",
-)
-@_root
-@_adapter
-@common.device
+@command()
 def index(
-    source: Path, out: Path, backbone: str | None, of_pairs: bool, dim: int | None, root: Path | None,
-    adapter: Path | None, device: str,
-) -> None:  # fmt: skip
+    source: Path,
+    *,
+    out: Annotated[Path, ".safetensors file to write."],
+    backbone: Annotated[
+        str | None, "Backbone to encode with (see `adapt backbones`).  [default: the adapter's, or the recipes']"
+    ] = None,
+    of_pairs: Annotated[
+        bool, Option("Read SOURCE as a .csv with path,text[,entity], an entry per line.", "--pairs")
+    ] = False,
+    dim: Annotated[
+        int | None,
+        Option("Keep only the first values of each feature; meant for an adapter of mrl.  [default: all]", min=1),
+    ] = None,
+    root: _Root = None,
+    adapter: _Adapter = None,
+    device: common.RunsOn = AUTO,
+) -> None:
     """Build an index of the texts or images in SOURCE, for `adapt search` and for `adapt predict --vocabulary-free`.
 
     SOURCE is a .txt with one text per line, a .csv with a column text, or a folder of images, searched at any depth.
@@ -66,7 +59,6 @@ def index(
       adapt index records.csv --pairs --adapter runs/records --out records.safetensors
       adapt index photos/ --adapter runs/mrl-pairs --dim 64 --out small.safetensors
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.common.progress import counting_bar
     from adapt.data.readers.csv_file import read_pairs
 
@@ -78,7 +70,7 @@ def index(
         common.say_backbone(backbone, str(source))
     pairs = read_pairs(source, root) if of_pairs else []
     images, texts = ([], []) if of_pairs else _entries(source)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.retrieval.index import index_images, index_pairs, index_texts
 
         model = _model(backbone, adapter, device)
@@ -97,25 +89,27 @@ def index(
     click.echo(f"{out}  {len(built):,} {built.header.kind}, {readable_bytes(out.stat().st_size)}")
 
 
-@click.command()
-@click.argument("index", type=click.Path(path_type=Path))
-@click.argument("queries", nargs=-1, required=True)
-@click.option("--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Entries to show per query.")
-@click.option("--backbone", help="Backbone, if the index does not name it.")
-@_adapter
-@click.option(
-    "--slerp",
-    "share",
-    type=click.FloatRange(0, 1),
-    help="With an adapter of xbt: share of the way from the query of the index's own backbone to the adapter's.",
-)
-@_root
-@common.device
-@common.as_json
+@command()
 def search(
-    index: Path, queries: tuple[str, ...], top_k: int, backbone: str | None, adapter: Path | None, share: float | None,
-    root: Path | None, device: str, as_json: bool,
-) -> None:  # fmt: skip
+    index: Path,
+    queries: tuple[str, ...],
+    *,
+    top_k: Annotated[int, Option("Entries to show per query.", min=1)] = 5,
+    backbone: Annotated[str | None, "Backbone, if the index does not name it."] = None,
+    adapter: _Adapter = None,
+    share: Annotated[
+        float | None,
+        Option(
+            "With an adapter of xbt: share of the way from the query of the index's own backbone to the adapter's.",
+            "--slerp",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+    root: _Root = None,
+    device: common.RunsOn = AUTO,
+    as_json: common.AsJson = False,
+) -> None:
     """Find the texts, images or pairs in INDEX whose features are nearest to QUERIES, which are texts or image files.
 
     The search is exact. For an index of pairs, a query may also be a .csv with the columns path and text. Each row is
@@ -129,12 +123,10 @@ def search(
       adapt search old.safetensors "a red car" --adapter runs/xbt
       adapt search records.safetensors new.csv --adapter runs/records
     """
-    from adapt.cli.quiet import quiet_libraries
-
     of_pairs = any(map(_lists_pairs, queries))
     if root is not None and not of_pairs:
         raise AdaptError("--root is the image folder of a .csv of pairs, but no query is a .csv: leave --root out")
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.retrieval.index import load_index
 
         stored = load_index(index)
@@ -150,7 +142,13 @@ def search(
             encoded = encode(model, query, root)
             for name, *nearest in zip(encoded.entries, *stored.nearest(encoded.features, top_k), strict=True):
                 cosines, places = (each.tolist() for each in nearest)
-                _show(name, list(zip([stored.entries[place] for place in places], cosines, strict=True)), as_json)
+                found = list(zip([stored.entries[place] for place in places], cosines, strict=True))
+                if as_json:
+                    entries = [{"entry": entry, "cosine": cosine} for entry, cosine in found]
+                    click.echo(plain.dump({"query": name, "found": entries}))
+                else:
+                    lines = [f"  {cosine:6.3f}  {shown(entry)}" for entry, cosine in found]
+                    click.echo("\n".join([shown(name), *lines]))
 
 
 def _entries(source: Path) -> tuple[list[str], list[tuple[int, str]]]:
@@ -243,16 +241,3 @@ def _between(index: Index, model: ImageModel, share: float, device: str) -> _Enc
         return replace(new, features=slerp(_encoded(old, query, root).features, new.features, share))
 
     return between
-
-
-def _show(query: str, nearest: Sequence[tuple[str, float]], as_json: bool) -> None:
-    if as_json:
-        entries = [{"entry": entry, "cosine": cosine} for entry, cosine in nearest]
-        click.echo(plain.dump({"query": query, "found": entries}))
-        return
-    click.echo(shown(query))
-    for entry, cosine in nearest:
-        click.echo(f"  {cosine:6.3f}  {shown(entry)}")
-
-
-COMMANDS = {"index": index, "search": search}

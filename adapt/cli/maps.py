@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import command
+from adapt.common.devices import AUTO
 from adapt.common.disk import check_free
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
@@ -20,14 +22,16 @@ if TYPE_CHECKING:
     from adapt.models.prediction import Prediction
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the heat maps.")
-@common.of_adapter
-@common.device
-@common.as_json
-def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | None, device: str, as_json: bool) -> None:
+@command()
+def maps(
+    adapter: Path,
+    images: tuple[Path, ...],
+    *,
+    out: Annotated[Path, "New folder for the heat maps."],
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
+    as_json: common.AsJson = False,
+) -> None:
     """Draw heat maps that show where IMAGES (files, or folders searched at any depth) look abnormal to ADAPTER.
 
     For each image, a PNG of the area that the backbone reads is written, and a line is printed with the abnormality of
@@ -42,16 +46,14 @@ def maps(adapter: Path, images: tuple[Path, ...], out: Path, backbone: str | Non
       adapt maps runs/screw/adapter.safetensors screw.png --out heat --json
     """
     from adapt.cli.image_files import exit_where_unread, image_files, readable_images
-    from adapt.cli.quiet import quiet_libraries
 
     check_free(out)
     files = list(image_files(images))
-    with quiet_libraries():
-        from adapt.loading import load
+    with common.quiet_libraries():
         from adapt.methods.base.traits import normal_label
         from adapt.models.classifier import AdaptedModel
 
-        model = load(adapter, common.given_backbone(backbone, device), device=device)
+        model = common.load_adapter(adapter, backbone, device)
         if not isinstance(model, AdaptedModel):
             raise AdaptError(f"{adapter} draws no maps: use an adapter of the method anovl")
         normal_label(model.method, model.class_names)  # before any image is read
@@ -87,6 +89,3 @@ def _draw(
         "of known classes, or with masks, says whether maps can be trusted",
         err=True,
     )
-
-
-COMMANDS = {"maps": maps}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.shown import first_of, shown
 
@@ -18,35 +20,23 @@ if TYPE_CHECKING:
     from adapt.models.base import Adapted
 
 
-@click.command("eval")
-@click.argument("adapter", type=click.Path(path_type=Path))
-@common.data
-@common.root
-@common.names
-@common.measured
-@click.option("--data-classes", is_flag=True, help="Classify among the data's class names, not the adapter's.")
-@click.option(
-    "--blend",
-    help="Shares of the adapter against zero-shot (WiSE-FT), such as 0,0.5,1, each measured by itself.",
-)
-@common.at_use
-@common.of_adapter
-@common.device
-@common.cache
-@common.as_json
+@command("eval")
 def evaluate_adapter(
     adapter: Path,
-    data: str,
-    root: str | None,
-    names: str | None,
-    part: str,
-    data_classes: bool,
-    blend: str | None,
-    at_use: tuple[str, ...],
-    backbone: str | None,
-    device: str,
-    cache: bool,
-    as_json: bool,
+    *,
+    data: common.DataToMeasure,
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    part: common.PartToMeasure = "test",
+    data_classes: Annotated[bool, "Classify among the data's class names, not the adapter's."] = False,
+    blend: Annotated[
+        str | None, "Shares of the adapter against zero-shot (WiSE-FT), such as 0,0.5,1, each measured by itself."
+    ] = None,
+    at_use: common.AtUse = (),
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
+    cache: common.CacheFeatures = True,
+    as_json: common.AsJson = False,
 ) -> None:
     """Evaluate ADAPTER on labelled images, or on questions about images.
 
@@ -59,18 +49,14 @@ def evaluate_adapter(
       adapt eval runs/first/adapter.safetensors --data new_photos --part all
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
     from adapt.data.readers.passed_over import note_passed_over
 
     split = load_data(data, root, names)
     note_passed_over(data, split)
     shares = [] if blend is None else common.numbers("blend", blend, float)
-    with quiet_libraries():
-        from adapt.loading import load
-
-        given = common.given_backbone(backbone, device)
-        model = load(adapter, given, split.class_names if data_classes else None, device=device)
+    with common.quiet_libraries():
+        model = common.load_adapter(adapter, backbone, device, split.class_names if data_classes else None)
         common.set_at_use(model, at_use)
         if model.class_names and set(split.class_names) != set(model.class_names):
             raise AdaptError(_other_classes(data, split.class_names, adapter, model.class_names))
@@ -87,31 +73,25 @@ def evaluate_adapter(
         _tell_parts(split, part)
 
 
-@click.command()
-@common.data
-@common.root
-@common.names
-@common.measured
-@click.option("--backbone", help="Backbone to measure (see `adapt backbones`).  [default: the recipes' for this data]")
-@click.option(
-    "--template",
-    "templates",
-    multiple=True,
-    help="Prompt with {} for the class name; repeated ones are averaged.  [default: a photo of a {}.]",
-)
-@common.device
-@common.cache
-@common.as_json
+@command()
 def zeroshot(
-    data: str,
-    root: str | None,
-    names: str | None,
-    part: str,
-    backbone: str | None,
-    templates: tuple[str, ...],
-    device: str,
-    cache: bool,
-    as_json: bool,
+    *,
+    data: common.DataToMeasure,
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    part: common.PartToMeasure = "test",
+    backbone: Annotated[
+        str | None, "Backbone to measure (see `adapt backbones`).  [default: the recipes' for this data]"
+    ] = None,
+    templates: Annotated[
+        tuple[str, ...],
+        Option(
+            "Prompt with {} for the class name; repeated ones are averaged.  [default: a photo of a {}.]", "--template"
+        ),
+    ] = (),
+    device: common.RunsOn = AUTO,
+    cache: common.CacheFeatures = True,
+    as_json: common.AsJson = False,
 ) -> None:
     """Evaluate a backbone on labelled images without training, with hand-written prompts (zero-shot).
 
@@ -120,7 +100,6 @@ def zeroshot(
       adapt zeroshot --data emoji
       adapt zeroshot --data photos --backbone open_clip:ViT-B-16-quickgelu/openai --template "a picture of a {}."
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.data.readers import load as load_data
     from adapt.data.readers.passed_over import note_passed_over
 
@@ -128,7 +107,7 @@ def zeroshot(
     common.say_backbone(backbone, data)
     split = load_data(data, root, names)
     note_passed_over(data, split)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.backbones.vision_encoder import VisionEncoder
         from adapt.evaluation.inference import Inference
@@ -232,10 +211,11 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
     if one := split.task.nothing_to_learn((), model.class_names):
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     scores = evaluate(model, items, cache=cache)
-    together = None
+    others = {}
     if can_answer_together(model, items):
-        together = evaluate(model, items, cache=cache, together=True)
-    by_image = evaluate(model, singles(items), cache=cache) if has_bags(items) else None
+        others["together"] = evaluate(model, items, cache=cache, together=True)
+    if has_bags(items):
+        others["by_image"] = evaluate(model, singles(items), cache=cache)
     if as_json:
         from adapt.common import plain
 
@@ -247,20 +227,15 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
             **blend,
             **scores.figures(),
             **scores.details(),
-            **({} if together is None else {"together": together.figures()}),
-            **({} if by_image is None else {"by_image": by_image.figures()}),
+            **{name: each.figures() for name, each in others.items()},
         }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
         measured = f"{scores.images} {of_part}{split.noun} of {split.name}"
         measured += f" ({len(split.class_names)} {split.task.classes_are})" if split.class_names else ""
-        for line in scores.lines(measured):
-            click.echo(line)
-        for line in () if together is None else together.lines("the same, answered together as one set"):
-            click.echo(line)
-        for line in () if by_image is None else by_image.lines(f"their {by_image.images} images, each by itself"):
-            click.echo(line)
-
-
-COMMANDS = {"eval": evaluate_adapter, "zeroshot": zeroshot}
+        lines = list(scores.lines(measured))
+        for name, each in others.items():
+            by_image = f"their {each.images} images, each by itself"
+            lines += each.lines("the same, answered together as one set" if name == "together" else by_image)
+        click.echo("\n".join(lines))

@@ -1,18 +1,26 @@
-"""Options that commands share: data, shots, seeds, devices, backbones, and a recipe with its changes."""
+"""What commands share: how a function's parameters become options, the options themselves, and quiet libraries."""
 
 from __future__ import annotations
 
+import inspect
+import logging
 import os
 import re
+import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from adapt.common.devices import AUTO
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, missing
 from adapt.common.shown import unseen
 
 if TYPE_CHECKING:
@@ -21,11 +29,11 @@ if TYPE_CHECKING:
     from adapt.recipe import Recipe
     from adapt.recipe.file import Override
 
-Command = Callable[..., None]
 Number = TypeVar("Number", int, float)
 
 PARTS = ("train", "val", "test")
 ALL = "all"
+REQUIRED = inspect.Parameter.empty
 
 # option of a command that takes a recipe -> key of the recipe
 _KEYS = {
@@ -37,15 +45,83 @@ _KEYS = {
 }
 
 
-class Options(TypedDict, total=False):
-    """The options of a command that takes a recipe; if an option is missing or None, the recipe's value is used."""
+@dataclass(frozen=True)
+class Option:
+    """What a parameter's annotation says of an option beside its type, as in `Annotated[int, Option("Jobs.", min=1)]`.
 
-    data: str | None
-    root: str | None
-    shots: int | str | None
-    seed: int | None
-    device: str | None
-    backbone: str | None
+    `flag` is for an option that is not called as its parameter, and `kind` for values that no Python type describes.
+    `default` is for fields of a TypedDict, which have none.
+    """
+
+    help: str
+    flag: str | None = None
+    min: float | None = None
+    max: float | None = None
+    min_open: bool = False
+    max_open: bool = False
+    kind: click.ParamType | None = None
+    metavar: str | None = None
+    callback: Callable[[click.Context, click.Parameter, Any], Any] | None = None
+    default: object = None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What a parameter's annotation says of an argument that help does not call as its parameter."""
+
+    metavar: str
+
+
+def command(
+    name: str | None = None, *, group: Any = click, without: Collection[str] = (), **settings: Any
+) -> Callable[[Callable[..., None]], click.Command]:
+    """Return a decorator that makes a command of a function.
+
+    A parameter that is annotated with an `Option`, or with its help text, is an option, and another one an argument;
+    without a default, it is required. The fields of `**options: Unpack[...]` are options too, but for those `without`.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        params: list[click.Parameter] = []
+        hints = get_type_hints(function, include_extras=True)
+        for key, each in inspect.signature(function).parameters.items():
+            if each.kind is not each.VAR_KEYWORD:
+                params.append(_param(key, hints[key], each.default))
+            elif get_args(hints[key]):  # they come first, as they say what is worked on
+                fields = get_type_hints(get_args(hints[key])[0], include_extras=True).items()
+                defaults = {field: getattr(hint.__metadata__[0], "default", None) for field, hint in fields}
+                params[:0] = [_param(field, hint, defaults[field]) for field, hint in fields if field not in without]
+        made: click.Command = group.command(name, params=params, **settings)(function)
+        return made
+
+    return decorate
+
+
+def _param(name: str, hint: Any, default: object) -> click.Parameter:
+    """Return click's parameter for a function's parameter `name` with the annotation `hint`."""
+    kind, of = (hint, None) if get_origin(hint) is not Annotated else get_args(hint)
+    of = Option(of) if isinstance(of, str) else of
+    kind = next((each for each in get_args(kind) if NoneType in get_args(kind) and each is not NoneType), kind)
+    several, required = get_origin(kind) is tuple, default is REQUIRED
+    kind = get_args(kind)[0] if several else kind
+    shared: dict[str, Any] = {"required": required, "metavar": of and of.metavar, "type": kind}
+    if kind is Path:
+        shared["type"] = click.Path(path_type=Path)
+    elif get_origin(kind) is Literal:
+        shared["type"] = click.Choice(get_args(kind))
+    if not isinstance(of, Option):
+        return click.Argument([name], nargs=-1 if several else 1, **shared)
+    if of.kind is not None:
+        shared["type"] = of.kind
+    elif of.min is not None or of.max is not None:
+        ranged = click.IntRange if kind is int else click.FloatRange
+        shared["type"] = ranged(of.min, of.max, min_open=of.min_open, max_open=of.max_open)  # type: ignore[arg-type]
+    if kind is bool or not (required or default in (None, ())):
+        shared |= {"default": default, "show_default": default is not None and default is not False}
+    flag = of.flag or f"--{name.replace('_', '-')}"
+    return click.Option(
+        [flag, name], multiple=several, is_flag=kind is bool, help=of.help, callback=of.callback, **shared
+    )
 
 
 class _Shots(click.ParamType):
@@ -62,38 +138,75 @@ class _Shots(click.ParamType):
         return "NUMBER|all"
 
 
+def _once(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the settings unchanged. Raises AdaptError if a key has two values, of which the last would count."""
+    keys = [setting.partition("=")[0] for setting in dict.fromkeys(given)]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise AdaptError(f"--set {key} is given {keys.count(key)} values: give one")
+    return given
+
+
 SOURCES = "a bundled or published set, an image folder, a .csv or a split .json"
 _ROOT = "Folder that holds the published sets, or that paths inside a .csv or .json start from."
 
 # options of commands that measure or show data
 
-data = click.option("--data", required=True, help=f"Data to measure on: {SOURCES}.")
-root = click.option("--root", help=_ROOT)
-names = click.option("--names", help="File with readable class names: .csv (class,name) or .json.")
-classes = click.option("--classes", help="Other class names: a comma-separated list, or a text file with one per line.")
-part = click.option(
-    "--part", type=click.Choice(PARTS), default="test", show_default=True, help="Part of the data to measure."
-)
-measured = click.option(
-    "--part",
-    type=click.Choice((*PARTS, ALL)),
-    default="test",
-    show_default=True,
-    help="Part of the data to measure, or all of it.",
-)
-device = click.option("--device", default=AUTO, show_default=True, help="Device to run on, such as cpu or cuda:1.")
-cache = click.option(
-    "--cache/--no-cache", default=True, show_default=True, help="Cache image features on disk for the next run."
-)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-at_use = click.option(
-    "--set",
-    "at_use",
-    multiple=True,
-    metavar="use.KEY=VALUE",
-    help="Change how the method answers, such as use.tokens=4 (repeatable).",
-)
-of_adapter = click.option("--backbone", help="Backbone, if the adapter does not name it.")
+DataToMeasure = Annotated[str, f"Data to measure on: {SOURCES}."]
+Root = Annotated[str | None, Option(_ROOT)]
+ReadableNames = Annotated[str | None, "File with readable class names: .csv (class,name) or .json."]
+OtherClasses = Annotated[
+    str | None, Option("Other class names: a comma-separated list, or a text file with one per line.", "--classes")
+]
+PartToMeasure = Annotated[Literal["train", "val", "test", "all"], "Part of the data to measure, or all of it."]
+RunsOn = Annotated[str, "Device to run on, such as cpu or cuda:1."]
+CacheFeatures = Annotated[bool, Option("Cache image features on disk for the next run.", "--cache/--no-cache")]
+AsJson = Annotated[bool, Option("Print JSON.", "--json")]
+AtUse = Annotated[
+    tuple[str, ...],
+    Option("Change how the method answers, such as use.tokens=4 (repeatable).", "--set", metavar="use.KEY=VALUE"),
+]
+OfAdapter = Annotated[str | None, "Backbone, if the adapter does not name it."]
+Quiet = Annotated[bool, "Hide progress."]
+
+
+def _decorator(name: str, hint: Any, default: object = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the decorator of an option, for a command that `command` does not make."""
+    return click.option(cls=lambda *_, **__: _param(name, hint, default))  # type: ignore[arg-type]
+
+
+classes, at_use = _decorator("classes", OtherClasses), _decorator("at_use", AtUse, ())
+of_adapter, device = _decorator("backbone", OfAdapter), _decorator("device", RunsOn, AUTO)
+
+# options of commands that take a recipe; whatever is left out is as the recipe has it
+
+RecipeRoot = Annotated[str | None, f"{_ROOT}  [default for published sets: data]"]
+RecipeDevice = Annotated[str | None, "Device to train on, such as cpu or cuda:1.  [default: auto]"]
+RecipeBackbone = Annotated[str | None, "Backbone to adapt (see `adapt backbones`).  [default: the recipe's]"]
+Overrides = Annotated[
+    tuple[str, ...],
+    Option(
+        "Change a key of the recipe, such as train.lr=0.01 (repeatable).", "--set", metavar="KEY=VALUE", callback=_once
+    ),
+]
+RunOut = Annotated[Path | None, "New folder for the run, or none.  [default: runs/NAME-DATE]"]
+TrackedBy = Annotated[
+    tuple[Literal["tensorboard", "wandb", "mlflow"], ...],
+    Option("Also log each run to TensorBoard, Weights & Biases or MLflow (repeatable).", "--track"),
+]
+
+
+class Options(TypedDict, total=False):
+    """The options of a command that takes a recipe; if an option is missing or None, the recipe's value is used."""
+
+    data: Annotated[str | None, f"Data to train on: {SOURCES}."]
+    root: RecipeRoot
+    shots: Annotated[
+        int | str | None, Option("Training images per class, or all.  [default: the recipe's]", kind=_Shots())
+    ]
+    seed: Annotated[int | None, Option("Seed for picking shots and for training.  [default: the recipe's]", min=0)]
+    device: RecipeDevice
+    backbone: RecipeBackbone
 
 
 def default_backbone(source: str) -> str:
@@ -127,6 +240,15 @@ def given_backbone(spec: str | None, device: str) -> Backbone | None:
     return load_backbone(spec, device) if spec else None
 
 
+def load_adapter(
+    path: Path, backbone: str | None, device: str = "cpu", class_names: Sequence[str] | None = None
+) -> Model:
+    """Return an adapter on the backbone named by --backbone, or on its own."""
+    from adapt.loading import load
+
+    return load(path, given_backbone(backbone, device), class_names, device=device)
+
+
 def set_at_use(model: Model, changes: Sequence[str]) -> None:
     """Apply the changes from --set to a loaded adapter. Raises AdaptError for a key that its method does not have."""
     if not changes:
@@ -140,50 +262,28 @@ def set_at_use(model: Model, changes: Sequence[str]) -> None:
     model.set_at_use(**{key.removeprefix("use."): value for key, value in pairs})
 
 
-def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Combine click options into one decorator that adds them in the given order."""
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Turn off the warnings and progress bars of third-party libraries, but not the warnings of adapt."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when it is imported, which takes a second
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore")
+        warnings.filterwarnings("default", module=r"adapt\.")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that an optional kernel is missing
+        if "transformers" in sys.modules:
+            from transformers.utils import logging as of_transformers
 
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-# options of commands that take a recipe; whatever is left out is as the recipe has it
-
-recipe_data = click.option("--data", help=f"Data to train on: {SOURCES}.")
-recipe_root = click.option("--root", help=f"{_ROOT}  [default for published sets: data]")
-shots = click.option("--shots", type=_Shots(), help="Training images per class, or all.  [default: the recipe's]")
-seed = click.option(
-    "--seed", type=click.IntRange(min=0), help="Seed for picking shots and for training.  [default: the recipe's]"
-)
-recipe_device = click.option("--device", help="Device to train on, such as cpu or cuda:1.  [default: auto]")
-recipe_backbone = click.option("--backbone", help="Backbone to adapt (see `adapt backbones`).  [default: the recipe's]")
+            of_transformers.set_verbosity_error()
+            of_transformers.disable_progress_bar()
+        yield
 
 
-def _once(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the settings unchanged. Raises AdaptError if a key has two values, of which the last would count."""
-    keys = [setting.partition("=")[0] for setting in dict.fromkeys(given)]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise AdaptError(f"--set {key} is given {keys.count(key)} values: give one")
-    return given
-
-
-overrides = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    callback=_once,
-    metavar="KEY=VALUE",
-    help="Change a key of the recipe, such as train.lr=0.01 (repeatable).",
-)
-
-run_out = click.option(
-    "--out", type=click.Path(path_type=Path), help="New folder for the run, or none.  [default: runs/NAME-DATE]"
-)
+def check_matplotlib(what: str) -> None:
+    """Raise AdaptError, before any long work is done, if matplotlib, which plots `what`, is not installed."""
+    if find_spec("matplotlib") is None:
+        raise missing(what, "matplotlib", "plot")
 
 
 def numbers(what: str, text: str, kind: type[Number] = int) -> list[Number]:
@@ -201,7 +301,13 @@ def read(recipe: str, overrides: tuple[str, ...], options: Options, protocol: st
     from adapt.recipe import read_recipe
 
     data = options.get("data")
-    changes: list[Override] = [*overrides, *_as_overrides(options, overrides)]
+    changes: list[Override] = [*overrides]
+    for name, key in _KEYS.items():
+        value = options.get(name)
+        if value is not None:
+            value = None if value == ALL and name == "shots" else value
+            _check_agreement(name, key, value, overrides)
+            changes.append((key, value))
     if data is not None:
         _check_agreement("data", "data.source", data, overrides)
     return read_recipe(recipe, changes, data, protocol)
@@ -228,7 +334,10 @@ def class_names(given: str | None) -> list[str] | None:
         return None
     from adapt.data.readers.lines import read_lines
 
-    of_file = _is_file(given)
+    try:
+        of_file = Path(given).is_file()
+    except OSError:  # too long for a file name: a list of classes
+        of_file = False
     if not of_file and given.endswith(".txt"):  # a missing file, not a class that every image would belong to
         raise AdaptError(f"--classes: there is no file {given!r}: give an existing file, or names such as cat,dog")
     lines = read_lines(Path(given)) if of_file else given.split(",")
@@ -238,29 +347,6 @@ def class_names(given: str | None) -> list[str] | None:
             raise AdaptError(f"--classes: the name {name!r} is not valid in this locale: set PYTHONUTF8=1")
         raise AdaptError(f"--classes: the name {name!r} contains a control character: remove the character")
     return names
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except OSError:  # too long for a file name: a list of classes
-        return False
-
-
-def as_words(options: Options) -> list[str]:
-    """Return the options that are set, in the form of command-line arguments such as `--shots=4`."""
-    return [f"--{name}={value}" for name, value in options.items() if value is not None]
-
-
-def _as_overrides(options: Options, overrides: tuple[str, ...]) -> list[tuple[str, object]]:
-    changes = []
-    for name, key in _KEYS.items():
-        value = options.get(name)
-        if value is not None:
-            value = None if value == ALL and name == "shots" else value
-            _check_agreement(name, key, value, overrides)
-            changes.append((key, value))
-    return changes
 
 
 def _check_agreement(name: str, key: str, value: object, overrides: tuple[str, ...]) -> None:

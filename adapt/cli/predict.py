@@ -127,7 +127,7 @@ def predict(
       adapt predict runs/described photo.png --explain --top-k 2
       adapt predict --vocabulary-free captions.safetensors photos/
     """
-    from adapt.cli.quiet import quiet_libraries
+    from adapt.cli.options import quiet_libraries
 
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack
 
 import click
 
 from adapt.cli import options as common
-from adapt.cli.many_runs import engines, run
+from adapt.cli.options import REQUIRED, Argument, Option, command
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -16,62 +16,51 @@ if TYPE_CHECKING:
 
     from adapt.protocols.protocol import Protocol
     from adapt.protocols.run_protocol import Results
-    from adapt.protocols.runs import Target
+    from adapt.recipe import Recipe
 
 
 class _Options(common.Options):
     """The command-line options of a protocol: changes to the recipe, the output folder, and how runs are executed."""
 
-    out: Path
-    jobs: int
-    engine: Literal["local", "ray", "slurm"]
-    address: str | None
-    sbatch: tuple[str, ...]
-    track: tuple[str, ...]
+    seeds: Annotated[str, Option("Seeds, a run for each.", default="1,2,3")]
+    overrides: common.Overrides
+    out: Annotated[Path, Option("Folder for the runs and the results.", default=REQUIRED)]
+    jobs: Annotated[int, Option("Runs at a time on a machine, which take its GPUs in turn.", min=1, default=1)]
+    engine: Annotated[
+        Literal["local", "ray", "slurm"],
+        Option("Engine of the runs: processes of this machine, Ray, or jobs of SLURM.", default="local"),
+    ]
+    address: Annotated[str | None, "Address of a Ray cluster.  [default: Ray starts one here]"]
+    sbatch: Annotated[
+        tuple[str, ...],
+        Option(
+            "Option of sbatch for the jobs of SLURM, such as partition=gpu, gpus=1 or time=2:00:00 (repeatable).",
+            metavar="KEY=VALUE",
+        ),
+    ]
+    track: common.TrackedBy
 
 
-_several_sets = click.option(
-    "--data",
-    "sets",
-    multiple=True,
-    metavar="DATA",
-    help=f"Data to train on: {common.SOURCES}; repeatable, or eleven for the papers' eleven data sets.",
-)
-_recipe = common.together(
-    click.argument("recipe"),
-    click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the runs and the results."),
-)
-_more = common.together(
-    common.recipe_root,
-    common.recipe_device,
-    common.recipe_backbone,
-    click.option("--seeds", default="1,2,3", show_default=True, help="Seeds, a run for each."),
-    common.overrides,
-    engines,
-)
-_common = common.together(_recipe, common.recipe_data, _more)
-_of_sets = common.together(_recipe, _several_sets, _more)
-_OWNED = {"seed": "give --seeds", "data.classes": "leave out this --set"}
-_to = click.option(
-    "--to", "targets", multiple=True, metavar="DATA", help="Data to measure on (repeatable).  [default: the papers']"
-)
+_Sets = Annotated[
+    tuple[str, ...],
+    Option(
+        f"Data to train on: {common.SOURCES}; repeatable, or eleven for the papers' eleven data sets.",
+        "--data",
+        metavar="DATA",
+    ),
+]
+_Targets = Annotated[
+    tuple[str, ...], Option("Data to measure on (repeatable).  [default: the papers']", "--to", metavar="DATA")
+]
+_CLASSES = {"data.classes": "leave out this --set"}
 
 
-@click.command("few-shot")
-@_of_sets
-@click.option(
-    "--shots",
-    "counts",
-    default="1,2,4,8,16",
-    show_default=True,
-    help="Training images per class, runs for each number.",
-)
+@command("few-shot", without=("data", "shots", "seed"))
 def few_shot(
     recipe: str,
-    counts: str,
-    seeds: str,
-    overrides: tuple[str, ...],
-    sets: tuple[str, ...],
+    *,
+    sets: _Sets = (),
+    counts: Annotated[str, Option("Training images per class, runs for each number.", "--shots")] = "1,2,4,8,16",
     **options: Unpack[_Options],
 ) -> None:
     """Train RECIPE with increasing numbers of training images per class, and with several seeds for each number.
@@ -86,21 +75,15 @@ def few_shot(
     """
     from adapt.protocols import protocol as protocols
 
-    _check_owned(overrides, _OWNED | {"data.shots": "give --shots"})
-
     def of_set(own: _Options) -> Protocol:
-        chosen = common.read(recipe, overrides, own, "few_shot")
-        return protocols.few_shot(chosen, common.numbers("shots", counts), common.numbers("seeds", seeds))
+        chosen = _read(recipe, own, "few_shot", _CLASSES | {"data.shots": "give --shots"})
+        return protocols.few_shot(chosen, common.numbers("shots", counts), _seeds(own))
 
     _on_each(sets, options, of_set)
 
 
-@click.command("base-to-new")
-@_of_sets
-@common.shots
-def base_to_new(
-    recipe: str, seeds: str, overrides: tuple[str, ...], sets: tuple[str, ...], **options: Unpack[_Options]
-) -> None:
+@command("base-to-new", without=("data", "seed"))
+def base_to_new(recipe: str, *, sets: _Sets = (), **options: Unpack[_Options]) -> None:
     """Train RECIPE on the first half of the classes and measure accuracy on each half, with several seeds.
 
     \b
@@ -115,21 +98,14 @@ def base_to_new(
     """
     from adapt.protocols import protocol as protocols
 
-    _check_owned(overrides, _OWNED)
-
     def of_set(own: _Options) -> Protocol:
-        return protocols.base_to_new(common.read(recipe, overrides, own, "base_to_new"), common.numbers("seeds", seeds))
+        return protocols.base_to_new(_read(recipe, own, "base_to_new", _CLASSES), _seeds(own))
 
     _on_each(sets, options, of_set)
 
 
-@click.command("cross-dataset")
-@_common
-@common.shots
-@_to
-def cross_dataset(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
-) -> None:
+@command("cross-dataset", without=("seed",))
+def cross_dataset(recipe: str, *, targets: _Targets = (), **options: Unpack[_Options]) -> None:
     """Train RECIPE on one data set and measure accuracy on other data sets, with the class names of each data set.
 
     \b
@@ -140,16 +116,11 @@ def cross_dataset(
     Without --to, the model is tested on the papers' ten other data sets, under --root. OUT receives cross_dataset.json,
     cross_dataset.csv, and a run directory for each seed.
     """
-    _transfer("cross_dataset", recipe, overrides, seeds, targets, options)
+    _transfer("cross_dataset", recipe, targets, options)
 
 
-@click.command("domain-generalisation")
-@_common
-@common.shots
-@_to
-def domain_generalisation(
-    recipe: str, seeds: str, overrides: tuple[str, ...], targets: tuple[str, ...], **options: Unpack[_Options]
-) -> None:
+@command("domain-generalisation", without=("seed",))
+def domain_generalisation(recipe: str, *, targets: _Targets = (), **options: Unpack[_Options]) -> None:
     """Train RECIPE on one data set and measure accuracy on images of the same classes from other domains.
 
     \b
@@ -160,15 +131,17 @@ def domain_generalisation(
     Without --to, the model is tested on ImageNetV2, -Sketch, -A and -R, under --root. OUT receives
     domain_generalisation.json, domain_generalisation.csv, and a run directory for each seed.
     """
-    _transfer("domain_generalisation", recipe, overrides, seeds, targets, options)
+    _transfer("domain_generalisation", recipe, targets, options)
 
 
-@click.command("leave-one-out")
-@_common
-@common.shots
-@click.option("--domains", help="Domains to leave out in turn, separated by commas.  [default: all of the data]")
+@command("leave-one-out", without=("seed",))
 def leave_one_out(
-    recipe: str, seeds: str, overrides: tuple[str, ...], domains: str | None, **options: Unpack[_Options]
+    recipe: str,
+    *,
+    domains: Annotated[
+        str | None, "Domains to leave out in turn, separated by commas.  [default: all of the data]"
+    ] = None,
+    **options: Unpack[_Options],
 ) -> None:
     """Train RECIPE on all domains of a data set except one and test on the excluded domain, for each domain in turn.
 
@@ -183,23 +156,17 @@ def leave_one_out(
     """
     from adapt.protocols import protocol as protocols
 
-    _check_owned(overrides, _OWNED | {"data.leave_out": "give --domains"})
-    chosen = common.read(recipe, overrides, options, "leave_one_out")
+    chosen = _read(recipe, options, "leave_one_out", _CLASSES | {"data.leave_out": "give --domains"})
     left_out = chosen.data.load().domains if domains is None else [each.strip() for each in domains.split(",")]
-    _run(protocols.leave_one_out(chosen, left_out, common.numbers("seeds", seeds)), options)
+    run(protocols.leave_one_out(chosen, left_out, _seeds(options)), options)
 
 
-@click.command("phases")
-@_common
-@common.shots
-@click.option("--parts", type=click.IntRange(min=2), help="Number of phases to divide the classes into.  [default: 2]")
-@click.option("--then", "later", multiple=True, metavar="DATA", help="Data of the next phase (repeatable).")
+@command(without=("seed",))
 def phases(
     recipe: str,
-    seeds: str,
-    overrides: tuple[str, ...],
-    parts: int | None,
-    later: tuple[str, ...],
+    *,
+    parts: Annotated[int | None, Option("Number of phases to divide the classes into.  [default: 2]", min=2)] = None,
+    later: Annotated[tuple[str, ...], Option("Data of the next phase (repeatable).", "--then", metavar="DATA")] = (),
     **options: Unpack[_Options],
 ) -> None:
     """Train RECIPE on data that arrives in phases, and measure how much accuracy on earlier phases is lost.
@@ -215,28 +182,24 @@ def phases(
     """
     from adapt.protocols import protocol as protocols
 
-    _check_owned(overrides, _OWNED | {"start": "leave out this --set"})
+    chosen = _read(recipe, options, "phases", _CLASSES | {"start": "leave out this --set"})
     if parts is not None and later:
         raise AdaptError(
             "--parts and --then cannot be combined: give --parts to divide the classes of one data set into phases, or "
             "--then to add other data"
         )
-    chosen = common.read(recipe, overrides, options, "phases")
     count = parts or 2
     sections = [chosen.data.model_copy(update={"classes": f"{part}/{count}"}) for part in range(1, count + 1)]
     if later:
         root = chosen.data.root
         others = [{"source": each, "root": root if _needs_root(each) else None, "names": None} for each in later]
         sections = [chosen.data, *(chosen.data.model_copy(update=other) for other in others)]
-    _run(protocols.phases(chosen, sections, common.numbers("seeds", seeds)), options)
+    run(protocols.phases(chosen, sections, _seeds(options)), options)
 
 
-@click.command("sweep")
-@_common
-@common.shots
-@click.argument("settings", nargs=-1, metavar="[KEY=VALUES]...")
+@command(without=("seed",))
 def sweep(
-    recipe: str, seeds: str, overrides: tuple[str, ...], settings: tuple[str, ...], **options: Unpack[_Options]
+    recipe: str, settings: Annotated[tuple[str, ...], Argument("[KEY=VALUES]...")] = (), **options: Unpack[_Options]
 ) -> None:
     """Train RECIPE with every combination of the given values for its settings, with several seeds per combination.
 
@@ -249,48 +212,72 @@ def sweep(
     OUT receives sweep.json, sweep.csv, and a run directory for each combination and seed.
     """
     from adapt.protocols import protocol as protocols
-
-    _check_owned(overrides, {"seed": _OWNED["seed"]})
-    chosen = common.read(recipe, overrides, options, "sweep")
-    _run(protocols.sweep(chosen, dict(map(_values, settings)), common.numbers("seeds", seeds)), options)
-
-
-def _values(setting: str) -> tuple[str, list[object]]:
-    """Parse KEY=VALUES, such as train.lr=0.002,0.02, into the key and the list of values."""
     from adapt.recipe.file import pair
 
-    key, _, values = setting.partition("=")
-    key, parsed = pair(f"{key}=[{values}]")
-    if not values or not parsed:
-        raise AdaptError(f"{setting!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
-    return key, parsed
+    chosen, tried = _read(recipe, options, "sweep", {}), {}
+    for setting in settings:
+        key, _, values = setting.partition("=")
+        key, parsed = pair(f"{key}=[{values}]")
+        if not values or not parsed:
+            raise AdaptError(f"{setting!r} is not of the form KEY=VALUES, such as train.lr=0.002,0.02")
+        tried[key] = parsed
+    run(protocols.sweep(chosen, tried, _seeds(options)), options)
 
 
-def _transfer(
-    name: str, recipe: str, overrides: tuple[str, ...], seeds: str, targets: tuple[str, ...], options: _Options
-) -> None:
+def _transfer(name: str, recipe: str, targets: tuple[str, ...], options: _Options) -> None:
     from adapt.data.readers import published
     from adapt.protocols import protocol as protocols
+    from adapt.protocols.papers import data_set
+    from adapt.protocols.runs import Target
+    from adapt.recipe import DataSection
 
-    _check_owned(overrides, {"seed": _OWNED["seed"]})
     root = options["root"]
-    chosen = common.read(recipe, overrides, options | {"root": None}, name)
+    chosen = _read(recipe, {**options, "root": None}, name, {})
     if root is not None and _needs_root(chosen.data.source):  # the root may be meant only for the targets
-        chosen = common.read(recipe, overrides, options, name)
+        chosen = _read(recipe, options, name, {})
     if not (targets or root) and published.find(chosen.data.source) is None:
         raise AdaptError(
             f"--to is missing, and the papers' default test data does not match {chosen.data.source!r}: name the data "
             "to test on, such as --to emoji@fluent-3d or --to FOLDER"
         )
     root = root or chosen.data.root
-    names = targets or protocols.PAPERS_TARGETS[name]
-    data = [_target(each, root) for each in names]
-    _run(protocols.transfer(name, chosen, data, common.numbers("seeds", seeds)), options)
+    data = []
+    for spec in targets or protocols.PAPERS_TARGETS[name]:
+        section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
+        section = section.model_copy(update={"template": section.load().template})
+        data.append(Target(data_set(spec) or Path(spec).resolve().name, section))
+    run(protocols.transfer(name, chosen, data, _seeds(options)), options)
 
 
-def _run(protocol: Protocol, options: _Options) -> Results:
-    where = options["jobs"], options["engine"], options["address"], options["sbatch"]
-    return run(protocol, options["out"], *where, options["track"])
+def run(protocol: Protocol, options: _Options) -> Results:
+    """Train and evaluate all runs of `protocol` in the folder --out; print each result, and finally a table."""
+    engine, address = options["engine"], options["address"]
+    if address is not None and engine != "ray":
+        raise AdaptError("--address is the address of a Ray cluster and needs --engine ray: add --engine ray")
+    if options["sbatch"] and engine != "slurm":
+        raise AdaptError("--sbatch has options of SLURM's jobs and needs --engine slurm: add --engine slurm")
+    of_jobs = {}
+    for option in options["sbatch"]:
+        key, equals, value = option.removeprefix("--").partition("=")
+        if not (key and equals and value) or "\n" in option:
+            raise AdaptError(f"--sbatch {option} is not an option; expected KEY=VALUE, such as partition=gpu")
+        of_jobs[key.replace("-", "_")] = value
+    with common.quiet_libraries():
+        from adapt.protocols.engines import Engine
+        from adapt.protocols.run_protocol import run_protocol
+        from adapt.protocols.table_formats import as_text
+        from adapt.protocols.tables import table
+
+        try:
+            where = Engine(engine, options["jobs"], address, tuple(of_jobs.items()))
+            results = run_protocol(
+                protocol, options["out"], where, lambda line: click.echo(f"  {line}", err=True), options["track"]
+            )
+        except KeyboardInterrupt:
+            click.echo("stopped; continue with the same command", err=True)
+            raise SystemExit(130) from None
+    click.echo(as_text(table([results])))
+    return results
 
 
 def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_Options], Protocol]) -> None:
@@ -303,7 +290,7 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
 
     sources = [name for each in sets for name in (ELEVEN if each == "eleven" else [each])]
     if len(sources) < 2:
-        _run(protocol_of({**options, "data": sources[0] if sources else None}), options)
+        run(protocol_of({**options, "data": sources[0] if sources else None}), options)
         return
     names = list(map(common.folder_name, sources))
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -318,22 +305,11 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
     results = []
     for name, protocol in planned.items():
         click.echo(name)
-        results.append(_run(protocol, {**options, "out": out / name}))
+        results.append(run(protocol, {**options, "out": out / name}))
     from adapt.protocols.table_formats import as_text
     from adapt.protocols.tables_of_sets import table_of_sets
 
     click.echo(f"\n{as_text(table_of_sets(results))}")
-
-
-def _target(spec: str, root: str | None) -> Target:
-    """Return the data set `spec` as data to test on; `root` is ignored if `spec` itself locates the images."""
-    from adapt.protocols.papers import data_set
-    from adapt.protocols.runs import Target
-    from adapt.recipe import DataSection
-
-    section = DataSection(source=spec, root=root if _needs_root(spec) else None, shots=None)
-    template = section.load().template
-    return Target(data_set(spec) or Path(spec).resolve().name, section.model_copy(update={"template": template}))
 
 
 def _needs_root(spec: str) -> bool:
@@ -343,20 +319,19 @@ def _needs_root(spec: str) -> bool:
     return data_set(spec) == spec or spec.startswith("torchvision:") or spec.endswith((".csv", ".json", ".json.gz"))
 
 
-def _check_owned(overrides: tuple[str, ...], options: dict[str, str]) -> None:
-    """Raise AdaptError if --set changes a key that the protocol itself sets; the message names the option to use."""
-    for override in overrides:
+def _read(recipe: str, options: _Options, protocol: str, owned: dict[str, str]) -> Recipe:
+    """Return the recipe for a protocol.
+
+    Raises AdaptError if --set changes the seed, or a key in `owned`, which the protocol itself sets, and says instead
+    what `owned` has for the key.
+    """
+    owned = {"seed": "give --seeds"} | owned
+    for override in options["overrides"]:
         key = override.partition("=")[0]
-        if key in options:
-            raise AdaptError(f"--set {override} is not allowed: this protocol itself sets {key}; {options[key]}")
+        if key in owned:
+            raise AdaptError(f"--set {override} is not allowed: this protocol itself sets {key}; {owned[key]}")
+    return common.read(recipe, options["overrides"], options, protocol)
 
 
-COMMANDS = {
-    "few-shot": few_shot,
-    "base-to-new": base_to_new,
-    "cross-dataset": cross_dataset,
-    "domain-generalisation": domain_generalisation,
-    "leave-one-out": leave_one_out,
-    "phases": phases,
-    "sweep": sweep,
-}
+def _seeds(options: _Options) -> list[int]:
+    return common.numbers("seeds", options["seeds"])

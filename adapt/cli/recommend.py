@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
 from adapt.cli import options as common
-from adapt.cli.many_runs import track
+from adapt.cli.options import Option, command
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 
@@ -30,40 +30,33 @@ class _Time(click.ParamType):
         return "TIME"
 
 
-@click.command()
-@click.argument("data")
-@common.together(
-    common.recipe_root,
-    common.names,
-    click.option("--shots", type=click.IntRange(min=1), help="Training images per class.  [default: all]"),
-    click.option(
-        "--seed",
-        type=click.IntRange(min=0),
-        default=1,
-        show_default=True,
-        help="Seed for picking shots, for the folds and for training.",
-    ),
-    common.recipe_device,
-    common.recipe_backbone,
-    common.overrides,
-)
-@click.option(
-    "--folds", type=click.IntRange(min=2), help="Folds of the cross-validation.  [default: shots per class, at most 5]"
-)
-@click.option(
-    "--all",
-    "every",
-    is_flag=True,
-    help="Also compare the slower methods, whose steps pass images or texts through a tower.",
-)
-@click.option(
-    "--budget", type=_Time(), help="Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h."
-)
-@track
-@common.run_out
-@click.option("--resume", is_flag=True, help="Continue the interrupted comparison or training in --out.")
-@click.option("--quiet", is_flag=True, help="Hide progress.")
-def recommend(data: str, out: Path | None, resume: bool, device: str | None, quiet: bool, **options: Any) -> None:
+@command()
+def recommend(
+    data: str,
+    *,
+    root: common.RecipeRoot = None,
+    names: common.ReadableNames = None,
+    shots: Annotated[int | None, Option("Training images per class.  [default: all]", min=1)] = None,
+    seed: Annotated[int, Option("Seed for picking shots, for the folds and for training.", min=0)] = 1,
+    device: common.RecipeDevice = None,
+    backbone: common.RecipeBackbone = None,
+    overrides: common.Overrides = (),
+    folds: Annotated[
+        int | None, Option("Folds of the cross-validation.  [default: shots per class, at most 5]", min=2)
+    ] = None,
+    every: Annotated[
+        bool, Option("Also compare the slower methods, whose steps pass images or texts through a tower.", "--all")
+    ] = False,
+    budget: Annotated[
+        float | None,
+        Option("Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h.", kind=_Time()),
+    ] = None,
+    track: common.TrackedBy = (),
+    out: common.RunOut = None,
+    resume: Annotated[bool, "Continue the interrupted comparison or training in --out."] = False,
+    quiet: common.Quiet = False,
+    **options: Any,
+) -> None:
     """Compare adaptation methods on DATA, estimate the accuracy of the best method, and train the best method.
 
     \b
@@ -81,8 +74,6 @@ def recommend(data: str, out: Path | None, resume: bool, device: str | None, qui
     OUT receives the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
     report.html, and lists of what was found: few.csv, confused.csv, suspects.csv, duplicates.csv.
     """
-    from adapt.cli.quiet import quiet_libraries
-
     if resume and out in (None, Path("none")):
         raise AdaptError("--resume needs the folder of the comparison: give --out FOLDER")
     named = out is not None
@@ -92,7 +83,7 @@ def recommend(data: str, out: Path | None, resume: bool, device: str | None, qui
         if out is not None:
             click.echo(f"run        {out}", err=True)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.choosing.recommend import recommend as run
 
         try:
@@ -107,6 +98,3 @@ def recommend(data: str, out: Path | None, resume: bool, device: str | None, qui
         click.echo(f"\nadapter    {out / 'adapter.safetensors'}")
     if out is not None and (out / "report.html").is_file():
         click.echo(f"report     {out / 'report.html'}")
-
-
-COMMANDS = {"recommend": recommend}

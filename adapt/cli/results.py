@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import click
 
+from adapt.cli import options as common
+from adapt.cli.options import Option, command
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 
 
-@click.command("table")
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "markdown", "csv", "numbers", "latex"]),
-    default="text",
-    show_default=True,
-    help="Format of the table; numbers is a CSV with means and standard deviations in columns of their own.",
-)
-@click.option("--published/--no-published", default=True, show_default=True, help="Show the papers' figures as well.")
-@click.option(
-    "--against",
-    help="Also show differences from this row, with paired tests over seeds and data sets; a CSV has these alone.",
-)
-@click.option(
-    "--plot",
-    "plots",
-    type=click.Path(path_type=Path, dir_okay=False),
-    multiple=True,
-    metavar="FILE",
-    help="Also draw the results to FILE, a .png, .svg or .pdf (repeatable): accuracy over shots with bands of one "
-    "standard deviation, or base over new classes.",
-)
-def table(results: tuple[Path, ...], form: str, published: bool, against: str | None, plots: tuple[Path, ...]) -> None:
+@command("table")
+def table(
+    results: tuple[Path, ...],
+    *,
+    form: Annotated[
+        Literal["text", "markdown", "csv", "numbers", "latex"],
+        Option(
+            "Format of the table; numbers is a CSV with means and standard deviations in columns of their own.",
+            "--format",
+        ),
+    ] = "text",
+    published: Annotated[bool, Option("Show the papers' figures as well.", "--published/--no-published")] = True,
+    against: Annotated[
+        str | None,
+        "Also show differences from this row, with paired tests over seeds and data sets; a CSV has these alone.",
+    ] = None,
+    plots: Annotated[
+        tuple[Path, ...],
+        Option(
+            "Also draw the results to FILE, a .png, .svg or .pdf (repeatable): accuracy over shots with bands of one "
+            "standard deviation, or base over new classes.",
+            "--plot",
+            kind=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+        ),
+    ] = (),
+) -> None:
     """Show a table that compares RESULTS: JSON files of one protocol, folders that hold them, or run directories.
 
     A folder may also hold a folder with such a file for each data set.
@@ -54,6 +58,7 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
     A letter gives the source of a published figure: F an official file, A the paper's abstract, S a secondary source, R
     recalled from memory.
     """
+    from adapt.common.disk import check_writable
     from adapt.protocols import plain_runs, table_formats, tables, tables_of_sets
 
     runs = [path for path in results if plain_runs.is_run(path)]
@@ -67,7 +72,12 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
     form_of = table_formats.FORMATS[form]
     if runs and (against is not None or plots):
         raise AdaptError("--against and --plot are for results of protocols, which have several seeds: leave them out")
-    _check_plots(plots)
+    if plots:
+        common.check_matplotlib("--plot")
+    for path in plots:
+        if path.suffix not in (".png", ".svg", ".pdf"):
+            raise AdaptError(f"--plot {path} has the suffix {path.suffix or 'none'!r}; expected .png, .svg or .pdf")
+        check_writable(path)
     if runs:
         click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
         return
@@ -87,24 +97,8 @@ def table(results: tuple[Path, ...], form: str, published: bool, against: str | 
         click.echo(f"\n{compared}")
 
 
-def _check_plots(plots: Sequence[Path]) -> None:
-    from adapt.cli.plotting import check_matplotlib
-    from adapt.common.disk import check_writable
-
-    if plots:
-        check_matplotlib("--plot")
-    for path in plots:
-        if path.suffix not in (".png", ".svg", ".pdf"):
-            raise AdaptError(f"--plot {path} has the suffix {path.suffix or 'none'!r}; expected .png, .svg or .pdf")
-        check_writable(path)
-
-
-@click.command("report")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file to write."
-)
-def report(runs: tuple[Path, ...], out: Path) -> None:
+@command("report")
+def report(runs: tuple[Path, ...], *, out: Annotated[Path, "HTML file to write."] = Path("report.html")) -> None:
     """Write an HTML report on RUNS, which are run directories or output folders of protocols.
 
     \b
@@ -114,9 +108,7 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
     The page is a single self-contained file with tables, curves, confusion matrices, and the wrong predictions that the
     models made with the highest confidence.
     """
-    from adapt.cli.plotting import check_matplotlib
-
-    check_matplotlib("a report")
+    common.check_matplotlib("a report")
     from adapt.common.disk import check_writable, write_text
     from adapt.protocols.report import report as page
 
@@ -125,6 +117,3 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
         raise AdaptError(f"--out is {out}; expected a file name that ends in .html")
     write_text(out, page(runs))
     click.echo(f"written to {out} ({readable_bytes(out.stat().st_size)})")
-
-
-COMMANDS = {"table": table, "report": report}

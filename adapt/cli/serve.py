@@ -1,101 +1,55 @@
-"""`adapt serve`"""
+"""`adapt serve` and `adapt label`, which answer over HTTP"""
 
 from __future__ import annotations
 
 import signal
 import socket
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Argument, Option, command
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, missing
+from adapt.common.shown import shown
 
-_LIBRARIES = ("fastapi", "uvicorn", "httptools", "prometheus_client", "python_multipart", "threadpoolctl")
+_OF_A_PAGE = ("fastapi", "uvicorn", "httptools")
+_OF_A_SERVER = (*_OF_A_PAGE, "prometheus_client", "python_multipart", "threadpoolctl")
 _SHORTEST = 16  # characters of a token, so that nobody guesses it
 
 
-@click.command()
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen at, such as ::1, or 0.0.0.0 for all."
-)
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port, or 0 for any free one."
-)
-@click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    help="Folder whose adapters clients may load, unload, and make the default.  [default: none]",
-)
-@click.option(
-    "--max-adapters",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Maximum number of adapters loaded at one time.",
-)
-@click.option(
-    "--max-mib",
-    type=click.FloatRange(min=0.001),
-    default=20,
-    show_default=True,
-    help="Maximum size of a request's body, in MiB.",
-)
-@click.option(
-    "--max-images",
-    type=click.IntRange(1, 1000),
-    default=32,
-    show_default=True,
-    help="Maximum number of images in a request, and in a pass.",
-)
-@click.option(
-    "--max-megapixels",
-    type=click.FloatRange(min=0.001),
-    default=64,
-    show_default=True,
-    help="Maximum size of a request's images together, in megapixels.",
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=2),
-    default=4096,
-    show_default=True,
-    help="Maximum number of tokens in a conversation, its answer included.",
-)
-@click.option(
-    "--max-requests",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Maximum number of requests read and answered at one time, of classifications and of chats each.",
-)
-@click.option(
-    "--timeout", type=click.FloatRange(min=0.001), default=30, show_default=True, help="Seconds until a request fails."
-)
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path),
-    help="File with a token that requests must send.  [default: no token]",
-)
-@common.of_adapter
-@common.device
+@command()
 def serve(
-    adapters: tuple[str, ...],
-    host: str,
-    port: int,
-    folder: Path | None,
-    max_adapters: int,
-    max_mib: float,
-    max_images: int,
-    max_megapixels: float,
-    max_tokens: int,
-    max_requests: int,
-    timeout: float,
-    token_file: Path | None,
-    backbone: str | None,
-    device: str,
+    adapters: Annotated[tuple[str, ...], Argument("ADAPTER...")],
+    *,
+    host: Annotated[str, "Address to listen at, such as ::1, or 0.0.0.0 for all."] = "127.0.0.1",
+    port: Annotated[int, Option("Port, or 0 for any free one.", min=0, max=65535)] = 8000,
+    folder: Annotated[
+        Path | None, "Folder whose adapters clients may load, unload, and make the default.  [default: none]"
+    ] = None,
+    max_adapters: Annotated[int, Option("Maximum number of adapters loaded at one time.", min=1)] = 64,
+    max_mib: Annotated[float, Option("Maximum size of a request's body, in MiB.", min=0.001)] = 20,
+    max_images: Annotated[int, Option("Maximum number of images in a request, and in a pass.", min=1, max=1000)] = 32,
+    max_megapixels: Annotated[
+        float, Option("Maximum size of a request's images together, in megapixels.", min=0.001)
+    ] = 64,
+    max_tokens: Annotated[
+        int, Option("Maximum number of tokens in a conversation, its answer included.", min=2)
+    ] = 4096,
+    max_requests: Annotated[
+        int,
+        Option(
+            "Maximum number of requests read and answered at one time, of classifications and of chats each.", min=1
+        ),
+    ] = 64,
+    timeout: Annotated[float, Option("Seconds until a request fails.", min=0.001)] = 30,
+    token_file: Annotated[Path | None, "File with a token that requests must send.  [default: no token]"] = None,
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
 ) -> None:
     """Serve each ADAPTER (a file, a run, or NAME=PATH) over HTTP. By default, requests use the first ADAPTER.
 
@@ -109,20 +63,16 @@ def serve(
       adapt serve runs/first
       adapt serve coop=runs/coop lora=runs/lora --folder runs --port 9000
     """
-    absent = [name for name in _LIBRARIES if find_spec(name) is None]
-    if absent:
-        raise missing("adapt serve", ", ".join(absent), "serve")
+    _check_libraries("adapt serve", _OF_A_SERVER)
     token = None if token_file is None else _token(token_file)
-    from adapt.cli.quiet import quiet_libraries
-
     listening = listening_at(host, port)
-    with listening, quiet_libraries():
+    with listening, common.quiet_libraries():
         from adapt.serving.adapters import ServedAdapters
         from adapt.serving.admission import Limits
         from adapt.serving.app import create_app
-        from adapt.serving.guard import is_loopback
-        from adapt.serving.running import run
-        from adapt.serving.threads import apart
+        from adapt.serving.connections import run
+        from adapt.serving.web import is_loopback
+        from adapt.serving.worker import apart
 
         given = apart(common.given_backbone, backbone, device)
         served = ServedAdapters(adapters, folder, given, device, max_adapters)
@@ -152,6 +102,11 @@ def listening_at(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def _check_libraries(what: str, names: Iterable[str]) -> None:
+    if absent := [name for name in names if find_spec(name) is None]:
+        raise missing(what, ", ".join(absent), "serve")
+
+
 def _token(path: Path) -> str:
     """Return the token in the file `path`. Raises AdaptError for an unreadable file and a short or invalid token."""
     try:
@@ -166,4 +121,64 @@ def _token(path: Path) -> str:
     return token
 
 
-COMMANDS = {"serve": serve}
+@command()
+def label(
+    images: tuple[Path, ...] = (),
+    *,
+    run: Annotated[Path, Option("Folder of a run.", "--adapter")],
+    out: Annotated[Path, "Folder for the answers, new or begun."],
+    a_round: Annotated[int, Option("Answers before each training.", min=1)] = 10,
+    propose: Annotated[
+        int | None, Option("Only write this many proposals to OUT, without the page.", min=1, max=1000)
+    ] = None,
+    port: Annotated[int, Option("Port of the page, or 0 for any.", min=0, max=65535)] = 8000,
+    device: common.RecipeDevice = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Label images on a web page, by the keyboard, with proposals of the adapter of a run.
+
+    IMAGES are folders, .csv lists or files of images without labels; the unlabelled images of the run's own data are
+    asked about too. The images come first whose labels help most: those that many other images resemble, above all
+    images of which the adapter is unsure. After each round the run's recipe is trained on all images with a label, and
+    the page shows what that changed on the test images.
+
+    A list that `adapt recommend` or `adapt data check` wrote (suspects.csv, confused.csv, contradictions.csv,
+    duplicates.csv, ...) asks about the images of the run that it names: keep the label, change it, or drop the image.
+
+    \b
+    OUT receives
+      annotations.csv  each answer, at once
+      proposals.csv    the images of the round, with their proposed labels, and a column answer to fill in
+      data.csv         all images with their labels, and recipe.yaml, which trains on them
+      rounds.json      the results of the rounds
+      round-N/         the run of each round
+
+    The same command again goes on from there. The page needs the extra `serve`.
+
+    \b
+    Examples:
+      adapt label photos/ --adapter runs/first --out runs/labels
+      adapt label runs/recommend-photos/suspects.csv --adapter runs/recommend-photos --out runs/fixed
+      adapt label photos/ --adapter runs/first --out runs/labels --propose 100
+    """
+    if propose is None:
+        _check_libraries("the page of adapt label", _OF_A_PAGE)
+    with common.quiet_libraries():
+        from adapt.labelling.labelling import PROPOSALS, Labelling
+
+        labelling = Labelling(run, images, out, device or AUTO, progress=not quiet)
+        proposals = labelling.propose(a_round if propose is None else propose + labelling.answers)
+        labelling.write()
+        if propose is not None:
+            click.echo(f"{len(proposals)} proposals, the most useful first: {shown(str(out / PROPOSALS))}")
+            return
+        from adapt.labelling.server import create_label_app
+        from adapt.serving.connections import run as serve
+
+        with listening_at("127.0.0.1", port) as listening:
+            click.echo(f"Label the images at http://127.0.0.1:{listening.getsockname()[1]}/ (Ctrl-C ends it)")
+            try:
+                serve(create_label_app(labelling, a_round), listening, 30.0)
+            finally:
+                labelling.write()
+                click.echo(f"To train on all labels: {shown(labelling.command)}")

@@ -1,68 +1,50 @@
-"""`adapt train`"""
+"""`adapt train` and `adapt extend`"""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import click
 
 from adapt.cli import launching
 from adapt.cli import options as common
-from adapt.cli.many_runs import track
+from adapt.cli.options import Option, command
 from adapt.common.devices import is_launched
 from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 
 if TYPE_CHECKING:
     from adapt.recipe import Recipe
     from adapt.training.result import Result
 
-_changes = common.together(
-    common.recipe_data,
-    common.recipe_root,
-    common.shots,
-    common.seed,
-    common.recipe_device,
-    common.recipe_backbone,
-    common.overrides,
-)
 
-
-@click.command()
-@click.argument("recipe")
-@_changes
-@click.option(
-    "--keep-flops",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
-)
-@common.run_out
-@click.option("--resume", is_flag=True, help="Continue the interrupted run in --out, exactly as if it had not stopped.")
-@track
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes that train one run together, each on its own GPU with its share of every batch.",
-)
-@click.option("--plot", is_flag=True, help="Also draw the curves to OUT/curves.png, and a search to OUT/search.png.")
-@click.option("--dry-run", is_flag=True, help="Check recipe and data, tell steps and memory, and train nothing.")
-@click.option("--quiet", is_flag=True, help="Hide progress.")
+@command()
 def train(
     recipe: str,
-    overrides: tuple[str, ...],
-    keep_flops: float | None,
-    out: Path | None,
-    resume: bool,
-    track: tuple[str, ...],
-    processes: int,
-    plot: bool,
-    dry_run: bool,
-    quiet: bool,
+    *,
+    overrides: common.Overrides = (),
+    keep_flops: Annotated[
+        float | None,
+        Option(
+            "Skip blocks until at most this share of operations is left (short for --set method.keep_flops=SHARE).",
+            min=0,
+            max=1,
+            min_open=True,
+            max_open=True,
+        ),
+    ] = None,
+    out: common.RunOut = None,
+    resume: Annotated[bool, "Continue the interrupted run in --out, exactly as if it had not stopped."] = False,
+    track: common.TrackedBy = (),
+    processes: Annotated[
+        int, Option("Processes that train one run together, each on its own GPU with its share of every batch.", min=1)
+    ] = 1,
+    plot: Annotated[bool, "Also draw the curves to OUT/curves.png, and a search to OUT/search.png."] = False,
+    dry_run: Annotated[bool, "Check recipe and data, tell steps and memory, and train nothing."] = False,
+    quiet: common.Quiet = False,
     **options: Unpack[common.Options],
 ) -> None:
     """Train an adapter from RECIPE, which is a method, another name listed by `adapt recipes`, or a YAML file.
@@ -80,20 +62,18 @@ def train(
     training step), recipe.yaml (with all settings) and environment.json. With --out none, the
     results are only printed.
     """
-    from adapt.cli.plotting import check_matplotlib
-    from adapt.cli.quiet import quiet_libraries
     from adapt.recipe.shipped import find_recipe, short
 
     folder = common.run_folder(out, short(find_recipe(recipe).name))
     if ((resume or plot) and folder is None) or (resume and out is None):
         raise AdaptError("--resume and --plot need the run's directory: give --out FOLDER")
     if plot:
-        check_matplotlib("--plot")
+        common.check_matplotlib("--plot")
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
     if dry_run:
-        with quiet_libraries():
+        with common.quiet_libraries():
             from adapt.training.dry_run import planned
 
             click.echo("\n".join(planned(chosen)))
@@ -106,14 +86,21 @@ def train(
         common.say_backbone(chosen.backbone, chosen.data.source)
         if folder is not None:
             click.echo(f"run        {folder}", err=True)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.training.run_recipe import run_recipe
 
         try:
             result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
             if launching.is_main():
-                click.echo(_stopped(recipe, folder, processes, overrides, track, options), err=True)
+                from adapt.methods.base import plugins
+
+                files = [f"--plugin={path}" for path in plugins.loaded()]
+                changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
+                changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
+                changes += [f"--processes={processes}"] * (processes > 1)
+                again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
+                click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
             raise SystemExit(launching.STOPPED) from None
     if launching.is_main():
         say(result, folder if plot else None)
@@ -126,26 +113,6 @@ def say(result: Result, plots: Path | None = None) -> None:
         result.draw(plots)
     if result.adapter is not None:
         click.echo(f"adapter    {result.adapter} ({readable_bytes(result.metrics['adapter_bytes'])})")
-
-
-def _stopped(
-    recipe: str,
-    out: Path | None,
-    processes: int,
-    overrides: tuple[str, ...],
-    track: tuple[str, ...],
-    options: common.Options,
-) -> str:
-    """Return the message for an interrupted run, with the command that resumes the run if it has a folder."""
-    from adapt.methods.base import plugins
-
-    if out is None:
-        return "stopped"
-    changes = [*common.as_words(options), *(f"--set={each}" for each in overrides)]
-    changes += [f"--track={each}" for each in track] + [f"--processes={processes}"] * (processes > 1)
-    files = [f"--plugin={path}" for path in plugins.loaded()]
-    again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={out}"])
-    return f"stopped; continue with: {again} --resume"
 
 
 def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -166,4 +133,38 @@ def _keeping(share: float, recipe: Recipe, overrides: tuple[str, ...]) -> tuple[
     return (*overrides, "method.skip=null", f"method.keep_flops={share}")
 
 
-COMMANDS = {"train": train}
+@command()
+def extend(
+    run: Path,
+    *,
+    data: Annotated[str, f"Data with images of the new classes: {common.SOURCES}."],
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    out: Annotated[Path, "Folder for the new run."],
+    device: common.RecipeDevice = None,
+    quiet: common.Quiet = False,
+) -> None:
+    """Add the classes in DATA to the adapter of a RUN, and write the new adapter to OUT.
+
+    RUN is the folder of a run, whose images must still be there; --data has images of the new classes, and may have
+    more of the known ones. As many images of each class are drawn as in RUN.
+
+    \b
+    A method in closed form, such as gda, is fitted to all images: the result is exactly that of
+    training on all of them from the start. A method whose tensors belong to no class, such as lora,
+    goes on from its adapter. Other methods are refused.
+
+    \b
+    Examples:
+      adapt extend runs/gda --data more/ --out runs/gda-more
+    """
+    from adapt.recipe import DataSection
+
+    with common.quiet_libraries():
+        from adapt.training.extending import extended
+        from adapt.training.run_recipe import run_recipe
+
+        recipe = extended(run, DataSection(source=data, root=root, names=names), out)
+        recipe = recipe if device is None else recipe.model_copy(update={"device": device})
+        result = run_recipe(recipe, out, progress=not quiet)
+    say(result)

@@ -4,48 +4,39 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
 from adapt.cli import options as common
+from adapt.cli.options import Option, command
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
 
 if TYPE_CHECKING:
-    from adapt.protocols.reproduction import RecipeRuns, Reproduction
-    from adapt.recipe import Recipe
+    from adapt.protocols.reproduction import Reproduction
 
 _DIFFERENT = 1  # the exit code where a figure is not reproduced
 
 
-@click.command()
-@click.argument("backbone")
-@click.option("--data", required=True, metavar="NAME", help="Published data set (see `adapt data list`).")
-@click.option("--root", required=True, help="Folder that holds the published sets.")
-@click.option(
-    "--as", "called", metavar="NAME", help="The papers' name for BACKBONE, such as ViT-B/16.  [default: by its name]"
-)
-@click.option("--recipe", help="Few-shot recipe to train and compare too, such as coop.")
-@click.option("--shots", type=click.IntRange(min=1), default=16, show_default=True, help="Training images per class.")
-@click.option("--seeds", default="1,2,3", show_default=True, help="Seeds, a run for each; the mean is compared.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the recipe's runs.")
-@common.overrides
-@common.device
-@common.cache
-@common.as_json
+@command()
 def verify(
     backbone: str,
-    data: str,
-    root: str,
-    called: str | None,
-    recipe: str | None,
-    shots: int,
-    seeds: str,
-    out: Path | None,
-    overrides: tuple[str, ...],
-    device: str,
-    cache: bool,
-    as_json: bool,
+    *,
+    data: Annotated[str, Option("Published data set (see `adapt data list`).", metavar="NAME")],
+    root: Annotated[str, "Folder that holds the published sets."],
+    called: Annotated[
+        str | None,
+        Option("The papers' name for BACKBONE, such as ViT-B/16.  [default: by its name]", "--as", metavar="NAME"),
+    ] = None,
+    recipe: Annotated[str | None, "Few-shot recipe to train and compare too, such as coop."] = None,
+    shots: Annotated[int, Option("Training images per class.", min=1)] = 16,
+    seeds: Annotated[str, "Seeds, a run for each; the mean is compared."] = "1,2,3",
+    out: Annotated[Path | None, "Folder for the recipe's runs."] = None,
+    overrides: common.Overrides = (),
+    device: common.RunsOn = AUTO,
+    cache: common.CacheFeatures = True,
+    as_json: common.AsJson = False,
 ) -> None:
     """Compare the accuracy of BACKBONE on a published data set with the published accuracy, and list differences.
 
@@ -62,7 +53,6 @@ def verify(
     figure, from an official file [F]. Figures from secondary sources [S] are shown but do not affect the verdict. The
     exit code is 1 if a figure is not reproduced. The recipe's runs are kept in OUT and not repeated.
     """
-    from adapt.cli.quiet import quiet_libraries
     from adapt.common import plain
     from adapt.data.emoji import bundled
     from adapt.data.readers import load, published
@@ -79,46 +69,49 @@ def verify(
         )
     split, runs = load(entry.name, root), None
     if recipe is not None:
+        from adapt.protocols.reproduction import RecipeRuns
+        from adapt.recipe.file import read_file
+        from adapt.recipe.shipped import find_recipe
+
         given: common.Options = {"data": entry.name, "root": root, "backbone": backbone, "device": device}
-        runs = _runs(recipe, common.read(recipe, overrides, given, "few_shot"), shots, seeds, out, overrides)
+        chosen, located = common.read(recipe, overrides, given, "few_shot"), find_recipe(recipe, "few_shot")
+        if out is None:
+            raise AdaptError(f"--recipe {recipe} needs a folder for its training runs: give a folder with --out")
+        departures = read_file(located.path, located.name).under("Departures")
+        runs_seeds = tuple(common.numbers("seeds", seeds))
+        runs = RecipeRuns(chosen, located.name, shots, runs_seeds, out, departures, overrides)
     elif out is not None or overrides:
         raise AdaptError("--out and --set apply only to a recipe's runs: add --recipe, or leave out --out and --set")
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.protocols.reproduction import reproduce
 
         loaded, name = load_backbone(backbone, device), called or papers.published_backbone(backbone)
-        reproduction = reproduce(loaded, split, entry, root, name, runs, cache=cache, progress=_say)
+        reproduction = reproduce(
+            loaded, split, entry, root, name, runs, cache=cache, progress=lambda line: click.echo(f"  {line}", err=True)
+        )
     click.echo(plain.dump(reproduction.to_dict(), indent=2) if as_json else _as_text(reproduction))
     if reproduction.verdict == "not reproduced":
         sys.exit(_DIFFERENT)
 
 
-def _say(line: str) -> None:
-    click.echo(f"  {line}", err=True)
-
-
-def _runs(
-    name: str, recipe: Recipe, shots: int, seeds: str, out: Path | None, overrides: tuple[str, ...]
-) -> RecipeRuns:
-    from adapt.protocols.reproduction import RecipeRuns
-    from adapt.recipe.file import read_file
-    from adapt.recipe.shipped import find_recipe
-
-    if out is None:
-        raise AdaptError(f"--recipe {name} needs a folder for its training runs: give a folder with --out")
-    located = find_recipe(name, "few_shot")
-    departures = read_file(located.path, located.name).under("Departures")
-    return RecipeRuns(recipe, located.name, shots, tuple(common.numbers("seeds", seeds)), out, departures, overrides)
-
-
 def _as_text(reproduction: Reproduction) -> str:
     """Return the text of a comparison: measured and published figures, the conditions that differ, and the verdict."""
     from adapt.protocols.papers import backbones
+    from adapt.protocols.table_formats import as_text
 
-    lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", _table(reproduction)]
+    cells = [["", "here", "published", "apart", "allowed", ""]]
     for each in reproduction.compared:
-        templates = f", with {_templates(each.templates)}" if each.templates else ""
+        figures = (f"{each.here:.2f}", f"{each.published:.2f}", f"{each.apart:+.2f}", f"{each.tolerance:g}")
+        cells.append([f"{each.method} [{each.origin}]", *figures, "within" if each.reproduced else "outside"])
+    beside = {each.method for each in reproduction.compared}
+    cells += [
+        [title, f"{value:.2f}", *[""] * 4] for title, value in reproduction.measured.items() if title not in beside
+    ]
+    lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", as_text(cells)]
+    for each in reproduction.compared:
+        more = f" and {len(each.templates) - 1} more templates" if len(each.templates) > 1 else ""
+        templates = f", with {each.templates[0]!r}{more}" if each.templates else ""
         lines.append(f"{each.method}: {each.source or 'a secondary source'}{templates}")
     if reproduction.published_backbone is None:
         lines.append(
@@ -137,24 +130,3 @@ def _as_text(reproduction: Reproduction) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in reproduction.environment["versions"].items())
     lines.append(f"with: {versions}; {reproduction.environment['precision']} on {reproduction.environment['device']}")
     return "\n".join([*lines, reproduction.verdict])
-
-
-def _table(reproduction: Reproduction) -> str:
-    from adapt.protocols.table_formats import as_text
-
-    cells = [["", "here", "published", "apart", "allowed", ""]]
-    for each in reproduction.compared:
-        figures = (f"{each.here:.2f}", f"{each.published:.2f}", f"{each.apart:+.2f}", f"{each.tolerance:g}")
-        cells.append([f"{each.method} [{each.origin}]", *figures, "within" if each.reproduced else "outside"])
-    beside = {each.method for each in reproduction.compared}
-    cells += [
-        [title, f"{value:.2f}", *[""] * 4] for title, value in reproduction.measured.items() if title not in beside
-    ]
-    return as_text(cells)
-
-
-def _templates(templates: tuple[str, ...]) -> str:
-    return f"{templates[0]!r}" + (f" and {len(templates) - 1} more templates" if len(templates) > 1 else "")
-
-
-COMMANDS = {"verify": verify}

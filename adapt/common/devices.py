@@ -8,6 +8,7 @@ processes, `LOCAL_RANK`, which `accelerate launch` and torchrun set, is the numb
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -85,6 +86,19 @@ def prefers_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "xpu"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of `device` in bytes, with CPU memory for MPS and no limit for the meta device."""
+    import psutil
+    import torch
+
+    if device.type == "meta":
+        return sys.maxsize
+    ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+    if ask is not None:
+        return int(ask(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from adapt.common import plain
-from adapt.common.cells import guarded
 from adapt.common.errors import AdaptError
+from adapt.common.shown import guarded
 
 _PART = 16 * 2**10
 _KINDS = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"))
@@ -94,7 +94,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        os.umask(mask := os.umask(0))
+        temporary.chmod(0o666 & ~mask)  # mkstemp's files are private
         os.replace(temporary, path)
     except OSError as error:
         raise AdaptError(
@@ -105,12 +106,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):  # the first error says more
                 temporary.unlink()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager

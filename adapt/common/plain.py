@@ -24,7 +24,7 @@ def parse(text: str | bytes, most: int | None = None) -> Any:
     Raises ValueError for invalid JSON, NaN, Infinity, a duplicate key, or data that `check` rejects.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
         check(value, longest=None, most=most)
     except RecursionError:
         raise ValueError(f"the data is nested too deeply; expected at most {DEPTH} levels") from None
@@ -81,12 +81,10 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return values
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not allowed in JSON; expected a finite number")
-
-
 def _finite(text: str) -> float:
-    value = float(text)
+    value = float(text)  # which may be the name of a constant, such as NaN
+    if text in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError(f"{text} is not allowed in JSON; expected a finite number")
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:20]} is too large; expected a 64-bit float")
     return value

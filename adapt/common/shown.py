@@ -1,10 +1,16 @@
-"""Display of untrusted text: detect or escape characters that would break a line or control a terminal."""
+"""Text for people: untrusted text with what would control a terminal or a spreadsheet escaped, and sizes in words."""
 
 from __future__ import annotations
 
+import re
 import reprlib
 import unicodedata
 from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_GUARDED = re.compile(r"''*[=+\-@\t\r\n]")
 
 # control characters, lone surrogates (bytes that are not UTF-8), line and paragraph separators
 _UNSEEN = {"Cc", "Cs", "Zl", "Zp"}
@@ -50,3 +56,35 @@ def spread(values: Sequence[int]) -> str:
 
     least, most = min(values), max(values)
     return f"{least:,}" if least == most else f"{least:,} to {most:,} (median {median_high(values):,})"
+
+
+def readable_bytes(size: float) -> str:
+    """Return a number of bytes as readable text, such as '1.5 KiB' for 1536."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def guarded(value: T) -> T | str:
+    """Return `value` as a CSV cell, with an apostrophe before any text that a spreadsheet would run as a formula.
+
+    A spreadsheet treats a cell that begins with `=`, `+`, `-`, `@`, a tab or a line end as a formula, which may start a
+    program. A text that already has apostrophes before such a character gets one more, so that `unguarded` restores
+    every text exactly. Numbers are unchanged.
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _is_number(value) else value
+
+
+def unguarded(text: str) -> str:
+    """Return the text of a CSV cell, without the apostrophe that `guarded` may have added."""
+    return text[1:] if _GUARDED.match(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text and text == text.strip()

@@ -9,8 +9,9 @@ import torch
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
-from adapt.common.memory import free_bytes, readable_bytes
+from adapt.common.shown import readable_bytes
 
 _TIMES = 4  # building may draw its tensors more than once, such as for copies
 _BESIDE = 2**22  # more numbers, for computing such as the features of one image

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
-from adapt.common.memory import free_bytes
+from adapt.common.devices import free_bytes
 from adapt.edits import Edit, Tokens
 from adapt.engine.attention import Packing, pack, prefix_suffix_attention
 from adapt.engine.blocks import again_in_backward, run_block

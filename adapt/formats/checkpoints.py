@@ -24,14 +24,9 @@ class _Inert:
     """A placeholder for the optimiser and schedulers that Dassl pickles, whose state is read but never used."""
 
 
-def _plain_dict(*factory: object) -> dict[object, object]:
-    """Return an empty dict in place of a pickled `collections.defaultdict`, which torch's reader cannot fill."""
-    return {}
-
-
 # what Dassl pickles beside tensors: an optimiser, schedulers, counters; each has an inert replacement
 _ALLOWED = {
-    "collections.defaultdict": _plain_dict,
+    "collections.defaultdict": lambda *factory: {},  # torch's reader cannot fill another dict
     "dassl.optim.lr_scheduler.ConstantWarmupScheduler": _Inert,
     "torch.optim.lr_scheduler.CosineAnnealingLR": _Inert,
     "torch.optim.sgd.SGD": _Inert,
@@ -52,9 +47,9 @@ def read_dassl(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise AdaptError(
-            f"{path} is refused: {_reason(error)}; only tensors and Dassl's own records are read"
-        ) from error
+        found = _REASON.search(str(error))
+        reason = found[1] if found else f"it cannot be read as a checkpoint ({type(error).__name__})"
+        raise AdaptError(f"{path} is refused: {reason}; only tensors and Dassl's own records are read") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise AdaptError(
@@ -94,12 +89,6 @@ def _check_stored(state: dict[str, Tensor], path: Path) -> None:
 
 # the reason in a message of torch's reader; the rest is advice to run the file's code
 _REASON = re.compile(r"((?:Unsupported|Trying to load) .*?)(?:\. |\.?$)", re.MULTILINE)
-
-
-def _reason(error: Exception) -> str:
-    """Return the reason in an error of `torch.load`, without torch's advice to run the code in the file."""
-    reason = _REASON.search(str(error))
-    return reason[1] if reason else f"it cannot be read as a checkpoint ({type(error).__name__})"
 
 
 def import_published(

@@ -69,7 +69,13 @@ def export(model: Adapted, folder: str | Path) -> Path:
     embed_dim = getattr(backbone, "embed_dim", None)
     record = _Record(format=FORMAT, skipped=tuple(skipped), cut=cut, halves=halves, embed_dim=embed_dim)
     with new_folder(folder) as new:
-        backbone.export(new, _outline(backbone.model))
+        # of a copy with one value per tensor, the library writes the configuration
+        model_parts = [*backbone.model.parameters(), *backbone.model.buffers()]
+        ones = {
+            id(x): nn.Parameter(x.detach().new_ones(1)) if isinstance(x, nn.Parameter) else x.new_ones(1)
+            for x in model_parts
+        }
+        backbone.export(new, copy.deepcopy(backbone.model, ones))
         for written in new.glob("*.safetensors*"):
             written.unlink()
         with replacing(new / COMPACT_WEIGHTS) as temporary:
@@ -89,12 +95,6 @@ def _taken_apart(backbone: Backbone, skipped: Sequence[str]) -> tuple[dict[str, 
     cut = {name: float(fingerprint.sampled(name, x)) for name, x in parameters.items() if name.startswith(inside)}
     tensors = parameters | dict(backbone.model.named_buffers())
     return {name: x.detach().cpu().contiguous() for name, x in tensors.items() if name not in cut}, cut
-
-
-def _outline(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` with one value per tensor, from which its library can write the configuration."""
-    ones = {id(parameter): nn.Parameter(parameter.detach().new_ones(1)) for parameter in model.parameters()}
-    return copy.deepcopy(model, ones | {id(buffer): buffer.new_ones(1) for buffer in model.buffers()})
 
 
 def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:

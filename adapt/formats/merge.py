@@ -54,7 +54,12 @@ def merged_model(model: Adapted) -> nn.Module:
     names = {id(module): name for name, module in backbone.model.named_modules()}
     with torch.no_grad():
         if isinstance(backbone, DualEncoder):
-            _scale(modules[""], model)
+            whole: Any = modules[""]  # without the scale and the temperature, probabilities would differ
+            if model.method.logit_scale is not None:
+                whole.logit_scale.fill_(math.log(model.method.logit_scale))
+            whole.logit_scale.sub_(math.log(model.answers.temperature))
+            if getattr(whole, "logit_bias", None) is not None:
+                whole.logit_bias.div_(model.answers.temperature)
         elif model.answers.temperature != 1:
             raise AdaptError(
                 f"this adapter divides logits by the temperature {model.answers.temperature:g}, which merged weights "
@@ -71,15 +76,6 @@ def merged_model(model: Adapted) -> nn.Module:
                     "not merge"
                 )
     return copied
-
-
-def _scale(copied: Any, model: Adapted) -> None:
-    """Give the copied model the logit scale and the temperature of `model`; otherwise, probabilities would differ."""
-    if model.method.logit_scale is not None:
-        copied.logit_scale.fill_(math.log(model.method.logit_scale))
-    copied.logit_scale.sub_(math.log(model.answers.temperature))
-    if getattr(copied, "logit_bias", None) is not None:
-        copied.logit_bias.div_(model.answers.temperature)
 
 
 def merge(model: Adapted, folder: str | Path) -> Path:

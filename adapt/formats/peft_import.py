@@ -57,10 +57,16 @@ def load(
     Raises AdaptError if the adapter is not a plain LoRA, or adapts modules other than the projections of towers.
     """
     folder = Path(folder)
-    config, note = _read_config(folder), _read_note(folder / TENSORS)
+    config: JsonObject = _read_config(folder)
+    note = _read_note(folder / TENSORS)
     class_names = note.class_names if class_names is None and note else class_names
     if backbone is None:
-        backbone = _named_backbone(config, note, folder, device)
+        base = config.get("base_model_name_or_path")
+        name = (note and note.backbone) or (f"hf:{base}" if base else None)
+        if not isinstance(name, str) or config.get("revision") not in (None, "main"):
+            named = "no backbone" if not isinstance(name, str) else f"revision {config['revision']!r} of {name}"
+            raise AdaptError(f"{folder} names {named}: give the backbone (--backbone)")
+        backbone = named_backbone(name, device, note.quantization if note else None, note.preprocess if note else {})
     if class_names is None and backbone.kind not in ("vision LLM", "native VLM"):
         raise AdaptError(f"{folder} is in peft's layout but records no class names: give class names (--classes)")
     backbone = backbone.turning(note is not None and note.preprocess["turned"])
@@ -68,8 +74,16 @@ def load(
         note_quantization(note.quantization, backbone, folder)
         check_reading(note.preprocess, backbone, folder)
     tensors, adapted = _placed(read_tensors(folder / TENSORS), config, backbone, folder)
-    settings = note.model_dump(include={"logit_scale", "template"}) if note else {"logit_scale": None}
-    method = LoRA(**_settings(config, adapted, backbone), **settings)
+    rank, alpha = config["r"], config["lora_alpha"]
+    method = LoRA(
+        rank=rank,
+        alpha=alpha if config.get("use_rslora") else alpha / math.sqrt(rank),  # peft usually divides by the rank
+        dropout=config.get("lora_dropout", 0.0),
+        towers=tuple(dict.fromkeys(tower for tower, _, _ in adapted)),
+        projections=tuple(dict.fromkeys(letter for _, _, letter in adapted)),
+        blocks=_blocks(adapted, backbone),
+        **(note.model_dump(include={"logit_scale", "template"}) if note else {"logit_scale": None}),
+    )
     return build_for(method, backbone, class_names or (), tensors, str(folder), fast).eval()
 
 
@@ -128,15 +142,6 @@ def _read_note(path: Path) -> Note | None:
     raise AdaptError(f"{path} is damaged ({reason}): the key {OURS} of its header has no valid settings")
 
 
-def _named_backbone(config: dict[str, object], note: Note | None, folder: Path, device: str | torch.device) -> Backbone:
-    base = config.get("base_model_name_or_path")
-    name = (note and note.backbone) or (f"hf:{base}" if base else None)
-    if not isinstance(name, str) or config.get("revision") not in (None, "main"):
-        named = "no backbone" if not isinstance(name, str) else f"revision {config['revision']!r} of {name}"
-        raise AdaptError(f"{folder} names {named}: give the backbone (--backbone)")
-    return named_backbone(name, device, note.quantization if note else None, note.preprocess if note else {})
-
-
 def _placed(
     tensors: dict[str, Tensor], config: dict[str, object], backbone: Backbone, folder: Path
 ) -> tuple[dict[str, Tensor], list[Place]]:
@@ -154,22 +159,6 @@ def _placed(
     if not adapted:
         raise AdaptError(f"{folder} contains no LoRA tensors")
     return placed, [site for site in sites.values() if site in adapted]
-
-
-def _settings(config: JsonObject, sites: list[Place], backbone: Backbone) -> dict[str, object]:
-    """Return the settings of adapt's LoRA that are equivalent to the settings of a peft adapter.
-
-    adapt's LoRA scales by alpha / sqrt(rank), whereas peft usually scales by alpha / rank.
-    """
-    rank, alpha = config["r"], config["lora_alpha"]
-    return {
-        "rank": rank,
-        "alpha": alpha if config.get("use_rslora") else alpha / math.sqrt(rank),
-        "dropout": config.get("lora_dropout", 0.0),
-        "towers": tuple(dict.fromkeys(tower for tower, _, _ in sites)),
-        "projections": tuple(dict.fromkeys(letter for _, _, letter in sites)),
-        "blocks": _blocks(sites, backbone),
-    }
 
 
 def _blocks(sites: list[Place], backbone: Backbone) -> tuple[int, int] | None:

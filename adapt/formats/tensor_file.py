@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
-from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 
 if TYPE_CHECKING:
@@ -95,7 +94,11 @@ def describe(path: Path, what: What = ADAPTER) -> Described:
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("the metadata contain values that are not strings")
         for name, entry in header.items():
-            _check_tensor(name, entry)
+            shape = tuple(entry["shape"])
+            if entry["dtype"] not in _TYPES:
+                raise ValueError(f"tensor {name!r} is of type {entry['dtype']!r}; expected one of {', '.join(_TYPES)}")
+            if not all(type(size) is int and size >= 0 for size in shape):
+                raise ValueError(f"tensor {name!r} has the shape {shape!r}; expected integers of at least 0")
         recorded = metadata.pop(CHECKSUM, None)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise AdaptError(f"{path} has no readable header ({shown(error)}); {what.advice}") from error
@@ -121,15 +124,6 @@ def _header_text(path: Path, what: What) -> bytes:
 def _check_size(size: int, most: int, unit: str, source: object, advice: str = "") -> None:
     if size > most:
         raise AdaptError(f"{source} has a header of {size:,} {unit}; expected at most {most:,}{advice}")
-
-
-def _check_tensor(name: str, entry: JsonObject) -> None:
-    """Raise ValueError if a tensor's entry in the header has an unknown type or an invalid shape."""
-    shape = tuple(entry["shape"])
-    if entry["dtype"] not in _TYPES:
-        raise ValueError(f"tensor {name!r} is of type {entry['dtype']!r}; expected one of {', '.join(_TYPES)}")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"tensor {name!r} has the shape {shape!r}; expected integers of at least 0")
 
 
 def read(path: Path, what: What = ADAPTER) -> dict[str, Tensor]:

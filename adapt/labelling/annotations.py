@@ -48,17 +48,15 @@ def applied(split: Split, annotations: Iterable[Annotation]) -> Split:
     Raises AdaptError if a class loses its last training image.
     """
     last = {annotation.path: annotation for annotation in annotations if annotation.action != "skip"}
+    dropped = {path for path, annotation in last.items() if annotation.action == "drop"}
     parts: dict[str, tuple[Item, ...]] = {
-        part: tuple(_annotated(item, last) for item in getattr(split, part) if _stays(item, last)) for part in PARTS
+        part: tuple(_annotated(item, last) for item in getattr(split, part) if item.path not in dropped)
+        for part in PARTS
     }
     labelled = tuple(item for item in parts["unlabelled"] if item.class_names)
     parts["unlabelled"] = tuple(item for item in parts["unlabelled"] if not item.class_names)
     parts["train"] += labelled
     return replace(split, **parts)  # type: ignore[arg-type]  # the names are those of parts
-
-
-def _stays(item: Item, last: dict[str, Annotation]) -> bool:
-    return item.path not in last or last[item.path].action != "drop"
 
 
 def _annotated(item: Item, last: dict[str, Annotation]) -> Item:

@@ -1,13 +1,15 @@
-"""The labelling of images by a person: proposals, answers, and a round of training after every few answers."""
+"""The labelling of images by a person, kept in a folder: proposals, answers, and training after every few answers."""
 
 from __future__ import annotations
 
+import logging
 import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from adapt.backbones.base import Backbone
@@ -19,15 +21,63 @@ from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.labelling import annotations as annotating
 from adapt.labelling.annotations import Annotation, applied
-from adapt.labelling.begun import ANNOTATIONS, DATA, PROPOSALS, ROUNDS, Begun, locked
-from adapt.labelling.gathering import gathered, of_run, present
-from adapt.labelling.proposals import Proposal
+from adapt.labelling.proposals import Proposal, gathered, of_run, present
 from adapt.labelling.proposing import as_listed, in_order
 from adapt.loading import load
 from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model
 from adapt.training.relisted import LIST, RECIPE, on_list, recipe_of, write_list
 from adapt.training.run_recipe import run_recipe
+
+logger = logging.getLogger("adapt")
+BEGUN, DATA, ANNOTATIONS = "labelling.json", "data.csv", "annotations.csv"
+PROPOSALS, ROUNDS = "proposals.csv", "rounds.json"
+
+
+class Begun(BaseModel):
+    """The run and the sources of images that a folder of answers belongs to."""
+
+    run: str
+    sources: list[str]
+
+    @classmethod
+    def of(cls, out: Path, run: Path, sources: Sequence[Path]) -> Begun:
+        """Return what the folder `out` belongs to, with the sources of earlier commands.
+
+        Sources that are gone are left out with a warning. Raises AdaptError if `out` has answers about another run.
+        """
+        own = cls(run=str(run.absolute()), sources=[str(source.absolute()) for source in sources])
+        if not (out / BEGUN).exists():
+            return own
+        before = cls(**stored.read(out / BEGUN, cls, "description of a labelling"))
+        if before.run != own.run and (out / ANNOTATIONS).exists():
+            raise AdaptError(
+                f"{out} has answers about the run {before.run}, not {own.run}: choose another --out, or correct the "
+                f"run in {out / BEGUN} if it was moved"
+            )
+        earlier = [source for source in before.sources if Path(source).exists()]
+        for source in before.sources:
+            if source not in earlier:
+                logger.warning("%s, of an earlier command, is gone: its images are left out", source)
+        return cls(run=own.run, sources=list(dict.fromkeys([*earlier, *own.sources])))
+
+    def write(self, out: Path) -> None:
+        """Write the description to the folder `out`."""
+        write_json(out / BEGUN, self.model_dump())
+
+
+def locked(out: Path) -> FileLock:
+    """Return a held lock on a folder, which is created. Raises AdaptError if another process holds it."""
+    lock = FileLock(out / ".lock")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise AdaptError(f"{out} is in use by another labelling: end it, or choose another --out") from None
+    except OSError as error:
+        raise AdaptError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from error
+    return lock
+
 
 SPARE = 2  # times as many images are proposed as answers are wanted, since some are skipped
 
@@ -52,9 +102,10 @@ class Labelling:
     """Proposed labels of images, a person's answers, and training on the answers, all of it kept in a folder.
 
     `run` is the folder of a run, whose adapter proposes labels. `sources` are folders or lists of further images, and
-    lists of doubtful images of the run, which come first. The folder `out` gets annotations.csv after each answer, and
-    data.csv (all images with their labels), rounds.json and the run of the round after each round. If `out` has answers
-    already, they are taken, with the sources that they are about. `out` is locked until `close` or the process ends.
+    lists of doubtful images of the run, which come first. `data` is the data of the run with these images, before any
+    answer. The folder `out` gets annotations.csv after each answer, and data.csv (all images with their labels),
+    rounds.json and the run of the round after each round. If `out` has answers already, they are taken, with the
+    sources that they are about. `out` is locked until `close` or the process ends.
 
     Raises AdaptError if the run has another task than classification or another kind of backbone than an encoder of
     images, if there is no image to ask about, and if `out` is in use, is of another run, or lies in the run's data.
@@ -68,7 +119,7 @@ class Labelling:
         own = of_run(self._recipe, progress)
         self._lock = locked(out)
         begun = Begun.of(out, run, sources)
-        self._begun, self._doubts = gathered(own, list(map(Path, begun.sources)), progress)
+        self.data, self._doubts = gathered(own, list(map(Path, begun.sources)), progress)
         rounds = stored.read(out / ROUNDS, list[LabelRound], "rounds") if (out / ROUNDS).exists() else []
         self.rounds = [LabelRound(**each) for each in rounds]
         latest = self._folder(self.rounds[-1].round) if rounds else run
@@ -76,7 +127,7 @@ class Labelling:
         metrics = stored.read(latest / "metrics.json", stored.Metrics, "metrics")
         self._accuracy: float | None = metrics.get("adapted", {}).get("accuracy")
         self._annotations = annotating.read(out / ANNOTATIONS)
-        self._tested = applied(self._begun, self._annotations[: self._known]).test
+        self._tested = applied(self.data, self._annotations[: self._known]).test
         for name, column in ((DATA, "label"), (PROPOSALS, "answer")):
             self._annotations += annotating.filled_in(out / name, column, self.split)
         annotating.write(out / ANNOTATIONS, self._annotations)
@@ -94,27 +145,17 @@ class Labelling:
         return self.out / f"round-{number}"
 
     def _loaded(self, run: Path, model: Model) -> ImageModel:
-        if not isinstance(model, ImageModel) or tuple(model.class_names) != self._begun.class_names:
+        if not isinstance(model, ImageModel) or tuple(model.class_names) != self.data.class_names:
             raise AdaptError(
                 f"{run} has an adapter of a {model.backbone.kind} with {len(model.class_names)} classes; expected one "
-                f"of an encoder of images with the {len(self._begun.class_names)} classes of its data"
+                f"of an encoder of images with the {len(self.data.class_names)} classes of its data"
             )
         return model.eval()
 
     @property
     def split(self) -> Split:
         """The data with all answers so far."""
-        return applied(self._begun, self._annotations)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The classes to choose from."""
-        return self._begun.class_names
-
-    @property
-    def turned(self) -> bool:
-        """Whether images are rotated upright by their EXIF orientation."""
-        return self._begun.turned
+        return applied(self.data, self._annotations)
 
     @property
     def _known(self) -> int:
@@ -171,7 +212,7 @@ class Labelling:
     def write(self) -> None:
         """Write data.csv and recipe.yaml, which train on all answers, and proposals.csv, the images of this round."""
         write_list(self.split, self.out / DATA)
-        write_text(self.out / RECIPE, on_list(self._recipe, self.out / DATA, self.turned).to_yaml())
+        write_text(self.out / RECIPE, on_list(self._recipe, self.out / DATA, self.data.turned).to_yaml())
         rows = [
             {
                 "path": each.item.path,
@@ -197,9 +238,9 @@ class Labelling:
         proposal = next((each for each in self._open if each.item.path == annotation.path), None)
         if proposal is None:
             raise AdaptError(f"{annotation.path!r} does not wait for an answer")
-        annotating.check(annotation, self._begun)
+        annotating.check(annotation, self.data)
         if proposal.reviewed:
-            applied(self._begun, [*self._annotations, annotation])
+            applied(self.data, [*self._annotations, annotation])
         self._annotations.append(replace(annotation, proposed=proposal.label))
         annotating.write(self.out / ANNOTATIONS, self._annotations)
         if not self.left and self.answers < self._wanted:  # many were skipped

@@ -13,47 +13,14 @@ from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel
 
 from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
 from adapt.data.decoding.images import open_image
 from adapt.labelling.annotations import Annotation
 from adapt.labelling.labelling import Labelling, LabelRound
 from adapt.labelling.proposals import Proposal
-from adapt.serving.guard import Guard
-from adapt.serving.pages import page
-from adapt.serving.problems import problem
+from adapt.serving.web import Guard, page, problem
 
 SIDE = 640  # pixels that a picture on the page has at most
-
-
-class Likely(BaseModel):
-    """A class and its probability."""
-
-    name: str
-    probability: float
-
-
-class ProposalCard(BaseModel):
-    """A proposal on the page."""
-
-    path: str
-    file: str
-    label: str
-    reviewed: bool
-    likely: list[Likely]
-    why: str
-    other: str
-
-    @classmethod
-    def of(cls, proposal: Proposal) -> ProposalCard:
-        """Return a proposal in the form in which the page gets it."""
-        return cls(
-            path=proposal.item.path,
-            file=Path(proposal.item.path).name,
-            label=proposal.label,
-            reviewed=proposal.reviewed,
-            likely=[Likely(name=name, probability=probability) for name, probability in proposal.likely],
-            why=proposal.why,
-            other=proposal.other,
-        )
 
 
 class State(BaseModel):
@@ -62,10 +29,23 @@ class State(BaseModel):
     classes: tuple[str, ...]
     asked: int
     answers: int
-    left: list[ProposalCard]
+    left: list[JsonObject]
     rounds: list[LabelRound]
     command: str
     training: bool
+
+
+def _card(proposal: Proposal) -> JsonObject:
+    """Return a proposal in the form in which the page gets it."""
+    return {
+        "path": proposal.item.path,
+        "file": Path(proposal.item.path).name,
+        "label": proposal.label,
+        "reviewed": proposal.reviewed,
+        "likely": [{"name": name, "probability": probability} for name, probability in proposal.likely],
+        "why": proposal.why,
+        "other": proposal.other,
+    }
 
 
 def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
@@ -80,10 +60,10 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
 
     def state() -> State:
         return State(
-            classes=labelling.class_names,
+            classes=labelling.data.class_names,
             asked=labelling.asked,
             answers=labelling.answers,
-            left=[ProposalCard.of(proposal) for proposal in labelling.left],
+            left=list(map(_card, labelling.left)),
             rounds=labelling.rounds,
             command=labelling.command,
             training=training.is_set(),
@@ -110,7 +90,7 @@ def create_label_app(labelling: Labelling, a_round: int) -> FastAPI:
         shown = {each for proposal in labelling.proposals for each in (proposal.item.path, proposal.other)}
         if path not in shown:
             raise AdaptError(f"{path!r} does not wait for an answer")
-        image = open_image(path, turned=labelling.turned)
+        image = open_image(path, turned=labelling.data.turned)
         image.thumbnail((SIDE, SIDE))
         content = io.BytesIO()
         image.save(content, "JPEG", quality=90)

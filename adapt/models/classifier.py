@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
+from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
-from adapt.common.memory import free_bytes
 from adapt.common.shown import brief
 from adapt.methods.base import Context, ImageStep, Method, PairStep
 from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, trait

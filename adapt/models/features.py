@@ -14,9 +14,10 @@ from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.preprocess import Transform, transform_key
+from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
-from adapt.common.memory import free_bytes, readable_bytes
 from adapt.common.progress import Progress
+from adapt.common.shown import readable_bytes
 from adapt.data.bags import has_bags, singles, sizes
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.image_set import loader

@@ -77,7 +77,9 @@ class Engine:
                     yield row
                     done += 1
             except BrokenProcessPool as error:
-                deaths.update(_begun(runs[done:], out))  # one of these died, and the pool ended the others
+                folders = {run.name: out / run.name for run in runs[done:]}
+                begun = [run for run, at in folders.items() if at.is_dir() and not (at / "metrics.json").exists()]
+                deaths.update(begun or [runs[done].name])  # one of these died, and the pool ended the others
                 given_up = [name for name, count in deaths.items() if count > RETRIES]
                 if given_up:
                     raise AdaptError(
@@ -113,7 +115,9 @@ class Engine:
         if started:
             self._start(ray)
         try:
-            share = self.share(_accelerators(ray)) if any(run.recipe.device != "cpu" for run in runs) else 0
+            accelerators = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+            on_gpus = any(run.recipe.device != "cpu" for run in runs)
+            share = self.share(max(accelerators, default=0)) if on_gpus else 0
             task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=RETRIES)(_measure)
             pending = [task.remote(run, out.absolute(), self.threads, track, plugins.loaded()) for run in runs]
             for run, each in zip(runs, pending, strict=True):
@@ -148,18 +152,6 @@ class Engine:
                 f"a run takes {self.threads} threads, but the largest node at {self.address} has {largest:.0f} CPUs: "
                 "raise --jobs, or set OMP_NUM_THREADS to a lower number"
             )
-
-
-def _accelerators(ray: ModuleType) -> int:
-    """Return the largest number of accelerators (GPU in Ray's terms) on any node of the cluster."""
-    return max((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
-
-
-def _begun(runs: Sequence[PlannedRun], out: Path) -> list[str]:
-    """Return the names of runs that have begun and are not finished, or the first run's if none has."""
-    folders = {run.name: out / run.name for run in runs}
-    begun = [name for name, each in folders.items() if each.is_dir() and not (each / "metrics.json").exists()]
-    return begun or [runs[0].name]
 
 
 def _begin(numbers: SimpleQueue[int]) -> None:

@@ -30,10 +30,6 @@ class PlainRun:
     metrics: JsonObject
 
     @property
-    def seed(self) -> int:
-        return int(self.metrics["seed"])
-
-    @property
     def figure(self) -> str:
         """The name of the metric by which runs are compared, such as accuracy."""
         return main_figure(self.metrics.get("adapted", {}))[0]
@@ -144,7 +140,7 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
         f"{adapted}{named}" if adapted else "not measured",
         shown(str(data.get("source", ""))),
         "all" if shots is None else str(shots),
-        ", ".join(str(run.seed) for run in group),
+        ", ".join(str(run.metrics["seed"]) for run in group),
         percent(errors),
         f"{group[0].metrics['trainable_parameters']:,}",
         f"{statistics.mean(run.metrics['seconds'] for run in group):.1f}",

@@ -149,14 +149,26 @@ def reproduce(
     if runs is not None:
         check(runs.protocol.runs)  # before anything is measured
     measured, compared = _zero_shot(backbone, split, papers.zero_shot_of(data.name, called), cache)
-    conditions = [*_of_backbone(backbone, called), *_of_data(split, data)]
+    missing = [name for name in data.names if name not in split.class_names]
+    names = "the split file's"
+    conditions = [
+        *_of_backbone(backbone, called),
+        Condition("test images", f"{data.sizes[2]:,}", f"{len(split.test):,}"),
+        Condition("class names", names, f"without {first_of(missing)}" if missing else names),
+    ]
     if runs is not None:
         (summary,) = run_protocol(runs.protocol, runs.out, progress=progress)["summary"]
         title, accuracy = f"{runs.name}, shots: {runs.shots}", 100 * summary["mean"]["test"]
         measured[title] = accuracy
         rows = papers.few_shot_of(runs.name, runs.shots, data.name, called)
         compared += [_beside(row, title, accuracy, str(runs.shots), TRAINED_TOLERANCE) for row in rows]
-        conditions += _of_training(runs, rows, split, data)
+        published_seeds, seeds = [", ".join(map(str, row["seeds"])) for row in rows], ", ".join(map(str, runs.seeds))
+        conditions += [
+            Condition("training images", f"{data.sizes[0]:,}", f"{len(split.train):,}"),
+            Condition("validation images", f"{data.sizes[1]:,}", f"{len(split.val):,}"),
+            *(Condition("seeds", each, seeds) for each in published_seeds),
+            Condition("set by hand", "nothing", ", ".join(runs.changed) or "nothing"),
+        ]
     return Reproduction(
         data=data.name,
         backbone=backbone.describe(),
@@ -167,7 +179,7 @@ def reproduce(
         departures="" if runs is None else runs.departures,
         class_names=split.class_names,
         fingerprint=backbone.fingerprint.short(),
-        lists={name: _digest(Path(root, data.folder, name)) for name in data.lists},
+        lists={name: hashlib.sha256(Path(root, data.folder, name).read_bytes()).hexdigest() for name in data.lists},
         environment=environment() | {"device": str(backbone.device), "precision": str(backbone.dtype)},
     )
 
@@ -214,29 +226,3 @@ def _described(preprocess: Preprocess) -> dict[str, str]:
         "mean": " ".join(f"{value:.4f}" for value in preprocess.mean),
         "std": " ".join(f"{value:.4f}" for value in preprocess.std),
     }
-
-
-def _of_data(split: Split, data: Published) -> list[Condition]:
-    missing = [name for name in data.names if name not in split.class_names]
-    return [
-        Condition("test images", f"{data.sizes[2]:,}", f"{len(split.test):,}"),
-        Condition("class names", "the split file's", f"without {first_of(missing)}" if missing else "the split file's"),
-    ]
-
-
-def _of_training(runs: RecipeRuns, rows: Sequence[papers.PaperRow], split: Split, data: Published) -> list[Condition]:
-    return [
-        Condition("training images", f"{data.sizes[0]:,}", f"{len(split.train):,}"),
-        Condition("validation images", f"{data.sizes[1]:,}", f"{len(split.val):,}"),
-        *(Condition("seeds", _listed(row["seeds"]), _listed(runs.seeds)) for row in rows),
-        Condition("set by hand", "nothing", ", ".join(runs.changed) or "nothing"),
-    ]
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

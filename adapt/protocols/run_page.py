@@ -1,68 +1,239 @@
-"""The section of a report on one run: its curves, errors, calibration, and how it was made."""
+"""The section of a report on one run: its curves, errors, confusions and calibration, and how it was made.
+
+Galleries show thumbnails of the images in a run's lists, such as duplicates.csv, with their classes.
+"""
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import os
 import shlex
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.common.shown import shown
+from adapt.common.shown import shown, unguarded
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
-from adapt.protocols.confusions import Confusions, confusions
-from adapt.protocols.gallery import learned_turned, read_rows, small_image, thumbnail
+from adapt.formats.adapter import NAME
+from adapt.formats.header import read_header
 from adapt.protocols.plain_runs import PlainRun
 from adapt.protocols.plots import coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.training.result import Result, read_history
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+THUMBNAIL = 96  # pixels of the longer edge
+MOST_PICTURES = 24  # of one list
+
+_Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a gallery: path, file name, caption, and thumbnail as base64 JPEG (None if the file is missing)."""
+
+    path: str
+    name: str
+    caption: str
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A gallery of an image list: title, file, number of lines, and one or two pictures for each of the first lines."""
+
+    title: str
+    file: str
+    lines: int
+    entries: list[list[Picture]]
+
+
+@dataclass(frozen=True)
+class _List:
+    """A kind of image list in a run directory: file, title, columns, and a function for the images of a row."""
+
+    file: str
+    title: str
+    columns: tuple[str, ...]
+    images: Callable[[_Row], list[tuple[str, str]]]  # the path and caption of each
+
+
+_LISTS = (
+    _List(
+        "contradictions.csv",
+        "Near duplicates with different classes",
+        ("path", "class", "other_path", "other_class"),
+        lambda row: [(row["path"], row["class"]), (row["other_path"], row["other_class"])],
+    ),
+    _List(
+        "suspects.csv",
+        "Training images that look like another class",
+        ("path", "class", "likelier"),
+        lambda row: [(row["path"], f"labelled {row['class']}, looks like {row['likelier']}")],
+    ),
+    _List(
+        "duplicates.csv",
+        "Test and validation images that look like a training image",
+        ("path", "part", "class", "train_path", "train_class"),
+        lambda row: [
+            (row["path"], f"{row['part']}: {row['class']}"),
+            (row["train_path"], f"train: {row['train_class']}"),
+        ],
+    ),
+    _List(
+        "confused.csv",
+        "Images of the most often confused classes",
+        ("path", "class", "predicted"),
+        lambda row: [(row["path"], f"{row['class']}, classified as {row['predicted']}")],
+    ),
+)
+
+
+def learned_turned(run: Path) -> bool:
+    """Return whether the run's adapter was trained on images that were turned upright by EXIF."""
+    adapter = run / NAME
+    return adapter.is_file() and bool(read_header(adapter).preprocess["turned"])
+
+
+def galleries(run: Path) -> Iterator[Gallery]:
+    """Yield a gallery for each non-empty list of images in a run directory. Raises AdaptError if a list is damaged."""
+    turned = learned_turned(run)
+    for each in _LISTS:
+        rows = read_rows(run / each.file, each.columns, "list of images")
+        if rows:
+            first = rows[: MOST_PICTURES // len(each.images(rows[0]))]
+            entries = [
+                [
+                    Picture(path, shown(Path(path).name), caption, thumbnail(path, turned))
+                    for path, caption in each.images(row)
+                ]
+                for row in first
+            ]
+            yield Gallery(each.title, each.file, len(rows), entries)
+
+
+def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
+    """Read the rows of a run's CSV file, with formulas unescaped; return an empty list for a missing file.
+
+    Raises AdaptError if the file is damaged or a column in `columns` is missing. `what` describes the content.
+    """
+    if not file.is_file():
+        return []
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            reader = csv.DictReader(lines)
+            rows = [{key: unguarded(cell) for key, cell in row.items()} for row in reader]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise AdaptError(f"{file} holds no {what}: {error}") from error
+    if missing := set(columns).difference(reader.fieldnames or ()):
+        raise AdaptError(f"{file} holds no {what}: the column {min(missing)} is missing")
+    return rows
+
+
+def small_image(path: str, turned: bool) -> Image.Image | None:
+    """Return an image at thumbnail size, rotated upright by EXIF if `turned`; None if the file cannot be read."""
+    from adapt.data.decoding.images import open_image
+
+    try:
+        image = open_image(path, turned=turned)
+    except AdaptError:
+        return None  # moved since the run; the page says so
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def thumbnail(path: str, turned: bool) -> str | None:
+    """Return the thumbnail of an image as base64 JPEG, or None if the file cannot be read."""
+    image = small_image(path, turned)
+    if image is None:
+        return None
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+MOST_CLASSES = 30  # a larger table is hard to read
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """A confusion-matrix cell: number of images, fraction of the actual class, and whether the prediction is right."""
+
+    images: int
+    share: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """A confusion matrix with the displayed classes, one row of cells for each class, and a caption.
+
+    `elsewhere` contains, for each row, the number of images that were classified as a class that is not displayed. The
+    list is empty if all classes are displayed.
+    """
+
+    classes: list[str]
+    rows: list[list[ConfusionCell]]
+    elsewhere: list[int]
+    caption: str
+
+
+def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
+    """Return the confusion matrix for the rows of predictions.csv, limited to the most often confused classes."""
+    counts = Counter((row["class"], row["predicted"]) for row in rows)
+    of_class = Counter(row["class"] for row in rows)
+    every = sorted({name for pair in counts for name in pair})
+    classes, caption = every, f"all {len(every)} classes"
+    if len(every) > MOST_CLASSES:
+        classes = _most_confused(counts)
+        caption = f"the {len(classes)} of {len(every)} classes that are most often confused"
+        if not classes:
+            classes = every[:MOST_CLASSES]
+            caption = f"{len(classes)} of {len(every)} classes, without any confusion"
+    cells = [
+        [
+            ConfusionCell(counts[actual, name], counts[actual, name] / max(1, of_class[actual]), actual == name)
+            for name in classes
+        ]
+        for actual in classes
+    ]
+    hidden = [of_class[actual] - sum(cell.images for cell in row) for actual, row in zip(classes, cells)]
+    return Confusions(classes, cells, hidden if len(classes) < len(every) else [], caption)
+
+
+def _most_confused(counts: Counter[tuple[str, str]]) -> list[str]:
+    """Return the classes of the most often confused pairs, up to the limit of a displayed confusion matrix."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for (actual, predicted), images in counts.items():
+        if actual != predicted:
+            pairs[min(actual, predicted), max(actual, predicted)] += images
+    chosen: set[str] = set()
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        if len(chosen.union(pair)) <= MOST_CLASSES:
+            chosen.update(pair)
+    return sorted(chosen)
+
 
 WORST_ERRORS, WORST_CLASSES = 12, 10
 THRESHOLD = 0.6  # the one that the text mentions
 
 
-@dataclass(frozen=True)
-class Error:
-    """A wrong prediction, with the image as base64 JPEG, or None if the image file is missing."""
+def run_page(run: PlainRun) -> JsonObject:
+    """Return the report content for a finished run: plots are SVG text, or "" if there is nothing to draw.
 
-    actual: str
-    predicted: str
-    confidence: float
-    path: str
-    image: str | None
-
-    @property
-    def name(self) -> str:
-        """The name of the image's file."""
-        return shown(Path(self.path).name)
-
-
-@dataclass(frozen=True)
-class RunPage:
-    """The report content for one run directory; plots are SVG text, or "" if there is nothing to draw."""
-
-    name: str
-    result: PlainRun
-    command: str
-    made_with: str
-    curves: str
-    confusions: Confusions | None
-    reliability: str
-    thresholds: list[dict[str, object]]
-    coverage: str
-    class_figure: str
-    worst_classes: list[tuple[str, float]]
-    errors: list[Error]
-    explained: str
-
-
-def run_page(run: PlainRun) -> RunPage:
-    """Return the report content for a finished run. Raises AdaptError if the run's files are damaged."""
+    Raises AdaptError if the run's files are damaged.
+    """
     rows, metrics = _predictions(run.path), run.metrics
     adapted: JsonObject = metrics.get("adapted", {})
     by_class: dict[str, float] = adapted.get("by_class", {})
@@ -70,22 +241,26 @@ def run_page(run: PlainRun) -> RunPage:
     # a confusion matrix needs one class for each image
     of_one_class = bool(rows and by_class) and class_figure == Scores.class_figure
     of_probabilities = of_one_class and "calibration_error" in adapted
-    thresholds, coverage = _coverage(rows) if of_probabilities else ([], "")
-    return RunPage(
-        name=name_of(run.path),
-        result=run,
-        command=shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
-        made_with=_made_with(run.path, metrics.get("device")),
-        curves=_curves(run),
-        confusions=confusions(rows) if of_one_class else None,
-        reliability=_reliability(rows, metrics) if of_probabilities else "",
-        thresholds=thresholds,
-        coverage=coverage,
-        class_figure=class_figure,
-        worst_classes=sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
-        errors=_worst_errors(rows, learned_turned(run.path)),
-        explained=_explained(run.path),
-    )
+    thresholds, coverage = list[JsonObject](), ""
+    if of_probabilities:
+        confidences = _confidences(rows)
+        thresholds = by_threshold(*confidences)
+        coverage = svg(coverage_curve(coverage_and_accuracy(*confidences), thresholds))
+    return {
+        "name": name_of(run.path),
+        "result": run,
+        "command": shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
+        "made_with": _made_with(run.path, metrics.get("device")),
+        "curves": _curves(run),
+        "confusions": confusions(rows) if of_one_class else None,
+        "reliability": _reliability(rows, metrics) if of_probabilities else "",
+        "thresholds": thresholds,
+        "coverage": coverage,
+        "class_figure": class_figure,
+        "worst_classes": sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
+        "errors": _worst_errors(rows, learned_turned(run.path)),
+        "explained": _explained(run.path),
+    }
 
 
 def name_of(path: Path) -> str:
@@ -122,13 +297,6 @@ def _confidences(rows: Sequence[dict[str, str]]) -> tuple[list[float], list[bool
     return [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
 
 
-def _coverage(rows: Sequence[dict[str, str]]) -> tuple[list[JsonObject], str]:
-    """Return the coverage and accuracy at each confidence threshold, as rows and as a figure (SVG)."""
-    confidence, right = _confidences(rows)
-    thresholds = by_threshold(confidence, right)
-    return thresholds, svg(coverage_curve(coverage_and_accuracy(confidence, right), thresholds))
-
-
 def _reliability(rows: Sequence[dict[str, str]], metrics: JsonObject) -> str:
     after = reliability(*_confidences(rows))
     calibration = metrics.get("calibration", {})
@@ -162,7 +330,7 @@ def _explained(run: Path) -> str:
     return svg(descriptor_bars(examples, [small_image(each["path"], turned) for each in examples])) if examples else ""
 
 
-def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
+def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[JsonObject]:
     """Return the wrong predictions with the highest confidence in per cent; of equal ones, classes take turns."""
     wrong = [row for row in rows if row["class"] != row["predicted"]]
     wrong.sort(key=lambda row: -float(row["confidence"]))
@@ -171,6 +339,13 @@ def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[Error]:
         key=lambda row: (-(percent := round(100 * float(row["confidence"]))), next(turns[percent, row["class"]]))
     )
     return [
-        Error(row["class"], row["predicted"], float(row["confidence"]), row["path"], thumbnail(row["path"], turned))
+        {
+            "actual": row["class"],
+            "predicted": row["predicted"],
+            "confidence": float(row["confidence"]),
+            "path": row["path"],
+            "name": shown(Path(row["path"]).name),
+            "image": thumbnail(row["path"], turned),
+        }
         for row in wrong[:WORST_ERRORS]
     ]

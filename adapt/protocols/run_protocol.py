@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 from filelock import FileLock
 
@@ -27,16 +27,7 @@ LOCAL = Engine()
 SHORT = 5.0  # seconds for which no time left is shown
 
 
-class _Tried(TypedDict):
-    setting: NotRequired[str]
-    val: NotRequired[float | None]
-
-
-class _AsSets(TypedDict):
-    together: NotRequired[Figures]
-
-
-class Summary(_Tried, _AsSets):
+class Summary(TypedDict):
     """Means and standard deviations of accuracies over the seeds, in [0, 1], and the zero-shot accuracies.
 
     `together` are mean accuracies of answers about the whole test set together, of a method that gives such answers.
@@ -44,10 +35,13 @@ class Summary(_Tried, _AsSets):
     """
 
     shots: int | None
+    setting: NotRequired[str]
+    val: NotRequired[float | None]
     runs: int
     mean: Figures
     std: Figures
     zero_shot: Figures
+    together: NotRequired[Figures]
 
 
 class Results(TypedDict):
@@ -92,7 +86,9 @@ def run_protocol(
         earlier = _earlier(protocol, out)
         if earlier and progress is not None:
             progress(f"{len(earlier)} finished runs of earlier commands in {out} are among the results")
-        rows = _in_order([*rows, *earlier])
+        rows += earlier
+        settings = list(dict.fromkeys(row.get("setting") for row in rows))
+        rows.sort(key=lambda row: (row["shots"] or 0, settings.index(row.get("setting")), row["seed"]))
         _check_one_test_set(rows)
         results: Results = {
             "protocol": protocol.name,
@@ -145,12 +141,6 @@ def _check_one_test_set(rows: Sequence[Row]) -> None:
                 )
 
 
-def _in_order(rows: Sequence[Row]) -> list[Row]:
-    """Return rows by shots, by setting as it first occurs, and by seed."""
-    settings = list(dict.fromkeys(row.get("setting") for row in rows))
-    return sorted(rows, key=lambda row: (row["shots"] or 0, settings.index(row.get("setting")), row["seed"]))
-
-
 def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:
     """Return a summary for each group of result rows that differ only by seed."""
     groups: dict[tuple[int | None, str | None], list[Row]] = {}
@@ -162,12 +152,11 @@ def summaries(protocol: Protocol, rows: Sequence[Row]) -> list[Summary]:
 def _summary(protocol: Protocol, shots: int | None, setting: str | None, rows: Sequence[Row]) -> Summary:
     validated = [row["val"] for row in rows if row.get("val") is not None]
     val = statistics.mean(validated) if validated else None
-    tried: _Tried = {} if setting is None else {"setting": setting, "val": val}
+    tried = {} if setting is None else {"setting": setting, "val": val}
     adapted = [{name: row[name] for name in protocol.figures} for row in rows]
     each = [figures | protocol.derive(figures) for figures in adapted]
     together = all(f"together_{name}" in row for name in protocol.figures for row in rows)
-    sets: _AsSets = {"together": _prefixed(protocol, rows, "together_")} if together else {}
-    return {
+    summary = {
         "shots": shots,
         **tried,
         "runs": len(rows),
@@ -176,8 +165,9 @@ def _summary(protocol: Protocol, shots: int | None, setting: str | None, rows: S
             name: statistics.stdev(figures[name] for figures in each) if len(each) > 1 else 0.0 for name in each[0]
         },
         "zero_shot": _prefixed(protocol, rows, "zero_shot_"),
-        **sets,
+        **({"together": _prefixed(protocol, rows, "together_")} if together else {}),
     }
+    return cast("Summary", summary)
 
 
 def _prefixed(protocol: Protocol, rows: Sequence[Row], prefix: str) -> Figures:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +131,7 @@ class _Jobs:
         for job in left:
             job.cancel(check=False)
         until = time.monotonic() + GONE
-        while time.monotonic() < until and not _all_gone(left):
+        while time.monotonic() < until and not all(job.done(force_check=True) for job in left):
             time.sleep(POLL)
 
 
@@ -142,14 +142,12 @@ def _result(name: str, job: Job[Row | AdaptError | None]) -> Row | AdaptError | 
     try:
         row = job.result()
     except FailedJobError as error:
-        return AdaptError(f"{name} failed: {_last_line(error)}; its log is {job.paths.stderr}")
+        text = str(error)  # with a traceback between two lines of dashes
+        last = text.split(_DASHES)[1].strip().splitlines()[-1] if _DASHES in text else text
+        return AdaptError(f"{name} failed: {one_line(last)}; its log is {job.paths.stderr}")
     except UncompletedJobError:
         return None
     return row
-
-
-def _all_gone(jobs: Iterable[Job[Row | AdaptError | None]]) -> bool:
-    return all(job.done(force_check=True) for job in jobs)
 
 
 def _executor(folder: Path, at_once: int, options: Mapping[str, str]) -> Executor:
@@ -179,8 +177,3 @@ def _outcome(compute: Callable[..., Row], *arguments: object) -> Row | AdaptErro
         return error
     except UncompletedJobError:  # raised by submitit when SLURM announces the limit
         return None
-
-
-def _last_line(error: Exception) -> str:
-    """Return the last line of the traceback in submitit's error, which it puts between two lines of dashes."""
-    return one_line(str(error).split(_DASHES)[1].strip().splitlines()[-1] if _DASHES in str(error) else error)

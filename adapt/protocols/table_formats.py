@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from adapt.common.cells import guarded
+from adapt.common.shown import guarded
 
 _SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 _SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -92,13 +92,14 @@ def as_latex(cells: Cells) -> str:
     error of the difference.
     """
     header, *rows = cells
-    columns = "l" + "r" * (len(header) - 1)
-    titles = _latex_row(_escaped(str(cell)) for cell in header)
-    lines = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", titles, r"\midrule"]
+    latex_row = "{} \\\\".format
+    titles = latex_row(" & ".join(_escaped(str(cell)) for cell in header))
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", titles, r"\midrule"]
     for number, block in enumerate(_blocks(rows)):
         lines += [r"\midrule"] * (number > 0)
-        best = [_best([row[place] for row in block]) for place in range(len(header))]
-        lines += [_latex_row(_bold(cell, top) for cell, top in zip(row, best, strict=True)) for row in block]
+        columns = [[cell for cell in column if isinstance(cell, Value)] for column in zip(*block, strict=True)]
+        best = [max(column, key=lambda value: value.mean, default=None) for column in columns]
+        lines += [latex_row(" & ".join(_bold(cell, top) for cell, top in zip(row, best, strict=True))) for row in block]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
@@ -112,21 +113,12 @@ def _blocks(rows: Cells) -> Iterator[list[TableRow]]:
             block = []
 
 
-def _best(column: TableRow) -> Value | None:
-    values = [cell for cell in column if isinstance(cell, Value)]
-    return max(values, key=lambda value: value.mean) if values else None
-
-
 def _bold(cell: str | Value, best: Value | None) -> str:
     shown = _escaped(str(cell))
     if not isinstance(cell, Value) or best is None or cell.behind(best):
         return shown
     mean, _, spread = shown.partition(" ")
     return f"\\textbf{{{mean}}} {spread}".rstrip()
-
-
-def _latex_row(cells: Iterator[str]) -> str:
-    return f"{' & '.join(cells)} \\\\"
 
 
 def _escaped(text: str) -> str:

@@ -26,10 +26,16 @@ def table(results: Sequence[Results], published: bool = True) -> Cells:
     a column for each figure. Sweeps have a row for each setting. Raises AdaptError for different protocols or data.
     """
     first = results[0]
-    check_alike(results, _subject, "protocol, data set and backbone")
+    check_alike(
+        results,
+        lambda each: f"{each['protocol']} on {each['recipe']['data']['source']} with {each['recipe']['backbone']}",
+        "protocol, data set and backbone",
+    )
     if first["protocol"] == "sweep":
         return _settings_tried(results)
-    columns = _columns(results)
+    columns = list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
+    if first["protocol"] == "few_shot":
+        columns.sort(key=int)
     rows: list[TableRow] = [
         [", ".join(filter(None, ["shots" * (first["protocol"] == "few_shot"), figure_of(first)])), *columns]
     ]
@@ -63,11 +69,6 @@ def check_alike(results: Sequence[Results], described: Callable[[Results], str],
     kinds = list(dict.fromkeys(map(described, results)))
     if len(kinds) > 1:
         raise AdaptError(f"the results are of {kinds[0]} and of {kinds[1]}; expected one {what} for each table")
-
-
-def _subject(results: Results) -> str:
-    recipe = results["recipe"]
-    return f"{results['protocol']} on {recipe['data']['source']} with {recipe['backbone']}"
 
 
 def figure_of(results: Results) -> str:
@@ -114,12 +115,6 @@ def read_results(path: Path) -> list[Results]:
     if not files:
         raise AdaptError(f"{path} holds no results of a protocol, such as base_to_new.json, and no finished run")
     return [stored.read(file, stored.ProtocolResults, "results of a protocol") for file in files]
-
-
-def _columns(results: Sequence[Results]) -> list[str]:
-    """Return the names of all columns of the results: numbers of shots by size, others as they first occur."""
-    names = list(dict.fromkeys(column for each in results for column in _of(each, "mean")))
-    return sorted(names, key=int) if results[0]["protocol"] == "few_shot" else names
 
 
 def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"]) -> Figures:

@@ -16,8 +16,7 @@ from adapt.backbones.sources import is_here
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief, unseen
-from adapt.formats import PEFT_CONFIG
-from adapt.formats.adapter_names import name_of_adapter
+from adapt.formats import PEFT_CONFIG, name_of_adapter
 from adapt.formats.header import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
 from adapt.models.base import is_native
@@ -26,7 +25,7 @@ from adapt.models.classifier import AdaptedModel
 from adapt.models.image_model import ImageModel
 from adapt.models.many import SideBySide
 from adapt.models.vision_model import VisionModel
-from adapt.serving.threads import apart
+from adapt.serving.worker import apart
 
 _MOST_CLASSES = 5_000  # in an adapter loaded by a request: other requests wait while the class texts are encoded
 _READY = 64  # combinations of adapters that are cached; clients choose them, so the number is bounded
@@ -115,9 +114,11 @@ class ServedAdapters:
         self._changing = threading.Lock()
         models: dict[str, ServedModel] = {}
         for each in given:
-            name, path = _named(each)
-            _check_free(name, models)
-            models[name] = apart(self._loaded, path)
+            name, mark, path = each.partition("=")
+            if not (mark and name) or "/" in name or os.path.exists(each):  # a path alone
+                name, path = name_of_adapter(Path(each)), each
+            _check_free(_checked(name), models)
+            models[name] = apart(self._loaded, Path(path))
         if not models:
             raise AdaptError("there is no adapter to serve: give the path of at least one adapter")
         self.now = Served(models, next(iter(models)))
@@ -138,7 +139,11 @@ class ServedAdapters:
                     f"{self._most} adapters are loaded, which is the maximum: unload one of them first"
                 )
             self._check_nothing_is_fetched(place)
-            _check_classes(place)
+            if (count := len(class_names_of(place))) > _MOST_CLASSES:  # encoding them would delay all requests
+                raise NotAllowed(
+                    f"{brief(place.name)} has {count:,} classes, and requests may load adapters with at most "
+                    f"{_MOST_CLASSES:,}: start the server with it"
+                )
             self.now = Served(self.now.models | {name: apart(self._loaded, place)}, self.now.default)
         return name
 
@@ -208,24 +213,6 @@ class ServedAdapters:
         if isinstance(model, ImageModel):
             model.predict(Image.new("RGB", (64, 64)))  # encodes the class texts now, not in the first request
         return model
-
-
-def _check_classes(path: Path) -> None:
-    """Raise NotAllowed if an adapter has so many classes that encoding the class names would delay all requests."""
-    count = len(class_names_of(path))
-    if count > _MOST_CLASSES:
-        raise NotAllowed(
-            f"{brief(path.name)} has {count:,} classes, and requests may load adapters with at most {_MOST_CLASSES:,}: "
-            "start the server with it"
-        )
-
-
-def _named(given: str) -> tuple[str, Path]:
-    """Return the name and the path in `NAME=PATH`; for a path alone, the name is the adapter's own name."""
-    name, mark, path = given.partition("=")
-    if not (mark and name) or "/" in name or os.path.exists(given):
-        name, path = name_of_adapter(Path(given)), given
-    return _checked(name), Path(path)
 
 
 def _checked(name: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,10 +17,9 @@ from starlette.exceptions import HTTPException
 from adapt.common.errors import AdaptError
 from adapt.common.version import __version__
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
-from adapt.serving.admission import Admission, Limits
+from adapt.serving.admission import Admission, Crowded, Limits
 from adapt.serving.chat_messages import ChatRequest, Completion, ModelCard, ModelCards
 from adapt.serving.conversing import FAILED, ChatCompletions
-from adapt.serving.guard import Guard
 from adapt.serving.messages import (
     AdapterCard,
     AdapterName,
@@ -30,12 +30,43 @@ from adapt.serving.messages import (
     LoadAdapter,
 )
 from adapt.serving.middleware import Around, Counted
-from adapt.serving.pages import page
 from adapt.serving.predicting import Predictions
-from adapt.serving.problems import Mistaken, Problem, problem
 from adapt.serving.reading import TooManyPixels
-from adapt.serving.room import Crowded
-from adapt.serving.work import Work
+from adapt.serving.web import Guard, Mistaken, Problem, page, problem
+from adapt.serving.worker import Worker
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of all threads of a server: decoding images, passes of classifiers, and answers in words."""
+
+    admission: Admission
+    predictions: Predictions
+    conversations: ChatCompletions
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for an image-decoding thread or for a model."""
+        return len(self.admission.readers) + sum(map(len, self._models))
+
+    @property
+    def stuck(self) -> bool:
+        """Whether decoding an image, a pass of a model or a token exceeds the time limit of a request."""
+        longest = max(thread.longest() for thread in self._models)
+        return max(longest, self.admission.readers.longest()) > self.admission.limits.seconds
+
+    @property
+    def _models(self) -> tuple[Worker[Any], ...]:
+        """The threads that run models."""
+        return self.predictions.batcher, self.predictions.native_batcher, self.conversations.talker
+
+    def close(self, seconds: float) -> None:
+        """Stop decoding images, and answer the requests that already wait for a model, for at most `seconds`."""
+        self.admission.readers.close()
+        ends = time.monotonic() + seconds
+        for thread in self._models:
+            thread.close(max(0.0, ends - time.monotonic()))
+
 
 # other mistakes: 422
 _STATUS = {NoSuchAdapter: 404, NotAllowed: 403, TooManyAdapters: 409, TooManyPixels: 413, Crowded: 503}
@@ -106,16 +137,6 @@ def _add_problems(app: FastAPI) -> None:
 
 
 def _add_predict(app: FastAPI, predictions: Predictions, limits: Limits) -> None:
-    body = {"requestBody": _body(limits)}
-
-    @app.post("/predict", response_model=ImagesAnswered, responses=_PROBLEMS, openapi_extra=body)
-    async def predict(request: Request) -> Response:
-        """Classify images, sent as files or as base64 in JSON, with one or more adapters."""
-        return await predictions.answer(request)
-
-
-def _body(limits: Limits) -> dict[str, object]:
-    """Return the OpenAPI description of the body of a `/predict` request, which is JSON or an HTML form."""
     fields = Asking.model_json_schema()["properties"]
     images = {
         "type": "array",
@@ -124,11 +145,14 @@ def _body(limits: Limits) -> dict[str, object]:
         "maxItems": limits.images,
     }
     upload = {"type": "object", "required": ["images"], "properties": {"images": images, **fields}}
-    in_json = ImagesInJson.model_json_schema()
-    return {
-        "required": True,
-        "content": {"application/json": {"schema": in_json}, "multipart/form-data": {"schema": upload}},
-    }
+    kinds = {"application/json": ImagesInJson.model_json_schema(), "multipart/form-data": upload}
+    content = {kind: {"schema": schema} for kind, schema in kinds.items()}
+    body = {"requestBody": {"required": True, "content": content}}
+
+    @app.post("/predict", response_model=ImagesAnswered, responses=_PROBLEMS, openapi_extra=body)
+    async def predict(request: Request) -> Response:
+        """Classify images, sent as files or as base64 in JSON, with one or more adapters."""
+        return await predictions.answer(request)
 
 
 def _add_chat(app: FastAPI, adapters: ServedAdapters, conversations: ChatCompletions) -> None:

@@ -17,7 +17,7 @@ from uuid import uuid4
 from fastapi import HTTPException
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from adapt.chats import IMAGE, Chat, Role, Turn
+from adapt.chats import IMAGE, Chat, Turn
 from adapt.common.plain import JsonObject
 from adapt.serving.admission import File
 from adapt.serving.messages import Message, decoded
@@ -146,14 +146,13 @@ class ChatRequest(Message):
     def conversation(self) -> tuple[Chat, list[File]]:
         """Return the conversation and its images, which have names and contents. Raises HTTPException."""
         files: list[File] = []
-        turns = [Turn(_role(turn), tuple(_parts(turn, files)), learned=False) for turn in self.messages]
+        turns = [
+            Turn("system" if turn.role == "developer" else turn.role, tuple(_parts(turn, files)), learned=False)
+            for turn in self.messages
+        ]
         if turns[-1].role != "user":
             raise HTTPException(422, f"the last message is of the {turns[-1].role}; expected a question of the user")
         return Chat(tuple(turns)), files
-
-
-def _role(turn: ChatTurn) -> Role:
-    return "system" if turn.role == "developer" else turn.role
 
 
 def _parts(turn: ChatTurn, files: list[File]) -> Iterator[str | None]:
@@ -162,19 +161,16 @@ def _parts(turn: ChatTurn, files: list[File]) -> Iterator[str | None]:
         if isinstance(part, ImagePart):
             if turn.role != "user":
                 raise HTTPException(422, f"a message of the {turn.role} has an image; expected images of the user only")
-            files.append((name := f"image {len(files) + 1}", _content(part.image_url.url, name)))
+            name, url = f"image {len(files) + 1}", part.image_url.url
+            start = _DATA.match(url)
+            if start is None:
+                raise HTTPException(
+                    422, f"{name} is {url[:60]!r}; expected data:image/png;base64,…, as this server fetches no images"
+                )
+            files.append((name, decoded(url[start.end() :], name)))
             yield IMAGE
         else:
             yield part.text
-
-
-def _content(url: str, name: str) -> bytes:
-    start = _DATA.match(url)
-    if start is None:
-        raise HTTPException(
-            422, f"{name} is {url[:60]!r}; expected data:image/png;base64,…, as this server fetches no images"
-        )
-    return decoded(url[start.end() :], name)
 
 
 class Usage(BaseModel):

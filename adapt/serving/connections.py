@@ -1,22 +1,33 @@
-"""Connections with time limits, so that a client that sends slowly, too much or nothing does not block others.
+"""The server's process: uvicorn with a limit on the time until it ends, and connections with time limits.
 
-uvicorn's own protocol waits forever for the rest of a request, and accepts connections until there are no file
-descriptors left.
+A client that sends slowly, too much or nothing does not block others: uvicorn's own protocol waits forever for the rest
+of a request, and accepts connections until there are no file descriptors left.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
+import resource
+import signal
+import socket
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, cast
 
+import uvicorn
+from PIL import PngImagePlugin
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from adapt.common.interrupt import ending, stop_elsewhere
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
+
 
 _OVERHEAD = 2**16  # maximum bytes of a request beside its body, which may be in chunks
 _OF_CHUNKS = 64  # bytes of a body to each byte more, or chunk more, that it may take
@@ -169,3 +180,35 @@ class Connection(HttpToolsProtocol):
             head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Length: {len(body)}\r\n"
             self.transport.write(f"{head}Content-Type: application/json\r\nConnection: close\r\n\r\n".encode() + body)
         self.transport.close()
+
+
+_HEAD_SECONDS = 10.0
+_CONNECTIONS, _OTHER_FILES = 1000, 64  # maximum number of connections; other files that a server has open
+_GRACE, _END = 5, 9  # seconds: for waiting requests, and until the process is ended
+
+
+def run(app: ASGIApp, listening: socket.socket, seconds: float) -> None:
+    """Serve `app` on the socket `listening` until a signal ends the server; clients have `seconds` to send a body."""
+    PngImagePlugin.MAX_TEXT_MEMORY = 2**22  # bytes that a header may unpack to; the default is sixteen times as much
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    most = max(1, min(_CONNECTIONS, files - _OTHER_FILES)) if files != resource.RLIM_INFINITY else _CONNECTIONS
+    connection = functools.partial(Connection, head_seconds=_HEAD_SECONDS, seconds=seconds, most=most)
+    config = uvicorn.Config(
+        app,
+        http=cast("type[Connection]", connection),
+        ws="none",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+    )
+    for number in set(ending()) - {signal.SIGINT, signal.SIGTERM}:  # uvicorn handles these itself
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGTERM))
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        signal.alarm(_END)  # the system then ends the process, even if no Python code runs
+        stop_elsewhere()
+        super().handle_exit(sig, frame)

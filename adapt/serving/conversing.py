@@ -20,11 +20,11 @@ from adapt.models.chatting import ChatModel
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission
 from adapt.serving.chat_messages import ChatRequest, Written
-from adapt.serving.messages import checked, from_json_body
+from adapt.serving.messages import checked, from_json_body, kind_of_body
 from adapt.serving.middleware import Counted
 from adapt.serving.predicting import check_tokens, unanswered, wait_for_disconnect
-from adapt.serving.problems import Mistaken
 from adapt.serving.talking import Delta, Question, Talker
+from adapt.serving.web import Mistaken
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,10 +62,6 @@ class ChatCompletions:
             if not streams:
                 work.cancel()
 
-    @property
-    def _late(self) -> str:
-        return f"there was no answer within {self._admission.limits.seconds:g} seconds"
-
     async def _stream(
         self, first: _Piece, pieces: asyncio.Queue[_Piece | Exception], work: asyncio.Task[None]
     ) -> AsyncIterator[str]:
@@ -81,7 +77,8 @@ class ChatCompletions:
                 yield _event(written.used(last.delta))
             yield "data: [DONE]\n\n"
         except (AdaptError, TimeoutError) as error:
-            yield _event(Mistaken.of(self._late if isinstance(error, TimeoutError) else str(error), 500))
+            late = f"there was no answer within {self._admission.limits.seconds:g} seconds"
+            yield _event(Mistaken.of(late if isinstance(error, TimeoutError) else str(error), 500))
         except Exception:  # noqa: BLE001  # the response has begun, so that no handler can answer
             _LOG.exception("an answer ended")
             yield _event(Mistaken.of(FAILED, 500))
@@ -93,7 +90,8 @@ class ChatCompletions:
         try:
             async with asyncio.timeout(self._admission.limits.seconds) as given, AsyncExitStack() as held:
                 await held.enter_async_context(self._admission.body(request))
-                asked = await _read(request)
+                kind_of_body(request, "the JSON", "application/json")
+                asked = checked(ChatRequest, from_json_body(await request.body(), _COMMAS))
                 leaving = asyncio.create_task(wait_for_disconnect(request, given))
                 try:
                     async for delta in self._answers(asked, held):
@@ -165,15 +163,6 @@ class _Piece:
 
     asked: ChatRequest
     delta: Delta
-
-
-async def _read(request: Request) -> ChatRequest:
-    for name in request.query_params:
-        raise HTTPException(422, f"the address has the parameter {name!r}: send it in the JSON")
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HTTPException(415, f"the content type is {kind!r}; expected application/json")
-    return checked(ChatRequest, from_json_body(await request.body(), _COMMAS))
 
 
 async def _taken(pieces: asyncio.Queue[_Piece | Exception]) -> _Piece:

@@ -133,25 +133,32 @@ async def sent(request: Request, most: int) -> Sent:
     Raises HTTPException with status 400 if a form cannot be read, 415 for any other content type, and 422 if the body
     does not match the schema or if the URL has query parameters.
     """
-    for name in request.query_params:
-        raise HTTPException(
-            422, f"the address has the parameter {name!r}: send it in the form or the JSON, beside the images"
-        )
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = kind_of_body(request, "the form or the JSON, beside the images", "application/json", "multipart/form-data")
     if kind == "application/json":
         body = checked(ImagesInJson, from_json_body(await request.body(), 1000 + most))
         files = [(name := f"image {number}", decoded(text, name)) for number, text in enumerate(body.images, 1)]
         upload = Sent(files, Asking(**body.model_dump(exclude={"images"})))
-    elif kind == "multipart/form-data":
+    else:
         try:
             upload = await _uploaded(request)
         except (MultiPartException, FormParserError) as error:  # the latter if Starlette is older than 1.8
             raise HTTPException(400, f"the form cannot be read: {error}") from None
-    else:
-        raise HTTPException(415, f"the content type is {kind!r}; expected application/json or multipart/form-data")
     if not 1 <= len(upload.files) <= most:
         raise HTTPException(422, f"{len(upload.files)} images were sent; expected 1 to {most}")
     return upload
+
+
+def kind_of_body(request: Request, place: str, *kinds: str) -> str:
+    """Return the content type of a request, one of `kinds`. Raises HTTPException for another one.
+
+    Raises it for parameters in the address too, which are to be sent in `place`.
+    """
+    for name in request.query_params:
+        raise HTTPException(422, f"the address has the parameter {name!r}: send it in {place}")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in kinds:
+        raise HTTPException(415, f"the content type is {kind!r}; expected {' or '.join(kinds)}")
+    return kind
 
 
 async def _uploaded(request: Request) -> Sent:

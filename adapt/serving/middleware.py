@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapt.serving.problems import problem
+from adapt.serving.web import problem
 
 _SMALL = 2**16  # maximum bytes of a body without images; one of that size is read to its end even if refused
 _TAKE_IMAGES = ("/predict", "/v1/chat/completions")

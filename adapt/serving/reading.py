@@ -21,7 +21,7 @@ from typing import TypeVar, cast
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.decoded import processors
 from adapt.data.decoding.pictures import opened
-from adapt.serving.threads import without_team
+from adapt.serving.worker import without_team
 
 Part = TypeVar("Part")
 Seen = TypeVar("Seen")

@@ -84,10 +84,9 @@ class Question:
 
 
 class Talker(Worker[Question]):
-    """A thread that answers questions; `stepped` is called with the number of tokens of each step."""
+    """A thread that answers questions."""
 
-    def __init__(self, stepped: Callable[[int], None] = lambda tokens: None) -> None:
-        self._stepped = stepped
+    def __init__(self) -> None:
         self._paused: deque[_Group] = deque()
         self._fresh = False  # whether the last turn was that of new questions
         super().__init__("adapt-talker")
@@ -100,9 +99,13 @@ class Talker(Worker[Question]):
         while group := self._next():
             self._begun = time.monotonic()
             try:
-                group.go_on(self._others_wait, self._step)
+                group.go_on(lambda: bool(self._paused or (self._queue and self._has_room)), self._step)
             except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
-                self._failed(group, error)
+                if len(group.answers) > 1 and not any(answer.tokens for answer in group.answers):
+                    self._paused.extend(_Group([answer.question]) for answer in group.answers)  # one by one
+                    continue
+                for answer in group.open:
+                    answer.question.on_delta(error)
                 continue
             finally:
                 self._begun = None
@@ -110,20 +113,8 @@ class Talker(Worker[Question]):
                 self._paused.append(group)
                 time.sleep(_PAUSE)
 
-    def _failed(self, group: _Group, error: Exception) -> None:
-        """Tell the clients of a group about an error; those that came together are first tried one by one."""
-        if len(group.answers) > 1 and not any(answer.tokens for answer in group.answers):
-            self._paused.extend(_Group([answer.question]) for answer in group.answers)
-            return
-        for answer in group.open:
-            answer.question.on_delta(error)
-
-    def _step(self, tokens: int) -> None:
+    def _step(self) -> None:
         self._begun = time.monotonic()
-        self._stepped(tokens)
-
-    def _others_wait(self) -> bool:
-        return bool(self._paused or (self._queue and self._has_room))
 
     @property
     def _has_room(self) -> bool:
@@ -170,24 +161,25 @@ class _Group:
         """The answers that have not ended, and that somebody waits for."""
         return [answer for answer in self.answers if not answer.ended]
 
-    def go_on(self, others_wait: Callable[[], bool], stepped: Callable[[int], None]) -> None:
+    def go_on(self, others_wait: Callable[[], bool], stepped: Callable[[], None]) -> None:
         """Generate tokens until all answers have ended, or until others wait and a turn is over."""
         questions = [answer.question for answer in self.answers]
         if self._ongoing is None:
             first, images = questions[0], [question.images for question in questions]
             chats = [question.chat for question in questions]
-            self._ongoing = OngoingAnswers(first.model, images, chats, logits_processor=[self._scored])
+
+            def scored(input_ids: Tensor, logits: Tensor) -> Tensor:
+                return torch.stack([answer.scores(row) for answer, row in zip(self.answers, logits, strict=True)])
+
+            self._ongoing = OngoingAnswers(first.model, images, chats, logits_processor=[scored])
             for answer, tokens in zip(self.answers, self._ongoing.prompt_tokens, strict=True):
                 answer.prompt_tokens = tokens
         self._ongoing.go_on(partial(self._generated, count(1), others_wait, stepped))
 
-    def _scored(self, input_ids: Tensor, logits: Tensor) -> Tensor:
-        return torch.stack([answer.scores(row) for answer, row in zip(self.answers, logits, strict=True)])
-
     def _generated(
-        self, steps: Iterator[int], others_wait: Callable[[], bool], stepped: Callable[[int], None], tokens: Tensor
+        self, steps: Iterator[int], others_wait: Callable[[], bool], stepped: Callable[[], None], tokens: Tensor
     ) -> Tensor:
-        stepped(len(self.open))
+        stepped()
         for answer, token in zip(self.answers, tokens.tolist(), strict=True):
             answer.add(token)
         step = next(steps)

@@ -6,14 +6,14 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock
 
 from adapt.common.errors import missing
 from adapt.common.progress import LogEntry
-from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+from adapt.tracking import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,7 +47,9 @@ class MLflow(Tracker):
 
     def started(self, run: TrackedRun) -> None:
         self._step = run.step
-        with self._alone():
+        kind, _, path = self._library.get_tracking_uri().partition("?")[0].partition(":///")
+        # only one of several simultaneous runs creates the tables of a database file
+        with FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext():
             self._client = self._library.MlflowClient()
             experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "adapt"))
         known = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'") if run.resumed else []
@@ -73,11 +75,6 @@ class MLflow(Tracker):
 
     def stopped(self, error: BaseException) -> None:
         self._client.set_terminated(self._run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-
-    def _alone(self) -> AbstractContextManager[object]:
-        """Return a lock on the database file, with which only one of several simultaneous runs creates the tables."""
-        kind, _, path = self._library.get_tracking_uri().partition("?")[0].partition(":///")
-        return FileLock(f"{path}.lock") if kind == "sqlite" else nullcontext()
 
     def _experiment(self, name: str) -> str:
         """Return the id of the experiment `name`, and create the experiment if necessary."""

@@ -10,7 +10,7 @@ import yaml
 
 from adapt.common.errors import missing
 from adapt.common.progress import LogEntry
-from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
+from adapt.tracking import TrackedRun, Tracker, final_numbers, flat_settings, step_numbers
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapt.common.errors import missing
 from adapt.common.progress import LogEntry
-from adapt.tracking.tracker import TrackedRun, Tracker, final_numbers, step_numbers
+from adapt.tracking import TrackedRun, Tracker, final_numbers, step_numbers
 
 if TYPE_CHECKING:
     from wandb import Run

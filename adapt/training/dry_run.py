@@ -13,9 +13,8 @@ from adapt.backbones.load import hollow
 from adapt.backbones.native import NativeVLM
 from adapt.backbones.quantize import weight_bytes
 from adapt.backbones.sources import BUNDLED, bundled
-from adapt.common.devices import chosen
-from adapt.common.memory import free_bytes, readable_bytes
-from adapt.common.shown import spread
+from adapt.common.devices import chosen, free_bytes
+from adapt.common.shown import readable_bytes, spread
 from adapt.models.base import is_native
 from adapt.training.batches import Shares
 from adapt.training.chat_memory import chat_bytes

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
-from adapt.common.devices import keeping_rng
+from adapt.common.devices import free_bytes, keeping_rng
 from adapt.common.errors import AdaptError
-from adapt.common.memory import free_bytes, readable_bytes
+from adapt.common.shown import readable_bytes
 from adapt.data.bags import largest
 from adapt.engine.watching import watched
 from adapt.models.base import Adapted, is_native

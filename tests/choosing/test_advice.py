@@ -16,8 +16,7 @@ from torch.nn.functional import normalize
 
 import adapt
 from adapt.choosing import advice
-from adapt.choosing.advice import WITNESSES, advise
-from adapt.choosing.duplicates import near_duplicates
+from adapt.choosing.advice import WITNESSES, advise, near_duplicates
 from adapt.data import Item, Split, open_image
 from adapt.models.classifier import AdaptedModel
 from adapt.models.features import item_features

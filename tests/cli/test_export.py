@@ -12,7 +12,7 @@ from selection import by_turns
 
 import adapt
 from adapt.cli import export as command
-from adapt.common.memory import readable_bytes
+from adapt.common.shown import readable_bytes
 from adapt.data import open_image
 from adapt.formats.export import FORMS
 
@@ -89,4 +89,5 @@ def test_refusals_of_models_by_themselves(run, refused, adapter: Path, model_fol
 
 def test_the_forms_are_those_of_the_library() -> None:
     """The command lists them itself, as its help imports no torch."""
-    assert set(command._FORMS) == set(FORMS)
+    [to] = [each for each in command.export.params if each.name == "to"]
+    assert set(to.type.choices) == set(FORMS)

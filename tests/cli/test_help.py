@@ -6,13 +6,18 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal, TypedDict, Unpack
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 
 import adapt
 from adapt import __version__, methods
 from adapt.cli import _COMMANDS, _Shown
+from adapt.cli.options import REQUIRED, Argument, Option
+from adapt.cli.options import command as command_of
 
 
 def test_the_overview_names_every_command_and_imports_no_torch() -> None:
@@ -141,3 +146,42 @@ def test_another_fault_is_not_taken_for_it(run, monkeypatch: pytest.MonkeyPatch)
 def test_names_in_what_is_logged_steer_no_terminal() -> None:
     record = logging.LogRecord("adapt", logging.WARNING, "", 0, "%s passed over\nand more", ("a\x1b[2J\u202e",), None)
     assert _Shown("%(message)s").format(record) == "a\\x1b[2J\\u202e passed over\nand more"
+
+
+class More(TypedDict, total=False):
+    data: Annotated[str | None, "Data."]
+    seed: Annotated[int, Option("Seed.", min=0, default=1)]
+    out: Annotated[Path, Option("Folder.", default=REQUIRED)]
+
+
+@command_of(without=("data",))
+def made(
+    source: Path,
+    others: Annotated[tuple[str, ...], Argument("[OTHER]...")] = (),
+    *,
+    top_k: Annotated[int | None, Option("Entries.", min=1)] = None,
+    form: Annotated[Literal["text", "csv"], Option("Form.", "--format")] = "text",
+    cache: Annotated[bool, Option("Keep.", "--cache/--no-cache")] = True,
+    plain: Annotated[bool, "Plain."] = False,
+    **more: Unpack[More],
+) -> None:
+    """Say what was given."""
+    click.echo(repr((source, others, top_k, form, cache, plain, more["seed"], more["out"])))
+
+
+def test_a_commands_options_are_its_functions_parameters() -> None:
+    def said(*words: str) -> str:
+        return CliRunner().invoke(made, words).output
+
+    assert said("a", "--out", "b") == f"{(Path('a'), (), None, 'text', True, False, 1, Path('b'))}\n"
+    given = ("a", "x", "y", "--top-k", "3", "--format", "csv", "--no-cache", "--plain", "--seed", "4", "--out", "b")
+    assert said(*given) == f"{(Path('a'), ('x', 'y'), 3, 'csv', False, True, 4, Path('b'))}\n"
+    assert "Missing option '--out'" in said("a")
+    assert "Missing argument 'SOURCE'" in said("--out", "b")
+    assert "No such option '--data'" in said("a", "--data", "b", "--out", "b")
+    assert "0 is not in the range x>=1" in said("a", "--out", "b", "--top-k", "0")
+    assert "'yaml' is not one of 'text', 'csv'" in said("a", "--out", "b", "--format", "yaml")
+    lines = [line.split() for line in said("--help").splitlines()]
+    assert lines[0] == ["Usage:", "made", "[OPTIONS]", "SOURCE", "[OTHER]..."]
+    assert ["--cache", "/", "--no-cache", "Keep.", "[default:", "cache]"] in lines
+    assert ["--plain", "Plain."] in lines

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 import adapt
-from adapt.common.cells import unguarded
-from adapt.common.shown import unseen
+from adapt.common.shown import unguarded, unseen
 from adapt.formats import tensor_file
 
 

@@ -33,7 +33,7 @@ def adapter(tmp_path: Path) -> Path:
 def test_without_its_libraries_it_names_the_extra(
     run: Callable[..., Any], refused: Callable[..., None], adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_LIBRARIES", ("fastapi", "no_such_library"))
+    monkeypatch.setattr(command, "_OF_A_SERVER", ("fastapi", "no_such_library"))
     refused(run("serve", str(adapter)), 'adapt serve needs no_such_library: pip install "adapt-vlm[serve]"')
 
 

@@ -11,7 +11,7 @@ import torch
 from checks import perturb
 
 import adapt
-from adapt.cli import soup as command
+from adapt.cli import formats as command
 from adapt.methods.base.mixture import Combination
 
 NAMES = ("goldfish", "lime tree", "sky")
@@ -87,4 +87,5 @@ def test_data_without_validation_images_cannot_choose(run, refused, pot, photos:
 
 def test_the_combinations_are_those_of_the_library() -> None:
     """The command lists them itself, as its help imports no torch."""
-    assert get_args(Combination) == command._COMBINATIONS
+    [option] = [each for each in command.soup.params if each.name == "combination"]
+    assert get_args(Combination) == tuple(option.type.choices)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapt.common.cells import guarded, unguarded
 from adapt.common.disk import write_csv
+from adapt.common.shown import guarded, unguarded
 from adapt.data import read_csv
 
 _STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from adapt.common.memory import free_bytes, readable_bytes
+from adapt.common.devices import free_bytes
+from adapt.common.shown import readable_bytes
 
 SIZES = [(5, "5 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (2**20, "1.0 MiB"), (3 * 2**20, "3.0 MiB")]
 SIZES += [(2**31, "2.0 GiB"), (200 * 2**30, "200.0 GiB")]

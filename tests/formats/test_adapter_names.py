@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adapt.formats.adapter_names import distinct_names, name_of_adapter
+from adapt.formats import distinct_names, name_of_adapter
 
 
 @pytest.mark.parametrize(

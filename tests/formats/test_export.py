@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.data import Item, Split
-from adapt.formats.export import export, forms, page, tracing
+from adapt.formats.export import export, forms, tracing
 from adapt.methods import CoOp, TipAdapter, UniQA, ZeroShot
 from adapt.methods.base import ImageStep, Method
 from adapt.models.answers import Answers
@@ -206,7 +206,7 @@ def test_in_eight_bits_a_larger_one_than_protobuf_takes_has_its_data_beside_too(
 def test_no_page_is_made_of_a_model_with_its_data_beside(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(page, "read_runtime", lambda folder: page.Runtime(b"", b"", "1"))
+    monkeypatch.setattr(forms, "read_runtime", lambda folder: forms.Runtime(b"", b"", "1"))
     with pytest.raises(AdaptError, match=r"the model takes \d+\.\d KiB in a page; browsers read at most 511\.9 MiB: "):
         export(model_of(open_clip), tmp_path / "out", "html", runtime=tmp_path)
     assert list(tmp_path.iterdir()) == []

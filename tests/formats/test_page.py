@@ -20,7 +20,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.backbones.preprocess import Preprocess
 from adapt.data import open_image
-from adapt.formats.export import export, page, tracing
+from adapt.formats.export import export, forms, tracing
 from adapt.methods import CoOp, UniQA
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,7 @@ def test_the_page_gives_the_models_probabilities(kind: str, made: tuple[AdaptedM
     pixels = model.backbone.transform(train=False)(open_image(Image.open(io.BytesIO(content))))
     expected = model(pixels[None])[0].softmax(-1).tolist()
     tab = browser.new_page()
-    tab.goto((folder / page.PAGE).as_uri())
+    tab.goto((folder / forms.PAGE).as_uri())
     classify = "async (text) => classify(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]))"
     found = tab.evaluate(classify, base64.b64encode(content).decode())
     assert found["probabilities"] == pytest.approx(expected, abs=1e-4)
@@ -126,7 +126,7 @@ def test_the_page_of_a_regression_model_gives_its_number(model_folder: Path, bro
     folder, path = export(model, tmp_path / "out", "html", runtime=RUNTIME), tmp_path / "mine.png"
     path.write_bytes(PICTURES["png"]())
     tab = browser.new_page()
-    tab.goto((folder / page.PAGE).as_uri())
+    tab.goto((folder / forms.PAGE).as_uri())
     tab.set_input_files("#choose", path)
     tab.locator("figcaption table").wait_for()
     assert float(tab.locator("figcaption p").inner_text()) == pytest.approx(model.predict(path)[0].number, abs=0.01)
@@ -141,7 +141,7 @@ def test_a_picture_is_chosen_or_dropped_and_nothing_is_fetched(
     tab, asked, errors = browser.new_page(), [], []
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("pageerror", lambda error: errors.append(error))
-    tab.goto((folder / page.PAGE).as_uri())
+    tab.goto((folder / forms.PAGE).as_uri())
     tab.set_input_files("#choose", tmp_path / "mine.png")
     [prediction] = model.predict(tmp_path / "mine.png", top_k=3)
     expected = [[f"{100 * probability:.1f} %", name] for name, probability in prediction.top]
@@ -188,6 +188,6 @@ def test_a_page_needs_its_runtime(open_clip: Backbone, tmp_path: Path, monkeypat
 
 def test_a_model_that_no_browser_takes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").write_bytes(b"model")
-    monkeypatch.setattr(page, "_LONGEST", 10)
+    monkeypatch.setattr(forms, "_LONGEST", 10)
     with pytest.raises(AdaptError, match=r"the model takes .* B in a page; browsers read at most .* B: add --int8"):
-        page.write(tmp_path, {"versions": {}}, page.Runtime(b"", b"", "1"))
+        forms.write_page(tmp_path, {"versions": {}}, forms.Runtime(b"", b"", "1"))

@@ -562,8 +562,14 @@ def test_large_pictures_share_no_pass(models: dict[str, ChatModel]) -> None:
 
 
 def test_what_nobody_waits_for_is_not_generated(models: dict[str, ChatModel]) -> None:
-    stepped: list[int] = []
-    talker = Talker(stepped.append)
+    class Counted(Talker):
+        steps = 0
+
+        def _step(self) -> None:
+            self.steps += 1
+            super()._step()
+
+    talker = Counted()
     asked = question(models["first"], "what is it?", 400, lambda delta: None)
 
     def hear(delta: Delta) -> None:
@@ -576,7 +582,7 @@ def test_what_nobody_waits_for_is_not_generated(models: dict[str, ChatModel]) ->
     talker.ask(gone)
     talker.close(30)
     assert len(talker) == 0
-    assert 3 <= len(stepped) < 10
+    assert 3 <= talker.steps < 10
 
 
 def test_what_the_model_refuses_fails_alone(models: dict[str, ChatModel]) -> None:

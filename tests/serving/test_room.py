@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from adapt.serving.room import PATIENCE, Crowded, Room
+from adapt.serving.admission import PATIENCE, Crowded, Room
 
 
 async def held(room: Room, size: int, ended: dict[int, str]) -> None:

@@ -18,7 +18,7 @@ from adapt.models import many
 from adapt.models.many import SideBySide
 from adapt.serving import adapters
 from adapt.serving.adapters import ServedAdapters
-from adapt.serving.threads import without_team
+from adapt.serving.worker import without_team
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from stopping import stopped_at
 
 from adapt import AdaptError, fit
+from adapt.cli import train as command
 from adapt.tracking import SHIPPED, TrackedRun
 from adapt.tracking.mlflow import MLflow
 from adapt.tracking.tensorboard import TensorBoard
@@ -152,3 +153,9 @@ def test_event_files_need_a_folder(train, tmp_path: Path) -> None:
         train(track="tensorboard")
     train(track=TensorBoard(tmp_path / "events"), epochs=1)
     assert ("train/loss", 3) in stored_numbers.tensorboard(tmp_path / "events")
+
+
+def test_the_command_lists_the_shipped_ones() -> None:
+    """It lists them itself, as its help imports no tracker."""
+    [option] = [each for each in command.train.params if each.name == "track"]
+    assert option.type.choices == tuple(SHIPPED)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapt import tasks
-from adapt.common.cells import unguarded
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import unguarded
 from adapt.data.decoding.files import under
 from adapt.data.decoding.regions import parted, region
 from adapt.data.item import Item
@@ -69,7 +69,7 @@ def read_csv(
     Columns `x0,y0,x1,y1` are the left, upper, right and lower edges of a region in pixels. Each region counts as an
     image, a line without edges is the full image, and regions of one image stay together. The column `overlap` is the
     intersection over union, from 0 to 1, of a region and its object's box. A file that is listed again through symbolic
-    links counts once. A `'` that `adapt.common.cells` put before a formula is removed from a cell.
+    links counts once. A `'` that `guarded` put before a formula is removed from a cell.
 
     Raises AdaptError, naming the line, if a column or a value is not as expected.
     """

@@ -12,9 +12,9 @@ from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from adapt.common.cells import unguarded
 from adapt.common.disk import open_regular, read_bounded
 from adapt.common.errors import AdaptError
+from adapt.common.shown import unguarded
 
 _MOST_BYTES = 512 * 2**20
 # Gzipped lists of images are a tenth of their size; a file that unpacks to far more is not a list.
@@ -71,7 +71,7 @@ def numbered_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
 
 
 def csv_rows(path: str | os.PathLike[str]) -> tuple[Sequence[str], list[dict[str, str]]]:
-    """Return the columns of a CSV file and its rows, as {column: text}, without the marks of `adapt.common.cells`.
+    """Return the columns of a CSV file and its rows, as {column: text}, without the marks of `guarded`.
 
     Raises AdaptError if the file cannot be read.
     """

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapt.common import plain
-from adapt.common.cells import unguarded
 from adapt.common.errors import AdaptError
-from adapt.common.shown import brief
+from adapt.common.shown import brief, unguarded
 from adapt.data.readers.lines import read_text, readable
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from adapt.common.cells import unguarded
 from adapt.common.errors import AdaptError
+from adapt.common.shown import unguarded
 from adapt.data.item import Item
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, read_lines, readable

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING
 
 from adapt.common.disk import new_folder, write_json
 from adapt.common.errors import AdaptError, nearest
-from adapt.formats.export import forms, page, record, tracing
+from adapt.formats.export import forms, record, tracing
 from adapt.formats.export.record import RECORD, TOLERANCE
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
     from adapt.data import Item
-    from adapt.formats.export.forms import Graph
     from adapt.models.base import Adapted
 
-FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": page.PAGE}
+FORMS = {"onnx": forms.ONNX, "torch": forms.TORCH, "openvino": forms.OPENVINO, "html": forms.PAGE}
 
 
 def export(
@@ -44,7 +41,15 @@ def export(
     the model. Without `int8`, also raises AdaptError if the graph's logits differ from the model's logits by more than
     1e-4 of the largest logit.
     """
-    _check(to, int8, runtime)
+    if to not in FORMS:
+        raise AdaptError(f"there is no export format {to!r}; {nearest(to, FORMS)}")
+    if int8 and to not in ("onnx", "html"):
+        raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave out int8")
+    if runtime is not None and to != "html":
+        raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
+    forms.check_libraries(to)
+    if to == "html":
+        forms.read_runtime(runtime)
     classifier = tracing.exportable(model)
     if to == "html" and model.answers.several:
         raise AdaptError(
@@ -54,7 +59,11 @@ def export(
     described = record.described(classifier, to, FORMS[to], int8)
     with warnings.catch_warnings(), new_folder(folder) as new:
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
-        run = _write(tracing.traced(classifier), new, to, int8)
+        program = tracing.traced(classifier)
+        if to in ("torch", "openvino"):
+            run = (forms.write_torch if to == "torch" else forms.write_openvino)(program, new)
+        else:
+            run = forms.write_onnx(program, new, int8)
         difference = record.difference(classifier, run)
         if difference > TOLERANCE and not int8:
             raise AdaptError(
@@ -66,28 +75,6 @@ def export(
         if data:
             described["measured"] = record.measured(classifier, run, data)
         if runtime is not None:
-            page.write(new, described, page.read_runtime(runtime))
+            forms.write_page(new, described, forms.read_runtime(runtime))
         write_json(new / RECORD, described)
     return Path(folder)
-
-
-def _check(to: str, int8: bool, runtime: str | Path | None) -> None:
-    """Raise AdaptError for an unknown format, for options that the format does not have, or if a library is missing."""
-    if to not in FORMS:
-        raise AdaptError(f"there is no export format {to!r}; {nearest(to, FORMS)}")
-    if int8 and to not in ("onnx", "html"):
-        raise AdaptError(f"int8 applies to onnx and html, not to {to}: leave out int8")
-    if runtime is not None and to != "html":
-        raise AdaptError(f"a runtime applies to html, not to {to}: leave out the runtime")
-    forms.check_libraries(to)
-    if to == "html":
-        page.read_runtime(runtime)
-
-
-def _write(program: ExportedProgram, folder: Path, to: str, int8: bool) -> Graph:
-    """Write the graph in the format `to` (as ONNX for a page), and return a function that runs the written file."""
-    if to == "torch":
-        return forms.write_torch(program, folder)
-    if to == "openvino":
-        return forms.write_openvino(program, folder)
-    return forms.write_onnx(program, folder, int8)
