@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,15 @@ def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concate
     return locked
 
 
+class _Unwrapped:
+    """What stands in the place of the backbone of a model that was unwrapped."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by copy and pickle
+            raise AttributeError(name)
+        raise AdaptError("this model was unwrapped and has no backbone: call adapt.wrap on the backbone again")
+
+
 class Adapted(nn.Module, Generic[B]):
     """A frozen backbone joined with a method; parameters and `state_dict()` contain only the method's tensors.
 
@@ -82,16 +91,11 @@ class Adapted(nn.Module, Generic[B]):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # an unwrapped model has no turns to wait for
-        return copied_alone(self, self.backbone.model if "backbone" in vars(self) else self.method, memo)
+        return copied_alone(self, self.method if isinstance(self.backbone, _Unwrapped) else self.backbone.model, memo)
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
 
         def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
-
-    def __getattr__(self, name: str) -> Any:  # asked for what is not there
-        if name == "backbone":
-            raise AdaptError("this model was unwrapped and has no backbone: call adapt.wrap on the backbone again")
-        return super().__getattr__(name)
 
     @property
     def text_path(self) -> str:
@@ -120,8 +124,8 @@ class Adapted(nn.Module, Generic[B]):
 
     def unwrap(self) -> B:
         """Return the backbone as it was before `wrap`; this model cannot be used afterwards."""
-        backbone = self.backbone
-        del self.backbone
+        backbone: B = self.backbone
+        self.backbone = cast("B", _Unwrapped())
         return backbone
 
     def turn(self, turned: bool) -> None:
@@ -267,11 +271,6 @@ class Adapted(nn.Module, Generic[B]):
         All of `predict`, `predict_items`, `predict_together` and `explain` ask here. Raises the errors that they list.
         """
         self.check_query(query)
-        if query.items or query.together or query.explain:
-            from adapt.models import answer
-
-            yield from answer.answered(self, images, query, batch_size, urls)  # type: ignore[arg-type]  # an image model
-            return
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 
@@ -392,7 +391,7 @@ class Adapted(nn.Module, Generic[B]):
         """Apply `fn` also to the backbone, which is not a submodule, so that `.to()` moves the backbone too."""
         with outside_inference_mode():
             super()._apply(fn, recurse)
-            if "backbone" in vars(self):
+            if not isinstance(self.backbone, _Unwrapped):
                 self.backbone.model._apply(fn)
         return self
 

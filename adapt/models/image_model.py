@@ -346,6 +346,14 @@ class ImageModel(Adapted[E]):
         query = Query(top_k, threshold, features, together=True, at_a_time=at_a_time)
         return list(self.ask(images, query, batch_size, urls=urls))
 
+    def ask(self, images: object, query: Query, batch_size: int = 64, *, urls: bool = False) -> Iterator[Any]:
+        if not (query.items or query.together or query.explain):
+            return super().ask(images, query, batch_size, urls=urls)
+        from adapt.models import answer
+
+        self.check_query(query)
+        return answer.answered(self, images, query, batch_size, urls)
+
     def check_query(self, query: Query) -> None:
         super().check_query(replace(query, features=False, items=False, together=False, explain=False))
         self._check_classes()
