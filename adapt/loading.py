@@ -19,7 +19,7 @@ from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.answers import Answers
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.wrap import Model
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
     from adapt.backbones.vision_encoder import VisionEncoder
     from adapt.backbones.vision_llm import VisionLLM
-    from adapt.models.answering import AnsweringModel
-    from adapt.models.chatting import ChatModel
-    from adapt.models.speaking import SpeakingModel
-    from adapt.models.vision_model import VisionModel
+    from adapt.models.fusion_encoder import AnsweringModel
+    from adapt.models.native_vlm import ChatModel
+    from adapt.models.vision_encoder import VisionModel
+    from adapt.models.vision_llm import SpeakingModel
 
 
 class _Options(TypedDict, total=False):

@@ -26,7 +26,7 @@ from adapt.loading import load
 from adapt.methods.base import Method, Step, Terms, total
 from adapt.methods.base.traits import OverSet, PoolsBags, Stream, has_trait, trait
 from adapt.models.base import Adapted
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.wrap import wrap
 from adapt.training.fit import fit
 from adapt.training.result import Result

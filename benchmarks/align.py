@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 import adapt
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 from adapt.recipe import read_recipe
 from adapt.training.fit import fit_plan
 from adapt.training.run_recipe import build, plan_of

@@ -16,7 +16,7 @@ from adapt.data import Item
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.perplexity import lowest, perplexities
 from adapt.methods import ZeroShot
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 from adapt.recipe import read_recipe
 from adapt.training.fit import fit_plan
 from adapt.training.run_recipe import build, plan_of

@@ -15,7 +15,7 @@ import adapt
 from adapt.data import Item
 from adapt.data.decoding.images import open_image
 from adapt.data.emoji.questions import GROUP
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 from adapt.recipe import read_recipe
 from adapt.training.fit import fit_plan
 from adapt.training.run_recipe import build, plan_of

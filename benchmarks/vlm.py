@@ -23,8 +23,8 @@ from adapt.common.shown import readable_bytes
 from adapt.data import Item
 from adapt.methods import LoRA
 from adapt.methods.base.step import total
-from adapt.models.chatting import ChatModel
-from adapt.models.preferring import Reference
+from adapt.models.dpo import Reference
+from adapt.models.native_vlm import ChatModel
 from adapt.recipe.settings import DPOSettings
 from adapt.tasks.preferences import Preference, Preferences
 from benchmarks import native_model, needed

@@ -15,7 +15,7 @@ import adapt
 from adapt.chats import IMAGE, Chat, Turn
 from adapt.data import Item
 from adapt.methods import LoRA, ZeroShot
-from adapt.models.chatting import ChatModel, ChatStep
+from adapt.models.native_vlm import ChatModel, ChatStep
 
 KINDS = sorted(tiny_natives.KINDS)
 FAST = [

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from adapt.backbones import fingerprint
+from adapt.backbones.locks import copied_alone
 from adapt.backbones.preprocess import OfUpright, Preprocess, Transform
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Tower
-from adapt.backbones.turns import copied_alone
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:

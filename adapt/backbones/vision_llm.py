@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, BackboneParts, ImageEncoder
 from adapt.backbones.decoder import decoder_tower
+from adapt.backbones.locks import alone
 from adapt.backbones.tower import tokens_of
-from adapt.backbones.turns import alone
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 

@@ -18,7 +18,7 @@ from adapt.common.shown import shown
 if TYPE_CHECKING:
     from PIL import Image
 
-    from adapt.models.chatting import ChatModel
+    from adapt.models.native_vlm import ChatModel
     from adapt.models.wrap import Model
 
 
@@ -76,7 +76,7 @@ def _answering(
 ) -> Callable[[str], str]:
     """Return a function from a question to its answer in words. Raises AdaptError for a model that has none."""
     from adapt.models.base import is_native
-    from adapt.models.speaking import SpeakingModel
+    from adapt.models.vision_llm import SpeakingModel
 
     if is_native(model):
         return _Conversation(model, pictures, settings)

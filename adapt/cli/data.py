@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.data.readers.published import Published
     from adapt.data.split import Split
-    from adapt.models.chatting import ChatModel
+    from adapt.models.native_vlm import ChatModel
 
 _Folder = Annotated[str | None, Argument("[ROOT]")]  # which --root may name too
 
@@ -260,7 +260,7 @@ def match(
         raise AdaptError(f"{shown(split.name)} has no {part} images: choose another --part")
     with common.quiet_libraries():
         from adapt.backbones.load import load_backbone
-        from adapt.models.classifier import AdaptedModel
+        from adapt.models.dual_encoder import AdaptedModel
         from adapt.models.unadapted import unadapted
         from adapt.retrieval.matching import match as matched
 

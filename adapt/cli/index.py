@@ -168,7 +168,7 @@ def _entries(source: Path) -> tuple[list[str], list[tuple[int, str]]]:
 
 def _check_lengths(model: ImageModel, source: str | Path, texts: Sequence[tuple[str, str]]) -> None:
     """Raise AdaptError if one of the `texts`, each with its place in `source`, is too long for the text tower."""
-    from adapt.models.classifier import AdaptedModel
+    from adapt.models.dual_encoder import AdaptedModel
 
     prompt_of = model.prompt_of if isinstance(model, AdaptedModel) else str
     for place, text in texts:

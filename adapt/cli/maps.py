@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.cli.image_files import ImageFile
-    from adapt.models.classifier import AdaptedModel
+    from adapt.models.dual_encoder import AdaptedModel
     from adapt.models.prediction import Prediction
 
 
@@ -51,7 +51,7 @@ def maps(
     files = list(image_files(images))
     with common.quiet_libraries():
         from adapt.methods.base.traits import normal_label
-        from adapt.models.classifier import AdaptedModel
+        from adapt.models.dual_encoder import AdaptedModel
 
         model = common.load_adapter(adapter, backbone, device)
         if not isinstance(model, AdaptedModel):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from adapt.backbones.locks import frozen
 from adapt.backbones.split_attention import StandIn
 from adapt.backbones.tower import Absent, Block, Projection, as_one
 from adapt.edits import Parallel
-from adapt.engine.frozen import frozen
 from adapt.engine.plan import Plan
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # queries, keys and values `(..., rows, d)` to `(..., queries, d)`

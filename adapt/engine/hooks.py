@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from adapt.backbones.locks import alone, frozen
 from adapt.backbones.split_attention import attend
 from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts
-from adapt.backbones.turns import alone
 from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
 from adapt.edits import Edit, LowRank, Parallel
 from adapt.engine import tokens
 from adapt.engine.attention import weighted_attention
-from adapt.engine.frozen import frozen
 from adapt.engine.plan import Plan, plan
 from adapt.prompts import Prompt
 

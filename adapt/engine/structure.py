@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
+from adapt.backbones.locks import sharing
 from adapt.backbones.tower import Absent, Tower, modules_of
-from adapt.backbones.turns import sharing
 from adapt.edits import Bypass, Edit
 
 Structure = list[tuple[int, bool]]  # the identity of each module, and whether it has hooks or another forward

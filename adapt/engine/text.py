@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adapt.backbones.base import DualEncoder
+from adapt.backbones.locks import frozen
 from adapt.backbones.tokenizer import pad_rows
 from adapt.backbones.tower import Block, TextParts, Tower, check_parts
 from adapt.common.devices import free_bytes
 from adapt.edits import Edit, Tokens
 from adapt.engine.attention import Packing, pack, prefix_suffix_attention
 from adapt.engine.blocks import again_in_backward, run_block
-from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
 from adapt.engine.structure import bypassing_absent, same_features

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
+from adapt.backbones.locks import frozen
 from adapt.backbones.tower import Tower, VisionParts, check_parts
 from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Edit
 from adapt.engine.blocks import RowIndex, again_in_backward, run_block
-from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
 from adapt.engine.structure import HOOKED, Structure, bypassing_absent, hooked, same_features, structure

@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
+from adapt.backbones.locks import alone
 from adapt.backbones.tower import Block, BlockOutput, Tower, tokens_of
-from adapt.backbones.turns import alone
 
 Seen = dict[str, tuple[Tensor, Tensor]]
 

@@ -15,7 +15,7 @@ from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
 from adapt.methods.base.traits import Explains, has_trait
 from adapt.models.base import Adapted
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 
 OF_EACH = 3  # of right and of wrong answers, the most confident ones
 

@@ -19,7 +19,7 @@ from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, scored
 from adapt.methods.base.traits import DrawsMaps, normal_label, trait
 from adapt.models.base import Adapted
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import decided
 
 logger = logging.getLogger("adapt")

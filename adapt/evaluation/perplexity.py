@@ -14,7 +14,7 @@ from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.evaluation.inference import Inference
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 
 
 def perplexities(model: ChatModel, items: Sequence[Item], inference: Inference) -> list[float]:

@@ -16,7 +16,7 @@ from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import finite
 
 AT = (1, 5, 10)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.turns import alone
+from adapt.backbones.locks import alone
 from adapt.common.disk import new_folder
 from adapt.common.errors import AdaptError
 from adapt.methods.base.traits import Merges

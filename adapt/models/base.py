@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from typing_extensions import TypeIs, TypeVar
 
 from adapt.backbones.base import Backbone, DualEncoder, in_single_precision, outside_inference_mode
+from adapt.backbones.locks import alone, changing_modes, copied_alone, frozen, keeping_modes
 from adapt.backbones.preprocess import Transform
-from adapt.backbones.turns import alone, changing_modes, copied_alone, keeping_modes
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.untraced import untraced
@@ -24,7 +24,6 @@ from adapt.data.bags import is_bag
 from adapt.data.decoding.draws import Views
 from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.pictures import turns
-from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.edits import Edit
     from adapt.methods.base import Training
-    from adapt.models.chatting import ChatModel
+    from adapt.models.native_vlm import ChatModel
 
 B = TypeVar("B", bound=Backbone, covariant=True, default=Backbone)
 M = TypeVar("M", bound="Adapted[Backbone]")

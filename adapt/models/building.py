@@ -10,9 +10,8 @@ from torch import Tensor
 
 from adapt import tasks
 from adapt.backbones.base import Backbone, ImageEncoder, in_single_precision, outside_inference_mode
-from adapt.backbones.turns import alone
+from adapt.backbones.locks import alone, frozen
 from adapt.common.errors import AdaptError
-from adapt.engine.frozen import frozen
 from adapt.engine.plan import plan
 from adapt.methods.base import Context, Method
 from adapt.methods.base.traits import OwnClassifier, trait

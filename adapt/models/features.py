@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from adapt.backbones.encoded_images import EncodedImage
-    from adapt.models.chatting import ChatModel
+    from adapt.models.native_vlm import ChatModel
 
 logger = logging.getLogger("adapt")
 VIEWS_AT_ONCE = 64  # views that are encoded together, over all images of a batch

@@ -17,7 +17,7 @@ from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Query
 
 if TYPE_CHECKING:
-    from adapt.models.chatting import ChatModel
+    from adapt.models.native_vlm import ChatModel
     from adapt.models.wrap import Model
 
 Prepared = tuple[Any, ...]  # an image as each group of models reads it

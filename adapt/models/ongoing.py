@@ -14,7 +14,7 @@ from adapt.backbones.native import ChatImages
 from adapt.chats import Chat
 from adapt.models import generation
 from adapt.models.base import evaluating
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 
 Ended = Callable[[Tensor], Tensor]
 _MOST = 2**20  # tokens, where a model knows no limit

@@ -8,7 +8,7 @@ from typing import Any
 from adapt.backbones.base import Backbone
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import Adapted, is_native
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model, wrap
 

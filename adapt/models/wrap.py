@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
     from adapt.backbones.vision_encoder import VisionEncoder
     from adapt.backbones.vision_llm import VisionLLM
-    from adapt.models.answering import AnsweringModel
-    from adapt.models.chatting import ChatModel
-    from adapt.models.classifier import AdaptedModel
-    from adapt.models.speaking import SpeakingModel
-    from adapt.models.vision_model import VisionModel
+    from adapt.models.dual_encoder import AdaptedModel
+    from adapt.models.fusion_encoder import AnsweringModel
+    from adapt.models.native_vlm import ChatModel
+    from adapt.models.vision_encoder import VisionModel
+    from adapt.models.vision_llm import SpeakingModel
 
     Model: TypeAlias = AdaptedModel | VisionModel | AnsweringModel | SpeakingModel | ChatModel
 else:
     Model = Adapted  # each kind's class is imported when it is used
 
 _Names: TypeAlias = Sequence[str]
-_MODELS = {  # by the backbone's kind
-    "dual encoder": ("classifier", "AdaptedModel"),
-    "vision encoder": ("vision_model", "VisionModel"),
-    "fusion encoder": ("answering", "AnsweringModel"),
-    "vision LLM": ("speaking", "SpeakingModel"),
-    "native VLM": ("chatting", "ChatModel"),
+_MODELS = {  # by the backbone's kind, which names the file as well
+    "dual encoder": "AdaptedModel",
+    "vision encoder": "VisionModel",
+    "fusion encoder": "AnsweringModel",
+    "vision LLM": "SpeakingModel",
+    "native VLM": "ChatModel",
 }
 
 
@@ -124,8 +124,8 @@ def assemble(
         options |= {"fast": fast, "text_memory": text_memory}
     elif backbone.kind in ("vision encoder", "native VLM"):
         options["fast"] = fast
-    module, name = _MODELS[backbone.kind]
-    kind: type[Any] = getattr(import_module(f"adapt.models.{module}"), name)
+    module = import_module(f"adapt.models.{backbone.kind.lower().replace(' ', '_')}")
+    kind: type[Any] = getattr(module, _MODELS[backbone.kind])
     with outside_inference_mode():
         model: Model = kind(backbone, method, names, **options)
     return model

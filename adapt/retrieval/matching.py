@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.progress import Progress
 from adapt.data.item import Item
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import item_features
 
 

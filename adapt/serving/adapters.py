@@ -20,11 +20,11 @@ from adapt.formats import PEFT_CONFIG, name_of_adapter
 from adapt.formats.header import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
 from adapt.models.base import is_native
-from adapt.models.chatting import ChatModel
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.image_model import ImageModel
 from adapt.models.many import SideBySide
-from adapt.models.vision_model import VisionModel
+from adapt.models.native_vlm import ChatModel
+from adapt.models.vision_encoder import VisionModel
 from adapt.serving.worker import apart
 
 _MOST_CLASSES = 5_000  # in an adapter loaded by a request: other requests wait while the class texts are encoded

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.images import open_image
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission
 from adapt.serving.chat_messages import ChatRequest, Written

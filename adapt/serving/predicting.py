@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse
 from adapt.backbones.encoded_images import PreparedImage
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
-from adapt.models.chatting import TOGETHER, ChatModel
 from adapt.models.many import Prepared
+from adapt.models.native_vlm import TOGETHER, ChatModel
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission
 from adapt.serving.batching import Asked, Batcher

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adapt.chats import Chat
 from adapt.common.plain import JsonObject
-from adapt.models.chatting import TOGETHER, ChatModel
+from adapt.models.native_vlm import TOGETHER, ChatModel
 from adapt.models.ongoing import OngoingAnswers
 from adapt.serving.worker import Worker
 

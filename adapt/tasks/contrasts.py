@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from adapt.methods.base import Step, Terms
     from adapt.methods.base.training import Training
     from adapt.models.base import Adapted
-    from adapt.models.chatting import ChatStep
-    from adapt.models.contrasting import ContrastStep
+    from adapt.models.native_vlm import ChatStep
+    from adapt.models.svco import ContrastStep
 
 T = TypeVar("T")
 
@@ -55,14 +55,14 @@ class Contrasts(Preferences):
         return images[:half], images[half:]
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
-        from adapt.models.chatting import ChatModel
-        from adapt.models.contrasting import ContrastStep
+        from adapt.models.native_vlm import ChatModel
+        from adapt.models.svco import ContrastStep
 
         others = [label.rejected for label in labels_of(items, Contrast)]
         return ContrastStep(cast("ChatModel", model), inputs, others).of(self, items)
 
     def prepare(self, training: Training) -> None:
-        from adapt.models.preferring import refer
+        from adapt.models.dpo import refer
 
         refer(training, training.settings.svco)
 
@@ -71,7 +71,7 @@ class Contrasts(Preferences):
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.pair_scores import scored_pairs
-        from adapt.models.contrasting import margins
+        from adapt.models.svco import margins
 
         def compared(step: ContrastStep) -> list[tuple[float, float]]:
             return [(margin, 0.0) for margin in margins(step.sums).tolist()]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Terms
     from adapt.models.base import Adapted
-    from adapt.models.classifier import AdaptedModel
+    from adapt.models.dual_encoder import AdaptedModel
 
 
 @dataclass(frozen=True)

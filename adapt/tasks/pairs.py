@@ -71,7 +71,7 @@ class Pairs(Task):
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.retrieval import retrieve
-        from adapt.models.classifier import AdaptedModel
+        from adapt.models.dual_encoder import AdaptedModel
 
         assert isinstance(model, AdaptedModel)  # as of every backbone that the task allows
         return retrieve(model, items, inference)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adapt.methods.base import Method, Step, Terms
     from adapt.methods.base.training import Training
     from adapt.models.base import Adapted
-    from adapt.models.chatting import ChatStep
-    from adapt.models.preferring import PreferenceStep
+    from adapt.models.dpo import PreferenceStep
+    from adapt.models.native_vlm import ChatStep
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Preferences(Conversations):
         return label.chat, label.chat.question.answered(label.rejected)
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
-        from adapt.models.chatting import ChatModel
-        from adapt.models.preferring import PreferenceStep
+        from adapt.models.dpo import PreferenceStep
+        from adapt.models.native_vlm import ChatModel
 
         rejected = [label.rejected for label in labels_of(items, Preference)]
         return PreferenceStep(cast("ChatModel", model), inputs, rejected).of(self, items)
 
     def prepare(self, training: Training) -> None:
-        from adapt.models.preferring import refer
+        from adapt.models.dpo import refer
 
         refer(training, training.settings.dpo)
 

@@ -17,7 +17,7 @@ import torch
 from adapt.backbones.tower import Tower
 from adapt.data.item import Item
 from adapt.methods.base import Context
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 
 _FP32 = 4  # bytes
 

@@ -24,7 +24,7 @@ from adapt.training.run_recipe import backbone_of, build_for, listed_data, plan_
 
 if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
-    from adapt.models.chatting import ChatModel
+    from adapt.models.native_vlm import ChatModel
     from adapt.recipe import Recipe
     from adapt.training.plan import TrainingPlan
 

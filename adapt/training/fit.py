@@ -23,7 +23,7 @@ from adapt.data.check import without_copies
 from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
 from adapt.models.base import Adapted
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.recipe.settings import FitSettings
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training import measures

@@ -30,7 +30,7 @@ from adapt.methods.base import Step, Terms, total
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import Adapted, evaluating
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted, without_method

@@ -27,7 +27,7 @@ from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.base.training import Part
 from adapt.models.answer import can_answer_together
 from adapt.models.base import Adapted
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import finite
 from adapt.models.unadapted import without_method
 from adapt.training.fitting import Fitting

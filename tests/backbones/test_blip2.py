@@ -19,7 +19,7 @@ import adapt
 from adapt import AdaptError, Backbone, methods
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.models import generation
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 IMAGE, QUERIES, WIDTH = 32, 6, 24
 QUESTIONS, ANSWERS = ["what is it ?", "how many dog ?"], ["a cat", "two"]

@@ -17,7 +17,7 @@ import adapt
 from adapt import AdaptError, methods
 from adapt.backbones.fusion import FusionEncoder
 from adapt.data import Item, Split
-from adapt.models.answering import AnsweringModel
+from adapt.models.fusion_encoder import AnsweringModel
 
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal"]
 LETTERS = ("q", "k", "v", "out", "fc1", "fc2")

@@ -24,7 +24,7 @@ from adapt.backbones.quantize import quantize
 from adapt.backbones.tower import tokens_of
 from adapt.chats import Chat, Turn
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 from adapt.testing import check_method
 
 

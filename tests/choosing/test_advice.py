@@ -18,7 +18,7 @@ import adapt
 from adapt.choosing import advice
 from adapt.choosing.advice import WITNESSES, advise, near_duplicates
 from adapt.data import Item, Split, open_image
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import item_features
 from adapt.tasks.classes import Class
 

@@ -161,7 +161,7 @@ def test_chat_without_an_image(run: Run, trained: Path) -> None:
     result = run("chat", trained, "--question", "hello", "--max-tokens", "5")
     assert result.exit_code == 0, result.stderr
     model = adapt.load(trained)
-    assert isinstance(model, adapt.models.chatting.ChatModel)
+    assert isinstance(model, adapt.models.native_vlm.ChatModel)
     answer = model.chat(adapt.chats.Chat.about("hello", images=0), max_new_tokens=5).text
     assert result.stdout == f"hello  {answer}\n"
 
@@ -190,7 +190,7 @@ def test_chat_remembers(run: Run, trained: Path, chats: Path) -> None:
     result = run("chat", trained, picture, "--question", "colour?", "--question", "why?", "--max-tokens", "5")
     assert result.exit_code == 0
     model = adapt.load(trained)
-    assert isinstance(model, adapt.models.chatting.ChatModel)
+    assert isinstance(model, adapt.models.native_vlm.ChatModel)
     first = adapt.chats.Chat.about("colour?")
     answer = model.chat(first, [picture], max_new_tokens=5).text
     second = model.chat(first.answered(answer).asked("why?"), [picture], max_new_tokens=5).text

@@ -17,7 +17,7 @@ from adapt.cli import main
 from adapt.data import Item
 from adapt.methods import LoRA
 from adapt.methods.base.step import total
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 from adapt.training import step_memory
 from adapt.training.chat_memory import chat_bytes
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptError, methods
-from adapt.models.answering import AnsweringModel
+from adapt.models.fusion_encoder import AnsweringModel
 
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal is there ?"]
 ANSWERS = ("cat", "dog", "two")

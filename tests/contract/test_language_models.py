@@ -14,7 +14,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, methods
 from adapt.models import generation as generate
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "adem_vl": {"scales": (4, 1), "hidden": 4, "vision_dim": 2, "beta": 1.0},

@@ -20,8 +20,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone
-from adapt.backbones.turns import alone, sharing
-from adapt.engine.frozen import frozen
+from adapt.backbones.locks import alone, frozen, sharing
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "notebooks/example.png"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adapt.engine.frozen import frozen
+from adapt.backbones.locks import frozen
 
 
 def make() -> nn.Sequential:

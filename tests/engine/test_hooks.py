@@ -14,10 +14,10 @@ from selection import by_turns
 from torch import Tensor, nn
 
 from adapt import Backbone
+from adapt.backbones.locks import frozen
 from adapt.backbones.split_attention import linear_over
 from adapt.backbones.tower import NORMS
 from adapt.edits import Attention, Bypass, LowRank, Parallel, Replace, Tokens
-from adapt.engine.frozen import frozen
 from adapt.engine.hooks import _bypass, run
 from adapt.prompts import Prompt
 

@@ -15,7 +15,7 @@ import adapt
 from adapt import AdaptError, Backbone
 from adapt.engine.structure import hooked
 from adapt.models import class_texts
-from adapt.models.classifier import AdaptedModel
+from adapt.models.dual_encoder import AdaptedModel
 
 NAMES = ("goldfish", "toy", "tree frog")
 Register = Callable[[nn.Module, Callable[..., None]], Any]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapt.backbones.locks import sharing
 from adapt.backbones.tower import Block, Form, Tower
-from adapt.backbones.turns import sharing
 from adapt.engine.watching import watched
 
 

@@ -16,7 +16,7 @@ from adapt import AdaptError, methods
 from adapt.edits import Parallel, Tokens
 from adapt.methods.adem_vl import Fusion, VisionAdapter
 from adapt.methods.base import Context
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 SMALL: dict[str, Any] = {"scales": (4, 1), "hidden": 4, "vision_dim": 0}
 

@@ -19,7 +19,7 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.cli import main
 from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 
 def model_of(**settings: Any) -> SpeakingModel:

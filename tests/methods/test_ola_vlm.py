@@ -15,7 +15,7 @@ import adapt
 from adapt import AdaptError, methods
 from adapt.methods.ola_vlm import Predictor, embedding_losses
 from adapt.methods.projector import Projector
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 QUESTIONS, ANSWERS = ["what is it ?"] * 3, ["a cat", "two", "the red dog ."]
 

@@ -18,7 +18,7 @@ from adapt.backbones.vision_llm import VisionLLM
 from adapt.methods import projector
 from adapt.methods.base import Context
 from adapt.models import generation
-from adapt.models.speaking import AnswerStep, SpeakingModel
+from adapt.models.vision_llm import AnswerStep, SpeakingModel
 
 QUESTIONS, ANSWERS = ["what is it ?"] * 4, ["a cat", "two", "the red dog .", "two"]
 

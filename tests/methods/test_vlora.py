@@ -16,7 +16,7 @@ from adapt.common.errors import AdaptError
 from adapt.formats.checkpoints import import_published
 from adapt.methods import VLoRA
 from adapt.methods.vlora import Generators
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 GENERATORS, WIDTH, HEADS, QUERIES, OUT = 3, 16, 4, 2, 6
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError
 from adapt.chats import Chat
-from adapt.models.chatting import ChatModel
 from adapt.models.debiasing import NOISED, Mode, debiased, noised, share_kept, without_images
+from adapt.models.native_vlm import ChatModel
 
 ASKED = [chat.question for chat in CHATS[:2]]
 OPTIONS = ["yes.", "no.", "a red circle"]

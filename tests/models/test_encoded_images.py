@@ -24,8 +24,8 @@ from adapt.chats import Chat, Turn
 from adapt.data import Item
 from adapt.evaluation.inference import Inference
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
-from adapt.models import chatting, features
-from adapt.models.chatting import ChatModel
+from adapt.models import features
+from adapt.models.native_vlm import ChatModel
 from adapt.tasks.conversations import Conversation
 
 # with a common beginning, one that goes on where another ends, and an empty one
@@ -86,7 +86,7 @@ def test_large_images_are_prepared_where_nothing_needs_the_picture(monkeypatch: 
     fast, plain = both("qwen2_5_vl", "decoder")
     picture = Image.new("RGB", (300, 300))
     assert fast.prepared(picture) is picture
-    monkeypatch.setattr(chatting, "_LARGE", 300 * 300 - 1)
+    monkeypatch.setattr(native_vlm, "_LARGE", 300 * 300 - 1)
     assert isinstance(fast.prepared(picture), PreparedImage)
     assert plain.prepared(picture) is picture
     fast.set_at_use(calibrate="noise")
@@ -97,7 +97,7 @@ def test_large_images_are_classified_alike(monkeypatch: pytest.MonkeyPatch) -> N
     fast = both("qwen2_5_vl", "decoder")[0].with_classes(("cat", "dog"))
     images = [*pictures(), Image.effect_noise((300, 200), 90).convert("RGB")]
     expected = [fast.predict([picture])[0].probability for picture in images]
-    monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
+    monkeypatch.setattr(native_vlm, "_LARGE", 24 * 24)
     found = [row[0].probability for row in adapt.predict_many([fast], images)]
     assert found == pytest.approx(expected, abs=1e-6)
 
@@ -111,7 +111,7 @@ def test_models_that_prepare_images_otherwise_do_not_share_them(monkeypatch: pyt
     picture = Image.effect_noise((300, 200), 90).convert("RGB")
     expected = [model.predict(picture)[0].probability for model in models]
     assert abs(expected[0] - expected[1]) > 1e-4
-    monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
+    monkeypatch.setattr(native_vlm, "_LARGE", 24 * 24)
     for order in ([0, 1, 2], [2, 1, 0]):
         [found] = adapt.predict_many([models[place] for place in order], picture)
         assert [each.probability for each in found] == pytest.approx([expected[place] for place in order], abs=1e-6)
@@ -119,7 +119,7 @@ def test_models_that_prepare_images_otherwise_do_not_share_them(monkeypatch: pyt
 
 def test_a_prepared_image_that_takes_more_memory_stays_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, _ = both("qwen2_5_vl", "decoder")
-    monkeypatch.setattr(chatting, "_LARGE", 0)
+    monkeypatch.setattr(native_vlm, "_LARGE", 0)
     picture = pictures()[0]
     assert fast.backbone.prepare(picture).bytes > 3 * 40 * 24
     assert fast.prepared(picture) is picture

@@ -9,7 +9,7 @@ from native_chats import KINDS, lora, model_of, read_by
 from torch import Tensor
 
 from adapt.chats import Chat
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 from adapt.models.ongoing import OngoingAnswers
 
 

@@ -67,5 +67,6 @@ def test_the_columns_that_tasks_need_are_in_the_table() -> None:
 
 def test_there_is_a_model_for_every_kind_of_backbone() -> None:
     assert wrap._MODELS.keys() == set(KINDS)
-    for module, name in wrap._MODELS.values():
-        assert issubclass(getattr(import_module(f"adapt.models.{module}"), name), adapt.models.base.Adapted)
+    for kind, name in wrap._MODELS.items():
+        module = import_module(f"adapt.models.{kind.lower().replace(' ', '_')}")
+        assert issubclass(getattr(module, name), adapt.models.base.Adapted)

@@ -18,8 +18,8 @@ import adapt
 from adapt.chats import IMAGE, Chat, Turn
 from adapt.data.item import Item
 from adapt.methods import LoRA, ZeroShot
-from adapt.models import preferring
-from adapt.models.chatting import ChatModel, ChatStep
+from adapt.models import dpo
+from adapt.models.native_vlm import ChatModel, ChatStep
 from adapt.recipe.settings import DPOSettings, TrainSettings
 from adapt.tasks.conversations import Conversation
 from adapt.tasks.preferences import Preference
@@ -233,8 +233,8 @@ def test_native_preferences(name: str, path: str, tmp_path: Path) -> None:
     model.started = settings["reference"] != "adapter off"
     batches = PreferredBatches(settings, stored, tmp_path, model if path == "encoded" else None)
     chosen = train_settings(settings).model_copy(update={"workers": 0, "dpo": DPOSettings(beta=settings["beta"])})
-    preferring.refer(Fitting(TrainingPlan(model, batches.items, chosen=chosen, cache=path == "encoded")), chosen.dpo)
-    seen: list[preferring.PreferenceStep] = []
+    dpo.refer(Fitting(TrainingPlan(model, batches.items, chosen=chosen, cache=path == "encoded")), chosen.dpo)
+    seen: list[dpo.PreferenceStep] = []
 
     def loss(step: Any) -> dict[str, Tensor]:
         seen.append(step)

@@ -6,8 +6,8 @@ import published
 import pytest
 import torch
 
-from adapt.models.contrasting import svco_losses
-from adapt.models.preferring import dpo_losses
+from adapt.models.dpo import dpo_losses
+from adapt.models.svco import svco_losses
 from adapt.recipe.settings import DPOSettings
 
 IMAGES, ANSWERS = ("img_chosen", "img_rejected", "no_img"), ("res_chosen", "res_rejected")

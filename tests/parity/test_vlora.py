@@ -22,7 +22,7 @@ from adapt.formats.checkpoints import import_published
 from adapt.formats.loadable import load_tensors
 from adapt.methods import VLoRA
 from adapt.methods.base import Context
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 # how a language model keeps its queries, keys and values
 FAMILIES = {"apart": "LlamaConfig", "fused": "Phi3Config", "interleaved": "GPTNeoXConfig"}

@@ -29,8 +29,7 @@ from starlette.testclient import TestClient
 import adapt
 from adapt.chats import Chat
 from adapt.methods import ZeroShot
-from adapt.models import chatting
-from adapt.models.chatting import ChatModel
+from adapt.models.native_vlm import ChatModel
 from adapt.models.ongoing import OngoingAnswers
 from adapt.serving import talking
 from adapt.serving.adapters import Served, ServedAdapters
@@ -464,7 +463,7 @@ def test_large_pictures_wait_as_the_model_reads_them(
     asked = user("what is it?", Image.effect_noise((300, 200), 90).convert("RGB"), pictures()[1])
     expected = post(client(), asked).json()["choices"]
     waited: list[Question] = []
-    monkeypatch.setattr(chatting, "_LARGE", 24 * 24)
+    monkeypatch.setattr(native_vlm, "_LARGE", 24 * 24)
     monkeypatch.setattr(Talker, "ask", lambda self, question: (waited.append(question), self._put(question)))
     assert post(client(), asked).json()["choices"] == expected
     [question] = waited

@@ -209,7 +209,7 @@ def test_a_run_goes_on_in_the_parts_that_it_began_with(
     """Parts of the classes draw their own dropout: another machine's free memory must not cut others."""
     settings: dict[str, Any] = {"checkpoint_minutes": 0}
     free = [2**21]  # bytes: a class at a time
-    monkeypatch.setattr("adapt.models.classifier.free_bytes", lambda device: free[0])
+    monkeypatch.setattr("adapt.models.dual_encoder.free_bytes", lambda device: free[0])
     method = ("lora", {"dropout": 0.5, "towers": ["text"], "projections": "v"})
     train(make_model(method[0], **method[1]), out=tmp_path / "whole", **settings)
     with stopped_at(5):

@@ -10,9 +10,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from adapt.backbones.base import outside_inference_mode
-from adapt.backbones.turns import alone
+from adapt.backbones.locks import alone, frozen
 from adapt.common.errors import AdaptError
-from adapt.engine.frozen import frozen
 from adapt.methods.base import ImageStep, Method
 from adapt.methods.base.traits import Stream, has_trait
 from adapt.models.base import Adapted, evaluating

@@ -17,7 +17,7 @@ from adapt import tasks
 from adapt.data import Item, Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
-from adapt.models.contrasting import margins
+from adapt.models.svco import margins
 from adapt.models.wrap import Model
 from adapt.recipe import read_recipe
 from adapt.training.fit import fit_plan

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.models.chatting import ChatModel, ChatStep
+from adapt.models.native_vlm import ChatModel, ChatStep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

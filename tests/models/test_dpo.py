@@ -18,8 +18,8 @@ from adapt.data import Item
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.pair_scores import PairScores
 from adapt.methods import DAS, Compose
-from adapt.models.chatting import ChatModel
-from adapt.models.preferring import PreferenceStep, Reference
+from adapt.models.dpo import PreferenceStep, Reference
+from adapt.models.native_vlm import ChatModel
 from adapt.recipe.settings import DPOSettings
 from adapt.tasks.preferences import Preference
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from adapt.backbones.turns import alone
+from adapt.backbones.locks import alone
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief

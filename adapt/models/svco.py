@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.native import ChatImages
-from adapt.models.chatting import ChatModel, ChatStep
-from adapt.models.preferring import Reference
+from adapt.models.dpo import Reference
+from adapt.models.native_vlm import ChatModel, ChatStep
 
 
 class ContrastStep(ChatStep):

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 import pytest
 from torch import nn
 
-from adapt.backbones.turns import alone, roots, sharing
+from adapt.backbones.locks import alone, roots, sharing
 
 ENOUGH = 10  # seconds in which a turn that is free has come for sure
 Enter = Callable[[nn.Module], AbstractContextManager[None]]

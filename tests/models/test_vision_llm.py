@@ -20,7 +20,7 @@ from adapt import AdaptError, methods
 from adapt.backbones.families.two_models import with_language_model
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.models import generation as generate
-from adapt.models.speaking import SpeakingModel
+from adapt.models.vision_llm import SpeakingModel
 
 QUESTIONS = ["what is it ?", "how many dog ?", "which animal is there : red green blue ?"]
 ANSWERS = ["a cat", "two", "the red dog ."]

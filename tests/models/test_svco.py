@@ -18,9 +18,9 @@ from adapt import AdaptError
 from adapt.chats import IMAGE, Chat
 from adapt.data import Item
 from adapt.data.decoding.images import open_image
-from adapt.models.chatting import ChatModel
-from adapt.models.contrasting import ContrastStep, margins
-from adapt.models.preferring import Reference
+from adapt.models.dpo import Reference
+from adapt.models.native_vlm import ChatModel
+from adapt.models.svco import ContrastStep, margins
 from adapt.recipe.settings import SVCOSettings
 from adapt.tasks.contrasts import Contrast
 from adapt.training.chat_memory import chat_bytes
