@@ -24,7 +24,7 @@ from adapt.chats import Chat, Turn
 from adapt.data import Item
 from adapt.evaluation.inference import Inference
 from adapt.methods import DAS, LoRA, Projector, ZeroShot
-from adapt.models import features
+from adapt.models import features, native_vlm
 from adapt.models.native_vlm import ChatModel
 from adapt.tasks.conversations import Conversation
 

@@ -29,6 +29,7 @@ from starlette.testclient import TestClient
 import adapt
 from adapt.chats import Chat
 from adapt.methods import ZeroShot
+from adapt.models import native_vlm
 from adapt.models.native_vlm import ChatModel
 from adapt.models.ongoing import OngoingAnswers
 from adapt.serving import talking
