@@ -17,25 +17,24 @@ from adapt.backbones.base import outside_inference_mode
 from adapt.common.devices import described, keeping_rng
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
-from adapt.common.progress import LogEntry, training_bar
+from adapt.common.progress import LogEntry, readable_time, training_bar
 from adapt.data.bags import has_bags
 from adapt.data.check import without_copies
 from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
 from adapt.models.base import Adapted
 from adapt.models.dual_encoder import AdaptedModel
-from adapt.recipe.settings import FitSettings
+from adapt.models.features import keeps_features
+from adapt.recipe.settings import FitSettings, TrainSettings
 from adapt.tracking import Track, Tracker, trackers
 from adapt.training import measures
-from adapt.training.average import epoch_weights
+from adapt.training.batches import Batches, FeatureBatches
 from adapt.training.choice import choose
 from adapt.training.fitting import Fitting
-from adapt.training.journal import Journal
-from adapt.training.length_of_time import LengthOfTime
-from adapt.training.loop import Length, Trainer
+from adapt.training.loop import Length, Trainer, epoch_weights
 from adapt.training.plan import TrainingPlan, planned
 from adapt.training.result import Result, reproducible
-from adapt.training.run import Run
+from adapt.training.run import Journal, Run
 from adapt.training.step_memory import check_memory
 
 logger = logging.getLogger("adapt")
@@ -249,3 +248,40 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
         "vision_path": model.vision_path,
         "estimated_bytes": needed,
     }
+
+
+LONG = 600.0  # seconds of training that deserve a warning
+_WARM, _TIMED = 2, 3  # number of slow first steps, and of the steps that are timed after them
+
+
+class LengthOfTime:
+    """A timer that warns after a few steps if training will take long, with advice on how to shorten the training."""
+
+    def __init__(self, model: Adapted, batches: Batches, settings: TrainSettings, steps: int, done: int) -> None:
+        self._left, self._advice = steps - done, _shorter(model, batches, settings)
+        self._started, self._seen = time.monotonic(), 0
+
+    def step_done(self) -> None:
+        """Count a finished step; after a few timed steps, log a warning if the remaining training will take long."""
+        self._seen += 1
+        if self._seen == _WARM:
+            self._started = time.monotonic()
+        if self._seen != _WARM + _TIMED:
+            return
+        each = (time.monotonic() - self._started) / _TIMED
+        seconds = each * (self._left - self._seen)
+        if seconds > LONG:
+            logger.warning(
+                "%s steps are left at %.2g s each, about %s in total: to shorten the training, try %s",
+                f"{self._left - self._seen:,}", each, readable_time(seconds), self._advice,
+            )  # fmt: skip
+
+
+def _shorter(model: Adapted, batches: Batches, settings: TrainSettings) -> str:
+    unit = "iterations" if settings.iterations else "epochs"
+    advice = [f"--set train.{unit}={max(1, (settings.iterations or settings.epochs) // 10)}"]  # type: ignore[operator]
+    if isinstance(batches, FeatureBatches):
+        return advice[0]
+    if keeps_features(model, cache=True) and settings.views is None:
+        advice.append("--set train.views=10 (encodes ten views of each image once)")
+    return ", ".join([*advice, "fewer --shots, or a smaller --backbone"])

@@ -1,34 +1,223 @@
-"""The training loop, and the schedules of its learning rate in closed form, as published."""
+"""The training loop: its checkpoints, averages of its tensors, and schedules of its rate in closed form, as published.
+
+A checkpoint has all that the next step depends on. Averages replace the trained tensors at the end: PromptSRC `bb95c77`
+(Gaussian weights over epochs); Izmailov et al., UAI 2018 (stochastic weight averaging, SWA); Polyak and Juditsky, 1992,
+with exponential weights (EMA).
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from adapt import tasks
-from adapt.common.devices import AUTO, prefers_bf16
+from adapt.common import plain
+from adapt.common.devices import AUTO, prefers_bf16, rng_states, set_rng_states
+from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.interrupt import graceful
 from adapt.common.progress import LogEntry, Report
+from adapt.common.shown import shown
 from adapt.data.item import Item
-from adapt.methods.base import Step, Terms, checked
+from adapt.formats import tensor_file
+from adapt.formats.loadable import load_tensors
+from adapt.formats.tensor_file import check_finite
+from adapt.methods.base import Method, Step, Terms, checked
 from adapt.models.base import Adapted
 from adapt.recipe.settings import TrainSettings
-from adapt.training import checkpoint
-from adapt.training.average import RunningAverage
 from adapt.training.batches import Batches
-from adapt.training.checkpoint import Position
 from adapt.training.processes import ALONE, Processes
 from adapt.training.run import Run
+
+if TYPE_CHECKING:
+    from adapt.methods.base import Method
+    from adapt.recipe.settings import Average
+
+
+class RunningAverage:
+    """A running average of a method's parameters, as a weighted sum over epochs or a moving average over steps.
+
+    Parameters that adapters leave out are averaged too, because they learned to fit the others.
+    """
+
+    def __init__(self, method: Method, settings: Average, epochs: int) -> None:
+        own = dict(method.named_parameters())
+        known = {id(parameter) for parameter in own.values()}
+        others = [parameter for parameter in method.trains() if id(parameter) not in known]
+        self._parameters = own | {f"aside.{number}": each for number, each in enumerate(others)}
+        self._weights = epoch_weights(settings, epochs)
+        self._decay = settings.ema.decay if settings.ema else None
+        self.values: dict[str, Tensor] = {  # a moving average starts from the initial parameters
+            name: torch.zeros_like(each) if self._decay is None else each.detach().clone()
+            for name, each in self._parameters.items()
+        }
+
+    @torch.no_grad()
+    def step_done(self) -> None:
+        """Update the average with the current parameters after an optimiser step, if the average is over steps."""
+        if self._decay is not None:
+            for name, parameter in self._parameters.items():
+                self.values[name].lerp_(parameter, 1 - self._decay)
+
+    @torch.no_grad()
+    def epoch_done(self, epoch: int) -> None:
+        """Add the current parameters at the end of `epoch`, counted from 0, if the average is over epochs."""
+        if self._decay is None:
+            for name, parameter in self._parameters.items():
+                self.values[name] += self._weights[epoch] * parameter
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Replace the parameters by the running average."""
+        for name, parameter in self._parameters.items():
+            parameter.copy_(self.values[name])
+
+
+def epoch_weights(settings: Average, epochs: int) -> Sequence[float]:
+    """Return the weights of all epochs, which sum to 1, or an empty sequence for an average over steps.
+
+    Gaussian weights are proportional to `exp(-(t - mean)^2 / (2 std^2))` for epoch t, counted from 1. Raises AdaptError
+    if every weight is zero.
+    """
+    if settings.gaussian is not None:
+        mean, std = settings.gaussian.mean, settings.gaussian.std
+        weights = [math.exp(-((epoch - mean) ** 2) / (2 * std**2)) for epoch in range(1, epochs + 1)]
+    elif settings.swa is not None:
+        weights = [float(epoch >= settings.swa.start) for epoch in range(1, epochs + 1)]
+    else:
+        return ()
+    if not sum(weights):
+        raise AdaptError(
+            f"train.average gives a weight of zero to all {epochs} epochs, which are counted from 1: set the mean or "
+            f"start of train.average to a number from 1 to {epochs}"
+        )
+    return [weight / sum(weights) for weight in weights]
+
+
+T = TypeVar("T")
+_WHAT = tensor_file.What("checkpoint", "start a new run with another --out")
+
+
+class Position(BaseModel):
+    """The progress of a training run, with `batch` finished batches of the current epoch and `step` finished steps."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epoch: int = Field(default=0, ge=0)
+    batch: int = Field(default=0, ge=0)
+    step: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The training state that a checkpoint stores and restores in place.
+
+    `beside` contains tensors that the adapter does not need; the random state of `device` is also stored.
+    """
+
+    method: Method
+    optimizer: Optimizer
+    scaler: GradScaler
+    beside: Mapping[str, Tensor]
+    device: torch.device
+
+
+def save_checkpoint(path: Path, trained: Trained, position: Position, recipe: str) -> None:
+    """Replace the checkpoint at `path` atomically; `recipe` is the identifier of the recipe and the training images."""
+    optimizer, scaler = trained.optimizer, trained.scaler
+    tensors = {f"method.{name}": tensor for name, tensor in trained.method.state_dict().items()}
+    tensors |= {f"beside.{name}": tensor for name, tensor in trained.beside.items()}
+    numbers: dict[str, object] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                numbers[f"optimizer.{index}.{key}"] = value
+    tensors |= {f"rng.{name}": state for name, state in rng_states(trained.device).items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {
+        "recipe": recipe,
+        "position": plain.dump(position.model_dump()),
+        "optimizer": plain.dump(numbers),
+        "scaler": plain.dump(scaler.state_dict()),
+    }
+    with replacing(path) as temporary:
+        tensor_file.write(tensors, temporary, metadata)
+
+
+def load_checkpoint(path: Path, trained: Trained, recipe: str) -> Position:
+    """Restore the trained tensors and the random state from a checkpoint, and return the position in the training run.
+
+    Raises AdaptError if the checkpoint is missing or damaged, or belongs to another recipe.
+    """
+    if not path.is_file():
+        raise AdaptError(f"there is no checkpoint at {path} to resume from: leave out --resume to start a new run")
+    metadata = tensor_file.describe(path, _WHAT).metadata
+    tensors = tensor_file.read(path, _WHAT)
+    check_finite({name: x for name, x in tensors.items() if not name.startswith("beside.")}, str(path))
+    if metadata.get("recipe") != recipe:
+        raise AdaptError(f"{path} belongs to another recipe or other images: use the original ones, or another --out")
+    load_tensors(trained.method, _under("method.", tensors), str(path))
+    optimizer = trained.optimizer
+    try:
+        _fill(trained.beside, _under("beside.", tensors))
+        numbers = plain.parse(metadata["optimizer"])
+        state = _optimizer_state(optimizer, _under("optimizer.", tensors) | _under("optimizer.", numbers))
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        trained.scaler.load_state_dict(plain.parse(metadata["scaler"]))
+        set_rng_states(_under("rng.", tensors), trained.device)
+        return Position.model_validate(plain.parse(metadata["position"]))
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise AdaptError(
+            f"{path} is damaged ({shown(error)}) and cannot be resumed: start a new run with another --out"
+        ) from error
+
+
+def _optimizer_state(optimizer: Optimizer, named: Mapping[str, object]) -> dict[int, dict[str, object]]:
+    """Return the optimiser's state by parameter. Raises ValueError if an entry does not fit the parameter's shape."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, object]] = {}
+    for name, value in named.items():
+        index, key = name.split(".", 1)
+        shape = value.shape if isinstance(value, Tensor) else ()
+        if not 0 <= int(index) < len(parameters) or shape not in ((), parameters[int(index)].shape):
+            raise ValueError(f"the optimiser state {name} does not match the name and shape of a parameter")
+        state.setdefault(int(index), {})[key] = value
+    return state
+
+
+@torch.no_grad()
+def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy `values` into `tensors`. Raises ValueError if the names or shapes differ."""
+    if tensors.keys() != values.keys() or any(tensors[name].shape != value.shape for name, value in values.items()):
+        raise ValueError("the stored training tensors do not match the names and shapes of the tensors of this method")
+    for name, value in values.items():
+        tensors[name].copy_(value)
+
+
+def finite(method: Method) -> bool:
+    """Return whether all trained parameters of the method are finite."""
+    return all(bool(parameter.isfinite().all()) for parameter in method.trains())
+
+
+def _under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
 
 Loss = Callable[[Step], Terms]
 _ADVICE = "lower the learning rate, or train in fp32"
@@ -78,7 +267,7 @@ class Trainer:
         self.position = Position()
         self.resumed = run is not None and run.goes_on
         if run is not None and run.goes_on:
-            self.position = checkpoint.load(run.checkpoint, self._trained(), run.identity)
+            self.position = load_checkpoint(run.checkpoint, self._trained(), run.identity)
             processes.any(False)  # wait until all have read it, before the main process replaces it
 
     def train(self, report: Report, epoch_done: Callable[[int, int], None] = lambda epoch, epochs: None) -> Position:
@@ -105,7 +294,7 @@ class Trainer:
                     self.average.epoch_done(self.position.epoch)
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
                 self._keep()
-        if not checkpoint.finite(self.model.method):
+        if not finite(self.model.method):
             raise AdaptError(
                 f"after the last step, {self.position.step}, trained values are not finite{self._last_good()}: "
                 f"{_ADVICE}"
@@ -198,17 +387,17 @@ class Trainer:
 
     def _keep(self) -> None:
         """Write a new checkpoint in place of the old checkpoint, unless a trained value is not finite."""
-        if not checkpoint.finite(self.model.method):
+        if not finite(self.model.method):
             return
         if self.run is not None and self.run.writes:
-            checkpoint.save(self.run.checkpoint, self._trained(), self.position, self.run.identity)
+            save_checkpoint(self.run.checkpoint, self._trained(), self.position, self.run.identity)
         self.saved()
 
-    def _trained(self) -> checkpoint.Trained:
+    def _trained(self) -> Trained:
         method, average = self.model.method, self.average.values if self.average else {}
         extra = {f"average.{name}": value for name, value in average.items()}
         extra |= {f"method.{name}": value for name, value in method.training_state().items()}
-        return checkpoint.Trained(method, self.optimizer, self.scaler, extra, self.model.backbone.device)
+        return Trained(method, self.optimizer, self.scaler, extra, self.model.backbone.device)
 
     def _not_finite(self, terms: dict[str, float]) -> AdaptError:
         """Save the state if all trained values are finite, and return the error for a loss that is not finite.

@@ -13,7 +13,7 @@ from stopping import assert_goes_on_exactly
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Split
-from adapt.training.checkpoint import finite
+from adapt.training.loop import finite
 
 STEPS = {"epochs": 5, "batch_size": 4, "lr": 0.1, "warmup_epochs": 0, "augment": "none", "progress": False}
 

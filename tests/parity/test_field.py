@@ -20,7 +20,7 @@ from adapt import AdaptedModel, methods
 from adapt.methods import prompt_src
 from adapt.methods.base import ImageStep, total
 from adapt.recipe.settings import Average
-from adapt.training.average import RunningAverage, epoch_weights
+from adapt.training.loop import RunningAverage, epoch_weights
 
 FAST = by_turns("fast", [None, False])
 EVERY_LIBRARY = by_turns("library", LIBRARIES)

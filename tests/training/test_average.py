@@ -14,8 +14,7 @@ from selection import by_turns
 from stopping import assert_goes_on_exactly, stopped_at
 
 from adapt.recipe.settings import Average
-from adapt.training.average import epoch_weights
-from adapt.training.loop import Trainer
+from adapt.training.loop import Trainer, epoch_weights
 
 AVERAGES: list[dict[str, Any]] = [
     {"gaussian": {"mean": 2, "std": 0.7}}, {"swa": {"start": 2}}, {"ema": {"decay": 0.6}},
@@ -70,16 +69,16 @@ def test_a_resumed_run_has_the_same_average(
 
 def test_a_checkpoint_of_a_training_without_an_average_is_not_taken_for_one(make_model, train, tmp_path: Path) -> None:
     from adapt import AdaptError
-    from adapt.training import checkpoint
+    from adapt.training import loop
 
     with stopped_at(4):
         train(make_model(n_ctx=4), out=tmp_path / "run")
-    trained = checkpoint.Trained(
+    trained = loop.Trained(
         make_model(n_ctx=4).method, _no_optimizer(), None, {"average.ctx": torch.zeros(4, 128)}, torch.device("cpu")
     )
-    recipe = checkpoint.tensor_file.describe(tmp_path / "run/checkpoint.safetensors").metadata["recipe"]
+    recipe = loop.tensor_file.describe(tmp_path / "run/checkpoint.safetensors").metadata["recipe"]
     with pytest.raises(AdaptError, match="the stored training tensors do not match"):
-        checkpoint.load(tmp_path / "run/checkpoint.safetensors", trained, recipe)
+        loop.load_checkpoint(tmp_path / "run/checkpoint.safetensors", trained, recipe)
 
 
 def _no_optimizer() -> Any:
