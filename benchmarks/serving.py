@@ -22,7 +22,7 @@ import psutil
 import adapt
 from adapt.data.decoding.files import read_bytes
 from adapt.models.many import SideBySide
-from adapt.models.prediction import Prediction, Wanted
+from adapt.models.prediction import Prediction, Query
 from benchmarks.drawings import SEEN, backbone, drawings
 from benchmarks.measure import Row, by_turns
 
@@ -65,11 +65,11 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
 
 def _passes(model: adapt.AdaptedModel, images: list[bytes]) -> Row:
     """Time passes of as many images as there are clients: no server can answer more a second on this machine."""
-    together, wanted = SideBySide([model]), Wanted(5, None, False)
+    together, query = SideBySide([model]), Query()
     started = time.perf_counter()
     pixels = [together.pixels(image) for image in images]
     decoding = 1000 * (time.perf_counter() - started) / len(images)
-    [taken] = by_turns([lambda: list(together.predictions(pixels, wanted))], PASSES)
+    [taken] = by_turns([lambda: list(together.predictions(pixels, query))], PASSES)
     rate = len(images) / taken
     return {
         "case": f"passes of {len(images)} images by the model alone",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel
-from adapt.data.emoji import labelled_scenes as captions
 from adapt.data.emoji import questions
+from adapt.data.emoji import questions as captions
 from adapt.data.emoji.scenes import Scene, scenes
 from adapt.methods import ZeroShot
 from benchmarks.drawings import backbone, per_cent

@@ -22,7 +22,7 @@ from adapt.common.errors import missing
 from adapt.common.shown import readable_bytes
 from adapt.data import Item
 from adapt.methods import LoRA
-from adapt.methods.base.terms import total
+from adapt.methods.base.step import total
 from adapt.models.chatting import ChatModel
 from adapt.models.preferring import Reference
 from adapt.recipe.settings import DPOSettings

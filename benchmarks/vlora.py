@@ -11,7 +11,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 import adapt
 from adapt.backbones.hf import vision_tower
 from adapt.backbones.preprocess import Preprocess
-from adapt.backbones.vision_llm import Vision, VisionLLM
+from adapt.backbones.vision_encoder import VisionEncoder
+from adapt.backbones.vision_llm import VisionLLM
 from adapt.evaluation.flops import flops
 from adapt.recipe import read_recipe
 from benchmarks.measure import Row, compared, in_fresh_process
@@ -50,7 +51,12 @@ def large_backbone() -> VisionLLM:
             image_size=336, patch_size=14,
         )  # fmt: skip
         tower: Any = CLIPVisionModel(config).eval()
-    vision = Vision(tower, vision_tower(tower, config), Preprocess(336, (0.5,) * 3, (0.5,) * 3), tower)
+    vision = VisionEncoder(
+        model=tower,
+        towers={"vision": vision_tower(tower, config)},
+        preprocess=Preprocess(336, (0.5,) * 3, (0.5,) * 3),
+        encode_image=tower,
+    )
     return VisionLLM(vision, llm, _OneToken(), prompt="<image>{}")  # type: ignore[arg-type]
 
 

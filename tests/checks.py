@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapt import AdaptedModel
 from adapt.data import Item, open_image
-from adapt.methods.base.terms import total
+from adapt.methods.base.step import total
 
 HOOKS = (
     "_forward_hooks",

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tower import Block, Form, Tower
-from adapt.backbones.vision_llm import Vision, VisionLLM
+from adapt.backbones.vision_encoder import VisionEncoder
+from adapt.backbones.vision_llm import VisionLLM
 
 _WORDS = "question : answer is what which how many colour animal it there a the red green blue cat dog two three ? ."
 WORDS = _WORDS.split()
@@ -104,7 +105,8 @@ class Unfold(nn.Module):
         """The images `(b, 3, h, w)` whose patch features are `features` `(b, p, d)`."""
         return F.fold(features.transpose(1, 2), self.image, self.patch, stride=self.patch)
 
-    def vision(self) -> Vision:
+    def vision(self) -> VisionEncoder:
         inside = Block(self.block, *[self.block] * 4, projections={})
         tower = Tower("vision", 3 * self.patch**2, 1, Form(causal=False, pooling="mean"), (inside,))
-        return Vision(self, tower, Preprocess(self.image, (0.5,) * 3, (0.5,) * 3), self)
+        pixels = Preprocess(self.image, (0.5,) * 3, (0.5,) * 3)
+        return VisionEncoder(model=self, towers={"vision": tower}, preprocess=pixels, encode_image=self)

@@ -51,7 +51,7 @@ def _block(layer: nn.Module, config: PreTrainedConfig) -> Block:
         norm1=norm1,
         norm2=norm2,
         act=_first(mlp, "act_fn", "activation_fn", "act"),
-        projections=_attention(attn, config) | _mlp(mlp),
+        projections=_attention(attn, config) | mlp_projections(mlp),
         sites=sites,
         mlp=mlp,
         plain_attention=False,  # rotary positions
@@ -74,7 +74,7 @@ def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projectio
     raise AdaptError(f"the attention {type(attn).__name__} is not supported: use another model, such as a Llama")
 
 
-def _mlp(mlp: nn.Module) -> dict[str, Projection]:
+def mlp_projections(mlp: nn.Module) -> dict[str, Projection]:
     """Return a dict of the linear layers in an MLP, with short names such as fc1; empty for a mixture of experts."""
     fused = getattr(mlp, "gate_up_proj", None)
     if isinstance(fused, nn.Linear):
@@ -83,6 +83,7 @@ def _mlp(mlp: nn.Module) -> dict[str, Projection]:
     names = {
         "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
         "fc1": "fc1", "fc2": "fc2", "dense_h_to_4h": "fc1", "dense_4h_to_h": "fc2",
+        "linear_fc1": "fc1", "linear_fc2": "fc2",
     }  # fmt: skip
     return {short: Projection(getattr(mlp, name)) for name, short in names.items() if hasattr(mlp, name)}
 

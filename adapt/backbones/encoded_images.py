@@ -105,7 +105,8 @@ def parted(output: Any, each: Sequence[ImageMarks]) -> list[EncodedImage]:
     takes an image without any value but zero for padding.
     """
     layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-    features = torch.stack([_joined(layer) for layer in layers])
+    joined = [layer if isinstance(layer, Tensor) else torch.cat(list(layer)) for layer in layers]  # of tiles, or images
+    features = torch.stack([layer.reshape(-1, layer.shape[-1]) for layer in joined])
     counts = [marks.tokens for marks in each]
     if features.shape[1] != sum(counts):
         raise AdaptError(
@@ -113,12 +114,6 @@ def parted(output: Any, each: Sequence[ImageMarks]) -> list[EncodedImage]:
             "that have only zeros after preprocessing, such as black images without normalisation"
         )
     return [EncodedImage(marks, own) for marks, own in zip(each, features.split(counts, dim=1), strict=True)]
-
-
-def _joined(layer: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return features `(t, d)` of all images from one tensor `(tiles, p, d)`, or from a tensor for each image."""
-    joined = layer if isinstance(layer, Tensor) else torch.cat(list(layer))
-    return joined.reshape(-1, joined.shape[-1])
 
 
 def image_inputs(images: Sequence[EncodedImage], device: torch.device, stacked: bool) -> dict[str, object]:
@@ -135,15 +130,13 @@ def image_inputs(images: Sequence[EncodedImage], device: torch.device, stacked: 
     layers: list[Any] = [[own[layer] for own in features] for layer in range(len(features[0]))]
     if stacked:  # as so many images of one token, which `generate` can tell apart where it repeats them
         layers = [torch.cat(layer)[:, None] for layer in layers]
-    return {**sizes, "mm_encoder_outputs": {"image": _output(layers)}}
-
-
-def _output(layers: list[Any]) -> ModelOutput:
-    """Return features in the form of `get_image_features`, new for each call, as `generate` repeats them in place."""
+    output: ModelOutput  # in the form of `get_image_features`, new for each call, as `generate` repeats it in place
     if len(layers) == 1:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        return BaseModelOutputWithPooling(pooler_output=layers[0])
-    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+        output = BaseModelOutputWithPooling(pooler_output=layers[0])
+    else:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-    return BaseModelOutputWithDeepstackFeatures(pooler_output=layers[0], deepstack_features=layers[1:])
+        output = BaseModelOutputWithDeepstackFeatures(pooler_output=layers[0], deepstack_features=layers[1:])
+    return {**sizes, "mm_encoder_outputs": {"image": output}}

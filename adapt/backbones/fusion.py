@@ -100,7 +100,7 @@ def build_vilt(
         classifier=model.classifier if isinstance(model, ViltForQuestionAnswering) else None,
         answers=tuple(labels[i] for i in range(len(labels))),
         name=name,
-        export=partial(export_folder, processor),
+        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 
@@ -138,7 +138,7 @@ def build_bridgetower(
         features=2 * config.hidden_size,
         longest=min(_LONGEST, config.text_config.max_position_embeddings - 2),
         name=name,
-        export=partial(export_folder, processor),
+        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 

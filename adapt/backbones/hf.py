@@ -1,11 +1,16 @@
-"""Backbones of transformers' CLIP and SigLIP models, described as a text tower and a vision tower."""
+"""Backbones of transformers' CLIP and SigLIP models, and of its vision models: DINOv2, DINOv3, ViT, ConvNeXt and RADIO.
+
+What one image's feature is, as each vision model's authors read it: the normed class token (DINOv2, DINOv3, ViT, MSN),
+the mean of all patches (I-JEPA, which has no class token), the pooling head (SigLIP, AIMv2), the pooled map (ConvNeXt),
+or the class tokens in a row (RADIO). ViT's `pooler_output` is not used: it is random unless a checkpoint trained it.
+"""
 
 from __future__ import annotations
 
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import transformers
 from torch import Tensor, nn
@@ -16,21 +21,35 @@ from transformers.models.siglip.modeling_siglip import SiglipTextEmbeddings
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import HFText, check_tokenizer
-from adapt.backbones.tower import Block, Form, LastProjection, Norm, Projection, Site, TextParts, Tower, VisionParts
+from adapt.backbones.tower import (
+    Block,
+    Form,
+    LastProjection,
+    Norm,
+    Pooling,
+    Projection,
+    Site,
+    TextParts,
+    Tower,
+    VisionParts,
+)
+from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from adapt.backbones.transformers_models import ImageProcessor, Processor
 
-_PROJECTIONS = {
-    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj",
-    "fc1": "mlp.fc1", "fc2": "mlp.fc2",
-}  # fmt: skip
-_TextModel = transformers.CLIPTextModel | transformers.SiglipTextModel
 _VisionModel = transformers.CLIPVisionModel | transformers.SiglipVisionModel
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # Pillow's numbers
+# types of vision models
+_POOLING: dict[str, Pooling] = {"ijepa": "mean", "siglip_vision_model": "map", "aimv2_vision_model": "map"}
+_OF_MAPS = ("convnext", "convnextv2", "dinov3_convnext")
+_POOLED = (*_OF_MAPS, "aimv2_vision_model", "clip_vision_model", "siglip_vision_model")  # by the library itself
+_BLOCKS = ("encoder.layer", "encoder.layers", "model.layer", "layers")  # where a model keeps its blocks
+_ROTARY = ("dinov3_vit",)
+_OF_ONE_SIZE = ("clip_vision_model", "ijepa", "siglip_vision_model", "vit", "vit_msn")  # of their positions
 
 
 def build(model: nn.Module, processor: Processor, name: str | None = None) -> DualEncoder:
@@ -63,10 +82,10 @@ def build(model: nn.Module, processor: Processor, name: str | None = None) -> Du
         towers={"text": text, "vision": vision},
         tokenizer=_tokenizer(processor.tokenizer, text_config.max_position_embeddings),
         preprocess=preprocess_of(processor.image_processor, vision_config.image_size),
-        encode_image=partial(_image_features, model),
-        encode_text=partial(_text_features, model),
+        encode_image=partial(_pooled, model.get_image_features),
+        encode_text=partial(_pooled, model.get_text_features),
         name=name,
-        export=partial(export_folder, processor),
+        export=partial(export_folder, [processor.image_processor, processor.tokenizer]),
     )
 
 
@@ -90,43 +109,31 @@ def vision_tower(
     """Return the vision tower of a CLIP or SigLIP vision model, which may belong to a larger model such as LLaVA."""
     pre_norm = getattr(model, "pre_layrnorm", None)  # SigLIP has neither it nor a class token
     project = nn.Identity() if projection is None else getattr(projection.owner, projection.name)
+    pooling: Pooling = "map" if pre_norm is None else "class"
     return Tower(
         name="vision",
         width=config.hidden_size,
         heads=config.num_attention_heads,
-        form=Form(causal=False, pooling="map" if pre_norm is None else "class"),
+        form=Form(causal=False, pooling=pooling),
         blocks=encoder_blocks(model),
-        vision=VisionParts(model.embeddings, partial(_read, model), project),
+        vision=VisionParts(model.embeddings, partial(_read, model, pooling), project),
         pre_norm=pre_norm,
         final_norm=model.post_layernorm,
         projection=projection,
     )
 
 
-def _read(model: _VisionModel, x: Tensor, norm: Norm) -> Tensor:
-    if hasattr(model, "pre_layrnorm"):
-        return norm(x[:, 0])
-    pooled: Tensor = model.get_submodule("head")(norm(x))
-    return pooled
-
-
-def export_folder(processor: Processor, folder: Path, model: transformers.PreTrainedModel) -> None:
-    """Save a model and its processor to `folder` in transformers' format."""
-    model.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
+def export_folder(processors: Sequence[Any], folder: Path, model: transformers.PreTrainedModel) -> None:
+    """Save a model, its image processor, and its tokenizer if it has one, to `folder` in transformers' format."""
+    for part in (model, *processors):
+        part.save_pretrained(folder)
 
 
 # functions of the model, not closures over it: a copy of the backbone must call its own
 
 
-def _image_features(model: transformers.CLIPModel | transformers.SiglipModel, images: Tensor) -> Tensor:
-    features: Tensor = model.get_image_features(pixel_values=images).pooler_output
-    return features
-
-
-def _text_features(model: transformers.CLIPModel | transformers.SiglipModel, ids: Tensor) -> Tensor:
-    features: Tensor = model.get_text_features(input_ids=ids).pooler_output
+def _pooled(compute: Callable[[Tensor], Any], inputs: Tensor) -> Tensor:
+    features: Tensor = compute(inputs).pooler_output
     return features
 
 
@@ -136,23 +143,47 @@ def _positions(embeddings: CLIPTextEmbeddings | SiglipTextEmbeddings) -> Tensor:
 
 def encoder_blocks(tower: nn.Module) -> tuple[Block, ...]:
     """Return the blocks of a CLIP's or SigLIP's text or vision model, or of a vision model with SigLIP's names."""
-    return tuple(map(_block, tower.get_submodule("encoder.layers")))  # type: ignore[call-overload]  # a ModuleList
+    return tuple(map(block_of, tower.get_submodule("encoder.layers")))  # type: ignore[call-overload]  # a ModuleList
 
 
-def _block(layer: nn.Module) -> Block:
-    part = layer.get_submodule
-    attn, mlp, norm1, norm2, act = map(part, ("self_attn", "mlp", "layer_norm1", "layer_norm2", "mlp.activation_fn"))
+def block_of(layer: nn.Module, plain_attention: bool = True) -> Block:
+    """Describe a pre-norm block, whose parts have a few spellings in transformers."""
+    norm1 = _one_of(layer, "norm1", "layernorm_before", "rms_norm1", "layer_norm1")
+    norm2 = _one_of(layer, "norm2", "layernorm_after", "rms_norm2", "layer_norm2")
+    attn, mlp = _one_of(layer, "attention", "self_attn"), _one_of(layer, "mlp", "ffn")
+    projections = {letter: Projection(attn.get_submodule(f"{letter}_proj")) for letter in "qkv"}
+    projections |= {"out": Projection(_one_of(attn, "o_proj", "out_proj", "projection_layer")), **_mlp(mlp)}
+    scales = [_within(layer, f"layer_scale{number}") for number in (1, 2)]
+    added = [scale or part for scale, part in zip(scales, (attn, mlp), strict=True)]
+    scale1, scale2 = (scale or nn.Identity() for scale in scales)
+    sites = {"attn": Site(norm1, added[0]), "mlp": Site(norm2, added[1])}
+    act = _one_of(mlp, "activation_fn", "act_fn", "activation")
+    quick = isinstance(act, QuickGELUActivation)
     return Block(
-        module=layer,
-        attn=attn,
-        norm1=norm1,
-        norm2=norm2,
-        act=act,
-        projections={letter: Projection(part(path)) for letter, path in _PROJECTIONS.items()},
-        sites={"attn": Site(norm1, attn), "mlp": Site(norm2, mlp)},
-        mlp=mlp,
-        quick_gelu=isinstance(act, QuickGELUActivation),
-    )
+        layer, attn, norm1, norm2, act, projections, scale1, scale2, sites, mlp,
+        plain_attention=plain_attention, quick_gelu=quick,
+    )  # fmt: skip
+
+
+def _mlp(mlp: nn.Module) -> dict[str, Projection]:
+    """Return the linear maps of an MLP: gate, up and down of a gated one, else fc1 and fc2."""
+    if hasattr(mlp, "fc1"):
+        return {name: Projection(mlp.get_submodule(name)) for name in ("fc1", "fc2")}
+    linears = {name: Projection(part) for name, part in mlp.named_children() if isinstance(part, nn.Linear)}
+    if "gate_proj" in linears:
+        return {name.removesuffix("_proj"): linear for name, linear in linears.items()}
+    return dict(zip(("fc1", "fc2"), linears.values(), strict=True))
+
+
+def _one_of(module: nn.Module, *names: str) -> nn.Module:
+    return module.get_submodule(next(name for name in names if hasattr(module, name)))
+
+
+def _within(module: nn.Module, path: str) -> Any:
+    """Return the submodule at `path`, or None if there is none."""
+    for name in path.split("."):
+        module = getattr(module, name, None)  # type: ignore[assignment]
+    return module
 
 
 def preprocess_of(
@@ -239,3 +270,87 @@ def _resizes_tensors(image_processor: ImageProcessor, interpolation: str) -> boo
 
 def _sides(size: Mapping[str, int | None] | None) -> dict[str, int]:
     return {key: int(value) for key, value in dict(size or {}).items() if value}
+
+
+def build_encoder(model: Any, image_processor: ImageProcessor, name: str | None = None) -> VisionEncoder:
+    """Wrap a transformers vision model and its image processor as a backbone."""
+    kind, preprocess = model.config.model_type, _square_preprocess(image_processor)
+    if kind in _OF_ONE_SIZE and preprocess.size != model.config.image_size:
+        raise AdaptError(
+            f"the {type(image_processor).__name__} makes images of {preprocess.size} pixels, but this "
+            f"{type(model).__name__} reads {model.config.image_size}: give the processor that belongs to the model"
+        )
+    if getattr(model.config, "vision_use_head", True) is False:
+        raise AdaptError(f"this {type(model).__name__} has no pooling head: give one with vision_use_head")
+    tower = _encoder_tower(model, kind)
+    return VisionEncoder(
+        model=model,
+        towers={} if tower is None else {"vision": tower},
+        preprocess=preprocess,
+        encode_image=partial(_encode, model, kind),
+        name=name,
+        export=partial(export_folder, [image_processor]),
+    )
+
+
+def _square_preprocess(image_processor: ImageProcessor) -> Preprocess:
+    """Return how images are prepared, in the size of the processor: the weights may have another (DINOv2)."""
+    crops = bool(getattr(image_processor, "do_center_crop", False))
+    size = dict(image_processor.crop_size if crops else image_processor.size)
+    side = size.get("height") or size.get("shortest_edge")
+    if not side or size.get("width", side) != side:
+        raise AdaptError(
+            f"the {type(image_processor).__name__} makes images of the size {size}; expected a square, as in "
+            "{'height': 224, 'width': 224}: give a processor with another size"
+        )
+    return preprocess_of(image_processor, int(side))
+
+
+# functions of the model, not closures over it: a copy of the backbone must call its own
+
+
+def _encode(model: Any, kind: str, images: Tensor) -> Tensor:
+    """Return one feature for each image `(b, e)`."""
+    output = model(pixel_values=images)
+    read = "summary" if kind == "radio" else "pooler_output" if kind in _POOLED else "last_hidden_state"
+    features: Tensor = getattr(output, "image_embeds" if hasattr(model, "visual_projection") else read)
+    if features.ndim == 2:
+        return features
+    return features.mean(1) if _POOLING.get(kind) == "mean" else features[:, 0]
+
+
+def _encoder_tower(model: Any, kind: str) -> Tower | None:
+    """Return the vision tower of a transformers model; None for a network that is no transformer, such as ConvNeXt."""
+    config = model.config
+    if kind in ("siglip_vision_model", "clip_vision_model"):
+        projection = LastProjection.of(model, "visual_projection")
+        return vision_tower(model if projection is None else model.vision_model, config, projection)
+    layers = next((found for path in _BLOCKS if (found := _within(model, path)) is not None), None)
+    if layers is None or not hasattr(config, "num_attention_heads"):
+        return None
+    pooling = _POOLING.get(kind, "class")
+    norm = next((found for name in ("layernorm", "norm", "rms_norm") if (found := _within(model, name))), None)
+    return Tower(
+        name="vision",
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        form=Form(
+            causal=False,
+            pooling=pooling,
+            registers=getattr(config, "num_register_tokens", 0),
+            rotary=kind in _ROTARY,
+        ),
+        blocks=tuple(block_of(layer, kind not in _ROTARY) for layer in layers),
+        # without a final norm (RADIO), its own forward reads the tokens
+        vision=None if norm is None else VisionParts(model.embeddings, partial(_read, model, pooling), nn.Identity()),
+        final_norm=norm,
+    )
+
+
+def _read(model: Any, pooling: Pooling, x: Tensor, norm: Norm) -> Tensor:
+    if pooling == "class":
+        return norm(x[:, 0])
+    if pooling == "mean":
+        return norm(x).mean(1)
+    pooled: Tensor = model.head(norm(x))
+    return pooled

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import BackboneParts, DualEncoder, ImageEncoder
-from adapt.backbones.pixels import Repixelled
+from adapt.backbones.preprocess import Repixelled
 from adapt.backbones.vision_encoder import VisionEncoder
 
 

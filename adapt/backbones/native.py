@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, outside_inference_mode
 from adapt.backbones.branches import BranchedRow, Branches, padded, row_of
+from adapt.backbones.decoder import tower_of
 from adapt.backbones.encoded_images import (
     PER_TOKEN,
     EncodedImage,
@@ -85,7 +86,8 @@ class ChatRows:
 class NativeVLM(Backbone):
     """A vision-language model of transformers with its own connector, and with its processor.
 
-    Its towers are `vision`, `connector` and `decoder`. `question` asks for the class of an image, for which the model
+    Its towers are `vision`, `connector` (of the linear maps in `connectors`, if there are some) and `decoder` (of the
+    decoder's `layers`). `question` asks for the class of an image, for which the model
     has no prompt of its own. `independent` says that an image becomes the same tokens whatever other images are in the
     conversation, and `stacked` that the connector's output of all images is one tensor.
     """
@@ -96,16 +98,20 @@ class NativeVLM(Backbone):
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        towers: dict[str, Tower],
+        vision: Tower,
+        connectors: Mapping[nn.Module, Mapping[str, nn.Module]],
+        layers: nn.ModuleList,
         name: str | None = None,
         bound: Bound | None = None,
         question: str = "What is in the image?",
         independent: bool = True,
         stacked: bool = False,
     ) -> None:
+        decoder = tower_of(layers, model.config.get_text_config())
+        connector = {"connector": connector_tower(decoder.width, connectors)} if connectors else {}
         super().__init__(
             model=model,
-            towers=towers,
+            towers={"vision": vision, **connector, "decoder": decoder},
             tokenizer=processor.tokenizer,
             preprocess=Preprocess(size=0, mean=(), std=(), resize="squash"),  # the processor's own is used
             name=name,
@@ -280,7 +286,8 @@ class NativeVLM(Backbone):
         """The reason why images cannot be encoded by themselves, before the decoder reads them, or None if they can."""
         if not self._independent:
             return "an image becomes other tokens beside a second one"
-        return "its decoder sees images both ways" if _both_ways(self.vlm) else None
+        told = "token_type_ids" in signature(self.vlm.forward).parameters  # which tokens see each other both ways
+        return "its decoder sees images both ways" if told else None
 
     @property
     def reason_against_branches(self) -> str | None:
@@ -323,12 +330,10 @@ class NativeVLM(Backbone):
         self._spans(chat, text)
         [ids] = self._tokenized([text], special=not self._begun([text]))
         together = [(size,) for size in sizes] if self._independent else [sizes] if sizes else []
-        return len(ids) + sum(map(self._tokens_gained, together))
-
-    def _tokens_gained(self, sizes: tuple[tuple[int, int], ...]) -> int:
-        """Return how many tokens images of a conversation, by width and height, have more than marks in the text."""
-        text = "".join(marks.text for marks in self.marks(*sizes))
-        return len(self._tokenized([text], special=False)[0]) - len(sizes)
+        # images have more tokens than the text has marks
+        marked = ["".join(marks.text for marks in self.marks(*own)) for own in together]
+        gained = sum(len(self._tokenized([text], special=False)[0]) for text in marked) - sum(map(len, together))
+        return len(ids) + gained
 
     def marks(self, *sizes: tuple[int, int]) -> list[ImageMarks]:
         """Return what stands in a conversation's text for images of these widths and heights."""
@@ -518,11 +523,6 @@ def _preparing(lock: AbstractContextManager[object]) -> Iterator[None]:
     """Hold the lock of a tokenizer that is used in the `with` block. Raises AdaptError where its library panics."""
     with lock, unpanicked("the tokenizer fails on this text"):
         yield
-
-
-def _both_ways(vlm: Any) -> bool:
-    """Return whether a model, such as Gemma's, is told which tokens see each other both ways."""
-    return "token_type_ids" in signature(vlm.forward).parameters
 
 
 def _put_back(batch: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from open_clip.transformer import ResidualAttentionBlock, TextTransformer, Trans
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapt.backbones import clip_towers
+from adapt.backbones import plain_clip
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess, Transform, from_torchvision
 from adapt.backbones.timm_images import timm_tower
@@ -126,7 +126,7 @@ def _text_tower(model: CLIP | CustomTextCLIP) -> Tower | None:
         pooling="last" if appended_class_token else _TEXT_POOLING[pool_type],
         plain_mask=not (appended_class_token or getattr(owner, "use_pad_mask", False)),
     )
-    return clip_towers.text_tower(owner, form)
+    return plain_clip.text_tower(owner, form)
 
 
 def _vision_tower(visual: nn.Module) -> Tower | None:
@@ -135,7 +135,7 @@ def _vision_tower(visual: nn.Module) -> Tower | None:
         if not _is_native(visual.transformer):
             return None
         pooling: Pooling = "map" if visual.attn_pool is not None else _VISION_POOLING[visual.pool_type]
-        return clip_towers.vision_tower(visual, pooling, partial(_read, visual))
+        return plain_clip.vision_tower(visual, pooling, partial(_read, visual))
     trunk = getattr(visual, "trunk", None)
     return None if trunk is None else timm_tower(trunk, visual.get_submodule("head"))
 

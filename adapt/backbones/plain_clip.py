@@ -2,15 +2,17 @@
 
 open_clip takes two seconds to import, and brings transformers, timm and torchvision. The model here has the names,
 settings and operations of open_clip's `CLIP`: weights, fingerprints, adapters and features are the same to the bit.
+So the maps of the two towers here are also those of open_clip's own models.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy
 import torch
@@ -20,11 +22,81 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adapt.backbones import clip_towers
 from adapt.backbones.base import DualEncoder
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import FileText
-from adapt.backbones.tower import Form, Norm
+from adapt.backbones.tower import (
+    Block,
+    Form,
+    LastProjection,
+    Norm,
+    Pooling,
+    Projection,
+    Site,
+    TextParts,
+    Tower,
+    VisionParts,
+    fused_qkv,
+)
+
+Owner = Any  # a module whose attributes have open_clip's names
+
+
+def text_tower(owner: Owner, form: Form) -> Tower:
+    """Return the map of the text transformer in `owner`, a CLIP or its text encoder."""
+    parts = TextParts(
+        embedding=owner.token_embedding,
+        positions=partial(_positions, owner),
+        final_norm=owner.ln_final,
+        project=LastProjection(owner, "text_projection"),
+    )
+    outside = {"final_norm": owner.ln_final, "projection": LastProjection.of(owner, "text_projection")}
+    return _tower("text", form, owner, text=parts, **outside)
+
+
+def vision_tower(visual: Owner, pooling: Pooling, read: Callable[[Tensor, Norm], Tensor]) -> Tower:
+    """Return the map of a vision transformer, of which `read` pools the tokens `(b, l, d)` under the final norm."""
+    parts = VisionParts(partial(_embed, visual), read, LastProjection(visual, "proj"))
+    outside = {
+        "pre_norm": visual.ln_pre,
+        "final_norm": visual.ln_post,
+        "projection": LastProjection.of(visual, "proj"),
+    }
+    return _tower("vision", Form(False, pooling), visual, vision=None if pooling == "map" else parts, **outside)
+
+
+def _tower(name: str, form: Form, owner: Owner, **parts: Any) -> Tower:
+    blocks = tuple(map(block_of, owner.transformer.resblocks))
+    heads, width = blocks[0].attn.num_heads, blocks[0].projections["out"].shape[0]
+    assert isinstance(heads, int)
+    return Tower(name, width, heads, form, blocks, **parts)
+
+
+def block_of(module: Owner) -> Block:
+    """Return the map of a block with open_clip's names."""
+    attn, mlp = module.attn, module.mlp
+    projections = fused_qkv(attn, attn.embed_dim, "in_proj_weight", "in_proj_bias")
+    projections |= {"out": Projection(attn.out_proj), "fc1": Projection(mlp.c_fc), "fc2": Projection(mlp.c_proj)}
+    scales = (module.ls_1, module.ls_2)
+    norms = (module.ln_1, module.ln_2)
+    sites = dict(zip(("attn", "mlp"), map(Site, norms, scales)))
+    form = {"batch_first": attn.batch_first, "quick_gelu": type(mlp.gelu).__name__ == "QuickGELU"}
+    return Block(module, attn, *norms, mlp.gelu, projections, *scales, sites, mlp, **form)
+
+
+# functions of their owner, not closures over it: a copy of the backbone must read its own
+
+
+def _positions(owner: Owner) -> Tensor:
+    positions: Tensor = owner.positional_embedding.detach()
+    return positions
+
+
+def _embed(visual: Owner, images: Tensor) -> Tensor:
+    patches = visual.conv1(images).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.detach().to(patches.dtype).expand(patches.shape[0], 1, -1)
+    return torch.cat([first, patches], dim=1) + visual.positional_embedding.detach().to(patches.dtype)
+
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -96,10 +168,11 @@ def load(folder: Path, name: str | None, tensors: bool) -> DualEncoder | None:
             return None
         stored = load_file(folder / WEIGHTS)
         model.load_state_dict({name: x.to(torch.float32, copy=True) for name, x in stored.items()}, assign=True)
-    model.register_buffer("attn_mask", _causal_mask(model.context_length), persistent=False)
+    later = torch.full((model.context_length,) * 2, float("-inf")).triu_(1)  # added to the scores of tokens that follow
+    model.register_buffer("attn_mask", later, persistent=False)
     pixels = config.preprocess_cfg
-    text = clip_towers.text_tower(model, Form(causal=True, pooling="end"))
-    vision = clip_towers.vision_tower(model.visual, "class", _pooled)
+    text = text_tower(model, Form(causal=True, pooling="end"))
+    vision = vision_tower(model.visual, "class", _pooled)
     return DualEncoder(
         model=model.eval(),
         towers={tower.name: tower for tower in (text, vision)},
@@ -120,11 +193,6 @@ def _shapes(weights: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return {}
-
-
-def _causal_mask(length: int) -> Tensor:
-    """Return the mask `(l, l)` that is added to scores: minus infinity for the tokens that follow."""
-    return torch.full((length, length), float("-inf")).triu_(1)
 
 
 def _pooled(x: Tensor, norm: Norm) -> Tensor:

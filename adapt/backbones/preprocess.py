@@ -1,17 +1,29 @@
-"""Transforms from PIL images to input tensors: the model's own for evaluation, the papers' augmentation in training."""
+"""Transforms from PIL images to input tensors: the model's own for evaluation, the papers' augmentation in training.
+
+The key of a transform, made from its classes and settings, is what cached features are stored under.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from enum import Enum
+from functools import cache, partial
+from importlib.metadata import version
+from types import FunctionType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapt.common.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
+
 
 Transform = Callable[["Image"], Tensor]  # PIL image -> (3, h, w)
 Picture = TypeVar("Picture", bound="Image | Tensor")
@@ -140,3 +152,82 @@ def from_torchvision(transform: Transform, image_size: int | tuple[int, int]) ->
         interpolation=resize.interpolation.value if resize else "bicubic",
         resize="squash" if squash else "shortest",
     )
+
+
+_KNOWN = ("adapt", "torchvision", "open_clip")  # packages whose steps are identified by their version
+_LIBRARIES = ("torch", "torchvision", "pillow", "open_clip_torch")
+
+
+class _Unknown(Exception):
+    """The error raised for a transform whose code cannot be identified, such as a user's own function."""
+
+
+def transform_key(transform: object) -> str | None:
+    """Return a cache key that is equal only for equivalent image transforms; None for an unknown transform.
+
+    Transforms of torchvision, open_clip and adapt are identified by their settings and by the versions of these
+    libraries. The key of a transform is the same in all processes.
+    """
+    try:
+        described = repr((_versions(), _plain_of(transform)))
+    except _Unknown:
+        return None
+    return hashlib.blake2b(described.encode(), digest_size=20).hexdigest()
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    return __version__, *map(version, _LIBRARIES)
+
+
+def _plain_of(value: object) -> object:
+    """Describe `value`, a component of a transform, as numbers, texts and lists. Raises _Unknown for a user's code."""
+    if value is object or isinstance(value, Enum | torch.dtype):
+        return str(value)
+    if isinstance(value, None | bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain_of(each) for each in value]
+    if isinstance(value, partial):
+        return [
+            _plain_of(value.func),
+            _plain_of(value.args),
+            [(name, _plain_of(x)) for name, x in value.keywords.items()],
+        ]
+    if isinstance(value, FunctionType | type):
+        return _named(value)
+    return [_named(type(value)), [(name, _plain_of(x)) for name, x in sorted(_settings(value).items())]]
+
+
+def _named(value: FunctionType | type) -> str:
+    """Return the qualified name of a function or class from a known library. Raises _Unknown for a user's own code."""
+    if value.__module__.partition(".")[0] not in _KNOWN or "<locals>" in value.__qualname__:
+        raise _Unknown
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def _settings(step: object) -> dict[str, object]:
+    """Return a transform's attributes as a dict. Raises _Unknown for a module with submodules, parameters or hooks."""
+    if not isinstance(step, nn.Module):
+        return vars(step)
+    bare = vars(nn.Module()) | {"training": step.training}
+    if any(vars(step)[name] != value for name, value in bare.items()):
+        raise _Unknown
+    return {name: value for name, value in vars(step).items() if name not in bare}
+
+
+class Repixelled:
+    """A conversion of pixels `(b, 3, h, w)` from one model's image size and normalisation to another's."""
+
+    def __init__(self, given: Preprocess, wanted: Preprocess) -> None:
+        self._size = wanted.size
+        scale = [old / new for old, new in zip(given.std, wanted.std, strict=True)]
+        shift = [(old - new) / by for old, new, by in zip(given.mean, wanted.mean, wanted.std, strict=True)]
+        self._scale, self._shift = (torch.tensor(values)[:, None, None] for values in (scale, shift))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[-1] != self._size:
+            pixels = F.interpolate(pixels, (self._size, self._size), mode="bicubic", antialias=True)
+        return pixels * self._scale.to(pixels) + self._shift.to(pixels)

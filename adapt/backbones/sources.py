@@ -1,12 +1,17 @@
-"""Sources of backbones (bundled folder, local folder, hub), and the errors of the libraries that load them."""
+"""Sources of backbones (bundled folder, local folder, hub), and the errors of the libraries that load them.
+
+Models that bring their own code are refused: settings that would make a library run it raise AdaptError.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from adapt.common import hub
 from adapt.common.errors import AdaptError
@@ -66,7 +71,7 @@ def _hub_name(spec: str) -> str | None:
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
     """Convert transformers' errors in the `with` block, which loads `source`, to AdaptError; refuse custom code."""
-    from adapt.backbones.foreign_code import check_source, needs_code, no_questions
+    from adapt.backbones.sources import check_source, needs_code, no_questions
 
     with nullcontext() if os.path.isdir(source) else hub.asked_once():
         check_source(source)
@@ -104,3 +109,109 @@ def reason(error: Exception) -> str:
     message = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
     named = isinstance(error, RuntimeError | OSError | ValueError) and message
     return message if named else f"{type(error).__name__} {message}".rstrip()
+
+
+# the files that transformers, open_clip and peft read; in a folder, one of them may name any other JSON file
+_FILES = (
+    "config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json",
+    "generation_config.json", "adapter_config.json",
+)  # fmt: skip
+_VOCABULARIES = {"tokenizer.json", "vocab.json", "added_tokens.json"}  # their keys are words of any language
+_KERNELS = ("attn_implementation", "experts_implementation")  # a value with a / is the name of a repository with code
+_READERS = ("AutoTokenizer", "AutoImageProcessor", "AutoProcessor", "AutoFeatureExtractor")
+# keys of open_clip's own configurations; it passes any other key to transformers
+_TOKENIZER_KEYS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
+
+
+def check_source(source: str | Path) -> None:
+    """Raise AdaptError if a config file of the model `source` (folder or hub name) would let foreign code run."""
+    for path in _configurations(source):
+        if path.name == "adapter_config.json":
+            raise AdaptError(
+                f"{path} would make transformers load a peft adapter, and peft imports the modules that this file "
+                "names: give a model folder without this file, and load the adapter with adapt.load(FOLDER, backbone)"
+            )
+        check_configuration(read_configuration(path), str(path))
+
+
+def _configurations(source: str | Path) -> list[Path]:
+    if Path(source).is_dir():
+        return sorted(path for path in Path(source).glob("*.json") if path.name not in _VOCABULARIES)
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    files = [cached_file(str(source), name, _raise_exceptions_for_gated_repo=False, **quiet) for name in _FILES]
+    return [Path(path) for path in files if path is not None]
+
+
+def read_configuration(path: Path) -> Any:
+    """Return the parsed content of a model's JSON file. Raises AdaptError if the file cannot be parsed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise AdaptError(f"{path} is damaged ({error}); fetch the folder again") from error
+
+
+def check_configuration(configuration: object, source: str, place: str = "") -> None:
+    """Raise AdaptError if a key of `configuration`, at any depth, would make a library run foreign code."""
+    if isinstance(configuration, list):
+        for value in configuration:
+            check_configuration(value, source, place)
+    if not isinstance(configuration, Mapping):
+        return
+    for key, value in configuration.items():
+        where = f"{place}.{key}" if place else str(key)
+        if key == "trust_remote_code" and value not in (False, None):
+            raise _refused(source, where, value, "run the model's own code")
+        if str(key).lstrip("_").removesuffix("_internal") in _KERNELS and "/" in json.dumps(value):
+            raise _refused(source, where, value, "run code of a repository")
+        if key == "quantization_config" and value is not None:
+            raise _refused(source, where, value, "run another library's quantiser (adapt's own is quantize=...)")
+        if key == "auto_map" and _names_readers(value):
+            raise _refused(source, where, value, "prepare inputs with the model's own code")
+        if key == "tokenizer_kwargs" and isinstance(value, Mapping):
+            for unknown in sorted(value.keys() - _TOKENIZER_KEYS - {"trust_remote_code"}):
+                known = ", ".join(sorted(_TOKENIZER_KEYS))
+                raise _refused(
+                    source, f"{where}.{unknown}", value[unknown], f"be passed to transformers; expected {known}"
+                )
+        check_configuration(value, source, where)
+
+
+def _names_readers(auto_map: object) -> bool:
+    """Return whether a config's `auto_map` names a custom tokenizer or processor; custom model classes are ignored."""
+    return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
+
+
+def _refused(source: str, where: str, value: object, would: str) -> AdaptError:
+    return AdaptError(
+        f"{source} is refused because its key {where} is {value!r} and would {would}. adapt runs no code that comes "
+        "with a model: if you trust the rest of the model, remove the key"
+    )
+
+
+@contextmanager
+def no_questions() -> Iterator[None]:
+    """Make transformers raise an error in the `with` block, instead of asking the user, if a model needs custom code.
+
+    Transformers asks at the terminal if its caller, such as open_clip, does not pass `trust_remote_code=False`.
+    """
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+def needs_code(error: Exception, source: str | Path) -> AdaptError | None:
+    """Return an AdaptError if a library's `error` means that a model needs custom code; None for other errors."""
+    if "custom code" not in str(error) and "trust_remote_code" not in str(error):
+        return None
+    named = ", ".join(path.name for path in _configurations(source) if "auto_map" in path.read_text(encoding="utf-8"))
+    return AdaptError(
+        f"{source} needs custom code (auto_map in {named or 'its configuration'}), but adapt runs no code that comes "
+        "with a model: choose a model whose classes are part of transformers"
+    )

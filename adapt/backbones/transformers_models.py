@@ -127,7 +127,11 @@ def build(model: nn.Module, processor: Processor | ImageProcessor, name: str | N
             "open_clip models use Backbone.from_open_clip)"
         )
     if not known[kind].reads_texts:
-        _check_headless(model, known[kind].model_types[kind])
+        if type(model).__name__ not in (classes := known[kind].model_types[kind]):
+            raise AdaptError(
+                f"from_transformers got a {type(model).__name__}; expected {' or '.join(classes)}: load the model by "
+                "that class, without its head"
+            )
         return known[kind].build(model, _image_processor(processor, model), name)
     missing = [part for part in ("tokenizer", "image_processor") if getattr(processor, part, None) is None]
     if missing:
@@ -137,15 +141,6 @@ def build(model: nn.Module, processor: Processor | ImageProcessor, name: str | N
             "transformers.AutoProcessor.from_pretrained(NAME), or any object with a tokenizer and an image_processor"
         )
     return known[kind].build(model, processor, name)
-
-
-def _check_headless(model: nn.Module, classes: Sequence[str]) -> None:
-    """Raise AdaptError for a model with another class than `classes`, such as one with a classifier."""
-    if type(model).__name__ not in classes:
-        raise AdaptError(
-            f"from_transformers got a {type(model).__name__}; expected {' or '.join(classes)}: load the model by that "
-            "class, without its head"
-        )
 
 
 def _image_processor(processor: object, model: nn.Module) -> object:

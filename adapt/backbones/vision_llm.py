@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,8 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from adapt.backbones import chat_templates
 from adapt.backbones.base import Backbone, BackboneParts, ImageEncoder
 from adapt.backbones.decoder import decoder_tower
-from adapt.backbones.preprocess import Preprocess
-from adapt.backbones.tower import Tower, tokens_of
+from adapt.backbones.tower import tokens_of
 from adapt.backbones.turns import alone
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
@@ -25,22 +23,6 @@ if TYPE_CHECKING:
 
 IMAGE = "<image>"  # where an image's tokens stand in a prompt, as in LLaVA's
 PROMPT = f"{IMAGE} question: {{}} answer:"
-
-
-@dataclass(frozen=True)
-class Vision:
-    """The vision half of a `VisionLLM`: a tower, the model that contains the tower, preprocessing and forward pass."""
-
-    model: nn.Module
-    tower: Tower
-    preprocess: Preprocess
-    encode: Callable[[Tensor], object]  # runs the tower over images (b, 3, h, w)
-    patch_block: int = -2  # the block whose output a language model reads, unless told otherwise
-
-    @classmethod
-    def of(cls, encoder: ImageEncoder | Eyes) -> Vision:
-        read = -1 if isinstance(encoder, Eyes) else -2
-        return cls(encoder.model, encoder.tower("vision"), encoder.preprocess, encoder.encode_image, read)
 
 
 class Eyes(Backbone):
@@ -72,7 +54,7 @@ class VisionLLM(Backbone):
 
     def __init__(
         self,
-        vision: Vision | ImageEncoder | Eyes,
+        vision: ImageEncoder | Eyes,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
@@ -80,30 +62,28 @@ class VisionLLM(Backbone):
         prompt: str | None = None,
         patch_block: int | None = None,
     ) -> None:
-        own = vision._eval_transform if isinstance(vision, ImageEncoder) else None
-        vision = vision if isinstance(vision, Vision) else Vision.of(vision)
-        if vision.tower.form.pooling not in ("class", "mean", "map", "none"):
-            raise AdaptError(
-                f"the vision tower has {vision.tower.form.pooling!r} pooling; expected class, mean, map or none"
-            )
-        patch_block = vision.patch_block if patch_block is None else patch_block
-        blocks = len(vision.tower.blocks)
+        tower = vision.tower("vision")
+        if tower.form.pooling not in ("class", "mean", "map", "none"):
+            raise AdaptError(f"the vision tower has {tower.form.pooling!r} pooling; expected class, mean, map or none")
+        if patch_block is None:
+            patch_block = -1 if isinstance(vision, Eyes) else -2
+        blocks = len(tower.blocks)
         if not -blocks <= patch_block < blocks:
             raise AdaptError(f"patch_block is {patch_block}, but the vision tower has only {blocks} blocks")
         super().__init__(
             model=nn.ModuleDict({"vision": vision.model, "llm": llm}),
-            towers={"vision": vision.tower, "decoder": decoder_tower(llm)},
+            towers={"vision": tower, "decoder": decoder_tower(llm)},
             tokenizer=tokenizer,
             preprocess=vision.preprocess,
             name=name,
-            eval_transform=own,
+            eval_transform=vision._eval_transform,
         )
         self.llm: Any = llm  # a `PreTrainedModel` that can also `generate`
         self.patch_block = patch_block
         self.prompt = prompt or _chat_prompt(tokenizer) or PROMPT
         if self.prompt.count("{}") != 1 or self.prompt.count(IMAGE) != 1:
             raise AdaptError(f"prompt is {self.prompt!r}; expected exactly one {{}} for the question, and one {IMAGE}")
-        self._encode, self._vision = vision.encode, vision.model
+        self._encode, self._vision = vision.encode_image, vision.model
 
     def patches(self, images: Tensor) -> Tensor:
         """Return patch features `(b, p, d)` of images `(b, 3, h, w)` after `patch_block`, without other tokens."""

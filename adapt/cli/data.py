@@ -249,7 +249,7 @@ def match(
     from adapt.common.disk import check_free, write_csv
     from adapt.common.progress import counting_bar
     from adapt.data.readers import load
-    from adapt.data.readers.descriptors_file import read_descriptors
+    from adapt.data.readers.names_file import read_descriptors
 
     check_free(out, "file")
     split, descriptors = load(source, _root(folder, root)), read_descriptors(texts)

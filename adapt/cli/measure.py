@@ -205,7 +205,7 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
     """
     from adapt.data.bags import has_bags, singles
     from adapt.evaluation.evaluate import evaluate
-    from adapt.models.together import can_answer_together
+    from adapt.models.answer import can_answer_together
 
     items = _measured(split, part)
     if one := split.task.nothing_to_learn((), model.class_names):

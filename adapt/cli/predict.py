@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapt.cli import options as common
-from adapt.cli.answering import Request, by_adapters, by_captions
 from adapt.cli.image_files import ImageFile, by_item, exit_where_unread, image_files, is_adapter, opened_items
 from adapt.cli.predictions import Columns, writer
 from adapt.common.errors import AdaptError
+from adapt.common.progress import counting_bar
+from adapt.common.shown import first_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from adapt.models.prediction import Prediction
+    from adapt.common.progress import Progress
+    from adapt.models.prediction import Prediction, Query
+    from adapt.models.wrap import Model
+
+    # from whether images are turned upright by EXIF, or read as stored, as the models need them
+    Opened = Callable[[set[bool]], Iterable[Any]]
+
+logger = logging.getLogger("adapt")
 
 ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
 
@@ -132,21 +141,106 @@ def predict(
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
     files = list(image_files((adapter, *images)[len(adapters) :], items))
     of_items = vocabulary_free is None and any(file.item for file in files)
-    request = Request(top_k, threshold, question, together, at_a_time, explain, of_items, len(files))
-    request.check(adapters, as_csv)
-    if vocabulary_free is not None:
-        answers = by_captions(vocabulary_free, backbone, device, top_k)
-    else:
-        answers = by_adapters(adapters, common.class_names(classes), at_use, backbone, device, request)
+    _check_options(len(adapters), as_csv, threshold, question, together, at_a_time, explain, of_items)
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     read: list[list[ImageFile]] = []
+    opened = partial(_opened, of_items, files, read)
     with quiet_libraries():
-        for number, answer in enumerate(answers(partial(_opened, request.items, files, read))):
+        from adapt.models.prediction import Query
+
+        query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain)
+        if vocabulary_free is not None:
+            answers = _by_captions(vocabulary_free, backbone, device, query, opened)
+        else:
+            models = _loaded(adapters, classes, at_use, backbone, device)
+            answers = _by_adapters(adapters, models, query, opened, len(files))
+        for number, answer in enumerate(answers):
             first = read[number][0]
-            write(first.item or first.called, _with_names(answer, read[number]) if request.items else answer)
+            write(first.item or first.called, _with_names(answer, read[number]) if of_items else answer)
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
     exit_where_unread(files, list(chain.from_iterable(read)))
+
+
+def _check_options(
+    adapters: int,
+    as_csv: bool,
+    threshold: float | None,
+    question: str | None,
+    together: bool,
+    at_a_time: int | None,
+    explain: bool,
+    items: bool,
+) -> None:
+    """Raise AdaptError for options that exclude each other, before torch is imported."""
+    if explain and threshold is not None:
+        raise AdaptError("--explain always shows the most probable classes, without a threshold: leave --threshold out")
+    if explain and (as_csv or adapters > 1):
+        raise AdaptError("--explain takes a single adapter and prints text or JSON: leave --csv and other adapters out")
+    if at_a_time is not None and not together:
+        raise AdaptError("--at-a-time divides the images that --together answers: give --together, or leave it out")
+    if together and (adapters > 1 or question or explain):
+        raise AdaptError("--together takes a single adapter and classifies images: leave --question and --explain out")
+    if items and (adapters > 1 or question or explain or together):
+        raise AdaptError(
+            "items of several images are classified by a single adapter, without --question, --explain and "
+            "--together: give one adapter, and leave these options out"
+        )
+
+
+def _by_captions(
+    index: Path, backbone: str | None, device: str, query: Query, opened: Opened
+) -> Iterator[tuple[Prediction]]:
+    """Yield a name for each image, chosen from the words in an index of captions."""
+    from adapt.backbones.load import load_backbone
+    from adapt.retrieval.index import load_index
+    from adapt.retrieval.vocabulary_free import VocabularyFree
+
+    captions = load_index(index)
+    name = backbone or captions.header.backbone
+    if not name:
+        raise AdaptError(f"the index {index} does not record its backbone: give --backbone")
+    namer = VocabularyFree(load_backbone(name, device), captions)  # type: ignore[arg-type]  # it refuses others
+    for prediction in namer.predict_stream(opened({True}), query.top_k):
+        yield (prediction,)
+
+
+def _loaded(
+    adapters: Sequence[Path], classes: str | None, at_use: Sequence[str], backbone: str | None, device: str
+) -> list[Model]:
+    from adapt.loading import load_many
+
+    models = load_many(adapters, common.given_backbone(backbone, device), common.class_names(classes), device=device)
+    for model in models:
+        common.set_at_use(model, at_use)
+    return models
+
+
+def _by_adapters(
+    adapters: Sequence[Path], models: Sequence[Model], query: Query, opened: Opened, count: int
+) -> Iterator[Any]:
+    """Yield the answers of all models to the query for each image or item; there are `count` images."""
+    images = opened({model.backbone.preprocess.turned for model in models})
+    if len(models) > 1:
+        _check_all_classify(adapters, models, query.question)
+        from adapt.models.many import predict_many_stream
+
+        yield from predict_many_stream(models, images, query.top_k, threshold=query.threshold)
+        return
+    [model] = models
+    if query.question is None and not model.classifies:
+        raise AdaptError(f"{adapters[0]} answers questions: give --question")
+    if query.question is not None and not model.answers_questions:
+        raise AdaptError(f"{adapters[0]} classifies images: leave --question out")
+    if query.together:
+        with counting_bar("reading images", True) as bar:
+            answers: Iterable[Any] = list(model.ask(images if bar is None else _counted(images, bar, count), query))
+    else:
+        answers = model.ask(images, query)
+        if not (query.items or query.explain):
+            _note_alone(model)
+    for answer in answers:
+        yield answer if query.explain else (answer,)
 
 
 def _opened(
@@ -172,6 +266,33 @@ def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
     if len(set(adapters)) < len(adapters):
         raise AdaptError(f"an adapter is given twice in {', '.join(map(str, adapters))}: give each adapter once")
     return adapters
+
+
+def _counted(images: Iterable[object], bar: Progress, count: int) -> Iterator[object]:
+    for number, image in enumerate(images, 1):
+        bar(number, count)
+        yield image
+
+
+def _check_all_classify(adapters: Sequence[Path], models: Sequence[Model], question: str | None) -> None:
+    """Raise AdaptError if one of several models answers questions."""
+    answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not model.classifies]
+    if answering or question is not None:
+        named = f"; {first_of(answering)} answers questions" if answering else ""
+        raise AdaptError(
+            f"several adapters are shown side by side only if all of them classify images, without --question{named}: "
+            "give one adapter at a time"
+        )
+
+
+def _note_alone(model: Model) -> None:
+    """Say that a model which answers sets of images is used for each image by itself."""
+    from adapt.methods.base.traits import OverSet, has_trait
+
+    if has_trait(model.method, OverSet):
+        logger.warning(
+            "each image is answered by itself; %s answers them as one set with --together", model.method.name
+        )
 
 
 COMMANDS = {"predict": predict}

@@ -18,7 +18,7 @@ from adapt.formats import distinct_names
 from adapt.tasks import SEPARATOR
 
 if TYPE_CHECKING:
-    from adapt.models.explanation import Explanation
+    from adapt.models.answer import Explanation
     from adapt.models.prediction import Prediction
 
 Write = Callable[[str, Any], None]  # takes the name of an image and its predictions, or its explanation

@@ -8,11 +8,11 @@ from .readers.captioned_folder import read_captioned_folder as read_captioned_fo
 from .readers.captions_file import read_captions_file as read_captions_file
 from .readers.csv_file import read_csv as read_csv
 from .readers.defect_folder import read_defect_folder as read_defect_folder
-from .readers.descriptors_file import read_descriptors as read_descriptors
 from .readers.domain_folders import read_domain_folders as read_domain_folders
 from .readers.folder import read_folder as read_folder
 from .readers.hugging_face import read_hugging_face as read_hugging_face
 from .readers.labelled_folder import read_labelled_folder as read_labelled_folder
+from .readers.names_file import read_descriptors as read_descriptors
 from .readers.names_file import read_names as read_names
 from .readers.published_layout import read_published as read_published
 from .readers.split_file import read_split as read_split

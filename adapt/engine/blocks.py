@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from adapt.backbones.absent import Absent
-from adapt.backbones.stand_in import StandIn
-from adapt.backbones.tower import Block, Projection, as_one
+from adapt.backbones.split_attention import StandIn
+from adapt.backbones.tower import Absent, Block, Projection, as_one
 from adapt.edits import Parallel
 from adapt.engine.frozen import frozen
 from adapt.engine.plan import Plan

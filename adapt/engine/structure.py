@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.absent import Absent
 from adapt.backbones.base import Backbone
-from adapt.backbones.tower import Tower, modules_of
+from adapt.backbones.tower import Absent, Tower, modules_of
 from adapt.backbones.turns import sharing
 from adapt.edits import Bypass, Edit
 

@@ -103,7 +103,7 @@ class Inference:
 
     def _together(self, model: Any, items: Sequence[Item]) -> Tensor:
         """Return the logits `(n, c)` of all items, answered as one set."""
-        from adapt.models.together import check_together, logits_together
+        from adapt.models.answer import check_together, logits_together
 
         check_together(model)
         if model.answers.pooling == "logits" and has_bags(items):

@@ -91,22 +91,18 @@ class AnoVL(Method[ImageStep], DrawsMaps, AveragesPrompts):
             if name not in class_names:
                 raise AdaptError(f"anovl: states has {name!r}, which is not a class; {nearest(name, class_names)}")
 
-    def _states(self, class_name: str) -> tuple[str, ...]:
-        """Return the phrases that describe a class, from the setting `states`, or else the class name alone."""
-        states: dict[str, tuple[str, ...]] = self.config.states
-        return states.get(class_name) or (f"{readable(class_name)} {{}}",)
-
     def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
         pictures = _pictures(_OF_TEXTURES if self.config.texture else _OF_OBJECTS)
-        states = [state.replace("{}", self.config.object) for state in self._states(class_name)]
+        phrases = self.config.states.get(class_name) or (f"{readable(class_name)} {{}}",)
+        states = [phrase.replace("{}", self.config.object) for phrase in phrases]
         return [of_text(tokenizer, picture.replace("{}", state)) for state in states for picture in pictures]
 
     def logits(self, step: ImageStep) -> Tensor:
         # nothing edits the vision tower, and the pass for patch features also gives these
-        return step.cosine_logits(_unit(step.class_features), step.frozen_features)
+        return step.cosine_logits(F.normalize(step.class_features, dim=-1), step.frozen_features)
 
     def anomalies(self, step: ImageStep) -> Tensor:
-        classes, patches = _unit(step.class_features), step.local_features
+        classes, patches = F.normalize(step.class_features, dim=-1), step.local_features
         normal = normal_label(self, step.model.class_names)
         if self.config.steps:
             texts = torch.cat(step.prompt_features)
@@ -169,10 +165,6 @@ def adaptation_loss(patches: Tensor, noisy: Tensor, classes: Tensor, normal: int
 def _log_p(patches: Tensor, classes: Tensor) -> Tensor:
     """Return log-probabilities `(..., n)` of classes for patches `(..., e)`, from unscaled cosines, as in the paper."""
     return (F.normalize(patches, dim=-1) @ classes.to(patches.dtype).T).log_softmax(-1)
-
-
-def _unit(features: Tensor) -> Tensor:
-    return F.normalize(features, dim=-1)
 
 
 def _pictures(kinds: Sequence[str]) -> list[str]:

@@ -19,26 +19,18 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Block, Projection, Tower
 from adapt.edits import Edit, Replace
-from adapt.methods.base import Context, Method, Step
-from adapt.methods.base.traits import InsideBlocks
-from adapt.methods.ln_tuning import NORMS, LNTuningConfig, held, hold, layer_norm
+from adapt.methods.base import Context
+from adapt.methods.ln_tuning import NORMS, LNTuning, held, hold, layer_norm
 
 LINEARS = {"out": ("attn", "out_proj"), "fc1": ("mlp", "c_fc"), "fc2": ("mlp", "c_proj")}
 OUTER = {"text": {"final_norm": "ln_final"}, "vision": {"pre_norm": "ln_pre", "final_norm": "ln_post"}}
 
 
-class BitFit(Method[Step], InsideBlocks):
+class BitFit(LNTuning):
     """Bias tuning. `BitFit()` trains the biases of layer norms, `attn.out_proj`, `mlp.c_fc` and `mlp.c_proj`."""
 
     name = "bitfit"
     title = "BitFit (Ben Zaken et al., ACL 2022)"
-    tasks = frozenset({"classes", "pairs", "records"})
-    serves = ("dual encoder", "vision encoder")
-    Config = LNTuningConfig
-
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in self.config.towers:

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
-from adapt.methods.base.kept_labels import KeepsLabels
-from adapt.methods.base.kernel import table_logits
+from adapt.methods.base.traits import KeepsLabels
+from adapt.methods.tip_adapter import table_logits
 from adapt.methods.zero_shot import Templates
 
 ALPHAS = tuple(10.0 ** (k / 4) for k in range(-4, 7))  # 0.1 to 32
@@ -82,12 +82,8 @@ class CaFo(Method[ImageStep], Grid, KeepsLabels):
         self._hold(torch.zeros(count, sum(self._widths)), torch.arange(count) % self._classes, backbone.device)
 
     def _hold(self, keys: Tensor, labels: Tensor, device: torch.device) -> None:
-        self.register_buffer("labels", labels.to(device))
-        for name, own in zip(("first", "second"), self.parts_of(keys.to(device)), strict=True):
-            if self.config.train:
-                setattr(self, name, nn.Parameter(own))
-            else:
-                self.register_buffer(name, own)
+        parts = dict(zip(("first", "second"), self.parts_of(keys.to(device)), strict=True))
+        self.hold(parts, labels, device, self.config.train)
 
     def prepare(self, training: Training) -> None:
         features = training.features("train", views=self.config.views, unit=False)

@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Terms, Training
+from adapt.methods.base.method import no_prompts
+from adapt.methods.base.plain_classifier import class_means
+from adapt.methods.base.training import rows_of
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, several
+from adapt.prompts import several
 
 
 class CLAPConfig(MethodConfig):
@@ -45,6 +47,7 @@ class CLAP(Method[ImageStep]):
     begins_anew = True
     needs_every_class = True
     _multipliers: Tensor
+    prompts = no_prompts  # the template is read by the frozen model alone
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         classes, device = len(class_names), backbone.device
@@ -57,21 +60,14 @@ class CLAP(Method[ImageStep]):
         with torch.no_grad():
             self.prototypes.copy_(base)
         if self.config.constraint == "l2":
-            views = training.settings.views or 0
-            features, labels = training.features("train", views=views), training.labels("train")
-            rows = features.flatten(0, -2).to(base.device)
-            labels = labels.repeat_interleave(max(views, 1)).to(base.device)
+            rows, labels = rows_of(training, training.settings.views or 0, base.device)
             self._multipliers = self.sureness(ImageStep(training.classifier, Encoded(rows)), labels)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return []  # the template is read by the frozen model alone
 
     def sureness(self, step: ImageStep, labels: Tensor) -> Tensor:
         """Return the mean zero-shot probability `(n,)` of each class for its own images. Every class needs an image."""
         base = step.frozen_class_features(several(self.config.template), "raw")
-        own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])[:, 0]
-        sums = own.new_zeros(len(base)).index_add(0, labels, own)
-        return sums / labels.bincount(minlength=len(base))
+        own = step.cosine_logits(F.normalize(base, dim=-1)).softmax(-1).gather(1, labels[:, None])
+        return class_means(own, labels, len(base))[:, 0]
 
     def logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(F.normalize(self.prototypes, dim=-1))

@@ -28,7 +28,7 @@ from adapt.common.devices import doubled
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
 from adapt.methods.base import Context, Method, MethodConfig, Step
-from adapt.methods.base.places import Place, Projections, check_mergeable, places
+from adapt.methods.base.places import Place, Projections, check_mergeable, owner_of, places
 from adapt.methods.base.traits import ChecksAdapter, InsideBlocks, Merges
 from adapt.methods.zero_shot import Template
 
@@ -69,25 +69,12 @@ class CLIPSVD(Method[Step], ChecksAdapter, InsideBlocks, Merges):
     Config = CLIPSVDConfig
     _projections: dict[Place, Projection]
 
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
-
-    @property
-    def logit_scale(self) -> float | None:
-        return self.config.logit_scale
-
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         self._modules.clear()  # an earlier build may have tensors for blocks that are absent now
         self._projections = dict(places(self, backbone))
         for place, projection in self._projections.items():
             *path, leaf = _path(place).split(".")
-            owner: nn.Module = self
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
-            owner.add_module(leaf, _Factors(projection.weight))
+            owner_of(self, path).add_module(leaf, _Factors(projection.weight))
 
     def _factors(self, place: Place) -> Any:
         return self.get_submodule(_path(place))

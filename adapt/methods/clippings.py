@@ -51,8 +51,7 @@ class CLIPPINGS(LoRA[PairStep], PoolsPairs, GroupsEntities):
 
     @property
     def together(self) -> int:
-        size: int = self.config.together
-        return size
+        return int(self.config.together)
 
     def pool(self, features: Tensor, text_features: Tensor) -> Tensor:
         share = self.config.image_share

@@ -21,8 +21,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
-from adapt.methods.base.prompt_learner import learned
-from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
+from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished, learned
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 4
@@ -45,10 +44,6 @@ class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
     example = {"n_ctx": 3, "ctx_init": ""}
     touches = frozenset({"text"})
     per_image = True
-
-    @property
-    def learned_tokens(self) -> dict[str, Tensor]:
-        return {"ctx": self.ctx}
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
@@ -75,8 +70,6 @@ class CoCoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         return [with_context(tokenizer, self.config.ctx_init, len(self.ctx), class_name)]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        if tower.name != "text":
-            return []
         features = context.features("vision").to(self.ctx.dtype)
         shifts = self.meta_net(features)  # (b, d), one for all tokens of the context
         return [Tokens((self.ctx + shifts[:, None])[:, None])]

@@ -33,7 +33,7 @@ from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Tokens
 from adapt.methods import find, names
 from adapt.methods.base import KINDS, Context, Method, MethodConfig, Mixture, Step, Terms, Training
-from adapt.methods.base.config import MethodSettings
+from adapt.methods.base.method import MethodSettings
 from adapt.methods.base.mixture import Mixes, mixed
 from adapt.methods.base.traits import (
     ChecksAdapter,
@@ -183,7 +183,8 @@ class Compose(Method[Step], LearnedTokens, SkipsBlocks, ChoosesOnValidation, Mix
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
         for name, part in self._having(ChecksAdapter):
-            part.check_tensors(_under(name, tensors), source)
+            own = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+            part.check_tensors(own, source)
 
     def _describe(self) -> None:
         """Copy the component methods' settings, which training may have completed, into the composition's settings."""
@@ -275,10 +276,6 @@ def _named(parts: Sequence[Method]) -> dict[str, Method]:
         before = sum(other.name == part.name for other in named.values())
         named[f"{part.name}{before + 1}" if before else part.name] = part
     return named
-
-
-def _under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _traits(part: Method) -> set[type]:

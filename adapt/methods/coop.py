@@ -23,8 +23,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
-from adapt.methods.base.prompt_learner import learned
-from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
+from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished, learned
 from adapt.prompts import Prompt, context_length, initial_context, with_context
 
 DEFAULT_N_CTX = 16
@@ -60,10 +59,6 @@ class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
     def per_class(self) -> bool:
         return bool(self.config.class_specific)
 
-    @property
-    def learned_tokens(self) -> dict[str, Tensor]:
-        return {"ctx": self.ctx}
-
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
         ctx = state["ctx"]
@@ -89,4 +84,4 @@ class CoOp(Method[ImageStep], LearnedTokens, ReadsPublished):
         return [Prompt(ids, slots, range(to, to + len(name)))]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        return [Tokens(self.ctx)] if tower.name == "text" else []
+        return [Tokens(self.ctx)]

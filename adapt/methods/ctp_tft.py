@@ -69,8 +69,6 @@ class CTPTFT(CoCoOp):
         return backbone.tower("vision").width
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        if tower.name != "text":
-            return []
         classes = context.class_features([self.config.template])
         shifts = self.meta_net(self.read(classes.to(self.ctx.dtype), context.tokens("vision").to(self.ctx.dtype)))
         return [Tokens(self.ctx + shifts[:, :, None])]

@@ -99,9 +99,7 @@ class DetPro(CoOp, LearnsOverlaps):
         return [replace(prompt, slots=tuple(s if s is None else start + s for s in prompt.slots)) for start in starts]
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        if not self.config.grades or tower.name != "text":
-            return super().edits(tower, context)
-        return [Tokens(self.ctx.flatten(0, 1))]
+        return [Tokens(self.ctx.flatten(0, 1))] if self.config.grades else super().edits(tower, context)
 
     def prepare(self, training: Training) -> None:
         names, labels = training.model.class_names, training.labels("train")

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from adapt.backbones.base import ImageEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training
-from adapt.methods.base.gradients import GradientTimes
 from adapt.methods.base.traits import ChoosesOnValidation, OwnClassifier
+from adapt.methods.mma import GradientTimes
 
 RATES = tuple(digit * 10.0**power for power in range(-5, -1) for digit in (1, 2, 5)) + (0.1,)
 STD = 0.01  # of the weights at the start

@@ -102,8 +102,7 @@ class DPL(IVLP):
         super().build(backbone, class_names)
         for name in sorted(self.touches):
             tower = backbone.tower(name)
-            _check(tower, backbone)
-            _check_readers(self.config, name, len(tower.blocks))
+            _check(self.config, tower, backbone)
             if self.config.mix == "learned":
                 setattr(self, f"mix_{name}", nn.Parameter(torch.zeros(len(tower.blocks), device=backbone.device)))
 
@@ -150,18 +149,8 @@ def decoupled(
     return weights * strength.to(weights.dtype)
 
 
-def _check_readers(config: DPLConfig, tower: str, blocks: int) -> None:
-    """Raise AdaptError for settings that have no effect because prompts are overwritten in every block."""
-    depth = config.depth_text if tower == "text" else config.depth_vision
-    reading = config.p_to_x != 1 or config.p_to_p != 1 or (config.reads_names and tower == "text")
-    if depth == blocks and reading:
-        raise AdaptError(
-            f"dpl: p_to_x, p_to_p and reads_names have no effect in the {tower} tower, where prompts are overwritten "
-            f"in all {blocks} blocks: set depth_{tower} to less than {blocks}"
-        )
-
-
-def _check(tower: Tower, backbone: Backbone) -> None:
+def _check(config: DPLConfig, tower: Tower, backbone: Backbone) -> None:
+    """Raise AdaptError for another kind of attention, and if no setting acts as all blocks overwrite the prompts."""
     where = f"the {tower.name} tower of {backbone.describe()}"
     if any(not block.plain_attention for block in tower.blocks):
         raise AdaptError(
@@ -170,4 +159,11 @@ def _check(tower: Tower, backbone: Backbone) -> None:
     if not tower.form.plain_mask:
         raise AdaptError(
             f"dpl: {where} masks padding or its own class token, which dpl does not support: use another method"
+        )
+    blocks, depth = len(tower.blocks), config.depth_text if tower.name == "text" else config.depth_vision
+    reading = config.p_to_x != 1 or config.p_to_p != 1 or (config.reads_names and tower.name == "text")
+    if depth == blocks and reading:
+        raise AdaptError(
+            f"dpl: p_to_x, p_to_p and reads_names have no effect in the {tower.name} tower, where prompts are "
+            f"overwritten in all {blocks} blocks: set depth_{tower.name} to less than {blocks}"
         )

@@ -24,6 +24,8 @@ from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
 from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base.plain_classifier import class_means
+from adapt.methods.base.training import rows_of
 from adapt.methods.zero_shot import Templates
 
 ALPHAS = tuple(10.0**k for k in range(-4, 4))
@@ -81,10 +83,8 @@ class GDA(Method[ImageStep], Grid):
             self.register_buffer("features", torch.zeros(self.config.rows or 0, size, device=backbone.device))
 
     def prepare(self, training: Training) -> None:
-        views, device = self.config.views, self.weight.device
-        features, labels = training.features("train", views=views), training.labels("train")
-        rows = features.flatten(0, -2).to(device)
-        self.fit(rows, labels.repeat_interleave(max(views, 1)).to(device))
+        rows, labels = rows_of(training, self.config.views, self.weight.device)
+        self.fit(rows, labels)
         if self.config.new_classes:
             self.register_buffer("features", rows)
             self.config = self.config.model_copy(update={"rows": len(rows)})
@@ -93,8 +93,7 @@ class GDA(Method[ImageStep], Grid):
         """Fit the Gaussian classifier to unit-length features `(n, e)` with labels `(n,)`."""
         classes, features = len(self.weight), doubled(features)
         labels = labels.to(features.device)
-        counts = labels.bincount(minlength=classes)[:, None]
-        means = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features) / counts
+        means = class_means(features, labels, classes)
         centred = features - means[labels]
         if not centred.any():
             raise AdaptError(
@@ -110,14 +109,11 @@ class GDA(Method[ImageStep], Grid):
         self.weight, self.bias = weight.to(self.weight), bias.to(self.bias)
 
     def logits(self, step: ImageStep) -> Tensor:
-        return step.cosine_logits(step.class_features) + self.setting("alpha") * self._gaussian_logits(step)
-
-    def _gaussian_logits(self, step: ImageStep) -> Tensor:
-        """Return the logits `(b, n)` of the Gaussian classifier."""
         weight, bias = self.weight, self.bias
         if step.model.class_names != self._names:
             weight, bias = self.of_texts(step.class_features)
-        return step.features.to(weight.dtype) @ weight.T + bias
+        gaussian = step.features.to(weight.dtype) @ weight.T + bias
+        return step.cosine_logits(step.class_features) + self.setting("alpha") * gaussian
 
     def of_texts(self, texts: Tensor) -> tuple[Tensor, Tensor]:
         """Return weight `(n, e)` and bias `(n,)` for new classes that have only unit-length text features `(n, e)`."""

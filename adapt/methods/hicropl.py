@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from adapt.backbones.base import Backbone
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
-from adapt.methods.base.aside import LearnsAside
 from adapt.methods.base.descriptors import Descriptors, HoldsDescriptors
+from adapt.methods.base.method import LearnsAside
 from adapt.methods.base.traits import Imported, unpublished
 from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.zero_shot import Template

@@ -28,9 +28,8 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
-from adapt.methods.base.depth import depth_in
-from adapt.methods.base.prompt_learner import LEARNER, learned
-from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
+from adapt.methods.base.places import depth_in
+from adapt.methods.base.traits import LEARNER, Imported, LearnedTokens, ReadsPublished, learned
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 # the names of prompts in published checkpoints, which hold all of CLIP

@@ -18,8 +18,8 @@ from torch import Tensor
 from adapt.backbones.base import ImageEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, MethodConfig, Training
-from adapt.methods.base.kernel import similarities
-from adapt.methods.base.regressor import Regressor
+from adapt.methods.base.plain_classifier import Regressor
+from adapt.methods.tip_adapter import similarities
 
 MOST = 5000  # training images
 

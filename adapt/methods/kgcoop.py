@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import ImageStep, Terms
-from adapt.methods.base.prompt_learner import learned
-from adapt.methods.base.traits import Imported
+from adapt.methods.base.traits import Imported, learned
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.methods.zero_shot import Template
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Training
-from adapt.methods.base.kept_labels import KeepsLabels
 from adapt.methods.base.plain_classifier import PlainClassifier, PlainClassifierConfig
+from adapt.methods.base.traits import KeepsLabels
 
 BESIDE = 0.05  # votes added for every class, so that the logarithm of no vote is finite
 TIE = 1e-3  # of a vote, times the cosine, is added: it decides only ties
@@ -49,15 +49,12 @@ class KNN(PlainClassifier, KeepsLabels):
 
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes, rows = len(class_names), self.config.rows or 0
-        self._hold(torch.zeros(rows, backbone.embed_dim), torch.arange(rows) % self._classes, backbone.device)
-
-    def _hold(self, features: Tensor, labels: Tensor, device: torch.device) -> None:
-        self.register_buffer("features", features.to(device))
-        self.register_buffer("labels", labels.to(device))
+        features = {"features": torch.zeros(rows, backbone.embed_dim)}
+        self.hold(features, torch.arange(rows) % self._classes, backbone.device)
 
     def prepare(self, training: Training) -> None:
         features = training.features("train")
-        self._hold(features, training.labels("train"), self.features.device)
+        self.hold({"features": features}, training.labels("train"), self.features.device)
         self.config = self.config.model_copy(update={"rows": len(features)})
 
     def scores(self, features: Tensor) -> Tensor:

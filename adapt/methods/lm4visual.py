@@ -32,7 +32,7 @@ from adapt.backbones.tower import Tower, tokens_of
 from adapt.common.errors import AdaptError
 from adapt.edits import After, Edit
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
-from adapt.methods.base.aside import HoldsAside
+from adapt.methods.base.method import HoldsAside
 from adapt.methods.zero_shot import Template
 
 _EPS = 1e-6  # of the norm behind the block
@@ -62,14 +62,6 @@ class LM4Visual(HoldsAside, Method[ImageStep]):
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         width = backbone.tower("vision").width  # first, since a tower without blocks is refused
         block, size = _frozen_block(self.config.llm, self.config.block)
-        self._recognise(block)
-        self.set_aside({"block": block}, backbone.device)
-        self.llama_dim_mapper1, self.llama_dim_mapper2 = _map(width, size), _map(size, width)
-        self.gamma = nn.Parameter(torch.zeros(width)) if self.config.residual else None
-        self.to(backbone.device)
-
-    def _recognise(self, block: nn.Module) -> None:
-        """Note the fingerprint of `block`. Raises AdaptError if the settings have the fingerprint of another one."""
         found = fingerprint.of_model(block).short()
         if self.config.fingerprint not in (None, found):
             raise AdaptError(
@@ -77,6 +69,10 @@ class LM4Visual(HoldsAside, Method[ImageStep]):
                 f"were trained around a block with {self.config.fingerprint}: give that language model by method.llm"
             )
         self.config = self.config.model_copy(update={"fingerprint": found})
+        self.set_aside({"block": block}, backbone.device)
+        self.llama_dim_mapper1, self.llama_dim_mapper2 = _map(width, size), _map(size, width)
+        self.gamma = nn.Parameter(torch.zeros(width)) if self.config.residual else None
+        self.to(backbone.device)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [After(_Behind(self.llama_dim_mapper1, self.aside["block"], self.llama_dim_mapper2, self.gamma))]

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone
-from adapt.backbones.tower import Block, Tower
+from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Replace
 from adapt.methods.base import Context, Method, MethodConfig, Step
@@ -44,18 +44,15 @@ class LNTuning(Method[Step], InsideBlocks):
     serves = ("dual encoder", "vision encoder")
     Config = LNTuningConfig
 
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
-
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         for name in self.config.towers:
             blocks = self.present(backbone.tower(name))
-            hold(self, name, {index: self._norms(block) for index, block in blocks})
+            norms: dict[int, dict[str, nn.Module]] = {
+                index: {called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()}
+                for index, block in blocks
+            }
+            hold(self, name, norms)
         self.to(backbone.device)
-
-    def _norms(self, block: Block) -> dict[str, nn.Module]:
-        return {called: TunedNorm(layer_norm(getattr(block, part), self)) for part, called in NORMS.items()}
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         return [

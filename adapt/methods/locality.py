@@ -31,12 +31,12 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tower import Tower, TowerName
+from adapt.backbones.tower import TowerName
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.engine.watching import watched
 from adapt.methods.base import ImageStep, Terms, Training
-from adapt.methods.base.aside import LearnsAside
+from adapt.methods.base.method import LearnsAside
 from adapt.methods.base.traits import Reports
 from adapt.methods.lora import LoRA, PlainLoRAConfig, Projections
 
@@ -93,13 +93,12 @@ class Locality(LearnsAside, LoRA[ImageStep], Reports):
         self._blocks, self._norm = len(tower.blocks), (deepcopy(tower.final_norm).float(),)  # in no adapter
         self._tokens = _tokens(backbone)
         self._patches = isqrt(self._tokens) ** 2  # images are square, and other tokens stand before the patches
-        self.set_aside({name: self._rebuilder(tower) for name in ("locality", "control")}, backbone.device)
-        self.register_buffer("_scale", torch.zeros((), device=backbone.device), persistent=False)
-
-    def _rebuilder(self, tower: Tower) -> Rebuilder:
         width, act = self.config.decoder_width or tower.width, tower.blocks[0].act
         heads = max(each for each in range(1, tower.heads + 1) if width % each == 0)
-        return Rebuilder(tower.width, self._tokens, width, heads, self.config.decoder_layers, lambda: deepcopy(act))
+        sizes = tower.width, self._tokens, width, heads, self.config.decoder_layers
+        decoders = {name: Rebuilder(*sizes, lambda: deepcopy(act)) for name in ("locality", "control")}
+        self.set_aside(decoders, backbone.device)
+        self.register_buffer("_scale", torch.zeros((), device=backbone.device), persistent=False)
 
     def training_state(self) -> dict[str, Tensor]:
         return {"scale": self._scale} | super().training_state()

@@ -21,6 +21,8 @@ from torch import Tensor
 from adapt.backbones.base import DualEncoder
 from adapt.common.devices import doubled
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base.plain_classifier import class_means
+from adapt.methods.base.training import rows_of
 from adapt.methods.zero_shot import Templates
 
 TEXT = 250.0  # times the mean cosine of images with their own class: the initial multipliers
@@ -70,9 +72,8 @@ class LPPlusPlus(Method[ImageStep]):
         return features @ self.weight.T + self.bias + self.alpha * cosines
 
     def prepare(self, training: Training) -> None:
-        views, device = self.config.views, self.weight.device
-        rows = training.features("train", views=views).flatten(0, -2).to(device)
-        labels = training.labels("train").repeat_interleave(max(views, 1)).to(device)
+        device = self.weight.device
+        rows, labels = rows_of(training, self.config.views, device)
         with torch.no_grad():
             texts = training.classifier.class_features()
             self.start(rows, labels, rows @ texts.T)
@@ -83,8 +84,7 @@ class LPPlusPlus(Method[ImageStep]):
         """Initialise `weight` with sums of features, and `alpha` from the mean cosine of images with their class."""
         classes = len(self.weight)
         self.weight = torch.zeros_like(self.weight).index_add(0, labels, features)
-        own = cosines.gather(1, labels[:, None])[:, 0]
-        means = own.new_zeros(classes).index_add(0, labels, own) / labels.bincount(minlength=classes)
+        means = class_means(cosines.gather(1, labels[:, None]), labels, classes)
         self.alpha = torch.full_like(self.alpha, float(TEXT * means.mean()))
 
     def _fit(

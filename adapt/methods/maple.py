@@ -24,9 +24,8 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
-from adapt.methods.base.depth import depth_in
-from adapt.methods.base.prompt_learner import LEARNER, learned
-from adapt.methods.base.traits import Imported, LearnedTokens, ReadsPublished
+from adapt.methods.base.places import depth_in
+from adapt.methods.base.traits import LEARNER, Imported, LearnedTokens, ReadsPublished, learned
 from adapt.prompts import Prompt, initial_context, published_words, with_context
 
 PUBLISHED_SHARE = 0.75  # the share of blocks with learned tokens: 9 of 12
@@ -49,10 +48,6 @@ class MaPLe(Method[ImageStep], LearnedTokens, ReadsPublished):
     Config = MaPLeConfig
     example = {"depth": 2}
     touches = frozenset({"text", "vision"})
-
-    @property
-    def learned_tokens(self) -> dict[str, Tensor]:
-        return {"ctx": self.ctx}
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:

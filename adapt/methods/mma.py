@@ -8,7 +8,9 @@ Deviations: adapters are fp32 whatever the backbone's precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,7 +19,6 @@ from adapt.backbones.tower import Tower
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Parallel
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig
-from adapt.methods.base.gradients import GradientTimes
 from adapt.methods.zero_shot import Template
 
 _TOWERS = {"text": "text_adapter", "vision": "visual_adapter"}  # the names in the reference
@@ -53,7 +54,8 @@ class MMA(Method[ImageStep]):
         numbers, dim = [str(number) for number in range(first, last + 1)], self.config.dim
         for name, called in _TOWERS.items():
             width = backbone.tower(name).width
-            setattr(self, called, nn.ModuleDict({number: _ends(width, dim) for number in numbers}))
+            ends = {number: {"down": _layer(width, dim), "up": nn.Linear(dim, width)} for number in numbers}
+            setattr(self, called, nn.ModuleDict({number: nn.ModuleDict(own) for number, own in ends.items()}))
         self.shared_adapter = nn.ModuleDict({number: _layer(dim, dim) for number in numbers})
         for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
             nn.init.kaiming_normal_(linear.weight, a=0, mode="fan_out")
@@ -77,10 +79,6 @@ def _layer(size: int, out: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, out), nn.ReLU())
 
 
-def _ends(width: int, dim: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"down": _layer(width, dim), "up": nn.Linear(dim, width)})
-
-
 class _Adapter(nn.Module):
     """An adapter `scale * up(shared(down(x)))`, whose own tensors get gradients as if `scale` were 1."""
 
@@ -92,3 +90,16 @@ class _Adapter(nn.Module):
         scaled = GradientTimes.apply(x.to(next(self.parameters()).dtype), self.scale)
         change = self.up(self.shared(self.down(scaled)))
         return (self.scale * GradientTimes.apply(change, 1 / self.scale)).to(x.dtype)
+
+
+class GradientTimes(torch.autograd.Function):
+    """An identity function that multiplies the gradient by a factor, a number or a tensor, in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float | Tensor) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * gradient, None

@@ -27,7 +27,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Terms, Training, total
-from adapt.methods.base.depth import check_depth
+from adapt.methods.base.places import check_depth
 from adapt.methods.base.traits import StandsAlone
 from adapt.methods.zero_shot import Template
 
@@ -66,11 +66,6 @@ class MMRL(Method[ImageStep], StandsAlone):
     learns_any_step = True
     example = {"tokens": 3, "width": 16}
     touches = frozenset({"text", "vision"})
-
-    @property
-    def logit_scale(self) -> float | None:
-        scale: float | None = self.config.logit_scale
-        return scale
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         if self.config.classes is None:  # or else it is a saved adapter, perhaps with other names

@@ -73,8 +73,7 @@ class MMRLPP(MMRL):
 
     @property
     def _share(self) -> float:
-        share: float = self.config.share
-        return share
+        return float(self.config.share)
 
 
 class _SharedMap(nn.Module):

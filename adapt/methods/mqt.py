@@ -32,6 +32,7 @@ from adapt.methods.base.traits import Imported, ReadsPublished
 
 _HEAD = 64  # numbers, of the published 1024 in 16 heads
 _EPS = 1e-6  # of the norms
+_STD = 0.02  # of what is drawn at the start
 
 
 class MQTConfig(MethodConfig):
@@ -94,9 +95,9 @@ class MQT(Nested, Method[Step], ReadsPublished):
                 f"mqt: {backbone.describe()} has {patches} patches of {width} numbers, and heads is {heads}; expected "
                 "a square of patches, and numbers that 4 and the heads divide: set method.heads"
             )
-        self.query = nn.Parameter(_drawn(self.config.tokens, width))
+        self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(self.config.tokens, width), std=_STD))
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        _drawn_into(self.attn.out_proj.weight)
+        nn.init.trunc_normal_(self.attn.out_proj.weight, std=_STD)
         self.ln_q, self.ln_k, self.ln_v = (nn.LayerNorm(width, eps=_EPS) for _ in range(3))
         target = backbone.tower("decoder").width
         self.proj = nn.Parameter(target**-0.5 * torch.randn(width, target))
@@ -154,11 +155,3 @@ def resized(table: Tensor, side: int) -> Tensor:
     """Return a square grid's table `(s^2, w)` at the places of another grid of `side` rows, `(side^2, w)`."""
     image = table.T.unflatten(-1, (math.isqrt(len(table)), -1))[None]
     return F.interpolate(image, (side, side), mode="bicubic", align_corners=False)[0].flatten(1).T.contiguous()
-
-
-def _drawn(*shape: int) -> Tensor:
-    return _drawn_into(torch.empty(shape))
-
-
-def _drawn_into(tensor: Tensor) -> Tensor:
-    return nn.init.trunc_normal_(tensor, std=0.02)

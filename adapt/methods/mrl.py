@@ -76,6 +76,7 @@ class MRL(Nested, Method[ImageStep], Projects):
     Config = MRLConfig
     tasks = frozenset({"classes", "pairs"})
     learns_any_step = True
+    space: Space | None = None
     counted, counted_as = "dim", "values of a feature"
 
     def __init__(self, **settings: object) -> None:
@@ -85,10 +86,6 @@ class MRL(Nested, Method[ImageStep], Projects):
     @property
     def per_class(self) -> bool:
         return bool(self.config.classifier != "names")
-
-    @property
-    def space(self) -> Space | None:
-        return None
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         size, device = backbone.embed_dim, backbone.device

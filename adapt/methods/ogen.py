@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from adapt.backbones.base import DualEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
-from adapt.methods.base.aside import LearnsAside
+from adapt.methods.base.method import LearnsAside
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.prompts import Prompt, check_class_names, of_classes
 
@@ -151,7 +151,10 @@ class OGEN(LearnsAside, CoOp):
         terms["unknown_class"] = OF_KNOWN * F.cross_entropy(logits[0].float(), labels)
         terms["known_class"] = OF_KNOWN / self._k * F.cross_entropy(logits[1].float(), self._near[labels].flatten())
         if self._unknown:
-            terms["new_class"] = OF_NEW / self._k * self._of_new(step, own, images)
+            new = step.encode(self._unknown)  # of which those nearest to each image's class are generated
+            chosen = (own[:, 0] @ new.T).topk(self._k).indices
+            of_new = step.cosine_logits(new, self.generator(new[chosen], own, images))
+            terms["new_class"] = OF_NEW / self._k * F.cross_entropy(of_new.float(), chosen.flatten())
         if self.config.teacher:
             terms["teacher"] = self.config.teacher * self._teacher_loss(step)
         return terms
@@ -160,13 +163,6 @@ class OGEN(LearnsAside, CoOp):
         """Return features `(b, k, e)` sampled by one draw around the means of the k classes nearest to each label."""
         near = self._near[labels]
         return self._mean[near] + torch.rand(1, self._mean.shape[-1]).to(self._mean) * self._spread[near]
-
-    def _of_new(self, step: ImageStep, own: Tensor, images: Tensor) -> Tensor:
-        """Return the cross-entropy of features generated for the unknown classes nearest to each image's class."""
-        new = step.encode(self._unknown)
-        chosen = (own[:, 0] @ new.T).topk(self._k).indices
-        generated = self.generator(new[chosen], own, images)
-        return F.cross_entropy(step.cosine_logits(new, generated).float(), chosen.flatten())
 
     def _teacher_loss(self, step: ImageStep) -> Tensor:
         """Return the mean squared difference from a teacher's probabilities with the mean context of recent epochs."""

@@ -23,13 +23,13 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, DualEncoder
-from adapt.backbones.pixels import Repixelled
+from adapt.backbones.preprocess import Repixelled
 from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.common.errors import AdaptError
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, Terms, Training
-from adapt.methods.base.aside import LearnsAside
+from adapt.methods.base.method import LearnsAside
 from adapt.methods.projector import Projector, ProjectorConfig
 
 _CONTRAST = 0.3  # the weight of the contrastive loss beside the smooth L1
@@ -70,20 +70,15 @@ class OLAVLM(LearnsAside, Projector):
         super().build(backbone, class_names)
         assert isinstance(backbone, VisionLLM)
         decoder = backbone.tower("decoder")
-        self._check(decoder)
+        count, heads = len(decoder.blocks), self.config.heads
+        if wrong := [block for block in self.config.blocks if not -count <= block < count]:
+            raise AdaptError(f"ola_vlm: blocks has {wrong[0]}, but the language model has {count} blocks")
+        if decoder.width % heads:
+            raise AdaptError(f"ola_vlm: heads is {heads}; expected a divisor of {decoder.width}, the decoder's width")
         self._blocks = {f"decoder.{range(len(decoder.blocks))[block]}" for block in self.config.blocks}
         self.task_tokens = nn.Parameter(0.02 * torch.randn(self.config.task_tokens, decoder.width))
         self.to(backbone.device)
         self._teacher: Callable[[Tensor], Tensor] | None = None
-
-    def _check(self, decoder: Tower) -> None:
-        """Raise AdaptError for blocks that the language model does not have, and heads that do not divide its width."""
-        count, heads = len(decoder.blocks), self.config.heads
-        wrong = [block for block in self.config.blocks if not -count <= block < count]
-        if wrong:
-            raise AdaptError(f"ola_vlm: blocks has {wrong[0]}, but the language model has {count} blocks")
-        if decoder.width % heads:
-            raise AdaptError(f"ola_vlm: heads is {heads}; expected a divisor of {decoder.width}, the decoder's width")
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         [tokens] = super().edits(tower, context)

@@ -25,8 +25,9 @@ from torch import Tensor
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
-from adapt.methods.base.grid import configure
-from adapt.methods.base.kernel import similarities
+from adapt.methods.base.training import rows_of
+from adapt.methods.base.traits import configure
+from adapt.methods.tip_adapter import similarities
 from adapt.methods.zero_shot import Templates
 
 BETA = Choice(tuple(2.0**k for k in range(-1, 5)), usual=2.0)
@@ -92,9 +93,7 @@ class ProKeR(Method[ImageStep], Grid):
 
     def _regression(self, training: Training) -> _Regression:
         """Read the training features into `x`, and return the regression of what zero-shot leaves of their labels."""
-        views, device = self.config.views, self.x.device
-        self.x = training.features("train", views=views).flatten(0, -2).to(device)
-        labels = training.labels("train").repeat_interleave(max(views, 1)).to(device)
+        self.x, labels = rows_of(training, self.config.views, self.x.device)
         with torch.no_grad():
             texts = doubled(training.classifier.class_features())
         rows = doubled(self.x)
@@ -106,8 +105,8 @@ class ProKeR(Method[ImageStep], Grid):
         return similarities(features, rows, self.setting("beta"))
 
     def logits(self, step: ImageStep) -> Tensor:
-        correction = self._kernel(step.features.to(self.x.dtype), self.x) @ self.alpha
-        return step.cosine_logits(step.class_features) + step.scale * correction
+        kernel = self._kernel(step.features.to(self.x.dtype), self.x)
+        return step.cosine_logits(step.class_features) + step.scale * (kernel @ self.alpha)
 
 
 class _Regression(NamedTuple):

@@ -23,16 +23,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import Backbone, DualEncoder
-from adapt.backbones.pixels import Repixelled
-from adapt.backbones.tokenizer import TextTokenizer
+from adapt.backbones.preprocess import Repixelled
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
+from adapt.methods.base.method import no_prompts
 from adapt.methods.base.space import Projects, Space
 from adapt.methods.base.traits import LearnsUnlabelled, StandsAlone
-from adapt.methods.base.view import ImageModelView
 from adapt.methods.ivlp import IVLP, IVLPConfig
+from adapt.methods.prompt_src import divergence
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, several
+from adapt.prompts import several
 
 
 class PromptKDConfig(IVLPConfig):
@@ -71,6 +71,7 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
     learns_any_step = False
     per_class = True
     reads_labels = False
+    prompts = no_prompts  # the teacher has the texts
     space: Space | None = None
     example = {"teacher": "mini-clip", "n_ctx_vision": 2, "depth_vision": 2, "size": 256}
     teacher_text: Tensor
@@ -84,15 +85,12 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
         self.conv1 = nn.Sequential(*layers).to(backbone.device)
         self.register_buffer("teacher_text", torch.zeros(len(class_names), size, device=backbone.device))
 
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return []  # the teacher has the texts
-
     def project(self, features: Tensor) -> Tensor:
         projected: Tensor = self.conv1(features.to(self.teacher_text.dtype))
         return projected
 
     def prepare(self, training: Training) -> None:
-        self._teacher = Teacher.of(self.config.teacher, several(self.config.template), training)
+        self._teacher = Teacher(self.config.teacher, several(self.config.template), training)
         text = self._teacher.class_features
         if self.config.size != text.shape[-1]:
             self.config = self.config.model_copy(update={"size": text.shape[-1]})
@@ -109,21 +107,14 @@ class PromptKD(IVLP, Projects, StandsAlone, LearnsUnlabelled):
         assert self._teacher is not None
         taught = self._teacher.logits(step.images).float() / self.config.temperature
         own = step.logits.float() / self.config.temperature
-        apart = F.kl_div(own.log_softmax(-1), taught.log_softmax(-1), log_target=True, reduction="none")
-        return {"distillation": self.config.weight * self.config.temperature**2 * apart.mean()}
+        return {"distillation": self.config.weight * self.config.temperature**2 * divergence(own, taught)}
 
 
 class Teacher:
     """A trained model with the student's classes, which reads the student's pixels."""
 
-    def __init__(self, model: ImageModelView, pixels: Repixelled) -> None:
-        self.model, self._pixels = model, pixels
-        with torch.no_grad():
-            self.class_features: Tensor = F.normalize(model.class_features(), dim=-1)
-
-    @classmethod
-    def of(cls, teacher: str, templates: Sequence[str], training: Training) -> Teacher:
-        """Return the teacher in an adapter, or a backbone with hand-written prompts `templates`.
+    def __init__(self, teacher: str, templates: Sequence[str], training: Training) -> None:
+        """Read the teacher in an adapter, or a backbone with hand-written prompts `templates`.
 
         Raises AdaptError if no teacher is named, and for an adapter without class features.
         """
@@ -131,8 +122,10 @@ class Teacher:
             raise AdaptError(
                 "promptkd learns from another model: set method.teacher to an adapter, or a backbone such as mini-clip"
             )
-        model = training.teacher(teacher, templates)
-        return cls(model, Repixelled(training.model.backbone.preprocess, model.backbone.preprocess))
+        self.model = training.teacher(teacher, templates)
+        self._pixels = Repixelled(training.model.backbone.preprocess, self.model.backbone.preprocess)
+        with torch.no_grad():
+            self.class_features: Tensor = F.normalize(self.model.class_features(), dim=-1)
 
     @torch.no_grad()
     def logits(self, pixels: Tensor) -> Tensor:

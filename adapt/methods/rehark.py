@@ -29,16 +29,16 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.common.devices import doubled
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
-from adapt.methods.base.grid import configure
-from adapt.methods.base.kernel import similarities
+from adapt.methods.base.method import no_prompts
 from adapt.methods.base.plain_classifier import class_means
-from adapt.methods.base.traits import OverSet, StandsAlone
+from adapt.methods.base.training import rows_of
+from adapt.methods.base.traits import OverSet, StandsAlone, configure
 from adapt.methods.base.transduction import doubt_of_absent_classes
+from adapt.methods.tip_adapter import similarities
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, several
+from adapt.prompts import several
 
 FITS, ANSWERS, SEED = 50, 4, 0  # combinations for the fit, combinations for the answers of each fit, and their draws
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -115,6 +115,7 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
     needs_every_class = True
     per_class = True
     takes_steps = False
+    prompts = no_prompts  # the prior has the texts
     choices = CHOICES
     at_answer = frozenset({"match_mean", "match_deviation"})
     smallest = 2  # which have a deviation
@@ -131,9 +132,6 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
         self.register_buffer("support", torch.zeros(rows, backbone.embed_dim, device=backbone.device))
         self.register_buffer("weights", torch.zeros(rows, classes, device=backbone.device))
         self.register_buffer("prior", torch.zeros(classes, backbone.embed_dim, device=backbone.device))
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return []  # the prior has the texts
 
     def prepare(self, training: Training) -> None:
         self._fit(self._examples(training))
@@ -156,9 +154,9 @@ class ReHARK(Method[ImageStep], Grid, OverSet, StandsAlone):
                     yield settings | others, answer(step)
 
     def _examples(self, training: Training) -> _Examples:
-        views = self.config.views
-        rows = doubled(training.features("train", views=views).flatten(0, -2).to(self.support.device))
-        labels = training.labels("train").repeat_interleave(max(views, 1)).to(rows.device)
+        rows, labels = rows_of(training, self.config.views, self.support.device)
+        rows = doubled(rows)
+        labels = labels.to(rows.device)
         texts, descriptions = (
             doubled(training.classifier.frozen_class_features(several(templates)))
             for templates in (self.config.template, self.config.descriptions or self.config.template)

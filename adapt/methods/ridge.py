@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, MethodConfig
-from adapt.methods.base.regressor import Regressor
+from adapt.methods.base.plain_classifier import Regressor
 
 
 class RidgeConfig(MethodConfig):

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Encoded, ImageStep, Method, MethodConfig, Training
+from adapt.methods.base.method import no_prompts
 from adapt.methods.base.traits import LearnsUnlabelled, LearnsUnseen
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, several
+from adapt.prompts import several
 
 ROUNDS, BALANCINGS = 3, 10  # of SS-Text-U: updates of the weights; passes over classes and images in each transport
 ABSENT = 4  # a class without images is expected that many times as rarely as the smallest other class
@@ -49,6 +49,7 @@ class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):
     Config = SSTextConfig
     per_class = True
     takes_steps = False
+    prompts = no_prompts  # the weights already contain the texts
     weight: Tensor
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
@@ -67,9 +68,6 @@ class SSText(Method[ImageStep], LearnsUnseen, LearnsUnlabelled):
     @property
     def reads_unlabelled(self) -> bool:
         return self.config.variant == "SS-Text-U"
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return []  # the weights already contain the texts
 
     def logits(self, step: ImageStep) -> Tensor:
         return step.cosine_logits(F.normalize(self.weight, dim=-1))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,7 +122,11 @@ class SVLC(LoRA[PairStep]):
 
     def _listed_words(self, text: str) -> list[tuple[str, re.Match[str]]]:
         """Return the words of a caption that the setting `words` lists, as pairs of kind, such as colour, and match."""
-        return [(kind, match) for kind, listed in self.config.words.items() for match in _words(listed, text)]
+        return [
+            (kind, match)
+            for kind, listed in self.config.words.items()
+            for match in re.finditer(rf"\b(?:{'|'.join(map(re.escape, listed))})\b", text, flags=re.IGNORECASE)
+        ]
 
 
 def wrong_twins(right: Tensor, wrong: Tensor) -> Tensor:
@@ -141,10 +144,6 @@ def in_other_words(of_images: Tensor, of_texts: Tensor, symmetric: bool = False)
         return (contrast(of_images) + contrast(of_texts)) / 2
     right = torch.arange(len(of_images), device=of_images.device)
     return (F.cross_entropy(of_images.float(), right) + F.cross_entropy(of_texts.float(), right)) / 2
-
-
-def _words(listed: Sequence[str], text: str) -> list[re.Match[str]]:
-    return list(re.finditer(rf"\b(?:{'|'.join(map(re.escape, listed))})\b", text, flags=re.IGNORECASE))
 
 
 def _drawn(count: int) -> int:

@@ -18,10 +18,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import ImageStep, Method, MethodConfig
+from adapt.methods.base.method import no_prompts
 from adapt.methods.zero_shot import Templates
-from adapt.prompts import Prompt, several
+from adapt.prompts import several
 
 
 class TaskResConfig(MethodConfig):
@@ -38,13 +38,11 @@ class TaskRes(Method[ImageStep]):
     title = "TaskRes (Yu et al., CVPR 2023)"
     Config = TaskResConfig
     per_class = True
+    prompts = no_prompts  # the template is read by the frozen model alone
 
     def build(self, backbone: DualEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         residuals = torch.zeros(len(class_names), backbone.embed_dim, device=backbone.device)
         self.text_feature_residuals = nn.Parameter(residuals)
-
-    def prompts(self, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
-        return []  # the template is read by the frozen model alone
 
     def logits(self, step: ImageStep) -> Tensor:
         base = step.frozen_class_features(several(self.config.template), "raw")

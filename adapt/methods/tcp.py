@@ -15,14 +15,14 @@ from typing import Annotated
 
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field
-from torch import Tensor, nn
+from torch import nn
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Terms
-from adapt.methods.base.depth import check_depth
+from adapt.methods.base.places import check_depth
 from adapt.methods.base.traits import LearnedTokens
 from adapt.methods.zero_shot import Template
 from adapt.prompts import Prompt, initial_context, with_context
@@ -59,10 +59,6 @@ class TCP(Method[ImageStep], LearnedTokens):
     learns_any_step = True
     example = {"block": 1}
     touches = frozenset({"text"})
-
-    @property
-    def learned_tokens(self) -> dict[str, Tensor]:
-        return {"ctx": self.ctx}
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         tower, size = backbone.tower("text"), backbone.embed_dim  # type: ignore[attr-defined]

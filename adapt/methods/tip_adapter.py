@@ -19,12 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.methods.base import Choice, Encoded, Grid, ImageStep, Method, MethodConfig, Training, Trial
-from adapt.methods.base.kept_labels import KeepsLabels
-from adapt.methods.base.kernel import table_logits
+from adapt.methods.base.traits import KeepsLabels
 from adapt.methods.zero_shot import Templates
 
 LEAST = 0.1  # the first alpha and beta of the search
@@ -72,20 +71,15 @@ class TipAdapter(Method[ImageStep], Grid, KeepsLabels):
     def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
         self._classes = len(class_names)
         count = self.config.keys or 0
-        self._hold(torch.zeros(count, backbone.embed_dim), torch.arange(count) % self._classes, backbone.device)
-
-    def _hold(self, keys: Tensor, labels: Tensor, device: torch.device) -> None:
-        self.register_buffer("labels", labels.to(device))
-        if self.config.train:
-            self.keys = nn.Parameter(keys.to(device))
-        else:
-            self.register_buffer("keys", keys.to(device))
+        keys = {"keys": torch.zeros(count, backbone.embed_dim)}
+        self.hold(keys, torch.arange(count) % self._classes, backbone.device, self.config.train)
 
     def prepare(self, training: Training) -> None:
         features = training.features("train", views=self.config.views, unit=False)
         if self.config.views:
             features = features.mean(1)  # of (n, views, e), before normalisation
-        self._hold(F.normalize(features, dim=-1), training.labels("train"), self.labels.device)
+        keys = {"keys": F.normalize(features, dim=-1)}
+        self.hold(keys, training.labels("train"), self.labels.device, self.config.train)
         self.config = self.config.model_copy(update={"keys": len(features)})
 
     def grid(self, training: Training) -> dict[str, Choice]:
@@ -153,3 +147,14 @@ class _Table:
 def steps_to(most: float, steps: int) -> list[float]:
     """Return the search grid of the reference code: `steps` evenly spaced values from 0.1 to just below `most`."""
     return [LEAST + i * (most - LEAST) / steps for i in range(steps)]
+
+
+def similarities(features: Tensor, keys: Tensor, beta: float) -> Tensor:
+    """Return exp(-beta (1 - cosine)) `(b, n)` for unit-length features `(b, e)` and keys `(n, e)`."""
+    return (beta * (features @ keys.T - 1)).exp()
+
+
+def table_logits(features: Tensor, keys: Tensor, labels: Tensor, classes: int, beta: float) -> Tensor:
+    """Return the similarities of features `(b, e)` to labelled keys `(n, e)`, summed by class, `(b, n_classes)`."""
+    similar = similarities(features, keys, beta)
+    return similar.new_zeros(similar.shape[0], classes).index_add(1, labels, similar)

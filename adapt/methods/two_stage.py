@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from adapt.methods.bitfit import BitFit
 from adapt.methods.ln_tuning import LNTuning
 from adapt.methods.zero_shot import Templates
 
-STAGES: dict[str, type[LNTuning | BitFit]] = {"norms": LNTuning, "biases": BitFit}
+STAGES: dict[str, type[LNTuning]] = {"norms": LNTuning, "biases": BitFit}
 
 
 class TwoStageConfig(MethodConfig):
@@ -68,10 +68,10 @@ class TwoStage(Method[ImageStep], InsideBlocks):
 
     def prepare(self, training: Training) -> None:
         if not training.resumed:
+            unit = "iterations" if training.settings.iterations else "epochs"
+            length = {unit: max(1, round(self.config.first * getattr(training.settings, unit)))}
             with self.first_stage():
-                training.seconds += training.train(
-                    "norms", parameters=self.tuned.parameters(), **self._length(training)
-                )
+                training.seconds += training.train("norms", parameters=self.tuned.parameters(), **length)
             self.start(training.classifier.class_features())
         self.tuned.requires_grad_(False)
 
@@ -92,20 +92,11 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         with torch.no_grad():
             self.classifier.copy_(texts)
 
-    def _length(self, training: Training) -> dict[str, Any]:
-        settings = training.settings
-        unit = "iterations" if settings.iterations else "epochs"
-        return {unit: max(1, round(self.config.first * getattr(settings, unit)))}
-
     def logits(self, step: ImageStep) -> Tensor:
         if self._unclassified:
             return super().logits(step)
-        return step.cosine_logits(F.normalize(self._rows(step), dim=-1))
-
-    def _rows(self, step: ImageStep) -> Tensor:
-        """Return class weights `(n, e)`: classifier rows for trained classes, and text features for new classes."""
-        names = step.model.class_names
-        if names == self._names:
-            return self.classifier
-        trained = dict(zip(self._names, self.classifier))
-        return torch.stack([trained.get(name, text) for name, text in zip(names, step.class_features.float())])
+        rows: Tensor = self.classifier
+        if (names := step.model.class_names) != self._names:  # new classes have only their texts
+            trained = dict(zip(self._names, self.classifier))
+            rows = torch.stack([trained.get(name, text) for name, text in zip(names, step.class_features.float())])
+        return step.cosine_logits(F.normalize(rows, dim=-1))

@@ -23,8 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.pixels import Repixelled
-from adapt.backbones.preprocess import Preprocess
+from adapt.backbones.preprocess import Preprocess, Repixelled
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import one_line
 from adapt.methods.base import ImageStep, Method, MethodConfig, Terms, Training

@@ -95,7 +95,12 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
                 f"xbt: method.space describes another backbone than {self.config.old}: remove method.space from the "
                 "settings, because training sets method.space"
             )
-        self._check_count(len(texts), space)
+        if len(texts) < (fewest := self.config.fewest or space.size):
+            raise AdaptError(
+                f"xbt: the data has {len(texts):,} different texts, and a feature of {self.config.old} has "
+                f"{space.size:,} values: give at least {fewest:,} captions or class names of any kind, ideally five "
+                "times as many texts, or lower method.fewest"
+            )
         self.config = self.config.model_copy(update={"space": space})
         self.build(training.classifier.backbone, training.model.class_names)
         texts = [template.replace("{}", text) for text in texts for template in several(self.config.template)]
@@ -106,15 +111,6 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
             with torch.enable_grad():
                 device = self.weight.device
                 self._learn(rows.to(device), targets.to(device), old.backbone.logit_scale)
-
-    def _check_count(self, texts: int, space: Space) -> None:
-        fewest = self.config.fewest or space.size
-        if texts < fewest:
-            raise AdaptError(
-                f"xbt: the data has {texts:,} different texts, and a feature of {self.config.old} has {space.size:,} "
-                f"values: give at least {fewest:,} captions or class names of any kind, ideally five times as many "
-                "texts, or lower method.fewest"
-            )
 
     def _learn(self, rows: Tensor, targets: Tensor, scale: float) -> None:
         """Train the projection to map noisy text features `(n, e)` to the old backbone's text features `(n, d)`."""
@@ -162,8 +158,9 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
         for item, label in zip(training.items("val"), labels, strict=True):
             own[place[_words(item)]] |= labels == label
         by: dict[str, tuple[Tensor, Tensor]] = {}
+        texts = [several(self.config.template)[0].replace("{}", text) for text in place]
         for name, plain in (("old", training.alone(self.config.old)), ("new", training.alone())):
-            of_texts = plain.classifier.text_features([self._put(text) for text in place]).to(device).float()
+            of_texts = plain.classifier.text_features(texts).to(device).float()
             by[name] = of_texts, plain.features("val").to(device)
         projected = tuple(F.normalize(self.project(each), dim=-1) for each in by["new"])
         cases = {"new in old": (projected, by["old"]), "old in old": (by["old"],) * 2, "new in new": (by["new"],) * 2}
@@ -172,9 +169,6 @@ class XBT(Method[ImageStep], Projects, Reports, StandsAlone):
             "text_to_image": {name: _first(query[0], held[1], own) for name, (query, held) in cases.items()},
             "image_to_text": {name: _first(query[1], held[0], own.T) for name, (query, held) in cases.items()},
         }
-
-    def _put(self, text: str) -> str:
-        return several(self.config.template)[0].replace("{}", text)
 
 
 def texts_of(items: Sequence[Item]) -> list[str]:

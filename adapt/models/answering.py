@@ -11,7 +11,7 @@ from adapt.methods.base import Context, Step
 from adapt.models import asking
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.building import add_head
-from adapt.models.prediction import Prediction, Wanted, predictions
+from adapt.models.prediction import Prediction, Query, predictions
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder  # noqa: F401 (named in the class statement)
@@ -61,6 +61,5 @@ class AnsweringModel(Adapted["FusionEncoder"]):
         logits: Tensor = head(features.to(head[0].weight.dtype))
         return logits
 
-    def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
-        asking.check_featureless(self, wanted)
-        return predictions(self(pixels, asking.of_each(pixels, wanted.question)), self.class_names, wanted)
+    def _predictions(self, pixels: Tensor, query: Query) -> Iterator[Prediction]:
+        return predictions(self(pixels, [query.question or ""] * len(pixels)), self.class_names, query)

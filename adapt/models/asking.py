@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
-
-if TYPE_CHECKING:
-    from adapt.models.base import Adapted
-    from adapt.models.prediction import Wanted
 
 
 def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
@@ -22,16 +17,3 @@ def check(images: Tensor, texts: Sequence[str], kind: str = "question") -> None:
     if isinstance(texts, str) or len(texts) != len(images):
         given = "one string" if isinstance(texts, str) else f"{len(texts)} {kind}s"
         raise AdaptError(f"got {given} about {len(images)} images: give a list with one {kind} for each image")
-
-
-def of_each(images: Sized, question: str | None) -> list[str]:
-    """Return a list with `question` once for each image. Raises AdaptError if `question` is None."""
-    if question is None:
-        raise AdaptError("this model answers questions about images, but there is no question: give a question")
-    return [question] * len(images)
-
-
-def check_featureless(model: Adapted, wanted: Wanted) -> None:
-    """Raise AdaptError if `wanted` requests image features, which question-answering models do not return."""
-    if wanted.features:
-        raise AdaptError(f"{model.backbone.describe()} has no image features to return: do not request features")

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,10 @@ from adapt.data.decoding.pictures import turns
 from adapt.engine.frozen import frozen
 from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
-from adapt.methods.base.step import Step, Terms
-from adapt.methods.base.terms import TERMS
+from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.answers import PLAIN, Answers
-from adapt.models.prediction import Prediction, Wanted, decided
+from adapt.models.prediction import Prediction, Query, decided
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -57,6 +56,15 @@ def in_one_mode(call: Callable[Concatenate[M, P], Computed]) -> Callable[Concate
     return locked
 
 
+class _Unwrapped:
+    """What stands in the place of the backbone of a model that was unwrapped."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by copy and pickle
+            raise AttributeError(name)
+        raise AdaptError("this model was unwrapped and has no backbone: call adapt.wrap on the backbone again")
+
+
 class Adapted(nn.Module, Generic[B]):
     """A frozen backbone joined with a method; parameters and `state_dict()` contain only the method's tensors.
 
@@ -75,7 +83,7 @@ class Adapted(nn.Module, Generic[B]):
 
     def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:
         super().__init__()
-        self._backbone: B | None = backbone
+        self.backbone: B = backbone
         self.method = method
         self.class_names = tuple(class_names)
         self.checkpointing = checkpointing
@@ -83,17 +91,11 @@ class Adapted(nn.Module, Generic[B]):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # an unwrapped model has no turns to wait for
-        return copied_alone(self, self.method if self._backbone is None else self._backbone.model, memo)
+        return copied_alone(self, self.method if isinstance(self.backbone, _Unwrapped) else self.backbone.model, memo)
 
     if TYPE_CHECKING:  # torch declares that a call returns Any
 
         def __call__(self, *inputs: Any, **named: Any) -> Tensor: ...
-
-    @property
-    def backbone(self) -> B:
-        if self._backbone is None:
-            raise AdaptError("this model was unwrapped and has no backbone: call adapt.wrap on the backbone again")
-        return self._backbone
 
     @property
     def text_path(self) -> str:
@@ -122,7 +124,8 @@ class Adapted(nn.Module, Generic[B]):
 
     def unwrap(self) -> B:
         """Return the backbone as it was before `wrap`; this model cannot be used afterwards."""
-        backbone, self._backbone = self.backbone, None
+        backbone: B = self.backbone
+        self.backbone = cast("B", _Unwrapped())
         return backbone
 
     def turn(self, turned: bool) -> None:
@@ -130,7 +133,7 @@ class Adapted(nn.Module, Generic[B]):
 
         Training sets `turned` as for the training images. The backbone that was passed to `wrap` does not change.
         """
-        self._backbone = self.backbone.turning(turned)
+        self.backbone = self.backbone.turning(turned)
 
     def transform(self) -> Transform:
         """Return the test-time image transform; with v random views, the transform returns `(1 + v, 3, h, w)`."""
@@ -207,7 +210,7 @@ class Adapted(nn.Module, Generic[B]):
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
         return other
 
-    def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Tensor, query: Query) -> Iterator[Prediction]:
         """Yield a prediction for each of the images `(b, 3, h, w)`, or the answer to the requested question."""
         raise NotImplementedError
 
@@ -232,11 +235,7 @@ class Adapted(nn.Module, Generic[B]):
         Raises AdaptError, naming the image, for an unreadable file and for anything that is not an image (see
         `adapt.data.open_image`), for a threshold outside [0, 1], and for `features` of a model without image features.
         """
-        return list(
-            self.predict_stream(
-                images, top_k, batch_size, question=question, threshold=threshold, features=features, urls=urls
-            )
-        )
+        return list(self.ask(images, Query(top_k, threshold, features, question), batch_size, urls=urls))
 
     def predict_stream(
         self,
@@ -250,8 +249,29 @@ class Adapted(nn.Module, Generic[B]):
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict` one by one, with only one batch of images in memory."""
-        wanted = Wanted(top_k, threshold, features, question)
-        for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, wanted))):
+        yield from self.ask(images, Query(top_k, threshold, features, question), batch_size, urls=urls)
+
+    def check_query(self, query: Query) -> None:
+        """Raise AdaptError if this model cannot answer the query."""
+        if query.question is None and not self.classifies:
+            raise AdaptError("this model answers questions about images, but there is no question: give a question")
+        if query.question is not None and not self.answers_questions:
+            raise AdaptError(
+                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
+            )
+        if query.features:
+            raise AdaptError(f"{self.backbone.describe()} has no image features to return: do not request features")
+        if query.items or query.together or query.explain:
+            what = "explains no answers" if query.explain else f"classifies no {'items' if query.items else 'sets'}"
+            raise AdaptError(f"{self.backbone.describe()} {what} of images: use a CLIP, or a model of images alone")
+
+    def ask(self, images: object, query: Query, batch_size: int = 64, *, urls: bool = False) -> Iterator[Any]:
+        """Yield the answer to the query about each image, or item of several images, one by one.
+
+        All of `predict`, `predict_items`, `predict_together` and `explain` ask here. Raises the errors that they list.
+        """
+        self.check_query(query)
+        for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 
     def _of_batches(
@@ -311,7 +331,7 @@ class Adapted(nn.Module, Generic[B]):
             backbone.fingerprint,
             getattr(backbone, "embed_dim", None),
         )  # cached now, because both describe the full model
-        from adapt.backbones.absent import cut_out
+        from adapt.backbones.tower import cut_out
 
         cut_out(backbone, skipped)
 
@@ -371,8 +391,8 @@ class Adapted(nn.Module, Generic[B]):
         """Apply `fn` also to the backbone, which is not a submodule, so that `.to()` moves the backbone too."""
         with outside_inference_mode():
             super()._apply(fn, recurse)
-            if self._backbone is not None:
-                self._backbone.model._apply(fn)
+            if not isinstance(self.backbone, _Unwrapped):
+                self.backbone.model._apply(fn)
         return self
 
 

@@ -23,11 +23,11 @@ from adapt.data.item import Item
 from adapt.edits import Edit
 from adapt.engine import last_block
 from adapt.methods.base import Context, Method, Step
-from adapt.models import asking, debiasing, generation
+from adapt.models import debiasing, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.debiasing import ChatAtUse, Mode
 from adapt.models.generation import Answer, answers_of
-from adapt.models.prediction import Prediction, Wanted, judged, predictions
+from adapt.models.prediction import Prediction, Query, judged, predictions
 from adapt.prompts import check_class_names
 
 if TYPE_CHECKING:
@@ -424,17 +424,16 @@ class ChatModel(Adapted[NativeVLM]):
         """Return each PIL image in a list of its own, as the images of one conversation."""
         return [[image] for image in images]
 
-    def _predictions(self, pixels: Any, wanted: Wanted) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Any, query: Query) -> Iterator[Prediction]:
         """Yield one prediction for each image: the answer to the request's question, or the most probable classes."""
-        asking.check_featureless(self, wanted)
-        if wanted.question is None and self.class_names:
-            yield from predictions(self._class_logits(pixels), self.class_names, wanted, self.answers)
+        if query.question is None and self.class_names:
+            yield from predictions(self._class_logits(pixels), self.class_names, query, self.answers)
             return
         batches = in_batches(pixels, TOGETHER)
-        answers = (self.generate(batch, asking.of_each(batch, wanted.question)) for batch in batches)
+        answers = (self.generate(batch, [query.question or ""] * len(batch)) for batch in batches)
         for answer in chain.from_iterable(answers):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
-            yield judged(only, wanted.threshold)
+            yield judged(only, query.threshold)
 
 
 def _given(**settings: object) -> dict[str, object]:

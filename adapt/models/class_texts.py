@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
-from adapt.backbones.stand_in import StandIn
+from adapt.backbones.split_attention import StandIn
 from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
 from adapt.edits import Edit

@@ -17,11 +17,11 @@ from adapt.methods.base.traits import AveragesPrompts, DrawsMaps, normal_label, 
 from adapt.models.base import in_one_mode
 from adapt.models.class_texts import ClassTexts, PromptAverage
 from adapt.models.image_model import ImageModel
-from adapt.models.prediction import Prediction, Wanted, predictions
+from adapt.models.prediction import Prediction, Query, predictions
 from adapt.prompts import Prompt, Texts, check_class_names, check_length, from_templates, of_classes, of_text, texts_key
 
 if TYPE_CHECKING:
-    from adapt.models.explanation import Explanation
+    from adapt.models.answer import Explanation
 
 
 class AdaptedModel(ImageModel[DualEncoder]):
@@ -165,7 +165,7 @@ class AdaptedModel(ImageModel[DualEncoder]):
     ) -> Iterator[tuple[Prediction, Tensor]]:
         """Yield a pair of prediction and anomaly map `(h, w)` for each image, both computed in one pass."""
         for logits, maps in self._of_batches(images, batch_size, urls, lambda model, x: model.logits_and_maps(x)):
-            batch = predictions(logits, self.class_names, Wanted(), self.answers, numbers=self.grades(logits))
+            batch = predictions(logits, self.class_names, Query(), self.answers, numbers=self.grades(logits))
             yield from zip(batch, maps, strict=True)
 
     def logits_and_maps(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,9 +185,7 @@ class AdaptedModel(ImageModel[DualEncoder]):
         `images` is as in `predict`, and `top_k` is the number of explained classes. Raises AdaptError if the method
         does not classify by descriptors.
         """
-        from adapt.models.explanation import explained
-
-        return list(explained(self, images, Wanted(top_k), batch_size))
+        return list(self.ask(images, Query(top_k, explain=True), batch_size))
 
     @property
     def _own_texts(self) -> ClassTexts:

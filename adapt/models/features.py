@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
-from adapt.backbones.preprocess import Transform
-from adapt.backbones.transform_key import transform_key
+from adapt.backbones.preprocess import Transform, transform_key
 from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress

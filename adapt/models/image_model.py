@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -25,7 +26,7 @@ from adapt.methods.base.step import reads_one_image
 from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, trait
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
-from adapt.models.prediction import Prediction, Wanted, finite, predictions
+from adapt.models.prediction import Prediction, Query, finite, predictions
 from adapt.prompts import Prompt, Texts
 
 if TYPE_CHECKING:
@@ -309,9 +310,7 @@ class ImageModel(Adapted[E]):
         Images are as in `predict`. `prediction.images` says what each image contributes. Raises AdaptError in the cases
         that `predict` lists, for an item without images, and for a method that reads one image of each item.
         """
-        return list(
-            self.predict_items_stream(items, top_k, batch_size, threshold=threshold, features=features, urls=urls)
-        )
+        return list(self.ask(items, Query(top_k, threshold, features, items=True), batch_size, urls=urls))
 
     def predict_items_stream(
         self,
@@ -324,10 +323,7 @@ class ImageModel(Adapted[E]):
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict_items` one by one, with only one batch of images in memory."""
-        from adapt.models.item_predictions import bag_predictions
-
-        self._check_classes()
-        yield from bag_predictions(self, items, Wanted(top_k, threshold, features), batch_size, urls)
+        yield from self.ask(items, Query(top_k, threshold, features, items=True), batch_size, urls=urls)
 
     def predict_together(
         self,
@@ -347,30 +343,35 @@ class ImageModel(Adapted[E]):
         Raises AdaptError in the cases that `predict` lists, if the method answers each image by itself (see the trait
         `OverSet`), and for fewer images than the method needs.
         """
-        from adapt.models.together import check_together, logits_together
+        query = Query(top_k, threshold, features, together=True, at_a_time=at_a_time)
+        return list(self.ask(images, query, batch_size, urls=urls))
 
-        wanted = Wanted(top_k, threshold, features)
+    def ask(self, images: object, query: Query, batch_size: int = 64, *, urls: bool = False) -> Iterator[Any]:
+        if not (query.items or query.together or query.explain):
+            return super().ask(images, query, batch_size, urls=urls)
+        from adapt.models import answer
+
+        self.check_query(query)
+        return answer.answered(self, images, query, batch_size, urls)
+
+    def check_query(self, query: Query) -> None:
+        super().check_query(replace(query, features=False, items=False, together=False, explain=False))
         self._check_classes()
-        check_together(self)
-        batches = self._of_batches(images, batch_size, urls, lambda model, x: model.image_features(x).cpu())
-        encoded = torch.cat([torch.empty(0), *batches])
-        logits = logits_together(self, encoded, at_a_time)
-        kept = encoded if features else None
-        return list(predictions(logits, self.class_names, wanted, self.answers, kept, self.grades(logits)))
+        if query.items:
+            self.check_takes_bags()
+        if query.together or query.explain:
+            from adapt.models import answer
+
+            (answer.check_together if query.together else answer.check_descriptors)(self)
 
     def grades(self, logits: Tensor) -> Tensor | None:
         """Return the numbers `(b,)`, such as quality scores, that a regression method derives from logits, or None."""
         grading = trait(self.method, Grades)
         return None if grading is None else grading.score(logits)
 
-    def _predictions(self, pixels: Tensor | BlockInputs, wanted: Wanted) -> Iterator[Prediction]:
-        if wanted.question is not None:
-            raise AdaptError(
-                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
-            )
-        self._check_classes()
-        logits, features = (self(pixels), None) if not wanted.features else self._with_features(pixels)
-        return predictions(logits, self.class_names, wanted, self.answers, features, self.grades(logits))
+    def _predictions(self, pixels: Tensor | BlockInputs, query: Query) -> Iterator[Prediction]:
+        logits, features = (self(pixels), None) if not query.features else self._with_features(pixels)
+        return predictions(logits, self.class_names, query, self.answers, features, self.grades(logits))
 
     def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
         step = ImageStep(self, pixels)

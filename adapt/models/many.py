@@ -14,7 +14,7 @@ from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.pictures import turns
 from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
-from adapt.models.prediction import Prediction, Wanted
+from adapt.models.prediction import Prediction, Query
 
 if TYPE_CHECKING:
     from adapt.models.chatting import ChatModel
@@ -55,10 +55,10 @@ def predict_many_stream(
     urls: bool = False,
 ) -> Iterator[tuple[Prediction, ...]]:
     """Yield the tuples of `predict_many` one by one, with only one batch of images in memory."""
-    wanted, together = Wanted(top_k, threshold, features), SideBySide(models)
+    query, together = Query(top_k, threshold, features), SideBySide(models)
     pixels = (together.pixels(image, urls=urls) for image in each_of(images))
     for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
-        yield from together.predictions(batch, wanted)
+        yield from together.predictions(batch, query)
 
 
 class SideBySide:
@@ -110,11 +110,11 @@ class SideBySide:
             model.prepared(own) if is_native(model) else own for model, own in zip(self._readers, read, strict=True)
         )
 
-    def predictions(self, pixels: Sequence[Prepared], wanted: Wanted) -> Iterator[tuple[Prediction, ...]]:
+    def predictions(self, pixels: Sequence[Prepared], query: Query) -> Iterator[tuple[Prediction, ...]]:
         """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`."""
         by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
-            by_model |= _predicted(group, list(own), wanted)
+            by_model |= _predicted(group, list(own), query)
         return zip(*(by_model[index] for index in range(len(self._models))), strict=True)
 
 
@@ -135,13 +135,13 @@ def _classifiers(models: Sequence[Model]) -> list[Adapted]:
     return list(models)
 
 
-def _predicted(models: dict[int, Adapted], images: list[Any], wanted: Wanted) -> dict[int, list[Prediction]]:
+def _predicted(models: dict[int, Adapted], images: list[Any], query: Query) -> dict[int, list[Prediction]]:
     """Return a batch's predictions by model index, for models that share a backbone and preprocessing."""
     pixels = next(iter(models.values())).batched(images)
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
             stack.enter_context(evaluating(model))
-        return {index: list(models[index]._predictions(inputs, wanted)) for index, inputs in _entering(models, pixels)}
+        return {index: list(models[index]._predictions(inputs, query)) for index, inputs in _entering(models, pixels)}
 
 
 def _entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:

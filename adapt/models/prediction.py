@@ -76,8 +76,11 @@ HALF = 0.5  # the default threshold of multi-label classification
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The options of a request for predictions: number of classes, probability threshold, features, and question.
+class Query:
+    """What is asked of a model about images: the number of classes, a probability threshold, features, a question.
+
+    By default each image is answered by itself. `items` are sequences of images of one thing, and `together` makes all
+    images one set, or sets of about `at_a_time` images. `explain` asks for an `Explanation` of each prediction.
 
     Raises AdaptError for a `top_k` below 1, and for a `threshold` outside [0, 1].
     """
@@ -86,6 +89,10 @@ class Wanted:
     threshold: float | None = None
     features: bool = False
     question: str | None = None
+    items: bool = False
+    together: bool = False
+    at_a_time: int | None = None
+    explain: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1:
@@ -100,7 +107,7 @@ class Wanted:
 def predictions(
     logits: Tensor,
     class_names: Sequence[str],
-    wanted: Wanted,
+    query: Query,
     answers: Answers = PLAIN,
     features: Tensor | None = None,
     numbers: Tensor | None = None,
@@ -109,15 +116,15 @@ def predictions(
 
     Unit-length image `features` `(b, e)` and predicted `numbers` `(b,)` (regression) are added if given.
     """
-    count = len(class_names) if answers.several else min(wanted.top_k, len(class_names))
+    count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     probabilities, indices = answers.probabilities(finite(logits).float()).topk(count)
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     number_of_each = [None] * len(logits) if numbers is None else numbers.tolist()
-    threshold = HALF if answers.several and wanted.threshold is None else wanted.threshold
+    threshold = HALF if answers.several and query.threshold is None else query.threshold
     for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), number_of_each, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         labels = _above(top, threshold or 0.0) if answers.several else None
-        shown = top[: max(wanted.top_k, len(labels or ()))]
+        shown = top[: max(query.top_k, len(labels or ()))]
         yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own), threshold)
 
 

@@ -21,7 +21,7 @@ from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.generation import Answer, answers_of
-from adapt.models.prediction import Prediction, Wanted, judged
+from adapt.models.prediction import Prediction, Query, judged
 
 Example = tuple[object, str, str]  # an image, a question about it, and the answer
 
@@ -235,12 +235,11 @@ class SpeakingModel(Adapted[VisionLLM]):
             output = self._through({"decoder": edits}, speak, merge)
         return answers_of(backbone.llm, backbone.tokenizer, output, settings["eos_token_id"])
 
-    def _predictions(self, pixels: Tensor, wanted: Wanted) -> Iterator[Prediction]:
+    def _predictions(self, pixels: Tensor, query: Query) -> Iterator[Prediction]:
         """Yield one prediction for each image, with only one answer in `top` even if `top_k` is larger."""
-        asking.check_featureless(self, wanted)
-        for answer in self.generate(pixels, asking.of_each(pixels, wanted.question)):
+        for answer in self.generate(pixels, [query.question or ""] * len(pixels)):
             only = Prediction(answer.text, answer.probability, ((answer.text, answer.probability),))
-            yield judged(only, wanted.threshold)
+            yield judged(only, query.threshold)
 
     def answer(self, image: object, question: str, **options: Any) -> Answer:
         """Return the answer to a question about one image, in any form that `adapt.data.open_image` accepts.

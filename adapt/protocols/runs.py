@@ -23,9 +23,9 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.loading import load
+from adapt.models.answer import can_answer_together
 from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel
-from adapt.models.together import can_answer_together
 from adapt.models.unadapted import unadapted
 from adapt.models.wrap import Model
 from adapt.recipe import DataSection, Recipe, build_recipe

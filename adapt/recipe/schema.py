@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, create_model
 
 from adapt import methods
-from adapt.methods.base.config import METHOD_SETTINGS
+from adapt.methods.base.method import METHOD_SETTINGS
 from adapt.recipe import Recipe
 
 # classes that are made here have no docstrings in a source file; the search goes through all calls that led here

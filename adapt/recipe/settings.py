@@ -143,7 +143,7 @@ class TrainSettings(StrictModel):
     @field_validator("terms")
     @classmethod
     def _known(cls, terms: dict[str, float]) -> dict[str, float]:
-        from adapt.methods.base.terms import TERMS  # not above: recipes are read without torch
+        from adapt.methods.base.step import TERMS  # not above: recipes are read without torch
 
         for name, weight in terms.items():
             if name not in TERMS:

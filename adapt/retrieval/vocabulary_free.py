@@ -20,7 +20,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.zero_shot import ZeroShot
 from adapt.models.base import evaluating
-from adapt.models.prediction import Prediction, Wanted, predictions
+from adapt.models.prediction import Prediction, Query, predictions
 from adapt.models.wrap import wrap
 from adapt.retrieval.index import Index
 from adapt.retrieval.words import Tag, candidates
@@ -88,12 +88,12 @@ class VocabularyFree:
 
     def predict_stream(self, images: object, top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
         """Yield the same predictions as `predict` one by one, with only one batch of images in memory at a time."""
-        wanted = Wanted(top_k)
+        query = Query(top_k)
         for pixels in self.model.pixels_of(images, batch_size):
             with evaluating(self.model), torch.no_grad():
                 features = self.model.image_features(pixels)
             for names in self.named(features):
-                yield next(predictions(names.logits[None], names.words, wanted))
+                yield next(predictions(names.logits[None], names.words, query))
 
     def named(self, features: Tensor) -> list[Named]:
         """Return the candidate names of each image, with logits, from the images' unit-length `features` `(b, e)`."""

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from adapt.models.many import Prepared, SideBySide
-from adapt.models.prediction import Prediction, Wanted
+from adapt.models.prediction import Prediction, Query
 from adapt.serving.worker import Worker
 
 Answered = list[tuple[Prediction, ...]]  # for each image, the prediction of each adapter
@@ -24,7 +24,7 @@ class Asked:
     """A queued request with its adapters, settings and preprocessed images, and a future for the predictions."""
 
     together: SideBySide
-    wanted: Wanted
+    query: Query
     pixels: Sequence[Prepared]
     answer: Future[Answered] = field(default_factory=Future)
 
@@ -33,7 +33,7 @@ class Asked:
 
         Adapters that learn from test images are created anew for each request, so such requests never share a pass.
         """
-        return self.together is other.together and self.wanted == other.wanted
+        return self.together is other.together and self.query == other.query
 
 
 class Batcher(Worker[Asked]):
@@ -57,7 +57,7 @@ class Batcher(Worker[Asked]):
                     self._begun = time.monotonic()
                     part = pixels[start : start + self._most]
                     self._passed(len(part))
-                    answers += batch[0].together.predictions(part, batch[0].wanted)
+                    answers += batch[0].together.predictions(part, batch[0].query)
             except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
                 for asked in batch:
                     asked.answer.set_exception(error)

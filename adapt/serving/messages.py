@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from adapt.common.validation import explain
-from adapt.models.prediction import Prediction, Wanted
+from adapt.models.prediction import Prediction, Query
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -123,8 +123,8 @@ class Sent:
     asking: Asking
 
     @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.asking.top_k, self.asking.threshold)
+    def query(self) -> Query:
+        return Query(self.asking.top_k, self.asking.threshold)
 
 
 async def sent(request: Request, most: int) -> Sent:

@@ -64,7 +64,7 @@ class Predictions:
         most = self._admission.limits.tokens
         batcher = self.native_batcher if together.native else self.batcher
         async with self._admission.images("classifications", asked.files, look) as pixels:
-            rows = await asyncio.wrap_future(batcher.ask(Asked(together, asked.wanted, pixels)))
+            rows = await asyncio.wrap_future(batcher.ask(Asked(together, asked.query, pixels)))
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
         return answers(asked.files, names, rows)

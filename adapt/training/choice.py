@@ -22,8 +22,7 @@ from torch import Tensor
 from adapt.common.errors import AdaptError
 from adapt.evaluation.noise import standard_error
 from adapt.methods.base import Choice, Grid, trait
-from adapt.methods.base.grid import configure
-from adapt.methods.base.traits import Grades
+from adapt.methods.base.traits import Grades, configure
 from adapt.training.fitting import Fitting
 
 logger = logging.getLogger("adapt")

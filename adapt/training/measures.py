@@ -25,10 +25,10 @@ from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.base.training import Part
+from adapt.models.answer import can_answer_together
 from adapt.models.base import Adapted
 from adapt.models.classifier import AdaptedModel
 from adapt.models.prediction import finite
-from adapt.models.together import can_answer_together
 from adapt.models.unadapted import without_method
 from adapt.training.fitting import Fitting
 from adapt.training.plan import CALIBRATION_FOLDS

@@ -17,7 +17,7 @@ from torch import nn
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.backbones import configuration, fingerprint
+from adapt.backbones import fingerprint
 
 
 def _activation(model: Any) -> None:
@@ -91,7 +91,7 @@ def test_a_function_is_told_by_what_it_computes() -> None:
     from transformers.activations import ACT2FN
 
     def found(module: nn.Module) -> Any:
-        return configuration.of_model(nn.Sequential(module))["*.function"]
+        return fingerprint.configuration_of(nn.Sequential(module))["*.function"]
 
     assert found(QuickGELU()) == found(ACT2FN["quick_gelu"]) == "quick_gelu"
     assert found(nn.GELU("tanh")) == found(ACT2FN["gelu_new"]) == "gelu_tanh"

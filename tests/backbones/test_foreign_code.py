@@ -14,7 +14,7 @@ import tiny_llms
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.backbones.foreign_code import check_configuration
+from adapt.backbones.sources import check_configuration
 from adapt.formats import compact, tensor_file
 
 MARKER = "ran"

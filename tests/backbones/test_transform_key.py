@@ -17,9 +17,8 @@ from torchvision.transforms.v2 import functional as F
 
 import adapt
 from adapt import Backbone
-from adapt.backbones import transform_key as module
-from adapt.backbones.preprocess import OfUpright, Preprocess
-from adapt.backbones.transform_key import transform_key
+from adapt.backbones import preprocess as module
+from adapt.backbones.preprocess import OfUpright, Preprocess, transform_key
 from adapt.data import Split
 from adapt.models import features
 from adapt.models.features import item_features
@@ -68,7 +67,7 @@ def test_open_clips_own_transforms_are_known(mode: str) -> None:
 @pytest.mark.full
 def test_another_process_has_the_same_key() -> None:
     script = (
-        "from adapt.backbones.preprocess import Preprocess\nfrom adapt.backbones.transform_key import transform_key\n"
+        "from adapt.backbones.preprocess import Preprocess, transform_key\n"
         f"read = Preprocess(**{SETTINGS!r})\nprint(transform_key(read.evaluation()), transform_key(read.training()))\n"
     )
     environment = {"PYTHONPATH": str(Path(adapt.__file__).parents[1])}

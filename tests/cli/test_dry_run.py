@@ -16,7 +16,7 @@ from adapt.backbones.sources import bundled
 from adapt.cli import main
 from adapt.data import Item
 from adapt.methods import LoRA
-from adapt.methods.base.terms import total
+from adapt.methods.base.step import total
 from adapt.models.chatting import ChatModel
 from adapt.training import step_memory
 from adapt.training.chat_memory import chat_bytes

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from strange_folder import TURNED, encoded, held, noise
 
 import adapt
-from adapt.backbones.transform_key import transform_key
+from adapt.backbones.preprocess import transform_key
 from adapt.common.errors import AdaptError
 from adapt.data import Item, checks, load, open_image, read_folder
 from adapt.data.check import broken_images

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import Backbone
-from adapt.backbones.stand_in import StandIn, ViewedWeight
+from adapt.backbones.split_attention import StandIn, ViewedWeight
 from adapt.edits import Bypass, Tokens
 from adapt.models.class_texts import Values, Weights, _middle
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
-from adapt.backbones.absent import Absent
 from adapt.backbones.load import hollow
+from adapt.backbones.tower import Absent
 from adapt.formats import COMPACT_WEIGHTS, adapter, compact
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")

@@ -299,7 +299,7 @@ def test_a_mask_is_of_a_whole_image(screws: Path) -> None:
 def test_what_maps_need_is_asked_before_any_image_is_encoded(screws: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = load(f"defects:{screws}")
     picture(screws / "ground_truth/bent/0_mask.png", (16, 32), box=(0, 0, 4, 4))
-    monkeypatch.setattr("adapt.training.fit.zero_shot", lambda *_, **__: pytest.fail("the baseline was measured"))
+    monkeypatch.setattr("adapt.training.measures.before", lambda *_: pytest.fail("the baseline was measured"))
     with pytest.raises(AdaptError, match=r"0_mask.png' is 16 x 32 pixels"):
         adapt.fit(wrapped(), split.train, test_set=split.test, progress=False)
 

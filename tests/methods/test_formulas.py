@@ -14,10 +14,10 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, Backbone, methods
+from adapt.methods import lora
 from adapt.methods.base import Encoded, ImageStep, Mixture, contrast
 from adapt.methods.clippings import supervised_contrast
 from adapt.methods.gda import shrunk_precision
-from adapt.methods.lora import mixing
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -221,14 +221,14 @@ def test_what_a_nearest_mixture_of_loras_keeps(caplog: pytest.LogCaptureFixture)
     members = [(torch.randn(2, 6), torch.randn(5, 2)) for _ in range(2)]
     mixture = Mixture(weights=(0.5, 0.5), rank=3)
     with caplog.at_level("INFO", logger="adapt"):
-        [(a, b)] = mixing.mixed([members], 0.7, mixture)
+        [(a, b)] = lora.mixed_factors([members], 0.7, mixture)
     change = sum(0.5 * (up @ down) for down, up in members)
     u, values, v = torch.linalg.svd(change.double())
     nearest = u[:, :3] * values[:3] @ v[:3]
     assert relative(b @ a, nearest) < 1e-5
     share = 100 * float(values[:3].square().sum() / values.square().sum())
     assert caplog.messages == [f"rank 3 retains {share:.1f} % of the squared norm of the mixed weight change"]
-    assert mixing.scaled_alpha(2.0, 4, 9) / 9**0.5 == pytest.approx(2.0 / 4**0.5)
+    assert lora.scaled_alpha(2.0, 4, 9) / 9**0.5 == pytest.approx(2.0 / 4**0.5)
 
 
 def test_a_contrast_is_over_both_directions_and_wrong_texts_over_one() -> None:

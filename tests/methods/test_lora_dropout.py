@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapt.methods.lora.dropout import Dropout, kept
+from adapt.methods.lora import Dropout, kept
 
 
 @pytest.mark.parametrize("p", [0.25, 0.1, 0.5, 1 / 3])

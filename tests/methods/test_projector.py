@@ -15,8 +15,8 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, methods
 from adapt.backbones.vision_llm import VisionLLM
+from adapt.methods import projector
 from adapt.methods.base import Context
-from adapt.methods.projector import alignment
 from adapt.models import generation
 from adapt.models.speaking import AnswerStep, SpeakingModel
 
@@ -111,7 +111,7 @@ def test_assignments_are_predicted_from_each_other(transport: Any, images: Tenso
             plan = plan / plan.sum(0) / len(words) if transport == "sinkhorn" else plan
             plan = plan / plan.sum(-1, keepdim=True)
         plans.append(plan)
-        assign = alignment.sinkhorn if transport == "sinkhorn" else alignment.sharpened
+        assign = projector.sinkhorn if transport == "sinkhorn" else projector.sharpened
         assert scaled(assign(each, uniform), plan) < 1e-6
     logs = [(each / 0.01).log_softmax(-1) for each in scores]
     direct = -((plans[1] * logs[0]).sum(-1).mean() + (plans[0] * logs[1]).sum(-1).mean()) / 2

@@ -14,7 +14,7 @@ from small_trainings import SETTINGS
 
 import adapt
 from adapt import AdaptedModel, AdaptError, load_backbone
-from adapt.backbones.pixels import Repixelled
+from adapt.backbones.preprocess import Repixelled
 from adapt.data import Split
 from adapt.methods import CoOp, LinearProbe, PromptKD
 from adapt.methods.promptkd import Teacher
@@ -98,7 +98,7 @@ def test_the_teacher_reads_its_own_pixels(open_clip, tiny_split: Split, teacher:
     torch.manual_seed(0)
     model = adapt.wrap(open_clip, PromptKD(depth_vision=2), tiny_split.class_names)
     training = Fitting(TrainingPlan(model, tiny_split.train))
-    found = Teacher.of(str(teacher), ["a photo of a {}."], training)
+    found = Teacher(str(teacher), ["a photo of a {}."], training)
     model: Any = found.model
     picture = adapt.data.open_image(tiny_split.test[0])
     pixels = training.model.transform()(picture)[None]

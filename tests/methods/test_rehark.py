@@ -18,7 +18,7 @@ from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.methods import ReHARK, ZeroShot
 from adapt.methods.base import Choice, Encoded
 from adapt.methods.rehark import CHOICES, drawn
-from adapt.models.together import logits_together
+from adapt.models.answer import logits_together
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 IMAGES = 9

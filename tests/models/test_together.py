@@ -19,8 +19,8 @@ from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.methods.base import transduction
 from adapt.methods.base.transduction import Neighbours
-from adapt.models.together import can_answer_together, logits_together
-from adapt.training.measures import check_learned
+from adapt.models.answer import can_answer_together, logits_together
+from adapt.training.plan import check_learned
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 

@@ -13,8 +13,8 @@ from open_clip.transformer import QuickGELU, Transformer
 from torch import Tensor, nn
 
 from adapt import methods
-from adapt.backbones.clip_towers import block_of
 from adapt.backbones.decoder import decoder_tower
+from adapt.backbones.plain_clip import block_of
 from adapt.backbones.tower import Form, Tower
 from adapt.edits import Parallel
 from adapt.engine.hooks import run

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt import methods
+from adapt.methods import projector as alignment
 from adapt.methods.base import Context
 from adapt.methods.ola_vlm import embedding_losses
-from adapt.methods.projector import alignment
 
 
 def projector(weight: Tensor, bias: Tensor, **settings: Any) -> Any:

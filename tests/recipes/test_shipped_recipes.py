@@ -22,7 +22,7 @@ from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.joined import joined
 from adapt.cli import main, options
-from adapt.data.readers import descriptors_file, published
+from adapt.data.readers import names_file, published
 from adapt.protocols.protocol import harmonic
 from adapt.recipe import Recipe, build_recipe, read_recipe
 from adapt.recipe.file import OWN, RecipeFile, read_file
@@ -87,7 +87,7 @@ def _files_of_ones_own(tmp_path: Path, class_names: tuple[str, ...], monkeypatch
     """What recipes take to lie where the command is given: phrases about each class."""
     phrases = {name: ["a shape"] for name in (*class_names, "cat", "dog")}
     (tmp_path / "descriptors.json").write_text(json.dumps(phrases))
-    monkeypatch.setitem(descriptors_file.BUNDLED, "emoji", tmp_path / "descriptors.json")
+    monkeypatch.setitem(names_file.BUNDLED, "emoji", tmp_path / "descriptors.json")
     monkeypatch.chdir(tmp_path)
 
 

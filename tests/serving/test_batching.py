@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapt.models.prediction import Wanted
+from adapt.models.prediction import Query
 from adapt.serving.batching import Asked, Batcher
 
 
@@ -19,7 +19,7 @@ class Adapters:
         self.sizes: list[int] = []
         self.begun, self.go = threading.Event(), threading.Event()
 
-    def predictions(self, pixels: Any, wanted: Wanted) -> Any:
+    def predictions(self, pixels: Any, query: Query) -> Any:
         self.sizes.append(len(pixels))
         self.begun.set()
         assert self.go.wait(30)
@@ -27,7 +27,7 @@ class Adapters:
 
 
 def asked(adapters: Any, *pixels: Any, top_k: int = 5) -> Asked:
-    return Asked(adapters, Wanted(top_k), pixels)
+    return Asked(adapters, Query(top_k), pixels)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from checks import objective
 
 from adapt import AdaptError, methods, wrap
-from adapt.methods.base.terms import total
+from adapt.methods.base.step import total
 from adapt.recipe.settings import TrainSettings
 from adapt.training.batches import ImageBatches, training_batches
 

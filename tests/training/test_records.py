@@ -18,7 +18,7 @@ from adapt import AdaptError, Backbone, methods
 from adapt.cli import main
 from adapt.data import Item, Split, load, read_csv
 from adapt.data.decoding.draws import Epochs
-from adapt.data.emoji.records import misread
+from adapt.data.emoji.bundled import misread
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.retrieval import linked
 from adapt.methods.base import Encoded, PairStep

@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
 
 
-def names_one_model(spec: str, prefix: str) -> bool:
-    """Return whether `spec` is a name with `prefix`, and not a combination of two models by + or &."""
-    rest = spec.removeprefix(prefix)
-    return spec.startswith(prefix) and bool(rest) and (not {"+", "&"} & set(rest) or Path(rest).is_dir())
-
-
 class Family:
     """The base class of backbone loaders (families); a package adds a loader by an entry point in `adapt.backbones`."""
 
@@ -53,8 +47,10 @@ class Family:
         """Raise AdaptError if a library is missing that models of this type need."""
 
     def claims(self, spec: str) -> bool:
-        """Return whether this family loads the backbone named `spec`."""
-        return bool(self.prefix) and names_one_model(spec, self.prefix)
+        """Return whether this family loads `spec`, by default a name of one model (without + and &) with its prefix."""
+        rest = spec.removeprefix(self.prefix)
+        named = bool(self.prefix) and spec.startswith(self.prefix) and bool(rest)
+        return named and (not {"+", "&"} & set(rest) or Path(rest).is_dir())
 
     def meant(self, spec: str) -> str | None:
         """Return the full name of the model that `spec` may mean, which is of no known form, or None."""

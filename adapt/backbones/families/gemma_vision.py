@@ -11,7 +11,6 @@ from adapt.backbones.families.base import Family
 
 if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
-    from adapt.backbones.tower import Tower
 
 
 class GemmaVision(Family):
@@ -23,16 +22,12 @@ class GemmaVision(Family):
     whole_processor = True
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
-        from adapt.backbones.decoder import tower_of
         from adapt.backbones.hf import vision_tower
-        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.native import NativeVLM
         from adapt.backbones.paligemma import PaliGemma
 
-        inner, config = model.model, model.config
-        text, projector = config.get_text_config(), inner.multi_modal_projector
-        towers: dict[str, Tower] = {"vision": vision_tower(inner.vision_tower, config.vision_config)}
-        if config.model_type == "paligemma":
-            towers["connector"] = connector_tower(text.hidden_size, {projector: {"linear": projector.linear}})
-        towers["decoder"] = tower_of(inner.language_model.layers, text)
-        kind = PaliGemma if config.model_type == "paligemma" else NativeVLM
-        return kind(model, processor, towers, name)
+        inner, pali = model.model, model.config.model_type == "paligemma"
+        projector, vision = inner.multi_modal_projector, vision_tower(inner.vision_tower, model.config.vision_config)
+        connectors = {projector: {"linear": projector.linear}} if pali else {}
+        kind = PaliGemma if pali else NativeVLM
+        return kind(model, processor, vision, connectors, inner.language_model.layers, name)

@@ -13,7 +13,6 @@ from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
-    from adapt.backbones.tower import Block
 
 
 class InternVL(Family):
@@ -22,20 +21,17 @@ class InternVL(Family):
     whole_processor = True
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
-        from adapt.backbones.decoder import tower_of
-        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.hf import block_of
+        from adapt.backbones.native import NativeVLM
         from adapt.backbones.tower import Form, Tower
 
-        inner, text, eyes = model.model, model.config.get_text_config(), model.config.vision_config
-        blocks = tuple(map(_block, inner.vision_tower.encoder.layer))
-        projector, form = inner.multi_modal_projector, Form(causal=False, pooling="none")
-        linears = {"linear_1": projector.linear_1, "linear_2": projector.linear_2}
-        towers = {
-            "vision": Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks),
-            "connector": connector_tower(text.hidden_size, {projector: linears}),
-            "decoder": tower_of(inner.language_model.layers, text),
-        }
-        return NativeVLM(model, processor, towers, name, _bound, stacked=True)
+        inner, eyes, form = model.model, model.config.vision_config, Form(causal=False, pooling="none")
+        # with norms of queries and keys, and a scale on what each site adds
+        blocks = tuple(block_of(layer, plain_attention=False) for layer in inner.vision_tower.encoder.layer)
+        vision = Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks)
+        projector = inner.multi_modal_projector
+        connectors = {projector: {"linear_1": projector.linear_1, "linear_2": projector.linear_2}}
+        return NativeVLM(model, processor, vision, connectors, inner.language_model.layers, name, _bound, stacked=True)
 
 
 def _bound(pixels: Any, most: int) -> dict[str, object]:
@@ -44,23 +40,3 @@ def _bound(pixels: Any, most: int) -> dict[str, object]:
     if most < tile:
         raise AdaptError(f"max_pixels is {most:,}; expected at least {tile:,}, the pixels of one tile")
     return {"max_patches": min(pixels.max_patches, max(1, most // tile - 1))}
-
-
-def _block(layer: Any) -> Block:
-    from adapt.backbones.tower import Block, Projection, Site
-
-    attn, mlp, norms = layer.attention, layer.mlp, (layer.layernorm_before, layer.layernorm_after)
-    letters = {letter: Projection(getattr(attn, f"{letter}_proj")) for letter in "qkv"}
-    return Block(
-        module=layer,
-        attn=attn,
-        norm1=norms[0],
-        norm2=norms[1],
-        act=mlp.activation_fn,
-        projections={
-            **letters, "out": Projection(attn.projection_layer), "fc1": Projection(mlp.fc1), "fc2": Projection(mlp.fc2),
-        },
-        sites={"attn": Site(norms[0], attn), "mlp": Site(norms[1], mlp)},
-        mlp=mlp,
-        plain_attention=False,  # norms of queries and keys, and a scale on what each site adds
-    )  # fmt: skip

@@ -25,25 +25,18 @@ class Llava(Family):
     whole_processor = True
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
-        from adapt.backbones.decoder import tower_of
         from adapt.backbones.hf import vision_tower
-        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.native import NativeVLM
 
         inner, config = model.model, model.config
-        text, projector = config.get_text_config(), inner.multi_modal_projector
         vision = vision_tower(inner.vision_tower, config.vision_config)
-        linears = {"linear_1": projector.linear_1, "linear_2": projector.linear_2}
-        towers = {
-            "vision": replace(vision, blocks=vision.blocks[: _used(config.vision_feature_layer, len(vision.blocks))]),
-            "connector": connector_tower(text.hidden_size, {projector: linears}),
-            "decoder": tower_of(inner.language_model.layers, text),
-        }
+        layers, count = config.vision_feature_layer, len(vision.blocks)  # layer 0 is the embeddings
+        last = [each if each >= 0 else count + 1 + each for each in ([layers] if isinstance(layers, int) else layers)]
+        vision = replace(vision, blocks=vision.blocks[: max(last)])
+        projector = inner.multi_modal_projector
+        connectors = {projector: {"linear_1": projector.linear_1, "linear_2": projector.linear_2}}
         # LLaVA-OneVision cuts a single image into tiles, and images of a conversation with several into none
         independent = config.model_type != "llava_onevision"
-        return NativeVLM(model, processor, towers, name, independent=independent)
-
-
-def _used(layers: int | list[int], blocks: int) -> int:
-    """Return how many blocks are computed for the output of `layers`, of which 0 is the embeddings."""
-    each = [layers] if isinstance(layers, int) else layers
-    return max(layer if layer >= 0 else blocks + 1 + layer for layer in each)
+        return NativeVLM(
+            model, processor, vision, connectors, inner.language_model.layers, name, independent=independent
+        )

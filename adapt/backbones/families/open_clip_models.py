@@ -10,12 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NotRequired, TypedDict
+from typing import TYPE_CHECKING, ClassVar
 
 from adapt.backbones.families.base import Family
-from adapt.backbones.sources import HF_HUB, errors_of_data, library_errors, reason
+from adapt.backbones.sources import (
+    HF_HUB,
+    check_configuration,
+    check_source,
+    errors_of_data,
+    library_errors,
+    needs_code,
+    no_questions,
+    read_configuration,
+    reason,
+)
 from adapt.common import hub
 from adapt.common.errors import AdaptError, nearest
+from adapt.common.plain import JsonObject
 from adapt.common.shown import first_of
 
 if TYPE_CHECKING:
@@ -52,7 +63,14 @@ class OpenCLIPModels(Family):
     def load(self, spec: str, device: torch.device) -> Backbone:
         rest = spec.removeprefix(self.prefix)
         if rest.startswith(HF_HUB):
-            return self.load_folder(_snapshot(rest.removeprefix(HF_HUB)), name=spec)
+            repository = rest.removeprefix(HF_HUB)  # pickles are not fetched
+            folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
+            for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
+                if not (folder / needed).is_file():
+                    raise AdaptError(
+                        f"{repository} has no {needed}, which open_clip models need: choose another repository"
+                    )
+            return self.load_folder(folder, name=spec)
         return _pretrained(rest, name=spec)
 
     def claims_folder(self, path: Path) -> bool:
@@ -60,7 +78,6 @@ class OpenCLIPModels(Family):
 
     def load_folder(self, path: Path, name: str | None, tensors: bool = True) -> Backbone:
         from adapt.backbones import plain_clip
-        from adapt.backbones.foreign_code import check_source, needs_code
 
         check_source(path)
         config = _configuration(path)
@@ -72,11 +89,10 @@ class OpenCLIPModels(Family):
             ) from error
 
 
-def _of_folder(path: Path, name: str | None, tensors: bool, config: _ModelConfig) -> Backbone:
+def _of_folder(path: Path, name: str | None, tensors: bool, config: JsonObject) -> Backbone:
     import open_clip
 
     from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_source, no_questions
 
     text = config["text_cfg"]
     if text.get("hf_model_name"):
@@ -89,46 +105,21 @@ def _of_folder(path: Path, name: str | None, tensors: bool, config: _ModelConfig
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
 
 
-def _snapshot(repository: str) -> Path:
-    """Download the files of a hub repository that open_clip reads, except pickles, and return the local folder."""
-    folder = hub.snapshot(repository, ("*.json", "*.txt", "*.model", "open_clip_model.safetensors"))
-    for needed in ("open_clip_config.json", "open_clip_model.safetensors"):
-        if not (folder / needed).is_file():
-            raise AdaptError(f"{repository} has no {needed}, which open_clip models need: choose another repository")
-    return folder
-
-
-class _TextConfig(TypedDict, total=False):
-    """The part of open_clip's text configuration (`text_cfg`) that adapt reads."""
-
-    context_length: int
-    hf_model_name: str
-    hf_tokenizer_name: str
-
-
-class _ModelConfig(TypedDict):
-    """The part of open_clip's model configuration (`model_cfg`) that adapt reads."""
-
-    text_cfg: _TextConfig
-    quick_gelu: NotRequired[bool]
-
-
-def _configuration(path: Path) -> _ModelConfig:
-    from adapt.backbones.foreign_code import read_configuration
+def _configuration(path: Path) -> JsonObject:
+    """Return open_clip's configuration of the model in a folder. Raises AdaptError if it is damaged."""
 
     file = path / "open_clip_config.json"
     try:
-        config = read_configuration(file)["model_cfg"]
+        config: JsonObject = read_configuration(file)["model_cfg"]
         text, _ = config["text_cfg"].get, config["vision_cfg"].get
         if not isinstance(text("hf_model_name") or "", str):
             raise TypeError(f"hf_model_name is {text('hf_model_name')!r}; expected a name")
     except (KeyError, TypeError, AttributeError) as error:
         raise AdaptError(f"{file} is damaged ({error}); fetch the folder again") from error
-    checked: _ModelConfig = config
-    return checked
+    return config
 
 
-def _tokenizer_options(text: _TextConfig) -> dict[str, int | None]:
+def _tokenizer_options(text: JsonObject) -> dict[str, int | None]:
     """Return arguments for open_clip's `get_tokenizer`, with `trust_remote_code=False` for transformers tokenizers."""
     options = {"context_length": text.get("context_length")}
     return options | {"trust_remote_code": False} if text.get("hf_tokenizer_name") else options
@@ -138,7 +129,6 @@ def _pretrained(spec: str, name: str) -> Backbone:
     import open_clip
 
     from adapt.backbones import openclip
-    from adapt.backbones.foreign_code import check_configuration
 
     architecture, _, pretrained = spec.partition("/")
     known = open_clip.list_models()
@@ -158,12 +148,10 @@ def _pretrained(spec: str, name: str) -> Backbone:
 
 
 def _parts(
-    architecture: str, pretrained: str, text: _TextConfig, silence: str | None
+    architecture: str, pretrained: str, text: JsonObject, silence: str | None
 ) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
     """Load and return an open_clip model, tokenizer and transform; `silence` says why the hub cannot be reached."""
     import open_clip
-
-    from adapt.backbones.foreign_code import needs_code, no_questions
 
     try:
         with _without_notes(), no_questions():

@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from adapt.backbones.native import NativeVLM
     from adapt.backbones.tower import Block
 
-_MLP = {
-    "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
-    "fc1": "fc1", "fc2": "fc2", "linear_fc1": "fc1", "linear_fc2": "fc2",
-}  # fmt: skip
-
 
 class QwenVL(Family):
     name = "qwen_vl"
@@ -32,20 +27,14 @@ class QwenVL(Family):
     whole_processor = True
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
-        from adapt.backbones.decoder import tower_of
-        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.native import NativeVLM
         from adapt.backbones.tower import Form, Tower
 
-        inner, text = model.model, model.config.get_text_config()
-        eyes, form = inner.visual, Form(causal=False, pooling="none")
+        inner, form = model.model, Form(causal=False, pooling="none")
+        eyes = inner.visual
         blocks = tuple(map(_block, eyes.blocks))
-        width = blocks[0].projections["q"].shape[1]
-        towers = {
-            "vision": Tower("vision", width, eyes.blocks[0].attn.num_heads, form, blocks),
-            "connector": connector_tower(text.hidden_size, _mergers(eyes)),
-            "decoder": tower_of(inner.language_model.layers, text),
-        }
-        return NativeVLM(model, processor, towers, name, _bound)
+        vision = Tower("vision", blocks[0].projections["q"].shape[1], eyes.blocks[0].attn.num_heads, form, blocks)
+        return NativeVLM(model, processor, vision, _mergers(eyes), inner.language_model.layers, name, _bound)
 
 
 def _bound(pixels: Any, most: int) -> dict[str, object]:
@@ -57,6 +46,7 @@ def _bound(pixels: Any, most: int) -> dict[str, object]:
 
 
 def _block(layer: Any) -> Block:
+    from adapt.backbones.decoder import mlp_projections
     from adapt.backbones.tower import Block, Projection, Site, fused_qkv
 
     attn, mlp = layer.attn, layer.mlp
@@ -67,7 +57,7 @@ def _block(layer: Any) -> Block:
         norm1=layer.norm1,
         norm2=layer.norm2,
         act=next(getattr(mlp, each) for each in ("act_fn", "act") if hasattr(mlp, each)),
-        projections=attention | {short: Projection(getattr(mlp, of)) for of, short in _MLP.items() if hasattr(mlp, of)},
+        projections=attention | mlp_projections(mlp),
         sites={"attn": Site(layer.norm1, attn), "mlp": Site(layer.norm2, mlp)},
         mlp=mlp,
         plain_attention=False,  # rotary positions, and windows

@@ -25,21 +25,15 @@ class SmolVLM(Family):
             raise missing("SmolVLM's processor", "num2words", "vlm")
 
     def build(self, model: Any, processor: Any, name: str | None) -> NativeVLM:
-        from adapt.backbones.decoder import tower_of
         from adapt.backbones.hf import encoder_blocks
-        from adapt.backbones.native import NativeVLM, connector_tower
+        from adapt.backbones.native import NativeVLM
         from adapt.backbones.tower import Form, Tower
 
-        inner, text, eyes = model.model, model.config.get_text_config(), model.config.vision_config
-        form = Form(causal=False, pooling="none")
+        inner, eyes, form = model.model, model.config.vision_config, Form(causal=False, pooling="none")
         blocks = encoder_blocks(inner.vision_model)
-        linears = {"proj": inner.connector.modality_projection.proj}
-        towers = {
-            "vision": Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks),
-            "connector": connector_tower(text.hidden_size, {inner.connector: linears}),
-            "decoder": tower_of(inner.text_model.layers, text),
-        }
-        return NativeVLM(model, processor, towers, name, _bound)
+        vision = Tower("vision", eyes.hidden_size, eyes.num_attention_heads, form, blocks)
+        connectors = {inner.connector: {"proj": inner.connector.modality_projection.proj}}
+        return NativeVLM(model, processor, vision, connectors, inner.text_model.layers, name, _bound)
 
 
 def _bound(pixels: Any, most: int) -> dict[str, object]:

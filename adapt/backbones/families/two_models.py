@@ -11,7 +11,7 @@ from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from adapt.backbones.base import Backbone
     from adapt.backbones.vision_llm import VisionLLM
@@ -43,6 +43,7 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     language model cannot be loaded.
     """
     import torch
+    from transformers import AutoTokenizer
 
     from adapt.backbones.base import ImageEncoder
     from adapt.backbones.vision_llm import Eyes, VisionLLM
@@ -52,7 +53,9 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
             f"{encoder.describe()} is a {encoder.kind}; expected a CLIP, SigLIP or vision encoder for a language "
             "model, or the eyes of BLIP-2"
         )
-    llm, tokenizer = language_model(spec), _tokenizer(spec)
+    llm, source = language_model(spec), _source(spec)
+    with fetching(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if device.type == "cpu" and llm.dtype == torch.float16:
         llm = llm.float()
     return VisionLLM(encoder, llm, tokenizer, name=name)
@@ -70,15 +73,6 @@ def language_model(spec: str) -> PreTrainedModel:
     source = _source(spec)
     with fetching(source):
         return whole(AutoModelForCausalLM, source, dtype="auto").eval()
-
-
-def _tokenizer(spec: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    source = _source(spec)
-    with fetching(source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        return tokenizer
 
 
 def _source(spec: str) -> str:

@@ -31,6 +31,6 @@ class VisionModels(Family):
     options: ClassVar = {"vit": {"add_pooling_layer": False}}  # which classifiers and self-supervised ones lack
 
     def build(self, model: Any, processor: Any, name: str | None) -> VisionEncoder:
-        from adapt.backbones import vision_transformers
+        from adapt.backbones import hf
 
-        return vision_transformers.build(model, processor, name)
+        return hf.build_encoder(model, processor, name)

@@ -24,9 +24,11 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import string
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from random import Random
 from typing import Literal
 
 from adapt.common.errors import AdaptError, nearest
@@ -35,21 +37,24 @@ from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
 from adapt.data.item import Item
 from adapt.data.split import Split
+from adapt.tasks import Label
 
 _GROUPS, _CONCEPTS, _TEXTS, _RECORDS = "emoji", "emoji-concepts", "emoji-texts", "emoji-records"
 LISTED_BY = "`adapt data list`"  # the command that lists the names
 _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of the texts in emoji-texts
-# the modules beside this one that make a set, and their functions
-_IN_ITEMS = {"emoji-items": ("items", "in_items"), "emoji-clutter": ("items", "in_clutter")}
-_AT_STYLES = {  # which also exist in single styles
+_IN_ITEMS = ("emoji-items", "emoji-clutter")
+IMAGES = 4  # of an item of these
+MISREAD = 0.3  # share of the letters in emoji-records
+_TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbone, in emoji-records
+_AT_STYLES = {  # which also exist in single styles: the module beside this one that makes a set, and its function
     "emoji-questions": ("questions", "read_questions"),
     "emoji-chats": ("chats", "read_chats"),
     "emoji-preferences": ("chats", "read_preferences"),
     "emoji-contrasts": ("chats", "read_contrasts"),
-    "emoji-captions": ("labelled_scenes", "read_captions"),
-    "emoji-counts": ("labelled_scenes", "read_counts"),
+    "emoji-captions": ("questions", "read_captions"),
+    "emoji-counts": ("questions", "read_counts"),
     "emoji-defects": ("defects", "read_defects"),
-    "emoji-labels": ("labelled_scenes", "read_labels"),
+    "emoji-labels": ("questions", "read_labels"),
 }
 
 
@@ -80,26 +85,26 @@ def read_bundled(spec: str) -> Split:
     An item's domain is the drawing style, and its group is the concept, if any. Raises AdaptError for an unknown style.
     """
     if spec == _CONCEPTS:
-        return _concepts()
+        base, new = concept_names()
+        entries = index()["items"]
+        train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept")
+        test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept")
+        return Split(_CONCEPTS, base + new, train, (), test, root=zip_root(archive.ARCHIVE))
     if spec == _RECORDS:
-        return _made(("records", "read_records"), spec)
+        return _records(spec)
     if spec in (_GROUPS, _TEXTS, *_IN_ITEMS):
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
         if spec in _IN_ITEMS:
-            return _made(_IN_ITEMS[spec], images)
+            return in_items(images) if spec == "emoji-items" else in_clutter(images)
         return images if spec == _GROUPS else replace(images, train=_texts(images.train))
     if spec not in names():
         raise AdaptError(f"unknown bundled data set {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
     if name in _AT_STYLES:
-        return _made(_AT_STYLES[name], spec)
+        module, function = _AT_STYLES[name]
+        split: Split = getattr(import_module(f"adapt.data.emoji.{module}"), function)(spec)
+        return split
     return _groups(spec, lambda entry: entry["style"] == style)
-
-
-def _made(place: tuple[str, str], given: str | Split) -> Split:
-    module, function = place
-    split: Split = getattr(import_module(f"adapt.data.emoji.{module}"), function)(given)
-    return split
 
 
 def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
@@ -122,18 +127,88 @@ def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
     )
 
 
-def _concepts() -> Split:
-    base, new = concept_names()
-    classes = base + new
-    entries = index()["items"]
-    train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept")
-    test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept")
-    return Split(_CONCEPTS, classes, train, (), test, root=zip_root(archive.ARCHIVE))
-
-
 def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:
     root = zip_root(archive.ARCHIVE)
     return tuple(
         Item.of(path=root + entry["file"], label=entry[field], domain=entry["style"], group=entry["concept"])
         for entry in entries
     )
+
+
+def in_items(split: Split) -> Split:
+    """Return `split` with the images of each class in items of up to four, drawn with a fixed seed."""
+    train, val, test = map(_of_one_class, (split.train, split.val, split.test))
+    return replace(split, train=train, val=val, test=test)
+
+
+def in_clutter(split: Split) -> Split:
+    """Return `split` with each image in an item with three drawings of things that no class names.
+
+    Train, val and test have drawings of different things.
+    """
+    drawn = [entry for entry in index()["items"] if entry["class"] is None and entry["style"] != UNSEEN_STYLE]
+    concepts = sorted({entry["concept"] for entry in drawn})
+    Random(0).shuffle(concepts)
+    root, parts = zip_root(archive.ARCHIVE), []
+    for number, part in enumerate((split.train, split.val, split.test)):
+        own = set(concepts[number::3])
+        others = [root + entry["file"] for entry in drawn if entry["concept"] in own]
+        stream, items = Random(number), list[Item]()
+        for image in part:
+            paths = [image.path, *stream.sample(others, IMAGES - 1)]
+            stream.shuffle(paths)
+            items.append(replace(image, paths=tuple(paths)))
+        parts.append(tuple(items))
+    train, val, test = parts
+    return replace(split, train=train, val=val, test=test)
+
+
+def _of_one_class(images: Sequence[Item]) -> tuple[Item, ...]:
+    stream, of_classes = Random(0), dict[Label, list[str]]()
+    for image in images:
+        of_classes.setdefault(image.label, []).append(image.path)
+    items = []
+    for label, paths in of_classes.items():
+        stream.shuffle(paths)
+        items += [Item(tuple(paths[start : start + IMAGES]), label) for start in range(0, len(paths), IMAGES)]
+    return tuple(items)
+
+
+def _records(spec: str) -> Split:
+    """Return the data set of drawings with misread names; an item's domain is the style, its entity is the concept.
+
+    Train, val and test have different concepts. Test includes concepts that the backbone never saw, and drawings in
+    the unseen style.
+    """
+    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in archive.index()["items"]}
+    known = sorted(concept for concept, held in held_out.items() if not held)
+    Random(spec).shuffle(known)  # parts are drawn by the name of the set
+    ends = [round(share * len(known)) for share in (_TRAINING, _TRAINING + _VALIDATION)]
+    part_of = dict.fromkeys(held_out, "test") | dict.fromkeys(known[: ends[0]], "train")
+    part_of |= dict.fromkeys(known[ends[0] : ends[1]], "val")
+    root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
+    for entry in archive.index()["items"]:
+        concept, style = entry["concept"], entry["style"]
+        if style == archive.UNSEEN_STYLE and part_of[concept] != "test":
+            continue
+        text = misread(concept, Random(f"{spec}/{entry['file']}"))
+        item = Item.of(path=root + entry["file"], text=text, entity=concept, domain=style)
+        items[part_of[concept]].append(item)
+    train, val, test = map(tuple, items.values())
+    return Split(spec, (), train, val, test, root=root)
+
+
+def misread(name: str, stream: Random) -> str:
+    """Return `name` with some letters replaced, dropped, or swapped at random."""
+    letters = list(name)
+    for place, letter in enumerate(name):
+        if letter == " " or stream.random() >= MISREAD:
+            continue
+        match stream.choice(("other", "missing", "swapped")):
+            case "other":
+                letters[place] = stream.choice(string.ascii_lowercase)
+            case "missing":
+                letters[place] = ""
+            case "swapped" if place + 1 < len(name):
+                letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return "".join(letters) or name

@@ -16,7 +16,7 @@ from dataclasses import replace
 from adapt import tasks
 from adapt.chats import Chat
 from adapt.data.emoji import questions
-from adapt.data.emoji.labelled_scenes import with_article
+from adapt.data.emoji.questions import with_article
 from adapt.data.emoji.scenes import MOST, Scene
 from adapt.data.item import Item
 from adapt.data.split import Split

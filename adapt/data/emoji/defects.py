@@ -39,7 +39,7 @@ def read_defects(spec: str) -> Split:
 
 
 def _items(spec: str, part: str) -> list[Item]:
-    items, entries = [], _entries(spec, part)
+    items, entries = [], _drawn(spec, part, archive.ARCHIVE)
     spoilt = set(Random(f"{spec}/{part}").sample(range(len(entries)), 0 if part == "train" else len(entries) // 2))
     for number, entry in enumerate(entries):
         style, concept = entry["style"], entry["concept"]
@@ -53,16 +53,13 @@ def _items(spec: str, part: str) -> list[Item]:
     return items
 
 
-def _entries(spec: str, part: str) -> list[archive.DrawnItem]:
-    return _drawn(spec.partition("@")[2], part, archive.ARCHIVE)
-
-
 @lru_cache(maxsize=8)
-def _drawn(style: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
-    """Return the drawings of one part (train, val, test) in `style` or, if `style` is "", in all but the unseen style.
+def _drawn(spec: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
+    """Return the drawings of one part (train, val, test) in the style of `spec`, or else in all but the unseen style.
 
     `drawings`, the path of the archive, is only an argument so that the cache depends on the path.
     """
+    style = spec.partition("@")[2]
     return [
         entry
         for entry in archive.index()["items"]
@@ -79,7 +76,7 @@ def png(spec: str, member: str) -> bytes:
     """
     part, _, name = member.partition("/")
     number = int(name.removesuffix(".png").removesuffix("_mask"))
-    path = zip_root(archive.ARCHIVE) + _entries(spec, part)[number]["file"]
+    path = zip_root(archive.ARCHIVE) + _drawn(spec, part, archive.ARCHIVE)[number]["file"]
     with open_file(path) as file:
         drawing = decoded(file, path)
     picture, mask = planted(drawing, Random(f"{spec}/{part}/{number}"))

@@ -92,11 +92,17 @@ def scenes(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random)
     """
     single, repeated, left, right = (_turns(drawings, stream) for _ in range(4))
     for number in range(per_kind):
-        yield _one(stream.choice(next(single)), stream)
-        yield _several(stream.choice(next(repeated)), number % MOST + 1, stream)
+        whole = (0, 0, SIDE, SIDE)
+        yield Scene("one", (_placed(stream.choice(next(single)), whole, _WHOLE_SIDES, stream),), _background(stream))
+        drawing = stream.choice(next(repeated))
+        cells = _cells(stream, number % MOST + 1)
+        copies = tuple(_placed(drawing, cell, _CELL_SIDES, stream) for cell in cells)
+        yield Scene("several", copies, _background(stream))
         first = next(left)
         second = next(each for each in right if each is not first)
-        yield _pair(stream.choice(first), stream.choice(second), stream)
+        halves = zip((stream.choice(first), stream.choice(second)), ((0, 0, _CELL, SIDE), (_CELL, 0, _CELL, SIDE)))
+        pair = tuple(_placed(drawing, half, _CELL_SIDES, stream) for drawing, half in halves)
+        yield Scene("pair", pair, _background(stream))
 
 
 def minimal_pairs(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: Random) -> Iterator[Scene]:
@@ -135,21 +141,6 @@ def mixtures(drawings: Sequence[Sequence[Drawing]], count: int, stream: Random) 
         cells = _cells(stream, len(chosen))
         pieces = [_placed(stream.choice(each), cell, _CELL_SIDES, stream) for each, cell in zip(chosen, cells)]
         yield Scene("mixed", tuple(pieces), _background(stream))
-
-
-def _one(drawing: Drawing, stream: Random) -> Scene:
-    return Scene("one", (_placed(drawing, (0, 0, SIDE, SIDE), _WHOLE_SIDES, stream),), _background(stream))
-
-
-def _several(drawing: Drawing, count: int, stream: Random) -> Scene:
-    pieces = tuple(_placed(drawing, cell, _CELL_SIDES, stream) for cell in _cells(stream, count))
-    return Scene("several", pieces, _background(stream))
-
-
-def _pair(left: Drawing, right: Drawing, stream: Random) -> Scene:
-    halves = (0, 0, _CELL, SIDE), (_CELL, 0, _CELL, SIDE)
-    pieces = tuple(_placed(drawing, half, _CELL_SIDES, stream) for drawing, half in zip((left, right), halves))
-    return Scene("pair", pieces, _background(stream))
 
 
 def _cells(stream: Random, count: int) -> list[tuple[int, int, int, int]]:

@@ -23,8 +23,7 @@ __all__ = ["Reader", "folder_of", "load", "names", "register"]
 _Path = str | os.PathLike[str]
 _OTHERS = frozenset(
     {
-        "base", "descriptors_file", "imagenet", "lines", "names_file", "parts", "passed_over", "published",
-        "rows",
+        "base", "lines", "names_file", "parts", "passed_over", "published", "rows",
     }
 )  # fmt: skip
 _listing: Listing[Reader] = Listing(__name__, __path__, "adapt.readers", lambda: Reader, "reader", _OTHERS)

@@ -44,5 +44,13 @@ class Reader:
 class FolderReader(Reader):
     """The base class of readers of folders, all of whose images should be in the data set."""
 
+    @staticmethod
+    def reads(root: str) -> Split:
+        """Return the data set in a folder, as `read` does."""
+        raise NotImplementedError
+
+    def read(self, spec: str, root: str | None) -> Split:
+        return self.reads(spec.removeprefix(self.prefix))
+
     def folder(self, spec: str) -> str:
         return os.path.abspath(spec.removeprefix(self.prefix))

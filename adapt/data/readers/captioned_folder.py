@@ -15,14 +15,6 @@ from adapt.data.readers.rows import Listed, listed, to_split
 from adapt.data.split import Split
 
 
-def is_captioned(root: str | os.PathLike[str]) -> bool:
-    """Return whether `root`, or `train`, `val` or `test` in `root`, has an image with a .txt file of the same name."""
-    root = os.path.abspath(root)
-    divided = [name for name in subfolders(root) if parts.part_of(name) in parts.NAMES]
-    homes = (root, *(os.path.join(root, name) for name in divided))
-    return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))
-
-
 def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
     """Return the images at any depth in `root`, paired with the lines of the .txt files of the same names.
 
@@ -57,9 +49,13 @@ def _text_of(path: str) -> Path:
 class CaptionedFolder(FolderReader):
     name = "captioned_folder"
     takes = "a folder with a .txt beside each image"
+    reads = staticmethod(read_captioned_folder)
 
     def claims(self, spec: str) -> bool:
-        return os.path.isdir(spec) and is_captioned(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_captioned_folder(spec)
+        """Return whether a folder, or `train`, `val` or `test` in it, has an image with a .txt of the same name."""
+        if not os.path.isdir(spec):
+            return False
+        root = os.path.abspath(spec)
+        divided = [name for name in subfolders(root) if parts.part_of(name) in parts.NAMES]
+        homes = (root, *(os.path.join(root, name) for name in divided))
+        return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))

@@ -162,16 +162,11 @@ def _own_image(part: Mapping[str, object]) -> object:
     return next((each for each in own if each is not None), None)
 
 
-def read_chats(
-    path: str | os.PathLike[str],
-    root: str | os.PathLike[str] | None = None,
-    ratios: Sequence[float] = parts.RATIOS,
-    seed: int = 0,
-) -> Split:
+def read_chats(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Split:
     """Return the conversations in a `.json` list or a `.jsonl` file; the module's docstring has the forms of rows.
 
     Paths of images start from `root`, by default the file's folder, and must stay under it. Rows without a `split` are
-    divided by `ratios` (train, val, test) and `seed`.
+    divided by adapt's ratios.
 
     Raises AdaptError, naming the file and the row, if a row has another form, if its image marks and its images differ
     in number, if an image is missing, if turns are out of order, if an answer is empty, and if a row does not end with
@@ -205,7 +200,7 @@ def read_chats(
             check_one_task(listed, where)
         if len({bool(row.part) for row in listed}) == 2:
             raise AdaptError(f"{where}: some rows have a split and others have none. Give it to every row, or to none")
-        return to_split(Path(source).stem, folder, listed, None, ratios, seed)
+        return to_split(Path(source).stem, folder, listed, None, parts.RATIOS, seed=0)
 
     return without_rows(problems, read)
 
@@ -230,11 +225,17 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
         raise AdaptError(f"{where} is no JSON: {row}") from row
     if not isinstance(row, dict):
         raise AdaptError(f"{where} is {brief(row)}; expected an object with {_FORMS}")
-    check_keys(row, _keys_of(row), where)
+    judged = [key for key in _JUDGED if row.get(key) is not True]
+    address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
+    asked = _ASKED if any(row.get(key) for key in _TURNS) else ()
+    check_keys(row, _READ.difference(asked, judged, address), where)
     inline = list(images_in(row))
     rejected, others = None, list[object]()
     if any(key in row for key in _PREFERENCES):
-        row, others = _without_other_images(row, where)
+        others = row.get(_OTHER_IMAGES) or []
+        if not isinstance(others, list):
+            raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
+        row = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
         row, rejected = _preference(row, where)
     elif row.get(_OTHER_IMAGES):
         raise AdaptError(
@@ -242,7 +243,14 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
             "other images' answer as rejected_response, or leave the row out"
         )
     read = _turns(row, where)
-    images = _images(row, read, where)
+    given, open_marks = _given(row, where), sum(each is None for each in read.named)
+    if open_marks != len(given):
+        raise AdaptError(
+            f"{where} has {open_marks} image marks and {len(given)} images: give as many <image> marks as images, in "
+            "order"
+        )
+    rest = iter(given)
+    images = [next(rest) if each is None else each for each in read.named]  # in the order of the marks
     for key, value in row.items() if not images else ():
         if isinstance(value, str) and key not in _READ and value.lower().endswith(IMAGE_SUFFIXES):
             raise AdaptError(f"{where}: {key} is {brief(value)}, which seems to be an image: give it as image")
@@ -257,13 +265,6 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     label = tasks.reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
     return Listed(Item(paths, label, text=text), part)
-
-
-def _keys_of(row: Mapping[str, object]) -> frozenset[str]:
-    """Return the keys that are read of a row of its form."""
-    judged = [key for key in _JUDGED if row.get(key) is not True]
-    address = [] if any(row.get(key) for key in IMAGES) else ["url"]  # from which the image came
-    return _READ.difference(_ASKED if any(row.get(key) for key in _TURNS) else (), judged, address)
 
 
 def _one_of(row: Mapping[str, object], keys: Sequence[str], where: str) -> str | None:
@@ -322,15 +323,6 @@ def _check_texts(texts: Sequence[str], seen: bool, where: str) -> None:
                 f"{where}: the text has half a character (a lone surrogate) after {brief(around)}: it was cut in the "
                 "middle of an emoji or the like. Correct the text"
             ) from None
-
-
-def _without_other_images(row: Mapping[str, object], where: str) -> tuple[dict[str, object], list[object]]:
-    """Return a row of a preference without its rejected images, and these images."""
-    rest = {key: value for key, value in row.items() if key != _OTHER_IMAGES}
-    others = row.get(_OTHER_IMAGES) or []
-    if not isinstance(others, list):
-        raise AdaptError(f"{where}: rejected_images is {brief(others)}; expected a list of images")
-    return rest, others
 
 
 def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
@@ -416,19 +408,6 @@ def _question_and_answer(row: Mapping[str, object], read: _Row) -> None:
         first = next(number for number, turn in enumerate(read.turns) if turn.role == "user")
         read.named = [None] * len(_given(row, read.where))
         read.turns[first] = replace(read.turns[first], parts=(*[IMAGE] * len(read.named), *read.turns[first].parts))
-
-
-def _images(row: Mapping[str, object], read: _Row, where: str) -> list[object]:
-    """Return the images of a row in the order of its marks. Raises AdaptError if they differ in number."""
-    listed = _given(row, where)
-    open_marks = sum(each is None for each in read.named)
-    if open_marks != len(listed):
-        raise AdaptError(
-            f"{where} has {open_marks} image marks and {len(listed)} images: give as many <image> marks as images, in "
-            "order"
-        )
-    rest = iter(listed)
-    return [next(rest) if each is None else each for each in read.named]
 
 
 def _given(row: Mapping[str, object], where: str) -> list[object]:

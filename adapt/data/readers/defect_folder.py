@@ -37,7 +37,11 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
             name = NORMAL if kind == _GOOD else ABNORMAL
             masks = _masks(root, kind) if masked and name == ABNORMAL else {}
             for path in images_in(os.path.join(root, folder, kind)):
-                mask = _mask(path, masks) if masked and name == ABNORMAL else ""
+                mask = masks.get(_stem(path), "")
+                if masked and name == ABNORMAL and not mask:
+                    raise AdaptError(
+                        f"{path!r} is an image of a defect, but {_MASKS} has no mask of the same name: add a mask"
+                    )
                 rows.append(listed(path, {"label": name, "mask": mask}, part, kind))
     if all(row.item.answer == NORMAL for row in rows):
         raise AdaptError(f"folder {root!r} has no image of a defect; expected at least one as test/KIND/IMAGE")
@@ -52,12 +56,6 @@ def _masks(root: str, kind: str) -> dict[str, str]:
     return {_stem(path).removesuffix("_mask"): path for path in images_in(folder)}
 
 
-def _mask(path: str, masks: dict[str, str]) -> str:
-    if _stem(path) not in masks:
-        raise AdaptError(f"{path!r} is an image of a defect, but {_MASKS} has no mask of the same name: add a mask")
-    return masks[_stem(path)]
-
-
 def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
@@ -65,7 +63,5 @@ def _stem(path: str) -> str:
 class DefectFolder(FolderReader):
     name = "defect_folder"
     takes = "defects:FOLDER"
+    reads = staticmethod(read_defect_folder)
     prefix = "defects:"
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_defect_folder(spec.removeprefix(self.prefix))

@@ -47,7 +47,5 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
 class DomainFolders(FolderReader):
     name = "domain_folders"
     takes = "domains:FOLDER"
+    reads = staticmethod(read_domain_folders)
     prefix = "domains:"
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_domain_folders(spec.removeprefix(self.prefix))

@@ -224,10 +224,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 class Folder(FolderReader):
     name = "folder"
     takes = "a folder with one for each class"
+    reads = staticmethod(read_folder)
     fallback = True
 
     def claims(self, spec: str) -> bool:
         return os.path.isdir(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_folder(spec)

@@ -42,7 +42,5 @@ def read_item_folders(root: str | os.PathLike[str]) -> Split:
 class ItemFolders(FolderReader):
     name = "item_folders"
     takes = "items:FOLDER"
+    reads = staticmethod(read_item_folders)
     prefix = "items:"
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_item_folders(spec.removeprefix(self.prefix))

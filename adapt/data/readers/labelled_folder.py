@@ -19,14 +19,6 @@ from adapt.data.split import Split
 LIST = "labels.csv"
 
 
-def is_labelled(root: str | os.PathLike[str]) -> bool:
-    """Return whether the folder `root` has a file `labels.csv` with a column `path`."""
-    try:
-        return "path" in (csv_reader(os.path.join(root, LIST)).fieldnames or ())
-    except (*UNREADABLE, csv.Error):
-        return False
-
-
 def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RATIOS, seed: int = 0) -> Split:
     """Return the split in the file `labels.csv` of the folder `root`, which has the format of `read_csv`.
 
@@ -49,9 +41,11 @@ def read_labelled_folder(root: str | os.PathLike[str], ratios: Sequence[float] =
 class LabelledFolder(FolderReader):
     name = "labelled_folder"
     takes = "a folder with a labels.csv"
+    reads = staticmethod(read_labelled_folder)
 
     def claims(self, spec: str) -> bool:
-        return os.path.isdir(spec) and is_labelled(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_labelled_folder(spec)
+        """Return whether a folder has a file `labels.csv` with a column `path`."""
+        try:
+            return os.path.isdir(spec) and "path" in (csv_reader(os.path.join(spec, LIST)).fieldnames or ())
+        except (*UNREADABLE, csv.Error):
+            return False

@@ -1,4 +1,14 @@
-"""The reader of the published data sets: most have an image folder and a split file; Aircraft and ImageNet differ."""
+"""The reader of the published data sets: most have an image folder and a split file; Aircraft and ImageNet differ.
+
+The class folders of ImageNet and its four variants are named by WordNet ids or by numbers. The readable names come from
+CoOp's `classnames.txt`, a line `WORDNET_ID NAME` for each of the 1,000 classes in the order of their ids. Two names
+stand for two classes each ("missile", "sunglasses"), but names must identify classes. The second class gets a `_` at
+the end of its name. Prompts read it as a space, which CLIP's tokenizer drops, so that both classes keep the published
+prompt, and with it the published accuracies.
+
+CoOp takes the images of a class in the order of the file system; here they are sorted, so that a seed picks the same
+images everywhere.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
 from adapt.data.item import Item
-from adapt.data.readers import imagenet
 from adapt.data.readers.base import Reader
+from adapt.data.readers.folder import images_in, subfolders
 from adapt.data.readers.lines import read_lines
 from adapt.data.readers.published import Published, find, sets
 from adapt.data.split import Split
@@ -25,8 +36,10 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
     root = os.path.abspath(root)
     missing = data.missing(root)
     if missing:
-        absent = " and no ".join(missing)
-        raise AdaptError(f"data {data.name!r}: there is no {absent}.{_hint(data, root)} {data.advice}")
+        absent, hint = " and no ".join(missing), ""
+        if os.path.basename(root) == data.folder and os.path.isdir(root):  # the data set's own
+            hint = f" Give the folder that holds {data.folder}/ as root, not that folder itself."
+        raise AdaptError(f"data {data.name!r}: there is no {absent}.{hint} {data.advice}")
     home = Path(root, data.folder)
     split = _READERS[data.layout](data, home)
     if len(split.class_names) != data.classes:
@@ -35,12 +48,6 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
             f"published. {data.advice}"
         )
     return replace(split, name=data.name, template=data.template)
-
-
-def _hint(data: Published, root: str) -> str:
-    """Return a hint to give the parent folder, if `root` is the data set's own folder, and otherwise an empty text."""
-    own = os.path.basename(root) == data.folder and os.path.isdir(root)
-    return f" Give the folder that holds {data.folder}/ as root, not that folder itself." if own else ""
 
 
 def _by_split_file(data: Published, home: Path) -> Split:
@@ -71,11 +78,62 @@ def _by_variants(data: Published, home: Path) -> Split:
     return Split(data.name, tuple(variants), train, val, test, root=str(images))
 
 
+def _by_synsets(data: Published, home: Path) -> Split:
+    """Return ImageNet, -Sketch (1,000 classes), -A or -R (200 classes), from class folders named by WordNet ids."""
+    names = _class_names(home / data.lists[0])
+    synsets = subfolders(home / data.images[0])
+    for synset in synsets:
+        if synset not in names:
+            raise AdaptError(
+                f"data {data.name!r}: the folder {synset} in {data.images[0]}/ is not a class in {data.lists[0]}. "
+                "Remove the folder"
+            )
+    return _by_folders(data, home, synsets, [names[synset] for synset in synsets])
+
+
+def _by_numbers(data: Published, home: Path) -> Split:
+    """Return ImageNetV2, read from class folders that are named by class numbers, starting from 0."""
+    names = list(_class_names(home / data.lists[0]).values())
+    return _by_folders(data, home, [str(label) for label in range(len(names))], names)
+
+
+def _class_names(path: Path) -> dict[str, str]:
+    """Return {WordNet id: class name}, where repeated class names are made unique by appending `_`."""
+    names: dict[str, str] = {}
+    for line in read_lines(path):
+        synset, _, name = line.partition(" ")
+        while name in names.values():
+            name += "_"
+        names[synset] = name
+    return names
+
+
+def _by_folders(data: Published, home: Path, folders: Sequence[str], names: Sequence[str]) -> Split:
+    """Return the data set in class folders, where the folder `folders[i]` contains class `i`, named `names[i]`.
+
+    If the data set has two image folders, the first is train and the second is test. A single image folder is test.
+    """
+    parts: list[tuple[Item, ...]] = []
+    for images in (home / each for each in data.images):
+        wanted, present = set(folders), set(subfolders(images))
+        for problem, wrong in (("lacks", wanted - present), ("should not have", present - wanted)):
+            if wrong:
+                listed = first_of(sorted(wrong))
+                raise AdaptError(
+                    f"data {data.name!r}: {str(images)!r} {problem} the class folders {listed}. Expected "
+                    f"{len(folders)} folders, each with the images of one class. {data.advice}"
+                )
+        of_classes = {name: images_in(str(images / folder)) for name, folder in zip(names, folders, strict=True)}
+        parts.append(tuple(Item.of(path=path, label=name) for name, paths in of_classes.items() for path in paths))
+    train = parts[0] if len(parts) == 2 else ()
+    return Split(data.name, tuple(names), train, (), parts[-1], root=str(home))
+
+
 _READERS: dict[str, Callable[[Published, Path], Split]] = {
     "split": _by_split_file,
     "variants": _by_variants,
-    "synsets": imagenet.by_synsets,
-    "numbers": imagenet.by_numbers,
+    "synsets": _by_synsets,
+    "numbers": _by_numbers,
 }
 
 

@@ -62,16 +62,15 @@ def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
                         f"{first.item.path!r}, but {_words(other)} at {row.item.path!r}. All images of an item need "
                         f"the same {_COLUMN.get(what, what)}"
                     )
-    return [_joined(images) for images in bags.values()]
+    joined = [(first, (first, *others)) for first, *others in bags.values()]
+    return [
+        row._replace(item=replace(row.item, paths=tuple(each.item.path for each in images))) if row.bag else row
+        for row, images in joined
+    ]
 
 
 def _words(value: object) -> str:
     return repr(value.words if isinstance(value, Label) else value)
-
-
-def _joined(images: Sequence[Listed]) -> Listed:
-    first, paths = images[0], tuple(row.item.path for row in images)
-    return first._replace(item=replace(first.item, paths=paths)) if first.bag else first
 
 
 def without_rows(problems: Sequence[str], read: Callable[[], Split]) -> Split:
@@ -111,12 +110,15 @@ def to_split(
     rows = [row for row in rows if row.part != parts.UNLABELLED]
     if unlabelled and not rows:
         raise AdaptError(f"data {name!r}: none of the {len(unlabelled):,} images has a label. Label some of each class")
-    rows = _completed(rows, name)
-    items = [row.item for row in rows]
+    try:  # some tasks derive each label from the labels of all items
+        labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
+    except AdaptError as error:
+        raise AdaptError(f"data {name!r}: {error}") from None
+    items = [row.item.labelled(label) for row, label in zip(rows, labels, strict=True)]
     task = tasks.of(items)
     shares: Sequence[float] | None = None
     if any(row.part for row in rows) or not (task.mixes_texts or all(item.paths for item in items)):
-        part_of = [row.part or ("test" if row.item.paths else "train") for row in rows]
+        part_of = [row.part or ("test" if item.paths else "train") for row, item in zip(rows, items, strict=True)]
     else:
         part_of, shares = _assigned(items, task, ratios, seed), ratios
     divided: dict[str, list[Item]] = {"train": [], "val": [], "test": []}
@@ -126,15 +128,6 @@ def to_split(
     train, val, test = map(tuple, divided.values())
     ratios_of = None if shares is None else tuple(shares)
     return Split(name, names, train, val, test, unlabelled, root=root, ratios=ratios_of)
-
-
-def _completed(rows: Sequence[Listed], name: str) -> list[Listed]:
-    """Return the rows with completed labels, because some tasks derive each label from the labels of all items."""
-    try:
-        labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
-    except AdaptError as error:
-        raise AdaptError(f"data {name!r}: {error}") from None
-    return [row._replace(item=row.item.labelled(label)) for row, label in zip(rows, labels, strict=True)]
 
 
 def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:

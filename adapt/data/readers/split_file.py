@@ -28,7 +28,10 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     """
     source = os.fspath(path)
     folder = "" if root is None else os.path.abspath(root)
-    content = _read(source)
+    with readable(f"split {source!r}"):
+        content = json.loads(read_text(source))
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
+        raise AdaptError(f"split {source!r}: expected a JSON object with the lists {', '.join(_PARTS)}")
     names: dict[int, str] = {}
     train, val, test = (
         tuple(_item(entry, names, folder, turned, f"split {source!r}: {part}") for entry in content[part])
@@ -40,14 +43,6 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     check_linked({"train": train, "val": val, "test": test}, f"split {source!r}")
     title = os.path.basename(source).split(".json")[0].removeprefix("split_zhou_")
     return Split(title, tuple(names[label] for label in sorted(names)), train, val, test, root=folder)
-
-
-def _read(source: str) -> dict[str, list[object]]:
-    with readable(f"split {source!r}"):
-        content = json.loads(read_text(source))
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
-        raise AdaptError(f"split {source!r}: expected a JSON object with the lists {', '.join(_PARTS)}")
-    return content
 
 
 def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where: str) -> Item:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from adapt.common.errors import AdaptError
-from adapt.data.readers.descriptors_file import read_descriptors
+from adapt.data.readers.names_file import read_descriptors
 from adapt.methods.base.traits import ChecksAdapter
 
 Table = dict[str, tuple[str, ...]]  # descriptors by class
@@ -41,11 +41,8 @@ class HoldsDescriptors(ChecksAdapter):
         """Replace the name of a file in the setting `descriptors` by the table in the file."""
         given = self.config.descriptors
         if isinstance(given, str):
-            self.config = self.config.model_copy(update={"descriptors": _read(given)})
-
-
-def _read(source: str) -> Table:
-    try:
-        return read_descriptors(source)
-    except AdaptError as error:
-        raise AdaptError(f"{error} (the file is set by method.descriptors)") from error
+            try:
+                table = read_descriptors(given)
+            except AdaptError as error:
+                raise AdaptError(f"{error} (the file is set by method.descriptors)") from error
+            self.config = self.config.model_copy(update={"descriptors": table})

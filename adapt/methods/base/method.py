@@ -1,31 +1,98 @@
-"""The interface of a method: a plug-in that owns every trainable tensor."""
+"""The interface of a method: a plug-in that owns every trainable tensor, with its settings and its view of a call.
+
+A base for methods with modules that are no part of the adapter stands beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Generic
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Generic, Self
 
-from pydantic import ValidationError
+import torch
+from pydantic import ValidationError, WithJsonSchema, model_validator
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from adapt.backbones.base import Backbone
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.backbones.tower import Tower
+from adapt.common import plain
 from adapt.common.errors import AdaptError
-from adapt.common.validation import explain
+from adapt.common.validation import StrictModel, explain
 from adapt.edits import Edit
-from adapt.methods.base.config import MethodConfig
-from adapt.methods.base.context import Context
-from adapt.methods.base.step import Step, Terms
-from adapt.methods.base.terms import total
+from adapt.methods.base.step import Step, Terms, total
 from adapt.methods.base.training import Training
 from adapt.prompts import Prompt, from_templates
 
 # kinds of backbones
 KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM", "native VLM", "vision encoder")
+METHOD_SETTINGS = {"type": "object", "title": "a method's name and settings"}  # in a schema of recipes
+MethodSettings = Annotated[dict[str, object], WithJsonSchema(METHOD_SETTINGS)]
 
 StepT = TypeVar("StepT", bound=Step, contravariant=True, default=Any)
+
+
+class Context:
+    """Tower outputs that a method may read during one forward call of the adapted model, each computed at most once."""
+
+    def __init__(
+        self,
+        features: dict[str, Callable[[], Tensor]] | None = None,
+        tokens: dict[str, Callable[[], Tensor]] | None = None,
+        class_features: Callable[[Sequence[str]], Tensor] | None = None,
+        class_tokens: dict[str, Callable[[], Tensor]] | None = None,
+    ) -> None:
+        self._class_features = class_features
+        self._compute = {("features", name): compute for name, compute in (features or {}).items()}
+        self._compute |= {("tokens", name): compute for name, compute in (tokens or {}).items()}
+        self._compute |= {("class tokens", name): compute for name, compute in (class_tokens or {}).items()}
+        self._known: dict[tuple[str, str], Tensor] = {}
+
+    def features(self, tower: str) -> Tensor:
+        """Return the unit-length features `(b, e)` that `tower` computes for the inputs of the current forward call."""
+        return self._read("features", tower)
+
+    def tokens(self, tower: str) -> Tensor:
+        """Return the token features `(b, l, d)` that `tower` computes for the images of the current forward call.
+
+        On a dual encoder, the features are the outputs of the last block for all tokens, including a class token. On a
+        vision LLM, they are the features of patches alone.
+        """
+        return self._read("tokens", tower)
+
+    def class_token(self, tower: str) -> Tensor:
+        """Return the feature `(b, d)` of the class token that `tower` computes beside the patches, on a vision LLM."""
+        return self._read("class tokens", tower)
+
+    def class_features(self, templates: Sequence[str]) -> Tensor:
+        """Return the frozen backbone's unit-length features `(n, e)` of the classes in hand-written `templates`."""
+        if self._class_features is None:
+            raise AdaptError("the method reads class features, which only a dual encoder has: use a dual encoder")
+        return self._class_features(templates)
+
+    def _read(self, kind: str, tower: str) -> Tensor:
+        key = (kind, tower)
+        if key not in self._compute:
+            raise AdaptError(
+                f"the method reads {kind} of the {tower} tower, which this call does not compute: "
+                "call model(images), or model.class_features(model.image_features(images))"
+            )
+        if key not in self._known:
+            self._known[key] = self._compute[key]()
+        return self._known[key]
+
+
+class MethodConfig(StrictModel):
+    """The settings of a method, which are written into its adapter files. Unknown keys are errors."""
+
+    set_by_training: ClassVar[frozenset[str]] = frozenset()
+    """Settings that training sets for its own data, in which it may differ from an adapter that it starts from."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bounded(cls, value: object) -> object:
+        plain.check(value)
+        return value
 
 
 class Method(nn.Module, Generic[StepT]):
@@ -67,7 +134,8 @@ class Method(nn.Module, Generic[StepT]):
             cls.title = cls.name
         if {"prepare", "loss", "infer"} & vars(cls).keys() and "learns_any_step" not in vars(cls):
             cls.learns_any_step = False
-        if cls.edits is not Method.edits and cls.touches is Method.touches:
+        settings = getattr(cls.Config, "model_fields", ())
+        if cls.edits is not Method.edits and cls.touches is Method.touches and "towers" not in settings:
             advice = 'name the edited towers, such as touches = frozenset({"vision"})'
             raise AdaptError(f"{cls.__name__} defines edits but no touches, so that no tower would be edited: {advice}")
 
@@ -81,8 +149,8 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def touches(self) -> frozenset[str]:
-        """The names of the towers that this method edits, as determined by its settings."""
-        return frozenset()
+        """The names of the towers that this method edits, by default those in the setting `towers`."""
+        return frozenset(getattr(self.config, "towers", ()))
 
     @property
     def per_class(self) -> bool:
@@ -96,8 +164,8 @@ class Method(nn.Module, Generic[StepT]):
 
     @property
     def logit_scale(self) -> float | None:
-        """The fixed logit scale of the method, or None to use the backbone's logit scale."""
-        return None
+        """The fixed logit scale, by default the setting `logit_scale`, or None to use the backbone's logit scale."""
+        return getattr(self.config, "logit_scale", None)
 
     @property
     def views(self) -> int:
@@ -134,8 +202,7 @@ class Method(nn.Module, Generic[StepT]):
 
         By default, the logits are the cosine similarities of image and class features, times the logit scale.
         """
-        logits: Tensor = step.model.own_logits(step)
-        return logits
+        return step.model.own_logits(step)
 
     def loss(self, step: StepT) -> Terms:
         """Return the terms of a batch's loss by name. The loss is the sum of the terms, and each term is logged."""
@@ -175,5 +242,41 @@ class Method(nn.Module, Generic[StepT]):
 
         A method for streams of images stores its memory of the batch in `step.memory`.
         """
-        logits: Tensor = step.logits
-        return logits
+        return step.logits
+
+
+def no_prompts(method: Method, tokenizer: TextTokenizer, class_name: str) -> list[Prompt]:
+    """Return no prompts: to be the `prompts` of a method whose template is read by the frozen model alone."""
+    return []
+
+
+class HoldsAside(nn.Module):
+    """A base of methods with modules that move with the method, but are neither its parameters nor its state.
+
+    They are no part of the adapter, because only training needs them or because they are frozen.
+    """
+
+    _aside: tuple[nn.ModuleDict, ...] = ()  # in a tuple, so that torch does not register them
+
+    def set_aside(self, modules: Mapping[str, nn.Module], device: torch.device) -> None:
+        """Hold `modules` by name, in place of earlier ones, and move them to `device`."""
+        self._aside = (nn.ModuleDict(modules).to(device),)
+
+    @property
+    def aside(self) -> nn.ModuleDict:
+        """The modules by name; none before they are set aside."""
+        return self._aside[0] if self._aside else nn.ModuleDict()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.aside._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+class LearnsAside(HoldsAside):
+    """A base of methods whose modules set aside are trained too; checkpoints keep them, and adapters do not."""
+
+    def trains(self) -> Iterable[nn.Parameter]:
+        return [*self.parameters(), *self.aside.parameters()]
+
+    def training_state(self) -> dict[str, Tensor]:
+        return self.aside.state_dict()

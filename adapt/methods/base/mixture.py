@@ -97,13 +97,9 @@ def mixed(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object
     if not issubclass(cls, Mixes):
         return mean_of(members, mixture)
     settings, tensors = cls.mixed(members, mixture)
-    heads = [_head(member) for member in members]  # that the model adds, on a backbone without class features
-    return settings, tensors | {key: mixture.mean([head[key] for head in heads]) for key in heads[0]}
-
-
-def _head(member: Method) -> dict[str, Tensor]:
-    """Return the tensors of the classifier that a model has added to its method; none if there is no classifier."""
-    return {key: value for key, value in member.state_dict().items() if key.startswith("classifier.")}
+    states = [member.state_dict() for member in members]
+    head = [key for key in states[0] if key.startswith("classifier.")]  # a model's, where classes have no features
+    return settings, tensors | {key: mixture.mean([state[key] for state in states]) for key in head}
 
 
 def mean_of(members: Sequence[Method], mixture: Mixture) -> tuple[dict[str, object], dict[str, Tensor]]:

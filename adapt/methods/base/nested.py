@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from adapt.common.plain import JsonObject
-from adapt.methods.base.step import Step
 from adapt.methods.base.training import Training
 from adapt.methods.base.traits import Reports, SetAtUse
 
@@ -42,8 +41,14 @@ class Nested(SetAtUse, Reports):
         shares = {}
         for number in self.compared:
             self.set_at_use({self.counted: number})
-            right = torch.cat([_right(step) for step in _once_through(training.held_back(), items)])
-            shares[number] = float(right.double().mean())
+            steps, right, left = training.held_back(), list[Tensor](), items
+            while left > 0:
+                step = next(steps)
+                own = step.right if step.task is None else step.task.right(step)
+                assert own is not None  # no method with this trait learns from images without labels
+                right.append(own)
+                left -= len(step.items)
+            shares[number] = float(torch.cat(right).double().mean())
         self.at_use = usual
         training.note(**{self.counted: shares, f"{self.counted}_items": items})
 
@@ -56,41 +61,24 @@ class Nested(SetAtUse, Reports):
 
     @classmethod
     def draw(cls, run: Path) -> None:
-        """Plot right answers against the number of elements, and save the plot in the run directory."""
+        """Plot right answers against the number of elements, and save the plot in the run directory, by matplotlib."""
         shares = json.loads((run / "metrics.json").read_text(encoding="utf-8")).get(cls.counted)
-        if shares:
-            by_number = {int(number): share for number, share in shares.items()}
-            plot_shares(by_number, f"{cls.counted_as} in use", run / f"{cls.counted}.png")
+        if not shares:
+            return
+        from matplotlib.figure import Figure
+
+        numbers = list(map(int, shares))
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(numbers, [100 * share for share in shares.values()], marker="o")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(numbers, map(str, numbers))
+        axes.set_xlabel(f"{cls.counted_as} in use")
+        axes.set_ylabel("right answers, % of validation items")
+        figure.savefig(run / f"{cls.counted}.png", dpi=150)
 
 
 def powers(first: int, most: int) -> tuple[int, ...]:
     """Return `first` and its doubles up to `most`, and `most`, ascending."""
     doubles = (first * 2**power for power in range(most.bit_length()))
     return tuple(sorted({each for each in doubles if each < most} | {most}))
-
-
-def _right(step: Step) -> Tensor:
-    right = step.right if step.task is None else step.task.right(step)
-    assert right is not None  # no method with this trait learns from images without labels
-    return right
-
-
-def _once_through(steps: Iterator[Step], count: int) -> Iterator[Step]:
-    """Yield steps of one pass over `count` items, from steps without end."""
-    while count > 0:
-        yield (step := next(steps))
-        count -= len(step.items)
-
-
-def plot_shares(shares: Mapping[int, float], title: str, path: Path) -> None:
-    """Plot the share of right answers against a number called `title`. Needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(list(shares), [100 * share for share in shares.values()], marker="o")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(shares), map(str, shares))
-    axes.set_xlabel(title)
-    axes.set_ylabel("right answers, % of validation items")
-    figure.savefig(path, dpi=150)

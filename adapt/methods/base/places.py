@@ -1,15 +1,40 @@
-"""The linear maps inside blocks that a method changes, as its settings select them."""
+"""The blocks of a tower, and the linear maps inside them, that a method changes, as its settings select them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from torch import nn
+
 from adapt.backbones.base import Backbone
-from adapt.backbones.tower import Projection
+from adapt.backbones.tower import Projection, Tower
 from adapt.common.errors import AdaptError
 from adapt.methods.base.method import Method
 from adapt.methods.base.traits import InsideBlocks
+
+
+def depth_in(towers: Sequence[Tower], depth: int | None, share: float, method: str, field: str) -> int:
+    """Return `depth`, or if `depth` is None, the fraction `share` of the number of blocks in the shallowest tower.
+
+    Raises AdaptError if a tower has fewer than `depth` blocks.
+    """
+    if depth is None:
+        depth = max(1, int(share * min(len(tower.blocks) for tower in towers)))
+    for tower in towers:
+        check_depth(tower, depth, method, field)
+    return depth
+
+
+def check_depth(tower: Tower, depth: int, method: str, field: str) -> None:
+    """Raise AdaptError, naming the setting `field` of `method`, if `tower` has fewer than `depth` blocks."""
+    blocks = len(tower.blocks)
+    if depth > blocks:
+        raise AdaptError(
+            f"{method}: {field} is {depth}, but the {tower.name} tower has {blocks} blocks: set method.{field} to 1 to "
+            f"{blocks}"
+        )
+
 
 Place = tuple[str, int, str]  # tower, block, projection
 Letter = Literal["q", "k", "v", "out", "fc1", "fc2", "gate", "up", "down"]
@@ -40,6 +65,16 @@ def places(method: Method, backbone: Backbone) -> Iterator[tuple[Place, Projecti
         for index, block in method.present(tower):
             if first <= index < stop:
                 yield from (((name, index, letter), block.projections[letter]) for letter in letters)
+
+
+def owner_of(method: nn.Module, path: Sequence[str]) -> nn.Module:
+    """Return the submodule of `method` at `path`, a list of names, after adding those that are not there."""
+    owner = method
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    return owner
 
 
 def check_mergeable(projection: Projection, method: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -12,7 +13,7 @@ from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tokenizer import TextTokenizer
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
 from adapt.methods.base.step import Encoded
-from adapt.methods.base.traits import OwnClassifier
+from adapt.methods.base.traits import Grades, OwnClassifier
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt
 
@@ -102,3 +103,81 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Return the mean image feature of each class as `(n_classes, e)`, from image features `(n, e)` and `labels`."""
     sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
     return sums / labels.bincount(minlength=classes)[:, None]
+
+
+FOLDS = 5
+SURE = 0.05  # the least spread, so that logits stay small
+UNLIKELY = 30.0  # how far the logit of a word without training images is below all others
+
+
+class Regressor(Method[ImageStep], Grid, Grades, OwnClassifier):
+    """The base class of regressors on standardised targets, which scikit-learn fits.
+
+    The logit of a word is, up to a constant, the log-density of its level under a normal distribution around the
+    predicted number. So logits are linear in the number, which is read from them again, and the mean of the logits of
+    several images gives the mean of their numbers. `scale` `(3,)` are the mean and the standard deviation of the
+    targets, and what is added to numbers so that the lowest level is 1. `levels` `(n,)` are the mean targets of the
+    words, or 0 for a word without training images. `spread` `()` is the cross-validated error of numbers.
+    """
+
+    tasks = frozenset({"targets"})
+    serves = ("dual encoder", "vision encoder")
+    weighs_classes = False
+    per_class = True
+    takes_steps = False
+    scale: Tensor
+    levels: Tensor
+    spread: Tensor
+
+    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
+        count, device = len(class_names), backbone.device
+        self.register_buffer("scale", torch.tensor([0.0, 1.0, 1.0], device=device))
+        self.register_buffer("levels", torch.arange(1.0, count + 1, device=device))
+        self.register_buffer("spread", torch.ones((), device=device))
+
+    def estimator(self) -> Any:
+        """Return a new regressor of scikit-learn with the method's settings."""
+        raise NotImplementedError
+
+    def keep(self, fitted: Any, features: Tensor) -> None:
+        """Set the method's tensors from the `fitted` regressor and the training features `(n, e)`."""
+        raise NotImplementedError
+
+    def predicted(self, features: Tensor) -> Tensor:
+        """Return the predictions `(b,)` for unit-length features `(b, e)`, 0 for the mean of the targets."""
+        raise NotImplementedError
+
+    def prepare(self, training: Training) -> None:
+        targets, labels = training.values("train"), training.labels("train")
+        mean, deviation = targets.mean(), targets.std(correction=0)
+        deviation = torch.where(deviation > 0, deviation, 1.0)  # equal targets, as a fold may have, are all predicted
+        targets, counts = (targets - mean) / deviation, labels.bincount(minlength=len(self.levels))
+        levels = targets.new_zeros(len(counts)).index_add(0, labels, targets) / counts
+        added = 1 - levels[counts > 0].min()
+        self.levels = torch.where(counts > 0, levels + added, 0.0).to(self.levels)
+        self.scale = torch.stack([mean, deviation, added]).to(self.scale)
+        features = training.features("train").double()
+        with torch.no_grad():
+            self.keep(self.estimator().fit(features.numpy(), targets.numpy()), features)
+
+    def finish(self, training: Training) -> None:
+        from sklearn.model_selection import GroupKFold, cross_val_predict
+
+        features, targets = training.features("train").double().numpy(), training.values("train").numpy()
+        groups = [item.kept_with for item in training.items("train")]
+        if (count := min(FOLDS, len(set(groups)))) < 2:
+            return
+        folds = GroupKFold(count, shuffle=True, random_state=0)
+        numbers = cross_val_predict(self.estimator(), features, targets, groups=groups, cv=folds)
+        error = float(((numbers - targets) ** 2).mean() ** 0.5 / self.scale[1])
+        self.spread.fill_(max(SURE, error))
+
+    def logits(self, step: ImageStep) -> Tensor:
+        levels, numbers = self.levels, self.predicted(step.features) + self.scale[2]
+        logits = (numbers[:, None] * levels - levels.square() / 2) / self.spread.square()
+        return torch.where(levels > 0, logits, logits.amin(-1, keepdim=True) - UNLIKELY)
+
+    def score(self, logits: Tensor) -> Tensor:
+        levels, (mean, deviation, added) = self.levels, self.scale
+        times_levels = logits.to(levels) * self.spread.square() + levels.square() / 2  # the number times each
+        return mean + deviation * ((times_levels @ levels) / levels.square().sum() - added)

@@ -25,28 +25,25 @@ def load(paths: Iterable[Path]) -> None:
 
     A plug-in can import other files in its folder if no installed library has the same name.
     """
-    for path in paths:
-        if path.resolve() not in _loaded:
-            _load(path)
-            _loaded[path.resolve()] = None
-
-
-def _load(path: Path) -> None:
     from adapt.methods import classes_of, register
 
-    name = f"adapt_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
-    if spec is None or spec.loader is None or not path.is_file():
-        raise AdaptError(f"--plugin is {path}; expected a Python file with methods, such as mine.py")
-    if (beside := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(beside)  # for what the file imports now, and later
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # so that its classes can be pickled
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise AdaptError(f"--plugin {path} cannot be run: {type(error).__name__}: {error}") from error
-    classes = classes_of(module)
-    if not classes:
-        raise AdaptError(f"--plugin {path} defines no method; expected a subclass of adapt.methods.base.Method")
-    for cls in classes:
-        register(cls)
+    for path in paths:
+        if path.resolve() in _loaded:
+            continue
+        name = f"adapt_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
+        if spec is None or spec.loader is None or not path.is_file():
+            raise AdaptError(f"--plugin is {path}; expected a Python file with methods, such as mine.py")
+        if (beside := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(beside)  # for what the file imports now, and later
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # so that its classes can be pickled
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise AdaptError(f"--plugin {path} cannot be run: {type(error).__name__}: {error}") from error
+        classes = classes_of(module)
+        if not classes:
+            raise AdaptError(f"--plugin {path} defines no method; expected a subclass of adapt.methods.base.Method")
+        for cls in classes:
+            register(cls)
+        _loaded[path.resolve()] = None

@@ -1,4 +1,7 @@
-"""Batches as methods see them in training and at test time ("steps"); results are computed if needed, and only once."""
+"""Batches as methods see them in training and at test time ("steps"), and the terms of a batch's loss.
+
+A step computes results if they are needed, and only once.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,18 @@ from torch import Tensor
 
 from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
+from adapt.common.shown import brief
 from adapt.data.bags import Bags
 from adapt.data.pooling import bag_mean
-from adapt.methods.base.terms import checked
-from adapt.methods.base.view import ImageModelView, ModelView
 from adapt.prompts import Prompt, Texts, texts_key
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.methods.base.method import Method
+    from adapt.models.base import Adapted
+    from adapt.models.image_model import ImageModel
     from adapt.tasks.base import Task
+
 
 T = TypeVar("T")
 Same = TypeVar("Same", bound="Step")
@@ -73,7 +78,7 @@ class Step:
     whole: Callable[[Tensor], Tensor] | None = None
     """A function from the rows of this process to those of all processes, if the batch is divided among several."""
 
-    def __init__(self, model: ModelView, inputs: Any, labels: Tensor | None = None) -> None:
+    def __init__(self, model: Adapted[Any], inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs, self._labels = model, inputs, labels
 
     def of(self, task: Task, items: Sequence[Item]) -> Self:
@@ -117,8 +122,7 @@ class Step:
     @cached_property
     def logits(self) -> Tensor:
         """The method's logits of this batch `(b, n)`."""
-        logits: Tensor = self.model.method.logits(self)
-        return logits
+        return self.model.method.logits(self)
 
     @cached_property
     def cross_entropy(self) -> Tensor:
@@ -128,7 +132,10 @@ class Step:
 
     def again(self) -> Self:
         """Return a new object for this batch after the method's tensors changed, keeping frozen-backbone results."""
-        return self._alike(type(self)(self.model, self.inputs, self._labels))
+        return self._with(self.model)
+
+    def _with(self, model: Any) -> Self:
+        return self._alike(type(self)(model, self.inputs, self._labels))
 
     def _alike(self, other: Same) -> Same:
         """Return `other`, a new object for this batch, after copying items and frozen-backbone results into `other`."""
@@ -143,19 +150,19 @@ class ImageStep(Step):
     bags, which have several images of one thing each, the features are those of the bags.
     """
 
-    model: ImageModelView
+    model: ImageModel[Any]
 
     def __init__(
-        self, model: ImageModelView, inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
+        self, model: ImageModel[Any], inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
     ) -> None:
         super().__init__(model, inputs, labels)
         self._frozen: dict[str, Tensor] = {}
         self.of_classes: dict[Hashable, Any] = {}
         """Results that do not depend on images, by name, stored on first use or set beforehand."""
 
-    def under(self, method: Method) -> ImageStep:
+    def under(self, method: Method) -> Self:
         """Return a step for the same batch under `method`, of the same type, such as a copy tuned on the batch."""
-        return self._alike(ImageStep(self.model.under(method), self.inputs, self._labels))
+        return self._with(self.model.under(method))
 
     def _alike(self, other: Same) -> Same:
         if isinstance(other, ImageStep):
@@ -202,8 +209,7 @@ class ImageStep(Step):
             if self.inputs.shape[1] != self.model.method.views + 1:
                 raise self._wrong_views(self.inputs.shape[1])
             views = moved(self.inputs, self.model.backbone.device)
-            features: Tensor = self.model.image_features(views.flatten(0, 1))
-            return features.unflatten(0, self.inputs.shape[:2])
+            return self.model.image_features(views.flatten(0, 1)).unflatten(0, self.inputs.shape[:2])
         raise self._wrong_views(1)
 
     def _wrong_views(self, given: int) -> AdaptError:
@@ -237,8 +243,7 @@ class ImageStep(Step):
         """The unit-length features of each image `(m, e)`, of which a bag has several, by the adapted vision tower."""
         if isinstance(self.inputs, Encoded):
             return self.model.projected(self._encoded(self.inputs))
-        features: Tensor = self.model.image_features(self._entering)
-        return features
+        return self.model.image_features(self._entering)
 
     @cached_property
     def counts(self) -> Tensor | None:
@@ -286,34 +291,28 @@ class ImageStep(Step):
     @cached_property
     def _own_tokens(self) -> Tensor:
         """The output of the last vision block for the images that this process encodes."""
-        tokens: Tensor = self.model.image_tokens(self._images)
-        return tokens
+        return self.model.image_tokens(self._images)
 
     @cached_property
     def class_features(self) -> Tensor:
         """The unit-length text features of the classes `(n, e)`, or `(b, n, e)` if the features depend on images."""
-        features: Tensor
         method = self.model.method
         if method.per_image:
             tokens = self._own_tokens if "tokens" in method.reads else None
-            features = self._of_all(self.model.class_features(self._own_features, tokens))
-        else:
-            features = self._once("class_features", self.model.class_features)
-        return features
+            return self._of_all(self.model.class_features(self._own_features, tokens))
+        return self._once("class_features", self.model.class_features)
 
     @cached_property
     def prompt_features(self) -> tuple[Tensor, ...]:
         """The unit-length features `(m, e)` of each class's m prompts, where m may differ between classes."""
-        features: tuple[Tensor, ...] = self._once("prompt_features", self.model.prompt_features)
-        return features
+        return self._once("prompt_features", self.model.prompt_features)
 
     def encode(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return unit-length features `(m, e)` of prompts that are not class prompts, from the adapted tower.
 
         The prompts cannot contain learned tokens that belong to a class or an image.
         """
-        features: Tensor = self.model.encode(prompts)
-        return features
+        return self.model.encode(prompts)
 
     @property
     def frozen_features(self) -> Tensor:
@@ -338,8 +337,7 @@ class ImageStep(Step):
         `unit`, the normalised mean of unit-length features, or `raw`, the mean of the tower's outputs, not normalised.
         """
         key = texts_key(templates), average
-        features: Tensor = self._once(key, lambda: self.model.frozen_class_features(templates, average))
-        return features
+        return self._once(key, lambda: self.model.frozen_class_features(templates, average))
 
     @property
     def scale(self) -> float:
@@ -382,19 +380,13 @@ class PairStep(ImageStep):
     a paraphrase of each text, or "" for a text without paraphrase.
     """
 
-    def __init__(self, model: ImageModelView, inputs: Sequence[Any], labels: Tensor | None = None) -> None:
+    def __init__(self, model: ImageModel[Any], inputs: Sequence[Any], labels: Tensor | None = None) -> None:
         images, texts, *others = inputs
         super().__init__(model, images, labels)
         self.texts: list[str] = list(texts)
         self.rephrased: list[str] = list(others[0] if others else [""] * len(self.texts))
 
-    def again(self) -> Self:
-        return self._of(self.model)
-
-    def under(self, method: Method) -> PairStep:
-        return self._of(self.model.under(method))
-
-    def _of(self, model: ImageModelView) -> Self:
+    def _with(self, model: Any) -> Self:
         return self._alike(type(self)(model, [self.inputs, self.texts, self.rephrased], self._labels))
 
     @cached_property
@@ -411,14 +403,12 @@ class PairStep(ImageStep):
     @cached_property
     def text_features(self) -> Tensor:
         """The unit-length features of the texts `(b, e)`, computed by the adapted text tower."""
-        features: Tensor = self.model.encode_texts(self.texts)
-        return features
+        return self.model.encode_texts(self.texts)
 
     @property
     def pair_features(self) -> Tensor:
         """The unit-length features of the pairs `(b, e)`, each computed from an image and its text."""
-        features: Tensor = self.model.pair_features(self.features, self.text_features)
-        return features
+        return self.model.pair_features(self.features, self.text_features)
 
     @cached_property
     def same(self) -> Tensor:
@@ -451,3 +441,30 @@ def contrast(logits: Tensor, wrong: Tensor | None = None) -> Tensor:
     right = torch.arange(len(logits), device=logits.device)
     with_wrong = logits if wrong is None else torch.cat([logits, wrong], dim=-1)
     return (F.cross_entropy(with_wrong.float(), right) + F.cross_entropy(logits.T.float(), right)) / 2
+
+
+def total(terms: Terms) -> Tensor:
+    """Return the loss, as the sum of its `terms`."""
+    first, *others = terms.values()
+    return sum(others, first)
+
+
+def checked(terms: object, owner: str) -> Terms:
+    """Return the loss `terms` unchanged. Raises AdaptError, naming `owner`, if `terms` are not a dict of scalars."""
+    expected = "expected a dict of terms by name, each a tensor with one number"
+    if not isinstance(terms, dict) or not terms:
+        raise AdaptError(f"{owner}: the function loss returned {brief(terms)}; {expected}")
+    for name, term in terms.items():
+        if not (isinstance(name, str) and isinstance(term, Tensor) and term.numel() == 1):
+            kind = f"of shape {tuple(term.shape)}" if isinstance(term, Tensor) else brief(term)
+            raise AdaptError(f"{owner}: the loss term {name!r} is {kind}; {expected}")
+    return terms
+
+
+def distill(step: ImageStep) -> Tensor:
+    """Return the mean cosine distance between adapted and frozen image features, as an extra term of the loss."""
+    return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
+
+
+# the terms that a recipe may add to the loss of any method, by `train.terms`
+TERMS: dict[str, Callable[[Any], Tensor]] = {"distill": distill}

@@ -9,11 +9,15 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from adapt.common.progress import LogEntry
-from adapt.methods.base.step import Step, Terms
-from adapt.methods.base.view import ImageModelView, ModelView
 
 if TYPE_CHECKING:
+    import torch
+
     from adapt.data.item import Item
+    from adapt.methods.base.step import Step, Terms
+    from adapt.models.base import Adapted
+    from adapt.models.image_model import ImageModel
+
 
 Part = Literal["train", "val", "unlabelled"]
 Kept = TypeVar("Kept", bound=BaseModel)
@@ -23,11 +27,11 @@ class Training(Protocol):
     """The training run that `prepare` and `finish` of a method receive, possibly without validation images."""
 
     @property
-    def model(self) -> ModelView:
+    def model(self) -> Adapted[Any]:
         """The adapted model that is being trained."""
 
     @property
-    def classifier(self) -> ImageModelView:
+    def classifier(self) -> ImageModel[Any]:
         """The adapted dual encoder that is being trained. Raises AdaptError for a backbone of another kind."""
 
     @property
@@ -70,7 +74,7 @@ class Training(Protocol):
         Raises AdaptError for an unknown name, and for a backbone that does not compare images with texts.
         """
 
-    def teacher(self, name: str, templates: Sequence[str]) -> ImageModelView:
+    def teacher(self, name: str, templates: Sequence[str]) -> ImageModel[Any]:
         """Return a trained model with the classes of this one, to learn its answers.
 
         `name` is an adapter (a file, the folder of a run or a name on the hub), or a backbone, which answers by the
@@ -131,3 +135,12 @@ class Training(Protocol):
 
     def note(self, **figures: object) -> None:
         """Add `figures` (results of the method, by name) to metrics.json in the run directory."""
+
+
+def rows_of(training: Training, views: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the unit-length features `(n, e)` of all random views of the training images, and their labels `(n,)`.
+
+    Without `views`, they are of the images themselves.
+    """
+    rows = training.features("train", views=views).flatten(0, -2).to(device)
+    return rows, training.labels("train").repeat_interleave(max(views, 1)).to(device)

@@ -2,32 +2,35 @@
 
 `class AnoVL(Method, DrawsMaps)` draws maps. Code that needs maps calls `trait(method, DrawsMaps)`, which also looks
 into the parts of a composition. Two parts with the same trait are refused, unless `Compose` has it too and combines
-them.
+them. The largest, `Grid`, comes last: settings that are tuned on the data, and the logits under each value.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import torch
 from pydantic import BaseModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.common.validation import with_changes
 from adapt.data.pooling import bag_sum
+from adapt.methods.base.step import Encoded, ImageStep
 
 if TYPE_CHECKING:
     from adapt.backbones.tower import Block, Tower
     from adapt.methods.base.method import Method
     from adapt.methods.base.places import Place
-    from adapt.methods.base.step import ImageStep
-
+    from adapt.methods.base.training import Training
 
 Imported = tuple[dict[str, Tensor], dict[str, object]]  # tensors of a published checkpoint, and settings
+LEARNER = "prompt_learner."  # where published checkpoints that hold all of CLIP keep a method's tensors
 
 
 class Trait(ABC):  # noqa: B024  # abstract members belong to each trait
@@ -59,10 +62,12 @@ class LearnedTokens(Trait):
         """Whether the method, with its current settings, puts learned tokens into the prompts."""
         return True
 
+    ctx: Tensor
+
     @property
-    @abstractmethod
     def learned_tokens(self) -> dict[str, Tensor]:
-        """The learned text tokens `(..., d)` by parameter name, so that their nearest words can be listed."""
+        """The learned text tokens `(..., d)` by parameter name, by default `ctx`, whose nearest words can be listed."""
+        return {"ctx": self.ctx}
 
 
 class OwnTerms(Trait):
@@ -283,6 +288,12 @@ class ReadsPublished(Trait):
         """
 
 
+def learned(state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors under `prefix` in a published prompt-learning checkpoint, without frozen token embeddings."""
+    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return {key: tensor for key, tensor in own.items() if key not in ("token_prefix", "token_suffix")}
+
+
 def unpublished(method: type[Method]) -> AdaptError:
     """Return an AdaptError which says that adapt cannot read published checkpoints of `method`."""
     return AdaptError(f"adapt cannot read published {method.name} checkpoints: train an adapter instead")
@@ -296,6 +307,32 @@ class ChecksAdapter(Trait):
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Raise AdaptError if tensors in `source` with correct names, shapes and types have invalid values."""
+
+
+class KeepsLabels(ChecksAdapter):
+    """The trait of methods whose adapters have a table: the `labels` `(n,)` of training images, and `keys` for each."""
+
+    labels: Tensor
+    _classes: int
+
+    def hold(self, keys: Mapping[str, Tensor], labels: Tensor, device: torch.device, trained: bool = False) -> None:
+        """Hold `labels` `(n,)`, and tensors `(n, e)` by name, which are parameters if they are `trained`."""
+        assert isinstance(self, nn.Module)
+        self.register_buffer("labels", labels.to(device))
+        for name, own in keys.items():
+            if trained:
+                setattr(self, name, nn.Parameter(own.to(device)))
+            else:
+                self.register_buffer(name, own.to(device))
+
+    def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Raise AdaptError if the labels that the file `source` stores do not fit the number of classes."""
+        labels, classes = tensors["labels"], self._classes
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise AdaptError(
+                f"the labels in {source} are {int(labels.min())} to {int(labels.max())}, but there are {classes} "
+                "classes: download or train the adapter again"
+            )
 
 
 class Reports(Trait):
@@ -371,3 +408,73 @@ def normal_label(method: Method, class_names: Sequence[str]) -> int:
             "of normal images, and method.states to the descriptions of each class"
         )
     return class_names.index(name)
+
+
+Trial = tuple[dict[str, Any], Tensor]  # settings, and the logits (n, classes) of the validation images under them
+
+
+class Choice(NamedTuple):
+    """The values to try for one setting, in order, and the usual value, which only a clearly better value replaces."""
+
+    values: Sequence[Any]
+    usual: Any
+    open_ended: bool = True
+    """Whether the setting also accepts values beyond the first and the last, and they would make sense."""
+
+
+def combinations(choices: Mapping[str, Choice]) -> Iterator[dict[str, object]]:
+    """Yield each combination of the settings' values, with the last setting varying fastest; {} for no settings."""
+    for values in product(*(choice.values for choice in choices.values())):
+        yield dict(zip(choices, values, strict=True))
+
+
+def configure(method: Method, settings: Mapping[str, object]) -> None:
+    """Replace the values of `settings` in the method's config."""
+    method.config = method.config.model_copy(update=dict(settings))
+
+
+class Grid(Trait):
+    """The trait of methods with settings that are tuned on the data by `adapt.training.choice`."""
+
+    config: Any
+    choices: ClassVar[Mapping[str, Choice]] = {}
+    """The settings that the data choose where the config has None, with the values to try."""
+
+    at_answer: ClassVar[frozenset[str]] = frozenset()
+    """The settings that change only the answers, so that one fit serves all their values."""
+
+    most_accurate: ClassVar[bool] = True
+    """Whether validation images choose the most accurate values, as published, and not the likeliest ones."""
+
+    @property
+    def balanced(self) -> bool:
+        """Whether classes count equally when settings are compared, however many images each class has."""
+        return False
+
+    def grid(self, training: Training) -> dict[str, Choice]:
+        """Return the settings that are tuned on the data, with the values to try: the `choices` that are not set."""
+        return {name: choice for name, choice in self.choices.items() if getattr(self.config, name) is None}
+
+    def setting(self, name: str) -> float:
+        """Return the value of one of the `choices`, which is the usual value until the data have chosen another."""
+        value = getattr(self.config, name)
+        return float(self.choices[name].usual if value is None else value)
+
+    def trials(self, training: Training, choices: Mapping[str, Choice], learned: bool = False) -> Iterator[Trial]:
+        """Yield each combination of the values in `choices`, with the resulting logits of the validation images.
+
+        The method is fitted to the training images once for each combination of the settings outside `at_answer`. If
+        `learned` is true, the method is already fitted, and is not fitted again.
+        """
+        method: Method = training.model.method
+        fits = {name: choice for name, choice in choices.items() if name not in self.at_answer}
+        answers = {name: choice for name, choice in choices.items() if name in self.at_answer}
+        for settings in combinations(fits):
+            configure(method, settings)
+            if not learned:
+                training.prepare()
+            step = ImageStep(training.classifier, Encoded(training.features("val")))
+            for others in combinations(answers):
+                configure(method, others)
+                with torch.no_grad():
+                    yield settings | others, method.logits(step)

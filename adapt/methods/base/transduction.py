@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adapt.methods.base.config import MethodConfig
-from adapt.methods.base.method import Method
+from adapt.methods.base.method import Method, MethodConfig
 from adapt.methods.base.step import ImageStep
 from adapt.methods.base.traits import OverSet
 from adapt.methods.zero_shot import Templates

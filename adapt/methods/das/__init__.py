@@ -15,6 +15,8 @@ Deviations:
 * Warm-up and turn are counted in optimiser steps; the reference counts micro-batches.
 * METER's rule has no learning rate; `gate_lr=1` is equivalent, and is also ViLT's value.
 * The probability of drawing a block is at least 1e-4, so that extreme gates still allow different subsets.
+* Adapters in place of blocks may first imitate these blocks (`imitate`), as in FitNets (Romero et al., ICLR 2015),
+  where a thin network first learns from hidden layers of the full one; the reference starts from random adapters.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -32,9 +35,8 @@ from adapt.backbones.tower import Tower, TowerName
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.edits import Bypass, Edit, Parallel
-from adapt.methods.base import KINDS, Context, Method, MethodConfig, Step, Training
+from adapt.methods.base import KINDS, Context, ImageStep, Method, MethodConfig, Step, Terms, Training
 from adapt.methods.base.traits import ChoosesOnValidation, Reports, SkipsBlocks
-from adapt.methods.das.imitation import imitate
 from adapt.methods.das.search import Found, Search, plot_search
 from adapt.methods.zero_shot import Template
 
@@ -132,10 +134,6 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
     example = {"skipped": ["text.1"], "towers": ["text", "vision"]}
     _widths: dict[str, int]  # the width of each block, by its name
     _sites: dict[str, tuple[SiteName, ...]]  # the sites of each block, also of blocks that cannot be skipped
-
-    @property
-    def touches(self) -> frozenset[str]:
-        return frozenset(self.config.towers)
 
     @classmethod
     def lines(cls, metrics: JsonObject) -> Iterable[str]:
@@ -237,19 +235,17 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
     def prepare(self, training: Training) -> None:
         """Search for the blocks to skip if the settings name no blocks, then train the bypasses to imitate blocks."""
         if self.config.searches:
-            result = training.kept("search", Found) or self._search(training)
+            result = training.kept("search", Found)
+            if result is None:
+                search = Search(self, training)
+                imitation_seconds = self._imitate(training)
+                result = search.run()
+                result.seconds = round(result.seconds + imitation_seconds, 3)
+                training.keep("search", result)
             self._settle(result.chosen)
             training.restart()
         if not training.resumed:
             training.seconds += self._imitate(training)
-
-    def _search(self, training: Training) -> Found:
-        search = Search(self, training)
-        imitation_seconds = self._imitate(training)
-        result = search.run()
-        result.seconds = round(result.seconds + imitation_seconds, 3)
-        training.keep("search", result)
-        return result
 
     def _imitate(self, training: Training) -> float:
         bypasses = {
@@ -299,3 +295,47 @@ def _needed(tower: Tower) -> frozenset[str]:
         return frozenset()
     kinds = tower.form.kinds or ("full",) * len(tower.blocks)
     return frozenset(f"{tower.name}.{kinds.index(kind)}" for kind in kinds)
+
+
+IMAGES = 4  # images per step: few, because an adapter learns from every token of an image
+
+
+def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) -> float:
+    """Train only `bypasses`, the adapters that replace blocks such as vision.3, and return the duration in seconds.
+
+    The recipe's learning rate and schedule are used without warm-up epochs, and a batch has at most four images.
+    """
+
+    def loss(step: ImageStep) -> Terms:
+        return {"imitation": lacking_blocks(bypasses, step)}
+
+    return training.train(
+        "imitating blocks",
+        parameters=[each for bypass in bypasses.values() for each in bypass.parameters()],
+        loss=loss,
+        epochs=epochs,
+        warmup_epochs=0,
+        batch_size=min(IMAGES, training.settings.batch_size),
+        accumulate=1,
+    )
+
+
+def lacking_blocks(bypasses: Mapping[str, nn.Module], step: ImageStep) -> Tensor:
+    """Return the sum of the relative errors with which the adapters `bypasses` imitate blocks of the frozen backbone.
+
+    In a tower with class-token pooling, the relative error at the class token is also added.
+    """
+    read_at_class = step.model.backbone.tower("vision").form.pooling == "class"
+    errors = []
+    for name, (before, after) in step.frozen_blocks(list(bypasses)).items():
+        before, after = before.float(), after.float()
+        imitated = bypasses[name](before).float()
+        errors.append(_relative_error(before, imitated, after))
+        if read_at_class:
+            errors.append(_relative_error(before[:, 0], imitated[:, 0], after[:, 0]))
+    return torch.stack(errors).sum()
+
+
+def _relative_error(before: Tensor, imitated: Tensor, after: Tensor) -> Tensor:
+    """Return `|imitated - after|^2 / |before - after|^2` for a block's input `before` and output `after` `(..., d)`."""
+    return (imitated - after).square().sum() / (after - before).square().sum()

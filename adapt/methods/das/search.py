@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +20,9 @@ from torch import Tensor
 from adapt.common.errors import AdaptError
 from adapt.common.progress import LogEntry
 from adapt.methods.base import Step, Training
+
+if TYPE_CHECKING:
+    from adapt.methods.das import DAS
 
 LEAST_CHANCE = 1e-4  # the least chance of drawing a block, so that very low gates still allow different subsets
 
@@ -58,23 +61,6 @@ class Found(BaseModel):
         }
 
 
-class Skipping(Protocol):
-    """The interface of a method that can skip any subset of `blocks`."""
-
-    config: Any
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """The names of all blocks that can be skipped."""
-
-    @property
-    def most(self) -> dict[str, int]:
-        """The largest number of blocks that can be skipped in each tower."""
-
-    def select(self, names: Collection[str]) -> None:
-        """Skip exactly the blocks `names` in all following forward passes."""
-
-
 class Search:
     """A search for blocks to skip, with a learned gate (a number) for each block and a record of all gate updates.
 
@@ -82,7 +68,7 @@ class Search:
     as `keep_flops` requires, or if there are fewer subsets of blocks than an update compares.
     """
 
-    def __init__(self, method: Skipping, training: Training) -> None:
+    def __init__(self, method: DAS, training: Training) -> None:
         self.method, self.training, self.config = method, training, method.config
         self.names, self.most = method.blocks, method.most
         self.towers = [name.partition(".")[0] for name in self.names]
@@ -178,7 +164,7 @@ class Search:
         return float(self.training.loss(step))
 
 
-def block_flops(method: Skipping, training: Training) -> tuple[float, dict[str, float]]:
+def block_flops(method: DAS, training: Training) -> tuple[float, dict[str, float]]:
     """Return the FLOPs of the searched towers without skipped blocks, and the FLOPs that skipping each block saves.
 
     After the call, the method skips no block.

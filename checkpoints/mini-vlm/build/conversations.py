@@ -13,7 +13,7 @@ from PIL import Image
 from adapt.chats import Chat
 from adapt.data.decoding.files import zip_root
 from adapt.data.decoding.images import open_image
-from adapt.data.emoji import archive, chats, labelled_scenes, questions, scenes
+from adapt.data.emoji import archive, chats, questions, scenes
 from adapt.data.emoji.scenes import Scene
 
 DESCRIBE, NAME = "describe the picture.", questions.WHAT
@@ -45,11 +45,11 @@ def without_end(stream: Random) -> Iterator[Drawn]:
 def _one(scene: Scene, stream: Random) -> Drawn:
     kind, number = stream.random(), stream.randrange(1000)
     if kind < 0.2:
-        chat = Chat.about(DESCRIBE, labelled_scenes.caption(scene, turned=False))
+        chat = Chat.about(DESCRIBE, questions.caption(scene, turned=False))
     elif kind < 0.4:
         there = {concept.name for concept in scene.concepts}
         asked = stream.choice([*there, stream.choice(list(questions.concepts().values())).name])
-        question = f"is there {labelled_scenes.with_article(asked)}?"
+        question = f"is there {questions.with_article(asked)}?"
         chat = Chat.about(question, "yes" if asked in there else "no")
     else:
         chat = chats.about_one(scene, number, _short)

@@ -13,10 +13,9 @@ from stopping import stopped_at
 
 from adapt import AdaptError, methods, wrap
 from adapt.methods import das
-from adapt.methods.base.step import ImageStep
-from adapt.methods.base.terms import distill
+from adapt.methods.base.step import ImageStep, distill
+from adapt.methods.das import lacking_blocks
 from adapt.methods.das import search as searching
-from adapt.methods.das.imitation import lacking_blocks
 from adapt.training import fitting as trainings
 from adapt.training.loop import Trainer
 
