@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypedDict, Unpack
 
 import click
 
@@ -30,32 +30,38 @@ class _Time(click.ParamType):
         return "TIME"
 
 
+class _Options(TypedDict):
+    """The options that are handed on to `adapt.recommend`."""
+
+    root: common.RecipeRoot
+    names: common.ReadableNames
+    shots: Annotated[int | None, Option("Training images per class.  [default: all]", min=1)]
+    seed: Annotated[int, Option("Seed for picking shots, for the folds and for training.", min=0, default=1)]
+    backbone: common.RecipeBackbone
+    overrides: common.Overrides
+    folds: Annotated[int | None, Option("Folds of the cross-validation.  [default: shots per class, at most 5]", min=2)]
+    every: Annotated[
+        bool,
+        Option(
+            "Also compare the slower methods, whose steps pass images or texts through a tower.", "--all", default=False
+        ),
+    ]
+    budget: Annotated[
+        float | None,
+        Option("Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h.", kind=_Time()),
+    ]
+    track: common.TrackedBy
+
+
 @command()
 def recommend(
     data: str,
     *,
-    root: common.RecipeRoot = None,
-    names: common.ReadableNames = None,
-    shots: Annotated[int | None, Option("Training images per class.  [default: all]", min=1)] = None,
-    seed: Annotated[int, Option("Seed for picking shots, for the folds and for training.", min=0)] = 1,
     device: common.RecipeDevice = None,
-    backbone: common.RecipeBackbone = None,
-    overrides: common.Overrides = (),
-    folds: Annotated[
-        int | None, Option("Folds of the cross-validation.  [default: shots per class, at most 5]", min=2)
-    ] = None,
-    every: Annotated[
-        bool, Option("Also compare the slower methods, whose steps pass images or texts through a tower.", "--all")
-    ] = False,
-    budget: Annotated[
-        float | None,
-        Option("Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h.", kind=_Time()),
-    ] = None,
-    track: common.TrackedBy = (),
     out: common.RunOut = None,
     resume: Annotated[bool, "Continue the interrupted comparison or training in --out."] = False,
     quiet: common.Quiet = False,
-    **options: Any,
+    **options: Unpack[_Options],
 ) -> None:
     """Compare adaptation methods on DATA, estimate the accuracy of the best method, and train the best method.
 
