@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar, g
 
 import click
 
-from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, missing
 from adapt.common.shown import unseen
 
@@ -168,15 +167,6 @@ AtUse = Annotated[
 ]
 OfAdapter = Annotated[str | None, "Backbone, if the adapter does not name it."]
 Quiet = Annotated[bool, "Hide progress."]
-
-
-def _decorator(name: str, hint: Any, default: object = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return the decorator of an option, for a command that `command` does not make."""
-    return click.option(cls=lambda *_, **__: _param(name, hint, default))  # type: ignore[arg-type]
-
-
-classes, at_use = _decorator("classes", OtherClasses), _decorator("at_use", AtUse, ())
-of_adapter, device = _decorator("backbone", OfAdapter), _decorator("device", RunsOn, AUTO)
 
 # options of commands that take a recipe; whatever is left out is as the recipe has it
 

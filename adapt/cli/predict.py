@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING, Annotated, Any
 
 from adapt.cli import options as common
 from adapt.cli.image_files import ImageFile, by_item, exit_where_unread, image_files, is_adapter, opened_items
+from adapt.cli.options import Argument, Option, command
 from adapt.cli.predictions import Columns, writer
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of
@@ -34,68 +34,46 @@ logger = logging.getLogger("adapt")
 ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
 
 
-@click.command()
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, type=click.Path(path_type=Path), metavar="[ADAPTER]... IMAGES...")
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=1),
-    help="Classes to show per image, the most probable first.  [default: 5; with --csv 1]",
-)
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1),
-    help="Answer none if no class reaches this probability; a multi-label adapter names all that do.  "
-    "[default for multi-label: 0.5]",
-)
-@common.classes
-@click.option("--question", help="Question about each image, for an adapter that answers questions.")
-@click.option(
-    "--together",
-    is_flag=True,
-    help="Answer all images as one set, with an adapter of a method such as stata; results come at the end.",
-)
-@click.option(
-    "--at-a-time",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="With --together, answer sets of about N images one after the other.",
-)
-@click.option("--items", is_flag=True, help="Answer each folder of images as one item of several images.")
-@click.option("--explain", is_flag=True, help="Show which descriptors of a class decided, for an adapter with some.")
-@click.option(
-    "--vocabulary-free",
-    type=click.Path(path_type=Path),
-    metavar="INDEX",
-    help="Name images without an adapter, by words from the captions of an index (see `adapt index`).",
-)
-@common.at_use
-@common.of_adapter
-@common.device
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-@click.option(
-    "--csv",
-    "as_csv",
-    is_flag=True,
-    help="Print a CSV row per image, with the columns described above.",
-)
+@command()
 def predict(
     adapter: Path,
-    images: tuple[Path, ...],
-    top_k: int | None,
-    threshold: float | None,
-    classes: str | None,
-    question: str | None,
-    together: bool,
-    at_a_time: int | None,
-    items: bool,
-    explain: bool,
-    vocabulary_free: Path | None,
-    at_use: tuple[str, ...],
-    backbone: str | None,
-    device: str,
-    as_json: bool,
-    as_csv: bool,
+    images: Annotated[tuple[Path, ...], Argument("[ADAPTER]... IMAGES...")] = (),
+    *,
+    top_k: Annotated[
+        int | None, Option("Classes to show per image, the most probable first.  [default: 5; with --csv 1]", min=1)
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        Option(
+            "Answer none if no class reaches this probability; a multi-label adapter names all that do.  "
+            "[default for multi-label: 0.5]",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+    classes: common.OtherClasses = None,
+    question: Annotated[str | None, "Question about each image, for an adapter that answers questions."] = None,
+    together: Annotated[
+        bool, "Answer all images as one set, with an adapter of a method such as stata; results come at the end."
+    ] = False,
+    at_a_time: Annotated[
+        int | None,
+        Option("With --together, answer sets of about N images one after the other.", min=1, metavar="N"),
+    ] = None,
+    items: Annotated[bool, "Answer each folder of images as one item of several images."] = False,
+    explain: Annotated[bool, "Show which descriptors of a class decided, for an adapter with some."] = False,
+    vocabulary_free: Annotated[
+        Path | None,
+        Option(
+            "Name images without an adapter, by words from the captions of an index (see `adapt index`).",
+            metavar="INDEX",
+        ),
+    ] = None,
+    at_use: common.AtUse = (),
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
+    as_json: Annotated[bool, Option("Print one JSON object per line.", "--json")] = False,
+    as_csv: Annotated[bool, Option("Print a CSV row per image, with the columns described above.", "--csv")] = False,
 ) -> None:
     """Classify IMAGES with ADAPTER, or answer a question about each image.
 
@@ -293,6 +271,3 @@ def _note_alone(model: Model) -> None:
         logger.warning(
             "each image is answered by itself; %s answers them as one set with --together", model.method.name
         )
-
-
-COMMANDS = {"predict": predict}
