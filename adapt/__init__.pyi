@@ -19,9 +19,9 @@ from .estimator import Classifier as Classifier
 from .formats.export import export as export
 from .loading import load as load
 from .loading import load_many as load_many
-from .models.classifier import AdaptedModel as AdaptedModel
+from .models.dual_encoder import AdaptedModel as AdaptedModel
 from .models.many import predict_many as predict_many
-from .models.vision_model import VisionModel as VisionModel
+from .models.vision_encoder import VisionModel as VisionModel
 from .models.wrap import wrap as wrap
 from .soups import soup as soup
 from .tracking import Tracker as Tracker

@@ -13,13 +13,12 @@ from adapt.common.devices import AUTO, chosen
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.formats import COMPACT_WEIGHTS, PEFT_CONFIG
-from adapt.formats.adapter import NAME, check_backbone, check_scale, read_tensors
-from adapt.formats.header import Header, read_header
+from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_tensors
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
-from adapt.models.answers import Answers
 from adapt.models.dual_encoder import AdaptedModel
+from adapt.models.prediction import Answers
 from adapt.models.wrap import Model
 
 if TYPE_CHECKING:

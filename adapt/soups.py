@@ -21,8 +21,7 @@ from adapt.common.shown import brief
 from adapt.data.item import Item
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import main_figure
-from adapt.formats.adapter import header_of
-from adapt.formats.header import Header
+from adapt.formats.adapter import Header, header_of
 from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed

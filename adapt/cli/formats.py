@@ -18,7 +18,7 @@ from adapt.common.plain import within
 from adapt.common.shown import readable_bytes, shown
 
 if TYPE_CHECKING:
-    from adapt.formats.header import Header
+    from adapt.formats.adapter import Header
     from adapt.models.wrap import Model
 
 
@@ -32,8 +32,7 @@ def inspect(
 ) -> None:
     """Show the contents of ADAPTER: method, backbone, classes, sizes, origin, and words nearest to learned tokens."""
     from adapt.common import plain
-    from adapt.formats.adapter import read_tensors
-    from adapt.formats.header import read_header
+    from adapt.formats.adapter import read_header, read_tensors
     from adapt.loading import located, method_of
 
     file = located(adapter)

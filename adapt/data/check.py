@@ -17,11 +17,10 @@ from PIL import Image
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.interrupt import end_with_the_parent
 from adapt.common.progress import Progress
-from adapt.data.decoding.files import open_file
+from adapt.data.decoding.files import check_inside, open_file, parted
 from adapt.data.decoding.images import check_image
 from adapt.data.decoding.masks import blank_masks, check_mask, marks_none
 from adapt.data.decoding.pictures import lacking, naming, opened, orientation, size_of, to_rgb
-from adapt.data.decoding.regions import check_inside, parted
 from adapt.data.item import Item
 from adapt.data.split import Split
 

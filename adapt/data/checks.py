@@ -18,8 +18,8 @@ from adapt.common.progress import Progress
 from adapt.common.shown import first_of
 from adapt.data.bags import has_bags, is_bag, singles
 from adapt.data.check import Facts, all_facts, unfit
+from adapt.data.decoding.files import parted
 from adapt.data.decoding.pictures import FORMATS
-from adapt.data.decoding.regions import parted
 from adapt.data.item import Item
 from adapt.data.readers import folder_of, load
 from adapt.data.readers.passed_over import PassedOver, by_suffix, counted, passed_over

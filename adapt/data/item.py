@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from adapt import tasks
-from adapt.data.decoding.files import sample_of
-from adapt.data.decoding.regions import parted
+from adapt.data.decoding.files import parted, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

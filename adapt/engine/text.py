@@ -24,10 +24,9 @@ from adapt.backbones.tower import Block, TextParts, Tower, check_parts
 from adapt.common.devices import free_bytes
 from adapt.edits import Edit, Tokens
 from adapt.engine.attention import Packing, pack, prefix_suffix_attention
-from adapt.engine.blocks import again_in_backward, run_block
+from adapt.engine.blocks import again_in_backward, bypassing_absent, run_block, same_features
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
-from adapt.engine.structure import bypassing_absent, same_features
 from adapt.prompts import Prompt, shared_prefix
 
 Chunk = TypeVar("Chunk")

@@ -23,10 +23,19 @@ from adapt.backbones.locks import frozen
 from adapt.backbones.tower import Tower, VisionParts, check_parts
 from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Edit
-from adapt.engine.blocks import RowIndex, again_in_backward, run_block
+from adapt.engine.blocks import (
+    HOOKED,
+    RowIndex,
+    Structure,
+    again_in_backward,
+    bypassing_absent,
+    hooked,
+    run_block,
+    same_features,
+    structure,
+)
 from adapt.engine.hooks import run
 from adapt.engine.plan import Plan, plan
-from adapt.engine.structure import HOOKED, Structure, bypassing_absent, hooked, same_features, structure
 
 CLASS_ROW = slice(1)
 

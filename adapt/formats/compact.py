@@ -23,12 +23,11 @@ from adapt.common import plain
 from adapt.common.disk import new_folder, replacing, write_json
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
-from adapt.engine.allocation import at_most
 from adapt.formats import COMPACT_WEIGHTS, tensor_file
-from adapt.formats.adapter import NAME
-from adapt.formats.header import read_header
+from adapt.formats.adapter import NAME, read_header
 from adapt.methods.base.traits import skipped_blocks
 from adapt.models.base import Adapted
+from adapt.models.building import at_most
 
 FORMAT = 1
 

@@ -10,11 +10,10 @@ from torch import Tensor
 from adapt.backbones.base import Backbone
 from adapt.common.devices import keeping_rng
 from adapt.common.errors import AdaptError
-from adapt.engine.allocation import at_most
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter
-from adapt.models.building import build
+from adapt.models.building import at_most, build
 
 if TYPE_CHECKING:
     from adapt.models.base import Adapted

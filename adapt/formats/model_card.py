@@ -13,7 +13,7 @@ from adapt.backbones.sources import hub_names, is_portable
 from adapt.common.errors import AdaptError
 from adapt.common.plain import within
 from adapt.common.shown import shown
-from adapt.formats.header import Header
+from adapt.formats.adapter import Header
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -18,10 +18,10 @@ from adapt.common import plain
 from adapt.common.disk import replacing, write_json, write_text
 from adapt.common.errors import AdaptError
 from adapt.formats import PEFT_CONFIG, adapter, tensor_file
-from adapt.formats.header import Reading, checked_reading
+from adapt.formats.adapter import Reading, checked_reading
 from adapt.formats.model_card import WithPeft, model_card
 from adapt.methods.lora import LoRA, Place
-from adapt.models.answers import PLAIN
+from adapt.models.prediction import PLAIN
 
 if TYPE_CHECKING:
     from adapt.models.base import Adapted

@@ -13,7 +13,7 @@ from adapt.common import hub
 from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
 from adapt.formats import PEFT_CONFIG, adapter, peft_layout
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header
 from adapt.formats.model_card import model_card
 
 if TYPE_CHECKING:

@@ -28,8 +28,7 @@ from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
-from adapt.models.answers import PLAIN, Answers
-from adapt.models.prediction import Prediction, Query, decided
+from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
 from adapt.prompts import several
 
 if TYPE_CHECKING:

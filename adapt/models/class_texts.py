@@ -23,7 +23,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
 from adapt.edits import Edit
 from adapt.engine import text
-from adapt.engine.structure import HOOKED, hooked
+from adapt.engine.blocks import HOOKED, hooked
 from adapt.prompts import Prompt
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 
 from adapt.backbones.base import Backbone, DualEncoder, outside_inference_mode
 from adapt.common.errors import AdaptError
-from adapt.engine.allocation import within_memory
 from adapt.methods.base import Method
 from adapt.models.base import Adapted
-from adapt.models.building import build
+from adapt.models.building import build, within_memory
 
 if TYPE_CHECKING:
     from adapt.backbones.fusion import FusionEncoder

@@ -23,8 +23,7 @@ from adapt.common.plain import JsonObject
 from adapt.common.shown import shown, unguarded
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
-from adapt.formats.adapter import NAME
-from adapt.formats.header import read_header
+from adapt.formats.adapter import NAME, read_header
 from adapt.protocols.plain_runs import PlainRun
 from adapt.protocols.plots import coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.training.result import Result, read_history

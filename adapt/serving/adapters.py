@@ -17,7 +17,7 @@ from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief, unseen
 from adapt.formats import PEFT_CONFIG, name_of_adapter
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header
 from adapt.loading import backbone_key, class_names_of, load, located
 from adapt.models.base import is_native
 from adapt.models.dual_encoder import AdaptedModel

@@ -7,7 +7,7 @@ from pathlib import Path
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
 from adapt.data.bags import has_bags
-from adapt.data.decoding.regions import parted
+from adapt.data.decoding.files import parted
 from adapt.data.split import PARTS, Split
 from adapt.recipe import Recipe, build_recipe
 from adapt.recipe.file import read_file

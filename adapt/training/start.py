@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapt.common.errors import AdaptError
-from adapt.formats.adapter import check_backbone, read_tensors
-from adapt.formats.header import Header, read_header
+from adapt.formats.adapter import Header, check_backbone, read_header, read_tensors
 from adapt.formats.loadable import load_tensors
 from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting

@@ -26,7 +26,7 @@ from adapt import AdaptError, Backbone, methods
 from adapt.backbones.quantize import quantize, weight_bytes
 from adapt.backbones.split_attention import linear_over
 from adapt.backbones.tower import Projection
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header
 from adapt.formats.merge import merge
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")

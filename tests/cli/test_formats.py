@@ -204,7 +204,7 @@ def test_ctrl_c_in_any_command_exits_with_130(run, adapter: Path, monkeypatch: p
     def stop(path: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("adapt.formats.header.read_header", stop)
+    monkeypatch.setattr("adapt.formats.adapter.read_header", stop)
     assert run("inspect", adapter).exit_code == 130
 
 

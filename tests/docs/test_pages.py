@@ -11,7 +11,7 @@ import pytest
 
 import adapt
 from adapt import methods
-from adapt.formats.header import Header
+from adapt.formats.adapter import Header
 
 DOCS = pages.ROOT / "docs"
 CARDS = sorted((pages.ROOT / "checkpoints").glob("*/README.md"))

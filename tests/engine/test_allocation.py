@@ -16,8 +16,8 @@ from faults import outcomes
 
 import adapt
 from adapt import AdaptError
-from adapt.engine.allocation import at_most
 from adapt.formats import tensor_file
+from adapt.models.building import at_most
 
 NAMES = ("goldfish", "red_panda")
 LARGE = 3_000_000
@@ -113,7 +113,7 @@ def test_settings_beyond_all_memory_are_refused(monkeypatch: pytest.MonkeyPatch)
     backbone = tiny_llms.vision_llm("llama")
     with pytest.raises(AdaptError, match=r"^the settings of lora ask for more than the .* that are free: give smaller"):
         adapt.wrap(backbone, adapt.methods.LoRA(rank=10**9, towers=("decoder",)))
-    monkeypatch.setattr("adapt.engine.allocation.free_bytes", lambda device: 4 * 100_000)
+    monkeypatch.setattr("adapt.models.building.free_bytes", lambda device: 4 * 100_000)
     adapt.wrap(backbone, adapt.methods.LoRA(rank=2, towers=("decoder",)))
     with pytest.raises(AdaptError, match=r"more than the 390\.6 KiB of memory that are free"):
         adapt.wrap(backbone, adapt.methods.LoRA(rank=500, towers=("decoder",)))

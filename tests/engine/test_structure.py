@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import adapt
 from adapt import AdaptError, Backbone
-from adapt.engine.structure import hooked
+from adapt.engine.blocks import hooked
 from adapt.models import class_texts
 from adapt.models.dual_encoder import AdaptedModel
 

@@ -27,8 +27,7 @@ from adapt import AdaptError, methods
 from adapt.cli import main
 from adapt.common.shown import unseen
 from adapt.formats import tensor_file
-from adapt.formats.adapter import read_tensors
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header, read_tensors
 from adapt.recipe import read_recipe
 from adapt.recipe.file import read_file
 from adapt.recipe.shipped import shipped

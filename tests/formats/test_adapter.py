@@ -22,8 +22,7 @@ from safetensors import safe_open
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.formats import COMPACT_WEIGHTS, tensor_file
-from adapt.formats.adapter import read_tensors
-from adapt.formats.header import FORMAT, read_header
+from adapt.formats.adapter import FORMAT, read_header, read_tensors
 from adapt.formats.loadable import load_tensors
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")

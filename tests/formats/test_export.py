@@ -22,7 +22,7 @@ from adapt.data import Item, Split
 from adapt.formats.export import export, forms, tracing
 from adapt.methods import CoOp, TipAdapter, UniQA, ZeroShot
 from adapt.methods.base import ImageStep, Method
-from adapt.models.answers import Answers
+from adapt.models.prediction import Answers
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 

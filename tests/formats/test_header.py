@@ -15,7 +15,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.cli import main
 from adapt.formats import tensor_file
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header
 
 NAMES = ("goldfish", "red_panda")
 

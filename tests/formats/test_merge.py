@@ -14,7 +14,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, Backbone
 from adapt.formats.merge import merge, merged_model
-from adapt.models.answers import Answers
+from adapt.models.prediction import Answers
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 LoRA = adapt.methods.LoRA

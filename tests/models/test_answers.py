@@ -13,7 +13,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, methods
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 

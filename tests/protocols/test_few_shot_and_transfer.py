@@ -215,7 +215,7 @@ def test_transfer_measures_each_target_among_its_own_names(
 def test_transfer_trains_on_all_classes_of_the_source(finished: Path, split: Split) -> None:
     for row in read(finished, "cross_dataset.json")["runs"]:
         assert row["train_set"] == items_id(split.few_shot(2, row["seed"]).train)
-        header = adapt.formats.header.read_header(finished / row["run"] / "adapter.safetensors")
+        header = adapt.formats.adapter.read_header(finished / row["run"] / "adapter.safetensors")
         assert header.class_names == split.class_names
 
 

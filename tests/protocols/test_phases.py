@@ -14,7 +14,7 @@ import adapt
 from adapt import AdaptError
 from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header
 from adapt.protocols import protocol as protocols
 from adapt.protocols.run_protocol import run_protocol
 from adapt.protocols.tables import read_results, table

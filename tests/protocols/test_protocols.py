@@ -72,7 +72,7 @@ def test_training_sees_the_base_part_of_the_seeds_picks(finished: Path, split: S
     metrics = json.loads((finished / f"seed-{seed}/metrics.json").read_text())
     picks = [item for item in split.few_shot(2, seed).train if item.answer in NAMES[:3]]
     assert (metrics["train_images"], metrics["train_set"]) == (6, items_id(picks))
-    header = adapt.formats.header.read_header(finished / f"seed-{seed}/adapter.safetensors")
+    header = adapt.formats.adapter.read_header(finished / f"seed-{seed}/adapter.safetensors")
     assert header.class_names == NAMES[:3]
     assert (header.seed, header.recipe["seed"], header.recipe["data"]["classes"]) == (seed, seed, "base")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import equal_runs
 from selection import by_turns
 
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header
 
 
 @by_turns(("name", "kind"), equal_runs.CASES, take=6)

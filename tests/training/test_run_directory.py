@@ -18,8 +18,7 @@ import adapt
 from adapt import AdaptError
 from adapt.data import open_image
 from adapt.formats import tensor_file
-from adapt.formats.adapter import read_tensors
-from adapt.formats.header import read_header
+from adapt.formats.adapter import read_header, read_tensors
 from adapt.training.run import Run
 
 

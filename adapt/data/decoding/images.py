@@ -13,9 +13,8 @@ from PIL import Image
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.decoding.files import is_address, open_file
+from adapt.data.decoding.files import Box, check_form, check_inside, is_address, open_file, parted
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, size_of, to_rgb
-from adapt.data.decoding.regions import Box, check_form, check_inside, parted
 from adapt.data.item import Item
 
 if TYPE_CHECKING:

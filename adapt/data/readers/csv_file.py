@@ -13,8 +13,7 @@ from pathlib import Path
 from adapt import tasks
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import unguarded
-from adapt.data.decoding.files import under
-from adapt.data.decoding.regions import parted, region
+from adapt.data.decoding.files import parted, region, under
 from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader

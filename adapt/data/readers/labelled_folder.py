@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from adapt.common.errors import AdaptError
-from adapt.data.decoding.regions import parted
+from adapt.data.decoding.files import parted
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import images_in

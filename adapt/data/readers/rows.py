@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from adapt import tasks
 from adapt.common.errors import AdaptError
-from adapt.data.decoding.regions import parted
+from adapt.data.decoding.files import parted
 from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.split import InconsistentError, Split
