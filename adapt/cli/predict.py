@@ -130,7 +130,12 @@ def predict(
         if vocabulary_free is not None:
             answers = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
-            models = _loaded(adapters, classes, at_use, backbone, device)
+            from adapt.loading import load_many
+
+            own = common.given_backbone(backbone, device)
+            models = load_many(adapters, own, common.class_names(classes), device=device)
+            for model in models:
+                common.set_at_use(model, at_use)
             answers = _by_adapters(adapters, models, query, opened, len(files))
         for number, answer in enumerate(answers):
             first = read[number][0]
@@ -183,21 +188,12 @@ def _by_captions(
         yield (prediction,)
 
 
-def _loaded(
-    adapters: Sequence[Path], classes: str | None, at_use: Sequence[str], backbone: str | None, device: str
-) -> list[Model]:
-    from adapt.loading import load_many
-
-    models = load_many(adapters, common.given_backbone(backbone, device), common.class_names(classes), device=device)
-    for model in models:
-        common.set_at_use(model, at_use)
-    return models
-
-
 def _by_adapters(
     adapters: Sequence[Path], models: Sequence[Model], query: Query, opened: Opened, count: int
 ) -> Iterator[Any]:
     """Yield the answers of all models to the query for each image or item; there are `count` images."""
+    from adapt.methods.base.traits import OverSet, has_trait
+
     images = opened({model.backbone.preprocess.turned for model in models})
     if len(models) > 1:
         _check_all_classify(adapters, models, query.question)
@@ -215,8 +211,10 @@ def _by_adapters(
             answers: Iterable[Any] = list(model.ask(images if bar is None else _counted(images, bar, count), query))
     else:
         answers = model.ask(images, query)
-        if not (query.items or query.explain):
-            _note_alone(model)
+        if not (query.items or query.explain) and has_trait(model.method, OverSet):
+            logger.warning(
+                "each image is answered by itself; %s answers them as one set with --together", model.method.name
+            )
     for answer in answers:
         yield answer if query.explain else (answer,)
 
@@ -260,14 +258,4 @@ def _check_all_classify(adapters: Sequence[Path], models: Sequence[Model], quest
         raise AdaptError(
             f"several adapters are shown side by side only if all of them classify images, without --question{named}: "
             "give one adapter at a time"
-        )
-
-
-def _note_alone(model: Model) -> None:
-    """Say that a model which answers sets of images is used for each image by itself."""
-    from adapt.methods.base.traits import OverSet, has_trait
-
-    if has_trait(model.method, OverSet):
-        logger.warning(
-            "each image is answered by itself; %s answers them as one set with --together", model.method.name
         )

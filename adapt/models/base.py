@@ -253,10 +253,6 @@ class Adapted(nn.Module, Generic[B]):
         """Raise AdaptError if this model cannot answer the query."""
         if query.question is None and not self.classifies:
             raise AdaptError("this model answers questions about images, but there is no question: give a question")
-        if query.question is not None and not self.answers_questions:
-            raise AdaptError(
-                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
-            )
         if query.features:
             raise AdaptError(f"{self.backbone.describe()} has no image features to return: do not request features")
         if query.items or query.together or query.explain:

@@ -107,13 +107,21 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
-    _check_kind(method, backbone)
+    for part in method.parts.values():
+        if backbone.kind not in part.serves:
+            raise AdaptError(
+                f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.kind}"
+                f": {backbone.instead}"
+            )
     if backbone.kind in ("vision LLM", "native VLM") and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
             f"{method.name} adapts class logits at test time, but a {backbone.kind} answers in words: use a backbone "
             "that classifies images"
         )
-    names = () if _needs_none(backbone, method, class_names) else check_class_names(class_names)
+    # no classes: always, or where none are given and its task may be one without
+    without = backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and tasks.without_classes(method))
+    needs_none = backbone.kind == "vision LLM" or (without and not len(class_names))
+    names = () if needs_none else check_class_names(class_names)
     model = backbone.model  # frozen, so that building changes no batch statistics
     with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):
         method.build(backbone, names)
@@ -124,23 +132,6 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             add_classifier(cast("VisionEncoder", backbone), method, len(names))
     method.built = True
     return names
-
-
-def _needs_none(backbone: Backbone, method: Method, class_names: Sequence[str]) -> bool:
-    """Return whether the model has no classes: always, or where none are given and its task may be one without."""
-    if backbone.kind == "vision LLM" or len(class_names):
-        return backbone.kind == "vision LLM"
-    return backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and tasks.without_classes(method))
-
-
-def _check_kind(method: Method, backbone: Backbone) -> None:
-    """Raise AdaptError if `method`, or a part of a composed method, does not support this kind of backbone."""
-    for part in method.parts.values():
-        if backbone.kind not in part.serves:
-            raise AdaptError(
-                f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.kind}"
-                f": {backbone.instead}"
-            )
 
 
 def add_head(backbone: FusionEncoder, method: Method, answers: Sequence[str]) -> None:

@@ -203,7 +203,10 @@ class ClassTexts:
             self.forget()
             with torch.inference_mode(False), torch.no_grad():
                 return self._encoded(edits, budget, hooked)
-        known, precision = self._known, self._precision()
+        # features depend on the model's device and precision, and on autocast's precision
+        device = self._backbone.device
+        lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        known, precision = self._known, (device, self._backbone.dtype, lower)
         if known is None or known.precision != precision or not (known.weights.same() and known.edits.same(edits)):
             with torch.inference_mode(False), torch.no_grad():  # a tensor that may enter a graph later
                 features = self._encoded(edits, budget, hooked)
@@ -225,12 +228,6 @@ class ClassTexts:
     @untraced  # as above
     def _hooked(self) -> bool:
         return hooked(self._backbone, "text")
-
-    def _precision(self) -> tuple[object, ...]:
-        """Return the model's device and precision, and autocast's precision, on all of which features depend."""
-        device = self._backbone.device
-        lower = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        return device, self._backbone.dtype, lower
 
 
 def _reason_against(backbone: DualEncoder, prompts: Sequence[Prompt], fast: bool | None) -> str | None:

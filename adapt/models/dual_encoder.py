@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -42,7 +43,8 @@ class AdaptedModel(ImageModel[DualEncoder]):
         self.text_memory = text_memory or free_bytes(backbone.device) // 2
         averages = trait(method, AveragesPrompts)
         average = "unit" if averages is None else averages.prompt_average
-        self._texts = self._class_texts(self._own_prompts, checkpointing, average)
+        prompts = partial(method.prompts, backbone.tokenizer)
+        self._texts = self._class_texts(prompts, checkpointing, average)
         self._each_text: ClassTexts | None = None
         self._others: tuple[tuple[Prompt, ...], ClassTexts] | None = None  # the last prompts without a class
         self._frozen_texts: dict[tuple[Hashable, PromptAverage], ClassTexts] = {}
@@ -52,9 +54,6 @@ class AdaptedModel(ImageModel[DualEncoder]):
 
     def step(self, inputs: Any, labels: Tensor | None = None) -> ImageStep:
         return (PairStep if isinstance(inputs, list) else ImageStep)(self, inputs, labels)
-
-    def _own_prompts(self, class_name: str) -> list[Prompt]:
-        return self.method.prompts(self.backbone.tokenizer, class_name)
 
     def _class_texts(
         self,
@@ -78,11 +77,14 @@ class AdaptedModel(ImageModel[DualEncoder]):
         `image_tokens` `(b, l, d)` are required, and the result is `(b, n_classes, e)`. For other methods, features
         without gradients are stored until the method's edits, the backbone's weights or the precision change.
         """
-        return self._encoded(self._own_texts, image_features, image_tokens)
+        if self._texts is None:
+            raise self._no_prompts()
+        return self._encoded(self._texts, image_features, image_tokens)
 
     @in_one_mode
     def prompt_features(self) -> tuple[Tensor, ...]:
-        texts = self._each_text = self._each_text or self._class_texts(self._own_prompts, self.checkpointing, "each")
+        prompts = partial(self.method.prompts, self.backbone.tokenizer)
+        texts = self._each_text = self._each_text or self._class_texts(prompts, self.checkpointing, "each")
         if texts is None:
             raise self._no_prompts()
         return self._encoded(texts).split(texts.counts)
@@ -186,12 +188,6 @@ class AdaptedModel(ImageModel[DualEncoder]):
         does not classify by descriptors.
         """
         return list(self.ask(images, Query(top_k, explain=True), batch_size))
-
-    @property
-    def _own_texts(self) -> ClassTexts:
-        if self._texts is None:
-            raise self._no_prompts()
-        return self._texts
 
     def _no_prompts(self) -> AdaptError:
         return AdaptError(f"{self.method.name} has no prompts and therefore no class features")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -355,7 +354,10 @@ class ImageModel(Adapted[E]):
         return answer.answered(self, images, query, batch_size, urls)
 
     def check_query(self, query: Query) -> None:
-        super().check_query(replace(query, features=False, items=False, together=False, explain=False))
+        if query.question is not None:
+            raise AdaptError(
+                f"{self.backbone.describe()} classifies images and cannot answer a question: leave question out"
+            )
         self._check_classes()
         if query.items:
             self.check_takes_bags()

@@ -112,6 +112,8 @@ class SideBySide:
 
     def predictions(self, pixels: Sequence[Prepared], query: Query) -> Iterator[tuple[Prediction, ...]]:
         """Yield a tuple of all models' predictions for each image in the preprocessed batch `pixels`."""
+        for model in self._models:
+            model.check_query(query)
         by_model: dict[int, list[Prediction]] = {}
         for group, own in zip(self._groups, zip(*pixels, strict=True), strict=True):
             by_model |= _predicted(group, list(own), query)
