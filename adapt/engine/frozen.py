@@ -32,16 +32,15 @@ class _Hold:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._holders = 0
-        self._training: list[nn.Module] = []
-        self._checkpointing: list[nn.Module] = []
-        self._trainable: list[nn.Parameter] = []
+        self._flags: list[tuple[nn.Module | nn.Parameter, str]] = []  # those that were true
 
     @contextmanager
     def __call__(self, model: nn.Module) -> Iterator[None]:
         with self._lock:
             if not self._holders:
-                self._note(model)
-                self._set(False)
+                self._flags = list(_flags(model))
+                for owner, flag in self._flags:
+                    setattr(owner, flag, False)
             self._holders += 1
         try:
             yield
@@ -49,26 +48,17 @@ class _Hold:
             with self._lock:
                 self._holders -= 1
                 if not self._holders:
-                    self._set(True)
-                    self._training, self._checkpointing, self._trainable = [], [], []
+                    for owner, flag in self._flags:
+                        setattr(owner, flag, True)
+                    self._flags = []
 
-    def _note(self, model: nn.Module) -> None:
-        for module in modules_of(model):
-            if module.training:
-                self._training.append(module)
-            if "grad_checkpointing" in vars(module) and module.grad_checkpointing:
-                self._checkpointing.append(module)
-            for parameter in module._parameters.values():
-                if parameter is not None and parameter.requires_grad:
-                    self._trainable.append(parameter)
 
-    def _set(self, to: bool) -> None:
-        for module in self._training:
-            module.training = to
-        for module in self._checkpointing:
-            module.grad_checkpointing = to  # type: ignore[assignment]
-        for parameter in self._trainable:
-            parameter.requires_grad_(to)
+def _flags(model: nn.Module) -> Iterator[tuple[nn.Module | nn.Parameter, str]]:
+    """Yield each flag of the modules and weights of `model` that is true, as its owner and its name."""
+    for module in modules_of(model):
+        yield from ((module, flag) for flag in ("training", "grad_checkpointing") if vars(module).get(flag))
+        weights = (weight for weight in module._parameters.values() if weight is not None and weight.requires_grad)
+        yield from ((weight, "requires_grad") for weight in weights)
 
 
 _HOLDS: WeakKeyDictionary[nn.Module, _Hold] = WeakKeyDictionary()

@@ -37,10 +37,13 @@ class RetrievalScores(Scores):
     recall: dict[str, dict[str, float]] | None = None
 
     def summary(self) -> dict[str, str]:
-        return _recalled(self.recall)
+        return {
+            way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
+            for way, shares in (self.recall or {}).items()
+        }
 
     def lines(self, of: str) -> Iterator[str]:
-        yield from (f"{way}: {shares}, {of}" for way, shares in _recalled(self.recall).items())
+        yield from (f"{way}: {shares}, {of}" for way, shares in RetrievalScores.summary(self).items())
 
     def figures(self) -> JsonObject:
         return super().figures() | {"recall": self.recall}
@@ -67,14 +70,6 @@ class LinkedScores(RetrievalScores):
         figures = super().figures() | {"linked": self.accuracy}
         del figures["calibration_error"]
         return figures
-
-
-def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
-    """Return a dict from each retrieval direction to a text with recall at 1, 5 and 10."""
-    return {
-        way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
-        for way, shares in (recall or {}).items()
-    }
 
 
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores:

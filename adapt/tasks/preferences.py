@@ -11,8 +11,6 @@ from adapt.tasks.base import Cell, filled, labels_of
 from adapt.tasks.conversations import Conversation, Conversations
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adapt.chats import Chat
     from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
@@ -89,9 +87,6 @@ class Preferences(Conversations):
 
     def loss(self, step: Step) -> Terms:
         return {"dpo": cast("PreferenceStep", step).dpo}
-
-    def right(self, step: Step) -> Tensor:
-        return step.right
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.pair_scores import scored_pairs

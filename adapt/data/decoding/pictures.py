@@ -204,18 +204,13 @@ def naming(name: str) -> Iterator[None]:
 
 def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
     """Return a PIL image converted to mode RGB and, if `turned`, turned upright by its EXIF orientation."""
-    converted = _in_rgb(picture)
-    return upright(converted, orientation(picture)) if turned else converted
-
-
-def _in_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        return _by_bands(picture, _high_byte)
     if picture.mode == "F":
         raise ValueError(_NO_RANGE)
-    if picture.has_transparency_data:
-        return _by_bands(picture, _over_white)
-    return picture.convert("RGB")
+    if picture.mode.startswith("I"):
+        converted = _by_bands(picture, _high_byte)
+    else:
+        converted = _by_bands(picture, _over_white) if picture.has_transparency_data else picture.convert("RGB")
+    return upright(converted, orientation(picture)) if turned else converted
 
 
 def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

@@ -477,10 +477,8 @@ def is_chats_file(path: str | os.PathLike[str]) -> bool:
 class ChatsFile(Reader):
     name = "chats_file"
     takes = "conversations in .json or .jsonl"
+    reads = staticmethod(read_chats)
     root = "may"
 
     def claims(self, spec: str) -> bool:
         return spec.endswith((".json", ".jsonl")) and os.path.isfile(spec) and is_chats_file(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_chats(spec, root)

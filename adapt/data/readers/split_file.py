@@ -60,11 +60,9 @@ def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where
 class SplitFile(Reader):
     name = "split_file"
     takes = "a split file of CoOp's (.json)"
+    reads = staticmethod(read_split)
     root = "may"
     fallback = True  # takes any JSON that is not captions
 
     def claims(self, spec: str) -> bool:
         return spec.endswith((".json", ".json.gz")) and os.path.isfile(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_split(spec, root)
