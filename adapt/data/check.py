@@ -158,12 +158,14 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     )
     lost = len(items) - sum(map(len, (train, val, test, unlabelled)))
     count = f"{lost:,} of {len(items):,} {split.noun} of data {split.name!r}"
+    more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+    named = "; ".join(list(problems.values())[:_NAMED]) + more
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used: {_first(problems)}. List all problems with `adapt data check` and remove the "
+            f"{count} cannot be used: {named}. List all problems with `adapt data check` and remove the "
             "files, or leave them out of a training with data.broken=skip"
         )
-    logger.warning("left out %s: %s", count, _first(problems))
+    logger.warning("left out %s: %s", count, named)
     return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)
 
 
@@ -190,11 +192,6 @@ def without_copies(
         )  # fmt: skip
     left_out = set(copies)
     return tuple(item for item in unlabelled if item not in left_out)
-
-
-def _first(problems: dict[str, str]) -> str:
-    more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
-    return "; ".join(list(problems.values())[:_NAMED]) + more
 
 
 def _of_each(

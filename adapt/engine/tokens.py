@@ -55,22 +55,17 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Removab
         return tower.embedding.register_forward_hook(lambda module, inputs, output: overwrite(output))
     if edit.enters:
         count = edit.values.shape[-2]
-        _check_room(tower, count, prompts)
+        assert tower.text is not None
+        longest, length = max(len(prompt.ids) for prompt in prompts), len(tower.text.positions())
+        if longest > length:  # than the library's forward computes
+            raise AdaptError(
+                f"a prompt has {longest - count} tokens, but {count} of the {length} tokens that the text tower's own "
+                "forward computes are learned: shorten the class name, learn fewer tokens, or leave fast out"
+            )
         # the length stays, so that the library's mask fits; the last tokens, which are padding, are dropped
         room = lambda x: torch.cat([x[:, :1], x[:, :count], x[:, 1:-count]], dim=1)  # noqa: E731
         return _before(tower.blocks[edit.block], lambda x: overwrite(room(x)))
     return _before(tower.blocks[edit.block], overwrite)
-
-
-def _check_room(tower: Tower, count: int, prompts: Sequence[Prompt]) -> None:
-    """Raise AdaptError if a prompt with `count` slots is longer than the library's forward computes."""
-    assert tower.text is not None
-    longest, length = max(len(prompt.ids) for prompt in prompts), len(tower.text.positions())
-    if longest > length:
-        raise AdaptError(
-            f"a prompt has {longest - count} tokens, but {count} of the {length} tokens that the text tower's own "
-            "forward computes are learned: shorten the class name, learn fewer tokens, or leave fast out"
-        )
 
 
 def _without_learned(tower: Tower, planned: Plan, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, filled, labels_of
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from adapt.methods.base.training import Training
     from adapt.models.base import Adapted
     from adapt.models.chatting import ChatStep
-    from adapt.models.preferring import PreferenceStep
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Preferences(Conversations):
     noun = "pairs of answers"
     items_are = "pairs of answers about images, of which one is better"
     has_summed_loss = True
+    _loss: ClassVar[str] = "dpo"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Preference:
         chat, rejected = super().read(cells, where).chat, filled(cells, "rejected", where)
@@ -83,10 +83,10 @@ class Preferences(Conversations):
     def prepare(self, training: Training) -> None:
         from adapt.models.preferring import refer
 
-        refer(training, training.settings.dpo)
+        refer(training, getattr(training.settings, self._loss))
 
     def loss(self, step: Step) -> Terms:
-        return {"dpo": cast("PreferenceStep", step).dpo}
+        return {self._loss: getattr(step, self._loss)}
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.pair_scores import scored_pairs

@@ -167,7 +167,14 @@ class FeatureCache:
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int | None = None) -> None:
         default = os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt" / "features"
         self.directory = Path(directory or default)
-        self.max_bytes = _limit() if max_bytes is None else max_bytes
+        text = os.environ.get("ADAPT_CACHE_GIB") or "4"
+        try:
+            gib = float(text)
+        except ValueError:
+            gib = -1.0
+        if max_bytes is None and not 0 < gib < float("inf"):
+            raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the maximum size of the cache in GiB, such as 4")
+        self.max_bytes = int(gib * 2**30) if max_bytes is None else max_bytes
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Return {folder: (number of files, bytes)} for the cache, which has one folder per backbone and transform."""
@@ -262,17 +269,6 @@ class FeatureCache:
             if self.directory not in _told:
                 _told.add(self.directory)
                 logger.warning("%s. Until the cache works, features are computed each time.", error)
-
-
-def _limit() -> int:
-    text = os.environ.get("ADAPT_CACHE_GIB") or "4"
-    try:
-        gib = float(text)
-    except ValueError:
-        gib = -1.0
-    if not 0 < gib < float("inf"):
-        raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the maximum size of the cache in GiB, such as 4")
-    return int(gib * 2**30)
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:

@@ -37,7 +37,9 @@ _TURNS = {
 }
 _ENTRIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for an orientation
 _DECODED_UPRIGHT = ("HEIF", "TIFF")  # by their libraries, in any case
-_MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError, struct.error)
+# Pillow's errors for malformed files, and those beside them; RuntimeError is raised by the libraries of AVIF and HEIC.
+_MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, struct.error)
+_BROKEN = (*_MALFORMED, RuntimeError, zlib.error, DecompressionBombError)
 
 
 def orientation(picture: Image.Image) -> int:
@@ -46,7 +48,7 @@ def orientation(picture: Image.Image) -> int:
         return _UPRIGHT
     try:
         held = picture.getexif().get(_TAG, _UPRIGHT)
-    except _MALFORMED:  # viewers show such a photograph as it is stored
+    except (*_MALFORMED, TypeError):  # viewers show such a photograph as it is stored
         return _UPRIGHT
     return held if held in _TURNS else _UPRIGHT
 
@@ -96,18 +98,6 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _NO_HEIC = str(missing("HEIC", "pillow-heif", "heic"))
 _NO_AVIF = 'AVIF needs Pillow 11.3 or later, built with libavif: pip install -U "pillow>=11.3"'
 
-# Pillow's errors for malformed files; RuntimeError is raised by the libraries of AVIF and HEIC.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    DecompressionBombError,
-)
 _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 

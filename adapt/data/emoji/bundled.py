@@ -99,7 +99,13 @@ def read_bundled(spec: str) -> Split:
             joined = map(_of_one_class, parts) if spec == "emoji-items" else _in_clutter(parts)
             train, val, test = joined
             return replace(images, train=train, val=val, test=test)
-        return images if spec == _GROUPS else replace(images, train=_texts(images.train))
+        named = dict.fromkeys((item.label, item.group) for item in images.train if spec == _TEXTS)
+        texts = [  # of each concept and each prompt template
+            Item((), label, group=concept, text=template.replace("{}", concept))
+            for label, concept in named
+            for template in _TEMPLATES
+        ]
+        return replace(images, train=tuple(texts) or images.train)
     if spec not in names():
         raise AdaptError(f"unknown bundled data set {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
@@ -117,16 +123,6 @@ def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
         return _items([entry for entry in entries if entry["split"] == name], "class")
 
     return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(archive.ARCHIVE))
-
-
-def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Return a text item for each concept in `images` and each prompt template, with the concept's name filled in."""
-    named = dict.fromkeys((item.label, item.group) for item in images)
-    return tuple(
-        Item((), label, group=concept, text=template.replace("{}", concept))
-        for label, concept in named
-        for template in _TEMPLATES
-    )
 
 
 def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:

@@ -337,16 +337,13 @@ def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
             "end with the chosen answer"
         )
     chosen, rejected = (_answer(row[key], where, key) for key in given)
+    last = {"role": "assistant", "content": chosen}
     turns = next((key for key in ("messages", "conversations") if rest.get(key) is not None), None)
     if isinstance(rest.get("prompt"), list):
-        return {**rest, "prompt": None, "messages": [*rest["prompt"], _turn(chosen)]}, rejected
+        return {**rest, "prompt": None, "messages": [*rest["prompt"], last]}, rejected
     if turns is not None and isinstance(rest[turns], list):
-        return {**rest, turns: [*rest[turns], _turn(chosen)]}, rejected
+        return {**rest, turns: [*rest[turns], last]}, rejected
     return {**rest, "response": chosen}, rejected
-
-
-def _turn(answer: str) -> dict[str, str]:
-    return {"role": "assistant", "content": answer}
 
 
 def _answer(value: object, where: str, key: str) -> str:
