@@ -118,14 +118,12 @@ class Case:
         steps: dict[str, Any] = STEPS if model.method.takes_steps else {}
         return fit(model, self.split.train, val_set=self.split.val, progress=False, cache=False, **steps, **options)
 
-    def answers(self, model: Adapted, items: Sequence[Item] | None = None) -> Predicted:
-        """Return a model's predictions for `items`, by default the test images, and the confidences `(n,)`."""
-        scores = evaluate(model, items or self.split.test, workers=0, cache=False)
-        return scores.predicted, torch.tensor(scores.confidence)
+    def answers(self, model: Adapted, items: Sequence[Item] | None = None, together: bool = False) -> Predicted:
+        """Return a model's predictions for `items`, by default the test images, and the confidences `(n,)`.
 
-    def together(self, items: Sequence[Item]) -> Predicted:
-        """Return the trained model's predictions for `items`, answered as one set, and the confidences `(n,)`."""
-        scores = evaluate(self.trained, items, workers=0, cache=False, together=True)
+        With `together`, the items are answered as one set.
+        """
+        scores = evaluate(model, items or self.split.test, workers=0, cache=False, together=together)
         return scores.predicted, torch.tensor(scores.confidence)
 
 
@@ -268,7 +266,9 @@ def sets_are_answered_alike_in_any_order(case: Case) -> None:
         return
     items = case.split.test
     assert len(items) >= method.smallest, f"the smallest set has {method.smallest} images: set fewer in example"
-    (forth, sure), (back, sure_back) = (case.together(order) for order in (items, items[::-1]))
+    (forth, sure), (back, sure_back) = (
+        case.answers(case.trained, order, together=True) for order in (items, items[::-1])
+    )
     _assert_equal((forth, sure), (back[::-1], sure_back.flip(0)), "a set in the reverse order", 1e-3)
 
 

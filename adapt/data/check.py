@@ -6,13 +6,12 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
-
-from PIL import Image
 
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.interrupt import end_with_the_parent
@@ -55,7 +54,9 @@ def facts_of(path: str, turned: bool) -> Facts:
             warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
             lacks = lacking(file)
             with opened(file, path) as picture:
-                size, wide = size_of(picture, turned), _is_wide(picture)
+                size = size_of(picture, turned)
+                tiles = getattr(picture, "tile", ())  # as long as it is not decoded
+                wide = picture.mode.startswith("I") or any(";16" in str(tile) for tile in tiles)
                 frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
                 picture.draft(None, (1, 1))
                 picture.load()
@@ -67,17 +68,8 @@ def facts_of(path: str, turned: bool) -> Facts:
                 content = file.read()
     except AdaptError as error:
         return Facts(str(error), lacks)
-    return Facts("", "", form, mode, wide, size, frames, held, _digest(size, content))
-
-
-def _digest(size: tuple[int, int], content: bytes) -> bytes:
-    return hashlib.blake2b(repr(size).encode() + content, digest_size=16).digest()
-
-
-def _is_wide(picture: Image.Image) -> bool:
-    """Return whether a PIL image, which is opened but not yet decoded, has 16 bits per channel."""
-    parts = getattr(picture, "tile", ())
-    return picture.mode.startswith("I") or any(";16" in str(part) for part in parts)
+    digest = hashlib.blake2b(repr(size).encode() + content, digest_size=16).digest()
+    return Facts("", "", form, mode, wide, size, frames, held, digest)
 
 
 Broken = Literal["refuse", "skip"]
@@ -98,7 +90,7 @@ def broken_images(items: Sequence[Item], progress: Progress | None = None) -> di
     the total number of files. A file that several items share is checked once.
     """
     turned = {path: item.turned for item in items for path in item.files}
-    problems = _of_each(_problem, turned, progress)
+    problems = _of_each(partial(_refusal, check_image), turned, progress)  # type: ignore[call-arg]
     broken = {path: problem for path, problem in zip(turned, problems, strict=True) if problem}
     return broken | _broken_masks(items, broken.keys())
 
@@ -136,17 +128,14 @@ def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
 def check_root(split: Split) -> None:
     """Raise AdaptError if none of the images of `split` exists, usually because the root folder is wrong."""
     items = [item for item in split.items() if item.paths]
-    if not (split.root and items) or any(map(_may_be_there, items)):
+    paths = (parted(item.path)[0] for item in items)
+    # members of archives and drawings have messages of their own
+    if not (split.root and items) or any("!" in path or os.path.lexists(path) for path in paths):
         return
     raise AdaptError(
         f"none of the {len(items):,} images of data {split.name!r} exists, such as {items[0].path!r}. Image paths are "
         f"relative to the root {split.root!r}: give the right root folder (--root, or data.root in a recipe)"
     )
-
-
-def _may_be_there(item: Item) -> bool:
-    path, _ = parted(item.path)
-    return "!" in path or os.path.lexists(path)  # members of archives and drawings have messages of their own
 
 
 def without_broken(split: Split, broken: Broken, progress: Progress | None = None) -> Split:
@@ -163,15 +152,19 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     if not problems:
         return split
     parts = split.train, split.val, split.test, split.unlabelled
-    train, val, test, unlabelled = (_kept(part, problems) for part in parts)
+    train, val, test, unlabelled = (
+        tuple(item for item in part if problems.keys().isdisjoint(item.files)) for part in parts
+    )
     lost = len(items) - sum(map(len, (train, val, test, unlabelled)))
     count = f"{lost:,} of {len(items):,} {split.noun} of data {split.name!r}"
+    more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
+    named = "; ".join(list(problems.values())[:_NAMED]) + more
     if broken == "refuse":
         raise AdaptError(
-            f"{count} cannot be used: {_first(problems)}. List all problems with `adapt data check` and remove the "
+            f"{count} cannot be used: {named}. List all problems with `adapt data check` and remove the "
             "files, or leave them out of a training with data.broken=skip"
         )
-    logger.warning("left out %s: %s", count, _first(problems))
+    logger.warning("left out %s: %s", count, named)
     return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)
 
 
@@ -200,15 +193,6 @@ def without_copies(
     return tuple(item for item in unlabelled if item not in left_out)
 
 
-def _kept(items: tuple[Item, ...], problems: Collection[str]) -> tuple[Item, ...]:
-    return tuple(item for item in items if not any(path in problems for path in item.files))
-
-
-def _first(problems: dict[str, str]) -> str:
-    more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
-    return "; ".join(list(problems.values())[:_NAMED]) + more
-
-
 def _of_each(
     look: Callable[[str, bool], Known], turned: Mapping[str, bool], progress: Progress | None = None
 ) -> Iterator[Known]:
@@ -225,10 +209,6 @@ def _of_each(
             yield known
             if progress is not None:
                 progress(done, len(turned))
-
-
-def _problem(path: str, turned: bool) -> str:
-    return _refusal(check_image, path, turned)
 
 
 def _refusal(check: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:

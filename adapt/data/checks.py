@@ -60,17 +60,12 @@ class Looked:
         for part, item, facts in self.usable:
             key = facts.digest, parted(item.path)[1], item.paths[1:], item.text, *item.label.columns.values()
             groups[key].append((part, item))
-        return [group for group in groups.values() if _has_copies([item for _, item in group])]
-
-    def files(self, which: Callable[[str, Facts], bool]) -> list[tuple[str, Facts]]:
-        """Return (path, facts) of the readable files for which `which(path, facts)` is true, sorted by path."""
-        return [(path, facts) for path, facts in sorted(self.facts.items()) if not facts.problem and which(path, facts)]
-
-
-def _has_copies(alike: Sequence[Item]) -> bool:
-    """Return whether items of the same pixels are of several files, or list a file with the same label again."""
-    files = {(item.path, item.label) for item in alike}
-    return len({path for path, _ in files}) > 1 or len(files) < len(alike)
+        listed = {key: {(item.path, item.label) for _, item in group} for key, group in groups.items()}
+        return [
+            group
+            for key, group in groups.items()
+            if len({path for path, _ in listed[key]}) > 1 or len(listed[key]) < len(group)
+        ]
 
 
 def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Split, list[str]]:
@@ -145,14 +140,14 @@ def lacking(looked: Looked) -> Iterator[Finding]:
         kind, _, advice = lacks.partition(" needs ")
         library, _, command = advice.partition(": ")
         line = f"{_files(paths)} {kind} and cannot be read here: install {library} ({command}): {_named(looked, paths)}"
-        yield Finding("unreadable", line, [_of(path, why=lacks) for path in paths], stops=True)
+        yield Finding("unreadable", line, [{"path": path, "why": lacks} for path in paths], stops=True)
 
 
 def unreadable(looked: Looked) -> Iterator[Finding]:
     """Yield one finding for each file that cannot be decoded and each region or mask that does not fit its image."""
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
-        yield Finding("unreadable", problem, [_of(path, why=problem)], stops=True)
+        yield Finding("unreadable", problem, [{"path": path, "why": problem}], stops=True)
 
 
 def untrainable(looked: Looked) -> Iterator[Finding]:
@@ -203,7 +198,7 @@ def skipped(looked: Looked) -> Iterator[Finding]:
     if files := looked.passed_over:
         names = _named(looked, [each.path for each in files])
         line = f"{counted(files)} passed over ({by_suffix(files)}): {names}"
-        yield Finding("skipped", line, [_of(each.path, why=each.why) for each in files])
+        yield Finding("skipped", line, [{"path": each.path, "why": each.why} for each in files])
 
 
 def contradictions(looked: Looked) -> Iterator[Finding]:
@@ -213,35 +208,28 @@ def contradictions(looked: Looked) -> Iterator[Finding]:
         copies = [(part, item) for part, item in group if part != "unlabelled"]
         if len({item.label for _, item in copies}) > 1:
             part, first = copies[0]
-            rows += [_pair(looked, *copy, part, first) for copy in copies[1:] if copy[1].label != first.label]
+            rows += [_pair(*copy, part, first) for copy in copies[1:] if copy[1].label != first.label]
     if rows:
         yield Finding("contradictions", f"the same picture with another label: {_pairs(looked, rows)}", rows)
 
 
 def copies(looked: Looked) -> Iterator[Finding]:
-    """Yield findings that list validation or test images that are copies of training images with the same label."""
-    rows: dict[str, list[ListRow]] = {"val": [], "test": []}
+    """Yield findings that list validation or test images that are copies of training images with the same label.
+
+    Unlabelled images that are test images too, from which no method learns, are listed last.
+    """
+    rows: dict[str, list[ListRow]] = {"val": [], "test": [], "unlabelled": []}
     for group in looked.alike:
-        training = [item for part, item in group if part == "train"]
         for part, item in group:
-            same = [each for each in training if each.label == item.label]
+            other_part = "test" if part == "unlabelled" else "train"
+            others = [each for own, each in group if own == other_part]
+            same = [each for each in others if part == "unlabelled" or each.label == item.label]
             if part != "train" and same:
-                rows[part].append(_pair(looked, part, item, "train", same[0]))
+                rows[part].append(_pair(part, item, other_part, same[0]))
     for part, own in rows.items():
+        what = "test images too, and are left out" if part == "unlabelled" else "training images too"
         if own:
-            yield Finding("copies", f"{part} images that are training images too: {_pairs(looked, own)}", own)
-
-
-def tested_unlabelled(looked: Looked) -> Iterator[Finding]:
-    """Yield a finding that lists unlabelled images that are test images too, from which no method learns."""
-    rows = []
-    for group in looked.alike:
-        tests = [item for part, item in group if part == "test"]
-        rows += [_pair(looked, part, item, "test", tests[0]) for part, item in group if tests and part == "unlabelled"]
-    if rows:
-        yield Finding(
-            "copies", f"unlabelled images that are test images too, and are left out: {_pairs(looked, rows)}", rows
-        )
+            yield Finding("copies", f"{part} images that are {what}: {_pairs(looked, own)}", own)
 
 
 def duplicates(looked: Looked) -> Iterator[Finding]:
@@ -251,18 +239,9 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
         first: dict[tuple[str, object], Item] = {}
         for part, item in group:
             other = first.setdefault((part, item.label), item)
-            rows += [_pair(looked, part, item, part, other)] if other is not item else []
+            rows += [_pair(part, item, part, other)] if other is not item else []
     if rows:
         yield Finding("duplicates", f"the same picture twice in one part: {_pairs(looked, rows)}", rows)
-
-
-def turned(looked: Looked) -> Iterator[Finding]:
-    """Yield a finding that lists photographs whose EXIF orientation says that the camera was rotated."""
-    files = looked.files(lambda path, facts: facts.held != 1)
-    what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
-    if not looked.split.turned:
-        what = "stored sideways or mirrored by EXIF, and taken as stored, as published (data.exif=turned turns them)"
-    yield from _noted(looked, "turned", what, files, lambda facts: f"EXIF orientation {facts.held}")
 
 
 @dataclass(frozen=True)
@@ -310,9 +289,17 @@ _NOTES = (
 
 
 def noted(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each property in `_NOTES`, which lists the image files with this property."""
-    for note in _NOTES:
-        yield from _noted(looked, note.list, note.what, looked.files(note.applies), note.why)
+    """Yield one finding for each property in `_NOTES`, and for the EXIF orientation of cameras that were rotated."""
+    what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
+    if not looked.split.turned:
+        what = "stored sideways or mirrored by EXIF, and taken as stored, as published (data.exif=turned turns them)"
+    turned = _Note("turned", what, lambda path, facts: facts.held != 1, lambda facts: f"EXIF orientation {facts.held}")
+    readable = [(path, facts) for path, facts in sorted(looked.facts.items()) if not facts.problem]
+    for note in (turned, *_NOTES):
+        if files := {path: facts for path, facts in readable if note.applies(path, facts)}:
+            paths = list(files)
+            rows: list[ListRow] = [{"path": path, "why": note.why(facts)} for path, facts in files.items()]
+            yield Finding(note.list, f"{_files(paths)} {note.what}: {_named(looked, paths)}", rows)
 
 
 CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
@@ -327,9 +314,7 @@ CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     skipped,
     contradictions,
     copies,
-    tested_unlabelled,
     duplicates,
-    turned,
     noted,
 )
 
@@ -341,18 +326,6 @@ def lists_of(findings: Sequence[Finding]) -> dict[str, list[ListRow]]:
         if finding.rows:
             lists[finding.list] += finding.rows
     return dict(lists)
-
-
-def _noted(
-    looked: Looked, name: str, what: str, files: Sequence[tuple[str, Facts]], why: Callable[[Facts], str]
-) -> Iterator[Finding]:
-    if files:
-        paths = [path for path, _ in files]
-        yield Finding(
-            name,
-            f"{_files(paths)} {what}: {_named(looked, paths)}",
-            [_of(path, why=why(facts)) for path, facts in files],
-        )
 
 
 def _files(files: Sequence[object]) -> str:
@@ -379,11 +352,7 @@ def _short(looked: Looked, path: str) -> str:
     return path.removeprefix(inside)
 
 
-def _of(path: str, why: str) -> ListRow:
-    return {"path": path, "why": why}
-
-
-def _pair(looked: Looked, part: str, item: Item, other_part: str, other: Item) -> ListRow:
+def _pair(part: str, item: Item, other_part: str, other: Item) -> ListRow:
     return {
         "path": item.path, "part": part, "class": item.label.words,
         "other_path": other.path, "other_part": other_part, "other_class": other.label.words,

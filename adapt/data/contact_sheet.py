@@ -13,11 +13,8 @@ from adapt.common.progress import Progress
 from adapt.data.decoding.images import open_image
 from adapt.data.item import Item
 
-_SIDE, _SMALL_SIDE, _MANY = (
-    96,
-    64,
-    100,
-)  # pixels of an image, its smaller size, and the number of classes above which that is used
+# pixels of an image, its smaller size, and the number of classes above which that is used
+_SIDE, _SMALL_SIDE, _MANY = 96, 64, 100
 _GAP, _MARGIN, _CAPTION = 2, 18, 17
 _FONT_SIZE = 12
 _SHAPE = 1.4  # about width over height
@@ -65,7 +62,8 @@ def contact_sheet(
         left, top = _MARGIN + column * width, _MARGIN + row * height
         caption = f"{name.replace('_', ' ')} ({len(group)})"  # as prompts read names
         pen.text((left, top), _fitted(caption, width - _MARGIN, pen), fill=_INK)
-        for column, chosen in enumerate(_spaced(group, per_class)):
+        for column in range(per_class):
+            chosen = group[column * max(len(group), per_class) // per_class] if column < len(group) else None
             _draw(chosen, sheet, pen, (left + column * (side + _GAP), top + _CAPTION), side)
         if progress is not None:
             progress(place + 1, len(groups))
@@ -95,13 +93,6 @@ def _fitted(text: str, width: int, pen: ImageDraw.ImageDraw) -> str:
     while length and pen.textlength(f"{text[:length]}…") > width:
         length -= 1
     return f"{text[:length]}…"
-
-
-def _spaced(group: Sequence[Item], count: int) -> list[Item | None]:
-    """Return `count` evenly spaced members of `group`, or all members padded with None if `group` is smaller."""
-    if len(group) <= count:
-        return [*group, *[None] * (count - len(group))]
-    return [group[place * len(group) // count] for place in range(count)]
 
 
 def _draw(item: Item | None, sheet: Image.Image, pen: ImageDraw.ImageDraw, at: tuple[int, int], side: int) -> None:

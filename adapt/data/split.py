@@ -57,7 +57,14 @@ class Split:
     unseen: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_consistent(self)
+        problems = []
+        for check in _CHECKS:
+            try:
+                check(self)
+            except AdaptError as error:
+                problems.append(str(error))
+        if problems:
+            raise InconsistentError(problems, self)
 
     def few_shot(self, shots: int, seed: int, sampling: Sampling = "coop") -> Split:
         """Return a split with `shots` training and min(shots, 4) validation images per class, and all test images.
@@ -231,18 +238,6 @@ class InconsistentError(AdaptError):
         self.problems, self.split, self.of_rows = list(problems), split, of_rows
 
 
-def check_consistent(split: Split) -> None:
-    """Raise InconsistentError if `split` breaks rules that the docstring of `Split` lists, with the item or class."""
-    problems = []
-    for check in _CHECKS:
-        try:
-            check(split)
-        except AdaptError as error:
-            problems.append(str(error))
-    if problems:
-        raise InconsistentError(problems, split)
-
-
 def _check_names(split: Split) -> None:
     if not split.class_names and all(item.task.classes_are for item in split.items()):
         raise AdaptError(f"data {split.name!r} has no classes. Give at least one class")
@@ -379,11 +374,11 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
         raise AdaptError(f"seed is {seed}; expected 0 or more, because Python draws the same numbers for -1 and 1")
     stream, val_shots = random.Random(seed), min(shots, _MAX_VAL_SHOTS)
     if sampling == "coop":
-        return _all_if_few(train, shots, stream), _all_if_few(val, val_shots, stream)
+        return _drawn(train, shots, stream), _drawn(val, val_shots, stream)
     if not val:
         return _both(train, shots, val_shots, stream)
-    picked_val = _repeated_if_few(val, val_shots, stream)
-    return _repeated_if_few(train, shots, stream), picked_val
+    picked_val = _drawn(val, val_shots, stream, again=True)
+    return _drawn(train, shots, stream, again=True), picked_val
 
 
 def carve(train: Items, seed: int) -> set[Item]:
@@ -407,15 +402,10 @@ def carve(train: Items, seed: int) -> set[Item]:
     return {item for item in train if item.kept_with in taken - staying}
 
 
-def _all_if_few(items: Items, shots: int, stream: random.Random) -> Items:
-    return _flat(group if len(group) < shots else stream.sample(group, shots) for group in _by_stratum(items))
-
-
-def _repeated_if_few(items: Items, shots: int, stream: random.Random) -> Items:
-    return _flat(
-        stream.choices(group, k=shots) if len(group) < shots else stream.sample(group, shots)
-        for group in _by_stratum(items)
-    )
+def _drawn(items: Items, shots: int, stream: random.Random, again: bool = False) -> Items:
+    """Return `shots` items of each class; of a class with fewer, all items or, with `again`, some more than once."""
+    few: Callable[[list[Item]], list[Item]] = (lambda group: stream.choices(group, k=shots)) if again else list
+    return _flat(few(group) if len(group) < shots else stream.sample(group, shots) for group in _by_stratum(items))
 
 
 def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tuple[Items, Items]:

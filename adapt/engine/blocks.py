@@ -139,9 +139,8 @@ def _read(block: Block, replaced: Mapping[str, nn.Module], normed: Tensor, rows:
     given = {} if one is None else dict(zip(of_all, one(normed).chunk(len(of_all), dim=-1)))
     results = []
     for letter in "qkv":
-        x = (
-            normed if letter in of_all else normed[..., rows, :].contiguous()
-        )  # or else there would be one product for each image
+        # contiguous, or else there would be one product for each image
+        x = normed if letter in of_all else normed[..., rows, :].contiguous()
         module = replaced.get(letter)
         if module is None:
             results.append(given[letter] if letter in given else block.projections[letter](x))

@@ -304,17 +304,14 @@ def updated(block: Block, updates: dict[str, LowRank], merge: bool) -> Iterator[
     with ExitStack() as stack:
         for site, update in updates.items():
             linear = block.projections[site].module if merge and site in block.projections else None
-            if type(linear) is nn.Linear and _mergeable(linear, update):
+            plain = type(linear) is nn.Linear and "forward" not in vars(linear) and linear.weight.is_floating_point()
+            if isinstance(linear, nn.Linear) and plain and len(update.down) == 1:
                 merged.setdefault(linear, {})[site] = update
             else:
                 stack.enter_context(_with_update(block, site, update))
         for linear, own in merged.items():
             stack.enter_context(forward_as(linear, _merged(linear, block, own)))
         yield
-
-
-def _mergeable(linear: nn.Linear, update: LowRank) -> bool:
-    return "forward" not in vars(linear) and linear.weight.is_floating_point() and len(update.down) == 1
 
 
 def _merged(linear: nn.Linear, block: Block, updates: dict[str, LowRank]) -> Callable[[Tensor], Tensor]:

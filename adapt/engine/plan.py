@@ -109,7 +109,13 @@ def plan(tower: Tower | None, edits: Sequence[Edit]) -> Plan:
     if wasted := sorted(sorted_out.bypassed.keys() & inside):
         raise AdaptError(f"block {wasted[0]} is bypassed by one edit and changed by another: remove one edit")
     for edit in sorted_out.overwriting.values():
-        _check_shape(edit, sorted_out.entering)  # type: ignore[arg-type]
+        entering: Tokens = sorted_out.entering  # type: ignore[assignment]
+        shape, entered = edit.values.shape, entering.values.shape
+        if shape[-2:] != entered[-2:] or (edit.per_image and not entering.per_image):
+            raise AdaptError(
+                f"learned tokens {tuple(shape)} at block {edit.block} do not fit the learned tokens {tuple(entered)} "
+                "at the input of the tower"
+            )
     return sorted_out
 
 
@@ -177,15 +183,6 @@ def _named(kind: str, part: str, parts: Collection[str], where: str) -> str:
     if part not in parts:
         raise AdaptError(f"{kind} refers to {part!r}, which {where} does not have; {nearest(part, parts)}")
     return f"{part} of {where}"
-
-
-def _check_shape(edit: Tokens, entering: Tokens) -> None:
-    shape, entered = edit.values.shape, entering.values.shape
-    if shape[-2:] != entered[-2:] or (edit.per_image and not entering.per_image):
-        raise AdaptError(
-            f"learned tokens {tuple(shape)} at block {edit.block} do not fit the learned tokens {tuple(entered)} at "
-            "the input of the tower"
-        )
 
 
 def _claim(places: dict, key: object, edit: object, place: str) -> None:

@@ -223,7 +223,8 @@ class FastText:
             for index, block in enumerate(tower.blocks):
                 if (entering := planned.entering_at(index)) is not None:
                     packing = with_slots
-                    x = _placed(_spread(x, packing), entering, packing)
+                    wider = x.new_zeros(*x.shape[:-2], packing.rows, x.shape[-1])
+                    x = _placed(wider.masked_scatter(~packing.learned[:, None], x), entering, packing)
                 if index in planned.overwriting:
                     x = _placed(x, planned.overwriting[index], packing)
                 last = index == len(tower.blocks) - 1
@@ -261,9 +262,3 @@ def _placed(x: Tensor, edit: Tokens, packing: Packing) -> Tensor:
     if edit.share < 1:
         chosen = edit.over(x[..., packing.slot_rows, :], chosen)
     return x.index_copy(-2, packing.slot_rows, chosen)
-
-
-def _spread(x: Tensor, packing: Packing) -> Tensor:
-    """Return the hidden states `x` of prompts without slots in the rows of `packing`, whose slots are zero."""
-    wider = x.new_zeros(*x.shape[:-2], packing.rows, x.shape[-1])
-    return wider.masked_scatter(~packing.learned[:, None], x)

@@ -54,28 +54,18 @@ def _text_hook(tower: Tower, edit: Tokens, prompts: Sequence[Prompt]) -> Removab
     if edit.block is None:
         return tower.embedding.register_forward_hook(lambda module, inputs, output: overwrite(output))
     if edit.enters:
-        _check_room(tower, edit.values.shape[-2], prompts)
-        return _before(tower.blocks[edit.block], lambda x: overwrite(_opened(edit.values.shape[-2], x)))
+        count = edit.values.shape[-2]
+        assert tower.text is not None
+        longest, length = max(len(prompt.ids) for prompt in prompts), len(tower.text.positions())
+        if longest > length:  # than the library's forward computes
+            raise AdaptError(
+                f"a prompt has {longest - count} tokens, but {count} of the {length} tokens that the text tower's own "
+                "forward computes are learned: shorten the class name, learn fewer tokens, or leave fast out"
+            )
+        # the length stays, so that the library's mask fits; the last tokens, which are padding, are dropped
+        room = lambda x: torch.cat([x[:, :1], x[:, :count], x[:, 1:-count]], dim=1)  # noqa: E731
+        return _before(tower.blocks[edit.block], lambda x: overwrite(room(x)))
     return _before(tower.blocks[edit.block], overwrite)
-
-
-def _check_room(tower: Tower, count: int, prompts: Sequence[Prompt]) -> None:
-    """Raise AdaptError if a prompt with `count` slots is longer than the library's forward computes."""
-    assert tower.text is not None
-    longest, length = max(len(prompt.ids) for prompt in prompts), len(tower.text.positions())
-    if longest > length:
-        raise AdaptError(
-            f"a prompt has {longest - count} tokens, but {count} of the {length} tokens that the text tower's own "
-            "forward computes are learned: shorten the class name, learn fewer tokens, or leave fast out"
-        )
-
-
-def _opened(count: int, x: Tensor) -> Tensor:
-    """Return the tokens `(n, l, d)` of a causal tower with room for `count` more behind the first.
-
-    The length stays, so that the library's mask fits; the last tokens, which are padding, are dropped.
-    """
-    return torch.cat([x[:, :1], x[:, :count], x[:, 1:-count]], dim=1)
 
 
 def _without_learned(tower: Tower, planned: Plan, x: Tensor) -> Tensor:

@@ -51,18 +51,12 @@ def text_flops(model: AdaptedModel) -> float:
 def tower_flops(model: Adapted, towers: Collection[str]) -> float:
     """Return the FLOPs of `towers` for one image and one class, or of the full model if it answers questions."""
     if isinstance(model, ImageModel):
-        return sum(_of_tower(model, tower) for tower in towers)
+        of_tower: dict[str, Callable[..., float]] = {"vision": image_flops, "text": text_flops}
+        return sum(of_tower[tower](model) for tower in towers)
     if is_native(model):
         return flops(lambda: model([[Image.new("RGB", _PICTURE)]], [QUESTION]))
     image = _image(model)
     return flops(lambda: model(image, [QUESTION]))
-
-
-def _of_tower(model: ImageModel, tower: str) -> float:
-    if tower == "vision":
-        return image_flops(model)
-    assert isinstance(model, AdaptedModel)  # the only kind with a text tower
-    return text_flops(model)
 
 
 def answer_flops(model: ImageModel) -> int:

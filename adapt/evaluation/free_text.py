@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapt.common.plain import JsonObject
-from adapt.evaluation.scores import QuestionScores, scored
+from adapt.evaluation.scores import QuestionScores
 
 if TYPE_CHECKING:
-    from adapt.data.item import Item
+    pass
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _MARKS = str.maketrans("", "", string.punctuation)
@@ -114,10 +114,3 @@ class WordScores(QuestionScores):
             f"{100 * self.accuracy:.1f} % of {of} answered right, token F1 {100 * figures['token_f1']:.1f} %, ANLS "
             f"{100 * figures['anls']:.1f} %"
         )
-
-
-def scored_words(
-    items: Sequence[Item], decisions: Iterable[tuple[list[str], list[float]]], questions: Sequence[str]
-) -> WordScores:
-    """Return the scores of `decisions` (batches of answers and confidences) on items with a question each."""
-    return WordScores(**vars(scored(items, decisions)), questions=tuple(questions))

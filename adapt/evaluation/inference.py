@@ -57,7 +57,9 @@ class Inference:
         if self.together:
             return iter([self._together(model, items)])
         if model.answers.pooling == "logits" and has_bags(items):
-            return iter([self._of_each_image(model, items)])
+            # each image of a bag is answered by itself, and their logits averaged
+            answered = torch.cat([batch.cpu() for batch in self.logits(model, singles(items))])
+            return iter([bag_mean(answered, torch.tensor(sizes(items)))])
         model = model.stream()
         if keeps_features(model, self.cache or of_texts(items)):
             return self._from_features(model, items)
@@ -115,41 +117,22 @@ class Inference:
             features = torch.cat([*self.of_batches(model, items, lambda step: step.features.cpu())])
         return logits_together(model, features)
 
-    def _of_each_image(self, model: Adapted, items: Sequence[Item]) -> Tensor:
-        """Return the logits `(n, c)` of bags, averaged over their images, each of which is answered by itself."""
-        logits = torch.cat([batch.cpu() for batch in self.logits(model, singles(items))])
-        return bag_mean(logits, torch.tensor(sizes(items)))
-
     def _from_features(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
+        """Yield batches of logits, computed from features: of items, of each image of bags, or of random views too."""
+        options: dict[str, Any] = {"workers": self.workers, "progress": self.progress}
+        parts: Iterable[tuple[Any, ...]]
+        logits: Callable[..., Tensor] = model.logits
         if model.method.views:
-            yield from self._from_views(model, items)
-            return
-        if keeps_bags(model, items):
-            yield from self._from_bags(model, items)
-            return
-        features = item_features(model, items, workers=self.workers, progress=self.progress)
-        for part in features.to(model.backbone.device).split(
-            FEATURES_PER_IMAGE if model.method.per_image else FEATURES
-        ):
+            shares = (view_features(model, some, **options) for some in in_batches(items, FEATURES))
+            views = (part for own in shares for part in own.to(model.backbone.device).split(FEATURES_PER_IMAGE))
+            parts = ((part[:, 0], part[:, 1:]) for part in views)
+        elif keeps_bags(model, items):
+            parts = ((bags,) for bags in in_batches(bag_features(model, items, **options), FEATURES_PER_IMAGE))
+            logits = lambda bags: model.answered(model.step(Encoded.of_bags(bags)))  # noqa: E731
+        else:
+            features = item_features(model, items, **options).to(model.backbone.device)
+            parts = ((part,) for part in features.split(FEATURES_PER_IMAGE if model.method.per_image else FEATURES))
+        for part in parts:
             with evaluating(model), torch.no_grad():
-                answered = model.logits(part)
+                answered = logits(*part)
             yield answered
-
-    def _from_bags(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Yield batches of logits of bags, computed from the features of each image."""
-        for bags in in_batches(
-            bag_features(model, items, workers=self.workers, progress=self.progress), FEATURES_PER_IMAGE
-        ):
-            with evaluating(model), torch.no_grad():
-                answered = model.answered(model.step(Encoded.of_bags(bags)))
-            yield answered
-
-    def _from_views(self, model: ImageModel, items: Sequence[Item]) -> Iterator[Tensor]:
-        """Yield batches of logits, computed from the features of each image and of its random views."""
-        for start in range(0, len(items), FEATURES):
-            some_items = items[start : start + FEATURES]
-            features = view_features(model, some_items, workers=self.workers, progress=self.progress)
-            for part in features.to(model.backbone.device).split(FEATURES_PER_IMAGE):
-                with evaluating(model), torch.no_grad():
-                    answered = model.logits(part[:, 0], part[:, 1:])
-                yield answered

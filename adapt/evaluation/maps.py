@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -148,18 +149,12 @@ def region_overlap(maps: Tensor, masks: Tensor, most_false: float = MOST_FALSE) 
     last = torch.cat([values[1:] != values[:-1], torch.tensor([True])])  # of the pixels with the same value
     overlap = torch.cat([torch.zeros(1).double(), share.cumsum(0)[last]])
     false = torch.cat([torch.zeros(1).double(), (region == 0).cumsum(0)[last].double() / normal])
-    inside = false <= most_false
-    false, overlap = _cut(false, overlap, int(inside.sum()), most_false)
+    inside, meets = false <= most_false, np.interp(most_false, false.numpy(), overlap.numpy())
+    false, overlap = (
+        torch.cat([x[inside], torch.tensor([end], dtype=torch.double)])
+        for x, end in ((false, most_false), (overlap, meets))
+    )
     return float(torch.trapezoid(overlap, false)) / most_false
-
-
-def _cut(x: Tensor, y: Tensor, inside: int, limit: float) -> tuple[Tensor, Tensor]:
-    """Return the first `inside` points of a curve, followed by the point interpolated at `x = limit`."""
-    if inside == len(x):
-        return x, y
-    share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
-    meets = y[inside - 1] + share * (y[inside] - y[inside - 1])
-    return torch.cat([x[:inside], torch.tensor([limit], dtype=torch.double)]), torch.cat([y[:inside], meets[None]])
 
 
 def _regions(masks: Tensor) -> Tensor:

@@ -141,14 +141,5 @@ def prior_bias(logits: Tensor, labels: Tensor) -> float:
     return (low + high) / 2
 
 
-def prior_biases(logits: Tensor, labels: Tensor, own: float, scales: Sequence[float] = (1.0,)) -> list[float]:
-    """Return, for each factor in `scales`, the bias that fits scaled logits `(n, c)` to multi-label `labels`.
-
-    `own` is the bias already contained in the logits, which is not scaled. With the new bias added, the probabilities
-    sum to the number of positive labels.
-    """
-    return [prior_bias((logits - own) * scale + own, labels) for scale in scales]
-
-
 def _joined(row: Tensor, class_names: Sequence[str]) -> str:
     return SEPARATOR.join(class_names[label] for label in row.nonzero()[:, 0].tolist()) or NONE

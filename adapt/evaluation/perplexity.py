@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.data.item import Item
 from adapt.data.split import Split
@@ -49,17 +48,12 @@ def rows_of_chats(items: Sequence[Item], part: str, root: str, question: str) ->
     """
     return [
         {
-            "messages": _messages(item.task.chat(item, question)),
+            "messages": [  # answers that training does not learn are marked
+                message if turn.learned else message | {"loss": False}
+                for turn, message in zip(chat.turns, chat.messages(), strict=True)
+            ],
             "images": [path.removeprefix(root).lstrip("/") for path in item.paths],
             "split": part,
         }
-        for item in items
-    ]
-
-
-def _messages(chat: Chat) -> list[dict[str, object]]:
-    """Return the turns of a conversation, in which answers that training does not learn are marked."""
-    return [
-        message if turn.learned else message | {"loss": False}
-        for turn, message in zip(chat.turns, chat.messages(), strict=True)
+        for item, chat in ((item, item.task.chat(item, question)) for item in items)
     ]

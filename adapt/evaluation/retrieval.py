@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adapt.common.plain import JsonObject
+from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
@@ -37,10 +38,13 @@ class RetrievalScores(Scores):
     recall: dict[str, dict[str, float]] | None = None
 
     def summary(self) -> dict[str, str]:
-        return _recalled(self.recall)
+        return {
+            way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
+            for way, shares in (self.recall or {}).items()
+        }
 
     def lines(self, of: str) -> Iterator[str]:
-        yield from (f"{way}: {shares}, {of}" for way, shares in _recalled(self.recall).items())
+        yield from (f"{way}: {shares}, {of}" for way, shares in RetrievalScores.summary(self).items())
 
     def figures(self) -> JsonObject:
         return super().figures() | {"recall": self.recall}
@@ -69,14 +73,6 @@ class LinkedScores(RetrievalScores):
         return figures
 
 
-def _recalled(recall: dict[str, dict[str, float]] | None) -> dict[str, str]:
-    """Return a dict from each retrieval direction to a text with recall at 1, 5 and 10."""
-    return {
-        way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
-        for way, shares in (recall or {}).items()
-    }
-
-
 def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -> RetrievalScores:
     """Return retrieval scores from an exact ranking of all texts for each image, and of all images for each text.
 
@@ -94,11 +90,13 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
     for item in items:
         belongs[row[item.path], list(own_texts[item.unit or item.path])] = True
     with torch.no_grad():
-        of_texts = _of_texts(model, texts)
+        with evaluating(model):
+            of_texts = torch.cat([model.encode_texts(part) for part in in_batches(texts, _TEXTS_AT_ONCE)])
         of_images = torch.cat([*inference.of_batches(model, list(images.values()), lambda step: step.features)])
         logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts, of_images)).float().cpu()
         recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
-        if max(_sizes_of_entities(items).values(), default=0) > 1:
+        units = [item.unit for item in items if item.unit]
+        if len(set(units)) < len(units):
             images_of, texts_of = ([row[item.path] for item in items], [place[item.text] for item in items])
             return linked(items, model.pair_features(of_images[images_of].float(), of_texts[texts_of]).cpu(), recalled)
     best = logits.softmax(-1).max(-1)
@@ -115,7 +113,7 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
 
 def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
     """Return record linkage scores of pairs with a shared entity, from unit-length features `(n, e)` of all `items`."""
-    sizes = _sizes_of_entities(items)
+    sizes = Counter(item.unit for item in items if item.unit)
     queries = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
     cosines, nearest = list[float](), list[int]()
     for rows in torch.tensor(queries).split(_PAIRS_AT_ONCE):
@@ -138,14 +136,3 @@ def recall(logits: Tensor, belongs: Tensor) -> dict[str, float]:
     """Return the share of rows of `logits` `(n, m)` with a match in `belongs` `(n, m)` among the top 1, 5 and 10."""
     ranked = belongs.gather(1, logits.topk(min(max(AT), logits.shape[1]), dim=-1).indices)
     return {str(count): float(ranked[:, :count].any(-1).double().mean()) for count in AT}
-
-
-def _of_texts(model: AdaptedModel, texts: Sequence[str]) -> Tensor:
-    parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
-    with evaluating(model):
-        return torch.cat([model.encode_texts(part) for part in parts])
-
-
-def _sizes_of_entities(items: Sequence[Item]) -> Counter[str]:
-    """Return the number of items of each entity; items without an entity are ignored."""
-    return Counter(item.unit for item in items if item.unit)

@@ -63,8 +63,17 @@ def figures_for(results: Results, columns: Sequence[str]) -> list[list[str]]:
 def zero_shot_of(data: str, backbone: str | None) -> list[PaperRow]:
     """Return the published zero-shot rows for a data set and backbone, each with its prompt `templates`."""
     own = [data_sets.sets()[data].template]
-    confirmed = _confirmed(ZERO_SHOT, data, backbone)
-    return [row | {"templates": _templates(row.get("templates", own))} for row in confirmed]
+    found = []
+    for row in _confirmed(ZERO_SHOT, data, backbone):
+        named = row.get("templates", own)
+        if named == _EIGHTY:
+            from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+            named = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
+        elif isinstance(named, str):
+            named = _table()["templates"][named]
+        found.append(row | {"templates": tuple(named)})
+    return found
 
 
 def few_shot_of(recipe: str, shots: int, data: str, backbone: str | None) -> list[PaperRow]:
@@ -97,11 +106,3 @@ def _confirmed(protocol: str, data: str, backbone: str | None) -> list[PaperRow]
     """Return the published rows for a protocol, data set and backbone, except figures that have no verified source."""
     wanted = (protocol, data, backbone)
     return [row for row in rows() if (row["protocol"], row["data"], row["backbone"]) == wanted and row["from"] != "R"]
-
-
-def _templates(named: str | list[str]) -> tuple[str, ...]:
-    if named == _EIGHTY:
-        from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
-    return tuple(_table()["templates"][named] if isinstance(named, str) else named)

@@ -150,22 +150,17 @@ def sweep(recipe: Recipe, settings: Mapping[str, Sequence[object]], seeds: Seque
     for values in product(*settings.values()):
         chosen = dict(zip(settings, values, strict=True))
         setting = ", ".join(f"{key}={value}" for key, value in chosen.items())
-        tried = with_settings(recipe, chosen)
+        raw = recipe.model_dump(mode="json", exclude_unset=True)
+        for key, value in chosen.items():
+            set_key(raw, (key, value))
+        one_length(raw, list(chosen.items()))
+        tried = build_recipe(raw, "the sweep's recipe")
         for one in _seeded(tried, seeds):
             name = "-".join([*(_UNSAFE.sub("_", part) for part in setting.split(", ") if part), f"seed-{one.seed}"])
             runs.append(PlannedRun(name, one, setting=setting))
     if len({run.name for run in runs}) < len(runs):
         raise AdaptError(f"a value of the sweep appears twice: give different values for {', '.join(settings)}")
     return Protocol("sweep", recipe, tuple(runs), ("test",))
-
-
-def with_settings(recipe: Recipe, settings: Mapping[str, object]) -> Recipe:
-    """Return a validated copy of `recipe` in which keys such as train.lr have the values in `settings`."""
-    raw = recipe.model_dump(mode="json", exclude_unset=True)
-    for key, value in settings.items():
-        set_key(raw, (key, value))
-    one_length(raw, list(settings.items()))
-    return build_recipe(raw, "the sweep's recipe")
 
 
 def harmonic(base: float, new: float) -> float:

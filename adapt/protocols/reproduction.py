@@ -139,6 +139,8 @@ def reproduce(
     `called` is the papers' name of the backbone, or None. Raises AdaptError for a backbone that is not a dual encoder,
     for data without test images, and in the cases that `run_protocol` lists.
     """
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
     if not isinstance(backbone, DualEncoder):
         raise AdaptError(
             f"{backbone.describe()} is a {backbone.kind}; published figures exist for dual encoders only: use "
@@ -150,9 +152,12 @@ def reproduce(
         check(runs.protocol.runs)  # before anything is measured
     measured, compared = _zero_shot(backbone, split, papers.zero_shot_of(data.name, called), cache)
     missing = [name for name in data.names if name not in split.class_names]
-    names = "the split file's"
+    names, here, known = "the split file's", backbone.describe(), papers.backbones().get(called or "", [])
+    weights = [Condition("backbone", here if here in known else " or ".join(known), here)] if known else []
+    clips = _described(Preprocess(224, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))  # of the published figures
     conditions = [
-        *_of_backbone(backbone, called),
+        *weights,
+        *(Condition(what, clips[what], ours) for what, ours in _described(backbone.preprocess).items()),
         Condition("test images", f"{data.sizes[2]:,}", f"{len(split.test):,}"),
         Condition("class names", names, f"without {first_of(missing)}" if missing else names),
     ]
@@ -203,16 +208,6 @@ def _zero_shot(
 def _beside(row: papers.PaperRow, title: str, here: float, column: str, tolerance: float) -> FigurePair:
     published, source, templates = float(row["values"][column]), row.get("source", ""), row.get("templates", ())
     return FigurePair(title, here, published, tolerance, row["from"], source, templates)
-
-
-def _of_backbone(backbone: Backbone, called: str | None) -> list[Condition]:
-    """Return the weights and preprocessing as conditions to compare; published figures use CLIP's preprocessing."""
-    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    here, known = backbone.describe(), papers.backbones().get(called or "", [])
-    weights = [Condition("backbone", here if here in known else " or ".join(known), here)] if known else []
-    clips = _described(Preprocess(224, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
-    return [*weights, *(Condition(what, clips[what], ours) for what, ours in _described(backbone.preprocess).items())]
 
 
 def _described(preprocess: Preprocess) -> dict[str, str]:

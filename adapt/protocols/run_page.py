@@ -234,7 +234,8 @@ def run_page(run: PlainRun) -> JsonObject:
     Raises AdaptError if the run's files are damaged.
     """
     rows, metrics = _predictions(run.path), run.metrics
-    adapted: JsonObject = metrics.get("adapted", {})
+    log, adapted = run.path / "log.jsonl", metrics.get("adapted", {})
+    history = read_history(log) if log.is_file() else []
     by_class: dict[str, float] = adapted.get("by_class", {})
     class_figure = adapted.get("class_figure", Scores.class_figure)
     # a confusion matrix needs one class for each image
@@ -250,7 +251,7 @@ def run_page(run: PlainRun) -> JsonObject:
         "result": run,
         "command": shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
         "made_with": _made_with(run.path, metrics.get("device")),
-        "curves": _curves(run),
+        "curves": svg(Result(metrics, history, None).plot()) if history else "",
         "confusions": confusions(rows) if of_one_class else None,
         "reliability": _reliability(rows, metrics) if of_probabilities else "",
         "thresholds": thresholds,
@@ -266,14 +267,6 @@ def name_of(path: Path) -> str:
     """Return a run's name for reports, which consists of parent folder and folder, such as `runs/first`."""
     absolute = Path(os.path.abspath(path))
     return shown(f"{absolute.parent.name}/{absolute.name}".lstrip("/"))
-
-
-def _curves(run: PlainRun) -> str:
-    log = run.path / "log.jsonl"
-    if not log.is_file():
-        return ""
-    history = read_history(log)
-    return svg(Result(run.metrics, history, None).plot()) if history else ""
 
 
 def _made_with(run: Path, device: str | None) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from filelock import FileLock
 
@@ -164,17 +164,13 @@ def _summary(protocol: Protocol, shots: int | None, setting: str | None, rows: S
         "std": {
             name: statistics.stdev(figures[name] for figures in each) if len(each) > 1 else 0.0 for name in each[0]
         },
-        "zero_shot": _prefixed(protocol, rows, "zero_shot_"),
-        **({"together": _prefixed(protocol, rows, "together_")} if together else {}),
+        "zero_shot": _mean(protocol, rows, "zero_shot_"),
+        **({"together": _mean(protocol, rows, "together_")} if together else {}),
     }
     return cast("Summary", summary)
 
 
-def _prefixed(protocol: Protocol, rows: Sequence[Row], prefix: str) -> Figures:
-    """Return the mean figures over the rows of figures whose names have a prefix."""
-    return _mean(protocol, [{name: row[f"{prefix}{name}"] for name in protocol.figures} for row in rows])
-
-
-def _mean(protocol: Protocol, rows: Sequence[Figures]) -> Figures:
-    mean = {name: statistics.mean(row[name] for row in rows) for name in protocol.figures}
+def _mean(protocol: Protocol, rows: Sequence[Mapping[str, Any]], prefix: str = "") -> Figures:
+    """Return the mean figures over the rows, of the figures whose names have a prefix, and what follows from them."""
+    mean = {name: statistics.mean(row[f"{prefix}{name}"] for row in rows) for name in protocol.figures}
     return mean | protocol.derive(mean)

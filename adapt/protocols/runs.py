@@ -181,7 +181,7 @@ def is_finished(run: PlannedRun, out: Path) -> bool:
     if not (folder / "metrics.json").is_file() or (run.after is not None and not is_finished(run.after, out)):
         return False
     known = _known_targets(folder)
-    return all(_is_of(known.get(target.name, {}), _identity(target)) for target in run.targets)
+    return all(known.get(target.name, {}).items() >= _identity(target).items() for target in run.targets)
 
 
 def _known_targets(folder: Path) -> dict[str, dict[str, object]]:
@@ -196,17 +196,13 @@ def _identity(target: Target) -> dict[str, object]:
     return {"data": target.data.model_dump(mode="json"), "test_set": items_id(_images(target.data).test)}
 
 
-def _is_of(figures: dict[str, object], identity: dict[str, object]) -> bool:
-    return figures | identity == figures
-
-
 def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, object]]:
     """Return a run's metrics on each target data set; missing metrics are measured and stored in targets.json."""
     known = _known_targets(folder)
     model: Model | None = None
     for target in run.targets:
         identity = _identity(target)
-        if not _is_of(known.get(target.name, {}), identity):
+        if not known.get(target.name, {}).items() >= identity.items():
             if model is None:
                 model = load(folder / "adapter.safetensors", device=run.recipe.device)
             known[target.name] = identity | _measured(model, _images(target.data), target.data, run.recipe)

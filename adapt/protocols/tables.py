@@ -123,18 +123,15 @@ def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"])
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     if results["protocol"] == "leave_one_out":
         by_domain = {str(group["setting"]): group[kind]["test"] for group in results["summary"]}
-        average = _spread_of_averages(results) if kind == "std" else statistics.mean(by_domain.values())
+        average = statistics.mean(by_domain.values())
+        if kind == "std":  # over the seeds, of the mean accuracy over the domains
+            by_seed: dict[int, list[float]] = {}
+            for row in results["runs"]:
+                by_seed.setdefault(row["seed"], []).append(row["test"])
+            averages = [statistics.mean(each) for each in by_seed.values()]
+            average = statistics.stdev(averages) if len(averages) > 1 else 0.0
         return by_domain | {"average": average}
     return results["summary"][0][kind]
-
-
-def _spread_of_averages(results: Results) -> float:
-    """Return the standard deviation, over the seeds, of the mean accuracy over the domains."""
-    by_seed: dict[int, list[float]] = {}
-    for row in results["runs"]:
-        by_seed.setdefault(row["seed"], []).append(row["test"])
-    averages = [statistics.mean(each) for each in by_seed.values()]
-    return statistics.stdev(averages) if len(averages) > 1 else 0.0
 
 
 def _cell(values: Figures, column: str, spread: Figures | None = None, runs: int = 1) -> Value | str:

@@ -73,7 +73,11 @@ class Index:
         """
         if dim > self.features.shape[-1]:
             raise AdaptError(f"--dim is {dim}; expected at most {self.features.shape[-1]}, the values of a feature")
-        return replace(self, header=self.header.model_copy(update={"dim": dim}), features=_first(self.features, dim))
+        return replace(
+            self,
+            header=self.header.model_copy(update={"dim": dim}),
+            features=F.normalize(self.features[:, :dim], dim=-1),
+        )
 
     def nearest(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return cosines `(b, k)` of unit-length `queries` `(b, e)` to the nearest features, and the features' indices.
@@ -88,7 +92,7 @@ class Index:
                 "query as the index was made, without use.dim"
             )
         if self.header.dim is not None:
-            queries = _first(queries, self.header.dim)
+            queries = F.normalize(queries[:, : self.header.dim], dim=-1)
         return (queries.to(self.features) @ self.features.T).topk(min(count, len(self)), dim=-1)
 
     def check(self, model: ImageModel) -> None:
@@ -97,32 +101,28 @@ class Index:
         If the index was made without an adapter, `model` may also have an adapter that projects features into the
         embedding space of the index's backbone.
         """
-        self._check_origin(model)
-        width = _size(model)
-        if self.features.shape[-1] != min(width, self.header.dim or width):
-            raise AdaptError(
-                f"the index has features of dimension {self.features.shape[-1]:,}, but the features of "
-                f"{model.backbone.describe()} have dimension {width:,}: {_WHAT.advice}"
-            )
-
-    def _check_origin(self, model: ImageModel) -> None:
         old = space_of(model.method)
-        if old is not None and self._lies_in(old) and not self.header.adapter:
-            return
-        if not self._lies_in(Space.of(model.backbone)):
+        projects = old is not None and self._lies_in(old) and not self.header.adapter
+        if not (projects or self._lies_in(Space.of(model.backbone))):
             projected = "" if old is None else f", and so does {old.backbone or 'the backbone'} of the adapter's space"
             raise AdaptError(
                 f"the index was made with {self.header.backbone or 'another backbone'}, but "
                 f"{model.backbone.describe()} is a different backbone, or preprocesses inputs differently{projected}: "
                 "load the backbone of the index, or make the index again with `adapt index`"
             )
-        adapter = identity_of(model)
+        adapter = self.header.adapter if projects else identity_of(model)
         if adapter != self.header.adapter:
             made = ("with another" if adapter else "with an") if self.header.adapter else "without an"
             query = f"with {model.method.name}" if adapter else "without an adapter"
             raise AdaptError(
                 f"the index was made {made} adapter, but the query is encoded {query}: encode the query in the same "
                 "way as the index, or make the index again with `adapt index`"
+            )
+        width = _size(model)
+        if self.features.shape[-1] != min(width, self.header.dim or width):
+            raise AdaptError(
+                f"the index has features of dimension {self.features.shape[-1]:,}, but the features of "
+                f"{model.backbone.describe()} have dimension {width:,}: {_WHAT.advice}"
             )
 
     def _lies_in(self, space: Space) -> bool:
@@ -231,10 +231,6 @@ def _check_prompts(model: ImageModel) -> None:
 def _size(model: ImageModel) -> int:
     """Return the number of values of a whole feature."""
     return (space_of(model.method) or Space.of(model.backbone)).size
-
-
-def _first(features: Tensor, dim: int) -> Tensor:
-    return F.normalize(features[:, :dim], dim=-1)
 
 
 def _check(entries: Sequence[str], what: str) -> None:

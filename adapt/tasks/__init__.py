@@ -90,7 +90,13 @@ def reading(columns: frozenset[str]) -> Task:
     if fitting:
         tasks = " and ".join(task.name for task in fitting)
         raise AdaptError(f"the columns {listed} fit the tasks {tasks}: uninstall the package of one of these tasks")
-    raise AdaptError(f"no task reads the columns {listed} together: expected {_expected()}")
+    forms = []
+    for task in _all():
+        optional = f" (optionally {', '.join(sorted(task.may_have))})" if task.may_have else ""
+        forms.append(f"{', '.join(sorted(task.needs)) or 'nothing more'}{optional} for {task.title}")
+    raise AdaptError(
+        f"no task reads the columns {listed} together: expected path, or text instead, and {'; '.join(forms)}"
+    )
 
 
 def known_columns() -> list[str]:
@@ -107,14 +113,6 @@ def unknown_columns(columns: Sequence[str]) -> list[str]:
 
 def _all() -> list[Task]:
     return [task.label_type.task for task in _listing.classes()]
-
-
-def _expected() -> str:
-    forms = []
-    for task in _all():
-        optional = f" (optionally {', '.join(sorted(task.may_have))})" if task.may_have else ""
-        forms.append(f"{', '.join(sorted(task.needs)) or 'nothing more'}{optional} for {task.title}")
-    return "path, or text instead, and " + "; ".join(forms)
 
 
 def _claims(task: Task, columns: frozenset[str], own: frozenset[str]) -> bool:

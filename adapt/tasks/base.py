@@ -151,6 +151,9 @@ class Task:
     learns_from_features: ClassVar[bool] = True
     """Whether a step may take cached features instead of images."""
 
+    _learned_as: ClassVar[frozenset[str] | None] = None
+    """The tasks of which, or else of this one, a method must name one to learn it; None if it need name none."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "label_type" in vars(cls):
@@ -230,14 +233,19 @@ class Task:
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         """Return whether a method can learn this task; for a method class, whether some instance of the class can."""
+        from adapt.methods.base import Method as Base
         from adapt.methods.base.traits import LearnedTokens, LearnsShares, has_trait, owns_prompts
 
         if self.name in method.tasks:
             return True
+        if self._learned_as is not None:
+            return not self._learned_as.isdisjoint(method.tasks)
         if self.classes_are:
             return method.learns_any_step or has_trait(method, LearnsShares)
         owns = has_trait(method, LearnedTokens) if isinstance(method, type) else owns_prompts(method)
-        return method.learns_any_step and _edits(method) and not owns
+        # a method that edits only class features cannot learn without classes
+        edits = method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)
+        return method.learns_any_step and edits and not owns
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """Return the class numbers of the items `(n,)`, which are indices of the items' classes in `class_names`."""
@@ -345,13 +353,6 @@ class Task:
         if self.one_class:  # batch by batch, as the logits of many items and classes are large
             return scored(items, inference.decisions(model, items))
         return self.scores(items, self.answers(model, items, inference), model.class_names)
-
-
-def _edits(method: Method | type[Method]) -> bool:
-    """Return whether the method edits a tower; a method that edits only class features cannot learn without classes."""
-    from adapt.methods.base import Method as Base
-
-    return method.edits is not Base.edits if isinstance(method, type) else bool(method.touches)
 
 
 def labels_of(items: Sequence[Item], kind: type[L]) -> list[L]:

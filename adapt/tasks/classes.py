@@ -36,6 +36,7 @@ class Classes(Task):
     backbones = frozenset({"dual encoder", "native VLM", "vision encoder"})
     items_are = "images with one class each"
     label_type = Class
+    _learned_as = frozenset()
     needs = frozenset({"label"})
     takes_bags = True
     may_have = frozenset({"overlap"})
@@ -69,9 +70,6 @@ class Classes(Task):
                 f"{method.name} with grades learns from the overlaps of regions with the box of their object, but the "
                 "data has no overlaps: give a .csv with a column overlap, or leave out method.grades"
             )
-
-    def learned_by(self, method: Method | type[Method]) -> bool:
-        return self.name in method.tasks
 
     def values(self, items: Sequence[Item]) -> Tensor | None:
         import torch

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
-    from adapt.methods.base import Step, Terms
-    from adapt.methods.base.training import Training
     from adapt.models.base import Adapted
     from adapt.models.native_vlm import ChatStep
     from adapt.models.svco import ContrastStep
@@ -40,6 +38,7 @@ class Contrasts(Preferences):
     items_are = "minimal pairs of images, each with its answer"
     rows_of_chats = 3
     has_summed_loss = True
+    _loss = "svco"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Contrast:
         read, others = super().read(cells, where), cells["rejected_images"]
@@ -60,14 +59,6 @@ class Contrasts(Preferences):
 
         others = [label.rejected for label in labels_of(items, Contrast)]
         return ContrastStep(cast("ChatModel", model), inputs, others).of(self, items)
-
-    def prepare(self, training: Training) -> None:
-        from adapt.models.dpo import refer
-
-        refer(training, training.settings.svco)
-
-    def loss(self, step: Step) -> Terms:
-        return {"svco": cast("ContrastStep", step).svco}
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.pair_scores import scored_pairs

@@ -69,7 +69,13 @@ class Conversations(Task):
         return (f"{turns} turns and {images} images in a conversation",)
 
     def check_learnt(self, method: Method, items: Sequence[Item]) -> None:
-        _check_seen(method, items)
+        blind = [item for item in items if not item.paths]
+        if blind and method.touches and "decoder" not in method.touches:  # items without an image could teach nothing
+            raise AdaptError(
+                f"{len(blind):,} of {len(items):,} conversations have no image, such as {blind[0].name!r}, and "
+                f"{method.name} adapts only the {' and the '.join(sorted(method.touches))}: take them out, or adapt "
+                "the decoder"
+            )
         for item in items:
             [label] = labels_of([item], Conversation)
             if not any(turn.role == "assistant" and turn.learned for turn in label.chat.turns):
@@ -86,18 +92,9 @@ class Conversations(Task):
         return label.chat
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.free_text import scored_words
+        from adapt.evaluation.free_text import WordScores
+        from adapt.evaluation.scores import scored
 
-        questions = [item.label.columns["question"] for item in items]
-        return scored_words(items, inference.of_batches(model, items, model.decide), questions)
-
-
-def _check_seen(method: Method, items: Sequence[Item]) -> None:
-    """Raise AdaptError if `method` adapts only what reads images, and an item without one could teach it nothing."""
-    blind = [item for item in items if not item.paths]
-    if blind and method.touches and "decoder" not in method.touches:
-        raise AdaptError(
-            f"{len(blind):,} of {len(items):,} conversations have no image, such as {blind[0].name!r}, and "
-            f"{method.name} adapts only the {' and the '.join(sorted(method.touches))}: take them out, or adapt the "
-            "decoder"
-        )
+        questions = tuple(item.label.columns["question"] for item in items)
+        decisions = inference.of_batches(model, items, model.decide)
+        return WordScores(**vars(scored(items, decisions)), questions=questions)

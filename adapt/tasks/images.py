@@ -30,6 +30,7 @@ class Images(Task):
     name = "images"
     title = "no label"
     label_type = Unlabelled
+    _learned_as = frozenset()
     items_are = "images, or texts alone, without labels"
     classes_are = ""
     scored = False
@@ -65,6 +66,3 @@ class Images(Task):
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         raise AdaptError(f"{items[0].name} and other items have no labels for scoring: give a list with labels")
-
-    def learned_by(self, method: Method | type[Method]) -> bool:
-        return self.name in method.tasks

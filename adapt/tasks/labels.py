@@ -75,7 +75,10 @@ class Labels(Task):
         _check_separator({name for label in labels for name in label.names})
         images = Counter(name for label in labels for name in label.names)
         rank = {name: (count, name) for name, count in images.items()}
-        return [_drawn_by(label, rank) for label in labels]
+        return [
+            replace(label, rarest=label.rarest or min(label.names, key=rank.__getitem__, default=""))
+            for label in labels
+        ]
 
     def learned_by(self, method: Method | type[Method]) -> bool:
         return self.name in method.tasks or method.learns_any_step
@@ -126,14 +129,14 @@ class Labels(Task):
 
         Both biases follow from the baseline's logits; those of `model` are taken to differ in their scale alone.
         """
-        from adapt.evaluation.multi_label import prior_biases
+        from adapt.evaluation.multi_label import prior_bias
 
         backbone = cast("AdaptedModel", baseline).backbone  # a dual encoder, which the task requires
         models = [baseline] if model is None else [baseline, model]
-        scales = [each.method.logit_scale or backbone.logit_scale for each in models]
+        scales, own = [each.method.logit_scale or backbone.logit_scale for each in models], backbone.logit_bias
         logits, truth = inference.all_logits(baseline, items), self.labels(items, baseline.class_names)
-        biases = prior_biases(logits, truth, backbone.logit_bias, [scale / scales[0] for scale in scales])
-        for each, bias in zip(models, biases, strict=True):
+        for each, scale in zip(models, scales, strict=True):  # the bias that the logits contain is not scaled
+            bias = prior_bias((logits - own) * (scale / scales[0]) + own, truth)
             each.answers = replace(each.answers, logit_bias=bias)
 
     def check_answers(self, model: Adapted) -> None:
@@ -151,12 +154,6 @@ class Labels(Task):
         from adapt.evaluation.multi_label import MultiLabelScores
 
         return MultiLabelScores.of(items, answers, self.labels(items, class_names), class_names)
-
-
-def _drawn_by(label: Several, rank: Mapping[str, tuple[int, str]]) -> Several:
-    if label.rarest or not label.names:
-        return label
-    return replace(label, rarest=min(label.names, key=rank.__getitem__))
 
 
 def _check_separator(names: set[str]) -> None:

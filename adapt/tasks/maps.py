@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
-    from adapt.methods.base import Method
     from adapt.models.base import Adapted
 
 
@@ -39,6 +38,7 @@ class Maps(Task):
     example = "emoji-defects"
     items_are = "images with one class each, and masks of defects"
     label_type = Defect
+    _learned_as = frozenset({"classes"})
     needs = frozenset({"label", "mask"})
     files = frozenset({"mask"})
     comparable = "methods are compared by classes, without masks: give images with classes alone"
@@ -46,9 +46,6 @@ class Maps(Task):
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Defect:
         return Defect(filled(cells, "label", where), optional(cells, "mask"))
-
-    def learned_by(self, method: Method | type[Method]) -> bool:
-        return bool({self.name, "classes"} & method.tasks)
 
     def check_tested(self, model: Adapted, items: Sequence[Item]) -> None:
         from adapt.data.decoding.masks import check_masks

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
-    from adapt.methods.base import Method, Step
+    from adapt.methods.base import Step
     from adapt.models.base import Adapted
 
 
@@ -34,6 +34,7 @@ class Pairs(Task):
     title = "pairs of images and texts"
     example = "emoji-captions"
     label_type: ClassVar[type[Label]] = Pair
+    _learned_as = frozenset()
     needs = frozenset({"path", "text"})
     may_have = frozenset({"rephrased"})
     items_are = "pairs of images and texts"
@@ -54,9 +55,6 @@ class Pairs(Task):
                 f"{len(model.class_names)} classes: use a method that learns from pairs, such as lora, without class "
                 "names"
             )
-
-    def learned_by(self, method: Method | type[Method]) -> bool:
-        return self.name in method.tasks
 
     def numbers(self, items: Sequence[Item], class_names: Sequence[str]) -> Tensor:
         """Return a number for each item `(n,)`, which is equal for items with the same entity or image."""

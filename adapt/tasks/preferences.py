@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from adapt.common.errors import AdaptError
 from adapt.tasks.base import Cell, filled, labels_of
 from adapt.tasks.conversations import Conversation, Conversations
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adapt.chats import Chat
     from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from adapt.methods.base import Method, Step, Terms
     from adapt.methods.base.training import Training
     from adapt.models.base import Adapted
-    from adapt.models.dpo import PreferenceStep
     from adapt.models.native_vlm import ChatStep
 
 
@@ -46,6 +43,7 @@ class Preferences(Conversations):
     noun = "pairs of answers"
     items_are = "pairs of answers about images, of which one is better"
     has_summed_loss = True
+    _loss: ClassVar[str] = "dpo"
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Preference:
         chat, rejected = super().read(cells, where).chat, filled(cells, "rejected", where)
@@ -85,13 +83,10 @@ class Preferences(Conversations):
     def prepare(self, training: Training) -> None:
         from adapt.models.dpo import refer
 
-        refer(training, training.settings.dpo)
+        refer(training, getattr(training.settings, self._loss))
 
     def loss(self, step: Step) -> Terms:
-        return {"dpo": cast("PreferenceStep", step).dpo}
-
-    def right(self, step: Step) -> Tensor:
-        return step.right
+        return {self._loss: getattr(step, self._loss)}
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.pair_scores import scored_pairs

@@ -47,6 +47,7 @@ class Targets(Task):
     items_are = "images with a number each"
     classes_are = "words"
     label_type = Graded
+    _learned_as = frozenset({"classes"})
     needs = frozenset({"target"})
     takes_bags = True
     one_class = False  # the answer is a number
@@ -84,9 +85,6 @@ class Targets(Task):
                 "%s learns the words of the targets (%s), and predicts no number: to predict numbers, use ridge",
                 method.name, first_of(sorted({item.class_names[0] for item in items})),
             )  # fmt: skip
-
-    def learned_by(self, method: Method | type[Method]) -> bool:
-        return bool({self.name, "classes"} & method.tasks)
 
     def values(self, items: Sequence[Item]) -> Tensor:
         import torch

@@ -104,14 +104,6 @@ def _trim(directory: Path, max_bytes: int) -> None:
             total -= size
 
 
-def _sizes(directory: Path) -> Iterator[tuple[Path, int]]:
-    """Yield the folder and the size in bytes of every shard in `directory`."""
-    for path in sorted(directory.rglob(f"*{_SUFFIX}")):
-        with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
-            if path.is_file():
-                yield path.parent, path.stat().st_size
-
-
 class _DamagedError(Exception):
     """The error for a shard whose content does not match the checksum that is its file name."""
 
@@ -175,14 +167,23 @@ class FeatureCache:
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_bytes: int | None = None) -> None:
         default = os.environ.get("ADAPT_CACHE") or Path.home() / ".cache" / "adapt" / "features"
         self.directory = Path(directory or default)
-        self.max_bytes = _limit() if max_bytes is None else max_bytes
+        text = os.environ.get("ADAPT_CACHE_GIB") or "4"
+        try:
+            gib = float(text)
+        except ValueError:
+            gib = -1.0
+        if max_bytes is None and not 0 < gib < float("inf"):
+            raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the maximum size of the cache in GiB, such as 4")
+        self.max_bytes = int(gib * 2**30) if max_bytes is None else max_bytes
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Return {folder: (number of files, bytes)} for the cache, which has one folder per backbone and transform."""
         folders: dict[str, tuple[int, int]] = {}
-        for folder, size in _sizes(self.directory):
-            files, total = folders.get(folder.name, (0, 0))
-            folders[folder.name] = files + 1, total + size
+        for path in sorted(self.directory.rglob(f"*{_SUFFIX}")):
+            with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
+                if path.is_file():
+                    files, total = folders.get(path.parent.name, (0, 0))
+                    folders[path.parent.name] = files + 1, total + path.stat().st_size
         return folders
 
     def clear(self) -> None:
@@ -242,8 +243,9 @@ class FeatureCache:
         for position, row_id in enumerate(ids):
             seed = int.from_bytes(row_id[:8]) >> 1
             draws.setdefault(row_id, Draw(position // max(views, 1), seed))
-        folder, rows = None if key is None else self._folder(key), dict[bytes, Tensor]()
-        if folder is not None:
+        folder, rows = None, dict[bytes, Tensor]()
+        if key is not None:
+            folder = self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
             with self._tolerant():
                 rows = _read_shards(folder, draws.keys())
         missing = {row_id: draw for row_id, draw in draws.items() if row_id not in rows}
@@ -251,14 +253,12 @@ class FeatureCache:
         for computed in _compute(missing, images, encode, batch_size, workers, progress):
             if folder is not None:
                 with self._tolerant():
-                    for alike in _by_length(computed):
+                    for length in sorted({len(row) for row in computed.values()}):  # a shard holds rows of one
+                        alike = {row_id: row for row_id, row in computed.items() if len(row) == length}
                         _write_shard(folder, alike)
                     _trim(self.directory, self.max_bytes)
             rows |= computed
         return [rows[row_id] for row_id in ids]
-
-    def _folder(self, key: str) -> Path:
-        return self.directory / hashlib.sha256(f"{_FORMAT}\n{key}".encode()).hexdigest()[:32]
 
     @contextmanager
     def _tolerant(self) -> Iterator[None]:
@@ -269,17 +269,6 @@ class FeatureCache:
             if self.directory not in _told:
                 _told.add(self.directory)
                 logger.warning("%s. Until the cache works, features are computed each time.", error)
-
-
-def _limit() -> int:
-    text = os.environ.get("ADAPT_CACHE_GIB") or "4"
-    try:
-        gib = float(text)
-    except ValueError:
-        gib = -1.0
-    if not 0 < gib < float("inf"):
-        raise AdaptError(f"ADAPT_CACHE_GIB is {text!r}; expected the maximum size of the cache in GiB, such as 4")
-    return int(gib * 2**30)
 
 
 def _row_ids(item: Item, views: int) -> list[bytes]:
@@ -328,9 +317,3 @@ def _encode(encode: Callable[[Any], Sequence[Tensor] | Tensor], images: object) 
             raise ValueError(f"encode returned a row of shape {tuple(row.shape)}; expected (d,)")
     # Copies outside inference mode: tensors of inference mode cannot take part in a later backward.
     return [row.cpu().clone() for row in features]
-
-
-def _by_length(rows: Mapping[bytes, Tensor]) -> Iterator[dict[bytes, Tensor]]:
-    """Yield the rows of each length, as a shard holds rows of one."""
-    for length in sorted({len(row) for row in rows.values()}):
-        yield {row_id: row for row_id, row in rows.items() if len(row) == length}

@@ -101,14 +101,14 @@ class _Drawn:
         self.dataset = dataset
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Pictures, int]] | AdaptError:
+        drawn = []
         try:
-            return [self._one(draw) for draw in draws]
+            for draw in draws:
+                with seeded(draw.seed):
+                    drawn.append(self.dataset[draw.position])
         except AdaptError as error:
             return error
-
-    def _one(self, draw: Draw) -> tuple[Pictures, int]:
-        with seeded(draw.seed):
-            return self.dataset[draw.position]
+        return drawn
 
 
 def _collate(batch: list[tuple[Pictures, int]] | AdaptError) -> object:

@@ -151,8 +151,6 @@ class Views:
         return turns(self.plain)
 
     def __call__(self, image: Image) -> Tensor:
-        import torch
-
         views, content = [self.plain(image)], hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
         for number in range(self.count):
             with seeded(seed_for(content, image.size, "view", number)):

@@ -123,7 +123,11 @@ def under(root: str, path: str, where: str) -> str:
     Raises AdaptError, with a message that starts with `where`, if the path leads out of `root` or is not a valid file
     name.
     """
-    if not _may_exist(path):
+    try:
+        valid = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
         raise AdaptError(f"{where}: the image path {path!r} is not a valid file name. Correct or remove the path")
     if not root:
         return path
@@ -144,13 +148,6 @@ def _from_windows(root: str, path: str, where: str) -> str:
     own = next((os.path.join(*end) for end in ends if os.path.lexists(os.path.join(root, *end))), None)
     hint = f"There is {own!r}: write all paths from there on" if own else "Write paths that start there"
     raise AdaptError(f"{where}: the image {path!r} is on the drive {drive!r}; expected a path below {root!r}. {hint}")
-
-
-def _may_exist(path: str) -> bool:
-    try:
-        return b"\0" not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:

@@ -34,11 +34,6 @@ def is_array(source: object) -> TypeGuard[Pixels]:
     return not isinstance(source, str) and all(hasattr(source, name) for name in ("__array__", "ndim", "shape"))
 
 
-def is_sequence(array: Pixels) -> bool:
-    """Return whether an array contains several images: stacked along the first axis, or as objects such as paths."""
-    return array.ndim > 3 or (array.ndim > 0 and getattr(array.dtype, "kind", None) in _NO_PIXELS)
-
-
 def picture_of(source: Pixels) -> Image.Image:
     """Return a PIL image made from an array `(h, w)` or `(h, w, c)`, or from a tensor `(h, w)` or `(c, h, w)`.
 
@@ -153,7 +148,10 @@ def each_of(images: object) -> Iterable[object]:
     Raises AdaptError if `images` is of any other type.
     """
     single = (str, os.PathLike, Image.Image, Item, *_BYTES)
-    if isinstance(images, single) or (is_array(images) and not is_sequence(images)):
+    several = is_array(images) and (  # stacked along the first axis, or of objects such as paths
+        images.ndim > 3 or (images.ndim > 0 and getattr(images.dtype, "kind", None) in _NO_PIXELS)
+    )
+    if isinstance(images, single) or (is_array(images) and not several):
         return (images,)
     if hasattr(images, "read"):  # an open file, whose lines are no images
         raise AdaptError(f"{brief(images)} is an open file; expected {ACCEPTED}: give what its read() returns")

@@ -9,7 +9,8 @@ import numpy as np
 
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.files import open_file
-from adapt.data.decoding.pictures import opened, orientation, size_of, upright
+from adapt.data.decoding.images import image_size
+from adapt.data.decoding.pictures import opened, orientation, upright
 from adapt.data.item import Item
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def check_masks(items: Sequence[Item], turned: bool = False) -> None:
 def check_mask(item: Item, turned: bool = False) -> None:
     """Raise AdaptError if `item` has a mask that is missing, is not an image, or differs in size from its image."""
     for path in item.label.files:
-        if (image := _size(item.path, turned)) == (mask := _size(path, turned)):
+        if (image := image_size(item.path, turned)) == (mask := image_size(path, turned)):
             continue
-        fits_stored = _size(item.path, False) == mask
+        fits_stored = image_size(item.path, False) == mask
         raise AdaptError(
             f"the mask {path!r} is {mask[0]} x {mask[1]} pixels, but its image {item.path!r} is {image[0]} x "
             f"{image[1]}{' turned upright' if fits_stored else ''}; expected the same size. Draw the mask on the image "
@@ -58,12 +59,6 @@ def marks_none(path: str, turned: bool = False) -> bool:
     """Return whether a mask is blank, that is, marks no pixel, however it is turned."""
     with open_file(path) as file, opened(file, path) as picture:
         return picture.convert("L").getbbox() is None
-
-
-def _size(path: str, turned: bool) -> tuple[int, int]:
-    """Return the width and height of an image file, read from its header."""
-    with open_file(path) as file, opened(file, path) as picture:
-        return size_of(picture, turned)
 
 
 def mask_of(item: Item, place: Callable[[Image], Image], size: tuple[int, int], turned: bool = False) -> Tensor:

@@ -37,7 +37,9 @@ _TURNS = {
 }
 _ENTRIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for an orientation
 _DECODED_UPRIGHT = ("HEIF", "TIFF")  # by their libraries, in any case
-_MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, TypeError, struct.error)
+# Pillow's errors for malformed files, and those beside them; RuntimeError is raised by the libraries of AVIF and HEIC.
+_MALFORMED = (SyntaxError, ValueError, OSError, EOFError, LookupError, struct.error)
+_BROKEN = (*_MALFORMED, RuntimeError, zlib.error, DecompressionBombError)
 
 
 def orientation(picture: Image.Image) -> int:
@@ -46,7 +48,7 @@ def orientation(picture: Image.Image) -> int:
         return _UPRIGHT
     try:
         held = picture.getexif().get(_TAG, _UPRIGHT)
-    except _MALFORMED:  # viewers show such a photograph as it is stored
+    except (*_MALFORMED, TypeError):  # viewers show such a photograph as it is stored
         return _UPRIGHT
     return held if held in _TURNS else _UPRIGHT
 
@@ -96,18 +98,6 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _NO_HEIC = str(missing("HEIC", "pillow-heif", "heic"))
 _NO_AVIF = 'AVIF needs Pillow 11.3 or later, built with libavif: pip install -U "pillow>=11.3"'
 
-# Pillow's errors for malformed files; RuntimeError is raised by the libraries of AVIF and HEIC.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    DecompressionBombError,
-)
 _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 
@@ -204,18 +194,13 @@ def naming(name: str) -> Iterator[None]:
 
 def to_rgb(picture: Image.Image, turned: bool = False) -> Image.Image:
     """Return a PIL image converted to mode RGB and, if `turned`, turned upright by its EXIF orientation."""
-    converted = _in_rgb(picture)
-    return upright(converted, orientation(picture)) if turned else converted
-
-
-def _in_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):
-        return _by_bands(picture, _high_byte)
     if picture.mode == "F":
         raise ValueError(_NO_RANGE)
-    if picture.has_transparency_data:
-        return _by_bands(picture, _over_white)
-    return picture.convert("RGB")
+    if picture.mode.startswith("I"):
+        converted = _by_bands(picture, _high_byte)
+    else:
+        converted = _by_bands(picture, _over_white) if picture.has_transparency_data else picture.convert("RGB")
+    return upright(converted, orientation(picture)) if turned else converted
 
 
 def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:

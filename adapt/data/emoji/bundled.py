@@ -25,7 +25,7 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from random import Random
@@ -46,15 +46,15 @@ _IN_ITEMS = ("emoji-items", "emoji-clutter")
 IMAGES = 4  # of an item of these
 MISREAD = 0.3  # share of the letters in emoji-records
 _TRAINING, _VALIDATION = 0.6, 0.1  # shares of the concepts known to the backbone, in emoji-records
-_AT_STYLES = {  # which also exist in single styles: the module beside this one that makes a set, and its function
-    "emoji-questions": ("questions", "read_questions"),
-    "emoji-chats": ("chats", "read_chats"),
-    "emoji-preferences": ("chats", "read_preferences"),
-    "emoji-contrasts": ("chats", "read_contrasts"),
-    "emoji-captions": ("questions", "read_captions"),
-    "emoji-counts": ("questions", "read_counts"),
-    "emoji-defects": ("defects", "read_defects"),
-    "emoji-labels": ("questions", "read_labels"),
+_AT_STYLES = {  # which also exist in single styles: the module beside this one that makes a set
+    "emoji-questions": "questions",
+    "emoji-chats": "chats",
+    "emoji-preferences": "chats",
+    "emoji-contrasts": "chats",
+    "emoji-captions": "questions",
+    "emoji-counts": "questions",
+    "emoji-defects": "defects",
+    "emoji-labels": "questions",
 }
 
 
@@ -95,14 +95,22 @@ def read_bundled(spec: str) -> Split:
     if spec in (_GROUPS, _TEXTS, *_IN_ITEMS):
         images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
         if spec in _IN_ITEMS:
-            return in_items(images) if spec == "emoji-items" else in_clutter(images)
-        return images if spec == _GROUPS else replace(images, train=_texts(images.train))
+            parts = images.train, images.val, images.test
+            joined = map(_of_one_class, parts) if spec == "emoji-items" else _in_clutter(parts)
+            train, val, test = joined
+            return replace(images, train=train, val=val, test=test)
+        named = dict.fromkeys((item.label, item.group) for item in images.train if spec == _TEXTS)
+        texts = [  # of each concept and each prompt template
+            Item((), label, group=concept, text=template.replace("{}", concept))
+            for label, concept in named
+            for template in _TEMPLATES
+        ]
+        return replace(images, train=tuple(texts) or images.train)
     if spec not in names():
         raise AdaptError(f"unknown bundled data set {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
     if name in _AT_STYLES:
-        module, function = _AT_STYLES[name]
-        split: Split = getattr(import_module(f"adapt.data.emoji.{module}"), function)(spec)
+        split: Split = import_module(f"adapt.data.emoji.{_AT_STYLES[name]}").read(spec)
         return split
     return _groups(spec, lambda entry: entry["style"] == style)
 
@@ -117,16 +125,6 @@ def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
     return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(archive.ARCHIVE))
 
 
-def _texts(images: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Return a text item for each concept in `images` and each prompt template, with the concept's name filled in."""
-    named = dict.fromkeys((item.label, item.group) for item in images)
-    return tuple(
-        Item((), label, group=concept, text=template.replace("{}", concept))
-        for label, concept in named
-        for template in _TEMPLATES
-    )
-
-
 def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:
     root = zip_root(archive.ARCHIVE)
     return tuple(
@@ -135,22 +133,16 @@ def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tupl
     )
 
 
-def in_items(split: Split) -> Split:
-    """Return `split` with the images of each class in items of up to four, drawn with a fixed seed."""
-    train, val, test = map(_of_one_class, (split.train, split.val, split.test))
-    return replace(split, train=train, val=val, test=test)
+def _in_clutter(images: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, ...]]:
+    """Yield each of three parts with every image in an item with three drawings of things that no class names.
 
-
-def in_clutter(split: Split) -> Split:
-    """Return `split` with each image in an item with three drawings of things that no class names.
-
-    Train, val and test have drawings of different things.
+    The parts have drawings of different things.
     """
     drawn = [entry for entry in index()["items"] if entry["class"] is None and entry["style"] != UNSEEN_STYLE]
     concepts = sorted({entry["concept"] for entry in drawn})
     Random(0).shuffle(concepts)
-    root, parts = zip_root(archive.ARCHIVE), []
-    for number, part in enumerate((split.train, split.val, split.test)):
+    root = zip_root(archive.ARCHIVE)
+    for number, part in enumerate(images):
         own = set(concepts[number::3])
         others = [root + entry["file"] for entry in drawn if entry["concept"] in own]
         stream, items = Random(number), list[Item]()
@@ -158,12 +150,11 @@ def in_clutter(split: Split) -> Split:
             paths = [image.path, *stream.sample(others, IMAGES - 1)]
             stream.shuffle(paths)
             items.append(replace(image, paths=tuple(paths)))
-        parts.append(tuple(items))
-    train, val, test = parts
-    return replace(split, train=train, val=val, test=test)
+        yield tuple(items)
 
 
 def _of_one_class(images: Sequence[Item]) -> tuple[Item, ...]:
+    """Return the images of each class in items of up to four, drawn with a fixed seed."""
     stream, of_classes = Random(0), dict[Label, list[str]]()
     for image in images:
         of_classes.setdefault(image.label, []).append(image.path)

@@ -10,7 +10,7 @@ a question about it and the answer to each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from adapt import tasks
@@ -34,40 +34,39 @@ _SENTENCES = {
     MORE: "it is {answer}.",
 }
 
-Words = Callable[[str, str], str]  # from a question and its short answer to the answer in a conversation
+
+def read(spec: str) -> Split:
+    """Return the data set `spec` of conversations, preferences or contrasts; an item's domain is its drawing style.
+
+    Preferences are the last questions of the conversations, each with a right and a wrong answer. The wrong answer is
+    the right one to the same question about another scene of the same part of the data.
+    """
+    if spec.startswith("emoji-contrasts"):
+        return _contrasts(spec)
+    split = _conversations(spec.replace("preferences", "chats"))
+    if spec == split.name:
+        return split
+    train, val, test = (tuple(_paired(items)) for items in (split.train, split.val, split.test))
+    return replace(split, name=spec, train=train, val=val, test=test)
 
 
-def read_chats(spec: str) -> Split:
+def _conversations(spec: str) -> Split:
     """Return the conversations of the data set `spec`; an item's domain is its drawing style, if all share one."""
     copies: dict[str, list[tuple[str, Scene]]] = {part: [] for part in questions.PARTS}
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         yield _item((path,), about_one(scene, number), style)
-        earlier = copies[path.rpartition("!")[2].partition("/")[0]]
-        if scene.kind == "several":
-            earlier.append((path, scene))
-            yield from compared(earlier, style)
-
-    def compared(earlier: list[tuple[str, Scene]], style: str) -> Iterator[Item]:
-        """Yield a conversation that compares the last scene with one before it, for every second scene."""
-        pair, odd = divmod(len(earlier), 2)
-        if odd or len(earlier) <= MOST:
+        if scene.kind != "several":
             return
-        other, last = earlier[-1 - (1, 1, MOST)[pair % 3]], earlier[-1]  # MOST before it, there are as many copies
-        first, second = (last, other) if pair % 3 else (other, last)
-        yield _item((first[0], second[0]), about_two(first[1], second[1]), style)
+        earlier = copies[path.rpartition("!")[2].partition("/")[0]]
+        earlier.append((path, scene))
+        pair, odd = divmod(len(earlier), 2)
+        if not odd and len(earlier) > MOST:  # every second scene is compared with one before it
+            other, last = earlier[-1 - (1, 1, MOST)[pair % 3]], earlier[-1]  # MOST before it, there are as many copies
+            first, second = (last, other) if pair % 3 else (other, last)
+            yield _item((first[0], second[0]), about_two(first[1], second[1]), style)
 
     return questions.split_of(spec, spec, (), items)
-
-
-def read_preferences(spec: str) -> Split:
-    """Return the last questions of the conversations of the data set `spec`, each with a right and a wrong answer.
-
-    The wrong answer is the right one to the same question about another scene of the same part of the data.
-    """
-    split = read_chats(spec.replace("preferences", "chats"))
-    train, val, test = (tuple(_paired(items)) for items in (split.train, split.val, split.test))
-    return replace(split, name=spec, train=train, val=val, test=test)
 
 
 def _paired(items: Sequence[Item]) -> Iterator[Item]:
@@ -87,7 +86,7 @@ def _paired(items: Sequence[Item]) -> Iterator[Item]:
             yield item.labelled(tasks.reading(frozenset(cells)).read(cells, item.path))
 
 
-def read_contrasts(spec: str) -> Split:
+def _contrasts(spec: str) -> Split:
     """Return minimal pairs of scenes of the data set `spec`: what differs is asked, and each scene has its answer."""
     first: list[tuple[str, Scene]] = []
 
@@ -119,14 +118,14 @@ def in_a_sentence(question: str, answer: str) -> str:
     return f"there {'is' if answer == questions.NUMBERS[0] else 'are'} {answer}."
 
 
-def about_one(scene: Scene, number: int, words: Words = in_a_sentence) -> Chat:
+def about_one(scene: Scene, number: int) -> Chat:
     """Return a conversation about one scene, whose questions are rotated by the scene's `number`."""
     asked = list(questions.asked(scene))
     start = number % len(asked)
-    return _chat([*asked[start:], *asked[:start]], 1, words)
+    return _chat([*asked[start:], *asked[:start]], 1)
 
 
-def about_two(first: Scene, second: Scene, words: Words = in_a_sentence) -> Chat:
+def about_two(first: Scene, second: Scene) -> Chat:
     """Return a conversation that compares the numbers of things in two scenes."""
     counts = len(first.pieces), len(second.pieces)
     more = FIRST if counts[0] > counts[1] else SECOND if counts[0] < counts[1] else NEITHER
@@ -134,13 +133,13 @@ def about_two(first: Scene, second: Scene, words: Words = in_a_sentence) -> Chat
         (f"how many are in {name}?", questions.NUMBERS[count - 1])
         for name, count in zip((FIRST, SECOND), counts, strict=True)
     ]
-    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2, words)
+    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2)
 
 
-def _chat(asked: list[tuple[str, str]], images: int, words: Words) -> Chat:
+def _chat(asked: list[tuple[str, str]], images: int) -> Chat:
     """Return a conversation of questions with their answers, the first of which comes with the images."""
     (first, answer), *later = asked
-    chat = Chat.about(first, words(first, answer), images)
+    chat = Chat.about(first, in_a_sentence(first, answer), images)
     for question, answer in later:
-        chat = chat.asked(question).answered(words(question, answer))
+        chat = chat.asked(question).answered(in_a_sentence(question, answer))
     return chat

@@ -29,7 +29,7 @@ _FINER = 4  # lines are drawn on a picture this many times larger, and scaled do
 _COLOURS = ((20, 20, 20), (90, 60, 30), (120, 120, 120), (200, 30, 30))
 
 
-def read_defects(spec: str) -> Split:
+def read(spec: str) -> Split:
     """Return the data set `spec` (`emoji-defects` or `emoji-defects@STYLE`): drawings, some with a defect and its mask.
 
     An item's domain is the drawing style, and its group is the concept.
@@ -42,14 +42,11 @@ def _items(spec: str, part: str) -> list[Item]:
     items, entries = [], _drawn(spec, part, archive.ARCHIVE)
     spoilt = set(Random(f"{spec}/{part}").sample(range(len(entries)), 0 if part == "train" else len(entries) // 2))
     for number, entry in enumerate(entries):
-        style, concept = entry["style"], entry["concept"]
-        if number not in spoilt:
-            path, normal = zip_root(archive.ARCHIVE) + entry["file"], CLASSES[0]
-            items.append(Item.of(path=path, label=normal, mask="", domain=style, group=concept))
-        else:
+        path, label, mask = zip_root(archive.ARCHIVE) + entry["file"], CLASSES[0], ""
+        if number in spoilt:
             planted = f"{spec}.defects!{part}/{number:05}"
-            path, mask = f"{planted}.png", planted + _MASK
-            items.append(Item.of(path=path, label=CLASSES[1], mask=mask, domain=style, group=concept))
+            path, label, mask = f"{planted}.png", CLASSES[1], planted + _MASK
+        items.append(Item.of(path=path, label=label, mask=mask, domain=entry["style"], group=entry["concept"]))
     return items
 
 

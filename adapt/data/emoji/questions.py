@@ -42,14 +42,18 @@ _MADE = {
 }
 
 
-def read_questions(spec: str) -> Split:
-    """Return the data set `spec` of questions; an item's domain is the drawing style, or "" if scenes mix styles."""
-
-    def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        for question, answer in asked(scene):
-            yield Item.of(path=path, label=answer, question=question, domain=style)
-
-    return split_of(spec, spec, answers(), items)
+def read(spec: str) -> Split:
+    """Return the data set `spec`; an item's domain is the drawing style, or "" if scenes mix styles."""
+    base = spec.partition("@")[0]
+    items, scenes_set = _ITEMS[base]
+    class_names: tuple[str, ...] = ()
+    if base == "emoji-questions":
+        class_names = answers()
+    elif base == "emoji-counts":
+        class_names = NUMBERS
+    elif base == "emoji-labels":
+        class_names = tuple(concept.name for concept in concepts().values())
+    return split_of(spec, spec.replace(base, scenes_set, 1), class_names, items)
 
 
 def split_of(
@@ -118,20 +122,15 @@ def answers() -> tuple[str, ...]:
 def drawings(spec: str, part: str) -> list[list[Drawing]]:
     """Return the drawings for the scenes of one part (train, val, test), as one list for each concept."""
     wanted = spec.partition("@")[2]
-    if wanted:
-        return _drawn(lambda number, style: style == wanted)
     seen = [style for style in archive.index()["styles"] if style != archive.UNSEEN_STYLE]
-    return _drawn(lambda number, style: style in seen and (style == seen[number % len(seen)]) is (part == "test"))
-
-
-def _drawn(wanted: Callable[[int, str], bool]) -> list[list[Drawing]]:
-    """Return the drawings for which `wanted(concept number, style)` is true, as one list for each concept."""
     drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
-    number = {name: place for place, name in enumerate(concepts())}
+    kept_back = {name: seen[place % len(seen)] for place, name in enumerate(concepts())}  # the style of test scenes
     root = zip_root(archive.ARCHIVE)
     for entry in archive.index()["items"]:
-        name = entry["concept"]
-        if name in drawn and wanted(number[name], entry["style"]):
+        name, style = entry["concept"], entry["style"]
+        if name not in drawn:
+            continue
+        if style == wanted if wanted else style in seen and (style == kept_back[name]) is (part == "test"):
             drawn[name].append(Drawing(concepts()[name], root + entry["file"]))
     return list(drawn.values())
 
@@ -152,15 +151,6 @@ def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
     }
 
 
-def read_captions(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-captions` or a variant): scenes of `emoji-questions`, paired with captions."""
-
-    def captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
-
-    return split_of(spec, spec.replace("captions", "questions", 1), (), captioned)
-
-
 def caption(scene: Scene, turned: bool) -> str:
     """Return a caption of `scene`, such as "three times a dog".
 
@@ -177,26 +167,31 @@ def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def read_counts(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-counts` or a variant): scenes labelled with the number of copies of a drawing.
-
-    A scene has one to four copies. An item's group is the drawn concept.
-    """
-
-    def counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        if scene.kind == "several":
-            count, concept = len(scene.pieces), scene.concepts[0].name
-            yield Item.of(path=path, target=count, label=NUMBERS[count - 1], domain=style, group=concept)
-
-    return split_of(spec, spec.replace("counts", "questions", 1), NUMBERS, counted)
+def _questions(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+    for question, answer in asked(scene):
+        yield Item.of(path=path, label=answer, question=question, domain=style)
 
 
-def read_labels(spec: str) -> Split:
-    """Return the data set `spec` (`emoji-labels` or a variant): scenes labelled with the names of all things shown."""
-    names = tuple(concept.name for concept in concepts().values())
+def _captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+    yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
 
-    def labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        # shots are drawn by the first name: all are equally frequent
-        yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
 
-    return split_of(spec, spec, names, labelled)
+def _counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+    """Yield a scene of one to four copies of a drawing, labelled with their number; its group is the drawn concept."""
+    if scene.kind == "several":
+        count, concept = len(scene.pieces), scene.concepts[0].name
+        yield Item.of(path=path, target=count, label=NUMBERS[count - 1], domain=style, group=concept)
+
+
+def _labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+    # shots are drawn by the first name: all are equally frequent
+    yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
+
+
+# what makes the items of a scene, and the set whose scenes they are
+_ITEMS: dict[str, tuple[Callable[[str, int, Scene, str], Iterable[Item]], str]] = {
+    "emoji-questions": (_questions, "emoji-questions"),
+    "emoji-captions": (_captioned, "emoji-questions"),
+    "emoji-counts": (_counted, "emoji-questions"),
+    "emoji-labels": (_labelled, "emoji-labels"),
+}

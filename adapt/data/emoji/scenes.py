@@ -122,13 +122,9 @@ def minimal_pairs(drawings: Sequence[Sequence[Drawing]], per_kind: int, stream: 
         elif len(pieces) == MOST:
             yield replace(scene, pieces=pieces[:-1])
         else:
-            [free, *_] = [cell for cell in _cells(stream, MOST) if not any(_lies_in(piece, cell) for piece in pieces)]
+            taken = {(piece.left // _CELL * _CELL, piece.top // _CELL * _CELL) for piece in pieces}
+            [free, *_] = [cell for cell in _cells(stream, MOST) if cell[:2] not in taken]
             yield replace(scene, pieces=(*pieces, _placed(pieces[0].drawing, free, _CELL_SIDES, stream)))
-
-
-def _lies_in(piece: Piece, cell: tuple[int, int, int, int]) -> bool:
-    left, top, width, height = cell
-    return left <= piece.left < left + width and top <= piece.top < top + height
 
 
 def mixtures(drawings: Sequence[Sequence[Drawing]], count: int, stream: Random) -> Iterator[Scene]:

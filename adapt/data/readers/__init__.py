@@ -21,11 +21,7 @@ from adapt.data.split import InconsistentError, Split
 __all__ = ["Reader", "folder_of", "load", "names", "register"]
 
 _Path = str | os.PathLike[str]
-_OTHERS = frozenset(
-    {
-        "base", "lines", "names_file", "parts", "passed_over", "published", "rows",
-    }
-)  # fmt: skip
+_OTHERS = frozenset({"base", "lines", "names_file", "parts", "passed_over", "published", "rows"})
 _listing: Listing[Reader] = Listing(__name__, __path__, "adapt.readers", lambda: Reader, "reader", _OTHERS)
 names, register = _listing.names, _listing.register
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
@@ -28,9 +28,13 @@ class Reader:
         """Return whether this reader accepts the data set `spec`, after opening as few files as possible."""
         return bool(self.prefix) and spec.startswith(self.prefix)
 
+    reads: ClassVar[Callable[..., Split]]
+    """A function that reads what is behind the prefix, for `read`; it is given a root as well unless there is none."""
+
     def read(self, spec: str, root: str | None) -> Split:
         """Return the data set `spec` without opening images. Raises AdaptError, naming the data set, on failure."""
-        raise NotImplementedError
+        own = spec.removeprefix(self.prefix)
+        return self.reads(own) if self.root == "none" else self.reads(own, root)
 
     def specs(self) -> Sequence[str]:
         """Return the names of data sets that this reader accepts; empty if the reader does not recognise names."""
@@ -43,14 +47,6 @@ class Reader:
 
 class FolderReader(Reader):
     """The base class of readers of folders, all of whose images should be in the data set."""
-
-    @staticmethod
-    def reads(root: str) -> Split:
-        """Return the data set in a folder, as `read` does."""
-        raise NotImplementedError
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return self.reads(spec.removeprefix(self.prefix))
 
     def folder(self, spec: str) -> str:
         return os.path.abspath(spec.removeprefix(self.prefix))

@@ -24,7 +24,7 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
     root = os.path.abspath(root)
     rows: list[Listed] = []
     for path in images_in(root):
-        text = _text_of(path)
+        text = Path(path).with_suffix(".txt")
         lines = read_lines(text) if text.is_file() else []
         if not lines:
             raise AdaptError(
@@ -42,10 +42,6 @@ def read_captioned_folder(root: str | os.PathLike[str], ratios: Sequence[float] 
     return to_split(os.path.basename(root), root, rows, None, ratios, seed)
 
 
-def _text_of(path: str) -> Path:
-    return Path(path).with_suffix(".txt")
-
-
 class CaptionedFolder(FolderReader):
     name = "captioned_folder"
     takes = "a folder with a .txt beside each image"
@@ -58,4 +54,6 @@ class CaptionedFolder(FolderReader):
         root = os.path.abspath(spec)
         divided = [name for name in subfolders(root) if parts.part_of(name) in parts.NAMES]
         homes = (root, *(os.path.join(root, name) for name in divided))
-        return any(os.path.dirname(path) in homes and _text_of(path).is_file() for path in images_in(root))
+        return any(
+            os.path.dirname(path) in homes and Path(path).with_suffix(".txt").is_file() for path in images_in(root)
+        )

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeGuard
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
@@ -17,7 +16,7 @@ from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.chats_file import check_keys, is_chats_file
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
-from adapt.data.readers.rows import check_listed_once, listed, one_each, real_paths, to_split
+from adapt.data.readers.rows import check_listed_once, listed, one_each, to_split
 from adapt.data.split import Split
 
 IMAGE_KEYS, TEXT_KEYS = ("image", "path", "file_name"), ("caption", "captions", "text")
@@ -79,7 +78,7 @@ def read_captions_file(
             f"{where}: {loose!r} has no split, but other images have a split. Give every image a split, or none at all"
         )
     check_listed_once(rows, where)
-    rows = one_each(rows, folder, real_paths(row.item.path for row in rows), where)
+    rows = one_each(rows, folder, where)
     return to_split(os.path.basename(source).split(".json")[0], folder, rows, None, ratios, seed)
 
 
@@ -101,17 +100,16 @@ def _entries(content: object, where: str) -> Iterator[tuple[str, str, list[str],
         fields = entry if isinstance(entry, dict) else {}
         image, texts = (next((fields[key] for key in keys if key in fields), None) for keys in (IMAGE_KEYS, TEXT_KEYS))
         texts = [texts] if isinstance(texts, str) else texts
-        if not (isinstance(image, str) and image and _are_texts(texts)):
+        texts = texts if isinstance(texts, list) else []
+        if not (
+            image and isinstance(image, str) and texts and all(isinstance(each, str) and each.strip() for each in texts)
+        ):
             raise AdaptError(f"{place} is {brief(entry)}; {_EXPECTED}")
         check_keys(fields, (*IMAGE_KEYS, *TEXT_KEYS, "split"), place)
         part = fields.get("split") or ""
         if part:
             part = "train" if part == _RESTVAL else parts.read(part, place)
         yield place, image, [text.strip() for text in texts], part
-
-
-def _are_texts(texts: object) -> TypeGuard[list[str]]:
-    return isinstance(texts, list) and bool(texts) and all(isinstance(text, str) and text.strip() for text in texts)
 
 
 def _of_karpathy(entry: object) -> object:
@@ -151,11 +149,9 @@ def _of_coco(images: list[dict[str, object]], annotations: list[object], where: 
 class CaptionsFile(Reader):
     name = "captions_file"
     takes = "captions in .json or .jsonl"
+    reads = staticmethod(read_captions_file)
     root = "may"
 
     def claims(self, spec: str) -> bool:
         listed = spec.endswith((".json", ".json.gz", ".jsonl")) and os.path.isfile(spec)
         return listed and is_captions_file(spec) and not is_chats_file(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_captions_file(spec, root)

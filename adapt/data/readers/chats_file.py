@@ -337,16 +337,13 @@ def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
             "end with the chosen answer"
         )
     chosen, rejected = (_answer(row[key], where, key) for key in given)
+    last = {"role": "assistant", "content": chosen}
     turns = next((key for key in ("messages", "conversations") if rest.get(key) is not None), None)
     if isinstance(rest.get("prompt"), list):
-        return {**rest, "prompt": None, "messages": [*rest["prompt"], _turn(chosen)]}, rejected
+        return {**rest, "prompt": None, "messages": [*rest["prompt"], last]}, rejected
     if turns is not None and isinstance(rest[turns], list):
-        return {**rest, turns: [*rest[turns], _turn(chosen)]}, rejected
+        return {**rest, turns: [*rest[turns], last]}, rejected
     return {**rest, "response": chosen}, rejected
-
-
-def _turn(answer: str) -> dict[str, str]:
-    return {"role": "assistant", "content": answer}
 
 
 def _answer(value: object, where: str, key: str) -> str:
@@ -477,10 +474,8 @@ def is_chats_file(path: str | os.PathLike[str]) -> bool:
 class ChatsFile(Reader):
     name = "chats_file"
     takes = "conversations in .json or .jsonl"
+    reads = staticmethod(read_chats)
     root = "may"
 
     def claims(self, spec: str) -> bool:
         return spec.endswith((".json", ".jsonl")) and os.path.isfile(spec) and is_chats_file(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_chats(spec, root)

@@ -18,7 +18,7 @@ from adapt.data.item import Item
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
-from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, real_paths, to_split, without_rows
+from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
 from adapt.tasks import Task
 from adapt.tasks.base import filled, number
@@ -80,7 +80,7 @@ def read_csv(
     def read() -> Split:
         check_listed_once(listed, where)
         texts, rows = ([row for row in listed if bool(row.item.paths) is kind] for kind in (False, True))
-        rows = texts + in_bags(one_each(rows, folder, real_paths(row.item.path for row in rows), where), where)
+        rows = texts + in_bags(one_each(rows, folder, where), where)
         split = to_split(Path(source).stem, folder, rows, None, ratios, seed)
         _check_names(split, where)
         return split
@@ -184,7 +184,10 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
     """Yield the lines as items, and append what is wrong with a line to `problems`."""
     columns = reader.fieldnames or ()
     for column in tasks.unknown_columns(columns):
-        raise AdaptError(f"{where}: unknown column {column!r}; {_hint(column)}")
+        meant = _OTHER_WORDS.get(column.strip().casefold())
+        hint = f"did you mean {meant!r}? Rename the column" if meant else ""
+        hint = hint or nearest(column, tasks.known_columns(), "docs/own_data.md")
+        raise AdaptError(f"{where}: unknown column {column!r}; {hint}")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
         raise AdaptError(f"{where}: a column mask cannot go with {', '.join(_BOX)}. Leave out the mask or the regions")
@@ -209,16 +212,6 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
             problems.append(str(error))
         else:
             yield row
-
-
-def _hint(column: str) -> str:
-    """Return a hint for an unknown column, such as the name of the column that was probably meant."""
-    meant = _OTHER_WORDS.get(column.strip().casefold())
-    return (
-        f"did you mean {meant!r}? Rename the column"
-        if meant
-        else nearest(column, tasks.known_columns(), "docs/own_data.md")
-    )
 
 
 def _row(record: dict[str | None, str | None], task: Task, folder: str, where: str) -> Listed:
@@ -289,10 +282,8 @@ def _path(cells: dict[str, str], folder: str, where: str) -> str:
 class CSVFile(Reader):
     name = "csv_file"
     takes = "a .csv or .tsv"
+    reads = staticmethod(read_csv)
     root = "may"
 
     def claims(self, spec: str) -> bool:
         return spec.lower().endswith((".csv", ".tsv")) and os.path.isfile(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_csv(spec, root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from adapt.common.errors import AdaptError
 from adapt.data.decoding.masks import NORMAL
@@ -37,7 +38,7 @@ def read_defect_folder(root: str | os.PathLike[str]) -> Split:
             name = NORMAL if kind == _GOOD else ABNORMAL
             masks = _masks(root, kind) if masked and name == ABNORMAL else {}
             for path in images_in(os.path.join(root, folder, kind)):
-                mask = masks.get(_stem(path), "")
+                mask = masks.get(Path(path).stem, "")
                 if masked and name == ABNORMAL and not mask:
                     raise AdaptError(
                         f"{path!r} is an image of a defect, but {_MASKS} has no mask of the same name: add a mask"
@@ -53,11 +54,7 @@ def _masks(root: str, kind: str) -> dict[str, str]:
     folder = os.path.join(root, _MASKS, kind)
     if not os.path.isdir(folder):
         raise AdaptError(f"folder {root!r} has defects of the kind {kind!r}, but no folder {_MASKS}/{kind}: add masks")
-    return {_stem(path).removesuffix("_mask"): path for path in images_in(folder)}
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
+    return {Path(path).stem.removesuffix("_mask"): path for path in images_in(folder)}
 
 
 class DefectFolder(FolderReader):

@@ -8,7 +8,7 @@ from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import check_all_labelled, check_classes, images_in, subfolders
-from adapt.data.readers.rows import listed, one_each, real_paths, to_split
+from adapt.data.readers.rows import listed, one_each, to_split
 from adapt.data.split import Split
 
 # as in DomainBed: a fifth of each domain for validation; a domain that is left out is tested in full
@@ -37,7 +37,7 @@ def read_domain_folders(root: str | os.PathLike[str], seed: int = 0) -> Split:
         raise AdaptError(
             f"folder {root!r} has no images in folders of domains and classes. Expected DOMAIN/CLASS/IMAGE"
         )
-    rows = one_each(rows, root, real_paths(row.item.path for row in rows), f"folder {root!r}")
+    rows = one_each(rows, root, f"folder {root!r}")
     check_classes(rows, root)
     drawn = parts.assign([f"{row.item.domain}/{row.item.answer}" for row in rows], RATIOS, seed)
     rows = [row._replace(part=part) for row, part in zip(rows, drawn, strict=True)]

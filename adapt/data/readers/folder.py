@@ -48,7 +48,7 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
         unlabelled = real_files(os.path.join(root, name), IMAGE_SUFFIXES)
         real |= unlabelled
         rows += [listed(path, {}, parts.UNLABELLED) for path in sorted(unlabelled)]
-    rows = one_each(rows, root, real, f"image folder {root!r}")
+    rows = one_each(rows, root, f"image folder {root!r}", real)
     check_classes([row for row in rows if row.part != parts.UNLABELLED], root)
     return to_split(os.path.basename(root), root, rows, sorted(class_names), ratios, seed)
 

@@ -109,7 +109,5 @@ def _cells(dataset: Dataset) -> Iterator[tuple[str, int]]:
 class HuggingFace(Reader):
     name = "hugging_face"
     takes = "hf:NAME"
+    reads = staticmethod(read_hugging_face)
     prefix = "hf:"
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_hugging_face(spec.removeprefix(self.prefix))

@@ -8,7 +8,7 @@ from adapt.common.errors import AdaptError
 from adapt.data.readers import parts
 from adapt.data.readers.base import FolderReader
 from adapt.data.readers.folder import check_all_labelled, images_in, part_folders, subfolders
-from adapt.data.readers.rows import in_bags, listed, one_each, real_paths, to_split
+from adapt.data.readers.rows import in_bags, listed, one_each, to_split
 from adapt.data.split import Split
 
 
@@ -35,7 +35,7 @@ def read_item_folders(root: str | os.PathLike[str]) -> Split:
     if not rows:
         raise AdaptError(f"folder {root!r} has no images in folders of classes and items. Expected CLASS/ITEM/IMAGE")
     where = f"folder {root!r}"
-    rows = in_bags(one_each(rows, root, real_paths(row.item.path for row in rows), where), where)
+    rows = in_bags(one_each(rows, root, where), where)
     return to_split(os.path.basename(root), root, rows, None, parts.RATIOS, seed=0)
 
 

@@ -91,14 +91,8 @@ def _why(path: str) -> str:
         return "in no folder of a class"
     if suffix in UNREAD:
         return f"{suffix} is not read"
-    kind = _kind_of(path)
-    return kind and f"it is {kind}, and is called otherwise"
-
-
-def _kind_of(path: str) -> str:
-    """Return the image format of a file, recognised by its first bytes, or "" if the file is not an image."""
     try:
         with open_file(path) as file, opened(file, path) as picture:
-            return str(picture.format)
+            return f"it is {picture.format}, and is called otherwise"
     except AdaptError:  # it is not a picture
         return ""

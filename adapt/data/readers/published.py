@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,8 +43,19 @@ class Published:
 
 @cache
 def sets() -> dict[str, Published]:
-    """Return a dict of the fifteen published data sets by adapt's names (`oxford_pets`), in the order of the papers."""
-    return {name: _record(name, row) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
+    """Return a dict of the fifteen published data sets by adapt's names (`oxford_pets`), in the order of the papers.
+
+    If a row of the table has no `lists`, CoOp's split file is used.
+    """
+    known = {}
+    for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items():
+        split_file, source = f"split_zhou_{row['coop_name']}.json", f"{_GUIDE}#{row.pop('section')}"
+        fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"
+        fields: dict[str, Any] = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []}
+        fields |= {**row, "name": name, "fetch": fetch, "source": source}
+        fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+        known[name] = Published(**fields)
+    return known
 
 
 def trained() -> list[str]:
@@ -56,14 +66,3 @@ def trained() -> list[str]:
 def find(name: str) -> Published | None:
     """Return the data set named `name` in adapt (`oxford_pets`) or in CoOp (`OxfordPets`), or None if unknown."""
     return next((each for each in sets().values() if name in (each.name, each.coop_name)), None)
-
-
-def _record(name: str, row: Mapping[str, object]) -> Published:
-    """Convert a row of published.toml to a `Published`. If the row has no `lists`, CoOp's split file is used."""
-    split_file = f"split_zhou_{row['coop_name']}.json"
-    fetch = row["fetch"] if "lists" in row else f"{row['fetch']} and {split_file}"
-    fields: dict[str, Any] = {"layout": "split", "lists": [split_file], "template": "a photo of a {}.", "names": []}
-    fields |= {**row, "name": name, "fetch": fetch, "source": f"{_GUIDE}#{row['section']}"}
-    del fields["section"]
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return Published(**fields)

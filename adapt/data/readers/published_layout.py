@@ -79,8 +79,13 @@ def _by_variants(data: Published, home: Path) -> Split:
 
 
 def _by_synsets(data: Published, home: Path) -> Split:
-    """Return ImageNet, -Sketch (1,000 classes), -A or -R (200 classes), from class folders named by WordNet ids."""
+    """Return ImageNet, -Sketch (1,000 classes), -A or -R (200 classes), from class folders named by WordNet ids.
+
+    The class folders of ImageNetV2 are named by class numbers, starting from 0.
+    """
     names = _class_names(home / data.lists[0])
+    if data.layout == "numbers":
+        return _by_folders(data, home, [str(label) for label in range(len(names))], list(names.values()))
     synsets = subfolders(home / data.images[0])
     for synset in synsets:
         if synset not in names:
@@ -89,12 +94,6 @@ def _by_synsets(data: Published, home: Path) -> Split:
                 "Remove the folder"
             )
     return _by_folders(data, home, synsets, [names[synset] for synset in synsets])
-
-
-def _by_numbers(data: Published, home: Path) -> Split:
-    """Return ImageNetV2, read from class folders that are named by class numbers, starting from 0."""
-    names = list(_class_names(home / data.lists[0]).values())
-    return _by_folders(data, home, [str(label) for label in range(len(names))], names)
 
 
 def _class_names(path: Path) -> dict[str, str]:
@@ -133,7 +132,7 @@ _READERS: dict[str, Callable[[Published, Path], Split]] = {
     "split": _by_split_file,
     "variants": _by_variants,
     "synsets": _by_synsets,
-    "numbers": _by_numbers,
+    "numbers": _by_synsets,
 }
 
 

@@ -171,7 +171,7 @@ def check_listed_once(rows: Sequence[Listed], where: str) -> None:
                 )
 
 
-def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: str) -> list[Listed]:
+def one_each(rows: Sequence[Listed], root: str, where: str, real: Mapping[str, str] | None = None) -> list[Listed]:
     """Return `rows` without the symbolic links to images that another row already lists.
 
     All paths are below `root`, and `real` maps each path to its path with links resolved. If several rows list the same
@@ -179,6 +179,7 @@ def one_each(rows: Sequence[Listed], root: str, real: Mapping[str, str], where: 
     has another part (train, val, test), class, entity or domain than the kept row. Raises AdaptError if links alone
     list an image with two parts, classes or entities, because the right row is unknown.
     """
+    real = real_paths(row.item.path for row in rows) if real is None else real
     home = os.path.realpath(root)
     own = {row.item.path for row in rows if real[row.item.path] == home + row.item.path.removeprefix(root)}
     first_of: dict[str, Listed] = {}  # by real path

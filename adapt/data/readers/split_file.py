@@ -9,12 +9,11 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.files import under
 from adapt.data.item import Item
+from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import read_text, readable
 from adapt.data.readers.rows import check_linked
 from adapt.data.split import Split
-
-_PARTS = ("train", "val", "test")
 
 
 def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, turned: bool = True) -> Split:
@@ -30,12 +29,12 @@ def read_split(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     folder = "" if root is None else os.path.abspath(root)
     with readable(f"split {source!r}"):
         content = json.loads(read_text(source))
-    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):
-        raise AdaptError(f"split {source!r}: expected a JSON object with the lists {', '.join(_PARTS)}")
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts.NAMES):
+        raise AdaptError(f"split {source!r}: expected a JSON object with the lists {', '.join(parts.NAMES)}")
     names: dict[int, str] = {}
     train, val, test = (
         tuple(_item(entry, names, folder, turned, f"split {source!r}: {part}") for entry in content[part])
-        for part in _PARTS
+        for part in parts.NAMES
     )
     free = next(label for label in range(len(names) + 1) if label not in names)
     if free < len(names):
@@ -60,11 +59,9 @@ def _item(entry: object, names: dict[int, str], folder: str, turned: bool, where
 class SplitFile(Reader):
     name = "split_file"
     takes = "a split file of CoOp's (.json)"
+    reads = staticmethod(read_split)
     root = "may"
     fallback = True  # takes any JSON that is not captions
 
     def claims(self, spec: str) -> bool:
         return spec.endswith((".json", ".json.gz")) and os.path.isfile(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_split(spec, root)

@@ -72,7 +72,11 @@ def read_tar_shards(spec: str) -> Split:
         raise AdaptError(f"tar shards {spec!r} have no samples")
     kind = _kind(samples)
     class_names = _class_names(folder) if kind == "cls" else None
-    part_of = {shard: _part(name) for shard, name in shards.items()}
+    named = {  # the parts that the names of a shard and of its folder say
+        shard: [part for word in re.split(r"[\W\d_]+", name) if (part := parts.part_of(word)) in parts.NAMES]
+        for shard, name in shards.items()
+    }
+    part_of = {shard: said[-1] if said else "" for shard, said in named.items()}
     rows = [
         row._replace(part=part_of[sample.shard]) for sample in samples for row in _listed(sample, kind, class_names)
     ]
@@ -180,12 +184,6 @@ def _class_names(folder: str) -> tuple[str, ...] | None:
     return None
 
 
-def _part(name: str) -> str:
-    """Return the part that the name of a shard or of its folder says, or "" if it says none."""
-    named = [part for word in re.split(r"[\W\d_]+", name) if (part := parts.part_of(word)) in parts.NAMES]
-    return named[-1] if named else ""
-
-
 def _listed(sample: _Sample, kind: _Kind, class_names: tuple[str, ...] | None) -> list[Listed]:
     """Return the items of a sample, of captions one for each line."""
     text = sample.texts[kind].strip()
@@ -223,12 +221,10 @@ def _class_of(text: str, class_names: tuple[str, ...] | None, where: str) -> str
 class TarShards(Reader):
     name = "tar_shards"
     takes = "tar shards, as NAME-{00..09}.tar"
+    reads = staticmethod(read_tar_shards)
 
     def claims(self, spec: str) -> bool:
         return _has_shards_alone(spec) if os.path.isdir(spec) else spec.endswith(".tar")
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_tar_shards(spec)
 
 
 def _has_shards_alone(folder: str) -> bool:

@@ -45,9 +45,7 @@ def read_list(path: str | os.PathLike[str]) -> Split:
 class TextsFile(Reader):
     name = "texts_file"
     takes = "a .txt of texts"
+    reads = staticmethod(read_list)
 
     def claims(self, spec: str) -> bool:
         return spec.endswith(".txt") and os.path.isfile(spec)
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_list(spec)

@@ -95,9 +95,7 @@ def _files(dataset: VisionDataset) -> list[tuple[str, int]]:
 class TorchvisionSets(Reader):
     name = "torchvision_sets"
     takes = "torchvision:NAME"
+    reads = staticmethod(read_torchvision)
     prefix = "torchvision:"
     root = "needed"
     root_is = "as for torchvision"
-
-    def read(self, spec: str, root: str | None) -> Split:
-        return read_torchvision(spec.removeprefix(self.prefix), root or "")
