@@ -32,8 +32,7 @@ from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
-from adapt.evaluation.noise import standard_error
-from adapt.evaluation.scores import Scores
+from adapt.evaluation.scores import Scores, standard_error
 from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
 from adapt.recipe import Recipe

@@ -70,7 +70,7 @@ def _draw(
     """Write each image's heat map to the folder `out`, and print a line for each image."""
     from adapt.common import plain
     from adapt.data.decoding.images import open_image
-    from adapt.models.heat import extremes_of, heat
+    from adapt.evaluation.maps import extremes_of, heat
 
     extremes = extremes_of([abnormality for _, abnormality in predicted])
     out.mkdir(parents=True)

@@ -6,7 +6,7 @@ removed when the call returns. A checkpointed block applies its edits again whil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import TypeVar
@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adapt.backbones.locks import alone, frozen
 from adapt.backbones.split_attention import attend
-from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts
+from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts, tokens_of
 from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
 from adapt.edits import Edit, LowRank, Parallel
@@ -360,3 +360,32 @@ def _change(down: Tensor, up: Tensor, x: Tensor) -> Tensor:
         raise AdaptError(f"{len(x)} rows cannot be divided evenly among the low-rank updates of {images} images")
     of_images = x.reshape(images, -1, x.shape[-1])
     return (of_images @ down.to(x.dtype) @ up.to(x.dtype)).reshape(*x.shape[:-1], -1)
+
+
+Seen = dict[str, tuple[Tensor, Tensor]]
+
+
+@contextmanager
+def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str]) -> Iterator[Seen]:
+    """Yield a dict that stores the latest input and output `(b, l, d)` of each block in `names`, such as vision.3.
+
+    In the `with` block, other threads cannot run `model`, to which the towers belong.
+    """
+    seen: Seen = {}
+    with alone(model), ExitStack() as stack:
+        for name in names:
+            tower, _, index = name.partition(".")
+            block = towers[tower].blocks[int(index)]
+
+            def keep(
+                module: nn.Module,
+                inputs: tuple[Tensor, ...],
+                output: BlockOutput,
+                name: str = name,
+                block: Block = block,
+            ) -> None:
+                before, after = inputs[0], tokens_of(output)
+                seen[name] = (before, after) if block.batch_first else (before.transpose(0, 1), after.transpose(0, 1))
+
+            stack.enter_context(block.module.register_forward_hook(keep))
+        yield seen

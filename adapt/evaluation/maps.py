@@ -1,4 +1,4 @@
-"""Scores of anomaly localisation: areas under curves, by image, by pixel and by region."""
+"""Scores of anomaly localisation (areas under curves, by image, by pixel and by region), and pictures of its maps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from adapt.backbones.preprocess import Preprocess
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.decoding.masks import mask_of
@@ -168,3 +170,25 @@ def _regions(masks: Tensor) -> Tensor:
         regions.append(torch.where(mask, own + count, 0))
         count += regions_here
     return torch.stack(regions)
+
+
+_WARM, _HOT = "#ff7a1a", "#d0002f"
+_MOST = 0.8  # the opacity of the strongest colour
+
+
+def extremes_of(maps: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the two ends of the colour scale for anomaly maps: the median and the maximum of all pixels."""
+    if not maps:
+        return 0.0, 1.0
+    pixels = torch.cat([each.flatten() for each in maps])
+    return float(pixels.median()), float(pixels.max())
+
+
+def heat(picture: Image.Image, anomalies: Tensor, extremes: tuple[float, float], preprocess: Preprocess) -> Image.Image:
+    """Return an image with its anomaly map `(h, w)` as an overlay, from transparent to red between the `extremes`."""
+    low, high = extremes
+    levels = ((anomalies - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
+    grey = Image.fromarray(levels.round().byte().numpy())
+    colours = ImageOps.colorize(grey, _WARM, _HOT)
+    cropped = preprocess.placing()(picture).resize(colours.size)
+    return Image.composite(colours, cropped, grey.point(lambda level: round(_MOST * level)))

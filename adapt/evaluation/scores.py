@@ -1,4 +1,4 @@
-"""Predictions of a classifier on a list of images, and the figures computed from them."""
+"""Predictions of a classifier on a list of images, and the figures and standard errors computed from them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+import torch
+from torch import Tensor
+
 from adapt.common.plain import JsonObject
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from adapt.data.item import Item
+
 
 CALIBRATION_BINS = 15
 THRESHOLDS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # of confidence, above which a model answers
@@ -228,3 +232,18 @@ def coverage_and_accuracy(confidence: Sequence[float], right: Sequence[bool]) ->
         if place == len(ranked) or ranked[place][0] < sure:
             points.append((place / len(ranked), hits / place))
     return points
+
+
+def standard_error(values: Tensor, groups: Sequence[str]) -> float:
+    """Return the cluster-robust standard error of the mean of `values` `(n,)`; each group in `groups` is a cluster.
+
+    The correction for few groups is included. Returns 0 for a single group, because the error is then unknown.
+    """
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    if len(numbers) < 2:
+        return 0.0
+    group = torch.tensor([numbers[name] for name in groups])
+    deviations = values.double() - values.double().mean()
+    sums = torch.zeros(len(numbers), dtype=torch.double).index_add(0, group, deviations)
+    factor = len(numbers) / (len(numbers) - 1)
+    return float((factor * sums.square().sum()).sqrt() / len(values))

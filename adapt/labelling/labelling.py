@@ -26,7 +26,7 @@ from adapt.labelling.proposing import as_listed, in_order
 from adapt.loading import load
 from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model
-from adapt.training.relisted import LIST, RECIPE, on_list, recipe_of, write_list
+from adapt.training.extending import LIST, RECIPE, on_list, recipe_of, write_list
 from adapt.training.run_recipe import run_recipe
 
 logger = logging.getLogger("adapt")

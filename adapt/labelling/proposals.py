@@ -20,7 +20,7 @@ from adapt.data.readers.lines import csv_rows
 from adapt.data.split import PARTS, Split
 from adapt.methods.base.traits import needs_labels
 from adapt.recipe import Recipe
-from adapt.training.relisted import check_listable
+from adapt.training.extending import check_listable
 from adapt.training.run_recipe import decodable, listed_data
 
 logger = logging.getLogger("adapt")

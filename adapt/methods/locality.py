@@ -34,7 +34,7 @@ from adapt.backbones.base import DualEncoder
 from adapt.backbones.tower import TowerName
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
-from adapt.engine.watching import watched
+from adapt.engine.hooks import watched
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.method import LearnsAside
 from adapt.methods.base.traits import Reports

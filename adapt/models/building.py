@@ -118,9 +118,11 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
             f"{method.name} adapts class logits at test time, but a {backbone.kind} answers in words: use a backbone "
             "that classifies images"
         )
-    # no classes: always, or where none are given and its task may be one without
-    without = backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and tasks.without_classes(method))
-    needs_none = backbone.kind == "vision LLM" or (without and not len(class_names))
+    needs_none = backbone.kind == "vision LLM"
+    if not (needs_none or len(class_names)):  # none are given, and the method's task may be one without
+        needs_none = backbone.kind == "native VLM" or (
+            backbone.kind == "dual encoder" and tasks.without_classes(method)
+        )
     names = () if needs_none else check_class_names(class_names)
     model = backbone.model  # frozen, so that building changes no batch statistics
     with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):

@@ -18,7 +18,7 @@ from adapt.data.bags import has_bags
 from adapt.data.pooling import bag_mean
 from adapt.edits import After, Edit, Outputs, Replace
 from adapt.engine import vision
-from adapt.engine.watching import watched
+from adapt.engine.hooks import watched
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
 from adapt.methods.base.space import Projects
 from adapt.methods.base.step import reads_one_image

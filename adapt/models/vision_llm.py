@@ -15,8 +15,8 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.images import open_image
 from adapt.edits import Edit, Replace, Tokens
+from adapt.engine.hooks import watched
 from adapt.engine.plan import plan
-from adapt.engine.watching import watched
 from adapt.methods.base import Context, Step
 from adapt.models import asking, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode

@@ -17,10 +17,10 @@ from adapt.common.devices import chosen, free_bytes
 from adapt.common.shown import readable_bytes, spread
 from adapt.models.base import is_native
 from adapt.training.batches import Shares
-from adapt.training.chat_memory import chat_bytes
 from adapt.training.loop import Length, precision_on
 from adapt.training.processes import ALONE
 from adapt.training.run_recipe import backbone_of, build_for, listed_data, plan_of
+from adapt.training.step_memory import chat_bytes
 
 if TYPE_CHECKING:
     from adapt.backbones.base import Backbone

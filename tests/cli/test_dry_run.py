@@ -19,7 +19,7 @@ from adapt.methods import LoRA
 from adapt.methods.base.step import total
 from adapt.models.native_vlm import ChatModel
 from adapt.training import step_memory
-from adapt.training.chat_memory import chat_bytes
+from adapt.training.step_memory import chat_bytes
 
 CHATS = adapt.data.load("emoji-chats@fluent-3d")
 

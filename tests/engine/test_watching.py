@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.locks import sharing
 from adapt.backbones.tower import Block, Form, Tower
-from adapt.engine.watching import watched
+from adapt.engine.hooks import watched
 
 
 class Doubling(nn.Module):

@@ -12,7 +12,7 @@ import pytest
 from adapt.data import Split
 from adapt.labelling.labelling import Labelling
 from adapt.recipe import read_recipe
-from adapt.training.relisted import write_list
+from adapt.training.extending import write_list
 from adapt.training.run_recipe import run_recipe
 
 AXE = Path(__file__).parents[2] / "build/browser/node_modules/axe-core/axe.min.js"

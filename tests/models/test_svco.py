@@ -23,7 +23,7 @@ from adapt.models.native_vlm import ChatModel
 from adapt.models.svco import ContrastStep, margins
 from adapt.recipe.settings import SVCOSettings
 from adapt.tasks.contrasts import Contrast
-from adapt.training.chat_memory import chat_bytes
+from adapt.training.step_memory import chat_bytes
 
 ASKED = "what is on the left?"
 
