@@ -27,7 +27,7 @@ DOORS = {
     ("adapt.backbones.base", "adapt.backbones.transformers_models"),
 }
 NO_METHOD_BY_NAME = {"backbones", "choosing", "data", "engine", "evaluation", "models", "training"}
-MOST_LINES = 54_400  # of Python in the wheel: CONTRIBUTING.md
+MOST_LINES = 54_300  # of Python in the wheel: CONTRIBUTING.md
 
 
 @cache

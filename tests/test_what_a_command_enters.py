@@ -13,8 +13,8 @@ from adapt.data import load
 from adapt.data.decoding.files import read_bytes
 
 # as last measured; the test allows five per cent more
-TRAIN = {"files": 135, "functions": 860, "calls": 697, "modules": 183}
-PREDICT = {"files": 78, "functions": 445, "calls": 323, "modules": 117}
+TRAIN = {"files": 102, "functions": 838, "calls": 642, "modules": 132}
+PREDICT = {"files": 57, "functions": 428, "calls": 288, "modules": 83}
 
 
 @pytest.fixture(scope="module")
