@@ -1,4 +1,4 @@
-"""What there is: `adapt methods`, `adapt backbones`, `adapt recipes` and `adapt cache`"""
+"""Commands that list what there is: `adapt methods`, `adapt backbones`, `adapt recipes` and `adapt cache`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands share: how a function's parameters become options, the options themselves, and quiet libraries."""
+"""Options that commands share, made of the annotated parameters of their functions, and quiet libraries."""
 
 from __future__ import annotations
 

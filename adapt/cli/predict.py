@@ -105,8 +105,6 @@ def predict(
       adapt predict runs/described photo.png --explain --top-k 2
       adapt predict --vocabulary-free captions.safetensors photos/
     """
-    from adapt.cli.options import quiet_libraries
-
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
     others = classes or question or explain or at_use or together or at_a_time or items or threshold is not None
@@ -123,7 +121,7 @@ def predict(
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     read: list[list[ImageFile]] = []
     opened = partial(_opened, of_items, files, read)
-    with quiet_libraries():
+    with common.quiet_libraries():
         from adapt.models.prediction import Query
 
         query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain)

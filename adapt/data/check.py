@@ -23,6 +23,8 @@ from adapt.data.decoding.pictures import lacking, naming, opened, orientation, s
 from adapt.data.item import Item
 from adapt.data.split import Split
 
+logger = logging.getLogger("adapt")
+
 
 class Facts(NamedTuple):
     """Facts about one image file; a file with a `problem` is unusable, and has no other facts but perhaps `lacks`."""
@@ -76,7 +78,6 @@ Broken = Literal["refuse", "skip"]
 Known = TypeVar("Known")
 P = ParamSpec("P")
 
-logger = logging.getLogger("adapt")
 _BATCH = 32
 _FEW = 256  # fewer files are not worth starting a process
 _WORKERS = 4  # each holds one decoded picture at a time

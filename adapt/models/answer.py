@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.models.image_model import ImageModel
 
+logger = logging.getLogger("adapt")
+
 
 def answered(
     model: ImageModel, images: object, query: Query, batch_size: int, urls: bool
@@ -100,9 +102,6 @@ def _reasons(explains: Explains, class_name: str, cosines: Sequence[float]) -> R
     described = zip(explains.descriptors(class_name), cosines, strict=True)
     best_first = tuple(sorted(described, key=lambda each: -each[1]))
     return Reasons(class_name, sum(cosines) / len(cosines), best_first)
-
-
-logger = logging.getLogger("adapt")
 
 
 def check_together(model: ImageModel) -> OverSet:

@@ -24,6 +24,8 @@ from adapt.recipe import DataSection, Recipe, build_recipe
 from adapt.recipe.file import read_file
 from adapt.training.run_recipe import listed_data
 
+logger = logging.getLogger("adapt")
+
 RECIPE, LIST = "recipe.yaml", "images.csv"  # in the folder of a run
 ROOT = "/"  # where the paths in a list start from
 
@@ -77,9 +79,6 @@ def on_list(recipe: Recipe, path: Path, turned: bool, **changes: object) -> Reci
         "rest": "left out", "exif": "turned" if turned else "stored",
     }  # fmt: skip
     return build_recipe(recipe.model_dump(mode="json") | {"data": data} | changes, "the recipe of the run")
-
-
-logger = logging.getLogger("adapt")
 
 
 def extended(run: Path, more: DataSection, out: Path) -> Recipe:

@@ -148,12 +148,10 @@ class Fitting:
         return values
 
     def features(self, part: Part, *, views: int = 0, unit: bool = True, projected: bool = True) -> Tensor:
+        if self.whole is not None and part == "unlabelled":
+            return self.whole.features(part, views=views, unit=unit, projected=projected)
         if self.whole is not None:
-            own = None if part == "unlabelled" else self.places[part]
-            features = self.whole.features(
-                part if own is None else "train", views=views, unit=unit, projected=projected
-            )
-            return features if own is None else features[own]
+            return self.whole.features("train", views=views, unit=unit, projected=projected)[self.places[part]]
         if views and not self.plan.cache:
             raise AdaptError(
                 f"{self.model.method.name} stores {views} views of each image in the cache: set cache to true"

@@ -33,6 +33,8 @@ from adapt.models.unadapted import without_method
 from adapt.training.fitting import Fitting
 from adapt.training.plan import CALIBRATION_FOLDS
 
+logger = logging.getLogger("adapt")
+
 
 def before(training: Fitting, test_set: Sequence[Item]) -> JsonObject:
     """Return the metrics of the baseline on the test images, and fit what the answers need to it.
@@ -85,8 +87,8 @@ def after(training: Fitting, test_set: Sequence[Item]) -> tuple[JsonObject, Scor
 def note_harm(metrics: JsonObject, history: list[LogEntry]) -> None:
     """Log a warning with advice if the adapted model is worse than the unadapted backbone on the test images."""
     figure, title = main_figure(metrics["adapted"])
-    before, after = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
-    if after >= before:
+    unadapted, adapted = metrics.get("zero_shot", {}).get(figure, 0.0), metrics["adapted"][figure]
+    if adapted >= unadapted:
         return
     last = [entry["accuracy"] for entry in history[-len(history) // 10 :] if "accuracy" in entry]  # the last tenth
     fitted = sum(last) / len(last) if last else None
@@ -100,11 +102,10 @@ def note_harm(metrics: JsonObject, history: list[LogEntry]) -> None:
         advice += "or another train.lr"
     logger.warning(
         "the %s of the adapted model is %.1f %%, below the %.1f %% of %s: %s, and compare on validation images",
-        title, 100 * after, 100 * before, metrics["baseline"], advice,
+        title, 100 * adapted, 100 * unadapted, metrics["baseline"], advice,
     )  # fmt: skip
 
 
-logger = logging.getLogger("adapt")
 FEW = 50  # images; on fewer, a temperature is uncertain
 AT_MOST = 2**24  # held-out images times classes
 

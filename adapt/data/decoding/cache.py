@@ -32,6 +32,8 @@ from adapt.data.item import Item
 if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
 
+logger = logging.getLogger("adapt")
+
 
 ID_BYTES = 16
 _SUFFIX = ".safetensors"
@@ -147,7 +149,6 @@ def _disk(folder: Path, verb: str) -> Iterator[None]:
         ) from error
 
 
-logger = logging.getLogger("adapt")
 _FORMAT = "1"  # part of every folder's name: a newer format leaves older shards untouched
 _SHARD_ROWS, _SHARD_BYTES = 1024, 2**26  # the most that a killed run loses
 _told: set[Path] = set()  # the directories about whose failure this process has warned
