@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
@@ -51,9 +52,9 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         }
 
 
-def _in_child(*given: object) -> tuple[str, float]:
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_chosen, given)
+def _in_child(name: str, backbone: str, shots: int | None, seed: int, whole: bool) -> tuple[str, float]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # whose process may have some of its own
+        return pool.submit(_chosen, name, backbone, shots, seed, whole).result()
 
 
 def _chosen(name: str, backbone: str, shots: int | None, seed: int, whole: bool) -> tuple[str, float]:

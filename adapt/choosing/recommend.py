@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from adapt import tasks
 from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
@@ -86,7 +87,8 @@ def recommend(
         listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
         loaded = _image_encoder(backbone, base, device)
-        listed_split.task.check_backbone(loaded)
+        task = tasks.of(listed_split.items())
+        task.check_backbone(loaded)
         split = decodable(listed_split, base, progress)
         kept = None
         if folder is not None:
@@ -98,7 +100,7 @@ def recommend(
                 )
         comparison = Comparison(split, loaded, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
-        arguments = data, changes, slower, loaded, split.task, bool(split.unlabelled)
+        arguments = data, changes, slower, loaded, task, bool(split.unlabelled)
         listed = candidates(*arguments) if comparison.items else []
         with loaded.unchanging():
             features = _features(split, loaded, progress)
@@ -165,8 +167,8 @@ def _check_comparable(split: Split) -> None:
     """Raise AdaptError if methods cannot be compared on the data: no images, another task, or nothing to tell apart."""
     if not split.train[0].paths:
         raise AdaptError(f"{split.name} contains texts, but methods are compared on images: train `close` on texts")
-    if split.task.comparable:
-        raise AdaptError(f"{split.name}: {split.task.comparable}")
+    if reason := tasks.of(split.items()).comparable:
+        raise AdaptError(f"{split.name}: {reason}")
     if why := split.task.nothing_to_learn(split.train, split.class_names):
         raise AdaptError(f"{split.name} has {why}")
     if not split.task.one_class and len({item.kept_with for item in split.train}) < 2:

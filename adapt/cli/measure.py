@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
+from adapt import tasks
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
 from adapt.common.devices import AUTO
@@ -117,7 +118,7 @@ def zeroshot(
         if isinstance(turning, VisionEncoder):
             raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
         model = unadapted(turning, split.class_names, templates or split.template)
-        split.task.fit_answers(model, split.train or _measured(split, part), Inference(cache=cache))
+        tasks.of(split.items()).fit_answers(model, split.train or _measured(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)

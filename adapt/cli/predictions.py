@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adapt.common import hub, plain
-from adapt.common.shown import guarded, shown, unseen
+from adapt.common.shown import SEPARATOR, guarded, shown, unseen
 from adapt.formats import distinct_names
-from adapt.tasks import SEPARATOR
 
 if TYPE_CHECKING:
     from adapt.models.answer import Explanation

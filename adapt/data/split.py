@@ -15,12 +15,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal, TypeAlias, get_args
 
-from adapt import tasks
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import first_of, unseen
 from adapt.data.bags import has_bags
-from adapt.data.item import Item
-from adapt.tasks import Task
+from adapt.data.item import Item, LabelKind, kind_of
 
 Items: TypeAlias = tuple[Item, ...]
 Sampling = Literal["coop", "clip-lora"]
@@ -200,9 +198,9 @@ class Split:
         return digest.hexdigest()[:16]
 
     @property
-    def task(self) -> Task:
-        """The task of the items, such as classification, read from the first non-empty part of train, val and test."""
-        return tasks.of(self.train or self.val or self.test)
+    def task(self) -> LabelKind:
+        """What the task of the items, such as classification, says of its data; `adapt.tasks.of` returns the task."""
+        return kind_of(self.items())
 
     @property
     def noun(self) -> str:
@@ -307,7 +305,7 @@ def _check_tasks(split: Split) -> None:
     of_kinds = {item.task if item.task.classes_are else None: item for item in split.items()}
     _check_one([*of_kinds.values()], split.name)
     for task in _tasks(split):
-        task.check(split)
+        task.check([*split.items()], split.name)
 
 
 def _check_one(firsts: list[Item], name: str) -> None:
@@ -319,7 +317,7 @@ def _check_one(firsts: list[Item], name: str) -> None:
         )
 
 
-def _tasks(split: Split) -> list[Task]:
+def _tasks(split: Split) -> list[LabelKind]:
     return list(dict.fromkeys(item.task for item in split.items()))
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapt import tasks
 from adapt.backbones.base import Backbone, ImageEncoder, in_single_precision, outside_inference_mode
 from adapt.backbones.locks import alone, frozen
 from adapt.common.devices import free_bytes
@@ -22,6 +21,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
 from adapt.engine.plan import plan
 from adapt.methods.base import Context, Method
+from adapt.methods.base.objective import without_classes
 from adapt.methods.base.traits import OwnClassifier, trait
 from adapt.prompts import check_class_names, check_first_token
 
@@ -120,9 +120,7 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         )
     needs_none = backbone.kind == "vision LLM"
     if not (needs_none or len(class_names)):  # none are given, and the method's task may be one without
-        needs_none = backbone.kind == "native VLM" or (
-            backbone.kind == "dual encoder" and tasks.without_classes(method)
-        )
+        needs_none = backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and without_classes(method))
     names = () if needs_none else check_class_names(class_names)
     model = backbone.model  # frozen, so that building changes no batch statistics
     with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):

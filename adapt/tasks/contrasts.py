@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import Cell, labels_of
+from adapt.data.item import Cell, Item, labels_of
 from adapt.tasks.preferences import Preference, Preferences
 
 if TYPE_CHECKING:
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.models.base import Adapted

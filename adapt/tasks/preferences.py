@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import Cell, filled, labels_of
+from adapt.data.item import Cell, Item, filled, labels_of
 from adapt.tasks.conversations import Conversation, Conversations
 
 if TYPE_CHECKING:
     from adapt.chats import Chat
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step, Terms

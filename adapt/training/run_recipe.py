@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from adapt import tasks
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.common.devices import chosen, keeping_rng
@@ -59,7 +60,7 @@ def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str]
     if split.ratios is not None:  # it came without parts: what was cut off for validation is for training too
         split = replace(split, train=split.train + split.val, val=())
     split = whole = with_validation(split, recipe)
-    check_learned(method, split.task, shown(split.name))
+    check_learned(method, tasks.of(split.items()), shown(split.name))
     if recipe.data.shots is not None and split.class_names and split.train:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots, known)
@@ -164,8 +165,9 @@ def build_for(split: Split, recipe: Recipe, backbone: Backbone) -> Adapted:
 
     The error comes before those of the method, which may need parts that only other kinds of backbones have.
     """
-    split.task.check_backbone(backbone)
-    return build(recipe, split.task.class_names_for(backbone.kind, split.class_names), backbone)
+    task = tasks.of(split.items())
+    task.check_backbone(backbone)
+    return build(recipe, task.class_names_for(backbone.kind, split.class_names), backbone)
 
 
 def backbone_of(recipe: Recipe) -> Backbone:

@@ -35,9 +35,8 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import archive
 from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
-from adapt.data.item import Item
+from adapt.data.item import Item, Label
 from adapt.data.split import Split
-from adapt.tasks import Label
 
 _GROUPS, _CONCEPTS, _TEXTS, _RECORDS = "emoji", "emoji-concepts", "emoji-texts", "emoji-records"
 LISTED_BY = "`adapt data list`"  # the command that lists the names

@@ -13,14 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from adapt import tasks
 from adapt.chats import Chat
 from adapt.data.emoji import questions
 from adapt.data.emoji.questions import with_article
 from adapt.data.emoji.scenes import MOST, Scene
-from adapt.data.item import Item
+from adapt.data.item import Cell, Item, reading
 from adapt.data.split import Split
-from adapt.tasks.base import Cell
 
 MORE = "which one has more?"
 FIRST, SECOND, NEITHER = "the first", "the second", "neither"
@@ -83,7 +81,7 @@ def _paired(items: Sequence[Item]) -> Iterator[Item]:
         if wrong is not None:
             chat = item.task.chat(item, "")
             cells: dict[str, Cell] = {"chat": chat, "rejected": wrong}
-            yield item.labelled(tasks.reading(frozenset(cells)).read(cells, item.path))
+            yield item.labelled(reading(frozenset(cells)).read(cells, item.path))
 
 
 def _contrasts(spec: str) -> Split:
@@ -100,14 +98,14 @@ def _contrasts(spec: str) -> Split:
         cells: dict[str, Cell] = {
             "chat": Chat.about(question, answer), "rejected": answers[question], "rejected_images": "1",
         }  # fmt: skip
-        label = tasks.reading(frozenset(cells)).read(cells, path)
+        label = reading(frozenset(cells)).read(cells, path)
         yield Item((other_path, path), label, style, text=question)
 
     return questions.split_of(spec, spec, (), items)
 
 
 def _item(paths: tuple[str, ...], chat: Chat, style: str) -> Item:
-    label = tasks.reading(frozenset({"chat"})).read({"chat": chat}, paths[0])
+    label = reading(frozenset({"chat"})).read({"chat": chat}, paths[0])
     return Item(paths, label, style, text=chat.question.turns[-1].text)
 
 
