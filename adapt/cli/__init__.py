@@ -175,7 +175,7 @@ def main(plugins: tuple[Path, ...]) -> None:
       adapt train quickstart --out runs/first
       adapt predict runs/first/adapter.safetensors photo.png
     """
-    from adapt.cli.launching import is_main
+    from adapt.common.devices import is_main
 
     # OpenMP reads this when torch loads it. By default, waiting threads spin, and two trainings at once took eight
     # times as long as one. With so short a spin they take twice as long, and a single one no longer than before.

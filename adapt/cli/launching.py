@@ -21,11 +21,6 @@ STOPPED = 130  # the exit status after Ctrl-C
 GRACE = 10.0  # seconds for the others to end by themselves once one has failed
 
 
-def is_main() -> bool:
-    """Return whether this process is the main or only process of a run, which prints and writes the results."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def launched(count: int, device: str) -> int:
     """Rerun the current command in `count` processes that train together, and return 0 or the first nonzero exit code.
 

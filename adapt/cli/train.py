@@ -11,7 +11,7 @@ import click
 from adapt.cli import launching
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
-from adapt.common.devices import is_launched
+from adapt.common.devices import is_launched, is_main
 from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
@@ -82,7 +82,7 @@ def train(
         check_outside(folder, chosen.data.source, f"the data folder {chosen.data.source}")
     if processes > 1 and not is_launched():
         raise SystemExit(launching.launched(processes, chosen.device))
-    if not quiet and launching.is_main():
+    if not quiet and is_main():
         common.say_backbone(chosen.backbone, chosen.data.source)
         if folder is not None:
             click.echo(f"run        {folder}", err=True)
@@ -92,7 +92,7 @@ def train(
         try:
             result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
-            if launching.is_main():
+            if is_main():
                 from adapt.methods.base import plugins
 
                 files = [f"--plugin={path}" for path in plugins.loaded()]
@@ -102,7 +102,7 @@ def train(
                 again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
                 click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
             raise SystemExit(launching.STOPPED) from None
-    if launching.is_main():
+    if is_main():
         say(result, folder if plot else None)
 
 

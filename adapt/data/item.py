@@ -257,6 +257,12 @@ class Item:
         """The path of the first image; "" if the item is a text."""
         return self.paths[0] if self.paths else ""
 
+    def __fspath__(self) -> str:
+        """Return the path of the first image, so that an item stands for it; raises AdaptError for a text."""
+        if not self.paths:
+            raise AdaptError(f"the item with the text {self.text!r} has no image: give an item with an image")
+        return self.paths[0]
+
     @property
     def name(self) -> str:
         """The name of the item in lists and messages: the path of the image, or the text."""

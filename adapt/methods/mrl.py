@@ -28,7 +28,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, PairStep, Space, Terms, Training
 from adapt.methods.base.nested import Nested, powers
-from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import Projects
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, several
 

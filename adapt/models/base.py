@@ -21,7 +21,6 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.untraced import untraced
 from adapt.data.bags import is_bag
-from adapt.data.decoding.draws import Views
 from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.engine.hooks import run
@@ -136,7 +135,11 @@ class Adapted(nn.Module, Generic[B]):
     def transform(self) -> Transform:
         """Return the test-time image transform; with v random views, the transform returns `(1 + v, 3, h, w)`."""
         plain, views = self.backbone.transform(train=False), self.method.views
-        return Views(plain, self.backbone.transform(train=True), views) if views else plain
+        if not views:
+            return plain
+        from adapt.data.decoding.draws import Views
+
+        return Views(plain, self.backbone.transform(train=True), views)
 
     def stream(self) -> Self:
         """Return this model for one stream of images, with a new memory if the method remembers earlier images.

@@ -21,7 +21,6 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
 from adapt.engine.plan import plan
 from adapt.methods.base import Context, Method
-from adapt.methods.base.objective import without_classes
 from adapt.methods.base.traits import OwnClassifier, trait
 from adapt.prompts import check_class_names, check_first_token
 
@@ -120,6 +119,8 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         )
     needs_none = backbone.kind == "vision LLM"
     if not (needs_none or len(class_names)):  # none are given, and the method's task may be one without
+        from adapt.methods.base.objective import without_classes
+
         needs_none = backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and without_classes(method))
     names = () if needs_none else check_class_names(class_names)
     model = backbone.model  # frozen, so that building changes no batch statistics

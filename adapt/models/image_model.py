@@ -20,9 +20,8 @@ from adapt.edits import After, Edit, Outputs, Replace
 from adapt.engine import vision
 from adapt.engine.hooks import watched
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
-from adapt.methods.base.space import Projects
 from adapt.methods.base.step import reads_one_image
-from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, trait
+from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, Projects, trait
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
 from adapt.models.prediction import Prediction, Query, finite, predictions

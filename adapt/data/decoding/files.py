@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from adapt.common.disk import check_regular, open_regular, read_bounded
 from adapt.common.errors import AdaptError, missing
-from adapt.data.decoding import inline
 from adapt.data.decoding.pictures import RATIO
 
 if TYPE_CHECKING:
@@ -304,14 +303,20 @@ def _drawing(module: str, container: str, member: str) -> bytes:
     return content
 
 
+def _inline_member(container: str, member: str) -> bytes:
+    from adapt.data.decoding.inline import read_member
+
+    return read_member(container, member)
+
+
 _CONTAINERS: dict[str, Callable[[str, str], bytes]] = {  # by suffix; each is called with a container and a member
     ".zip": _zip_member,
     ".arrow": _arrow_cell,
     ".scenes": partial(_drawing, "questions"),
     ".defects": partial(_drawing, "defects"),
     ".tar": tar_member,
-    ".jsonl": inline.read_member,
-    ".json": inline.read_member,
+    ".jsonl": _inline_member,
+    ".json": _inline_member,
 }
 
 
