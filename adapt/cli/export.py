@@ -67,7 +67,7 @@ def export(
         items = getattr(load_data(data, root, names), part) if data else ()
         model = common.load_adapter(adapter, backbone, class_names=common.class_names(classes))
         if to is None:
-            from adapt.backbones.tower import block_paths
+            from adapt.backbones.base import block_paths
             from adapt.formats.compact import export as write_compact
             from adapt.methods.base.traits import skipped_blocks
 

@@ -94,7 +94,7 @@ class NamedLabel(Label):
 
 
 class LabelKind:
-    """What a task says of its data: the labels that items have, how they are read, and what a data set of them is.
+    """The part of a task that data need: the labels of items, how they are read, and what a data set of them is.
 
     The base class of `adapt.tasks.Task`, which adds how the labels are learned, answered and scored.
     """
@@ -249,7 +249,7 @@ class Item:
 
     @property
     def task(self) -> LabelKind:
-        """What the task of the item's label says of its data; `adapt.tasks.of` returns the task itself."""
+        """The part of the item's task that data need; `adapt.tasks.of` returns the task itself."""
         return self.label.task
 
     @property
@@ -357,7 +357,7 @@ _NEEDS = {
 
 
 def kind_of(items: Iterable[Item]) -> LabelKind:
-    """Return what the task of all `items` says of its data. Raises AdaptError if there are no items."""
+    """Return the part of the task of all `items` that data need. Raises AdaptError if there are no items."""
     for item in items:
         return item.task
     raise AdaptError("there are no images, because this split of the data is empty: give at least one image")

@@ -199,7 +199,7 @@ class Split:
 
     @property
     def task(self) -> LabelKind:
-        """What the task of the items, such as classification, says of its data; `adapt.tasks.of` returns the task."""
+        """The part of the items' task that data need; `adapt.tasks.of` returns the task itself."""
         return kind_of(self.items())
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeIs, TypeVar
 
-from adapt.backbones.base import Backbone, DualEncoder, in_single_precision, outside_inference_mode
+from adapt.backbones.base import Backbone, DualEncoder, cut_out, in_single_precision, outside_inference_mode
 from adapt.backbones.locks import alone, changing_modes, copied_alone, frozen, keeping_modes
 from adapt.backbones.preprocess import Transform
 from adapt.common.errors import AdaptError
@@ -328,8 +328,6 @@ class Adapted(nn.Module, Generic[B]):
             backbone.fingerprint,
             getattr(backbone, "embed_dim", None),
         )  # cached now, because both describe the full model
-        from adapt.backbones.tower import cut_out
-
         cut_out(backbone, skipped)
 
     def with_classes(self, class_names: Sequence[str]) -> Self:

@@ -1,4 +1,4 @@
-"""What a task says of learning: which methods can learn it, the step of a batch, and the loss.
+"""The part of a task that training needs: which methods can learn it, the step of a batch, and the loss.
 
 Models and evaluation know a task by this part; `adapt.tasks` adds how answers are scored.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Objective(LabelKind):
-    """What a task says of learning. By default each item has one class, and a step computes its cross-entropy."""
+    """The part of a task that training needs. By default a step computes the cross-entropy of one class per item."""
 
     keeps_entities_together: ClassVar[bool] = False
     """Whether items of one entity follow each other in training, in the number that the method asks for."""
