@@ -30,10 +30,8 @@ from adapt.training.loop import precision_on
 from adapt.training.processes import ALONE, Processes, dividing, processes_on
 
 logger = logging.getLogger("adapt")
-CALIBRATION_FOLDS = (
-    3,
-    16,
-)  # the fewest and the most; in many, a model learns from nearly as many images as the final one
+# the fewest, and the most: in many folds a model learns from nearly as many images as the final one
+CALIBRATION_FOLDS = 3, 16
 
 
 @dataclass(frozen=True)
