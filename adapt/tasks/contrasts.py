@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from adapt.common.errors import AdaptError
 from adapt.data.item import Cell, Item, labels_of
@@ -53,11 +53,10 @@ class Contrasts(Preferences):
         return images[:half], images[half:]
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
-        from adapt.models.native_vlm import ChatModel
         from adapt.models.svco import ContrastStep
 
         others = [label.rejected for label in labels_of(items, Contrast)]
-        return ContrastStep(cast("ChatModel", model), inputs, others).of(self, items)
+        return ContrastStep(model, inputs, others).of(self, items)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
         from adapt.evaluation.pair_scores import scored_pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from adapt.common.errors import AdaptError
 from adapt.data.item import Cell, Item, filled, labels_of
@@ -74,10 +74,9 @@ class Preferences(Conversations):
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
         from adapt.models.dpo import PreferenceStep
-        from adapt.models.native_vlm import ChatModel
 
         rejected = [label.rejected for label in labels_of(items, Preference)]
-        return PreferenceStep(cast("ChatModel", model), inputs, rejected).of(self, items)
+        return PreferenceStep(model, inputs, rejected).of(self, items)
 
     def prepare(self, training: Training) -> None:
         from adapt.models.dpo import refer
