@@ -145,7 +145,7 @@ def predict(
 
         query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain)
         if vocabulary_free is not None:
-            answers = _by_captions(vocabulary_free, backbone, device, query, opened)
+            answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
             from adapt.loading import load_many
 

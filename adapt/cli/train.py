@@ -204,6 +204,13 @@ def launched(count: int, device: str) -> int:
             f"--processes {count} needs {count} accelerators, but there are only {available}: give at most {available}"
         )
     command = [sys.executable, "-m", "adapt", *sys.argv[1:]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    place = {
+        "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads,
+    }  # fmt: skip
     with TemporaryFile() as errors:
         processes = [
             subprocess.Popen(
@@ -213,7 +220,6 @@ def launched(count: int, device: str) -> int:
                 stderr=errors if rank else None,
                 start_new_session=True,  # so that Ctrl-C reaches it only through this process
             )
-            for place in [_meeting_place(count)]
             for rank in range(count)
         ]
         status = _ended(processes)
@@ -221,16 +227,6 @@ def launched(count: int, device: str) -> int:
             errors.seek(0)
             click.echo(errors.read().decode(errors="replace").rstrip(), err=True)
     return status
-
-
-def _meeting_place(count: int) -> dict[str, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    return {
-        "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads,
-    }  # fmt: skip
 
 
 def _ended(processes: list[subprocess.Popen[bytes]]) -> int:
