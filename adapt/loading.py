@@ -104,9 +104,9 @@ def load(
     if not path.is_dir():
         return _of_file(path, backbone, class_names, fast, device)
     if (path / PEFT_CONFIG).is_file():
-        from adapt.formats import peft_layout
+        from adapt.formats import peft_import
 
-        return peft_layout.load(path, backbone, class_names, fast=fast, device=device)
+        return peft_import.load(path, backbone, class_names, fast=fast, device=device)
     file = _in_compact(path)
     if backbone is not None:
         raise AdaptError(f"{path} is a compact folder, which contains its own backbone: leave backbone out")
@@ -158,9 +158,9 @@ def class_names_of(path: str | Path) -> Sequence[str]:
     """Return the class names that an adapter of any file layout records, without building a model."""
     place = located(path)
     if (place / PEFT_CONFIG).is_file():
-        from adapt.formats import peft_layout
+        from adapt.formats import peft_import
 
-        return peft_layout.class_names_of(place)
+        return peft_import.class_names_of(place)
     return read_header(_in_compact(place) if place.is_dir() else place).class_names
 
 

@@ -184,14 +184,14 @@ def _imported(
 ) -> Model:
     from adapt import methods
     from adapt.backbones.load import load_backbone
-    from adapt.formats import checkpoints, peft_layout
+    from adapt.formats import checkpoints, peft_import
     from adapt.recipe.file import set_key
 
     if source.is_dir():
         if method or settings:
             raise AdaptError(f"{source} is a peft folder, which contains all settings: leave --method and --set out")
         given_names = common.class_names(classes)
-        return peft_layout.load(source, common.given_backbone(backbone, "cpu"), given_names, device="cpu")
+        return peft_import.load(source, common.given_backbone(backbone, "cpu"), given_names, device="cpu")
     speaks = method is not None and methods.find(method).serves == ("vision LLM",)
     if backbone is None or (classes is None and not speaks):
         raise AdaptError(f"{source} does not record its backbone and classes: give --backbone and --classes FILE")

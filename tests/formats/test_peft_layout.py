@@ -28,7 +28,7 @@ from torch import Tensor
 
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
-from adapt.formats import peft_layout
+from adapt.formats import peft_import, peft_layout
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -64,7 +64,7 @@ def test_plain_peft_gives_the_adapted_features(
 @pytest.mark.parametrize("backbone", ["open_clip", "open_clip_timm", "hf_clip", "hf_siglip"], indirect=True)
 def test_a_round_trip_keeps_every_tensor(backbone: Backbone, images: Tensor, tmp_path: Path) -> None:
     model = lora(backbone, rank=3, alpha=2.0, projections=("q", "fc1"), towers=("vision",), blocks=(0, 1))
-    loaded = peft_layout.load(peft_layout.export(model, tmp_path / "peft"), backbone, NAMES)
+    loaded = peft_import.load(peft_layout.export(model, tmp_path / "peft"), backbone, NAMES)
     state, expected = loaded.method.state_dict(), model.method.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
@@ -80,7 +80,7 @@ def test_the_plain_scaling_of_peft_is_kept(hf_clip: Backbone, images: Tensor, tm
             if "lora_B" in name:
                 parameter.normal_(std=0.05)
     trained.save_pretrained(tmp_path / "peft")
-    model = peft_layout.load(tmp_path / "peft", hf_clip, NAMES)
+    model = peft_import.load(tmp_path / "peft", hf_clip, NAMES)
     expected = trained.eval().base_model.model.get_image_features(pixel_values=images).pooler_output
     assert scaled(model.image_features(images), torch.nn.functional.normalize(expected, dim=-1)) < 1e-5
 
@@ -94,7 +94,7 @@ def test_only_plain_lora_has_the_layout(open_clip: Backbone, tmp_path: Path) -> 
 
 def test_a_folder_without_a_config(open_clip: Backbone, tmp_path: Path) -> None:
     with pytest.raises(AdaptError, match=r"has no adapter_config.json"):
-        peft_layout.load(tmp_path, open_clip, NAMES)
+        peft_import.load(tmp_path, open_clip, NAMES)
 
 
 @pytest.mark.parametrize("change", [{"peft_type": "LOHA"}, {"use_dora": True}])
@@ -103,13 +103,13 @@ def test_another_peft_method_is_refused(change: dict[str, Any], open_clip: Backb
     config = folder / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(AdaptError, match="only plain LoRA can be imported"):
-        peft_layout.load(folder, open_clip, NAMES)
+        peft_import.load(folder, open_clip, NAMES)
 
 
 def test_modules_of_another_model_are_named(open_clip: Backbone, tmp_path: Path) -> None:
     folder = peft_layout.export(lora(tiny_backbones.backbone("hf_clip")), tmp_path / "peft")
     with pytest.raises(AdaptError, match=r"adapts 'text_model.encoder.*, which is not a projection of CLIP"):
-        peft_layout.load(folder, open_clip, NAMES)
+        peft_import.load(folder, open_clip, NAMES)
 
 
 def test_scale_and_template_come_back_too(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
@@ -117,11 +117,11 @@ def test_scale_and_template_come_back_too(open_clip: Backbone, images: Tensor, t
     open_clip.model.logit_scale.data.fill_(math.log(42.0))
     model = adapt.wrap(open_clip, adapt.methods.LoRA(logit_scale=None, template="a drawing of a {}."), NAMES).eval()
     folder = peft_layout.export(perturb(model), tmp_path / "peft")
-    back = peft_layout.load(folder, open_clip, NAMES)
+    back = peft_import.load(folder, open_clip, NAMES)
     assert torch.allclose(back(images), model(images), atol=1e-4)
     tensors = load_file(folder / "adapter_model.safetensors")
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-    assert peft_layout.load(folder, open_clip, NAMES).method.config.logit_scale is None
+    assert peft_import.load(folder, open_clip, NAMES).method.config.logit_scale is None
 
 
 @pytest.fixture
