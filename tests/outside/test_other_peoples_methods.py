@@ -24,8 +24,7 @@ from adapt import AdaptError, methods
 from adapt.cli import main
 from adapt.data import Split
 from adapt.methods.base import Method, Training, plugins
-from adapt.protocols.protocol import base_to_new
-from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.protocol import base_to_new, run_protocol
 from adapt.recipe import build_recipe, read_recipe
 from adapt.recipe.shipped import known_recipes
 
