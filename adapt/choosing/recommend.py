@@ -21,9 +21,8 @@ from adapt.common.disk import check_free, check_outside
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of
-from adapt.data.folds import usual_count
 from adapt.data.item import items_id
-from adapt.data.split import Split
+from adapt.data.split import Split, usual_count
 from adapt.evaluation.scores import Scores
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel

@@ -2,6 +2,8 @@
 
 An edited projection or attention gets a temporary `forward`, and learned tokens enter through hooks. All of them are
 removed when the call returns. A checkpointed block applies its edits again while it is recomputed in the backward pass.
+
+The last block of a decoder may be computed for the tokens whose output is read alone (`shortened`).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from adapt.backbones.split_attention import attend
 from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts, tokens_of
 from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
-from adapt.edits import Edit, LowRank, Parallel
+from adapt.edits import Edit, LowRank, Parallel, Replace
 from adapt.engine import tokens
 from adapt.engine.attention import weighted_attention
 from adapt.engine.plan import Plan, plan
@@ -389,3 +391,40 @@ def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str
 
             stack.enter_context(block.module.register_forward_hook(keep))
         yield seen
+
+
+# of transformers: attention, then an MLP, each behind a norm and added to its input
+_KNOWN = {
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2VLDecoderLayer",
+    "Qwen2_5_VLDecoderLayer",
+    "Qwen3VLTextDecoderLayer",
+}
+
+
+def shortens(tower: Tower, edits: Sequence[Edit]) -> bool:
+    """Return whether a decoder's last block can be computed for some tokens alone, under the `edits` of the decoder."""
+    last = len(tower.blocks) - 1
+    known = type(tower.blocks[last].module).__name__ in _KNOWN
+    return known and all(isinstance(edit, Replace) for edit in edits if edit.block == last)
+
+
+@contextmanager
+def shortened(layer: Any, needed: Tensor) -> Iterator[None]:
+    """Compute `layer`, the last block of a decoder, for the `needed` tokens `(b, l)` alone in the `with` block.
+
+    All tokens are its keys and values. The output of a token that is not needed is the block's input.
+    """
+    with forward_as(layer, partial(_of_needed, layer, needed)):
+        yield
+
+
+def _of_needed(layer: Any, needed: Tensor, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+    output = layer.self_attn.o_proj
+    project = output.forward  # under its edits
+    with forward_as(output, lambda x: x):
+        attended, *_ = layer.self_attn(layer.input_layernorm(hidden), *args, **kwargs)
+    x = hidden[needed] + project(attended[needed])
+    x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return hidden.masked_scatter(needed[..., None], x)

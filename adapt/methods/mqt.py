@@ -65,7 +65,7 @@ class MQTAtUse(BaseModel, extra="forbid", frozen=True):
 class MQT(Nested, Method[Step], ReadsPublished):
     """Visual tokens `(m, d)` of a language model, pooled from an image's patches by the first m of some queries."""
 
-    at_use: MQTAtUse
+    at_use: MQTAtUse = MQTAtUse()
     pos_embed: Tensor
     patch_pos: Tensor
     name = "mqt"
@@ -75,10 +75,6 @@ class MQT(Nested, Method[Step], ReadsPublished):
     Config = MQTConfig
     example = {"tokens": 4}
     counted, counted_as = "tokens", "visual tokens"
-
-    def __init__(self, **settings: object) -> None:
-        super().__init__(**settings)
-        self.at_use = MQTAtUse()
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:
@@ -107,8 +103,10 @@ class MQT(Nested, Method[Step], ReadsPublished):
         self.to(backbone.device)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        patches = context.tokens("vision").to(self.query.dtype)
-        return [Tokens(self.tokens(patches, self._number())[:, None])]
+        patches, number = context.tokens("vision").to(self.query.dtype), self.at_use.tokens or self.config.tokens
+        if self.training:
+            number = self.drawn[int(torch.randint(len(self.drawn), ()))]
+        return [Tokens(self.tokens(patches, number)[:, None])]
 
     def tokens(self, patches: Tensor, number: int) -> Tensor:
         """Return the first `number` visual tokens `(b, number, d)` of images with patches `(b, p, w)`."""
@@ -128,11 +126,6 @@ class MQT(Nested, Method[Step], ReadsPublished):
             raise AdaptError(
                 f"tokens is {settings.tokens}; expected at most {self.config.tokens}, the number of queries"
             )
-
-    def _number(self) -> int:
-        if not self.training:
-            return self.at_use.tokens or self.config.tokens
-        return self.drawn[int(torch.randint(len(self.drawn), ()))]
 
     @property
     def compared(self) -> tuple[int, ...]:

@@ -151,7 +151,7 @@ class CaptionsFile(Reader):
     takes = "captions in .json or .jsonl"
     reads = staticmethod(read_captions_file)
     root = "may"
+    suffixes = (".json", ".json.gz", ".jsonl")
 
     def claims(self, spec: str) -> bool:
-        listed = spec.endswith((".json", ".json.gz", ".jsonl")) and os.path.isfile(spec)
-        return listed and is_captions_file(spec) and not is_chats_file(spec)
+        return super().claims(spec) and is_captions_file(spec) and not is_chats_file(spec)
