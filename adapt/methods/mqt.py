@@ -103,10 +103,8 @@ class MQT(Nested, Method[Step], ReadsPublished):
         self.to(backbone.device)
 
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
-        patches, number = context.tokens("vision").to(self.query.dtype), self.at_use.tokens or self.config.tokens
-        if self.training:
-            number = self.drawn[int(torch.randint(len(self.drawn), ()))]
-        return [Tokens(self.tokens(patches, number)[:, None])]
+        patches = context.tokens("vision").to(self.query.dtype)
+        return [Tokens(self.tokens(patches, self._number())[:, None])]
 
     def tokens(self, patches: Tensor, number: int) -> Tensor:
         """Return the first `number` visual tokens `(b, number, d)` of images with patches `(b, p, w)`."""
@@ -126,6 +124,11 @@ class MQT(Nested, Method[Step], ReadsPublished):
             raise AdaptError(
                 f"tokens is {settings.tokens}; expected at most {self.config.tokens}, the number of queries"
             )
+
+    def _number(self) -> int:
+        if not self.training:
+            return self.at_use.tokens or self.config.tokens
+        return self.drawn[int(torch.randint(len(self.drawn), ()))]
 
     @property
     def compared(self) -> tuple[int, ...]:
