@@ -95,8 +95,9 @@ def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Sp
 def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
     """Return facts about every decoded file of `split`, and images in the folder `source` that are not in `split`."""
     items = [*split.items(), *split.unlabelled]
-    facts = all_facts(items, progress)
-    return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)
+    facts, folder = all_facts(items, progress), folder_of(source)
+    others = [] if folder is None else passed_over(folder, split)
+    return Looked(split, facts, unfit(items, facts), others, inconsistent)
 
 
 MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps

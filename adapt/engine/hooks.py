@@ -232,7 +232,7 @@ def _forwards(
         yield block.attn, partial(_weighted, block, linears, heads, weights)
     elif isinstance(block.attn, nn.MultiheadAttention) and modules.keys() & _ATTENTION:
         # it never calls its projections, unlike a quantised one, which is split
-        yield block.attn, partial(_split_attention, block.attn, linears)
+        yield block.attn, partial(attend, linears, block.attn.num_heads, block.attn.batch_first)
     else:
         recomputed = False
     for owner in {block.projections[letter].module for letter in modules}:
@@ -250,19 +250,6 @@ def _side_by_side(linears: Sequence[Linear], rows: Sequence[slice | Tensor | Non
     joined = torch.cat(outputs, dim=-1)
     interleaved = [index for index in rows if isinstance(index, Tensor)]
     return joined[..., torch.cat(interleaved).argsort().to(joined.device)] if interleaved else joined
-
-
-def _split_attention(
-    attn: nn.MultiheadAttention,
-    linears: dict[str, Linear],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    need_weights: bool = False,
-    attn_mask: Tensor | None = None,
-) -> tuple[Tensor, None]:
-    """Return the output of `nn.MultiheadAttention`, computed by separate layers, and None in place of its weights."""
-    return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
 def _weighted(

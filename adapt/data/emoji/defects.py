@@ -66,11 +66,12 @@ def _drawn(spec: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
     ]
 
 
-def png(spec: str, member: str) -> bytes:
-    """Return the PNG bytes of a drawing with a defect, or of the defect's mask, named `member` in the data set `spec`.
+def png(container: str, member: str) -> bytes:
+    """Return the PNG bytes of a drawing with a defect, or of the defect's mask, named `member` in `SET.defects`.
 
     Raises LookupError if there is no such drawing.
     """
+    spec = container.removesuffix(".defects")
     part, _, name = member.partition("/")
     number = int(name.removesuffix(".png").removesuffix("_mask"))
     path = zip_root(archive.ARCHIVE) + _drawn(spec, part, archive.ARCHIVE)[number]["file"]
