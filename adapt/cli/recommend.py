@@ -90,7 +90,7 @@ def recommend(
             click.echo(f"run        {out}", err=True)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
     with common.quiet_libraries():
-        from adapt.choosing.recommend import recommend as run
+        from adapt.choosing.recommendation import recommend as run
 
         try:
             recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)

@@ -397,14 +397,12 @@ def shortens(tower: Tower, edits: Sequence[Edit]) -> bool:
     return known and all(isinstance(edit, Replace) for edit in edits if edit.block == last)
 
 
-@contextmanager
-def shortened(layer: Any, needed: Tensor) -> Iterator[None]:
-    """Compute `layer`, the last block of a decoder, for the `needed` tokens `(b, l)` alone in the `with` block.
+def shortened(layer: Any, needed: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which `layer`, a decoder's last block, is computed for the `needed` tokens `(b, l)` alone.
 
     All tokens are its keys and values. The output of a token that is not needed is the block's input.
     """
-    with forward_as(layer, partial(_of_needed, layer, needed)):
-        yield
+    return forward_as(layer, partial(_of_needed, layer, needed))
 
 
 def _of_needed(layer: Any, needed: Tensor, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:

@@ -37,10 +37,7 @@ def forms() -> dict[str, str]:
 
 def of(spec: str) -> Family:
     """Return the family (loader) of the backbone named `spec`. Raises AdaptError unless exactly one family matches."""
-    files = [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
-    files += [file for mark, file in _OF_TWO.items() if mark in spec]
-    files += ["bundled_models"] * (spec in BUNDLED)
-    claims = list(_listing.claiming(lambda family: family().claims(spec), files))
+    claims = list(_listing.claiming(lambda family: family().claims(spec), _files_of(spec)))
     if len(claims) == 1:
         return claims[0]()
     if claims:
@@ -54,6 +51,12 @@ def of(spec: str) -> Family:
         f"unknown backbone {spec!r}; expected an existing folder or a name of a known form: "
         f"{nearest(spec, forms(), '`adapt backbones`')}"
     )
+
+
+def _files_of(spec: str) -> list[str]:
+    files = [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
+    files += [file for mark, file in _OF_TWO.items() if mark in spec]
+    return files + ["bundled_models"] * (spec in BUNDLED)
 
 
 def of_folder(path: Path) -> Family:

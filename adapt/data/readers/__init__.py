@@ -107,10 +107,7 @@ def _readers() -> Iterator[Reader]:
 
 def _reader_of(spec: str) -> Reader | None:
     """Return the reader that accepts `spec`, or None. Raises AdaptError if more than one reader accepts `spec`."""
-    files = _OF_NAME + [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
-    files += _OF_FOLDER if os.path.isdir(spec) else []
-    files += [file for suffix, own in _OF_SUFFIX.items() if spec.lower().endswith(suffix) for file in own]
-    claims = list(_listing.claiming(lambda reader: reader().claims(spec), files))
+    claims = list(_listing.claiming(lambda reader: reader().claims(spec), _files_of(spec)))
     claims = [reader for reader in claims if not reader.fallback] or claims
     if len(claims) > 1:
         raise AdaptError(
@@ -118,3 +115,9 @@ def _reader_of(spec: str) -> Reader | None:
             "uninstall the packages of the other readers"
         )
     return claims[0]() if claims else None
+
+
+def _files_of(spec: str) -> list[str]:
+    files = _OF_NAME + [file for prefix, file in _OF_PREFIX.items() if spec.startswith(prefix)]
+    files += _OF_FOLDER if os.path.isdir(spec) else []
+    return files + [file for suffix, own in _OF_SUFFIX.items() if spec.lower().endswith(suffix) for file in own]
