@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -63,7 +64,7 @@ def _chosen(name: str, backbone: str, shots: int | None, seed: int, whole: bool)
     encoder, source = wide() if backbone == "wide" else adapt.load_backbone(backbone), str(_folder(name))
     encode, encoding = recommendation._features, 0.0
 
-    def timed(*given: object) -> object:
+    def timed(*given: Any) -> object:
         nonlocal encoding
         started = time.process_time()
         features = encode(*given)

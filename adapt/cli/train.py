@@ -93,9 +93,9 @@ def train(
             result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
             if is_main():
-                from adapt.methods.base import plugins
+                from adapt.methods import plugins
 
-                files = [f"--plugin={path}" for path in plugins.loaded()]
+                files = [f"--plugin={path}" for path in plugins()]
                 changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
                 changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
                 changes += [f"--processes={processes}"] * (processes > 1)

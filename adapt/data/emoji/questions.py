@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 from adapt.data.decoding.files import zip_root
-from adapt.data.emoji import archive, scenes
+from adapt.data.emoji import bundled, scenes
 from adapt.data.emoji.scenes import Concept, Drawing, Scene
 from adapt.data.item import Item
 from adapt.data.split import Split
@@ -92,7 +92,7 @@ def png(container: str, member: str) -> bytes:
 
 def scenes_of(spec: str) -> dict[str, Scene]:
     """Return all scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}."""
-    return _scenes(spec, archive.ARCHIVE)
+    return _scenes(spec, bundled.ARCHIVE)
 
 
 def asked(scene: Scene) -> Iterator[tuple[str, str]]:
@@ -135,11 +135,11 @@ def answers() -> tuple[str, ...]:
 def drawings(spec: str, part: str) -> list[list[Drawing]]:
     """Return the drawings for the scenes of one part (train, val, test), as one list for each concept."""
     wanted = spec.partition("@")[2]
-    seen = [style for style in archive.index()["styles"] if style != archive.UNSEEN_STYLE]
+    seen = [style for style in bundled.index()["styles"] if style != bundled.UNSEEN_STYLE]
     drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
     kept_back = {name: seen[place % len(seen)] for place, name in enumerate(concepts())}  # the style of test scenes
-    root = zip_root(archive.ARCHIVE)
-    for entry in archive.index()["items"]:
+    root = zip_root(bundled.ARCHIVE)
+    for entry in bundled.index()["items"]:
         name, style = entry["concept"], entry["style"]
         if name not in drawn:
             continue
