@@ -250,7 +250,7 @@ class ImageEncoder(Backbone):
     """
 
     def __init__(
-        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object, **parts: Unpack[BackboneParts]
+        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object = None, **parts: Unpack[BackboneParts]
     ) -> None:
         super().__init__(tokenizer=tokenizer, **parts)
         self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)

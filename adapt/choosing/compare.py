@@ -28,9 +28,8 @@ from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.progress import readable_time
 from adapt.common.version import __version__
-from adapt.data.folds import folds, parts
 from adapt.data.item import Item
-from adapt.data.split import Split
+from adapt.data.split import Split, folds, parts
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, standard_error

@@ -189,6 +189,6 @@ def main(plugins: tuple[Path, ...]) -> None:
     logging.getLogger("adapt").setLevel(logging.INFO if is_main() else logging.ERROR)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))
     if plugins:
-        from adapt.methods.base import plugins as files
+        from adapt.methods import run_plugins
 
-        files.load(plugins)
+        run_plugins(plugins)

@@ -53,10 +53,8 @@ def evaluate_adapter(
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
     """
     from adapt.data.readers import load as load_data
-    from adapt.data.readers.passed_over import note_passed_over
 
-    split = load_data(data, root, names)
-    note_passed_over(data, split)
+    split = load_data(data, root, names, note=True)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with common.quiet_libraries():
         model = common.load_adapter(adapter, backbone, device, split.class_names if data_classes else None)
@@ -104,11 +102,9 @@ def zeroshot(
       adapt zeroshot --data photos --backbone open_clip:ViT-B-16-quickgelu/openai --template "a picture of a {}."
     """
     from adapt.data.readers import load as load_data
-    from adapt.data.readers.passed_over import note_passed_over
 
     backbone = common.say_backbone(backbone, data)
-    split = load_data(data, root, names)
-    note_passed_over(data, split)
+    split = load_data(data, root, names, note=True)
     with common.quiet_libraries():
         from adapt.backbones.load import load_backbone
         from adapt.backbones.vision_encoder import VisionEncoder

@@ -106,9 +106,9 @@ def train(
             result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
             if is_main():
-                from adapt.methods.base import plugins
+                from adapt.methods import plugins
 
-                files = [f"--plugin={path}" for path in plugins.loaded()]
+                files = [f"--plugin={path}" for path in plugins()]
                 changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
                 changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
                 changes += [f"--processes={processes}"] * (processes > 1)
@@ -341,7 +341,7 @@ def recommend(
             click.echo(f"run        {out}", err=True)
         click.echo("Reading the images, and comparing methods on the training images ...", err=True)
     with common.quiet_libraries():
-        from adapt.choosing.recommend import recommend as run
+        from adapt.choosing.recommendation import recommend as run
 
         try:
             recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
-from adapt.data.bags import has_bags, largest, singles, sizes
+from adapt.data.bags import bag_mean, has_bags, largest, singles, sizes
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item, kind_of
-from adapt.data.pooling import bag_mean
 from adapt.methods.base import Encoded, Step
 from adapt.methods.base.objective import Objective
 from adapt.models.base import Adapted, evaluating

@@ -24,11 +24,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from adapt import methods
 from adapt.common import devices
 from adapt.common.errors import AdaptError, missing
 from adapt.common.interrupt import Terminated, end_with_the_parent
 from adapt.common.shown import one_line
-from adapt.methods.base import plugins
 from adapt.protocols.runs import RETRIES, PlannedRun, Row, is_finished, measure
 from adapt.tracking import Track
 
@@ -121,7 +121,7 @@ class Engine:
         for number in range(self.at_once):
             numbers.put(number)
         with ProcessPoolExecutor(self.at_once, context, _begin, (numbers,)) as pool:
-            futures = [pool.submit(_measure, run, out, self.threads, track, plugins.loaded()) for run in runs]
+            futures = [pool.submit(_measure, run, out, self.threads, track, methods.plugins()) for run in runs]
             try:
                 for future in futures:
                     yield future.result()
@@ -147,7 +147,7 @@ class Engine:
             on_gpus = any(run.recipe.device != "cpu" for run in runs)
             share = self.share(max(accelerators, default=0)) if on_gpus else 0
             task: Any = ray.remote(num_cpus=self.threads, num_gpus=share, max_retries=RETRIES)(_measure)
-            pending = [task.remote(run, out.absolute(), self.threads, track, plugins.loaded()) for run in runs]
+            pending = [task.remote(run, out.absolute(), self.threads, track, methods.plugins()) for run in runs]
             for run, each in zip(runs, pending, strict=True):
                 try:
                     yield ray.get(each)
@@ -188,7 +188,7 @@ class Engine:
         cancelled. Raises AdaptError without submitit or SLURM, if sbatch refuses the jobs, and if a run fails or its
         job dies three times.
         """
-        arguments = (out.absolute(), self.threads, track, plugins.loaded())
+        arguments = (out.absolute(), self.threads, track, methods.plugins())
         jobs = _Jobs(_executor(out / FOLDER, self.at_once, dict(self.sbatch)), arguments)
         waiting = [run for run in runs if not is_finished(run, out)]
         jobs.submit(waiting)
@@ -209,7 +209,7 @@ def _measure(run: PlannedRun, out: Path, threads: int, track: Track, files: Sequ
     """Load the plug-in `files`, compute a run in this process with `threads` threads, and return the row of results."""
     import torch
 
-    plugins.load(files)
+    methods.run_plugins(files)
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

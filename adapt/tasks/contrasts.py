@@ -59,7 +59,7 @@ class Contrasts(Preferences):
         return ContrastStep(model, inputs, others).of(self, items)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.pair_scores import scored_pairs
+        from adapt.evaluation.free_text import scored_pairs
         from adapt.models.svco import margins
 
         def compared(step: ContrastStep) -> list[tuple[float, float]]:

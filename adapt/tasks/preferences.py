@@ -87,6 +87,6 @@ class Preferences(Conversations):
         return {self._loss: getattr(step, self._loss)}
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.pair_scores import scored_pairs
+        from adapt.evaluation.free_text import scored_pairs
 
         return scored_pairs(items, inference.of_batches(model, items, lambda step: step.sums.cpu().tolist()))

@@ -19,7 +19,6 @@ from adapt.common.progress import counting_bar
 from adapt.common.shown import shown
 from adapt.data.check import without_broken, without_copies
 from adapt.data.readers import folder_of
-from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.methods.base.traits import LearnsUnseen, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted
@@ -53,8 +52,8 @@ def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str]
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     method = recipe.new_method()
-    split = recipe.data.load(bool(known) or has_trait(method, LearnsUnseen) or not needs_labels(method))
-    note_passed_over(recipe.data.source, split)
+    unseen = bool(known) or has_trait(method, LearnsUnseen) or not needs_labels(method)
+    split = recipe.data.load(unseen, note=True)
     if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
     if split.ratios is not None:  # it came without parts: what was cut off for validation is for training too
@@ -190,7 +189,7 @@ def run_recipe(
     sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
-    folder = folder_of(recipe.data.source)
+    folder = folder_of(recipe.data.source) if out is not None and Path(out).is_dir() else None
     if out is not None and folder is not None and Path(out).resolve() == Path(folder).resolve():
         raise AdaptError(f"{out} is the folder of the data; expected a folder for the run: choose another --out (out=)")
     main = processes_on(chosen(recipe.device)).main

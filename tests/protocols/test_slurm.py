@@ -16,7 +16,6 @@ from click.testing import CliRunner
 
 from adapt import AdaptError, methods
 from adapt.cli import main
-from adapt.methods.base import plugins
 from adapt.protocols import engines
 from adapt.protocols import protocol as protocols
 from adapt.protocols.engines import Engine
@@ -43,7 +42,7 @@ class Mortal(CoOp):
 def _no_methods_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a plug-in registers is forgotten after the test."""
     monkeypatch.setattr(methods._listing, "_registered", {})
-    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(methods, "_plugins", {})
 
 
 SLURM = ["--engine", "slurm", "--sbatch", "cpus-per-task=1"]

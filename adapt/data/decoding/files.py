@@ -297,26 +297,20 @@ def tar_member(archive: str, member: str) -> bytes:
         return file.read(length)
 
 
-def _drawing(module: str, container: str, member: str) -> bytes:
-    spec, _ = os.path.splitext(container)
-    content: bytes = import_module(f"adapt.data.emoji.{module}").png(spec, member)
+def _elsewhere(module: str, name: str, container: str, member: str) -> bytes:
+    """Return what the function `name` of a module beside, which is imported when asked for, returns for a member."""
+    content: bytes = getattr(import_module(f"adapt.data.{module}"), name)(container, member)
     return content
-
-
-def _inline_member(container: str, member: str) -> bytes:
-    from adapt.data.decoding.inline import read_member
-
-    return read_member(container, member)
 
 
 _CONTAINERS: dict[str, Callable[[str, str], bytes]] = {  # by suffix; each is called with a container and a member
     ".zip": _zip_member,
     ".arrow": _arrow_cell,
-    ".scenes": partial(_drawing, "questions"),
-    ".defects": partial(_drawing, "defects"),
+    ".scenes": partial(_elsewhere, "emoji.questions", "png"),
+    ".defects": partial(_elsewhere, "emoji.defects", "png"),
     ".tar": tar_member,
-    ".jsonl": _inline_member,
-    ".json": _inline_member,
+    ".jsonl": partial(_elsewhere, "decoding.inline", "read_member"),
+    ".json": partial(_elsewhere, "decoding.inline", "read_member"),
 }
 
 

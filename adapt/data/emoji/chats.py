@@ -53,7 +53,9 @@ def _conversations(spec: str) -> Split:
     copies: dict[str, list[tuple[str, Scene]]] = {part: [] for part in questions.PARTS}
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        yield _item((path,), about_one(scene, number), style)
+        asked = list(questions.asked(scene))
+        start = number % len(asked)
+        yield _item((path,), _chat([*asked[start:], *asked[:start]], 1), style)
         if scene.kind != "several":
             return
         earlier = copies[path.rpartition("!")[2].partition("/")[0]]
@@ -114,13 +116,6 @@ def in_a_sentence(question: str, answer: str) -> str:
     if question in _SENTENCES:
         return _SENTENCES[question].format(answer=answer, thing=with_article(answer))
     return f"there {'is' if answer == questions.NUMBERS[0] else 'are'} {answer}."
-
-
-def about_one(scene: Scene, number: int) -> Chat:
-    """Return a conversation about one scene, whose questions are rotated by the scene's `number`."""
-    asked = list(questions.asked(scene))
-    start = number % len(asked)
-    return _chat([*asked[start:], *asked[:start]], 1)
 
 
 def about_two(first: Scene, second: Scene) -> Chat:

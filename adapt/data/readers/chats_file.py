@@ -474,6 +474,7 @@ class ChatsFile(Reader):
     takes = "conversations in .json or .jsonl"
     reads = staticmethod(read_chats)
     root = "may"
+    suffixes = (".json", ".jsonl")
 
     def claims(self, spec: str) -> bool:
-        return spec.endswith((".json", ".jsonl")) and os.path.isfile(spec) and is_chats_file(spec)
+        return super().claims(spec) and is_chats_file(spec)

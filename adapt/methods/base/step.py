@@ -16,8 +16,7 @@ from torch import Tensor
 from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.bags import Bags
-from adapt.data.pooling import bag_mean
+from adapt.data.bags import Bags, bag_mean
 from adapt.prompts import Prompt, Texts, texts_key
 
 if TYPE_CHECKING:

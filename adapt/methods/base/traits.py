@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.common.validation import with_changes
-from adapt.data.pooling import bag_sum
+from adapt.data.bags import bag_sum
 from adapt.methods.base.step import Encoded, ImageStep
 
 if TYPE_CHECKING:
