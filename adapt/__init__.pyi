@@ -12,7 +12,7 @@ from . import training as training
 from .backbones.base import Backbone as Backbone
 from .backbones.load import load_backbone as load_backbone
 from .backbones.split_attention import split_attention as split_attention
-from .choosing.recommend import recommend as recommend
+from .choosing.recommendation import recommend as recommend
 from .common.errors import AdaptError as AdaptError
 from .common.version import __version__ as __version__
 from .estimator import Classifier as Classifier

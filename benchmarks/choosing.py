@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import adapt
+from adapt.choosing import recommendation
 from adapt.choosing.compare import Comparison
 from adapt.choosing.recommendation import Recommendation
 from benchmarks.calibration import wide
@@ -51,19 +53,18 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         }
 
 
-def _in_child(*given: object) -> tuple[str, float]:
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_chosen, given)
+def _in_child(name: str, backbone: str, shots: int | None, seed: int, whole: bool) -> tuple[str, float]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # whose process may have some of its own
+        return pool.submit(_chosen, name, backbone, shots, seed, whole).result()
 
 
 def _chosen(name: str, backbone: str, shots: int | None, seed: int, whole: bool) -> tuple[str, float]:
     """Return the method that is chosen, and the CPU seconds without encoding; `whole` if no method is dropped."""
     torch.set_num_threads(2)
-    module = import_module("adapt.choosing.recommend")  # whose name in its package is that of the function
     encoder, source = wide() if backbone == "wide" else adapt.load_backbone(backbone), str(_folder(name))
-    encode, encoding = module._features, 0.0
+    encode, encoding = recommendation._features, 0.0
 
-    def timed(*given: object) -> object:
+    def timed(*given: Any) -> object:
         nonlocal encoding
         started = time.process_time()
         features = encode(*given)
@@ -74,11 +75,13 @@ def _chosen(name: str, backbone: str, shots: int | None, seed: int, whole: bool)
         return self.run(candidate)  # type: ignore[arg-type]
 
     with (
-        patch.object(module, "_features", timed),
+        patch.object(recommendation, "_features", timed),
         patch.object(Comparison, "raced", every if whole else Comparison.raced),
     ):
         started = time.process_time()
-        found: Recommendation = module.recommend(source, backbone=encoder, shots=shots, seed=seed, progress=False)
+        found: Recommendation = recommendation.recommend(
+            source, backbone=encoder, shots=shots, seed=seed, progress=False
+        )
         return found.chosen, time.process_time() - started - encoding
 
 

@@ -16,8 +16,7 @@ import adapt
 from adapt import AdaptedModel
 from adapt.backbones.sources import bundled
 from adapt.data import Item
-from adapt.data.emoji.archive import UNSEEN_STYLE
-from adapt.data.emoji.bundled import concept_names
+from adapt.data.emoji.bundled import UNSEEN_STYLE, concept_names
 from adapt.methods import XBT, ZeroShot
 from adapt.methods.base.space import Projects
 from adapt.methods.base.traits import trait

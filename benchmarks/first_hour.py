@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import adapt
-from adapt.choosing.recommend import recommend
+from adapt.choosing.recommendation import recommend
 from adapt.data import Split
 from adapt.evaluation.scores import standard_error
 from adapt.methods import GDA, ZeroShot

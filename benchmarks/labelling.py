@@ -10,7 +10,7 @@ import torch
 
 from adapt.data import Item, Split
 from adapt.evaluation.inference import Inference
-from adapt.labelling.proposing import in_order, uncertainty
+from adapt.labelling.proposals import in_order, uncertainty
 from adapt.models.image_model import ImageModel
 from adapt.recipe import Recipe, read_recipe
 from benchmarks.drawings import SEEN, drawings, right, trained

@@ -19,7 +19,7 @@ import adapt
 from adapt import tasks
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.load import load_backbone
-from adapt.choosing.recommend import recommend
+from adapt.choosing.recommendation import recommend
 from adapt.data import Item, open_image
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel

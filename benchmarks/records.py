@@ -8,7 +8,7 @@ import torch
 
 import adapt
 from adapt import AdaptedModel
-from adapt.data.emoji.archive import UNSEEN_STYLE
+from adapt.data.emoji.bundled import UNSEEN_STYLE
 from adapt.evaluation.evaluate import evaluate
 from adapt.methods import CLIPPINGS
 from adapt.recipe import read_recipe

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import adapt
-from adapt import AdaptedModel
+from adapt import AdaptedModel, tasks
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.methods import ZeroShot
@@ -37,7 +37,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Report mean average precision, and F1 at one half, on scenes in seen styles and in the unseen one."""
     split = drawings(LABELS)
     frozen = adapt.wrap(backbone(), ZeroShot(), split.class_names)
-    split.task.fit_answers(frozen, split.train, Inference())
+    tasks.of(split.items()).fit_answers(frozen, split.train, Inference())
     yield _row("zero-shot", [frozen])
     for name, changes in TRAININGS.items():
         progress(name)

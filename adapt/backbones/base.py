@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -17,7 +17,7 @@ from adapt.backbones import fingerprint
 from adapt.backbones.locks import copied_alone
 from adapt.backbones.preprocess import OfUpright, Preprocess, Transform
 from adapt.backbones.tokenizer import pad_rows
-from adapt.backbones.tower import Tower
+from adapt.backbones.tower import Absent, Tower
 from adapt.common.errors import AdaptError
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class ImageEncoder(Backbone):
     """
 
     def __init__(
-        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object, **parts: Unpack[BackboneParts]
+        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object = None, **parts: Unpack[BackboneParts]
     ) -> None:
         super().__init__(tokenizer=tokenizer, **parts)
         self.encode_image = encode_image  # (b, 3, h, w) -> (b, e)
@@ -333,3 +333,24 @@ class DualEncoder(ImageEncoder):
                 "what multiplies cosines, such as logit_scale = nn.Parameter(torch.tensor(math.log(100.0)))"
             )
         return scale
+
+
+def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
+    """Return a dict from each block name in `names`, such as vision.3, to the block's module path in the model."""
+    paths = {id(module): path for path, module in backbone.model.named_modules()}
+    return {
+        f"{tower.name}.{i}": paths[id(block.module)]
+        for tower in backbone.towers.values()
+        for i, block in enumerate(tower.blocks)
+        if f"{tower.name}.{i}" in names
+    }
+
+
+def cut_out(backbone: Backbone, names: Collection[str]) -> None:
+    """Replace the blocks in `names`, such as vision.3, by `Absent` placeholders, which removes the blocks' weights."""
+    for name, path in block_paths(backbone, names).items():
+        tower, _, index = name.partition(".")
+        absent, blocks = Absent(name, backbone.dtype), list(backbone.towers[tower].blocks)
+        backbone.model.set_submodule(path, absent)
+        blocks[int(index)] = replace(blocks[int(index)], module=absent)
+        backbone.towers[tower] = replace(backbone.towers[tower], blocks=tuple(blocks))

@@ -78,7 +78,9 @@ def row_of(tokens: Sequence[Tensor], scored: Sequence[Tensor], positions: Tensor
     positions of the tokens of the longest.
     """
     device = tokens[0].device
-    shared = _common(tokens)
+    length = min(map(len, tokens)) - 1  # each conversation keeps at least one token of its own
+    differ = torch.stack([own[:length] != tokens[0][:length] for own in tokens]).any(0)
+    shared = int(differ.int().argmax()) if bool(differ.any()) else length
     starts = [shared]
     for own in tokens:
         starts.append(starts[-1] + len(own) - shared)
@@ -117,10 +119,3 @@ def padded(rows: Sequence[BranchedRow], pad: int) -> Branches:
         stacked([row.tokens for row in rows], pad), stacked([row.positions for row in rows], 0), visible[:, None],
         tuple(rows),
     )  # fmt: skip
-
-
-def _common(tokens: Sequence[Tensor]) -> int:
-    """Return how many first tokens all conversations share; each keeps at least one token of its own."""
-    length = min(map(len, tokens)) - 1
-    differ = torch.stack([own[:length] != tokens[0][:length] for own in tokens]).any(0)
-    return int(differ.int().argmax()) if bool(differ.any()) else length

@@ -37,20 +37,20 @@ def tower_of(layers: nn.ModuleList, config: PreTrainedConfig) -> Tower:
 
 
 def _block(layer: nn.Module, config: PreTrainedConfig) -> Block:
-    attn = _first(layer, "self_attn", "attention")
-    mlp, norm1 = _first(layer, "mlp"), _first(layer, "input_layernorm")
-    norm2 = _first(layer, "pre_feedforward_layernorm", "post_attention_layernorm", "input_layernorm")
+    attn = submodule_of(layer, "self_attn", "attention")
+    mlp, norm1 = submodule_of(layer, "mlp"), submodule_of(layer, "input_layernorm")
+    norm2 = submodule_of(layer, "pre_feedforward_layernorm", "post_attention_layernorm", "input_layernorm")
     around = hasattr(layer, "pre_feedforward_layernorm")  # Gemma 2 and 3 also norm what a site adds
     sites = {
-        "attn": Site(norm1, _first(layer, "post_attention_layernorm") if around else attn),
-        "mlp": Site(norm2, _first(layer, "post_feedforward_layernorm") if around else mlp),
+        "attn": Site(norm1, submodule_of(layer, "post_attention_layernorm") if around else attn),
+        "mlp": Site(norm2, submodule_of(layer, "post_feedforward_layernorm") if around else mlp),
     }
     return Block(
         module=layer,
         attn=attn,
         norm1=norm1,
         norm2=norm2,
-        act=_first(mlp, "act_fn", "activation_fn", "act"),
+        act=submodule_of(mlp, "act_fn", "activation_fn", "act"),
         projections=_attention(attn, config) | mlp_projections(mlp),
         sites=sites,
         mlp=mlp,
@@ -59,9 +59,9 @@ def _block(layer: nn.Module, config: PreTrainedConfig) -> Block:
 
 
 def _attention(attn: nn.Module, config: PreTrainedConfig) -> dict[str, Projection]:
-    out = {"out": Projection(_first(attn, "o_proj", "dense"))}
+    out = {"out": Projection(submodule_of(attn, "o_proj", "dense"))}
     if hasattr(attn, "q_proj"):
-        return {letter: Projection(_first(attn, f"{letter}_proj")) for letter in "qkv"} | out
+        return {letter: Projection(submodule_of(attn, f"{letter}_proj")) for letter in "qkv"} | out
     heads, fused = config.num_attention_heads, getattr(attn, "qkv_proj", None)
     if fused is not None:
         sizes = [heads, config.num_key_value_heads, config.num_key_value_heads]
@@ -79,7 +79,9 @@ def mlp_projections(mlp: nn.Module) -> dict[str, Projection]:
     fused = getattr(mlp, "gate_up_proj", None)
     if isinstance(fused, nn.Linear):
         parts = zip(("gate", "up"), fused_rows([fused.out_features // 2] * 2))
-        return {name: Projection(fused, rows) for name, rows in parts} | {"down": Projection(_first(mlp, "down_proj"))}
+        return {name: Projection(fused, rows) for name, rows in parts} | {
+            "down": Projection(submodule_of(mlp, "down_proj"))
+        }
     names = {
         "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
         "fc1": "fc1", "fc2": "fc2", "dense_h_to_4h": "fc1", "dense_4h_to_h": "fc2",
@@ -88,7 +90,7 @@ def mlp_projections(mlp: nn.Module) -> dict[str, Projection]:
     return {short: Projection(getattr(mlp, name)) for name, short in names.items() if hasattr(mlp, name)}
 
 
-def _first(owner: nn.Module, *names: str) -> nn.Module:
+def submodule_of(owner: nn.Module, *names: str) -> nn.Module:
     """Return the first submodule of `owner` found among `names`. Raises AdaptError if no such submodule exists."""
     for name in names:
         if hasattr(owner, name):

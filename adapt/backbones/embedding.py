@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from adapt.backbones.base import DualEncoder
+from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.native import ChatRows, NativeVLM
 from adapt.backbones.preprocess import Preprocess
 from adapt.chats import Chat
@@ -112,9 +112,7 @@ class EmbeddingVLM(DualEncoder):
         """The dtype of images before the processor reads them."""
         return torch.float32
 
-    @property
-    def _parameter(self) -> Tensor:
-        return next(parameter for parameter in self.model.parameters() if parameter.is_floating_point())
+    _parameter = Backbone._parameter  # as there is no logit scale
 
     def reading(self) -> dict[str, object]:
         return super().reading() | {"question": self.states.question, "native": self.states.native.reading()}

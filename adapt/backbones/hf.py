@@ -19,6 +19,7 @@ from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from transformers.models.siglip.modeling_siglip import SiglipTextEmbeddings
 
 from adapt.backbones.base import DualEncoder
+from adapt.backbones.decoder import mlp_projections, submodule_of
 from adapt.backbones.preprocess import Preprocess
 from adapt.backbones.tokenizer import HFText, check_tokenizer
 from adapt.backbones.tower import (
@@ -148,35 +149,25 @@ def encoder_blocks(tower: nn.Module) -> tuple[Block, ...]:
 
 def block_of(layer: nn.Module, plain_attention: bool = True) -> Block:
     """Describe a pre-norm block, whose parts have a few spellings in transformers."""
-    norm1 = _one_of(layer, "norm1", "layernorm_before", "rms_norm1", "layer_norm1")
-    norm2 = _one_of(layer, "norm2", "layernorm_after", "rms_norm2", "layer_norm2")
-    attn, mlp = _one_of(layer, "attention", "self_attn"), _one_of(layer, "mlp", "ffn")
+    norm1 = submodule_of(layer, "norm1", "layernorm_before", "rms_norm1", "layer_norm1")
+    norm2 = submodule_of(layer, "norm2", "layernorm_after", "rms_norm2", "layer_norm2")
+    attn, mlp = submodule_of(layer, "attention", "self_attn"), submodule_of(layer, "mlp", "ffn")
+    linears = mlp_projections(mlp)
+    if not linears:  # under other names
+        own = (Projection(part) for part in mlp.children() if isinstance(part, nn.Linear))
+        linears = dict(zip(("fc1", "fc2"), own, strict=True))
     projections = {letter: Projection(attn.get_submodule(f"{letter}_proj")) for letter in "qkv"}
-    projections |= {"out": Projection(_one_of(attn, "o_proj", "out_proj", "projection_layer")), **_mlp(mlp)}
+    projections |= {"out": Projection(submodule_of(attn, "o_proj", "out_proj", "projection_layer")), **linears}
     scales = [_within(layer, f"layer_scale{number}") for number in (1, 2)]
     added = [scale or part for scale, part in zip(scales, (attn, mlp), strict=True)]
     scale1, scale2 = (scale or nn.Identity() for scale in scales)
     sites = {"attn": Site(norm1, added[0]), "mlp": Site(norm2, added[1])}
-    act = _one_of(mlp, "activation_fn", "act_fn", "activation")
+    act = submodule_of(mlp, "activation_fn", "act_fn", "activation")
     quick = isinstance(act, QuickGELUActivation)
     return Block(
         layer, attn, norm1, norm2, act, projections, scale1, scale2, sites, mlp,
         plain_attention=plain_attention, quick_gelu=quick,
     )  # fmt: skip
-
-
-def _mlp(mlp: nn.Module) -> dict[str, Projection]:
-    """Return the linear maps of an MLP: gate, up and down of a gated one, else fc1 and fc2."""
-    if hasattr(mlp, "fc1"):
-        return {name: Projection(mlp.get_submodule(name)) for name in ("fc1", "fc2")}
-    linears = {name: Projection(part) for name, part in mlp.named_children() if isinstance(part, nn.Linear)}
-    if "gate_proj" in linears:
-        return {name.removesuffix("_proj"): linear for name, linear in linears.items()}
-    return dict(zip(("fc1", "fc2"), linears.values(), strict=True))
-
-
-def _one_of(module: nn.Module, *names: str) -> nn.Module:
-    return module.get_submodule(next(name for name in names if hasattr(module, name)))
 
 
 def _within(module: nn.Module, path: str) -> Any:

@@ -22,7 +22,6 @@ from adapt.common.version import __version__
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import nn
 
 
 Transform = Callable[["Image"], Tensor]  # PIL image -> (3, h, w)
@@ -93,7 +92,6 @@ class Preprocess:
         return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), *self._to_tensor()])
 
     def _to_tensor(self) -> list[nn.Module]:
-        import torch
         from torchvision.transforms import v2
 
         scale = v2.ToDtype(torch.float32, scale=True)

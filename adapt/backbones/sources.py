@@ -82,8 +82,6 @@ def _hub_name(spec: str) -> str | None:
 @contextmanager
 def fetching(source: str) -> Iterator[None]:
     """Convert transformers' errors in the `with` block, which loads `source`, to AdaptError; refuse custom code."""
-    from adapt.backbones.sources import check_source, needs_code, no_questions
-
     with nullcontext() if os.path.isdir(source) else hub.asked_once():
         check_source(source)
         try:
@@ -178,7 +176,8 @@ def check_configuration(configuration: object, source: str, place: str = "") -> 
             raise _refused(source, where, value, "run code of a repository")
         if key == "quantization_config" and value is not None:
             raise _refused(source, where, value, "run another library's quantiser (adapt's own is quantize=...)")
-        if key == "auto_map" and _names_readers(value):
+        # an entry for a model is ignored
+        if key == "auto_map" and (not isinstance(value, Mapping) or any(each.startswith(_READERS) for each in value)):
             raise _refused(source, where, value, "prepare inputs with the model's own code")
         if key == "tokenizer_kwargs" and isinstance(value, Mapping):
             for unknown in sorted(value.keys() - _TOKENIZER_KEYS - {"trust_remote_code"}):
@@ -187,11 +186,6 @@ def check_configuration(configuration: object, source: str, place: str = "") -> 
                     source, f"{where}.{unknown}", value[unknown], f"be passed to transformers; expected {known}"
                 )
         check_configuration(value, source, where)
-
-
-def _names_readers(auto_map: object) -> bool:
-    """Return whether a config's `auto_map` names a custom tokenizer or processor; custom model classes are ignored."""
-    return not isinstance(auto_map, Mapping) or any(key.startswith(_READERS) for key in auto_map)
 
 
 def _refused(source: str, where: str, value: object, would: str) -> AdaptError:

@@ -44,7 +44,7 @@ class SplitAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Return the attention output, `(b, l, d)` or `(l, b, d)` as the input, and None for the attention weights."""
         linears = {name[0]: getattr(self, name) for name in _PARTS} | {"out": self.out_proj}
-        return attend(linears, self.num_heads, self.batch_first, query, key, value, attn_mask), None
+        return attend(linears, self.num_heads, self.batch_first, query, key, value, need_weights, attn_mask)
 
 
 def attend(
@@ -54,9 +54,10 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None,
-) -> Tensor:
-    """Return the output of an `nn.MultiheadAttention`, computed with separate layers q, k, v and out in `linears`."""
+    need_weights: bool = False,
+    attn_mask: Tensor | None = None,
+) -> tuple[Tensor, None]:
+    """Return what an `nn.MultiheadAttention` does, by separate layers q, k, v and out, and None for its weights."""
     if not batch_first:
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
     q, k, v = (
@@ -64,7 +65,7 @@ def attend(
     )
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask)
     out = linears["out"](mixed.transpose(1, 2).flatten(2))
-    return out if batch_first else out.transpose(0, 1)
+    return out if batch_first else out.transpose(0, 1), None
 
 
 def linear_over(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -5,19 +5,16 @@ Blocks can be cut out of a backbone, which then only serves methods that bypass 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapt.common.errors import AdaptError
-
-if TYPE_CHECKING:
-    from adapt.backbones.base import Backbone
 
 TowerName = Literal["text", "vision", "fusion", "text_fusion", "vision_fusion", "connector", "decoder"]
 Norm = Callable[[Tensor], Tensor]
@@ -341,24 +338,3 @@ class Absent(nn.Module):
             f"the block {self.name} was removed from this compact backbone, which only works with the adapter that it "
             "was exported with: load the full backbone for other uses"
         )
-
-
-def block_paths(backbone: Backbone, names: Collection[str]) -> dict[str, str]:
-    """Return a dict from each block name in `names`, such as vision.3, to the block's module path in the model."""
-    paths = {id(module): path for path, module in backbone.model.named_modules()}
-    return {
-        f"{tower.name}.{i}": paths[id(block.module)]
-        for tower in backbone.towers.values()
-        for i, block in enumerate(tower.blocks)
-        if f"{tower.name}.{i}" in names
-    }
-
-
-def cut_out(backbone: Backbone, names: Collection[str]) -> None:
-    """Replace the blocks in `names`, such as vision.3, by `Absent` placeholders, which removes the blocks' weights."""
-    for name, path in block_paths(backbone, names).items():
-        tower, _, index = name.partition(".")
-        absent, blocks = Absent(name, backbone.dtype), list(backbone.towers[tower].blocks)
-        backbone.model.set_submodule(path, absent)
-        blocks[int(index)] = replace(blocks[int(index)], module=absent)
-        backbone.towers[tower] = replace(backbone.towers[tower], blocks=tuple(blocks))

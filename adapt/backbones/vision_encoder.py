@@ -5,14 +5,11 @@ Features of class names are replaced by mean features of training images, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Unpack
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.backbones.base import BackboneParts, DualEncoder, ImageEncoder
+from adapt.backbones.base import DualEncoder, ImageEncoder
 
 SCALE = 1 / 0.07  # of cosines; the temperature of DINOv2's nearest neighbours, and of CLIP before its training
 
@@ -26,9 +23,6 @@ class VisionEncoder(ImageEncoder):
 
     kind = "vision encoder"
     instead = "use a method that reads no class names, such as linear_probe without method.words, or a dual encoder"
-
-    def __init__(self, *, encode_image: Callable[[Tensor], Tensor], **parts: Unpack[BackboneParts]) -> None:
-        super().__init__(encode_image=encode_image, tokenizer=None, **parts)
 
     @classmethod
     def of(cls, whole: DualEncoder, name: str | None = None) -> VisionEncoder:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from adapt.backbones import chat_templates
-from adapt.backbones.base import Backbone, BackboneParts, ImageEncoder
+from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.backbones.decoder import decoder_tower
 from adapt.backbones.locks import alone
 from adapt.backbones.tower import tokens_of
@@ -34,11 +34,10 @@ class Eyes(Backbone):
     kind = "vision model"
     instead = "name a language model behind it, VISION+LLM"
 
-    def __init__(
-        self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object, **parts: Unpack[BackboneParts]
-    ) -> None:
-        super().__init__(tokenizer=tokenizer, **parts)
-        self.encode_image = encode_image  # (b, 3, h, w) -> (b, l, d)
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Return the outputs `(b, l, d)` of the last block for images `(b, 3, h, w)`."""
+        outputs: Tensor = self.model(images)
+        return outputs
 
 
 class VisionLLM(Backbone):

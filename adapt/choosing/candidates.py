@@ -13,8 +13,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.methods.base import Method
-from adapt.methods.base.space import Projects
-from adapt.methods.base.traits import DrawsMaps, OverSet, Stream, has_trait, reads_unlabelled
+from adapt.methods.base.traits import DrawsMaps, OverSet, Projects, Stream, has_trait, reads_unlabelled
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short

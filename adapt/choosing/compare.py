@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adapt import tasks
 from adapt.backbones.base import Backbone, ImageEncoder
 from adapt.choosing.candidates import Candidate, Cost
 from adapt.common import plain
@@ -27,9 +28,8 @@ from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.progress import readable_time
 from adapt.common.version import __version__
-from adapt.data.folds import folds, parts
 from adapt.data.item import Item
-from adapt.data.split import Split
+from adapt.data.split import Split, folds, parts
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, standard_error
@@ -154,6 +154,7 @@ class Comparison:
         kept: Path | None = None,
     ) -> None:
         self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
+        self._task = tasks.of(split.items())
         fold_of = folds(split.train, count, seed, split.task.one_class)
         self._parts = list(parts(split, fold_of, count))
         self._spent = 0.0  # seconds of all trainings
@@ -178,7 +179,7 @@ class Comparison:
         """Return the result of the answer that the task gives to any image, or None if there is no such answer."""
         name, results = "", []
         for part, held in self._parts:
-            if (constant := self._split.task.constant(part.train, self._split.class_names)) is None:
+            if (constant := self._task.constant(part.train, self._split.class_names)) is None:
                 return None
             name, answer = constant
             results.append(_Fold(held, answer.expand(len(held), -1), 0.0, 0, True, 0, name))
@@ -268,7 +269,7 @@ class Comparison:
 
     def _scores(self, answers: Tensor, places: Sequence[int]) -> Scores:
         items = [self._split.train[place] for place in places]
-        return self._split.task.scores(items, answers, self._split.class_names)
+        return self._task.scores(items, answers, self._split.class_names)
 
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None = None
@@ -284,7 +285,7 @@ class Comparison:
             started = time.monotonic()
             model, result = _trained(candidate, part, self._on(candidate), changes)
             seconds = time.monotonic() - started
-            answers = self._split.task.answers(model, part.test, Inference())
+            answers = self._task.answers(model, part.test, Inference())
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0

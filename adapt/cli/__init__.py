@@ -18,12 +18,12 @@ from adapt.common.shown import shown
 # command -> its module in this package, and its line in the overview
 _COMMANDS = {
     "train": ("train", "Train an adapter from a recipe."),
-    "recommend": ("recommend", "Compare methods on your images, and train the best one."),
+    "recommend": ("train", "Compare methods on your images, and train the best one."),
     "extend": ("train", "Add classes to an adapter, from images of them."),
     "label": ("serve", "Label images on a web page, the most useful ones first."),
     "eval": ("measure", "Measure an adapter on labelled images."),
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
-    "verify": ("verify", "Compare a backbone with its published accuracy, and list what differs."),
+    "verify": ("measure", "Compare a backbone with its published accuracy, and list what differs."),
     "few-shot": ("protocols", "Train on a growing number of images per class, over seeds."),
     "base-to-new": ("protocols", "Train on half of the classes and measure on both halves, over seeds."),
     "cross-dataset": ("protocols", "Train on one data set and measure on others, over seeds."),
@@ -41,10 +41,10 @@ _COMMANDS = {
     "chat": ("chat", "Ask questions about an image."),
     "inspect": ("formats", "Show the contents of an adapter, and the words nearest to its learned tokens."),
     "merge": ("formats", "Fold an adapter of changed weights, such as LoRA, into a standalone checkpoint."),
-    "export": ("export", "Export an adapter as a standalone model (ONNX and others), or with its backbone."),
+    "export": ("formats", "Export an adapter as a standalone model (ONNX and others), or with its backbone."),
     "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
     "soup": ("formats", "Combine adapters trained from the same start into one (a model soup)."),
-    "push": ("export", "Publish an adapter on the Hugging Face hub."),
+    "push": ("formats", "Publish an adapter on the Hugging Face hub."),
     "data": ("data", "List, check, view, match and filter data sets."),
     "cache": ("lists", "Show or clear the image features cached on disk."),
     "recipes": ("lists", "List the recipes, or show one."),
@@ -175,7 +175,7 @@ def main(plugins: tuple[Path, ...]) -> None:
       adapt train quickstart --out runs/first
       adapt predict runs/first/adapter.safetensors photo.png
     """
-    from adapt.cli.launching import is_main
+    from adapt.common.devices import is_main
 
     # OpenMP reads this when torch loads it. By default, waiting threads spin, and two trainings at once took eight
     # times as long as one. With so short a spin they take twice as long, and a single one no longer than before.
@@ -189,6 +189,6 @@ def main(plugins: tuple[Path, ...]) -> None:
     logging.getLogger("adapt").setLevel(logging.INFO if is_main() else logging.ERROR)
     logging.getLogger().addFilter(lambda record: record.name.startswith("adapt"))
     if plugins:
-        from adapt.methods.base import plugins as files
+        from adapt.methods import run_plugins
 
-        files.load(plugins)
+        run_plugins(plugins)

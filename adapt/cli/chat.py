@@ -18,7 +18,6 @@ from adapt.common.shown import shown
 if TYPE_CHECKING:
     from PIL import Image
 
-    from adapt.models.native_vlm import ChatModel
     from adapt.models.wrap import Model
 
 
@@ -79,29 +78,20 @@ def _answering(
     from adapt.models.vision_llm import SpeakingModel
 
     if is_native(model):
-        return _Conversation(model, pictures, settings)
+        turns: list[Chat] = []  # the conversation so far, which is remembered
+
+        def answer(question: str) -> str:
+            asked = turns[-1].asked(question) if turns else Chat.about(question, images=len(pictures))
+            text = model.chat(asked, pictures, **settings).text
+            turns.append(asked.answered(text))
+            return text
+
+        return answer
     if not isinstance(model, SpeakingModel):
         raise AdaptError(f"{adapter} is for a {model.backbone.kind}, which cannot chat: use `adapt predict`")
     if len(pictures) != 1:
         raise AdaptError(f"{adapter} answers about one image at a time, and {len(pictures)} are given: give one")
     return lambda question: model.answer(pictures[0], question, **settings).text
-
-
-class _Conversation:
-    """A conversation about images, which remembers all earlier turns."""
-
-    def __init__(self, model: ChatModel, pictures: Sequence[Image.Image], settings: dict[str, int]) -> None:
-        self._model, self._pictures, self._settings = model, pictures, settings
-        self._chat: Chat | None = None
-
-    def __call__(self, question: str) -> str:
-        if self._chat is None:
-            asked = Chat.about(question, images=len(self._pictures))
-        else:
-            asked = self._chat.asked(question)
-        answer = self._model.chat(asked, self._pictures, **self._settings).text
-        self._chat = asked.answered(answer)
-        return answer
 
 
 def _lines(answer: str) -> str:

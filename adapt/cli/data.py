@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
+from adapt import tasks
 from adapt.cli import CommandGroup
 from adapt.cli import options as common
 from adapt.cli.options import Argument, Option, command
@@ -127,10 +128,10 @@ def _tokens(items: Sequence[Item], name: str) -> tuple[str, list[Finding]]:
     from adapt.data.checks import Finding, ListRow
 
     with common.quiet_libraries():
-        model = _reading_model(None, name, "cpu")
-        if model.backbone.kind not in items[0].task.backbones:
+        model, task = _reading_model(None, name, "cpu"), tasks.of(items)
+        if model.backbone.kind not in task.backbones:
             raise AdaptError(
-                f"{name} is a {model.backbone.kind}, which reads no {items[0].task.items_are} as conversations: leave "
+                f"{name} is a {model.backbone.kind}, which reads no {task.items_are} as conversations: leave "
                 "--backbone out"
             )
         lengths = model.lengths(items)

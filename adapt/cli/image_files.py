@@ -72,15 +72,10 @@ def image_files(images: Sequence[Path], items: bool = False) -> Iterator[ImageFi
                 raise AdaptError(f"the folder {path} contains no image files ({', '.join(IMAGE_SUFFIXES)})")
             note_files(str(path), besides(path, paths))
             for each in paths:
-                yield ImageFile(Path(each), each, _folder_inside(path, each) if items else "", str(path))
+                first, *deeper = Path(each).relative_to(path).parts if items else ("",)
+                yield ImageFile(Path(each), each, str(path / first) if deeper else "", str(path))
         else:
             yield ImageFile(path, str(path))
-
-
-def _folder_inside(folder: Path, image: str) -> str:
-    """Return the folder inside `folder` that holds an image at any depth, or "" if `folder` itself holds the image."""
-    first, *deeper = Path(image).relative_to(folder).parts
-    return str(folder / first) if deeper else ""
 
 
 def by_item(files: Sequence[ImageFile]) -> list[list[ImageFile]]:

@@ -66,8 +66,7 @@ def index(
     if root is not None and not of_pairs:
         raise AdaptError("--root is the folder of the images for --pairs: leave --root out, or add --pairs")
     if adapter is None:
-        backbone = backbone or common.default_backbone(str(source))
-        common.say_backbone(backbone, str(source))
+        backbone = common.say_backbone(backbone, str(source))
     pairs = read_pairs(source, root) if of_pairs else []
     images, texts = ([], []) if of_pairs else _entries(source)
     with common.quiet_libraries():

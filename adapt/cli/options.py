@@ -199,18 +199,18 @@ class Options(TypedDict, total=False):
     backbone: RecipeBackbone
 
 
-def default_backbone(source: str) -> str:
-    """Return the name of the default backbone for the data `source`, which is defined by the zero-shot recipe."""
-    from adapt.recipe import read_recipe
+def say_backbone(name: str | None, source: str) -> str:
+    """Print the backbone's name to stderr and return it: `name`, or the zero-shot recipe's for the data `source`.
 
-    return read_recipe("zero_shot", data=source).backbone
-
-
-def say_backbone(name: str, source: str) -> None:
-    """Print the backbone's name to stderr, and a warning if a bundled backbone is used with data other than emoji."""
+    A warning follows if a bundled backbone is used with data other than emoji.
+    """
     from adapt.backbones.sources import BUNDLED
     from adapt.data.emoji.bundled import is_bundled
 
+    if not name:
+        from adapt.recipe import read_recipe
+
+        name = read_recipe("zero_shot", data=source).backbone
     click.echo(f"backbone   {name}", err=True)
     if name.removeprefix("embed:").partition("+")[0] in BUNDLED and not is_bundled(source):
         better = "a CLIP of photographs (--backbone open_clip:ViT-B-16-quickgelu/openai), or offline, without words, "
@@ -222,6 +222,7 @@ def say_backbone(name: str, source: str) -> None:
             f"{better} is far better on them",
             err=True,
         )
+    return name
 
 
 def given_backbone(spec: str | None, device: str) -> Backbone | None:

@@ -1,33 +1,40 @@
-"""`adapt predict`"""
+"""`adapt predict`: its options, and its writers of text, JSON or CSV, for one adapter or several side by side"""
 
 from __future__ import annotations
 
+import csv
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, takewhile
+from itertools import chain, takewhile, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+import click
 
 from adapt.cli import options as common
 from adapt.cli.image_files import ImageFile, by_item, exit_where_unread, image_files, is_adapter, opened_items
 from adapt.cli.options import Argument, Option, command
-from adapt.cli.predictions import Columns, writer
+from adapt.common import hub, plain
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.progress import counting_bar
-from adapt.common.shown import first_of
+from adapt.common.shown import SEPARATOR, first_of, guarded, shown, unseen
+from adapt.formats import distinct_names
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from adapt.common.progress import Progress
+    from adapt.models.answer import Explanation
     from adapt.models.prediction import Prediction, Query
     from adapt.models.wrap import Model
 
-    # from whether images are turned upright by EXIF, or read as stored, as the models need them
-    Opened = Callable[[set[bool]], Iterable[Any]]
+    # from whether images are turned upright by EXIF, or read as stored, as the models need them, to those of each item
+    Opened = Callable[[set[bool]], Iterable[list[Image.Image | Path]]]
+
 
 logger = logging.getLogger("adapt")
 
@@ -117,16 +124,28 @@ def predict(
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
     files = list(image_files((adapter, *images)[len(adapters) :], items))
     of_items = vocabulary_free is None and any(file.item for file in files)
-    _check_options(len(adapters), as_csv, threshold, question, together, at_a_time, explain, of_items)
+    if explain and threshold is not None:
+        raise AdaptError("--explain always shows the most probable classes, without a threshold: leave --threshold out")
+    if explain and (as_csv or len(adapters) > 1):
+        raise AdaptError("--explain takes a single adapter and prints text or JSON: leave --csv and other adapters out")
+    if at_a_time is not None and not together:
+        raise AdaptError("--at-a-time divides the images that --together answers: give --together, or leave it out")
+    if together and (len(adapters) > 1 or question or explain):
+        raise AdaptError("--together takes a single adapter and classifies images: leave --question and --explain out")
+    if of_items and (len(adapters) > 1 or question or explain or together):
+        raise AdaptError(
+            "items of several images are classified by a single adapter, without --question, --explain and "
+            "--together: give one adapter, and leave these options out"
+        )
     write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
     read: list[list[ImageFile]] = []
-    opened = partial(_opened, of_items, files, read)
+    opened = partial(opened_items, by_item(files), read)
     with common.quiet_libraries():
         from adapt.models.prediction import Query
 
         query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain)
         if vocabulary_free is not None:
-            answers = _by_captions(vocabulary_free, backbone, device, query, opened)
+            answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
             from adapt.loading import load_many
 
@@ -137,36 +156,14 @@ def predict(
             answers = _by_adapters(adapters, models, query, opened, len(files))
         for number, answer in enumerate(answers):
             first = read[number][0]
-            write(first.item or first.called, _with_names(answer, read[number]) if of_items else answer)
+            if of_items:
+                named = zip(answer[0].images or (), read[number], strict=True)
+                images_of_item = tuple(each._replace(image=file.called) for each, file in named)
+                answer = [replace(answer[0], images=images_of_item)]
+            write(first.item or first.called, answer)
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
     exit_where_unread(files, list(chain.from_iterable(read)))
-
-
-def _check_options(
-    adapters: int,
-    as_csv: bool,
-    threshold: float | None,
-    question: str | None,
-    together: bool,
-    at_a_time: int | None,
-    explain: bool,
-    items: bool,
-) -> None:
-    """Raise AdaptError for options that exclude each other, before torch is imported."""
-    if explain and threshold is not None:
-        raise AdaptError("--explain always shows the most probable classes, without a threshold: leave --threshold out")
-    if explain and (as_csv or adapters > 1):
-        raise AdaptError("--explain takes a single adapter and prints text or JSON: leave --csv and other adapters out")
-    if at_a_time is not None and not together:
-        raise AdaptError("--at-a-time divides the images that --together answers: give --together, or leave it out")
-    if together and (adapters > 1 or question or explain):
-        raise AdaptError("--together takes a single adapter and classifies images: leave --question and --explain out")
-    if items and (adapters > 1 or question or explain or together):
-        raise AdaptError(
-            "items of several images are classified by a single adapter, without --question, --explain and "
-            "--together: give one adapter, and leave these options out"
-        )
 
 
 def _by_captions(
@@ -182,7 +179,7 @@ def _by_captions(
     if not name:
         raise AdaptError(f"the index {index} does not record its backbone: give --backbone")
     namer = VocabularyFree(load_backbone(name, device), captions)  # type: ignore[arg-type]  # it refuses others
-    for prediction in namer.predict_stream(opened({True}), query.top_k):
+    for prediction in namer.predict_stream(chain.from_iterable(opened({True})), query.top_k):
         yield (prediction,)
 
 
@@ -192,9 +189,16 @@ def _by_adapters(
     """Yield the answers of all models to the query for each image or item; there are `count` images."""
     from adapt.methods.base.traits import OverSet, has_trait
 
-    images = opened({model.backbone.preprocess.turned for model in models})
+    of_items = opened({model.backbone.preprocess.turned for model in models})
+    images: Iterable[Any] = of_items if query.items else chain.from_iterable(of_items)
     if len(models) > 1:
-        _check_all_classify(adapters, models, query.question)
+        answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not model.classifies]
+        if answering or query.question is not None:
+            named = f"; {first_of(answering)} answers questions" if answering else ""
+            raise AdaptError(
+                "several adapters are shown side by side only if all of them classify images, without --question"
+                f"{named}: give one adapter at a time"
+            )
         from adapt.models.many import predict_many_stream
 
         yield from predict_many_stream(models, images, query.top_k, threshold=query.threshold)
@@ -217,21 +221,6 @@ def _by_adapters(
         yield answer if query.explain else (answer,)
 
 
-def _opened(
-    items: bool, files: Sequence[ImageFile], read: list[list[ImageFile]], turnings: set[bool]
-) -> Iterable[Image.Image | Path | list[Image.Image | Path]]:
-    """Return an iterator over images, or over items of several images; the files of each are appended to `read`."""
-    opened = opened_items(by_item(files), read, turnings)
-    return opened if items else chain.from_iterable(opened)
-
-
-def _with_names(answer: Sequence[Prediction], files: Sequence[ImageFile]) -> list[Prediction]:
-    """Return the answer about an item, with the names of its images."""
-    [prediction] = answer
-    named = zip(prediction.images or (), files, strict=True)
-    return [replace(prediction, images=tuple(each._replace(image=file.called) for each, file in named))]
-
-
 def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
     """Return the adapters before the images. Raises AdaptError if there is no image or an adapter is repeated."""
     if not images:
@@ -248,12 +237,122 @@ def _counted(images: Iterable[object], bar: Progress, count: int) -> Iterator[ob
         yield image
 
 
-def _check_all_classify(adapters: Sequence[Path], models: Sequence[Model], question: str | None) -> None:
-    """Raise AdaptError if one of several models answers questions."""
-    answering = [adapter for adapter, model in zip(adapters, models, strict=True) if not model.classifies]
-    if answering or question is not None:
-        named = f"; {first_of(answering)} answers questions" if answering else ""
-        raise AdaptError(
-            f"several adapters are shown side by side only if all of them classify images, without --question{named}: "
-            "give one adapter at a time"
-        )
+Write = Callable[[str, Any], None]  # takes the name of an image and its predictions, or its explanation
+
+
+def writer(adapters: Sequence[Path], as_json: bool, explain: bool) -> Write:
+    """Return a function that prints the predictions for one image, or an explanation, as text or JSON."""
+    if explain:
+        return _explained_json if as_json else _explained
+    if len(adapters) > 1:
+        return partial(_side_by_side_json if as_json else _side_by_side, [*map(hub.spelled, adapters)])
+    return _json if as_json else _lines
+
+
+class Columns:
+    """A CSV writer that prints one row per image, with the most probable class and its probability for each adapter.
+
+    A regression adapter adds a number. A multi-label adapter adds all predicted classes. For other adapters,
+    `threshold` adds the answer, which may be `none`. The next most probable classes follow, up to `ranks` in total.
+    """
+
+    def __init__(self, adapters: Sequence[Path], threshold: bool, ranks: int) -> None:
+        self._adapters = distinct_names(adapters) if len(adapters) > 1 else [""]
+        self._threshold, self._ranks, self._begun = threshold, ranks, False
+
+    def begin(self, predictions: Sequence[Prediction] = ()) -> None:
+        """Print the header once, with the columns that the `predictions` for the first image need."""
+        if self._begun:
+            return
+        self._begun = True
+        of_each = zip_longest(self._adapters, predictions)
+        first_column = "item" if predictions and predictions[0].images is not None else "image"
+        _print_csv([[first_column, *(name for adapter, first in of_each for name in self._names(adapter, first))]])
+
+    def __call__(self, image: str, predictions: Sequence[Prediction]) -> None:
+        self.begin(predictions)
+        _print_csv([[image, *(cell for prediction in predictions for cell in self._cells(prediction))]])
+
+    def _names(self, adapter: str, first: Prediction | None) -> list[str]:
+        multi_label = first is not None and first.class_names is not None
+        names = ["probability"]
+        names += ["number"] if first is not None and first.number is not None else []
+        names += ["classes"] if multi_label else ["answer"] * self._threshold
+        names += [f"{name}_{rank}" for rank in range(2, self._ranks + 1) for name in ("class", "probability")]
+        return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
+
+    def _cells(self, prediction: Prediction) -> list[str]:
+        """Return the cells of one adapter's `prediction`; cells are empty if there are fewer than `ranks` classes."""
+        ranked = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
+        ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
+        number = [] if prediction.number is None else [f"{prediction.number:.6g}"]
+        answer = [prediction.class_name] * self._threshold
+        if prediction.class_names is not None:
+            answer = [SEPARATOR.join(prediction.class_names) or prediction.class_name]
+        return [*ranked[:2], *number, *answer, *ranked[2:]]
+
+
+def _print_csv(rows: Iterable[Sequence[str]]) -> None:
+    """Print CSV rows in UTF-8, with formulas and control characters escaped; non-UTF-8 bytes in paths are kept."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
+    click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
+
+
+def _cell(text: str) -> str:
+    """Escape formulas and control characters in a cell, but keep non-UTF-8 bytes, so that paths remain valid."""
+    if not unseen(text):
+        return guarded(text)
+    return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in text))
+
+
+def _json(image: str, predictions: Sequence[Prediction]) -> None:
+    [prediction] = predictions
+    click.echo(plain.dump({"image" if prediction.images is None else "item": image, **prediction.plain()}))
+
+
+def _side_by_side_json(adapters: Sequence[str], image: str, predictions: Sequence[Prediction]) -> None:
+    answers = {name: each.plain() for name, each in zip(adapters, predictions, strict=True)}
+    click.echo(plain.dump({"image": image, "adapters": answers}))
+
+
+def _lines(image: str, predictions: Sequence[Prediction]) -> None:
+    click.echo(shown(image) + _answer(predictions[0]))
+    for each in predictions[0].top:
+        click.echo(f"  {_line(each)}")
+
+
+def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Prediction]) -> None:
+    columns = [
+        [shown(name) + _answer(each), *map(_line, each.top)] for name, each in zip(adapters, predictions, strict=True)
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    click.echo(shown(image))
+    for row in zip_longest(*columns, fillvalue=""):
+        click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _answer(prediction: Prediction) -> str:
+    """Return the text that follows an image's name: the predicted number, and any answer other than the top class."""
+    number = "" if prediction.number is None else f"  {prediction.number:.3g}"
+    if prediction.class_names is None and prediction.class_name == prediction.top[0][0]:
+        return number
+    return f"{number}  {', '.join(map(shown, prediction.class_names or [prediction.class_name]))}"
+
+
+def _line(each: tuple[str, float]) -> str:
+    return f"{100 * each[1]:5.1f} %  {shown(each[0])}"
+
+
+def _explained(image: str, explanation: Explanation) -> None:
+    click.echo(shown(image) + _answer(explanation.prediction))
+    for each, reasons in zip(explanation.prediction.top, explanation.reasons, strict=True):
+        click.echo(f"  {_line(each)}, cosines: mean {reasons.mean:.3f}, largest {reasons.descriptors[0][1]:.3f}")
+        for descriptor, cosine in reasons.descriptors:
+            click.echo(f"           {cosine:6.3f}  {shown(descriptor)}")
+
+
+def _explained_json(image: str, explanation: Explanation) -> None:
+    prediction = explanation.prediction.plain()
+    top = [each | reasons.plain() for each, reasons in zip(prediction["top"], explanation.reasons, strict=True)]
+    click.echo(plain.dump({"image": image, **prediction, "top": top}))

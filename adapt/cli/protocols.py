@@ -14,8 +14,7 @@ from adapt.common.errors import AdaptError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adapt.protocols.protocol import Protocol
-    from adapt.protocols.run_protocol import Results
+    from adapt.protocols.protocol import Protocol, Results
     from adapt.recipe import Recipe
 
 
@@ -264,9 +263,8 @@ def run(protocol: Protocol, options: _Options) -> Results:
         of_jobs[key.replace("-", "_")] = value
     with common.quiet_libraries():
         from adapt.protocols.engines import Engine
-        from adapt.protocols.run_protocol import run_protocol
-        from adapt.protocols.table_formats import as_text
-        from adapt.protocols.tables import table
+        from adapt.protocols.protocol import run_protocol
+        from adapt.protocols.tables import as_text, table
 
         try:
             where = Engine(engine, options["jobs"], address, tuple(of_jobs.items()))
@@ -306,8 +304,7 @@ def _on_each(sets: tuple[str, ...], options: _Options, protocol_of: Callable[[_O
     for name, protocol in planned.items():
         click.echo(name)
         results.append(run(protocol, {**options, "out": out / name}))
-    from adapt.protocols.table_formats import as_text
-    from adapt.protocols.tables_of_sets import table_of_sets
+    from adapt.protocols.tables import as_text, table_of_sets
 
     click.echo(f"\n{as_text(table_of_sets(results))}")
 

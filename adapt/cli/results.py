@@ -59,7 +59,7 @@ def table(
     recalled from memory.
     """
     from adapt.common.disk import check_writable
-    from adapt.protocols import plain_runs, table_formats, tables, tables_of_sets
+    from adapt.protocols import plain_runs, tables
 
     runs = [path for path in results if plain_runs.is_run(path)]
     if runs and len(runs) < len(results):
@@ -69,7 +69,7 @@ def table(
             f"{runs[0]} is a run directory, but {other} is the result of a protocol: give only run directories or only "
             "results of a protocol, or use `adapt report`"
         )
-    form_of = table_formats.FORMATS[form]
+    form_of = tables.FORMATS[form]
     if runs and (against is not None or plots):
         raise AdaptError("--against and --plot are for results of protocols, which have several seeds: leave them out")
     if plots:
@@ -82,9 +82,9 @@ def table(
         click.echo(form_of(plain_runs.plain_table([plain_runs.read_run(path) for path in runs])))
         return
     read = [each for path in results for each in tables.read_results(path)]
-    compared = "" if against is None else form_of(tables_of_sets.differences(read, against))
-    several = tables_of_sets.several_sets(read)
-    shown = form_of(tables_of_sets.table_of_sets(read) if several else tables.table(read, published))
+    compared = "" if against is None else form_of(tables.differences(read, against))
+    several = tables.several_sets(read)
+    shown = form_of(tables.table_of_sets(read) if several else tables.table(read, published))
     for path in plots:
         from adapt.protocols.plots import draw
 

@@ -1,19 +1,32 @@
-"""`adapt train` and `adapt extend`"""
+"""`adapt train`, `adapt extend` and `adapt recommend`
+
+A training of several processes starts them itself, as `accelerate launch` and torchrun do.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Unpack
+from tempfile import TemporaryFile
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 
 import click
 
-from adapt.cli import launching
 from adapt.cli import options as common
 from adapt.cli.options import Option, command
-from adapt.common.devices import is_launched
+from adapt.common import devices
+from adapt.common.devices import AUTO, is_launched, is_main
 from adapt.common.disk import check_outside
 from adapt.common.errors import AdaptError
+from adapt.common.interrupt import ending
 from adapt.common.shown import readable_bytes
 
 if TYPE_CHECKING:
@@ -81,8 +94,8 @@ def train(
     if out is None and folder is not None:
         check_outside(folder, chosen.data.source, f"the data folder {chosen.data.source}")
     if processes > 1 and not is_launched():
-        raise SystemExit(launching.launched(processes, chosen.device))
-    if not quiet and launching.is_main():
+        raise SystemExit(launched(processes, chosen.device))
+    if not quiet and is_main():
         common.say_backbone(chosen.backbone, chosen.data.source)
         if folder is not None:
             click.echo(f"run        {folder}", err=True)
@@ -92,17 +105,17 @@ def train(
         try:
             result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
-            if launching.is_main():
-                from adapt.methods.base import plugins
+            if is_main():
+                from adapt.methods import plugins
 
-                files = [f"--plugin={path}" for path in plugins.loaded()]
+                files = [f"--plugin={path}" for path in plugins()]
                 changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
                 changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
                 changes += [f"--processes={processes}"] * (processes > 1)
                 again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
                 click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
-            raise SystemExit(launching.STOPPED) from None
-    if launching.is_main():
+            raise SystemExit(STOPPED) from None
+    if is_main():
         say(result, folder if plot else None)
 
 
@@ -168,3 +181,177 @@ def extend(
         recipe = recipe if device is None else recipe.model_copy(update={"device": device})
         result = run_recipe(recipe, out, progress=not quiet)
     say(result)
+
+
+STOPPED = 130  # the exit status after Ctrl-C
+GRACE = 10.0  # seconds for the others to end by themselves once one has failed
+
+
+def launched(count: int, device: str) -> int:
+    """Rerun the current command in `count` processes that train together, and return 0 or the first nonzero exit code.
+
+    The main process prints the results. Errors of the other processes are printed after all processes have ended.
+    Ctrl-C is sent to all processes. Raises AdaptError if two processes would share an accelerator.
+    """
+    available = devices.count()
+    if ":" in device:
+        raise AdaptError(
+            f"--device {device} is a single device, but --processes {count} needs one device per process: give only "
+            "the type of device, such as cuda, or auto"
+        )
+    if device != "cpu" and 0 < available < count:
+        raise AdaptError(
+            f"--processes {count} needs {count} accelerators, but there are only {available}: give at most {available}"
+        )
+    command = [sys.executable, "-m", "adapt", *sys.argv[1:]]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    place = {
+        "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": threads,
+    }  # fmt: skip
+    with TemporaryFile() as errors:
+        processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | place,
+                stdout=subprocess.DEVNULL if rank else None,
+                stderr=errors if rank else None,
+                start_new_session=True,  # so that Ctrl-C reaches it only through this process
+            )
+            for rank in range(count)
+        ]
+        status = _ended(processes)
+        if status not in (0, STOPPED) and processes[0].returncode != status:
+            errors.seek(0)
+            click.echo(errors.read().decode(errors="replace").rstrip(), err=True)
+    return status
+
+
+def _ended(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all processes, or kill all processes soon after one fails; return 0 or the first nonzero exit code."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in ending()}
+    status, until = 0, float("inf")
+    try:
+        while any(process.poll() is None for process in processes):
+            status = status or _failed(processes)
+            if status not in (0, STOPPED):
+                until = min(until, time.monotonic() + GRACE)
+            if time.monotonic() > until:  # they may wait for the failed one, and ignore other signals
+                for process in processes:
+                    process.kill()
+            time.sleep(0.05)
+        return status or _failed(processes)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _failed(processes: list[subprocess.Popen[bytes]]) -> int:
+    return next((status for process in processes if (status := process.poll())), 0)
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+class _Time(click.ParamType):
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse a duration such as `90s`, `10m` or `1.5h` into seconds."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", str(value))
+        if match is None or not float(match[1]):
+            self.fail(f"{value!r} is not a time such as 90s, 10m or 1h", param, ctx)
+        return float(match[1]) * _SECONDS[match[2]]
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "TIME"
+
+
+class _Options(TypedDict):
+    """The options that are handed on to `adapt.recommend`."""
+
+    root: common.RecipeRoot
+    names: common.ReadableNames
+    shots: Annotated[int | None, Option("Training images per class.  [default: all]", min=1)]
+    seed: Annotated[int, Option("Seed for picking shots, for the folds and for training.", min=0, default=1)]
+    backbone: Annotated[
+        tuple[str, ...],
+        Option(
+            "Backbone to adapt (see `adapt backbones`); of several, each is compared (repeatable).  [default: a CLIP]"
+        ),
+    ]
+    overrides: common.Overrides
+    folds: Annotated[int | None, Option("Folds of the cross-validation.  [default: shots per class, at most 5]", min=2)]
+    every: Annotated[
+        bool,
+        Option(
+            "Also compare the slower methods, whose steps pass images or texts through a tower.", "--all", default=False
+        ),
+    ]
+    budget: Annotated[
+        float | None,
+        Option("Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h.", kind=_Time()),
+    ]
+    track: common.TrackedBy
+
+
+@command()
+def recommend(
+    data: str,
+    *,
+    device: common.RecipeDevice = None,
+    out: common.RunOut = None,
+    resume: Annotated[bool, "Continue the interrupted comparison or training in --out."] = False,
+    quiet: common.Quiet = False,
+    **options: Unpack[_Options],
+) -> None:
+    """Compare adaptation methods on DATA, estimate the accuracy of the best method, and train the best method.
+
+    \b
+    Examples:
+      adapt recommend photos/
+      adapt recommend emoji --shots 16
+      adapt recommend photos/ --backbone efficientnet-lite0 --backbone mini-clip
+      adapt recommend eurosat --root data --shots 16 --budget 30m
+
+    DATA is a folder, a .csv file or the name of a data set. Methods are compared by cross-validation on the training
+    images; test images do not influence the choice. If several methods are equally good within the noise, lda_words is
+    chosen if it is among these methods, otherwise the method that is cheapest to train. The chosen method is then
+    trained on all training images and, if there are test images, measured on the test images.
+
+    \b
+    OUT receives the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
+    report.html, and lists of what was found: few.csv, confused.csv, suspects.csv, duplicates.csv.
+    """
+    if resume and out in (None, Path("none")):
+        raise AdaptError("--resume needs the folder of the comparison: give --out FOLDER")
+    named = out is not None
+    out = common.run_folder(out, f"recommend-{common.folder_name(data)}")
+    if not quiet:
+        for name in options["backbone"] or [None]:
+            common.say_backbone(name, data)
+        if out is not None:
+            click.echo(f"run        {out}", err=True)
+        click.echo("Reading the images, and comparing methods on the training images ...", err=True)
+    with common.quiet_libraries():
+        from adapt.choosing.recommendation import recommend as run
+
+        try:
+            recommendation = run(data, out=out, resume=resume, device=device or AUTO, progress=not quiet, **options)
+        except KeyboardInterrupt:
+            more = "--resume" if named else f"--out={out} --resume"
+            saved = f"; continue with the same command and {more}" if out and out.exists() else ""
+            click.echo(f"stopped{saved}", err=True)
+            raise SystemExit(130) from None
+    click.echo(str(recommendation))
+    if out is not None:
+        click.echo(f"\nadapter    {out / 'adapter.safetensors'}")
+    if out is not None and (out / "report.html").is_file():
+        click.echo(f"report     {out / 'report.html'}")

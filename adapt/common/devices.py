@@ -45,6 +45,11 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_main() -> bool:
+    """Return whether this process is the main or only process of a run, which prints and writes the results."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def accelerator() -> torch.device | None:
     """Return the accelerator (such as a GPU) that this process uses, or None if the machine has no accelerator."""
     import torch

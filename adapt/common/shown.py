@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+SEPARATOR = "|"  # between the names of several classes in one text
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 _GUARDED = re.compile(r"''*[=+\-@\t\r\n]")
 

@@ -18,7 +18,7 @@ from adapt.common.interrupt import end_with_the_parent
 from adapt.common.progress import Progress
 from adapt.data.decoding.files import check_inside, open_file, parted
 from adapt.data.decoding.images import check_image
-from adapt.data.decoding.masks import blank_masks, check_mask, marks_none
+from adapt.data.decoding.masks import blank_masks, check_masks, marks_none
 from adapt.data.decoding.pictures import lacking, naming, opened, orientation, size_of, to_rgb
 from adapt.data.item import Item
 from adapt.data.split import Split
@@ -121,7 +121,7 @@ def unfit(items: Sequence[Item], facts: Mapping[str, Facts]) -> dict[str, str]:
 
 def _broken_masks(items: Sequence[Item], unread: Set[str]) -> dict[str, str]:
     masked = [item for item in items if item.label.files and unread.isdisjoint(item.files)]
-    unfit = {item.label.files[0]: problem for item in masked if (problem := _refusal(check_mask, item, item.turned))}
+    unfit = {item.label.files[0]: problem for item in masked if (problem := _refusal(check_masks, [item], item.turned))}
     masks = {path: item.turned for item in items for path in item.label.files if path not in unread | unfit.keys()}
     return unfit | blank_masks(items, dict(zip(masks, _of_each(marks_none, masks), strict=True)))
 

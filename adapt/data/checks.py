@@ -95,8 +95,9 @@ def read_leniently(source: str, root: str | os.PathLike[str] | None) -> tuple[Sp
 def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: Progress | None = None) -> Looked:
     """Return facts about every decoded file of `split`, and images in the folder `source` that are not in `split`."""
     items = [*split.items(), *split.unlabelled]
-    facts = all_facts(items, progress)
-    return Looked(split, facts, unfit(items, facts), passed_over(source, split), inconsistent)
+    facts, folder = all_facts(items, progress), folder_of(source)
+    others = [] if folder is None else passed_over(folder, split)
+    return Looked(split, facts, unfit(items, facts), others, inconsistent)
 
 
 MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps
@@ -130,8 +131,11 @@ def inconsistent(looked: Looked) -> Iterator[Finding]:
         yield Finding("inconsistent", problem, [{"problem": problem}], stops=True)
 
 
-def lacking(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each library that is not installed but is needed to read some of the files."""
+def unreadable(looked: Looked) -> Iterator[Finding]:
+    """Yield one finding for each library that is not installed but is needed to read some of the files.
+
+    Then, one for each other file that cannot be decoded, and each region or mask that does not fit its image.
+    """
     of_library: dict[str, list[str]] = defaultdict(list)
     for path, facts in sorted(looked.facts.items()):
         if facts.problem and facts.lacks:
@@ -141,10 +145,6 @@ def lacking(looked: Looked) -> Iterator[Finding]:
         library, _, command = advice.partition(": ")
         line = f"{_files(paths)} {kind} and cannot be read here: install {library} ({command}): {_named(looked, paths)}"
         yield Finding("unreadable", line, [{"path": path, "why": lacks} for path in paths], stops=True)
-
-
-def unreadable(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each file that cannot be decoded and each region or mask that does not fit its image."""
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
         yield Finding("unreadable", problem, [{"path": path, "why": problem}], stops=True)
@@ -157,17 +157,16 @@ def untrainable(looked: Looked) -> Iterator[Finding]:
         yield Finding("classes", line, [])
 
 
-def empty_classes(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each class without any image, such as an empty folder."""
+def without_images(looked: Looked) -> Iterator[Finding]:
+    """Yield one finding for each class without any image, such as an empty folder.
+
+    Then, one for each class whose training images are all unreadable.
+    """
     listed = _by_class(looked.split.items())
     for name in looked.split.class_names:
         if not listed[name]:
             row: ListRow = {"class": name, "train": 0, "readable": 0}
             yield Finding("classes", f"class {name!r} has no image", [row], stops=bool(looked.split.train))
-
-
-def lost_classes(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each class whose training images are all unreadable."""
     listed = _by_class(item for part, item in looked.of_parts if part == "train")
     read = _by_class(item for part, item, _ in looked.usable if part == "train")
     for name in looked.split.class_names:
@@ -304,11 +303,9 @@ def noted(looked: Looked) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     inconsistent,
-    lacking,
     unreadable,
     untrainable,
-    empty_classes,
-    lost_classes,
+    without_images,
     alone,
     single,
     skipped,

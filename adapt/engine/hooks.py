@@ -2,6 +2,8 @@
 
 An edited projection or attention gets a temporary `forward`, and learned tokens enter through hooks. All of them are
 removed when the call returns. A checkpointed block applies its edits again while it is recomputed in the backward pass.
+
+The last block of a decoder may be computed for the tokens whose output is read alone (`shortened`).
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from adapt.backbones.split_attention import attend
 from adapt.backbones.tower import NORMS, Block, BlockOutput, Site, Tower, check_parts, tokens_of
 from adapt.common.errors import AdaptError
 from adapt.common.untraced import untraced
-from adapt.edits import Edit, LowRank, Parallel
+from adapt.edits import Edit, LowRank, Parallel, Replace
 from adapt.engine import tokens
 from adapt.engine.attention import weighted_attention
 from adapt.engine.plan import Plan, plan
@@ -230,7 +232,7 @@ def _forwards(
         yield block.attn, partial(_weighted, block, linears, heads, weights)
     elif isinstance(block.attn, nn.MultiheadAttention) and modules.keys() & _ATTENTION:
         # it never calls its projections, unlike a quantised one, which is split
-        yield block.attn, partial(_split_attention, block.attn, linears)
+        yield block.attn, partial(attend, linears, block.attn.num_heads, block.attn.batch_first)
     else:
         recomputed = False
     for owner in {block.projections[letter].module for letter in modules}:
@@ -248,19 +250,6 @@ def _side_by_side(linears: Sequence[Linear], rows: Sequence[slice | Tensor | Non
     joined = torch.cat(outputs, dim=-1)
     interleaved = [index for index in rows if isinstance(index, Tensor)]
     return joined[..., torch.cat(interleaved).argsort().to(joined.device)] if interleaved else joined
-
-
-def _split_attention(
-    attn: nn.MultiheadAttention,
-    linears: dict[str, Linear],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    need_weights: bool = False,
-    attn_mask: Tensor | None = None,
-) -> tuple[Tensor, None]:
-    """Return the output of `nn.MultiheadAttention`, computed by separate layers, and None in place of its weights."""
-    return attend(linears, attn.num_heads, attn.batch_first, query, key, value, attn_mask), None
 
 
 def _weighted(
@@ -389,3 +378,38 @@ def watched(model: nn.Module, towers: Mapping[str, Tower], names: Collection[str
 
             stack.enter_context(block.module.register_forward_hook(keep))
         yield seen
+
+
+# of transformers: attention, then an MLP, each behind a norm and added to its input
+_KNOWN = {
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2VLDecoderLayer",
+    "Qwen2_5_VLDecoderLayer",
+    "Qwen3VLTextDecoderLayer",
+}
+
+
+def shortens(tower: Tower, edits: Sequence[Edit]) -> bool:
+    """Return whether a decoder's last block can be computed for some tokens alone, under the `edits` of the decoder."""
+    last = len(tower.blocks) - 1
+    known = type(tower.blocks[last].module).__name__ in _KNOWN
+    return known and all(isinstance(edit, Replace) for edit in edits if edit.block == last)
+
+
+def shortened(layer: Any, needed: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which `layer`, a decoder's last block, is computed for the `needed` tokens `(b, l)` alone.
+
+    All tokens are its keys and values. The output of a token that is not needed is the block's input.
+    """
+    return forward_as(layer, partial(_of_needed, layer, needed))
+
+
+def _of_needed(layer: Any, needed: Tensor, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+    output = layer.self_attn.o_proj
+    project = output.forward  # under its edits
+    with forward_as(output, lambda x: x):
+        attended, *_ = layer.self_attn(layer.input_layernorm(hidden), *args, **kwargs)
+    x = hidden[needed] + project(attended[needed])
+    x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return hidden.masked_scatter(needed[..., None], x)

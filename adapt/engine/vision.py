@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.locks import frozen
-from adapt.backbones.tower import Tower, VisionParts, check_parts
+from adapt.backbones.tower import Tower, check_parts
 from adapt.common.errors import AdaptError
 from adapt.edits import Attention, Edit
 from adapt.engine.blocks import (
@@ -86,13 +86,27 @@ def _agrees(backbone: ImageEncoder, tower: Tower) -> bool:
     return same_features(backbone, tower, plain, fast)
 
 
-def encode(backbone: ImageEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
-    """Return the features `(b, e)`, before normalisation, of images `(b, 3, h, w)` by the vision tower with `edits`."""
+def encode(
+    backbone: ImageEncoder,
+    images: Tensor,
+    edits: Sequence[Edit],
+    checkpointing: bool = False,
+    begun: int | None = None,
+) -> Tensor:
+    """Return the features `(b, e)`, before normalisation, of images `(b, 3, h, w)` by the vision tower with `edits`.
+
+    With `begun`, the tokens `(b, l, d)` at the input of that block stand for the images. They must have been computed
+    without edits. Raises AdaptError if an edit changes an earlier block.
+    """
     tower = backbone.tower("vision")
     planned = plan(tower, edits)
+    if begun is not None and (first := first_edited(tower, planned)) < begun:
+        raise AdaptError(
+            f"the batches are inputs of vision block {begun}, but block {first} before it is edited: use images"
+        )
     with frozen(backbone.model):
-        x = entered(tower, planned, images)
-        return pooled(tower, planned, _through(backbone.model, tower, planned, 0, x, checkpointing))
+        x = entered(tower, planned, images) if begun is None else images
+        return pooled(tower, planned, _through(backbone.model, tower, planned, begun or 0, x, checkpointing))
 
 
 def tokens(backbone: ImageEncoder, images: Tensor, edits: Sequence[Edit], checkpointing: bool = False) -> Tensor:
@@ -105,23 +119,6 @@ def tokens(backbone: ImageEncoder, images: Tensor, edits: Sequence[Edit], checkp
     return x[:, : -planned.learned] if planned.learned else x
 
 
-def encode_from(
-    backbone: ImageEncoder, block: int, tokens: Tensor, edits: Sequence[Edit], checkpointing: bool = False
-) -> Tensor:
-    """Return image features `(b, e)`, computed from the tokens `(b, l, d)` at the input of block number `block`.
-
-    The tokens must have been computed without edits. Raises AdaptError if an edit changes an earlier block.
-    """
-    tower = backbone.tower("vision")
-    planned = plan(tower, edits)
-    if (first := _first_edited(tower, planned)) < block:
-        raise AdaptError(
-            f"the batches are inputs of vision block {block}, but block {first} before it is edited: use images"
-        )
-    with frozen(backbone.model):
-        return pooled(tower, planned, _through(backbone.model, tower, planned, block, tokens, checkpointing))
-
-
 @torch.no_grad()
 def block_inputs(backbone: ImageEncoder, block: int, images: Tensor, begun: int | None = None) -> Tensor:
     """Return unedited tokens `(b, l, d)` at the input of `block`, from images or from tokens at block `begun`."""
@@ -131,12 +128,8 @@ def block_inputs(backbone: ImageEncoder, block: int, images: Tensor, begun: int 
         return _through(backbone.model, tower, nothing, begun or 0, x, until=block)
 
 
-def first_edited(tower: Tower, edits: Sequence[Edit]) -> int:
+def first_edited(tower: Tower, planned: Plan) -> int:
     """Return the index of the first block that an edit affects, or the number of blocks if no edit affects one."""
-    return _first_edited(tower, plan(tower, edits))
-
-
-def _first_edited(tower: Tower, planned: Plan) -> int:
     if "pre_norm" in planned.outer:
         return 0
     inside = [*planned.replaced, *planned.attention, *planned.parallel, *planned.bypassed]
@@ -147,14 +140,10 @@ def _first_edited(tower: Tower, planned: Plan) -> int:
     return min(inside, default=len(tower.blocks))
 
 
-def _parts(tower: Tower) -> VisionParts:
-    assert tower.vision is not None  # without them, the fast path does not serve
-    return tower.vision
-
-
 def entered(tower: Tower, planned: Plan, images: Tensor) -> Tensor:
     """Return the input `(b, l, d)` of the first block for `images`, including learned tokens that are added there."""
-    x = _parts(tower).embed(images)
+    assert tower.vision is not None  # without it, the fast path does not serve
+    x = tower.vision.embed(images)
     if (entering := planned.entering_at(None)) is not None:
         x = torch.cat([x, _learned(entering.values, x)], dim=1)
     pre_norm = planned.outer.get("pre_norm", tower.pre_norm)
@@ -219,7 +208,8 @@ def attend(
 
 def pooled(tower: Tower, planned: Plan, x: Tensor) -> Tensor:
     """Return image features `(b, e)`, pooled from the output of the last block without the learned tokens."""
-    parts, norm = _parts(tower), planned.outer.get("final_norm", tower.final_norm)
+    parts, norm = tower.vision, planned.outer.get("final_norm", tower.final_norm)
+    assert parts is not None  # as above
     assert norm is not None  # every mapped vision tower has one
     if planned.outputs is not None:
         planned.outputs(norm(x[:, -planned.learned :]))

@@ -1,4 +1,4 @@
-"""Scores of answers in words: exact and normalised match, token F1, ANLS, and numbers within a tolerance.
+"""Scores of answers in words (exact and normalised match, token F1, ANLS, numbers within a tolerance), and of pairs.
 
 Sources: token F1 and normalisation as in SQuAD (Rajpurkar et al., EMNLP 2016), ANLS as in ST-VQA (Biten et al., ICCV
 2019), numbers within 5 % as ChartQA's relaxed accuracy (Masry et al., Findings of ACL 2022). With one right answer for
@@ -7,10 +7,11 @@ each question, VQA accuracy is the normalised match.
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from adapt.common.plain import JsonObject
 from adapt.evaluation.scores import QuestionScores
 
 if TYPE_CHECKING:
-    pass
+    from adapt.data.item import Item
+
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _MARKS = str.maketrans("", "", string.punctuation)
@@ -114,3 +116,46 @@ class WordScores(QuestionScores):
             f"{100 * self.accuracy:.1f} % of {of} answered right, token F1 {100 * figures['token_f1']:.1f} %, ANLS "
             f"{100 * figures['anls']:.1f} %"
         )
+
+
+@dataclass(frozen=True)
+class PairScores(QuestionScores):
+    """Scores of pairs of answers. The predicted answer is the more probable one."""
+
+    main_title = "pairs in order"
+    has_classes = False
+    margins: tuple[float, ...] = ()
+    """The log-probability of the chosen answer minus that of the rejected one, sums over their tokens."""
+
+    @property
+    def margin(self) -> float:
+        """The mean margin."""
+        return sum(self.margins) / self.images
+
+    def figures(self) -> JsonObject:
+        return super().figures() | {"main_title": self.main_title, "margin": self.margin}
+
+    def summary(self) -> dict[str, str]:
+        return {"margin": f"{self.margin:7.2f}  (log-probability of the chosen answer minus the rejected)"}
+
+    def lines(self, of: str) -> Iterator[str]:
+        yield f"{100 * self.accuracy:.1f} % of {of} in order, mean margin {self.margin:.2f}"
+
+    def rows(self) -> list[dict[str, object]]:
+        return [row | {"margin": round(margin, 6)} for row, margin in zip(super().rows(), self.margins, strict=True)]
+
+
+def scored_pairs(items: Sequence[Item], batches: Iterable[Sequence[tuple[float, float]]]) -> PairScores:
+    """Return the scores of pairs from batches of the log-probabilities of the chosen and the rejected answers."""
+    sums = [pair for batch in batches for pair in batch]
+    margins = [chosen - rejected for chosen, rejected in sums]
+    return PairScores(
+        paths=tuple(item.name for item in items),
+        actual=tuple(item.answer for item in items),
+        predicted=tuple(
+            item.answer if margin > 0 else item.label.columns["rejected"] for item, margin in zip(items, margins)
+        ),
+        confidence=tuple(1 / (1 + math.exp(-min(abs(margin), 700.0))) for margin in margins),
+        questions=tuple(item.label.columns["question"] for item in items),
+        margins=tuple(margins),
+    )

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from adapt import tasks
 from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
-from adapt.data.bags import has_bags, largest, singles, sizes
+from adapt.data.bags import bag_mean, has_bags, largest, singles, sizes
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import in_batches
-from adapt.data.item import Item
-from adapt.data.pooling import bag_mean
+from adapt.data.item import Item, kind_of
 from adapt.methods.base import Encoded, Step
+from adapt.methods.base.objective import Objective
 from adapt.models.base import Adapted, evaluating
 from adapt.models.features import (
     bag_features,
@@ -86,7 +85,7 @@ class Inference:
 
     def steps(self, model: Adapted, items: Sequence[Item]) -> Iterator[Step]:
         """Yield the items in batches, each decoded into a `Step`, from which a method can compute logits."""
-        task, done = tasks.of(items), 0
+        task, done = cast("Objective", kind_of(items)), 0
         size = max(1, model.evaluated_together // (largest(items) * (1 + model.method.views)))
         for inputs, batch in self._batches(model, items, size):
             yield task.step(model, batch, inputs)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from adapt.common.plain import JsonObject
+from adapt.common.shown import SEPARATOR
 from adapt.data.item import Item
 from adapt.evaluation.scores import Figure, Scores
 from adapt.models.prediction import HALF, NONE, finite
-from adapt.tasks import SEPARATOR
 
 _STEPS = 60  # of a bisection, enough for fp64
 

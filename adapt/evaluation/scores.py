@@ -13,8 +13,6 @@ from torch import Tensor
 from adapt.common.plain import JsonObject
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adapt.data.item import Item
 
 
@@ -81,8 +79,6 @@ class Scores:
     @property
     def merits(self) -> Tensor:
         """A value of each item `(n,)`, more for better answers, whose mean is the figure `compared_by` or minus it."""
-        import torch
-
         return torch.tensor(self.right)
 
     @property

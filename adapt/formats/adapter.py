@@ -12,7 +12,7 @@ from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, with_config
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from adapt.common import plain
@@ -105,26 +105,6 @@ class Header(BaseModel):
             check_templates(answers["template"])
         return answers
 
-    def metadata(self) -> dict[str, str]:
-        """Return the header as safetensors metadata, a dict with a JSON text for each key that is not None."""
-        return {key: plain.dump(value) for key, value in self.model_dump().items() if value is not None}
-
-
-def checked_reading(value: object) -> Reading:
-    """Return `value` as a `Reading`. Raises ValueError if `value` does not describe the preprocessing of inputs."""
-    return TypeAdapter(Reading).validate_python(value)
-
-
-def make_header(**values: object) -> Header:
-    """Return a header with `values`. Raises AdaptError for values that `read_header` would reject."""
-    try:
-        plain.check(values, longest=None, most=plain.NAMES)
-        return Header.model_validate({"format": FORMAT} | values)
-    except ValidationError as error:
-        raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
-    except ValueError as error:
-        raise AdaptError(f"this model cannot be saved: its header would be too large ({error})") from error
-
 
 def read_header(path: str | Path) -> Header:
     """Return the header of the adapter file at `path`, without reading its tensors.
@@ -138,7 +118,11 @@ def read_header(path: str | Path) -> Header:
         raise AdaptError(f"{path} is a safetensors file but not an adapter: its header names no method")
     try:
         values = {key: plain.parse(value, most=plain.NAMES) for key, value in metadata.items()}
-        major, minor = _version(values["format"])
+        own = values["format"]
+        numbers = isinstance(own, list) and all(type(each) is int and each >= 0 for each in own)
+        if not (numbers and len(own) == 2):
+            raise ValueError(f"format is {brief(own)}; expected two numbers such as {list(FORMAT)}")
+        major, minor = own
         if major != FORMAT[0]:
             advice = "upgrade adapt" if major > FORMAT[0] else "train the adapter again"
             raise AdaptError(
@@ -154,12 +138,6 @@ def read_header(path: str | Path) -> Header:
         raise AdaptError(explain(Header, error, f"{path} has a damaged header")) from None
     except ValueError as error:
         raise AdaptError(f"{path} has a damaged header ({error}); fetch or train the adapter again") from error
-
-
-def _version(value: object) -> tuple[int, int]:
-    if not isinstance(value, list) or len(value) != 2 or not all(type(each) is int and each >= 0 for each in value):
-        raise ValueError(f"format is {brief(value)}; expected two numbers such as {list(FORMAT)}")
-    return value[0], value[1]
 
 
 # the libraries that a result depends on, including those that decode and resize images
@@ -182,30 +160,38 @@ def save(model: Adapted, path: str | Path) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     tensor_file.check_finite(tensors, "the model")
     check_loadable(model, tensors)
-    metadata = header_of(model).metadata()
+    header = header_of(model).model_dump()
+    metadata = {key: plain.dump(value) for key, value in header.items() if value is not None}
     with replacing(path) as temporary:
         tensor_file.write(tensors, temporary, metadata)
     return Path(path)
 
 
 def header_of(model: Adapted) -> Header:
-    """Return the header for the adapter file of `model`."""
+    """Return the header for the adapter file of `model`. Raises AdaptError if `read_header` would refuse it."""
     from adapt.models.prediction import PLAIN
 
     backbone = model.backbone
-    return make_header(
-        method=model.method.name,
-        config=model.method.config.model_dump(mode="json"),
-        class_names=model.class_names,
-        backbone=backbone.name,
-        quantization=backbone.quantization,
-        fingerprint=asdict(backbone.fingerprint),
-        preprocess=backbone.reading(),
-        logit_scale=_scale_of(model),
-        versions=versions(),
-        answers=None if model.answers == PLAIN else asdict(model.answers),
+    values = {
+        "method": model.method.name,
+        "config": model.method.config.model_dump(mode="json"),
+        "class_names": model.class_names,
+        "backbone": backbone.name,
+        "quantization": backbone.quantization,
+        "fingerprint": asdict(backbone.fingerprint),
+        "preprocess": backbone.reading(),
+        "logit_scale": _scale_of(model),
+        "versions": versions(),
+        "answers": None if model.answers == PLAIN else asdict(model.answers),
         **model.metadata,
-    )
+    }
+    try:
+        plain.check(values, longest=None, most=plain.NAMES)
+        return Header.model_validate({"format": FORMAT} | values)
+    except ValidationError as error:
+        raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
+    except ValueError as error:
+        raise AdaptError(f"this model cannot be saved: its header would be too large ({error})") from error
 
 
 def _scale_of(model: Adapted) -> float | None:

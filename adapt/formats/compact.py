@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from adapt.backbones import fingerprint
-from adapt.backbones.base import Backbone
+from adapt.backbones.base import Backbone, block_paths, cut_out
 from adapt.backbones.load import COMPACT, hollow
-from adapt.backbones.tower import Absent, block_paths, cut_out
+from adapt.backbones.tower import Absent
 from adapt.common import plain
 from adapt.common.disk import new_folder, replacing, write_json
 from adapt.common.errors import AdaptError

@@ -105,13 +105,7 @@ def _read_config(folder: Path) -> dict[str, object]:
         config |= {"r": int(config["r"]), "lora_alpha": float(config["lora_alpha"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AdaptError(f"{path} is damaged ({error!r}): expected peft's settings of a LoRA") from error
-    _check_plain(config, folder)
-    return dict(config)
-
-
-def _check_plain(config: dict[str, object], folder: Path) -> None:
-    """Raise AdaptError for a peft setting that may change the meaning of the tensors, such as any unknown setting."""
-    for key in sorted(config.keys() - _READ - _INERT):
+    for key in sorted(config.keys() - _READ - _INERT):  # they may change the meaning of the tensors
         if config[key] and config[key] != "none":
             raise AdaptError(
                 f"{folder} is a LoRA with {key} = {brief(config[key])}; only plain LoRA can be imported, without {key}"
@@ -122,6 +116,7 @@ def _check_plain(config: dict[str, object], folder: Path) -> None:
             f"{folder} was trained from weights that init_lora_weights = {brief(start)} had changed: save the adapter "
             "with peft's path_initial_model_for_weight_conversion, which converts it to a plain LoRA"
         )
+    return dict(config)
 
 
 def _read_note(path: Path) -> Note | None:

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from adapt.backbones.base import Backbone, DualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
@@ -18,7 +18,7 @@ from adapt.common import plain
 from adapt.common.disk import replacing, write_json, write_text
 from adapt.common.errors import AdaptError
 from adapt.formats import PEFT_CONFIG, adapter, tensor_file
-from adapt.formats.adapter import Reading, checked_reading
+from adapt.formats.adapter import Reading
 from adapt.formats.model_card import WithPeft, model_card
 from adapt.methods.lora import LoRA, Place
 from adapt.models.prediction import PLAIN
@@ -104,7 +104,7 @@ def write(model: Adapted, folder: Path) -> None:
         class_names=list(model.class_names),
         backbone=model.backbone.name,
         quantization=model.backbone.quantization,
-        preprocess=checked_reading(model.backbone.reading()),
+        preprocess=TypeAdapter(Reading).validate_python(model.backbone.reading()),
     )
     tensors = {}
     for site in method.sites:

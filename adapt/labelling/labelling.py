@@ -1,13 +1,17 @@
-"""The labelling of images by a person, kept in a folder: proposals, answers, and training after every few answers."""
+"""The labelling of images by a person, kept in a folder: proposals, answers, and training after every few answers.
+
+The answers are in a file that grows with each of them.
+"""
 
 from __future__ import annotations
 
 import logging
 import shlex
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
@@ -15,14 +19,13 @@ from pydantic import BaseModel
 from adapt.backbones.base import Backbone
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_outside, write_csv, write_json, write_text
-from adapt.common.errors import AdaptError
-from adapt.data.split import Split
+from adapt.common.errors import AdaptError, nearest
+from adapt.data.item import Item
+from adapt.data.readers.lines import csv_rows
+from adapt.data.split import PARTS, Split
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
-from adapt.labelling import annotations as annotating
-from adapt.labelling.annotations import Annotation, applied
-from adapt.labelling.proposals import Proposal, gathered, of_run, present
-from adapt.labelling.proposing import as_listed, in_order
+from adapt.labelling.proposals import Proposal, as_listed, gathered, in_order, of_run, present
 from adapt.loading import load
 from adapt.models.image_model import ImageModel
 from adapt.models.wrap import Model
@@ -32,6 +35,95 @@ from adapt.training.run_recipe import run_recipe
 logger = logging.getLogger("adapt")
 BEGUN, DATA, ANNOTATIONS = "labelling.json", "data.csv", "annotations.csv"
 PROPOSALS, ROUNDS = "proposals.csv", "rounds.json"
+Action = Literal["label", "drop", "skip"]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An answer about an image: its `label`, to drop it from the data, or to leave it as it is.
+
+    `proposed` is the label that was proposed.
+    """
+
+    path: str
+    action: Action
+    label: str = ""
+    proposed: str = ""
+
+    @property
+    def as_proposed(self) -> bool:
+        """Whether the proposed label was the right one."""
+        return self.action == "label" and self.label == self.proposed
+
+
+def check_annotation(annotation: Annotation, split: Split) -> None:
+    """Raise AdaptError for an action or a class that does not exist."""
+    if annotation.action not in get_args(Action):
+        raise AdaptError(f"the action {annotation.action!r} is unknown; {nearest(annotation.action, get_args(Action))}")
+    if annotation.action == "label" and annotation.label not in split.class_names:
+        raise AdaptError(f"no class is called {annotation.label!r}; {nearest(annotation.label, split.class_names)}")
+
+
+def applied(split: Split, annotations: Iterable[Annotation]) -> Split:
+    """Return `split` after the annotations: unlabelled images that got a label are training images.
+
+    Raises AdaptError if a class loses its last training image.
+    """
+    last = {annotation.path: annotation for annotation in annotations if annotation.action != "skip"}
+    dropped = {path for path, annotation in last.items() if annotation.action == "drop"}
+    parts: dict[str, tuple[Item, ...]] = {
+        part: tuple(_annotated(item, last) for item in getattr(split, part) if item.path not in dropped)
+        for part in PARTS
+    }
+    labelled = tuple(item for item in parts["unlabelled"] if item.class_names)
+    parts["unlabelled"] = tuple(item for item in parts["unlabelled"] if not item.class_names)
+    parts["train"] += labelled
+    return replace(split, **parts)  # type: ignore[arg-type]  # the names are those of parts
+
+
+def _annotated(item: Item, last: dict[str, Annotation]) -> Item:
+    annotation = last.get(item.path)
+    if annotation is None or item.class_names == (annotation.label,):
+        return item
+    return item.labelled(Item.of(path=item.path, label=annotation.label).label)
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """Return the annotations in the file at `path`, or none if it does not exist. Raises AdaptError for a bad file."""
+    if not path.exists():
+        return []
+    _, rows = csv_rows(path)
+    try:
+        return [Annotation(row["path"], cast("Action", row["action"]), row["label"], row["proposed"]) for row in rows]
+    except KeyError as error:
+        raise AdaptError(
+            f"CSV {str(path)!r} has no column {error}; expected path, action, label and proposed"
+        ) from None
+
+
+def write_annotations(path: Path, annotations: Iterable[Annotation]) -> None:
+    """Write all annotations to the file at `path`, or remove the file if there are none."""
+    if rows := [asdict(annotation) for annotation in annotations]:
+        write_csv(path, rows)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def filled_in(path: Path, column: str, split: Split) -> list[Annotation]:
+    """Return the labels in a `column` of the list at `path`, if it exists, for unlabelled images of `split`.
+
+    Raises AdaptError for an unknown class.
+    """
+    if not path.exists():
+        return []
+    unlabelled = {item.path for item in split.unlabelled}
+    _, rows = csv_rows(path)
+    labels = {f"/{row.get('path', '').lstrip('/')}": row.get(column, "") for row in rows}
+    filled = {image: label for image, label in labels.items() if label and image in unlabelled}
+    annotations = [Annotation(image, "label", label) for image, label in filled.items()]
+    for annotation in annotations:
+        check_annotation(annotation, split)
+    return annotations
 
 
 class Begun(BaseModel):
@@ -60,10 +152,6 @@ class Begun(BaseModel):
             if source not in earlier:
                 logger.warning("%s, of an earlier command, is gone: its images are left out", source)
         return cls(run=own.run, sources=list(dict.fromkeys([*earlier, *own.sources])))
-
-    def write(self, out: Path) -> None:
-        """Write the description to the folder `out`."""
-        write_json(out / BEGUN, self.model_dump())
 
 
 def locked(out: Path) -> FileLock:
@@ -126,15 +214,15 @@ class Labelling:
         self._model = self._loaded(latest, load(latest, device=device))
         metrics = stored.read(latest / "metrics.json", stored.Metrics, "metrics")
         self._accuracy: float | None = metrics.get("adapted", {}).get("accuracy")
-        self._annotations = annotating.read(out / ANNOTATIONS)
+        self._annotations = read_annotations(out / ANNOTATIONS)
         self._tested = applied(self.data, self._annotations[: self._known]).test
         for name, column in ((DATA, "label"), (PROPOSALS, "answer")):
-            self._annotations += annotating.filled_in(out / name, column, self.split)
-        annotating.write(out / ANNOTATIONS, self._annotations)
+            self._annotations += filled_in(out / name, column, self.split)
+        write_annotations(out / ANNOTATIONS, self._annotations)
         self._wanted = 0
         self.proposals: list[Proposal] = []
         """The proposals of this round."""
-        begun.write(out)
+        write_json(out / BEGUN, begun.model_dump())
 
     def close(self) -> None:
         """Release the lock on the folder, so that another process may use it."""
@@ -238,11 +326,11 @@ class Labelling:
         proposal = next((each for each in self._open if each.item.path == annotation.path), None)
         if proposal is None:
             raise AdaptError(f"{annotation.path!r} does not wait for an answer")
-        annotating.check(annotation, self.data)
+        check_annotation(annotation, self.data)
         if proposal.reviewed:
             applied(self.data, [*self._annotations, annotation])
         self._annotations.append(replace(annotation, proposed=proposal.label))
-        annotating.write(self.out / ANNOTATIONS, self._annotations)
+        write_annotations(self.out / ANNOTATIONS, self._annotations)
         if not self.left and self.answers < self._wanted:  # many were skipped
             self._fill()
 
@@ -252,7 +340,7 @@ class Labelling:
             return
         last = self._annotations.pop()
         write_list(self.split, self.out / DATA)  # first, as labels in this list count as filled in by hand
-        annotating.write(self.out / ANNOTATIONS, self._annotations)
+        write_annotations(self.out / ANNOTATIONS, self._annotations)
         if not any(each.item.path == last.path for each in self.proposals):  # of an earlier process
             split = self.split
             items = [item for item in (*split.items(), *split.unlabelled) if item.path == last.path]

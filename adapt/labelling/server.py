@@ -15,8 +15,7 @@ from pydantic import BaseModel
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.decoding.images import open_image
-from adapt.labelling.annotations import Annotation
-from adapt.labelling.labelling import Labelling, LabelRound
+from adapt.labelling.labelling import Annotation, Labelling, LabelRound
 from adapt.labelling.proposals import Proposal
 from adapt.serving.web import Guard, page, problem
 

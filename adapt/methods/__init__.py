@@ -1,12 +1,16 @@
 """Methods of adaptation, one file for each paper: `coop.py` holds the method called `coop`.
 
 Installed packages provide methods by entry points in the group `adapt.methods`, named after the method; `register` adds
-one in this process. `adapt.methods.CoOp` and the like are imported on first use, so listing names costs nothing.
+one in this process. `adapt.methods.CoOp` and the like are imported on first use, so listing names costs nothing. A
+plug-in is a Python file with methods of a user, which only `adapt --plugin FILE` runs, never a recipe or an adapter.
 """
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from adapt.common.errors import AdaptError
@@ -117,6 +121,41 @@ _listing: Listing[Method] = Listing(
 )
 names, find, classes = _listing.names, _listing.find, _listing.classes
 known, classes_of = _listing.known, _listing.classes_of
+
+
+_plugins: dict[Path, None] = {}
+
+
+def plugins() -> tuple[Path, ...]:
+    """Return the plug-in files (Python files with users' methods) that this process has run."""
+    return tuple(_plugins)
+
+
+def run_plugins(paths: Iterable[Path]) -> None:
+    """Run each plug-in file once, and register the file's methods. Raises AdaptError if a file defines no method.
+
+    A plug-in can import other files in its folder if no installed library has the same name.
+    """
+    for path in paths:
+        if path.resolve() in _plugins:
+            continue
+        name = f"adapt_plugin_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path) if path.suffix == ".py" else None
+        if spec is None or spec.loader is None or not path.is_file():
+            raise AdaptError(f"--plugin is {path}; expected a Python file with methods, such as mine.py")
+        if (beside := str(path.resolve().parent)) not in sys.path:
+            sys.path.append(beside)  # for what the file imports now, and later
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # so that its classes can be pickled
+        try:
+            spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
+            raise AdaptError(f"--plugin {path} cannot be run: {type(error).__name__}: {error}") from error
+        classes = classes_of(module)
+        if not classes:
+            raise AdaptError(f"--plugin {path} defines no method; expected a subclass of adapt.methods.base.Method")
+        for cls in classes:
+            register(cls)
+        _plugins[path.resolve()] = None
 
 
 if not TYPE_CHECKING:  # type checkers would otherwise accept a misspelt name

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt.backbones.base import ImageEncoder
-from adapt.data.pooling import bag_softmax
+from adapt.data.bags import bag_softmax
 from adapt.methods.base import ImageStep, Method, MethodConfig
 from adapt.methods.base.traits import PoolsBags
 from adapt.methods.zero_shot import Templates

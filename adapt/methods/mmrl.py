@@ -28,7 +28,7 @@ from adapt.backbones.tower import Tower
 from adapt.edits import Edit, Tokens
 from adapt.methods.base import Context, ImageStep, Method, MethodConfig, Terms, Training, total
 from adapt.methods.base.places import check_depth
-from adapt.methods.base.traits import StandsAlone
+from adapt.methods.base.traits import StandsAlone, configure
 from adapt.methods.zero_shot import Template
 
 _TOWERS = {"text": "compound_rep_tokens_r2tproj", "vision": "compound_rep_tokens_r2vproj"}  # names in the reference
@@ -69,7 +69,7 @@ class MMRL(Method[ImageStep], StandsAlone):
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
         if self.config.classes is None:  # or else it is a saved adapter, perhaps with other names
-            self._learns(class_names)
+            configure(self, {"classes": tuple(class_names)})
         self.compound_rep_tokens = nn.Parameter(torch.empty(self.config.tokens, self.config.width).normal_(std=0.02))
         for name in _TOWERS:
             self._build_maps(backbone.tower(name))
@@ -77,10 +77,7 @@ class MMRL(Method[ImageStep], StandsAlone):
         self.to(backbone.device)
 
     def prepare(self, training: Training) -> None:
-        self._learns(training.model.class_names)
-
-    def _learns(self, class_names: Sequence[str]) -> None:
-        self.config = self.config.model_copy(update={"classes": tuple(class_names)})
+        configure(self, {"classes": training.model.class_names})
 
     def _upper(self, tower: Tower) -> range:
         """Return the indices of the blocks from the one on at which tokens enter."""
@@ -109,15 +106,11 @@ class MMRL(Method[ImageStep], StandsAlone):
     def edits(self, tower: Tower, context: Context) -> list[Edit]:
         entering, *replacing = zip(self._upper(tower), self._values(tower.name), strict=True)
         first, values = entering
+        share = getattr(self.config, "share", 1.0)  # of a block's own tokens, which MMRL++ blends with earlier ones
         return [
             Tokens(values, first, enters=True),
-            *(Tokens(values, block, share=self._share) for block, values in replacing),
+            *(Tokens(values, block, share=share) for block, values in replacing),
         ]
-
-    @property
-    def _share(self) -> float:
-        """The share of a block's own tokens in what replaces those that earlier blocks computed."""
-        return 1.0
 
     def logits(self, step: ImageStep) -> Tensor:
         if not set(step.model.class_names).issubset(self.config.classes):

@@ -71,10 +71,6 @@ class MMRLPP(MMRL):
         assert frozen is not None  # checked when the method was built
         return frozen.weight.T + self.A @ self.B
 
-    @property
-    def _share(self) -> float:
-        return float(self.config.share)
-
 
 class _SharedMap(nn.Module):
     """A linear map that the blocks of a tower share, to which each block adds a part of its own."""

@@ -65,7 +65,7 @@ class MQTAtUse(BaseModel, extra="forbid", frozen=True):
 class MQT(Nested, Method[Step], ReadsPublished):
     """Visual tokens `(m, d)` of a language model, pooled from an image's patches by the first m of some queries."""
 
-    at_use: MQTAtUse
+    at_use: MQTAtUse = MQTAtUse()
     pos_embed: Tensor
     patch_pos: Tensor
     name = "mqt"
@@ -75,10 +75,6 @@ class MQT(Nested, Method[Step], ReadsPublished):
     Config = MQTConfig
     example = {"tokens": 4}
     counted, counted_as = "tokens", "visual tokens"
-
-    def __init__(self, **settings: object) -> None:
-        super().__init__(**settings)
-        self.at_use = MQTAtUse()
 
     @classmethod
     def published(cls, state: dict[str, Tensor], given: Mapping[str, object]) -> Imported:

@@ -28,7 +28,7 @@ from adapt.backbones.tokenizer import TextTokenizer
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Method, MethodConfig, PairStep, Space, Terms, Training
 from adapt.methods.base.nested import Nested, powers
-from adapt.methods.base.space import Projects
+from adapt.methods.base.traits import Projects
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import Prompt, several
 
@@ -69,7 +69,7 @@ class MRL(Nested, Method[ImageStep], Projects):
     With `classifier: heads`, `nesting_classifier_0` and so on are linear layers, one for each length.
     """
 
-    at_use: MRLAtUse
+    at_use: MRLAtUse = MRLAtUse()
     nesting_classifier_0: nn.Linear
     name = "mrl"
     title = "Matryoshka Representation Learning (Kusupati et al., NeurIPS 2022), on frozen features"
@@ -78,10 +78,6 @@ class MRL(Nested, Method[ImageStep], Projects):
     learns_any_step = True
     space: Space | None = None
     counted, counted_as = "dim", "values of a feature"
-
-    def __init__(self, **settings: object) -> None:
-        super().__init__(**settings)
-        self.at_use = MRLAtUse()
 
     @property
     def per_class(self) -> bool:

@@ -27,8 +27,8 @@ from adapt.backbones.preprocess import Repixelled
 from adapt.common.errors import AdaptError
 from adapt.methods.base import ImageStep, Terms, Training
 from adapt.methods.base.method import no_prompts
-from adapt.methods.base.space import Projects, Space
-from adapt.methods.base.traits import LearnsUnlabelled, StandsAlone
+from adapt.methods.base.space import Space
+from adapt.methods.base.traits import LearnsUnlabelled, Projects, StandsAlone
 from adapt.methods.ivlp import IVLP, IVLPConfig
 from adapt.methods.prompt_src import divergence
 from adapt.methods.zero_shot import Templates

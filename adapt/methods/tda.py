@@ -93,16 +93,14 @@ class TDA(Method[ImageStep], Stream):
             features, logits = at_least_fp32(step.features), at_least_fp32(step.cosine_logits(step.class_features))
             probabilities = logits.softmax(-1)
         else:
-            views = [self._surest(step, each) for each in at_least_fp32(step.view_features)]
-            features, logits, probabilities = (torch.stack(each) for each in zip(*views))
+            means = []  # over the most certain views (v, e) of each image
+            for views in at_least_fp32(step.view_features):
+                own = step.cosine_logits(step.class_features, views)
+                best = surest(own, self.config.kept)
+                means.append((views[best].mean(0), own[best].mean(0), own[best].softmax(-1).mean(0)))
+            features, logits, probabilities = (torch.stack(each) for each in zip(*means))
         entropies = -(probabilities * probabilities.clamp_min(1e-45).log()).sum(-1)
         return [Remembered(*each) for each in zip(features, logits, probabilities, entropies.tolist())]
-
-    def _surest(self, step: ImageStep, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return features, logits and probabilities, averaged over the most certain `views` `(v, e)` of an image."""
-        logits = step.cosine_logits(step.class_features, views)
-        best = surest(logits, self.config.kept)
-        return views[best].mean(0), logits[best].mean(0), logits[best].softmax(-1).mean(0)
 
     def _answer(self, image: Remembered, memory: Memory) -> Tensor:
         """Store an image in the caches of `memory`, and return the image's logits `(n,)`, corrected by the caches."""

@@ -10,8 +10,7 @@ Deviations:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -70,22 +69,16 @@ class TwoStage(Method[ImageStep], InsideBlocks):
         if not training.resumed:
             unit = "iterations" if training.settings.iterations else "epochs"
             length = {unit: max(1, round(self.config.first * getattr(training.settings, unit)))}
-            with self.first_stage():
+            self._unclassified = True  # text features of the class names answer instead of the classifier
+            try:
                 training.seconds += training.train("norms", parameters=self.tuned.parameters(), **length)
+            finally:
+                self._unclassified = False
             self.start(training.classifier.class_features())
         self.tuned.requires_grad_(False)
 
     def finish(self, training: Training) -> None:
         self.tuned.requires_grad_(True)
-
-    @contextmanager
-    def first_stage(self) -> Iterator[None]:
-        """Use text features of the class names instead of the classifier in the `with` block, as in the first stage."""
-        self._unclassified = True
-        try:
-            yield
-        finally:
-            self._unclassified = False
 
     def start(self, texts: Tensor) -> None:
         """Initialise the classifier with the tuned text tower's unit-length class features `(n_classes, e)`."""

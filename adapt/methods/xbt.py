@@ -25,8 +25,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.item import Item
 from adapt.methods.base import ImageStep, Method, MethodConfig, Space, Training, contrast
-from adapt.methods.base.space import Projects
-from adapt.methods.base.traits import Reports, StandsAlone
+from adapt.methods.base.traits import Projects, Reports, StandsAlone
 from adapt.methods.close import noisy
 from adapt.methods.zero_shot import Templates
 from adapt.prompts import readable, several

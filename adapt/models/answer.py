@@ -18,10 +18,9 @@ from torch import Tensor
 from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.bags import Bags, has_bags
+from adapt.data.bags import Bags, bag_mean, has_bags
 from adapt.data.decoding.images import open_image
 from adapt.data.decoding.pictures import turns
-from adapt.data.pooling import bag_mean
 from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.base.traits import Explains, OverSet, PoolsBags, trait
 from adapt.models.base import Adapted, evaluating

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeIs, TypeVar
 
-from adapt.backbones.base import Backbone, DualEncoder, in_single_precision, outside_inference_mode
+from adapt.backbones.base import Backbone, DualEncoder, cut_out, in_single_precision, outside_inference_mode
 from adapt.backbones.locks import alone, changing_modes, copied_alone, frozen, keeping_modes
 from adapt.backbones.preprocess import Transform
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.untraced import untraced
 from adapt.data.bags import is_bag
-from adapt.data.decoding.draws import Views
 from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.engine.hooks import run
@@ -136,7 +135,11 @@ class Adapted(nn.Module, Generic[B]):
     def transform(self) -> Transform:
         """Return the test-time image transform; with v random views, the transform returns `(1 + v, 3, h, w)`."""
         plain, views = self.backbone.transform(train=False), self.method.views
-        return Views(plain, self.backbone.transform(train=True), views) if views else plain
+        if not views:
+            return plain
+        from adapt.data.decoding.draws import Views
+
+        return Views(plain, self.backbone.transform(train=True), views)
 
     def stream(self) -> Self:
         """Return this model for one stream of images, with a new memory if the method remembers earlier images.
@@ -325,8 +328,6 @@ class Adapted(nn.Module, Generic[B]):
             backbone.fingerprint,
             getattr(backbone, "embed_dim", None),
         )  # cached now, because both describe the full model
-        from adapt.backbones.tower import cut_out
-
         cut_out(backbone, skipped)
 
     def with_classes(self, class_names: Sequence[str]) -> Self:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapt import tasks
 from adapt.backbones.base import Backbone, ImageEncoder, in_single_precision, outside_inference_mode
 from adapt.backbones.locks import alone, frozen
 from adapt.common.devices import free_bytes
@@ -120,9 +119,9 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         )
     needs_none = backbone.kind == "vision LLM"
     if not (needs_none or len(class_names)):  # none are given, and the method's task may be one without
-        needs_none = backbone.kind == "native VLM" or (
-            backbone.kind == "dual encoder" and tasks.without_classes(method)
-        )
+        from adapt.methods.base.objective import without_classes
+
+        needs_none = backbone.kind == "native VLM" or (backbone.kind == "dual encoder" and without_classes(method))
     names = () if needs_none else check_class_names(class_names)
     model = backbone.model  # frozen, so that building changes no batch statistics
     with outside_inference_mode(), in_single_precision(), alone(model), frozen(model):

@@ -6,7 +6,7 @@ Decoding, CVPR 2024 (VCD).
 Reference: yfzhang114/LLaVA-Align `dfbecfa`, `vcd_utils`, `experiments/utils/metrics.py`,
 `experiments/eval/eval_pope_calibrate.py`.
 Deviations:
-* Options of several tokens are compared by the mean log-probability of their tokens (`ChatModel.choose`). The reference
+* Options of several tokens are compared by the mean log-probability of their tokens (`choose`). The reference
   compares the first token alone.
 * Rows with and without the image are in one batch, and greedy decoding and beams are debiased. The reference takes one
   image at a time, and debiases only where it samples.

@@ -11,12 +11,13 @@ computed once, before the first step (TRL computes them in every step).
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.models.native_vlm import ChatModel, ChatStep
+from adapt.models.base import Adapted, is_native
+from adapt.models.native_vlm import ChatStep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,20 +27,24 @@ if TYPE_CHECKING:
     from adapt.recipe.settings import DPOSettings
 
 
-class PreferenceStep(ChatStep):
+class ComparingStep(ChatStep):
     """A batch of conversations with a chosen answer, and the rejected answer of each."""
 
-    def __init__(self, model: ChatModel, inputs: object, rejected: Sequence[str], labels: Tensor | None = None) -> None:
+    def __init__(self, model: Adapted, inputs: object, rejected: Sequence[str], labels: Tensor | None = None) -> None:
         super().__init__(model, inputs, labels)
         self.rejected = list(rejected)
 
-    def again(self) -> PreferenceStep:
+    def again(self) -> Self:
         return self._alike(type(self)(self.model, self.inputs, self.rejected, self._labels))
 
     @property
     def weight(self) -> float:
         """The number of pairs."""
         return float(len(self.rejected))
+
+
+class PreferenceStep(ComparingStep):
+    """A batch of preferences, with the loss of DPO."""
 
     @cached_property
     def _scores(self) -> tuple[Tensor, Tensor]:
@@ -105,5 +110,5 @@ class Reference:
 
 def refer(training: Training, settings: object) -> None:
     """Compute the reference's log-probabilities of all training items, and give them to the model for its loss."""
-    model = cast("ChatModel", training.model)
-    model.objective = Reference(settings, training.items("train"), training.reference(lambda step: step.sums))
+    assert is_native(training.model)  # as of every backbone that these tasks allow
+    training.model.objective = Reference(settings, training.items("train"), training.reference(lambda step: step.sums))

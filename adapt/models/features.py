@@ -18,12 +18,11 @@ from adapt.common.devices import free_bytes
 from adapt.common.errors import AdaptError
 from adapt.common.progress import Progress
 from adapt.common.shown import readable_bytes
-from adapt.data.bags import has_bags, singles, sizes
+from adapt.data.bags import bag_mean, has_bags, singles, sizes
 from adapt.data.decoding.cache import FeatureCache
 from adapt.data.decoding.image_set import loader
 from adapt.data.decoding.images import image_size
 from adapt.data.item import Item
-from adapt.data.pooling import bag_mean
 from adapt.methods.base.traits import PoolsBags, has_trait
 from adapt.models.base import Adapted, is_native
 from adapt.models.image_model import ImageModel

@@ -14,15 +14,14 @@ from typing_extensions import TypeVar
 from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
-from adapt.data.bags import has_bags
-from adapt.data.pooling import bag_mean
+from adapt.data.bags import bag_mean, has_bags
 from adapt.edits import After, Edit, Outputs, Replace
 from adapt.engine import vision
 from adapt.engine.hooks import watched
+from adapt.engine.plan import plan
 from adapt.methods.base import BlockInputs, Context, Encoded, ImageStep, Method
-from adapt.methods.base.space import Projects
 from adapt.methods.base.step import reads_one_image
-from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, trait
+from adapt.methods.base.traits import EncodesImages, Grades, PoolsBags, PoolsPairs, Projects, trait
 from adapt.models.base import Adapted, in_one_mode
 from adapt.models.class_texts import PromptAverage
 from adapt.models.prediction import Prediction, Query, finite, predictions
@@ -233,7 +232,8 @@ class ImageModel(Adapted[E]):
         """
         if not self._fast_on_images:
             return 0
-        return vision.first_edited(self.backbone.tower("vision"), self._edits("vision", Context()))
+        tower = self.backbone.tower("vision")
+        return vision.first_edited(tower, plan(tower, self._edits("vision", Context())))
 
     def block_inputs(self, images: Tensor | BlockInputs, block: int) -> BlockInputs:
         """Return the input tokens of a vision block, from images `(b, 3, h, w)` or input tokens of an earlier block.
@@ -263,7 +263,7 @@ class ImageModel(Adapted[E]):
         if isinstance(images, BlockInputs):
             self._check_begun()
             tokens = moved(images.tokens, backbone.device)
-            return vision.encode_from(backbone, images.block, tokens, edits, checkpointing)
+            return vision.encode(backbone, tokens, edits, checkpointing, images.block)
         images = moved(images, backbone.device).to(backbone.dtype)
         if self._fast_on_images:
             return vision.encode(backbone, images, edits, checkpointing)

@@ -21,7 +21,7 @@ from adapt.common.validation import with_changes
 from adapt.data.decoding.images import image_sizes, in_batches, open_image
 from adapt.data.item import Item
 from adapt.edits import Edit
-from adapt.engine import last_block
+from adapt.engine import hooks
 from adapt.methods.base import Context, Method, Step
 from adapt.models import debiasing, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
@@ -197,14 +197,14 @@ class ChatModel(Adapted[NativeVLM]):
         decoder = self.backbone.tower("decoder")
 
         def compute() -> Tensor:
-            with last_block.only_for(decoder.blocks[-1].module, needed) if short else nullcontext():
+            with hooks.shortened(decoder.blocks[-1].module, needed) if short else nullcontext():
                 logits: Tensor = self.backbone.vlm(**inputs, logits_to_keep=needed, use_cache=False).logits
             return logits
 
         edits = self._all_edits()
         # without edits, other threads share the model, and must not meet the shortened block
         edited = self.path == "fast" and any(edits.values())
-        short = edited and last_block.applies(decoder, edits.get("decoder", ()))
+        short = edited and hooks.shortens(decoder, edits.get("decoder", ()))
         return self._through(edits, compute)
 
     def _edited(self, compute: Callable[[], Computed], merge: bool = False) -> Computed:

@@ -18,24 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapt.backbones.native import ChatImages
-from adapt.models.dpo import Reference
-from adapt.models.native_vlm import ChatModel, ChatStep
+from adapt.models.dpo import ComparingStep, Reference
 
 
-class ContrastStep(ChatStep):
-    """A batch of minimal pairs: a conversation about the first images of each, and the answer that the others get."""
-
-    def __init__(self, model: ChatModel, inputs: object, others: Sequence[str], labels: Tensor | None = None) -> None:
-        super().__init__(model, inputs, labels)
-        self.others = list(others)
-
-    def again(self) -> ContrastStep:
-        return self._alike(type(self)(self.model, self.inputs, self.others, self._labels))
-
-    @property
-    def weight(self) -> float:
-        """The number of pairs."""
-        return float(len(self.others))
+class ContrastStep(ComparingStep):
+    """A batch of minimal pairs: a conversation about the first images of each, whose rejected answer the others get."""
 
     @cached_property
     def sums(self) -> Tensor:
@@ -46,7 +33,7 @@ class ContrastStep(ChatStep):
         asked = [chat.question for chat in self.chats]
         own, other = zip(*(_halves(images) for images in self.inputs), strict=True)
         blind = [chat.without_images() for chat in asked]
-        pairs = [[chat.answer, other] for chat, other in zip(self.chats, self.others, strict=True)]
+        pairs = [[chat.answer, other] for chat, other in zip(self.chats, self.rejected, strict=True)]
         scores, _ = self.model.score_each([*own, *other, *([] for _ in blind)], [*asked, *asked, *blind], pairs * 3)
         return scores.view(3, len(pairs), 2).transpose(0, 1).flatten(1)
 

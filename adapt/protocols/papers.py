@@ -12,7 +12,7 @@ from adapt.common.plain import JsonObject
 from adapt.data.readers import published as data_sets
 
 if TYPE_CHECKING:
-    from adapt.protocols.run_protocol import Results
+    from adapt.protocols.protocol import Results
 
 TABLE = Path(__file__).with_name("papers.toml")
 FEW_SHOT, ZERO_SHOT = "few_shot", "zero_shot"

@@ -6,15 +6,18 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapt.common import plain
 from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, main_figure
-from adapt.protocols.table_formats import Cells
 from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
+
+if TYPE_CHECKING:
+    from adapt.protocols.tables import Cells
 
 HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
 # settings that name no run

@@ -15,9 +15,8 @@ from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.evaluation import scores
-from adapt.protocols.run_protocol import Results
-from adapt.protocols.tables import figure_of, titles
-from adapt.protocols.tables_of_sets import Curve, curves, several_sets
+from adapt.protocols.protocol import Results
+from adapt.protocols.tables import Curve, curves, figure_of, several_sets, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

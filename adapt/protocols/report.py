@@ -1,22 +1,51 @@
-"""A self-contained HTML report on runs and protocols: tables, figures, and the most confident errors."""
+"""A self-contained HTML report on runs and protocols: tables, figures, and the most confident errors.
+
+The section on a run has its curves, errors, confusions and calibration, and how it was made. Galleries show thumbnails
+of the images in a run's lists, such as duplicates.csv, with their classes.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+import base64
+import csv
+import io
+import os
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader
 
+from adapt.common import plain
+from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
+from adapt.common.shown import shown, unguarded
 from adapt.common.version import __version__
 from adapt.evaluation import stored
-from adapt.evaluation.scores import Figure, Scores
-from adapt.protocols.plain_runs import is_run, mean_gain, names, nearest_the_mean, plain_table, pooled, read_run
-from adapt.protocols.plots import DRAWN, compared_methods, svg
-from adapt.protocols.run_page import THRESHOLD, galleries, name_of, run_page
-from adapt.protocols.run_protocol import Results
+from adapt.evaluation.scores import Figure, Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
+from adapt.formats.adapter import NAME, read_header
+from adapt.protocols.plain_runs import (
+    PlainRun,
+    is_run,
+    mean_gain,
+    names,
+    nearest_the_mean,
+    plain_table,
+    pooled,
+    read_run,
+)
+from adapt.protocols.plots import DRAWN, compared_methods, coverage_curve, descriptor_bars, reliability_diagram, svg
+from adapt.protocols.protocol import Results
 from adapt.protocols.tables import read_results, table
+from adapt.training.result import Result, read_history
+
+if TYPE_CHECKING:
+    from PIL import Image
+
 
 _RECOMMENDATION = "recommendation.json"
 
@@ -91,3 +120,309 @@ def _recommendation(run: Path) -> JsonObject:
         "picture": picture,
         "galleries": list(galleries(run)),
     }
+
+
+THUMBNAIL = 96  # pixels of the longer edge
+MOST_PICTURES = 24  # of one list
+
+_Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a gallery: path, file name, caption, and thumbnail as base64 JPEG (None if the file is missing)."""
+
+    path: str
+    name: str
+    caption: str
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A gallery of an image list: title, file, number of lines, and one or two pictures for each of the first lines."""
+
+    title: str
+    file: str
+    lines: int
+    entries: list[list[Picture]]
+
+
+@dataclass(frozen=True)
+class _List:
+    """A kind of image list in a run directory: file, title, columns, and a function for the images of a row."""
+
+    file: str
+    title: str
+    columns: tuple[str, ...]
+    images: Callable[[_Row], list[tuple[str, str]]]  # the path and caption of each
+
+
+_LISTS = (
+    _List(
+        "contradictions.csv",
+        "Near duplicates with different classes",
+        ("path", "class", "other_path", "other_class"),
+        lambda row: [(row["path"], row["class"]), (row["other_path"], row["other_class"])],
+    ),
+    _List(
+        "suspects.csv",
+        "Training images that look like another class",
+        ("path", "class", "likelier"),
+        lambda row: [(row["path"], f"labelled {row['class']}, looks like {row['likelier']}")],
+    ),
+    _List(
+        "duplicates.csv",
+        "Test and validation images that look like a training image",
+        ("path", "part", "class", "train_path", "train_class"),
+        lambda row: [
+            (row["path"], f"{row['part']}: {row['class']}"),
+            (row["train_path"], f"train: {row['train_class']}"),
+        ],
+    ),
+    _List(
+        "confused.csv",
+        "Images of the most often confused classes",
+        ("path", "class", "predicted"),
+        lambda row: [(row["path"], f"{row['class']}, classified as {row['predicted']}")],
+    ),
+)
+
+
+def learned_turned(run: Path) -> bool:
+    """Return whether the run's adapter was trained on images that were turned upright by EXIF."""
+    adapter = run / NAME
+    return adapter.is_file() and bool(read_header(adapter).preprocess["turned"])
+
+
+def galleries(run: Path) -> Iterator[Gallery]:
+    """Yield a gallery for each non-empty list of images in a run directory. Raises AdaptError if a list is damaged."""
+    turned = learned_turned(run)
+    for each in _LISTS:
+        rows = read_rows(run / each.file, each.columns, "list of images")
+        if rows:
+            first = rows[: MOST_PICTURES // len(each.images(rows[0]))]
+            entries = [
+                [
+                    Picture(path, shown(Path(path).name), caption, thumbnail(path, turned))
+                    for path, caption in each.images(row)
+                ]
+                for row in first
+            ]
+            yield Gallery(each.title, each.file, len(rows), entries)
+
+
+def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
+    """Read the rows of a run's CSV file, with formulas unescaped; return an empty list for a missing file.
+
+    Raises AdaptError if the file is damaged or a column in `columns` is missing. `what` describes the content.
+    """
+    if not file.is_file():
+        return []
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
+            reader = csv.DictReader(lines)
+            rows = [{key: unguarded(cell) for key, cell in row.items()} for row in reader]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise AdaptError(f"{file} holds no {what}: {error}") from error
+    if missing := set(columns).difference(reader.fieldnames or ()):
+        raise AdaptError(f"{file} holds no {what}: the column {min(missing)} is missing")
+    return rows
+
+
+def small_image(path: str, turned: bool) -> Image.Image | None:
+    """Return an image at thumbnail size, rotated upright by EXIF if `turned`; None if the file cannot be read."""
+    from adapt.data.decoding.images import open_image
+
+    try:
+        image = open_image(path, turned=turned)
+    except AdaptError:
+        return None  # moved since the run; the page says so
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return image
+
+
+def thumbnail(path: str, turned: bool) -> str | None:
+    """Return the thumbnail of an image as base64 JPEG, or None if the file cannot be read."""
+    image = small_image(path, turned)
+    if image is None:
+        return None
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=80)
+    return base64.b64encode(data.getvalue()).decode("ascii")
+
+
+MOST_CLASSES = 30  # a larger table is hard to read
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """A confusion-matrix cell: number of images, fraction of the actual class, and whether the prediction is right."""
+
+    images: int
+    share: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """A confusion matrix with the displayed classes, one row of cells for each class, and a caption.
+
+    `elsewhere` contains, for each row, the number of images that were classified as a class that is not displayed. The
+    list is empty if all classes are displayed.
+    """
+
+    classes: list[str]
+    rows: list[list[ConfusionCell]]
+    elsewhere: list[int]
+    caption: str
+
+
+def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
+    """Return the confusion matrix for the rows of predictions.csv, limited to the most often confused classes."""
+    counts = Counter((row["class"], row["predicted"]) for row in rows)
+    of_class = Counter(row["class"] for row in rows)
+    every = sorted({name for pair in counts for name in pair})
+    classes, caption = every, f"all {len(every)} classes"
+    if len(every) > MOST_CLASSES:
+        classes = _most_confused(counts)
+        caption = f"the {len(classes)} of {len(every)} classes that are most often confused"
+        if not classes:
+            classes = every[:MOST_CLASSES]
+            caption = f"{len(classes)} of {len(every)} classes, without any confusion"
+    cells = [
+        [
+            ConfusionCell(counts[actual, name], counts[actual, name] / max(1, of_class[actual]), actual == name)
+            for name in classes
+        ]
+        for actual in classes
+    ]
+    hidden = [of_class[actual] - sum(cell.images for cell in row) for actual, row in zip(classes, cells)]
+    return Confusions(classes, cells, hidden if len(classes) < len(every) else [], caption)
+
+
+def _most_confused(counts: Counter[tuple[str, str]]) -> list[str]:
+    """Return the classes of the most often confused pairs, up to the limit of a displayed confusion matrix."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for (actual, predicted), images in counts.items():
+        if actual != predicted:
+            pairs[min(actual, predicted), max(actual, predicted)] += images
+    chosen: set[str] = set()
+    for pair in sorted(pairs, key=lambda pair: (-pairs[pair], pair)):
+        if len(chosen.union(pair)) <= MOST_CLASSES:
+            chosen.update(pair)
+    return sorted(chosen)
+
+
+WORST_ERRORS, WORST_CLASSES = 12, 10
+THRESHOLD = 0.6  # the one that the text mentions
+
+
+def run_page(run: PlainRun) -> JsonObject:
+    """Return the report content for a finished run: plots are SVG text, or "" if there is nothing to draw.
+
+    Raises AdaptError if the run's files are damaged.
+    """
+    rows, metrics = _predictions(run.path), run.metrics
+    log, adapted = run.path / "log.jsonl", metrics.get("adapted", {})
+    history = read_history(log) if log.is_file() else []
+    by_class: dict[str, float] = adapted.get("by_class", {})
+    class_figure = adapted.get("class_figure", Scores.class_figure)
+    # a confusion matrix needs one class for each image
+    of_one_class = bool(rows and by_class) and class_figure == Scores.class_figure
+    of_probabilities = of_one_class and "calibration_error" in adapted
+    thresholds, coverage, diagram = list[JsonObject](), "", ""
+    if of_probabilities:
+        confidences = [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
+        thresholds = by_threshold(*confidences)
+        coverage = svg(coverage_curve(coverage_and_accuracy(*confidences), thresholds))
+        diagram = _reliability(reliability(*confidences), metrics)
+    return {
+        "name": name_of(run.path),
+        "result": run,
+        "command": shlex.join(["adapt", "train", str(run.path / "recipe.yaml"), f"--out={run.path}-again"]),
+        "made_with": _made_with(run.path, metrics.get("device")),
+        "curves": svg(Result(metrics, history, None).plot()) if history else "",
+        "confusions": confusions(rows) if of_one_class else None,
+        "reliability": diagram,
+        "thresholds": thresholds,
+        "coverage": coverage,
+        "class_figure": class_figure,
+        "worst_classes": sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
+        "errors": _worst_errors(rows, learned_turned(run.path)),
+        "explained": _explained(run.path),
+    }
+
+
+def name_of(path: Path) -> str:
+    """Return a run's name for reports, which consists of parent folder and folder, such as `runs/first`."""
+    absolute = Path(os.path.abspath(path))
+    return shown(f"{absolute.parent.name}/{absolute.name}".lstrip("/"))
+
+
+def _made_with(run: Path, device: str | None) -> str:
+    """Return the machine and the library versions that made a run, on one line, or "" if unknown."""
+    path = run / "environment.json"
+    if not path.is_file():
+        return ""
+    try:
+        environment = plain.parse(path.read_bytes())
+        versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+        threads = f"{environment['threads']} CPU thread{'s' * (environment['threads'] != 1)}"
+        processor = threads if device in (None, "cpu") else device
+        return shown(f"{processor}; Python {environment['python']}, {versions}; {environment['platform']}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise AdaptError(f"{path} holds no environment of a run: {error!r}") from error
+
+
+def _reliability(after: Sequence[JsonObject], metrics: JsonObject) -> str:
+    calibration = metrics.get("calibration", {})
+    bins, name = {}, "as trained"
+    if "before" in calibration:
+        bins[f"{name}, error {100 * calibration['error_before']:.1f} %"] = calibration["before"]
+        name = "calibrated"
+    bins[f"{name}, error {100 * calibration_error(after):.1f} %"] = after
+    return svg(reliability_diagram(bins))
+
+
+def _predictions(run: Path) -> list[dict[str, str]]:
+    file, what = run / "predictions.csv", "predictions of a run"
+    rows = read_rows(file, ("path", "class", "predicted", "confidence"), what)
+    try:
+        for row in rows:
+            if not 0 <= float(row["confidence"]) <= 1:
+                raise ValueError(f"a confidence is {row['confidence']}; expected a number from 0 to 1")
+    except (ValueError, TypeError) as error:
+        raise AdaptError(f"{file} holds no {what}: {error}") from error
+    return rows
+
+
+def _explained(run: Path) -> str:
+    """Return a figure (SVG) of predictions with the descriptors that explain them; "" if there are no explanations."""
+    path = run / "explanations.json"
+    if not path.is_file():
+        return ""
+    examples = stored.read(path, stored.Explained, "explanations")
+    turned = learned_turned(run)
+    return svg(descriptor_bars(examples, [small_image(each["path"], turned) for each in examples])) if examples else ""
+
+
+def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[JsonObject]:
+    """Return the wrong predictions with the highest confidence in per cent; of equal ones, classes take turns."""
+    wrong = [row for row in rows if row["class"] != row["predicted"]]
+    wrong.sort(key=lambda row: -float(row["confidence"]))
+    turns: defaultdict[tuple[int, str], Iterator[int]] = defaultdict(count)
+    wrong.sort(
+        key=lambda row: (-(percent := round(100 * float(row["confidence"]))), next(turns[percent, row["class"]]))
+    )
+    return [
+        {
+            "actual": row["class"],
+            "predicted": row["predicted"],
+            "confidence": float(row["confidence"]),
+            "path": row["path"],
+            "name": shown(Path(row["path"]).name),
+            "image": thumbnail(row["path"], turned),
+        }
+        for row in wrong[:WORST_ERRORS]
+    ]

@@ -22,8 +22,7 @@ from adapt.data.split import Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.models.unadapted import unadapted
 from adapt.protocols import papers
-from adapt.protocols.protocol import Protocol, few_shot
-from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.protocol import Protocol, few_shot, run_protocol
 from adapt.protocols.runs import check
 from adapt.recipe import Recipe
 from adapt.training.run import environment

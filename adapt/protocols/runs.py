@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adapt import tasks
 from adapt.backbones import families
 from adapt.common.devices import AUTO
 from adapt.common.disk import write_json
@@ -213,10 +214,11 @@ def _on_targets(run: PlannedRun, folder: Path) -> dict[str, dict[str, object]]:
 def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> dict[str, object]:
     split = without_broken(split, data.broken)
     workers = recipe.train.workers if recipe.train is not None else 2
-    names = split.task.class_names_for(model.backbone.kind, split.class_names)
+    task = tasks.of(split.items())
+    names = task.class_names_for(model.backbone.kind, split.class_names)
     adapted = model.with_classes(names) if names and (isinstance(model, ImageModel) or is_native(model)) else model
     baseline = unadapted(model.backbone, names, data.template, fast=recipe.fast)
-    split.task.fit_answers(baseline, split.train or split.test, Inference(workers, recipe.cache))
+    task.fit_answers(baseline, split.train or split.test, Inference(workers, recipe.cache))
     answers = {"adapted": (adapted, False), "zero_shot": (baseline, False)}
     if can_answer_together(adapted, split.test):
         answers["together"] = (adapted, True)

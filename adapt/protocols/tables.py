@@ -1,18 +1,145 @@
-"""Tables of protocols' results: for each method our mean and standard deviation, beside the published figures."""
+"""Tables of protocols' results: for each method our mean and standard deviation, beside the published figures.
+
+The formats come first: text for a terminal, Markdown, CSV as shown, CSV of plain numbers, and LaTeX. Then one data set,
+and then several, as papers print them, with tests of differences between methods. The average of harmonic means is the
+harmonic mean of the averages, as in the papers (CoCoOp, section 4.1).
+"""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
+import csv
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from statistics import mean, stdev
+from typing import Literal, NamedTuple
 
-from adapt.common.errors import AdaptError
+from adapt.common.errors import AdaptError, nearest
+from adapt.common.shown import guarded
 from adapt.evaluation import stored
-from adapt.protocols.papers import figures_for
-from adapt.protocols.protocol import Figures
-from adapt.protocols.run_protocol import Results
-from adapt.protocols.table_formats import Cells, TableRow, Value
+from adapt.protocols.papers import data_set, figures_for
+from adapt.protocols.protocol import Figures, Results, harmonic
+
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+_SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
+
+
+class Value(NamedTuple):
+    """A figure in [0, 1]: the mean of `runs` runs, and their standard deviation (n - 1) if there are several."""
+
+    mean: float
+    std: float | None = None
+    runs: int = 1
+
+    def __str__(self) -> str:
+        mean = f"{100 * self.mean:.1f}"
+        return mean if self.std is None else f"{mean} ± {100 * self.std:.1f}"
+
+    def behind(self, other: Value) -> bool:
+        """Return whether this figure is lower than `other` by more than one standard error of the difference."""
+        variance = sum((each.std or 0.0) ** 2 / each.runs for each in (self, other))
+        return other.mean - self.mean > variance**0.5
+
+
+TableRow = Sequence[str | Value]
+Cells = Sequence[TableRow]  # the first row is the header; an empty row separates blocks
+
+
+def as_text(cells: Cells) -> str:
+    """Return a table as text with aligned columns, for a terminal."""
+    rows = [list(map(str, row)) for row in cells]
+    widths = [max(len(row[i]) for row in rows if row) for i in range(len(rows[0]))]
+    lines = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) if row else "" for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def as_markdown(cells: Cells) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(map(str, row))} |" for row in cells if row]
+    return "\n".join([lines[0], "| --- " * len(cells[0]) + "|", *lines[1:]])
+
+
+def as_csv(cells: Cells) -> str:
+    """Return a table as CSV, in which cells that a spreadsheet would run as formulas are escaped."""
+    return _csv([[str(cell) for cell in row] for row in cells if row])
+
+
+def as_numbers(cells: Cells) -> str:
+    """Return a table as CSV of plain numbers, in per cent, with columns of their own for the deviation and the runs.
+
+    The standard deviation is that of a sample (n - 1).
+    """
+    header, *rows = [row for row in cells if row]
+    columns = [place for place in range(len(header)) if any(isinstance(row[place], Value) for row in rows)]
+    head = [
+        each
+        for place, title in enumerate(header)
+        for each in ([f"{title} mean", f"{title} std (n-1)", f"{title} runs"] if place in columns else [str(title)])
+    ]
+    return _csv(
+        [head, *([text for place, cell in enumerate(row) for text in _parts(cell, place in columns)] for row in rows)]
+    )
+
+
+def _parts(cell: str | Value, number: bool) -> list[str]:
+    """Return what stands in the columns of a cell: one, or three for a mean, a deviation and a number of runs."""
+    if not isinstance(cell, Value):
+        return [cell, "", ""] if number else [cell]
+    std = "" if cell.std is None else f"{100 * cell.std:.4f}"
+    return [f"{100 * cell.mean:.4f}", std, str(cell.runs)]
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(guarded, row) for row in rows)
+    return text.getvalue().rstrip("\n")
+
+
+def as_latex(cells: Cells) -> str:
+    """Return a table in LaTeX, which needs the package booktabs.
+
+    In each column of a block the best figure is bold, and so are those that are not behind it by more than one standard
+    error of the difference.
+    """
+    header, *rows = cells
+    latex_row = "{} \\\\".format
+    titles = latex_row(" & ".join(_escaped(str(cell)) for cell in header))
+    lines = [f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", titles, r"\midrule"]
+    for number, block in enumerate(_blocks(rows)):
+        lines += [r"\midrule"] * (number > 0)
+        columns = [[cell for cell in column if isinstance(cell, Value)] for column in zip(*block, strict=True)]
+        best = [max(column, key=lambda value: value.mean, default=None) for column in columns]
+        lines += [latex_row(" & ".join(_bold(cell, top) for cell, top in zip(row, best, strict=True))) for row in block]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _blocks(rows: Cells) -> Iterator[list[TableRow]]:
+    block: list[TableRow] = []
+    for row in [*rows, []]:
+        if row:
+            block.append(row)
+        elif block:
+            yield block
+            block = []
+
+
+def _bold(cell: str | Value, best: Value | None) -> str:
+    shown = _escaped(str(cell))
+    if not isinstance(cell, Value) or best is None or cell.behind(best):
+        return shown
+    mean, _, spread = shown.partition(" ")
+    return f"\\textbf{{{mean}}} {spread}".rstrip()
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"[\\~^±&%$#_{}]", lambda match: _SPECIAL[match[0]], text)
+
+
+FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv, "numbers": as_numbers, "latex": as_latex}
+
 
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalisation", "leave_one_out", "phases", "sweep")
 _BASELINE = "zero-shot"  # of runs that name no other
@@ -123,13 +250,13 @@ def _of(results: Results, kind: Literal["mean", "std", "zero_shot", "together"])
         return {str(group["shots"]): group[kind]["test"] for group in results["summary"]}
     if results["protocol"] == "leave_one_out":
         by_domain = {str(group["setting"]): group[kind]["test"] for group in results["summary"]}
-        average = statistics.mean(by_domain.values())
+        average = mean(by_domain.values())
         if kind == "std":  # over the seeds, of the mean accuracy over the domains
             by_seed: dict[int, list[float]] = {}
             for row in results["runs"]:
                 by_seed.setdefault(row["seed"], []).append(row["test"])
-            averages = [statistics.mean(each) for each in by_seed.values()]
-            average = statistics.stdev(averages) if len(averages) > 1 else 0.0
+            averages = [mean(each) for each in by_seed.values()]
+            average = stdev(averages) if len(averages) > 1 else 0.0
         return by_domain | {"average": average}
     return results["summary"][0][kind]
 
@@ -138,3 +265,216 @@ def _cell(values: Figures, column: str, spread: Figures | None = None, runs: int
     if column not in values:
         return ""
     return Value(values[column], spread[column] if spread else None, runs)
+
+
+SAME = 1e-9  # spread of differences that are equal but for rounding
+Curve = dict[int, Value]  # accuracies by shots
+_Raw = list[dict[int, float]]  # for each figure that a case reads, the accuracies by seed
+
+
+class _Case(NamedTuple):
+    """A block of a table: its name, and the figures of runs that it reads, of two figures the harmonic mean."""
+
+    name: str
+    figures: tuple[str, ...]
+    shots: int | None = None
+
+    def raw(self, results: Results, prefix: str = "") -> _Raw:
+        """Return the accuracies by seed, which are empty if the results have none."""
+        rows = [row for row in results["runs"] if self.shots is None or row["shots"] == self.shots]
+        return [{row["seed"]: row[f"{prefix}{figure}"] for row in rows} for figure in self.figures]
+
+    def frozen(self, results: Results) -> _Raw:
+        """Return the mean accuracies of the baseline, as if of one seed."""
+        return [{0: mean(own.values())} if own else {} for own in self.raw(results, "zero_shot_")]
+
+    def joined(self, figures: Sequence[float]) -> float:
+        """Return the value of a case whose figures have the values `figures`."""
+        return figures[0] if len(figures) == 1 else harmonic(*figures)
+
+    def value(self, sets: Sequence[_Raw]) -> Value | str:
+        """Return the average over data sets, with the deviation of the seeds' averages; "" if a set has no figure.
+
+        There is no deviation if the data sets have different seeds.
+        """
+        if not all(all(raw) for raw in sets):
+            return ""
+        average = self.joined([mean(mean(raw[place].values()) for raw in sets) for place in range(len(self.figures))])
+        seeds = {tuple(sorted(raw[0])) for raw in sets}
+        if len(seeds) > 1 or len(min(seeds)) < 2:
+            return Value(average, runs=min(map(len, seeds)))
+        [own] = seeds
+        by_seed = [
+            self.joined([mean(raw[place][seed] for raw in sets) for place in range(len(self.figures))]) for seed in own
+        ]
+        return Value(average, stdev(by_seed), len(own))
+
+
+class _Grid:
+    """Results by method and data set."""
+
+    def __init__(self, results: Sequence[Results]) -> None:
+        first = results[0]
+        check_alike(results, _described, "protocol, backbone and figure")
+        named = _titles_over_sets(results) if several_sets(results) else titles(results)
+        self.methods = list(dict.fromkeys(named))
+        self.sets = list(dict.fromkeys(map(_source, results)))
+        self._of: dict[tuple[str, str], Results] = {}
+        for title, each in zip(named, results, strict=True):
+            if (title, _source(each)) in self._of:
+                raise AdaptError(
+                    f"there are two results of {title} on {_source(each)}; expected one of each method and data set"
+                )
+            self._of[title, _source(each)] = each
+        self.baseline = baseline_name(first)
+        self.cases = _cases(results)
+
+    def raw(self, case: _Case, method: str) -> list[_Raw]:
+        """Return a method's accuracies on each data set, empty where there are none."""
+        return [
+            case.raw(self._of[method, each]) if (method, each) in self._of else [{}] * len(case.figures)
+            for each in self.sets
+        ]
+
+    def baselines(self, case: _Case) -> list[_Raw]:
+        """Return the baseline's accuracies on each data set."""
+        return [
+            next((raw for (_, own), each in self._of.items() if own == source and all(raw := case.frozen(each))), [{}])
+            for source in self.sets
+        ]
+
+
+def several_sets(results: Sequence[Results]) -> bool:
+    """Return whether the results are of more than one data set."""
+    return len(set(map(_source, results))) > 1
+
+
+def table_of_sets(results: Sequence[Results]) -> Cells:
+    """Return a table of base-to-new or few-shot results on several data sets, with a block for each figure.
+
+    Cells are empty where a method has no results; then its average is empty too. Raises AdaptError for another
+    protocol, different protocols or backbones, and two results of a method on a data set.
+    """
+    grid = _Grid(results)
+    rows: list[TableRow] = [[figure_of(results[0]), "", *_names(grid.sets), "average"]]
+    for case in grid.cases:
+        known = {grid.baseline: grid.baselines(case)} | {method: grid.raw(case, method) for method in grid.methods}
+        rows += [
+            [title, case.name, *(case.value([raw]) for raw in sets), case.value(sets)] for title, sets in known.items()
+        ]
+        rows.append([])
+    return rows[:-1]
+
+
+def curves(results: Sequence[Results]) -> dict[str, dict[str, Curve]]:
+    """Return few-shot accuracies by data set, method and shots; the first line of each data set is the baseline.
+
+    The first of several data sets is their average, of the methods that have results on all, if there are any. Raises
+    AdaptError as `table_of_sets` does.
+    """
+    grid = _Grid(results)
+    sets = dict(zip(_names(grid.sets), range(len(grid.sets)), strict=True))
+    panels = {name: slice(place, place + 1) for name, place in sets.items()}
+    if len(sets) > 1:
+        panels = {"average": slice(None)} | panels
+    lines = {grid.baseline: grid.baselines} | {method: partial(grid.raw, method=method) for method in grid.methods}
+    drawn: dict[str, dict[str, Curve]] = {}
+    for name, own in panels.items():
+        drawn[name] = {}
+        for title, raw in lines.items():
+            values = {case.shots or 0: case.value(raw(case)[own]) for case in grid.cases}
+            drawn[name][title] = {shots: value for shots, value in values.items() if isinstance(value, Value)}
+    return {name: lines for name, lines in drawn.items() if any(lines.values())}
+
+
+def differences(results: Sequence[Results], against: str) -> Cells:
+    """Return the mean differences of the methods from the method `against`, with p values of paired t-tests.
+
+    A pair is the same seed on the same data set. The p values are two-sided, and not corrected for many methods; there
+    is none if all differences are equal. Raises AdaptError for an unknown method, and if there is no pair at all.
+    """
+    from scipy.stats import ttest_rel
+
+    grid = _Grid(results)
+    if against not in grid.methods:
+        raise AdaptError(f"there is no row {against!r} to compare with; {nearest(against, grid.methods)}")
+    rows: list[TableRow] = [[f"minus {against}", "", "points", "p", "pairs"]]
+    for case in grid.cases:
+        for method in grid.methods:
+            if method == against:
+                continue
+            pairs = [
+                (case.joined([own[seed] for own in one]), case.joined([own[seed] for own in other]))
+                for one, other in zip(grid.raw(case, method), grid.raw(case, against), strict=True)
+                for seed in sorted(one[0].keys() & other[0].keys())
+            ]
+            apart = [one - other for one, other in pairs]
+            points = f"{100 * mean(apart):+.2f}" if apart else ""
+            tested = len(apart) > 1 and stdev(apart) > SAME
+            p = f"{float(ttest_rel(*zip(*pairs, strict=True)).pvalue):.2g}" if tested else ""
+            rows.append([method, case.name, points, p, str(len(pairs))])
+    if rows[1:] and all(pairs == "0" for *_, pairs in rows[1:]):
+        raise AdaptError(
+            f"{against} and the other methods have no seed in common at the same shots on the same data: run them "
+            "with the same --seeds and --shots"
+        )
+    return rows
+
+
+def _cases(results: Sequence[Results]) -> list[_Case]:
+    protocol = results[0]["protocol"]
+    if protocol == "base_to_new":
+        return [_Case("base", ("base",)), _Case("new", ("new",)), _Case("harmonic", ("base", "new"))]
+    if protocol == "few_shot":
+        shots = sorted({int(row["shots"]) for each in results for row in each["runs"]})
+        return [_Case(f"{each} shots" if each > 1 else "1 shot", ("test",), each) for each in shots]
+    raise AdaptError(
+        f"tables over data sets, and differences, are of few-shot or base-to-new results, not of {protocol}"
+    )
+
+
+def _titles_over_sets(results: Sequence[Results]) -> list[str]:
+    """Return a title for each result: the method's name, and settings by which it has several on one data set.
+
+    Settings that differ from data set to data set, such as templates, do not count.
+    """
+    methods = [dict(each["recipe"]["method"]) for each in results]
+    titles = []
+    for own in methods:
+        of_sets: dict[str, list[dict[str, object]]] = {}
+        for each, method in zip(results, methods, strict=True):
+            if method["name"] == own["name"]:
+                of_sets.setdefault(_source(each), []).append(method)
+        keys = sorted(
+            {
+                key
+                for same in of_sets.values()
+                for method in same
+                for key in method
+                if any(other.get(key) != method[key] for other in same)
+            }
+        )
+        settings = ", ".join(f"{key}={own[key]}" for key in keys if key in own) or "defaults"
+        titles.append(f"{own['name']} ({settings})" if keys else str(own["name"]))
+    return titles
+
+
+def _source(results: Results) -> str:
+    """Return the name of the data set, or the absolute path of a folder or file."""
+    source = str(results["recipe"]["data"]["source"])
+    return os.path.abspath(source) if os.path.exists(source) else source.rstrip("/")
+
+
+def _described(results: Results) -> str:
+    figure = figure_of(results) or "accuracy"
+    shots = f" at {results['recipe']['data'].get('shots')} shots" if results["protocol"] == "base_to_new" else ""
+    return f"{results['protocol']}{shots} with {results['recipe']['backbone']}, by {figure}"
+
+
+def _names(sources: Sequence[str]) -> list[str]:
+    """Return short names of data sets: the last part of a path, or the last two if several have the same."""
+    names = [data_set(source) or Path(source).name for source in sources]
+    return [
+        "/".join(Path(source).parts[-2:]) if names.count(name) > 1 else name
+        for source, name in zip(sources, names, strict=True)
+    ]

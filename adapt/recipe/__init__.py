@@ -58,14 +58,14 @@ class DataSection(StrictModel):
 
         return check_template(value)
 
-    def load(self, unseen: bool = False) -> Split:
+    def load(self, unseen: bool = False, note: bool = False) -> Split:
         """Return the data set with all images and classes, before shots are sampled and classes are divided.
 
-        With `unseen`, classes may have no training image.
+        With `unseen`, classes may have no training image. With `note`, a warning counts the files that are passed over.
         """
         from adapt.data.readers import load
 
-        split = load(self.source, self.root, self.names, unseen)
+        split = load(self.source, self.root, self.names, unseen, note)
         split = split if self.exif is None else split.turning(self.exif == "turned")
         return split if self.leave_out is None else split.leaving_out(self.leave_out)
 

@@ -25,8 +25,8 @@ from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.data.item import Item
 from adapt.formats import tensor_file
-from adapt.methods.base.space import Projects, Space, space_of
-from adapt.methods.base.traits import has_trait, owns_prompts
+from adapt.methods.base.space import Space, space_of
+from adapt.methods.base.traits import Projects, has_trait, owns_prompts
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
 

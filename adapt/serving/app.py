@@ -12,28 +12,51 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from adapt.common.errors import AdaptError
 from adapt.common.version import __version__
 from adapt.serving.adapters import NoSuchAdapter, NotAllowed, ServedAdapters, TooManyAdapters
-from adapt.serving.admission import Admission, Crowded, Limits
-from adapt.serving.chat_messages import ChatRequest, Completion, ModelCard, ModelCards
-from adapt.serving.conversing import FAILED, ChatCompletions
-from adapt.serving.messages import (
-    AdapterCard,
-    AdapterName,
-    Asking,
-    Health,
-    ImagesAnswered,
-    ImagesInJson,
-    LoadAdapter,
-)
-from adapt.serving.middleware import Around, Counted
-from adapt.serving.predicting import Predictions
-from adapt.serving.reading import TooManyPixels
-from adapt.serving.web import Guard, Mistaken, Problem, page, problem
+from adapt.serving.admission import Admission, Crowded, Limits, TooManyPixels
+from adapt.serving.chat_requests import FAILED, ChatCompletions, ChatRequest, Completion, ModelCard, ModelCards
+from adapt.serving.predict_requests import Asking, ImagesAnswered, ImagesInJson, Message, Predictions
+from adapt.serving.web import Around, Counted, Guard, Mistaken, Problem, page, problem
 from adapt.serving.worker import Worker
+
+
+class LoadAdapter(Message):
+    """A request to load an adapter, given by its path in the server's folder and an optional name."""
+
+    path: str = Field(min_length=1, max_length=1000)
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+
+
+class AdapterName(Message):
+    """The name of a loaded adapter."""
+
+    name: str
+
+
+class AdapterCard(BaseModel):
+    """The description of a loaded adapter."""
+
+    name: str
+    method: str
+    backbone: str | None
+    classes: list[str]
+    """The classes that `/predict` answers with; none if the adapter answers in words alone."""
+    chats: bool
+    """Whether it answers in words."""
+    default: bool
+
+
+class Health(BaseModel):
+    """The server's state, which is `ok` or `stuck`, and its numbers of loaded adapters and of waiting requests."""
+
+    status: str
+    adapters: int
+    waiting: int
 
 
 @dataclass(frozen=True)
@@ -45,27 +68,28 @@ class Work:
     conversations: ChatCompletions
 
     @property
+    def _workers(self) -> tuple[Worker[Any], ...]:
+        """The threads that decode images, and those that run models."""
+        models = self.predictions.batcher, self.predictions.native_batcher, self.conversations.talker
+        return self.admission.readers, *models
+
+    @property
     def waiting(self) -> int:
         """The number of requests that wait for an image-decoding thread or for a model."""
-        return len(self.admission.readers) + sum(map(len, self._models))
+        return sum(map(len, self._workers))
 
     @property
     def stuck(self) -> bool:
         """Whether decoding an image, a pass of a model or a token exceeds the time limit of a request."""
-        longest = max(thread.longest() for thread in self._models)
-        return max(longest, self.admission.readers.longest()) > self.admission.limits.seconds
-
-    @property
-    def _models(self) -> tuple[Worker[Any], ...]:
-        """The threads that run models."""
-        return self.predictions.batcher, self.predictions.native_batcher, self.conversations.talker
+        return max(worker.longest() for worker in self._workers) > self.admission.limits.seconds
 
     def close(self, seconds: float) -> None:
         """Stop decoding images, and answer the requests that already wait for a model, for at most `seconds`."""
-        self.admission.readers.close()
+        readers, *models = self._workers
+        readers.close(0)
         ends = time.monotonic() + seconds
-        for thread in self._models:
-            thread.close(max(0.0, ends - time.monotonic()))
+        for worker in models:
+            worker.close(max(0.0, ends - time.monotonic()))
 
 
 # other mistakes: 422

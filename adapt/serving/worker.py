@@ -1,4 +1,4 @@
-"""Threads that run models, one for the requests in its queue, and the team of OpenMP threads of each.
+"""Threads that answer the requests in a queue, by a model or by decoding, and teams of OpenMP threads.
 
 OpenMP (GNU's, which torch brings) gives a team of threads to each thread that computes. Between two operations of a
 pass, a team spins for GOMP_SPINCOUNT turns. With more threads than processors, a team spins for only a hundred turns,
@@ -51,38 +51,44 @@ Waiting = TypeVar("Waiting")
 class Worker(Generic[Waiting]):
     """The base class of such threads, called `name`, whose `_run` takes requests from `_queue` under `_changed`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, threads: int = 1) -> None:
         self._queue: deque[Waiting] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._begun: float | None = None  # when the present pass of the model began
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._begun: dict[int, float] = {}  # by thread, when its present pass of the model, or image, began
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def __len__(self) -> int:
         """Return the number of requests that wait in the queue."""
         return len(self._queue)
 
-    def _put(self, waiting: Waiting) -> None:
-        """Queue a request. Raises RuntimeError if the worker is closed."""
+    def ask(self, waiting: Waiting) -> Waiting:
+        """Queue a request, and return it. Raises RuntimeError if the worker is closed."""
         with self._changed:
             if self._closed:
-                raise RuntimeError(f"the thread {self._thread.name} is closed")
+                raise RuntimeError(f"the thread {self._threads[0].name} is closed")
             self._queue.append(waiting)
-            self._changed.notify()
+            self._changed.notify_all()
+        return waiting
 
     def longest(self) -> float:
-        """Return the time in seconds since the present pass began, or 0 if no pass is running."""
-        begun = self._begun
-        return 0.0 if begun is None else time.monotonic() - begun
+        """Return the longest time in seconds since a thread began its present pass or image, or 0 if all are idle."""
+        begun = list(self._begun.values())
+        return time.monotonic() - min(begun) if begun else 0.0
 
     def close(self, seconds: float | None = None) -> None:
-        """Refuse new requests, answer the queued ones, and wait at most `seconds` for the thread to end."""
+        """Refuse new requests, and wait at most `seconds` for each thread to end, as the class says."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(seconds)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(seconds)
+
+    def _begin(self) -> None:
+        self._begun[threading.get_ident()] = time.monotonic()
 
     def _run(self) -> None:
-        """Answer requests until the worker is closed and its queue is empty."""
+        """Answer requests until the worker is closed and, unless the class says otherwise, its queue is empty."""
         raise NotImplementedError

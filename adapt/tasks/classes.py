@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import Cell, NamedLabel, Task, filled, labels_of, number
+from adapt.data.item import Cell, Item, NamedLabel, filled, labels_of, number
+from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapt.data.item import Item
-    from adapt.data.split import Split
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method
@@ -50,14 +49,14 @@ class Classes(Task):
     def lacks_label(self, cells: Mapping[str, Cell]) -> bool:
         return not cells["label"]
 
-    def check(self, split: Split) -> None:
+    def check(self, items: Sequence[Item], name: str) -> None:
         known: dict[bool, Item] = {}
-        for item in split.items():
+        for item in items:
             if isinstance(item.label, Class):
                 known.setdefault(item.label.overlap is not None, item)
         if len(known) == 2:
             raise AdaptError(
-                f"data {split.name!r}: {known[True].name!r} has an overlap, but {known[False].name!r} has no overlap: "
+                f"data {name!r}: {known[True].name!r} has an overlap, but {known[False].name!r} has no overlap: "
                 "give an overlap for every item, or for no item"
             )
 

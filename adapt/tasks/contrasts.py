@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import Cell, labels_of
+from adapt.data.item import Cell, Item, labels_of
 from adapt.tasks.preferences import Preference, Preferences
 
 if TYPE_CHECKING:
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.models.base import Adapted
@@ -54,14 +53,13 @@ class Contrasts(Preferences):
         return images[:half], images[half:]
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
-        from adapt.models.native_vlm import ChatModel
         from adapt.models.svco import ContrastStep
 
         others = [label.rejected for label in labels_of(items, Contrast)]
-        return ContrastStep(cast("ChatModel", model), inputs, others).of(self, items)
+        return ContrastStep(model, inputs, others).of(self, items)
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.pair_scores import scored_pairs
+        from adapt.evaluation.free_text import scored_pairs
         from adapt.models.svco import margins
 
         def compared(step: ContrastStep) -> list[tuple[float, float]]:

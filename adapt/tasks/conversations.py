@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.common.shown import spread
-from adapt.tasks.base import Cell, Label, Task, labels_of
+from adapt.data.item import Cell, Item, Label, labels_of
+from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method

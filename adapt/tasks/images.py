@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import Cell, Label, Task
+from adapt.data.item import Cell, Item, Label
+from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step

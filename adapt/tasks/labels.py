@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import SEPARATOR, Cell, Label, Task
+from adapt.common.shown import SEPARATOR
+from adapt.data.item import Cell, Item, Label
+from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Terms

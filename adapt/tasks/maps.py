@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapt.tasks.base import Cell, NamedLabel, Task, filled, optional
+from adapt.data.item import Cell, Item, NamedLabel, filled, optional
+from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.models.base import Adapted

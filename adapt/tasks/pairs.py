@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import Cell, Label, Task, filled, labels_of, optional
+from adapt.data.item import Cell, Item, Label, filled, labels_of, optional
+from adapt.tasks.base import Task
 from adapt.tasks.images import Unlabelled
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Step

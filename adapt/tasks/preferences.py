@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar
 
 from adapt.common.errors import AdaptError
-from adapt.tasks.base import Cell, filled, labels_of
+from adapt.data.item import Cell, Item, filled, labels_of
 from adapt.tasks.conversations import Conversation, Conversations
 
 if TYPE_CHECKING:
     from adapt.chats import Chat
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step, Terms
@@ -75,10 +74,9 @@ class Preferences(Conversations):
 
     def step(self, model: Adapted, items: Sequence[Item], inputs: object) -> ChatStep:
         from adapt.models.dpo import PreferenceStep
-        from adapt.models.native_vlm import ChatModel
 
         rejected = [label.rejected for label in labels_of(items, Preference)]
-        return PreferenceStep(cast("ChatModel", model), inputs, rejected).of(self, items)
+        return PreferenceStep(model, inputs, rejected).of(self, items)
 
     def prepare(self, training: Training) -> None:
         from adapt.models.dpo import refer
@@ -89,6 +87,6 @@ class Preferences(Conversations):
         return {self._loss: getattr(step, self._loss)}
 
     def score(self, model: Adapted, items: Sequence[Item], inference: Inference) -> Scores:
-        from adapt.evaluation.pair_scores import scored_pairs
+        from adapt.evaluation.free_text import scored_pairs
 
         return scored_pairs(items, inference.of_batches(model, items, lambda step: step.sums.cpu().tolist()))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapt.chats import Chat
-from adapt.tasks.base import Cell, NamedLabel, Task, filled, labels_of
+from adapt.data.item import Cell, Item, NamedLabel, filled, labels_of
+from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method, Step

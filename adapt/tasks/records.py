@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from adapt.tasks.base import Cell, Label, optional
+from adapt.data.item import Cell, Label, optional
 from adapt.tasks.pairs import Pair, Pairs
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import first_of
-from adapt.tasks.base import Cell, NamedLabel, Task, labels_of, number, optional
+from adapt.data.item import Cell, Item, NamedLabel, labels_of, number, optional
+from adapt.tasks.base import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adapt.data.item import Item
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
     from adapt.methods.base import Method

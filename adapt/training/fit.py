@@ -22,6 +22,7 @@ from adapt.data.bags import has_bags
 from adapt.data.check import without_copies
 from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
+from adapt.formats.adapter import NAME
 from adapt.models.base import Adapted
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.features import keeps_features
@@ -34,7 +35,7 @@ from adapt.training.fitting import Fitting
 from adapt.training.loop import Length, Trainer, epoch_weights
 from adapt.training.plan import TrainingPlan, planned
 from adapt.training.result import Result, reproducible
-from adapt.training.run import Journal, Run
+from adapt.training.run import PICKS, Journal, Run
 from adapt.training.step_memory import check_memory
 
 logger = logging.getLogger("adapt")
@@ -163,11 +164,11 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         metrics["summary"] = scores.summary()
     adapter = None
     if run is not None:
-        adapter = model.save(run.adapter)
-        write_csv(run.picks, _picks(plan.train_set))
+        adapter = model.save(run.path / NAME)
+        write_csv(run.path / PICKS, _picks(plan.train_set))
         if scores is not None:  # details grow with images and classes: not for the adapter's header
-            write_csv(run.predictions, scores.rows())
-            keep_examples(model, scores, run.explanations)
+            write_csv(run.path / "predictions.csv", scores.rows())
+            keep_examples(model, scores, run.path / "explanations.json")
             metrics["adapted"] = scores.figures() | scores.details()
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)

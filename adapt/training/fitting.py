@@ -21,8 +21,8 @@ from adapt.common.disk import write_text
 from adapt.common.errors import AdaptError
 from adapt.common.progress import LogEntry, Progress, counting_bar, training_bar
 from adapt.common.validation import explain
-from adapt.data.folds import folds, kept_and_held
 from adapt.data.item import Item
+from adapt.data.split import folds, kept_and_held
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores

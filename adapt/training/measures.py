@@ -19,8 +19,8 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
 from adapt.data.bags import has_bags, singles
-from adapt.data.folds import usual_count
 from adapt.data.item import Item
+from adapt.data.split import usual_count
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.methods.base import Encoded, ImageStep

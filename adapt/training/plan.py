@@ -15,9 +15,8 @@ from adapt import methods, tasks
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.data.bags import BagPooling, has_bags, singles
-from adapt.data.folds import folds
 from adapt.data.item import Item, items_id
-from adapt.data.split import are_turned
+from adapt.data.split import are_turned, folds
 from adapt.methods.base import Method, trait
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import PoolsBags, Stream, chosen_setting, has_trait, needs_labels, reads_unlabelled
@@ -30,10 +29,8 @@ from adapt.training.loop import precision_on
 from adapt.training.processes import ALONE, Processes, dividing, processes_on
 
 logger = logging.getLogger("adapt")
-CALIBRATION_FOLDS = (
-    3,
-    16,
-)  # the fewest and the most; in many, a model learns from nearly as many images as the final one
+# the fewest, and the most: in many folds a model learns from nearly as many images as the final one
+CALIBRATION_FOLDS = 3, 16
 
 
 @dataclass(frozen=True)

@@ -94,22 +94,6 @@ class Run:
         return self.path / "checkpoint.safetensors"
 
     @property
-    def adapter(self) -> Path:
-        return self.path / "adapter.safetensors"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.csv"
-
-    @property
-    def explanations(self) -> Path:
-        return self.path / "explanations.json"
-
-    @property
-    def picks(self) -> Path:
-        return self.path / PICKS
-
-    @property
     def tracking(self) -> Path:
         return self.path / "tracking.json"
 

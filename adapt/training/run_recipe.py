@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from adapt import tasks
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.common.devices import chosen, keeping_rng
@@ -18,7 +19,6 @@ from adapt.common.progress import counting_bar
 from adapt.common.shown import shown
 from adapt.data.check import without_broken, without_copies
 from adapt.data.readers import folder_of
-from adapt.data.readers.passed_over import note_passed_over
 from adapt.data.split import Split
 from adapt.methods.base.traits import LearnsUnseen, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted
@@ -52,14 +52,14 @@ def listed_data(recipe: Recipe, unlabelled: bool = False, known: Collection[str]
     Raises AdaptError if there are no training images, or if the method cannot learn from the data.
     """
     method = recipe.new_method()
-    split = recipe.data.load(bool(known) or has_trait(method, LearnsUnseen) or not needs_labels(method))
-    note_passed_over(recipe.data.source, split)
+    unseen = bool(known) or has_trait(method, LearnsUnseen) or not needs_labels(method)
+    split = recipe.data.load(unseen, note=True)
     if not (split.train or (split.unlabelled and not needs_labels(method))):
         raise AdaptError(f"{recipe.data.source} has no training images: give data with training images")
     if split.ratios is not None:  # it came without parts: what was cut off for validation is for training too
         split = replace(split, train=split.train + split.val, val=())
     split = whole = with_validation(split, recipe)
-    check_learned(method, split.task, shown(split.name))
+    check_learned(method, tasks.of(split.items()), shown(split.name))
     if recipe.data.shots is not None and split.class_names and split.train:
         split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
         _note_short(split, recipe.data.shots, known)
@@ -164,8 +164,9 @@ def build_for(split: Split, recipe: Recipe, backbone: Backbone) -> Adapted:
 
     The error comes before those of the method, which may need parts that only other kinds of backbones have.
     """
-    split.task.check_backbone(backbone)
-    return build(recipe, split.task.class_names_for(backbone.kind, split.class_names), backbone)
+    task = tasks.of(split.items())
+    task.check_backbone(backbone)
+    return build(recipe, task.class_names_for(backbone.kind, split.class_names), backbone)
 
 
 def backbone_of(recipe: Recipe) -> Backbone:
@@ -188,7 +189,7 @@ def run_recipe(
     sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
-    folder = folder_of(recipe.data.source)
+    folder = folder_of(recipe.data.source) if out is not None and Path(out).is_dir() else None
     if out is not None and folder is not None and Path(out).resolve() == Path(folder).resolve():
         raise AdaptError(f"{out} is the folder of the data; expected a folder for the run: choose another --out (out=)")
     main = processes_on(chosen(recipe.device)).main

@@ -21,7 +21,7 @@ from selection import by_turns
 import adapt
 from adapt import AdaptError
 from adapt.choosing import compare
-from adapt.choosing import recommend as module
+from adapt.choosing import recommendation as module
 from adapt.choosing.candidates import candidates
 from adapt.choosing.compare import Compared
 from adapt.cli import main

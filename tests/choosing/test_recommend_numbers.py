@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import adapt
-from adapt.choosing import recommend as module
+from adapt.choosing import recommendation as module
 from adapt.choosing.candidates import candidates
 from adapt.cli import main
 from adapt.evaluation.numbers import GradedScores

@@ -11,7 +11,7 @@ import torch
 from selection import by_turns
 
 import adapt
-from adapt.cli import export as command
+from adapt.cli import formats as command
 from adapt.common.shown import readable_bytes
 from adapt.data import open_image
 from adapt.formats.export import FORMS

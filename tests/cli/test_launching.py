@@ -12,7 +12,7 @@ import pytest
 from fake_accelerators import pretend
 
 from adapt import AdaptError
-from adapt.cli import launching
+from adapt.cli import train
 
 Start = Callable[..., None]
 
@@ -40,7 +40,7 @@ def test_each_process_is_told_its_place(programs: Start, tmp_path: Path) -> None
     place = f"{str(tmp_path)!r} + '/' + os.environ['RANK']"
     told = f"import os; open({place}, 'w').write(repr([os.environ[name] for name in {names}]))"
     programs(told, told)
-    assert launching.launched(2, "auto") == 0
+    assert train.launched(2, "auto") == 0
     assert (tmp_path / "0").read_text() == "['0', '0', '2', '127.0.0.1']"
     assert (tmp_path / "1").read_text() == "['1', '1', '2', '127.0.0.1']"
 
@@ -48,7 +48,7 @@ def test_each_process_is_told_its_place(programs: Start, tmp_path: Path) -> None
 def test_the_main_one_speaks(programs: Start, capfd: pytest.CaptureFixture[str]) -> None:
     speak = "import os, sys; print(os.environ['RANK'], 'done'); print('Error: no', file=sys.stderr); sys.exit(2)"
     programs(speak, speak)
-    assert launching.launched(2, "cpu") == 2
+    assert train.launched(2, "cpu") == 2
     said = capfd.readouterr()
     assert (said.out, said.err) == ("0 done\n", "Error: no\n")
 
@@ -56,10 +56,10 @@ def test_the_main_one_speaks(programs: Start, capfd: pytest.CaptureFixture[str])
 def test_one_that_fails_ends_those_that_wait_for_it(
     programs: Start, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(launching, "GRACE", 0.1)
+    monkeypatch.setattr(train, "GRACE", 0.1)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60); "
     programs(deaf + f"open({str(tmp_path / 'waited')!r}, 'w')", "import sys; sys.exit('Error: of the other')")
-    assert launching.launched(2, "cpu") == 1
+    assert train.launched(2, "cpu") == 1
     assert not (tmp_path / "waited").exists()
     assert capfd.readouterr().err == "Error: of the other\n"
 
@@ -69,7 +69,7 @@ def test_a_signal_reaches_each_once(programs: Start) -> None:
     waits = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); "
     asks = "import os; time.sleep(0.5); os.kill(os.getppid(), signal.SIGINT); "
     programs(waits + "time.sleep(60)", waits + asks + "time.sleep(60)")
-    assert launching.launched(2, "cpu") == launching.STOPPED
+    assert train.launched(2, "cpu") == train.STOPPED
 
 
 def test_processes_that_would_share_an_accelerator_are_refused(
@@ -77,8 +77,8 @@ def test_processes_that_would_share_an_accelerator_are_refused(
 ) -> None:
     pretend(monkeypatch, 2)
     with pytest.raises(AdaptError, match="--processes 3 needs 3 accelerators, but there are only 2: give at most 2"):
-        launching.launched(3, "auto")
+        train.launched(3, "auto")
     with pytest.raises(
         AdaptError, match="--device cuda:1 is a single device, but --processes 2 needs one device per process"
     ):
-        launching.launched(2, "cuda:1")
+        train.launched(2, "cuda:1")

@@ -144,10 +144,10 @@ def test_a_wrong_blend_is_refused_before_any_is_measured(run, refused, adapter: 
 
 def test_the_backbone_is_said_first_and_what_a_bundled_one_does_not_know(run, five_classes: Path) -> None:
     """Every command takes the recipes' backbone for the data where none is named."""
-    from adapt.cli.options import default_backbone
+    from adapt.cli.options import say_backbone
 
-    assert default_backbone("emoji") == "mini-clip"
-    assert default_backbone(str(five_classes)) == "open_clip:ViT-B-16-quickgelu/openai"
+    assert say_backbone(None, "emoji") == "mini-clip"
+    assert say_backbone(None, str(five_classes)) == "open_clip:ViT-B-16-quickgelu/openai"
     assert run("zeroshot", "--data", "emoji@noto").stderr.splitlines()[0] == "backbone   mini-clip"
     said = run("zeroshot", "--data", five_classes, "--backbone", "mini-clip").stderr.splitlines()
     assert said[0] == "backbone   mini-clip"

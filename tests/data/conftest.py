@@ -66,7 +66,7 @@ def emoji_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 entries.append(entry | {"split": split, "held_out": held_out})
         index = {"styles": _STYLES, "classes": ["animal mammal", "food fruit"], "items": entries}
         file.writestr("index.json", json.dumps(index))
-    monkeypatch.setattr("adapt.data.emoji.archive.ARCHIVE", archive)
+    monkeypatch.setattr("adapt.data.emoji.bundled.ARCHIVE", archive)
     return archive
 
 

@@ -14,8 +14,7 @@ from adapt.data import load
 from adapt.data.bags import singles, sizes
 from adapt.data.checks import copies, look
 from adapt.data.decoding.image_set import loader
-from adapt.data.folds import folds
-from adapt.data.split import carve
+from adapt.data.split import carve, folds
 
 ROWS = [f"{name}-{number}-{view}.png,{name},{name} {number}" for name in "ab" for number in range(6) for view in "xyz"]
 

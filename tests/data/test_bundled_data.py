@@ -9,7 +9,7 @@ import pytest
 from adapt.common.errors import AdaptError
 from adapt.data import Split, load, open_image
 from adapt.data.decoding.files import read_bytes
-from adapt.data.emoji import archive, bundled
+from adapt.data.emoji import bundled
 
 
 def _members(split: Split) -> list[list[str]]:
@@ -56,12 +56,12 @@ def test_an_unknown_style_is_refused(emoji_zip: Path) -> None:
 
 
 def test_a_missing_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "ARCHIVE", tmp_path / "emoji.zip")
+    monkeypatch.setattr(bundled, "ARCHIVE", tmp_path / "emoji.zip")
     with pytest.raises(AdaptError, match=r"emoji.zip' is missing: install adapt again"):
         load("emoji")
 
 
-@pytest.mark.skipif(not archive.ARCHIVE.is_file(), reason="the bundled set is not built yet")
+@pytest.mark.skipif(not bundled.ARCHIVE.is_file(), reason="the bundled set is not built yet")
 def test_the_real_set_gives_sixteen_shots_of_every_group_and_has_new_concepts() -> None:
     few = load("emoji").few_shot(16, seed=1)
     assert len(few.train) == 16 * len(few.class_names)
@@ -71,7 +71,7 @@ def test_the_real_set_gives_sixteen_shots_of_every_group_and_has_new_concepts() 
     base, new = bundled.concept_names()
     assert concepts.class_names == base + new
     assert new
-    assert all(item.domain == archive.UNSEEN_STYLE for item in concepts.test)
+    assert all(item.domain == bundled.UNSEEN_STYLE for item in concepts.test)
     for item in (concepts.train[0], concepts.test[-1]):
         assert open_image(item).size == (64, 64)
 

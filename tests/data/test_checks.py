@@ -17,7 +17,6 @@ from adapt.common.errors import AdaptError
 from adapt.data import Item, Split, checks, load, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding import pictures
-from adapt.data.readers.passed_over import note_passed_over
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +178,8 @@ def test_data_without_training_images_says_so(tmp_path: Path) -> None:
 
 def test_the_log_has_one_line_of_what_is_passed_over(strange: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "adapt"):
-        note_passed_over(strange, load(strange))
-        note_passed_over(strange / "test", load(strange / "test"))
-        note_passed_over("emoji", load("emoji"))
+        for source in (strange, strange / "test", "emoji"):
+            load(source, note=True)
     assert caplog.messages == [
         "pets: 4 files that look like pictures are passed over: 1 .png, 1 .txt, 1 .cr2, 1 without a suffix. "
         "`adapt data check` names them"

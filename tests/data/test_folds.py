@@ -10,7 +10,7 @@ import torch
 
 from adapt import AdaptError
 from adapt.data import Item, Split
-from adapt.data.folds import folds, parts
+from adapt.data.split import folds, parts
 from adapt.evaluation.scores import standard_error
 
 

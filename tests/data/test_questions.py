@@ -16,7 +16,7 @@ from adapt.common.errors import AdaptError
 from adapt.data import FeatureCache, Item, Split, load, loader, open_image
 from adapt.data.check import broken_images
 from adapt.data.decoding.files import read_bytes
-from adapt.data.emoji import archive, bundled, questions
+from adapt.data.emoji import bundled, questions
 from adapt.data.emoji.scenes import Scene
 from adapt.data.item import items_id
 
@@ -71,7 +71,7 @@ def test_a_test_drawing_is_in_no_other_part(split: Split) -> None:
     assert not unseen & _drawings(split.train)
     assert not unseen & _drawings(split.val)
     assert len(unseen) == len(questions.concepts()) == 51
-    assert not any(archive.UNSEEN_STYLE in path for path in unseen | _drawings(split.train))
+    assert not any(bundled.UNSEEN_STYLE in path for path in unseen | _drawings(split.train))
 
 
 def test_parts_of_one_style_have_other_scenes_of_the_same_drawings() -> None:
@@ -82,8 +82,8 @@ def test_parts_of_one_style_have_other_scenes_of_the_same_drawings() -> None:
 
 
 def test_it_is_drawn_the_same_every_time(split: Split) -> None:
-    again = questions._scenes.__wrapped__(SET, archive.ARCHIVE)
-    assert again == questions._scenes(SET, archive.ARCHIVE)
+    again = questions._scenes.__wrapped__(SET, bundled.ARCHIVE)
+    assert again == questions._scenes(SET, bundled.ARCHIVE)
     assert split.fingerprint == "db6814918baaa8aa"
     item = split.train[0]
     assert item.path == "emoji-questions.scenes!train/00000.png"

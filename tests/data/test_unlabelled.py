@@ -13,7 +13,7 @@ from adapt.cli import main
 from adapt.common.errors import AdaptError
 from adapt.data import Item, Split, load
 from adapt.data.check import without_broken, without_copies
-from adapt.data.folds import folds, parts
+from adapt.data.split import folds, parts
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import listed_data
 

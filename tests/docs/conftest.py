@@ -8,16 +8,17 @@ from pathlib import Path
 import pages
 import pytest
 
-from adapt import data, methods, tasks
+from adapt import data, methods
 from adapt.backbones import families
 from adapt.data import readers
+from adapt.data.item import TASKS
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory: `photo.png`, `scene.png`, and `photos/` with ten images of each of two classes."""
-    for seam in (families, readers, tasks, methods):
-        monkeypatch.setattr(seam._listing, "_registered", {})
+    for listing in (families._listing, readers._listing, TASKS, methods._listing):
+        monkeypatch.setattr(listing, "_registered", {})
     monkeypatch.chdir(tmp_path)
     for stored, called in (("example", "photo"), ("scene", "scene")):
         shutil.copy(pages.ROOT / "notebooks" / f"{stored}.png", f"{called}.png")

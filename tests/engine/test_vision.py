@@ -18,6 +18,7 @@ from adapt import AdaptError, Backbone
 from adapt.edits import After, Attention, Bypass, Edit, Outputs, Parallel, Replace, Tokens
 from adapt.engine import vision
 from adapt.engine.hooks import run
+from adapt.engine.plan import plan
 from adapt.methods import LoRA, ZeroShot
 
 LAST = {"open_clip": 2, "hf_clip": 2, "open_clip_timm": 1, "hf_siglip": 1}  # block
@@ -139,10 +140,10 @@ def test_blocks_before_tokens_enter_are_as_ever(open_clip: Backbone) -> None:
     """They have no graph, and may be computed once for all steps; the last one computes what is read."""
     tower = open_clip.tower("vision")
     asked = [Tokens(torch.randn(5, 192), 2, enters=True), Outputs(lambda outputs: None)]
-    assert vision.first_edited(tower, asked) == 2
+    assert vision.first_edited(tower, plan(tower, asked)) == 2
     expected = vision.encode(open_clip, noise(), asked)
     inputs = vision.block_inputs(open_clip, 2, noise())
-    assert torch.equal(vision.encode_from(open_clip, 2, inputs, asked), expected)
+    assert torch.equal(vision.encode(open_clip, inputs, asked, begun=2), expected)
     with Products() as counted, torch.no_grad():
         vision.encode(open_clip, noise(1), asked)
     assert counted.rows == [17] * 8 + [17 + 5] + [1 + 5] * 4 + [1]
@@ -156,10 +157,10 @@ def test_a_module_after_the_blocks_gets_all_tokens_and_begins_where_they_are_com
     tokens = vision.tokens(open_clip, noise(), [After(mixing)])
     assert torch.equal(tokens, vision.tokens(open_clip, noise(), []))  # those before the module
     assert [scaled(each, tokens) < 1e-6 for each in seen] == [True]
-    begun = vision.first_edited(tower, [After(mixing)])
+    begun = vision.first_edited(tower, plan(tower, [After(mixing)]))
     assert begun == LAST["open_clip"]
     inputs = vision.block_inputs(open_clip, begun, noise())
-    assert scaled(vision.encode_from(open_clip, begun, inputs, [After(mixing)]), expected) < 1e-6
+    assert scaled(vision.encode(open_clip, inputs, [After(mixing)], begun=begun), expected) < 1e-6
 
 
 def test_a_module_after_the_blocks_gets_images_first(open_clip: Backbone) -> None:

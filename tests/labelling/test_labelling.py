@@ -17,8 +17,7 @@ from adapt.cli import main
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
 from adapt.data import load
-from adapt.labelling.annotations import Annotation, applied
-from adapt.labelling.labelling import Labelling
+from adapt.labelling.labelling import Annotation, Labelling, applied
 from adapt.labelling.server import create_label_app
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import read_data, run_recipe

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapt.labelling import proposing
-from adapt.labelling.proposing import most_useful, uncertainty
+from adapt.labelling import proposals
+from adapt.labelling.proposals import most_useful, uncertainty
 
 
 def groups(*sizes: int, spread: float = 0.05) -> Tensor:
@@ -50,7 +50,7 @@ def test_of_equal_groups_the_uncertain_one_comes_first() -> None:
 
 def test_weights_go_from_certain_to_undecided() -> None:
     weights = uncertainty(torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.6, 0.4, 0.0]]))
-    assert weights.allclose(torch.tensor([proposing.CERTAIN, 1.0, 1 - (1 - proposing.CERTAIN) * 0.2]))
+    assert weights.allclose(torch.tensor([proposals.CERTAIN, 1.0, 1 - (1 - proposals.CERTAIN) * 0.2]))
     assert uncertainty(torch.ones(4, 1)).tolist() == [1.0] * 4
 
 

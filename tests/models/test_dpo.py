@@ -16,7 +16,7 @@ from adapt import AdaptError
 from adapt.chats import Chat
 from adapt.data import Item
 from adapt.evaluation.evaluate import evaluate
-from adapt.evaluation.pair_scores import PairScores
+from adapt.evaluation.free_text import PairScores
 from adapt.methods import DAS, Compose
 from adapt.models.dpo import PreferenceStep, Reference
 from adapt.models.native_vlm import ChatModel

@@ -23,9 +23,8 @@ import adapt
 from adapt import AdaptError, methods
 from adapt.cli import main
 from adapt.data import Split
-from adapt.methods.base import Method, Training, plugins
-from adapt.protocols.protocol import base_to_new
-from adapt.protocols.run_protocol import run_protocol
+from adapt.methods.base import Method, Training
+from adapt.protocols.protocol import base_to_new, run_protocol
 from adapt.recipe import build_recipe, read_recipe
 from adapt.recipe.shipped import known_recipes
 
@@ -57,7 +56,7 @@ def test_a_package_ships_recipes(package: None, install: Install, tmp_path: Path
 @pytest.fixture(autouse=True)
 def _nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods._listing, "_registered", {})
-    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(methods, "_plugins", {})
 
 
 def test_an_installed_method_trains_resumes_saves_and_loads(
@@ -196,7 +195,7 @@ def test_a_file_may_import_those_beside_it(tmp_path: Path, monkeypatch: pytest.M
         f"import starts_of_mine\n{SOURCE}\nShift.example = {{'start': starts_of_mine.START}}\n"
         "def later():\n    from ends_of_mine import END\n    return END\nShift.later = staticmethod(later)\n"
     )
-    plugins.load([tmp_path / "mine.py"])
+    methods.run_plugins([tmp_path / "mine.py"])
     assert methods.find("shift").example == {"start": 0.25}
     assert methods.find("shift").later() == 0.5
 

@@ -11,6 +11,7 @@ import adapt
 from adapt import tasks
 from adapt.backbones import families
 from adapt.data import readers
+from adapt.data.item import _NEEDS, TASKS
 from adapt.methods.base import KINDS
 from adapt.models import wrap
 
@@ -61,8 +62,9 @@ def test_the_readers_asked_are_those_that_claim_data(data: list[str]) -> None:
 
 
 def test_the_columns_that_tasks_need_are_in_the_table() -> None:
-    files = tasks._listing.files()
-    assert {task.name: task.needs for task in tasks._all() if task.needs and task.name in files} == tasks._NEEDS
+    files = TASKS.files()
+    known = map(tasks.named, tasks.names())
+    assert {task.name: task.needs for task in known if task.needs and task.name in files} == _NEEDS
 
 
 def test_there_is_a_model_for_every_kind_of_backbone() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from adapt.protocols.run_page import MOST_CLASSES, ConfusionCell, confusions
+from adapt.protocols.report import MOST_CLASSES, ConfusionCell, confusions
 
 
 def rows(*answers: tuple[str, str, int]) -> list[dict[str, str]]:

@@ -23,7 +23,7 @@ from adapt import AdaptError
 from adapt.protocols import engines
 from adapt.protocols import protocol as protocols
 from adapt.protocols.engines import Engine
-from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.protocol import run_protocol
 from adapt.protocols.runs import PlannedRun, Row
 from adapt.recipe import Recipe
 

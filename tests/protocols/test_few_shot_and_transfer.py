@@ -22,7 +22,7 @@ from adapt.data import Item, Split, read_folder
 from adapt.data.item import items_id
 from adapt.protocols import protocol as protocols
 from adapt.protocols.plain_runs import plain_table, read_run
-from adapt.protocols.run_protocol import run_protocol, summaries
+from adapt.protocols.protocol import run_protocol, summaries
 from adapt.protocols.runs import Target
 from adapt.protocols.tables import table
 from adapt.recipe import DataSection, Recipe, build_recipe

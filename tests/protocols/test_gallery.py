@@ -14,8 +14,7 @@ from PIL import Image
 from adapt import AdaptError
 from adapt.common.disk import write_csv
 from adapt.data import Split
-from adapt.protocols.report import report
-from adapt.protocols.run_page import MOST_PICTURES, THUMBNAIL, galleries
+from adapt.protocols.report import MOST_PICTURES, THUMBNAIL, galleries, report
 from adapt.recipe import Recipe
 from adapt.training.run_recipe import run_recipe
 

@@ -16,7 +16,7 @@ from PIL import Image
 from adapt import AdaptError
 from adapt.data import load
 from adapt.protocols import protocol as protocols
-from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.protocol import run_protocol
 from adapt.protocols.tables import read_results, table
 from adapt.recipe import DataSection, Recipe, build_recipe
 

@@ -16,7 +16,7 @@ from adapt.data import Split
 from adapt.evaluation.evaluate import evaluate
 from adapt.formats.adapter import read_header
 from adapt.protocols import protocol as protocols
-from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.protocol import run_protocol
 from adapt.protocols.tables import read_results, table
 from adapt.recipe import DataSection, Recipe
 

@@ -19,8 +19,7 @@ from adapt import AdaptError, methods
 from adapt.data import Split
 from adapt.data.item import items_id
 from adapt.protocols import protocol as protocols
-from adapt.protocols.protocol import harmonic
-from adapt.protocols.run_protocol import run_protocol, summaries
+from adapt.protocols.protocol import harmonic, run_protocol, summaries
 from adapt.recipe import Recipe, build_recipe
 from adapt.training.run_recipe import read_data
 

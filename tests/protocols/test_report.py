@@ -18,9 +18,8 @@ from adapt import AdaptError
 from adapt.common.disk import write_csv
 from adapt.data import Split
 from adapt.protocols import protocol as protocols
-from adapt.protocols.report import report
-from adapt.protocols.run_page import WORST_ERRORS, _worst_errors
-from adapt.protocols.run_protocol import run_protocol
+from adapt.protocols.protocol import run_protocol
+from adapt.protocols.report import WORST_ERRORS, _worst_errors, report
 from adapt.recipe import Recipe, build_recipe
 from adapt.training.run_recipe import run_recipe
 

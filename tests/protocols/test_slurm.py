@@ -16,8 +16,7 @@ from click.testing import CliRunner
 
 from adapt import AdaptError, methods
 from adapt.cli import main
-from adapt.methods.base import plugins
-from adapt.protocols import engines, slurm
+from adapt.protocols import engines
 from adapt.protocols import protocol as protocols
 from adapt.protocols.engines import Engine
 from adapt.protocols.runs import PlannedRun, is_finished
@@ -43,7 +42,7 @@ class Mortal(CoOp):
 def _no_methods_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a plug-in registers is forgotten after the test."""
     monkeypatch.setattr(methods._listing, "_registered", {})
-    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(methods, "_plugins", {})
 
 
 SLURM = ["--engine", "slurm", "--sbatch", "cpus-per-task=1"]
@@ -73,7 +72,7 @@ def test_a_run_whose_process_is_killed_goes_on_and_the_table_is_the_same(
     """Of a pool of processes, of the stand-in for SLURM, and of the executor that submitit has for this machine."""
     if engine == "submitit":
         submitit = pytest.importorskip("submitit")  # whose local jobs take no options of sbatch
-        monkeypatch.setattr(slurm, "_executor", lambda folder, at_once, options: submitit.LocalExecutor(folder))
+        monkeypatch.setattr(engines, "_executor", lambda folder, at_once, options: submitit.LocalExecutor(folder))
     plugin, name = tmp_path / f"{engine}.py", f"mortal_{engine}"
     plugin.write_text(MORTAL.replace("NAME", name))
     recipe = raw | {"method": {"name": name, "n_ctx": 2}}
@@ -141,8 +140,8 @@ class Executor:
 
 def given(monkeypatch: pytest.MonkeyPatch, runs: list[PlannedRun], out: Path, *ends: Any) -> tuple[Executor, Any]:
     executor = Executor(*ends)
-    monkeypatch.setattr(slurm, "_executor", lambda *arguments: executor)
-    return executor, slurm.rows(lambda run, out: {}, runs, (), out, 1, {})
+    monkeypatch.setattr(engines, "_executor", lambda *arguments: executor)
+    return executor, Engine("slurm", sbatch=THREAD).rows(runs, out)
 
 
 def test_a_job_that_died_three_times_is_given_up(

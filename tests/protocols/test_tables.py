@@ -15,8 +15,7 @@ from adapt.data.readers import published as data_sets
 from adapt.protocols import papers as published
 from adapt.protocols.protocol import PAPERS_TARGETS, harmonic
 from adapt.protocols.reproduction import ZERO_SHOT_TOLERANCE
-from adapt.protocols.table_formats import as_csv, as_markdown, as_text
-from adapt.protocols.tables import read_results, table, titles
+from adapt.protocols.tables import as_csv, as_markdown, as_text, read_results, table, titles
 
 FIGURES = Path(__file__).parent / "papers_figures.md"
 METHODS = ("CLIP zero-shot", "CoOp", "CoCoOp", "MaPLe", "PromptSRC")

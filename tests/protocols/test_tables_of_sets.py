@@ -15,8 +15,17 @@ from scipy.stats import ttest_rel
 from adapt.common.errors import AdaptError
 from adapt.protocols import plots
 from adapt.protocols.protocol import harmonic
-from adapt.protocols.table_formats import Value, as_latex, as_markdown, as_numbers, as_text
-from adapt.protocols.tables_of_sets import curves, differences, several_sets, table_of_sets
+from adapt.protocols.tables import (
+    Value,
+    as_latex,
+    as_markdown,
+    as_numbers,
+    as_text,
+    curves,
+    differences,
+    several_sets,
+    table_of_sets,
+)
 
 
 def halves(source: str, name: str, *runs: tuple[float, float], zero: float = 0.3, **method: Any) -> dict[str, Any]:

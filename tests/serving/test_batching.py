@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adapt.models.prediction import Query
-from adapt.serving.batching import Asked, Batcher
+from adapt.serving.predict_requests import Asked, Batcher
 
 
 class Adapters:
@@ -38,9 +38,9 @@ def adapters() -> Adapters:
 def test_those_that_wait_go_together_in_parts_of_the_most(adapters: Adapters) -> None:
     passed: list[int] = []
     batcher = Batcher(4, passed.append)
-    first = batcher.ask(asked(adapters, "a"))
+    first = batcher.ask(asked(adapters, "a")).answer
     assert adapters.begun.wait(30)
-    rest = [batcher.ask(asked(adapters, *each)) for each in ("bc", "d", "e", "fgh", "i")]
+    rest = [batcher.ask(asked(adapters, *each)).answer for each in ("bc", "d", "e", "fgh", "i")]
     adapters.go.set()
     assert [list(each.result(30)) for each in (first, *rest)] == [
         list(each) for each in ("a", "bc", "d", "e", "fgh", "i")
@@ -53,7 +53,7 @@ def test_a_request_of_more_than_the_most_is_answered_in_parts(adapters: Adapters
     passed: list[int] = []
     batcher = Batcher(2, passed.append)
     adapters.go.set()
-    assert batcher.ask(asked(adapters, *"abcde")).result(30) == [*"abcde"]
+    assert batcher.ask(asked(adapters, *"abcde")).answer.result(30) == [*"abcde"]
     assert adapters.sizes == passed == [2, 2, 1]
     batcher.close()
 
@@ -61,9 +61,9 @@ def test_a_request_of_more_than_the_most_is_answered_in_parts(adapters: Adapters
 def test_other_adapters_and_other_wishes_go_by_themselves(adapters: Adapters) -> None:
     batcher, other = Batcher(9), Adapters()
     other.go.set()
-    first = batcher.ask(asked(adapters, "a"))
+    first = batcher.ask(asked(adapters, "a")).answer
     assert adapters.begun.wait(30)
-    rest = [batcher.ask(each) for each in (asked(other, "b"), asked(adapters, "c", top_k=2), asked(other, "d"))]
+    rest = [batcher.ask(each).answer for each in (asked(other, "b"), asked(adapters, "c", top_k=2), asked(other, "d"))]
     adapters.go.set()
     assert [each.result(30) for each in (first, *rest)] == [["a"], ["b"], ["c"], ["d"]]
     assert (adapters.sizes, other.sizes) == ([1, 1], [2])
@@ -72,9 +72,9 @@ def test_other_adapters_and_other_wishes_go_by_themselves(adapters: Adapters) ->
 
 def test_those_that_gave_up_are_left_out(adapters: Adapters) -> None:
     batcher = Batcher(4)
-    first = batcher.ask(asked(adapters, "a"))
+    first = batcher.ask(asked(adapters, "a")).answer
     assert adapters.begun.wait(30)
-    given_up, kept = batcher.ask(asked(adapters, "b")), batcher.ask(asked(adapters, "c"))
+    given_up, kept = batcher.ask(asked(adapters, "b")).answer, batcher.ask(asked(adapters, "c")).answer
     assert len(batcher) == 2
     assert given_up.cancel()
     adapters.go.set()
@@ -87,7 +87,7 @@ def test_those_that_gave_up_are_left_out(adapters: Adapters) -> None:
 
 def test_closing_answers_what_waits_and_takes_no_more(adapters: Adapters) -> None:
     batcher = Batcher(4)
-    answers = [batcher.ask(asked(adapters, each)) for each in "abc"]
+    answers = [batcher.ask(asked(adapters, each)).answer for each in "abc"]
     adapters.go.set()
     batcher.close()
     assert [each.result(0) for each in answers] == [["a"], ["b"], ["c"]]

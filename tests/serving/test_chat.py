@@ -32,11 +32,12 @@ from adapt.methods import ZeroShot
 from adapt.models import native_vlm
 from adapt.models.native_vlm import ChatModel
 from adapt.models.ongoing import OngoingAnswers
-from adapt.serving import talking
+from adapt.serving import chat_worker
 from adapt.serving.adapters import Served, ServedAdapters
 from adapt.serving.admission import Limits
 from adapt.serving.app import create_app
-from adapt.serving.talking import Choosing, Delta, Question, Talker
+from adapt.serving.chat_worker import Choosing, Delta, Question, Talker
+from adapt.serving.worker import Worker
 
 KIND = "qwen2_5_vl"
 QUESTIONS = ["what is it?", "how many are there?", "is there a circle?", "colour?"]
@@ -309,7 +310,7 @@ def test_a_seed_draws_the_same_answer_also_beside_others(served: ServedAdapters)
 def test_draws_have_the_probabilities_of_the_model(models: dict[str, ChatModel]) -> None:
     """Ten thousand first tokens at a temperature, in the top share of them."""
     asked = question(models["first"], "what?", 1, lambda delta: None, temperature=2.0, top_p=0.85, seed=0)
-    answer, logits = talking._Answer(asked), torch.tensor([2.0, 1.0, 0.0, -1.0, -9.0])
+    answer, logits = chat_worker._Answer(asked), torch.tensor([2.0, 1.0, 0.0, -1.0, -9.0])
     drawn = torch.stack([answer.scores(logits).argmax() for _ in range(10_000)]).bincount(minlength=5) / 10_000
     expected = torch.tensor([1.0, 0.5, 0.0, -0.5]).softmax(0)
     kept = expected[:3] / expected[:3].sum()  # the first two have 0.73 of all, the first three 0.896
@@ -357,13 +358,13 @@ def test_what_takes_too_long_ends(client: Callable[..., TestClient], monkeypatch
     assert sent.get("/healthz").status_code == 503
     held.go.set()
 
-    usual = talking._Answer.add
+    usual = chat_worker._Answer.add
 
     def slow(self: Any, token: int) -> None:
         usual(self, token)
         time.sleep(0.2)
 
-    monkeypatch.setattr(talking._Answer, "add", slow)
+    monkeypatch.setattr(chat_worker._Answer, "add", slow)
     events = post(client(seconds=3.0), user("what?"), stream=True, max_tokens=50).text.split("\n\n")
     assert json.loads(events[-2].removeprefix("data: "))["error"]["message"] == "there was no answer within 3 seconds"
 
@@ -465,7 +466,7 @@ def test_large_pictures_wait_as_the_model_reads_them(
     expected = post(client(), asked).json()["choices"]
     waited: list[Question] = []
     monkeypatch.setattr(native_vlm, "_LARGE", 24 * 24)
-    monkeypatch.setattr(Talker, "ask", lambda self, question: (waited.append(question), self._put(question)))
+    monkeypatch.setattr(Talker, "ask", lambda self, question: (waited.append(question), Worker.ask(self, question)))
     assert post(client(), asked).json()["choices"] == expected
     [question] = waited
     assert [(type(image).__name__, image.size) for image in question.images] == [
@@ -480,7 +481,7 @@ def test_chats_shut_no_classification_out(
     classifier = adapt.wrap(open_clip, ZeroShot(), ("cat", "dog")).eval()
     served = ServedAdapters.__new__(ServedAdapters)
     served.now = Served({"first": models["first"], "clip": classifier}, "clip")
-    held = hold(monkeypatch, Talker, "_step")
+    held = hold(monkeypatch, Talker, "_begin")
     content = BytesIO()
     pictures()[0].save(content, "PNG")
     with TestClient(create_app(served, Limits(requests=1))) as sent, ThreadPoolExecutor(1) as pool:
@@ -512,7 +513,7 @@ def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]
 
     def short(delta: Delta) -> None:
         if delta.finish:
-            ended.append(f"short after {begun[-1] // talking._TURN} turns")
+            ended.append(f"short after {begun[-1] // chat_worker._TURN} turns")
 
     talker.ask(question(models["first"], "what is it?", 400, long))
     assert first.wait(30)
@@ -522,7 +523,7 @@ def test_a_long_answer_does_not_hold_up_a_short_one(models: dict[str, ChatModel]
     talker.close(30)
     assert ended[-1] == "long"
     turns = int(ended[0].split()[2])
-    assert turns <= at // talking._TURN + 2
+    assert turns <= at // chat_worker._TURN + 2
 
 
 def test_many_long_answers_do_not_hold_up_a_short_one(models: dict[str, ChatModel]) -> None:
@@ -565,9 +566,9 @@ def test_what_nobody_waits_for_is_not_generated(models: dict[str, ChatModel]) ->
     class Counted(Talker):
         steps = 0
 
-        def _step(self) -> None:
+        def _begin(self) -> None:
             self.steps += 1
-            super()._step()
+            super()._begin()
 
     talker = Counted()
     asked = question(models["first"], "what is it?", 400, lambda delta: None)
@@ -605,7 +606,7 @@ def test_pieces_are_the_answers_words_also_where_the_tokenizer_joins_them() -> N
     model: Any = adapt.wrap(bundled, ZeroShot()).eval()
     tokenizer = model.backbone.tokenizer
     heard: list[Any] = []
-    answer = talking._Answer(question(model, "what?", 20, heard.append))
+    answer = chat_worker._Answer(question(model, "what?", 20, heard.append))
     ids = tokenizer("it is a dolphin . two , or three ?", add_special_tokens=False)["input_ids"]
     for token in [*ids, model.ends[0]]:
         answer.add(token)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import adapt
-from adapt.serving import reading
-from adapt.serving.reading import ImageReaders, pixels_of
+from adapt.serving import admission
+from adapt.serving.admission import ImageReaders, pixels_of
 
 
 class Gate:
@@ -37,30 +37,30 @@ def gate() -> Gate:
 @pytest.fixture
 def readers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageReaders]:
     """Two, one of which takes no part of more than 10."""
-    monkeypatch.setattr(reading, "processors", lambda: 1)
+    monkeypatch.setattr(admission, "processors", lambda: 1)
     opened = ImageReaders(small=10)
     yield opened
     opened.close()
 
 
 def test_what_is_found_comes_in_order_and_the_first_error_ends_it(readers: ImageReaders, gate: Gate) -> None:
-    assert readers.ask("abc", [1, 99, 3], gate.look).result(30) == ["A", "B", "C"]
+    assert readers.read("abc", [1, 99, 3], gate.look).result(30) == ["A", "B", "C"]
 
     def fails(part: str) -> str:
         gate.look(part)
         raise adapt.AdaptError(f"no {part}")
 
     with pytest.raises(adapt.AdaptError, match="no d"):
-        readers.ask("de", [1, 1], fails).result(30)
+        readers.read("de", [1, 1], fails).result(30)
     assert gate.seen == ["a", "b", "c", "d"]
 
 
 def test_of_which_least_is_left_goes_first(readers: ImageReaders, gate: Gate) -> None:
     for size in (99, 1):
-        readers.ask(["wait"], [size], gate.look)
+        readers.read(["wait"], [size], gate.look)
         assert gate.begun.acquire(timeout=30)
     rest = [
-        readers.ask(parts, sizes, gate.look)
+        readers.read(parts, sizes, gate.look)
         for parts, sizes in ((["x", "y"], [50, 50]), (["a", "b"], [20, 40]), (["c"], [30]))
     ]
     assert len(readers) == 3
@@ -71,33 +71,33 @@ def test_of_which_least_is_left_goes_first(readers: ImageReaders, gate: Gate) ->
 
 
 def test_large_ones_leave_a_thread_for_small_ones(readers: ImageReaders, gate: Gate) -> None:
-    large = [readers.ask(["wait", "rest"], [99, 99], gate.look) for _ in range(3)]
+    large = [readers.read(["wait", "rest"], [99, 99], gate.look) for _ in range(3)]
     assert gate.begun.acquire(timeout=30)
-    assert readers.ask("s", [10], gate.look).result(30) == ["S"]
+    assert readers.read("s", [10], gate.look).result(30) == ["S"]
     assert gate.seen == ["wait", "s"]
     gate.open.set()
     assert [each.result(30) for each in large] == [["WAIT", "REST"]] * 3
 
 
 def test_what_is_given_up_ends_at_the_next_image(readers: ImageReaders, gate: Gate) -> None:
-    given_up = readers.ask(["wait", "b", "c"], [99, 99, 99], gate.look)
+    given_up = readers.read(["wait", "b", "c"], [99, 99, 99], gate.look)
     assert gate.begun.acquire(timeout=30)
-    waiting = readers.ask("d", [99], gate.look)
+    waiting = readers.read("d", [99], gate.look)
     assert given_up.cancel()
     assert waiting.cancel()
     gate.open.set()
-    assert readers.ask("e", [99], gate.look).result(30) == ["E"]
+    assert readers.read("e", [99], gate.look).result(30) == ["E"]
     assert gate.seen == ["wait", "e"]
 
 
 def test_it_says_for_how_long_a_thread_has_been_at_an_image(readers: ImageReaders, gate: Gate) -> None:
     assert readers.longest() == 0
-    done = readers.ask(["wait"], [1], gate.look)
+    done = readers.read(["wait"], [1], gate.look)
     assert gate.begun.acquire(timeout=30)
     assert readers.longest() > 0
     gate.open.set()
     done.result(30)
-    readers.ask("ab", [99, 99], gate.look).result(30)
+    readers.read("ab", [99, 99], gate.look).result(30)
     readers.close()
 
 
@@ -118,10 +118,10 @@ def test_pixels_are_counted_by_the_header() -> None:
 
 def test_scans_of_a_jpeg_are_counted_but_not_those_of_its_thumbnail() -> None:
     plain, progressive = _jpeg(), _jpeg(progressive=True)
-    assert [reading._scans(each) for each in (plain, progressive)] == [1, 6]
+    assert [admission._scans(each) for each in (plain, progressive)] == [1, 6]
     thumbnail = b"\xff\xe1" + (len(progressive) + 2).to_bytes(2) + progressive
     inside = plain[:2] + thumbnail + plain[2:] + progressive  # and a second picture behind the first, as in MPO
-    assert reading._scans(inside) == 1
+    assert admission._scans(inside) == 1
     last, end = progressive.rfind(b"\xff\xda"), progressive.rfind(b"\xff\xd9")
     many = progressive[:end] + progressive[last:end] * 26 + progressive[end:]
     assert pixels_of(many, "a") == 64 * 32

@@ -79,7 +79,7 @@ def test_what_is_kept_is_what_the_block_reads(make_model, tiny_split) -> None:
 def test_an_edit_of_an_earlier_block_is_refused(make_model) -> None:
     backbone = make_model("lora", **LATE).backbone
     with pytest.raises(AdaptError, match="inputs of vision block 2, but block 1 before it is edited"):
-        vision.encode_from(backbone, 2, torch.zeros(1, 17, 192), [Parallel(1, "mlp", torch.nn.Linear(192, 192))])
+        vision.encode(backbone, torch.zeros(1, 17, 192), [Parallel(1, "mlp", torch.nn.Linear(192, 192))], begun=2)
 
 
 def test_a_batch_of_block_inputs_has_no_images(make_model) -> None:

@@ -17,9 +17,8 @@ from small_trainings import SETTINGS
 import adapt
 from adapt import AdaptedModel, AdaptError, methods
 from adapt.data import Split
-from adapt.data.bags import Bags, singles
+from adapt.data.bags import Bags, bag_mean, bag_softmax, singles
 from adapt.data.item import Item
-from adapt.data.pooling import bag_mean, bag_softmax
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.methods.base import Encoded

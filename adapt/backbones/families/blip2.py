@@ -37,7 +37,6 @@ class Blip2(Family):
                 "name or folder to adapt.load_backbone, with a language model behind it, as in hf:BLIP2+hf:LLM"
             )
         return Eyes(
-            encode_image=model,
             model=model,
             towers={"vision": query_tower(model.qformer)},
             tokenizer=processor.tokenizer,

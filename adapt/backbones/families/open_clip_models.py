@@ -31,11 +31,8 @@ from adapt.common.shown import first_of
 
 if TYPE_CHECKING:
     import torch
-    from open_clip import CLIP, CustomTextCLIP
-    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     from adapt.backbones.base import Backbone
-    from adapt.backbones.preprocess import Transform
 
 logger = logging.getLogger("adapt")
 
@@ -140,29 +137,20 @@ def _pretrained(spec: str, name: str) -> Backbone:
     config = open_clip.get_model_config(architecture)
     check_configuration(config, f"open_clip's configuration of {architecture}")
     with hub.asked_once() if pretrained in tags else nullcontext() as silence:
-        model, tokenizer, preprocess = _parts(architecture, pretrained, config["text_cfg"], silence)
+        try:
+            with _without_notes(), no_questions():
+                model, _, preprocess = open_clip.create_model_and_transforms(
+                    architecture, pretrained=pretrained or None, pretrained_text=False, weights_only=True
+                )
+                tokenizer = open_clip.get_tokenizer(architecture, **_tokenizer_options(config["text_cfg"]))
+        except (*library_errors(), *errors_of_data(), *OF_PICKLES) as error:
+            raise needs_code(error, architecture) or AdaptError(
+                f"the weights {pretrained!r} of {architecture} are damaged, or are not on this machine and cannot be "
+                f"downloaded: {silence or reason(error)}. Connect to the internet, give a weight file as "
+                f"open_clip:{architecture}/FILE or a local folder, {OFFLINE}"
+            ) from error
     _warn_of_activation(architecture, pretrained, bool(config.get("quick_gelu")))
     return openclip.build(model.eval(), tokenizer, preprocess, name, config)
-
-
-def _parts(
-    architecture: str, pretrained: str, text: JsonObject, silence: str | None
-) -> tuple[CLIP | CustomTextCLIP, SimpleTokenizer | HFTokenizer, Transform]:
-    """Load and return an open_clip model, tokenizer and transform; `silence` says why the hub cannot be reached."""
-    import open_clip
-
-    try:
-        with _without_notes(), no_questions():
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                architecture, pretrained=pretrained or None, pretrained_text=False, weights_only=True
-            )
-            return model, open_clip.get_tokenizer(architecture, **_tokenizer_options(text)), preprocess
-    except (*library_errors(), *errors_of_data(), *OF_PICKLES) as error:
-        raise needs_code(error, architecture) or AdaptError(
-            f"the weights {pretrained!r} of {architecture} are damaged, or are not on this machine and cannot be "
-            f"downloaded: {silence or reason(error)}. Connect to the internet, give a weight file as "
-            f"open_clip:{architecture}/FILE or a local folder, {OFFLINE}"
-        ) from error
 
 
 def _warn_of_activation(architecture: str, pretrained: str, quick: bool) -> None:

@@ -46,7 +46,7 @@ def _bound(pixels: Any, most: int) -> dict[str, object]:
 
 
 def _block(layer: Any) -> Block:
-    from adapt.backbones.decoder import mlp_projections
+    from adapt.backbones.decoder import mlp_projections, submodule_of
     from adapt.backbones.tower import Block, Projection, Site, fused_qkv
 
     attn, mlp = layer.attn, layer.mlp
@@ -56,7 +56,7 @@ def _block(layer: Any) -> Block:
         attn=attn,
         norm1=layer.norm1,
         norm2=layer.norm2,
-        act=next(getattr(mlp, each) for each in ("act_fn", "act") if hasattr(mlp, each)),
+        act=submodule_of(mlp, "act_fn", "act"),
         projections=attention | mlp_projections(mlp),
         sites={"attn": Site(layer.norm1, attn), "mlp": Site(layer.norm2, mlp)},
         mlp=mlp,

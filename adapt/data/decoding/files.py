@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from adapt.common.disk import check_regular, open_regular, read_bounded
 from adapt.common.errors import AdaptError, missing
-from adapt.data.decoding import inline
 from adapt.data.decoding.pictures import RATIO
 
 if TYPE_CHECKING:
@@ -298,20 +297,20 @@ def tar_member(archive: str, member: str) -> bytes:
         return file.read(length)
 
 
-def _drawing(module: str, container: str, member: str) -> bytes:
-    spec, _ = os.path.splitext(container)
-    content: bytes = import_module(f"adapt.data.emoji.{module}").png(spec, member)
+def _elsewhere(module: str, name: str, container: str, member: str) -> bytes:
+    """Return what the function `name` of a module beside, which is imported when asked for, returns for a member."""
+    content: bytes = getattr(import_module(f"adapt.data.{module}"), name)(container, member)
     return content
 
 
 _CONTAINERS: dict[str, Callable[[str, str], bytes]] = {  # by suffix; each is called with a container and a member
     ".zip": _zip_member,
     ".arrow": _arrow_cell,
-    ".scenes": partial(_drawing, "questions"),
-    ".defects": partial(_drawing, "defects"),
+    ".scenes": partial(_elsewhere, "emoji.questions", "png"),
+    ".defects": partial(_elsewhere, "emoji.defects", "png"),
     ".tar": tar_member,
-    ".jsonl": inline.read_member,
-    ".json": inline.read_member,
+    ".jsonl": partial(_elsewhere, "decoding.inline", "read_member"),
+    ".json": partial(_elsewhere, "decoding.inline", "read_member"),
 }
 
 

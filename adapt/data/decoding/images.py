@@ -15,12 +15,13 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.files import Box, check_form, check_inside, is_address, open_file, parted
 from adapt.data.decoding.pictures import check_size, decoded, naming, opened, size_of, to_rgb
-from adapt.data.item import Item
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from adapt.data.item import Item
 
     Pixels = NDArray[np.generic] | Tensor
 
@@ -147,7 +148,7 @@ def each_of(images: object) -> Iterable[object]:
 
     Raises AdaptError if `images` is of any other type.
     """
-    single = (str, os.PathLike, Image.Image, Item, *_BYTES)
+    single = (str, os.PathLike, Image.Image, *_BYTES)
     several = is_array(images) and (  # stacked along the first axis, or of objects such as paths
         images.ndim > 3 or (images.ndim > 0 and getattr(images.dtype, "kind", None) in _NO_PIXELS)
     )
@@ -182,7 +183,7 @@ def image_sizes(item: Item) -> list[tuple[int, int]]:
     return sizes
 
 
-def check_image(source: Item | str | os.PathLike[str], turned: bool = False) -> None:
+def check_image(source: str | os.PathLike[str], turned: bool = False) -> None:
     """Raise AdaptError if `open_image` could not open an image; the check takes less time and memory than opening.
 
     A JPEG is decoded at an eighth of its size, which reads all of its data. An image above the size limit is refused by
@@ -208,10 +209,6 @@ def _parted(source: object) -> tuple[str, Box | None]:
 
 
 def _path(source: object) -> str:
-    if isinstance(source, Item) and not source.path:
-        raise AdaptError(f"the item with the text {source.text!r} has no image: give an item with an image")
-    if isinstance(source, Item):
-        return source.path
     if not isinstance(source, str | os.PathLike):
         raise AdaptError(f"{brief(source)} is not an image; expected {ACCEPTED}")
     return str(os.fspath(source))

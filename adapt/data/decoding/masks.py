@@ -22,13 +22,7 @@ NORMAL = "normal"  # the usual name of the class of intact images
 
 def check_masks(items: Sequence[Item], turned: bool = False) -> None:
     """Raise AdaptError, naming the mask, if a mask of `items` is missing, is not an image, or has the wrong size."""
-    for item in items:
-        check_mask(item, turned)
-
-
-def check_mask(item: Item, turned: bool = False) -> None:
-    """Raise AdaptError if `item` has a mask that is missing, is not an image, or differs in size from its image."""
-    for path in item.label.files:
+    for item, path in [(each, path) for each in items for path in each.label.files]:
         if (image := image_size(item.path, turned)) == (mask := image_size(path, turned)):
             continue
         fits_stored = image_size(item.path, False) == mask

@@ -1,4 +1,4 @@
-"""The names of the bundled data sets of emoji, and their readers; drawings are in one zip beside this file.
+"""The names of the bundled data sets of emoji, and their readers; drawings are in a zip with an index beside this file.
 
 Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 
@@ -24,21 +24,23 @@ Names marked with (@) also exist in a single drawing style, as `NAME@STYLE`.
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Literal, TypedDict
 
 from adapt.common.errors import AdaptError, nearest
-from adapt.data.decoding.files import zip_root
-from adapt.data.emoji import archive
-from adapt.data.emoji.archive import UNSEEN_STYLE, DrawnItem, index
-from adapt.data.item import Item
+from adapt.data.decoding.files import read_bytes, zip_root
+from adapt.data.item import Item, Label
 from adapt.data.split import Split
-from adapt.tasks import Label
 
+ARCHIVE = Path(__file__).with_name("emoji.zip")
+UNSEEN_STYLE = "fluent-3d"
 _GROUPS, _CONCEPTS, _TEXTS, _RECORDS = "emoji", "emoji-concepts", "emoji-texts", "emoji-records"
 LISTED_BY = "`adapt data list`"  # the command that lists the names
 _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of the texts in emoji-texts
@@ -56,6 +58,33 @@ _AT_STYLES = {  # which also exist in single styles: the module beside this one 
     "emoji-defects": "defects",
     "emoji-labels": "questions",
 }
+
+
+DrawnItem = TypedDict(
+    "DrawnItem",
+    {"file": str, "concept": str, "class": str | None, "style": str, "split": str, "held_out": bool},
+)
+
+
+class DrawingIndex(TypedDict):
+    """The contents of index.json in the zip: drawing styles, classes, and a `DrawnItem` for each drawing."""
+
+    styles: list[str]
+    classes: list[str]
+    items: list[DrawnItem]
+
+
+def index() -> DrawingIndex:
+    """Return the index of the bundled drawings: "styles", "classes", and "items", one record for each drawing."""
+    return _index(ARCHIVE)
+
+
+@lru_cache(maxsize=2)
+def _index(archive: Path) -> DrawingIndex:
+    if not archive.is_file():
+        raise AdaptError(f"the bundled data set {str(archive)!r} is missing: install adapt again")
+    content: DrawingIndex = json.loads(read_bytes(zip_root(archive) + "index.json"))
+    return content
 
 
 def is_bundled(spec: str) -> bool:
@@ -89,7 +118,7 @@ def read_bundled(spec: str) -> Split:
         entries = index()["items"]
         train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept")
         test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept")
-        return Split(_CONCEPTS, base + new, train, (), test, root=zip_root(archive.ARCHIVE))
+        return Split(_CONCEPTS, base + new, train, (), test, root=zip_root(ARCHIVE))
     if spec == _RECORDS:
         return _records(spec)
     if spec in (_GROUPS, _TEXTS, *_IN_ITEMS):
@@ -122,11 +151,11 @@ def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
     def part(name: str) -> tuple[Item, ...]:
         return _items([entry for entry in entries if entry["split"] == name], "class")
 
-    return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(archive.ARCHIVE))
+    return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(ARCHIVE))
 
 
 def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:
-    root = zip_root(archive.ARCHIVE)
+    root = zip_root(ARCHIVE)
     return tuple(
         Item.of(path=root + entry["file"], label=entry[field], domain=entry["style"], group=entry["concept"])
         for entry in entries
@@ -141,7 +170,7 @@ def _in_clutter(images: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, ...]]:
     drawn = [entry for entry in index()["items"] if entry["class"] is None and entry["style"] != UNSEEN_STYLE]
     concepts = sorted({entry["concept"] for entry in drawn})
     Random(0).shuffle(concepts)
-    root = zip_root(archive.ARCHIVE)
+    root = zip_root(ARCHIVE)
     for number, part in enumerate(images):
         own = set(concepts[number::3])
         others = [root + entry["file"] for entry in drawn if entry["concept"] in own]
@@ -171,16 +200,16 @@ def _records(spec: str) -> Split:
     Train, val and test have different concepts. Test includes concepts that the backbone never saw, and drawings in
     the unseen style.
     """
-    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in archive.index()["items"]}
+    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
     known = sorted(concept for concept, held in held_out.items() if not held)
     Random(spec).shuffle(known)  # parts are drawn by the name of the set
     ends = [round(share * len(known)) for share in (_TRAINING, _TRAINING + _VALIDATION)]
     part_of = dict.fromkeys(held_out, "test") | dict.fromkeys(known[: ends[0]], "train")
     part_of |= dict.fromkeys(known[ends[0] : ends[1]], "val")
-    root, items = zip_root(archive.ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
-    for entry in archive.index()["items"]:
+    root, items = zip_root(ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
+    for entry in index()["items"]:
         concept, style = entry["concept"], entry["style"]
-        if style == archive.UNSEEN_STYLE and part_of[concept] != "test":
+        if style == UNSEEN_STYLE and part_of[concept] != "test":
             continue
         text = misread(concept, Random(f"{spec}/{entry['file']}"))
         item = Item.of(path=root + entry["file"], text=text, entity=concept, domain=style)

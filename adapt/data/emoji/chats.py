@@ -13,14 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from adapt import tasks
 from adapt.chats import Chat
 from adapt.data.emoji import questions
 from adapt.data.emoji.questions import with_article
 from adapt.data.emoji.scenes import MOST, Scene
-from adapt.data.item import Item
+from adapt.data.item import Cell, Item, reading
 from adapt.data.split import Split
-from adapt.tasks.base import Cell
 
 MORE = "which one has more?"
 FIRST, SECOND, NEITHER = "the first", "the second", "neither"
@@ -55,7 +53,9 @@ def _conversations(spec: str) -> Split:
     copies: dict[str, list[tuple[str, Scene]]] = {part: [] for part in questions.PARTS}
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        yield _item((path,), about_one(scene, number), style)
+        asked = list(questions.asked(scene))
+        start = number % len(asked)
+        yield _item((path,), _chat([*asked[start:], *asked[:start]], 1), style)
         if scene.kind != "several":
             return
         earlier = copies[path.rpartition("!")[2].partition("/")[0]]
@@ -83,7 +83,7 @@ def _paired(items: Sequence[Item]) -> Iterator[Item]:
         if wrong is not None:
             chat = item.task.chat(item, "")
             cells: dict[str, Cell] = {"chat": chat, "rejected": wrong}
-            yield item.labelled(tasks.reading(frozenset(cells)).read(cells, item.path))
+            yield item.labelled(reading(frozenset(cells)).read(cells, item.path))
 
 
 def _contrasts(spec: str) -> Split:
@@ -100,14 +100,14 @@ def _contrasts(spec: str) -> Split:
         cells: dict[str, Cell] = {
             "chat": Chat.about(question, answer), "rejected": answers[question], "rejected_images": "1",
         }  # fmt: skip
-        label = tasks.reading(frozenset(cells)).read(cells, path)
+        label = reading(frozenset(cells)).read(cells, path)
         yield Item((other_path, path), label, style, text=question)
 
     return questions.split_of(spec, spec, (), items)
 
 
 def _item(paths: tuple[str, ...], chat: Chat, style: str) -> Item:
-    label = tasks.reading(frozenset({"chat"})).read({"chat": chat}, paths[0])
+    label = reading(frozenset({"chat"})).read({"chat": chat}, paths[0])
     return Item(paths, label, style, text=chat.question.turns[-1].text)
 
 
@@ -116,13 +116,6 @@ def in_a_sentence(question: str, answer: str) -> str:
     if question in _SENTENCES:
         return _SENTENCES[question].format(answer=answer, thing=with_article(answer))
     return f"there {'is' if answer == questions.NUMBERS[0] else 'are'} {answer}."
-
-
-def about_one(scene: Scene, number: int) -> Chat:
-    """Return a conversation about one scene, whose questions are rotated by the scene's `number`."""
-    asked = list(questions.asked(scene))
-    start = number % len(asked)
-    return _chat([*asked[start:], *asked[:start]], 1)
 
 
 def about_two(first: Scene, second: Scene) -> Chat:

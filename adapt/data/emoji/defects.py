@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from adapt.data.decoding.files import open_file, zip_root
 from adapt.data.decoding.pictures import decoded
-from adapt.data.emoji import archive
+from adapt.data.emoji import bundled
 from adapt.data.item import Item
 from adapt.data.split import Split
 
@@ -35,14 +35,14 @@ def read(spec: str) -> Split:
     An item's domain is the drawing style, and its group is the concept.
     """
     train, val, test = (tuple(_items(spec, part)) for part in ("train", "val", "test"))
-    return Split(spec, CLASSES, train, val, test, root=zip_root(archive.ARCHIVE))
+    return Split(spec, CLASSES, train, val, test, root=zip_root(bundled.ARCHIVE))
 
 
 def _items(spec: str, part: str) -> list[Item]:
-    items, entries = [], _drawn(spec, part, archive.ARCHIVE)
+    items, entries = [], _drawn(spec, part, bundled.ARCHIVE)
     spoilt = set(Random(f"{spec}/{part}").sample(range(len(entries)), 0 if part == "train" else len(entries) // 2))
     for number, entry in enumerate(entries):
-        path, label, mask = zip_root(archive.ARCHIVE) + entry["file"], CLASSES[0], ""
+        path, label, mask = zip_root(bundled.ARCHIVE) + entry["file"], CLASSES[0], ""
         if number in spoilt:
             planted = f"{spec}.defects!{part}/{number:05}"
             path, label, mask = f"{planted}.png", CLASSES[1], planted + _MASK
@@ -51,7 +51,7 @@ def _items(spec: str, part: str) -> list[Item]:
 
 
 @lru_cache(maxsize=8)
-def _drawn(spec: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
+def _drawn(spec: str, part: str, drawings: Path) -> list[bundled.DrawnItem]:
     """Return the drawings of one part (train, val, test) in the style of `spec`, or else in all but the unseen style.
 
     `drawings`, the path of the archive, is only an argument so that the cache depends on the path.
@@ -59,21 +59,22 @@ def _drawn(spec: str, part: str, drawings: Path) -> list[archive.DrawnItem]:
     style = spec.partition("@")[2]
     return [
         entry
-        for entry in archive.index()["items"]
+        for entry in bundled.index()["items"]
         if entry["class"] is not None
         and entry["split"] == part
-        and (entry["style"] == style if style else entry["style"] != archive.UNSEEN_STYLE)
+        and (entry["style"] == style if style else entry["style"] != bundled.UNSEEN_STYLE)
     ]
 
 
-def png(spec: str, member: str) -> bytes:
-    """Return the PNG bytes of a drawing with a defect, or of the defect's mask, named `member` in the data set `spec`.
+def png(container: str, member: str) -> bytes:
+    """Return the PNG bytes of a drawing with a defect, or of the defect's mask, named `member` in `SET.defects`.
 
     Raises LookupError if there is no such drawing.
     """
+    spec = container.removesuffix(".defects")
     part, _, name = member.partition("/")
     number = int(name.removesuffix(".png").removesuffix("_mask"))
-    path = zip_root(archive.ARCHIVE) + _drawn(spec, part, archive.ARCHIVE)[number]["file"]
+    path = zip_root(bundled.ARCHIVE) + _drawn(spec, part, bundled.ARCHIVE)[number]["file"]
     with open_file(path) as file:
         drawing = decoded(file, path)
     picture, mask = planted(drawing, Random(f"{spec}/{part}/{number}"))

@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 from adapt.data.decoding.files import zip_root
-from adapt.data.emoji import archive, scenes
+from adapt.data.emoji import bundled, scenes
 from adapt.data.emoji.scenes import Concept, Drawing, Scene
 from adapt.data.item import Item
 from adapt.data.split import Split
@@ -45,7 +45,6 @@ _MADE = {
 def read(spec: str) -> Split:
     """Return the data set `spec`; an item's domain is the drawing style, or "" if scenes mix styles."""
     base = spec.partition("@")[0]
-    items, scenes_set = _ITEMS[base]
     class_names: tuple[str, ...] = ()
     if base == "emoji-questions":
         class_names = answers()
@@ -53,7 +52,21 @@ def read(spec: str) -> Split:
         class_names = NUMBERS
     elif base == "emoji-labels":
         class_names = tuple(concept.name for concept in concepts().values())
-    return split_of(spec, spec.replace(base, scenes_set, 1), class_names, items)
+
+    def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
+        if base == "emoji-questions":
+            for question, answer in asked(scene):
+                yield Item.of(path=path, label=answer, question=question, domain=style)
+        elif base == "emoji-captions":
+            yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
+        elif base == "emoji-labels":  # shots are drawn by the first name: all are equally frequent
+            yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
+        elif scene.kind == "several":  # one to four copies of a drawing are counted; the group is the drawn concept
+            count, concept = len(scene.pieces), scene.concepts[0].name
+            yield Item.of(path=path, target=count, label=NUMBERS[count - 1], domain=style, group=concept)
+
+    made = base if base in _MADE else "emoji-questions"  # the set whose scenes they are
+    return split_of(spec, spec.replace(base, made, 1), class_names, items)
 
 
 def split_of(
@@ -72,14 +85,14 @@ def split_of(
     return Split(name, class_names, train, val, test, root=root)
 
 
-def png(spec: str, member: str) -> bytes:
-    """Return the drawing `member` (`PART/NUMBER.png`) of the data set `spec`. Raises KeyError for an unknown scene."""
-    return scenes_of(spec)[member].png()
+def png(container: str, member: str) -> bytes:
+    """Return the drawing `member` (`PART/NUMBER.png`) of `SET.scenes`. Raises KeyError for an unknown scene."""
+    return scenes_of(container.removesuffix(".scenes"))[member].png()
 
 
 def scenes_of(spec: str) -> dict[str, Scene]:
     """Return all scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}."""
-    return _scenes(spec, archive.ARCHIVE)
+    return _scenes(spec, bundled.ARCHIVE)
 
 
 def asked(scene: Scene) -> Iterator[tuple[str, str]]:
@@ -122,11 +135,11 @@ def answers() -> tuple[str, ...]:
 def drawings(spec: str, part: str) -> list[list[Drawing]]:
     """Return the drawings for the scenes of one part (train, val, test), as one list for each concept."""
     wanted = spec.partition("@")[2]
-    seen = [style for style in archive.index()["styles"] if style != archive.UNSEEN_STYLE]
+    seen = [style for style in bundled.index()["styles"] if style != bundled.UNSEEN_STYLE]
     drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
     kept_back = {name: seen[place % len(seen)] for place, name in enumerate(concepts())}  # the style of test scenes
-    root = zip_root(archive.ARCHIVE)
-    for entry in archive.index()["items"]:
+    root = zip_root(bundled.ARCHIVE)
+    for entry in bundled.index()["items"]:
         name, style = entry["concept"], entry["style"]
         if name not in drawn:
             continue
@@ -165,33 +178,3 @@ def caption(scene: Scene, turned: bool) -> str:
 def with_article(name: str) -> str:
     """Return `name` with the indefinite article, "a" or "an", in front."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def _questions(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-    for question, answer in asked(scene):
-        yield Item.of(path=path, label=answer, question=question, domain=style)
-
-
-def _captioned(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-    yield Item.of(path=path, text=caption(scene, turned=number % 2 == 1), domain=style)
-
-
-def _counted(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-    """Yield a scene of one to four copies of a drawing, labelled with their number; its group is the drawn concept."""
-    if scene.kind == "several":
-        count, concept = len(scene.pieces), scene.concepts[0].name
-        yield Item.of(path=path, target=count, label=NUMBERS[count - 1], domain=style, group=concept)
-
-
-def _labelled(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-    # shots are drawn by the first name: all are equally frequent
-    yield Item.of(path=path, labels=tuple(concept.name for concept in scene.concepts), domain=style)
-
-
-# what makes the items of a scene, and the set whose scenes they are
-_ITEMS: dict[str, tuple[Callable[[str, int, Scene, str], Iterable[Item]], str]] = {
-    "emoji-questions": (_questions, "emoji-questions"),
-    "emoji-captions": (_captioned, "emoji-questions"),
-    "emoji-counts": (_counted, "emoji-questions"),
-    "emoji-labels": (_labelled, "emoji-labels"),
-}

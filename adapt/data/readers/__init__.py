@@ -39,13 +39,16 @@ _OF_FOLDER = ["captioned_folder", "folder", "labelled_folder", "tar_shards"]
 _OF_NAME = ["emoji_sets", "published_layout"]  # which precede a folder of the same name
 
 
-def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, unseen: bool = False) -> Split:
+def load(
+    spec: _Path, root: _Path | None = None, names: _Path | None = None, unseen: bool = False, note: bool = False
+) -> Split:
     """Return the data set `spec`, which is a name, a folder or a file that one of the readers accepts.
 
     The name of a data set takes precedence over a folder with the same name; write `./emoji` for the folder. `root` is
     the folder to which the paths in a list are relative, or the folder that contains the published data sets. `names`
     is a file with new names for the classes (see `read_names`). With `unseen`, classes may have no training image, for
-    a method that learns such classes.
+    a method that learns such classes. With `note`, a warning counts the files in a folder that look like images and are
+    not in the data set.
 
     Raises AdaptError if no reader accepts `spec`, if `root` is missing or not needed, or if the data cannot be read.
     """
@@ -67,6 +70,10 @@ def load(spec: _Path, root: _Path | None = None, names: _Path | None = None, uns
         split = error.split
     if unseen:
         split = replace(split, unseen=True)  # which checks it again
+    if note and (folder := reader.folder(given)) is not None:
+        from adapt.data.readers.passed_over import note_files, passed_over
+
+        note_files(split.name, passed_over(folder, split), ". `adapt data check` names them")
     return split if names is None else split.renamed(read_names(names))
 
 

@@ -18,6 +18,8 @@ class Reader:
     """The data that it takes, in a few words, such as "a .csv that lists images"."""
     prefix: ClassVar[str] = ""
     """The beginning of all names that it takes, such as "hf:", if they have one in common."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """The ends of the names of all files that it takes, such as ".csv", if it takes files."""
     root: ClassVar[Literal["none", "may", "needed"]] = "none"
     """Whether a folder may, or must, be given from which the paths inside start."""
     root_is: ClassVar[str] = "the folder that the paths inside start from"
@@ -26,6 +28,8 @@ class Reader:
 
     def claims(self, spec: str) -> bool:
         """Return whether this reader accepts the data set `spec`, after opening as few files as possible."""
+        if self.suffixes:
+            return spec.endswith(self.suffixes) and os.path.isfile(spec)
         return bool(self.prefix) and spec.startswith(self.prefix)
 
     reads: ClassVar[Callable[..., Split]]

@@ -28,20 +28,6 @@ _EXPECTED = (
 _SPLIT_FILE = re.compile(r'\s*\{\s*"(train|val|test)"\s*:')  # the beginning of CoOp's split files
 
 
-def is_captions_file(path: str | os.PathLike[str]) -> bool:
-    """Return whether a JSON file contains captions, in contrast to a split file of CoOp (`split_zhou_*.json`).
-
-    A file of captions has JSON Lines, a list, or an object with the key `images`.
-    """
-    if os.fspath(path).endswith(".jsonl"):
-        return True
-    try:
-        text = read_text(path)
-    except UNREADABLE:
-        return False
-    return text.lstrip()[:1] == "[" or ('"images"' in text and _SPLIT_FILE.match(text) is None)
-
-
 def read_captions_file(
     path: str | os.PathLike[str],
     root: str | os.PathLike[str] | None = None,
@@ -151,7 +137,17 @@ class CaptionsFile(Reader):
     takes = "captions in .json or .jsonl"
     reads = staticmethod(read_captions_file)
     root = "may"
+    suffixes = (".json", ".json.gz", ".jsonl")
 
     def claims(self, spec: str) -> bool:
-        listed = spec.endswith((".json", ".json.gz", ".jsonl")) and os.path.isfile(spec)
-        return listed and is_captions_file(spec) and not is_chats_file(spec)
+        """Return whether a file has captions, in contrast to conversations and to a split file (`split_zhou_*.json`).
+
+        It has JSON Lines, a list, or an object with the key `images`.
+        """
+        if not super().claims(spec) or is_chats_file(spec):
+            return False
+        try:
+            text = "[" if spec.endswith(".jsonl") else read_text(spec).lstrip()
+        except UNREADABLE:
+            return False
+        return text[:1] == "[" or ('"images"' in text and _SPLIT_FILE.match(text) is None)

@@ -26,21 +26,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from adapt import tasks
 from adapt.chats import IMAGE, Chat, Role, Turn
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief, first_of
 from adapt.data.decoding.files import is_address, under
 from adapt.data.decoding.inline import images_in, is_inline, rows_of
-from adapt.data.item import Item
+from adapt.data.item import Cell, Item, reading
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.folder import IMAGE_SUFFIXES
 from adapt.data.readers.lines import UNREADABLE, read_text, readable
 from adapt.data.readers.rows import Listed, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
-from adapt.tasks.base import Cell
 
 logger = logging.getLogger("adapt")
 QUERY = ("query", "prompt", "instruction", "input", "question", "problem")  # Alpaca has an instruction and its input
@@ -262,7 +260,7 @@ def listed_row(row: object, where: str, folder: str, place: str) -> Listed:
     cells: dict[str, Cell] = {"chat": chat} if rejected is None else {"chat": chat, "rejected": rejected}
     if others:
         cells["rejected_images"] = str(len(others))
-    label = tasks.reading(frozenset(cells)).read(cells, where)
+    label = reading(frozenset(cells)).read(cells, where)
     text = chat.question.turns[-1].text.strip() or f"row {place.rpartition('!')[2]}"
     return Listed(Item(paths, label, text=text), part)
 
@@ -476,6 +474,7 @@ class ChatsFile(Reader):
     takes = "conversations in .json or .jsonl"
     reads = staticmethod(read_chats)
     root = "may"
+    suffixes = (".json", ".jsonl")
 
     def claims(self, spec: str) -> bool:
-        return spec.endswith((".json", ".jsonl")) and os.path.isfile(spec) and is_chats_file(spec)
+        return super().claims(spec) and is_chats_file(spec)

@@ -10,18 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from adapt import tasks
 from adapt.common.errors import AdaptError, nearest
-from adapt.common.shown import unguarded
+from adapt.common.shown import SEPARATOR, unguarded
 from adapt.data.decoding.files import parted, region, under
-from adapt.data.item import Item
+from adapt.data.item import Item, LabelKind, filled, known_columns, no_label, number, reading, unknown_columns
 from adapt.data.readers import parts
 from adapt.data.readers.base import Reader
 from adapt.data.readers.lines import csv_reader, readable
 from adapt.data.readers.rows import Listed, check_listed_once, in_bags, one_each, to_split, without_rows
 from adapt.data.split import InconsistentError, Split
-from adapt.tasks import Task
-from adapt.tasks.base import filled, number
 
 logger = logging.getLogger("adapt")
 _BOX = ("x0", "y0", "x1", "y1")
@@ -91,12 +88,12 @@ def read_csv(
 def _check_names(split: Split, where: str) -> None:
     """Raise AdaptError if names of classes are measurements or several names, and warn of those that may be."""
     names = split.class_names
-    joined = [name for name in names if tasks.SEPARATOR in name] if split.task.one_class else []
+    joined = [name for name in names if SEPARATOR in name] if split.task.one_class else []
     for name in joined:
-        if not {part.strip() for part in name.split(tasks.SEPARATOR)}.isdisjoint(names):
+        if not {part.strip() for part in name.split(SEPARATOR)}.isdisjoint(names):
             raise AdaptError(
                 f"{where}: the class {name!r} has another class in it. Call the column labels, or name the class "
-                f"without {tasks.SEPARATOR!r}"
+                f"without {SEPARATOR!r}"
             )
     if joined:
         logger.warning("%s: %r is one class. Call the column labels if it is several", where, joined[0])
@@ -183,16 +180,16 @@ def read_paths(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
 def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[str]) -> Iterator[Listed]:
     """Yield the lines as items, and append what is wrong with a line to `problems`."""
     columns = reader.fieldnames or ()
-    for column in tasks.unknown_columns(columns):
+    for column in unknown_columns(columns):
         meant = _OTHER_WORDS.get(column.strip().casefold())
         hint = f"did you mean {meant!r}? Rename the column" if meant else ""
-        hint = hint or nearest(column, tasks.known_columns(), "docs/own_data.md")
+        hint = hint or nearest(column, known_columns(), "docs/own_data.md")
         raise AdaptError(f"{where}: unknown column {column!r}; {hint}")
     _check_box(columns, where)
     if {"mask", _BOX[0]} <= set(columns):
         raise AdaptError(f"{where}: a column mask cannot go with {', '.join(_BOX)}. Leave out the mask or the regions")
     try:
-        task = tasks.reading(frozenset(columns))
+        task = reading(frozenset(columns))
     except AdaptError as error:
         raise AdaptError(f"{where}: {error}") from None
     if "item" in columns and not task.takes_bags:
@@ -214,7 +211,7 @@ def _rows(reader: csv.DictReader[str], folder: str, where: str, problems: list[s
             yield row
 
 
-def _row(record: dict[str | None, str | None], task: Task, folder: str, where: str) -> Listed:
+def _row(record: dict[str | None, str | None], task: LabelKind, folder: str, where: str) -> Listed:
     """Return the item of one line of a CSV file, with its part of the split (train, val, test, unlabelled or "")."""
     cells = _cells(record, where)
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
@@ -222,7 +219,7 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     if paths and part in ("", "train", parts.UNLABELLED) and task.lacks_label(cells) and not cells.get("item"):
         image, box = parted(paths[0])
         group = cells.get("group", "") or ("" if box is None else image)
-        return Listed(Item(paths, tasks.no_label(), cells.get("domain", ""), group), parts.UNLABELLED)
+        return Listed(Item(paths, no_label(), cells.get("domain", ""), group), parts.UNLABELLED)
     if part == parts.UNLABELLED:
         raise AdaptError(f"{where}: expected a path, and no label, in a line of the split unlabelled. Empty the label")
     files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
@@ -241,7 +238,7 @@ def _row(record: dict[str | None, str | None], task: Task, folder: str, where: s
     return Listed(Item(paths, label, cells.get("domain", ""), group, text), part, bag)
 
 
-def _paths(cells: dict[str, str], task: Task, folder: str, where: str) -> tuple[str, ...]:
+def _paths(cells: dict[str, str], task: LabelKind, folder: str, where: str) -> tuple[str, ...]:
     """Return the image paths of a line, or () if all path cells are empty. Raises AdaptError if only some are empty."""
     given = [column for column in task.images if cells.get(column)]
     if given and len(given) < len(task.images):

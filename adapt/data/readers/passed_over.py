@@ -12,7 +12,6 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
 from adapt.data.decoding.files import open_file
 from adapt.data.decoding.pictures import opened
-from adapt.data.readers import folder_of
 from adapt.data.readers.folder import IMAGE_SUFFIXES, real_files
 from adapt.data.split import Split
 
@@ -33,20 +32,9 @@ class PassedOver(NamedTuple):
     path: str
     why: str
 
-    @property
-    def suffix(self) -> str:
-        """The suffix of the file's name in lower case, or "without a suffix"."""
-        return os.path.splitext(self.path)[1].lower() or "without a suffix"
 
-
-def passed_over(source: str | os.PathLike[str], split: Split) -> list[PassedOver]:
-    """Return the files in the folder `source` that look like images but are not in `split`.
-
-    The result is empty if `source` is a list or a name.
-    """
-    folder = folder_of(source)
-    if folder is None:
-        return []
+def passed_over(folder: str, split: Split) -> list[PassedOver]:
+    """Return the files in `folder` that look like images but are not in `split`."""
     return besides(folder, [path for item in (*split.items(), *split.unlabelled) for path in item.files])
 
 
@@ -56,11 +44,6 @@ def besides(folder: str | os.PathLike[str], used: Iterable[str]) -> list[PassedO
     others = sorted(path for path, real in real_files(os.fspath(folder)).items() if real not in real_used)
     files = [PassedOver(path, _why(path)) for path in others]
     return [each for each in files if each.why]
-
-
-def note_passed_over(source: str | os.PathLike[str], split: Split) -> None:
-    """Log a warning, with counts by suffix, if files in the folder `source` look like images but are not in `split`."""
-    note_files(split.name, passed_over(source, split), ". `adapt data check` names them")
 
 
 def note_files(name: str, files: Sequence[PassedOver], where: str = "") -> None:
@@ -80,7 +63,7 @@ def counted(files: Sequence[PassedOver]) -> str:
 
 def by_suffix(files: Sequence[PassedOver]) -> str:
     """Return text with the number of files of each suffix, such as "2 .cr2, 1 .psd", most frequent suffix first."""
-    count = Counter(each.suffix for each in files)
+    count = Counter(os.path.splitext(each.path)[1].lower() or "without a suffix" for each in files)
     return ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(count.items(), key=lambda each: -each[1]))
 
 

@@ -13,7 +13,7 @@ images everywhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def read_published(data: Published, root: str | os.PathLike[str]) -> Split:
             hint = f" Give the folder that holds {data.folder}/ as root, not that folder itself."
         raise AdaptError(f"data {data.name!r}: there is no {absent}.{hint} {data.advice}")
     home = Path(root, data.folder)
-    split = _READERS[data.layout](data, home)
+    read = {"split": _by_split_file, "variants": _by_variants}.get(data.layout, _by_synsets)
+    split = read(data, home)
     if len(split.class_names) != data.classes:
         raise AdaptError(
             f"data {data.name!r} has {len(split.class_names)} classes in {str(home)!r}; expected {data.classes}, as "
@@ -126,14 +127,6 @@ def _by_folders(data: Published, home: Path, folders: Sequence[str], names: Sequ
         parts.append(tuple(Item.of(path=path, label=name) for name, paths in of_classes.items() for path in paths))
     train = parts[0] if len(parts) == 2 else ()
     return Split(data.name, tuple(names), train, (), parts[-1], root=str(home))
-
-
-_READERS: dict[str, Callable[[Published, Path], Split]] = {
-    "split": _by_split_file,
-    "variants": _by_variants,
-    "synsets": _by_synsets,
-    "numbers": _by_synsets,
-}
 
 
 class PublishedLayout(Reader):

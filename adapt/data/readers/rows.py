@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from adapt import tasks
 from adapt.common.errors import AdaptError
+from adapt.common.shown import SEPARATOR
 from adapt.data.decoding.files import parted
-from adapt.data.item import Item
+from adapt.data.item import Item, Label, LabelKind, kind_of
 from adapt.data.readers import parts
 from adapt.data.split import InconsistentError, Split
-from adapt.tasks import SEPARATOR, Label, Task
 
 logger = logging.getLogger("adapt")
 _COLUMN = {"part": "split"}  # of a list, where it is called otherwise
@@ -111,11 +110,11 @@ def to_split(
     if unlabelled and not rows:
         raise AdaptError(f"data {name!r}: none of the {len(unlabelled):,} images has a label. Label some of each class")
     try:  # some tasks derive each label from the labels of all items
-        labels = tasks.of([row.item for row in rows]).completed([row.item.label for row in rows])
+        task = kind_of(row.item for row in rows)
+        labels = task.completed([row.item.label for row in rows])
     except AdaptError as error:
         raise AdaptError(f"data {name!r}: {error}") from None
     items = [row.item.labelled(label) for row, label in zip(rows, labels, strict=True)]
-    task = tasks.of(items)
     shares: Sequence[float] | None = None
     if any(row.part for row in rows) or not (task.mixes_texts or all(item.paths for item in items)):
         part_of = [row.part or ("test" if item.paths else "train") for row, item in zip(rows, items, strict=True)]
@@ -130,7 +129,7 @@ def to_split(
     return Split(name, names, train, val, test, unlabelled, root=root, ratios=ratios_of)
 
 
-def _assigned(items: Sequence[Item], task: Task, ratios: Sequence[float], seed: int) -> list[str]:
+def _assigned(items: Sequence[Item], task: LabelKind, ratios: Sequence[float], seed: int) -> list[str]:
     """Return the part (train, val, test) of each item, drawn by `ratios` and `seed` and stratified by class.
 
     Regions of the same image get the same part, and so do items of the same entity and rows that list an image again.

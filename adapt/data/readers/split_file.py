@@ -62,6 +62,4 @@ class SplitFile(Reader):
     reads = staticmethod(read_split)
     root = "may"
     fallback = True  # takes any JSON that is not captions
-
-    def claims(self, spec: str) -> bool:
-        return spec.endswith((".json", ".json.gz")) and os.path.isfile(spec)
+    suffixes = (".json", ".json.gz")

@@ -46,6 +46,4 @@ class TextsFile(Reader):
     name = "texts_file"
     takes = "a .txt of texts"
     reads = staticmethod(read_list)
-
-    def claims(self, spec: str) -> bool:
-        return spec.endswith(".txt") and os.path.isfile(spec)
+    suffixes = (".txt",)

@@ -111,7 +111,13 @@ def _outputs(program: ExportedProgram) -> list[str]:
 def _converted(program: ExportedProgram, folder: Path) -> Path:
     """Write the graph as ONNX to `folder`, and return the path. Raises AdaptError for an operation unknown to ONNX."""
     try:
-        plain = program.run_decompositions({torch.ops.aten.addmm.default: _addmm})
+        # addmm as a matrix product and a sum, because ONNX Runtime quantises matrix products, but not Gemm
+        apart = {
+            torch.ops.aten.addmm.default: lambda added, one, other, *, beta=1, alpha=1: (
+                alpha * (one @ other) + beta * added
+            )
+        }
+        plain = program.run_decompositions(apart)
         graph = torch.onnx.export(
             plain,
             dynamo=True,
@@ -126,11 +132,6 @@ def _converted(program: ExportedProgram, folder: Path) -> Path:
     assert graph is not None  # as no file was given
     graph.save(str(folder / ONNX))
     return folder / ONNX
-
-
-def _addmm(added: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Return addmm as a matrix product and a sum, because ONNX Runtime quantises matrix products, but not Gemm."""
-    return alpha * (one @ other) + beta * added
 
 
 def _quantise(graph: Path, path: Path) -> None:

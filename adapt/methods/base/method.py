@@ -6,7 +6,7 @@ A base for methods with modules that are no part of the adapter stands beside it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, Self
 
 import torch
 from pydantic import ValidationError, WithJsonSchema, model_validator
@@ -21,8 +21,10 @@ from adapt.common.errors import AdaptError
 from adapt.common.validation import StrictModel, explain
 from adapt.edits import Edit
 from adapt.methods.base.step import Step, Terms, total
-from adapt.methods.base.training import Training
 from adapt.prompts import Prompt, from_templates
+
+if TYPE_CHECKING:
+    from adapt.methods.base.training import Training
 
 # kinds of backbones
 KINDS: tuple[str, ...] = ("dual encoder", "fusion encoder", "vision LLM", "native VLM", "vision encoder")

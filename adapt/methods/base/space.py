@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from adapt.backbones.base import ImageEncoder
 from adapt.common import plain
-from adapt.methods.base.traits import Trait, trait
+from adapt.methods.base.traits import Projects, trait
 
 if TYPE_CHECKING:
     from adapt.methods.base.method import Method
@@ -38,19 +36,6 @@ class Space(BaseModel):
             reading=plain.dump(backbone.turning(False).reading()),  # turned images lie in the same space
             size=backbone.embed_dim,
         )
-
-
-class Projects(Trait):
-    """The trait of methods that project features of both towers, perhaps into another backbone's feature space."""
-
-    @property
-    @abstractmethod
-    def space(self) -> Space | None:
-        """The backbone feature space into which the method projects; None if the method learns a new space."""
-
-    @abstractmethod
-    def project(self, features: Tensor) -> Tensor:
-        """Return the projections `(..., d)` of image or text features `(..., e)`, not yet normalised."""
 
 
 def space_of(method: Method) -> Space | None:

@@ -16,16 +16,15 @@ from torch import Tensor
 from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
-from adapt.data.bags import Bags
-from adapt.data.pooling import bag_mean
+from adapt.data.bags import Bags, bag_mean
 from adapt.prompts import Prompt, Texts, texts_key
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.methods.base.method import Method
+    from adapt.methods.base.objective import Objective
     from adapt.models.base import Adapted
     from adapt.models.image_model import ImageModel
-    from adapt.tasks.base import Task
 
 
 T = TypeVar("T")
@@ -71,7 +70,7 @@ class BlockInputs(NamedTuple):
 class Step:
     """A batch of data set items with labels, for which a method computes logits and a loss."""
 
-    task: Task | None = None
+    task: Objective | None = None
     """The task of the items; None for a step made by hand, whose loss is its own cross-entropy."""
     items: Sequence[Item] = ()
     """The items of the complete batch, in the order of the labels."""
@@ -81,7 +80,7 @@ class Step:
     def __init__(self, model: Adapted[Any], inputs: Any, labels: Tensor | None = None) -> None:
         self.model, self.inputs, self._labels = model, inputs, labels
 
-    def of(self, task: Task, items: Sequence[Item]) -> Self:
+    def of(self, task: Objective, items: Sequence[Item]) -> Self:
         """Set the items and the task of this batch, and return the batch."""
         self.task, self.items = task, items
         return self

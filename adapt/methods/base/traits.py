@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.common.validation import with_changes
-from adapt.data.pooling import bag_sum
+from adapt.data.bags import bag_sum
 from adapt.methods.base.step import Encoded, ImageStep
 
 if TYPE_CHECKING:
     from adapt.backbones.tower import Block, Tower
     from adapt.methods.base.method import Method
     from adapt.methods.base.places import Place
+    from adapt.methods.base.space import Space
     from adapt.methods.base.training import Training
 
 Imported = tuple[dict[str, Tensor], dict[str, object]]  # tensors of a published checkpoint, and settings
@@ -157,6 +158,19 @@ class EncodesImages(StandsAlone):
     @abstractmethod
     def image_features(self, images: Tensor) -> Tensor:
         """Return the features `(b, e)` of images `(b, 3, h, w)` from the method's own image model, not normalised."""
+
+
+class Projects(Trait):
+    """The trait of methods that project features of both towers, perhaps into another backbone's feature space."""
+
+    @property
+    @abstractmethod
+    def space(self) -> Space | None:
+        """The backbone feature space into which the method projects; None if the method learns a new space."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """Return the projections `(..., d)` of image or text features `(..., e)`, not yet normalised."""
 
 
 class PoolsPairs(Trait):

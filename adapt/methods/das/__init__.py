@@ -238,24 +238,14 @@ class DAS(Method[Step], SkipsBlocks, ChoosesOnValidation, Reports):
             result = training.kept("search", Found)
             if result is None:
                 search = Search(self, training)
-                imitation_seconds = self._imitate(training)
+                imitation_seconds = imitate(self, training)
                 result = search.run()
                 result.seconds = round(result.seconds + imitation_seconds, 3)
                 training.keep("search", result)
             self._settle(result.chosen)
             training.restart()
         if not training.resumed:
-            training.seconds += self._imitate(training)
-
-    def _imitate(self, training: Training) -> float:
-        bypasses = {
-            f"{tower}.{index}": adapters["bypass"]
-            for tower in self.config.towers
-            for index, adapters in getattr(self, tower).items()
-            if "bypass" in adapters
-        }
-        epochs = self.config.imitate
-        return imitate(bypasses, epochs, training) if epochs and bypasses else 0.0
+            training.seconds += imitate(self, training)
 
     def finish(self, training: Training) -> None:
         result = training.kept("search", Found)
@@ -300,11 +290,19 @@ def _needed(tower: Tower) -> frozenset[str]:
 IMAGES = 4  # images per step: few, because an adapter learns from every token of an image
 
 
-def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) -> float:
-    """Train only `bypasses`, the adapters that replace blocks such as vision.3, and return the duration in seconds.
+def imitate(method: DAS, training: Training) -> float:
+    """Train only the adapters that replace blocks, if so set and there are some, and return the duration in seconds.
 
     The recipe's learning rate and schedule are used without warm-up epochs, and a batch has at most four images.
     """
+    bypasses = {
+        f"{tower}.{index}": adapters["bypass"]
+        for tower in method.config.towers
+        for index, adapters in getattr(method, tower).items()
+        if "bypass" in adapters
+    }
+    if not (method.config.imitate and bypasses):
+        return 0.0
 
     def loss(step: ImageStep) -> Terms:
         return {"imitation": lacking_blocks(bypasses, step)}
@@ -313,7 +311,7 @@ def imitate(bypasses: Mapping[str, nn.Module], epochs: int, training: Training) 
         "imitating blocks",
         parameters=[each for bypass in bypasses.values() for each in bypass.parameters()],
         loss=loss,
-        epochs=epochs,
+        epochs=method.config.imitate,
         warmup_epochs=0,
         batch_size=min(IMAGES, training.settings.batch_size),
         accumulate=1,

@@ -11,10 +11,8 @@ from pathlib import Path
 import card
 
 from adapt.protocols.plots import base_against_new
-from adapt.protocols.protocol import base_to_new
-from adapt.protocols.run_protocol import run_protocol
-from adapt.protocols.table_formats import as_markdown
-from adapt.protocols.tables import table
+from adapt.protocols.protocol import base_to_new, run_protocol
+from adapt.protocols.tables import as_markdown, table
 from adapt.recipe import read_recipe
 
 TARGET = Path(__file__).resolve().parents[1]

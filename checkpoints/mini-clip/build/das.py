@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import adapt
 from adapt.evaluation.flops import image_flops
-from adapt.protocols.table_formats import as_markdown
+from adapt.protocols.tables import as_markdown
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
 

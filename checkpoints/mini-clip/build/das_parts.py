@@ -12,7 +12,7 @@ import card
 import torch
 from das import BLOCKS, SEEDS, TARGET, chosen, run, spread
 
-from adapt.protocols.table_formats import as_markdown
+from adapt.protocols.tables import as_markdown
 
 SKIPPED = 2
 NO_DISTILL = ("train.terms={}", "method.gate_lr=1")  # the rate goes with the size of the loss

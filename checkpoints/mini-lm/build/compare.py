@@ -16,7 +16,7 @@ import adapt
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.flops import flops
 from adapt.models.vision_llm import SpeakingModel
-from adapt.protocols.table_formats import as_markdown
+from adapt.protocols.tables import as_markdown
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
 

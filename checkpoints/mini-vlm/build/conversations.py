@@ -13,7 +13,7 @@ from PIL import Image
 from adapt.chats import Chat
 from adapt.data.decoding.files import zip_root
 from adapt.data.decoding.images import open_image
-from adapt.data.emoji import archive, chats, questions, scenes
+from adapt.data.emoji import bundled, chats, questions, scenes
 from adapt.data.emoji.scenes import Scene
 
 DESCRIBE, NAME = "describe the picture.", questions.WHAT
@@ -71,9 +71,9 @@ def _single(path: str, name: str) -> Drawn:
 
 def _named() -> list[tuple[str, str]]:
     """The drawings of all concepts that are not held out, in the seen styles, with their names."""
-    root = zip_root(archive.ARCHIVE)
+    root = zip_root(bundled.ARCHIVE)
     return [
         (root + entry["file"], entry["concept"])
-        for entry in archive.index()["items"]
-        if entry["style"] != archive.UNSEEN_STYLE and not entry["held_out"] and entry["split"] != "test"
+        for entry in bundled.index()["items"]
+        if entry["style"] != bundled.UNSEEN_STYLE and not entry["held_out"] and entry["split"] != "test"
     ]

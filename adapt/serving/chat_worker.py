@@ -91,15 +91,11 @@ class Talker(Worker[Question]):
         self._fresh = False  # whether the last turn was that of new questions
         super().__init__("adapt-talker")
 
-    def ask(self, question: Question) -> None:
-        """Queue a question. Raises RuntimeError if the talker is closed."""
-        self._put(question)
-
     def _run(self) -> None:
         while group := self._next():
-            self._begun = time.monotonic()
+            self._begin()
             try:
-                group.go_on(lambda: bool(self._paused or (self._queue and self._has_room)), self._step)
+                group.go_on(lambda: bool(self._paused or (self._queue and self._has_room)), self._begin)
             except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
                 if len(group.answers) > 1 and not any(answer.tokens for answer in group.answers):
                     self._paused.extend(_Group([answer.question]) for answer in group.answers)  # one by one
@@ -108,13 +104,10 @@ class Talker(Worker[Question]):
                     answer.question.on_delta(error)
                 continue
             finally:
-                self._begun = None
+                self._begun.clear()
             if group.open:
                 self._paused.append(group)
                 time.sleep(_PAUSE)
-
-    def _step(self) -> None:
-        self._begun = time.monotonic()
 
     @property
     def _has_room(self) -> bool:

@@ -1,0 +1,336 @@
+"""Requests for predictions: their schemas, the reading of a body, micro-batches, and the steps from a body to answers.
+
+Images that arrive while the model is busy are computed together in its next pass. No image waits for a batch to fill:
+if the model is idle, an image is computed at once. So a single client is answered as fast as the model can, and under
+load a pass takes all waiting images, up to a limit. Requests with fewer images go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from fastapi import HTTPException, Request, Response
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+
+from adapt.backbones.encoded_images import PreparedImage
+from adapt.chats import Chat
+from adapt.common.errors import AdaptError
+from adapt.common.validation import explain
+from adapt.models.many import Prepared, SideBySide
+from adapt.models.native_vlm import TOGETHER, ChatModel
+from adapt.models.prediction import Prediction, Query
+from adapt.serving.adapters import ServedAdapters
+from adapt.serving.admission import Admission, File
+from adapt.serving.web import Counted
+from adapt.serving.worker import Worker
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+TopK = Annotated[int, Field(ge=1, le=1000, description="Number of classes to return per image.")]
+Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none if no class reaches this probability.")]
+Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Asking(Message):
+    """The settings of a request, which are adapters, the number of classes to return and a probability threshold."""
+
+    adapters: Names = []
+    top_k: TopK = 5
+    threshold: Threshold = None
+
+
+class ImagesInJson(Asking):
+    """A JSON request that contains images as base64."""
+
+    images: list[str] = Field(min_length=1, description="Image files as base64.")
+
+
+class ClassProbability(BaseModel):
+    """A class and its probability."""
+
+    class_name: str = Field(alias="class")
+    probability: float
+
+
+class AdapterAnswer(BaseModel):
+    """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
+
+    For a multi-label adapter, `classes` lists all classes that reach the threshold.
+    """
+
+    adapter: str
+    class_name: str = Field(alias="class")
+    label: int | None
+    probability: float
+    number: float | None = None  # such as a grade, from a regression adapter
+    classes: list[str] | None = None
+    top: list[ClassProbability]
+
+
+class ImageAnswers(BaseModel):
+    """The predictions of all requested adapters for one image."""
+
+    image: str
+    answers: list[AdapterAnswer]
+
+
+class ImagesAnswered(BaseModel):
+    """The results for all images of a request, in the order of the images in the request."""
+
+    results: list[ImageAnswers]
+
+
+_FORM = "curl -F images=@photo.png"
+
+
+async def sent(request: Request, most: int) -> tuple[list[File], Asking]:
+    """Return the images and settings in the body of a request: JSON, or a form, with at most `most` images.
+
+    Raises HTTPException with status 400 if a form cannot be read, 415 for any other content type, and 422 if the body
+    does not match the schema or if the URL has query parameters.
+    """
+    kind = kind_of_body(request, "the form or the JSON, beside the images", "application/json", "multipart/form-data")
+    if kind == "application/json":
+        body = checked(ImagesInJson, from_json_body(await request.body(), 1000 + most))
+        files = [(name := f"image {number}", decoded(text, name)) for number, text in enumerate(body.images, 1)]
+        asking = Asking(**body.model_dump(exclude={"images"}))
+    else:
+        try:
+            files, asking = await _uploaded(request)
+        except (MultiPartException, FormParserError) as error:  # the latter if Starlette is older than 1.8
+            raise HTTPException(400, f"the form cannot be read: {error}") from None
+    if not 1 <= len(files) <= most:
+        raise HTTPException(422, f"{len(files)} images were sent; expected 1 to {most}")
+    return files, asking
+
+
+def kind_of_body(request: Request, place: str, *kinds: str) -> str:
+    """Return the content type of a request, one of `kinds`. Raises HTTPException for another one.
+
+    Raises it for parameters in the address too, which are to be sent in `place`.
+    """
+    for name in request.query_params:
+        raise HTTPException(422, f"the address has the parameter {name!r}: send it in {place}")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in kinds:
+        raise HTTPException(415, f"the content type is {kind!r}; expected {' or '.join(kinds)}")
+    return kind
+
+
+async def _uploaded(request: Request) -> tuple[list[File], Asking]:
+    fields: dict[str, str] = {}
+    adapters: list[str] = []
+    files: list[File] = []
+    form = await _InMemory(request.headers, request.stream(), max_files=1000, max_fields=100).parse()
+    try:
+        for key, value in form.multi_items():
+            if key == "images" and isinstance(value, UploadFile):
+                files.append((value.filename or f"image {len(files) + 1}", await value.read()))
+            elif key == "images" or isinstance(value, UploadFile):
+                given = f"a file called {key!r}" if isinstance(value, UploadFile) else "images without a file"
+                raise HTTPException(422, f"the form has {given}; expected files called images, as in {_FORM}")
+            elif key == "adapters":
+                adapters.append(value)
+            else:
+                fields[key] = value
+    finally:
+        await form.close()
+    return files, checked(Asking, {**fields, "adapters": adapters})
+
+
+class _InMemory(MultiPartParser):
+    """A form parser that keeps uploads in memory, because temporary files would use up file descriptors."""
+
+    spool_max_size = sys.maxsize
+
+
+def from_json_body(body: bytes, most: int) -> object:
+    """Return the value of a JSON body with at most `most` commas; parsing millions of values would block the server."""
+    from pydantic_core import from_json
+
+    if (parts := body.count(b",")) > most:
+        raise HTTPException(422, f"the body has {parts:,} commas; expected images as base64 and little else")
+    try:
+        value: object = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise HTTPException(422, f"the body is not valid JSON: {error}") from None
+    return value
+
+
+def checked(kind: type[Checked], values: object) -> Checked:
+    """Return `values` as a message. Raises HTTPException with status 422 if they do not match its schema."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise HTTPException(422, explain(kind, error, "the request")) from None
+
+
+def decoded(text: str, name: str) -> bytes:
+    """Return the bytes of base64. Raises HTTPException with the `name` of the image that they are to be."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise HTTPException(422, f"{name} is not valid base64: {error}") from None
+
+
+Answered = list[tuple[Prediction, ...]]  # for each image, the prediction of each adapter
+
+
+@dataclass(eq=False)
+class Asked:
+    """A queued request with its adapters, settings and preprocessed images, and a future for the predictions."""
+
+    together: SideBySide
+    query: Query
+    pixels: Sequence[Prepared]
+    answer: Future[Answered] = field(default_factory=Future)
+
+    def goes_with(self, other: Asked) -> bool:
+        """Return whether a forward pass can answer this request and `other`, which needs equal adapters and settings.
+
+        Adapters that learn from test images are created anew for each request, so such requests never share a pass.
+        """
+        return self.together is other.together and self.query == other.query
+
+
+class Batcher(Worker[Asked]):
+    """A thread that computes predictions in passes of at most `most` images, and calls `passed` with their sizes."""
+
+    def __init__(self, most: int, passed: Callable[[int], None] = lambda images: None) -> None:
+        self._most, self._passed = most, passed
+        super().__init__("adapt-batcher")
+
+    def _run(self) -> None:
+        while batch := self._next():
+            pixels = [each for asked in batch for each in asked.pixels]
+            answers: Answered = []
+            try:
+                for start in range(0, len(pixels), self._most):  # a request alone may have more
+                    self._begin()
+                    part = pixels[start : start + self._most]
+                    self._passed(len(part))
+                    answers += batch[0].together.predictions(part, batch[0].query)
+            except Exception as error:  # noqa: BLE001  # an error of the model goes to the clients
+                for asked in batch:
+                    asked.answer.set_exception(error)
+                continue
+            finally:
+                self._begun.clear()
+            start = 0
+            for asked in batch:
+                asked.answer.set_result(answers[start : start + len(asked.pixels)])
+                start += len(asked.pixels)
+
+    def _next(self) -> list[Asked]:
+        """Wait for requests and return the next batch, or an empty list once the batcher is closed and idle."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return []
+                batch, size = list[Asked](), 0
+                for asked in sorted(self._queue, key=lambda asked: len(asked.pixels)):
+                    if not batch or (batch[0].goes_with(asked) and size + len(asked.pixels) <= self._most):
+                        self._queue.remove(asked)
+                        batch.append(asked)
+                        size += len(asked.pixels)
+            batch = [asked for asked in batch if asked.answer.set_running_or_notify_cancel()]
+            if batch:
+                return batch
+
+
+class Predictions:
+    """The handler of a server's `/predict` requests, which answers a limited number of requests at a time."""
+
+    def __init__(self, adapters: ServedAdapters, admission: Admission, metrics: Counted) -> None:
+        self._adapters, self._admission, self._metrics = adapters, admission, metrics
+        self.batcher = Batcher(admission.limits.images, metrics.passes.observe)
+        self.native_batcher = Batcher(TOGETHER, metrics.passes.observe)
+        """The batcher of native vision-language models, whose passes would hold up those of other adapters."""
+
+    async def answer(self, request: Request) -> Response:
+        """Return the response to a request.
+
+        Raises AdaptError or HTTPException for an invalid request, Crowded if the server is overloaded, HTTPException
+        with status 504 after the time limit, and ClientDisconnect if the client has disconnected.
+        """
+        limits = self._admission.limits
+        try:
+            async with asyncio.timeout(limits.seconds) as given, self._admission.body(request):
+                files, asking = await sent(request, limits.images)
+                leaving = asyncio.create_task(wait_for_disconnect(request, given))
+                try:
+                    return JSONResponse(await self._predicted(files, asking))
+                finally:
+                    leaving.cancel()
+        except TimeoutError:
+            raise await unanswered(request, limits.seconds) from None
+
+    async def _predicted(self, files: Sequence[File], asking: Asking) -> dict[str, object]:
+        """Return the JSON-serialisable predictions for a request."""
+        now = self._adapters.now
+        names = asking.adapters or [now.default]
+        together = now.together(names)
+
+        def look(content: bytes, name: str) -> Prepared:
+            pixels = together.pixels(content, name=name)
+            for model in together.native:
+                size = next(own.size for own in pixels if isinstance(own, Image | PreparedImage))
+                check_tokens(model, size, name, most)
+            return pixels
+
+        most = self._admission.limits.tokens
+        batcher = self.native_batcher if together.native else self.batcher
+        async with self._admission.images("classifications", files, look) as pixels:
+            asked = Asked(together, Query(asking.top_k, asking.threshold), pixels)
+            rows = await asyncio.wrap_future(batcher.ask(asked).answer)
+        for name in names:
+            self._metrics.images.labels(name).inc(len(rows))
+        return {
+            "results": [
+                {
+                    "image": name,
+                    "answers": [{"adapter": adapter, **each.plain()} for adapter, each in zip(names, row, strict=True)],
+                }
+                for (name, _), row in zip(files, rows, strict=True)
+            ]
+        }
+
+
+def check_tokens(model: ChatModel, size: tuple[int, int], name: str, most: int) -> None:
+    """Raise AdaptError if an image of `size`, with the usual question about it, takes more than `most` tokens."""
+    allowed = min(most, model.backbone.longest)
+    [tokens] = model.backbone.lengths([Chat.about(model.backbone.question)], [[size]], asks=True)
+    if tokens > allowed:
+        raise AdaptError(f"{name} takes {tokens:,} tokens, and may have {allowed:,}: send a smaller image")
+
+
+async def unanswered(request: Request, seconds: float) -> Exception:
+    """Return the error for a request that was not answered in time, or whose client has disconnected."""
+    if await request.is_disconnected():
+        return ClientDisconnect()
+    return HTTPException(504, f"there was no answer within {seconds:g} seconds")
+
+
+async def wait_for_disconnect(request: Request, given: asyncio.Timeout) -> None:
+    """Wait until the client disconnects, and then make the request time out immediately."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    given.reschedule(0)
