@@ -19,7 +19,7 @@ from adapt.data import Item, checks, load, open_image, read_folder
 from adapt.data.check import broken_images
 from adapt.data.decoding.masks import check_masks, mask_of
 from adapt.formats.adapter import check_reading, read_header
-from adapt.formats.export.record import described
+from adapt.formats.export import described
 from adapt.models.many import SideBySide
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
