@@ -132,7 +132,7 @@ def about_two(first: Scene, second: Scene, words: Words = in_a_sentence) -> Chat
         (f"how many are in {name}?", questions.NUMBERS[count - 1])
         for name, count in zip((FIRST, SECOND), counts, strict=True)
     ]
-    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2)
+    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2, words)
 
 
 def _chat(asked: list[tuple[str, str]], images: int, words: Words) -> Chat:
