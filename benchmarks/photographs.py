@@ -37,9 +37,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import adapt
+from adapt import tasks
 from adapt.backbones.base import ImageEncoder
 from adapt.choosing.candidates import candidates
-from adapt.choosing.recommend import recommend
+from adapt.choosing.recommendation import recommend
 from adapt.common import plain
 from adapt.common.disk import write_text
 from adapt.data import Item, open_image
@@ -115,7 +116,7 @@ def _cell(name: str, shots: int | None, seed: int) -> Row:
         return float(found.result.metrics["adapted"]["accuracy"]), found.chosen
 
     measured = {OURS: _forked(ours)}
-    for each in candidates(str(file), changes, False, encoder, split.task):
+    for each in candidates(str(file), changes, False, encoder, tasks.of(split.items())):
         try:
             measured[each.name] = _forked(lambda own=each: (_trained(own, split), ""))  # type: ignore[misc]
         except RuntimeError:  # it does not fit the set, such as a method for bags
