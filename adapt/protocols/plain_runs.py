@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adapt.common import plain
 from adapt.common.plain import JsonObject
@@ -15,9 +14,6 @@ from adapt.evaluation import stored
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
-
-if TYPE_CHECKING:
-    from adapt.protocols.tables import Cells
 
 HEADER = ["", "gain", "zero-shot", "adapted", "data", "shots", "seeds", "calibration error", "parameters", "seconds"]
 # settings that name no run
@@ -81,7 +77,7 @@ def pooled(runs: Sequence[PlainRun]) -> list[list[PlainRun]]:
     return groups
 
 
-def plain_table(runs: Sequence[PlainRun]) -> Cells:
+def plain_table(runs: Sequence[PlainRun]) -> list[list[str]]:
     """Return a table with a header, and one row for each group of runs that differ only by seed.
 
     Runs without test images have `not measured` as the adapted model's metric, and other metrics are empty.

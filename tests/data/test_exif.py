@@ -17,9 +17,9 @@ from adapt.backbones.preprocess import transform_key
 from adapt.common.errors import AdaptError
 from adapt.data import Item, checks, load, open_image, read_folder
 from adapt.data.check import broken_images
-from adapt.data.decoding.masks import check_mask, mask_of
+from adapt.data.decoding.masks import check_masks, mask_of
 from adapt.formats.adapter import check_reading, read_header
-from adapt.formats.export.record import described
+from adapt.formats.export import described
 from adapt.models.many import SideBySide
 from adapt.recipe import read_recipe
 from adapt.training.run_recipe import run_recipe
@@ -84,17 +84,17 @@ def test_a_mask_goes_with_its_image_as_it_is_shown(tmp_path: Path) -> None:
     shown, stored = (
         Item.of(path=f"{tmp_path}/a.png", label="a", mask=f"{tmp_path}/{name}.png") for name in ("shown", "stored")
     )
-    check_mask(shown, turned=True)
-    check_mask(stored, turned=False)
+    check_masks([shown], turned=True)
+    check_masks([stored], turned=False)
     with pytest.raises(AdaptError) as refused:
-        check_mask(stored, turned=True)
+        check_masks([stored], turned=True)
     assert str(refused.value) == (
         f"the mask '{tmp_path}/stored.png' is 40 x 64 pixels, but its image '{tmp_path}/a.png' is 64 x 40 turned "
         "upright; expected the same size. Draw the mask on the image as it is shown, or set data.exif=stored, or "
         "remove the mask from the data"
     )
     with pytest.raises(AdaptError, match=r"the same size\. Draw the mask on the image as it is, or remove the mask"):
-        check_mask(shown, turned=False)
+        check_masks([shown], turned=False)
     mask = Image.new("L", SIZE)
     mask.putpixel((63, 0), 255)
     (tmp_path / "shown.png").write_bytes(photograph(mask))

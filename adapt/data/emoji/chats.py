@@ -10,7 +10,7 @@ a question about it and the answer to each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from adapt.chats import Chat
@@ -20,6 +20,7 @@ from adapt.data.emoji.scenes import MOST, Scene
 from adapt.data.item import Cell, Item, reading
 from adapt.data.split import Split
 
+Words = Callable[[str, str], str]  # how the answer to a question is worded
 MORE = "which one has more?"
 FIRST, SECOND, NEITHER = "the first", "the second", "neither"
 _SENTENCES = {
@@ -53,9 +54,7 @@ def _conversations(spec: str) -> Split:
     copies: dict[str, list[tuple[str, Scene]]] = {part: [] for part in questions.PARTS}
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
-        asked = list(questions.asked(scene))
-        start = number % len(asked)
-        yield _item((path,), _chat([*asked[start:], *asked[:start]], 1), style)
+        yield _item((path,), about_one(scene, number), style)
         if scene.kind != "several":
             return
         earlier = copies[path.rpartition("!")[2].partition("/")[0]]
@@ -118,7 +117,14 @@ def in_a_sentence(question: str, answer: str) -> str:
     return f"there {'is' if answer == questions.NUMBERS[0] else 'are'} {answer}."
 
 
-def about_two(first: Scene, second: Scene) -> Chat:
+def about_one(scene: Scene, number: int, words: Words = in_a_sentence) -> Chat:
+    """Return a conversation about one scene, whose questions are rotated by the scene's `number`."""
+    asked = list(questions.asked(scene))
+    start = number % len(asked)
+    return _chat([*asked[start:], *asked[:start]], 1, words)
+
+
+def about_two(first: Scene, second: Scene, words: Words = in_a_sentence) -> Chat:
     """Return a conversation that compares the numbers of things in two scenes."""
     counts = len(first.pieces), len(second.pieces)
     more = FIRST if counts[0] > counts[1] else SECOND if counts[0] < counts[1] else NEITHER
@@ -126,13 +132,13 @@ def about_two(first: Scene, second: Scene) -> Chat:
         (f"how many are in {name}?", questions.NUMBERS[count - 1])
         for name, count in zip((FIRST, SECOND), counts, strict=True)
     ]
-    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2)
+    return _chat([*each, (MORE, more)] if sum(counts) % 2 else [(MORE, more), *each], 2, words)
 
 
-def _chat(asked: list[tuple[str, str]], images: int) -> Chat:
+def _chat(asked: list[tuple[str, str]], images: int, words: Words) -> Chat:
     """Return a conversation of questions with their answers, the first of which comes with the images."""
     (first, answer), *later = asked
-    chat = Chat.about(first, in_a_sentence(first, answer), images)
+    chat = Chat.about(first, words(first, answer), images)
     for question, answer in later:
-        chat = chat.asked(question).answered(in_a_sentence(question, answer))
+        chat = chat.asked(question).answered(words(question, answer))
     return chat
