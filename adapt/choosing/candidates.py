@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -89,9 +89,9 @@ def candidates(
 
 def _of_recipe(
     name: str, source: str, changes: dict[str, object], every: bool, backbone: Backbone, task: Task, unlabelled: bool
-) -> Iterator[Candidate]:
+) -> list[Candidate]:
     located = find_recipe(name)
-    file = read_file(located.path, located.name)
+    file, listed = read_file(located.path, located.name), list[Candidate]()
     variants: dict[str, dict[str, object]] = {name: {}} | file.variants
     plain = read_recipe(name, list(changes.items()), source).new_method().config
     for title, settings in variants.items():
@@ -117,7 +117,10 @@ def _of_recipe(
             values = {key: getattr(plain, key.removeprefix("method."), None) for key in settings}
             left = {key.removeprefix("method."): value for key, value in values.items() if settings[key] is None}
             otherwise = name, left if len(left) == len(settings) else {}
-            yield Candidate(title, recipe, cost, always, command, title == file.preferred, otherwise)
+            listed.append(Candidate(title, recipe, cost, always, command, title == file.preferred, otherwise))
+    if file.preferred and listed and not any(each.preferred for each in listed):
+        listed[0] = replace(listed[0], preferred=True)  # the recipe itself, where the variant does not fit the backbone
+    return listed
 
 
 def encoded_once(recipe: Recipe, method: Method) -> dict[str, object]:

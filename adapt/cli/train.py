@@ -323,8 +323,8 @@ def recommend(
 
     DATA is a folder, a .csv file or the name of a data set. Methods are compared by cross-validation on the training
     images; test images do not influence the choice. If several methods are equally good within the noise, lda_words is
-    chosen if it is among these methods, otherwise the method that is cheapest to train. The chosen method is then
-    trained on all training images and, if there are test images, measured on the test images.
+    chosen if it is among these methods (lda on a backbone that reads no words), otherwise the method that is cheapest
+    to train. The chosen method is then trained on all training images and, if there are test images, measured on them.
 
     \b
     OUT receives the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,

@@ -24,7 +24,7 @@ from adapt.backbones.base import ImageEncoder
 from adapt.common.devices import doubled
 from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Method, MethodConfig, Training
-from adapt.methods.base.plain_classifier import class_means
+from adapt.methods.base.plain_classifier import against_covariance, class_means
 from adapt.methods.base.training import rows_of
 from adapt.methods.zero_shot import Templates
 
@@ -101,11 +101,12 @@ class GDA(Method[ImageStep], Grid):
                 "method.views, or use more shots"
             )
         if self.config.shrink:
-            precision = shrunk_precision(centred.T.cov(), len(centred))
+            total = float(centred.square().sum()) / (len(centred) - 1)
+            weight = features.shape[1] * against_covariance(means, centred, total)
         else:
             own = [centred[labels == label] for label in range(classes)]
-            precision = torch.linalg.pinv(torch.stack([each.T.cov() for each in own]).mean(0), hermitian=True)
-        weight, bias = classifier(means, precision)
+            weight = means @ torch.linalg.pinv(torch.stack([each.T.cov() for each in own]).mean(0), hermitian=True)
+        bias = biases(weight, means)
         self.weight, self.bias = weight.to(self.weight), bias.to(self.bias)
 
     def logits(self, step: ImageStep) -> Tensor:
@@ -128,9 +129,8 @@ class GDA(Method[ImageStep], Grid):
         means = (near.sum(1) + TEXT_COPIES * texts) / (k + TEXT_COPIES)
         around = near - texts[:, None]
         covariances = around.transpose(1, 2) @ around / (k - 1)
-        precision = torch.stack([shrunk_precision(each, k) for each in covariances]).mean(0)
-        weight, bias = classifier(means, precision)
-        return weight.to(self.weight), bias.to(self.weight)
+        weight = means @ torch.stack([shrunk_precision(each, k) for each in covariances]).mean(0)
+        return weight.to(self.weight), biases(weight, means).to(self.weight)
 
 
 def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
@@ -141,7 +141,6 @@ def shrunk_precision(covariance: Tensor, count: int) -> Tensor:
     return size * torch.cholesky_inverse(torch.linalg.cholesky(shrunk))
 
 
-def classifier(means: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight `(n, e)` and bias `(n,)` of the classifier for equally likely Gaussians that share `precision`."""
-    weight = means @ precision
-    return weight, -torch.tensor(float(len(means))).log() - (weight * means).sum(-1) / 2
+def biases(weight: Tensor, means: Tensor) -> Tensor:
+    """Return the biases `(n,)` of the classifier for equally likely Gaussians with these means and weights `(n, e)`."""
+    return -torch.tensor(float(len(means))).log() - (weight * means).sum(-1) / 2

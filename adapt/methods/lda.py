@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from adapt.methods.base import Choice
-from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig, class_means
+from adapt.methods.base.plain_classifier import LinearClassifier, PlainClassifierConfig, against_covariance, class_means
 
 
 class LDAConfig(PlainClassifierConfig):
@@ -36,15 +36,29 @@ class LDA(LinearClassifier):
     choices = {"ridge": Choice((0.0, 0.2, 1.0, 5.0), usual=1.0)}
 
     def solve(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        from sklearn.covariance import ledoit_wolf
-
         means = class_means(features, labels, len(self.bias))
         deviations = features - means[labels]
         if not deviations.any():
             return self.scale * means, torch.zeros(len(means))
-        covariance = torch.from_numpy(ledoit_wolf(deviations.numpy(), assume_centered=True)[0])
-        covariance *= len(features) / max(1, len(features) - len(means))  # an unbiased estimate
-        covariance += self.setting("ridge") * covariance.trace() / len(features) * torch.eye(len(covariance))
-        weight = torch.linalg.solve(covariance, means.T).T
+        shrinkage, variance = ledoit_wolf(deviations)
+        unbiased = 1 / max(1, len(features) - len(means))
+        total = len(features) * unbiased * variance  # of all variances, which shrinking leaves as it is
+        ridge = total * (shrinkage / features.shape[1] + self.setting("ridge") / len(features))
+        weight = against_covariance(means, deviations, ridge, (1 - shrinkage) * unbiased)
         priors = labels.bincount(minlength=len(means)) / len(labels)
         return weight, priors.log() - (weight * means).sum(-1) / 2
+
+
+def ledoit_wolf(deviations: Tensor) -> tuple[float, float]:
+    """Return Ledoit and Wolf's shrinkage, in [0, 1], of the covariance of `deviations` `(n, e)`, and its trace.
+
+    The shrunk covariance is `(1 - shrinkage) * S + shrinkage * trace / e * I`, where `S` is the mean of outer products.
+    """
+    count, size = deviations.shape
+    squares = deviations.square().sum(-1)
+    trace = float(squares.sum()) / count
+    # the squares of the entries of S, which are those of the smaller matrix of inner products
+    inner = deviations @ deviations.T if count < size else deviations.T @ deviations
+    entries = float(inner.square().sum()) / count**2
+    noise, apart = (float(squares.square().sum()) / count - entries) / count, entries - trace**2 / size
+    return (min(noise, apart) / apart if apart > 0 else 1.0), trace

@@ -29,6 +29,7 @@ from adapt.training.result import Result
 from adapt.training.run_recipe import run_recipe
 
 CHANGES = {"data.shots": 4, "seed": 1, "backbone": "mini-clip"}
+EYES = adapt.load_backbone("vision:mini-clip")
 CLIP, TASK = adapt.load_backbone("mini-clip"), adapt.data.load("emoji").task
 
 
@@ -53,6 +54,8 @@ def test_without_being_asked_no_step_passes_through_a_tower_but_coops() -> None:
     assert not {"tpt", "tda", "vlora", "projector", "compose/vlora_lora", "uniqa"} & every.keys()
     assert next(iter(usual)) == "lda_words"
     assert [name for name, each in every.items() if each.preferred] == ["lda_words"]
+    assert [name for name, each in _listed(backbone=EYES).items() if each.preferred] == ["lda"]
+    assert next(iter(_listed(backbone=EYES))) == "lda"
     assert usual["zs_lp"].recipe.method["constraint"] == "none"
 
 

@@ -16,6 +16,8 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.methods import linear_probe
 from adapt.methods.base import Choice, Encoded, Method
+from adapt.methods.base.plain_classifier import against_covariance
+from adapt.methods.lda import ledoit_wolf
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -104,16 +106,34 @@ def test_lda_is_scikit_learns_on_one_covariance(open_clip: Backbone) -> None:
     assert scaled(ours, expected) < 1e-4
 
 
+@pytest.mark.parametrize(("images", "wide"), [(12, 40), (90, 40)])
+def test_a_few_images_of_wide_features_have_the_same_covariance(images: int, wide: int) -> None:
+    """Its shrinkage is scikit-learn's, and what it weighs by the smaller matrix is what the larger one gives."""
+    from sklearn.covariance import ledoit_wolf as reference
+
+    draw = torch.Generator().manual_seed(images)
+    apart = torch.randn(images, wide, generator=draw, dtype=torch.double) * torch.linspace(0.1, 2, wide)
+    shrinkage, trace = ledoit_wolf(apart)
+    covariance, expected = reference(apart.numpy(), assume_centered=True)
+    assert shrinkage == pytest.approx(expected, rel=1e-12)
+    assert trace == pytest.approx(np.trace(covariance), rel=1e-12)
+    rows = torch.randn(3, wide, generator=draw, dtype=torch.double)
+    for ridge, factor in ((shrinkage * trace / wide, (1 - shrinkage) / images), (1e-6, 1.0), (2.0, 0.0)):
+        plain = factor * apart.T @ apart + ridge * torch.eye(wide, dtype=torch.double)
+        weighed = rows @ torch.linalg.inv(plain)
+        assert scaled(against_covariance(rows, apart, ridge, factor), weighed) < 1e-8
+
+
 def test_a_ridge_of_one_is_what_gda_adds(open_clip: Backbone) -> None:
     """On many images of few numbers nothing is shrunk, and a ridge of one is GDA's prior, up to the scale of all."""
-    from adapt.methods.gda import classifier, shrunk_precision
+    from adapt.methods.gda import shrunk_precision
 
     train = images(3, each=3000, spread=0.5)
     model = fitted(open_clip, methods.LDA(ridge=1.0), train)
     features, labels = train[0].double(), train[1]
     means = torch.stack([features[labels == label].mean(0) for label in range(3)])
     apart = features - means[labels]
-    weight, _ = classifier(means, shrunk_precision(apart.T.cov(), len(apart)))
+    weight = means @ shrunk_precision(apart.T.cov(), len(apart))
     ours = model.method.weight.double()
     assert scaled(ours / ours.norm(), weight / weight.norm()) < 2e-2
     assert scaled(fitted(open_clip, methods.LDA(ridge=100.0), train).method.weight, model.method.weight) > 0.1
