@@ -64,11 +64,11 @@ def test_scikit_learn_chooses_by_folds_of_the_training_pictures() -> None:
 
 def test_a_step_is_measured_in_a_process_of_its_own() -> None:
     def step() -> tuple[float, str]:
-        return float(np.ones(4_000_000).mean()), "ones"
+        return float(np.ones(16_000_000).mean()), "ones"
 
     told = photographs._forked(step)
     assert (told["accuracy"], told["detail"]) == (1.0, "ones")
-    assert told["peak_bytes"] > 30e6
+    assert told["peak_bytes"] > 100e6  # too much for what the process holds free
     with pytest.raises(RuntimeError, match="ValueError: no"):
         photographs._forked(lambda: (_ for _ in ()).throw(ValueError("no")))
 
