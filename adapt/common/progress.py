@@ -52,12 +52,25 @@ def training_bar(total: int, done: int, show: bool, title: str = "training") -> 
 
 @contextmanager
 def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
-    """Yield a callback `(done, total)` that updates a progress bar, or None if no bar is displayed."""
-    if not (show and sys.stderr.isatty()):
+    """Yield a callback `(done, total)` that displays progress, or None if none is shown."""
+    if not show:
         yield None
         return
-    with _bar(title, 1, 0) as update:
-        yield lambda done, total: update(completed=done, total=total)
+    if sys.stderr.isatty():
+        with _bar(title, 1, 0) as update:
+            yield lambda done, total: update(completed=done, total=total)
+        return
+    began = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last > _SECONDS_BETWEEN_LINES:
+            last = now
+            left = readable_time((now - began) / max(1, done) * (total - done))
+            logger.info("%s  %s of %s  (about %s left)", title, f"{done:,}", f"{total:,}", left)
+
+    yield report
 
 
 @contextmanager
