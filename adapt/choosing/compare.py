@@ -141,19 +141,19 @@ class _Fold(NamedTuple):
 class Comparison:
     """A comparison by cross-validation, in which all candidates use the same folds of the training images.
 
-    Candidates are trained on `backbone`, or on that of several which their recipe names. The results on folds are
-    written to the folder `kept`, if given, and those that are there already are taken.
+    Each is trained on that of the `backbones`, by name, which its recipe names. The results on folds are written to the
+    folder `kept`, if given, and those that are there already are taken.
     """
 
     def __init__(
         self,
         split: Split,
-        backbone: Backbone | Mapping[str, Backbone],
+        backbones: Mapping[str, ImageEncoder],
         count: int,
         seed: int,
         kept: Path | None = None,
     ) -> None:
-        self._split, self._backbone, self.count, self._kept = split, backbone, count, kept
+        self._split, self._backbones, self.count, self._kept = split, backbones, count, kept
         self._task = tasks.of(split.items())
         fold_of = folds(split.train, count, seed, split.task.one_class)
         self._parts = list(parts(split, fold_of, count))
@@ -230,7 +230,7 @@ class Comparison:
         part, _ = self._parts[0]
         settings = self._settings(candidate, part)
         with _quiet(), self._threads(candidate):
-            _, result = _trained(candidate, part, self._on(candidate), _PROBE)
+            _, result = _trained(candidate, part, self._backbones[candidate.recipe.backbone], _PROBE)
         batches = max(1, len(part.train) // settings.batch_size)
         images = min(settings.batch_size * settings.accumulate, len(part.train))  # of a step
         quickest = max(entry["images_per_second"] for entry in result.history)  # the first steps are slow ones
@@ -243,14 +243,10 @@ class Comparison:
 
     def _threads(self, candidate: Candidate) -> AbstractContextManager[None]:
         """Return a context that limits torch to one thread if the candidate trains on few features."""
-        encoder = self._on(candidate)
-        assert isinstance(encoder, ImageEncoder)
-        numbers = len(self._split.train) * encoder.embed_dim * len(self._split.class_names)
+        wide = self._backbones[candidate.recipe.backbone].embed_dim
+        numbers = len(self._split.train) * wide * len(self._split.class_names)
         small = numbers < SMALL and candidate.cost < Cost.STEPS_THROUGH_TOWERS
         return one_thread() if small else nullcontext()
-
-    def _on(self, candidate: Candidate) -> Backbone:
-        return self._backbone[candidate.recipe.backbone] if isinstance(self._backbone, Mapping) else self._backbone
 
     def _behind(self, folds: Sequence[_Fold], best: Compared, errors: float) -> str:
         """Return a message if the merit on some folds is over `errors` standard errors behind `best`, otherwise ""."""
@@ -283,7 +279,7 @@ class Comparison:
             return fold
         with _quiet(), self._threads(candidate):
             started = time.monotonic()
-            model, result = _trained(candidate, part, self._on(candidate), changes)
+            model, result = _trained(candidate, part, self._backbones[candidate.recipe.backbone], changes)
             seconds = time.monotonic() - started
             answers = self._task.answers(model, part.test, Inference())
             with TemporaryDirectory() as folder:

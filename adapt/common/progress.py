@@ -60,15 +60,11 @@ def counting_bar(title: str, show: bool) -> Iterator[Progress | None]:
         with _bar(title, 1, 0) as update:
             yield lambda done, total: update(completed=done, total=total)
         return
-    began = last = time.monotonic()
+    due = _due(0)
 
     def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done < total and now - last > _SECONDS_BETWEEN_LINES:
-            last = now
-            left = readable_time((now - began) / max(1, done) * (total - done))
-            logger.info("%s  %s of %s  (about %s left)", title, f"{done:,}", f"{total:,}", left)
+        if left := due(done, total):
+            logger.info("%s  %s of %s%s", title, f"{done:,}", f"{total:,}", left)
 
     yield report
 
@@ -91,18 +87,32 @@ def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
 
 
 def _lines(title: str, total: int, done: int) -> Report:
-    began = last = time.monotonic()
+    due = _due(done)
 
     def report(entry: LogEntry) -> None:
-        nonlocal last
-        now, step = time.monotonic(), entry["step"]
-        if now - last > _SECONDS_BETWEEN_LINES or step == total:
-            last = now
-            seconds = (now - began) / max(1, step - done) * (total - step)
-            left = f"  (about {readable_time(seconds)} left)" if step < total else ""
-            logger.info("%s  step %d of %d  %s%s", title, step, total, _describe(entry), left)
+        if (left := due(entry["step"], total)) is not None:
+            logger.info("%s  step %d of %d  %s%s", title, entry["step"], total, _describe(entry), left)
 
     return report
+
+
+def _due(before: int) -> Callable[[int, int], str | None]:
+    """Return a function of the number done, `before` at first, and the total: the time left as text if a line is due.
+
+    It returns "" at the end, and None if no line is due, as one was told some seconds ago.
+    """
+    began = last = time.monotonic()
+
+    def due(done: int, total: int) -> str | None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last <= _SECONDS_BETWEEN_LINES:
+            return None
+        last = now
+        seconds = (now - began) / max(1, done - before) * (total - done)
+        return f"  (about {readable_time(seconds)} left)" if done < total else ""
+
+    return due
 
 
 def readable_time(seconds: float) -> str:

@@ -40,9 +40,9 @@ class LDA(LinearClassifier):
         deviations = features - means[labels]
         if not deviations.any():
             return self.scale * means, torch.zeros(len(means))
-        shrinkage, variance = ledoit_wolf(deviations)
+        shrinkage, trace = ledoit_wolf(deviations)
         unbiased = 1 / max(1, len(features) - len(means))
-        total = len(features) * unbiased * variance  # of all variances, which shrinking leaves as it is
+        total = len(features) * unbiased * trace  # of all variances, which shrinking leaves as it is
         ridge = total * (shrinkage / features.shape[1] + self.setting("ridge") / len(features))
         weight = against_covariance(means, deviations, ridge, (1 - shrinkage) * unbiased)
         priors = labels.bincount(minlength=len(means)) / len(labels)

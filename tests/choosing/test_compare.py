@@ -106,23 +106,23 @@ def test_images_are_answered_by_models_that_have_not_seen_them(few: Split) -> No
     """A table of training images knows their labels by heart; of images held back it is right about half the time."""
     candidate = _listed()["tip_adapter"]
     backbone = adapt.load_backbone("mini-clip")
-    found = Comparison(few, backbone, 3, seed=1).run(candidate)
+    found = Comparison(few, {"mini-clip": backbone}, 3, seed=1).run(candidate)
     whole = run_recipe(candidate.recipe, None, progress=False)
     assert found.answers.shape == (96, 24)
     assert torch.allclose(found.answers.sum(-1), torch.ones(96), atol=1e-4)
     assert found.merit == found.merits.double().mean()
     assert abs(found.merit - whole.accuracy) < 2 * found.error < 0.2
     assert found.size > 24 * 4
-    again = Comparison(few, backbone, 3, seed=1).run(candidate)
+    again = Comparison(few, {"mini-clip": backbone}, 3, seed=1).run(candidate)
     assert torch.equal(again.merits, found.merits)
-    assert not torch.equal(Comparison(few, backbone, 3, seed=2).run(candidate).merits, found.merits)
+    assert not torch.equal(Comparison(few, {"mini-clip": backbone}, 3, seed=2).run(candidate).merits, found.merits)
 
 
 @pytest.mark.full
 def test_the_time_is_estimated_from_a_few_steps(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one fold, as if each step took half a second."""
     listed = _listed(every=True)
-    comparison = Comparison(few, adapt.load_backbone("mini-clip"), 3, seed=1)
+    comparison = Comparison(few, {"mini-clip": adapt.load_backbone("mini-clip")}, 3, seed=1)
     assert comparison.estimate(listed["gda"]) == 0
     trained, seen = module._trained, []
 
@@ -174,7 +174,7 @@ def test_of_those_alike_the_preferred_one_is_taken_or_the_cheapest() -> None:
 @pytest.mark.full
 def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     listed, backbone = _listed(every=True), adapt.load_backbone("mini-clip")
-    comparison = Comparison(few, backbone, 3, seed=1)
+    comparison = Comparison(few, {"mini-clip": backbone}, 3, seed=1)
     best, trained = comparison.run(listed["gda"]), []
     tried = comparison._tried
 
@@ -197,7 +197,7 @@ def test_a_method_with_steps_has_to_keep_up_from_the_first_part(few: Split, monk
     kept = comparison.raced(listed["clap"], hopeless)
     assert isinstance(kept, Compared)
     assert trained == [("clap", False)] * 3
-    assert torch.equal(kept.merits, Comparison(few, backbone, 3, seed=1).run(listed["clap"]).merits)
+    assert torch.equal(kept.merits, Comparison(few, {"mini-clip": backbone}, 3, seed=1).run(listed["clap"]).merits)
 
 
 class _Planned:
@@ -205,7 +205,7 @@ class _Planned:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         split = adapt.data.load("emoji").few_shot(5, 1)
-        self.comparison = Comparison(split, adapt.load_backbone("mini-clip"), 5, seed=1)
+        self.comparison = Comparison(split, {"mini-clip": adapt.load_backbone("mini-clip")}, 5, seed=1)
         self.truth = split.task.numbers(self.comparison.items, split.class_names)
         self.rights: list[float] = []  # the share of each fold
         self.fold, self.folds_tried = 0, 0
@@ -303,7 +303,7 @@ def test_the_error_is_that_of_as_many_models_as_learned_from_the_images(few: Spl
     names = few.class_names[:2]
     train = tuple(item for item in few.train if item.answer in names)
     split = replace(few, class_names=names, train=train, val=(), test=())
-    comparison = Comparison(split, adapt.load_backbone("mini-clip"), 20, seed=1)
+    comparison = Comparison(split, {"mini-clip": adapt.load_backbone("mini-clip")}, 20, seed=1)
     models, listed = comparison.trainings - 1, _listed()
     assert len(comparison.items) == 8
     assert 2 <= models <= 8
