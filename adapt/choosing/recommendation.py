@@ -24,6 +24,7 @@ from adapt.common.errors import AdaptError, missing
 from adapt.common.plain import JsonObject
 from adapt.common.progress import counting_bar
 from adapt.common.shown import first_of, readable_bytes
+from adapt.data.decoding.cache import unchanging_images
 from adapt.data.item import items_id
 from adapt.data.split import Split, usual_count
 from adapt.evaluation.scores import Figure, Scores
@@ -272,7 +273,10 @@ def recommend(
         listed_split = listed_data(base, unlabelled=True)
         _check_comparable(listed_split)
         task = tasks.of(listed_split.items())
-        encoders = {name or base.backbone: _image_encoder(each, base, device) for name, each in named.items()}
+        encoders = {
+            name or base.backbone: _image_encoder(each, base, device).turning(listed_split.turned)
+            for name, each in named.items()
+        }
         for encoder in encoders.values():
             task.check_backbone(encoder)
         split = decodable(listed_split, base, progress)
@@ -285,6 +289,7 @@ def recommend(
             listed += [each.on(name) if len(encoders) > 1 else each for each in candidates(*arguments)]
         listed.sort(key=lambda each: each.order)
         with ExitStack() as stack:
+            stack.enter_context(unchanging_images())
             for encoder in encoders.values():
                 stack.enter_context(encoder.unchanging())
             features = {name: _features(split, encoder, progress) for name, encoder in encoders.items()}
@@ -403,7 +408,7 @@ def _about(split: Split, recipe: Recipe, comparison: Comparison) -> dict[str, ob
 
 def _features(split: Split, backbone: ImageEncoder, progress: bool) -> dict[str, Tensor]:
     """Return the unit-length features `(n, e)` of the images in train, val and test, and cache the features."""
-    model = unadapted(backbone.turning(split.turned), split.class_names)
+    model = unadapted(backbone, split.class_names)
     assert isinstance(model, ImageModel)
     with counting_bar("encoding", progress) as bar:
         parts = {"train": split.train, "val": split.val, "test": split.test}

@@ -81,13 +81,17 @@ class LinearProbe(LinearClassifier, LearnsShares):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the warning below says what to do
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)  # classes with few images
-            solver.fit(features.numpy(), labels.numpy(), None if counts is None else counts.numpy())
+            # The weight is a sum of training features. So of few wide ones, their coordinates in the space that they
+            # span give the same weight, sooner.
+            span, coordinates = torch.linalg.qr(features.T) if len(features) < features.shape[1] else (None, features.T)
+            solver.fit(coordinates.T.numpy(), labels.numpy(), None if counts is None else counts.numpy())
         if solver.n_iter_.max() >= MOST_STEPS:
             logger.warning(
                 "the logistic regression with strength %g did not converge in %d steps: set method.strength lower",
                 self.config.strength, MOST_STEPS,
             )  # fmt: skip
         weight, bias = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
+        weight = weight if span is None else weight @ span.T
         if len(weight) == 1:  # for two classes, scikit-learn returns their difference
             weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
         return weight, bias

@@ -294,3 +294,18 @@ def test_the_limit_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("ADAPT_CACHE_GIB", wrong)
         with pytest.raises(AdaptError, match=f"ADAPT_CACHE_GIB is '{wrong}'; expected the maximum size"):
             FeatureCache(tmp_path)
+
+
+def test_images_that_do_not_change_are_read_once(
+    store: FeatureCache, items: list[Item], encode: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a comparison, which reads the features of the same images a hundred times."""
+    read = []
+    monkeypatch.setattr(cache, "read_bytes", lambda path: read.append(path) or Path(path).read_bytes())
+    with cache.unchanging_images():
+        first = store.features(items, to_tensor, encode, "k")
+        with cache.unchanging_images():
+            assert torch.equal(store.features(items[::-1], to_tensor, encode, "k"), first.flip(0))
+    assert read == [item.path for item in items]
+    shutil.copy(items[0].path, items[1].path)
+    assert torch.equal(store.features(items, to_tensor, encode, "k")[1], first[0])

@@ -272,12 +272,28 @@ class FeatureCache:
                 logger.warning("%s. Until the cache works, features are computed each time.", error)
 
 
+_contents: dict[str, bytes] | None = None  # hashes of images by path, in a block of `unchanging_images`
+
+
+@contextmanager
+def unchanging_images() -> Iterator[None]:
+    """Read and hash each image at most once in the `with` block, where no image file may change."""
+    global _contents
+    before, _contents = _contents, {} if _contents is None else _contents
+    try:
+        yield
+    finally:
+        _contents = before
+
+
 def _row_ids(item: Item, views: int) -> list[bytes]:
     """Return the cache ids of an item, hashes of the image content: one id per view, or a single id without views."""
-    content = hashlib.blake2b(read_bytes(item.path))
+    known = {} if _contents is None else _contents
+    if (content := known.get(item.path)) is None:
+        content = known[item.path] = hashlib.blake2b(read_bytes(item.path)).digest()
     ids = []
     for view in range(views) if views else [""]:
-        digest = hashlib.blake2b(content.digest() + f"{view}".encode(), digest_size=ID_BYTES)
+        digest = hashlib.blake2b(content + f"{view}".encode(), digest_size=ID_BYTES)
         ids.append(digest.digest())
     return ids
 
