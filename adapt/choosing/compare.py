@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -32,6 +33,7 @@ from adapt.data.item import Item
 from adapt.data.split import Split, folds, parts
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
+from adapt.evaluation.intervals import NORMAL, Interval
 from adapt.evaluation.scores import Scores, standard_error
 from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
@@ -109,6 +111,16 @@ class Compared:
             share = (self.merit * len(set(self.groups)) + 2) / count
             of_images = max(of_images, (share * (1 - share) / count) ** 0.5)
         return float(of_images * (1 + self.held_back) ** 0.5)
+
+    @property
+    def interval(self) -> Interval:
+        """The figure that is compared, plus and minus 1.96 of its `error`: its interval at 95 %.
+
+        It is not that of a test set, because the folds share training images.
+        """
+        figure = self.scores.compared_by
+        value, half = self.scores.figures()[figure.name], NORMAL * self.error
+        return Interval(value - half, value + half).within(0, 1 if figure.share else math.inf)
 
     def behind(self, other: Compared) -> tuple[float, float]:
         """Return the merit of `other` minus this merit on the same images, and the paired standard error."""

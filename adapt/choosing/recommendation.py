@@ -74,12 +74,21 @@ class Recommendation:
     @property
     def command(self) -> str:
         """The command that trains the chosen method again; "" if nothing was compared."""
-        return next((row["command"] for row in self.rows if row["method"] == self.chosen), "")
+        return next((row["command"] for row in self._chosen), "")
 
     @property
     def estimate(self) -> tuple[float, float] | None:
         """The chosen method's cross-validated figure and its standard error; None if nothing was compared."""
-        return next(((row[self.figure.name], row["error"]) for row in self.rows if row["method"] == self.chosen), None)
+        return next(((row[self.figure.name], row["error"]) for row in self._chosen), None)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval at 95 % of the estimate (see `Compared.interval`); None if nothing was compared."""
+        return next(((row["low"], row["high"]) for row in self._chosen), None)
+
+    @property
+    def _chosen(self) -> list[MethodRow]:
+        return [row for row in self.rows if row["method"] == self.chosen]
 
     def trained(self, result: Result, name: str) -> Recommendation:
         """Return the recommendation with the chosen method's training, which says that the method is called `name`.
@@ -114,6 +123,8 @@ class Recommendation:
         if self.result is not None and "adapted" in self.result.metrics:
             tested = self.result.metrics["adapted"]
             value = f"{self.figure.text(tested[self.figure.name])}{' %' * self.figure.share}"
+            ends = tested.get("intervals", {}).get(self.figure.name)
+            value += f", between {' and '.join(map(self.figure.text, ends))} at 95 %" if ends else ""
             of = "On" if "text" in tested else f"{self.figure.heading} on"
             lines.append(
                 f"{of} the {tested['images']} test images, which played no part in the choice: "
@@ -148,6 +159,7 @@ class Recommendation:
     def _choice(self) -> list[str]:
         """Return sentences that explain why the method was chosen, and what to expect."""
         assert self.estimate is not None
+        assert self.interval is not None
         trained = [row["method"] for row in self.rows if row["command"]]
         best = trained[0]
         alike = [name for name in self.alike if name not in (self.chosen, best)]
@@ -166,12 +178,12 @@ class Recommendation:
             )
         if alike:
             why += f" No more than two standard errors behind the best: {', '.join(alike)}."
-        value, error = map(self.figure.text, self.estimate)
+        value, low, high = map(self.figure.text, (self.estimate[0], *self.interval))
         where = "" if self.about["tried_classes"] == self.about["classes"] else " of the classes that were compared"
         return [
             f"{self.chosen} was chosen: {why}",
-            f"Expect {value} ± {error} {self.figure.unit} on new images{where}: the cross-validated "
-            f"{self.figure.title}, plus or minus one standard error.",
+            f"Expect {value} {self.figure.unit} on new images{where}, between {low} and {high} at 95 %: the "
+            "cross-validated estimate, and 1.96 of its standard errors to each side.",
         ]
 
     def write(self, out: Path) -> None:
@@ -203,6 +215,8 @@ def rows_of(compared: Sequence[Compared]) -> list[MethodRow]:
                 "method": each.name,
                 figure.name: figures[figure.name],
                 "error": each.error,
+                "low": each.interval.low,
+                "high": each.interval.high,
                 "behind": behind,
                 "behind_error": behind_error,
                 **{name: figures[name] for name in figure.beside},

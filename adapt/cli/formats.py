@@ -79,15 +79,11 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
         count = within(header.metrics, "train_images", kind=int)
         items = "" if count is None else f", {count:,} items"
         yield "trained on", f"{data.get('source')}, {shots}, {data.get('classes', 'all')} classes{items}"
-    names = {"zero_shot": within(header.metrics, "baseline", kind=str) or "zero_shot", "adapted": "adapted"}
+    names = {"zero_shot": within(header.metrics, "baseline", kind=str) or "zero-shot", "adapted": "adapted"}
     texts = {name: within(header.metrics, key, "text", kind=str) for key, name in names.items()}
     if numbers := "; ".join(f"{name} {text}" for name, text in texts.items() if text):
         yield "numbers", f"{numbers} (seed {header.seed})"
-        scores = {}
-    else:
-        scores = {name: within(header.metrics, key, "accuracy", kind=float) for key, name in names.items()}
-    listed = ", ".join(f"{key} {100 * value:.1f} %" for key, value in scores.items() if value is not None)
-    if listed:
+    elif listed := ", ".join(" ".join(each) for each in header.accuracies().items()):
         yield "accuracy", f"{listed} (seed {header.seed})"
     yield "versions", ", ".join(f"{key} {value}" for key, value in header.versions.items())
 
@@ -321,8 +317,11 @@ def export(
     record = plain.parse((out / RECORD).read_bytes())
     click.echo(f"written to {out}: {_size(out)}, logits within {record['difference']:.1e} of the adapter's")
     if measured := record.get("measured"):
+        from adapt.evaluation.intervals import in_percent
+
         click.echo(
-            f"{100 * measured['accuracy']:.1f} % of {measured['images']} images, the adapter itself "
+            f"{100 * measured['accuracy']:.1f} % of {measured['images']} images "
+            f"({in_percent(measured['accuracy_interval'])} at 95 %), the adapter itself "
             f"{100 * measured['adapter_accuracy']:.1f} %; the same label for {100 * measured['same_labels']:.1f} %"
         )
         if "mean_absolute_error" in measured:

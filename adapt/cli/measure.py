@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import click
@@ -19,6 +20,7 @@ from adapt.common.shown import first_of, shown
 if TYPE_CHECKING:
     from adapt.data.item import Item
     from adapt.data.split import Split
+    from adapt.evaluation.scores import Difference, Scores
     from adapt.models.base import Adapted
     from adapt.protocols.reproduction import Reproduction
 
@@ -35,6 +37,7 @@ def evaluate_adapter(
     blend: Annotated[
         str | None, "Shares of the adapter against zero-shot (WiSE-FT), such as 0,0.5,1, each measured by itself."
     ] = None,
+    against: Annotated[Path | None, "Another adapter, which answers the same images: the difference is told."] = None,
     at_use: common.AtUse = (),
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
@@ -48,6 +51,7 @@ def evaluate_adapter(
       adapt eval runs/first/adapter.safetensors --data emoji
       adapt eval runs/first/adapter.safetensors --data emoji@fluent-3d
       adapt eval runs/first/adapter.safetensors --data emoji --blend 0,0.25,0.5,0.75,1
+      adapt eval runs/first/adapter.safetensors --data emoji --against runs/second/adapter.safetensors
       adapt eval runs/first/adapter.safetensors --data photos --data-classes
       adapt eval runs/first/adapter.safetensors --data new_photos --part all
       adapt eval runs/vlora/adapter.safetensors --data emoji-questions
@@ -57,17 +61,23 @@ def evaluate_adapter(
     split = load_data(data, root, names, note=True)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with common.quiet_libraries():
-        model = common.load_adapter(adapter, backbone, device, split.class_names if data_classes else None)
+        if shares and against is not None:
+            raise AdaptError("--blend and --against are both given: measure one after the other")
+        models = []
+        for path in [adapter] if against is None else [adapter, against]:
+            model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
+            if model.class_names and set(split.class_names) != set(model.class_names):
+                raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
+            models.append(model)
+        model = models[0]
         common.set_at_use(model, at_use)
-        if model.class_names and set(split.class_names) != set(model.class_names):
-            raise AdaptError(_other_classes(data, split.class_names, adapter, model.class_names))
         blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
         for share, each in zip(shares, blended, strict=True):
             if not as_json:
                 click.echo(f"blend {share:g}: ", nl=False)
             _print(each, split, part, as_json, cache, blended=True)
         if not shares:
-            _print(model, split, part, as_json, cache)
+            _print(model, split, part, as_json, cache, against={str(against): models[1]} if against else {})
         if part != "train":
             _note_learned(adapter, split, _measured(split, part))
     if not as_json:
@@ -196,13 +206,24 @@ def _tell_parts(split: Split, part: str) -> None:
         )
 
 
-def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, blended: bool = False) -> None:
+def _print(
+    model: Adapted,
+    split: Split,
+    part: str,
+    as_json: bool,
+    cache: bool,
+    blended: bool = False,
+    against: Mapping[str, Adapted] = MappingProxyType({}),
+) -> None:
     """Evaluate `model` on a part of the data (train, val, test or all), and print the scores as text or JSON.
 
     JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
+    The models in `against`, by file, are evaluated as well, and the difference is printed.
     """
     from adapt.data.bags import has_bags, singles
     from adapt.evaluation.evaluate import evaluate
+    from adapt.evaluation.intervals import of_intervals
+    from adapt.evaluation.scores import difference
     from adapt.models.answer import can_answer_together
 
     items = _measured(split, part)
@@ -214,6 +235,8 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
         others["together"] = evaluate(model, items, cache=cache, together=True)
     if has_bags(items):
         others["by_image"] = evaluate(model, singles(items), cache=cache)
+    compared = {file: evaluate(each, items, cache=cache) for file, each in against.items()}
+    apart = {file: difference(scores, each) for file, each in compared.items()}
     if as_json:
         from adapt.common import plain
 
@@ -223,10 +246,14 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
             "part": part,
             "parts": _sizes(split),
             **blend,
-            **scores.figures(),
+            **scores.reported(),
             **scores.details(),
-            **{name: each.figures() for name, each in others.items()},
+            **{name: each.reported() for name, each in others.items()},
         }
+        if compared:
+            figures["against"] = {
+                file: each.reported() | {"difference": apart[file]._asdict()} for file, each in compared.items()
+            }
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
@@ -236,7 +263,27 @@ def _print(model: Adapted, split: Split, part: str, as_json: bool, cache: bool, 
         for name, each in others.items():
             by_image = f"their {each.images} images, each by itself"
             lines += each.lines("the same, answered together as one set" if name == "together" else by_image)
+        for file, each in compared.items():
+            lines += [f"{shown(file)}: {line}" for line in each.lines(measured)]
+            lines.append(f"the first minus the second: {_apart(scores, apart[file])}")
+        lines.append(f"in brackets: {of_intervals(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
+
+
+def _apart(scores: Scores, found: Difference) -> str:
+    """Return the difference of two models as text, with its interval and the test that it was put to."""
+    figure, ends = scores.compared_by, [*found.interval]
+    if figure.share:
+        merit, low, high = (f"{100 * value:+.1f}" for value in (found.merit, *ends))
+        text = f"{merit} points of {figure.title} ({low} to {high})"
+    else:  # of errors, a merit is minus the figure
+        text = f"{-found.merit:+.4g} {figure.title} ({-ends[1]:+.4g} to {-ends[0]:+.4g})"
+    if found.alone is None:
+        return f"{text}, p = {found.p:.2g} by a t test"
+    grouped = len(set(scores.kept_with)) < scores.images
+    test = "a t test between groups" if grouped else "McNemar's exact test"
+    alone = "{} right only by the first, {} only by the second".format(*found.alone)
+    return f"{text}; {alone}, p = {found.p:.2g} by {test}"
 
 
 _DIFFERENT = 1  # the exit code where a figure is not reproduced
@@ -320,6 +367,7 @@ def verify(
 
 def _as_text(reproduction: Reproduction) -> str:
     """Return the text of a comparison: measured and published figures, the conditions that differ, and the verdict."""
+    from adapt.evaluation.intervals import in_percent
     from adapt.protocols.papers import backbones
     from adapt.protocols.tables import as_text
 
@@ -332,6 +380,10 @@ def _as_text(reproduction: Reproduction) -> str:
         [title, f"{value:.2f}", *[""] * 4] for title, value in reproduction.measured.items() if title not in beside
     ]
     lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", as_text(cells)]
+    lines += [
+        f"{title}: {in_percent(ends)}, the interval at 95 % over other test images"
+        for title, ends in reproduction.intervals.items()
+    ]
     for each in reproduction.compared:
         more = f" and {len(each.templates) - 1} more templates" if len(each.templates) > 1 else ""
         templates = f", with {each.templates[0]!r}{more}" if each.templates else ""

@@ -13,9 +13,14 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
+
 from adapt.common.plain import JsonObject
+from adapt.evaluation import intervals
+from adapt.evaluation.intervals import Interval
 from adapt.evaluation.scores import QuestionScores
 
 if TYPE_CHECKING:
@@ -78,23 +83,27 @@ class WordScores(QuestionScores):
 
     @property
     def right(self) -> tuple[bool, ...]:
-        return tuple(normalised(one) == normalised(other) for one, other in self._pairs)
+        pairs = zip(self.predicted, self.actual, strict=True)
+        return tuple(normalised(one) == normalised(other) for one, other in pairs)
 
-    @property
-    def _pairs(self) -> list[tuple[str, str]]:
-        return list(zip(self.predicted, self.actual, strict=True))
-
-    def _mean(self, values: Iterable[float]) -> float:
-        return sum(values) / self.images
+    def _means(self) -> dict[str, list[float]]:
+        """Return the values of each question whose means are figures, by the name of the figure."""
+        pairs = list(zip(self.predicted, self.actual, strict=True))
+        measures = {
+            "exact_match": str.__eq__, "token_f1": token_f1, "anls": similarity, "relaxed_accuracy": relaxed,
+        }  # fmt: skip
+        return {name: [float(measure(*pair)) for pair in pairs] for name, measure in measures.items()}
 
     def figures(self) -> JsonObject:
-        return super().figures() | {
-            "main_title": self.main_title,
-            "exact_match": self._mean(one == other for one, other in self._pairs),
-            "token_f1": self._mean(token_f1(*pair) for pair in self._pairs),
-            "anls": self._mean(similarity(*pair) for pair in self._pairs),
-            "relaxed_accuracy": self._mean(relaxed(*pair) for pair in self._pairs),
+        means = {name: sum(values) / self.images for name, values in self._means().items()}
+        return super().figures() | {"main_title": self.main_title, **means}
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        found = {
+            name: intervals.of_mean(torch.tensor(values), self.kept_with) for name, values in self._means().items()
         }
+        return super().intervals | {name: each.within(0, 1) for name, each in found.items()}
 
     def details(self) -> dict[str, object]:
         return {"by_question": self.by_question} | super().details()
@@ -107,15 +116,11 @@ class WordScores(QuestionScores):
         return {question: right[question] / count for question, count in sorted(asked.items()) if count > 1}
 
     def summary(self) -> dict[str, str]:
-        figures = self.figures()
-        return {name: f"{100 * figures[name]:5.1f} %" for name in ("exact_match", "token_f1", "anls")}
+        return {name: self.share(name) for name in ("exact_match", "token_f1", "anls")}
 
     def lines(self, of: str) -> Iterator[str]:
-        figures = self.figures()
-        yield (
-            f"{100 * self.accuracy:.1f} % of {of} answered right, token F1 {100 * figures['token_f1']:.1f} %, ANLS "
-            f"{100 * figures['anls']:.1f} %"
-        )
+        right = f"{self.share('accuracy')} of {of} answered right"
+        yield f"{right}, {self.share('token_f1', 'token F1')}, {self.share('anls', 'ANLS')}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class PairScores(QuestionScores):
         return {"margin": f"{self.margin:7.2f}  (log-probability of the chosen answer minus the rejected)"}
 
     def lines(self, of: str) -> Iterator[str]:
-        yield f"{100 * self.accuracy:.1f} % of {of} in order, mean margin {self.margin:.2f}"
+        yield f"{self.share('accuracy')} of {of} in order, mean margin {self.margin:.2f}"
 
     def rows(self) -> list[dict[str, object]]:
         return [row | {"margin": round(margin, 6)} for row, margin in zip(super().rows(), self.margins, strict=True)]
@@ -158,4 +163,5 @@ def scored_pairs(items: Sequence[Item], batches: Iterable[Sequence[tuple[float, 
         confidence=tuple(1 / (1 + math.exp(-min(abs(margin), 700.0))) for margin in margins),
         questions=tuple(item.label.columns["question"] for item in items),
         margins=tuple(margins),
+        groups=tuple(item.kept_with for item in items),
     )

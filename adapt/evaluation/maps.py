@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.data.decoding.masks import mask_of
 from adapt.data.item import Item
+from adapt.evaluation import intervals
 from adapt.evaluation.inference import Inference
+from adapt.evaluation.intervals import Interval
 from adapt.evaluation.scores import Scores, scored
 from adapt.methods.base.traits import DrawsMaps, normal_label, trait
 from adapt.models.base import Adapted
@@ -41,6 +44,8 @@ class MapScores(Scores):
     """Classification scores with areas under curves for anomalous images, pixels (AUROC) and regions (PRO)."""
 
     areas: tuple[tuple[str, float], ...] = ()
+    anomalies: Tensor = field(default_factory=lambda: torch.zeros(3, 0), compare=False)
+    """Whether each image is anomalous, its anomaly score, and the highest one of its pixels, `(3, n)`."""
     caution: str = ""
     """What the maps cannot be trusted for, or ""."""
 
@@ -50,19 +55,35 @@ class MapScores(Scores):
 
         `anomalous` `(n,)` says which images are, and `masks` `(n, h, w)` says which of their pixels, if it is known.
         """
-        areas = {"image_auroc": auroc(abnormal, anomalous), "map_auroc": auroc(maps.flatten(1).amax(-1), anomalous)}
+        anomalies = torch.stack([anomalous.double(), abnormal.double(), maps.flatten(1).amax(-1).double()])
+        areas = _areas(anomalies)
         if masks is not None:
             areas |= {"pixel_auroc": auroc(maps.flatten(), masks.flatten()), "pro": region_overlap(maps, masks)}
         defined = tuple((name, area) for name, area in areas.items() if area is not None)
-        return cls(**vars(scores), areas=defined, caution=_caution(areas["map_auroc"], anomalous))
+        return cls(**vars(scores), areas=defined, anomalies=anomalies, caution=_caution(areas["map_auroc"], anomalous))
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The intervals of accuracies and areas of images; areas of pixels have none."""
+        known = [name for name in ("image_auroc", "map_auroc") if name in dict(self.areas)]
+
+        def figures(places: np.ndarray) -> dict[str, float]:
+            areas = _areas(self.anomalies[:, torch.from_numpy(places)])
+            return {name: math.nan if area is None else area for name, area in areas.items()}
+
+        return super().intervals | intervals.of_figures(figures, dict.fromkeys(known, intervals.SHARE), self.kept_with)
 
     def figures(self) -> JsonObject:
         return super().figures() | dict(self.areas)
 
     def summary(self) -> dict[str, str]:
-        areas = ", ".join(f"{TITLES[name]} {area:.3f}" for name, area in self.areas)
+        areas = ", ".join(f"{TITLES[name]} {area:.3f}{self._ends(name)}" for name, area in self.areas)
         unmeasured = "" if "pixel_auroc" in dict(self.areas) else "pixels not measured, as no mask marks one"
         return super().summary() | {"maps": "; ".join(filter(None, (areas, unmeasured, self.caution)))}
+
+    def _ends(self, name: str) -> str:
+        """Return the interval of an area as text, or "" if it has none."""
+        return " ({:.3f} to {:.3f})".format(*self.intervals[name]) if name in self.intervals else ""
 
     def lines(self, of: str) -> Iterator[str]:
         yield from super().lines(of)
@@ -123,6 +144,12 @@ def _caution(area: float | None, anomalous: Tensor) -> str:
         f"do not trust the maps: as far as {abnormal} abnormal and {normal} normal images can tell, they are no warmer "
         "on abnormal images"
     )
+
+
+def _areas(anomalies: Tensor) -> dict[str, float | None]:
+    """Return the areas under ROC curves of two scores of images, from `MapScores.anomalies`."""
+    anomalous, *scores = anomalies
+    return {name: auroc(own, anomalous > 0) for name, own in zip(("image_auroc", "map_auroc"), scores, strict=True)}
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:

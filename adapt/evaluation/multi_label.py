@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adapt.common.plain import JsonObject
 from adapt.common.shown import SEPARATOR
 from adapt.data.item import Item
+from adapt.evaluation import intervals
+from adapt.evaluation.intervals import Interval
 from adapt.evaluation.scores import Figure, Scores
 from adapt.models.prediction import HALF, NONE, finite
 
@@ -23,8 +27,8 @@ class MultiLabelScores(Scores):
     """Multi-label scores, in which `actual` and `predicted` give all classes of an image as one text.
 
     `confidence` is the probability of the most probable class. `average_precision` is given for each class that occurs
-    in some image. `f1` is computed over all yes/no decisions at a probability of one half, and `class_f1` is the mean
-    F1 over classes. `influences` are the derivatives of mAP with respect to a weight of each image.
+    in some image. `influences` are the derivatives of mAP with respect to a weight of each image. `decisions`
+    `(3, n, c)` say of each class whether it is rightly predicted, predicted, and correct, at a probability of one half.
     """
 
     main: ClassVar[str] = "mean_average_precision"
@@ -35,23 +39,21 @@ class MultiLabelScores(Scores):
 
     hits: tuple[bool, ...] = ()
     average_precision: dict[str, float] | None = None
-    f1: float = 0.0
-    class_f1: float = 0.0
     influences: tuple[float, ...] = ()
+    decisions: Tensor = field(default_factory=lambda: torch.zeros(3, 0, 0, dtype=torch.bool), compare=False)
 
     @classmethod
     def of(
         cls, items: Sequence[Item], probabilities: Tensor, truth: Tensor, class_names: Sequence[str]
     ) -> MultiLabelScores:
         """Return the scores of `items` from probabilities `(n, c)` and the correct classes as bool `truth` `(n, c)`."""
-        from sklearn.metrics import average_precision_score, f1_score
+        from sklearn.metrics import average_precision_score
 
         decided = probabilities >= HALF
         best = probabilities.max(-1)
         first = truth.gather(1, best.indices[:, None])[:, 0]
         # class by class: scikit-learn reads a single column as two classes, and warns of a class that no image has
         present = truth.any(0).nonzero()[:, 0].tolist()
-        class_f1 = [float(f1_score(truth[:, label].numpy(), decided[:, label].numpy())) for label in present]
         return cls(
             paths=tuple(item.name for item in items),
             actual=tuple(_joined(row, class_names) for row in truth),
@@ -64,9 +66,9 @@ class MultiLabelScores(Scores):
                 )
                 for label in present
             },
-            f1=float(f1_score(truth.flatten().numpy(), decided.flatten().numpy(), zero_division=0.0)),
-            class_f1=sum(class_f1) / max(1, len(class_f1)),
             influences=tuple(_influences(probabilities[:, present], truth[:, present]).tolist()),
+            groups=tuple(item.kept_with for item in items),
+            decisions=torch.stack([decided & truth, decided, truth]),
         )
 
     @property
@@ -85,6 +87,11 @@ class MultiLabelScores(Scores):
         return self.average_precision or {}
 
     @property
+    def by_class_intervals(self) -> dict[str, Interval]:
+        """None, as an average precision is no share of images."""
+        return {}
+
+    @property
     def mean_average_precision(self) -> float:
         return sum(self.by_class.values()) / max(1, len(self.by_class))
 
@@ -97,16 +104,35 @@ class MultiLabelScores(Scores):
             "mean_class_accuracy": self.accuracy,  # an image has no single class
             "calibration_error": self.calibration_error,
             "mean_average_precision": self.mean_average_precision,
-            "f1": self.f1,
-            "mean_class_f1": self.class_f1,
+            **self._f1_at(np.arange(self.images)),
         }
 
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The intervals of accuracy and F1, and that of mAP, by its influences on the scale of shares."""
+        found = {"accuracy": intervals.of_share(torch.tensor(self.right), self.kept_with)}
+        scales = {"f1": intervals.SHARE, "mean_class_f1": intervals.SHARE}
+        found |= intervals.of_figures(self._f1_at, scales, self.kept_with)
+        ranked = self.mean_average_precision
+        if 0 < ranked < 1 and len(set(self.kept_with)) > 1:
+            slope, to, back = ranked * (1 - ranked), *intervals.SHARE
+            ends = intervals.of_mean(self.merits, self.kept_with)
+            found[self.main] = Interval(*(float(back(to(ranked) + (end - ranked) / slope)) for end in ends))
+        return found
+
+    def _f1_at(self, places: np.ndarray) -> dict[str, float]:
+        """Return F1 over all decisions on the images at `places`, and its mean over the classes that they have."""
+        both, yes, true = self.decisions[:, torch.from_numpy(places)].sum(1).double()
+        of_classes = (2 * both / (yes + true))[true > 0]
+        every = (2 * both.sum() / (yes + true).sum()).nan_to_num()
+        return {"f1": float(every), "mean_class_f1": float(of_classes.mean().nan_to_num())}
+
     def summary(self) -> dict[str, str]:
-        return {"decisions": f"F1 {100 * self.f1:.1f} %, mean F1 of classes {100 * self.class_f1:.1f} %"}
+        return {"decisions": f"{self.share('f1', 'F1')}, {self.share('mean_class_f1', 'mean F1 of classes')}"}
 
     def lines(self, of: str) -> Iterator[str]:
-        ranked, likeliest = 100 * self.mean_average_precision, f"{100 * self.accuracy:.1f} % of {of}"
-        yield f"mAP {ranked:.1f} %, {self.summary()['decisions']}; likeliest class right for {likeliest}"
+        ranked, likeliest = self.share(self.main, self.main_title), self.share("accuracy")
+        yield f"{ranked}, {self.summary()['decisions']}; likeliest class right for {likeliest} of {of}"
 
 
 def _influences(probabilities: Tensor, truth: Tensor) -> Tensor:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adapt.common.plain import JsonObject
 from adapt.data.item import Item
+from adapt.evaluation import intervals
+from adapt.evaluation.intervals import Interval
 from adapt.evaluation.scores import Figure, Scores, scored
 from adapt.models.prediction import finite
 
+SCALES = {
+    "mean_absolute_error": intervals.ERROR, "spearman": intervals.CORRELATION, "pearson": intervals.CORRELATION,
+    "r2": intervals.AT_MOST_ONE,
+}  # fmt: skip
 TITLES = {"mean_absolute_error": "MAE", "spearman": "Spearman", "pearson": "Pearson", "r2": "R²"}
 
 
@@ -45,29 +53,50 @@ class GradedScores(Scores):
         return -(torch.tensor(self.numbers).double() - torch.tensor(self.targets).double()).abs()
 
     def figures(self) -> JsonObject:
+        return super().figures() | {
+            "main": self.main,
+            "main_title": self.main_title,
+            **self._at(np.arange(self.images)),
+        }
+
+    def _at(self, places: np.ndarray) -> dict[str, float]:
+        """Return the figures of the images at `places`, by name in the order of the titles."""
         from scipy.stats import pearsonr, spearmanr
         from sklearn.metrics import r2_score
 
+        numbers, targets = np.array(self.numbers)[places], np.array(self.targets)[places]
         # equal numbers have no correlation: scipy returns nan and warns, but they are no better than chance
-        varies = len(set(self.numbers)) > 1 and len(set(self.targets)) > 1
-        figures = {
-            "mean_absolute_error": -float(self.merits.mean()),
-            "spearman": float(spearmanr(self.numbers, self.targets).statistic) if varies else 0.0,
-            "pearson": float(pearsonr(self.numbers, self.targets).statistic) if varies else 0.0,
-            "r2": float(r2_score(self.targets, self.numbers)) if len(set(self.targets)) > 1 else 0.0,
+        varies = np.ptp(numbers) > 0 and np.ptp(targets) > 0
+        return {
+            "mean_absolute_error": float(np.abs(numbers - targets).mean()),
+            "spearman": float(spearmanr(numbers, targets).statistic) if varies else 0.0,
+            "pearson": float(pearsonr(numbers, targets).statistic) if varies else 0.0,
+            "r2": float(r2_score(targets, numbers)) if np.ptp(targets) > 0 else 0.0,
         }
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        return super().intervals | intervals.of_figures(self._at, SCALES, self.kept_with)
+
+    def reported(self) -> JsonObject:
+        figures = super().reported()
         error, *others = TITLES.items()
         shown = others if len(set(self.targets)) > 1 else []  # of equal targets there is nothing but the error
-        text = ", ".join(
-            [f"{error[1]} {figures[error[0]]:.4g}", *(f"{title} {figures[name]:.3f}" for name, title in shown)]
-        )
-        return super().figures() | {"main": self.main, "main_title": self.main_title, **figures, "text": text}
+        texts = [f"{title} {figures[name]:.3f}{self._ends(name, '.3f')}" for name, title in shown]
+        text = ", ".join([f"{error[1]} {figures[error[0]]:.4g}{self._ends(error[0], '.4g')}", *texts])
+        return figures | {"text": text}
+
+    def _ends(self, name: str, form: str) -> str:
+        """Return the interval of a figure as text, as in ` (0.71 to 0.84)`, or "" if it has none."""
+        if name not in self.intervals:
+            return ""
+        return " ({} to {})".format(*(format(end, form) for end in self.intervals[name]))
 
     def summary(self) -> dict[str, str]:
-        return {"words": f"{100 * self.accuracy:5.1f} % right"}
+        return {"words": f"{100 * self.accuracy:5.1f} % right{self.between('accuracy')}"}
 
     def lines(self, of: str) -> Iterator[str]:
-        yield f"{self.figures()['text']} for {of}"
+        yield f"{self.reported()['text']} for {of}"
         yield f"words {self.summary()['words'].strip()}"
 
     def rows(self) -> list[dict[str, object]]:

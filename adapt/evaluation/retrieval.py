@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from torch import Tensor
 from adapt.common.plain import JsonObject
 from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
+from adapt.evaluation import intervals
 from adapt.evaluation.inference import Inference
+from adapt.evaluation.intervals import Interval
 from adapt.evaluation.scores import Scores
 from adapt.methods.base import Encoded, ImageStep
 from adapt.models.base import evaluating
@@ -35,12 +38,30 @@ class RetrievalScores(Scores):
     has_classes: ClassVar[bool] = False
     has_probabilities: ClassVar[bool] = False
 
-    recall: dict[str, dict[str, float]] | None = None
+    hits: dict[str, dict[str, Tensor]] = field(default_factory=dict, compare=False)
+    """Whether each image (or text) has a match among the nearest candidates `(n,)`, by direction and their number."""
+    hit_groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The groups of the images (or texts), by direction."""
+
+    @property
+    def recall(self) -> dict[str, dict[str, float]]:
+        return {way: {at: float(hits.double().mean()) for at, hits in own.items()} for way, own in self.hits.items()}
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The intervals of the accuracy, and of recall, as in `image_to_text@5`."""
+        return super().intervals | {
+            f"{way}@{at}": intervals.of_share(hits, self.hit_groups[way])
+            for way, own in self.hits.items()
+            for at, hits in own.items()
+        }
 
     def summary(self) -> dict[str, str]:
         return {
-            way.replace("_", " "): ", ".join(f"{100 * share:.1f} % at {count}" for count, share in shares.items())
-            for way, shares in (self.recall or {}).items()
+            way.replace("_", " "): ", ".join(
+                f"{100 * share:.1f} % at {at}{self.between(f'{way}@{at}')}" for at, share in shares.items()
+            )
+            for way, shares in self.recall.items()
         }
 
     def lines(self, of: str) -> Iterator[str]:
@@ -60,7 +81,7 @@ class LinkedScores(RetrievalScores):
     """
 
     def summary(self) -> dict[str, str]:
-        share = f"{100 * self.accuracy:.1f} % of {self.images:,} pairs are nearest to another of their entity"
+        share = f"{self.share('accuracy')} of {self.images:,} pairs are nearest to another of their entity"
         return {"linked": share} | super().summary()
 
     def lines(self, of: str) -> Iterator[str]:
@@ -94,7 +115,14 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
             of_texts = torch.cat([model.encode_texts(part) for part in in_batches(texts, _TEXTS_AT_ONCE)])
         of_images = torch.cat([*inference.of_batches(model, list(images.values()), lambda step: step.features)])
         logits = finite(ImageStep(model, Encoded(of_images)).cosine_logits(of_texts, of_images)).float().cpu()
-        recalled = {"image_to_text": recall(logits, belongs), "text_to_image": recall(logits.T, belongs.T)}
+        group = {item.text: item.kept_with for item in reversed(items)}
+        recalled: dict[str, Any] = {
+            "hits": {"image_to_text": hits(logits, belongs), "text_to_image": hits(logits.T, belongs.T)},
+            "hit_groups": {
+                "image_to_text": tuple(item.kept_with for item in images.values()),
+                "text_to_image": tuple(group[text] for text in texts),
+            },
+        }
         units = [item.unit for item in items if item.unit]
         if len(set(units)) < len(units):
             images_of, texts_of = ([row[item.path] for item in items], [place[item.text] for item in items])
@@ -107,12 +135,16 @@ def retrieve(model: AdaptedModel, items: Sequence[Item], inference: Inference) -
         actual=tuple(text if text in theirs else theirs[0] for text, theirs in zip(predicted, own, strict=True)),
         predicted=tuple(predicted),
         confidence=tuple(best.values.tolist()),
-        recall=recalled,
+        groups=tuple(item.kept_with for item in images.values()),
+        **recalled,
     )
 
 
-def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str, float]]) -> LinkedScores:
-    """Return record linkage scores of pairs with a shared entity, from unit-length features `(n, e)` of all `items`."""
+def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, Any]) -> LinkedScores:
+    """Return record linkage scores of pairs with a shared entity, from unit-length features `(n, e)` of all `items`.
+
+    `recalled` are the fields of retrieval scores.
+    """
     sizes = Counter(item.unit for item in items if item.unit)
     queries = [number for number, item in enumerate(items) if sizes[item.unit] > 1]
     cosines, nearest = list[float](), list[int]()
@@ -128,11 +160,12 @@ def linked(items: Sequence[Item], features: Tensor, recalled: dict[str, dict[str
         actual=tuple(entity[number] for number in queries),
         predicted=tuple(entity[number] for number in nearest),
         confidence=tuple(cosines),
-        recall=recalled,
+        groups=tuple(items[number].kept_with for number in queries),
+        **recalled,
     )
 
 
-def recall(logits: Tensor, belongs: Tensor) -> dict[str, float]:
-    """Return the share of rows of `logits` `(n, m)` with a match in `belongs` `(n, m)` among the top 1, 5 and 10."""
+def hits(logits: Tensor, belongs: Tensor) -> dict[str, Tensor]:
+    """Return whether rows of `logits` `(n, m)` have a match in `belongs` `(n, m)` among the top 1, 5 and 10, `(n,)`."""
     ranked = belongs.gather(1, logits.topk(min(max(AT), logits.shape[1]), dim=-1).indices)
-    return {str(count): float(ranked[:, :count].any(-1).double().mean()) for count in AT}
+    return {str(count): ranked[:, :count].any(-1) for count in AT}

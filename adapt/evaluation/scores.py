@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adapt.common.plain import JsonObject
+from adapt.evaluation import intervals
+from adapt.evaluation.intervals import Interval
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -48,12 +51,16 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """Predictions for a list of images: the path, true class, predicted class and confidence of each image."""
+    """Predictions for a list of images: the path, true class, predicted class and confidence of each image.
+
+    `groups` are the groups of the images, such as patients; without them, all images are independent.
+    """
 
     paths: tuple[str, ...]
     actual: tuple[str, ...]
     predicted: tuple[str, ...]
     confidence: tuple[float, ...]
+    groups: tuple[str, ...] = ()
 
     main: ClassVar[str] = "accuracy"
     """The figure that tables of runs show, a share."""
@@ -71,6 +78,11 @@ class Scores:
     @property
     def images(self) -> int:
         return len(self.actual)
+
+    @property
+    def kept_with(self) -> tuple[str, ...]:
+        """The group of each image, or the image's number if all are independent."""
+        return self.groups or tuple(map(str, range(self.images)))
 
     @property
     def right(self) -> tuple[bool, ...]:
@@ -93,6 +105,18 @@ class Scores:
         for name, hit in zip(self.actual, self.right):
             right[name].append(hit)
         return {name: sum(hits) / len(hits) for name, hits in sorted(right.items())}
+
+    @property
+    def by_class_intervals(self) -> dict[str, Interval]:
+        """The intervals at 95 % of the values of `by_class` that are shares of images."""
+        of_class: dict[str, list[int]] = defaultdict(list)
+        for place, name in enumerate(self.actual):
+            of_class[name].append(place)
+        right, groups = torch.tensor(self.right), self.kept_with
+        return {
+            name: intervals.of_share(right[places], [groups[place] for place in places])
+            for name, places in sorted(of_class.items())
+        }
 
     @property
     def mean_class_accuracy(self) -> float:
@@ -119,28 +143,57 @@ class Scores:
             "calibration_error": self.calibration_error,
         }
 
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """The intervals at 95 % of the figures that have one, by the name of the figure."""
+        right = torch.tensor(self.right)
+        found = {"accuracy": intervals.of_share(right, self.kept_with)}
+        if self.has_classes:
+            found["mean_class_accuracy"] = intervals.of_balanced(right, self.actual, self.kept_with)
+        return found
+
+    def reported(self) -> JsonObject:
+        """Return the `figures` with their intervals and the number of independent groups."""
+        told = {name: [*interval] for name, interval in self.intervals.items()}
+        return self.figures() | {"intervals": told, "groups": len(set(self.kept_with))}
+
     def details(self) -> dict[str, object]:
         """Return the metrics that are saved only in metrics.json: one metric per class, and coverage by threshold."""
         details: dict[str, object] = {}
         if self.has_classes:
             details |= {"by_class": self.by_class, "class_figure": self.class_figure}
+            details |= {"by_class_intervals": {name: [*ends] for name, ends in self.by_class_intervals.items()}}
         if self.has_probabilities:
-            details["by_threshold"] = by_threshold(self.confidence, self.right)
+            details["by_threshold"] = by_threshold(self.confidence, self.right, self.kept_with)
         return details
 
     def summary(self) -> dict[str, str]:
         """Return a dict from short headings to texts for all metrics other than the main metric."""
-        return {"balanced": f"{100 * self.mean_class_accuracy:5.1f} %  (each class counted once)"}
+        between = self.between("mean_class_accuracy")
+        return {"balanced": f"{100 * self.mean_class_accuracy:5.1f} %{between}  (each class counted once)"}
 
     def lines(self, of: str) -> Iterator[str]:
         """Yield the lines of a text summary; `of` is a text with the number and kind of items."""
-        yield f"{100 * self.accuracy:.1f} % of {of}, balanced {100 * self.mean_class_accuracy:.1f} %"
+        balanced = f", balanced {self.share('mean_class_accuracy')}" if self.has_classes else ""
+        yield f"{self.share('accuracy')} of {of}{balanced}"
+
+    def share(self, name: str, title: str = "") -> str:
+        """Return a figure that is a share as text, with its interval if it has one: `mAP 81.2 % (76.0 to 85.9)`."""
+        return f"{title} {100 * self.figures()[name]:.1f} %{self.between(name)}".lstrip()
+
+    def between(self, name: str) -> str:
+        """Return the interval of a share in per cent, as in ` (76.0 to 85.9)`, or "" if it has none."""
+        return f" ({intervals.in_percent(self.intervals[name])})" if name in self.intervals else ""
 
     def rows(self) -> list[dict[str, object]]:
         """Return one dict per image, as in the rows of a run's predictions.csv."""
+        grouped = len(set(self.kept_with)) < self.images
         return [
             {"path": path, "class": actual, "predicted": predicted, "confidence": round(confidence, 6)}
-            for path, actual, predicted, confidence in zip(self.paths, self.actual, self.predicted, self.confidence)
+            | ({"group": group} if grouped else {})
+            for path, actual, predicted, confidence, group in zip(
+                self.paths, self.actual, self.predicted, self.confidence, self.kept_with
+            )
         ]
 
 
@@ -166,7 +219,38 @@ def scored(
         actual=tuple(item.answer for item in items) if actual is None else tuple(actual),
         predicted=tuple(answer for answers, _ in batches for answer in answers),
         confidence=tuple(value for _, values in batches for value in values),
+        groups=tuple(item.kept_with for item in items),
     )
+
+
+class Difference(NamedTuple):
+    """The mean merit of one model minus that of another on the same images, with its interval at 95 %.
+
+    `p` is the probability of a difference at least as large between models that are equally good. `alone` are the
+    numbers of images that only one, and only the other, answers right; None where answers are not right or wrong.
+    """
+
+    merit: float
+    interval: Interval
+    p: float
+    alone: tuple[int, int] | None
+
+
+def difference(one: Scores, other: Scores) -> Difference:
+    """Compare two models' scores on the same images.
+
+    Of right and wrong answers to independent images, `p` is that of McNemar's exact test, and otherwise that of a t
+    test between groups.
+    """
+    ours, theirs, groups = one.merits, other.merits, one.kept_with
+    merit = float(ours.double().mean() - theirs.double().mean())
+    interval = intervals.of_difference(ours, theirs, groups)
+    alone = None
+    if ours.dtype == torch.bool:
+        alone = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+        if len(set(groups)) == len(groups):
+            return Difference(merit, interval, intervals.mcnemar(*alone), alone)
+    return Difference(merit, interval, intervals.p_of_mean(ours.double() - theirs.double(), groups), alone)
 
 
 def main_figure(figures: JsonObject) -> tuple[str, str]:
@@ -196,21 +280,25 @@ def calibration_error(bins: Sequence[dict[str, float]]) -> float:
 
 
 def by_threshold(
-    confidence: Sequence[float], right: Sequence[bool], thresholds: Sequence[float] = THRESHOLDS
-) -> list[dict[str, float | None]]:
+    confidence: Sequence[float], right: Sequence[bool], groups: Sequence[str]
+) -> list[dict[str, float | list[float] | None]]:
     """Return the number of `answered` images, their `share` of all images and their `accuracy` for each threshold.
 
-    An image is answered if its confidence is at least the threshold. The accuracy is None if no image is answered.
+    An image is answered if its confidence is at least the threshold. The accuracy, and its `interval` at 95 %, are None
+    if no image is answered.
     """
-    rows: list[dict[str, float | None]] = []
-    for threshold in thresholds:
-        hits = [hit for sure, hit in zip(confidence, right, strict=True) if sure >= threshold]
+    rows: list[dict[str, float | list[float] | None]] = []
+    for threshold in THRESHOLDS:
+        places = [place for place, sure in enumerate(confidence) if sure >= threshold]
+        hits = torch.tensor([right[place] for place in places])
+        interval = intervals.of_share(hits, [groups[place] for place in places]) if places else None
         rows.append(
             {
                 "threshold": threshold,
-                "answered": len(hits),
-                "share": len(hits) / len(confidence),
-                "accuracy": sum(hits) / len(hits) if hits else None,
+                "answered": len(places),
+                "share": len(places) / len(confidence),
+                "accuracy": float(hits.double().mean()) if places else None,
+                "interval": None if interval is None else [*interval],
             }
         )
     return rows
@@ -235,11 +323,4 @@ def standard_error(values: Tensor, groups: Sequence[str]) -> float:
 
     The correction for few groups is included. Returns 0 for a single group, because the error is then unknown.
     """
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
-    if len(numbers) < 2:
-        return 0.0
-    group = torch.tensor([numbers[name] for name in groups])
-    deviations = values.double() - values.double().mean()
-    sums = torch.zeros(len(numbers), dtype=torch.double).index_add(0, group, deviations)
-    factor = len(numbers) / (len(numbers) - 1)
-    return float((factor * sums.square().sum()).sqrt() / len(values))
+    return intervals.error_of_mean(values, groups) if len(set(groups)) > 1 else 0.0

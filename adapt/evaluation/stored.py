@@ -23,7 +23,10 @@ class _Scores(_Stored):
     mean_class_accuracy: float = _SHARE
     calibration_error: float = Field(default=0.0, ge=0, le=1)  # scores by cosines have none
     images: int = Field(ge=1)
+    groups: int = Field(default=1, ge=1)
+    intervals: dict[str, tuple[float, float]] = {}  # none of earlier versions
     by_class: dict[str, float] = {}
+    by_class_intervals: dict[str, tuple[float, float]] = {}
 
 
 class Metrics(_Stored):
@@ -53,6 +56,7 @@ class _Target(_Stored):
     adapted: float = Field(le=1)  # R² has no lower bound
     zero_shot: float = Field(le=1)
     together: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 class Tracking(_Stored):

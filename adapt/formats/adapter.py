@@ -98,6 +98,20 @@ class Header(BaseModel):
     seed: int | None = None
     metrics: JsonObject | None = None
 
+    def accuracies(self) -> dict[str, str]:
+        """Return the accuracy of the baseline and of the adapter on the test images as text, with its interval."""
+        from adapt.evaluation.intervals import in_percent
+
+        names = {"zero_shot": plain.within(self.metrics, "baseline", kind=str) or "zero-shot", "adapted": "adapted"}
+        told = {}
+        for key, name in names.items():
+            accuracy = plain.within(self.metrics, key, "accuracy", kind=float)
+            ends = plain.within(self.metrics, key, "intervals", "accuracy", kind=list) or []
+            known = len(ends) == 2 and all(isinstance(end, float) for end in ends)
+            if accuracy is not None:
+                told[name] = f"{100 * accuracy:.1f} %" + (f" ({in_percent(ends)})" if known else "")
+        return told
+
     @field_validator("answers")
     @classmethod
     def _check_templates(cls, answers: RecordedAnswers | None) -> RecordedAnswers | None:

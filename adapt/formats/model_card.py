@@ -55,7 +55,7 @@ def model_card(
         data=_data(header),
         amount="all images" if shots is None else f"{shots} images a class",
         seed=header.seed,
-        scores=_scores(header),
+        accuracies=header.accuracies(),
         peft=peft,
     )
     return str(card.content)
@@ -66,8 +66,8 @@ def _metadata(header: Header, kind: str, license: str | None, *, of_peft: bool) 
     from huggingface_hub import EvalResult, ModelCardData
 
     task, data, base, measured = _task(header, kind), _data(header), hub_names(header.backbone), None
-    if data is not None and "adapted" in (scores := _scores(header)):
-        measured = [EvalResult(task, "custom", data, "accuracy", scores["adapted"], dataset_split="test")]
+    if data is not None and (accuracy := within(header.metrics, "adapted", "accuracy", kind=float)) is not None:
+        measured = [EvalResult(task, "custom", data, "accuracy", accuracy, dataset_split="test")]
     return ModelCardData(
         license=license,
         library_name="adapt",
@@ -92,12 +92,6 @@ def _task(header: Header, kind: str) -> str:
 def _title(header: Header) -> str:
     data = _data(header)
     return f"{header.method} of {_backbone(header)}" + (f" for {data}" if data else "")
-
-
-def _scores(header: Header) -> dict[str, float]:
-    names = {"zero_shot": within(header.metrics, "baseline", kind=str) or "zero-shot", "adapted": "adapted"}
-    accuracies = {name: within(header.metrics, key, "accuracy", kind=float) for key, name in names.items()}
-    return {name: value for name, value in accuracies.items() if value is not None}
 
 
 def _backbone(header: Header) -> str:

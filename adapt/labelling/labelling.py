@@ -173,7 +173,8 @@ SPARE = 2  # times as many images are proposed as answers are wanted, since some
 class LabelRound(BaseModel):
     """The result of a round of answers: how many were given, how many were as proposed, and what training gave.
 
-    `before` and `accuracy` are those of the test images, in [0, 1], before and after the round; None without any.
+    `before` and `accuracy` are those of the test images, in [0, 1], before and after the round, and `interval` is that
+    of `accuracy` at 95 %; None without any.
     `known` is the number of all annotations, skipped images included, up to this round.
     """
 
@@ -183,6 +184,7 @@ class LabelRound(BaseModel):
     train_images: int
     before: float | None
     accuracy: float | None
+    interval: tuple[float, float] | None = None
     known: int
 
 
@@ -369,7 +371,8 @@ class Labelling:
         except BaseException:
             shutil.rmtree(folder)
             raise
-        self._accuracy, self._tested = result.metrics.get("adapted", {}).get("accuracy"), split.test
+        measured = result.metrics.get("adapted", {})
+        self._accuracy, self._tested = measured.get("accuracy"), split.test
         outcome = LabelRound(
             round=number,
             answers=self.answers,
@@ -377,6 +380,7 @@ class Labelling:
             train_images=len(split.train),
             before=before,
             accuracy=self._accuracy,
+            interval=measured["intervals"]["accuracy"] if measured else None,
             known=len(self._annotations),
         )
         self.rounds.append(outcome)

@@ -11,6 +11,7 @@ from adapt.common import plain
 from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 from adapt.evaluation import stored
+from adapt.evaluation.intervals import in_percent
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
@@ -135,8 +136,8 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
     return [
         name,
         percent([run.gain for run in group if run.gain is not None], sign=True),
-        percent([run.zero_shot for run in group if run.zero_shot is not None]),
-        f"{adapted}{named}" if adapted else "not measured",
+        percent([run.zero_shot for run in group if run.zero_shot is not None]) + _between(group, "zero_shot"),
+        f"{adapted}{named}{_between(group, 'adapted')}" if adapted else "not measured",
         shown(str(data.get("source", ""))),
         "all" if shots is None else str(shots),
         ", ".join(str(run.metrics["seed"]) for run in group),
@@ -144,6 +145,12 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
         f"{group[0].metrics['trainable_parameters']:,}",
         f"{statistics.mean(run.metrics['seconds'] for run in group):.1f}",
     ]
+
+
+def _between(group: Sequence[PlainRun], part: str) -> str:
+    """Return the interval at 95 % of the figure of a single run as text, or "" for several runs."""
+    ends = group[0].metrics.get(part, {}).get("intervals", {}).get(group[0].figure)
+    return f" ({in_percent(ends)})" if ends and len(group) == 1 else ""
 
 
 def percent(values: Sequence[float], sign: bool = False) -> str:

@@ -26,6 +26,7 @@ from adapt.common.plain import JsonObject
 from adapt.common.shown import shown, unguarded
 from adapt.common.version import __version__
 from adapt.evaluation import stored
+from adapt.evaluation.intervals import of_intervals
 from adapt.evaluation.scores import Figure, Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
 from adapt.formats.adapter import NAME, read_header
 from adapt.protocols.plain_runs import (
@@ -334,7 +335,8 @@ def run_page(run: PlainRun) -> JsonObject:
     thresholds, coverage, diagram = list[JsonObject](), "", ""
     if of_probabilities:
         confidences = [float(row["confidence"]) for row in rows], [row["class"] == row["predicted"] for row in rows]
-        thresholds = by_threshold(*confidences)
+        groups = [row.get("group", str(number)) for number, row in enumerate(rows)]
+        thresholds = by_threshold(*confidences, groups)
         coverage = svg(coverage_curve(coverage_and_accuracy(*confidences), thresholds))
         diagram = _reliability(reliability(*confidences), metrics)
     return {
@@ -349,6 +351,8 @@ def run_page(run: PlainRun) -> JsonObject:
         "coverage": coverage,
         "class_figure": class_figure,
         "worst_classes": sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
+        "of_classes": adapted.get("by_class_intervals", {}),
+        "intervals": of_intervals(adapted["images"], adapted["groups"]) if "intervals" in adapted else "",
         "errors": _worst_errors(rows, learned_turned(run.path)),
         "explained": _explained(run.path),
     }

@@ -76,7 +76,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The result of reproducing published accuracies; `measured` contains our accuracies in per cent by method."""
+    """The result of reproducing published accuracies; `measured` contains our accuracies in per cent by method.
+
+    `intervals` are the intervals at 95 % of those of one model each, in [0, 1]; a mean over seeds has none.
+    """
 
     data: str
     backbone: str
@@ -84,6 +87,7 @@ class Reproduction:
     measured: dict[str, float]
     compared: tuple[FigurePair, ...]
     conditions: tuple[Condition, ...]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     departures: str = ""  # of the recipe from its paper
     class_names: tuple[str, ...] = ()
     fingerprint: str = ""  # of the weights
@@ -149,7 +153,7 @@ def reproduce(
         raise AdaptError(f"{data.name} has no test images here: run `adapt data check` to see what is missing")
     if runs is not None:
         check(runs.protocol.runs)  # before anything is measured
-    measured, compared = _zero_shot(backbone, split, papers.zero_shot_of(data.name, called), cache)
+    measured, intervals, compared = _zero_shot(backbone, split, papers.zero_shot_of(data.name, called), cache)
     missing = [name for name in data.names if name not in split.class_names]
     names, here, known = "the split file's", backbone.describe(), papers.backbones().get(called or "", [])
     weights = [Condition("backbone", here if here in known else " or ".join(known), here)] if known else []
@@ -178,6 +182,7 @@ def reproduce(
         backbone=backbone.describe(),
         published_backbone=called,
         measured=measured,
+        intervals=intervals,
         compared=tuple(compared),
         conditions=tuple(conditions),
         departures="" if runs is None else runs.departures,
@@ -190,18 +195,18 @@ def reproduce(
 
 def _zero_shot(
     backbone: DualEncoder, split: Split, rows: Sequence[papers.PaperRow], cache: bool
-) -> tuple[dict[str, float], list[FigurePair]]:
-    """Return the accuracies measured zero-shot, by title, and beside each of `rows` the one measured for it.
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], list[FigurePair]]:
+    """Return the accuracies measured zero-shot and their intervals, by title, and beside each of `rows` its own.
 
     Each set of templates in `rows` is measured once. If there are no rows, the data set's template is measured.
     """
     titles = {row["templates"]: row["method"] for row in rows} or {(split.template,): "CLIP zero-shot"}
-    accuracy = {}
-    for templates in titles:
-        model = unadapted(backbone, split.class_names, templates)
-        accuracy[templates] = 100 * evaluate(model, split.test, cache=cache).accuracy
+    accuracy, intervals = {}, dict[str, tuple[float, float]]()
+    for templates, title in titles.items():
+        scores = evaluate(unadapted(backbone, split.class_names, templates), split.test, cache=cache)
+        accuracy[templates], intervals[title] = 100 * scores.accuracy, scores.intervals["accuracy"]
     compared = [_beside(row, row["method"], accuracy[row["templates"]], "test", ZERO_SHOT_TOLERANCE) for row in rows]
-    return {title: accuracy[templates] for templates, title in titles.items()}, compared
+    return {title: accuracy[templates] for templates, title in titles.items()}, intervals, compared
 
 
 def _beside(row: papers.PaperRow, title: str, here: float, column: str, tolerance: float) -> FigurePair:

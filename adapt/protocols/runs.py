@@ -114,9 +114,10 @@ def _with_those_before(runs: Iterable[PlannedRun]) -> Iterator[PlannedRun]:
 def measure(run: PlannedRun, out: Path, track: Track = ()) -> Row:
     """Train and test a run, and return a row with accuracies in [0, 1] under `run.own` and the targets' names.
 
-    Zero-shot accuracies have the prefix `zero_shot_`, and accuracies of answers about the whole test set together have
-    the prefix `together_`. If accuracy is not the main metric of the task (but for example
-    mean average precision), the row contains the main metric instead, with the name of the metric under `figure`.
+    The ends of their intervals at 95 % have the prefixes `low_` and `high_`, zero-shot accuracies have the prefix
+    `zero_shot_`, and accuracies of answers about the whole test set together have the prefix `together_`. If accuracy
+    is not the main metric of the task (but for example mean average precision), the row contains the main metric
+    instead, with the name of the metric under `figure`.
     Raises AdaptError, naming the run, if the folder contains a run of another recipe.
     """
     before: Row = {}
@@ -154,8 +155,11 @@ def _measure_one(run: PlannedRun, out: Path, track: Track) -> Row:
         row |= {"setting": run.setting, "val": metrics.get("val", {}).get(figure)}
     parts = ("adapted", "zero_shot", "together")
     own = {part: metrics[part][figure] for part in parts if part in metrics}
+    own["interval"] = metrics["adapted"].get("intervals", {}).get(figure)
     for name, figures in ({run.own: own} | _on_targets(run, folder)).items():
         row |= {name: figures["adapted"], f"zero_shot_{name}": figures["zero_shot"]}
+        if ends := figures.get("interval"):  # over other test images, not over seeds
+            row |= {f"low_{name}": ends[0], f"high_{name}": ends[1]}
         row |= {f"together_{name}": figures["together"]} if "together" in figures else {}
         if name != run.own:
             row |= {f"{TEST_SET}_{name}": figures["test_set"]}
@@ -223,11 +227,13 @@ def _measured(model: Model, split: Split, data: DataSection, recipe: Recipe) -> 
     if can_answer_together(adapted, split.test):
         answers["together"] = (adapted, True)
     scores = {
-        name: evaluate(each, split.test, workers=workers, cache=recipe.cache, together=together).figures()
+        name: evaluate(each, split.test, workers=workers, cache=recipe.cache, together=together).reported()
         for name, (each, together) in answers.items()
     }
     figure, _ = main_figure(scores["adapted"])
-    return {name: each[figure] for name, each in scores.items()} | {"images": scores["adapted"]["images"]}
+    told = scores["adapted"]
+    beside = {"images": told["images"], "interval": told["intervals"].get(figure)}
+    return {name: each[figure] for name, each in scores.items()} | beside
 
 
 def _images(data: DataSection) -> Split:

@@ -169,7 +169,7 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         if scores is not None:  # details grow with images and classes: not for the adapter's header
             write_csv(run.path / "predictions.csv", scores.rows())
             keep_examples(model, scores, run.path / "explanations.json")
-            metrics["adapted"] = scores.figures() | scores.details()
+            metrics["adapted"] = scores.reported() | scores.details()
         metrics["adapter_bytes"] = adapter.stat().st_size
         run.finish(metrics)
     journal.finished(metrics)

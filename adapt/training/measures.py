@@ -49,7 +49,7 @@ def before(training: Fitting, test_set: Sequence[Item]) -> JsonObject:
         if not test_set:
             return {}
         scores = task.scores(test_set, answer[1].expand(len(test_set), -1), model.class_names)
-        return {"baseline": answer[0], "zero_shot": scores.figures()}
+        return {"baseline": answer[0], "zero_shot": scores.reported()}
     if not model.has_baseline:
         return {}
     baseline = without_method(model, plan.template)
@@ -59,7 +59,7 @@ def before(training: Fitting, test_set: Sequence[Item]) -> JsonObject:
     baseline.answers, model.answers = plan.processes.agreed((baseline.answers, model.answers))
     if not (test_set and plan.processes.main):
         return {}
-    figures = training.score(baseline, test_set, model.baseline).figures()
+    figures = training.score(baseline, test_set, model.baseline).reported()
     figures |= {"template": plan.template} if isinstance(baseline, AdaptedModel) else {}
     return {"baseline": model.baseline, "zero_shot": figures}
 
@@ -74,13 +74,13 @@ def after(training: Fitting, test_set: Sequence[Item]) -> tuple[JsonObject, Scor
         metrics["calibration"] = calibrated(training, scores)
         scores = training.score(model, test_set, "evaluating") if test_set else None
     if val_set and tasks.of(val_set).validates(model):
-        metrics["val"] = training.score(model, val_set, "validating").figures()
+        metrics["val"] = training.score(model, val_set, "validating").reported()
     if scores is not None:
-        metrics["adapted"] = scores.figures()
+        metrics["adapted"] = scores.reported()
         if can_answer_together(model, test_set):
-            metrics["together"] = training.score(model, test_set, "answering together", together=True).figures()
+            metrics["together"] = training.score(model, test_set, "answering together", together=True).reported()
         if has_bags(test_set):
-            metrics["by_image"] = training.score(model, singles(test_set), "each image").figures()
+            metrics["by_image"] = training.score(model, singles(test_set), "each image").reported()
     return metrics, scores
 
 

@@ -12,6 +12,7 @@ from adapt.common import plain
 from adapt.common.errors import AdaptError, missing
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
+from adapt.evaluation.intervals import in_percent, of_intervals
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
 
@@ -53,6 +54,8 @@ class Result:
             lines[0] += f", as one of {self.metrics['processes']} processes"
         lines += self._compared()
         lines += [f"{heading:<10} {text}" for heading, text in self.metrics.get("summary", {}).items()]
+        if "intervals" in (adapted := self.metrics.get("adapted", {})):
+            lines.append(f"in brackets: {of_intervals(adapted['images'], adapted['groups'])}")
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:
             before, after = calibration["error_before"], self.metrics["adapted"]["calibration_error"]
             worse = ", worse on the test images" * (after > before)
@@ -60,9 +63,7 @@ class Result:
                 f"calibrated by a temperature of {calibration['temperature']:.2f}: calibration error "
                 f"{100 * before:.1f} → {100 * after:.1f} %{worse}"
             )
-        elif main_figure(adapted := self.metrics.get("adapted", {}))[0] == "accuracy" and (
-            error := adapted.get("calibration_error")
-        ):
+        elif main_figure(adapted)[0] == "accuracy" and (error := adapted.get("calibration_error")):
             lines.append(f"not calibrated: calibration error {100 * error:.1f} %")
         if self._reports:
             lines += self._reports.lines(self.metrics)
@@ -92,17 +93,24 @@ class Result:
         unit, adapted = "%" if figure == "accuracy" else f"% {title}", self.metrics["adapted"][figure]
         if "zero_shot" in self.metrics:
             frozen = self.metrics["zero_shot"][figure]
-            lines.append(f"{self.metrics.get('baseline', 'zero-shot'):10} {100 * frozen:5.1f} {unit}")
-            gain = f"  ({100 * (adapted - frozen):+.1f} points)"
-        lines.append(f"adapted    {100 * adapted:5.1f} {unit}{gain}")
+            named = self.metrics.get("baseline", "zero-shot")
+            lines.append(f"{named:10} {100 * frozen:5.1f} {unit}{self._between('zero_shot', figure)}")
+            gain = f"  {100 * (adapted - frozen):+.1f} points"
+        lines.append(f"adapted    {100 * adapted:5.1f} {unit}{self._between('adapted', figure)}{gain}")
         if "by_image" in self.metrics:
-            alone = self.metrics["by_image"]
-            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit}  (each of {alone['images']} images by itself)")
+            alone, between = self.metrics["by_image"], self._between("by_image", figure)
+            each = f"each of {alone['images']} images by itself"
+            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit}{between}  {each}")
         if "together" in self.metrics:
-            together = self.metrics["together"]
-            gain = f"({100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set)"
-            lines.append(f"together   {100 * together[figure]:5.1f} {unit}  {gain}")
+            together, between = self.metrics["together"], self._between("together", figure)
+            gain = f"{100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set"
+            lines.append(f"together   {100 * together[figure]:5.1f} {unit}{between}  {gain}")
         return lines
+
+    def _between(self, part: str, figure: str) -> str:
+        """Return the interval at 95 % of a figure that is a share as text, or "" if it has none."""
+        ends = self.metrics[part].get("intervals", {}).get(figure)
+        return f"  ({in_percent(ends)})" if ends else ""
 
     @property
     def terms(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def test_numbers_are_compared_by_their_error_beside_that_of_the_mean(tmp_path: P
     assert "MAE" in shown.splitlines()[0]
     assert "Spearman" in shown.splitlines()[0]
     assert f"On the 6 test images, which played no part in the choice: {metrics['adapted']['text']}." in shown
-    assert "MAE on new images: the cross-validated MAE" in shown
+    assert "MAE on new images, between " in shown
     assert "accuracy" not in shown
     [command] = [line for line in shown.splitlines() if line.startswith("To train it again: ")]
     again = CliRunner().invoke(main, shlex.split(command)[5:], catch_exceptions=False)
@@ -82,10 +82,12 @@ def test_numbers_on_a_vision_encoder(tmp_path: Path) -> None:
     assert found.figure == GradedScores.compared_by
     [row] = [row for row in found.rows if row["method"] == found.chosen]
     assert found.estimate == (row["mean_absolute_error"], row["error"])
+    ends = [max(0, found.estimate[0] + side * row["error"]) for side in (-1.96, 1.96)]
+    assert found.interval == pytest.approx(ends, rel=1e-3)
 
 
 def test_the_error_of_a_mean_absolute_error_is_that_of_its_images() -> None:
-    items: Any = [type("Item", (), {"name": "x", "class_names": ("a",), "answer": "a"})] * 4
+    items: Any = [type("Item", (), {"name": "x", "class_names": ("a",), "answer": "a", "kept_with": "x"})] * 4
     answers = torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [4.0, 1.0]])
     scores = GradedScores.of(items, answers, torch.tensor([1.0, 3.0, 3.0, 1.0]), ["a"])
     assert scores.merits.tolist() == [0, -1, 0, -3]

@@ -92,7 +92,7 @@ def test_check(run: Run, chats: Path, model: Path) -> None:
 def test_eval(run: Run, trained: Path, chats: Path) -> None:
     result = run("eval", trained, "--data", chats)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith("100.0 % of 6 test conversations of chats answered right, token F1 100.0 %")
+    assert result.stdout.startswith("100.0 % (61.0 to 100.0) of 6 test conversations of chats answered right, ")
 
 
 def test_all_parts_are_measured_with_conversations_that_have_no_image(run: Run, trained: Path, chats: Path) -> None:

@@ -49,11 +49,12 @@ def test_a_model_by_itself(run, adapter: Path, photos: Path, tmp_path: Path) -> 
     record = json.loads((out / "export.json").read_text())
     size = readable_bytes(sum(path.stat().st_size for path in out.iterdir()))
     right = f"{100 * record['measured']['accuracy']:.1f} %"
+    between = "{:.1f} to {:.1f}".format(*(100 * end for end in record["measured"]["accuracy_interval"]))
     assert result.stdout == (
         f"written to {out}: {size}, logits within {record['difference']:.1e} of the adapter's\n"
-        f"{right} of 6 images, the adapter itself {right}; the same label for 100.0 %\n"
+        f"{right} of 6 images ({between} at 95 %), the adapter itself {right}; the same label for 100.0 %\n"
     )
-    assert run("eval", adapter, "--data", photos).stdout.startswith(f"{right} of 6 test images")
+    assert run("eval", adapter, "--data", photos).stdout.startswith(f"{right} ({between}) of 6 test images")
     picture, model = photos / "test" / "sky" / "0.png", adapt.load(adapter)
     pixels = model.backbone.transform(train=False)(open_image(picture))[None]
     [logits] = onnxruntime.InferenceSession(str(out / "model.onnx")).run(None, {"images": pixels.numpy()})

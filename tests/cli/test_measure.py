@@ -60,9 +60,13 @@ def test_zeroshot_is_the_baseline_of_the_run(run, adapter: Path, photos: Path, m
 def test_as_text(run, adapter: Path, photos: Path) -> None:
     result = run("eval", adapter, "--data", photos, "--part", "val")
     scores = json.loads(run("eval", adapter, "--data", photos, "--part", "val", "--json").stdout)
-    accuracy, balanced = (f"{100 * scores[name]:.1f} %" for name in ("accuracy", "mean_class_accuracy"))
+    accuracy, balanced = (
+        "{:.1f} % ({:.1f} to {:.1f})".format(*(100 * value for value in (scores[name], *scores["intervals"][name])))
+        for name in ("accuracy", "mean_class_accuracy")
+    )
     assert result.stdout.splitlines() == [
         f"{accuracy} of 6 val images of photos (3 classes), balanced {balanced}",
+        "in brackets: the interval at 95 %; rough, as with any fewer than 100 images",
         "measured: 6 val images of 18 (train 6, test 6; --part all measures all)",
     ]
     assert scores["parts"] == {"train": 6, "val": 6, "test": 6}
@@ -82,7 +86,7 @@ def test_all_parts_of_a_folder_that_has_none(run, adapter: Path, photos: Path, m
             divided,
         ]
         every = run(*command, "--data", folder, "--part", "all")
-        result, *said = every.stdout.splitlines()
+        result, _, *said = every.stdout.splitlines()
         assert " of 6 images of train (3 classes), balanced " in result
         assert said == ["measured: all 6 images of the data (train 3, test 3)"]
     found = json.loads(run("eval", adapter, "--data", folder, "--part", "all", "--json").stdout)

@@ -12,17 +12,18 @@ RIGHT = (True, False, True, False, True)
 
 
 def test_shares_and_accuracies_by_threshold() -> None:
-    assert by_threshold(CONFIDENCE, RIGHT, (0.0, 0.6, 0.7, 0.95)) == [
-        {"threshold": 0.0, "answered": 5, "share": 1.0, "accuracy": 0.6},
-        {"threshold": 0.6, "answered": 4, "share": 0.8, "accuracy": 0.75},
-        {"threshold": 0.7, "answered": 2, "share": 0.4, "accuracy": 1.0},
-        {"threshold": 0.95, "answered": 0, "share": 0.0, "accuracy": None},
-    ]
+    rows = {row["threshold"]: row for row in by_threshold(CONFIDENCE, RIGHT, "abcde")}
+    ends = [pytest.approx(end, abs=1e-4) for end in (0.3006, 0.9544)]  # Wilson's, of three of four
+    assert rows[0.6] == {"threshold": 0.6, "answered": 4, "share": 0.8, "accuracy": 0.75, "interval": ends}
+    assert [(row["answered"], row["accuracy"]) for row in rows.values()] == [
+        (5, 0.6), (5, 0.6), (5, 0.6), (4, 0.75), (4, 0.75), (2, 1.0), (2, 1.0), (1, 1.0), (0, None), (0, None)
+    ]  # fmt: skip
+    assert rows[0.99]["interval"] is None
 
 
 def test_a_threshold_answers_what_predict_answers() -> None:
     said = [judged(Prediction("a", sure, ()), 0.6).class_name for sure in CONFIDENCE]
-    [row] = by_threshold(CONFIDENCE, RIGHT, (0.6,))
+    [row] = [row for row in by_threshold(CONFIDENCE, RIGHT, "abcde") if row["threshold"] == 0.6]
     assert row["answered"] == said.count("a") == 4
 
 

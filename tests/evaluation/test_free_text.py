@@ -44,5 +44,8 @@ def test_figures() -> None:
     assert figures["token_f1"] == pytest.approx((1 + 1 + 2 / 3 + 0) / 4)
     assert figures["anls"] == pytest.approx((1 + 0 + 0 + 0) / 4)
     assert scores.details()["by_question"] == {"how many?": 0.5}
-    assert next(scores.lines("4 questions")) == ("50.0 % of 4 questions answered right, token F1 66.7 %, ANLS 25.0 %")
+    assert next(scores.lines("4 questions")) == (
+        "50.0 % (15.0 to 85.0) of 4 questions answered right, token F1 66.7 % (0.0 to 100.0), "
+        "ANLS 25.0 % (0.0 to 100.0)"
+    )
     assert scores.rows()[2]["question"] == "colour?"

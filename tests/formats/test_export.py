@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.data import Item, Split
+from adapt.evaluation.intervals import of_share
 from adapt.formats.export import export, forms, tracing
 from adapt.methods import CoOp, TipAdapter, UniQA, ZeroShot
 from adapt.methods.base import ImageStep, Method
@@ -96,6 +97,9 @@ def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tm
     assert record_of(tmp_path / "out")["measured"] == {
         "images": 18,
         "accuracy": right,
+        "accuracy_interval": [
+            *of_share(torch.tensor([True] * round(18 * right) + [False] * round(18 - 18 * right)), range(18))
+        ],
         "adapter_accuracy": right,
         "same_labels": 1.0,
     }

@@ -381,5 +381,8 @@ def test_of_several_classes_an_image_the_figure_is_map(raw: dict[str, Any], spli
         ["coop", shown[1]],
     ]
     header, cells = plain_table([read_run(run)])
-    assert dict(zip(header, cells, strict=True))["adapted"] == f"{shown[1]} mAP"
-    assert dict(zip(header, cells, strict=True))["zero-shot"] == shown[0]
+    ends = [metrics[kind]["intervals"]["mean_average_precision"] for kind in ("zero_shot", "adapted")]
+    assert (row["low_test"], row["high_test"]) == tuple(ends[1])
+    between = ["({:.1f} to {:.1f})".format(*(100 * end for end in each)) for each in ends]
+    assert dict(zip(header, cells, strict=True))["adapted"] == f"{shown[1]} mAP {between[1]}"
+    assert dict(zip(header, cells, strict=True))["zero-shot"] == f"{shown[0]} {between[0]}"

@@ -182,9 +182,9 @@ def test_what_a_threshold_leaves_unanswered_and_gets_right(found: Path, tmp_path
     html = " ".join(report([tmp_path]).split())
     assert "At 0.6, 57 % of the images are classified, with 75 % accuracy." in html
     [table] = [table for table in Page(html).tables if table[0][0] == "threshold"]
-    assert table[1] == ["0, all", "100.0", "7", "57.1"]
-    assert ["0.6", "57.1", "4", "75.0"] in table
-    assert table[-2:] == [["0.95", "14.3", "1", "100.0"], ["0.99", "0.0", "0", "–"]]
+    assert table[1] == ["0, all", "100.0", "7", "57.1", "25.0 to 84.2"]  # Wilson's
+    assert ["0.6", "57.1", "4", "75.0", "30.1 to 95.4"] in table
+    assert table[-2:] == [["0.95", "14.3", "1", "100.0", "20.7 to 100.0"], ["0.99", "0.0", "0", "–", "–"]]
     assert "images classified, %" in html
     del metrics["adapted"]["calibration_error"]  # cosines are no probabilities
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))

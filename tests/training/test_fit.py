@@ -50,19 +50,28 @@ def test_encoding_of_views_is_counted(make_model, tiny_split, own_cache, monkeyp
 def test_accuracy_before_and_after(train, tiny_split) -> None:
     result = train(test_set=tiny_split.test, epochs=20, lr=0.05)
     assert result.accuracy > result.zero_shot_accuracy
+    ends = {
+        (part, name): "{:.1f} to {:.1f}".format(*(100 * end for end in result.metrics[part]["intervals"][name]))
+        for part in ("zero_shot", "adapted")
+        for name in ("accuracy", "mean_class_accuracy")
+    }
     assert str(result).splitlines() == [
         f"512 trained parameters, {result.metrics['seconds']:.1f} s on cpu",
-        f"zero-shot  {100 * result.zero_shot_accuracy:5.1f} %",
-        f"adapted    {100 * result.accuracy:5.1f} %  "
-        f"({100 * (result.accuracy - result.zero_shot_accuracy):+.1f} points)",
-        f"balanced   {100 * result.metrics['adapted']['mean_class_accuracy']:5.1f} %  (each class counted once)",
+        f"zero-shot  {100 * result.zero_shot_accuracy:5.1f} %  ({ends['zero_shot', 'accuracy']})",
+        f"adapted    {100 * result.accuracy:5.1f} %  ({ends['adapted', 'accuracy']})  "
+        f"{100 * (result.accuracy - result.zero_shot_accuracy):+.1f} points",
+        f"balanced   {100 * result.metrics['adapted']['mean_class_accuracy']:5.1f} % "
+        f"({ends['adapted', 'mean_class_accuracy']})  (each class counted once)",
+        "in brackets: the interval at 95 %; rough, as with any fewer than 100 images",
         f"not calibrated: calibration error {100 * result.metrics['adapted']['calibration_error']:.1f} %",
     ]
 
 
 def test_cache_on_and_off_measure_the_same(train, tiny_split) -> None:
     on, off = (train(test_set=tiny_split.test, cache=cache).metrics for cache in (True, False))
+    ends = [metrics["adapted"].pop("intervals") for metrics in (on, off)]
     assert on["adapted"] == pytest.approx(off["adapted"], abs=1e-5)  # batches of other sizes round otherwise
+    assert ends[0] == ends[1]
     assert on["zero_shot"] == off["zero_shot"]
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -20,6 +20,7 @@ from adapt.common.disk import new_folder, write_json
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief
 from adapt.data import Item
+from adapt.evaluation.intervals import of_share
 from adapt.formats.adapter import versions
 from adapt.formats.export import forms, tracing
 from adapt.formats.export.forms import INPUT, LOGITS, NUMBER, PRECISE, Graph
@@ -161,8 +162,10 @@ def _check_names(model: ImageModel, data: Sequence[Item]) -> None:
 
 
 @torch.no_grad()
-def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, float]:
+def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, Any]:
     """Return the accuracies of the export and of the model, and the share of images with the same prediction.
+
+    The accuracy of the export has its interval at 95 %.
 
     If the images have numbers, the mean absolute errors of the predicted numbers are returned as well.
     """
@@ -173,6 +176,7 @@ def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, 
     result = {
         "images": len(data),
         "accuracy": _same(labels, actual),
+        "accuracy_interval": [*of_share(labels == actual, [item.kept_with for item in data])],
         "adapter_accuracy": _same(own_labels, actual),
         "same_labels": _same(labels, own_labels),
     }

@@ -1,0 +1,79 @@
+"""Intervals of figures: their values beside known ones, and how often they hold the truth of simulated draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from adapt.data import Item
+from adapt.evaluation import intervals
+from adapt.evaluation.numbers import GradedScores
+from adapt.evaluation.scores import Scores, difference
+from benchmarks.intervals import NAIVE, coverage
+
+
+def scores(right: str, groups: tuple[str, ...] = (), confidence: float = 0.5) -> Scores:
+    """One letter an image, y for a right answer."""
+    names = tuple(f"{place}.png" for place in range(len(right)))
+    return Scores(names, ("y",) * len(right), tuple(right), (confidence,) * len(right), groups)
+
+
+def test_wilson_of_independent_images() -> None:
+    """Values of statsmodels.stats.proportion.proportion_confint(method="wilson")."""
+    assert [*scores("y" * 8 + "n" * 2).intervals["accuracy"]] == pytest.approx([0.490162, 0.943318], abs=1e-6)
+    assert [*scores("y" * 5).intervals["accuracy"]] == pytest.approx([0.565518, 1.0], abs=1e-6)
+
+
+def test_images_of_a_group_count_as_fewer() -> None:
+    right = "y" * 80 + "n" * 20
+    alone, grouped = (
+        scores(right, groups).intervals["accuracy"] for groups in ((), tuple(str(n // 5) for n in range(100)))
+    )
+    assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+    assert scores(right, tuple(map(str, range(100)))).intervals["accuracy"] == alone
+
+
+def test_what_is_reported_says_how_many_groups_there_are() -> None:
+    told = scores("yyyn", ("a", "a", "b", "c")).reported()
+    assert (told["accuracy"], told["images"], told["groups"]) == (0.75, 4, 3)
+    assert told["intervals"].keys() == {"accuracy", "mean_class_accuracy"}
+    assert intervals.of_intervals(4, 3) == "the interval at 95 %, by 3 groups; rough, as with any fewer than 30 groups"
+    assert intervals.of_intervals(99, 99).endswith("rough, as with any fewer than 100 images")
+    assert intervals.of_intervals(100, 100) == "the interval at 95 %"
+    assert scores("yn", ("a", "a")).rows()[0]["group"] == "a"
+    assert "group" not in scores("yn").rows()[0]
+
+
+def test_a_figure_that_does_not_vary_has_no_interval() -> None:
+    items = [Item.of(path=f"{number}.png", label="a") for number in range(4)]
+    answers = torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0], [4.0, 1.0]])
+    exact = GradedScores.of(items, answers, answers[:, 0], ["a"])
+    assert exact.intervals.keys() == {"accuracy"}
+    assert exact.reported()["text"] == "MAE 0, Spearman 1.000, Pearson 1.000, R² 1.000"
+
+
+def test_the_difference_of_two_models_is_that_of_their_pairs() -> None:
+    one, other = scores("y" * 70 + "y" * 12 + "n" * 4 + "n" * 14), scores("y" * 70 + "n" * 12 + "y" * 4 + "n" * 14)
+    found = difference(one, other)
+    assert (found.merit, found.alone) == (pytest.approx(0.08), (12, 4))
+    assert found.p == pytest.approx(0.076813, abs=1e-6)  # of scipy.stats.binomtest(4, 16)
+    assert [*found.interval] == pytest.approx([0.000595, 0.157821], abs=1e-6)
+    far = difference(one, scores("n" * 70 + "n" * 12 + "y" * 4 + "n" * 14))
+    assert (far.interval.low > 0, far.p < 1e-6) == (True, True)
+    groups = tuple(str(place // 4) for place in range(100))
+    by_group = difference(scores("y" * 82 + "n" * 18, groups), scores("y" * 70 + "n" * 12 + "y" * 4 + "n" * 14, groups))
+    assert by_group.p > found.p
+
+
+DRAWS = 200
+
+
+@pytest.mark.parametrize(("groups", "size", "alike"), [(100, 1, 0.0), (30, 8, 0.7)])
+def test_intervals_hold_the_truth_in_95_of_100_draws(groups: int, size: int, alike: float) -> None:
+    """Of every figure; `python -m benchmarks intervals` has more draws."""
+    room = 3 * (0.95 * 0.05 / DRAWS) ** 0.5  # of so many draws
+    held = coverage(groups, size, alike, DRAWS)
+    naive = held.pop(NAIVE)
+    assert len(held) == 8
+    assert all(0.93 - room <= share <= 0.97 + room for share in held.values()), held
+    assert (naive < 0.9) is (size > 1)
