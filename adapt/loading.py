@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
@@ -19,6 +20,7 @@ from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import Answers
+from adapt.models.sets import Sets
 from adapt.models.wrap import Model
 
 if TYPE_CHECKING:
@@ -211,8 +213,10 @@ def _of_file(
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     check_scale(described, model, path)
+    if described.sets is not None:
+        model.answers = replace(model.answers, sets=Sets(**described.sets))
     if described.answers is not None:
-        model.answers = Answers(**described.answers)
+        model.answers = Answers(**described.answers, sets=model.answers.sets)
         if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
             raise AdaptError(
                 f"{path} blends its predictions with zero-shot predictions, which {backbone.describe()} cannot make: "

@@ -132,7 +132,7 @@ def _mixed(members: Sequence[_Member], mixture: Mixture) -> Model:
     biases = [each.logit_bias for each in answers if each.logit_bias is not None]
     bias = fmean(biases, weights) if biases else None  # all of them have one, or none has
     temperature = exp(fmean([log(each.temperature) for each in answers], weights))
-    model.answers = replace(answers[0], logit_bias=bias, temperature=temperature)
+    model.answers = replace(answers[0], logit_bias=bias, temperature=temperature, sets=None)
     ingredients = [
         {"adapter": name, "weight": weight} for (name, _), weight in zip(members, mixture.weights, strict=True)
     ]

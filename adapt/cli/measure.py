@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
 
@@ -15,7 +16,7 @@ from adapt.cli import options as common
 from adapt.cli.options import Option, command
 from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError, nearest
-from adapt.common.shown import first_of, shown
+from adapt.common.shown import first_of, readable_bytes, shown
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -38,6 +39,10 @@ def evaluate_adapter(
         str | None, "Shares of the adapter against zero-shot (WiSE-FT), such as 0,0.5,1, each measured by itself."
     ] = None,
     against: Annotated[Path | None, "Another adapter, which answers the same images: the difference is told."] = None,
+    level: Annotated[
+        float | None,
+        Option("Also measure the sets of classes at this level, such as 0.9.", "--sets", min=0, max=1, metavar="LEVEL"),
+    ] = None,
     at_use: common.AtUse = (),
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
@@ -61,8 +66,8 @@ def evaluate_adapter(
     split = load_data(data, root, names, note=True)
     shares = [] if blend is None else common.numbers("blend", blend, float)
     with common.quiet_libraries():
-        if shares and against is not None:
-            raise AdaptError("--blend and --against are both given: measure one after the other")
+        if shares and (against is not None or level is not None):
+            raise AdaptError("--blend is given with --against or --sets: measure one after the other")
         models = []
         for path in [adapter] if against is None else [adapter, against]:
             model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
@@ -77,11 +82,77 @@ def evaluate_adapter(
                 click.echo(f"blend {share:g}: ", nl=False)
             _print(each, split, part, as_json, cache, blended=True)
         if not shares:
-            _print(model, split, part, as_json, cache, against={str(against): models[1]} if against else {})
+            others = {str(against): models[1]} if against else {}
+            _print(model, split, part, as_json, cache, against=others, level=level)
         if part != "train":
             _note_learned(adapter, split, _measured(split, part))
     if not as_json:
         _tell_parts(split, part)
+
+
+@command()
+def sets(
+    adapter: Path,
+    *,
+    data: common.DataToMeasure,
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    part: common.PartToMeasure = "all",
+    out: Annotated[Path, "New file for the adapter with its sets."],
+    score: Annotated[
+        Literal["lac", "aps", "raps"],
+        "How strange a class is: lac gives the smallest sets, aps sets that grow with the difficulty of the image.",
+    ] = "lac",
+    by_class: Annotated[bool, "Keep the promise for each class, which needs images of each."] = False,
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
+    cache: common.CacheFeatures = True,
+) -> None:
+    """Calibrate ADAPTER on labelled images, so that `adapt predict --sets 0.9` gives sets of classes with a guarantee.
+
+    The images must be new to the adapter: it has not learned from them, and no setting, number of epochs or temperature
+    was chosen on them. At 90 % that takes at least 9 images, and better some hundred. Any level can be asked for later.
+
+    \b
+    Examples:
+      adapt sets runs/first --data calibration_photos --out sets.safetensors
+      adapt sets runs/first --data photos --part test --by-class --out sets.safetensors
+    """
+    from adapt.common.disk import check_free
+    from adapt.data.readers import load as load_data
+
+    check_free(out, "file")
+    split = load_data(data, root, names, note=True)
+    with common.quiet_libraries():
+        from adapt.evaluation.inference import Inference
+        from adapt.evaluation.sets import LEVEL, calibrated
+
+        items = _measured(split, part)
+        seen = _seen(adapter)
+        model = common.load_adapter(adapter, backbone, device)
+        found = calibrated(model, items, score, by_class=by_class, learned=seen or (), inference=Inference(cache=cache))
+        model.answers = replace(model.answers, sets=found)
+        found.check(model, LEVEL)
+        model.save(out)
+    if seen is None:
+        click.echo(
+            f"warning: the run of {adapter} is not here, so whether it has learned from these images cannot be checked",
+            err=True,
+        )
+    click.echo(f"calibrated on {found.images:,} {split.noun}: {found.promise(LEVEL, model.class_names)}")
+    click.echo(f"adapter    {out} ({readable_bytes(out.stat().st_size)}); adapt predict {out} IMAGES --sets {LEVEL:g}")
+
+
+def _seen(adapter: Path) -> set[str] | None:
+    """Return the ids of the images that the run of `adapter` has learned from or chosen on, or None if it is not here.
+
+    Raises AdaptError if the list is damaged.
+    """
+    from adapt.data.readers.lines import csv_rows
+    from adapt.training.run import SEEN
+
+    listed = (adapter if adapter.is_dir() else adapter.parent) / SEEN
+    return {str(row.get("image")) for row in csv_rows(listed)[1]} - {""} if listed.is_file() else None
 
 
 @command()
@@ -214,21 +285,26 @@ def _print(
     cache: bool,
     blended: bool = False,
     against: Mapping[str, Adapted] = MappingProxyType({}),
+    level: float | None = None,
 ) -> None:
     """Evaluate `model` on a part of the data (train, val, test or all), and print the scores as text or JSON.
 
     JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
-    The models in `against`, by file, are evaluated as well, and the difference is printed.
+    The models in `against`, by file, are evaluated as well, and the difference is printed. With a `level`, the sets of
+    classes are measured too.
     """
     from adapt.data.bags import has_bags, singles
     from adapt.evaluation.evaluate import evaluate
-    from adapt.evaluation.intervals import of_intervals
+    from adapt.evaluation.inference import Inference
+    from adapt.evaluation.intervals import in_percent, of_intervals
     from adapt.evaluation.scores import difference
+    from adapt.evaluation.sets import measured as measured_sets
     from adapt.models.answer import can_answer_together
 
     items = _measured(split, part)
     if one := split.task.nothing_to_learn((), model.class_names):
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
+    held = None if level is None else measured_sets(model, items, level, Inference(cache=cache))
     scores = evaluate(model, items, cache=cache)
     others = {}
     if can_answer_together(model, items):
@@ -250,6 +326,8 @@ def _print(
             **scores.details(),
             **{name: each.reported() for name, each in others.items()},
         }
+        if held is not None:
+            figures["sets"] = held._asdict()
         if compared:
             figures["against"] = {
                 file: each.reported() | {"difference": apart[file]._asdict()} for file, each in compared.items()
@@ -263,6 +341,13 @@ def _print(
         for name, each in others.items():
             by_image = f"their {each.images} images, each by itself"
             lines += each.lines("the same, answered together as one set" if name == "together" else by_image)
+        if held is not None:
+            least = min(held.by_class, key=lambda name: held.by_class[name])
+            lines.append(
+                f"sets at {held.level:g}: {100 * held.coverage:.1f} % ({in_percent(held.interval)}) hold the true "
+                f"class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; "
+                f"least for {shown(least)}, {100 * held.by_class[least]:.1f} %"
+            )
         for file, each in compared.items():
             lines += [f"{shown(file)}: {line}" for line in each.lines(measured)]
             lines.append(f"the first minus the second: {_apart(scores, apart[file])}")

@@ -58,6 +58,15 @@ def predict(
             max=1,
         ),
     ] = None,
+    sets: Annotated[
+        float | None,
+        Option(
+            "Also give the set of classes that holds the true one at this level, such as 0.9 (see `adapt sets`).",
+            min=0,
+            max=1,
+            metavar="LEVEL",
+        ),
+    ] = None,
     classes: common.OtherClasses = None,
     question: Annotated[str | None, "Question about each image, for an adapter that answers questions."] = None,
     together: Annotated[
@@ -95,15 +104,17 @@ def predict(
     Images of one thing get one answer: give a .csv with the columns path and item, or folders with --items. JSON then
     says what each image contributes.
 
-    With --csv, the columns are image, class and probability. --threshold adds a column answer. --top-k 2 adds class_2
-    and probability_2, and so on. A regression adapter adds a column number. A multi-label adapter adds a column
-    classes, with names separated by bars. A cell that a spreadsheet would run as a formula begins with an apostrophe.
+    With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
+    set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
+    column number. A multi-label adapter adds a column classes, with names separated by bars. A cell that a spreadsheet
+    would run as a formula begins with an apostrophe.
 
     \b
     Examples:
       adapt predict adapter.safetensors photo.png
       adapt predict adapter.safetensors photos/ --csv > labels.csv
       adapt predict adapter.safetensors photos/ --threshold 0.8
+      adapt predict adapter.safetensors photos/ --sets 0.9
       adapt predict runs/coop runs/lora runs/gda photos/
       adapt predict runs/stata --together photos/ --csv > labels.csv
       adapt predict runs/products products/ --items --json
@@ -114,11 +125,12 @@ def predict(
     """
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
-    others = classes or question or explain or at_use or together or at_a_time or items or threshold is not None
+    others = classes or question or explain or at_use or together or at_a_time or items
+    others = others or threshold is not None or sets is not None
     if vocabulary_free is not None and others:
         raise AdaptError(
             "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set, "
-            "--threshold, --together, --at-a-time and --items"
+            "--threshold, --sets, --together, --at-a-time and --items"
         )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
@@ -137,13 +149,17 @@ def predict(
             "items of several images are classified by a single adapter, without --question, --explain and "
             "--together: give one adapter, and leave these options out"
         )
-    write = Columns(adapters, threshold is not None, top_k) if as_csv else writer(adapters, as_json, explain)
+    write = (
+        Columns(adapters, threshold is not None, top_k, sets is not None)
+        if as_csv
+        else writer(adapters, as_json, explain)
+    )
     read: list[list[ImageFile]] = []
     opened = partial(opened_items, by_item(files), read)
     with common.quiet_libraries():
         from adapt.models.prediction import Query
 
-        query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain)
+        query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain, sets)
         if vocabulary_free is not None:
             answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
@@ -201,7 +217,7 @@ def _by_adapters(
             )
         from adapt.models.many import predict_many_stream
 
-        yield from predict_many_stream(models, images, query.top_k, threshold=query.threshold)
+        yield from predict_many_stream(models, images, query.top_k, threshold=query.threshold, sets=query.sets)
         return
     [model] = models
     if query.question is None and not model.classifies:
@@ -253,12 +269,13 @@ class Columns:
     """A CSV writer that prints one row per image, with the most probable class and its probability for each adapter.
 
     A regression adapter adds a number. A multi-label adapter adds all predicted classes. For other adapters,
-    `threshold` adds the answer, which may be `none`. The next most probable classes follow, up to `ranks` in total.
+    `threshold` adds the answer, which may be `none`, and `sets` the set of classes. The next most probable classes
+    follow, up to `ranks` in total.
     """
 
-    def __init__(self, adapters: Sequence[Path], threshold: bool, ranks: int) -> None:
+    def __init__(self, adapters: Sequence[Path], threshold: bool, ranks: int, sets: bool = False) -> None:
         self._adapters = distinct_names(adapters) if len(adapters) > 1 else [""]
-        self._threshold, self._ranks, self._begun = threshold, ranks, False
+        self._threshold, self._sets, self._ranks, self._begun = threshold, sets, ranks, False
 
     def begin(self, predictions: Sequence[Prediction] = ()) -> None:
         """Print the header once, with the columns that the `predictions` for the first image need."""
@@ -277,7 +294,7 @@ class Columns:
         multi_label = first is not None and first.class_names is not None
         names = ["probability"]
         names += ["number"] if first is not None and first.number is not None else []
-        names += ["classes"] if multi_label else ["answer"] * self._threshold
+        names += ["classes"] if multi_label else ["answer"] * self._threshold + ["set"] * self._sets
         names += [f"{name}_{rank}" for rank in range(2, self._ranks + 1) for name in ("class", "probability")]
         return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
 
@@ -289,7 +306,8 @@ class Columns:
         answer = [prediction.class_name] * self._threshold
         if prediction.class_names is not None:
             answer = [SEPARATOR.join(prediction.class_names) or prediction.class_name]
-        return [*ranked[:2], *number, *answer, *ranked[2:]]
+        held = [] if prediction.set is None else [SEPARATOR.join(prediction.set)]
+        return [*ranked[:2], *number, *answer, *held, *ranked[2:]]
 
 
 def _print_csv(rows: Iterable[Sequence[str]]) -> None:
@@ -333,8 +351,10 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 
 
 def _answer(prediction: Prediction) -> str:
-    """Return the text that follows an image's name: the predicted number, and any answer other than the top class."""
+    """Return the text that follows an image's name: the number, the set, and any answer other than the top class."""
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
+    if prediction.set is not None:
+        return f"{number}  {{{', '.join(map(shown, prediction.set))}}}"
     if prediction.class_names is None and prediction.class_name == prediction.top[0][0]:
         return number
     return f"{number}  {', '.join(map(shown, prediction.class_names or [prediction.class_name]))}"

@@ -6,7 +6,7 @@ The header is validated metadata, such as method, settings, backbone and class n
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isclose
 from pathlib import Path
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from adapt.models.base import Adapted
 
 
-FORMAT = (2, 0)  # another major version is refused, a newer minor one only adds keys
+FORMAT = (2, 1)  # another major version is refused, a newer minor one only adds keys
+WITHOUT_SETS = (2, 0)  # what a file has that says nothing newer, so that equal runs write equal files
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -74,6 +75,17 @@ class RecordedAnswers(TypedDict):
     pooling: NotRequired[BagPooling]
 
 
+@with_config(_STRICT | ConfigDict(extra="forbid"))
+class RecordedSets(TypedDict):
+    """The calibrated sets of classes (`adapt.models.sets.Sets`)."""
+
+    score: Literal["lac", "aps", "raps"]
+    by_class: bool
+    scores: tuple[tuple[float, ...], ...]
+    sizes: tuple[tuple[Annotated[int, Field(gt=0)], ...], ...]
+    settings: str
+
+
 class Header(BaseModel):
     """The metadata of an adapter file, such as its method, settings, backbone and class names."""
 
@@ -94,6 +106,8 @@ class Header(BaseModel):
     versions: dict[str, str]
     answers: RecordedAnswers | None = None
     """How the method's logits become predictions: see `adapt.models.prediction`."""
+    sets: RecordedSets | None = None
+    """The calibrated sets of classes, if any (since format 2.1)."""
     recipe: dict[str, object] | None = None
     seed: int | None = None
     metrics: JsonObject | None = None
@@ -185,7 +199,8 @@ def header_of(model: Adapted) -> Header:
     """Return the header for the adapter file of `model`. Raises AdaptError if `read_header` would refuse it."""
     from adapt.models.prediction import PLAIN
 
-    backbone = model.backbone
+    backbone, sets = model.backbone, model.answers.sets
+    answers = {name: value for name, value in asdict(model.answers).items() if name != "sets"}
     values = {
         "method": model.method.name,
         "config": model.method.config.model_dump(mode="json"),
@@ -196,12 +211,13 @@ def header_of(model: Adapted) -> Header:
         "preprocess": backbone.reading(),
         "logit_scale": _scale_of(model),
         "versions": versions(),
-        "answers": None if model.answers == PLAIN else asdict(model.answers),
+        "answers": None if replace(model.answers, sets=None) == PLAIN else answers,
+        "sets": None if sets is None else asdict(sets),
         **model.metadata,
     }
     try:
         plain.check(values, longest=None, most=plain.NAMES)
-        return Header.model_validate({"format": FORMAT} | values)
+        return Header.model_validate({"format": WITHOUT_SETS if sets is None else FORMAT} | values)
     except ValidationError as error:
         raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
     except ValueError as error:

@@ -28,6 +28,7 @@ from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
+from adapt.models.sets import calibrated_sets
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ class Adapted(nn.Module, Generic[B]):
         *,
         question: str | None = None,
         threshold: float | None = None,
+        sets: float | None = None,
         features: bool = False,
         urls: bool = False,
     ) -> list[Prediction]:
@@ -231,12 +233,14 @@ class Adapted(nn.Module, Generic[B]):
         `images` is one image, a list or iterator of images, or an array of images along the first axis. An image is a
         path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or of floats from
         0 to 1; with `urls`, also an http or https address. A prediction with a probability below `threshold` has the
-        class `none`. With `features`, predictions include image features. Several threads may call `predict` at once.
+        class `none`. With `sets`, such as 0.9, `prediction.set` is the set of classes at that level, if the model was
+        calibrated. With `features`, predictions include image features. Several threads may call `predict` at once.
 
         Raises AdaptError, naming the image, for an unreadable file and for anything that is not an image (see
-        `adapt.data.open_image`), for a threshold outside [0, 1], and for `features` of a model without image features.
+        `adapt.data.open_image`), for a threshold outside [0, 1], for `sets` of a model that was not calibrated, or on
+        too few images, and for `features` of a model without image features.
         """
-        return list(self.ask(images, Query(top_k, threshold, features, question), batch_size, urls=urls))
+        return list(self.ask(images, Query(top_k, threshold, features, question, sets=sets), batch_size, urls=urls))
 
     def predict_stream(
         self,
@@ -246,11 +250,12 @@ class Adapted(nn.Module, Generic[B]):
         *,
         question: str | None = None,
         threshold: float | None = None,
+        sets: float | None = None,
         features: bool = False,
         urls: bool = False,
     ) -> Iterator[Prediction]:
         """Yield the predictions of `predict` one by one, with only one batch of images in memory."""
-        yield from self.ask(images, Query(top_k, threshold, features, question), batch_size, urls=urls)
+        yield from self.ask(images, Query(top_k, threshold, features, question, sets=sets), batch_size, urls=urls)
 
     def check_query(self, query: Query) -> None:
         """Raise AdaptError if this model cannot answer the query."""
@@ -268,6 +273,8 @@ class Adapted(nn.Module, Generic[B]):
         All of `predict`, `predict_items`, `predict_together` and `explain` ask here. Raises the errors that they list.
         """
         self.check_query(query)
+        if query.sets is not None:
+            calibrated_sets(self, query.sets)
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 

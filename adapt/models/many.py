@@ -15,6 +15,7 @@ from adapt.data.decoding.pictures import turns
 from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Query
+from adapt.models.sets import calibrated_sets
 
 if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
@@ -30,6 +31,7 @@ def predict_many(
     batch_size: int = 64,
     *,
     threshold: float | None = None,
+    sets: float | None = None,
     features: bool = False,
     urls: bool = False,
 ) -> list[tuple[Prediction, ...]]:
@@ -40,7 +42,9 @@ def predict_many(
     cases that `predict` lists, and for a model that does not classify.
     """
     return list(
-        predict_many_stream(models, images, top_k, batch_size, threshold=threshold, features=features, urls=urls)
+        predict_many_stream(
+            models, images, top_k, batch_size, threshold=threshold, sets=sets, features=features, urls=urls
+        )
     )
 
 
@@ -51,11 +55,13 @@ def predict_many_stream(
     batch_size: int = 64,
     *,
     threshold: float | None = None,
+    sets: float | None = None,
     features: bool = False,
     urls: bool = False,
 ) -> Iterator[tuple[Prediction, ...]]:
     """Yield the tuples of `predict_many` one by one, with only one batch of images in memory."""
-    query, together = Query(top_k, threshold, features), SideBySide(models)
+    query, together = Query(top_k, threshold, features, sets=sets), SideBySide(models)
+    together.check_sets(sets)
     pixels = (together.pixels(image, urls=urls) for image in each_of(images))
     for batch in in_batches(pixels, max(1, batch_size // (1 + together.views))):
         yield from together.predictions(batch, query)
@@ -76,6 +82,12 @@ class SideBySide:
         self._groups = list(groups.values())
         self._readers = [next(iter(group.values())) for group in self._groups]
         self._transforms = [model.transform() for model in self._readers]
+
+    def check_sets(self, level: float | None) -> None:
+        """Raise AdaptError if sets at a level are wanted that one of the models cannot give."""
+        if level is not None:
+            for model in self._models:
+                calibrated_sets(model, level)
 
     @property
     def views(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.data.bags import BagPooling
+from adapt.models.sets import Sets
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Answers:
 
     pooling: BagPooling = "features"
     """What is averaged over the images of a bag, an item of several images: their features, or their logits."""
+
+    sets: Sets | None = None
+    """The calibrated sets of classes, if any."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.blend <= 1:
@@ -120,6 +124,8 @@ class Prediction:
     """Unit-length features of the image `(e,)` on the CPU, if wanted."""
     images: tuple[ImageOfBag, ...] | None = None
     """For an item of several images, what each image says by itself, in their order."""
+    set: tuple[str, ...] | None = None
+    """The set of classes at the level that was asked for, the most probable first; an empty one means none of them."""
 
     def plain(self) -> JsonObject:
         """Return the prediction as data for JSON, without features and with the class name under the key `class`."""
@@ -127,7 +133,8 @@ class Prediction:
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
         images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
-        return {**own, **classes, **images, "top": top}
+        held = {} if self.set is None else {"set": list(self.set)}
+        return {**own, **classes, **images, **held, "top": top}
 
 
 NONE = "none"  # the class of an image without a probable enough class
@@ -138,10 +145,12 @@ HALF = 0.5  # the default threshold of multi-label classification
 class Query:
     """What is asked of a model about images: the number of classes, a probability threshold, features, a question.
 
-    By default each image is answered by itself. `items` are sequences of images of one thing, and `together` makes all
-    images one set, or sets of about `at_a_time` images. `explain` asks for an `Explanation` of each prediction.
+    `sets` is the level of the sets of classes that are wanted. By default each image is answered by itself. `items` are
+    sequences of images of one thing, and `together` makes all images one set, or sets of about `at_a_time` images.
+    `explain` asks for an `Explanation` of each prediction.
 
-    Raises AdaptError for a `top_k` below 1, and for a `threshold` outside [0, 1].
+    Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), and for sets
+    of images that are answered together, or beside a threshold, which has no guarantee.
     """
 
     top_k: int = 5
@@ -152,8 +161,17 @@ class Query:
     together: bool = False
     at_a_time: int | None = None
     explain: bool = False
+    sets: float | None = None
 
     def __post_init__(self) -> None:
+        if self.sets is not None:
+            if not (isinstance(self.sets, Real) and 0 < self.sets < 1):
+                raise AdaptError(f"sets is {self.sets!r}; expected the level of sets of classes, such as 0.9")
+            if self.together or self.explain or self.threshold is not None:
+                raise AdaptError(
+                    "sets of classes are of each image by itself, without a threshold or reasons: leave out together, "
+                    "explain and threshold, or leave out sets"
+                )
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1:
             raise AdaptError(f"top_k is {self.top_k!r}; expected the number of returned classes, 1 or more")
         known = self.threshold is None or isinstance(self.threshold, Real)
@@ -176,7 +194,9 @@ def predictions(
     Unit-length image `features` `(b, e)` and predicted `numbers` `(b,)` (regression) are added if given.
     """
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
-    probabilities, indices = answers.probabilities(finite(logits).float()).topk(count)
+    every = answers.probabilities(finite(logits).float())
+    probabilities, indices = every.topk(count)
+    held = iter(_sets(every, class_names, answers, query.sets))
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     number_of_each = [None] * len(logits) if numbers is None else numbers.tolist()
     threshold = HALF if answers.several and query.threshold is None else query.threshold
@@ -184,7 +204,18 @@ def predictions(
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         labels = _above(top, threshold or 0.0) if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
-        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own), threshold)
+        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, set=next(held, None)), threshold)
+
+
+def _sets(
+    probabilities: Tensor, class_names: Sequence[str], answers: Answers, level: float | None
+) -> list[tuple[str, ...]]:
+    """Return the set of each image, its most probable class first; no sets if none were asked for."""
+    if level is None or answers.sets is None:
+        return []
+    held, order = answers.sets.hold(probabilities, level), probabilities.argsort(dim=-1, descending=True, stable=True)
+    rows = zip(order.tolist(), held.gather(1, order).tolist(), strict=True)
+    return [tuple(class_names[label] for label, inside in zip(*row, strict=True) if inside) for row in rows]
 
 
 def _above(ranked: Sequence[tuple[str, float]], threshold: float) -> tuple[str, ...]:

@@ -41,6 +41,9 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 TopK = Annotated[int, Field(ge=1, le=1000, description="Number of classes to return per image.")]
 Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none if no class reaches this probability.")]
+Sets = Annotated[
+    float | None, Field(gt=0, lt=1, description="Also give the set of classes that holds the true one at this level.")
+]
 Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
 
 
@@ -49,11 +52,12 @@ class Message(BaseModel):
 
 
 class Asking(Message):
-    """The settings of a request, which are adapters, the number of classes to return and a probability threshold."""
+    """The settings of a request: adapters, the number of classes to return, a threshold, and a level of sets."""
 
     adapters: Names = []
     top_k: TopK = 5
     threshold: Threshold = None
+    sets: Sets = None
 
 
 class ImagesInJson(Asking):
@@ -72,7 +76,7 @@ class ClassProbability(BaseModel):
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
-    For a multi-label adapter, `classes` lists all classes that reach the threshold.
+    For a multi-label adapter, `classes` lists all classes that reach the threshold. `set` is there if `sets` was given.
     """
 
     adapter: str
@@ -81,6 +85,7 @@ class AdapterAnswer(BaseModel):
     probability: float
     number: float | None = None  # such as a grade, from a regression adapter
     classes: list[str] | None = None
+    set: list[str] | None = None
     top: list[ClassProbability]
 
 
@@ -287,7 +292,8 @@ class Predictions:
         """Return the JSON-serialisable predictions for a request."""
         now = self._adapters.now
         names = asking.adapters or [now.default]
-        together = now.together(names)
+        together, query = now.together(names), Query(asking.top_k, asking.threshold, sets=asking.sets)
+        together.check_sets(asking.sets)
 
         def look(content: bytes, name: str) -> Prepared:
             pixels = together.pixels(content, name=name)
@@ -299,7 +305,7 @@ class Predictions:
         most = self._admission.limits.tokens
         batcher = self.native_batcher if together.native else self.batcher
         async with self._admission.images("classifications", files, look) as pixels:
-            asked = Asked(together, Query(asking.top_k, asking.threshold), pixels)
+            asked = Asked(together, query, pixels)
             rows = await asyncio.wrap_future(batcher.ask(asked).answer)
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))

@@ -20,6 +20,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.progress import LogEntry, readable_time, training_bar
 from adapt.data.bags import has_bags
 from adapt.data.check import without_copies
+from adapt.data.decoding.files import file_id
 from adapt.data.item import Item, items_id
 from adapt.evaluation.evaluate import keep_examples
 from adapt.formats.adapter import NAME
@@ -35,7 +36,7 @@ from adapt.training.fitting import Fitting
 from adapt.training.loop import Length, Trainer, epoch_weights
 from adapt.training.plan import TrainingPlan, planned
 from adapt.training.result import Result, reproducible
-from adapt.training.run import PICKS, Journal, Run
+from adapt.training.run import PICKS, SEEN, Journal, Run
 from adapt.training.step_memory import check_memory
 
 logger = logging.getLogger("adapt")
@@ -166,6 +167,7 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     if run is not None:
         adapter = model.save(run.path / NAME)
         write_csv(run.path / PICKS, _picks(plan.train_set))
+        write_csv(run.path / SEEN, _seen(plan))
         if scores is not None:  # details grow with images and classes: not for the adapter's header
             write_csv(run.path / "predictions.csv", scores.rows())
             keep_examples(model, scores, run.path / "explanations.json")
@@ -174,6 +176,14 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
         run.finish(metrics)
     journal.finished(metrics)
     return Result(metrics, journal.history, adapter)
+
+
+def _seen(plan: TrainingPlan) -> list[dict[str, str]]:
+    """Return the rows of seen_images.csv, by which images that played a part in the training are known again."""
+    parts = {"train": plan.train_set, "val": plan.val_set, "unlabelled": plan.unlabelled_set}
+    return [
+        {"image": file_id(path), "part": part} for part, items in parts.items() for item in items for path in item.paths
+    ]
 
 
 def _picks(items: Sequence[Item]) -> list[dict[str, str]]:

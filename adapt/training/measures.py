@@ -42,8 +42,8 @@ def before(training: Fitting, test_set: Sequence[Item]) -> JsonObject:
     The baseline is the unadapted backbone, or, where the task says so, the best answer without a look at the images.
     """
     plan, model = training.plan, training.model
-    # a temperature is that of an earlier training; only multi-label data has a bias, which its task fits
-    model.answers = replace(model.answers, temperature=1.0, logit_bias=None)
+    # a temperature, and sets, are those of an earlier training; only multi-label data has a bias, which its task fits
+    model.answers = replace(model.answers, temperature=1.0, logit_bias=None, sets=None)
     task = tasks.of(plan.train_set)
     if task.compares(model.method) and (answer := task.constant(plan.train_set, model.class_names)) is not None:
         if not test_set:

@@ -32,6 +32,7 @@ from adapt.training.result import read_history
 
 logger = logging.getLogger("adapt")
 PICKS = "train_images.csv"  # the training images of a run
+SEEN = "seen_images.csv"  # by `file_id`, what a run has learned from or chosen on
 _OF_THE_START = ("environment.json", "tracking.json")  # written before anything is learned
 
 

@@ -156,3 +156,48 @@ def test_the_backbone_is_said_first_and_what_a_bundled_one_does_not_know(run, fi
     said = run("zeroshot", "--data", five_classes, "--backbone", "mini-clip").stderr.splitlines()
     assert said[0] == "backbone   mini-clip"
     assert said[1].strip().startswith("mini-clip was trained on drawings of emoji, not on photographs")
+
+
+def test_sets_with_a_guarantee(run, trained, tmp_path: Path, photos: Path) -> None:
+    """Calibrated on the test images, as the run has learned from the others; of a file alone, that is not known."""
+    folder, out = trained("coop"), tmp_path / "sets.safetensors"
+    every = run("sets", folder, "--data", photos, "--out", out)
+    assert every.exit_code == 2
+    assert "the adapter has learned from 12 of these 18 images" in every.stderr
+    few = run("sets", folder, "--data", photos, "--part", "test", "--out", out)
+    assert (few.exit_code, out.exists()) == (2, False)
+    assert "sets at 0.9 need 9 or more calibration images (or groups), and the adapter has 6 in all" in few.stderr
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((folder / "adapter.safetensors").read_bytes())
+    done = run("sets", alone, "--data", photos, "--score", "aps", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert f"warning: the run of {alone} is not here" in done.stderr
+    assert "18 images: the set holds the true class for at least 90 % of images like the 18 calib" in done.stdout
+    measured = json.loads(run("eval", out, "--data", photos, "--part", "all", "--sets", "0.9", "--json").stdout)["sets"]
+    assert measured["coverage"] >= 0.9
+    told = run("eval", out, "--data", photos, "--part", "all", "--sets", "0.9").stdout
+    assert f"sets at 0.9: {100 * measured['coverage']:.1f} % (" in told
+    picture = photos / "test" / "sky" / "0.png"
+    found = json.loads(run("predict", out, picture, "--sets", "0.9", "--json").stdout)
+    ranked = [each["class"] for each in found["top"]]
+    assert found["set"] == ranked[: len(found["set"])]
+    assert run("predict", out, picture, "--sets", "0.9").stdout.startswith(f"{picture}  {{{', '.join(found['set'])}}}")
+    header, row = run("predict", out, picture, "--sets", "0.9", "--csv").stdout.splitlines()
+    assert (header, row.split(",")[3]) == ("image,class,probability,set", "|".join(found["set"]))
+    assert "has no calibrated sets" in run("predict", folder, picture, "--sets", "0.9").stderr
+
+
+def test_one_adapter_against_another(run, trained, photos: Path) -> None:
+    coop, lora = trained("coop"), trained("lora")
+    told = run("eval", coop, "--data", photos, "--against", lora)
+    assert told.exit_code == 0, told.output
+    alone = run("eval", lora, "--data", photos).stdout.splitlines()[0]
+    first, second, apart, *_ = told.stdout.splitlines()
+    assert (first, second) == (run("eval", coop, "--data", photos).stdout.splitlines()[0], f"{lora}: {alone}")
+    measured = json.loads(run("eval", coop, "--data", photos, "--against", lora, "--json").stdout)
+    difference = measured["against"][str(lora)]["difference"]
+    assert difference["merit"] == pytest.approx(measured["accuracy"] - measured["against"][str(lora)]["accuracy"])
+    assert apart.startswith(f"the first minus the second: {100 * difference['merit']:+.1f} points of accuracy (")
+    assert "by McNemar's exact test" in apart
+    refused = run("eval", coop, "--data", photos, "--against", lora, "--blend", "0.5")
+    assert "--blend is given with --against or --sets" in refused.stderr

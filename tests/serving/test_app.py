@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from adapt import AdaptedModel
 from adapt.models import many
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction
+from adapt.models.sets import Sets, settings_of
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
 
@@ -373,3 +375,20 @@ def test_other_names_of_the_host_are_refused(served: ServedAdapters) -> None:
     with TestClient(create_app(served, hosts=["localhost"])) as client:
         assert client.get("/healthz", headers={"host": "evil.example"}).status_code == 400
         assert client.get("/healthz", headers={"host": "localhost:8000"}).status_code == 200
+
+
+def test_sets_with_a_guarantee(
+    serve: Serve, models: dict[str, AdaptedModel], images: list[bytes], folder: Path
+) -> None:
+    model, client = models["coop"], serve()
+    limits = Sets("aps", False, (tuple(number / 100 for number in range(1, 100)),), ((1,) * 99,), "")
+    model.answers = replace(model.answers, sets=replace(limits, settings=settings_of(model)))
+    client.post("/adapters", json={"path": model.save(folder / "calibrated.safetensors").name})
+    found = upload(client, images, adapters=["calibrated"], sets=0.9)
+    assert found.status_code == 200, found.text
+    expected = [list(each.set or ()) for each in model.predict(images, sets=0.9)]
+    assert [row["answers"][0]["set"] for row in found.json()["results"]] == expected
+    refused = upload(client, images[:1], adapters=["lora"], sets=0.9)
+    assert refused.status_code in (400, 422)
+    assert "the adapter has no calibrated sets" in refused.text
+    assert upload(client, images[:1], sets=1).status_code == 422

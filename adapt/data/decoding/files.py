@@ -197,6 +197,19 @@ def sample_of(path: str) -> bytes:
         return b""
 
 
+def file_id(path: str) -> str:
+    """Return a hash (32 hex digits) by which an image is known again in another place.
+
+    It is of `sample_of`, or of the content of an image in a container, or of a region. It is "" for an image that
+    cannot be read.
+    """
+    plain_file = parted(path)[1] is None and os.path.exists(path)
+    try:
+        return hashlib.blake2b(sample_of(path) if plain_file else read_bytes(path), digest_size=16).hexdigest()
+    except AdaptError:
+        return ""
+
+
 @contextmanager
 def _named(path: str) -> Iterator[None]:
     """Turn errors of the file system and of archives in the `with` block into an AdaptError that names the file."""

@@ -1,0 +1,157 @@
+"""Sets of classes with a guarantee (split conformal prediction), over all images or by class.
+
+Sources: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, for both guarantees; Sadinle, Lei and
+Wasserman, JASA 2019 (LAC); Romano, Sesia and Candès, NeurIPS 2020 (APS); Angelopoulos et al., ICLR 2021 (RAPS); Lee,
+Barber and Willett, 2023, for images in groups. Deviations: APS and RAPS are not randomised, so that an answer does not
+depend on chance; their sets are a little larger, and never empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from adapt.common import plain
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
+
+if TYPE_CHECKING:
+    from adapt.models.base import Adapted
+
+Score = Literal["lac", "aps", "raps"]
+MOST = plain.NAMES  # calibration images in an adapter's header
+_PENALTY, _FREE_RANKS = 0.01, 1  # of RAPS, as in its paper's experiments on ImageNet
+_ROUNDING = 1e-9
+_SAME = 1e-6  # probabilities of an image in fp32 differ by less between batches of other sizes
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Scores of calibration images, from which the set of an image follows at any level.
+
+    `scores` are the scores of the true classes in ascending order, and `sizes` the sizes of the groups that their
+    images belong to: of all images, or with `by_class` of the images of each class. `settings` identifies the settings
+    of the model that was calibrated.
+    """
+
+    score: Score
+    by_class: bool
+    scores: tuple[tuple[float, ...], ...]
+    sizes: tuple[tuple[int, ...], ...]
+    settings: str
+
+    @classmethod
+    def of(
+        cls,
+        probabilities: Tensor,
+        labels: Tensor,
+        groups: Sequence[str],
+        score: Score,
+        by_class: bool,
+        settings: str,
+    ) -> Sets:
+        """Return the sets of a model from its `probabilities` `(n, c)` of calibration images with `labels` `(n,)`."""
+        own = strangeness(probabilities, score).gather(1, labels[:, None])[:, 0].tolist()
+        part_of = labels.tolist() if by_class else [0] * len(own)
+        in_group = Counter(zip(part_of, groups, strict=True))
+        parts: list[list[tuple[float, int]]] = [[] for _ in range(probabilities.shape[1] if by_class else 1)]
+        for value, part, group in zip(own, part_of, groups, strict=True):
+            parts[part].append((value, in_group[part, group]))
+        ordered = [sorted(part) for part in parts]
+        scores, sizes = (tuple(tuple(each[at] for each in part) for part in ordered) for at in (0, 1))
+        return cls(score, by_class, scores, sizes, settings)  # type: ignore[arg-type]
+
+    @property
+    def images(self) -> int:
+        return sum(map(len, self.scores))
+
+    def limits(self, level: float) -> list[float]:
+        """Return the largest score of a class in a set, or infinity where there are too few images: one, or by class.
+
+        Each group weighs one over the number of groups and one more, for the image to come.
+        """
+        limits = []
+        for scores, sizes in zip(self.scores, self.sizes, strict=True):
+            groups, reached, limit = sum(1 / size for size in sizes), 0.0, torch.inf
+            for score, size in zip(scores, sizes, strict=True):
+                reached += 1 / size
+                if reached >= level * (groups + 1) - _ROUNDING:
+                    limit = score
+                    break
+            limits.append(limit)
+        return limits
+
+    def hold(self, probabilities: Tensor, level: float) -> Tensor:
+        """Return whether each class is in the set of each image `(b, c)`, from their probabilities `(b, c)`."""
+        limits = torch.tensor(self.limits(level), dtype=torch.double, device=probabilities.device)
+        return strangeness(probabilities, self.score) <= limits + _SAME
+
+    def check(self, model: Adapted, level: float) -> None:
+        """Raise AdaptError if `model` has other settings than were calibrated, or if no class could be left out."""
+        if settings_of(model) != self.settings:
+            raise AdaptError(
+                "the sets of this adapter were calibrated with other settings (classes, temperature, blend or method): "
+                "calibrate them again with `adapt sets`, or leave the change out"
+            )
+        if not any(limit < torch.inf for limit in self.limits(level)):
+            least = math.ceil(level / (1 - level) - _ROUNDING)
+            of_class = " of a class" if self.by_class else ""
+            raise AdaptError(
+                f"sets at {level:g} need {least:,} or more calibration images (or groups){of_class}, and the adapter "
+                f"has {self.images:,} in all: every class would be in every set. Calibrate on more, or ask for less"
+            )
+
+    def promise(self, level: float, class_names: Sequence[str]) -> str:
+        """Return what is guaranteed at a level, in words."""
+        kept = f"{100 * level:g} %"
+        if not self.by_class:
+            return (
+                f"the set holds the true class for at least {kept} of images like the {self.images:,} calibration "
+                "images, on average over draws of such images; not for each class"
+            )
+        open_classes = [name for name, limit in zip(class_names, self.limits(level)) if limit == torch.inf]
+        always = f"; in every set, with too few images: {first_of(open_classes)}" if open_classes else ""
+        return (
+            f"the set holds the true class for at least {kept} of the images of each class like those among the "
+            f"{self.images:,} calibration images, on average over draws of such images{always}"
+        )
+
+
+def calibrated_sets(model: Adapted, level: float) -> Sets:
+    """Return the sets of `model`. Raises AdaptError if it has none, or like `Sets.check`."""
+    sets = model.answers.sets
+    if sets is None:
+        raise AdaptError(
+            "the adapter has no calibrated sets: calibrate them with `adapt sets ADAPTER --data DATA` on labelled "
+            "images that it has not learned from"
+        )
+    sets.check(model, level)
+    return sets
+
+
+def strangeness(probabilities: Tensor, score: Score) -> Tensor:
+    """Return the score of each class for each image `(b, c)` in fp64, larger for a less likely class."""
+    probabilities = probabilities.double()
+    if score == "lac":
+        return 1 - probabilities
+    ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    scores = ranked.cumsum(-1)
+    if score == "raps":
+        scores = scores + _PENALTY * (torch.arange(1, scores.shape[1] + 1) - _FREE_RANKS).clamp_min(0).to(scores)
+    return torch.zeros_like(scores).scatter(-1, order, scores)
+
+
+def settings_of(model: Adapted) -> str:
+    """Return a hash of the settings of a model on which its probabilities depend, beside its learned tensors."""
+    answers: dict[str, Any] = asdict(model.answers)
+    del answers["sets"]
+    config = model.method.config.model_dump(mode="json")
+    told = plain.dump([model.method.name, config, list(model.class_names), answers])
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

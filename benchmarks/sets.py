@@ -1,0 +1,97 @@
+"""How often sets of classes hold the true one, and how large they are, on the drawings and on photographs.
+
+A closed form learns from eight images a class. The images that it has not learned from are divided at random into
+calibration and test images 200 times, the drawings by concept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
+
+import torch
+from scipy.stats import betabinom
+from torch import Tensor
+
+import adapt
+from adapt.data import Item
+from adapt.data.split import Split
+from adapt.evaluation.inference import Inference
+from adapt.models.sets import Score, Sets
+from benchmarks.measure import Row
+
+DRAWS, LEVEL, KNOWN = 200, 0.9, 150  # calibration images, or a quarter of all if they are fewer
+PHOTOGRAPHS = ("solar kinds", "solar grades", "surfaces")
+
+
+def rows(progress: Callable[[str], None]) -> Iterator[Row]:
+    """Yield a row for each set of images and way to calibrate."""
+    from benchmarks import photographs
+
+    split = adapt.data.load("emoji")
+    progress("emoji")
+    yield from _of("emoji, gda on mini-clip", "mini-clip", split.train, split.test, split.class_names)
+    for name in PHOTOGRAPHS:
+        progress(name)
+        parts = adapt.data.load(str(photographs.listing(name, 1)), root="/")
+        yield from _of(f"{name}, gda on {photographs.BACKBONE}", photographs.BACKBONE, *_few(parts), parts.class_names)
+
+
+def _few(split: Split) -> tuple[list[Item], list[Item]]:
+    """Return eight training images of each class, and all other images."""
+    few, count = list[Item](), dict[str, int]()
+    for item in split.train:
+        count[item.answer] = count.get(item.answer, 0) + 1
+        few += [item] * (count[item.answer] <= 8)
+    return few, [item for item in split.items() if item not in few]
+
+
+def _of(
+    title: str, name: str, train: Sequence[Item], rest: Sequence[Item], class_names: Sequence[str]
+) -> Iterator[Row]:
+    model = adapt.wrap(adapt.load_backbone(name, "cpu"), adapt.methods.GDA(), class_names)
+    adapt.fit(model, train, progress=False)
+    task = adapt.tasks.of(rest)
+    probabilities = task.answers(model, rest, Inference())
+    labels, groups = task.numbers(rest, class_names), [item.kept_with for item in rest]
+    for by_class in (False, True):
+        for score in get_args(Score) if not by_class else ("lac",):
+            yield _row(f"{title}, {score}{', by class' * by_class}", probabilities, labels, groups, score, by_class)
+
+
+def _row(case: str, probabilities: Tensor, labels: Tensor, groups: Sequence[str], score: Score, by_class: bool) -> Row:
+    draw = torch.Generator().manual_seed(0)
+    names = list(dict.fromkeys(groups))
+    number = torch.tensor([names.index(group) for group in groups])
+    known, classes = min(KNOWN, len(names) // 4), probabilities.shape[1]
+    if by_class:
+        known = len(names) // 2
+    coverage, sizes, within, worst = list[float](), list[float](), list[bool](), list[float]()
+    wanted = -(-LEVEL * (known + 1) // 1)
+    for _ in range(DRAWS):
+        inside = torch.zeros(len(names), dtype=torch.bool)
+        inside[torch.randperm(len(names), generator=draw)[:known]] = True
+        calibration = inside[number]
+        own = [group for group, each in zip(groups, calibration.tolist(), strict=True) if each]
+        found = Sets.of(probabilities[calibration], labels[calibration], own, score, by_class, "")
+        held, label = found.hold(probabilities[~calibration], LEVEL), labels[~calibration]
+        right = held.gather(1, label[:, None])[:, 0]
+        low, high = betabinom.interval(0.95, len(right), wanted, known + 1 - wanted)
+        coverage.append(float(right.double().mean()))
+        sizes.append(float(held.sum(1).double().mean()))
+        within.append(bool(low <= int(right.sum()) <= high))
+        by_label = [float(right[label == each].double().mean()) for each in range(classes) if (label == each).any()]
+        worst.append(min(by_label) if not by_class else sum(by_label) / len(by_label))
+    spread = torch.tensor(coverage).quantile(torch.tensor([0.025, 0.975])).tolist()
+    mean, size = sum(coverage) / DRAWS, sum(sizes) / DRAWS
+    independent = len(names) == len(groups) and not by_class
+    band = f", {100 * sum(within) / DRAWS:.1f} % of draws inside the beta-binomial band" * independent
+    return {
+        "case": case, "draws": DRAWS, "calibration_groups": known, "expected": wanted / (known + 1), "coverage": mean,
+        "spread": spread, "inside": sum(within) / DRAWS if independent else None, "size": size,
+        "text": (
+            f"{known} {'images' if len(names) == len(groups) else 'concepts'}: {100 * mean:.1f} % hold the true class "
+            f"({100 * wanted / (known + 1):.1f} expected; draws {100 * spread[0]:.1f} to {100 * spread[1]:.1f}){band}, "
+            f"{size:.2f} of {classes} classes"
+        ),
+    }  # fmt: skip
