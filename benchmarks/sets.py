@@ -2,10 +2,14 @@
 
 A closed form learns from eight images a class. The images that it has not learned from are divided at random into
 calibration and test images 200 times, the drawings by concept.
+
+    python -m benchmarks sets
+    python -m benchmarks.sets docs/pictures/trust.png  # a picture of the first, and of the width of intervals
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import get_args
 
@@ -17,6 +21,7 @@ import adapt
 from adapt.data import Item
 from adapt.data.split import Split
 from adapt.evaluation.inference import Inference
+from adapt.evaluation.intervals import of_share
 from adapt.models.sets import Score, Sets
 from benchmarks.measure import Row
 
@@ -59,29 +64,35 @@ def _of(
             yield _row(f"{title}, {score}{', by class' * by_class}", probabilities, labels, groups, score, by_class)
 
 
-def _row(case: str, probabilities: Tensor, labels: Tensor, groups: Sequence[str], score: Score, by_class: bool) -> Row:
-    draw = torch.Generator().manual_seed(0)
+def _row(
+    case: str,
+    probabilities: Tensor,
+    labels: Tensor,
+    groups: Sequence[str],
+    score: Score,
+    by_class: bool,
+    level: float = LEVEL,
+) -> Row:
+    drawn = torch.Generator().manual_seed(0)
     names = list(dict.fromkeys(groups))
     number = torch.tensor([names.index(group) for group in groups])
     known, classes = min(KNOWN, len(names) // 4), probabilities.shape[1]
     if by_class:
         known = len(names) // 2
-    coverage, sizes, within, worst = list[float](), list[float](), list[bool](), list[float]()
-    wanted = -(-LEVEL * (known + 1) // 1)
+    coverage, sizes, within = list[float](), list[float](), list[bool]()
+    wanted = -(-level * (known + 1) // 1)
     for _ in range(DRAWS):
         inside = torch.zeros(len(names), dtype=torch.bool)
-        inside[torch.randperm(len(names), generator=draw)[:known]] = True
+        inside[torch.randperm(len(names), generator=drawn)[:known]] = True
         calibration = inside[number]
         own = [group for group, each in zip(groups, calibration.tolist(), strict=True) if each]
         found = Sets.of(probabilities[calibration], labels[calibration], own, score, by_class, "")
-        held, label = found.hold(probabilities[~calibration], LEVEL), labels[~calibration]
+        held, label = found.hold(probabilities[~calibration], level), labels[~calibration]
         right = held.gather(1, label[:, None])[:, 0]
         low, high = betabinom.interval(0.95, len(right), wanted, known + 1 - wanted)
         coverage.append(float(right.double().mean()))
         sizes.append(float(held.sum(1).double().mean()))
         within.append(bool(low <= int(right.sum()) <= high))
-        by_label = [float(right[label == each].double().mean()) for each in range(classes) if (label == each).any()]
-        worst.append(min(by_label) if not by_class else sum(by_label) / len(by_label))
     spread = torch.tensor(coverage).quantile(torch.tensor([0.025, 0.975])).tolist()
     mean, size = sum(coverage) / DRAWS, sum(sizes) / DRAWS
     independent = len(names) == len(groups) and not by_class
@@ -95,3 +106,41 @@ def _row(case: str, probabilities: Tensor, labels: Tensor, groups: Sequence[str]
             f"{size:.2f} of {classes} classes"
         ),
     }  # fmt: skip
+
+
+def draw(file: str) -> None:
+    """Draw coverage and size of the sets on the drawings over the level, and how wide intervals are, to `file`."""
+    from matplotlib.figure import Figure
+
+    split = adapt.data.load("emoji")
+    task = adapt.tasks.of(split.test)
+    model = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.GDA(), split.class_names)
+    adapt.fit(model, split.train, progress=False)
+    probabilities = task.answers(model, split.test, Inference())
+    labels, groups = task.numbers(split.test, split.class_names), [item.kept_with for item in split.test]
+    levels = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
+    found = [_row("", probabilities, labels, groups, "lac", False, level) for level in levels]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    sets, widths = figure.subplots(1, 2)
+    per_cent = [100 * level for level in levels]
+    sets.plot(per_cent, per_cent, color="gray", ls="--", lw=1, label="asked for")
+    sets.plot(per_cent, [100 * each["coverage"] for each in found], marker="o", label="sets with the true class, %")
+    low, high = ([100 * each["spread"][end] for each in found] for end in (0, 1))
+    sets.fill_between(per_cent, low, high, alpha=0.15)
+    sets.plot(per_cent, [100 * each["size"] / 24 for each in found], marker="s", label="classes in a set, % of 24")
+    sets.set_xlabel("level, %")
+    sets.legend(fontsize="small")
+    counts = [20, 50, 100, 200, 500, 1000, 2000, 5000]
+    for share in (0.5, 0.8, 0.95):
+        ends = [of_share(torch.arange(n) < round(share * n), [*map(str, range(n))]) for n in counts]
+        widths.plot(counts, [50 * (high - low) for low, high in ends], marker="o", label=f"accuracy {100 * share:g} %")
+    widths.set_xscale("log")
+    widths.set_xticks(counts, list(map(str, counts)), fontsize="small")
+    widths.set_xlabel("independent test images")
+    widths.set_ylabel("half of the interval at 95 %, points")
+    widths.legend(fontsize="small")
+    figure.savefig(file, dpi=130)
+
+
+if __name__ == "__main__":
+    draw(sys.argv[1])

@@ -44,7 +44,8 @@ def test_the_first_cell_installs_on_colab_and_does_nothing_elsewhere(
     shell, found = InteractiveShell(), list[str]()
     monkeypatch.setattr(shell, "run_line_magic", lambda magic, line, **_: found.append(f"{magic} {line}"))
     shell.run_cell(first.source).raise_error()
-    assert found == (['pip install --quiet "adapt-vlm[plot]"'] if there else [])
+    packages = '"adapt-vlm[lite,plot]" scikit-image' if path.stem == "photographs" else '"adapt-vlm[plot]"'
+    assert found == ([f"pip install --quiet {packages}"] if there else [])
 
 
 @pytest.mark.full

@@ -12,8 +12,8 @@ from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, with_config
-from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator, with_config
+from typing_extensions import Self, TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
@@ -125,6 +125,15 @@ class Header(BaseModel):
             if accuracy is not None:
                 told[name] = f"{100 * accuracy:.1f} %" + (f" ({in_percent(ends)})" if known else "")
         return told
+
+    @model_validator(mode="after")
+    def _check_sets(self) -> Self:
+        if self.sets is not None:
+            scores, sizes = self.sets["scores"], self.sets["sizes"]
+            parts = len(self.class_names) if self.sets["by_class"] else 1
+            if [*map(len, scores)] != [*map(len, sizes)] or len(scores) != parts:
+                raise ValueError("sets: expected as many sizes as scores, of all images or of each class")
+        return self
 
     @field_validator("answers")
     @classmethod
