@@ -13,6 +13,7 @@ import adapt
 from adapt import AdaptError
 from adapt.cli import main
 from adapt.common.hub import asked_once
+from adapt.data import Split
 
 NOWHERE = "http://127.0.0.1:9"  # where nobody listens
 
@@ -82,3 +83,25 @@ def test_what_is_on_this_machine_asks_nobody(
     monkeypatch.setattr("huggingface_hub.get_session", lambda: pytest.fail("the hub is asked"))
     for spec in ("mini-clip", str(model_folder), "mini-vilt"):
         assert adapt.load_backbone(spec).name == spec
+
+
+def test_label_refuses_the_backbone_of_its_run_at_once(waits: list[float], tmp_path: Path, tiny_split: Split) -> None:
+    for item in tiny_split.train:
+        path = tmp_path / "photos" / item.answer / f"{len(list(tmp_path.rglob('*.png')))}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(Path(item.path).read_bytes())
+    options = ("--data", tmp_path / "photos", "--backbone", "mini-clip", "--out", tmp_path / "run", "--quiet")
+    trained = CliRunner().invoke(main, ["train", "nearest_mean", *map(str, options)])
+    assert trained.exit_code == 0, trained.output
+    model = adapt.load(tmp_path / "run")
+    model.backbone.name = "open_clip:ViT-B-16-quickgelu/openai"
+    model.save(tmp_path / "run" / "adapter.safetensors")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "new.png").write_bytes(Path(tiny_split.test[0].path).read_bytes())
+    result = CliRunner().invoke(
+        main, ["label", str(tmp_path / "more"), f"--adapter={tmp_path / 'run'}", f"--out={tmp_path / 'labels'}"]
+    )
+    assert result.exit_code == 2
+    assert "or take what needs no hub: --backbone efficientnet-lite0 (" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "labels" / "annotations.csv").exists()
+    assert waits == []

