@@ -124,7 +124,7 @@ class Recommendation:
             tested = self.result.metrics["adapted"]
             value = f"{self.figure.text(tested[self.figure.name])}{' %' * self.figure.share}"
             ends = tested.get("intervals", {}).get(self.figure.name)
-            value += f", between {' and '.join(map(self.figure.text, ends))} at 95 %" if ends else ""
+            value += f", between {' and '.join(map(self.figure.text, ends))} with 95 % confidence" if ends else ""
             of = "On" if "text" in tested else f"{self.figure.heading} on"
             lines.append(
                 f"{of} the {tested['images']} test images, which played no part in the choice: "
@@ -182,8 +182,8 @@ class Recommendation:
         where = "" if self.about["tried_classes"] == self.about["classes"] else " of the classes that were compared"
         return [
             f"{self.chosen} was chosen: {why}",
-            f"Expect {value} {self.figure.unit} on new images{where}, between {low} and {high} at 95 %: the "
-            "cross-validated estimate, and 1.96 of its standard errors to each side.",
+            f"Expect {value} {self.figure.unit} on new images{where}, between {low} and {high} with 95 % confidence: "
+            "the cross-validated estimate, and 1.96 of its standard errors to each side.",
         ]
 
     def write(self, out: Path) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import click
@@ -68,24 +67,24 @@ def evaluate_adapter(
     with common.quiet_libraries():
         if shares and (against is not None or level is not None):
             raise AdaptError("--blend is given with --against or --sets: measure one after the other")
-        models = []
-        for path in [adapter] if against is None else [adapter, against]:
+        models, paths = [], [adapter] if against is None else [adapter, against]
+        for path in paths:
             model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
             if model.class_names and set(split.class_names) != set(model.class_names):
                 raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
+            common.set_at_use(model, at_use)
             models.append(model)
         model = models[0]
-        common.set_at_use(model, at_use)
         blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
         for share, each in zip(shares, blended, strict=True):
             if not as_json:
                 click.echo(f"blend {share:g}: ", nl=False)
             _print(each, split, part, as_json, cache, blended=True)
         if not shares:
-            others = {str(against): models[1]} if against else {}
-            _print(model, split, part, as_json, cache, against=others, level=level)
-        if part != "train":
-            _note_learned(adapter, split, _measured(split, part))
+            other = None if against is None else (against, models[1])
+            _print(model, split, part, as_json, cache, against=other, level=level)
+        for path in paths if part != "train" else ():
+            _note_learned(path, split, _measured(split, part))
     if not as_json:
         _tell_parts(split, part)
 
@@ -126,33 +125,23 @@ def sets(
     with common.quiet_libraries():
         from adapt.evaluation.inference import Inference
         from adapt.evaluation.sets import LEVEL, calibrated
+        from adapt.training.run import seen_images
 
         items = _measured(split, part)
-        seen = _seen(adapter)
+        seen = seen_images(adapter) or {""}
         model = common.load_adapter(adapter, backbone, device)
-        found = calibrated(model, items, score, by_class=by_class, learned=seen or (), inference=Inference(cache=cache))
+        found = calibrated(model, items, score, by_class=by_class, learned=seen, inference=Inference(cache=cache))
         model.answers = replace(model.answers, sets=found)
         found.check(model, LEVEL)
         model.save(out)
-    if seen is None:
+    if "" in seen:
         click.echo(
-            f"warning: the run of {adapter} is not here, so whether it has learned from these images cannot be checked",
+            f"warning: a run that {adapter} is from is not here, so whether it has learned from these images cannot be "
+            "checked",
             err=True,
         )
     click.echo(f"calibrated on {found.images:,} {split.noun}: {found.promise(LEVEL, model.class_names)}")
     click.echo(f"adapter    {out} ({readable_bytes(out.stat().st_size)}); adapt predict {out} IMAGES --sets {LEVEL:g}")
-
-
-def _seen(adapter: Path) -> set[str] | None:
-    """Return the ids of the images that the run of `adapter` has learned from or chosen on, or None if it is not here.
-
-    Raises AdaptError if the list is damaged.
-    """
-    from adapt.data.readers.lines import csv_rows
-    from adapt.training.run import SEEN
-
-    listed = (adapter if adapter.is_dir() else adapter.parent) / SEEN
-    return {str(row.get("image")) for row in csv_rows(listed)[1]} - {""} if listed.is_file() else None
 
 
 @command()
@@ -284,19 +273,19 @@ def _print(
     as_json: bool,
     cache: bool,
     blended: bool = False,
-    against: Mapping[str, Adapted] = MappingProxyType({}),
+    against: tuple[Path, Adapted] | None = None,
     level: float | None = None,
 ) -> None:
     """Evaluate `model` on a part of the data (train, val, test or all), and print the scores as text or JSON.
 
     JSON includes `blend`, the weight against zero-shot predictions, if `blended` is true or if the weight is not 1.
-    The models in `against`, by file, are evaluated as well, and the difference is printed. With a `level`, the sets of
+    The model `against`, of a file, is evaluated as well, and the difference is printed. With a `level`, the sets of
     classes are measured too.
     """
     from adapt.data.bags import has_bags, singles
     from adapt.evaluation.evaluate import evaluate
     from adapt.evaluation.inference import Inference
-    from adapt.evaluation.intervals import in_percent, of_intervals
+    from adapt.evaluation.intervals import in_percent, legend
     from adapt.evaluation.scores import difference
     from adapt.evaluation.sets import measured as measured_sets
     from adapt.models.answer import can_answer_together
@@ -311,8 +300,8 @@ def _print(
         others["together"] = evaluate(model, items, cache=cache, together=True)
     if has_bags(items):
         others["by_image"] = evaluate(model, singles(items), cache=cache)
-    compared = {file: evaluate(each, items, cache=cache) for file, each in against.items()}
-    apart = {file: difference(scores, each) for file, each in compared.items()}
+    other = None if against is None else evaluate(against[1], items, cache=cache)
+    apart = None if other is None else difference(scores, other)
     if as_json:
         from adapt.common import plain
 
@@ -328,10 +317,9 @@ def _print(
         }
         if held is not None:
             figures["sets"] = held._asdict()
-        if compared:
-            figures["against"] = {
-                file: each.reported() | {"difference": apart[file]._asdict()} for file, each in compared.items()
-            }
+        if against is not None and other is not None and apart is not None:
+            told = {"adapter": str(against[0]), **other.reported(), "difference": apart._asdict()}
+            figures["against"] = told
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
@@ -348,24 +336,23 @@ def _print(
                 f"class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; "
                 f"least for {shown(least)}, {100 * held.by_class[least]:.1f} %"
             )
-        for file, each in compared.items():
-            lines += [f"{shown(file)}: {line}" for line in each.lines(measured)]
-            lines.append(f"the first minus the second: {_apart(scores, apart[file])}")
-        lines.append(f"in brackets: {of_intervals(scores.images, len(set(scores.kept_with)))}")
+        if against is not None and other is not None and apart is not None:
+            lines += [f"{shown(against[0])}: {line}" for line in other.lines(measured)]
+            lines.append(f"the first minus the second: {_apart(scores, apart)}")
+        lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
 
 
 def _apart(scores: Scores, found: Difference) -> str:
     """Return the difference of two models as text, with its interval and the test that it was put to."""
-    figure, ends = scores.compared_by, [*found.interval]
-    if figure.share:
-        merit, low, high = (f"{100 * value:+.1f}" for value in (found.merit, *ends))
-        text = f"{merit} points of {figure.title} ({low} to {high})"
-    else:  # of errors, a merit is minus the figure
-        text = f"{-found.merit:+.4g} {figure.title} ({-ends[1]:+.4g} to {-ends[0]:+.4g})"
-    if found.alone is None:
-        return f"{text}, p = {found.p:.2g} by a t test"
+    figure = scores.compared_by
+    sign, form = (100, "+.1f") if figure.share else (-1, "+.4g")  # of errors, a merit is minus the figure
+    merit, *ends = (format(sign * value + 0.0, form) for value in (found.merit, *(found.interval or ())))
+    between = f" ({' to '.join(ends[:: 1 if figure.share else -1])})" if ends else ""
+    text = f"{merit} {'points of ' * figure.share}{figure.title}{between}"
     grouped = len(set(scores.kept_with)) < scores.images
+    if found.alone is None:
+        return f"{text}, p = {found.p:.2g} by a t test between {'groups' if grouped else 'images'}"
     test = "a t test between groups" if grouped else "McNemar's exact test"
     alone = "{} right only by the first, {} only by the second".format(*found.alone)
     return f"{text}; {alone}, p = {found.p:.2g} by {test}"
@@ -466,7 +453,7 @@ def _as_text(reproduction: Reproduction) -> str:
     ]
     lines = [f"{reproduction.data}, {reproduction.backbone}, accuracy in %", as_text(cells)]
     lines += [
-        f"{title}: {in_percent(ends)}, the interval at 95 % over other test images"
+        f"{title}: {in_percent(ends)}, 95 % confidence interval over other test images"
         for title, ends in reproduction.intervals.items()
     ]
     for each in reproduction.compared:

@@ -169,6 +169,8 @@ def predict(
             models = load_many(adapters, own, common.class_names(classes), device=device)
             for model in models:
                 common.set_at_use(model, at_use)
+            if sets is not None:
+                _promise(models, sets)
             answers = _by_adapters(adapters, models, query, opened, len(files))
         for number, answer in enumerate(answers):
             first = read[number][0]
@@ -180,6 +182,16 @@ def predict(
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
     exit_where_unread(files, list(chain.from_iterable(read)))
+
+
+def _promise(models: Sequence[Model], level: float) -> None:
+    """Print what the sets of each model promise, on stderr. Raises AdaptError if one has none at this level."""
+    from adapt.models.sets import calibrated_sets
+
+    for model in models:
+        sets = model.answers.sets
+        of_items = sets is not None and sets.of_items
+        click.echo(calibrated_sets(model, level, of_items).promise(level, model.class_names), err=True)
 
 
 def _by_captions(

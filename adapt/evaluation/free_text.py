@@ -103,7 +103,7 @@ class WordScores(QuestionScores):
         found = {
             name: intervals.of_mean(torch.tensor(values), self.kept_with) for name, values in self._means().items()
         }
-        return super().intervals | {name: each.within(0, 1) for name, each in found.items()}
+        return super().intervals | {name: each.within(0, 1) for name, each in found.items() if each}
 
     def details(self) -> dict[str, object]:
         return {"by_question": self.by_question} | super().details()

@@ -28,22 +28,22 @@ class Interval(NamedTuple):
 
     def within(self, least: float, most: float) -> Interval:
         """Return the part of the interval that is at least `least` and at most `most`."""
-        return Interval(max(least, self.low), min(most, self.high))
+        return Interval(float(max(least, self.low)), float(min(most, self.high)))
 
 
 def of_share(right: Tensor, groups: Sequence[str], weights: Tensor | None = None) -> Interval:
     """Return the interval of a share: of the mean of `right` `(n,)`, or its mean weighted by `weights` `(n,)`.
 
     Where images are independent and count equally, it is Wilson's (1927). Otherwise it follows Agresti and Coull
-    (1998), by groups: half a usual group of right answers and half a group of wrong ones are added, twice each, so
-    that a share near 0 or 1 has a width, and the variance is that between groups.
+    (1998), by groups: right answers and wrong ones are added, twice each as many as lie between a usual group and one
+    image, so that a share near 0 or 1 has a width, and the variance is that between groups.
     """
     hits, count = right.double(), len(right)
     if weights is None and len(set(groups)) == count:
         return _wilson(float(hits.mean()), count)
     own = torch.ones(count, dtype=torch.double) if weights is None else weights.double()
     sums, sizes = (_by_group(values, groups) for values in (hits * own, own))
-    added = sizes.mean() / 2
+    added = (sizes.mean() + own.mean()) / 2
     sums = torch.cat([sums, added * torch.tensor([1.0, 1.0, 0.0, 0.0]).double()])
     sizes = torch.cat([sizes, added.expand(4)])
     share = float(sums.sum() / sizes.sum())
@@ -77,10 +77,15 @@ def _wilson(share: float, count: float) -> Interval:
     return Interval((centre - half) / (1 + z2 / count), (centre + half) / (1 + z2 / count)).within(0, 1)
 
 
-def of_mean(values: Tensor, groups: Sequence[str]) -> Interval:
-    """Return the interval of the mean of `values` `(n,)`, by the variance between groups and Student's t."""
+def of_mean(values: Tensor, groups: Sequence[str]) -> Interval | None:
+    """Return the interval of the mean of `values` `(n,)`, by the variance between groups and Student's t.
+
+    It is None for a single group, because the error is then unknown.
+    """
     mean, count = float(values.double().mean()), len(set(groups))
-    half = _t(count) * error_of_mean(values, groups) if count > 1 else math.inf
+    if count < 2:
+        return None
+    half = _t(count) * error_of_mean(values, groups)
     return Interval(mean - half, mean + half)
 
 
@@ -105,7 +110,8 @@ def of_figures(
 
     The error is that of the jackknife, which leaves out each group in turn (each of 200 lots, if there are more), on
     the scale of the figure, with Student's t. Of 30 groups, this holds its level where a bootstrap over groups falls to
-    90 %. A figure that does not vary has no interval, because its error is unknown.
+    90 %. A figure has no interval if it, or it without one of the groups, is at the end of its scale or undefined,
+    because its error is then unknown.
     """
     numbers = {name: number % MOST_LOTS for number, name in enumerate(dict.fromkeys(groups))}
     lot, every = np.array([numbers[name] for name in groups]), np.arange(len(groups))
@@ -122,20 +128,29 @@ def of_figures(
     return found
 
 
-def of_difference(one: Tensor, other: Tensor, groups: Sequence[str]) -> Interval:
-    """Return the interval of the mean of `one` minus that of `other`, values `(n,)` of the same images.
+def of_difference(one: Tensor, other: Tensor, groups: Sequence[str]) -> tuple[Interval | None, float]:
+    """Return the interval of the mean of `one` minus that of `other`, values `(n,)` of the same images, and a p-value.
 
-    For right and wrong answers, half a usual group is added in which all answers of one are right and all of the other
-    wrong, and half a group with the reverse, as Agresti and Min (2005) do for independent images.
+    The p-value is that of a t test between groups. For right and wrong answers, half a usual group in which one is
+    right and the other wrong, and half a group of the reverse, are added twice each, as Agresti and Min (2005) do for
+    independent images. Of a single group, the error is unknown.
     """
-    apart = one.double() - other.double()
+    from scipy.special import stdtr
+
+    apart, right_or_wrong = one.double() - other.double(), one.dtype == torch.bool
     sums, sizes = _by_group(apart, groups), _by_group(torch.ones(len(apart)).double(), groups)
-    if one.dtype == torch.bool:
+    if len(sums) < 2:
+        return None, 1.0
+    if right_or_wrong:
         added = sizes.mean() / 2
-        sums, sizes = torch.cat([sums, torch.stack([added, -added])]), torch.cat([sizes, added.expand(2)])
+        sums = torch.cat([sums, added * torch.tensor([1.0, 1.0, -1.0, -1.0]).double()])
+        sizes = torch.cat([sizes, added.expand(4)])
     mean = float(sums.sum() / sizes.sum())
-    half = _t(len(sums)) * _ratio_error(sums, sizes, mean) if len(sums) > 1 else math.inf
-    return Interval(mean - half, mean + half)
+    error = _ratio_error(sums, sizes, mean)
+    half = _t(len(sums)) * error
+    p = float(2 * stdtr(len(sums) - 1, -abs(mean) / error)) if error else float(mean == 0)
+    found = Interval(mean - half, mean + half)
+    return found.within(-1, 1) if right_or_wrong else found, p
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -143,15 +158,6 @@ def mcnemar(one: int, other: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(one, one + other).pvalue) if one + other else 1.0
-
-
-def p_of_mean(values: Tensor, groups: Sequence[str]) -> float:
-    """Return the p-value of a t test that the mean of `values` `(n,)` is 0, by the variance between groups."""
-    from scipy.special import stdtr
-
-    count, mean = len(set(groups)), float(values.double().mean())
-    error = error_of_mean(values, groups) if count > 1 else 0.0
-    return float(2 * stdtr(count - 1, -abs(mean) / error)) if error else 1.0
 
 
 def error_of_mean(values: Tensor, groups: Sequence[str]) -> float:
@@ -166,13 +172,13 @@ def in_percent(interval: Sequence[float]) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def of_intervals(images: int, groups: int) -> str:
-    """Return what intervals of so many images, in so many groups, mean, and where they are rough, as text."""
-    text = "the interval at 95 %"
+def legend(images: int, groups: int) -> str:
+    """Return what the intervals of so many images, in so many groups, are, and whether they are rough, as text."""
+    text = "95 % confidence interval"
     if groups < images:
-        rough = f"; rough, as with any fewer than {FEW_GROUPS} groups" * (groups < FEW_GROUPS)
-        return f"{text}, by {groups} groups{rough}"
-    return text + f"; rough, as with any fewer than {FEW_IMAGES} images" * (images < FEW_IMAGES)
+        rough = f"; only rough with fewer than {FEW_GROUPS} groups" * (groups < FEW_GROUPS)
+        return f"{text}, by {groups} group{'s' * (groups != 1)}{rough}"
+    return text + f"; only rough with fewer than {FEW_IMAGES} images" * (images < FEW_IMAGES)
 
 
 def _by_group(values: Tensor, groups: Sequence[str]) -> Tensor:

@@ -116,7 +116,7 @@ class MultiLabelScores(Scores):
         ranked = self.mean_average_precision
         if 0 < ranked < 1 and len(set(self.kept_with)) > 1:
             slope, to, back = ranked * (1 - ranked), *intervals.SHARE
-            ends = intervals.of_mean(self.merits, self.kept_with)
+            ends = intervals.of_mean(self.merits, self.kept_with) or ()
             found[self.main] = Interval(*(float(back(to(ranked) + (end - ranked) / slope)) for end in ends))
         return found
 

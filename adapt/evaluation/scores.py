@@ -226,12 +226,13 @@ def scored(
 class Difference(NamedTuple):
     """The mean merit of one model minus that of another on the same images, with its interval at 95 %.
 
-    `p` is the probability of a difference at least as large between models that are equally good. `alone` are the
-    numbers of images that only one, and only the other, answers right; None where answers are not right or wrong.
+    A merit is more for better answers: of errors it is minus the error. `p` is the probability of a difference at
+    least as large between models that are equally good. `alone` are the numbers of images that only one, and only the
+    other, answers right; None where answers are not right or wrong.
     """
 
     merit: float
-    interval: Interval
+    interval: Interval | None
     p: float
     alone: tuple[int, int] | None
 
@@ -244,13 +245,12 @@ def difference(one: Scores, other: Scores) -> Difference:
     """
     ours, theirs, groups = one.merits, other.merits, one.kept_with
     merit = float(ours.double().mean() - theirs.double().mean())
-    interval = intervals.of_difference(ours, theirs, groups)
-    alone = None
-    if ours.dtype == torch.bool:
-        alone = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-        if len(set(groups)) == len(groups):
-            return Difference(merit, interval, intervals.mcnemar(*alone), alone)
-    return Difference(merit, interval, intervals.p_of_mean(ours.double() - theirs.double(), groups), alone)
+    interval, p = intervals.of_difference(ours, theirs, groups)
+    if ours.dtype != torch.bool:
+        return Difference(merit, interval, p, None)
+    alone = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    independent = len(set(groups)) == len(groups)
+    return Difference(merit, interval, intervals.mcnemar(*alone) if independent else p, alone)
 
 
 def main_figure(figures: JsonObject) -> tuple[str, str]:

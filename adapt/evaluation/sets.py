@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from adapt import tasks
 from adapt.common.errors import AdaptError
+from adapt.data.bags import has_bags
 from adapt.data.decoding.files import file_id
-from adapt.data.item import Item
+from adapt.data.item import Item, items_id
 from adapt.evaluation import intervals
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.intervals import Interval
@@ -16,6 +18,7 @@ from adapt.methods.base.traits import Grades, Stream, has_trait
 from adapt.models.base import Adapted
 from adapt.models.sets import MOST, Score, Sets, calibrated_sets, settings_of
 
+logger = logging.getLogger("adapt")
 LEVEL = 0.9  # of which the promise is told
 
 
@@ -37,18 +40,21 @@ def calibrated(
     learned from or lacks a class of the model, and for more than 25,000 images.
     """
     _check(model, items)
-    if known := [item for item in items if not set(learned).isdisjoint(map(file_id, item.paths))]:
+    if len(items) > MOST:
+        raise AdaptError(f"there are {len(items):,} images to calibrate on; expected at most {MOST:,}: give fewer")
+    seen = set(learned) - {""}
+    if known := [item for item in items if not seen.isdisjoint(map(file_id, item.paths))]:
         raise AdaptError(
             f"the adapter has learned from {len(known):,} of these {len(items):,} images, such as {known[0].name!r}, "
             "or something was chosen on them: calibrate on images that played no part in the training"
         )
-    if len(items) > MOST:
-        raise AdaptError(f"there are {len(items):,} images to calibrate on; expected at most {MOST:,}: give fewer")
     task = tasks.of(items)
     task.check_model(model, items)
     probabilities = task.answers(model, items, inference or Inference())
-    labels, groups = task.numbers(items, model.class_names), [item.kept_with for item in items]
-    return Sets.of(probabilities, labels, groups, score, by_class, settings_of(model))
+    # copies of an image are one image, under whatever name
+    groups = [item.unit or item.group or file_id(item.path) or item.name for item in items]
+    labels, bags = task.numbers(items, model.class_names), has_bags(items)
+    return Sets.of(probabilities, labels, groups, score, by_class, settings_of(model), items_id(items), bags)
 
 
 class Measured(NamedTuple):
@@ -69,10 +75,13 @@ class Measured(NamedTuple):
 def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inference | None = None) -> Measured:
     """Return what the sets of `model` hold on labelled `items`.
 
-    The items must not be those of the calibration. Raises AdaptError like `calibrated`, and for a model without sets.
+    Where the items are those of the calibration, a warning is logged. Raises AdaptError like `calibrated`, and for a
+    model without sets.
     """
     _check(model, items)
-    sets = calibrated_sets(model, level)
+    sets = calibrated_sets(model, level, has_bags(items))
+    if sets.images_id == items_id(items):
+        logger.warning("the sets were calibrated on these %d images, so that their coverage says nothing", len(items))
     task = tasks.of(items)
     task.check_model(model, items)
     held = sets.hold(task.answers(model, items, inference or Inference()), level)

@@ -23,8 +23,8 @@ class _Scores(_Stored):
     mean_class_accuracy: float = _SHARE
     calibration_error: float = Field(default=0.0, ge=0, le=1)  # scores by cosines have none
     images: int = Field(ge=1)
-    groups: int = Field(default=1, ge=1)
-    intervals: dict[str, tuple[float, float]] = {}  # none of earlier versions
+    groups: int | None = Field(default=None, ge=1)  # none of earlier versions, as the next
+    intervals: dict[str, tuple[float, float]] = {}
     by_class: dict[str, float] = {}
     by_class_intervals: dict[str, tuple[float, float]] = {}
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import isclose
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NotRequired
+from typing import TYPE_CHECKING, Annotated, Literal, NotRequired, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator, with_config
-from typing_extensions import Self, TypedDict  # pydantic reads typing's own from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
@@ -84,6 +84,8 @@ class RecordedSets(TypedDict):
     scores: tuple[tuple[float, ...], ...]
     sizes: tuple[tuple[Annotated[int, Field(gt=0)], ...], ...]
     settings: str
+    images_id: str
+    of_items: bool
 
 
 class Header(BaseModel):
@@ -121,7 +123,7 @@ class Header(BaseModel):
         for key, name in names.items():
             accuracy = plain.within(self.metrics, key, "accuracy", kind=float)
             ends = plain.within(self.metrics, key, "intervals", "accuracy", kind=list) or []
-            known = len(ends) == 2 and all(isinstance(end, float) for end in ends)
+            known = len(ends) == 2 and all(isinstance(end, float | int) for end in ends)
             if accuracy is not None:
                 told[name] = f"{100 * accuracy:.1f} %" + (f" ({in_percent(ends)})" if known else "")
         return told
@@ -133,6 +135,9 @@ class Header(BaseModel):
             parts = len(self.class_names) if self.sets["by_class"] else 1
             if [*map(len, scores)] != [*map(len, sizes)] or len(scores) != parts:
                 raise ValueError("sets: expected as many sizes as scores, of all images or of each class")
+            most = 2 + len(self.class_names)  # of raps, whose penalty is a hundredth of a rank
+            if any(list(own) != sorted(own) or not all(0 <= score <= most for score in own) for own in scores):
+                raise ValueError("sets: expected scores in ascending order, from 0 on")
         return self
 
     @field_validator("answers")

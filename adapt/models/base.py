@@ -274,7 +274,7 @@ class Adapted(nn.Module, Generic[B]):
         """
         self.check_query(query)
         if query.sets is not None:
-            calibrated_sets(self, query.sets)
+            calibrated_sets(self, query.sets, query.items)
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 

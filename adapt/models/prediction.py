@@ -125,7 +125,7 @@ class Prediction:
     images: tuple[ImageOfBag, ...] | None = None
     """For an item of several images, what each image says by itself, in their order."""
     set: tuple[str, ...] | None = None
-    """The set of classes at the level that was asked for, the most probable first; an empty one means none of them."""
+    """The set of classes at the level that was asked for, the most probable first; empty if none is probable enough."""
 
     def plain(self) -> JsonObject:
         """Return the prediction as data for JSON, without features and with the class name under the key `class`."""

@@ -12,8 +12,8 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ class Sets:
 
     `scores` are the scores of the true classes in ascending order, and `sizes` the sizes of the groups that their
     images belong to: of all images, or with `by_class` of the images of each class. `settings` identifies the settings
-    of the model that was calibrated.
+    of the model that was calibrated, and `images_id` the images (see `items_id`). With `of_items`, each is an item of
+    several images.
     """
 
     score: Score
@@ -46,6 +47,8 @@ class Sets:
     scores: tuple[tuple[float, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
     settings: str
+    images_id: str = ""
+    of_items: bool = False
 
     @classmethod
     def of(
@@ -56,6 +59,8 @@ class Sets:
         score: Score,
         by_class: bool,
         settings: str,
+        images_id: str = "",
+        of_items: bool = False,
     ) -> Sets:
         """Return the sets of a model from its `probabilities` `(n, c)` of calibration images with `labels` `(n,)`."""
         own = strangeness(probabilities, score).gather(1, labels[:, None])[:, 0].tolist()
@@ -66,11 +71,16 @@ class Sets:
             parts[part].append((value, in_group[part, group]))
         ordered = [sorted(part) for part in parts]
         scores, sizes = (tuple(tuple(each[at] for each in part) for part in ordered) for at in (0, 1))
-        return cls(score, by_class, scores, sizes, settings)  # type: ignore[arg-type]
+        return cls(score, by_class, scores, sizes, settings, images_id, of_items)  # type: ignore[arg-type]
 
     @property
     def images(self) -> int:
         return sum(map(len, self.scores))
+
+    @property
+    def groups(self) -> list[int]:
+        """The number of groups of images, of all images or of each class."""
+        return [round(sum(1 / size for size in sizes)) for sizes in self.sizes]
 
     def limits(self, level: float) -> list[float]:
         """Return the largest score of a class in a set, or infinity where there are too few images: one, or by class.
@@ -94,44 +104,61 @@ class Sets:
         return strangeness(probabilities, self.score) <= limits + _SAME
 
     def check(self, model: Adapted, level: float) -> None:
-        """Raise AdaptError if `model` has other settings than were calibrated, or if no class could be left out."""
+        """Raise AdaptError if `model` has other settings than were calibrated, or if no class could be left out.
+
+        Also for a level outside (0, 1).
+        """
+        if not 0 < level < 1:
+            raise AdaptError(f"sets is {level!r}; expected the level of sets of classes, such as 0.9")
         if settings_of(model) != self.settings:
             raise AdaptError(
                 "the sets of this adapter were calibrated with other settings (classes, temperature, blend or method): "
                 "calibrate them again with `adapt sets`, or leave the change out"
             )
         if not any(limit < torch.inf for limit in self.limits(level)):
-            least = math.ceil(level / (1 - level) - _ROUNDING)
+            least, most = math.ceil(level / (1 - level) - _ROUNDING), max(self.groups)
             of_class = " of a class" if self.by_class else ""
+            noun = "items" if self.of_items else "images"
+            noun = noun if sum(self.groups) == self.images else f"groups of {noun}"
             raise AdaptError(
-                f"sets at {level:g} need {least:,} or more calibration images (or groups){of_class}, and the adapter "
-                f"has {self.images:,} in all: every class would be in every set. Calibrate on more, or ask for less"
+                f"sets at {level:g} need {least:,} or more calibration {noun}{of_class}, and the adapter has {most:,}: "
+                "every class would be in every set. Calibrate on more, or ask for less"
             )
 
     def promise(self, level: float, class_names: Sequence[str]) -> str:
         """Return what is guaranteed at a level, in words."""
-        kept = f"{100 * level:g} %"
+        kept, groups = f"{100 * level:g} %", sum(self.groups)
+        noun = "items" if self.of_items else "images"
+        like = f"{noun} like the {self.images:,} calibration {noun}"
+        if groups < self.images:
+            like = f"{noun} of new groups like those of the {self.images:,} calibration {noun}, one from each group"
         if not self.by_class:
             return (
-                f"the set holds the true class for at least {kept} of images like the {self.images:,} calibration "
-                "images, on average over draws of such images; not for each class"
+                f"the set holds the true class for at least {kept} of {like}, on average over draws of such {noun}; "
+                "not for each class"
             )
         open_classes = [name for name, limit in zip(class_names, self.limits(level)) if limit == torch.inf]
         always = f"; in every set, with too few images: {first_of(open_classes)}" if open_classes else ""
         return (
-            f"the set holds the true class for at least {kept} of the images of each class like those among the "
-            f"{self.images:,} calibration images, on average over draws of such images{always}"
+            f"for each class, the set holds it for at least {kept} of its {like}, on average over draws of such "
+            f"{noun}{always}"
         )
 
 
-def calibrated_sets(model: Adapted, level: float) -> Sets:
-    """Return the sets of `model`. Raises AdaptError if it has none, or like `Sets.check`."""
+def calibrated_sets(model: Adapted, level: float, of_items: bool = False) -> Sets:
+    """Return the sets of `model`, for single images or with `of_items` for items of several images.
+
+    Raises AdaptError if it has none, if they were calibrated on the other kind, and like `Sets.check`.
+    """
     sets = model.answers.sets
     if sets is None:
         raise AdaptError(
             "the adapter has no calibrated sets: calibrate them with `adapt sets ADAPTER --data DATA` on labelled "
             "images that it has not learned from"
         )
+    if sets.of_items != of_items:
+        one, other = ("single images", "items of several images")[:: -1 if sets.of_items else 1]
+        raise AdaptError(f"the sets of this adapter were calibrated on {one}, and promise nothing for {other}")
     sets.check(model, level)
     return sets
 
@@ -150,8 +177,7 @@ def strangeness(probabilities: Tensor, score: Score) -> Tensor:
 
 def settings_of(model: Adapted) -> str:
     """Return a hash of the settings of a model on which its probabilities depend, beside its learned tensors."""
-    answers: dict[str, Any] = asdict(model.answers)
-    del answers["sets"]
+    answers = asdict(replace(model.answers, sets=None))
     config = model.method.config.model_dump(mode="json")
     told = plain.dump([model.method.name, config, list(model.class_names), answers])
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

@@ -26,7 +26,7 @@ from adapt.common.plain import JsonObject
 from adapt.common.shown import shown, unguarded
 from adapt.common.version import __version__
 from adapt.evaluation import stored
-from adapt.evaluation.intervals import of_intervals
+from adapt.evaluation.intervals import legend
 from adapt.evaluation.scores import Figure, Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
 from adapt.formats.adapter import NAME, read_header
 from adapt.protocols.plain_runs import (
@@ -351,8 +351,8 @@ def run_page(run: PlainRun) -> JsonObject:
         "coverage": coverage,
         "class_figure": class_figure,
         "worst_classes": sorted(by_class.items(), key=lambda pair: pair[1])[:WORST_CLASSES],
-        "of_classes": adapted.get("by_class_intervals", {}),
-        "intervals": of_intervals(adapted["images"], adapted["groups"]) if "intervals" in adapted else "",
+        "class_intervals": adapted.get("by_class_intervals", {}),
+        "legend": legend(adapted["images"], adapted.get("groups", adapted["images"])) if "intervals" in adapted else "",
         "errors": _worst_errors(rows, learned_turned(run.path)),
         "explained": _explained(run.path),
     }

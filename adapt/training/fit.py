@@ -36,7 +36,7 @@ from adapt.training.fitting import Fitting
 from adapt.training.loop import Length, Trainer, epoch_weights
 from adapt.training.plan import TrainingPlan, planned
 from adapt.training.result import Result, reproducible
-from adapt.training.run import PICKS, SEEN, Journal, Run
+from adapt.training.run import PICKS, SEEN, Journal, Run, seen_images
 from adapt.training.step_memory import check_memory
 
 logger = logging.getLogger("adapt")
@@ -179,11 +179,18 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
 
 
 def _seen(plan: TrainingPlan) -> list[dict[str, str]]:
-    """Return the rows of seen_images.csv, by which images that played a part in the training are known again."""
+    """Return the rows of seen_images.csv, by which images that played a part in the training are known again.
+
+    Those of the adapter that the training started from are among them; without its list, a row has no image.
+    """
     parts = {"train": plan.train_set, "val": plan.val_set, "unlabelled": plan.unlabelled_set}
-    return [
+    rows = [
         {"image": file_id(path), "part": part} for part, items in parts.items() for item in items for path in item.paths
     ]
+    if not plan.model.started:
+        return rows
+    before = seen_images((plan.recipe or {}).get("start"))
+    return rows + [{"image": image, "part": "start"} for image in sorted(before or {""})]
 
 
 def _picks(items: Sequence[Item]) -> list[dict[str, str]]:

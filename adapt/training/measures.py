@@ -100,9 +100,11 @@ def note_harm(metrics: JsonObject, history: list[LogEntry]) -> None:
     else:
         advice = f"it does not fit its training images yet ({100 * fitted:.1f} % right at the end), so try more epochs "
         advice += "or another train.lr"
+    ends = metrics["adapted"].get("intervals", {}).get(figure)
+    chance = ", which may be chance" * bool(ends and unadapted <= ends[1])
     logger.warning(
-        "the %s of the adapted model is %.1f %%, below the %.1f %% of %s: %s, and compare on validation images",
-        title, 100 * adapted, 100 * unadapted, metrics["baseline"], advice,
+        "the %s of the adapted model is %.1f %%, below the %.1f %% of %s%s: %s, and compare on validation images",
+        title, 100 * adapted, 100 * unadapted, metrics["baseline"], chance, advice,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from adapt.common import plain
 from adapt.common.errors import AdaptError, missing
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
-from adapt.evaluation.intervals import in_percent, of_intervals
+from adapt.evaluation.intervals import in_percent, legend
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
 
@@ -55,7 +55,7 @@ class Result:
         lines += self._compared()
         lines += [f"{heading:<10} {text}" for heading, text in self.metrics.get("summary", {}).items()]
         if "intervals" in (adapted := self.metrics.get("adapted", {})):
-            lines.append(f"in brackets: {of_intervals(adapted['images'], adapted['groups'])}")
+            lines.append(f"in brackets: {legend(adapted['images'], adapted.get('groups', adapted['images']))}")
         if (calibration := self.metrics.get("calibration")) and "error_before" in calibration:
             before, after = calibration["error_before"], self.metrics["adapted"]["calibration_error"]
             worse = ", worse on the test images" * (after > before)
@@ -94,23 +94,23 @@ class Result:
         if "zero_shot" in self.metrics:
             frozen = self.metrics["zero_shot"][figure]
             named = self.metrics.get("baseline", "zero-shot")
-            lines.append(f"{named:10} {100 * frozen:5.1f} {unit}{self._between('zero_shot', figure)}")
+            lines.append(f"{named:10} {100 * frozen:5.1f} {unit} {self._between('zero_shot', figure)}".rstrip())
             gain = f"  {100 * (adapted - frozen):+.1f} points"
-        lines.append(f"adapted    {100 * adapted:5.1f} {unit}{self._between('adapted', figure)}{gain}")
+        lines.append(f"adapted    {100 * adapted:5.1f} {unit} {self._between('adapted', figure)}{gain}".rstrip())
         if "by_image" in self.metrics:
             alone, between = self.metrics["by_image"], self._between("by_image", figure)
             each = f"each of {alone['images']} images by itself"
-            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit}{between}  {each}")
+            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit} {between}  {each}")
         if "together" in self.metrics:
             together, between = self.metrics["together"], self._between("together", figure)
             gain = f"{100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set"
-            lines.append(f"together   {100 * together[figure]:5.1f} {unit}{between}  {gain}")
+            lines.append(f"together   {100 * together[figure]:5.1f} {unit} {between}  {gain}")
         return lines
 
     def _between(self, part: str, figure: str) -> str:
         """Return the interval at 95 % of a figure that is a share as text, or "" if it has none."""
         ends = self.metrics[part].get("intervals", {}).get(figure)
-        return f"  ({in_percent(ends)})" if ends else ""
+        return f" ({in_percent(ends)})" if ends else ""
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -148,6 +148,9 @@ class Result:
         if "adapted" in self.metrics and not of_numbers:
             accuracy = 100 * self.accuracy
             accuracy_axes.axhline(accuracy, color="#2ca02c", lw=2.5, label=f"test images, adapted: {accuracy:.1f} %")
+            if ends := self.metrics["adapted"].get("intervals", {}).get("accuracy"):
+                label = "its 95 % confidence interval"
+                accuracy_axes.axhspan(*(100 * end for end in ends), color="#2ca02c", alpha=0.12, lw=0, label=label)
         if "zero_shot" in self.metrics and not of_numbers:
             frozen, name = 100 * self.zero_shot_accuracy, self.metrics.get("baseline", "zero-shot")
             accuracy_axes.axhline(frozen, color="#7f7f7f", ls="--", label=f"test images, {name}: {frozen:.1f} %")
@@ -167,7 +170,7 @@ class Result:
             return method
         if "text" in self.metrics["adapted"]:
             return f"{method}: {self.metrics['adapted']['text']}"
-        outcome = f"{100 * self.accuracy:.1f} % of test images right"
+        outcome = f"{100 * self.accuracy:.1f} %{self._between('adapted', 'accuracy')} of test images right"
         if "zero_shot" in self.metrics:
             gain = 100 * (self.accuracy - self.zero_shot_accuracy)
             way = "above" if gain >= 0 else "below"

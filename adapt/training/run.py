@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
+import re
 import secrets
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +26,38 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
 from adapt.common.shown import brief, shown
+from adapt.data.readers.lines import csv_rows
 from adapt.evaluation import stored
-from adapt.formats.adapter import versions
+from adapt.formats.adapter import NAME, read_header, versions
 from adapt.tracking import TrackedRun, Tracker
 from adapt.training.result import read_history
 
 logger = logging.getLogger("adapt")
 PICKS = "train_images.csv"  # the training images of a run
 SEEN = "seen_images.csv"  # by `file_id`, what a run has learned from or chosen on
+
+
+def seen_images(adapter: object) -> set[str] | None:
+    """Return the ids of the images that played a part in the training of `adapter`, a file or the folder of a run.
+
+    "" is among them if an earlier training is unknown. None if the run is not here, or the file is not of it. Raises
+    AdaptError if the run's list is damaged.
+    """
+    path = Path(str(adapter))
+    folder = path if path.is_dir() else path.parent
+    listed, metrics = folder / SEEN, folder / "metrics.json"
+    if adapter is None or not (listed.is_file() and metrics.is_file()):
+        return None
+    told = read_header(path / NAME if path.is_dir() else path).metrics or {}
+    if told.get("train_set") != stored.read(metrics, stored.Metrics, "metrics of a finished run")["train_set"]:
+        return None
+    columns, rows = csv_rows(listed)
+    ids = {str(row.get("image")) for row in rows}
+    if "image" not in columns or not ids or not all(re.fullmatch("[0-9a-f]{32}|", each) for each in ids):
+        raise AdaptError(f"{listed} is damaged: delete it, and calibrate on images that are surely new")
+    return ids
+
+
 _OF_THE_START = ("environment.json", "tracking.json")  # written before anything is learned
 
 

@@ -66,7 +66,7 @@ def test_as_text(run, adapter: Path, photos: Path) -> None:
     )
     assert result.stdout.splitlines() == [
         f"{accuracy} of 6 val images of photos (3 classes), balanced {balanced}",
-        "in brackets: the interval at 95 %; rough, as with any fewer than 100 images",
+        "in brackets: 95 % confidence interval; only rough with fewer than 100 images",
         "measured: 6 val images of 18 (train 6, test 6; --part all measures all)",
     ]
     assert scores["parts"] == {"train": 6, "val": 6, "test": 6}
@@ -166,12 +166,12 @@ def test_sets_with_a_guarantee(run, trained, tmp_path: Path, photos: Path) -> No
     assert "the adapter has learned from 12 of these 18 images" in every.stderr
     few = run("sets", folder, "--data", photos, "--part", "test", "--out", out)
     assert (few.exit_code, out.exists()) == (2, False)
-    assert "sets at 0.9 need 9 or more calibration images (or groups), and the adapter has 6 in all" in few.stderr
+    assert "sets at 0.9 need 9 or more calibration images, and the adapter has 6: " in few.stderr
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes((folder / "adapter.safetensors").read_bytes())
     done = run("sets", alone, "--data", photos, "--score", "aps", "--out", out)
     assert done.exit_code == 0, done.output
-    assert f"warning: the run of {alone} is not here" in done.stderr
+    assert f"warning: a run that {alone} is from is not here" in done.stderr
     assert "18 images: the set holds the true class for at least 90 % of images like the 18 calib" in done.stdout
     measured = json.loads(run("eval", out, "--data", photos, "--part", "all", "--sets", "0.9", "--json").stdout)["sets"]
     assert measured["coverage"] >= 0.9
@@ -195,9 +195,30 @@ def test_one_adapter_against_another(run, trained, photos: Path) -> None:
     first, second, apart, *_ = told.stdout.splitlines()
     assert (first, second) == (run("eval", coop, "--data", photos).stdout.splitlines()[0], f"{lora}: {alone}")
     measured = json.loads(run("eval", coop, "--data", photos, "--against", lora, "--json").stdout)
-    difference = measured["against"][str(lora)]["difference"]
-    assert difference["merit"] == pytest.approx(measured["accuracy"] - measured["against"][str(lora)]["accuracy"])
+    difference = measured["against"]["difference"]
+    assert measured["against"]["adapter"] == str(lora)
+    assert difference["merit"] == pytest.approx(measured["accuracy"] - measured["against"]["accuracy"])
     assert apart.startswith(f"the first minus the second: {100 * difference['merit']:+.1f} points of accuracy (")
     assert "by McNemar's exact test" in apart
     refused = run("eval", coop, "--data", photos, "--against", lora, "--blend", "0.5")
     assert "--blend is given with --against or --sets" in refused.stderr
+
+
+def test_what_a_run_has_seen_is_known_through_its_start_and_a_damaged_list_is_refused(
+    run, trained, tmp_path: Path, photos: Path, recipe: Path
+) -> None:
+    first, second, out = trained("coop"), tmp_path / "second", tmp_path / "sets.safetensors"
+    other = shutil.copytree(photos / "test", tmp_path / "other" / "train")
+    started = run("train", recipe, "--data", other.parent, f"--set=start={first}", "--out", second, "--quiet")
+    assert started.exit_code == 0, started.output
+    refused = run("sets", second, "--data", photos, "--part", "train", "--out", out)
+    assert "the adapter has learned from 6 of these 6 images" in refused.stderr
+    listed = second / "seen_images.csv"
+    for content in ("image,part\n", "picture,part\nabc,train\n", "image,part\nno hash,train\n"):
+        listed.write_text(content)
+        damaged = run("sets", second, "--data", photos, "--part", "train", "--out", out)
+        assert damaged.exit_code == 2
+        assert "is damaged: delete it" in damaged.stderr
+    shutil.copy(trained("lora") / "adapter.safetensors", second / "strange.safetensors")
+    other_run = run("sets", second / "strange.safetensors", "--data", photos, "--out", out)
+    assert "strange.safetensors is from is not here" in other_run.stderr

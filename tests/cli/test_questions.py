@@ -59,7 +59,7 @@ def test_eval_asks_the_same_questions(run: Run, speaking: Path, questions: Path,
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         "100.0 % (43.9 to 100.0) of 3 test questions of questions (3 answers), balanced 100.0 % (43.9 to 100.0)\n"
-        "in brackets: the interval at 95 %; rough, as with any fewer than 100 images\n"
+        "in brackets: 95 % confidence interval; only rough with fewer than 100 images\n"
         "measured: 3 test questions of 9 (train 3, val 3; --part all measures all)\n"
     )
 

@@ -34,7 +34,7 @@ def test_what_it_prints(run, recipe: Path, tmp_path: Path) -> None:
     assert trained.startswith("64 trained parameters, ")
     low, high = (100 * end for end in metrics["zero_shot"]["intervals"]["accuracy"])
     assert zero_shot == f"zero-shot  {100 * metrics['zero_shot']['accuracy']:5.1f} %  ({low:.1f} to {high:.1f})"
-    assert brackets == "in brackets: the interval at 95 %; rough, as with any fewer than 100 images"
+    assert brackets == "in brackets: 95 % confidence interval; only rough with fewer than 100 images"
     assert adapted.startswith(f"adapted    {100 * metrics['adapted']['accuracy']:5.1f} %")
     assert balanced.startswith(f"balanced   {100 * metrics['adapted']['mean_class_accuracy']:5.1f} %")
     assert adapter == f"adapter    {tmp_path}/run/adapter.safetensors ({metrics['adapter_bytes'] / 1024:.1f} KiB)"

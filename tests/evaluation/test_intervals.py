@@ -37,9 +37,10 @@ def test_what_is_reported_says_how_many_groups_there_are() -> None:
     told = scores("yyyn", ("a", "a", "b", "c")).reported()
     assert (told["accuracy"], told["images"], told["groups"]) == (0.75, 4, 3)
     assert told["intervals"].keys() == {"accuracy", "mean_class_accuracy"}
-    assert intervals.of_intervals(4, 3) == "the interval at 95 %, by 3 groups; rough, as with any fewer than 30 groups"
-    assert intervals.of_intervals(99, 99).endswith("rough, as with any fewer than 100 images")
-    assert intervals.of_intervals(100, 100) == "the interval at 95 %"
+    assert intervals.legend(4, 3) == "95 % confidence interval, by 3 groups; only rough with fewer than 30 groups"
+    assert intervals.legend(4, 1).startswith("95 % confidence interval, by 1 group; only rough")
+    assert intervals.legend(99, 99) == "95 % confidence interval; only rough with fewer than 100 images"
+    assert intervals.legend(100, 100) == "95 % confidence interval"
     assert scores("yn", ("a", "a")).rows()[0]["group"] == "a"
     assert "group" not in scores("yn").rows()[0]
 
@@ -57,7 +58,7 @@ def test_the_difference_of_two_models_is_that_of_their_pairs() -> None:
     found = difference(one, other)
     assert (found.merit, found.alone) == (pytest.approx(0.08), (12, 4))
     assert found.p == pytest.approx(0.076813, abs=1e-6)  # of scipy.stats.binomtest(4, 16)
-    assert [*found.interval] == pytest.approx([0.000595, 0.157821], abs=1e-6)
+    assert [*found.interval] == pytest.approx([-0.000610, 0.157473], abs=1e-6)
     far = difference(one, scores("n" * 70 + "n" * 12 + "y" * 4 + "n" * 14))
     assert (far.interval.low > 0, far.p < 1e-6) == (True, True)
     groups = tuple(str(place // 4) for place in range(100))
@@ -77,3 +78,32 @@ def test_intervals_hold_the_truth_in_95_of_100_draws(groups: int, size: int, ali
     assert len(held) == 8
     assert all(0.93 - room <= share <= 0.97 + room for share in held.values()), held
     assert (naive < 0.9) is (size > 1)
+
+
+def test_ends_are_floats_within_what_a_share_can_be() -> None:
+    assert [type(end) for end in scores("y" * 5).intervals["accuracy"]] == [float, float]
+    one, other = scores("yyyy", ("a", "a", "b", "b")), scores("nnnn", ("a", "a", "b", "b"))
+    apart = difference(one, other)
+    assert (apart.merit, apart.interval.high, apart.alone) == (1.0, 1.0, (4, 0))
+    assert apart.p < 0.5
+    assert difference(one, one).p == 1.0
+
+
+def test_a_few_groups_that_are_all_alike_are_about_as_wide_as_so_many_images() -> None:
+    alike = scores("y" * 90, tuple(str(place // 3) for place in range(90))).intervals["accuracy"]
+    single = scores("y" * 30).intervals["accuracy"]
+    assert alike.high == single.high == 1
+    assert abs(alike.low - single.low) < 0.03
+    two = scores("y" * 100, ("a", "a", *map(str, range(98)))).intervals["accuracy"]
+    assert two.low <= scores("y" * 100).intervals["accuracy"].low + 0.003
+
+
+def test_of_a_single_group_the_error_of_a_difference_is_unknown() -> None:
+    names = tuple("abcd")
+    one, other = (
+        GradedScores(names, names, names, (1.0,) * 4, ("g",) * 4, (1.0, 2, 3, 4), numbers)
+        for numbers in ((1.0, 2, 3, 5), (1.0, 1, 1, 1))
+    )
+    found = difference(one, other)
+    assert (found.interval, found.p, found.alone) == (None, 1.0, None)
+    assert found.merit == pytest.approx(1.5 - 0.25)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,7 +117,7 @@ def test_sets_are_those_of_the_file_until_something_changes(
     held = [item.answer in each for item, each in zip(items, expected, strict=True)]
     assert (found.coverage, found.size) == (sum(held) / 18, sum(map(len, expected)) / 18)
     assert found.coverage >= 0.9
-    with pytest.raises(AdaptError, match=r"sets at 0\.99 need 99 or more calibration images .* has 18 in all"):
+    with pytest.raises(AdaptError, match=r"sets at 0\.99 need 99 or more calibration images, and the adapter has 18: "):
         loaded.predict(items, sets=0.99)
     other = loaded.blended(0.5)
     with pytest.raises(AdaptError, match="calibrated with other settings"):
@@ -138,9 +140,77 @@ def test_images_that_were_learned_from_are_refused(model: AdaptedModel, tiny_spl
 def test_by_class_says_which_classes_have_too_few(model: AdaptedModel, tiny_split: Split) -> None:
     found = sets.calibrated(model, tiny_split.train + tiny_split.test, by_class=True)
     assert [len(each) for each in found.scores] == [6, 6, 6]
-    with pytest.raises(AdaptError, match=r"sets at 0\.9 need 9 or more calibration images .* of a class"):
+    with pytest.raises(AdaptError, match=r"sets at 0\.9 need 9 or more calibration images of a class, and .* has 6: "):
         found.check(model, 0.9)
     names = model.class_names
-    assert "for at least 80 % of the images of each class" in found.promise(0.8, names)
+    assert "for each class, the set holds it for at least 80 % of its images like the 18 calib" in found.promise(
+        0.8, names
+    )
     assert f"in every set, with too few images: {names[0]}, " in found.promise(0.9, names)
     assert "for at least 90 %" in replace(found, by_class=False).promise(0.9, names)
+
+
+def test_images_and_items_of_several_images_are_two_kinds(model: AdaptedModel, tiny_split: Split) -> None:
+    items = tiny_split.train + tiny_split.test
+    bags = [
+        replace(item, paths=(item.path, other.path)) for item, other in zip(items, items[1:] + items[:1], strict=True)
+    ]
+    for own in (items, bags):
+        model.answers = replace(model.answers, sets=sets.calibrated(model, own))
+        assert sets.measured(model, own, 0.9).coverage >= 0.9
+        with pytest.raises(
+            AdaptError, match=r"were calibrated on (single images|items of several images), and promise"
+        ):
+            sets.measured(model, items if own is bags else bags, 0.9)
+    with pytest.raises(AdaptError, match="were calibrated on items of several images, and promise nothing for si"):
+        model.predict([item.path for item in items], sets=0.9)
+
+
+def test_copies_of_a_file_are_one_image(model: AdaptedModel, tiny_split: Split, tmp_path: Path) -> None:
+    [first, *_] = tiny_split.test
+    copies = [replace(first, paths=(str(shutil.copy(first.path, tmp_path / f"{n}.png")),)) for n in range(12)]
+    found = sets.calibrated(model, copies)
+    assert (found.images, found.groups) == (12, [1])
+    with pytest.raises(AdaptError, match="need 9 or more calibration groups of images, and the adapter has 1: "):
+        found.check(model, 0.9)
+    assert "images of new groups like those of the 12 calibration images, one from each group" in found.promise(0.4, ())
+
+
+def test_images_are_known_again_in_an_archive_and_as_regions(tiny_split: Split, tmp_path: Path) -> None:
+    path = tiny_split.test[0].path
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.write(path, "inside.png")
+    expected = file_id(path)
+    assert len(expected) == 32
+    assert file_id(str(shutil.copy(path, tmp_path / "other.png"))) == expected
+    assert file_id(f"{tmp_path}/some.zip!inside.png") == file_id(f"{path}#xywh=0,0,5,5") == expected
+    assert file_id(tiny_split.test[1].path) != expected
+    assert file_id(f"{tmp_path}/nothing.png") == ""
+
+
+@pytest.mark.parametrize("level", [0, 1, 1.5, float("nan")])
+def test_a_level_lies_between_0_and_1(level: float, model: AdaptedModel, tiny_split: Split) -> None:
+    model.answers = replace(model.answers, sets=sets.calibrated(model, tiny_split.test))
+    with pytest.raises(AdaptError, match="expected the level of sets of classes, such as "):
+        sets.measured(model, tiny_split.test, level)
+
+
+def test_what_was_calibrated_on_is_no_measurement(
+    model: AdaptedModel, tiny_split: Split, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = tiny_split.train + tiny_split.test
+    model.answers = replace(model.answers, sets=sets.calibrated(model, items))
+    sets.measured(model, items, 0.9)
+    assert "the sets were calibrated on these 18 images, so that their coverage says nothing" in caplog.text
+    caplog.clear()
+    sets.measured(model, tiny_split.test, 0.9)
+    assert "says nothing" not in caplog.text
+
+
+@pytest.mark.parametrize("scores", [(0.5, 0.1), (-5.0, 0.1), (0.1, 99.0), (0.1,)])
+def test_scores_that_no_calibration_gives_are_refused(
+    scores: tuple[float, ...], model: AdaptedModel, tmp_path: Path
+) -> None:
+    model.answers = replace(model.answers, sets=Sets("lac", False, (scores,), ((1, 1),), ""))
+    with pytest.raises(AdaptError, match="sets: expected"):
+        model.save(tmp_path / "a.safetensors")

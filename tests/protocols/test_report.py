@@ -161,7 +161,8 @@ def test_curves_counts_and_what_it_was_made_with(found: Path) -> None:
     run = found / "curve/shots-2-seed-1"
     html = report([run])
     metrics, environment = read(run / "metrics.json"), read(run / "environment.json")
-    assert f"{100 * metrics['adapted']['accuracy']:.1f} % of test images right" in html
+    low, high = (100 * end for end in metrics["adapted"]["intervals"]["accuracy"])
+    assert f"{100 * metrics['adapted']['accuracy']:.1f} % ({low:.1f} to {high:.1f}) of test images right" in html
     assert "training images, during training" in html
     rows = list(csv.DictReader((run / "predictions.csv").open()))
     pairs = Counter((row["class"], row["predicted"]) for row in rows)
@@ -180,7 +181,7 @@ def test_what_a_threshold_leaves_unanswered_and_gets_right(found: Path, tmp_path
     lines = [f"/{place}.png,a,{said},{sure}" for place, (said, sure) in enumerate(answers)]
     (tmp_path / "predictions.csv").write_text("\n".join(["path,class,predicted,confidence", *lines]))
     html = " ".join(report([tmp_path]).split())
-    assert "At 0.6, 57 % of the images are classified, with 75 % accuracy." in html
+    assert "At 0.6, 57 % of the images are classified, with 75 % accuracy (30.1 to 95.4)." in html
     [table] = [table for table in Page(html).tables if table[0][0] == "threshold"]
     assert table[1] == ["0, all", "100.0", "7", "57.1", "25.0 to 84.2"]  # Wilson's
     assert ["0.6", "57.1", "4", "75.0", "30.1 to 95.4"] in table

@@ -62,7 +62,7 @@ def test_accuracy_before_and_after(train, tiny_split) -> None:
         f"{100 * (result.accuracy - result.zero_shot_accuracy):+.1f} points",
         f"balanced   {100 * result.metrics['adapted']['mean_class_accuracy']:5.1f} % "
         f"({ends['adapted', 'mean_class_accuracy']})  (each class counted once)",
-        "in brackets: the interval at 95 %; rough, as with any fewer than 100 images",
+        "in brackets: 95 % confidence interval; only rough with fewer than 100 images",
         f"not calibrated: calibration error {100 * result.metrics['adapted']['calibration_error']:.1f} %",
     ]
 
@@ -91,7 +91,9 @@ def test_the_plot_is_drawn(train, tiny_split, tmp_path: Path, with_test: bool) -
     assert (accuracy.get_ylim(), accuracy.get_ylabel()) == ((0, 102), "accuracy, %")
     if with_test:  # what it is about stands above it, and all lines are in per cent
         percent, points = 100 * result.accuracy, 100 * abs(result.accuracy - result.zero_shot_accuracy)
-        assert f"{percent:.1f} % of test images right, {points:.1f} points " in figure.get_suptitle()
+        low, high = (100 * end for end in result.metrics["adapted"]["intervals"]["accuracy"])
+        between = f"{percent:.1f} % ({low:.1f} to {high:.1f}) of test images right"
+        assert f"{between}, {points:.1f} points " in figure.get_suptitle()
         assert [line.get_ydata()[0] for line in accuracy.lines[1:]] == [percent, 100 * result.zero_shot_accuracy]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     shell = InteractiveShell.instance()
@@ -234,7 +236,7 @@ def test_training_that_does_harm_is_said(make_model, tiny_split, caplog) -> None
     assert len(said[1]) == 1
     for part in (
         f"{100 * result.accuracy:.1f} %, below the",
-        "zero-shot: it fits its training images (",
+        "zero-shot, which may be chance: it fits its training images (",
         "train.lr",
     ):
         assert part in said[1][0]

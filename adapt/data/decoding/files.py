@@ -187,27 +187,33 @@ def sample_of(path: str) -> bytes:
         if mark and not os.path.exists(path):
             return str(os.path.getsize(container)).encode()
         with open_regular(path) as file:
-            size = file.seek(0, os.SEEK_END)
-            digest = hashlib.blake2b(f"{size} ".encode(), digest_size=16)
+            size, ends = file.seek(0, os.SEEK_END), list[bytes]()
             for start in (0, max(0, size - _SAMPLE)):
                 file.seek(start)
-                digest.update(file.read(_SAMPLE))
-        return digest.digest()
+                ends.append(file.read(_SAMPLE))
+        return _sample(size, *ends)
     except _UNREADABLE:
         return b""
 
 
 def file_id(path: str) -> str:
-    """Return a hash (32 hex digits) by which an image is known again in another place.
+    """Return a hash (32 hex digits) by which the file of an image is known again in another place, such as an archive.
 
-    It is of `sample_of`, or of the content of an image in a container, or of a region. It is "" for an image that
-    cannot be read.
+    It is of the size and of the first and last 4 KiB. A region of an image has that of the whole file. It is "" for a
+    file that cannot be read.
     """
-    plain_file = parted(path)[1] is None and os.path.exists(path)
+    image, _ = parted(path)
+    if os.path.exists(image):
+        return sample_of(image).hex()
     try:
-        return hashlib.blake2b(sample_of(path) if plain_file else read_bytes(path), digest_size=16).hexdigest()
+        content = read_bytes(image)
     except AdaptError:
         return ""
+    return _sample(len(content), content[:_SAMPLE], content[-_SAMPLE:]).hex()
+
+
+def _sample(size: int, *ends: bytes) -> bytes:
+    return hashlib.blake2b(f"{size} ".encode() + b"".join(ends), digest_size=16).digest()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Its record, export.json, has the preprocessing, the classes and the accuracy.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from adapt.models.image_model import ImageModel
 if TYPE_CHECKING:
     from adapt.models.base import Adapted
 
+logger = logging.getLogger("adapt")
 RECORD, FORMAT = "export.json", 1
 TOLERANCE = 1e-4  # of logits, relative to the largest, or to 1
 _BATCHES = (1, 2, 5)
@@ -75,6 +77,8 @@ def export(
             "an HTML page shows one class per image, but this adapter predicts several: use onnx, torch or openvino"
         )
     _check_names(classifier, data)
+    if model.answers.sets is not None:
+        logger.warning("an export gives no sets of classes: their calibration is left out")
     record = described(classifier, to, FORMS[to], int8)
     with warnings.catch_warnings(), new_folder(folder) as new:
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
