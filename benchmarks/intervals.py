@@ -69,7 +69,9 @@ def _truth(grouped: bool, alike: float) -> dict[str, float]:
 def _intervals(group: np.ndarray, target: np.ndarray, number: np.ndarray) -> dict[str, Interval]:
     one, other, graded, several = _scores(group, target, number)
     naive = Scores(one.paths, one.actual, one.predicted, one.confidence)
-    found = one.intervals | {"difference": difference(one, other).interval, NAIVE: naive.intervals["accuracy"]}
+    apart = difference(one, other).interval
+    assert apart is not None
+    found = one.intervals | {"difference": apart, NAIVE: naive.intervals["accuracy"]}
     found |= {name: graded.intervals[name] for name in ("mean_absolute_error", "spearman", "r2")}
     return found | {name: several.intervals[name] for name in ("mean_average_precision", "f1")}
 

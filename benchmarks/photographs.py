@@ -56,7 +56,10 @@ T = TypeVar("T")
 Labelled = tuple[str, Image.Image]
 BACKBONE = "efficientnet-lite0"
 FOLDER = Path(gettempdir()) / "adapt-photographs"
-PAGE, STORED = (Path(__file__).parents[1] / "docs" / name for name in ("photographs.md", "photographs.json"))
+PAGE, STORED, PICTURE = (
+    Path(__file__).parents[1] / "docs" / name
+    for name in ("photographs.md", "photographs.json", "pictures/photographs.png")
+)
 SHOTS: tuple[int | None, ...] = (2, 4, 8, 16, None)
 SEEDS = (1, 2, 3, 4, 5)
 SHARE, MOST = 0.4, 400  # of a set's pictures that one draw may train on; the others are tested
@@ -404,6 +407,30 @@ def write_page() -> None:
     cells = [plain.parse(file.read_bytes()) for file in sorted((FOLDER / "cells").glob("*.json"))]
     write_text(STORED, plain.dump(cells, indent=None).replace('{"set"', '\n{"set"') + "\n")
     write_text(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), cells))
+    curves(cells).savefig(PICTURE, dpi=110)
+
+
+def curves(cells: Sequence[Row]) -> Any:
+    """Draw the accuracy over the pictures to learn from, a panel for each set, with bands of a standard error."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    for axes, name in zip(figure.subplots(2, 3).flat, SETS, strict=True):
+        own = [[cell for cell in cells if (cell["set"], cell["shots"]) == (name, shots)] for shots in SHOTS]
+        groups = [group for group in own if group]
+        counts = [median(cell["train"] for cell in group) for group in groups]
+        for who in (OURS, THEIRS, TUNED):
+            values = [[100 * value for value in _of(group, who)] for group in groups]
+            error = [stdev(each) / len(each) ** 0.5 if len(each) > 1 else 0.0 for each in values]
+            axes.errorbar(counts, list(map(mean, values)), error, marker="o", markersize=4, capsize=2, label=who)
+        axes.set_title(name, fontsize="medium")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [f"{count:g}" for count in counts])
+        axes.minorticks_off()
+    figure.supxlabel("pictures to learn from", fontsize="medium")
+    figure.supylabel("test accuracy, %", fontsize="medium")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize="small")
+    return figure
 
 
 def with_tables(page: str, cells: Sequence[Row]) -> str:
