@@ -132,7 +132,7 @@ def sets(
         model = common.load_adapter(adapter, backbone, device)
         found = calibrated(model, items, score, by_class=by_class, learned=seen, inference=Inference(cache=cache))
         model.answers = replace(model.answers, sets=found)
-        found.check(model, LEVEL)
+        found.check(LEVEL, model.settings_id, found.of_items)
         model.save(out)
     if "" in seen:
         click.echo(

@@ -170,7 +170,7 @@ def predict(
             for model in models:
                 common.set_at_use(model, at_use)
             if sets is not None:
-                _promise(models, sets)
+                _promise(models, sets, of_items)
             answers = _by_adapters(adapters, models, query, opened, len(files))
         for number, answer in enumerate(answers):
             first = read[number][0]
@@ -184,14 +184,11 @@ def predict(
     exit_where_unread(files, list(chain.from_iterable(read)))
 
 
-def _promise(models: Sequence[Model], level: float) -> None:
+def _promise(models: Sequence[Model], level: float, of_items: bool) -> None:
     """Print what the sets of each model promise, on stderr. Raises AdaptError if one has none at this level."""
-    from adapt.models.sets import calibrated_sets
-
     for model in models:
-        sets = model.answers.sets
-        of_items = sets is not None and sets.of_items
-        click.echo(calibrated_sets(model, level, of_items).promise(level, model.class_names), err=True)
+        sets = model.sets_at(level, of_items)
+        click.echo(sets.promise(level, model.class_names), err=True)
 
 
 def _by_captions(

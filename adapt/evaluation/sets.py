@@ -16,7 +16,7 @@ from adapt.evaluation.inference import Inference
 from adapt.evaluation.intervals import Interval
 from adapt.methods.base.traits import Grades, Stream, has_trait
 from adapt.models.base import Adapted
-from adapt.models.sets import MOST, Score, Sets, calibrated_sets, settings_of
+from adapt.models.sets import MOST, Score, Sets
 
 logger = logging.getLogger("adapt")
 LEVEL = 0.9  # of which the promise is told
@@ -54,10 +54,10 @@ def calibrated(
     # copies of an image are one image, under whatever name
     groups = [item.unit or item.group or file_id(item.path) or item.name for item in items]
     labels, bags = task.numbers(items, model.class_names), has_bags(items)
-    return Sets.of(probabilities, labels, groups, score, by_class, settings_of(model), items_id(items), bags)
+    return Sets.of(probabilities, labels, groups, score, by_class, model.settings_id, items_id(items), bags)
 
 
-class Measured(NamedTuple):
+class Coverage(NamedTuple):
     """What sets at a level hold on labelled images: the share of images whose class is in their set, and so on.
 
     `size` is the mean number of classes in a set, `empty` the share of sets without a class, and `by_class` the
@@ -72,14 +72,14 @@ class Measured(NamedTuple):
     by_class: dict[str, float]
 
 
-def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inference | None = None) -> Measured:
+def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inference | None = None) -> Coverage:
     """Return what the sets of `model` hold on labelled `items`.
 
     Where the items are those of the calibration, a warning is logged. Raises AdaptError like `calibrated`, and for a
     model without sets.
     """
     _check(model, items)
-    sets = calibrated_sets(model, level, has_bags(items))
+    sets = model.sets_at(level, has_bags(items))
     if sets.images_id == items_id(items):
         logger.warning("the sets were calibrated on these %d images, so that their coverage says nothing", len(items))
     task = tasks.of(items)
@@ -87,7 +87,7 @@ def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inf
     held = sets.hold(task.answers(model, items, inference or Inference()), level)
     labels = task.numbers(items, model.class_names)
     right, sizes = held.gather(1, labels[:, None])[:, 0], held.sum(1)
-    return Measured(
+    return Coverage(
         level,
         float(right.double().mean()),
         intervals.of_share(right, [item.kept_with for item in items]),

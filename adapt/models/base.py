@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Self, cast
@@ -17,6 +18,7 @@ from typing_extensions import TypeIs, TypeVar
 from adapt.backbones.base import Backbone, DualEncoder, cut_out, in_single_precision, outside_inference_mode
 from adapt.backbones.locks import alone, changing_modes, copied_alone, frozen, keeping_modes
 from adapt.backbones.preprocess import Transform
+from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.untraced import untraced
@@ -28,7 +30,7 @@ from adapt.methods.base import Context, Method, checked
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
-from adapt.models.sets import calibrated_sets
+from adapt.models.sets import Sets
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -212,6 +214,27 @@ class Adapted(nn.Module, Generic[B]):
         other.answers = replace(self.answers, blend=share, template=tuple(several(template)))
         return other
 
+    @property
+    def settings_id(self) -> str:
+        """A hash of the settings on which the model's probabilities depend, beside its learned tensors."""
+        config, answers = self.method.config.model_dump(mode="json"), asdict(replace(self.answers, sets=None))
+        told = plain.dump([self.method.name, config, list(self.class_names), answers])
+        return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+    def sets_at(self, level: float, of_items: bool = False) -> Sets:
+        """Return the calibrated sets, which can be given at `level`. Raises AdaptError if there are none, or says why.
+
+        They are of single images, or with `of_items` of items of several images.
+        """
+        sets = self.answers.sets
+        if sets is None:
+            raise AdaptError(
+                "the adapter has no calibrated sets: calibrate them with `adapt sets ADAPTER --data DATA` on labelled "
+                "images that it has not learned from"
+            )
+        sets.check(level, self.settings_id, of_items)
+        return sets
+
     def _predictions(self, pixels: Tensor, query: Query) -> Iterator[Prediction]:
         """Yield a prediction for each of the images `(b, 3, h, w)`, or the answer to the requested question."""
         raise NotImplementedError
@@ -274,7 +297,7 @@ class Adapted(nn.Module, Generic[B]):
         """
         self.check_query(query)
         if query.sets is not None:
-            calibrated_sets(self, query.sets, query.items)
+            self.sets_at(query.sets, query.items)
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 

@@ -15,7 +15,6 @@ from adapt.data.decoding.pictures import turns
 from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Query
-from adapt.models.sets import calibrated_sets
 
 if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
@@ -87,7 +86,7 @@ class SideBySide:
         """Raise AdaptError if sets at a level are wanted that one of the models cannot give."""
         if level is not None:
             for model in self._models:
-                calibrated_sets(model, level)
+                model.sets_at(level)
 
     @property
     def views(self) -> int:

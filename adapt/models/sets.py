@@ -8,12 +8,11 @@ depend on chance; their sets are a little larger, and never empty.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +20,6 @@ from torch import Tensor
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.shown import first_of
-
-if TYPE_CHECKING:
-    from adapt.models.base import Adapted
 
 Score = Literal["lac", "aps", "raps"]
 MOST = plain.NAMES  # calibration images in an adapter's header
@@ -103,14 +99,18 @@ class Sets:
         limits = torch.tensor(self.limits(level), dtype=torch.double, device=probabilities.device)
         return strangeness(probabilities, self.score) <= limits + _SAME
 
-    def check(self, model: Adapted, level: float) -> None:
-        """Raise AdaptError if `model` has other settings than were calibrated, or if no class could be left out.
+    def check(self, level: float, settings: str, of_items: bool = False) -> None:
+        """Raise AdaptError if a model with these `settings` gives no sets at this level, and say why.
 
-        Also for a level outside (0, 1).
+        The settings are other ones than were calibrated, or no class could be left out, or the level is outside (0, 1),
+        or `of_items`, whether the sets are wanted of items of several images, is not as in the calibration.
         """
         if not 0 < level < 1:
             raise AdaptError(f"sets is {level!r}; expected the level of sets of classes, such as 0.9")
-        if settings_of(model) != self.settings:
+        if self.of_items != of_items:
+            one, other = ("single images", "items of several images")[:: -1 if self.of_items else 1]
+            raise AdaptError(f"the sets of this adapter were calibrated on {one}, and promise nothing for {other}")
+        if settings != self.settings:
             raise AdaptError(
                 "the sets of this adapter were calibrated with other settings (classes, temperature, blend or method): "
                 "calibrate them again with `adapt sets`, or leave the change out"
@@ -145,24 +145,6 @@ class Sets:
         )
 
 
-def calibrated_sets(model: Adapted, level: float, of_items: bool = False) -> Sets:
-    """Return the sets of `model`, for single images or with `of_items` for items of several images.
-
-    Raises AdaptError if it has none, if they were calibrated on the other kind, and like `Sets.check`.
-    """
-    sets = model.answers.sets
-    if sets is None:
-        raise AdaptError(
-            "the adapter has no calibrated sets: calibrate them with `adapt sets ADAPTER --data DATA` on labelled "
-            "images that it has not learned from"
-        )
-    if sets.of_items != of_items:
-        one, other = ("single images", "items of several images")[:: -1 if sets.of_items else 1]
-        raise AdaptError(f"the sets of this adapter were calibrated on {one}, and promise nothing for {other}")
-    sets.check(model, level)
-    return sets
-
-
 def strangeness(probabilities: Tensor, score: Score) -> Tensor:
     """Return the score of each class for each image `(b, c)` in fp64, larger for a less likely class."""
     probabilities = probabilities.double()
@@ -173,11 +155,3 @@ def strangeness(probabilities: Tensor, score: Score) -> Tensor:
     if score == "raps":
         scores = scores + _PENALTY * (torch.arange(1, scores.shape[1] + 1) - _FREE_RANKS).clamp_min(0).to(scores)
     return torch.zeros_like(scores).scatter(-1, order, scores)
-
-
-def settings_of(model: Adapted) -> str:
-    """Return a hash of the settings of a model on which its probabilities depend, beside its learned tensors."""
-    answers = asdict(replace(model.answers, sets=None))
-    config = model.method.config.model_dump(mode="json")
-    told = plain.dump([model.method.name, config, list(model.class_names), answers])
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()

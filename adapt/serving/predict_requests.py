@@ -41,7 +41,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 TopK = Annotated[int, Field(ge=1, le=1000, description="Number of classes to return per image.")]
 Threshold = Annotated[float | None, Field(ge=0, le=1, description="Answer none if no class reaches this probability.")]
-Sets = Annotated[
+Level = Annotated[
     float | None, Field(gt=0, lt=1, description="Also give the set of classes that holds the true one at this level.")
 ]
 Names = Annotated[list[str], Field(max_length=64, description="Adapters to use; without any, the default one.")]
@@ -57,7 +57,7 @@ class Asking(Message):
     adapters: Names = []
     top_k: TopK = 5
     threshold: Threshold = None
-    sets: Sets = None
+    sets: Level = None
 
 
 class ImagesInJson(Asking):

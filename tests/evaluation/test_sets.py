@@ -141,7 +141,7 @@ def test_by_class_says_which_classes_have_too_few(model: AdaptedModel, tiny_spli
     found = sets.calibrated(model, tiny_split.train + tiny_split.test, by_class=True)
     assert [len(each) for each in found.scores] == [6, 6, 6]
     with pytest.raises(AdaptError, match=r"sets at 0\.9 need 9 or more calibration images of a class, and .* has 6: "):
-        found.check(model, 0.9)
+        found.check(0.9, model.settings_id)
     names = model.class_names
     assert "for each class, the set holds it for at least 80 % of its images like the 18 calib" in found.promise(
         0.8, names
@@ -172,7 +172,7 @@ def test_copies_of_a_file_are_one_image(model: AdaptedModel, tiny_split: Split, 
     found = sets.calibrated(model, copies)
     assert (found.images, found.groups) == (12, [1])
     with pytest.raises(AdaptError, match="need 9 or more calibration groups of images, and the adapter has 1: "):
-        found.check(model, 0.9)
+        found.check(0.9, model.settings_id)
     assert "images of new groups like those of the 12 calibration images, one from each group" in found.promise(0.4, ())
 
 

@@ -64,7 +64,7 @@ def say(path: Path, signed: bool = True, **values: Any) -> Path:
         ({"config": "[" * 100_000}, "nested too deep"),
         ({"config": "[" * 500 + "]" * 500}, "nested too deep"),
         ({"metrics": '{"a": 1, "a": 2}'}, "a key appears twice"),
-        ({"format": '"1"'}, r"format is '1'; expected two numbers such as \[2, 0\]"),
+        ({"format": '"1"'}, r"format is '1'; expected two numbers such as \[2, 1\]"),
         ({"format": "[1, 1, 1]"}, "expected two numbers"),
         ({"seed": '"1"'}, "seed is '1': .*valid integer"),
         ({"quantization": '"int3"'}, "quantization is 'int3'"),
@@ -76,8 +76,8 @@ def say(path: Path, signed: bool = True, **values: Any) -> Path:
         ({"format": "[1]"}, "expected two numbers"),
         ({"format": "[1, -1]"}, "expected two numbers"),
         ({"format": "[1, true]"}, "expected two numbers"),
-        ({"format": "[3, 0]"}, r"has adapter format 3\.0, but this adapt reads 2\.0: upgrade adapt"),
-        ({"format": "[1, 1]"}, r"has adapter format 1\.1, but this adapt reads 2\.0: train the adapter again"),
+        ({"format": "[3, 0]"}, r"has adapter format 3\.0, but this adapt reads 2\.1: upgrade adapt"),
+        ({"format": "[1, 1]"}, r"has adapter format 1\.1, but this adapt reads 2\.1: train the adapter again"),
         ({"preprocess": {"size": 0}}, "size.* is 0"),
         ({"preprocess": {"size": "8"}}, "size.* is '8'"),
         ({"preprocess": {"size": 8}}, "turned' is missing"),
@@ -130,7 +130,7 @@ def test_long_texts_are_kept_where_no_tokenizer_reads_them(model: AdaptedModel, 
 
 def test_keys_of_the_preprocessing_that_others_add_are_kept(saved: Path) -> None:
     reading = {"size": 1, "turned": False, "prompt": "a", "patch_block": -1, "shoe_size": 43}
-    say(saved, format="[2, 1]", preprocess=reading, hat=1)
+    say(saved, format="[2, 2]", preprocess=reading, hat=1)
     assert read_header(saved).preprocess == reading
 
 

@@ -21,7 +21,7 @@ from adapt import AdaptedModel
 from adapt.models import many
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction
-from adapt.models.sets import Sets, settings_of
+from adapt.models.sets import Sets
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.app import create_app
 
@@ -382,7 +382,7 @@ def test_sets_with_a_guarantee(
 ) -> None:
     model, client = models["coop"], serve()
     limits = Sets("aps", False, (tuple(number / 100 for number in range(1, 100)),), ((1,) * 99,), "")
-    model.answers = replace(model.answers, sets=replace(limits, settings=settings_of(model)))
+    model.answers = replace(model.answers, sets=replace(limits, settings=model.settings_id))
     client.post("/adapters", json={"path": model.save(folder / "calibrated.safetensors").name})
     found = upload(client, images, adapters=["calibrated"], sets=0.9)
     assert found.status_code == 200, found.text
