@@ -62,10 +62,10 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     right = f"{100 * metrics['adapted']['accuracy']:.1f} %"
     low, high = (100 * end for end in metrics["adapted"]["intervals"]["accuracy"])
     tested = f"Accuracy on the 694 test images, which played no part in the choice: {right}"
-    assert f"{tested}, between {low:.1f} and {high:.1f} at 95 %." in result.stdout
+    assert f"{tested}, between {low:.1f} and {high:.1f} with 95 % confidence." in result.stdout
     best = found["methods"][0]
     assert best["high"] - best["accuracy"] == pytest.approx(1.96 * best["error"], rel=1e-3)
-    between = f"between {100 * best['low']:.1f} and {100 * best['high']:.1f} at 95 %"
+    between = f"between {100 * best['low']:.1f} and {100 * best['high']:.1f} with 95 % confidence"
     assert f"Expect {100 * best['accuracy']:.1f} % accuracy on new images, {between}: the cross-val" in result.stdout
     assert "Class names help here (zero-shot accuracy 37.5 %, chance 4.2 %)" in result.stdout
     [command] = [line for line in result.stdout.splitlines() if line.startswith("To train it again: adapt train gda ")]

@@ -175,7 +175,7 @@ def _say(key: str, value: Any) -> Callable[[dict[str, Any], dict[str, str]], Non
         (_put("other", torch.zeros(2)), "has the unknown other"),
         (_put("ctx", torch.zeros(5, 128)), r"shape \(5, 128\); coop on this backbone expects \(4, 128\)"),
         (_put("ctx", torch.zeros(4, 128, dtype=torch.int32)), "is torch.int32; expected torch.float32"),
-        (_say("format", [FORMAT[0] + 1, 0]), "format 3.0, but this adapt reads 2.0: upgrade adapt"),
+        (_say("format", [FORMAT[0] + 1, 0]), "format 3.0, but this adapt reads 2.1: upgrade adapt"),
         (_say("method", "cooop"), "unknown method 'cooop'; did you mean 'coop'"),
         (lambda tensors, header: header.pop("method"), "its header names no method"),
         (lambda tensors, header: header.pop("class_names"), "damaged header"),

@@ -143,8 +143,12 @@ def test_the_output_leads_with_the_error_beside_that_of_the_mean(tiny_split: Spl
     assert result.metrics["baseline"] == "mean"
     assert result.metrics["zero_shot"]["mean_absolute_error"] == pytest.approx(sum(apart) / len(apart))
     lines = str(result).splitlines()
-    assert lines[1].startswith(f"mean       MAE {sum(apart) / len(apart):.4g}, Spearman 0.000")
-    assert lines[2].startswith(f"adapted    MAE {result.metrics['adapted']['mean_absolute_error']:.4g}, Spearman ")
+    low, high = result.metrics["zero_shot"]["intervals"]["mean_absolute_error"]
+    error = f"mean       MAE {sum(apart) / len(apart):.4g} ({low:.4g} to {high:.4g})"
+    assert lines[1].startswith(f"{error}, Spearman 0.000, Pearson 0.000, R² ")
+    low, high = result.metrics["adapted"]["intervals"]["mean_absolute_error"]
+    error = f"adapted    MAE {result.metrics['adapted']['mean_absolute_error']:.4g} ({low:.4g} to {high:.4g})"
+    assert lines[2].startswith(f"{error}, Spearman ")
     assert lines[3].startswith("words ")
 
 

@@ -17,6 +17,7 @@ from stopping import at_step, stopped_at
 import adapt
 from adapt import AdaptError
 from adapt.data import open_image
+from adapt.data.decoding.files import file_id
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_header, read_tensors
 from adapt.training.run import Run
@@ -40,6 +41,7 @@ def test_what_a_run_leaves(train, tiny_split, out: Path) -> None:
         "metrics.json",
         "predictions.csv",
         "recipe.yaml",
+        "seen_images.csv",
         "train_images.csv",
     }
     metrics = json.loads((out / "metrics.json").read_text())
@@ -115,7 +117,14 @@ def test_without_test_images_there_are_no_predictions(train, out: Path) -> None:
 
 def test_what_grows_with_the_classes_stays_out_of_the_adapter(train, tiny_split, out: Path) -> None:
     kept = read_header(train(test_set=tiny_split.test, out=out, epochs=1).adapter).metrics["adapted"]
-    assert kept.keys() == {"accuracy", "images", "mean_class_accuracy", "calibration_error"}
+    assert kept.keys() == {"accuracy", "images", "mean_class_accuracy", "calibration_error", "intervals", "groups"}
+    assert kept["intervals"].keys() == {"accuracy", "mean_class_accuracy"}
+
+
+def test_images_that_a_run_has_seen_are_known_by_their_ids(train, tiny_split, out: Path) -> None:
+    train(out=out, epochs=1)
+    rows = [{"image": file_id(item.path), "part": "train"} for item in tiny_split.train]
+    assert _read_csv(out / "seen_images.csv") == rows
 
 
 def test_the_picks_are_the_training_images_in_order(train, tiny_split, out: Path) -> None:
