@@ -167,7 +167,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     if run is not None:
         adapter = model.save(run.path / NAME)
         write_csv(run.path / PICKS, _picks(plan.train_set))
-        write_csv(run.path / SEEN, _seen(plan))
+        if seen := _seen(plan):  # none of texts
+            write_csv(run.path / SEEN, seen)
         if scores is not None:  # details grow with images and classes: not for the adapter's header
             write_csv(run.path / "predictions.csv", scores.rows())
             keep_examples(model, scores, run.path / "explanations.json")
