@@ -300,8 +300,7 @@ def _print(
         others["together"] = evaluate(model, items, cache=cache, together=True)
     if has_bags(items):
         others["by_image"] = evaluate(model, singles(items), cache=cache)
-    other = None if against is None else evaluate(against[1], items, cache=cache)
-    apart = None if other is None else difference(scores, other)
+    file, other = ("", None) if against is None else (str(against[0]), evaluate(against[1], items, cache=cache))
     if as_json:
         from adapt.common import plain
 
@@ -317,9 +316,9 @@ def _print(
         }
         if held is not None:
             figures["sets"] = held._asdict()
-        if against is not None and other is not None and apart is not None:
-            told = {"adapter": str(against[0]), **other.reported(), "difference": apart._asdict()}
-            figures["against"] = told
+        if other is not None:
+            apart = difference(scores, other)._asdict()
+            figures["against"] = {"adapter": file, **other.reported(), "difference": apart}
         click.echo(plain.dump({"method": model.method.name, "backbone": model.backbone.name, **figures}))
     else:
         of_part = "" if part == common.ALL else f"{part} "
@@ -336,9 +335,9 @@ def _print(
                 f"class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; "
                 f"least for {shown(least)}, {100 * held.by_class[least]:.1f} %"
             )
-        if against is not None and other is not None and apart is not None:
-            lines += [f"{shown(against[0])}: {line}" for line in other.lines(measured)]
-            lines.append(f"the first minus the second: {_apart(scores, apart)}")
+        if other is not None:
+            lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
+            lines.append(f"the first minus the second: {_apart(scores, difference(scores, other))}")
         lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
 

@@ -86,8 +86,9 @@ class WordScores(QuestionScores):
         pairs = zip(self.predicted, self.actual, strict=True)
         return tuple(normalised(one) == normalised(other) for one, other in pairs)
 
-    def _means(self) -> dict[str, list[float]]:
-        """Return the values of each question whose means are figures, by the name of the figure."""
+    @cached_property
+    def _values(self) -> dict[str, list[float]]:
+        """The values of all questions whose means are figures, by the name of the figure."""
         pairs = list(zip(self.predicted, self.actual, strict=True))
         measures = {
             "exact_match": str.__eq__, "token_f1": token_f1, "anls": similarity, "relaxed_accuracy": relaxed,
@@ -95,14 +96,12 @@ class WordScores(QuestionScores):
         return {name: [float(measure(*pair)) for pair in pairs] for name, measure in measures.items()}
 
     def figures(self) -> JsonObject:
-        means = {name: sum(values) / self.images for name, values in self._means().items()}
+        means = {name: sum(values) / self.images for name, values in self._values.items()}
         return super().figures() | {"main_title": self.main_title, **means}
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        found = {
-            name: intervals.of_mean(torch.tensor(values), self.kept_with) for name, values in self._means().items()
-        }
+        found = {name: intervals.of_mean(torch.tensor(values), self.kept_with) for name, values in self._values.items()}
         return super().intervals | {name: each.within(0, 1) for name, each in found.items() if each}
 
     def details(self) -> dict[str, object]:

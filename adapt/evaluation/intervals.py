@@ -172,6 +172,16 @@ def in_percent(interval: Sequence[float]) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
+def between(ends: Sequence[float] | None, form: str = "") -> str:
+    """Return the ends of an interval as text, as in ` (76.0 to 85.9)` in per cent, or "" for none.
+
+    A `form` such as .3f is that of numbers that are no shares.
+    """
+    if not ends:
+        return ""
+    return f" ({' to '.join(format(end, form) for end in ends) if form else in_percent(ends)})"
+
+
 def legend(images: int, groups: int) -> str:
     """Return what the intervals of so many images, in so many groups, are, and whether they are rough, as text."""
     text = "95 % confidence interval"

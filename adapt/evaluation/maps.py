@@ -77,13 +77,12 @@ class MapScores(Scores):
         return super().figures() | dict(self.areas)
 
     def summary(self) -> dict[str, str]:
-        areas = ", ".join(f"{TITLES[name]} {area:.3f}{self._ends(name)}" for name, area in self.areas)
+        areas = ", ".join(
+            f"{TITLES[name]} {area:.3f}{intervals.between(self.intervals.get(name), '.3f')}"
+            for name, area in self.areas
+        )
         unmeasured = "" if "pixel_auroc" in dict(self.areas) else "pixels not measured, as no mask marks one"
         return super().summary() | {"maps": "; ".join(filter(None, (areas, unmeasured, self.caution)))}
-
-    def _ends(self, name: str) -> str:
-        """Return the interval of an area as text, or "" if it has none."""
-        return " ({:.3f} to {:.3f})".format(*self.intervals[name]) if name in self.intervals else ""
 
     def lines(self, of: str) -> Iterator[str]:
         yield from super().lines(of)

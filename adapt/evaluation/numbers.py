@@ -80,17 +80,14 @@ class GradedScores(Scores):
 
     def reported(self) -> JsonObject:
         figures = super().reported()
-        error, *others = TITLES.items()
+        error, *others = TITLES
         shown = others if len(set(self.targets)) > 1 else []  # of equal targets there is nothing but the error
-        texts = [f"{title} {figures[name]:.3f}{self._ends(name, '.3f')}" for name, title in shown]
-        text = ", ".join([f"{error[1]} {figures[error[0]]:.4g}{self._ends(error[0], '.4g')}", *texts])
-        return figures | {"text": text}
-
-    def _ends(self, name: str, form: str) -> str:
-        """Return the interval of a figure as text, as in ` (0.71 to 0.84)`, or "" if it has none."""
-        if name not in self.intervals:
-            return ""
-        return " ({} to {})".format(*(format(end, form) for end in self.intervals[name]))
+        forms = {error: ".4g"} | dict.fromkeys(shown, ".3f")
+        texts = [
+            f"{TITLES[name]} {figures[name]:{form}}{intervals.between(self.intervals.get(name), form)}"
+            for name, form in forms.items()
+        ]
+        return figures | {"text": ", ".join(texts)}
 
     def summary(self) -> dict[str, str]:
         return {"words": f"{100 * self.accuracy:5.1f} % right{self.between('accuracy')}"}

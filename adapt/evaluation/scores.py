@@ -183,7 +183,7 @@ class Scores:
 
     def between(self, name: str) -> str:
         """Return the interval of a share in per cent, as in ` (76.0 to 85.9)`, or "" if it has none."""
-        return f" ({intervals.in_percent(self.intervals[name])})" if name in self.intervals else ""
+        return intervals.between(self.intervals.get(name))
 
     def rows(self) -> list[dict[str, object]]:
         """Return one dict per image, as in the rows of a run's predictions.csv."""

@@ -116,7 +116,7 @@ class Header(BaseModel):
 
     def accuracies(self) -> dict[str, str]:
         """Return the accuracy of the baseline and of the adapter on the test images as text, with its interval."""
-        from adapt.evaluation.intervals import in_percent
+        from adapt.evaluation.intervals import between
 
         names = {"zero_shot": plain.within(self.metrics, "baseline", kind=str) or "zero-shot", "adapted": "adapted"}
         told = {}
@@ -125,7 +125,7 @@ class Header(BaseModel):
             ends = plain.within(self.metrics, key, "intervals", "accuracy", kind=list) or []
             known = len(ends) == 2 and all(isinstance(end, float | int) for end in ends)
             if accuracy is not None:
-                told[name] = f"{100 * accuracy:.1f} %" + (f" ({in_percent(ends)})" if known else "")
+                told[name] = f"{100 * accuracy:.1f} %{between(ends if known else None)}"
         return told
 
     @model_validator(mode="after")

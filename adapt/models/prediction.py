@@ -13,7 +13,7 @@ from torch import Tensor
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.data.bags import BagPooling
-from adapt.models.sets import Sets
+from adapt.models.sets import Sets, check_level
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,7 @@ class Query:
 
     def __post_init__(self) -> None:
         if self.sets is not None:
-            if not (isinstance(self.sets, Real) and 0 < self.sets < 1):
-                raise AdaptError(f"sets is {self.sets!r}; expected the level of sets of classes, such as 0.9")
+            check_level(self.sets)
             if self.together or self.explain or self.threshold is not None:
                 raise AdaptError(
                     "sets of classes are of each image by itself, without a threshold or reasons: leave out together, "

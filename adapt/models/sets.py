@@ -9,9 +9,13 @@ depend on chance; their sets are a little larger, and never empty.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -73,10 +77,15 @@ class Sets:
     def images(self) -> int:
         return sum(map(len, self.scores))
 
+    @cached_property
+    def _reached(self) -> list[list[float]]:
+        """The number of groups up to each score, in which an image counts as a share of its group: one, or by class."""
+        return [[*accumulate(1 / size for size in sizes)] for sizes in self.sizes]
+
     @property
     def groups(self) -> list[int]:
         """The number of groups of images, of all images or of each class."""
-        return [round(sum(1 / size for size in sizes)) for sizes in self.sizes]
+        return [round(reached[-1]) if reached else 0 for reached in self._reached]
 
     def limits(self, level: float) -> list[float]:
         """Return the largest score of a class in a set, or infinity where there are too few images: one, or by class.
@@ -84,14 +93,9 @@ class Sets:
         Each group weighs one over the number of groups and one more, for the image to come.
         """
         limits = []
-        for scores, sizes in zip(self.scores, self.sizes, strict=True):
-            groups, reached, limit = sum(1 / size for size in sizes), 0.0, torch.inf
-            for score, size in zip(scores, sizes, strict=True):
-                reached += 1 / size
-                if reached >= level * (groups + 1) - _ROUNDING:
-                    limit = score
-                    break
-            limits.append(limit)
+        for scores, reached in zip(self.scores, self._reached, strict=True):
+            place = bisect_left(reached, level * ((reached[-1] if reached else 0) + 1) - _ROUNDING)
+            limits.append(scores[place] if place < len(scores) else math.inf)
         return limits
 
     def hold(self, probabilities: Tensor, level: float) -> Tensor:
@@ -105,8 +109,7 @@ class Sets:
         The settings are other ones than were calibrated, or no class could be left out, or the level is outside (0, 1),
         or `of_items`, whether the sets are wanted of items of several images, is not as in the calibration.
         """
-        if not 0 < level < 1:
-            raise AdaptError(f"sets is {level!r}; expected the level of sets of classes, such as 0.9")
+        check_level(level)
         if self.of_items != of_items:
             one, other = ("single images", "items of several images")[:: -1 if self.of_items else 1]
             raise AdaptError(f"the sets of this adapter were calibrated on {one}, and promise nothing for {other}")
@@ -115,7 +118,7 @@ class Sets:
                 "the sets of this adapter were calibrated with other settings (classes, temperature, blend or method): "
                 "calibrate them again with `adapt sets`, or leave the change out"
             )
-        if not any(limit < torch.inf for limit in self.limits(level)):
+        if not any(limit < math.inf for limit in self.limits(level)):
             least, most = math.ceil(level / (1 - level) - _ROUNDING), max(self.groups)
             of_class = " of a class" if self.by_class else ""
             noun = "items" if self.of_items else "images"
@@ -137,12 +140,18 @@ class Sets:
                 f"the set holds the true class for at least {kept} of {like}, on average over draws of such {noun}; "
                 "not for each class"
             )
-        open_classes = [name for name, limit in zip(class_names, self.limits(level)) if limit == torch.inf]
+        open_classes = [name for name, limit in zip(class_names, self.limits(level)) if limit == math.inf]
         always = f"; in every set, with too few images: {first_of(open_classes)}" if open_classes else ""
         return (
             f"for each class, the set holds it for at least {kept} of its {like}, on average over draws of such "
             f"{noun}{always}"
         )
+
+
+def check_level(level: float) -> None:
+    """Raise AdaptError unless `level` is a number between 0 and 1."""
+    if not (isinstance(level, Real) and 0 < level < 1):
+        raise AdaptError(f"sets is {level!r}; expected the level of sets of classes, such as 0.9")
 
 
 def strangeness(probabilities: Tensor, score: Score) -> Tensor:

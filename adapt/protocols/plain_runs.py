@@ -11,7 +11,7 @@ from adapt.common import plain
 from adapt.common.plain import JsonObject
 from adapt.common.shown import shown
 from adapt.evaluation import stored
-from adapt.evaluation.intervals import in_percent
+from adapt.evaluation.intervals import between
 from adapt.evaluation.scores import Scores, main_figure
 from adapt.recipe import DataSection, Recipe
 from adapt.recipe.file import read_file
@@ -150,7 +150,7 @@ def _row(name: str, group: Sequence[PlainRun]) -> list[str]:
 def _between(group: Sequence[PlainRun], part: str) -> str:
     """Return the interval at 95 % of the figure of a single run as text, or "" for several runs."""
     ends = group[0].metrics.get(part, {}).get("intervals", {}).get(group[0].figure)
-    return f" ({in_percent(ends)})" if ends and len(group) == 1 else ""
+    return between(ends) if len(group) == 1 else ""
 
 
 def percent(values: Sequence[float], sign: bool = False) -> str:

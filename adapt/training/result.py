@@ -12,7 +12,7 @@ from adapt.common import plain
 from adapt.common.errors import AdaptError, missing
 from adapt.common.plain import JsonObject
 from adapt.common.progress import LogEntry
-from adapt.evaluation.intervals import in_percent, legend
+from adapt.evaluation.intervals import between, legend
 from adapt.evaluation.scores import main_figure
 from adapt.methods.base.traits import Reports
 
@@ -98,19 +98,18 @@ class Result:
             gain = f"  {100 * (adapted - frozen):+.1f} points"
         lines.append(f"adapted    {100 * adapted:5.1f} {unit} {self._between('adapted', figure)}{gain}".rstrip())
         if "by_image" in self.metrics:
-            alone, between = self.metrics["by_image"], self._between("by_image", figure)
+            alone, ends = self.metrics["by_image"], self._between("by_image", figure)
             each = f"each of {alone['images']} images by itself"
-            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit} {between}  {each}")
+            lines.append(f"one image  {100 * alone[figure]:5.1f} {unit} {ends}  {each}")
         if "together" in self.metrics:
-            together, between = self.metrics["together"], self._between("together", figure)
+            together, ends = self.metrics["together"], self._between("together", figure)
             gain = f"{100 * (together[figure] - adapted):+.1f} points; {together['images']} images as one set"
-            lines.append(f"together   {100 * together[figure]:5.1f} {unit} {between}  {gain}")
+            lines.append(f"together   {100 * together[figure]:5.1f} {unit} {ends}  {gain}")
         return lines
 
     def _between(self, part: str, figure: str) -> str:
         """Return the interval at 95 % of a figure that is a share as text, or "" if it has none."""
-        ends = self.metrics[part].get("intervals", {}).get(figure)
-        return f" ({in_percent(ends)})" if ends else ""
+        return between(self.metrics[part].get("intervals", {}).get(figure))
 
     @property
     def terms(self) -> tuple[str, ...]:
