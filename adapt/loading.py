@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from adapt.common.devices import AUTO, chosen
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.formats import COMPACT_WEIGHTS, PEFT_CONFIG
-from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_tensors
+from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_tensors, read_watch
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
     from adapt.models.vision_encoder import VisionModel
     from adapt.models.vision_llm import SpeakingModel
+
+logger = logging.getLogger("adapt")
 
 
 class _Options(TypedDict, total=False):
@@ -228,6 +231,11 @@ def _of_file(
             model = model.with_classes(class_names)
         except AdaptError as error:
             raise AdaptError(f"{path}: {error}") from error
+    if described.watch:
+        model.watch = read_watch(path)
+        if model.watch.features is None and model.class_names != described.class_names:
+            logger.warning("the watch of %s is by its own classes, and stays out for others", path)
+            model.watch = None
     return model.eval()
 
 

@@ -77,6 +77,8 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
         how = "by class" if header.sets["by_class"] else "over all classes"
         noun = "items" if header.sets["of_items"] else "images"
         yield "sets", f"{header.sets['score']}, {how}, calibrated on {sum(map(len, header.sets['scores'])):,} {noun}"
+    if header.watch:
+        yield "watch", "later images are compared with the training images"
     data = within(header.recipe, "data", kind=dict)
     if data:
         shots = "all images" if data.get("shots") is None else f"{data['shots']} shots"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -288,6 +288,7 @@ def _print(
     from adapt.evaluation.intervals import in_percent, legend
     from adapt.evaluation.scores import difference
     from adapt.evaluation.sets import measured as measured_sets
+    from adapt.evaluation.watching import changes
     from adapt.models.answer import can_answer_together
 
     items = _measured(split, part)
@@ -295,6 +296,7 @@ def _print(
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     held = None if level is None else measured_sets(model, items, level, Inference(cache=cache))
     scores = evaluate(model, items, cache=cache)
+    windows = changes(model, items, Inference(cache=cache))
     others = {}
     if can_answer_together(model, items):
         others["together"] = evaluate(model, items, cache=cache, together=True)
@@ -316,6 +318,8 @@ def _print(
         }
         if held is not None:
             figures["sets"] = held._asdict()
+        if windows:
+            figures["windows"] = [asdict(change) for change in windows]
         if other is not None:
             apart = difference(scores, other)._asdict()
             figures["against"] = {"adapter": file, **other.reported(), "difference": apart}
@@ -338,6 +342,10 @@ def _print(
         if other is not None:
             lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
             lines.append(f"the first minus the second: {_apart(scores, difference(scores, other))}")
+        if windows:
+            alarms = [change for change in windows if change.alarm]
+            lines.append(f"{len(alarms)} of {len(windows)} windows of images look unlike the training images")
+            lines += [str(change) for change in alarms[:3]]
         lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adapt.common.progress import Progress
     from adapt.models.answer import Explanation
     from adapt.models.prediction import Prediction, Query
+    from adapt.models.watch import Change
     from adapt.models.wrap import Model
 
     # from whether images are turned upright by EXIF, or read as stored, as the models need them, to those of each item
@@ -106,8 +107,8 @@ def predict(
 
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
-    column number. A multi-label adapter adds a column classes, with names separated by bars. A cell that a spreadsheet
-    would run as a formula begins with an apostrophe.
+    column number, one that was trained with --watch a column strangeness. A multi-label adapter adds a column classes,
+    with names separated by bars. A cell that a spreadsheet would run as a formula begins with an apostrophe.
 
     \b
     Examples:
@@ -160,6 +161,7 @@ def predict(
         from adapt.models.prediction import Query
 
         query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain, sets)
+        watched = None
         if vocabulary_free is not None:
             answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
@@ -172,6 +174,7 @@ def predict(
             if sets is not None:
                 _promise(models, sets, of_items)
             answers = _by_adapters(adapters, models, query, opened, len(files))
+            watched = _Watched([adapter for adapter in adapters if len(adapters) > 1] or [""], models)
         for number, answer in enumerate(answers):
             first = read[number][0]
             if of_items:
@@ -179,6 +182,10 @@ def predict(
                 images_of_item = tuple(each._replace(image=file.called) for each, file in named)
                 answer = [replace(answer[0], images=images_of_item)]
             write(first.item or first.called, answer)
+            if watched is not None and not explain:
+                watched.add(first.called, answer)
+        if watched is not None:
+            watched.end()
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
     exit_where_unread(files, list(chain.from_iterable(read)))
@@ -262,6 +269,31 @@ def _counted(images: Iterable[object], bar: Progress, count: int) -> Iterator[ob
         yield image
 
 
+class _Watched:
+    """The windows of the images that adapters with a watch have answered; a change is told on stderr."""
+
+    def __init__(self, adapters: Sequence[Path | str], models: Sequence[Model]) -> None:
+        from adapt.models.watch import Windows
+
+        self._adapters = [f"{shown(hub.spelled(adapter))}: " if adapter else "" for adapter in adapters]
+        self._windows = [None if model.watch is None else Windows(model.watch) for model in models]
+
+    def add(self, image: str, predictions: Sequence[Prediction]) -> None:
+        for adapter, windows, prediction in zip(self._adapters, self._windows, predictions, strict=True):
+            if windows is not None and prediction.seen is not None:
+                self._tell(adapter, windows.add(prediction.seen, image))
+
+    def end(self) -> None:
+        """Compare the images since the last windows."""
+        for adapter, windows in zip(self._adapters, self._windows, strict=True):
+            if windows is not None:
+                self._tell(adapter, windows.rest())
+
+    def _tell(self, adapter: str, change: Change | None) -> None:
+        if change is not None and change.alarm:
+            click.echo(f"warning: {adapter}{change}", err=True)
+
+
 Write = Callable[[str, Any], None]  # takes the name of an image and its predictions, or its explanation
 
 
@@ -303,6 +335,7 @@ class Columns:
         multi_label = first is not None and first.class_names is not None
         names = ["probability"]
         names += ["number"] if first is not None and first.number is not None else []
+        names += ["strangeness"] if first is not None and first.seen is not None else []
         names += ["classes"] if multi_label else ["answer"] * self._threshold + ["set"] * self._sets
         names += [f"{name}_{rank}" for rank in range(2, self._ranks + 1) for name in ("class", "probability")]
         return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
@@ -312,6 +345,7 @@ class Columns:
         ranked = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
         ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
         number = [] if prediction.number is None else [f"{prediction.number:.6g}"]
+        number += [] if prediction.seen is None else [f"{prediction.seen.strangeness:.3f}"]
         answer = [prediction.class_name] * self._threshold
         if prediction.class_names is not None:
             answer = [SEPARATOR.join(prediction.class_names) or prediction.class_name]

@@ -55,6 +55,9 @@ def train(
     processes: Annotated[
         int, Option("Processes that train one run together, each on its own GPU with its share of every batch.", min=1)
     ] = 1,
+    watch: Annotated[
+        bool, "Keep in the adapter what the training images look like, so that other images are noticed later."
+    ] = False,
     plot: Annotated[bool, "Also draw the curves to OUT/curves.png, and a search to OUT/search.png."] = False,
     dry_run: Annotated[bool, "Check recipe and data, tell steps and memory, and train nothing."] = False,
     quiet: common.Quiet = False,
@@ -103,7 +106,7 @@ def train(
         from adapt.training.run_recipe import run_recipe
 
         try:
-            result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
+            result = run_recipe(chosen, folder, resume, progress=not quiet, track=track, watch=watch)
         except KeyboardInterrupt:
             if is_main():
                 from adapt.methods import plugins
@@ -111,7 +114,7 @@ def train(
                 files = [f"--plugin={path}" for path in plugins()]
                 changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
                 changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
-                changes += [f"--processes={processes}"] * (processes > 1)
+                changes += [f"--processes={processes}"] * (processes > 1) + ["--watch"] * watch
                 again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
                 click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
             raise SystemExit(STOPPED) from None

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
     from adapt.backbones.base import Backbone
     from adapt.models.base import Adapted
+    from adapt.models.watch import Watch
 
 
+PREFIX = "watch."  # of the tensors that are not the method's
 FORMAT = (2, 1)  # another major version is refused, a newer minor one only adds keys
-WITHOUT_SETS = (2, 0)  # what a file has that says nothing newer, so that equal runs write equal files
+OLDER = (2, 0)  # of a file that has nothing newer, so that equal runs write equal files
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -110,6 +112,8 @@ class Header(BaseModel):
     """How the method's logits become predictions: see `adapt.models.prediction`."""
     sets: RecordedSets | None = None
     """The calibrated sets of classes, if any (since format 2.1)."""
+    watch: bool | None = None
+    """Whether tensors named `watch.` say what the training images looked like (since format 2.1)."""
     recipe: dict[str, object] | None = None
     seed: int | None = None
     metrics: JsonObject | None = None
@@ -202,6 +206,7 @@ def save(model: Adapted, path: str | Path) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     tensor_file.check_finite(tensors, "the model")
     check_loadable(model, tensors)
+    tensors |= {} if model.watch is None else {PREFIX + name: own for name, own in model.watch.tensors().items()}
     header = header_of(model).model_dump()
     metadata = {key: plain.dump(value) for key, value in header.items() if value is not None}
     with replacing(path) as temporary:
@@ -227,11 +232,12 @@ def header_of(model: Adapted) -> Header:
         "versions": versions(),
         "answers": None if replace(model.answers, sets=None) == PLAIN else answers,
         "sets": None if sets is None else asdict(sets),
+        "watch": None if model.watch is None else True,
         **model.metadata,
     }
     try:
         plain.check(values, longest=None, most=plain.NAMES)
-        return Header.model_validate({"format": WITHOUT_SETS if sets is None else FORMAT} | values)
+        return Header.model_validate({"format": OLDER if sets is None and model.watch is None else FORMAT} | values)
     except ValidationError as error:
         raise AdaptError(explain(Header, error, "this model cannot be saved")) from None
     except ValueError as error:
@@ -264,10 +270,19 @@ def versions() -> dict[str, str]:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of an adapter file. Raises AdaptError if the file is damaged or a value is not finite."""
+    """Return the method's tensors of an adapter file. Raises AdaptError if it is damaged or a value is not finite."""
     tensors = tensor_file.read(Path(path))
     tensor_file.check_finite(tensors, str(path))
-    return tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+
+
+def read_watch(path: str | Path) -> Watch:
+    """Return the watch of an adapter file that has one. Raises AdaptError if it is damaged."""
+    from adapt.models.watch import Watch
+
+    tensors = tensor_file.read(Path(path))
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    return Watch.from_tensors(own, path)
 
 
 def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> None:

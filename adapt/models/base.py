@@ -31,6 +31,7 @@ from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
 from adapt.models.sets import Sets
+from adapt.models.watch import Watch
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Adapted(nn.Module, Generic[B]):
     memory: object = None  # the method's memory of a stream of images
     class_weights: Tensor | None = None  # the weight of each class in the cross-entropy
     answers: Answers = PLAIN  # the settings that turn logits into answers
+    watch: Watch | None = None  # what the training images looked like, with which later images are compared
     vision_path: Literal["fast", "plain"] = "plain"  # the path of images through the vision tower
 
     def __init__(self, backbone: B, method: Method, class_names: Sequence[str], *, checkpointing: bool = False) -> None:

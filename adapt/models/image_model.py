@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -242,9 +243,10 @@ class ImageModel(Adapted[E]):
         """
         self._check_begun()
         if isinstance(images, BlockInputs):
-            return BlockInputs(block, vision.block_inputs(self.backbone, block, images.tokens, images.block))
+            tokens = vision.block_inputs(self.backbone, block, images.tokens, images.block)
+            return BlockInputs(block, tokens, images.pixels)
         pixels = moved(images, self.backbone.device).to(self.backbone.dtype)
-        return BlockInputs(block, vision.block_inputs(self.backbone, block, pixels))
+        return BlockInputs(block, vision.block_inputs(self.backbone, block, pixels), images)
 
     @property
     def _fast_on_images(self) -> bool:
@@ -372,12 +374,20 @@ class ImageModel(Adapted[E]):
         return None if grading is None else grading.score(logits)
 
     def _predictions(self, pixels: Tensor | BlockInputs, query: Query) -> Iterator[Prediction]:
-        logits, features = (self(pixels), None) if not query.features else self._with_features(pixels)
-        return predictions(logits, self.class_names, query, self.answers, features, self.grades(logits))
-
-    def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
-        step = ImageStep(self, pixels)
-        return self.answers.of(step), step.features
+        watch, frozen = self.watch, None
+        if watch is not None and watch.features is not None:  # whose method answers from features alone
+            frozen = self.backbone_features(pixels)
+        step = ImageStep(self, pixels if frozen is None else Encoded(frozen))
+        logits = self.answered(step)
+        features = step.features if query.features else None
+        answered = predictions(logits, self.class_names, query, self.answers, features, self.grades(logits))
+        if watch is None:
+            return answered
+        images = pixels.pixels if isinstance(pixels, BlockInputs) else pixels
+        assert images is not None  # block inputs of predictions keep them
+        every = list(answered)
+        seen = watch.look(images, frozen, [each.label for each in every])
+        return (replace(each, seen=own) for each, own in zip(every, seen, strict=True))
 
     def _check_classes(self) -> None:
         if not self.class_names:

@@ -14,6 +14,7 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.data.bags import BagPooling
 from adapt.models.sets import Sets, check_level
+from adapt.models.watch import Seen
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ class Prediction:
     """For an item of several images, what each image says by itself, in their order."""
     set: tuple[str, ...] | None = None
     """The set of classes at the level that was asked for, the most probable first; empty if none is probable enough."""
+    seen: Seen | None = field(default=None, compare=False, repr=False)
+    """What the adapter's watch, if it has one, saw of the image, which `adapt.models.watch.Windows` compares."""
 
     def plain(self) -> JsonObject:
         """Return the prediction as data for JSON, without features and with the class name under the key `class`."""
@@ -134,7 +137,8 @@ class Prediction:
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
         images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
         held = {} if self.set is None else {"set": list(self.set)}
-        return {**own, **classes, **images, **held, "top": top}
+        seen = {} if self.seen is None else {"strangeness": self.seen.strangeness}
+        return {**own, **classes, **images, **held, **seen, "top": top}
 
 
 NONE = "none"  # the class of an image without a probable enough class

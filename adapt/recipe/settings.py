@@ -220,6 +220,7 @@ class FitSettings(TypedDict, total=False):
     calibrate: bool | None
     pooling: BagPooling
     unlabelled_set: Sequence[Item]
+    watch: bool
 
     epochs: int
     iterations: int

@@ -32,6 +32,7 @@ from adapt.common.validation import explain
 from adapt.models.many import Prepared, SideBySide
 from adapt.models.native_vlm import TOGETHER, ChatModel
 from adapt.models.prediction import Prediction, Query
+from adapt.models.watch import Watch, Windows
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.web import Counted
@@ -86,6 +87,7 @@ class AdapterAnswer(BaseModel):
     number: float | None = None  # such as a grade, from a regression adapter
     classes: list[str] | None = None
     set: list[str] | None = None
+    strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
 
 
@@ -100,6 +102,7 @@ class ImagesAnswered(BaseModel):
     """The results for all images of a request, in the order of the images in the request."""
 
     results: list[ImageAnswers]
+    alarms: dict[str, str] = {}  # of adapters whose last window of images looked unlike the training images
 
 
 _FORM = "curl -F images=@photo.png"
@@ -266,6 +269,7 @@ class Predictions:
 
     def __init__(self, adapters: ServedAdapters, admission: Admission, metrics: Counted) -> None:
         self._adapters, self._admission, self._metrics = adapters, admission, metrics
+        self._windows: dict[str, Windows] = {}
         self.batcher = Batcher(admission.limits.images, metrics.passes.observe)
         self.native_batcher = Batcher(TOGETHER, metrics.passes.observe)
         """The batcher of native vision-language models, whose passes would hold up those of other adapters."""
@@ -309,15 +313,32 @@ class Predictions:
             rows = await asyncio.wrap_future(batcher.ask(asked).answer)
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
+        for name, answers in zip(names, zip(*rows, strict=True), strict=True):
+            self._count(name, now.named(name).watch, answers)
+        last = {name: self._windows[name].last for name in names if name in self._windows}
         return {
+            "alarms": {name: str(change) for name, change in last.items() if change is not None and change.alarm},
             "results": [
                 {
                     "image": name,
                     "answers": [{"adapter": adapter, **each.plain()} for adapter, each in zip(names, row, strict=True)],
                 }
                 for (name, _), row in zip(files, rows, strict=True)
-            ]
+            ],
         }
+
+    def _count(self, name: str, watch: Watch | None, answers: Sequence[Prediction]) -> None:
+        """Count an adapter's answers in its windows of images, which begin anew with another adapter of its name."""
+        if watch is None:
+            self._windows.pop(name, None)
+            return
+        if name not in self._windows or self._windows[name].watch is not watch:
+            self._windows[name] = Windows(watch)
+        for answer in answers:
+            if answer.seen is not None and (change := self._windows[name].add(answer.seen)):
+                self._metrics.windows.labels(name).inc()
+                self._metrics.alarms.labels(name).inc(change.alarm)
+                self._metrics.window_p.labels(name).set(change.p)
 
 
 def check_tokens(model: ChatModel, size: tuple[int, int], name: str, most: int) -> None:

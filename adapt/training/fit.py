@@ -68,6 +68,8 @@ def fit(
       each image is learned and answered by itself.
     * `calibrate`: divide the logits by a temperature, so that confidence matches accuracy. A method without gradient
       steps chooses it by cross-validation, and is calibrated by default; other methods choose it on `val_set`.
+    * `watch`: keep what the training images look like to the frozen backbone (at most 32 KB), so that later images
+      that look otherwise are noticed.
 
     Settings of the method that are tuned on the data are chosen on `val_set`, or by cross-validation if `val_set` is
     empty; the choice of blocks to skip needs a `val_set`. A later call of `fit` keeps the chosen values.
@@ -160,6 +162,7 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     metrics |= figures
     if scores is not None:
         measures.note_harm(metrics, journal.history)
+    model.watch = training.watched() if plan.watch else None
     model.metadata = {"recipe": plan.recipe, "seed": plan.seed, "metrics": reproducible(metrics)}
     if scores is not None:
         metrics["summary"] = scores.summary()

@@ -51,6 +51,7 @@ class TrainingPlan:
     template: str = "a photo of a {}."
     cache: bool = True
     calibrate: bool = False
+    watch: bool = False
     recipe: dict[str, object] | None = None
     given: dict[str, object] = field(default_factory=dict)
     processes: Processes = ALONE
@@ -99,6 +100,7 @@ def planned(
     blend: float | None = None,
     calibrate: bool | None = None,
     pooling: BagPooling = "features",
+    watch: bool = False,
     **settings: Any,
 ) -> TrainingPlan:
     """Return the plan of a training, from the arguments of `fit`.
@@ -114,6 +116,10 @@ def planned(
         train_set = singles(train_set)
     _check_parts(model, train_set, val_set, test_set)
     train_set, unlabelled_set = _learned_from(model.method, train_set, unlabelled_set)
+    if watch:
+        from adapt.evaluation.watching import check_watched
+
+        check_watched(model, train_set)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
     processes = dividing(processes_on(model.backbone.device), model, train_set, chosen, cache)
@@ -128,6 +134,7 @@ def planned(
         template=template,
         cache=cache,
         calibrate=calibrates(model, train_set, val_set, calibrate),
+        watch=watch,
         given=settings,
         processes=processes,
     )

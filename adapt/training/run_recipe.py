@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from adapt import tasks
 from adapt.backbones.base import Backbone
@@ -182,11 +183,12 @@ def run_recipe(
     split: Split | None = None,
     backbone: Backbone | None = None,
     track: Track = (),
+    watch: bool = False,
 ) -> Result:
     """Train according to `recipe`, in a run directory at `out` if given, and return the result.
 
     All inputs are checked before training. By default, `split` and `backbone` are the recipe's; a given `split` must be
-    sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
+    sampled and checked. `track` contains names of trackers, or trackers of your own, and `watch` is as in `fit`.
     """
     tracking = trackers(track, out)
     folder = folder_of(recipe.data.source) if out is not None and Path(out).is_dir() else None
@@ -200,9 +202,9 @@ def run_recipe(
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
         backbone = backbone_of(recipe) if backbone is None else backbone
         model = build_for(listed, recipe, backbone)
-        plan = plan_of(recipe, model, listed)
+        plan = plan_of(recipe, model, listed, watch=watch)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
-            plan = plan_of(recipe, model, kept)
+            plan = plan_of(recipe, model, kept, watch=watch)
         return fit_plan(plan, run, tracking, progress)
 
 
@@ -212,7 +214,7 @@ def plan_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> 
     `changes` replace training settings of the recipe, and None removes a setting. Raises AdaptError for every mistake
     that `fit` can detect before an image is opened.
     """
-    settings = _settings(recipe, split) | changes
+    settings: dict[str, Any] = _settings(recipe, split) | changes
     plan = planned(
         model,
         split.train,

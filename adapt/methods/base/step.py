@@ -60,11 +60,12 @@ class Encoded(NamedTuple):
 class BlockInputs(NamedTuple):
     """A batch of precomputed tokens `(b, l, d)` at the input of vision block `block`, which replace the images.
 
-    Such a batch requires a method that edits no earlier block.
+    Such a batch requires a method that edits no earlier block. `pixels` `(b, 3, h, w)` are the images, if kept.
     """
 
     block: int
     tokens: Tensor
+    pixels: Tensor | None = None
 
 
 class Step:

@@ -1,0 +1,355 @@
+"""The watch: what the training images looked like to the frozen backbone, and whether later images look otherwise.
+
+An image is looked at twice: fourteen properties of the pixels that the backbone reads, and the frozen backbone's
+features under a seeded projection. Training keeps their means by class, and how far images lie from these. A window of
+later images is then compared with the mixture of classes that explains it best, so that other shares of the classes are
+no alarm.
+
+Sources: Dempster, Biometrics 1960, for a mean in more dimensions than there are images; Robinson, Statistical Science
+1991, for class means that few images support, which are drawn to the mean of all; Saerens, Latinne and Decaestecker,
+Neural Computation 2002, for the shares of the classes. Their combination is our own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapt.common.errors import AdaptError
+from adapt.common.shown import first_of
+
+WINDOW = 64  # images that are compared at a time
+FEWEST = 16  # images that can be compared
+LEVEL = 0.005  # the nominal rate of false alarms in a window, half of it for each look
+_BYTES, _NUMBERS = 32_000, (16, 128)  # of the statistics, and the fewest and most numbers of features
+_SOFT = 0.5  # features have heavier tails than normal ones, so that a class is less sure than these would make it
+_OWN = 10  # images of a class that weigh as much as all in the variance of its features
+# what is said of a window whose property is lower, or higher
+_PROPERTIES = (
+    ("darker", "brighter"), ("less contrast", "more contrast"),
+    ("greener", "redder"), ("less colourful", "more colourful"),
+    ("yellower", "bluer"), ("less colourful", "more colourful"),
+    ("less fine detail", "more fine detail"),
+    ("other directions of edges",) * 2, ("other directions of edges",) * 2,
+    ("less coarse detail", "more coarse detail"),
+    ("other directions of edges",) * 2, ("other directions of edges",) * 2,
+    ("darker at the top", "darker at the bottom"), ("darker at the left", "darker at the right"),
+)  # fmt: skip
+
+
+class Seen(NamedTuple):
+    """What a watch saw of an image: its numbers, the features after the properties, and its class for the watch.
+
+    `strangeness` says how many standard deviations the image lies from the training images of its class.
+    """
+
+    numbers: Tensor
+    label: int
+    strangeness: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a window of images, from number `first` to number `last`, compares with the training images.
+
+    `p` is the probability of a window as unlike them, were it of their kind. It is an `alarm` below a half per cent,
+    and `differs` then says in which respects. `strangest` are the names of the images that differ most.
+    """
+
+    first: int
+    last: int
+    p: float
+    alarm: bool
+    differs: tuple[str, ...]
+    strangest: tuple[str, ...]
+
+    def __str__(self) -> str:
+        images = f"images {self.first:,} to {self.last:,}"
+        if not self.alarm:
+            return f"{images} look like the training images"
+        strangest = f". Strangest: {first_of(self.strangest)}" if self.strangest else ""
+        return (
+            f"{images} look unlike the training images ({', '.join(self.differs)}; p = {self.p:.1g}): check some "
+            f"answers before you trust them{strangest}"
+        )
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """The distribution of numbers by class: means `(c, d)`, drawn to the mean of all, and the spread around them.
+
+    `ratio` is the variance between classes over that within, and `variance` that within, of each number `(d,)` or of
+    all together `(1,)`; `freedom` are the degrees of freedom of the variance.
+    """
+
+    means: Tensor
+    ratio: Tensor
+    variance: Tensor
+    freedom: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor, labels: Tensor, counts: Tensor, together: bool) -> _Spread:
+        """Return the spread of `numbers` `(n, d)` of images with `labels` `(n,)`, `counts` `(c,)` of each class."""
+        images, present = len(numbers), int((counts > 0).sum())
+        overall = numbers.mean(0)
+        sums = torch.zeros(len(counts), numbers.shape[1]).to(numbers).index_add(0, labels, numbers)
+        own = sums / counts[:, None].clamp_min(1)
+        ratio = torch.zeros(1 if together else numbers.shape[1]).to(numbers)
+        if present > 1:
+            within = _total((numbers - own[labels]).square().sum(0), together) / (images - present)
+            apart = _total((counts[:, None] * (own - overall).square()).sum(0), together) / (present - 1)
+            usual = (images - counts.square().sum() / images) / (present - 1)
+            ratio = ((apart - within) / usual).clamp_min(0) / within.clamp_min(1e-12)
+        known = counts[:, None] * ratio / (1 + counts[:, None] * ratio)
+        means = overall + known * (own - overall)
+        freedom = images - 1 - (known * (1 - counts / images)[:, None]).sum(0)
+        variance = _total((numbers - means[labels]).square().sum(0), together) / freedom
+        return cls(means, ratio, variance.clamp_min(1e-12), freedom)
+
+    def noise(self, counts: Tensor, shares: Tensor, images: int) -> Tensor:
+        """Return the variance of the mean of `images` around the mixture of classes, as a multiple of `variance`."""
+        other = (shares - counts / counts.sum()).square()[:, None]
+        return 1 / images + 1 / counts.sum() + (other * self.ratio / (1 + counts[:, None] * self.ratio)).sum(0)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The training images as the frozen backbone saw them, with which windows of later images are compared.
+
+    `counts` `(c,)` are the training images of each class; all are one class where an image has no single one, or where
+    no class has two. `features` is None for a method that edits the vision tower. `rank` is the number of independent
+    directions in which features vary, and `own` `(c,)` the variance of each class.
+    """
+
+    counts: Tensor
+    pixels: _Spread
+    features: _Spread | None = None
+    rank: float = 1.0
+    own: Tensor | None = None
+
+    @classmethod
+    def of(cls, pixels: Tensor, features: Tensor | None, labels: Tensor, classes: int) -> Watch:
+        """Return the watch of training images with properties `(n, 14)`, features `(n, e)` and `labels` `(n,)`.
+
+        Raises AdaptError for fewer than 16 images, and for more classes than 32 KB can hold.
+        """
+        if len(labels) < FEWEST:
+            raise AdaptError(f"there are {len(labels)} training images; a watch needs {FEWEST} or more: leave it out")
+        if int(torch.bincount(labels).max()) < 2 or len(labels) - len(labels.unique()) < 2:
+            labels, classes = torch.zeros_like(labels), 1
+        counts = torch.bincount(labels, minlength=classes).double()
+        of_pixels = _Spread.of(pixels.double(), labels, counts, together=False)
+        if features is None:
+            return cls(counts, of_pixels)
+        numbers = _projected(features, classes)
+        spread = _Spread.of(numbers, labels, counts, together=True)
+        apart, freedom = numbers - spread.means[labels], float(spread.freedom)
+        total, squares = float(spread.variance), float((apart.T @ apart / freedom).square().sum())
+        # without bias for normal features
+        squares = freedom**2 / ((freedom - 1) * (freedom + 2)) * (squares - total**2 / freedom)
+        rank = min(float(numbers.shape[1]), total**2 / max(squares, total**2 / numbers.shape[1]))
+        sums = torch.zeros(classes).double().index_add(0, labels, apart.square().sum(1))
+        return cls(counts, of_pixels, spread, max(rank, 1.0), (_OWN * total + sums) / (_OWN + counts))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that the adapter file keeps, in half precision where they are many."""
+        spreads = {"pixels": self.pixels} | ({} if self.features is None else {"features": self.features})
+        tensors = {"counts": self.counts.int()}
+        for look, spread in spreads.items():
+            tensors |= {f"{look}.means": spread.means.half()}
+            tensors |= {f"{look}.{name}": getattr(spread, name).float() for name in ("ratio", "variance", "freedom")}
+        if self.own is not None:
+            tensors |= {"rank": torch.tensor([self.rank]), "own": self.own.half()}
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], path: object) -> Self:
+        """Return the watch that `tensors` give back. Raises AdaptError, naming the file `path`, if they do not fit."""
+        own = {name: tensor.double() for name, tensor in tensors.items()}
+        try:
+            pixels, features = (
+                _Spread(*(own.pop(f"{look}.{name}") for name in ("means", "ratio", "variance", "freedom")))
+                if f"{look}.means" in own
+                else None
+                for look in ("pixels", "features")
+            )
+            if pixels is None:
+                raise ValueError("no properties of pixels")
+            counts, rank = own.pop("counts"), float(own.pop("rank", torch.ones(1)))
+            watch = cls(counts, pixels, features, rank, own.pop("own", None))
+            watch._check()
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise AdaptError(f"{path} has a damaged watch ({error}); fetch or train the adapter again") from error
+        if own:
+            raise AdaptError(f"{path} has a damaged watch (the unknown {min(own)}); fetch or train the adapter again")
+        return watch
+
+    def _check(self) -> None:
+        """Raise ValueError unless all sizes fit, and counts and variances are positive."""
+        classes = len(self.counts)
+        for spread, numbers, together in ((self.pixels, len(_PROPERTIES), False), (self.features, None, True)):
+            if spread is None:
+                continue
+            numbers = numbers or spread.means.shape[1]
+            sizes = [tuple(each.shape) for each in (spread.ratio, spread.variance, spread.freedom)]
+            if tuple(spread.means.shape) != (classes, numbers) or sizes != [(1 if together else numbers,)] * 3:
+                raise ValueError("tensors of other shapes")
+            if not bool((spread.variance > 0).all() and (spread.freedom > 0).all() and (spread.ratio >= 0).all()):
+                raise ValueError("a variance that is not positive")
+        whole = self.counts.ndim == 1 and bool((self.counts >= 0).all()) and float(self.counts.sum()) >= FEWEST
+        if not whole or self.rank < 1 or (self.features is None) != (self.own is None):
+            raise ValueError("counts, a rank or variances of classes that do not fit")
+        if self.own is not None and tuple(self.own.shape) != (classes,):
+            raise ValueError("tensors of other shapes")
+
+    def look(self, pixels: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Seen]:
+        """Return what is seen of images `(b, 3, h, w)` as the backbone reads them, or of the first of their views.
+
+        `features` `(b, e)` are the frozen backbone's, of unit length, if the watch has features. `labels` are the
+        classes that the model gives the images, which count where it has none.
+        """
+        return self.seen(properties(pixels[:, 0] if pixels.ndim == 5 else pixels), features, labels)
+
+    def seen(self, numbers: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Seen]:
+        """Return what is seen of images from their properties `(b, 14)`, and the rest as in `look`."""
+        classes = torch.tensor([label or 0 for label in labels])
+        if self.features is not None:
+            assert features is not None
+            projected = _projected(features, len(self.counts))
+            classes = self._likely(projected).argmax(1)
+            numbers = torch.cat([numbers, projected], 1)
+        elif len(self.counts) == 1:
+            classes = torch.zeros_like(classes)
+        return [
+            Seen(row, label, value)
+            for row, label, value in zip(numbers, classes.tolist(), self._strangeness(numbers, classes), strict=True)
+        ]
+
+    def _strangeness(self, numbers: Tensor, labels: Tensor) -> list[float]:
+        """Return how many standard deviations each image lies from its class, in the look in which it lies farther."""
+        pixels, features = numbers[:, : len(_PROPERTIES)], numbers[:, len(_PROPERTIES) :]
+        apart = ((pixels - self.pixels.means[labels]).abs() / self.pixels.variance.sqrt()).amax(1)
+        if self.features is not None:
+            squares = (features - self.features.means[labels]).square().sum(1) / self.features.variance
+            apart = torch.maximum(apart, (squares - 1) * math.sqrt(self.rank / 2))
+        return apart.tolist()
+
+    def _likely(self, features: Tensor) -> Tensor:
+        """Return the log-likelihood `(m, c)` of projected features `(m, d)` in each class, up to a constant."""
+        assert self.features is not None
+        return torch.cdist(features, self.features.means).square() * (-_SOFT * self.rank / 2 / self.features.variance)
+
+    def _shares(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Return the shares `(c,)` of the classes in a window, by expectation and maximisation, or of its labels."""
+        shares = self.counts / self.counts.sum()
+        if self.features is None:
+            return torch.bincount(labels, minlength=len(shares)).double() / len(labels)
+        likely = self._likely(features)
+        for _ in range(30):
+            shares = (likely + shares.clamp_min(1e-12).log()).softmax(1).mean(0)
+        return shares
+
+    def compare(self, seen: Sequence[Seen], names: Sequence[str] = (), first: int = 1) -> Change:
+        """Return how a window of images compares with the training images; `names` are theirs, from number `first`."""
+        from scipy.special import fdtrc, stdtr
+
+        numbers = torch.stack([each.numbers for each in seen])
+        pixels, features = numbers[:, : len(_PROPERTIES)], numbers[:, len(_PROPERTIES) :]
+        shares = self._shares(features, torch.tensor([each.label for each in seen]))
+        noise = self.pixels.noise(self.counts, shares, len(seen))
+        t = (pixels.mean(0) - shares @ self.pixels.means) / (self.pixels.variance * noise).sqrt()
+        by_property = 2 * stdtr(self.pixels.freedom.numpy(), -t.abs().numpy()) * len(t)
+        p, differs = float(by_property.min()), []
+        for at in np.argsort(by_property):
+            if by_property[at] < LEVEL / 2:
+                differs.append(_PROPERTIES[at][int(t[at] > 0)])
+        if self.features is not None and self.own is not None:
+            noise = self.features.noise(self.counts, shares, len(seen)) * self.features.variance
+            expected = float(noise) + float(shares @ self.own - self.features.variance) / len(seen)
+            distance = float((features.mean(0) - shares @ self.features.means).square().sum()) / expected
+            of_features = float(fdtrc(self.rank, self.rank * float(self.features.freedom), distance))
+            differs += ["other contents"] * (of_features < LEVEL / 2)
+            p = min(p, of_features)
+        order = sorted(range(len(seen)), key=lambda at: -seen[at].strangeness)
+        strangest = tuple(names[at] for at in order[:3]) if names else ()
+        last = first + len(seen) - 1
+        return Change(first, last, min(1.0, 2 * p), bool(differs), tuple(dict.fromkeys(differs)), strangest)
+
+
+class Windows:
+    """Disjoint windows of `size` images that a model answers one after the other, each compared when it is full."""
+
+    def __init__(self, watch: Watch, size: int = WINDOW) -> None:
+        self.watch, self._size, self._done = watch, size, 0
+        self.last: Change | None = None  # the comparison of the last window
+        self._seen: list[Seen] = []
+        self._names: list[str] = []
+
+    def add(self, seen: Seen, name: str = "") -> Change | None:
+        """Count an image (`prediction.seen`), and return the comparison of the window that it fills, if it does."""
+        self._seen.append(seen)
+        self._names.append(name)
+        return self._compared() if len(self._seen) >= self._size else None
+
+    def rest(self) -> Change | None:
+        """Return the comparison of the images since the last window, of which there must be 16."""
+        return self._compared() if len(self._seen) >= FEWEST else None
+
+    def _compared(self) -> Change:
+        change = self.last = self.watch.compare(self._seen, self._names, self._done + 1)
+        self._done += len(self._seen)
+        self._seen, self._names = [], []
+        return change
+
+
+def properties(pixels: Tensor) -> Tensor:
+    """Return fourteen properties `(b, 14)` of images `(b, 3, h, w)`: their light, colours, details and directions."""
+    pixels = pixels.float()
+    red, green, blue = pixels.unbind(1)
+    light = pixels.mean(1)
+    found = []
+    for channel in (light, red - green, blue - (red + green) / 2):
+        found += [channel.mean((1, 2)), _log(channel.flatten(1).std(1))]
+    for scale in (light, F.avg_pool2d(light, 2)):
+        steps = scale.diff(dim=2), scale.diff(dim=1)
+        slanted = scale[:, 1:, 1:] - scale[:, :-1, :-1], scale[:, 1:, :-1] - scale[:, :-1, 1:]
+        across, down, falling, rising = (_log(each.square().mean((1, 2)).sqrt()) for each in (*steps, *slanted))
+        found += [across + down, across - down, falling - rising]
+    for half in (light, light.transpose(1, 2)):
+        first, second = half[:, : half.shape[1] // 2], half[:, half.shape[1] // 2 :]
+        found.append(first.mean((1, 2)) - second.mean((1, 2)))
+    return torch.stack(found, 1).double().cpu()
+
+
+def _log(values: Tensor) -> Tensor:
+    return (values + 1e-2).log()  # a hundredth of the pixels' usual deviation, below which all is flat
+
+
+def _total(of_each: Tensor, together: bool) -> Tensor:
+    return of_each.sum(0, keepdim=True) if together else of_each
+
+
+def _projected(features: Tensor, classes: int) -> Tensor:
+    """Return features `(n, e)` under a seeded projection `(n, d)`, with as many numbers as fit for the classes."""
+    features = features.double().cpu()
+    fewest, most = _NUMBERS
+    numbers = min(most, features.shape[1], (_BYTES // classes - 2 * len(_PROPERTIES) - 8) // 2)
+    if numbers < min(fewest, features.shape[1]):
+        raise AdaptError(f"a watch of {classes:,} classes takes more than {_BYTES // 1000} KB: leave it out")
+    return features @ _projection(features.shape[1], numbers)
+
+
+@cache
+def _projection(width: int, numbers: int) -> Tensor:
+    """Return an orthonormal projection `(width, numbers)`, the same for everybody."""
+    drawn = np.random.RandomState(0).standard_normal((width, numbers))  # whose numbers numpy promises to keep
+    basis, signs = np.linalg.qr(drawn)
+    return torch.from_numpy(basis * np.sign(np.diag(signs)))
