@@ -1,0 +1,269 @@
+"""The watch: how often windows are an alarm and for what, what an adapter keeps of it, and where it is told."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from starlette.testclient import TestClient
+from torch import Tensor
+
+import adapt
+from adapt import AdaptError, methods
+from adapt.cli import main
+from adapt.data import Split
+from adapt.evaluation.watching import changes, watched
+from adapt.formats import tensor_file
+from adapt.formats.adapter import read_header
+from adapt.models.watch import Watch, Windows, properties
+from adapt.serving.adapters import ServedAdapters
+from adapt.serving.app import create_app
+
+CENTRES = 2 * torch.randn(6, 32, generator=torch.Generator().manual_seed(5))
+TINTS = torch.randn(6, 14, generator=torch.Generator().manual_seed(6))
+
+
+def drawn(shares: Tensor, images: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return properties, features and labels of images of six classes, which differ in both."""
+    labels = torch.multinomial(shares, images, replacement=True, generator=draw)
+    noise = torch.randn(images, 46, generator=draw)
+    features = CENTRES[labels] + 1.5 * noise[:, :32]
+    return TINTS[labels] / 2 + noise[:, 32:], torch.nn.functional.normalize(features, dim=-1), labels
+
+
+def alarms(watch: Watch, pixels: Tensor, features: Tensor, labels: Tensor) -> bool:
+    return watch.compare(watch.seen(pixels.double(), features, labels.tolist())).alarm
+
+
+@pytest.mark.parametrize("images", [40, 400])
+@pytest.mark.parametrize("look", ["pixels", "both"])
+def test_false_alarms_are_rare_whatever_the_shares_of_the_classes(images: int, look: str) -> None:
+    """One window in a hundred by the test's own count: at most 1.5 of a hundred over twenty draws of the training."""
+    draw = torch.Generator().manual_seed(0)
+    false, power = list[bool](), list[bool]()
+    for _ in range(20):
+        pixels, features, labels = drawn(torch.ones(6), images, draw)
+        watch = Watch.of(pixels, features if look == "both" else None, labels, 6)
+        for _ in range(20):
+            shares = torch._sample_dirichlet(torch.ones(6), draw)
+            window = drawn(shares, 64, draw)
+            false.append(alarms(watch, *window))
+            power.append(alarms(watch, window[0] + 1.2 * (torch.arange(14) == 3), *window[1:]))
+    assert sum(false) / len(false) <= 0.015
+    assert sum(power) / len(power) > 0.8
+
+
+def test_other_contents_are_seen_by_the_features() -> None:
+    draw = torch.Generator().manual_seed(1)
+    watch = Watch.of(*drawn(torch.tensor([1.0, 1, 1, 0, 0, 0]), 200, draw), 6)
+    assert not alarms(watch, *drawn(torch.tensor([1.0, 1, 1, 0, 0, 0]), 64, draw))
+    pixels, _, labels = drawn(torch.tensor([1.0, 1, 1, 0, 0, 0]), 64, draw)
+    _, features, _ = drawn(torch.tensor([0.0, 0, 0, 1, 1, 1]), 64, draw)
+    change = watch.compare(watch.seen(pixels.double(), features, labels.tolist()))
+    assert change.differs == ("other contents",)
+
+
+@pytest.fixture(scope="module")
+def emoji() -> Split:
+    return adapt.data.load("emoji")
+
+
+@pytest.fixture(scope="module")
+def model(emoji: Split) -> adapt.AdaptedModel:
+    few = emoji.few_shot(shots=4, seed=1).train
+    model = adapt.wrap(adapt.load_backbone("mini-clip", "cpu"), methods.GDA(), emoji.class_names)
+    adapt.fit(model, few, progress=False, watch=True)
+    return model
+
+
+CHANGED = {
+    "less colourful": lambda image: image.convert("L").convert("RGB"),
+    "darker": lambda image: image.point(lambda value: value * 0.5),
+    "less fine detail": lambda image: image.resize((24, 24)).resize(image.size),
+}
+
+
+@pytest.mark.parametrize("differs", CHANGED)
+def test_a_change_is_found_and_named(model: adapt.AdaptedModel, emoji: Split, differs: str) -> None:
+    images = [adapt.data.open_image(item).convert("RGB") for item in emoji.test[:64]]
+    windows, usual = Windows(model.watch), Windows(model.watch)  # type: ignore[arg-type]
+    for number, image in enumerate(images):
+        [prediction] = model.predict(CHANGED[differs](image))
+        windows.add(prediction.seen, f"{number}.png")  # type: ignore[arg-type]
+        usual.add(model.predict(image)[0].seen)  # type: ignore[arg-type]
+    assert windows.last is not None
+    assert usual.last is not None
+    assert differs in windows.last.differs
+    assert windows.last.strangest[0].endswith(".png")
+    assert not usual.last.alarm
+    assert usual.last.p > 0.01
+    assert (usual.last.first, usual.last.last) == (1, 64)
+
+
+def test_properties_of_plain_pictures() -> None:
+    flat = torch.zeros(1, 3, 8, 8)
+    stripes = torch.zeros(1, 3, 8, 8)
+    stripes[..., ::2] = 1.0
+    top = torch.zeros(1, 3, 8, 8)
+    top[:, :, :4] = 1.0
+    red = torch.zeros(1, 3, 8, 8)
+    red[:, 0] = 1.0
+    seen = properties(torch.cat([flat, stripes, top, red])).numpy()
+    assert seen.shape == (4, 14)
+    np.testing.assert_allclose(seen[0, [0, 2, 4, 7, 8, 10, 12, 13]], 0, atol=1e-9)
+    assert seen[1, 0] == pytest.approx(0.5)
+    assert seen[1, 7] == pytest.approx(np.log(101), abs=1e-4)  # across against down, at steps of one
+    assert seen[2, 12] == pytest.approx(1.0)
+    assert seen[3, 2] == pytest.approx(1.0)
+    assert seen[3, 4] == pytest.approx(-0.5)
+
+
+def test_predictions_are_the_same_with_a_watch(model: adapt.AdaptedModel, emoji: Split) -> None:
+    images = [adapt.data.open_image(item) for item in emoji.test[:5]]
+    watch, model.watch = model.watch, None
+    plain = model.predict(images)
+    model.watch = watch
+    for one, other in zip(model.predict(images), plain, strict=True):
+        assert [name for name, _ in one.top] == [name for name, _ in other.top]
+        assert one.probability == pytest.approx(other.probability, abs=1e-6)
+        assert other.seen is None
+        assert "strangeness" not in other.plain()
+        assert one.plain()["strangeness"] == one.seen.strangeness > 0  # type: ignore[union-attr]
+
+
+def test_several_adapters_over_one_pass_see_what_each_sees(model: adapt.AdaptedModel, emoji: Split) -> None:
+    lora = adapt.wrap(model.backbone, methods.LoRA(towers=["vision"], blocks=(2, 3)), emoji.class_names)
+    lora.watch = watched(lora, emoji.few_shot(shots=2, seed=1).train)
+    assert lora.watch.features is None  # its tower is edited
+    images = [adapt.data.open_image(item) for item in emoji.test[:4]]
+    for own, side_by_side in zip(
+        (model, lora), zip(*adapt.predict_many([model, lora], images), strict=True), strict=True
+    ):
+        for one, other in zip(own.predict(images), side_by_side, strict=True):
+            assert one.seen is not None
+            assert other.seen is not None
+            torch.testing.assert_close(one.seen.numbers, other.seen.numbers, atol=1e-5, rtol=1e-5)
+            assert one.seen.strangeness == pytest.approx(other.seen.strangeness, abs=1e-4)
+
+
+def test_an_adapter_keeps_its_watch(model: adapt.AdaptedModel, emoji: Split, tmp_path: Path) -> None:
+    file = model.save(tmp_path / "watched.safetensors")
+    header = read_header(file)
+    assert header.watch
+    assert header.format == (2, 1)
+    loaded = adapt.load(file, device="cpu")
+    one, other = (changes(each, emoji.test[:64]) for each in (model, loaded))
+    assert one[0].p == pytest.approx(other[0].p, rel=0.05)
+    model.watch, kept = None, model.watch
+    without = model.save(tmp_path / "without.safetensors")
+    model.watch = kept
+    assert read_header(without).format == (2, 0)
+    assert read_header(without).watch is None
+    assert file.stat().st_size - without.stat().st_size < 32_000
+    assert adapt.load(without, device="cpu").watch is None
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda tensors: tensors.pop("watch.counts"), "counts"),
+        (lambda tensors: tensors.update({"watch.pixels.means": torch.zeros(3, 14)}), "other shapes"),
+        (lambda tensors: tensors["watch.features.variance"].zero_(), "not positive"),
+        (lambda tensors: tensors.update({"watch.more": torch.zeros(1)}), "unknown more"),
+    ],
+)
+def test_a_damaged_watch_is_refused(model: adapt.AdaptedModel, tmp_path: Path, change: Any, why: str) -> None:
+    file = model.save(tmp_path / "adapter.safetensors")
+    tensors, described = tensor_file.read(file), tensor_file.describe(file)
+    change(tensors)
+    tensor_file.write(tensors, file, described.metadata)
+    with pytest.raises(AdaptError, match=f"damaged watch.*{why}"):
+        adapt.load(file, device="cpu")
+
+
+def test_what_cannot_be_watched_is_refused(model: adapt.AdaptedModel, emoji: Split) -> None:
+    few = emoji.few_shot(shots=4, seed=1).train
+    with pytest.raises(AdaptError, match="there are 9 training images; a watch needs 16 or more"):
+        watched(model, few[:9])
+    bag = [replace(item, paths=item.paths * 2) for item in few]
+    with pytest.raises(AdaptError, match="items of several images"):
+        adapt.fit(adapt.wrap(model.backbone, methods.GDA(), emoji.class_names), bag, progress=False, watch=True)
+    chat = adapt.wrap(adapt.load_backbone("mini-vlm", "cpu"), methods.ZeroShot(), emoji.class_names)
+    with pytest.raises(AdaptError, match=r"mini-vlm.*cannot be watched"):
+        watched(chat, few)
+    with pytest.raises(AdaptError, match="a watch of 2,000 classes takes more than 32 KB"):
+        Watch.of(torch.zeros(4000, 14), torch.randn(4000, 64), torch.arange(4000) % 2000, 2000)
+
+
+def test_the_commands_tell(model: adapt.AdaptedModel, emoji: Split, tmp_path: Path, capfd: Any) -> None:
+    from click.testing import CliRunner
+
+    file, grey = model.save(tmp_path / "adapter.safetensors"), tmp_path / "grey"
+    grey.mkdir()
+    for number, item in enumerate(emoji.test[:70]):
+        adapt.data.open_image(item).convert("L").save(grey / f"{number:03}.png")
+    result = CliRunner().invoke(main, ["predict", str(file), str(grey), "--csv"])
+    assert "warning: images 1 to 64 look unlike the training images (less colourful" in result.stderr
+    assert "images 65" not in result.stderr  # fewer than 16
+    rows = list(csv.DictReader(result.stdout.splitlines()))
+    assert list(rows[0]) == ["image", "class", "probability", "strangeness"]
+    assert len(rows) == 70
+    told = CliRunner().invoke(main, ["eval", str(file), "--data", "emoji"]).stdout
+    assert "0 of 11 windows of images look unlike the training images" in told
+    windows = json.loads(CliRunner().invoke(main, ["eval", str(file), "--data", "emoji", "--json"]).stdout)["windows"]
+    assert len(windows) == 11
+    assert windows[-1]["last"] == 694
+    assert not any(each["alarm"] for each in windows)
+    assert "compared with the training images" in CliRunner().invoke(main, ["inspect", str(file)]).stdout
+
+
+def test_the_server_tells(model: adapt.AdaptedModel, emoji: Split, tmp_path: Path) -> None:
+    file = model.save(tmp_path / "drawings.safetensors")
+    with TestClient(create_app(ServedAdapters([str(file)], device="cpu"))) as client:
+        for start in range(0, 64, 16):
+            files = []
+            for item in emoji.test[start : start + 16]:
+                content = BytesIO()
+                adapt.data.open_image(item).convert("L").save(content, "png")
+                files.append(("images", ("grey.png", content.getvalue())))
+            answer = client.post("/predict", files=files).json()
+            assert answer["results"][0]["answers"][0]["strangeness"] > 0
+            assert bool(answer["alarms"]) == (start == 48)
+        assert answer["alarms"]["drawings"].startswith("images 1 to 64 look unlike the training images")
+        metrics = client.get("/metrics").text
+    assert 'adapt_windows_total{adapter="drawings"} 1.0' in metrics
+    assert 'adapt_alarms_total{adapter="drawings"} 1.0' in metrics
+    assert float(metrics.partition('adapt_window_p{adapter="drawings"} ')[2].split()[0]) < 0.01
+
+
+def test_training_keeps_a_watch_if_asked(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    command = ["train", "gda", "--data", "emoji", "--set", "backbone=mini-clip", "--shots", "2", "--device", "cpu"]
+    for name, options in (("with", ["--watch"]), ("without", [])):
+        result = CliRunner().invoke(main, [*command, *options, "--out", str(tmp_path / name)])
+        assert result.exit_code == 0, result.stderr
+    assert read_header(tmp_path / "with/adapter.safetensors").watch
+    assert read_header(tmp_path / "without/adapter.safetensors").format == (2, 0)
+    recipes = [(tmp_path / name / "recipe.yaml").read_text() for name in ("with", "without")]
+    assert recipes[0] == recipes[1]
+    again = adapt.wrap(adapt.load_backbone("mini-clip", "cpu"), methods.GDA(), adapt.data.load("emoji").class_names)
+    again.watch = adapt.load(tmp_path / "with", device="cpu").watch
+    adapt.fit(again, adapt.data.load("emoji").few_shot(shots=2, seed=1).train, progress=False)
+    assert again.watch is None  # of other images
+
+
+def test_a_picture_has_one_view_for_the_watch(model: adapt.AdaptedModel) -> None:
+    image = Image.effect_noise((64, 64), 60).convert("RGB")
+    tensor = model.backbone.transform(train=False)(image)[None]
+    assert model.watch is not None
+    seen = model.watch.look(torch.stack([tensor, -tensor], 1), model.backbone_features(tensor), [0])
+    torch.testing.assert_close(seen[0].numbers[:14], properties(tensor)[0])
