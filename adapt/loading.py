@@ -14,13 +14,12 @@ from adapt.common.devices import AUTO, chosen
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.formats import COMPACT_WEIGHTS, PEFT_CONFIG
-from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_tensors
+from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_sets, read_tensors
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import Answers
-from adapt.models.sets import Sets
 from adapt.models.wrap import Model
 
 if TYPE_CHECKING:
@@ -213,8 +212,7 @@ def _of_file(
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     check_scale(described, model, path)
-    if described.sets is not None:
-        model.answers = replace(model.answers, sets=Sets(**described.sets))
+    model.answers = replace(model.answers, sets=read_sets(described, path))
     if described.answers is not None:
         model.answers = Answers(**described.answers, sets=model.answers.sets)
         if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
