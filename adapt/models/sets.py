@@ -30,7 +30,7 @@ from adapt.common.shown import first_of
 Score = Literal["lac", "aps", "raps"]
 RESIDUAL = "residual"  # the score of a number: how far it is from the true one
 MOST = plain.NAMES  # calibration images in an adapter's header
-_PENALTY, _FREE_RANKS = 0.01, 1  # of RAPS, as in its paper's experiments on ImageNet
+RAPS = {"penalty": 0.01, "free_ranks": 1}  # as in its paper's experiments on ImageNet
 _ROUNDING = 1e-9
 _SAME = 1e-6  # probabilities of an image in fp32 differ by less between batches of other sizes
 
@@ -233,5 +233,6 @@ def strangeness(probabilities: Tensor, score: Score) -> Tensor:
     ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
     scores = ranked.cumsum(-1)
     if score == "raps":
-        scores = scores + _PENALTY * (torch.arange(1, scores.shape[1] + 1) - _FREE_RANKS).clamp_min(0).to(scores)
+        ranks = torch.arange(1, scores.shape[1] + 1) - RAPS["free_ranks"]
+        scores = scores + RAPS["penalty"] * ranks.clamp_min(0).to(scores)
     return torch.zeros_like(scores).scatter(-1, order, scores)

@@ -45,8 +45,7 @@ def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, expected = published.case(name)
     known, labels = settings["calibration"], expected["labels"][: settings["calibration"], None]
     assert len(expected["labels"]) == known + settings["test"]
-    monkeypatch.setattr(ours, "_PENALTY", settings["penalty"])
-    monkeypatch.setattr(ours, "_FREE_RANKS", settings["k_reg"])
+    monkeypatch.setattr(ours, "RAPS", {"penalty": settings["penalty"], "free_ranks": settings["k_reg"]})
     plain = (expected["logits"] / settings["epsilon"]).softmax(-1)
     together = transported(expected["logits"], settings["epsilon"], settings["iterations"]).exp()
     for kind, probabilities in (("none", plain), ("uniform", together)):
