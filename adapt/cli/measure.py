@@ -105,7 +105,9 @@ def sets(
     ] = None,
     by_class: Annotated[bool, "Keep the promise for each class, which needs images of each."] = False,
     together: Annotated[
-        bool, "Give smaller sets to a folder of images that is answered together (`adapt predict --together --sets`)."
+        bool,
+        "Calibrate for folders that `adapt predict --together --sets` answers: smaller sets where classes are about "
+        "equally frequent.",
     ] = False,
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,

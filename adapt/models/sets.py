@@ -153,9 +153,9 @@ class Sets:
         """
         check_level(level)
         if together != self.together:
-            one, other, how = "images answered together", "each image by itself", "give together"
+            one, other, how = "images answered together", "an image by itself", "give --together (`predict_together`)"
             if together:
-                one, other, how = other, one, "leave together out"
+                one, other, how = other, one, "leave --together out (`predict`)"
             raise AdaptError(
                 f"the sets of this adapter were calibrated for {one}, and promise nothing for {other}: {how}, or "
                 "calibrate them again with `adapt sets`"
