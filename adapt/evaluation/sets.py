@@ -71,13 +71,13 @@ def calibrated(
     inference, told = inference or Inference(), (model.settings_id, items_id(items), bags)
     if numbers is not None:
         return Sets.of(task.answers(model, items, inference)[:, 0], numbers, groups, RESIDUAL, False, *told)
-    labels, score = task.numbers(items, model.class_names), score or "lac"
+    labels = task.numbers(items, model.class_names)
+    score = score or "lac"
     if together:
         number = {group: at for at, group in enumerate(dict.fromkeys(groups))}
-        known = Calibration(
-            inference.all_logits(model, items).float(), labels, torch.tensor([number[group] for group in groups])
-        )
-        return Sets(score, by_class, (), (), *told, known).beside(known.logits[:0])[0]
+        logits = inference.all_logits(model, items).float()
+        kept = Calibration(logits, labels, torch.tensor([number[group] for group in groups]))
+        return Sets(score, by_class, (), (), *told, kept).beside(logits[:0])[0]
     return Sets.of(task.answers(model, items, inference), labels, groups, score, by_class, *told)
 
 

@@ -138,7 +138,7 @@ class Header(BaseModel):
             parts = len(self.class_names) if self.sets["by_class"] else 1
             if [*map(len, scores)] != [*map(len, sizes)] or len(scores) != parts:
                 raise ValueError("sets: expected as many sizes as scores, of all images or of each class")
-            most = 2 + len(self.class_names)  # of raps, whose penalty is a hundredth of a rank
+            most = 2.0 + len(self.class_names)  # of raps, whose penalty is a hundredth of a rank
             most = math.inf if self.sets["score"] == "residual" else most
             if any(list(own) != sorted(own) or not all(0 <= score <= most for score in own) for own in scores):
                 raise ValueError("sets: expected scores in ascending order, from 0 on")
@@ -286,8 +286,8 @@ def read_sets(described: Header, path: Path) -> Sets | None:
     if not values.pop("together"):
         return Sets(**values)
     tensors, images, classes = tensor_file.read(path), sum(map(len, values["scores"])), len(described.class_names)
-    kept = [tensors.get(f"{_KEPT}{name}") for name in Calibration._fields]
-    shapes = [None if tensor is None else tuple(tensor.shape) for tensor in kept]
+    kept = [tensors[_KEPT + name] for name in Calibration._fields if _KEPT + name in tensors]
+    shapes = [tuple(tensor.shape) for tensor in kept]
     if shapes != [(images, classes), (images,), (images,)] or not {*kept[1].tolist()} <= {*range(classes)}:
         raise AdaptError(
             f"{path} lacks logits or labels of the {images:,} images that its sets were calibrated on: "

@@ -135,7 +135,7 @@ class Prediction:
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
         images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
-        held = {} if self.set is None else {"set": list(self.set)}
+        held: JsonObject = {} if self.set is None else {"set": list(self.set)}
         held |= {} if self.interval is None else {"interval": list(self.interval)}
         return {**own, **classes, **images, **held, "top": top}
 

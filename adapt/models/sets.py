@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from numbers import Real
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import first_of
 
 Score = Literal["lac", "aps", "raps"]
-RESIDUAL = "residual"  # the score of a number: how far it is from the true one
+RESIDUAL: Final = "residual"  # the score of a number: how far it is from the true one
 MOST = plain.NAMES  # calibration images in an adapter's header
 RAPS = {"penalty": 0.01, "free_ranks": 1}  # as in its paper's experiments on ImageNet
 _ROUNDING = 1e-9
@@ -136,6 +136,7 @@ class Sets:
 
     def hold(self, probabilities: Tensor, level: float) -> Tensor:
         """Return whether each class is in the set of each image `(b, c)`, from their probabilities `(b, c)`."""
+        assert self.score != RESIDUAL
         limits = torch.tensor(self.limits(level), dtype=torch.double, device=probabilities.device)
         return strangeness(probabilities, self.score) <= limits + _SAME
 
@@ -173,14 +174,10 @@ class Sets:
             of_class = " of a class" if self.by_class else ""
             noun = "items" if self.of_items else "images"
             noun = noun if sum(self.groups) == self.images else f"groups of {noun}"
-            every = (
-                "every number would be in every interval"
-                if self.score == RESIDUAL
-                else "every class would be in every set"
-            )
             raise AdaptError(
                 f"sets at {level:g} need {least:,} or more calibration {noun}{of_class}, and the adapter has {most:,}: "
-                f"{every}. Calibrate on more, or ask for less"
+                f"every {'number' if self.score == RESIDUAL else 'class'} would be inside. Calibrate on more, or ask "
+                "for less"
             )
 
     def promise(self, level: float, class_names: Sequence[str]) -> str:

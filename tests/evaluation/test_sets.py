@@ -263,7 +263,7 @@ def test_a_number_has_its_interval(open_clip: Backbone, tiny_split: Split, tmp_p
     assert found.by_class == {}
     promise = loaded.sets_at(0.9).promise(0.9, ())
     assert promise.startswith("the interval holds the true number for at least 90 % of images like the 12 calibration")
-    with pytest.raises(AdaptError, match=r"sets at 0\.95 need 19 .* has 12: every number would be in every interval"):
+    with pytest.raises(AdaptError, match=r"sets at 0\.95 need 19 .* has 12: every number would be inside"):
         loaded.predict(items[0].path, sets=0.95)
 
 

@@ -23,7 +23,7 @@ from adapt.backbones.preprocess import Preprocess
 from adapt.data import open_image
 from adapt.formats.export import export, forms, tracing
 from adapt.methods import LDA, CoOp, UniQA
-from adapt.models.sets import Score, Sets, strangeness
+from adapt.models.sets import RAPS, Score, Sets, strangeness
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "build" / "browser" / "node_modules" / "onnxruntime-web"
@@ -168,9 +168,8 @@ def test_the_page_shows_the_set_of_classes_and_what_is_promised(
     for score in get_args(Score):
         for limit in (0.4, 0.6, 0.95):
             limits = [limit, limit / 2, None]  # by class, the last of which has too few images
-            tab.evaluate(
-                "([score, limits]) => Object.assign(level, { limits }) && (record.sets.score = score)", [score, limits]
-            )
+            change = "([limits, told]) => Object.assign(level, { limits }) && Object.assign(record.sets, told)"
+            tab.evaluate(change, [limits, RAPS | {"score": score}])
             found = tab.evaluate(
                 "(rows) => rows.map(([p, order]) => held(p, order))", list(zip(drawn.tolist(), order.tolist()))
             )
