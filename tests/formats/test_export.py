@@ -25,7 +25,7 @@ from adapt.formats.export import export, forms, tracing
 from adapt.methods import CoOp, TipAdapter, UniQA, ZeroShot
 from adapt.methods.base import ImageStep, Method
 from adapt.models.prediction import Answers
-from adapt.models.sets import Sets
+from adapt.models.sets import Calibration, Sets
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -135,7 +135,8 @@ def test_sets_that_an_export_cannot_keep_are_left_out(
     for own, int8, reason in (
         (replace(sets, settings="other"), False, "calibrated with other settings"),
         (replace(sets, of_items=True), False, "calibrated on items of several images"),
-        (sets, True, "they were calibrated with other weights than those of 8 bits"),
+        (sets, True, "they were calibrated for other weights"),
+        (replace(sets, calibration=Calibration(*[torch.zeros(9)] * 3)), False, "for images answered together"),
     ):
         model.answers = replace(model.answers, sets=own)
         with pytest.raises(TypeError):
