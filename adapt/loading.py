@@ -15,13 +15,21 @@ from adapt.common.devices import AUTO, chosen
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.formats import COMPACT_WEIGHTS, PEFT_CONFIG
-from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_tensors, read_watch
+from adapt.formats.adapter import (
+    NAME,
+    Header,
+    check_backbone,
+    check_scale,
+    read_header,
+    read_sets,
+    read_tensors,
+    read_watch,
+)
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import Answers
-from adapt.models.sets import Sets
 from adapt.models.wrap import Model
 
 if TYPE_CHECKING:
@@ -216,8 +224,7 @@ def _of_file(
     check_backbone(described, backbone, path)
     model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
     check_scale(described, model, path)
-    if described.sets is not None:
-        model.answers = replace(model.answers, sets=Sets(**described.sets))
+    model.answers = replace(model.answers, sets=read_sets(described, path))
     if described.answers is not None:
         model.answers = Answers(**described.answers, sets=model.answers.sets)
         if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
@@ -231,11 +238,11 @@ def _of_file(
             model = model.with_classes(class_names)
         except AdaptError as error:
             raise AdaptError(f"{path}: {error}") from error
-    if described.watch:
-        model.watch = read_watch(path)
-        if model.watch.features is None and model.class_names != described.class_names:
-            logger.warning("the watch of %s is by its own classes, and stays out for others", path)
-            model.watch = None
+    watch = read_watch(described, path)
+    if watch is not None and watch.features is None and model.class_names != described.class_names:
+        logger.warning("the watch of %s is by its own classes, and stays out for others", path)
+    else:
+        model.watch = watch
     return model.eval()
 
 

@@ -22,7 +22,7 @@ from adapt.data import Item
 from adapt.data.split import Split
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.intervals import of_share
-from adapt.models.sets import Score, Sets
+from adapt.models.sets import Calibration, Score, Sets
 from benchmarks.measure import Row
 
 DRAWS, LEVEL, KNOWN = 200, 0.9, 150  # calibration images, or a quarter of all if they are fewer
@@ -56,27 +56,28 @@ def _of(
 ) -> Iterator[Row]:
     model = adapt.wrap(adapt.load_backbone(name, "cpu"), adapt.methods.GDA(), class_names)
     adapt.fit(model, train, progress=False)
-    task = adapt.tasks.of(rest)
-    probabilities = task.answers(model, rest, Inference())
-    labels, groups = task.numbers(rest, class_names), [item.kept_with for item in rest]
+    logits = Inference().all_logits(model, rest).float()
+    labels, groups = adapt.tasks.of(rest).numbers(rest, class_names), [item.kept_with for item in rest]
     for by_class in (False, True):
         for score in get_args(Score) if not by_class else ("lac",):
-            yield _row(f"{title}, {score}{', by class' * by_class}", probabilities, labels, groups, score, by_class)
+            yield _row(f"{title}, {score}{', by class' * by_class}", logits, labels, groups, score, by_class)
+    yield _row(f"{title}, lac, answered together", logits, labels, groups, "lac", together=True)
 
 
 def _row(
     case: str,
-    probabilities: Tensor,
+    logits: Tensor,
     labels: Tensor,
     groups: Sequence[str],
     score: Score,
-    by_class: bool,
+    by_class: bool = False,
     level: float = LEVEL,
+    together: bool = False,
 ) -> Row:
     drawn = torch.Generator().manual_seed(0)
     names = list(dict.fromkeys(groups))
     number = torch.tensor([names.index(group) for group in groups])
-    known, classes = min(KNOWN, len(names) // 4), probabilities.shape[1]
+    known, classes = min(KNOWN, len(names) // 4), logits.shape[1]
     if by_class:
         known = len(names) // 2
     coverage, sizes, within = list[float](), list[float](), list[bool]()
@@ -86,8 +87,13 @@ def _row(
         inside[torch.randperm(len(names), generator=drawn)[:known]] = True
         calibration = inside[number]
         own = [group for group, each in zip(groups, calibration.tolist(), strict=True) if each]
-        found = Sets.of(probabilities[calibration], labels[calibration], own, score, by_class, "")
-        held, label = found.hold(probabilities[~calibration], level), labels[~calibration]
+        if together:
+            kept = Calibration(logits[calibration], labels[calibration], number[calibration])
+            found, answers = Sets(score, by_class, (), (), "", calibration=kept).beside(logits[~calibration])
+        else:
+            found = Sets.of(logits[calibration].softmax(-1), labels[calibration], own, score, by_class, "")
+            answers = logits[~calibration].log_softmax(-1)
+        held, label = found.hold(answers.exp(), level), labels[~calibration]
         right = held.gather(1, label[:, None])[:, 0]
         low, high = betabinom.interval(0.95, len(right), wanted, known + 1 - wanted)
         coverage.append(float(right.double().mean()))
@@ -95,7 +101,7 @@ def _row(
         within.append(bool(low <= int(right.sum()) <= high))
     spread = torch.tensor(coverage).quantile(torch.tensor([0.025, 0.975])).tolist()
     mean, size = sum(coverage) / DRAWS, sum(sizes) / DRAWS
-    independent = len(names) == len(groups) and not by_class
+    independent = len(names) == len(groups) and not (by_class or together)
     band = f", {100 * sum(within) / DRAWS:.1f} % of draws inside the beta-binomial band" * independent
     return {
         "case": case, "draws": DRAWS, "calibration_groups": known, "expected": wanted / (known + 1), "coverage": mean,
@@ -116,10 +122,10 @@ def draw(file: str) -> None:
     task = adapt.tasks.of(split.test)
     model = adapt.wrap(adapt.load_backbone("mini-clip"), adapt.methods.GDA(), split.class_names)
     adapt.fit(model, split.train, progress=False)
-    probabilities = task.answers(model, split.test, Inference())
+    logits = Inference().all_logits(model, split.test).float()
     labels, groups = task.numbers(split.test, split.class_names), [item.kept_with for item in split.test]
     levels = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
-    found = [_row("", probabilities, labels, groups, "lac", False, level) for level in levels]
+    found = [_row("", logits, labels, groups, "lac", level=level) for level in levels]
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     sets, widths = figure.subplots(1, 2)
     per_cent = [100 * level for level in levels]

@@ -74,7 +74,8 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
         first = ", ".join(header.class_names[:8]) + ", ..." * (len(header.class_names) > 8)
         yield "classes", f"{len(header.class_names)}: {first}"
     if header.sets is not None:
-        how = "by class" if header.sets["by_class"] else "over all classes"
+        how = "by class" if header.sets["by_class"] else "over all images"
+        how += ", answered together" * header.sets["together"]
         noun = "items" if header.sets["of_items"] else "images"
         yield "sets", f"{header.sets['score']}, {how}, calibrated on {sum(map(len, header.sets['scores'])):,} {noun}"
     if header.watch:

@@ -99,15 +99,23 @@ def sets(
     part: common.PartToMeasure = "all",
     out: Annotated[Path, "New file for the adapter with its sets."],
     score: Annotated[
-        Literal["lac", "aps", "raps"],
-        "How strange a class is: lac gives the smallest sets, aps sets that grow with the difficulty of the image.",
-    ] = "lac",
+        Literal["lac", "aps", "raps"] | None,
+        "How strange a class is: lac gives the smallest sets, aps sets that grow with the difficulty of the image.  "
+        "[default: lac]",
+    ] = None,
     by_class: Annotated[bool, "Keep the promise for each class, which needs images of each."] = False,
+    together: Annotated[
+        bool,
+        "Calibrate for folders that `adapt predict --together --sets` answers: smaller sets where classes are about "
+        "equally frequent.",
+    ] = False,
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
     cache: common.CacheFeatures = True,
 ) -> None:
     """Calibrate ADAPTER on labelled images, so that `adapt predict --sets 0.9` gives sets of classes with a guarantee.
+
+    An adapter that predicts a number then gives an interval that holds the true number.
 
     The images must be new to the adapter: it has not learned from them, and no setting, number of epochs or temperature
     was chosen on them. At 90 % that takes at least 9 images, and better some hundred. Any level can be asked for later.
@@ -116,6 +124,8 @@ def sets(
     Examples:
       adapt sets runs/first --data calibration_photos --out sets.safetensors
       adapt sets runs/first --data photos --part test --by-class --out sets.safetensors
+      adapt sets runs/first --data calibration_photos --together --out sets.safetensors
+      adapt sets runs/counts --data calibration.csv --out intervals.safetensors
     """
     from adapt.common.disk import check_free
     from adapt.data.readers import load as load_data
@@ -130,9 +140,10 @@ def sets(
         items = _measured(split, part)
         seen = seen_images(adapter) or {""}
         model = common.load_adapter(adapter, backbone, device)
-        found = calibrated(model, items, score, by_class=by_class, learned=seen, inference=Inference(cache=cache))
+        inference = Inference(cache=cache)
+        found = calibrated(model, items, score, by_class=by_class, together=together, learned=seen, inference=inference)
         model.answers = replace(model.answers, sets=found)
-        found.check(LEVEL, model.settings_id, found.of_items)
+        found.check(LEVEL, model.settings_id, found.of_items, together)
         model.save(out)
     if "" in seen:
         click.echo(
@@ -140,8 +151,11 @@ def sets(
             "checked",
             err=True,
         )
+    ask = "--together " * together
     click.echo(f"calibrated on {found.images:,} {split.noun}: {found.promise(LEVEL, model.class_names)}")
-    click.echo(f"adapter    {out} ({readable_bytes(out.stat().st_size)}); adapt predict {out} IMAGES --sets {LEVEL:g}")
+    click.echo(
+        f"adapter    {out} ({readable_bytes(out.stat().st_size)}); adapt predict {out} IMAGES {ask}--sets {LEVEL:g}"
+    )
 
 
 @command()
@@ -333,12 +347,15 @@ def _print(
             by_image = f"their {each.images} images, each by itself"
             lines += each.lines("the same, answered together as one set" if name == "together" else by_image)
         if held is not None:
-            least = min(held.by_class, key=lambda name: held.by_class[name])
-            lines.append(
-                f"sets at {held.level:g}: {100 * held.coverage:.1f} % ({in_percent(held.interval)}) hold the true "
-                f"class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; "
-                f"least for {shown(least)}, {100 * held.by_class[least]:.1f} %"
-            )
+            told = f"{held.level:g}: {100 * held.coverage:.1f} % ({in_percent(held.interval)}) hold the true"
+            if held.by_class:
+                least = min(held.by_class, key=lambda name: held.by_class[name])
+                lines.append(
+                    f"sets at {told} class, {held.size:.2f} classes on average, {100 * held.empty:.1f} % empty; "
+                    f"least for {shown(least)}, {100 * held.by_class[least]:.1f} %"
+                )
+            else:
+                lines.append(f"intervals at {told} number, {held.size:.3g} wide on average")
         if other is not None:
             lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
             lines.append(f"the first minus the second: {_apart(scores, difference(scores, other))}")

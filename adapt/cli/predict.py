@@ -62,7 +62,8 @@ def predict(
     sets: Annotated[
         float | None,
         Option(
-            "Also give the set of classes that holds the true one at this level, such as 0.9 (see `adapt sets`).",
+            "Also give the set of classes that holds the true one at this level, such as 0.9, or the interval of a "
+            "number (see `adapt sets`).",
             min=0,
             max=1,
             metavar="LEVEL",
@@ -71,7 +72,9 @@ def predict(
     classes: common.OtherClasses = None,
     question: Annotated[str | None, "Question about each image, for an adapter that answers questions."] = None,
     together: Annotated[
-        bool, "Answer all images as one set, with an adapter of a method such as stata; results come at the end."
+        bool,
+        "Answer all images as one set, with an adapter of a method such as stata, or with --sets; results come at the "
+        "end.",
     ] = False,
     at_a_time: Annotated[
         int | None,
@@ -107,8 +110,9 @@ def predict(
 
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
-    column number, one that was trained with --watch a column strangeness. A multi-label adapter adds a column classes,
-    with names separated by bars. A cell that a spreadsheet would run as a formula begins with an apostrophe.
+    column number, and with --sets the columns low and high, and one that was trained with --watch a column strangeness.
+    A multi-label adapter adds a column classes, with names separated by bars. A cell that a spreadsheet would run as a
+    formula begins with an apostrophe.
 
     \b
     Examples:
@@ -172,7 +176,7 @@ def predict(
             for model in models:
                 common.set_at_use(model, at_use)
             if sets is not None:
-                _promise(models, sets, of_items)
+                _promise(models, sets, of_items, together)
             answers = _by_adapters(adapters, models, query, opened, len(files))
             watched = _Watched([adapter for adapter in adapters if len(adapters) > 1] or [""], models)
         for number, answer in enumerate(answers):
@@ -191,10 +195,10 @@ def predict(
     exit_where_unread(files, list(chain.from_iterable(read)))
 
 
-def _promise(models: Sequence[Model], level: float, of_items: bool) -> None:
+def _promise(models: Sequence[Model], level: float, of_items: bool, together: bool) -> None:
     """Print what the sets of each model promise, on stderr. Raises AdaptError if one has none at this level."""
     for model in models:
-        sets = model.sets_at(level, of_items)
+        sets = model.sets_at(level, of_items, together)
         click.echo(sets.promise(level, model.class_names), err=True)
 
 
@@ -310,8 +314,8 @@ class Columns:
     """A CSV writer that prints one row per image, with the most probable class and its probability for each adapter.
 
     A regression adapter adds a number. A multi-label adapter adds all predicted classes. For other adapters,
-    `threshold` adds the answer, which may be `none`, and `sets` the set of classes. The next most probable classes
-    follow, up to `ranks` in total.
+    `threshold` adds the answer, which may be `none`, and `sets` the set of classes or the ends of the interval. The
+    next most probable classes follow, up to `ranks` in total.
     """
 
     def __init__(self, adapters: Sequence[Path], threshold: bool, ranks: int, sets: bool = False) -> None:
@@ -336,7 +340,9 @@ class Columns:
         names = ["probability"]
         names += ["number"] if first is not None and first.number is not None else []
         names += ["strangeness"] if first is not None and first.seen is not None else []
-        names += ["classes"] if multi_label else ["answer"] * self._threshold + ["set"] * self._sets
+        names += ["classes"] if multi_label else ["answer"] * self._threshold
+        if self._sets:
+            names += ["set"] if first is None or first.interval is None else ["low", "high"]
         names += [f"{name}_{rank}" for rank in range(2, self._ranks + 1) for name in ("class", "probability")]
         return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
 
@@ -350,6 +356,7 @@ class Columns:
         if prediction.class_names is not None:
             answer = [SEPARATOR.join(prediction.class_names) or prediction.class_name]
         held = [] if prediction.set is None else [SEPARATOR.join(prediction.set)]
+        held += [f"{end:.6g}" for end in prediction.interval or ()]
         return [*ranked[:2], *number, *answer, *held, *ranked[2:]]
 
 
@@ -396,6 +403,7 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 def _answer(prediction: Prediction) -> str:
     """Return the text that follows an image's name: the number, the set, and any answer other than the top class."""
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
+    number += "" if prediction.interval is None else " ({:.3g} to {:.3g})".format(*prediction.interval)
     if prediction.set is not None:
         return f"{number}  {{{', '.join(map(shown, prediction.set))}}}"
     if prediction.class_names is None and prediction.class_name == prediction.top[0][0]:

@@ -1,10 +1,13 @@
-"""Sets of classes with a guarantee: their calibration on labelled images, and what they hold on others."""
+"""Sets of classes and intervals of numbers with a guarantee: their calibration, and what they hold on other images."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from adapt import tasks
 from adapt.common.errors import AdaptError
@@ -14,9 +17,10 @@ from adapt.data.item import Item, items_id
 from adapt.evaluation import intervals
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.intervals import Interval
-from adapt.methods.base.traits import Grades, Stream, has_trait
+from adapt.methods.base.traits import Grades, OverSet, Stream, has_trait
 from adapt.models.base import Adapted
-from adapt.models.sets import MOST, Score, Sets
+from adapt.models.image_model import ImageModel
+from adapt.models.sets import MOST, RESIDUAL, Calibration, Score, Sets
 
 logger = logging.getLogger("adapt")
 LEVEL = 0.9  # of which the promise is told
@@ -25,21 +29,33 @@ LEVEL = 0.9  # of which the promise is told
 def calibrated(
     model: Adapted,
     items: Sequence[Item],
-    score: Score = "lac",
+    score: Score | None = None,
     *,
     by_class: bool = False,
+    together: bool = False,
     learned: Collection[str] = (),
     inference: Inference | None = None,
 ) -> Sets:
-    """Return the sets of `model`, calibrated on labelled images that it has not learned from.
+    """Return the sets of `model`, calibrated on labelled images that it has not learned from; intervals for numbers.
 
+    `score` is `lac` by default. With `together`, the sets are of images that are answered together (Conf-OT).
     Nothing may have been chosen on the images either, such as a number of epochs, a setting or a temperature.
     `learned` are the ids (`file_id`) of images that it has, or that something was chosen on.
 
-    Raises AdaptError if the model does not choose one of several classes for each image by itself, if an image was
-    learned from or lacks a class of the model, and for more than 25,000 images.
+    Raises AdaptError if the model neither chooses one of several classes for each image by itself nor predicts a
+    number, if an image was learned from or lacks a class of the model, and for more than 25,000 images.
     """
-    _check(model, items)
+    numbers, bags = _numbers(model, items), has_bags(items)
+    if numbers is not None and (score or by_class or together):
+        raise AdaptError(
+            f"{model.method.name} predicts a number, whose interval is by the errors of numbers: leave out score, "
+            "by_class and together"
+        )
+    if together and (bags or not isinstance(model, ImageModel) or has_trait(model.method, OverSet)):
+        raise AdaptError(
+            "sets of images that are answered together are by the logits of single images, each by itself: leave "
+            f"together out for {model.method.name} on {model.backbone.describe()} and for items of several images"
+        )
     if len(items) > MOST:
         raise AdaptError(f"there are {len(items):,} images to calibrate on; expected at most {MOST:,}: give fewer")
     seen = set(learned) - {""}
@@ -50,18 +66,26 @@ def calibrated(
         )
     task = tasks.of(items)
     task.check_model(model, items)
-    probabilities = task.answers(model, items, inference or Inference())
     # copies of an image are one image, under whatever name
     groups = [item.unit or item.group or file_id(item.path) or item.name for item in items]
-    labels, bags = task.numbers(items, model.class_names), has_bags(items)
-    return Sets.of(probabilities, labels, groups, score, by_class, model.settings_id, items_id(items), bags)
+    inference, told = inference or Inference(), (model.settings_id, items_id(items), bags)
+    if numbers is not None:
+        return Sets.of(task.answers(model, items, inference)[:, 0], numbers, groups, RESIDUAL, False, *told)
+    labels = task.numbers(items, model.class_names)
+    score = score or "lac"
+    if together:
+        number = {group: at for at, group in enumerate(dict.fromkeys(groups))}
+        logits = inference.all_logits(model, items).float()
+        kept = Calibration(logits, labels, torch.tensor([number[group] for group in groups]))
+        return Sets(score, by_class, (), (), *told, kept).beside(logits[:0])[0]
+    return Sets.of(task.answers(model, items, inference), labels, groups, score, by_class, *told)
 
 
 class Coverage(NamedTuple):
     """What sets at a level hold on labelled images: the share of images whose class is in their set, and so on.
 
-    `size` is the mean number of classes in a set, `empty` the share of sets without a class, and `by_class` the
-    coverage of each class that has images.
+    `size` is the mean number of classes in a set, or the width of intervals of numbers, `empty` the share of sets
+    without a class, and `by_class` the coverage of each class that has images; it is empty for numbers.
     """
 
     level: float
@@ -78,39 +102,58 @@ def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inf
     Where the items are those of the calibration, a warning is logged. Raises AdaptError like `calibrated`, and for a
     model without sets.
     """
-    _check(model, items)
-    sets = model.sets_at(level, has_bags(items))
+    numbers, sets = _numbers(model, items), model.answers.sets
+    sets = model.sets_at(level, has_bags(items), sets is not None and sets.together)
     if sets.images_id == items_id(items):
         logger.warning("the sets were calibrated on these %d images, so that their coverage says nothing", len(items))
     task = tasks.of(items)
     task.check_model(model, items)
-    held = sets.hold(task.answers(model, items, inference or Inference()), level)
-    labels = task.numbers(items, model.class_names)
-    right, sizes = held.gather(1, labels[:, None])[:, 0], held.sum(1)
+    inference, of_classes = inference or Inference(), dict[str, float]()
+    if numbers is not None:
+        ends = sets.around(task.answers(model, items, inference)[:, 0], level)
+        low, high = torch.tensor(ends, dtype=torch.double).unbind(1)
+        right, sizes = (low <= numbers) & (numbers <= high), high - low
+    else:
+        if sets.together:
+            sets, answers = sets.beside(inference.all_logits(model, items))
+            answers = answers.exp()
+        else:
+            answers = task.answers(model, items, inference)
+        held, labels = sets.hold(answers, level), task.numbers(items, model.class_names)
+        right, sizes = held.gather(1, labels[:, None])[:, 0], held.sum(1)
+        for label in labels.unique().tolist():
+            of_classes[model.class_names[label]] = float(right[labels == label].double().mean())
     return Coverage(
         level,
         float(right.double().mean()),
         intervals.of_share(right, [item.kept_with for item in items]),
         float(sizes.double().mean()),
         float((sizes == 0).double().mean()),
-        {model.class_names[label]: float(right[labels == label].double().mean()) for label in labels.unique().tolist()},
+        of_classes,
     )
 
 
-def _check(model: Adapted, items: Sequence[Item]) -> None:
-    """Raise AdaptError if `model` and `items` are not of one class for each image by itself."""
+def _numbers(model: Adapted, items: Sequence[Item]) -> Tensor | None:
+    """Return the true numbers `(n,)` of the items if `model` predicts numbers, and None if it chooses among classes.
+
+    Raises AdaptError if it does neither, or if the items are of the other kind.
+    """
     method = model.method
     if not items:
         raise AdaptError("there are no images: give labelled images")
+    if has_trait(method, Grades) and method.tasks == {"targets"}:
+        numbers = items[0].task.values(items)
+        if numbers is None or not tasks.of(items).compares(method):
+            raise AdaptError(f"{method.name} predicts a number, and the data has none: use data with a column target")
+        return numbers
     if not model.class_names or not model.classifies or not items[0].task.one_class or model.answers.several:
         raise AdaptError(
             f"sets are of classes, one of which is right for an image, but this {method.name} or the data is for "
             f"{items[0].task.title}: use an adapter and data with one class per image"
         )
-    if has_trait(method, Grades) and method.tasks == {"targets"}:
-        raise AdaptError(f"sets are of classes, and {method.name} predicts a number: use an adapter of classes")
     if has_trait(method, Stream):
         raise AdaptError(
             f"an answer of {method.name} depends on the images before it, and sets with a guarantee ask for answers "
             "that do not: use another method"
         )
+    return None

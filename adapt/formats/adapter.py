@@ -5,12 +5,12 @@ The header is validated metadata, such as method, settings, backbone and class n
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
-from math import isclose
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NotRequired, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator, with_config
 from typing_extensions import TypedDict  # pydantic reads typing's own from Python 3.12 on
@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 
     from adapt.backbones.base import Backbone
     from adapt.models.base import Adapted
+    from adapt.models.sets import Sets
     from adapt.models.watch import Watch
 
 
 PREFIX = "watch."  # of the tensors that are not the method's
 FORMAT = (2, 1)  # another major version is refused, a newer minor one only adds keys
 OLDER = (2, 0)  # of a file that has nothing newer, so that equal runs write equal files
+# begin the names of tensors that are not the method's: what sets of images answered together need, and the watch
+_CALIBRATION, _WATCH = "calibration.", "watch."
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -79,15 +82,16 @@ class RecordedAnswers(TypedDict):
 
 @with_config(_STRICT | ConfigDict(extra="forbid"))
 class RecordedSets(TypedDict):
-    """The calibrated sets of classes (`adapt.models.sets.Sets`)."""
+    """The calibrated sets of classes (`adapt.models.sets.Sets`), or intervals of numbers."""
 
-    score: Literal["lac", "aps", "raps"]
+    score: Literal["lac", "aps", "raps", "residual"]
     by_class: bool
     scores: tuple[tuple[float, ...], ...]
     sizes: tuple[tuple[Annotated[int, Field(gt=0)], ...], ...]
     settings: str
     images_id: str
     of_items: bool
+    together: bool
 
 
 class Header(BaseModel):
@@ -139,7 +143,8 @@ class Header(BaseModel):
             parts = len(self.class_names) if self.sets["by_class"] else 1
             if [*map(len, scores)] != [*map(len, sizes)] or len(scores) != parts:
                 raise ValueError("sets: expected as many sizes as scores, of all images or of each class")
-            most = 2 + len(self.class_names)  # of raps, whose penalty is a hundredth of a rank
+            most = 2.0 + len(self.class_names)  # of raps, whose penalty is a hundredth of a rank
+            most = math.inf if self.sets["score"] == "residual" else most
             if any(list(own) != sorted(own) or not all(0 <= score <= most for score in own) for own in scores):
                 raise ValueError("sets: expected scores in ascending order, from 0 on")
         return self
@@ -206,7 +211,10 @@ def save(model: Adapted, path: str | Path) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     tensor_file.check_finite(tensors, "the model")
     check_loadable(model, tensors)
-    tensors |= {} if model.watch is None else {PREFIX + name: own for name, own in model.watch.tensors().items()}
+    kept = None if model.answers.sets is None else model.answers.sets.calibration
+    others = {} if kept is None else {_CALIBRATION + name: tensor for name, tensor in kept._asdict().items()}
+    others |= {} if model.watch is None else {_WATCH + name: own for name, own in model.watch.tensors().items()}
+    tensors |= {name: tensor.contiguous() for name, tensor in others.items()}
     header = header_of(model).model_dump()
     metadata = {key: plain.dump(value) for key, value in header.items() if value is not None}
     with replacing(path) as temporary:
@@ -219,7 +227,7 @@ def header_of(model: Adapted) -> Header:
     from adapt.models.prediction import PLAIN
 
     backbone, sets = model.backbone, model.answers.sets
-    answers = {name: value for name, value in asdict(model.answers).items() if name != "sets"}
+    answers = {name: value for name, value in asdict(replace(model.answers, sets=None)).items() if name != "sets"}
     values = {
         "method": model.method.name,
         "config": model.method.config.model_dump(mode="json"),
@@ -231,7 +239,7 @@ def header_of(model: Adapted) -> Header:
         "logit_scale": _scale_of(model),
         "versions": versions(),
         "answers": None if replace(model.answers, sets=None) == PLAIN else answers,
-        "sets": None if sets is None else asdict(sets),
+        "sets": None if sets is None else {key: getattr(sets, key) for key in RecordedSets.__annotations__},
         "watch": None if model.watch is None else True,
         **model.metadata,
     }
@@ -253,7 +261,7 @@ def _scale_of(model: Adapted) -> float | None:
 def check_scale(described: Header, model: Adapted, path: str | Path) -> None:
     """Raise AdaptError if the logit scale recorded in a header differs from the logit scale of `model`."""
     own, recorded = _scale_of(model), described.logit_scale
-    if recorded is not None and (own is None or not isclose(recorded, own, rel_tol=1e-3)):
+    if recorded is not None and (own is None or not math.isclose(recorded, own, rel_tol=1e-3)):
         raise AdaptError(
             f"{path} records the logit scale {recorded:g}, but {model.method.name} here has "
             f"{'none' if own is None else f'{own:g}'}. The file was changed by hand: fetch or train the adapter again"
@@ -273,16 +281,40 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Return the method's tensors of an adapter file. Raises AdaptError if it is damaged or a value is not finite."""
     tensors = tensor_file.read(Path(path))
     tensor_file.check_finite(tensors, str(path))
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith((_CALIBRATION, _WATCH))}
 
 
-def read_watch(path: str | Path) -> Watch:
-    """Return the watch of an adapter file that has one. Raises AdaptError if it is damaged."""
+def _others(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of an adapter file whose names begin with `prefix`, without it."""
+    tensors = tensor_file.read(path)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def read_watch(described: Header, path: Path) -> Watch | None:
+    """Return the watch of an adapter file, if it has one. Raises AdaptError if it is damaged."""
     from adapt.models.watch import Watch
 
-    tensors = tensor_file.read(Path(path))
-    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    return Watch.from_tensors(own, path)
+    return Watch.from_tensors(_others(path, _WATCH), path) if described.watch else None
+
+
+def read_sets(described: Header, path: Path) -> Sets | None:
+    """Return the calibrated sets of an adapter file. Raises AdaptError if its tensors do not fit its header."""
+    from adapt.models.sets import Calibration, Sets
+
+    if described.sets is None:
+        return None
+    values: dict[str, Any] = dict(described.sets)
+    if not values.pop("together"):
+        return Sets(**values)
+    tensors, images, classes = _others(path, _CALIBRATION), sum(map(len, values["scores"])), len(described.class_names)
+    kept = [tensors[name] for name in Calibration._fields if name in tensors]
+    shapes = [tuple(tensor.shape) for tensor in kept]
+    if shapes != [(images, classes), (images,), (images,)] or not {*kept[1].tolist()} <= {*range(classes)}:
+        raise AdaptError(
+            f"{path} lacks logits or labels of the {images:,} images that its sets were calibrated on: "
+            "fetch it again, or calibrate the sets again with `adapt sets`"
+        )
+    return Sets(**values, calibration=Calibration(*kept))
 
 
 def check_backbone(described: Header, backbone: Backbone, path: str | Path) -> None:

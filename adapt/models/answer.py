@@ -24,7 +24,7 @@ from adapt.data.decoding.pictures import turns
 from adapt.methods.base import Encoded, ImageStep
 from adapt.methods.base.traits import Explains, OverSet, PoolsBags, trait
 from adapt.models.base import Adapted, evaluating
-from adapt.models.prediction import ImageOfBag, Prediction, Query, predictions
+from adapt.models.prediction import ImageOfBag, Prediction, Query, finite, predictions
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
@@ -41,11 +41,28 @@ def answered(
         return _of_items(model, cast("Iterable[Sequence[object]]", images), query, batch_size, urls)
     if query.explain:
         return _explained(model, images, query, batch_size, urls)
+    if query.sets is not None:
+        return _transported(model, images, query, batch_size, urls)
     batches = model._of_batches(images, batch_size, urls, lambda model, x: model.image_features(x).cpu())
     encoded = torch.cat([torch.empty(0), *batches])
     logits = logits_together(model, encoded, query.at_a_time)
     kept = encoded if query.features else None
     return predictions(logits, model.class_names, query, model.answers, kept, model.grades(logits))
+
+
+def _transported(model: ImageModel, images: object, query: Query, size: int, urls: bool) -> Iterator[Prediction]:
+    """Yield the answers about images with sets of classes by Conf-OT, which takes the logits of each by itself."""
+    assert query.sets is not None
+
+    def compute(model: ImageModel, pixels: Tensor) -> list[Tensor]:
+        step = model.step(pixels)
+        return [model.answered(step).cpu(), step.features.cpu()]
+
+    if found := [*model._of_batches(images, size, urls, compute)]:
+        logits, encoded = map(torch.cat, zip(*found, strict=True))
+        sets, answers = model.sets_at(query.sets, together=True).beside(finite(logits))
+        settings = replace(model.answers, sets=sets)
+        yield from predictions(answers, model.class_names, query, settings, encoded if query.features else None)
 
 
 @dataclass(frozen=True)

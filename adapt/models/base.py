@@ -223,10 +223,10 @@ class Adapted(nn.Module, Generic[B]):
         told = plain.dump([self.method.name, config, list(self.class_names), answers])
         return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
-    def sets_at(self, level: float, of_items: bool = False) -> Sets:
+    def sets_at(self, level: float, of_items: bool = False, together: bool = False) -> Sets:
         """Return the calibrated sets, which can be given at `level`. Raises AdaptError if there are none, or says why.
 
-        They are of single images, or with `of_items` of items of several images.
+        They are of single images, or with `of_items` of items of several images; of each by itself, or `together`.
         """
         sets = self.answers.sets
         if sets is None:
@@ -234,7 +234,7 @@ class Adapted(nn.Module, Generic[B]):
                 "the adapter has no calibrated sets: calibrate them with `adapt sets ADAPTER --data DATA` on labelled "
                 "images that it has not learned from"
             )
-        sets.check(level, self.settings_id, of_items)
+        sets.check(level, self.settings_id, of_items, together)
         return sets
 
     def _predictions(self, pixels: Tensor, query: Query) -> Iterator[Prediction]:
@@ -258,8 +258,9 @@ class Adapted(nn.Module, Generic[B]):
         `images` is one image, a list or iterator of images, or an array of images along the first axis. An image is a
         path, the bytes of a file, a PIL image, an array `(h, w, c)` or a tensor `(c, h, w)` of uint8 or of floats from
         0 to 1; with `urls`, also an http or https address. A prediction with a probability below `threshold` has the
-        class `none`. With `sets`, such as 0.9, `prediction.set` is the set of classes at that level, if the model was
-        calibrated. With `features`, predictions include image features. Several threads may call `predict` at once.
+        class `none`. With `sets`, such as 0.9, `prediction.set` is the set of classes at that level, or
+        `prediction.interval` that of the number, if the model was calibrated. With `features`, predictions include
+        image features. Several threads may call `predict` at once.
 
         Raises AdaptError, naming the image, for an unreadable file and for anything that is not an image (see
         `adapt.data.open_image`), for a threshold outside [0, 1], for `sets` of a model that was not calibrated, or on
@@ -299,7 +300,7 @@ class Adapted(nn.Module, Generic[B]):
         """
         self.check_query(query)
         if query.sets is not None:
-            self.sets_at(query.sets, query.items)
+            self.sets_at(query.sets, query.items, query.together)
         for batch in self._of_batches(images, batch_size, urls, lambda model, x: list(model._predictions(x, query))):
             yield from batch
 

@@ -334,17 +334,19 @@ class ImageModel(Adapted[E]):
         *,
         at_a_time: int | None = None,
         threshold: float | None = None,
+        sets: float | None = None,
         features: bool = False,
         urls: bool = False,
     ) -> list[Prediction]:
         """Return predictions like `predict`, where the answer for each image depends on the other images.
 
-        All images are one set; with `at_a_time`, sets of about so many images are answered one after the other.
+        All images are one set; with `at_a_time`, sets of about so many images are answered one after the other. With
+        `sets`, answers and sets of classes are by Conf-OT (see `adapt.models.sets`), for which any method will do.
 
         Raises AdaptError in the cases that `predict` lists, if the method answers each image by itself (see the trait
         `OverSet`), and for fewer images than the method needs.
         """
-        query = Query(top_k, threshold, features, together=True, at_a_time=at_a_time)
+        query = Query(top_k, threshold, features, together=True, at_a_time=at_a_time, sets=sets)
         return list(self.ask(images, query, batch_size, urls=urls))
 
     def ask(self, images: object, query: Query, batch_size: int = 64, *, urls: bool = False) -> Iterator[Any]:
@@ -353,6 +355,8 @@ class ImageModel(Adapted[E]):
         from adapt.models import answer
 
         self.check_query(query)
+        if query.sets is not None:
+            self.sets_at(query.sets, query.items, query.together)
         return answer.answered(self, images, query, batch_size, urls)
 
     def check_query(self, query: Query) -> None:
@@ -363,7 +367,7 @@ class ImageModel(Adapted[E]):
         self._check_classes()
         if query.items:
             self.check_takes_bags()
-        if query.together or query.explain:
+        if (query.together and query.sets is None) or query.explain:
             from adapt.models import answer
 
             (answer.check_together if query.together else answer.check_descriptors)(self)

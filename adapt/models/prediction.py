@@ -13,7 +13,7 @@ from torch import Tensor
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.data.bags import BagPooling
-from adapt.models.sets import Sets, check_level
+from adapt.models.sets import RESIDUAL, Sets, check_level
 from adapt.models.watch import Seen
 
 
@@ -127,6 +127,8 @@ class Prediction:
     """For an item of several images, what each image says by itself, in their order."""
     set: tuple[str, ...] | None = None
     """The set of classes at the level that was asked for, the most probable first; empty if none is probable enough."""
+    interval: tuple[float, float] | None = None
+    """The ends of the interval of the number (regression) at the level that was asked for."""
     seen: Seen | None = field(default=None, compare=False, repr=False)
     """What the adapter's watch, if it has one, saw of the image, which `adapt.models.watch.Windows` compares."""
 
@@ -136,7 +138,8 @@ class Prediction:
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
         images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
-        held = {} if self.set is None else {"set": list(self.set)}
+        held: JsonObject = {} if self.set is None else {"set": list(self.set)}
+        held |= {} if self.interval is None else {"interval": list(self.interval)}
         seen = {} if self.seen is None else {"strangeness": self.seen.strangeness}
         return {**own, **classes, **images, **held, **seen, "top": top}
 
@@ -149,12 +152,13 @@ HALF = 0.5  # the default threshold of multi-label classification
 class Query:
     """What is asked of a model about images: the number of classes, a probability threshold, features, a question.
 
-    `sets` is the level of the sets of classes that are wanted. By default each image is answered by itself. `items` are
-    sequences of images of one thing, and `together` makes all images one set, or sets of about `at_a_time` images.
+    `sets` is the level of the sets of classes, or intervals of numbers, that are wanted. By default each image is
+    answered by itself. `items` are sequences of images of one thing, and `together` makes all images one set, or sets
+    of about `at_a_time` images.
     `explain` asks for an `Explanation` of each prediction.
 
     Raises AdaptError for a `top_k` below 1, for a `threshold` outside [0, 1], for `sets` outside (0, 1), and for sets
-    of images that are answered together, or beside a threshold, which has no guarantee.
+    beside a threshold, which has no guarantee, or of images that are answered some at a time.
     """
 
     top_k: int = 5
@@ -170,10 +174,10 @@ class Query:
     def __post_init__(self) -> None:
         if self.sets is not None:
             check_level(self.sets)
-            if self.together or self.explain or self.threshold is not None:
+            if self.at_a_time is not None or self.explain or self.threshold is not None:
                 raise AdaptError(
-                    "sets of classes are of each image by itself, without a threshold or reasons: leave out together, "
-                    "explain and threshold, or leave out sets"
+                    "sets with a guarantee have no threshold and no reasons, and are of each image by itself or of all "
+                    "together: leave out threshold, explain and at_a_time, or leave out sets"
                 )
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 1:
             raise AdaptError(f"top_k is {self.top_k!r}; expected the number of returned classes, 1 or more")
@@ -199,7 +203,7 @@ def predictions(
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     every = answers.probabilities(finite(logits).float())
     probabilities, indices = every.topk(count)
-    held = iter(_sets(every, class_names, answers, query.sets))
+    held = _held(every, numbers, class_names, answers, query.sets)
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     number_of_each = [None] * len(logits) if numbers is None else numbers.tolist()
     threshold = HALF if answers.several and query.threshold is None else query.threshold
@@ -207,18 +211,22 @@ def predictions(
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         labels = _above(top, threshold or 0.0) if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
-        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, set=next(held, None)), threshold)
+        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **next(held, {})), threshold)
 
 
-def _sets(
-    probabilities: Tensor, class_names: Sequence[str], answers: Answers, level: float | None
-) -> list[tuple[str, ...]]:
-    """Return the set of each image, its most probable class first; no sets if none were asked for."""
+def _held(
+    probabilities: Tensor, numbers: Tensor | None, class_names: Sequence[str], answers: Answers, level: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the set of each image, its most probable class first, or its interval; nothing if none was asked for."""
     if level is None or answers.sets is None:
-        return []
+        return
+    if answers.sets.score == RESIDUAL:
+        assert numbers is not None
+        yield from ({"interval": ends} for ends in answers.sets.around(numbers, level))
+        return
     held, order = answers.sets.hold(probabilities, level), probabilities.argsort(dim=-1, descending=True, stable=True)
-    rows = zip(order.tolist(), held.gather(1, order).tolist(), strict=True)
-    return [tuple(class_names[label] for label, inside in zip(*row, strict=True) if inside) for row in rows]
+    for row in zip(order.tolist(), held.gather(1, order).tolist(), strict=True):
+        yield {"set": tuple(class_names[label] for label, inside in zip(*row, strict=True) if inside)}
 
 
 def _above(ranked: Sequence[tuple[str, float]], threshold: float) -> tuple[str, ...]:

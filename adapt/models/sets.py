@@ -1,9 +1,11 @@
-"""Sets of classes with a guarantee (split conformal prediction), over all images or by class.
+"""Sets of classes and intervals of numbers with a guarantee (split conformal prediction).
 
 Sources: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, for both guarantees; Sadinle, Lei and
 Wasserman, JASA 2019 (LAC); Romano, Sesia and Candès, NeurIPS 2020 (APS); Angelopoulos et al., ICLR 2021 (RAPS); Lee,
-Barber and Willett, 2023, for images in groups. Deviations: APS and RAPS are not randomised, so that an answer does not
-depend on chance; their sets are a little larger, and never empty.
+Barber and Willett, 2023, for images in groups; Lei et al., JASA 2018, for numbers, by absolute residuals;
+Silva-Rodríguez et al., CVPR 2025, for images answered together (Conf-OT). Deviations: APS and RAPS are not randomised,
+so that an answer does not depend on chance; their sets are a little larger, and never empty. Conf-OT has the uniform
+marginal alone, as that of the calibration labels breaks the guarantee, and no logit overflows in it.
 """
 
 from __future__ import annotations
@@ -11,12 +13,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from numbers import Real
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,52 +28,86 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import first_of
 
 Score = Literal["lac", "aps", "raps"]
+RESIDUAL: Final = "residual"  # the score of a number: how far it is from the true one
 MOST = plain.NAMES  # calibration images in an adapter's header
-_PENALTY, _FREE_RANKS = 0.01, 1  # of RAPS, as in its paper's experiments on ImageNet
+RAPS = {"penalty": 0.01, "free_ranks": 1}  # as in its paper's experiments on ImageNet
 _ROUNDING = 1e-9
 _SAME = 1e-6  # probabilities of an image in fp32 differ by less between batches of other sizes
 
 
+class Calibration(NamedTuple):
+    """The logits `(n, c)`, labels `(n,)` and numbers of groups `(n,)` of calibration images, for answers together."""
+
+    logits: Tensor
+    labels: Tensor
+    groups: Tensor
+
+
 @dataclass(frozen=True)
 class Sets:
-    """Scores of calibration images, from which the set of an image follows at any level.
+    """Scores of calibration images, from which the set of an image, or the interval of a number, follows at any level.
 
     `scores` are the scores of the true classes in ascending order, and `sizes` the sizes of the groups that their
     images belong to: of all images, or with `by_class` of the images of each class. `settings` identifies the settings
     of the model that was calibrated, and `images_id` the images (see `items_id`). With `of_items`, each is an item of
-    several images.
+    several images. With a `calibration`, the sets are of images that are answered together, and the scores are those of
+    the calibration images among themselves.
     """
 
-    score: Score
+    score: Score | Literal["residual"]
     by_class: bool
     scores: tuple[tuple[float, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
     settings: str
     images_id: str = ""
     of_items: bool = False
+    calibration: Calibration | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
         cls,
-        probabilities: Tensor,
-        labels: Tensor,
-        groups: Sequence[str],
-        score: Score,
+        answers: Tensor,
+        truth: Tensor,
+        groups: Sequence[Hashable],
+        score: Score | Literal["residual"],
         by_class: bool,
         settings: str,
         images_id: str = "",
         of_items: bool = False,
+        calibration: Calibration | None = None,
     ) -> Sets:
-        """Return the sets of a model from its `probabilities` `(n, c)` of calibration images with `labels` `(n,)`."""
-        own = strangeness(probabilities, score).gather(1, labels[:, None])[:, 0].tolist()
-        part_of = labels.tolist() if by_class else [0] * len(own)
+        """Return the sets of a model from its answers to calibration images, and the truth about them `(n,)`.
+
+        Answers are probabilities `(n, c)`, or numbers `(n,)` for the score `residual`; the truth is labels or numbers.
+        """
+        if score == RESIDUAL:
+            own = (answers.double() - truth).abs().tolist()
+        else:
+            own = strangeness(answers, score).gather(1, truth[:, None])[:, 0].tolist()
+        part_of = truth.tolist() if by_class else [0] * len(own)
         in_group = Counter(zip(part_of, groups, strict=True))
-        parts: list[list[tuple[float, int]]] = [[] for _ in range(probabilities.shape[1] if by_class else 1)]
+        parts: list[list[tuple[float, int]]] = [[] for _ in range(answers.shape[1] if by_class else 1)]
         for value, part, group in zip(own, part_of, groups, strict=True):
             parts[part].append((value, in_group[part, group]))
         ordered = [sorted(part) for part in parts]
         scores, sizes = (tuple(tuple(each[at] for each in part) for part in ordered) for at in (0, 1))
-        return cls(score, by_class, scores, sizes, settings, images_id, of_items)  # type: ignore[arg-type]
+        return cls(score, by_class, scores, sizes, settings, images_id, of_items, calibration)  # type: ignore[arg-type]
+
+    def beside(self, logits: Tensor) -> tuple[Sets, Tensor]:
+        """Return the sets of images that are answered together, from their logits `(b, c)`, and answers `(b, c)`.
+
+        Answers are logarithms of probabilities. The calibration images are transported in one batch with the others.
+        """
+        assert self.calibration is not None
+        known, labels, groups = self.calibration
+        own, answers = transported(torch.cat([known, logits.to(known)])).tensor_split([len(known)])
+        how = (self.score, self.by_class, self.settings, self.images_id, self.of_items, self.calibration)
+        return Sets.of(own.exp(), labels, groups.tolist(), *how), answers
+
+    @property
+    def together(self) -> bool:
+        """Whether the sets are of images that are answered together."""
+        return self.calibration is not None
 
     @property
     def images(self) -> int:
@@ -100,16 +136,31 @@ class Sets:
 
     def hold(self, probabilities: Tensor, level: float) -> Tensor:
         """Return whether each class is in the set of each image `(b, c)`, from their probabilities `(b, c)`."""
+        assert self.score != RESIDUAL
         limits = torch.tensor(self.limits(level), dtype=torch.double, device=probabilities.device)
         return strangeness(probabilities, self.score) <= limits + _SAME
 
-    def check(self, level: float, settings: str, of_items: bool = False) -> None:
+    def around(self, numbers: Tensor, level: float) -> list[tuple[float, float]]:
+        """Return the interval at a level around each of the predicted numbers `(b,)`."""
+        [limit] = self.limits(level)
+        return [(number - limit, number + limit) for number in numbers.tolist()]
+
+    def check(self, level: float, settings: str, of_items: bool = False, together: bool = False) -> None:
         """Raise AdaptError if a model with these `settings` gives no sets at this level, and say why.
 
         The settings are other ones than were calibrated, or no class could be left out, or the level is outside (0, 1),
-        or `of_items`, whether the sets are wanted of items of several images, is not as in the calibration.
+        or `of_items` and `together`, whether the sets are wanted of items of several images and of images answered
+        together, are not as in the calibration.
         """
         check_level(level)
+        if together != self.together:
+            one, other, how = "images answered together", "an image by itself", "give --together (`predict_together`)"
+            if together:
+                one, other, how = other, one, "leave --together out (`predict`)"
+            raise AdaptError(
+                f"the sets of this adapter were calibrated for {one}, and promise nothing for {other}: {how}, or "
+                "calibrate them again with `adapt sets`"
+            )
         if self.of_items != of_items:
             one, other = ("single images", "items of several images")[:: -1 if self.of_items else 1]
             raise AdaptError(f"the sets of this adapter were calibrated on {one}, and promise nothing for {other}")
@@ -125,7 +176,8 @@ class Sets:
             noun = noun if sum(self.groups) == self.images else f"groups of {noun}"
             raise AdaptError(
                 f"sets at {level:g} need {least:,} or more calibration {noun}{of_class}, and the adapter has {most:,}: "
-                "every class would be in every set. Calibrate on more, or ask for less"
+                f"every {'number' if self.score == RESIDUAL else 'class'} would be inside. Calibrate on more, or ask "
+                "for less"
             )
 
     def promise(self, level: float, class_names: Sequence[str]) -> str:
@@ -135,11 +187,13 @@ class Sets:
         like = f"{noun} like the {self.images:,} calibration {noun}"
         if groups < self.images:
             like = f"{noun} of new groups like those of the {self.images:,} calibration {noun}, one from each group"
+        if self.together:
+            like = f"{like}, answered together as one batch (not one after another)"
         if not self.by_class:
-            return (
-                f"the set holds the true class for at least {kept} of {like}, on average over draws of such {noun}; "
-                "not for each class"
-            )
+            holds, no_part = "the set holds the true class", "each class"
+            if self.score == RESIDUAL:
+                holds, no_part = "the interval holds the true number", "high or low numbers alone"
+            return f"{holds} for at least {kept} of {like}, on average over draws of such {noun}; not for {no_part}"
         open_classes = [name for name, limit in zip(class_names, self.limits(level)) if limit == math.inf]
         always = f"; in every set, with too few images: {first_of(open_classes)}" if open_classes else ""
         return (
@@ -154,6 +208,20 @@ def check_level(level: float) -> None:
         raise AdaptError(f"sets is {level!r}; expected the level of sets of classes, such as 0.9")
 
 
+def transported(logits: Tensor, epsilon: float = 1.0, rounds: int = 3) -> Tensor:
+    """Return the logarithms of the probabilities `(n, c)` of images that are answered together, in fp64 (Conf-OT).
+
+    Entropic optimal transport of the images to the classes, each of which gets the same share of them, by rounds of
+    Sinkhorn's algorithm on `logits` `(n, c)`. All images are treated alike, so that their scores stay exchangeable.
+    """
+    scaled = logits.double() / epsilon
+    of_images = torch.zeros_like(scaled[:, :1])
+    for _ in range(rounds):
+        of_classes = -(scaled + of_images).logsumexp(0, keepdim=True)  # up to a constant, which rows take away again
+        of_images = -(scaled + of_classes).logsumexp(1, keepdim=True)
+    return scaled + of_classes + of_images
+
+
 def strangeness(probabilities: Tensor, score: Score) -> Tensor:
     """Return the score of each class for each image `(b, c)` in fp64, larger for a less likely class."""
     probabilities = probabilities.double()
@@ -162,5 +230,6 @@ def strangeness(probabilities: Tensor, score: Score) -> Tensor:
     ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
     scores = ranked.cumsum(-1)
     if score == "raps":
-        scores = scores + _PENALTY * (torch.arange(1, scores.shape[1] + 1) - _FREE_RANKS).clamp_min(0).to(scores)
+        ranks = torch.arange(1, scores.shape[1] + 1) - RAPS["free_ranks"]
+        scores = scores + RAPS["penalty"] * ranks.clamp_min(0).to(scores)
     return torch.zeros_like(scores).scatter(-1, order, scores)

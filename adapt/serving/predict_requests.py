@@ -77,7 +77,8 @@ class ClassProbability(BaseModel):
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
-    For a multi-label adapter, `classes` lists all classes that reach the threshold. `set` is there if `sets` was given.
+    For a multi-label adapter, `classes` lists all classes that reach the threshold. `set`, or for a number `interval`,
+    is there if `sets` was given.
     """
 
     adapter: str
@@ -87,6 +88,7 @@ class AdapterAnswer(BaseModel):
     number: float | None = None  # such as a grade, from a regression adapter
     classes: list[str] | None = None
     set: list[str] | None = None
+    interval: tuple[float, float] | None = None
     strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adapt import load, load_backbone, methods, wrap
+from adapt import fit, load, load_backbone, methods, wrap
+from adapt.data import load as load_data
 from adapt.data import read_folder
 from adapt.evaluation.evaluate import evaluate
 
@@ -185,6 +186,49 @@ def test_sets_with_a_guarantee(run, trained, tmp_path: Path, photos: Path) -> No
     header, row = run("predict", out, picture, "--sets", "0.9", "--csv").stdout.splitlines()
     assert (header, row.split(",")[3]) == ("image,class,probability,set", "|".join(found["set"]))
     assert "has no calibrated sets" in run("predict", folder, picture, "--sets", "0.9").stderr
+    together, test = tmp_path / "together.safetensors", photos / "test"
+    done = run("sets", alone, "--data", photos, "--together", "--out", together)
+    assert f"adapt predict {together} IMAGES --together --sets 0.9" in done.stdout
+    told = run("predict", together, "--together", test, "--sets", "0.9", "--csv")
+    assert "answered together as one batch (not one after another)" in told.stderr
+    rows = [row.split(",") for row in told.stdout.splitlines()]
+    model = load(together)
+    expected = model.predict_together([row[0] for row in rows[1:]], sets=0.9)
+    assert [row[3] for row in rows] == ["set", *("|".join(each.set or ()) for each in expected)]
+    assert "sets at 0.9: 1" in run("eval", together, "--data", photos, "--part", "all", "--sets", "0.9").stdout
+    assert "lac, over all images, answered together, calibrated on 18 images" in run("inspect", together).stdout
+    assert (
+        "leave out threshold, explain and at_a_time"
+        in run("predict", together, "--together", "--at-a-time", "3", test, "--sets", "0.9").stderr
+    )
+
+
+def test_intervals_of_numbers(run, tmp_path: Path, photos: Path, model_folder: Path) -> None:
+    pictures = sorted(photos.rglob("*.png"))
+    rows = [f"{path},{number % 5}" for number, path in enumerate(pictures)]
+    (tmp_path / "numbers.csv").write_text("\n".join(["path,target", *rows]))
+    items = tuple(load_data(str(tmp_path / "numbers.csv"), root=str(photos)).items())
+    model = wrap(load_backbone(str(model_folder)), methods.Ridge(alpha=1.0), ["bad", "poor", "fair", "good", "perfect"])
+    fit(model, items, progress=False)
+    adapter, out = model.save(tmp_path / "ridge.safetensors"), tmp_path / "intervals.safetensors"
+    data = ("--data", tmp_path / "numbers.csv", "--root", photos, "--part", "all")
+    refused = run("sets", adapter, *data, "--score", "aps", "--out", out)
+    assert "predicts a number, whose interval is by the errors of numbers: leave out score" in refused.stderr
+    done = run("sets", adapter, *data, "--out", out)
+    assert (
+        "the interval holds the true number for at least 90 % of images like the 18 calibration images" in done.stdout
+    )
+    [prediction] = load(out).predict(pictures[0], sets=0.9)
+    assert prediction.number is not None
+    assert prediction.interval is not None
+    header, row = run("predict", out, pictures[0], "--sets", "0.9", "--csv").stdout.splitlines()
+    assert header == "image,class,probability,number,low,high"
+    expected = [prediction.number, *prediction.interval]
+    assert [float(cell) for cell in row.split(",")[3:]] == pytest.approx(expected, rel=1e-4)
+    low, high = prediction.interval
+    told = run("predict", out, pictures[0], "--sets", "0.9").stdout.splitlines()[0]
+    assert told == f"{pictures[0]}  {prediction.number:.3g} ({low:.3g} to {high:.3g})"
+    assert "intervals at 0.9: 100.0 % (" in run("eval", out, *data, "--sets", "0.9").stdout
 
 
 def test_one_adapter_against_another(run, trained, photos: Path) -> None:

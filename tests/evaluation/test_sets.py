@@ -1,4 +1,4 @@
-"""Sets of classes: their guarantee on drawn images, by groups and by class, and what is refused."""
+"""Sets of classes and intervals: their guarantee on drawn images, by groups, by class, together; what is refused."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import adapt
@@ -16,9 +17,10 @@ from adapt import AdaptedModel, AdaptError, Backbone, methods
 from adapt.data import Split
 from adapt.data.decoding.files import file_id
 from adapt.evaluation import sets
-from adapt.formats.adapter import read_header
+from adapt.formats.adapter import read_header, read_tensors
 from adapt.models.prediction import Answers, Query, predictions
-from adapt.models.sets import Score, Sets, strangeness
+from adapt.models.sets import Calibration, Score, Sets, strangeness
+from adapt.tasks.targets import Graded
 
 LEVEL = 0.8
 
@@ -71,6 +73,55 @@ def test_images_of_a_group_are_not_taken_for_independent_ones() -> None:
     assert float(torch.stack(held).mean()) > float(torch.stack(naive).mean())
 
 
+EQUAL, UNEQUAL = (0.2,) * 5, (0.4, 0.3, 0.15, 0.1, 0.05)
+
+
+@pytest.mark.parametrize(("shares", "by_class"), [(EQUAL, False), (EQUAL, True), (UNEQUAL, False)])
+def test_images_answered_together_keep_the_promise(shares: tuple[float, ...], by_class: bool) -> None:
+    """Of 49 images, or by class of 250 (about 50 of each); with smaller sets where classes are equally frequent."""
+    held, sizes, alone, expected = [], [], [], []
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(100 if by_class else 300):
+        count = 250 if by_class else 49
+        labels = torch.multinomial(torch.tensor(shares), count + 200, replacement=True, generator=draw)
+        logits = 2 * torch.nn.functional.one_hot(labels, 5) + 1.5 * torch.randn(count + 200, 5, generator=draw)
+        logits = logits + torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])  # a model that prefers some classes
+        known = Calibration(logits[:count], labels[:count], torch.arange(count))
+        found, answers = Sets("lac", by_class, (), (), "", calibration=known).beside(logits[count:])
+        inside = found.hold(answers.exp(), LEVEL)
+        plain = Sets.of(logits[:count].softmax(-1), labels[:count], range(count), "lac", by_class, "")
+        alone.append(plain.hold(logits[count:].softmax(-1), LEVEL).sum(1).double().mean())
+        right = inside.gather(1, labels[count:, None])[:, 0].double()
+        held.append(torch.stack([right.mean(), *(right[labels[count:] == label].mean() for label in range(5))]))
+        sizes.append(inside.sum(1).double().mean())
+        parts = (torch.bincount(labels[:count]) if by_class else torch.tensor([count])) + 1
+        expected.append(((parts * LEVEL - 1e-5).ceil() / parts).mean())
+    over_all, *of_classes = torch.stack(held).nanmean(0).tolist()
+    assert over_all == pytest.approx(float(torch.stack(expected).mean()), abs=0.01)
+    assert (float(torch.stack(sizes).mean()) < float(torch.stack(alone).mean())) == (shares == EQUAL)
+    if by_class:
+        assert min(of_classes) > 0.79
+
+
+def test_the_true_number_is_in_the_interval_as_often_as_promised() -> None:
+    """Of 49 images, with errors that are skewed and as large as the numbers, and of 12 groups that share an error."""
+    draw = torch.Generator().manual_seed(3)
+    for groups, images in ((49, 49), (49, 147)):
+        held, widths = [], []
+        for _ in range(400):
+            truth = torch.randn(images + 500, generator=draw).exp().double()
+            shared = torch.randn(groups, generator=draw)[torch.arange(images) * groups // images]
+            errors = torch.cat([shared, torch.randn(500, generator=draw)]) + torch.randn(images + 500, generator=draw)
+            numbers = truth + truth * errors.exp()
+            own = [str(number * groups // images) for number in range(images)]
+            found = Sets.of(numbers[:images], truth[:images], own, "residual", False, "")
+            ends = torch.tensor(found.around(numbers[images:], LEVEL))
+            held.append(((ends[:, 0] <= truth[images:]) & (truth[images:] <= ends[:, 1])).double().mean())
+            widths.append(ends[:, 1] - ends[:, 0])
+        assert float(torch.stack(held).mean()) == pytest.approx(0.8, abs=0.01)
+        assert torch.stack(widths).isfinite().all()
+
+
 def test_scores_by_hand() -> None:
     probabilities = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.double)
     assert strangeness(probabilities, "lac").tolist() == [pytest.approx([0.5, 0.8, 0.7])]
@@ -80,6 +131,9 @@ def test_scores_by_hand() -> None:
     assert [found.limits(level)[0] for level in (0.2, 0.4, 0.6, 0.8, 0.81)] == [0.1, 0.3, 0.6, 0.75, torch.inf]
     twice = Sets("lac", False, ((0.1, 0.3, 0.6, 0.75),), ((2, 2, 1, 1),), "")  # three groups
     assert [twice.limits(level)[0] for level in (0.25, 0.5, 0.75, 0.76)] == [0.3, 0.6, 0.75, torch.inf]
+    numbers = Sets.of(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.5, 2.0, 5.0]), "abc", "residual", False, "")
+    assert numbers.scores == ((0.0, 0.5, 2.0),)
+    assert numbers.around(torch.tensor([10.0]), 0.5) == [(9.5, 10.5)]
 
 
 def test_a_set_lists_its_classes_the_most_probable_first_and_may_be_empty() -> None:
@@ -122,12 +176,95 @@ def test_sets_are_those_of_the_file_until_something_changes(
     other = loaded.blended(0.5)
     with pytest.raises(AdaptError, match="calibrated with other settings"):
         other.predict(items, sets=0.9)
-    with pytest.raises(AdaptError, match="leave out together, explain and threshold"):
+    with pytest.raises(AdaptError, match="leave out threshold, explain and at_a_time, or"):
         loaded.predict(items, sets=0.9, threshold=0.5)
     with pytest.raises(AdaptError, match="sets is 1; expected the level of sets of classes, such as "):
         loaded.predict(items, sets=1)
     adapt.fit(loaded, tiny_split.train, progress=False)
     assert loaded.answers.sets is None
+
+
+def test_a_folder_is_answered_together_as_its_file_says(
+    model: AdaptedModel, open_clip: Backbone, tiny_split: Split, tmp_path: Path
+) -> None:
+    items = tiny_split.train + tiny_split.test  # whatever they are
+    model.answers = replace(model.answers, sets=sets.calibrated(model, items, together=True))
+    expected = model.predict_together(items, sets=0.9)
+    assert sum(dict(each.top)[item.answer] for item, each in zip(items, expected, strict=True)) > 9
+    loaded = adapt.load(model.save(tmp_path / "a.safetensors"), open_clip)
+    assert loaded.predict_together(items, sets=0.9) == expected
+    assert [each.set for each in loaded.predict_together([items[0]], sets=0.9)] != [()]
+    assert loaded.predict_together([], sets=0.9) == []
+    assert sets.measured(loaded, items, 0.9).size == sum(len(each.set or ()) for each in expected) / 18
+    assert "answered together as one batch (not one after another)" in loaded.sets_at(0.9, together=True).promise(
+        0.9, ()
+    )
+    with pytest.raises(
+        AdaptError,
+        match="calibrated for images answered together, and promise nothing for an image by itself: give --tog",
+    ):
+        loaded.predict(items, sets=0.9)
+    with pytest.raises(AdaptError, match="leave out threshold, explain and at_a_time, or"):
+        loaded.predict_together(items, sets=0.9, at_a_time=9)
+    with pytest.raises(AdaptError, match="answers each image by itself"):
+        loaded.predict_together(items)
+    assert read_tensors(tmp_path / "a.safetensors").keys() == model.method.state_dict().keys()
+    tensors = load_file(tmp_path / "a.safetensors")
+    assert tensors["calibration.logits"].shape == (18, 3)
+    model.answers = replace(model.answers, sets=sets.calibrated(model, items))
+    with pytest.raises(
+        AdaptError, match="calibrated for an image by itself, and promise nothing for images answered tog"
+    ):
+        model.predict_together(items, sets=0.9)
+
+
+def test_a_file_without_the_logits_of_its_calibration_images_is_refused(
+    model: AdaptedModel, open_clip: Backbone, tiny_split: Split, tmp_path: Path
+) -> None:
+    found = sets.calibrated(model, tiny_split.test, together=True)
+    assert found.calibration is not None
+    wrong = found.calibration._replace(labels=found.calibration.labels + 3)
+    model.answers = replace(model.answers, sets=replace(found, calibration=wrong))
+    with pytest.raises(AdaptError, match="lacks logits or labels of the 6 images that its sets were calibrated on"):
+        adapt.load(model.save(tmp_path / "a.safetensors"), open_clip)
+
+
+def test_methods_that_answer_a_set_by_themselves_are_refused_together(open_clip: Backbone, tiny_split: Split) -> None:
+    model = adapt.wrap(open_clip, methods.StatA(), tiny_split.class_names)
+    with pytest.raises(
+        AdaptError, match="by the logits of single images, each by itself: leave together out for stata"
+    ):
+        sets.calibrated(model, tiny_split.test, together=True)
+
+
+def test_a_number_has_its_interval(open_clip: Backbone, tiny_split: Split, tmp_path: Path) -> None:
+    items = [
+        item.labelled(Graded("good" if number % 2 else "bad", float(number)))
+        for number, item in enumerate(tiny_split.train + tiny_split.test)
+    ]
+    model = adapt.wrap(open_clip, methods.Ridge(alpha=1.0), ["bad", "good"])
+    adapt.fit(model, items[:6], progress=False)
+    with pytest.raises(
+        AdaptError, match="ridge predicts a number, and the data has none: use data with a column target"
+    ):
+        sets.calibrated(model, tiny_split.test)
+    with pytest.raises(AdaptError, match=r"ridge predicts a number, .* leave out score, by_class and together"):
+        sets.calibrated(model, items, "aps")
+    model.answers = replace(model.answers, sets=sets.calibrated(model, items[6:]))
+    loaded = adapt.load(model.save(tmp_path / "a.safetensors"), open_clip)
+    predicted = loaded.predict([item.path for item in items[6:]], sets=0.9)
+    errors = [abs(each.number - item.label.value) for each, item in zip(predicted, items[6:], strict=True)]  # type: ignore[operator, attr-defined]
+    for each in predicted:
+        assert each.interval == pytest.approx((each.number - sorted(errors)[11], each.number + sorted(errors)[11]))  # type: ignore[operator]
+        assert each.set is None
+        assert each.plain()["interval"] == list(each.interval or ())
+    found = sets.measured(loaded, items[6:], 0.9)
+    assert (found.coverage, found.size) == (pytest.approx(1), pytest.approx(2 * max(errors)))
+    assert found.by_class == {}
+    promise = loaded.sets_at(0.9).promise(0.9, ())
+    assert promise.startswith("the interval holds the true number for at least 90 % of images like the 12 calibration")
+    with pytest.raises(AdaptError, match=r"sets at 0\.95 need 19 .* has 12: every number would be inside"):
+        loaded.predict(items[0].path, sets=0.95)
 
 
 def test_images_that_were_learned_from_are_refused(model: AdaptedModel, tiny_split: Split) -> None:

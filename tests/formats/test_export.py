@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from adapt.formats.export import export, forms, tracing
 from adapt.methods import CoOp, TipAdapter, UniQA, ZeroShot
 from adapt.methods.base import ImageStep, Method
 from adapt.models.prediction import Answers
+from adapt.models.sets import Calibration, Sets
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 
@@ -103,6 +105,45 @@ def test_labelled_images_are_measured(open_clip: Backbone, tiny_split: Split, tm
         "adapter_accuracy": right,
         "same_labels": 1.0,
     }
+
+
+def test_sets_are_in_the_record(open_clip: Backbone, images: Tensor, tmp_path: Path) -> None:
+    """Twelve images: enough for 90 %, and of the first class alone."""
+    model = model_of(open_clip)
+    scores = tuple(number / 20 for number in range(1, 13))
+    sets = Sets("lac", True, (scores, (), ()), ((1,) * 12, (), ()), model.settings_id)
+    model.answers = replace(model.answers, sets=sets)
+    export(model, tmp_path / "out", "torch")
+    found = record_of(tmp_path / "out")["sets"]
+    assert found["score"] == "lac"
+    assert [(each["level"], each["limits"]) for each in found["levels"]] == [
+        (0.5, [0.35, None, None]), (0.8, [0.55, None, None]), (0.9, [0.6, None, None]),
+    ]  # fmt: skip
+    assert found["levels"][2]["promise"] == sets.promise(0.9, NAMES)
+    run = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    limits = torch.tensor([torch.inf if limit is None else limit for limit in found["levels"][2]["limits"]])
+    held = (1 - run(images).softmax(-1) <= limits + 1e-6).tolist()
+    assert held == sets.hold(model(images).softmax(-1), 0.9).tolist()
+
+
+def test_sets_that_an_export_cannot_keep_are_left_out(
+    open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of(open_clip)
+    monkeypatch.setattr(tracing, "traced", None)  # what comes later takes its time
+    sets = Sets("lac", False, ((0.5,) * 9,), ((1,) * 9,), model.settings_id)
+    for own, int8, reason in (
+        (replace(sets, settings="other"), False, "calibrated with other settings"),
+        (replace(sets, of_items=True), False, "calibrated on items of several images"),
+        (sets, True, "they were calibrated for other weights"),
+        (replace(sets, calibration=Calibration(*[torch.zeros(9)] * 3)), False, "for images answered together"),
+    ):
+        model.answers = replace(model.answers, sets=own)
+        with pytest.raises(TypeError):
+            export(model, tmp_path / "out", int8=int8)
+        assert "the export gives no sets: " in caplog.text
+        assert reason in caplog.text
+        caplog.clear()
 
 
 @pytest.mark.parametrize("to", ["torch", pytest.param("onnx", marks=pytest.mark.full)])

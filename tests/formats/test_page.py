@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from adapt.backbones.preprocess import Preprocess
 from adapt.data import open_image
 from adapt.formats.export import export, forms, tracing
 from adapt.methods import LDA, CoOp, UniQA
+from adapt.models.sets import RAPS, Score, Sets, strangeness
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "build" / "browser" / "node_modules" / "onnxruntime-web"
@@ -118,18 +120,63 @@ def test_the_page_gives_the_models_probabilities(kind: str, made: tuple[AdaptedM
     tab.close()
 
 
-def test_the_page_of_a_regression_model_gives_its_number(model_folder: Path, browser: Any, tmp_path: Path) -> None:
+def test_the_page_of_a_regression_model_gives_its_number_and_interval(
+    model_folder: Path, browser: Any, tmp_path: Path
+) -> None:
     if not RUNTIME.is_dir():
         pytest.skip("onnxruntime-web is not there: make test-browser")
     torch.manual_seed(0)
     model = perturb(adapt.wrap(adapt.load_backbone(str(model_folder)), UniQA(between=(-3.0, 40.0)), NAMES)).eval()
+    sets = Sets("residual", False, ((1.25,) * 9,), ((1,) * 9,), model.settings_id)
+    model.answers = replace(model.answers, sets=sets)
     folder, path = export(model, tmp_path / "out", "html", runtime=RUNTIME), tmp_path / "mine.png"
     path.write_bytes(PICTURES["png"]())
     tab = browser.new_page()
     tab.goto((folder / forms.PAGE).as_uri())
     tab.set_input_files("#choose", path)
     tab.locator("figcaption table").wait_for()
-    assert float(tab.locator("figcaption p").inner_text()) == pytest.approx(model.predict(path)[0].number, abs=0.01)
+    [prediction] = model.predict(path, sets=0.9)
+    number, interval = tab.locator("figcaption p").all_inner_texts()
+    assert float(number) == pytest.approx(prediction.number, abs=0.01)
+    low, to, high, *behind = interval.split()
+    assert [to, " ".join(behind)] == ["to", "(at 90 %)"]
+    assert [float(low), float(high)] == pytest.approx(prediction.interval, abs=0.01)
+    assert "Promised: the interval holds the true number for at least 90 %" in tab.inner_text("#promise")
+    tab.close()
+
+
+def test_the_page_shows_the_set_of_classes_and_what_is_promised(
+    model_folder: Path, browser: Any, tmp_path: Path
+) -> None:
+    if not RUNTIME.is_dir():
+        pytest.skip("onnxruntime-web is not there: make test-browser")
+    torch.manual_seed(0)
+    model, path = adapt.wrap(adapt.load_backbone(str(model_folder)), CoOp(n_ctx=2), NAMES).eval(), tmp_path / "mine.png"
+    path.write_bytes(PICTURES["png"]())
+    sets = Sets("aps", False, ((0.5,) * 8 + (0.9,),), ((1,) * 9,), model.settings_id)
+    model.answers = replace(model.answers, sets=sets)
+    folder, tab = export(model, tmp_path / "out", "html", runtime=RUNTIME), browser.new_page()
+    tab.goto((folder / forms.PAGE).as_uri())
+    tab.set_input_files("#choose", path)
+    tab.locator("figcaption table").wait_for()
+    [prediction] = model.predict(path, sets=0.9)
+    assert prediction.set
+    assert tab.locator("figcaption p").inner_text() == f"One of these (at 90 %): {', '.join(prediction.set)}"
+    assert tab.inner_text("#promise") == f"Promised: {sets.promise(0.9, NAMES)}."
+    drawn = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    order = drawn.argsort(dim=-1, descending=True)
+    for score in get_args(Score):
+        for limit in (0.4, 0.6, 0.95):
+            limits = [limit, limit / 2, None]  # by class, the last of which has too few images
+            change = "([limits, told]) => Object.assign(level, { limits }) && Object.assign(record.sets, told)"
+            tab.evaluate(change, [limits, RAPS | {"score": score}])
+            found = tab.evaluate(
+                "(rows) => rows.map(([p, order]) => held(p, order))", list(zip(drawn.tolist(), order.tolist()))
+            )
+            inside = strangeness(drawn, score) <= torch.tensor([limit, limit / 2, torch.inf])
+            assert found == [
+                [label for label in row if own[label]] for row, own in zip(order.tolist(), inside.tolist())
+            ]
     tab.close()
 
 

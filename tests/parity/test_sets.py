@@ -1,11 +1,15 @@
-"""Sets of classes against MAPIE and crepes: scores, limits, sets over all images and by class."""
+"""Sets of classes against MAPIE, crepes and the published Conf-OT: scores, limits, transport, sets."""
 
 from __future__ import annotations
 
+from typing import get_args
+
 import published
+import pytest
 import torch
 
-from adapt.models.sets import Sets, strangeness
+from adapt.models import sets as ours
+from adapt.models.sets import Score, Sets, strangeness, transported
 
 
 def test_conformal() -> None:
@@ -33,3 +37,33 @@ def test_conformal() -> None:
     randomised = strangeness(probabilities[:known], "aps").gather(1, labels[:known, None])[:, 0]
     for name in ("aps", "aps_open"):
         expected.scaled(f"mapie.{name}.scores", randomised - expected[f"mapie.{name}.u"] * of_labels, within=1e-12)
+
+
+@pytest.mark.parametrize("name", ["confot", "confot_skewed"])
+def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published scores have chance in them; its sets, by LAC, are held with its own threshold."""
+    settings, expected = published.case(name)
+    known, labels = settings["calibration"], expected["labels"][: settings["calibration"], None]
+    assert len(expected["labels"]) == known + settings["test"]
+    monkeypatch.setattr(ours, "RAPS", {"penalty": settings["penalty"], "free_ranks": settings["k_reg"]})
+    plain = (expected["logits"] / settings["epsilon"]).softmax(-1)
+    together = transported(expected["logits"], settings["epsilon"], settings["iterations"]).exp()
+    for kind, probabilities in (("none", plain), ("uniform", together)):
+        expected.scaled(kind, probabilities)
+        of_labels = probabilities[:known].gather(1, labels)[:, 0]
+        for score in get_args(Score):
+            own = strangeness(probabilities[:known], score).gather(1, labels)[:, 0]
+            chance = 0 if score == "lac" else (1 - expected[f"{kind}.{score}.u"]) * of_labels
+            expected.scaled(f"{kind}.{score}.scores", own - chance)
+        held = strangeness(probabilities[known:], "lac") < expected[f"{kind}.lac.threshold"]
+        expected.equal(f"{kind}.lac.sets", held)
+
+
+def test_transport_of_large_logits_is_finite_and_every_class_gets_its_share() -> None:
+    """In fp32 without logarithms, exp overflows from 88 on."""
+    logits = 1000 * torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
+    found = transported(logits).exp()
+    assert found.isfinite().all()
+    assert (found.sum(1) - 1).abs().max() < 1e-12
+    shares = transported(logits / 1000, rounds=200).exp().sum(0)
+    assert (shares - 50 / 7).abs().max() < 1e-6

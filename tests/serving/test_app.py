@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 import adapt
 from adapt import AdaptedModel
+from adapt.methods import UniQA
 from adapt.models import many
 from adapt.models.many import SideBySide
 from adapt.models.prediction import Prediction
@@ -392,3 +393,14 @@ def test_sets_with_a_guarantee(
     assert refused.status_code in (400, 422)
     assert "the adapter has no calibrated sets" in refused.text
     assert upload(client, images[:1], sets=1).status_code == 422
+
+
+def test_a_number_has_its_interval(serve: Serve, open_clip: adapt.Backbone, images: list[bytes], folder: Path) -> None:
+    model, client = adapt.wrap(open_clip, UniQA(between=(-3.0, 40.0)), ["bad", "good"]), serve()
+    sets = Sets("residual", False, ((1.25,) * 9,), ((1,) * 9,), model.settings_id)
+    model.answers = replace(model.answers, sets=sets)
+    client.post("/adapters", json={"path": model.save(folder / "graded.safetensors").name})
+    found = upload(client, images, adapters=["graded"], sets=0.9).json()["results"]
+    expected = [list(each.interval or ()) for each in model.predict(images, sets=0.9)]
+    assert [row["answers"][0]["interval"] for row in found] == [pytest.approx(each, abs=1e-4) for each in expected]
+    assert "interval" not in upload(client, images, adapters=["graded"]).json()["results"][0]["answers"][0]

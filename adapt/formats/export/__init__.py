@@ -6,6 +6,7 @@ Its record, export.json, has the preprocessing, the classes and the accuracy.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,12 +29,14 @@ from adapt.formats.export.forms import INPUT, LOGITS, NUMBER, PRECISE, Graph
 from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import evaluating
 from adapt.models.image_model import ImageModel
+from adapt.models.sets import RAPS
 
 if TYPE_CHECKING:
     from adapt.models.base import Adapted
 
 logger = logging.getLogger("adapt")
 RECORD, FORMAT = "export.json", 1
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # of sets of classes and intervals of numbers
 TOLERANCE = 1e-4  # of logits, relative to the largest, or to 1
 _BATCHES = (1, 2, 5)
 _AT_ONCE = 64
@@ -77,9 +80,7 @@ def export(
             "an HTML page shows one class per image, but this adapter predicts several: use onnx, torch or openvino"
         )
     _check_names(classifier, data)
-    if model.answers.sets is not None:
-        logger.warning("an export gives no sets of classes: their calibration is left out")
-    record = described(classifier, to, FORMS[to], int8)
+    record = described(classifier, to, FORMS[to], int8) | _sets(classifier, int8)
     with warnings.catch_warnings(), new_folder(folder) as new:
         warnings.simplefilter("ignore", FutureWarning)  # torch warns about its own code
         program = tracing.traced(classifier)
@@ -123,6 +124,27 @@ def described(model: ImageModel, to: str, file: str, int8: bool) -> dict[str, ob
         "backbone": model.backbone.name,
         "versions": versions(),
     }
+
+
+def _sets(model: ImageModel, int8: bool) -> dict[str, object]:
+    """Return what export.json says of calibrated sets: their score, and its limits and the promise at some levels.
+
+    Nothing, with a warning, for sets that are not of single images, each by itself, and for 8-bit weights.
+    """
+    sets, levels = model.answers.sets, list[dict[str, object]]()
+    if sets is None:
+        return {}
+    try:
+        if int8 or sets.together:
+            raise AdaptError(f"they were calibrated for {'other weights' if int8 else 'images answered together'}")
+        for level in LEVELS:
+            limits = [limit if limit < math.inf else None for limit in model.sets_at(level).limits(level)]
+            levels.append({"level": level, "limits": limits, "promise": sets.promise(level, model.class_names)})
+    except AdaptError as error:
+        if not levels:
+            logger.warning("the export gives no sets: %s", error)
+            return {}
+    return {"sets": {"score": sets.score, **(RAPS if sets.score == "raps" else {}), "levels": levels}}
 
 
 def _preprocess(backbone: Backbone) -> dict[str, object]:
