@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -361,8 +362,12 @@ def _print(
             lines.append(f"the first minus the second: {_apart(scores, difference(scores, other))}")
         if windows:
             alarms = [change for change in windows if change.alarm]
-            lines.append(f"{len(alarms)} of {len(windows)} windows of images look unlike the training images")
-            lines += [str(change) for change in alarms[:3]]
+            differs = ", ".join(dict.fromkeys(each for change in alarms for each in change.differs))
+            in_what = f" ({differs}), such as {first_of([*chain(*(each.strangest for each in alarms))], 3)}"
+            lines.append(
+                f"{len(alarms)} of {len(windows)} windows of images in a random order look unlike the training images"
+                + in_what * bool(alarms)
+            )
         lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
 

@@ -47,10 +47,14 @@ def watched(model: Adapted, items: Sequence[Item], inference: Inference | None =
 
 
 def changes(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> list[Change]:
-    """Return how each window of labelled `items` compares with the training images; nothing without a watch."""
+    """Return how each window of labelled `items` compares with the training images; nothing without a watch.
+
+    Windows are of items in a random order, as neighbours may be alike, such as pictures of one thing.
+    """
     watch = model.watch
     if watch is None or len(items) < FEWEST or of_texts(items) or has_bags(items):
         return []
+    items = Random(0).sample([*items], len(items))
     pixels, features = _looked_at(model, items, inference or Inference())
     labels = _labels(model, items)
     seen = watch.seen(pixels, features, [0] * len(items) if labels is None else labels.tolist())
