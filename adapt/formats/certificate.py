@@ -23,10 +23,9 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import counting_bar
 from adapt.common.shown import readable_bytes
-from adapt.evaluation.flops import PICTURE, QUESTION, answer_flops, tower_flops
+from adapt.evaluation.flops import PICTURE, QUESTION, flops
 from adapt.formats import tensor_file
 from adapt.models.base import Adapted
-from adapt.models.image_model import ImageModel
 from adapt.training.run import environment
 
 logger = logging.getLogger("adapt")
@@ -52,7 +51,7 @@ class Certificate(BaseModel):
 
     `adapter` is the checksum in the header of the adapter file, and `measured` says what a call is. The peak memory is
     that of the whole process since its start, with Python and the backbone, and for an accelerator also that of its own
-    tensors. `operations` are those of one image, in floating-point operations (see `adapt.evaluation.flops`).
+    tensors. `operations` are the floating-point operations of a call with one image (see `adapt.evaluation.flops`).
     """
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
@@ -66,7 +65,7 @@ class Certificate(BaseModel):
     images_per_second: float = Field(gt=0)
     peak_memory_bytes: int = Field(ge=0)
     peak_device_bytes: int | None = Field(ge=0)
-    operations: float = Field(ge=0)
+    operations: int = Field(ge=0)
     file_bytes: int = Field(ge=0)
 
     def rows(self) -> dict[str, str]:
@@ -80,9 +79,9 @@ class Certificate(BaseModel):
         for each in self.latency:
             slowest = " (the slowest)" * (each.runs < ENOUGH)
             rows[f"latency of {each.images} image{'s' * (each.images > 1)}"] = (
-                f"p50 {each.p50_ms:.4g} ms, p99 {each.p99_ms:.4g} ms{slowest}, of {each.runs:,} runs"
+                f"p50 {each.p50_ms:,.1f} ms, p99 {each.p99_ms:,.1f} ms{slowest}, of {each.runs:,} runs"
             )
-        rows["images a second"] = f"{self.images_per_second:.4g}, {self.latency[-1].images} at once"
+        rows["images a second"] = f"{self.images_per_second:,.1f}, {self.latency[-1].images} at once"
         rows["peak memory"] = f"{readable_bytes(self.peak_memory_bytes)} of the whole process"
         if self.peak_device_bytes is not None:
             rows["peak memory"] += f", {readable_bytes(self.peak_device_bytes)} of the accelerator"
@@ -120,9 +119,14 @@ def measured(model: Adapted, file: Path, seconds: float = 30.0, progress: bool =
 
     A call is `predict` of one picture of noise, 448 x 448 pixels, once or 32 times: from decoded images on, with
     preprocessing, towers and answers. Models that classify nothing are asked what is in the picture. Each number of
-    images is measured for so many `seconds`, but at least 5 times and at most 1,000. Raises AdaptError as `predict` does,
-    such as for a model without classes.
+    images is measured for so many `seconds`, but at least 5 times and at most 1,000. Raises AdaptError for a model whose
+    classes are not known before it is asked, and as `predict` does.
     """
+    if model.classifies and not model.class_names:
+        raise AdaptError(
+            f"this {model.method.name} has no classes of its own, on whose number the cost of an answer depends: a "
+            "certificate is of an adapter of classes, or of one that answers questions"
+        )
     device, question = model.backbone.device, None if model.classifies else QUESTION
     noise = np.random.default_rng(0).integers(0, 256, (*PICTURE, 3), dtype=np.uint8)
     picture, latency, rate = Image.fromarray(noise), list[Latency](), 0.0
@@ -146,7 +150,7 @@ def measured(model: Adapted, file: Path, seconds: float = 30.0, progress: bool =
         images_per_second=rate,
         peak_memory_bytes=peak,
         peak_device_bytes=None if peak_of is None else peak_of(device),
-        operations=float(answer_flops(model) if isinstance(model, ImageModel) else tower_flops(model, ())),
+        operations=flops(lambda: model.predict(picture, question=question)),
         file_bytes=file.stat().st_size,
     )
 
