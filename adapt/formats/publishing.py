@@ -72,10 +72,10 @@ def push(
         write_folder(model, folder, repository, file, license)
         if file is not None and not (folder / CERTIFICATE).is_file():
             logger.warning(
-                "%s has no certificate of its latency, memory and operations: make one with `adapt certify %s`, and "
-                "push again",
-                file, file,
-            )  # fmt: skip
+                "the adapter has no certificate of its latency, memory and operations: make one with `adapt certify "
+                "%s`, and push again",
+                file,
+            )
         return hub.commit(
             repository,
             folder,

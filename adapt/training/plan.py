@@ -279,7 +279,9 @@ def calibrates(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item
         return False
     if not applies:
         if task is not None and not task.one_class:
-            raise AdaptError(f"calibrate needs classes of images, but the data has {task.title}: leave out calibrate")
+            raise AdaptError(
+                f"calibrate needs one class per image or several labels, but the data has {task.title}: leave it out"
+            )
         raise AdaptError(f"calibrate needs classes, but {model.backbone.describe()} has no classes: omit calibrate")
     if not (val_set or by_folds):
         raise AdaptError(
