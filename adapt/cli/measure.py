@@ -157,9 +157,9 @@ def certify(
 ) -> None:
     """Measure what answering with ADAPTER costs on this machine, and write its certificate.
 
-    The certificate holds the latency (50th and 99th percentile, of one image and of 32 at once), images a second, peak
-    memory, operations, the size of the file, and the machine. Where it lies beside the adapter, `adapt inspect` shows it
-    and `adapt push` publishes it. Measure while nothing else runs.
+    The certificate holds the latency (p50 and p99, the 50th and 99th percentile, of one image and of 32 at once),
+    images a second, peak memory, operations, the size of the file, and the machine. If it lies beside the adapter,
+    `adapt inspect` shows it and `adapt push` publishes it. Measure while nothing else runs.
 
     \b
     Examples:

@@ -27,8 +27,8 @@ class MultiLabelScores(Scores):
     """Multi-label scores, in which `actual` and `predicted` give all classes of an image as one text.
 
     `confidence` is the probability of the most probable class. `average_precision` is given for each class that occurs
-    in some image. `influences` are the derivatives of mAP with respect to a weight of each image. `probabilities` `(n, c)`
-    are those of all classes, and `truth` `(n, c)` says which are correct.
+    in some image. `influences` are the derivatives of mAP with respect to a weight of each image. `probabilities`
+    `(n, c)` are those of all classes, and `truth` `(n, c)` says which are correct.
     """
 
     main: ClassVar[str] = "mean_average_precision"

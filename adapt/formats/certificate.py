@@ -23,6 +23,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import counting_bar
 from adapt.common.shown import readable_bytes
+from adapt.common.validation import explain
 from adapt.evaluation.flops import PICTURE, QUESTION, flops
 from adapt.formats import tensor_file
 from adapt.models.base import Adapted
@@ -72,10 +73,11 @@ class Certificate(BaseModel):
         """Return each figure as text, by its title."""
         machine, versions = self.machine, self.machine.get("versions")
         threads = machine.get("threads")
-        named = [f"{machine.get('processor')}, {machine.get('cores')} cores, {threads} thread{'s' * (threads != 1)}"]
-        named += [f"on {machine.get('device')} in {machine.get('precision')}"]
-        named += [f"{name} {plain.within(versions, name, kind=str)}" for name in ("adapt", "torch")]
-        rows = {"machine": ", ".join(named), "measured": self.measured}
+        named = f"{machine.get('processor')}, {machine.get('cores')} logical cores, {threads} thread"
+        named += "s" * (threads != 1) + f", on {machine.get('device')} in {machine.get('precision')}"
+        for name in ("adapt", "torch"):
+            named += f", {name} {plain.within(versions, name, kind=str)}"
+        rows = {"machine": named, "measured": self.measured}
         for each in self.latency:
             slowest = " (the slowest)" * (each.runs < ENOUGH)
             rows[f"latency of {each.images} image{'s' * (each.images > 1)}"] = (
@@ -96,7 +98,7 @@ def place_of(file: Path) -> Path:
 
 
 def read(file: Path) -> Certificate | None:
-    """Return the certificate that lies beside the adapter `file`, or None if there is none, or only one of another file.
+    """Return the certificate beside the adapter `file`, or None if there is none, or only one of another file.
 
     Raises AdaptError if the certificate is damaged.
     """
@@ -105,9 +107,10 @@ def read(file: Path) -> Certificate | None:
         return None
     try:
         found = Certificate.model_validate(plain.parse(path.read_bytes(), most=plain.NAMES))
+    except ValidationError as error:
+        raise AdaptError(explain(Certificate, error, f"{path} is damaged (delete it, and measure again)")) from None
     except (OSError, ValueError) as error:
-        why = f"{error.error_count()} wrong values" if isinstance(error, ValidationError) else error
-        raise AdaptError(f"{path} is damaged ({why}): delete it, and measure again with `adapt certify`") from error
+        raise AdaptError(f"{path} is damaged (delete it, and measure again): {error}") from error
     if found.adapter == tensor_file.describe(file).checksum:
         return found
     logger.warning("%s is of another adapter than %s: delete it, and measure again with `adapt certify`", path, file)
@@ -117,10 +120,10 @@ def read(file: Path) -> Certificate | None:
 def measured(model: Adapted, file: Path, seconds: float = 30.0, progress: bool = False) -> Certificate:
     """Measure `model`, which was loaded from the adapter `file`, on the device that it is on.
 
-    A call is `predict` of one picture of noise, 448 x 448 pixels, once or 32 times: from decoded images on, with
+    A run is a call of `predict` with one picture of noise, 448 x 448 pixels, or with 32: from decoded images on, with
     preprocessing, towers and answers. Models that classify nothing are asked what is in the picture. Each number of
-    images is measured for so many `seconds`, but at least 5 times and at most 1,000. Raises AdaptError for a model whose
-    classes are not known before it is asked, and as `predict` does.
+    images is measured for so many `seconds`, but at least 5 times and at most 1,000. Raises AdaptError for a model
+    whose classes are not known before it is asked, and as `predict` does.
     """
     if model.classifies and not model.class_names:
         raise AdaptError(
@@ -138,12 +141,13 @@ def measured(model: Adapted, file: Path, seconds: float = 30.0, progress: bool =
         latency.append(Latency(images=count, runs=len(taken), p50_ms=p50, p99_ms=p99))
         rate = count / float(np.mean(taken))
     peak, peak_of = _peak_bytes(), getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    precision = str(model.backbone.dtype).removeprefix("torch.")
     asked = "" if question is None else f" with the question {question!r}"
     return Certificate(
         adapter=str(tensor_file.describe(file).checksum),
         method=model.method.name,
         backbone=model.backbone.name,
-        machine=environment() | {"device": described(device), "precision": str(model.backbone.dtype).removeprefix("torch.")},
+        machine=environment() | {"device": described(device), "precision": precision},
         measured=f"predict{asked}, from decoded images on: preprocessing, towers and answer, of a picture of noise, "
         f"{PICTURE[0]} x {PICTURE[1]} pixels",
         latency=latency,
@@ -173,9 +177,10 @@ def _timed(call: Callable[[], object], seconds: float, bar: Callable[[int, int],
 
 def _peak_bytes() -> int:
     """Return the most memory that this process has had resident since its start, in bytes."""
-    if sys.platform == "linux":  # getrusage also counts the process that started this one
-        [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
-        return 1024 * int(line.split()[1])
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
+        if line.startswith("VmHWM:"):  # getrusage also counts the process that started this one
+            return 1024 * int(line.split()[1])
     if os.name == "nt":
         import psutil
 

@@ -1,4 +1,4 @@
-"""Adapters in repositories of the hub: the file, a model card and, if there are any, its certificate and peft's layout."""
+"""Adapters in repositories of the hub: the file, a model card and, if possible, its certificate and peft's layout."""
 
 from __future__ import annotations
 
@@ -99,7 +99,5 @@ def write_folder(model: Adapted, folder: Path, repository: str, file: Path | Non
     if carried is not None:
         peft_layout.write(model, folder)
     header, kind, address = read_header(folder / adapter.NAME), model.backbone.kind, f"{hub.SCHEME}{repository}"
-    card = model_card(
-        header, kind, address=address, place=repository, peft=carried, license=license, certificate=found
-    )
+    card = model_card(header, kind, address=address, place=repository, peft=carried, license=license, certificate=found)
     write_text(folder / CARD, card)

@@ -113,7 +113,7 @@ AT_MOST = 2**24  # held-out images times classes
 
 
 def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor] | None:
-    """Return the cross-validated logits `(n, classes)` of the training images, and these images' labels for `likeliest`.
+    """Return the cross-validated logits `(n, classes)` of the training images, and their labels, as in `likeliest`.
 
     A method's logits may be larger or smaller with fewer images, so those of a fold are divided by their spread on the
     images that it learned from. If the method cannot learn from the images of any fold, a warning is logged, and None
@@ -194,7 +194,9 @@ def spread(answers: Tensor, several: bool = False) -> float:
 
     Where an image may have several labels, a class with a logit above 0 is predicted.
     """
-    return float((answers if several else answers - answers.mean(-1, keepdim=True)).square().mean().sqrt())
+    if several:
+        return float(answers.square().mean().sqrt())
+    return float((answers - answers.mean(-1, keepdim=True)).std(correction=0))
 
 
 def likeliest(answers: Tensor, labels: Tensor) -> float:

@@ -272,13 +272,13 @@ def calibrates(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item
     if calibration is asked for, and the data do not allow it, or there are no images to choose a temperature on.
     """
     by_folds = isinstance(model, ImageModel) and calibrates_by_folds(model.method) and not of_texts(train_set)
-    task = tasks.of(train_set) if train_set else None
-    applies = task is not None and bool(model.class_names) and (task.one_class or task.several)
-    usual = by_folds and applies and task is not None and task.one_class and not task.learns_unseen
+    task = tasks.of(train_set) if train_set and model.class_names else None
+    applies = task is not None and (task.one_class or task.several)
+    usual = task is not None and by_folds and task.one_class and not task.learns_unseen
     if asked is False or (asked is None and not usual):
         return False
     if not applies:
-        if task is not None and not task.one_class:
+        if train_set and not (task := tasks.of(train_set)).one_class:
             raise AdaptError(
                 f"calibrate needs one class per image or several labels, but the data has {task.title}: leave it out"
             )
