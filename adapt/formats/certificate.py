@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,7 @@ def measured(model: Adapted, file: Path, seconds: float = 30.0, progress: bool =
     for count in BATCHES:
         images = [picture] * count
         with counting_bar(f"{count} image{'s' * (count > 1)}, seconds", progress) as bar:
-            taken = _timed(lambda images=images: model.predict(images, question=question), seconds, bar)
+            taken = _timed(partial(model.predict, images, question=question), seconds, bar)
         p50, p99 = (1000 * float(np.quantile(taken, share, method="inverted_cdf")) for share in (0.5, 0.99))
         latency.append(Latency(images=count, runs=len(taken), p50_ms=p50, p99_ms=p99))
         rate = count / float(np.mean(taken))

@@ -103,14 +103,16 @@ def test_a_percentile_is_the_duration_of_a_call(model: adapt.AdaptedModel, monke
     ],
     ids=["vision encoder", "fusion encoder", "vision LLM", "native", "native with classes"],
 )
-def test_other_kinds(made: Callable[[], Adapted], asked: bool, tmp_path: Path) -> None:
+def test_other_kinds(made: Callable[[], Adapted], asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "BATCHES", (1, 2))
     model = made()
     _, found = certified(model, tmp_path)
     assert found.operations > 1000
     assert ("with the question" in found.measured) == asked
 
 
-def test_methods_that_read_views_count_them_all(tmp_path: Path) -> None:
+def test_methods_that_read_views_count_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "BATCHES", (1,))
     backbone = tiny_backbones.backbone("open_clip")
     one, many = (
         certified(adapt.wrap(backbone, method, NAMES), tmp_path)[1].operations

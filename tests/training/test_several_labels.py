@@ -177,34 +177,31 @@ def test_a_temperature_lowers_the_binary_cross_entropy_and_changes_no_decision(t
     scenes = adapt.data.load("emoji-labels")
     model = adapt.wrap(adapt.load_backbone("mini-clip"), methods.find("task_res")(alpha=1.0), scenes.class_names)
     long = {"epochs": 40, "batch_size": 32, "optimizer": "adam", "lr": 0.02, "augment": "none", "workers": 0}
-    plain = adapt.fit(
-        model, scenes.train[:150], scenes.test, val_set=scenes.val, progress=False, calibrate=False, **long
-    )
-    assert "calibration" not in plain.metrics
-    truth = tasks.of(scenes.test).labels(scenes.test, scenes.class_names)
-    before = Inference().all_logits(model, scenes.test).double()
-    model.start_anew()
     out = tmp_path / "run"
+    with pytest.raises(AdaptError, match="calibrate needs validation images"):
+        adapt.fit(model, scenes.train[:150], progress=False, calibrate=True, **long)
     result = adapt.fit(
         model, scenes.train[:150], scenes.test, val_set=scenes.val, out=out, progress=False, calibrate=True, **long
     )
-    calibration = result.metrics["calibration"]
-    assert model.answers.temperature == calibration["temperature"] > 1.2
+    calibration, figures = result.metrics["calibration"], result.metrics["adapted"]
+    assert adapt.load(out).answers.temperature == model.answers.temperature == calibration["temperature"] > 1.2
     assert calibration["images"] == len(scenes.val)
-    after = Inference().all_logits(model, scenes.test).double()
-    assert torch.allclose(after, before / model.answers.temperature, atol=1e-4)
+    truth, after = tasks.of(scenes.test).labels(scenes.test, scenes.class_names), logits_of(model, scenes.test)
+    model.answers = replace(model.answers, temperature=1.0)
+    before, plain = logits_of(model, scenes.test), evaluate(model, scenes.test).figures()
+    assert torch.allclose(after, before / calibration["temperature"], atol=1e-4)
     entropies = [float(F.binary_cross_entropy_with_logits(each, truth.double())) for each in (before, after)]
     assert entropies[1] < 0.9 * entropies[0]
     assert torch.equal(after >= 0, before >= 0)
-    figures = result.metrics["adapted"]
     assert figures["calibration_error"] < 0.8 * calibration["error_before"]
-    assert calibration["error_before"] == pytest.approx(plain.metrics["adapted"]["calibration_error"])
+    assert calibration["error_before"] == pytest.approx(plain["calibration_error"])
     for name in ("mean_average_precision", "f1", "accuracy"):
-        assert figures[name] == pytest.approx(plain.metrics["adapted"][name])
-    assert adapt.load(out).answers.temperature == model.answers.temperature
+        assert figures[name] == pytest.approx(plain[name])
     assert f"calibration error {100 * calibration['error_before']:.1f} → " in str(result)
-    with pytest.raises(AdaptError, match="calibrate needs validation images"):
-        adapt.fit(model, scenes.train[:150], progress=False, calibrate=True, **long)
+
+
+def logits_of(model: adapt.AdaptedModel, items: tuple[Item, ...]) -> torch.Tensor:
+    return Inference().all_logits(model, items).double()
 
 
 def test_zero_shot_is_calibrated_by_folds(several: Split) -> None:
