@@ -23,6 +23,7 @@ _COMMANDS = {
     "label": ("serve", "Label images on a web page, the most useful ones first."),
     "eval": ("measure", "Measure an adapter on labelled images."),
     "sets": ("measure", "Calibrate an adapter for sets of classes with a guarantee."),
+    "certify": ("measure", "Measure an adapter's latency, memory, operations and size on this machine."),
     "zeroshot": ("measure", "Measure a backbone with hand-written prompts."),
     "verify": ("measure", "Compare a backbone with its published accuracy, and list what differs."),
     "few-shot": ("protocols", "Train on a growing number of images per class, over seeds."),

@@ -35,6 +35,7 @@ def inspect(
 ) -> None:
     """Show the contents of ADAPTER: method, backbone, classes, sizes, origin, and words nearest to learned tokens."""
     from adapt.formats.adapter import read_header, read_tensors
+    from adapt.formats.certificate import read as read_certificate
     from adapt.loading import located, method_of
 
     file = located(adapter)
@@ -47,6 +48,10 @@ def inspect(
     click.echo(f"{shown(file)}  {readable_bytes(file.stat().st_size)}, format {header.format[0]}.{header.format[1]}")
     for title, text in _lines(header):
         click.echo(f"{title:10} {shown(text)}")
+    if certificate := read_certificate(file):
+        click.echo("certificate")
+        for title, text in certificate.rows().items():
+            click.echo(f"  {title:20} {shown(text)}")
     click.echo(f"parameters {sum(math.prod(tensor.shape) for tensor in tensors.values()):,} in {len(tensors)} tensors")
     for name, tensor in list(tensors.items())[:12]:
         click.echo(f"  {shown(name):40} {tuple(tensor.shape)}")

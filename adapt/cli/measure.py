@@ -1,4 +1,4 @@
-"""`adapt eval`, `adapt zeroshot` and `adapt verify`"""
+"""`adapt eval`, `adapt sets`, `adapt certify`, `adapt zeroshot` and `adapt verify`"""
 
 from __future__ import annotations
 
@@ -157,6 +157,55 @@ def sets(
     click.echo(
         f"adapter    {out} ({readable_bytes(out.stat().st_size)}); adapt predict {out} IMAGES {ask}--sets {LEVEL:g}"
     )
+
+
+@command()
+def certify(
+    adapter: Path,
+    *,
+    out: Annotated[Path | None, "New .json file.  [default: NAME.certificate.json beside NAME.safetensors]"] = None,
+    seconds: Annotated[float, Option("Time to measure one image, and 32 at once, each.", min=0, min_open=True)] = 30.0,
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
+    quiet: common.Quiet = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Measure what answering with ADAPTER costs on this machine, and write its certificate.
+
+    The certificate holds the latency (p50 and p99, the 50th and 99th percentile, of one image and of 32 at once),
+    images a second, peak memory, operations, the size of the file, and the machine. If it lies beside the adapter,
+    `adapt inspect` shows it and `adapt push` publishes it. Measure while nothing else runs.
+
+    \b
+    Examples:
+      adapt certify runs/first
+      adapt certify runs/first --device cpu --out first-on-cpu.json
+    """
+    from adapt.common.disk import check_free, write_json
+    from adapt.common.hub import is_name
+    from adapt.loading import located
+
+    if is_name(adapter) and out is None:
+        raise AdaptError("an adapter of the hub has no folder of yours: say with --out where to write the certificate")
+    with common.quiet_libraries():
+        from adapt.formats import certificate
+
+        file = located(adapter)
+        if not file.is_file():
+            raise AdaptError(f"there is no adapter file at {adapter}: give a .safetensors file, or the folder of a run")
+        out = out or certificate.place_of(file)
+        check_free(out, "file with --out, or delete it to measure again")
+        model = common.load_adapter(file, backbone, device)
+        found = certificate.measured(model, file, seconds, not quiet)
+        write_json(out, told := found.model_dump(mode="json"))
+    if as_json:
+        from adapt.common import plain
+
+        click.echo(plain.dump(told, indent=2))
+    else:
+        for title, text in found.rows().items():
+            click.echo(f"{title:20} {shown(text)}")
+        click.echo(f"{'certificate':20} {out}")
 
 
 @command()

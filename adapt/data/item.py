@@ -134,6 +134,8 @@ class LabelKind:
     """Whether a data set can be restricted to some of its classes."""
     one_class: ClassVar[bool] = True
     """Whether each item has one class, which is its answer, so that probabilities can be calibrated."""
+    several: ClassVar[bool] = False
+    """Whether an item may have several classes, whose probabilities are calibrated each by itself."""
     scored: ClassVar[bool] = True
     """Whether there are labels that answers can be scored by."""
 

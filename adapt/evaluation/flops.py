@@ -16,7 +16,7 @@ from adapt.models.base import Adapted, is_native
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.image_model import ImageModel
 
-_PICTURE = (448, 448)  # pixels, for models that read images of any size
+PICTURE = (448, 448)  # pixels, for models that read images of any size
 QUESTION = "what is in the picture?"  # a short one, for models that answer questions
 
 
@@ -54,7 +54,7 @@ def tower_flops(model: Adapted, towers: Collection[str]) -> float:
         of_tower: dict[str, Callable[..., float]] = {"vision": image_flops, "text": text_flops}
         return sum(of_tower[tower](model) for tower in towers)
     if is_native(model):
-        return flops(lambda: model([[Image.new("RGB", _PICTURE)]], [QUESTION]))
+        return flops(lambda: model([[Image.new("RGB", PICTURE)]], [QUESTION]))
     image = _image(model)
     return flops(lambda: model(image, [QUESTION]))
 

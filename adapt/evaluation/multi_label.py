@@ -16,7 +16,7 @@ from adapt.common.shown import SEPARATOR
 from adapt.data.item import Item
 from adapt.evaluation import intervals
 from adapt.evaluation.intervals import Interval
-from adapt.evaluation.scores import Figure, Scores
+from adapt.evaluation.scores import Figure, Scores, reliability
 from adapt.models.prediction import HALF, NONE, finite
 
 _STEPS = 60  # of a bisection, enough for fp64
@@ -27,8 +27,8 @@ class MultiLabelScores(Scores):
     """Multi-label scores, in which `actual` and `predicted` give all classes of an image as one text.
 
     `confidence` is the probability of the most probable class. `average_precision` is given for each class that occurs
-    in some image. `influences` are the derivatives of mAP with respect to a weight of each image. `decisions`
-    `(3, n, c)` say of each class whether it is rightly predicted, predicted, and correct, at a probability of one half.
+    in some image. `influences` are the derivatives of mAP with respect to a weight of each image. `probabilities`
+    `(n, c)` are those of all classes, and `truth` `(n, c)` says which are correct.
     """
 
     main: ClassVar[str] = "mean_average_precision"
@@ -40,7 +40,8 @@ class MultiLabelScores(Scores):
     hits: tuple[bool, ...] = ()
     average_precision: dict[str, float] | None = None
     influences: tuple[float, ...] = ()
-    decisions: Tensor = field(default_factory=lambda: torch.zeros(3, 0, 0, dtype=torch.bool), compare=False)
+    probabilities: Tensor = field(default_factory=lambda: torch.zeros(0, 0), compare=False)
+    truth: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool), compare=False)
 
     @classmethod
     def of(
@@ -68,7 +69,8 @@ class MultiLabelScores(Scores):
             },
             influences=tuple(_influences(probabilities[:, present], truth[:, present]).tolist()),
             groups=tuple(item.kept_with for item in items),
-            decisions=torch.stack([decided & truth, decided, truth]),
+            probabilities=probabilities,
+            truth=truth,
         )
 
     @property
@@ -94,6 +96,10 @@ class MultiLabelScores(Scores):
     @property
     def mean_average_precision(self) -> float:
         return sum(self.by_class.values()) / max(1, len(self.by_class))
+
+    def reliability(self) -> list[dict[str, float]]:
+        """Return the bins of the probabilities of all classes, in which each class of an image counts as one."""
+        return reliability(self.probabilities, self.truth)
 
     def figures(self) -> JsonObject:
         return {
@@ -122,7 +128,9 @@ class MultiLabelScores(Scores):
 
     def _f1_at(self, places: np.ndarray) -> dict[str, float]:
         """Return F1 over all decisions on the images at `places`, and its mean over the classes that they have."""
-        both, yes, true = self.decisions[:, torch.from_numpy(places)].sum(1).double()
+        probabilities, truth = (each[torch.from_numpy(places)] for each in (self.probabilities, self.truth))
+        decided = probabilities >= HALF
+        both, yes, true = (each.sum(0).double() for each in (decided & truth, decided, truth))
         of_classes = (2 * both / (yes + true))[true > 0]
         every = (2 * both.sum() / (yes + true).sum()).nan_to_num()
         return {"f1": float(every), "mean_class_f1": float(of_classes.mean().nan_to_num())}

@@ -258,18 +258,15 @@ def main_figure(figures: JsonObject) -> tuple[str, str]:
     return figures.get("main", Scores.main), figures.get("main_title", Scores.main_title)
 
 
-def reliability(confidence: Sequence[float], right: Sequence[bool]) -> list[dict[str, float]]:
+def reliability(confidence: Sequence[float] | Tensor, right: Sequence[bool] | Tensor) -> list[dict[str, float]]:
     """Return the number of images, mean confidence and accuracy for each of 15 confidence bins that has images."""
-    bins: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-    for sure, hit in zip(confidence, right, strict=True):
-        bins[min(int(sure * CALIBRATION_BINS), CALIBRATION_BINS - 1)].append((sure, hit))
+    sure, hits = (torch.as_tensor(each, dtype=torch.double).flatten() for each in (confidence, right))
+    bins = (sure * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
+    counted = zip(bins.bincount().tolist(), bins.bincount(sure).tolist(), bins.bincount(hits).tolist(), strict=True)
     return [
-        {
-            "images": len(members),
-            "confidence": sum(sure for sure, _ in members) / len(members),
-            "accuracy": sum(hit for _, hit in members) / len(members),
-        }
-        for _, members in sorted(bins.items())
+        {"images": count, "confidence": total / count, "accuracy": of_right / count}
+        for count, total, of_right in counted
+        if count
     ]
 
 

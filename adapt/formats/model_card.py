@@ -18,6 +18,8 @@ from adapt.formats.adapter import Header
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
+    from adapt.formats.certificate import Certificate
+
 
 class WithPeft(NamedTuple):
     """The values with which peft alone, without adapt, can classify like the adapter."""
@@ -28,7 +30,14 @@ class WithPeft(NamedTuple):
 
 
 def model_card(
-    header: Header, kind: str, *, address: str, place: str, peft: WithPeft | None = None, license: str | None = None
+    header: Header,
+    kind: str,
+    *,
+    address: str,
+    place: str,
+    peft: WithPeft | None = None,
+    license: str | None = None,
+    certificate: Certificate | None = None,
 ) -> str:
     """Return the text of an adapter's model card; `kind` is the kind of backbone, such as `dual encoder`.
 
@@ -57,6 +66,7 @@ def model_card(
         seed=header.seed,
         accuracies=header.accuracies(),
         peft=peft,
+        cost={} if certificate is None else {title: shown(text) for title, text in certificate.rows().items()},
     )
     return str(card.content)
 

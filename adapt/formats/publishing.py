@@ -1,4 +1,4 @@
-"""Adapters in repositories of the hub: adapter.safetensors, a model card and, if possible, peft's layout."""
+"""Adapters in repositories of the hub: the file, a model card and, if possible, its certificate and peft's layout."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from adapt.backbones.sources import is_portable
 from adapt.common import hub
-from adapt.common.disk import write_text
+from adapt.common.disk import write_json, write_text
 from adapt.common.errors import AdaptError
-from adapt.formats import PEFT_CONFIG, adapter, peft_layout
+from adapt.formats import PEFT_CONFIG, adapter, certificate, peft_layout
 from adapt.formats.adapter import read_header
 from adapt.formats.model_card import model_card
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("adapt")
 
 CARD = "README.md"
-FETCHED = (adapter.NAME, *peft_layout.FILES, CARD)  # the only files that are ever fetched
+CERTIFICATE = certificate.place_of(Path(adapter.NAME)).name
+FETCHED = (adapter.NAME, *peft_layout.FILES, CARD, CERTIFICATE)  # the only files that are ever fetched
 
 
 def fetch(name: str | Path) -> Path:
@@ -54,7 +55,8 @@ def push(
 ) -> str:
     """Publish `model` on the hub as `user/name`, and return the repository's URL; see `Adapted.push_to_hub`.
 
-    If the model is already saved, `file` is the path of its adapter file, which is published unchanged.
+    If the model is already saved, `file` is the path of its adapter file, which is published unchanged, with the
+    certificate beside it. If there is none, a warning says how to make one.
     """
     repository, revision = hub.parse(name)
     if revision is not None:
@@ -68,6 +70,12 @@ def push(
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_folder(model, folder, repository, file, license)
+        if file is not None and not (folder / CERTIFICATE).is_file():
+            logger.warning(
+                "the adapter has no certificate of its latency, memory and operations: make one with `adapt certify "
+                "%s`, and push again",
+                file,
+            )
         return hub.commit(
             repository,
             folder,
@@ -80,13 +88,16 @@ def push(
 
 def write_folder(model: Adapted, folder: Path, repository: str, file: Path | None, license: str | None) -> None:
     """Write the files for publication to `folder`: adapter, model card and, if possible, files in peft's layout."""
+    found = None if file is None else certificate.read(file)
     if file is None:
         model.save(folder / adapter.NAME)
     else:
         shutil.copyfile(file, folder / adapter.NAME)
+    if found is not None:
+        write_json(folder / CERTIFICATE, found.model_dump(mode="json"))
     carried = peft_layout.carried(model) if is_portable(model.backbone.name) else None
     if carried is not None:
         peft_layout.write(model, folder)
     header, kind, address = read_header(folder / adapter.NAME), model.backbone.kind, f"{hub.SCHEME}{repository}"
-    card = model_card(header, kind, address=address, place=repository, peft=carried, license=license)
+    card = model_card(header, kind, address=address, place=repository, peft=carried, license=license, certificate=found)
     write_text(folder / CARD, card)

@@ -56,6 +56,7 @@ class Labels(Task):
     takes_bags = True
     divisible = False
     one_class = False
+    several = True
 
     def read(self, cells: Mapping[str, Cell], where: str) -> Several:
         cell = cells["labels"]

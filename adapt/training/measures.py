@@ -113,7 +113,7 @@ AT_MOST = 2**24  # held-out images times classes
 
 
 def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor] | None:
-    """Return the cross-validated logits `(n, classes)` of the training images, and the labels of these images.
+    """Return the cross-validated logits `(n, classes)` of the training images, and their labels, as in `likeliest`.
 
     A method's logits may be larger or smaller with fewer images, so those of a fold are divided by their spread on the
     images that it learned from. If the method cannot learn from the images of any fold, a warning is logged, and None
@@ -121,7 +121,7 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor] | None:
     """
     logits, labels, why = list[Tensor](), list[Tensor](), ""
     fewest, most = CALIBRATION_FOLDS
-    enough = AT_MOST / len(training.model.class_names)
+    enough, task = AT_MOST / len(training.model.class_names), tasks.of(training.plan.train_set)
     for fold in training.folds(max(fewest, usual_count(training.plan.train_set, most))):
         if sum(map(len, labels)) > enough:  # those of further folds would say the same
             break
@@ -131,8 +131,9 @@ def answers_by_folds(training: Fitting) -> tuple[Tensor, Tensor] | None:
         except AdaptError as error:
             why = str(error)
             continue
-        logits.append(_logits(fold, "val") / (spread(_logits(fold, "train")) or 1.0))
-        labels.append(fold.labels("val"))
+        unit = spread(_logits(fold, "train"), training.model.answers.several) or 1.0
+        logits.append(_logits(fold, "val") / unit)
+        labels.append(task.labels(fold.items("val"), training.model.class_names))
     if not logits:
         logger.warning("the probabilities are not calibrated, because no image can be held out: %s", why)
         return None
@@ -154,7 +155,8 @@ def calibrated(training: Fitting, before: Scores | None) -> dict[str, object]:
     model = training.model
     if training.held_back_answers is not None:
         logits, labels = training.held_back_answers
-        chosen, images = likeliest(logits, labels) * (spread(_logits(training, "train")) or 1.0), len(labels)
+        unit = spread(_logits(training, "train"), model.answers.several) or 1.0
+        chosen, images = likeliest(logits, labels) * unit, len(labels)
     else:
         items = training.plan.val_set
         chosen, images = temperature(model, items, workers=training.plan.workers, cache=training.plan.cache), len(items)
@@ -184,26 +186,40 @@ def temperature(model: Adapted, items: Sequence[Item], *, workers: int = 2, cach
     task = tasks.of(items)
     task.check_model(model, items)
     answers = Inference(workers, cache).all_logits(model, items)
-    return likeliest(answers.double() * model.answers.temperature, task.numbers(items, model.class_names))
+    return likeliest(answers.double() * model.answers.temperature, task.labels(items, model.class_names))
 
 
-def spread(answers: Tensor) -> float:
-    """Return the standard deviation of logits `(n, classes)` about the mean of their row."""
+def spread(answers: Tensor, several: bool = False) -> float:
+    """Return the standard deviation of logits `(n, classes)` about the mean of their row, for `several` labels about 0.
+
+    Where an image may have several labels, a class with a logit above 0 is predicted.
+    """
+    if several:
+        return float(answers.square().mean().sqrt())
     return float((answers - answers.mean(-1, keepdim=True)).std(correction=0))
 
 
 def likeliest(answers: Tensor, labels: Tensor) -> float:
     """Return the temperature that minimises the cross-entropy of logits `(n, classes)` and `labels` `(n,)`.
 
+    Bool labels `(n, classes)`, of which an image may have several, have the binary cross-entropy of each class. It
+    changes no decision at a probability of one half.
+
     Two right answers and two of random classes are added to the observed ones, as Agresti and Coull (1998) do for
-    shares, so that a few answers that happen to be all right do not become certain. For answers no better than chance,
-    the temperature is the highest, a hundred standard deviations of the logits.
+    shares, so that a few answers that happen to be all right do not become certain; of several labels two right ones
+    and two of the class's share are added for each class. For answers no better than chance, the temperature is the
+    highest, a hundred standard deviations of the logits.
     """
     count, classes = answers.shape
-    unit = spread(answers)
+    several = labels.dim() == 2
+    unit = spread(answers, several)
     if not unit:  # all classes are equally likely
         return 1.0
-    right = F.one_hot(labels, classes) * count + F.one_hot(answers.argmax(-1), classes) * ADDED + ADDED / classes
+    if several:
+        right = labels * count + (answers >= 0) * ADDED + labels.double().mean(0) * ADDED
+    else:
+        right = F.one_hot(labels, classes) * count + F.one_hot(answers.argmax(-1), classes) * ADDED + ADDED / classes
+    entropy = F.binary_cross_entropy_with_logits if several else F.cross_entropy
     with torch.inference_mode(False), torch.enable_grad():
         answers, targets = answers / unit, (right / (count + 2 * ADDED)).to(answers)
         log_inverse = torch.zeros((), dtype=torch.double, requires_grad=True)
@@ -211,7 +227,7 @@ def likeliest(answers: Tensor, labels: Tensor) -> float:
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            value = F.cross_entropy(answers * log_inverse.exp(), targets)
+            value = entropy(answers * log_inverse.exp(), targets)
             value.backward()
             return value
 

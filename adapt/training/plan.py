@@ -273,19 +273,22 @@ def calibrates_by_folds(method: Method) -> bool:
 def calibrates(model: Adapted, train_set: Sequence[Item], val_set: Sequence[Item], asked: bool | None) -> bool:
     """Return whether to calibrate `model`: as `asked`, or by default (None) if a temperature can be cross-validated.
 
-    If it can be, but no image can be held out, a warning is logged. By default nothing is calibrated on data in which
-    only other classes than those of the training images may be met, as where all of these are normal. Raises AdaptError
+    If it can be, but no image can be held out, a warning is logged. By default nothing is calibrated where images may
+    have several labels, and on data in which only other classes than those of the training images may be met, as where
+    all of these are normal. Raises AdaptError
     if calibration is asked for, and the data do not allow it, or there are no images to choose a temperature on.
     """
     by_folds = isinstance(model, ImageModel) and calibrates_by_folds(model.method) and not of_texts(train_set)
-    applies = bool(train_set and model.class_names) and tasks.of(train_set).one_class
-    usual = by_folds and applies and not tasks.of(train_set).learns_unseen
+    task = tasks.of(train_set) if train_set and model.class_names else None
+    applies = task is not None and (task.one_class or task.several)
+    usual = task is not None and by_folds and task.one_class and not task.learns_unseen
     if asked is False or (asked is None and not usual):
         return False
     if not applies:
-        task = tasks.of(train_set)
-        if not task.one_class:
-            raise AdaptError(f"calibrate needs one class per image, but the data has {task.title}: leave out calibrate")
+        if train_set and not (task := tasks.of(train_set)).one_class:
+            raise AdaptError(
+                f"calibrate needs one class per image or several labels, but the data has {task.title}: leave it out"
+            )
         raise AdaptError(f"calibrate needs classes, but {model.backbone.describe()} has no classes: omit calibrate")
     if not (val_set or by_folds):
         raise AdaptError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import platform
 import re
 import secrets
@@ -257,11 +258,15 @@ def environment() -> JsonObject:
     """Return the hardware, number of threads and library versions, on which a result may depend besides the recipe."""
     import torch
 
-    own = accelerator()
+    own, processor = accelerator(), platform.processor() or platform.machine()
+    with suppress(OSError):  # only Linux has this file, and says there alone which processor it is
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        processor = next(iter(re.findall(r"^model name\s*: *(.+)$", told, re.MULTILINE)), processor)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor,
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "accelerator": None if own is None else described(own),
         "versions": versions(),

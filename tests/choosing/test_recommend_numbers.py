@@ -125,3 +125,17 @@ def test_several_labels_are_compared_by_mean_average_precision(tmp_path: Path, m
     assert "mAP on the 8 test images, which played no part in the choice: " in result.stdout
     assert "calibrate" not in found["methods"][0]["command"]
     assert not (tmp_path / "out/confused.csv").exists()
+    assert found["figure"]["title"] == "mAP"
+    for row in found["methods"]:
+        assert row["low"] == pytest.approx(max(0, row["mean_average_precision"] - 1.96 * row["error"]), rel=1e-4)
+    low, high = found["test"]["intervals"]["mean_average_precision"]
+    assert low < found["test"]["mean_average_precision"] < high
+    measured, said = (
+        json.loads(CliRunner().invoke(main, [*words, "--json"], catch_exceptions=False).stdout)
+        for words in (
+            ["eval", str(tmp_path / "out"), "--data", str(tmp_path / "list.csv")],
+            ["predict", str(tmp_path / "out"), str(tmp_path / "3.png")],
+        )
+    )
+    assert measured["mean_average_precision"] == pytest.approx(found["test"]["mean_average_precision"])
+    assert set(said["classes"]) <= set(colours)

@@ -46,6 +46,21 @@ def test_answers_that_are_all_right_do_not_become_certain() -> None:
     assert likeliest(torch.zeros(3, 2), torch.tensor([0, 1, 0])) == 1
 
 
+def test_of_several_labels_each_class_is_a_decision() -> None:
+    """Labels drawn by sigmoids of logits over 3; the highest temperature where they are no better than chance."""
+    torch.manual_seed(3)
+    logits = 4 * torch.randn(1000, 5, dtype=torch.double) - 3
+    labels = torch.rand(1000, 5, dtype=torch.double) < (logits / 3).sigmoid()
+    found = likeliest(logits, labels)
+    assert found == pytest.approx(3, rel=0.1)
+    assert likeliest(1000 * logits, labels) == pytest.approx(1000 * found, rel=1e-6)
+    chance = torch.tensor([[1.0, -1.0], [1.0, -1.0]], dtype=torch.double)
+    assert likeliest(chance, chance < 0) == pytest.approx(FLAT)  # of logits one from the threshold
+    assert likeliest(torch.zeros(3, 2), torch.ones(3, 2, dtype=torch.bool)) == 1
+    right = likeliest(chance, chance > 0)  # two of two, and the class's own share added: (2 + 2 + 2) / 6, nearly
+    assert 0 < right < 0.2
+
+
 def test_the_size_of_the_logits_does_not_matter() -> None:
     """Those of wide features may be in the thousands."""
     logits = torch.randn(100, 5, dtype=torch.double, generator=torch.Generator().manual_seed(1))

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from adapt.data import Item
 from adapt.evaluation.multi_label import MultiLabelScores, prior_bias
+from adapt.evaluation.scores import calibration_error, reliability
 
 NAMES = ("a", "b", "c", "d")
 # a | b, c, nothing, a; no image has d
@@ -35,6 +36,9 @@ def test_all_figures_of_a_few_images() -> None:
     # the likeliest of the first is one of its own, that of the second and fourth is not, and the third has none
     assert found.right == (True, False, True, False)
     assert figures["accuracy"] == 0.5
+    every = reliability(PROBABILITIES.flatten().tolist(), TRUTH.flatten().tolist())
+    assert sum(each["images"] for each in every) == 16
+    assert figures["calibration_error"] == pytest.approx(calibration_error(every))
     assert [(row["class"], row["predicted"]) for row in found.rows()] == [
         ("a|b", "a|b"),
         ("c", "a"),

@@ -188,7 +188,7 @@ def test_a_fold_of_equal_targets_is_a_fold_and_a_temperature_is_refused(tiny_spl
     alike = [replace(item, label=replace(item.label, value=7.0)) for item in split.train]
     adapt.fit(model, alike, progress=False)
     assert numbers(model, torch.randn(3, model.backbone.embed_dim)).tolist() == pytest.approx([7.0] * 3, abs=1e-3)
-    with pytest.raises(AdaptError, match="calibrate needs one class per image, but the data has a number per image"):
+    with pytest.raises(AdaptError, match="needs one class per image or several labels, but the data has a number"):
         adapt.fit(model, split.train, calibrate=True, progress=False)
 
 

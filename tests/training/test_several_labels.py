@@ -160,8 +160,6 @@ def test_both_kinds_are_told_apart(open_clip: Backbone, several: Split, tiny_spl
     adapt.fit(model, several.train, **OF_ALL | {"epochs": 1})
     with pytest.raises(AdaptError, match="trained for several classes per image, but the data has one"):
         evaluate(model, tiny_split.test)
-    with pytest.raises(AdaptError, match="calibrate needs one class per image"):
-        adapt.fit(model, several.train, val_set=several.val, calibrate=True, **OF_ALL)
     adapt.fit(model, tiny_split.train, **OF_ALL | {"epochs": 1})  # and learns anew from one class each
     assert model.answers.logit_bias is None
     tiny_split.task.fit_answers(model, tiny_split.train, Inference())
@@ -172,3 +170,44 @@ def test_a_composition_is_as_its_parts() -> None:
     labels = tasks.named("labels")
     assert labels.learned_by(methods.Compose([methods.LoRA(), methods.CoOp(n_ctx=2)]))
     assert not labels.learned_by(methods.Compose([methods.LoRA(), methods.DetPro(n_ctx=2)]))
+
+
+def test_a_temperature_lowers_the_binary_cross_entropy_and_changes_no_decision(tmp_path: Path) -> None:
+    """Text residuals that learn their scenes by heart are too sure of others; the adapter keeps the temperature."""
+    scenes = adapt.data.load("emoji-labels")
+    model = adapt.wrap(adapt.load_backbone("mini-clip"), methods.find("task_res")(alpha=1.0), scenes.class_names)
+    long = {"epochs": 40, "batch_size": 32, "optimizer": "adam", "lr": 0.02, "augment": "none", "workers": 0}
+    out = tmp_path / "run"
+    with pytest.raises(AdaptError, match="calibrate needs validation images"):
+        adapt.fit(model, scenes.train[:150], progress=False, calibrate=True, **long)
+    result = adapt.fit(
+        model, scenes.train[:150], scenes.test, val_set=scenes.val, out=out, progress=False, calibrate=True, **long
+    )
+    calibration, figures = result.metrics["calibration"], result.metrics["adapted"]
+    assert adapt.load(out).answers.temperature == model.answers.temperature == calibration["temperature"] > 1.2
+    assert calibration["images"] == len(scenes.val)
+    truth, after = tasks.of(scenes.test).labels(scenes.test, scenes.class_names), logits_of(model, scenes.test)
+    model.answers = replace(model.answers, temperature=1.0)
+    before, plain = logits_of(model, scenes.test), evaluate(model, scenes.test).figures()
+    assert torch.allclose(after, before / calibration["temperature"], atol=1e-4)
+    entropies = [float(F.binary_cross_entropy_with_logits(each, truth.double())) for each in (before, after)]
+    assert entropies[1] < 0.9 * entropies[0]
+    assert torch.equal(after >= 0, before >= 0)
+    assert figures["calibration_error"] < 0.8 * calibration["error_before"]
+    assert calibration["error_before"] == pytest.approx(plain["calibration_error"])
+    for name in ("mean_average_precision", "f1", "accuracy"):
+        assert figures[name] == pytest.approx(plain[name])
+    assert f"calibration error {100 * calibration['error_before']:.1f} → " in str(result)
+
+
+def logits_of(model: adapt.AdaptedModel, items: tuple[Item, ...]) -> torch.Tensor:
+    return Inference().all_logits(model, items).double()
+
+
+def test_zero_shot_is_calibrated_by_folds(several: Split) -> None:
+    """Only where it is asked for, unlike that of one class an image."""
+    model = adapt.wrap(adapt.load_backbone("mini-clip"), ZeroShot(), several.class_names)
+    assert "calibration" not in adapt.fit(model, several.train, progress=False).metrics
+    assert model.answers.temperature == 1
+    found = adapt.fit(model, several.train, progress=False, calibrate=True).metrics["calibration"]
+    assert found["temperature"] == model.answers.temperature != 1
