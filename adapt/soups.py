@@ -1,7 +1,8 @@
-"""Soups: several adapters with a common start combined into one adapter, which predicts at the cost of one.
+"""Several adapters as one: soups, of which the weights are mixed, and averages, of which the probabilities are.
 
 Wortsman et al., Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time, ICML 2022. `Method.mixed` decides what is mixed, and how.
+inference time, ICML 2022. `Method.mixed` decides what is mixed, and how. An average (`adapt.models.average`) needs no
+common start, and takes the time of its members.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from adapt.backbones.base import Backbone
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.item import Item
@@ -24,8 +26,13 @@ from adapt.evaluation.scores import main_figure
 from adapt.formats.adapter import Header, header_of
 from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
+from adapt.methods.base import Method
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
+from adapt.methods.base.traits import Grades, PoolsBags, Stream, has_trait
+from adapt.models.average import Average
 from adapt.models.base import Adapted
+from adapt.models.image_model import ImageModel
+from adapt.models.prediction import Answers
 from adapt.models.wrap import Model
 
 Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was kept
@@ -69,7 +76,10 @@ def soup(
     Raises AdaptError, which names two adapters, if the adapters differ in method, settings, backbone, classes or
     answers. Raises AdaptError if the method does not support the combination.
     """
-    members = _loaded(adapters, backbone)
+    members = _loaded("soup", adapters, backbone)
+    first, described = members[0], header_of(members[0].model)
+    for member in members[1:]:
+        _check_alike(described, first.name, header_of(member.model), member.name)
     if validation is not None:
         if weights is not None or combination != "linear" or density is not None:
             raise AdaptError(
@@ -84,19 +94,90 @@ def soup(
     return _mixed(members, Mixture(shares, combination, density, rank, seed))
 
 
-def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -> list[_Member]:
-    """Return the models to combine, which share equal backbones. Raises AdaptError if the models cannot be combined."""
+def average(
+    adapters: Sequence[str | Path | Model],
+    backbone: Backbone | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    device: str | torch.device = AUTO,
+) -> Model:
+    """Return one adapted model whose probabilities are the means of those of several models of the same backbone.
+
+    `adapters` are paths, names on the hub, or models, of any methods. Those that are loaded are loaded as by
+    `load_many`. Each keeps its own temperature, blend and logit bias. The classes have the order of the first adapter.
+    `Prediction.disagreement` says how much the members disagree. The result is saved, evaluated, calibrated, served and
+    exported like any other model.
+
+    Raises AdaptError, which names the adapters, if they differ in backbone, preprocessing, names of classes, number of
+    labels an image, or pooling of images; and for one that does not classify images, predicts a number, weighs the
+    images of an item, or whose answers depend on random views or on other images.
+    """
+    members = _loaded("average", adapters, backbone, class_names, device)
+    if len(members) < 2:
+        raise AdaptError(f"an average needs at least two adapters, but {members[0].name} is alone: give more adapters")
+    first, described, tensors = members[0], list[dict[str, object]](), dict[str, torch.Tensor]()
+    for index, member in enumerate(members):
+        _check_member(first, member)
+        names, method = member.model.class_names, member.model.method
+        order = () if names == first.model.class_names else tuple(map(first.model.class_names.index, names))
+        answers = replace(member.model.answers, sets=None)
+        config = method.config.model_dump(mode="json")
+        described.append({"method": method.name, "config": config, "answers": answers, "order": order})
+        tensors |= {f"members.{index}.{key}": tensor for key, tensor in method.state_dict().items()}
+    made = Average(members=described)
+    model = build_for(made, first.model.backbone, first.model.class_names, tensors, "the average")
+    own = first.model.answers
+    model.answers = Answers(logit_bias=0.0 if own.several else None, pooling=own.pooling)
+    model.metadata = {"recipe": {"average": {"adapters": [member.name for member in members]}}}
+    return model.eval()
+
+
+def _check_member(first: _Member, member: _Member) -> None:
+    """Raise AdaptError, which names the adapters, if `member` cannot be in an average with the `first`."""
+    (first_name, one), (name, other) = first, member
+    method, reason = other.method, ""
+    if not (isinstance(other, ImageModel) and other.class_names):
+        reason = "it does not classify images by names of classes"
+    elif has_trait(method, Grades):
+        reason = "it predicts a number"
+    elif has_trait(method, PoolsBags):
+        reason = "it weighs the images of an item"
+    elif method.views or has_trait(method, Stream) or type(method).infer is not Method.infer:
+        reason = "its answers depend on random views or on other images"
+    if reason:
+        raise AdaptError(f"{name} is an adapter of {method.name} and cannot be averaged, as {reason}: leave it out")
+    if difference := one.backbone.fingerprint.difference(other.backbone.fingerprint):
+        raise AdaptError(f"{first_name} and {name} are of two backbones: {difference}. Average adapters of one backbone")
+    own, others = set(one.class_names), set(other.class_names)
+    for what, a, b in (
+        ("preprocessing", one.backbone.reading(), other.backbone.reading()),
+        ("the classes that the other lacks", sorted(own - others), sorted(others - own)),
+        ("several classes an image", one.answers.several, other.answers.several),
+        ("pooling", one.answers.pooling, other.answers.pooling),
+    ):
+        if a != b:
+            raise AdaptError(f"{first_name} and {name} differ in {what}, {brief(a)} and {brief(b)}: leave one out")
+
+
+def _loaded(
+    what: str,
+    adapters: Sequence[str | Path | Model],
+    backbone: Backbone | None,
+    class_names: Sequence[str] | None = None,
+    device: str | torch.device = AUTO,
+) -> list[_Member]:
+    """Return the models to combine. Raises AdaptError if there is none, or if one is an average itself."""
     if isinstance(adapters, str | Path) or not adapters:
-        raise AdaptError(f"soup got {brief(adapters)}; expected a list of at least one adapter")
-    loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], backbone))
+        raise AdaptError(f"{what} got {brief(adapters)}; expected a list of at least one adapter")
+    paths = [each for each in adapters if not isinstance(each, Adapted)]
+    loaded = iter(load_many(paths, backbone, class_names, device=device))
     members = [
         _Member(f"model {number}", each) if isinstance(each, Adapted) else _Member(str(each), next(loaded))
         for number, each in enumerate(adapters, 1)
     ]
-    first = members[0]
-    described = header_of(first.model)
-    for member in members[1:]:
-        _check_alike(described, first.name, header_of(member.model), member.name)
+    for name, model in members:
+        if isinstance(model.method, Average):
+            raise AdaptError(f"{name} is an average of several adapters already: give its members")
     return members
 
 

@@ -1,4 +1,4 @@
-"""The commands of file formats: `adapt inspect`, `merge`, `convert`, `soup`, `export` and `push`"""
+"""The commands of file formats: `adapt inspect`, `merge`, `convert`, `soup`, `average`, `export` and `push`"""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def inspect(
         click.echo(f"  and {len(tensors) - 12} more")
     if words:
         with common.quiet_libraries():
-            from adapt import methods
             from adapt.methods.base.traits import LearnedTokens
 
-            if issubclass(methods.find(header.method), LearnedTokens) and "text" in method_of(header, file).touches:
+            method = method_of(header, file)
+            if isinstance(method, LearnedTokens) and "text" in method.touches:
                 _show_words(common.load_adapter(adapter, backbone), words)
 
 
@@ -253,6 +253,31 @@ def soup(
         model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]
     click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
+
+
+@command()
+def average(
+    adapters: tuple[Path, ...],
+    *,
+    out: Annotated[Path, "New .safetensors file to write."],
+    backbone: common.OfAdapter = None,
+) -> None:
+    """Put ADAPTERS into one file, which answers by the mean of their probabilities and says how much they disagree.
+
+    They may be of any methods and seeds that share a backbone and the names of their classes. `adapt predict --average`
+    does the same without a file.
+
+    \b
+    Examples:
+      adapt average runs/coop-1 runs/coop-2 runs/coop-3 --out average.safetensors
+      adapt eval average.safetensors --data photos
+    """
+    check_free(out, "file")
+    with common.quiet_libraries():
+        from adapt.soups import average as averaged
+
+        averaged(adapters, common.given_backbone(backbone, AUTO)).save(out)
+    click.echo(f"average of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
 
 @command()

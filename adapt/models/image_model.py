@@ -372,12 +372,10 @@ class ImageModel(Adapted[E]):
         return None if grading is None else grading.score(logits)
 
     def _predictions(self, pixels: Tensor | BlockInputs, query: Query) -> Iterator[Prediction]:
-        logits, features = (self(pixels), None) if not query.features else self._with_features(pixels)
-        return predictions(logits, self.class_names, query, self.answers, features, self.grades(logits))
-
-    def _with_features(self, pixels: Tensor | BlockInputs) -> tuple[Tensor, Tensor]:
         step = ImageStep(self, pixels)
-        return self.answers.of(step), step.features
+        logits = self.answers.of(step)
+        features, numbers = step.features if query.features else None, self.grades(logits)
+        return predictions(logits, self.class_names, query, self.answers, features, numbers, step.disagreement)
 
     def _check_classes(self) -> None:
         if not self.class_names:

@@ -154,10 +154,10 @@ def _predicted(models: dict[int, Adapted], images: list[Any], query: Query) -> d
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
             stack.enter_context(evaluating(model))
-        return {index: list(models[index]._predictions(inputs, query)) for index, inputs in _entering(models, pixels)}
+        return {index: list(models[index]._predictions(inputs, query)) for index, inputs in entering(models, pixels)}
 
 
-def _entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:
+def entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:
     """Yield each model's index and input, which is images or the input tokens of the first block the model edits."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()

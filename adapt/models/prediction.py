@@ -89,6 +89,19 @@ class ImageOfBag(NamedTuple):
     """The name of the image, if known."""
 
 
+class Disagreement(NamedTuple):
+    """How the members of an average disagree about an image: 0 and 0 if all of them give the same probabilities.
+
+    `share` is the share of the members whose most probable class is not that of the average. For several classes an
+    image, it is the share whose classes of at least 0.5 are not those of the average. `nats` is the mutual information
+    of member and class: the entropy of the mean probabilities minus the mean entropy of the members', from 0 to ln m
+    for m members. For several classes an image, it is the sum over the classes.
+    """
+
+    share: float
+    nats: float
+
+
 NOT_FINITE = (
     "the model's output is not finite, as values of the adapter or the backbone overflow: train again with a lower "
     "learning rate, or use a precision with a wider range, such as bf16 or fp32"
@@ -126,6 +139,8 @@ class Prediction:
     """For an item of several images, what each image says by itself, in their order."""
     set: tuple[str, ...] | None = None
     """The set of classes at the level that was asked for, the most probable first; empty if none is probable enough."""
+    disagreement: Disagreement | None = None
+    """How the members of an average disagree; None for an adapter by itself."""
 
     def plain(self) -> JsonObject:
         """Return the prediction as data for JSON, without features and with the class name under the key `class`."""
@@ -134,7 +149,8 @@ class Prediction:
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
         images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
         held = {} if self.set is None else {"set": list(self.set)}
-        return {**own, **classes, **images, **held, "top": top}
+        apart = {} if self.disagreement is None else {"disagreement": self.disagreement._asdict()}
+        return {**own, **classes, **images, **held, **apart, "top": top}
 
 
 NONE = "none"  # the class of an image without a probable enough class
@@ -187,10 +203,12 @@ def predictions(
     answers: Answers = PLAIN,
     features: Tensor | None = None,
     numbers: Tensor | None = None,
+    disagreement: Tensor | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
-    Unit-length image `features` `(b, e)` and predicted `numbers` `(b,)` (regression) are added if given.
+    Unit-length image `features` `(b, e)`, predicted `numbers` `(b,)` (regression), and the `disagreement` `(b, 2)` of
+    the members of an average are added if given.
     """
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     every = answers.probabilities(finite(logits).float())
@@ -198,12 +216,14 @@ def predictions(
     held = iter(_sets(every, class_names, answers, query.sets))
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     number_of_each = [None] * len(logits) if numbers is None else numbers.tolist()
+    apart = iter([] if disagreement is None else [Disagreement(*each) for each in disagreement.tolist()])
     threshold = HALF if answers.several and query.threshold is None else query.threshold
     for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), number_of_each, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         labels = _above(top, threshold or 0.0) if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
-        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, set=next(held, None)), threshold)
+        more = {"set": next(held, None), "disagreement": next(apart, None)}
+        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
 
 
 def _sets(

@@ -31,7 +31,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.models.many import Prepared, SideBySide
 from adapt.models.native_vlm import TOGETHER, ChatModel
-from adapt.models.prediction import Prediction, Query
+from adapt.models.prediction import Disagreement, Prediction, Query
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.web import Counted
@@ -76,7 +76,8 @@ class ClassProbability(BaseModel):
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
-    For a multi-label adapter, `classes` lists all classes that reach the threshold. `set` is there if `sets` was given.
+    For a multi-label adapter, `classes` lists all classes that reach the threshold. `set` is there if `sets` was given,
+    and `disagreement` for an average of adapters.
     """
 
     adapter: str
@@ -86,6 +87,7 @@ class AdapterAnswer(BaseModel):
     number: float | None = None  # such as a grade, from a regression adapter
     classes: list[str] | None = None
     set: list[str] | None = None
+    disagreement: Disagreement | None = None
     top: list[ClassProbability]
 
 

@@ -20,7 +20,8 @@ from adapt.models.image_model import ImageModel
 _EXAMPLES = 2  # a graph traced on a single image would accept single images only
 _MOST = 2**31  # images in a batch: torch 2.6 refuses an unbounded size
 
-Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, several of them, or a number
+# the name of a buffer, several of them, or a number
+Stored = str | tuple["Stored", ...] | dict[Any, "Stored"] | float | None
 
 
 def exportable(model: Adapted) -> ImageModel:
@@ -95,11 +96,12 @@ class _Traced(nn.Module):
         self.model, self.backbone = model, model.backbone.model
         step = ImageStep(model, examples)
         model.answers.of(step)  # fills step.of_classes
-        values = enumerate(step.of_classes.items())
-        self._of_classes = {key: self._store(str(number), value) for number, (key, value) in values}
+        self._of_classes = self._store("", step.of_classes)
 
     def _store(self, number: str, value: Any) -> Stored:
-        """Register a tensor, or each tensor of a tuple, as a buffer and return its name; return a number unchanged."""
+        """Register a tensor, or all within a tuple or dict, as buffers and return the names; return a number unchanged."""
+        if isinstance(value, dict):
+            return {key: self._store(f"{number}_{place}", each) for place, (key, each) in enumerate(value.items())}
         if isinstance(value, tuple):
             return tuple(self._store(f"{number}_{place}", each) for place, each in enumerate(value))
         if not isinstance(value, Tensor):
@@ -107,14 +109,16 @@ class _Traced(nn.Module):
         self.register_buffer(name := f"of_classes_{number}", value)
         return name
 
-    def _restored(self, stored: Stored) -> object:
+    def _restored(self, stored: Stored) -> Any:
+        if isinstance(stored, dict):
+            return {key: self._restored(each) for key, each in stored.items()}
         if isinstance(stored, tuple):
             return tuple(map(self._restored, stored))
         return self.get_buffer(stored) if isinstance(stored, str) else stored
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         step = ImageStep(self.model, images)
-        step.of_classes |= {key: self._restored(stored) for key, stored in self._of_classes.items()}
+        step.of_classes |= self._restored(self._of_classes)
         logits = self.model.answers.of(step)
         numbers = self.model.grades(logits)
         return logits if numbers is None else (logits, numbers)
