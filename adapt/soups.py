@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,6 @@ from adapt.evaluation.scores import main_figure
 from adapt.formats.adapter import Header, header_of
 from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
-from adapt.methods.base import Method
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
 from adapt.methods.base.traits import Grades, PoolsBags, Stream, has_trait
 from adapt.models.average import Average
@@ -76,7 +75,7 @@ def soup(
     Raises AdaptError, which names two adapters, if the adapters differ in method, settings, backbone, classes or
     answers. Raises AdaptError if the method does not support the combination.
     """
-    members = _loaded("soup", adapters, backbone)
+    members = _loaded("soup", 1, adapters, backbone)
     first, described = members[0], header_of(members[0].model)
     for member in members[1:]:
         _check_alike(described, first.name, header_of(member.model), member.name)
@@ -101,84 +100,65 @@ def average(
     *,
     device: str | torch.device = AUTO,
 ) -> Model:
-    """Return one adapted model whose probabilities are the means of those of several models of the same backbone.
+    """Return one adapted model whose probabilities are the means of those of several models, of any methods.
 
-    `adapters` are paths, names on the hub, or models, of any methods. Those that are loaded are loaded as by
-    `load_many`. Each keeps its own temperature, blend and logit bias. The classes have the order of the first adapter.
-    `Prediction.disagreement` says how much the members disagree. The result is saved, evaluated, calibrated, served and
-    exported like any other model.
+    `adapters` are paths, names on the hub (both as in `load_many`), or models. Each keeps its temperature, blend and
+    logit bias, and the order of the classes is that of the first. `Prediction.disagreement` is added to answers.
 
-    Raises AdaptError, which names the adapters, if they differ in backbone, preprocessing, names of classes, number of
-    labels an image, or pooling of images; and for one that does not classify images, predicts a number, weighs the
-    images of an item, or whose answers depend on random views or on other images.
+    Raises AdaptError, which names two adapters, if they differ in backbone, preprocessing, names of classes, labels an
+    image, or pooling; and for one that does not classify images, predicts a number, weighs the images of an item, or
+    whose answers depend on random views or on earlier images.
     """
-    members = _loaded("average", adapters, backbone, class_names, device)
-    if len(members) < 2:
-        raise AdaptError(f"an average needs at least two adapters, but {members[0].name} is alone: give more adapters")
-    first, described, tensors = members[0], list[dict[str, object]](), dict[str, torch.Tensor]()
-    for index, member in enumerate(members):
-        _check_member(first, member)
-        names, method = member.model.class_names, member.model.method
-        order = () if names == first.model.class_names else tuple(map(first.model.class_names.index, names))
-        answers = replace(member.model.answers, sets=None)
-        config = method.config.model_dump(mode="json")
-        described.append({"method": method.name, "config": config, "answers": answers, "order": order})
-        tensors |= {f"members.{index}.{key}": tensor for key, tensor in method.state_dict().items()}
-    made = Average(members=described)
-    model = build_for(made, first.model.backbone, first.model.class_names, tensors, "the average")
-    own = first.model.answers
-    model.answers = Answers(logit_bias=0.0 if own.several else None, pooling=own.pooling)
-    model.metadata = {"recipe": {"average": {"adapters": [member.name for member in members]}}}
-    return model.eval()
+    members = _loaded("average", 2, adapters, backbone, class_names, device=device)
+    first, described, tensors = members[0].model, list[dict[str, object]](), dict[str, torch.Tensor]()
+    for index, (name, model) in enumerate(members):
+        own, shared = _to_average(name, model), _to_average(members[0].name, first)
+        if differing := [what for what in shared if own[what] != shared[what]]:
+            what, a, b = differing[0], brief(shared[differing[0]]), brief(own[differing[0]])
+            raise AdaptError(
+                f"{members[0].name} and {name} differ in {what}, {a} and {b}: give adapters of equal {what}"
+            )
+        order = [] if model.class_names == first.class_names else map(model.class_names.index, first.class_names)
+        settings = {"method": model.method.name, "config": model.method.config.model_dump(mode="json")}
+        described.append({**settings, "answers": replace(model.answers, sets=None), "order": tuple(order)})
+        tensors |= {f"members.{index}.{key}": tensor for key, tensor in model.method.state_dict().items()}
+    made = build_for(Average(members=described), first.backbone, first.class_names, tensors, "the average")
+    made.answers = Answers(logit_bias=0.0 if first.answers.several else None, pooling=first.answers.pooling)
+    made.metadata = {"recipe": {"average": {"adapters": [name for name, _ in members]}}}
+    return made.eval()
 
 
-def _check_member(first: _Member, member: _Member) -> None:
-    """Raise AdaptError, which names the adapters, if `member` cannot be in an average with the `first`."""
-    (first_name, one), (name, other) = first, member
-    method, reason = other.method, ""
-    if not (isinstance(other, ImageModel) and other.class_names):
-        reason = "it does not classify images by names of classes"
-    elif has_trait(method, Grades):
-        reason = "it predicts a number"
-    elif has_trait(method, PoolsBags):
-        reason = "it weighs the images of an item"
-    elif method.views or has_trait(method, Stream) or type(method).infer is not Method.infer:
-        reason = "its answers depend on random views or on other images"
-    if reason:
-        raise AdaptError(f"{name} is an adapter of {method.name} and cannot be averaged, as {reason}: leave it out")
-    if difference := one.backbone.fingerprint.difference(other.backbone.fingerprint):
-        raise AdaptError(f"{first_name} and {name} are of two backbones: {difference}. Average adapters of one backbone")
-    own, others = set(one.class_names), set(other.class_names)
-    for what, a, b in (
-        ("preprocessing", one.backbone.reading(), other.backbone.reading()),
-        ("the classes that the other lacks", sorted(own - others), sorted(others - own)),
-        ("several classes an image", one.answers.several, other.answers.several),
-        ("pooling", one.answers.pooling, other.answers.pooling),
-    ):
-        if a != b:
-            raise AdaptError(f"{first_name} and {name} differ in {what}, {brief(a)} and {brief(b)}: leave one out")
+def _to_average(name: str, model: Model) -> dict[str, object]:
+    """Return what adapters must share to be averaged. Raises AdaptError, with the `name`, for one that cannot be."""
+    method = model.method
+    for reason, holds in {
+        "does not classify images by names of classes": not (isinstance(model, ImageModel) and model.class_names),
+        "is an average already: give its members": isinstance(method, Average),
+        "predicts a number": has_trait(method, Grades),
+        "weighs the images of an item": has_trait(method, PoolsBags),
+        "depends on random views, or on earlier images": bool(method.views) or has_trait(method, Stream),
+    }.items():
+        if holds:
+            raise AdaptError(f"{name} cannot be averaged with other adapters: this {method.name} {reason}")
+    backbone, answers = model.backbone, model.answers
+    return {
+        "backbone": f"{backbone.describe()} ({backbone.fingerprint.short()})",
+        "preprocessing": backbone.reading(),
+        "classes": sorted(model.class_names),
+        "kind of labels": "several an image" if answers.several else "one an image",
+        "pooling": answers.pooling,
+    }
 
 
-def _loaded(
-    what: str,
-    adapters: Sequence[str | Path | Model],
-    backbone: Backbone | None,
-    class_names: Sequence[str] | None = None,
-    device: str | torch.device = AUTO,
-) -> list[_Member]:
-    """Return the models to combine. Raises AdaptError if there is none, or if one is an average itself."""
-    if isinstance(adapters, str | Path) or not adapters:
-        raise AdaptError(f"{what} got {brief(adapters)}; expected a list of at least one adapter")
-    paths = [each for each in adapters if not isinstance(each, Adapted)]
-    loaded = iter(load_many(paths, backbone, class_names, device=device))
-    members = [
+def _loaded(what: str, least: int, adapters: Sequence[str | Path | Model], *others: Any, **how: Any) -> list[_Member]:
+    """Return the models to combine, as `load_many` loads them. Raises AdaptError if there are fewer than `least`."""
+    if isinstance(adapters, str | Path) or len(adapters) < least:
+        raise AdaptError(f"{what} got {brief(adapters)}; expected a list with {least} or more adapters")
+    loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], *others, **how))
+    return [
         _Member(f"model {number}", each) if isinstance(each, Adapted) else _Member(str(each), next(loaded))
         for number, each in enumerate(adapters, 1)
     ]
-    for name, model in members:
-        if isinstance(model.method, Average):
-            raise AdaptError(f"{name} is an average of several adapters already: give its members")
-    return members
 
 
 def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> None:

@@ -63,6 +63,8 @@ def inspect(
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
     settings = [f"{key}={value!r}" for key, value in header.config.items() if value not in (None, "", {})]
+    members = within(header.config, "members", kind=list) or []  # of an average
+    settings = [str(within(each, "method", kind=str)) for each in members] or settings
     yield "method", f"{header.method} ({', '.join(settings)})"
     size = header.preprocess.get("size")
     read = [f"{size} px"] * (size is not None) + ["photographs turned upright"] * header.preprocess["turned"]
@@ -264,13 +266,7 @@ def average(
 ) -> None:
     """Put ADAPTERS into one file, which answers by the mean of their probabilities and says how much they disagree.
 
-    They may be of any methods and seeds that share a backbone and the names of their classes. `adapt predict --average`
-    does the same without a file.
-
-    \b
-    Examples:
-      adapt average runs/coop-1 runs/coop-2 runs/coop-3 --out average.safetensors
-      adapt eval average.safetensors --data photos
+    They may be of any methods and seeds, on one backbone, for the same classes.
     """
     check_free(out, "file")
     with common.quiet_libraries():

@@ -1,14 +1,14 @@
 """The method of an average: several adapters of one backbone, whose probabilities are averaged, in one adapter.
 
-Paper: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, NeurIPS
-2017; the mutual information is that of Houlsby et al., Bayesian Active Learning for Classification and Preference
-Learning, 2011. It stands here and not among the methods that are trained, because only its members are.
+Papers: Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles, NeurIPS
+2017; Houlsby et al., Bayesian Active Learning for Classification and Preference Learning, 2011 (mutual information). It
+stands here, and not among the methods that are trained, because only its members are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,6 @@ from adapt.models.wrap import assemble
 
 if TYPE_CHECKING:
     from adapt.methods.base import Training
-    from adapt.models.image_model import ImageModel
 
 
 class Member(StrictModel):
@@ -39,7 +38,11 @@ class Member(StrictModel):
     config: dict[str, object]
     answers: Answers = PLAIN
     order: tuple[int, ...] = ()
-    """The place of each of the member's classes among those of the average; none for the same order."""
+    """The place of each class of the average among the member's classes; none if the order is the same."""
+
+    def names(self, class_names: Sequence[str]) -> tuple[str, ...]:
+        """Return the `class_names` of the average in the member's order."""
+        return tuple(name for _, name in sorted(zip(self.order, class_names))) or tuple(class_names)
 
 
 class AverageConfig(MethodConfig):
@@ -64,89 +67,59 @@ class Average(Method[ImageStep], OwnClassifier, ChecksAdapter):
         made = [method_called(each.method)(**each.config) for each in self.config.members]
         self.members = nn.ModuleList(made)
         self.reads = frozenset({"images"} if any("vision" in each.touches or each.reads for each in made) else ())
-        self._models: dict[tuple[str, ...], list[ImageModel[Any]]] = {}  # of the members, by the names of the classes
+        self._checks = {f"members.{i}.": own for i, each in enumerate(made) if (own := trait(each, ChecksAdapter))}
+        self._models: dict[tuple[str, ...], list[Any]] = {}  # the members' models by the names of the classes
 
     @property
     def per_class(self) -> bool:
-        return any(own.order or method.per_class for own, method in self._each())
+        return any(own.order for own in self.config.members) or any(each.per_class for each in self.members)
 
     @property
     def per_image(self) -> bool:
-        return any(method.per_image for _, method in self._each())
-
-    def _each(self) -> Iterator[tuple[Member, Any]]:
-        return zip(self.config.members, self.members, strict=True)
+        return any(method.per_image for method in self.members)
 
     def build(self, backbone: Backbone, class_names: Sequence[str]) -> None:
-        places = list(range(len(class_names)))
-        for own, method in self._each():
-            if own.order and sorted(own.order) != places:
-                raise AdaptError(f"the order of the classes of {method.name} is not one of {len(places)} classes")
-            build(backbone, method, _ordered(class_names, own.order))
+        for own, method in zip(self.config.members, self.members, strict=True):
+            if own.order and sorted(own.order) != list(range(len(class_names))):
+                raise AdaptError(f"the order of the classes of {own.method} is not one of {len(class_names)} classes")
+            build(backbone, method, own.names(class_names))
 
     def prepare(self, training: Training) -> None:
         raise AdaptError("an average of adapters is not trained: train its members, and average them again")
 
     def check_settings(self) -> None:
-        for _, method in self._each():
-            if checks := trait(method, ChecksAdapter):
-                checks.check_settings()
+        for checks in self._checks.values():
+            checks.check_settings()
 
     def check_tensors(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        for index, (_, method) in enumerate(self._each()):
-            if checks := trait(method, ChecksAdapter):
-                start = f"members.{index}."
-                own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
-                checks.check_tensors(own, source)
+        for start, checks in self._checks.items():
+            own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+            checks.check_tensors(own, source)
 
     def logits(self, step: ImageStep) -> Tensor:
-        found: dict[int, Tensor] = {}
-        for index, inputs in self._inputs(step):
-            own = self.config.members[index]
-            member = step._alike(ImageStep(self._of(step.model)[index], inputs))
+        names = step.model.class_names
+        if names not in self._models:
+            each = zip(self.config.members, self.members, strict=True)
+            made = [assemble(step.model.backbone, method, own.names(names), step.model.fast) for own, method in each]
+            self._models[names] = made
+        models, several, found = self._models[names], step.model.answers.several, list[Tensor]()
+        editing = {index: model for index, model in enumerate(models) if not keeps_features(model, True)}
+        inputs: dict[int, Any] = dict(entering(editing, step.inputs))
+        if len(editing) < len(models):
+            inputs = dict.fromkeys(range(len(models)), Encoded(step.image_features, counts=step.counts)) | inputs
+        for index, own in enumerate(self.config.members):
+            member = step._alike(ImageStep(models[index], inputs[index]))
             member.of_classes = step.of_classes.setdefault(("member", index), {})
             logits = own.answers.of(member).float()
-            back = sorted(range(len(own.order)), key=own.order.__getitem__)
-            found[index] = logits[:, back] if back else logits
-        logits = torch.stack([found[index] for index in range(len(found))])  # (m, b, n)
-        several = step.model.answers.several
-        logs = torch.stack([F.logsigmoid(logits), F.logsigmoid(-logits)], -1) if several else logits.log_softmax(-1)
+            found.append(logits[:, list(own.order)] if own.order else logits)
+        every = torch.stack(found)  # (m, b, n)
+        logs = torch.stack([F.logsigmoid(every), F.logsigmoid(-every)], -1) if several else every.log_softmax(-1)
         mean = logs.logsumexp(0) - math.log(len(logs))
-        best, own_best = ((each[..., 0].exp() >= HALF if several else each.argmax(-1, True)) for each in (mean, logs))
-        nats = (_entropy(mean) - _entropy(logs).mean(0)).flatten(1).sum(-1).clamp(min=0)
-        step.disagreement = torch.stack([(own_best != best).any(-1).float().mean(0), nats], -1)
+        best, others = ((x[..., 0].exp() >= HALF if several else x.argmax(-1, True)) for x in (mean, logs))
+        entropy, entropies = ((-x.exp() * x).flatten(-2 if several else -1).sum(-1) for x in (mean, logs))
+        nats = (entropy - entropies.mean(0)).clamp(min=0)
+        step.disagreement = torch.stack([(others != best).any(-1).float().mean(0), nats], -1)
         return mean[..., 0] - mean[..., 1] if several else mean
-
-    def _inputs(self, step: ImageStep) -> Iterator[tuple[int, Any]]:
-        """Yield the index of each member and its input: the frozen features of all, images, or inputs of a block."""
-        editing = {}
-        for index, model in enumerate(self._of(step.model)):
-            if keeps_features(model, True):
-                yield index, Encoded(step.image_features, counts=step.counts)
-            else:
-                editing[index] = model
-        if isinstance(step.inputs, Tensor):
-            yield from entering(editing, step.inputs)
-        else:
-            yield from dict.fromkeys(editing, step.inputs).items()
-
-    def _of(self, model: ImageModel[Any]) -> list[ImageModel[Any]]:
-        """Return the members as models of the classes of `model`, whose class features they keep."""
-        names = model.class_names
-        if names not in self._models:
-            ordered = [(method, _ordered(names, own.order)) for own, method in self._each()]
-            made: list[Any] = [assemble(model.backbone, method, own, model.fast) for method, own in ordered]
-            self._models[names] = made
-        return self._models[names]
-
-
-def _ordered(class_names: Sequence[str], order: Sequence[int]) -> tuple[str, ...]:
-    return tuple(class_names[place] for place in order) or tuple(class_names)
-
-
-def _entropy(logs: Tensor) -> Tensor:
-    """Return the terms of the entropy, in nats, of probabilities whose logarithms are `logs`."""
-    return -logs.exp() * logs
 
 
 def method_called(name: str) -> type[Method]:

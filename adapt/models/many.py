@@ -12,6 +12,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.pictures import turns
+from adapt.methods.base import BlockInputs
 from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Query
@@ -165,7 +166,7 @@ def entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any
     inputs = pixels
     for index in sorted(begins, key=lambda index: begins[index]):
         model = models[index]
-        if begins[index] and isinstance(model, ImageModel):
+        if begins[index] and isinstance(model, ImageModel) and isinstance(inputs, torch.Tensor | BlockInputs):
             inputs = model.block_inputs(inputs, begins[index])
         yield index, inputs
 

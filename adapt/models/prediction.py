@@ -90,12 +90,11 @@ class ImageOfBag(NamedTuple):
 
 
 class Disagreement(NamedTuple):
-    """How the members of an average disagree about an image: 0 and 0 if all of them give the same probabilities.
+    """How the members of an average disagree about an image; both are 0 if all give the same probabilities.
 
-    `share` is the share of the members whose most probable class is not that of the average. For several classes an
-    image, it is the share whose classes of at least 0.5 are not those of the average. `nats` is the mutual information
-    of member and class: the entropy of the mean probabilities minus the mean entropy of the members', from 0 to ln m
-    for m members. For several classes an image, it is the sum over the classes.
+    `share` is the share of members whose best class is not that of the average (of several classes an image: whose
+    classes of at least 0.5 are others). `nats` is the mutual information of member and class, from 0 to ln m for m
+    members: the entropy of the mean minus the mean entropy (of several classes an image, summed over the classes).
     """
 
     share: float
@@ -207,8 +206,7 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
-    Unit-length image `features` `(b, e)`, predicted `numbers` `(b,)` (regression), and the `disagreement` `(b, 2)` of
-    the members of an average are added if given.
+    Unit-length image `features` `(b, e)`, `numbers` `(b,)` (regression) and `disagreement` `(b, 2)` are added if given.
     """
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     every = answers.probabilities(finite(logits).float())

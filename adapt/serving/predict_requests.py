@@ -76,8 +76,7 @@ class ClassProbability(BaseModel):
 class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
-    For a multi-label adapter, `classes` lists all classes that reach the threshold. `set` is there if `sets` was given,
-    and `disagreement` for an average of adapters.
+    For a multi-label adapter, `classes` lists all classes that reach the threshold. An average has a `disagreement`.
     """
 
     adapter: str

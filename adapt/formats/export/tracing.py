@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from adapt.backbones.base import outside_inference_mode
 from adapt.backbones.locks import alone, frozen
@@ -19,9 +18,6 @@ from adapt.models.image_model import ImageModel
 
 _EXAMPLES = 2  # a graph traced on a single image would accept single images only
 _MOST = 2**31  # images in a batch: torch 2.6 refuses an unbounded size
-
-# the name of a buffer, several of them, or a number
-Stored = str | tuple["Stored", ...] | dict[Any, "Stored"] | float | None
 
 
 def exportable(model: Adapted) -> ImageModel:
@@ -96,29 +92,17 @@ class _Traced(nn.Module):
         self.model, self.backbone = model, model.backbone.model
         step = ImageStep(model, examples)
         model.answers.of(step)  # fills step.of_classes
-        self._of_classes = self._store("", step.of_classes)
-
-    def _store(self, number: str, value: Any) -> Stored:
-        """Register a tensor, or all within a tuple or dict, as buffers and return the names; return a number unchanged."""
-        if isinstance(value, dict):
-            return {key: self._store(f"{number}_{place}", each) for place, (key, each) in enumerate(value.items())}
-        if isinstance(value, tuple):
-            return tuple(self._store(f"{number}_{place}", each) for place, each in enumerate(value))
-        if not isinstance(value, Tensor):
-            return value
-        self.register_buffer(name := f"of_classes_{number}", value)
-        return name
-
-    def _restored(self, stored: Stored) -> Any:
-        if isinstance(stored, dict):
-            return {key: self._restored(each) for key, each in stored.items()}
-        if isinstance(stored, tuple):
-            return tuple(map(self._restored, stored))
-        return self.get_buffer(stored) if isinstance(stored, str) else stored
+        values, self._layout = tree_flatten(step.of_classes)  # which has tuples, and dicts of the members of an average
+        self._others = [None if isinstance(value, Tensor) else value for value in values]
+        for number, value in enumerate(values):
+            if isinstance(value, Tensor):
+                self.register_buffer(f"of_classes_{number}", value)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         step = ImageStep(self.model, images)
-        step.of_classes |= self._restored(self._of_classes)
+        buffers = dict(self.named_buffers(recurse=False))
+        values = [buffers.get(f"of_classes_{number}", other) for number, other in enumerate(self._others)]
+        step.of_classes |= tree_unflatten(values, self._layout)
         logits = self.model.answers.of(step)
         numbers = self.model.grades(logits)
         return logits if numbers is None else (logits, numbers)
