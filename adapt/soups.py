@@ -111,13 +111,12 @@ def average(
     """
     members = _loaded("average", 2, adapters, backbone, class_names, device=device)
     first, described, tensors = members[0].model, list[dict[str, object]](), dict[str, torch.Tensor]()
+    shared = _to_average(*members[0])
     for index, (name, model) in enumerate(members):
-        own, shared = _to_average(name, model), _to_average(members[0].name, first)
-        if differing := [what for what in shared if own[what] != shared[what]]:
-            what, a, b = differing[0], brief(shared[differing[0]]), brief(own[differing[0]])
-            raise AdaptError(
-                f"{members[0].name} and {name} differ in {what}, {a} and {b}: give adapters of equal {what}"
-            )
+        for what, own in _to_average(name, model).items():
+            if own != shared[what]:
+                both = f"{members[0].name} and {name} differ in {what}, {brief(shared[what])} and {brief(own)}"
+                raise AdaptError(f"{both}: give adapters with equal {what}")
         order = [] if model.class_names == first.class_names else map(model.class_names.index, first.class_names)
         settings = {"method": model.method.name, "config": model.method.config.model_dump(mode="json")}
         described.append({**settings, "answers": replace(model.answers, sets=None), "order": tuple(order)})
