@@ -28,7 +28,7 @@ from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
 from adapt.methods.base.traits import Grades, PoolsBags, Stream, has_trait
-from adapt.models.average import Average
+from adapt.models.average import AverageOfAdapters
 from adapt.models.base import Adapted
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Answers
@@ -121,7 +121,7 @@ def average(
         settings = {"method": model.method.name, "config": model.method.config.model_dump(mode="json")}
         described.append({**settings, "answers": replace(model.answers, sets=None), "order": tuple(order)})
         tensors |= {f"members.{index}.{key}": tensor for key, tensor in model.method.state_dict().items()}
-    made = build_for(Average(members=described), first.backbone, first.class_names, tensors, "the average")
+    made = build_for(AverageOfAdapters(members=described), first.backbone, first.class_names, tensors, "the average")
     made.answers = Answers(logit_bias=0.0 if first.answers.several else None, pooling=first.answers.pooling)
     made.metadata = {"recipe": {"average": {"adapters": [name for name, _ in members]}}}
     return made.eval()
@@ -132,7 +132,7 @@ def _to_average(name: str, model: Model) -> dict[str, object]:
     method = model.method
     for reason, holds in {
         "does not classify images by names of classes": not (isinstance(model, ImageModel) and model.class_names),
-        "is an average already: give its members": isinstance(method, Average),
+        "is an average already: give its members": isinstance(method, AverageOfAdapters),
         "predicts a number": has_trait(method, Grades),
         "weighs the images of an item": has_trait(method, PoolsBags),
         "depends on random views, or on earlier images": bool(method.views) or has_trait(method, Stream),
@@ -152,7 +152,8 @@ def _to_average(name: str, model: Model) -> dict[str, object]:
 def _loaded(what: str, least: int, adapters: Sequence[str | Path | Model], *others: Any, **how: Any) -> list[_Member]:
     """Return the models to combine, as `load_many` loads them. Raises AdaptError if there are fewer than `least`."""
     if isinstance(adapters, str | Path) or len(adapters) < least:
-        raise AdaptError(f"{what} got {brief(adapters)}; expected a list with {least} or more adapters")
+        given = brief(adapters) if isinstance(adapters, str | Path) else len(adapters)
+        raise AdaptError(f"{what} got {given}; expected a list with {least} or more adapters")
     loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], *others, **how))
     return [
         _Member(f"model {number}", each) if isinstance(each, Adapted) else _Member(str(each), next(loaded))

@@ -25,7 +25,7 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_header, read_tensors
 from adapt.methods import GDA, TDA, TPT, CoCoOp, CoOp, LinearProbe, LoRA, MaPLe, NearestMean, Ridge
-from adapt.models.average import Average
+from adapt.models.average import AverageOfAdapters
 from adapt.models.prediction import Answers
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
@@ -301,6 +301,6 @@ def test_a_member_keeps_no_sets(open_clip: Backbone) -> None:
     sets = Sets("lac", False, ((0.5,),), ((1,),), first.settings_id)
     first.answers = replace(first.answers, sets=sets)
     average = adapt.average([first, second])
-    assert isinstance(average.method, Average)
+    assert isinstance(average.method, AverageOfAdapters)
     assert average.answers.sets is None
     assert average.method.config.members[0].answers.sets is None

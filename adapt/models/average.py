@@ -49,7 +49,7 @@ class AverageConfig(MethodConfig):
     members: tuple[Member, ...]
 
 
-class Average(Method[ImageStep], OwnClassifier, ChecksAdapter):
+class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
     """Several adapters of one backbone. The probability of a class is the mean of the members' probabilities.
 
     The logits are the logarithms of the mean probabilities or, if an image can have several classes, their log-odds.
@@ -65,7 +65,7 @@ class Average(Method[ImageStep], OwnClassifier, ChecksAdapter):
     def __init__(self, **config: object) -> None:
         super().__init__(**config)
         made = [method_called(each.method)(**each.config) for each in self.config.members]
-        self.members = nn.ModuleList(made)
+        self.members: Any = nn.ModuleList(made)
         self.reads = frozenset({"images"} if any("vision" in each.touches or each.reads for each in made) else ())
         self._checks = {f"members.{i}.": own for i, each in enumerate(made) if (own := trait(each, ChecksAdapter))}
         self._models: dict[tuple[str, ...], list[Any]] = {}  # the members' models by the names of the classes
@@ -124,4 +124,4 @@ class Average(Method[ImageStep], OwnClassifier, ChecksAdapter):
 
 def method_called(name: str) -> type[Method]:
     """Return the class of the method that an adapter names, which may be an average of others."""
-    return Average if name == Average.name else methods.find(name)
+    return AverageOfAdapters if name == AverageOfAdapters.name else methods.find(name)

@@ -220,8 +220,8 @@ def predictions(
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         labels = _above(top, threshold or 0.0) if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
-        more = {"set": next(held, None), "disagreement": next(apart, None)}
-        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
+        inside, differing = next(held, None), next(apart, None)
+        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, None, inside, differing), threshold)
 
 
 def _sets(
