@@ -132,7 +132,6 @@ def _to_average(name: str, model: Model) -> dict[str, object]:
     method = model.method
     for reason, holds in {
         "does not classify images by names of classes": not (isinstance(model, ImageModel) and model.class_names),
-        "is an average already: give its members": isinstance(method, AverageOfAdapters),
         "predicts a number": has_trait(method, Grades),
         "weighs the images of an item": has_trait(method, PoolsBags),
         "depends on random views, or on earlier images": bool(method.views) or has_trait(method, Stream),
@@ -150,15 +149,18 @@ def _to_average(name: str, model: Model) -> dict[str, object]:
 
 
 def _loaded(what: str, least: int, adapters: Sequence[str | Path | Model], *others: Any, **how: Any) -> list[_Member]:
-    """Return the models to combine, as `load_many` loads them. Raises AdaptError if there are fewer than `least`."""
+    """Return `least` or more models, as `load_many` loads them. Raises AdaptError for fewer, and for an average."""
     if isinstance(adapters, str | Path) or len(adapters) < least:
-        given = brief(adapters) if isinstance(adapters, str | Path) else len(adapters)
-        raise AdaptError(f"{what} got {given}; expected a list with {least} or more adapters")
+        raise AdaptError(f"{what} got {brief(adapters)}; expected a list with {least} or more adapters")
     loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], *others, **how))
-    return [
+    members = [
         _Member(f"model {number}", each) if isinstance(each, Adapted) else _Member(str(each), next(loaded))
         for number, each in enumerate(adapters, 1)
     ]
+    for name, model in members:
+        if isinstance(model.method, AverageOfAdapters):
+            raise AdaptError(f"{name} is an average of several adapters already: give its members")
+    return members
 
 
 def _check_alike(one: Header, one_name: str, other: Header, other_name: str) -> None:

@@ -255,10 +255,12 @@ def test_what_cannot_be_averaged_is_named(open_clip: Backbone, hf_clip: Backbone
         (made(open_clip, Ridge())[0], "model 2 cannot be averaged with other adapters: this ridge predicts a number"),
         (made(open_clip, TPT())[0], "this tpt depends on random views, or on earlier images"),
         (made(open_clip, TDA())[0], "this tda depends on random views, or on earlier images"),
-        (adapt.average([first, first]), "this average is an average already: give its members"),
+        (adapt.average([first, first]), "model 2 is an average of several adapters already: give its members"),
     ):
         with pytest.raises(AdaptError, match=words):
             adapt.average([first, other])
+    with pytest.raises(AdaptError, match="model 1 is an average of several adapters already"):
+        adapt.soup([adapt.average([first, first]), adapt.average([first, first])])
     for few in ([], [first], "runs/first"):
         with pytest.raises(AdaptError, match="expected a list with 2 or more adapters"):
             adapt.average(few)

@@ -272,7 +272,7 @@ def average(
     with common.quiet_libraries():
         from adapt.soups import average as averaged
 
-        averaged(adapters, common.given_backbone(backbone, AUTO)).save(out)
+        averaged([*map(str, adapters)], common.given_backbone(backbone, AUTO)).save(out)
     click.echo(f"average of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
 

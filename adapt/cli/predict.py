@@ -171,7 +171,7 @@ def predict(
             from adapt.loading import load_many
             from adapt.soups import average as averaged
 
-            given = members, common.given_backbone(backbone, device), common.class_names(classes)
+            given = [*map(hub.spelled, members)], common.given_backbone(backbone, device), common.class_names(classes)
             models = [averaged(*given, device=device)] if average else load_many(*given, device=device)
             for model in models:
                 common.set_at_use(model, at_use)
@@ -370,9 +370,8 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 def _answer(prediction: Prediction) -> str:
     """Return the text after an image's name: the number or disagreement, the set, and an answer other than the top."""
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
-    if prediction.disagreement is not None:
-        share, nats = prediction.disagreement
-        number = f"  {100 * share:.0f} % of the adapters disagree ({nats:.3f} nats)"
+    if apart := prediction.disagreement:
+        number = f"  {100 * apart.share:.0f} % of the adapters disagree ({apart.nats:.3f} nats)"
     if prediction.set is not None:
         return f"{number}  {{{', '.join(map(shown, prediction.set))}}}"
     if prediction.class_names is None and prediction.class_name == prediction.top[0][0]:

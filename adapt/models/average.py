@@ -110,8 +110,7 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
         for index, own in enumerate(self.config.members):
             member = step._alike(ImageStep(models[index], inputs[index]))
             member.of_classes = step.of_classes.setdefault(("member", index), {})
-            logits = own.answers.of(member).float()
-            found.append(logits[:, list(own.order)] if own.order else logits)
+            found.append(own.answers.of(member).float()[:, list(own.order) or slice(None)])
         every = torch.stack(found)  # (m, b, n)
         logs = torch.stack([F.logsigmoid(every), F.logsigmoid(-every)], -1) if several else every.log_softmax(-1)
         mean = logs.logsumexp(0) - math.log(len(logs))

@@ -70,12 +70,15 @@ def test_it_is_evaluated_and_inspected(run, members: list[Path], photos: Path, t
 
 def test_refused(run, refused, members: list[Path], photos: Path, tmp_path: Path) -> None:
     image, out = photos / "test/sky/0.png", tmp_path / "average.safetensors"
-    refused(run("predict", members[0], "--average", image), "expected a list with 2 or more adapters")
+    refused(run("predict", members[0], "--average", image), "; expected a list with 2 or more adapters")
     refused(run("predict", *members, "--average", image, "--sets", 0.9), "the adapter has no calibrated sets")
     refused(run("average", *members, "--out", members[0]), "exists already; name a new file")
     index = ("--vocabulary-free", tmp_path / "captions.safetensors")
     refused(run("predict", "--average", *index, image, image), "leave out --classes")
     run("average", *members, "--out", out)
-    refused(run("average", out, members[0], "--out", tmp_path / "more.safetensors"), "is an average already")
+    refused(
+        run("average", out, members[0], "--out", tmp_path / "more.safetensors"),
+        "is an average of several adapters already",
+    )
     renamed = adapt.load(members[0]).with_classes(["sky", "sea"]).save(tmp_path / "renamed.safetensors")
     refused(run("predict", members[1], renamed, "--average", image), f"{members[1]} and {renamed} differ in classes")
