@@ -23,6 +23,7 @@ from .models.dual_encoder import AdaptedModel as AdaptedModel
 from .models.many import predict_many as predict_many
 from .models.vision_encoder import VisionModel as VisionModel
 from .models.wrap import wrap as wrap
+from .soups import average as average
 from .soups import soup as soup
 from .tracking import Tracker as Tracker
 from .training.fit import fit as fit

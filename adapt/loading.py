@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack, overload
 
-from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.common import hub, plain
 from adapt.common.devices import AUTO, chosen
@@ -28,6 +27,7 @@ from adapt.formats.adapter import (
 from adapt.formats.rebuild import build_for, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
+from adapt.models.average import method_called
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import Answers
 from adapt.models.wrap import Model
@@ -249,7 +249,7 @@ def _of_file(
 def method_of(described: Header, path: Path) -> Method:
     """Return the method that an adapter's header describes, with the recorded settings, not yet built on a backbone."""
     try:
-        kind = methods.find(described.method)
+        kind = method_called(described.method)
         method = kind(**described.config)
         if checks := trait(method, ChecksAdapter):
             checks.check_settings()

@@ -1,7 +1,8 @@
-"""Soups: several adapters with a common start combined into one adapter, which predicts at the cost of one.
+"""Several adapters as one: soups, of which the weights are mixed, and averages, of which the probabilities are.
 
 Wortsman et al., Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time, ICML 2022. `Method.mixed` decides what is mixed, and how.
+inference time, ICML 2022. `Method.mixed` decides what is mixed, and how. An average (`adapt.models.average`) needs no
+common start, and takes the time of its members.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from adapt.backbones.base import Backbone
+from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.item import Item
@@ -25,7 +27,11 @@ from adapt.formats.adapter import Header, header_of
 from adapt.formats.rebuild import build_for
 from adapt.loading import load_many
 from adapt.methods.base.mixture import Combination, Mixture, default_weights, mixed
+from adapt.methods.base.traits import Grades, PoolsBags, Stream, has_trait
+from adapt.models.average import AverageOfAdapters
 from adapt.models.base import Adapted
+from adapt.models.image_model import ImageModel
+from adapt.models.prediction import Answers
 from adapt.models.wrap import Model
 
 Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was kept
@@ -69,7 +75,10 @@ def soup(
     Raises AdaptError, which names two adapters, if the adapters differ in method, settings, backbone, classes or
     answers. Raises AdaptError if the method does not support the combination.
     """
-    members = _loaded(adapters, backbone)
+    members = _loaded("soup", 1, adapters, backbone)
+    first, described = members[0], header_of(members[0].model)
+    for member in members[1:]:
+        _check_alike(described, first.name, header_of(member.model), member.name)
     if validation is not None:
         if weights is not None or combination != "linear" or density is not None:
             raise AdaptError(
@@ -84,19 +93,73 @@ def soup(
     return _mixed(members, Mixture(shares, combination, density, rank, seed))
 
 
-def _loaded(adapters: Sequence[str | Path | Model], backbone: Backbone | None) -> list[_Member]:
-    """Return the models to combine, which share equal backbones. Raises AdaptError if the models cannot be combined."""
-    if isinstance(adapters, str | Path) or not adapters:
-        raise AdaptError(f"soup got {brief(adapters)}; expected a list of at least one adapter")
-    loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], backbone))
+def average(
+    adapters: Sequence[str | Path | Model],
+    backbone: Backbone | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    device: str | torch.device = AUTO,
+) -> Model:
+    """Return one adapted model whose probabilities are the means of those of several models, of any methods.
+
+    `adapters` are paths, names on the hub (both as in `load_many`), or models. Each keeps its temperature, blend and
+    logit bias, and the order of the classes is that of the first. `Prediction.disagreement` is added to answers.
+
+    Raises AdaptError, which names two adapters, if they differ in backbone, preprocessing, names of classes, labels an
+    image, or pooling; and for one that does not classify images, predicts a number, weighs the images of an item, or
+    whose answers depend on random views or on earlier images.
+    """
+    members = _loaded("average", 2, adapters, backbone, class_names, device=device)
+    first, described, tensors = members[0].model, list[dict[str, object]](), dict[str, torch.Tensor]()
+    shared = _to_average(*members[0])
+    for index, (name, model) in enumerate(members):
+        for what, own in _to_average(name, model).items():
+            if own != shared[what]:
+                both = f"{members[0].name} and {name} differ in {what}, {brief(shared[what])} and {brief(own)}"
+                raise AdaptError(f"{both}: give adapters with equal {what}")
+        order = [] if model.class_names == first.class_names else map(model.class_names.index, first.class_names)
+        settings = {"method": model.method.name, "config": model.method.config.model_dump(mode="json")}
+        described.append({**settings, "answers": replace(model.answers, sets=None), "order": tuple(order)})
+        tensors |= {f"members.{index}.{key}": tensor for key, tensor in model.method.state_dict().items()}
+    made = build_for(AverageOfAdapters(members=described), first.backbone, first.class_names, tensors, "the average")
+    made.answers = Answers(logit_bias=0.0 if first.answers.several else None, pooling=first.answers.pooling)
+    made.metadata = {"recipe": {"average": {"adapters": [name for name, _ in members]}}}
+    return made.eval()
+
+
+def _to_average(name: str, model: Model) -> dict[str, object]:
+    """Return what adapters must share to be averaged. Raises AdaptError, with the `name`, for one that cannot be."""
+    method = model.method
+    for reason, holds in {
+        "does not classify images by names of classes": not (isinstance(model, ImageModel) and model.class_names),
+        "predicts a number": has_trait(method, Grades),
+        "weighs the images of an item": has_trait(method, PoolsBags),
+        "depends on random views, or on earlier images": bool(method.views) or has_trait(method, Stream),
+    }.items():
+        if holds:
+            raise AdaptError(f"{name} cannot be averaged with other adapters: this {method.name} {reason}")
+    backbone, answers = model.backbone, model.answers
+    return {
+        "backbone": f"{backbone.describe()} ({backbone.fingerprint.short()})",
+        "preprocessing": backbone.reading(),
+        "classes": sorted(model.class_names),
+        "kind of labels": "several an image" if answers.several else "one an image",
+        "pooling": answers.pooling,
+    }
+
+
+def _loaded(what: str, least: int, adapters: Sequence[str | Path | Model], *others: Any, **how: Any) -> list[_Member]:
+    """Return `least` or more models, as `load_many` loads them. Raises AdaptError for fewer, and for an average."""
+    if isinstance(adapters, str | Path) or len(adapters) < least:
+        raise AdaptError(f"{what} got {brief(adapters)}; expected a list with {least} or more adapters")
+    loaded = iter(load_many([each for each in adapters if not isinstance(each, Adapted)], *others, **how))
     members = [
         _Member(f"model {number}", each) if isinstance(each, Adapted) else _Member(str(each), next(loaded))
         for number, each in enumerate(adapters, 1)
     ]
-    first = members[0]
-    described = header_of(first.model)
-    for member in members[1:]:
-        _check_alike(described, first.name, header_of(member.model), member.name)
+    for name, model in members:
+        if isinstance(model.method, AverageOfAdapters):
+            raise AdaptError(f"{name} is an average of several adapters already: give its members")
     return members
 
 

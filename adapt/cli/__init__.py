@@ -45,6 +45,7 @@ _COMMANDS = {
     "merge": ("formats", "Fold an adapter of changed weights, such as LoRA, into a standalone checkpoint."),
     "export": ("formats", "Export an adapter as a standalone model (ONNX and others), or with its backbone."),
     "convert": ("formats", "Import a published checkpoint, or export LoRA to peft's layout."),
+    "average": ("formats", "Put several adapters into one file that averages their probabilities."),
     "soup": ("formats", "Combine adapters trained from the same start into one (a model soup)."),
     "push": ("formats", "Publish an adapter on the Hugging Face hub."),
     "data": ("data", "List, check, view, match and filter data sets."),

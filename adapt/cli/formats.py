@@ -1,4 +1,4 @@
-"""The commands of file formats: `adapt inspect`, `merge`, `convert`, `soup`, `export` and `push`"""
+"""The commands of file formats: `adapt inspect`, `merge`, `convert`, `soup`, `average`, `export` and `push`"""
 
 from __future__ import annotations
 
@@ -59,15 +59,17 @@ def inspect(
         click.echo(f"  and {len(tensors) - 12} more")
     if words:
         with common.quiet_libraries():
-            from adapt import methods
             from adapt.methods.base.traits import LearnedTokens
 
-            if issubclass(methods.find(header.method), LearnedTokens) and "text" in method_of(header, file).touches:
+            method = method_of(header, file)
+            if isinstance(method, LearnedTokens) and "text" in method.touches:
                 _show_words(common.load_adapter(adapter, backbone), words)
 
 
 def _lines(header: Header) -> Iterator[tuple[str, str]]:
     settings = [f"{key}={value!r}" for key, value in header.config.items() if value not in (None, "", {})]
+    members = within(header.config, "members", kind=list) or []  # of an average
+    settings = [str(within(each, "method", kind=str)) for each in members] or settings
     yield "method", f"{header.method} ({', '.join(settings)})"
     size = header.preprocess.get("size")
     read = [f"{size} px"] * (size is not None) + ["photographs turned upright"] * header.preprocess["turned"]
@@ -261,6 +263,25 @@ def soup(
         model.save(out)
     names = model.metadata["recipe"]["soup"]["ingredients"]
     click.echo(f"soup of {len(names)} of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
+
+
+@command()
+def average(
+    adapters: tuple[Path, ...],
+    *,
+    out: Annotated[Path, "New .safetensors file to write."],
+    backbone: common.OfAdapter = None,
+) -> None:
+    """Put ADAPTERS into one file, which answers by the mean of their probabilities and says how much they disagree.
+
+    They may be of any methods and seeds, on one backbone, for the same classes.
+    """
+    check_free(out, "file")
+    with common.quiet_libraries():
+        from adapt.soups import average as averaged
+
+        averaged([*map(str, adapters)], common.given_backbone(backbone, AUTO)).save(out)
+    click.echo(f"average of {len(adapters)} at {out} ({readable_bytes(out.stat().st_size)})")
 
 
 @command()

@@ -69,6 +69,9 @@ def predict(
             metavar="LEVEL",
         ),
     ] = None,
+    average: Annotated[
+        bool, "Answer once, by the mean of the adapters' probabilities, and say how much the adapters disagree."
+    ] = False,
     classes: common.OtherClasses = None,
     question: Annotated[str | None, "Question about each image, for an adapter that answers questions."] = None,
     together: Annotated[
@@ -98,7 +101,7 @@ def predict(
     """Classify IMAGES with ADAPTER, or answer a question about each image.
 
     ADAPTER is a file, the folder of a run, or a name on the hub such as hf://user/name. The predictions of several
-    adapters are shown side by side, and shared computations run only once.
+    adapters are shown side by side or, with --average, as one. Shared computations run only once.
 
     IMAGES are files, folders (searched at any depth), or a .csv with a column path. A region of an image is written
     "IMAGE#xywh=X,Y,WIDTH,HEIGHT", or as columns x0,y0,x1,y1 of the .csv, in pixels. In folders, symbolic links are
@@ -110,9 +113,9 @@ def predict(
 
     With --csv, the columns are image, class and probability. --threshold adds a column answer, and --sets a column
     set, with names separated by bars. --top-k 2 adds class_2 and probability_2, and so on. A regression adapter adds a
-    column number, and with --sets the columns low and high, and one that was trained with --watch a column strangeness.
-    A multi-label adapter adds a column classes, with names separated by bars. A cell that a spreadsheet would run as a
-    formula begins with an apostrophe.
+    column number, and with --sets the columns low and high. A multi-label adapter adds a column classes, with names
+    separated by bars. An average adds the columns disagreement and nats, and an adapter that was trained with --watch a
+    column strangeness. A cell that a spreadsheet would run as a formula begins with an apostrophe.
 
     \b
     Examples:
@@ -121,6 +124,7 @@ def predict(
       adapt predict adapter.safetensors photos/ --threshold 0.8
       adapt predict adapter.safetensors photos/ --sets 0.9
       adapt predict runs/coop runs/lora runs/gda photos/
+      adapt predict runs/coop runs/lora runs/gda --average photos/
       adapt predict runs/stata --together photos/ --csv > labels.csv
       adapt predict runs/products products/ --items --json
       adapt predict adapter.safetensors photo.png --classes "cat,dog,parrot"
@@ -130,16 +134,17 @@ def predict(
     """
     if as_json and as_csv:
         raise AdaptError("--json and --csv are two formats of one output: give only one of them")
-    others = classes or question or explain or at_use or together or at_a_time or items
+    others = classes or question or explain or at_use or together or at_a_time or items or average
     others = others or threshold is not None or sets is not None
     if vocabulary_free is not None and others:
         raise AdaptError(
             "--vocabulary-free predicts words from captions: leave out --classes, --question, --explain, --set, "
-            "--threshold, --sets, --together, --at-a-time and --items"
+            "--threshold, --sets, --average, --together, --at-a-time and --items"
         )
     top_k = top_k or (ONE_CLASS if as_csv else FEW_CLASSES)
     adapters = [] if vocabulary_free is not None else _adapters(adapter, images)
     files = list(image_files((adapter, *images)[len(adapters) :], items))
+    members, adapters = adapters, adapters[:1] if average else adapters
     of_items = vocabulary_free is None and any(file.item for file in files)
     if explain and threshold is not None:
         raise AdaptError("--explain always shows the most probable classes, without a threshold: leave --threshold out")
@@ -170,9 +175,10 @@ def predict(
             answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
             from adapt.loading import load_many
+            from adapt.soups import average as averaged
 
-            own = common.given_backbone(backbone, device)
-            models = load_many(adapters, own, common.class_names(classes), device=device)
+            given = [*map(hub.spelled, members)], common.given_backbone(backbone, device), common.class_names(classes)
+            models = [averaged(*given, device=device)] if average else load_many(*given, device=device)
             for model in models:
                 common.set_at_use(model, at_use)
             if sets is not None:
@@ -339,6 +345,7 @@ class Columns:
         multi_label = first is not None and first.class_names is not None
         names = ["probability"]
         names += ["number"] if first is not None and first.number is not None else []
+        names += ["disagreement", "nats"] if first is not None and first.disagreement else []
         names += ["strangeness"] if first is not None and first.seen is not None else []
         names += ["classes"] if multi_label else ["answer"] * self._threshold
         if self._sets:
@@ -351,13 +358,14 @@ class Columns:
         ranked = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
         ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
         number = [] if prediction.number is None else [f"{prediction.number:.6g}"]
-        number += [] if prediction.seen is None else [f"{prediction.seen.strangeness:.3f}"]
+        more = [f"{value:.6g}" for value in prediction.disagreement or ()]
+        more += [] if prediction.seen is None else [f"{prediction.seen.strangeness:.3f}"]
         answer = [prediction.class_name] * self._threshold
         if prediction.class_names is not None:
             answer = [SEPARATOR.join(prediction.class_names) or prediction.class_name]
         held = [] if prediction.set is None else [SEPARATOR.join(prediction.set)]
         held += [f"{end:.6g}" for end in prediction.interval or ()]
-        return [*ranked[:2], *number, *answer, *held, *ranked[2:]]
+        return [*ranked[:2], *number, *more, *answer, *held, *ranked[2:]]
 
 
 def _print_csv(rows: Iterable[Sequence[str]]) -> None:
@@ -401,9 +409,11 @@ def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Pre
 
 
 def _answer(prediction: Prediction) -> str:
-    """Return the text that follows an image's name: the number, the set, and any answer other than the top class."""
+    """Return the text after an image's name: the number or disagreement, the set, and an answer other than the top."""
     number = "" if prediction.number is None else f"  {prediction.number:.3g}"
     number += "" if prediction.interval is None else " ({:.3g} to {:.3g})".format(*prediction.interval)
+    if apart := prediction.disagreement:
+        number = f"  {100 * apart.share:.0f} % of the adapters disagree ({apart.nats:.3f} nats)"
     if prediction.set is not None:
         return f"{number}  {{{', '.join(map(shown, prediction.set))}}}"
     if prediction.class_names is None and prediction.class_name == prediction.top[0][0]:

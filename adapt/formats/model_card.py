@@ -8,12 +8,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from adapt import methods
 from adapt.backbones.sources import hub_names, is_portable
 from adapt.common.errors import AdaptError
 from adapt.common.plain import within
 from adapt.common.shown import shown
 from adapt.formats.adapter import Header
+from adapt.models.average import method_called
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -56,7 +56,7 @@ def model_card(
         address=address,
         place=place,
         title=_title(header),
-        method=methods.find(header.method).title,
+        method=method_called(header.method).title,
         backbone=_backbone(header),
         portable=is_portable(header.backbone),
         class_names=list(header.class_names),

@@ -218,7 +218,7 @@ def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction
         alone = ImageStep(model.without_memory(), bags.images)  # a stream remembers the bags
         alone.features = whole.image_features
         of_each = model.answers.of(alone)
-    features = whole.features if query.features else None
+    features, numbers = whole.features if query.features else None, model.grades(logits)
     probabilities = model.answers.probabilities(of_each.float())
     pools = trait(model.method, PoolsBags)
     if pools is None or by_logits:
@@ -227,7 +227,7 @@ def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction
         weights = pools.weights(whole.image_features, counts)
     sizes = bags.counts.tolist()
     for prediction, own, shares in zip(
-        predictions(logits, model.class_names, query, model.answers, features, model.grades(logits)),
+        predictions(logits, model.class_names, query, model.answers, features, numbers, whole.disagreement),
         probabilities.split(sizes),
         weights.split(sizes),
         strict=True,

@@ -382,9 +382,9 @@ class ImageModel(Adapted[E]):
         if watch is not None and watch.features is not None:  # whose method answers from features alone
             frozen = self.backbone_features(pixels)
         step = ImageStep(self, pixels if frozen is None else Encoded(frozen))
-        logits = self.answered(step)
-        features = step.features if query.features else None
-        answered = predictions(logits, self.class_names, query, self.answers, features, self.grades(logits))
+        logits = self.answers.of(step)
+        features, numbers = step.features if query.features else None, self.grades(logits)
+        answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.disagreement)
         if watch is None:
             return answered
         images = pixels.pixels if isinstance(pixels, BlockInputs) else pixels

@@ -12,6 +12,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.decoding.images import each_of, in_batches, open_image
 from adapt.data.decoding.pictures import turns
+from adapt.methods.base import BlockInputs
 from adapt.models.base import Adapted, evaluating, is_native
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Prediction, Query
@@ -154,10 +155,10 @@ def _predicted(models: dict[int, Adapted], images: list[Any], query: Query) -> d
     with ExitStack() as stack, torch.no_grad():
         for model in sorted(models.values(), key=_keeps_modes):  # first those whose modes change
             stack.enter_context(evaluating(model))
-        return {index: list(models[index]._predictions(inputs, query)) for index, inputs in _entering(models, pixels)}
+        return {index: list(models[index]._predictions(inputs, query)) for index, inputs in entering(models, pixels)}
 
 
-def _entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:
+def entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, Any]]:
     """Yield each model's index and input, which is images or the input tokens of the first block the model edits."""
     begins = {
         index: _begins(model) if len(models) > 1 else 0 for index, model in models.items()
@@ -165,7 +166,7 @@ def _entering(models: dict[int, Adapted], pixels: Any) -> Iterator[tuple[int, An
     inputs = pixels
     for index in sorted(begins, key=lambda index: begins[index]):
         model = models[index]
-        if begins[index] and isinstance(model, ImageModel):
+        if begins[index] and isinstance(model, ImageModel) and isinstance(inputs, torch.Tensor | BlockInputs):
             inputs = model.block_inputs(inputs, begins[index])
         yield index, inputs
 

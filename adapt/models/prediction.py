@@ -90,6 +90,18 @@ class ImageOfBag(NamedTuple):
     """The name of the image, if known."""
 
 
+class Disagreement(NamedTuple):
+    """How the members of an average disagree about an image; both are 0 if all give the same probabilities.
+
+    `share` is the share of members whose best class is not that of the average (of several classes an image: whose
+    classes of at least 0.5 are others). `nats` is the mutual information of member and class, from 0 to ln m for m
+    members: the entropy of the mean minus the mean entropy (of several classes an image, summed over the classes).
+    """
+
+    share: float
+    nats: float
+
+
 NOT_FINITE = (
     "the model's output is not finite, as values of the adapter or the backbone overflow: train again with a lower "
     "learning rate, or use a precision with a wider range, such as bf16 or fp32"
@@ -129,6 +141,8 @@ class Prediction:
     """The set of classes at the level that was asked for, the most probable first; empty if none is probable enough."""
     interval: tuple[float, float] | None = None
     """The ends of the interval of the number (regression) at the level that was asked for."""
+    disagreement: Disagreement | None = None
+    """How the members of an average disagree; None for an adapter by itself."""
     seen: Seen | None = field(default=None, compare=False, repr=False)
     """What the adapter's watch, if it has one, saw of the image, which `adapt.models.watch.Windows` compares."""
 
@@ -138,10 +152,11 @@ class Prediction:
         own = {"class": self.class_name, "label": self.label, "probability": self.probability, "number": self.number}
         classes = {} if self.class_names is None else {"classes": list(self.class_names)}
         images = {} if self.images is None else {"images": [each._asdict() for each in self.images]}
-        held: JsonObject = {} if self.set is None else {"set": list(self.set)}
-        held |= {} if self.interval is None else {"interval": list(self.interval)}
-        seen = {} if self.seen is None else {"strangeness": self.seen.strangeness}
-        return {**own, **classes, **images, **held, **seen, "top": top}
+        more: JsonObject = {} if self.set is None else {"set": list(self.set)}
+        more |= {} if self.interval is None else {"interval": list(self.interval)}
+        more |= {} if self.disagreement is None else {"disagreement": self.disagreement._asdict()}
+        more |= {} if self.seen is None else {"strangeness": self.seen.strangeness}
+        return {**own, **classes, **images, **more, "top": top}
 
 
 NONE = "none"  # the class of an image without a probable enough class
@@ -195,10 +210,11 @@ def predictions(
     answers: Answers = PLAIN,
     features: Tensor | None = None,
     numbers: Tensor | None = None,
+    disagreement: Tensor | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
-    Unit-length image `features` `(b, e)` and predicted `numbers` `(b,)` (regression) are added if given.
+    Unit-length image `features` `(b, e)`, `numbers` `(b,)` (regression) and `disagreement` `(b, 2)` are added if given.
     """
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     every = answers.probabilities(finite(logits).float())
@@ -206,12 +222,14 @@ def predictions(
     held = _held(every, numbers, class_names, answers, query.sets)
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     number_of_each = [None] * len(logits) if numbers is None else numbers.tolist()
+    apart = iter([] if disagreement is None else [Disagreement(*each) for each in disagreement.tolist()])
     threshold = HALF if answers.several and query.threshold is None else query.threshold
     for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), number_of_each, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
         labels = _above(top, threshold or 0.0) if answers.several else None
         shown = top[: max(query.top_k, len(labels or ()))]
-        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **next(held, {})), threshold)
+        more = {"disagreement": next(apart, None), **next(held, {})}
+        yield judged(Prediction(*top[0], shown, chosen[0], number, labels, own, **more), threshold)
 
 
 def _held(

@@ -31,7 +31,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.models.many import Prepared, SideBySide
 from adapt.models.native_vlm import TOGETHER, ChatModel
-from adapt.models.prediction import Prediction, Query
+from adapt.models.prediction import Disagreement, Prediction, Query
 from adapt.models.watch import Watch, Windows
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
@@ -78,7 +78,7 @@ class AdapterAnswer(BaseModel):
     """The prediction of one adapter for an image; below the threshold, `class` is `none` and `label` is null.
 
     For a multi-label adapter, `classes` lists all classes that reach the threshold. `set`, or for a number `interval`,
-    is there if `sets` was given.
+    is there if `sets` was given. An average has a `disagreement`.
     """
 
     adapter: str
@@ -89,6 +89,7 @@ class AdapterAnswer(BaseModel):
     classes: list[str] | None = None
     set: list[str] | None = None
     interval: tuple[float, float] | None = None
+    disagreement: Disagreement | None = None
     strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
 

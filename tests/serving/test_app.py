@@ -404,3 +404,20 @@ def test_a_number_has_its_interval(serve: Serve, open_clip: adapt.Backbone, imag
     expected = [list(each.interval or ()) for each in model.predict(images, sets=0.9)]
     assert [row["answers"][0]["interval"] for row in found] == [pytest.approx(each, abs=1e-4) for each in expected]
     assert "interval" not in upload(client, images, adapters=["graded"]).json()["results"][0]["answers"][0]
+
+
+def test_an_average_is_served_with_its_disagreement(
+    folder: Path, models: dict[str, AdaptedModel], open_clip: adapt.Backbone, images: list[bytes]
+) -> None:
+    average = adapt.average([models["coop"], models["lora"], models["zero_shot"]])
+    average.save(folder / "average.safetensors")
+    served = ServedAdapters([f"mean={folder}/average.safetensors", f"{folder}/coop.safetensors"], None, open_clip)
+    with TestClient(create_app(served)) as client:
+        results = upload(client, images, adapters=["mean", "coop"]).json()["results"]
+    for result, expected in zip(results, average.predict(images), strict=True):
+        mean, coop = result["answers"]
+        assert same(mean, expected)
+        assert mean["disagreement"]["share"] == expected.disagreement.share
+        assert abs(mean["disagreement"]["nats"] - expected.disagreement.nats) < 1e-5
+        assert "disagreement" not in coop
+    assert max(each["answers"][0]["disagreement"]["nats"] for each in results) > 0.001

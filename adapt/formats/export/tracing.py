@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from adapt.backbones.base import outside_inference_mode
 from adapt.backbones.locks import alone, frozen
@@ -19,8 +18,6 @@ from adapt.models.image_model import ImageModel
 
 _EXAMPLES = 2  # a graph traced on a single image would accept single images only
 _MOST = 2**31  # images in a batch: torch 2.6 refuses an unbounded size
-
-Stored = str | tuple["Stored", ...] | float | None  # the name of a buffer, several of them, or a number
 
 
 def exportable(model: Adapted) -> ImageModel:
@@ -95,26 +92,17 @@ class _Traced(nn.Module):
         self.model, self.backbone = model, model.backbone.model
         step = ImageStep(model, examples)
         model.answers.of(step)  # fills step.of_classes
-        values = enumerate(step.of_classes.items())
-        self._of_classes = {key: self._store(str(number), value) for number, (key, value) in values}
-
-    def _store(self, number: str, value: Any) -> Stored:
-        """Register a tensor, or each tensor of a tuple, as a buffer and return its name; return a number unchanged."""
-        if isinstance(value, tuple):
-            return tuple(self._store(f"{number}_{place}", each) for place, each in enumerate(value))
-        if not isinstance(value, Tensor):
-            return value
-        self.register_buffer(name := f"of_classes_{number}", value)
-        return name
-
-    def _restored(self, stored: Stored) -> object:
-        if isinstance(stored, tuple):
-            return tuple(map(self._restored, stored))
-        return self.get_buffer(stored) if isinstance(stored, str) else stored
+        values, self._layout = tree_flatten(step.of_classes)  # which has tuples, and dicts of the members of an average
+        self._others = [None if isinstance(value, Tensor) else value for value in values]
+        for number, value in enumerate(values):
+            if isinstance(value, Tensor):
+                self.register_buffer(f"of_classes_{number}", value)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         step = ImageStep(self.model, images)
-        step.of_classes |= {key: self._restored(stored) for key, stored in self._of_classes.items()}
+        buffers = dict(self.named_buffers(recurse=False))
+        values = [buffers.get(f"of_classes_{number}", other) for number, other in enumerate(self._others)]
+        step.of_classes |= tree_unflatten(values, self._layout)
         logits = self.model.answers.of(step)
         numbers = self.model.grades(logits)
         return logits if numbers is None else (logits, numbers)

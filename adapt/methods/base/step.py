@@ -151,6 +151,8 @@ class ImageStep(Step):
     """
 
     model: ImageModel[Any]
+    disagreement: Tensor | None = None
+    """How the members of an average disagree about each item, `(b, 2)`, once the logits are computed."""
 
     def __init__(
         self, model: ImageModel[Any], inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
