@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from adapt import methods
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 class Member(StrictModel):
     """An adapter in an average: its method with settings, and how its logits become probabilities."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)  # tensors, of which sets may have some
 
     method: str
     config: dict[str, object]
