@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from adapt.common.progress import Progress
     from adapt.models.answer import Explanation
     from adapt.models.prediction import Prediction, Query
-    from adapt.models.watch import Change
+    from adapt.models.watch import Window
     from adapt.models.wrap import Model
 
     # from whether images are turned upright by EXIF, or read as stored, as the models need them, to those of each item
@@ -299,7 +299,7 @@ class _Watched:
             if windows is not None:
                 self._tell(adapter, windows.rest())
 
-    def _tell(self, adapter: str, change: Change | None) -> None:
+    def _tell(self, adapter: str, change: Window | None) -> None:
         if change is not None and change.alarm:
             click.echo(f"warning: {adapter}{change}", err=True)
 

@@ -17,7 +17,7 @@ from adapt.evaluation.inference import Inference
 from adapt.models.base import Adapted
 from adapt.models.features import item_features, keeps_features, of_texts
 from adapt.models.image_model import ImageModel
-from adapt.models.watch import FEWEST, Change, Watch, Windows, properties
+from adapt.models.watch import FEWEST, Watch, Window, Windows, properties
 
 MOST = 1000  # training images that are looked at, drawn where there are more
 
@@ -46,7 +46,7 @@ def watched(model: Adapted, items: Sequence[Item], inference: Inference | None =
     return Watch.of(pixels, features, torch.zeros(len(items)).long() if labels is None else labels, classes)
 
 
-def changes(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> list[Change]:
+def changes(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> list[Window]:
     """Return how each window of labelled `items` compares with the training images; nothing without a watch.
 
     Windows are of items in a random order, as neighbours may be alike, such as pictures of one thing.

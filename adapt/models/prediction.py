@@ -14,7 +14,7 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.data.bags import BagPooling
 from adapt.models.sets import RESIDUAL, Sets, check_level
-from adapt.models.watch import Seen
+from adapt.models.watch import Sighting
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Prediction:
     """The ends of the interval of the number (regression) at the level that was asked for."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
-    seen: Seen | None = field(default=None, compare=False, repr=False)
+    seen: Sighting | None = field(default=None, compare=False, repr=False)
     """What the adapter's watch, if it has one, saw of the image, which `adapt.models.watch.Windows` compares."""
 
     def plain(self) -> JsonObject:

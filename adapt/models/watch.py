@@ -47,7 +47,7 @@ _PROPERTIES = (
 )  # fmt: skip
 
 
-class Seen(NamedTuple):
+class Sighting(NamedTuple):
     """What a watch saw of an image: its numbers, the features after the properties, and its class for the watch.
 
     `strangeness` says how many standard deviations the image lies from the training images of its class.
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Change:
+class Window:
     """How a window of images, from number `first` to number `last`, compares with the training images.
 
     `p` is the probability of a window as unlike them, were it of their kind. It is an `alarm` below a half per cent,
@@ -216,7 +216,7 @@ class Watch:
         if self.own is not None and tuple(self.own.shape) != (classes,):
             raise ValueError("tensors of other shapes")
 
-    def look(self, pixels: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Seen]:
+    def look(self, pixels: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Sighting]:
         """Return what is seen of images `(b, 3, h, w)` as the backbone reads them, or of the first of their views.
 
         `features` `(b, e)` are the frozen backbone's, of unit length, if the watch has features. `labels` are the
@@ -224,7 +224,7 @@ class Watch:
         """
         return self.seen(properties(pixels[:, 0] if pixels.ndim == 5 else pixels), features, labels)
 
-    def seen(self, numbers: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Seen]:
+    def seen(self, numbers: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Sighting]:
         """Return what is seen of images from their properties `(b, 14)`, and the rest as in `look`."""
         classes = torch.tensor([label or 0 for label in labels])
         if self.features is not None:
@@ -235,7 +235,7 @@ class Watch:
         elif len(self.counts) == 1:
             classes = torch.zeros_like(classes)
         return [
-            Seen(row, label, value)
+            Sighting(row, label, value)
             for row, label, value in zip(numbers, classes.tolist(), self._strangeness(numbers, classes), strict=True)
         ]
 
@@ -263,7 +263,7 @@ class Watch:
             shares = (likely + shares.clamp_min(1e-12).log()).softmax(1).mean(0)
         return shares
 
-    def compare(self, seen: Sequence[Seen], names: Sequence[str] = (), first: int = 1) -> Change:
+    def compare(self, seen: Sequence[Sighting], names: Sequence[str] = (), first: int = 1) -> Window:
         """Return how a window of images compares with the training images; `names` are theirs, from number `first`."""
         from scipy.special import fdtrc, stdtr
 
@@ -287,7 +287,7 @@ class Watch:
         order = sorted(range(len(seen)), key=lambda at: -seen[at].strangeness)
         strangest = tuple(names[at] for at in order[:3]) if names else ()
         last = first + len(seen) - 1
-        return Change(first, last, min(1.0, 2 * p), bool(differs), tuple(dict.fromkeys(differs)), strangest)
+        return Window(first, last, min(1.0, 2 * p), bool(differs), tuple(dict.fromkeys(differs)), strangest)
 
 
 class Windows:
@@ -295,21 +295,21 @@ class Windows:
 
     def __init__(self, watch: Watch, size: int = WINDOW) -> None:
         self.watch, self._size, self._done = watch, size, 0
-        self.last: Change | None = None  # the comparison of the last window
-        self._seen: list[Seen] = []
+        self.last: Window | None = None  # the comparison of the last window
+        self._seen: list[Sighting] = []
         self._names: list[str] = []
 
-    def add(self, seen: Seen, name: str = "") -> Change | None:
+    def add(self, seen: Sighting, name: str = "") -> Window | None:
         """Count an image (`prediction.seen`), and return the comparison of the window that it fills, if it does."""
         self._seen.append(seen)
         self._names.append(name)
         return self._compared() if len(self._seen) >= self._size else None
 
-    def rest(self) -> Change | None:
+    def rest(self) -> Window | None:
         """Return the comparison of the images since the last window, of which there must be 16."""
         return self._compared() if len(self._seen) >= FEWEST else None
 
-    def _compared(self) -> Change:
+    def _compared(self) -> Window:
         change = self.last = self.watch.compare(self._seen, self._names, self._done + 1)
         self._done += len(self._seen)
         self._seen, self._names = [], []
