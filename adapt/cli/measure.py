@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adapt.data.split import Split
     from adapt.evaluation.scores import Difference, Scores
     from adapt.models.base import Adapted
+    from adapt.models.wrap import Model
     from adapt.protocols.reproduction import Reproduction
 
 
@@ -69,11 +70,8 @@ def evaluate_adapter(
             raise AdaptError("--blend is given with --against or --sets: measure one after the other")
         models, paths = [], [adapter] if against is None else [adapter, against]
         for path in paths:
-            model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
-            if model.class_names and set(split.class_names) != set(model.class_names):
-                raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
-            common.set_at_use(model, at_use)
-            models.append(model)
+            models.append(model_for(split, path, backbone, device, data_classes))
+            common.set_at_use(models[-1], at_use)
         model = models[0]
         blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
         for share, each in zip(shares, blended, strict=True):
@@ -84,7 +82,7 @@ def evaluate_adapter(
             other = None if against is None else (against, models[1])
             _print(model, split, part, as_json, cache, against=other, level=level)
         for path in paths if part != "train" else ():
-            _note_learned(path, split, _measured(split, part))
+            note_learned(path, split, measured_items(split, part))
     if not as_json:
         _tell_parts(split, part)
 
@@ -127,7 +125,7 @@ def sets(
         from adapt.evaluation.sets import LEVEL, calibrated
         from adapt.training.run import seen_images
 
-        items = _measured(split, part)
+        items = measured_items(split, part)
         seen = seen_images(adapter) or {""}
         model = common.load_adapter(adapter, backbone, device)
         found = calibrated(model, items, score, by_class=by_class, learned=seen, inference=Inference(cache=cache))
@@ -185,13 +183,13 @@ def zeroshot(
         if isinstance(turning, VisionEncoder):
             raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
         model = unadapted(turning, split.class_names, templates or split.template)
-        tasks.of(split.items()).fit_answers(model, split.train or _measured(split, part), Inference(cache=cache))
+        tasks.of(split.items()).fit_answers(model, split.train or measured_items(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)
 
 
-def _note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
+def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
     """Print a warning if the run that `adapter` is from, or the adapter of, was trained on some of the `items`.
 
     Tasks in which an image has several items, such as questions, may learn from one and be measured on another.
@@ -215,6 +213,17 @@ def _note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
         )
 
 
+def model_for(split: Split, adapter: Path, backbone: str | None, device: str, data_classes: bool = False) -> Model:
+    """Return an adapter that can be measured on `split`, for its own classes or those of the data.
+
+    Raises AdaptError if the data has other classes than the adapter.
+    """
+    model = common.load_adapter(adapter, backbone, device, split.class_names if data_classes else None)
+    if model.class_names and set(split.class_names) != set(model.class_names):
+        raise AdaptError(_other_classes(split.name, split.class_names, adapter, model.class_names))
+    return model
+
+
 def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:
     """Return an error message that lists the differences between the class names of the data and of an adapter."""
     unknown, lacking = ([name for name in one if name not in other] for one, other in ((own, learned), (learned, own)))
@@ -224,7 +233,7 @@ def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequen
     return "; ".join(differences) + ": rename them, or add --data-classes to classify among the data's own names"
 
 
-def _measured(split: Split, part: str) -> tuple[Item, ...]:
+def measured_items(split: Split, part: str) -> tuple[Item, ...]:
     """Return the items to evaluate: the split `part` (train, val or test), or all items that can be, for `part` all."""
     if part == common.ALL:
         return tuple(filter(_is_measured, split.items()))
@@ -290,7 +299,7 @@ def _print(
     from adapt.evaluation.sets import measured as measured_sets
     from adapt.models.answer import can_answer_together
 
-    items = _measured(split, part)
+    items = measured_items(split, part)
     if one := split.task.nothing_to_learn((), model.class_names):
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     held = None if level is None else measured_sets(model, items, level, Inference(cache=cache))
@@ -337,12 +346,12 @@ def _print(
             )
         if other is not None:
             lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
-            lines.append(f"the first minus the second: {_apart(scores, difference(scores, other))}")
+            lines.append(f"the first minus the second: {in_words(scores, difference(scores, other))}")
         lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
 
 
-def _apart(scores: Scores, found: Difference) -> str:
+def in_words(scores: Scores, found: Difference) -> str:
     """Return the difference of two models as text, with its interval and the test that it was put to."""
     figure = scores.compared_by
     sign, form = (100, "+.1f") if figure.share else (-1, "+.4g")  # of errors, a merit is minus the figure

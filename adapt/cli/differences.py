@@ -1,0 +1,224 @@
+"""`adapt repeat` and `adapt diff`: a training once more, and two adapters side by side."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import click
+
+from adapt.cli import options as common
+from adapt.cli.measure import in_words, measured_items, model_for, note_learned
+from adapt.cli.options import Option, command
+from adapt.common import plain
+from adapt.common.devices import AUTO
+from adapt.common.disk import check_free, check_writable, write_text
+from adapt.common.errors import AdaptError
+from adapt.common.plain import JsonObject
+from adapt.common.shown import first_of, shown
+
+if TYPE_CHECKING:
+    from adapt.training.provenance import Differences, Provenance
+
+_OTHER_BITS = 1  # the exit code where a repeated training differs
+_MOST, _LETTERS = 20, 40  # rows of a table, and letters of a value in it
+_UNRECORDED = (
+    "nothing that is recorded differs. Not recorded: in which batches cached features were computed (their last "
+    "digits), and changes in the middle of a large image file that keep its size"
+)
+
+
+@command()
+def repeat(
+    adapter: Path,
+    *,
+    data: Annotated[str | None, f"Where the data is now, if elsewhere: {common.SOURCES}."] = None,
+    root: common.Root = None,
+    backbone: Annotated[str | None, "Where the backbone is now, if elsewhere."] = None,
+    device: common.RecipeDevice = None,
+    out: Annotated[Path | None, "New folder for the new run.  [default: a temporary one]"] = None,
+    quiet: common.Quiet = False,
+    as_json: common.AsJson = False,
+) -> None:
+    """Train ADAPTER again, as its header and the folder of its run record, and compare the two bit for bit.
+
+    ADAPTER is an adapter file or the folder of a run, which is only read. What differs from the first training is told
+    before: versions of libraries, changed images, the processor, files that do not agree. The recipe, the seed, the
+    number of threads and the memory for texts are those of the first training.
+
+    \b
+    Examples:
+      adapt repeat runs/first
+      adapt repeat adapter.safetensors --data photos/ --out runs/again
+
+    The verdict is `the same bits` or `differs`. Then follow the tensors, figures and answers that differ. The exit code
+    is 1 if a tensor, a setting of the model or a figure differs, for whatever reason.
+    """
+    if out is not None:
+        check_free(out)
+    given = {"backbone": backbone, "device": device, "data.source": data, "data.root": root}
+    changes = [(key, value) for key, value in given.items() if value is not None or (key == "data.root" and data)]
+    with common.quiet_libraries(), TemporaryDirectory() as temporary:
+        from adapt.training.provenance import provenance
+        from adapt.training.repeating import repeat as repeated
+
+        first, causes = provenance(adapter), list[str]()
+        clash = first.contradictions()
+
+        def tell(before: Differences) -> None:
+            lines = [f"repeats    {_described(first)}"]
+            for key, (own, other) in clash.items():
+                lines.append(f"unclear    {key}: {_short(other)}, but {_short(own)} in the header, which counts")
+            if first.run is None:
+                lines.append("unknown    threads, processor and images of the first training, as its run is not here")
+            causes.extend([*clash, *before.unlike, *_images(before)])
+            lines += [*_tables(before, "then", "now"), *(_images(before) or ["the same   images"] * bool(first.seen))]
+            click.echo("\n".join(lines), err=as_json)
+
+        where = Path(temporary) / "run" if out is None else out
+        found = repeated(first, where, changes, progress=not quiet, tell=tell)
+    # the others were told before; sets are calibrated after a training
+    told_before = "recipe.", "sets", "backbone", "versions.", "machine.", "metrics.train_set", "metrics.test_set"
+    left = {key: pair for key, pair in found.unlike.items() if not key.startswith(told_before)}
+    of_model = [key for key in left if not key.startswith("metrics.")]
+    same = not (found.tensors or found.only_first or found.only_second or of_model)
+    verdict = "the same bits" if same else "differs"
+    if as_json:
+        about = {"verdict": verdict, "adapter": str(adapter), "run": out and str(out), "contradictions": clash}
+        click.echo(plain.dump(about | found.to_dict()))
+    else:
+        found = replace(found, unlike=left, blocks={})
+        lines = [f"{verdict}: {_counted(found)}", *_tables(found, "then", "now")]
+        if not same:
+            lines.append(f"perhaps because of {first_of(causes, 8, '; ')}" if causes else _UNRECORDED)
+        click.echo("\n".join([*lines, *[f"run        {out}"] * (out is not None)]))
+    if not same or left:
+        sys.exit(_OTHER_BITS)
+
+
+@command()
+def diff(
+    first: Path,
+    second: Path,
+    *,
+    data: Annotated[str | None, f"Also answer labelled images with both: {common.SOURCES}."] = None,
+    root: common.Root = None,
+    names: common.ReadableNames = None,
+    part: common.PartToMeasure = "test",
+    report: Annotated[Path | None, "HTML file to write, with pictures of the images whose answer differs."] = None,
+    backbone: common.OfAdapter = None,
+    device: common.RunsOn = AUTO,
+    cache: common.CacheFeatures = True,
+    as_json: common.AsJson = False,
+    as_csv: Annotated[bool, Option("Print a CSV row for each image whose answer differs.", "--csv")] = False,
+) -> None:
+    """Show what the adapters FIRST and SECOND, files or folders of runs, differ in.
+
+    These are settings, versions and machines, the images that they learned from (where both runs are here), and how
+    much each block changed: the norm of the difference over the larger of the two norms. With --data, both answer
+    labelled images: the difference of their accuracies is told, with its interval and a test, and which answers differ.
+
+    \b
+    Examples:
+      adapt diff runs/first runs/second
+      adapt diff runs/first runs/second --data emoji --report difference.html
+    """
+    if as_csv and (as_json or data is None):
+        raise AdaptError("--csv lists images whose answer differs: give labelled images with --data, and not --json")
+    if report is not None:
+        check_writable(report)
+        if report.suffix.lower() not in (".html", ".htm"):
+            raise AdaptError(f"--report is {report}; expected a file name that ends in .html")
+    with common.quiet_libraries():
+        from adapt.protocols.tables import as_csv as as_table
+        from adapt.training.provenance import differences, provenance
+
+        both, paths = (provenance(first), provenance(second)), (first, second)
+        found = differences(*both)
+        told: JsonObject = {"first": str(first), "second": str(second)}
+        lines = [f"tensors: {_counted(found)}", *_images(found, every=True)]
+        if data is not None:
+            from adapt.data.readers import load as load_data
+            from adapt.evaluation.evaluate import evaluate
+            from adapt.evaluation.intervals import legend
+            from adapt.evaluation.scores import difference
+
+            split = load_data(data, root, names, note=True)
+            items = measured_items(split, part)
+            models = [model_for(split, path, backbone, device) for path in paths]
+            scores = [evaluate(model, items, cache=cache) for model in models]
+            found, told["scores"] = found.answered(*scores), [each.reported() for each in scores]
+            for path, each in zip(paths, scores, strict=True):
+                note_learned(path, split, items)
+                lines += [
+                    f"{shown(path)}: {line}" for line in each.lines(f"{each.images} {split.noun} of {split.name}")
+                ]
+            lines.append(f"the first minus the second: {in_words(scores[0], difference(*scores))}")
+            lines.append(f"in brackets: {legend(scores[0].images, len(set(scores[0].kept_with)))}")
+        if report is not None:
+            from adapt.protocols.report import difference_report
+
+            cells, turned = _cells(found, "first", "second"), both[0].header.preprocess["turned"]
+            write_text(report, difference_report(f"{first} and {second}", cells, lines, found.flips, turned))
+    if as_csv:
+        columns = ("path", "class", "first", "second", "kind")
+        click.echo(as_table([columns, *([row[column] for column in columns] for row in found.flips)]))
+    elif as_json:
+        click.echo(plain.dump(told | found.to_dict()))
+    else:
+        heads = [f"{word:<10} {_described(each)}" for word, each in zip(("first", "second"), both, strict=True)]
+        click.echo("\n".join([*heads, *_tables(found, "first", "second"), *lines]))
+
+
+def _described(adapter: Provenance) -> str:
+    header = adapter.header
+    return f"{shown(adapter.file)}: {header.method} on {shown(header.backbone)}, seed {header.seed}"
+
+
+def _counted(found: Differences) -> str:
+    """Return how many tensors are equal, and which only one adapter has, as text."""
+    text = f"{found.equal_tensors:,} of {found.equal_tensors + len(found.tensors):,} tensors have the same bits"
+    for which, names in (("first", found.only_first), ("second", found.only_second)):
+        text += f"; {len(names):,} only in the {which}, or of another shape ({first_of(names, 3)})" if names else ""
+    return text
+
+
+def _images(found: Differences, every: bool = False) -> list[str]:
+    """Return a line on the images of each part that has other ones, or of every part."""
+    lines = []
+    for part, (both, *others) in ((part, images.items()) for part, images in found.images.items()):
+        texts = [f"{len(paths):,} {kind} ({first_of(paths, 3)})" for kind, paths in others if paths]
+        if texts or every:
+            lines.append(", ".join([f"{part} images: {len(both[1]):,} {both[0]}", *texts]))
+    return lines
+
+
+def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[str]]]:
+    """Return tables of what differs, each with a header; `first` and `second` are the headings of the two adapters."""
+    kinds = [row["kind"] for row in found.flips]
+    tables: list[list[Sequence[str]]] = [
+        [("differs in", first, second), *((key, *map(_short, pair)) for key, pair in found.unlike.items())],
+        [("block", "relative change"), *((name, f"{value:.3g}") for name, value in found.blocks.items() if value)],
+        [("tensor", "largest difference"), *((name, f"{value:.3g}") for name, value in found.tensors.items())],
+        [("other answers", "images"), *((kind, f"{kinds.count(kind):,}") for kind in dict.fromkeys(kinds))],
+    ]
+    for table in tables:
+        if len(table) > _MOST + 1:
+            table[_MOST + 1 :] = [(f"and {len(table) - _MOST - 1:,} more: --json", *[""] * (len(table[0]) - 1))]
+    return [table for table in tables if len(table) > 1]
+
+
+def _tables(found: Differences, first: str, second: str) -> list[str]:
+    from adapt.protocols.tables import as_text
+
+    return [f"\n{as_text(cells)}\n" for cells in _cells(found, first, second)]
+
+
+def _short(value: object) -> str:
+    """Return a value as text of at most 40 letters, or `none`."""
+    text = "none" if value is None else shown(value if isinstance(value, str) else plain.dump(value))
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
