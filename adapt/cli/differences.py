@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 
 from adapt.cli import options as common
-from adapt.cli.measure import in_words, measured_items, model_for, note_learned
+from adapt.cli.measure import in_words, measured_items, note_learned
 from adapt.cli.options import Option, command
 from adapt.common import plain
 from adapt.common.devices import AUTO
@@ -24,8 +24,19 @@ from adapt.common.shown import first_of, shown
 if TYPE_CHECKING:
     from adapt.training.provenance import Differences, Provenance
 
+# facts that differ, which are known before a training; sets are calibrated after it
+_TOLD_BEFORE = (
+    "recipe",
+    "environment.json",
+    "sets",
+    "backbone",
+    "versions.",
+    "machine.",
+    "metrics.train_set",
+    "metrics.test_set",
+)
 _OTHER_BITS = 1  # the exit code where a repeated training differs
-_MOST, _LETTERS = 20, 40  # rows of a table, and letters of a value in it
+_MOST, _LETTERS = 15, 40  # rows of a table, and letters of a value in it
 _UNRECORDED = (
     "nothing that is recorded differs. Not recorded: in which batches cached features were computed (their last "
     "digits), and changes in the middle of a large image file that keep its size"
@@ -67,32 +78,31 @@ def repeat(
         from adapt.training.repeating import repeat as repeated
 
         first, causes = provenance(adapter), list[str]()
-        clash = first.contradictions()
 
         def tell(before: Differences) -> None:
-            lines = [f"repeats    {_described(first)}"]
-            for key, (own, other) in clash.items():
-                lines.append(f"unclear    {key}: {_short(other)}, but {_short(own)} in the header, which counts")
-            if first.run is None:
-                lines.append("unknown    threads, processor and images of the first training, as its run is not here")
-            causes.extend([*clash, *before.unlike, *_images(before)])
-            lines += [*_tables(before, "then", "now"), *(_images(before) or ["the same   images"] * bool(first.seen))]
+            before = replace(before, blocks={})
+            changed = [
+                f"{kind} ({first_of(paths, 3)})" for kind, paths in before.images.items() if "in both" not in kind
+            ]
+            causes.extend([*before.facts, *changed])
+            lines = [f"repeats    {_described(first)}", *_tables(before, "then", "now")]
+            lines += [] if causes else ["the same   all that is recorded of versions, machine and images"]
+            lines += [] if first.machine else ["unknown    threads, processor and images then: its run is not here"]
             click.echo("\n".join(lines), err=as_json)
 
         where = Path(temporary) / "run" if out is None else out
         found = repeated(first, where, changes, progress=not quiet, tell=tell)
-    # the others were told before; sets are calibrated after a training
-    told_before = "recipe.", "sets", "backbone", "versions.", "machine.", "metrics.train_set", "metrics.test_set"
-    left = {key: pair for key, pair in found.unlike.items() if not key.startswith(told_before)}
-    of_model = [key for key in left if not key.startswith("metrics.")]
-    same = not (found.tensors or found.only_first or found.only_second or of_model)
+    left = {key: pair for key, pair in found.facts.items() if not key.startswith(_TOLD_BEFORE)}
+    same = not (found.tensors or [key for key in left if not key.startswith("metrics.")])
     verdict = "the same bits" if same else "differs"
     if as_json:
-        about = {"verdict": verdict, "adapter": str(adapter), "run": out and str(out), "contradictions": clash}
+        about = {"verdict": verdict, "adapter": str(adapter), "run": out and str(out), "known_before": causes}
         click.echo(plain.dump(about | found.to_dict()))
     else:
-        found = replace(found, unlike=left, blocks={})
-        lines = [f"{verdict}: {_counted(found)}", *_tables(found, "then", "now")]
+        lines = [
+            f"{verdict}: {_counted(found)}",
+            *_tables(replace(found, facts=left, blocks={}, images={}), "then", "now"),
+        ]
         if not same:
             lines.append(f"perhaps because of {first_of(causes, 8, '; ')}" if causes else _UNRECORDED)
         click.echo("\n".join([*lines, *[f"run        {out}"] * (out is not None)]))
@@ -137,10 +147,8 @@ def diff(
         from adapt.protocols.tables import as_csv as as_table
         from adapt.training.provenance import differences, provenance
 
-        both, paths = (provenance(first), provenance(second)), (first, second)
-        found = differences(*both)
-        told: JsonObject = {"first": str(first), "second": str(second)}
-        lines = [f"tensors: {_counted(found)}", *_images(found, every=True)]
+        both, lines = (provenance(first), provenance(second)), list[str]()
+        found, told = differences(*both), JsonObject(first=str(first), second=str(second))
         if data is not None:
             from adapt.data.readers import load as load_data
             from adapt.evaluation.evaluate import evaluate
@@ -149,21 +157,23 @@ def diff(
 
             split = load_data(data, root, names, note=True)
             items = measured_items(split, part)
-            models = [model_for(split, path, backbone, device) for path in paths]
+            models = [common.load_adapter(path, backbone, device) for path in (first, second)]
             scores = [evaluate(model, items, cache=cache) for model in models]
             found, told["scores"] = found.answered(*scores), [each.reported() for each in scores]
-            for path, each in zip(paths, scores, strict=True):
+            for path, each in zip((first, second), scores, strict=True):
                 note_learned(path, split, items)
                 lines += [
                     f"{shown(path)}: {line}" for line in each.lines(f"{each.images} {split.noun} of {split.name}")
                 ]
             lines.append(f"the first minus the second: {in_words(scores[0], difference(*scores))}")
             lines.append(f"in brackets: {legend(scores[0].images, len(set(scores[0].kept_with)))}")
+        shown_facts = {key: pair for key, pair in found.facts.items() if not key.startswith("metrics.")}
+        tables = replace(found, facts=shown_facts), "first", "second"
         if report is not None:
             from adapt.protocols.report import difference_report
 
-            cells, turned = _cells(found, "first", "second"), both[0].header.preprocess["turned"]
-            write_text(report, difference_report(f"{first} and {second}", cells, lines, found.flips, turned))
+            about, turned = [_counted(found), *lines], both[0].header.preprocess["turned"]
+            write_text(report, difference_report(f"{first} and {second}", _cells(*tables), about, found.flips, turned))
     if as_csv:
         columns = ("path", "class", "first", "second", "kind")
         click.echo(as_table([columns, *([row[column] for column in columns] for row in found.flips)]))
@@ -171,7 +181,7 @@ def diff(
         click.echo(plain.dump(told | found.to_dict()))
     else:
         heads = [f"{word:<10} {_described(each)}" for word, each in zip(("first", "second"), both, strict=True)]
-        click.echo("\n".join([*heads, *_tables(found, "first", "second"), *lines]))
+        click.echo("\n".join([*heads, *_tables(*tables), _counted(found), *lines]))
 
 
 def _described(adapter: Provenance) -> str:
@@ -180,30 +190,23 @@ def _described(adapter: Provenance) -> str:
 
 
 def _counted(found: Differences) -> str:
-    """Return how many tensors are equal, and which only one adapter has, as text."""
-    text = f"{found.equal_tensors:,} of {found.equal_tensors + len(found.tensors):,} tensors have the same bits"
-    for which, names in (("first", found.only_first), ("second", found.only_second)):
-        text += f"; {len(names):,} only in the {which}, or of another shape ({first_of(names, 3)})" if names else ""
-    return text
-
-
-def _images(found: Differences, every: bool = False) -> list[str]:
-    """Return a line on the images of each part that has other ones, or of every part."""
-    lines = []
-    for part, (both, *others) in ((part, images.items()) for part, images in found.images.items()):
-        texts = [f"{len(paths):,} {kind} ({first_of(paths, 3)})" for kind, paths in others if paths]
-        if texts or every:
-            lines.append(", ".join([f"{part} images: {len(both[1]):,} {both[0]}", *texts]))
-    return lines
+    """Return how many tensors have the same bits, as text."""
+    every = found.equal_tensors + len(found.tensors)
+    return f"{found.equal_tensors:,} of {every:,} tensor{'s' * (every != 1)} with the same bits"
 
 
 def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[str]]]:
     """Return tables of what differs, each with a header; `first` and `second` are the headings of the two adapters."""
     kinds = [row["kind"] for row in found.flips]
+    names = {kind: ["/".join(path.split("/")[-2:]) for path in paths] for kind, paths in found.images.items()}
     tables: list[list[Sequence[str]]] = [
-        [("differs in", first, second), *((key, *map(_short, pair)) for key, pair in found.unlike.items())],
-        [("block", "relative change"), *((name, f"{value:.3g}") for name, value in found.blocks.items() if value)],
-        [("tensor", "largest difference"), *((name, f"{value:.3g}") for name, value in found.tensors.items())],
+        [("differs in", first, second), *((key, *map(_short, pair)) for key, pair in found.facts.items())],
+        [
+            ("images", "", "such as"),
+            *((kind, f"{len(own):,}", first_of(own, 2) * ("in both" not in kind)) for kind, own in names.items()),
+        ],
+        [("block", "relative change"), *((name, _short(value)) for name, value in found.blocks.items() if value)],
+        [("tensor", "largest difference"), *((name, _short(value)) for name, value in found.tensors.items())],
         [("other answers", "images"), *((kind, f"{kinds.count(kind):,}") for kind in dict.fromkeys(kinds))],
     ]
     for table in tables:
@@ -213,9 +216,10 @@ def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[st
 
 
 def _tables(found: Differences, first: str, second: str) -> list[str]:
+    """Return the tables of `_cells` as text, each with an empty line around it."""
     from adapt.protocols.tables import as_text
 
-    return [f"\n{as_text(cells)}\n" for cells in _cells(found, first, second)]
+    return [text for cells in _cells(found, first, second) for text in ("", as_text(cells))] + [""]
 
 
 def _short(value: object) -> str:

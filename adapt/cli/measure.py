@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from adapt.data.split import Split
     from adapt.evaluation.scores import Difference, Scores
     from adapt.models.base import Adapted
-    from adapt.models.wrap import Model
     from adapt.protocols.reproduction import Reproduction
 
 
@@ -70,8 +69,11 @@ def evaluate_adapter(
             raise AdaptError("--blend is given with --against or --sets: measure one after the other")
         models, paths = [], [adapter] if against is None else [adapter, against]
         for path in paths:
-            models.append(model_for(split, path, backbone, device, data_classes))
-            common.set_at_use(models[-1], at_use)
+            model = common.load_adapter(path, backbone, device, split.class_names if data_classes else None)
+            if model.class_names and set(split.class_names) != set(model.class_names):
+                raise AdaptError(_other_classes(data, split.class_names, path, model.class_names))
+            common.set_at_use(model, at_use)
+            models.append(model)
         model = models[0]
         blended = [model.blended(share, split.template) for share in shares]  # all are checked before any is measured
         for share, each in zip(shares, blended, strict=True):
@@ -211,17 +213,6 @@ def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
             "so that the figures say little about new ones",
             err=True,
         )
-
-
-def model_for(split: Split, adapter: Path, backbone: str | None, device: str, data_classes: bool = False) -> Model:
-    """Return an adapter that can be measured on `split`, for its own classes or those of the data.
-
-    Raises AdaptError if the data has other classes than the adapter.
-    """
-    model = common.load_adapter(adapter, backbone, device, split.class_names if data_classes else None)
-    if model.class_names and set(split.class_names) != set(model.class_names):
-        raise AdaptError(_other_classes(split.name, split.class_names, adapter, model.class_names))
-    return model
 
 
 def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequence[str]) -> str:

@@ -37,31 +37,24 @@ PICKS = "train_images.csv"  # the training images of a run
 SEEN = "seen_images.csv"  # by `file_id`, what a run has learned from or chosen on
 
 
-def folder_of_run(adapter: str | Path) -> Path | None:
-    """Return the folder of the finished run that `adapter`, a file or such a folder, is of; None if it is not here."""
-    path = Path(adapter)
-    folder = path if path.is_dir() else path.parent
-    metrics = folder / "metrics.json"
-    if not metrics.is_file():
-        return None
-    told = read_header(path / NAME if path.is_dir() else path).metrics or {}
-    own = stored.read(metrics, stored.Metrics, "metrics of a finished run")["train_set"]
-    return folder if told.get("train_set") == own else None
-
-
 def seen_images(adapter: object) -> set[str] | None:
     """Return the ids of the images that played a part in the training of `adapter`, a file or the folder of a run.
 
     "" is among them if an earlier training is unknown. None if the run is not here, or the file is not of it. Raises
     AdaptError if the run's list is damaged.
     """
-    folder = None if adapter is None else folder_of_run(str(adapter))
-    if folder is None or not (folder / SEEN).is_file():
+    path = Path(str(adapter))
+    folder = path if path.is_dir() else path.parent
+    listed, metrics = folder / SEEN, folder / "metrics.json"
+    if adapter is None or not (listed.is_file() and metrics.is_file()):
         return None
-    columns, rows = csv_rows(folder / SEEN)
+    told = read_header(path / NAME if path.is_dir() else path).metrics or {}
+    if told.get("train_set") != stored.read(metrics, stored.Metrics, "metrics of a finished run")["train_set"]:
+        return None
+    columns, rows = csv_rows(listed)
     ids = {str(row.get("image")) for row in rows}
     if "image" not in columns or not ids or not all(re.fullmatch("[0-9a-f]{32}|", each) for each in ids):
-        raise AdaptError(f"{folder / SEEN} is damaged: delete it, and calibrate on images that are surely new")
+        raise AdaptError(f"{listed} is damaged: delete it, and calibrate on images that are surely new")
     return ids
 
 
