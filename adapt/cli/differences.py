@@ -100,7 +100,7 @@ def repeat(
         click.echo(plain.dump(about | found.to_dict()))
     else:
         lines = [
-            f"{verdict}: {_counted(found)}",
+            verdict if same else f"{verdict}: {_counted(found)}",
             *_tables(replace(found, facts=left, blocks={}, images={}), "then", "now"),
         ]
         if not same:

@@ -195,20 +195,12 @@ def difference_report(
 
     `turned` says whether the images are turned upright by EXIF.
     """
-    found = []
-    for kind in dict.fromkeys(row["kind"] for row in flips):
-        own = [row for row in flips if row["kind"] == kind]
-        entries = [
-            Picture(
-                path,
-                shown(Path(path).name),
-                f"{row['class']}: {row['first']} → {row['second']}",
-                thumbnail(path, turned),
-            )
-            for row in own[:MOST_PICTURES]
-            for path in [row["path"]]
-        ]
-        found.append(Gallery(kind.capitalize(), "", len(own), [[entry] for entry in entries]))
+    kinds: dict[str, list[list[Picture]]] = defaultdict(list)
+    for row in flips:
+        small = thumbnail(row["path"], turned) if len(kinds[row["kind"]]) < MOST_PICTURES else None
+        caption = f"{row['class']}: {row['first']} → {row['second']}"
+        kinds[row["kind"]].append([Picture(row["path"], shown(Path(row["path"]).name), caption, small)])
+    found = [Gallery(kind.capitalize(), "", len(own), own[:MOST_PICTURES]) for kind, own in kinds.items()]
     about = {"title": title, "tables": tables, "lines": lines, "galleries": found}
     return _template().render(difference=about, version=__version__)
 
