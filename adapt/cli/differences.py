@@ -22,7 +22,7 @@ from adapt.common.plain import JsonObject
 from adapt.common.shown import first_of, shown
 
 if TYPE_CHECKING:
-    from adapt.training.provenance import Differences, Provenance
+    from adapt.training.repeating import Differences, Provenance
 
 # facts that differ, which are known before a training; sets are calibrated after it
 _TOLD_BEFORE = (
@@ -37,10 +37,6 @@ _TOLD_BEFORE = (
 )
 _OTHER_BITS = 1  # the exit code where a repeated training differs
 _MOST, _LETTERS = 15, 40  # rows of a table, and letters of a value in it
-_UNRECORDED = (
-    "nothing that is recorded differs. Not recorded: in which batches cached features were computed (their last "
-    "digits), and changes in the middle of a large image file that keep its size"
-)
 
 
 @command()
@@ -74,18 +70,17 @@ def repeat(
     given = {"backbone": backbone, "device": device, "data.source": data, "data.root": root}
     changes = [(key, value) for key, value in given.items() if value is not None or (key == "data.root" and data)]
     with common.quiet_libraries(), TemporaryDirectory() as temporary:
-        from adapt.training.provenance import provenance
+        from adapt.training.repeating import provenance
         from adapt.training.repeating import repeat as repeated
 
         first, causes = provenance(adapter), list[str]()
 
         def tell(before: Differences) -> None:
-            before = replace(before, blocks={})
-            changed = [
-                f"{kind} ({first_of(paths, 3)})" for kind, paths in before.images.items() if "in both" not in kind
+            causes.extend([*before.facts, *(kind for kind in before.images if "in both" not in kind)])
+            lines = [
+                f"repeats    {_described(first)}",
+                *_tables(replace(before, blocks={}, equal_tensors=0), "then", "now"),
             ]
-            causes.extend([*before.facts, *changed])
-            lines = [f"repeats    {_described(first)}", *_tables(before, "then", "now")]
             lines += [] if causes else ["the same   all that is recorded of versions, machine and images"]
             lines += [] if first.machine else ["unknown    threads, processor and images then: its run is not here"]
             click.echo("\n".join(lines), err=as_json)
@@ -99,13 +94,10 @@ def repeat(
         about = {"verdict": verdict, "adapter": str(adapter), "run": out and str(out), "known_before": causes}
         click.echo(plain.dump(about | found.to_dict()))
     else:
-        lines = [
-            verdict if same else f"{verdict}: {_counted(found)}",
-            *_tables(replace(found, facts=left, blocks={}, images={}), "then", "now"),
-        ]
-        if not same:
-            lines.append(f"perhaps because of {first_of(causes, 8, '; ')}" if causes else _UNRECORDED)
-        click.echo("\n".join([*lines, *[f"run        {out}"] * (out is not None)]))
+        after = replace(found, facts=left, blocks={}, images={})
+        why = f"perhaps because of {first_of(causes, 8, '; ')}" if causes else "though nothing that is recorded differs"
+        click.echo("\n".join([verdict, *_tables(after, "then", "now"), *([] if same else [why])]))
+        click.echo(f"run        {out}" * (out is not None), nl=out is not None)
     if not same or left:
         sys.exit(_OTHER_BITS)
 
@@ -145,7 +137,7 @@ def diff(
             raise AdaptError(f"--report is {report}; expected a file name that ends in .html")
     with common.quiet_libraries():
         from adapt.protocols.tables import as_csv as as_table
-        from adapt.training.provenance import differences, provenance
+        from adapt.training.repeating import differences, provenance
 
         both, lines = (provenance(first), provenance(second)), list[str]()
         found, told = differences(*both), JsonObject(first=str(first), second=str(second))
@@ -153,7 +145,6 @@ def diff(
             from adapt.data.readers import load as load_data
             from adapt.evaluation.evaluate import evaluate
             from adapt.evaluation.intervals import legend
-            from adapt.evaluation.scores import difference
 
             split = load_data(data, root, names, note=True)
             items = measured_items(split, part)
@@ -165,15 +156,16 @@ def diff(
                 lines += [
                     f"{shown(path)}: {line}" for line in each.lines(f"{each.images} {split.noun} of {split.name}")
                 ]
-            lines.append(f"the first minus the second: {in_words(scores[0], difference(*scores))}")
+            assert found.answers is not None  # they are now
+            lines.append(f"the first minus the second: {in_words(scores[0], found.answers)}")
             lines.append(f"in brackets: {legend(scores[0].images, len(set(scores[0].kept_with)))}")
-        shown_facts = {key: pair for key, pair in found.facts.items() if not key.startswith("metrics.")}
-        tables = replace(found, facts=shown_facts), "first", "second"
+        # figures of other test images say little beside those above
+        compared = replace(found, facts={key: pair for key, pair in found.facts.items() if "metrics." not in key})
         if report is not None:
             from adapt.protocols.report import difference_report
 
-            about, turned = [_counted(found), *lines], both[0].header.preprocess["turned"]
-            write_text(report, difference_report(f"{first} and {second}", _cells(*tables), about, found.flips, turned))
+            cells, turned = _cells(compared, "first", "second"), both[0].header.preprocess["turned"]
+            write_text(report, difference_report(f"{first} and {second}", cells, lines, found.flips, turned))
     if as_csv:
         columns = ("path", "class", "first", "second", "kind")
         click.echo(as_table([columns, *([row[column] for column in columns] for row in found.flips)]))
@@ -181,7 +173,7 @@ def diff(
         click.echo(plain.dump(told | found.to_dict()))
     else:
         heads = [f"{word:<10} {_described(each)}" for word, each in zip(("first", "second"), both, strict=True)]
-        click.echo("\n".join([*heads, *_tables(*tables), _counted(found), *lines]))
+        click.echo("\n".join([*heads, *_tables(compared, "first", "second"), *lines]))
 
 
 def _described(adapter: Provenance) -> str:
@@ -189,24 +181,25 @@ def _described(adapter: Provenance) -> str:
     return f"{shown(adapter.file)}: {header.method} on {shown(header.backbone)}, seed {header.seed}"
 
 
-def _counted(found: Differences) -> str:
-    """Return how many tensors have the same bits, as text."""
-    every = found.equal_tensors + len(found.tensors)
-    return f"{found.equal_tensors:,} of {every:,} tensor{'s' * (every != 1)} with the same bits"
-
-
 def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[str]]]:
     """Return tables of what differs, each with a header; `first` and `second` are the headings of the two adapters."""
     kinds = [row["kind"] for row in found.flips]
     names = {kind: ["/".join(path.split("/")[-2:]) for path in paths] for kind, paths in found.images.items()}
+    same = {f"{found.equal_tensors:,} with the same bits": ""} if found.equal_tensors else {}
     tables: list[list[Sequence[str]]] = [
         [("differs in", first, second), *((key, *map(_short, pair)) for key, pair in found.facts.items())],
         [
             ("images", "", "such as"),
             *((kind, f"{len(own):,}", first_of(own, 2) * ("in both" not in kind)) for kind, own in names.items()),
         ],
-        [("block", "relative change"), *((name, _short(value)) for name, value in found.blocks.items() if value)],
-        [("tensor", "largest difference"), *((name, _short(value)) for name, value in found.tensors.items())],
+        [("block", "relative change"), *((name, f"{value:.3g}") for name, value in found.blocks.items() if value)],
+        [
+            ("tensor", "largest difference"),
+            *(
+                (name, value if isinstance(value, str) else f"{value:.3g}")
+                for name, value in (same | found.tensors).items()
+            ),
+        ],
         [("other answers", "images"), *((kind, f"{kinds.count(kind):,}") for kind in dict.fromkeys(kinds))],
     ]
     for table in tables:

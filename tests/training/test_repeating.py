@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapt.formats.adapter import NAME
-from adapt.training.provenance import _tensor_changes, differences, provenance
+from adapt.training.repeating import differences, provenance, tensor_changes
 
 
 def test_a_block_changes_by_the_norm_of_its_difference() -> None:
@@ -22,10 +22,10 @@ def test_a_block_changes_by_the_norm_of_its_difference() -> None:
         "ctx": torch.tensor([-0.0, 0.0]),
     }
     lone = {"keys": torch.ones(2), "scale": torch.tensor(2.0)}
-    same, tensors, blocks = _tensor_changes(first | lone, second | {"keys": torch.ones(3), "scale": torch.tensor(2.0)})
+    same, tensors, blocks = tensor_changes(first | lone, second | {"keys": torch.ones(3), "scale": torch.tensor(2.0)})
     assert same == 2
-    # minus zero has other bits; tensors of another shape are two tensors
-    assert tensors == {"text.0.q.a": 2.5, "ctx": 0.0, "keys": "only in the second"}
+    # minus zero has other bits
+    assert tensors == {"text.0.q.a": 2.5, "ctx": 0.0, "keys": "of another shape or type"}
     assert blocks == {"text.0": pytest.approx(2.5 / 31.25**0.5), "ctx": 0.0, "scale": 0.0}
 
 
