@@ -26,15 +26,9 @@ if TYPE_CHECKING:
 
 # facts that differ, which are known before a training; sets are calibrated after it
 _TOLD_BEFORE = (
-    "recipe",
-    "environment.json",
-    "sets",
-    "backbone",
-    "versions.",
-    "machine.",
-    "metrics.train_set",
+    "recipe", "environment.json", "sets", "backbone", "fingerprint", "versions.", "machine.", "metrics.train_set",
     "metrics.test_set",
-)
+)  # fmt: skip
 _OTHER_BITS = 1  # the exit code where a repeated training differs
 _MOST, _LETTERS = 15, 40  # rows of a table, and letters of a value in it
 
@@ -77,10 +71,8 @@ def repeat(
 
         def tell(before: Differences) -> None:
             causes.extend([*before.facts, *(kind for kind in before.images if "in both" not in kind)])
-            lines = [
-                f"repeats    {_described(first)}",
-                *_tables(replace(before, blocks={}, equal_tensors=0), "then", "now"),
-            ]
+            before = replace(before, blocks={}, equal_tensors=0)
+            lines = [f"repeats    {_described(first)}", *_tables(before, "then", "now")]
             lines += [] if causes else ["the same   all that is recorded of versions, machine and images"]
             lines += [] if first.machine else ["unknown    threads, processor and images then: its run is not here"]
             click.echo("\n".join(lines), err=as_json)
@@ -153,14 +145,13 @@ def diff(
             found, told["scores"] = found.answered(*scores), [each.reported() for each in scores]
             for path, each in zip((first, second), scores, strict=True):
                 note_learned(path, split, items)
-                lines += [
-                    f"{shown(path)}: {line}" for line in each.lines(f"{each.images} {split.noun} of {split.name}")
-                ]
+                measured = f"{each.images} {split.noun} of {split.name}"
+                lines += [f"{shown(path)}: {line}" for line in each.lines(measured)]
             assert found.answers is not None  # they are now
             lines.append(f"the first minus the second: {in_words(scores[0], found.answers)}")
             lines.append(f"in brackets: {legend(scores[0].images, len(set(scores[0].kept_with)))}")
         # figures of other test images say little beside those above
-        compared = replace(found, facts={key: pair for key, pair in found.facts.items() if "metrics." not in key})
+        compared = replace(found, facts={key: found.facts[key] for key in found.facts if key[:8] != "metrics."})
         if report is not None:
             from adapt.protocols.report import difference_report
 
@@ -183,29 +174,25 @@ def _described(adapter: Provenance) -> str:
 
 def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[str]]]:
     """Return tables of what differs, each with a header; `first` and `second` are the headings of the two adapters."""
-    kinds = [row["kind"] for row in found.flips]
+    kinds, most = [row["kind"] for row in found.flips], {f"{found.equal_tensors:,} with the same bits": ""}
+    tensors = most | found.tensors if found.equal_tensors else found.tensors
     names = {kind: ["/".join(path.split("/")[-2:]) for path in paths] for kind, paths in found.images.items()}
-    same = {f"{found.equal_tensors:,} with the same bits": ""} if found.equal_tensors else {}
-    tables: list[list[Sequence[str]]] = [
-        [("differs in", first, second), *((key, *map(_short, pair)) for key, pair in found.facts.items())],
-        [
-            ("images", "", "such as"),
-            *((kind, f"{len(own):,}", first_of(own, 2) * ("in both" not in kind)) for kind, own in names.items()),
+    counts = {kind: str(kinds.count(kind)) for kind in kinds or ["none"] * (found.answers is not None)}
+    tables: dict[tuple[str, ...], list[tuple[object, ...]]] = {
+        ("differs in", first, second): [(key, *map(_short, pair)) for key, pair in found.facts.items()],
+        ("images", "", "such as"): [
+            (kind, len(own), "" if "in both" in kind else first_of(own, 2)) for kind, own in names.items()
         ],
-        [("block", "relative change"), *((name, f"{value:.3g}") for name, value in found.blocks.items() if value)],
-        [
-            ("tensor", "largest difference"),
-            *(
-                (name, value if isinstance(value, str) else f"{value:.3g}")
-                for name, value in (same | found.tensors).items()
-            ),
-        ],
-        [("other answers", "images"), *((kind, f"{kinds.count(kind):,}") for kind in dict.fromkeys(kinds))],
-    ]
-    for table in tables:
-        if len(table) > _MOST + 1:
-            table[_MOST + 1 :] = [(f"and {len(table) - _MOST - 1:,} more: --json", *[""] * (len(table[0]) - 1))]
-    return [table for table in tables if len(table) > 1]
+        ("block", "relative change"): [(name, value) for name, value in found.blocks.items() if value],
+        ("tensor", "largest difference"): [*tensors.items()],
+        ("answers that differ", "images"): [*counts.items()],
+    }
+    cells: list[list[Sequence[str]]] = []
+    for header, rows in tables.items():
+        rows[_MOST:] = [(f"and {len(rows) - _MOST:,} more: --json", *[""] * (len(header) - 1))] * (len(rows) > _MOST)
+        texts = [[f"{cell:.3g}" if isinstance(cell, float) else shown(cell) for cell in row] for row in rows]
+        cells += [[header, *texts]] if rows else []
+    return cells
 
 
 def _tables(found: Differences, first: str, second: str) -> list[str]:

@@ -68,21 +68,18 @@ def provenance(adapter: str | Path) -> Provenance:
         raise AdaptError(f"{file} is neither an adapter nor the folder of a run: give the file of an adapter")
     header, run, machine, seen, picks = read_header(file), file.parent, JsonObject(), _Rows(), _Rows()
     recipe, metrics, instead = dict(header.recipe or {}), dict(header.metrics or {}), JsonObject()
-    if (run / "metrics.json").is_file():
+    if (run / "environment.json").is_file():
         machine = stored.read(run / "environment.json", dict[str, object], "environment of a run")
         own = read_file(run / "recipe.yaml", str(run / "recipe.yaml")).settings if recipe else {}
-        for name, said, other in (
-            ("recipe.yaml", recipe, own),
-            ("environment.json", header.versions, machine.get("versions", {})),
-        ):
+        libraries = plain.within(machine, "versions", kind=dict) or {}
+        beside = {"recipe.yaml": (recipe, own), "environment.json": (header.versions, libraries)}
+        for name, (said, other) in beside.items():
             instead |= {f"{name}: {key}": pair[1] for key, pair in unlike(_flat(said), _flat(other)).items()}
         if (run / SEEN).is_file():  # none of texts
             seen, picks = csv_rows(run / SEEN)[1], csv_rows(run / PICKS)[1]
-            if not all({"image", "part", "path"} <= row.keys() for row in seen):
-                raise AdaptError(f"{run / SEEN} is damaged, or of an earlier version: delete the file")
-    told = header.model_dump(
-        include={"backbone", "quantization", "class_names", "preprocess", "answers", "seed", "sets"}
-    )
+            if not all("path" in row for row in picks) or not all({"image", "part", "path"} <= {*row} for row in seen):
+                raise AdaptError(f"{run / SEEN} or {PICKS} is damaged, or of an earlier version: delete {SEEN}")
+    told = header.model_dump(exclude={"format", "method", "config", "versions", "recipe", "metrics"})
     told |= {"method": {"name": header.method} | header.config, "metrics": metrics}
     told["recipe"] = {key: value for key, value in recipe.items() if key not in ("method", "backbone", "seed")}
     made = _made_with(machine, header.versions, metrics.pop("device", None), metrics.pop("processes", 1))
@@ -226,7 +223,7 @@ def repeat(
         hint = "if the data is elsewhere now, give --data"
         raise AdaptError(f"{file} cannot be trained again: {error}; {hint}") from error
     try:
-        torch.set_num_threads(int(first.machine.get("threads", threads)))
+        torch.set_num_threads(max(1, plain.within(first.machine, "threads", kind=int) or threads))
         with outside_inference_mode():
             backbone = backbone_of(recipe)
             split = decodable(split, recipe, progress)
@@ -234,7 +231,7 @@ def repeat(
             check_backbone(first.header, model.backbone, file)
             plan = plan_of(recipe, model, split)
             if isinstance(model, AdaptedModel):  # by which classes, and random numbers with them, are divided
-                model.text_memory = int(first.machine.get("text_memory", model.text_memory))
+                model.text_memory = plain.within(first.machine, "text_memory", kind=int) or model.text_memory
             sets = {"train_set": plan.train_id, "test_set": items_id(plan.test_set) if plan.test_set else None}
             header = _flat((first.header.recipe or {}) | first.header.versions)  # which are followed
             here = first.facts | {key: header.get(key.partition(": ")[2]) for key in first.facts if ": " in key}

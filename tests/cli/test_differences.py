@@ -207,3 +207,15 @@ def test_an_adapter_and_itself_do_not_differ(run, refused, trained, tmp_path: Pa
     refused(run("diff", coop, coop, "--csv"), "give labelled images with --data")
     refused(run("diff", coop, coop, "--report", tmp_path / "page.txt"), "ends in .html")
     refused(run("diff", coop, tmp_path), "neither an adapter nor the folder of a run")
+
+
+def test_lists_of_an_earlier_version_and_damaged_ones_are_named(run, refused, trained, tmp_path: Path) -> None:
+    own = shutil.copytree(trained("coop"), tmp_path / "own")
+    (own / "seen_images.csv").write_text("image,part\n" + "0" * 32 + ",train\n")
+    refused(run("diff", own, own), "seen_images.csv", "of an earlier version: delete seen_images.csv")
+    (own / "seen_images.csv").unlink()
+    assert run("diff", own, trained("coop")).exit_code == 0
+    (own / "environment.json").write_text('{"threads": "many", "versions": [1], "text_memory": "much"}')
+    assert run("repeat", own, "--quiet").exit_code == 0  # with the threads of this process
+    (own / "environment.json").write_text("[]")
+    refused(run("repeat", own, "--quiet"), "environment.json contains no valid environment of a run")
