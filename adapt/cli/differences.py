@@ -174,8 +174,9 @@ def _described(adapter: Provenance) -> str:
 
 def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[str]]]:
     """Return tables of what differs, each with a header; `first` and `second` are the headings of the two adapters."""
-    kinds, most = [row["kind"] for row in found.flips], {f"{found.equal_tensors:,} with the same bits": ""}
-    tensors = most | found.tensors if found.equal_tensors else found.tensors
+    kinds, tensors = [row["kind"] for row in found.flips], dict(found.tensors)
+    if found.equal_tensors:
+        tensors = {f"{found.equal_tensors:,} with the same bits": "", **tensors}
     names = {kind: ["/".join(path.split("/")[-2:]) for path in paths] for kind, paths in found.images.items()}
     counts = {kind: str(kinds.count(kind)) for kind in kinds or ["none"] * (found.answers is not None)}
     tables: dict[tuple[str, ...], list[tuple[object, ...]]] = {
@@ -184,7 +185,7 @@ def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[st
             (kind, len(own), "" if "in both" in kind else first_of(own, 2)) for kind, own in names.items()
         ],
         ("block", "relative change"): [(name, value) for name, value in found.blocks.items() if value],
-        ("tensor", "largest difference"): [*tensors.items()],
+        ("tensors", "largest difference"): [*tensors.items()],
         ("answers that differ", "images"): [*counts.items()],
     }
     cells: list[list[Sequence[str]]] = []

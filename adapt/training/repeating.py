@@ -72,8 +72,7 @@ def provenance(adapter: str | Path) -> Provenance:
         machine = stored.read(run / "environment.json", dict[str, object], "environment of a run")
         own = read_file(run / "recipe.yaml", str(run / "recipe.yaml")).settings if recipe else {}
         libraries = plain.within(machine, "versions", kind=dict) or {}
-        beside = {"recipe.yaml": (recipe, own), "environment.json": (header.versions, libraries)}
-        for name, (said, other) in beside.items():
+        for name, said, other in ("recipe.yaml", recipe, own), ("environment.json", dict(header.versions), libraries):
             instead |= {f"{name}: {key}": pair[1] for key, pair in unlike(_flat(said), _flat(other)).items()}
         if (run / SEEN).is_file():  # none of texts
             seen, picks = csv_rows(run / SEEN)[1], csv_rows(run / PICKS)[1]
