@@ -219,7 +219,7 @@ def repeat(
         if recipe.start is not None:
             check_start(recipe.start, recipe.new_method(), recipe.train is not None, split.class_names)
     except AdaptError as error:
-        hint = "if the data is elsewhere now, give --data"
+        hint = "give --data if the data is elsewhere now" + f", and put {recipe.start} back" * bool(recipe.start)
         raise AdaptError(f"{file} cannot be trained again: {error}; {hint}") from error
     try:
         torch.set_num_threads(max(1, plain.within(first.machine, "threads", kind=int) or threads))
@@ -232,7 +232,8 @@ def repeat(
             if isinstance(model, AdaptedModel):  # by which classes, and random numbers with them, are divided
                 model.text_memory = plain.within(first.machine, "text_memory", kind=int) or model.text_memory
             sets = {"train_set": plan.train_id, "test_set": items_id(plan.test_set) if plan.test_set else None}
-            header = _flat((first.header.recipe or {}) | first.header.versions)  # which are followed
+            # what is here in place of what was there, and what is followed in place of what the run's files say
+            header = _flat((first.header.recipe or {}) | first.header.versions)
             here = first.facts | {key: header.get(key.partition(": ")[2]) for key in first.facts if ": " in key}
             here |= {f"metrics.{key}": sets[key] for key in sets if f"metrics.{key}" in here} | {"seed": recipe.seed}
             here |= _made_with(environment(), versions(), described(model.backbone.device), 1)

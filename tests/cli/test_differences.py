@@ -110,7 +110,7 @@ def test_images_that_have_moved_are_the_same(run, train, photos: Path, tmp_path:
     refused = run("repeat", first, "--quiet")
     assert refused.exit_code == 2
     assert "cannot be trained again" in refused.stderr
-    assert "if the data is elsewhere now, give --data" in refused.stderr
+    assert "give --data if the data is elsewhere now" in refused.stderr
     again = run("repeat", first, "--quiet", "--data", tmp_path / "there", "--out", tmp_path / "again")
     assert again.exit_code == 0, again.output
     assert (tmp_path / "again" / NAME).is_file()
@@ -161,7 +161,7 @@ def test_what_cannot_be_repeated_is_refused_by_name(
     refused(run("repeat", soup), "is a soup: make it, or its parts, again")
     second = train("lora", f"start={first}", out="second")
     first.rename(tmp_path / "elsewhere")
-    refused(run("repeat", second, "--quiet"), "second/adapter.safetensors cannot be trained again", "first")
+    refused(run("repeat", second, "--quiet"), "second/adapter.safetensors cannot be trained again", f"put {first} back")
     refused(run("repeat", tmp_path / "elsewhere", "--backbone", "mini-clip", "--quiet"), "was trained on", "mini-clip")
 
 
