@@ -85,7 +85,7 @@ def evaluate_adapter(
             other = None if against is None else (against, models[1])
             _print(model, split, part, as_json, cache, against=other, level=level)
         for path in paths if part != "train" else ():
-            _note_learned(path, split, _measured(split, part))
+            note_learned(path, split, measured_items(split, part))
     if not as_json:
         _tell_parts(split, part)
 
@@ -138,7 +138,7 @@ def sets(
         from adapt.evaluation.sets import LEVEL, calibrated
         from adapt.training.run import seen_images
 
-        items = _measured(split, part)
+        items = measured_items(split, part)
         seen = seen_images(adapter) or {""}
         model = common.load_adapter(adapter, backbone, device)
         inference = Inference(cache=cache)
@@ -249,13 +249,13 @@ def zeroshot(
         if isinstance(turning, VisionEncoder):
             raise AdaptError(f"{backbone} reads no class names: measure class means with `adapt train nearest_mean`")
         model = unadapted(turning, split.class_names, templates or split.template)
-        tasks.of(split.items()).fit_answers(model, split.train or _measured(split, part), Inference(cache=cache))
+        tasks.of(split.items()).fit_answers(model, split.train or measured_items(split, part), Inference(cache=cache))
         _print(model, split, part, as_json, cache)
     if not as_json:
         _tell_parts(split, part)
 
 
-def _note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
+def note_learned(adapter: Path, split: Split, items: Sequence[Item]) -> None:
     """Print a warning if the run that `adapter` is from, or the adapter of, was trained on some of the `items`.
 
     Tasks in which an image has several items, such as questions, may learn from one and be measured on another.
@@ -288,7 +288,7 @@ def _other_classes(data: str, own: Sequence[str], adapter: Path, learned: Sequen
     return "; ".join(differences) + ": rename them, or add --data-classes to classify among the data's own names"
 
 
-def _measured(split: Split, part: str) -> tuple[Item, ...]:
+def measured_items(split: Split, part: str) -> tuple[Item, ...]:
     """Return the items to evaluate: the split `part` (train, val or test), or all items that can be, for `part` all."""
     if part == common.ALL:
         return tuple(filter(_is_measured, split.items()))
@@ -355,7 +355,7 @@ def _print(
     from adapt.evaluation.watching import changes
     from adapt.models.answer import can_answer_together
 
-    items = _measured(split, part)
+    items = measured_items(split, part)
     if one := split.task.nothing_to_learn((), model.class_names):
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     held = None if level is None else measured_sets(model, items, level, Inference(cache=cache))
@@ -408,10 +408,10 @@ def _print(
                 lines.append(f"intervals at {told} number, {held.size:.3g} wide on average")
         if other is not None:
             lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
-            lines.append(f"the first minus the second: {_apart(scores, difference(scores, other))}")
+            lines.append(f"the first minus the second: {in_words(scores, difference(scores, other))}")
         if windows:
-            alarms = [change for change in windows if change.alarm]
-            differs = ", ".join(dict.fromkeys(each for change in alarms for each in change.differs))
+            alarms = [window for window in windows if window.alarm]
+            differs = ", ".join(dict.fromkeys(each for window in alarms for each in window.differs))
             in_what = f" ({differs}), such as {first_of([*chain(*(each.strangest for each in alarms))], 3)}"
             lines.append(
                 f"{len(alarms)} of {len(windows)} windows of images in a random order look unlike the training images"
@@ -421,7 +421,7 @@ def _print(
         click.echo("\n".join(lines))
 
 
-def _apart(scores: Scores, found: Difference) -> str:
+def in_words(scores: Scores, found: Difference) -> str:
     """Return the difference of two models as text, with its interval and the test that it was put to."""
     figure = scores.compared_by
     sign, form = (100, "+.1f") if figure.share else (-1, "+.4g")  # of errors, a merit is minus the figure

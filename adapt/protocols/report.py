@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
@@ -41,7 +41,7 @@ from adapt.protocols.plain_runs import (
 )
 from adapt.protocols.plots import DRAWN, compared_methods, coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.protocols.protocol import Results
-from adapt.protocols.tables import read_results, table
+from adapt.protocols.tables import Cells, read_results, table
 from adapt.training.result import Result, read_history
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 
 _RECOMMENDATION = "recommendation.json"
+_Row = dict[str, str]
 
 
 def report(paths: Sequence[Path]) -> str:
@@ -74,8 +75,7 @@ def report(paths: Sequence[Path]) -> str:
     ]
     order = [-1.0 if gain is None else gain for gain in gains]  # what was not measured comes last
     shown_protocols, cells = _protocols(protocols), plain_table(runs)
-    template = Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
-    return template.render(
+    return _template().render(
         protocols=shown_protocols,
         recommendations=[_recommendation(run.path) for run in runs if (run.path / _RECOMMENDATION).is_file()],
         cells=cells,
@@ -125,8 +125,6 @@ def _recommendation(run: Path) -> JsonObject:
 
 THUMBNAIL = 96  # pixels of the longer edge
 MOST_PICTURES = 24  # of one list
-
-_Row = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -188,6 +186,27 @@ _LISTS = (
         lambda row: [(row["path"], f"{row['class']}, classified as {row['predicted']}")],
     ),
 )
+
+
+def difference_report(
+    title: str, tables: Sequence[Cells], lines: Sequence[str], flips: Sequence[_Row], turned: bool
+) -> str:
+    """Return an HTML page about two adapters: `tables`, `lines` of text, and the images that they answer differently.
+
+    `turned` says whether the images are turned upright by EXIF.
+    """
+    kinds: dict[str, list[list[Picture]]] = defaultdict(list)
+    for row in flips:
+        small = thumbnail(row["path"], turned) if len(kinds[row["kind"]]) < MOST_PICTURES else None
+        caption = f"{row['class']}: {row['first']} → {row['second']}"
+        kinds[row["kind"]].append([Picture(row["path"], shown(Path(row["path"]).name), caption, small)])
+    found = [Gallery(kind.capitalize(), "", len(own), own[:MOST_PICTURES]) for kind, own in kinds.items()]
+    about = {"title": title, "tables": tables, "lines": lines, "galleries": found}
+    return _template().render(difference=about, version=__version__)
+
+
+def _template() -> Template:
+    return Environment(loader=PackageLoader("adapt.protocols", "."), autoescape=True).get_template("report.html")
 
 
 def learned_turned(run: Path) -> bool:

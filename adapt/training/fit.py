@@ -169,8 +169,8 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     adapter = None
     if run is not None:
         adapter = model.save(run.path / NAME)
-        write_csv(run.path / PICKS, _picks(plan.train_set))
-        if seen := _seen(plan):  # none of texts
+        write_csv(run.path / PICKS, pick_rows(plan.train_set))
+        if seen := seen_rows(plan):  # none of texts
             write_csv(run.path / SEEN, seen)
         if scores is not None:  # details grow with images and classes: not for the adapter's header
             write_csv(run.path / "predictions.csv", scores.rows())
@@ -182,22 +182,25 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     return Result(metrics, journal.history, adapter)
 
 
-def _seen(plan: TrainingPlan) -> list[dict[str, str]]:
+def seen_rows(plan: TrainingPlan) -> list[dict[str, str]]:
     """Return the rows of seen_images.csv, by which images that played a part in the training are known again.
 
     Those of the adapter that the training started from are among them; without its list, a row has no image.
     """
     parts = {"train": plan.train_set, "val": plan.val_set, "unlabelled": plan.unlabelled_set}
     rows = [
-        {"image": file_id(path), "part": part} for part, items in parts.items() for item in items for path in item.paths
+        {"image": file_id(path), "part": part, "path": path}
+        for part, items in parts.items()
+        for item in items
+        for path in item.paths
     ]
     if not plan.model.started:
         return rows
     before = seen_images((plan.recipe or {}).get("start"))
-    return rows + [{"image": image, "part": "start"} for image in sorted(before or {""})]
+    return rows + [{"image": image, "part": "start", "path": ""} for image in sorted(before or {""})]
 
 
-def _picks(items: Sequence[Item]) -> list[dict[str, str]]:
+def pick_rows(items: Sequence[Item]) -> list[dict[str, str]]:
     """Return the rows of train_images.csv, each with an item's path, class, further label columns and text.
 
     If some items have several images, there is a row for each image, with the number of the item.

@@ -123,7 +123,7 @@ def test_what_grows_with_the_classes_stays_out_of_the_adapter(train, tiny_split,
 
 def test_images_that_a_run_has_seen_are_known_by_their_ids(train, tiny_split, out: Path) -> None:
     train(out=out, epochs=1)
-    rows = [{"image": file_id(item.path), "part": "train"} for item in tiny_split.train]
+    rows = [{"image": file_id(item.path), "part": "train", "path": item.path} for item in tiny_split.train]
     assert _read_csv(out / "seen_images.csv") == rows
 
 
