@@ -228,7 +228,7 @@ def repeat(
             split = decodable(split, recipe, progress)
             model = build_for(split, recipe, backbone)
             check_backbone(first.header, model.backbone, file)
-            plan = plan_of(recipe, model, split)
+            plan = plan_of(recipe, model, split, watch=bool(first.header.watch))
             if isinstance(model, AdaptedModel):  # by which classes, and random numbers with them, are divided
                 model.text_memory = plain.within(first.machine, "text_memory", kind=int) or model.text_memory
             sets = {"train_set": plan.train_id, "test_set": items_id(plan.test_set) if plan.test_set else None}
