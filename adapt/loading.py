@@ -24,10 +24,9 @@ from adapt.formats.adapter import (
     read_tensors,
     read_watch,
 )
-from adapt.formats.rebuild import build_for, named_backbone, note_quantization
+from adapt.formats.rebuild import build_for, method_called, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
-from adapt.models.average import method_called
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.prediction import Answers
 from adapt.models.wrap import Model

@@ -175,16 +175,21 @@ def predict(
             answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
             from adapt.loading import load_many
-            from adapt.soups import average as averaged
 
             given = [*map(hub.spelled, members)], common.given_backbone(backbone, device), common.class_names(classes)
-            models = [averaged(*given, device=device)] if average else load_many(*given, device=device)
+            if average:
+                from adapt.soups import average as averaged
+
+                models = [averaged(*given, device=device)]
+            else:
+                models = load_many(*given, device=device)
             for model in models:
                 common.set_at_use(model, at_use)
             if sets is not None:
                 _promise(models, sets, of_items, together)
             answers = _by_adapters(adapters, models, query, opened, len(files))
-            watched = _Watched([adapter for adapter in adapters if len(adapters) > 1] or [""], models)
+            if any(model.watch is not None for model in models):
+                watched = _Watched(adapters if len(adapters) > 1 else [""], models)
         for number, answer in enumerate(answers):
             first = read[number][0]
             if of_items:

@@ -13,7 +13,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import within
 from adapt.common.shown import shown
 from adapt.formats.adapter import Header
-from adapt.models.average import method_called
+from adapt.formats.rebuild import method_called
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adapt import methods
 from adapt.backbones.base import Backbone
 from adapt.backbones.load import load_backbone
 from adapt.formats.loadable import build_within, load_tensors
@@ -55,3 +56,12 @@ def build_for(
     model = assemble(backbone, method, names, fast)
     load_tensors(method, tensors, source)
     return model
+
+
+def method_called(name: str) -> type[Method]:
+    """Return the class of the method that an adapter names, which may be an average of others."""
+    if name != "average":
+        return methods.find(name)
+    from adapt.models.average import AverageOfAdapters
+
+    return AverageOfAdapters

@@ -67,7 +67,7 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
 
     def __init__(self, **config: object) -> None:
         super().__init__(**config)
-        made = [method_called(each.method)(**each.config) for each in self.config.members]
+        made = [methods.find(each.method)(**each.config) for each in self.config.members]
         self.members: Any = nn.ModuleList(made)
         self.reads = frozenset({"images"} if any("vision" in each.touches or each.reads for each in made) else ())
         self._checks = {f"members.{i}.": own for i, each in enumerate(made) if (own := trait(each, ChecksAdapter))}
@@ -122,8 +122,3 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
         nats = (entropy - entropies.mean(0)).clamp(min=0)
         step.disagreement = torch.stack([(others != best).any(-1).float().mean(0), nats], -1)
         return mean[..., 0] - mean[..., 1] if several else mean
-
-
-def method_called(name: str) -> type[Method]:
-    """Return the class of the method that an adapter names, which may be an average of others."""
-    return AverageOfAdapters if name == AverageOfAdapters.name else methods.find(name)

@@ -31,7 +31,6 @@ from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
 from adapt.models.sets import Sets
-from adapt.models.watch import Watch
 from adapt.prompts import several
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from adapt.edits import Edit
     from adapt.methods.base import Training
     from adapt.models.native_vlm import ChatModel
+    from adapt.models.watch import Watch
 
 B = TypeVar("B", bound=Backbone, covariant=True, default=Backbone)
 M = TypeVar("M", bound="Adapted[Backbone]")

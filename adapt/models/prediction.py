@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from numbers import Real
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -14,7 +14,9 @@ from adapt.common.errors import AdaptError, nearest
 from adapt.common.plain import JsonObject
 from adapt.data.bags import BagPooling
 from adapt.models.sets import RESIDUAL, Sets, check_level
-from adapt.models.watch import Sighting
+
+if TYPE_CHECKING:
+    from adapt.models.watch import Sighting
 
 
 @dataclass(frozen=True)
