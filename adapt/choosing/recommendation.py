@@ -276,8 +276,9 @@ def recommend(
     it says how many more labels a class would reach a `target` accuracy (see `LearningCurve`).
     `out`, a new folder, becomes the run directory of the chosen method. The comparison is also written to `out`, as
     recommendation.json, methods.csv, learning_curve.csv, report.html and a CSV file for each kind of advice, and
-    remains there even if the training fails. `resume` continues an interrupted comparison in `out`, with the same result as an uninterrupted one
-    but for a `budget`, which begins anew. The trackers in `track` log the training, as in `fit`.
+    remains there even if the training fails. `resume` continues an interrupted comparison in `out`, with the same
+    result as an uninterrupted one but for a `budget`, which begins anew. The trackers in `track` log the training, as
+    in `fit`.
 
     Raises AdaptError for data without training images, with one class or with questions, for fewer than two folds, for
     a `target` outside 0 to 1, for an `out` that exists or is inside the data, and if no method can be trained.
