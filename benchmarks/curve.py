@@ -33,9 +33,9 @@ from adapt.models.image_model import ImageModel
 from adapt.models.unadapted import unadapted
 from benchmarks.measure import Row
 
-SETS = ("emoji", "surfaces", "solar kinds", "solar defects", "solar grades", "cloth", "faces")
+SETS = ("emoji", "surfaces", "faces", "solar kinds", "solar defects", "solar grades", "cloth")
 BACKBONES = ("mini-clip", "efficientnet-lite0")
-SHOTS, DRAWS, TESTED, RIDGE = (4, 8, 16, 32, 64, 96), 12, 0.35, 0.1
+SHOTS, DRAWS, TESTED, RIDGE = (4, 8, 16, 32, 64), 24, 0.35, 0.1
 ADDITIONS, SHARES = 8, (0.25, 0.5, 1.0, 1.5, 2.0)  # of the images of a draw, that are added to them
 ENOUGH = 2.5  # times the images of a draw, that the usual class has outside the test images
 DRAWN = 4  # the draw of the picture
@@ -90,12 +90,12 @@ def _draw(split: Split, features: Tensor, shots: int, seed: int) -> Row | None:
     few = [own[:shots] for own in pool]
     known = {items[place].kept_with for own in few for place in own}
     others = [[place for place in own if items[place].kept_with not in known] for own in pool]
-    curve = _curve(few, accuracy, draw)
+    curve = _curve(few, accuracy, draw, sum(map(len, few)) / len(known))
     truth = _truth(few, others, curve, accuracy, draw) if curve.labels else None
     return asdict(curve) | {"shots": shots, "seed": seed, "truth": truth}
 
 
-def _curve(own: ByClass, accuracy: Callable[[ByClass], float], draw: random.Random) -> LearningCurve:
+def _curve(own: ByClass, accuracy: Callable[[ByClass], float], draw: random.Random, per_group: float) -> LearningCurve:
     """Return the learning curve as `recommend` measures it."""
     table, whole, parts = list[list[float]](), accuracy(own), [own]
     for _ in range(TRIALS):
@@ -103,7 +103,7 @@ def _curve(own: ByClass, accuracy: Callable[[ByClass], float], draw: random.Rand
         while len(parts) <= HALVINGS and max(map(len, parts[-1])) > 1:
             parts.append([each[: -(-len(each) // 2)] for each in parts[-1]])
         table.append([*map(accuracy, parts[:0:-1]), whole])
-    return LearningCurve.of([sum(map(len, part)) / len(own) for part in parts[::-1]], np.array(table))
+    return LearningCurve.of([sum(map(len, part)) / len(own) for part in parts[::-1]], np.array(table), None, per_group)
 
 
 def _truth(

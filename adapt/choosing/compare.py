@@ -254,22 +254,31 @@ class Comparison:
         self._estimates[candidate.name] = Length.of(settings, batches).steps * images / quickest
         return self._estimates[candidate.name]
 
-    def curve(self, candidate: Candidate, target: float | None, progress: Progress | None = None) -> LearningCurve:
+    def curve(
+        self, candidate: Candidate, target: float | None, progress: Progress | None = None, least: int = 1
+    ) -> LearningCurve:
         """Return the learning curve of a candidate on the test images, up to all training images.
 
-        It learns from half of the training images of each class, from half of these, and so on, three times at most,
-        and all of this ten times. Raises AdaptError like `fit`.
+        It learns from half of the training images of each class, from half of these, and so on, three times but not
+        below `least` images, and all of this ten times. Raises AdaptError like `fit`.
         """
         split, rows, halves = self._split, list[list[float]](), [list(self._split.train)]
         whole = self._on_test(candidate, halves[0])
         for trial in range(TRIALS):
             halves = [random.Random(f"{self._seed} {trial}").sample(split.train, len(split.train))]
-            while len(halves) <= HALVINGS and len(halves[-1]) > len(groups := by_stratum(halves[-1])):
+            while len(halves) <= HALVINGS and max(map(len, groups := by_stratum(halves[-1]))) > least:
                 halves.append([item for group in groups for item in group[: -(-len(group) // 2)]])
-            rows.append([*(self._on_test(candidate, half) for half in halves[:0:-1]), whole])
+            try:
+                rows.append([*(self._on_test(candidate, half) for half in halves[:0:-1]), whole])
+            except AdaptError:  # of a method that compares images of one class
+                if least > 1:
+                    raise
+                return self.curve(candidate, target, progress, 2)
             if progress:
                 progress(trial + 1, TRIALS)
-        return LearningCurve.of([len(half) / len(split.class_names) for half in halves[::-1]], np.array(rows), target)
+        images, classes = len(split.train), len(split.class_names)
+        per_group = images / len({item.kept_with for item in split.train})
+        return LearningCurve.of([len(half) / classes for half in halves[::-1]], np.array(rows), target, per_group)
 
     def _on_test(self, candidate: Candidate, train: Sequence[Item]) -> float:
         fold = self._tried(candidate, replace(self._split, train=tuple(train)), ())

@@ -58,9 +58,9 @@ class Recommendation:
 
     `rows` describes the compared methods by the `figure` of their task, the best first. `alike` names the methods that
     are as good as the best method within the noise. `about` describes the data and settings of the comparison. `curve`
-    is the chosen method's learning curve on the test images; None without any, and for a method that takes steps or
-    tasks without one class an image. `result` is the result of training the chosen method on all images, evaluated on
-    the test images if there are any; before the training, `result` is None.
+    is the learning curve on the test images, if there are any, of a method without steps for one class an image.
+    `result` is the result of training the chosen method on all images, evaluated on the test images if there are any;
+    before the training, `result` is None.
     """
 
     chosen: str

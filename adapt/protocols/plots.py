@@ -159,26 +159,22 @@ def compared_methods(rows: Sequence[JsonObject], alike: Sequence[str], by: score
 
 @_plain_text
 def learning_curve(curve: LearningCurve) -> Figure:
-    """Draw the points of a learning curve with their band, and a star for the number of images at the target, if any.
-
-    The band is that of 95 % of trainings on so many images.
-    """
+    """Draw the points of a learning curve with their band, and a star where it reaches the target, if that is known."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     images = [point.images for point in curve.points]
     mean, low, high = ([100 * getattr(point, end) for point in curve.points] for end in ("accuracy", "low", "high"))
     (line,) = axes.plot(images, mean, marker="o", markersize=4)
     axes.fill_between(images, low, high, color=line.get_color(), alpha=0.15)
-    ticks = [*images, *([images[-1] + curve.labels] if curve.labels else [])]
     if curve.labels:
-        axes.plot(ticks[-2:], [mean[-1], 100 * curve.target], color=line.get_color(), ls="--")
-        axes.scatter(ticks[-1], 100 * curve.target, s=120, marker="*", color=line.get_color())
+        images.append(images[-1] + curve.labels)
+        axes.plot(images[-2:], [mean[-1], 100 * curve.target], color=line.get_color(), ls="--")
+        axes.scatter(images[-1], 100 * curve.target, s=120, marker="*", color=line.get_color())
     axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{count:.3g}" for count in ticks])
+    axes.set_xticks(images, [f"{count:.3g}" for count in images])
     axes.minorticks_off()
     axes.set_xlabel("training images for each class")
     axes.set_ylabel("test accuracy, %")
-    axes.grid(alpha=0.3)
     return figure
 
 

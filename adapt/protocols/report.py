@@ -44,7 +44,7 @@ from adapt.protocols.plain_runs import (
 )
 from adapt.protocols.plots import DRAWN, compared_methods, coverage_curve, descriptor_bars, reliability_diagram, svg
 from adapt.protocols.protocol import Results
-from adapt.protocols.tables import learning_curves, read_results, table
+from adapt.protocols.tables import read_results, table
 from adapt.training.result import Result, read_history
 
 if TYPE_CHECKING:
@@ -107,7 +107,6 @@ def _protocols(protocols: Sequence[Results]) -> list[JsonObject]:
             "data": subject,
             "cells": table(members),
             "picture": svg(DRAWN[protocol](members)) if protocol in DRAWN else "",
-            "labels": learning_curves(members) if protocol == "few_shot" else {},
         }
         for (protocol, subject), members in groups.items()
     ]

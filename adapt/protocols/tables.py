@@ -17,12 +17,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import guarded
 from adapt.evaluation import stored
-from adapt.evaluation.learning_curve import LearningCurve
 from adapt.protocols.papers import data_set, figures_for
 from adapt.protocols.protocol import Figures, Results, harmonic
 
@@ -388,23 +385,6 @@ def curves(results: Sequence[Results]) -> dict[str, dict[str, Curve]]:
             values = {case.shots or 0: case.value(raw(case)[own]) for case in grid.cases}
             drawn[name][title] = {shots: value for shots, value in values.items() if isinstance(value, Value)}
     return {name: lines for name, lines in drawn.items() if any(lines.values())}
-
-
-def learning_curves(results: Sequence[Results]) -> dict[str, LearningCurve]:
-    """Return the learning curve of each few-shot result by title, of the seeds that have all numbers of shots.
-
-    The seeds draw their training images independently. There is none for another figure than accuracy.
-    """
-    found = dict[str, LearningCurve]()
-    for title, each in zip(titles(results), results, strict=True):
-        by_seed: dict[int, dict[int, float]] = {}
-        for row in each["runs"]:
-            by_seed.setdefault(row["seed"], {})[row["shots"]] = row["test"]
-        shots = sorted(set[int]().union(*by_seed.values()))
-        rows = [[own[count] for count in shots] for own in by_seed.values() if len(own) == len(shots)]
-        if rows and not figure_of(each):
-            found[title] = LearningCurve.of(shots, np.array(rows), independent=True)
-    return found
 
 
 def differences(results: Sequence[Results], against: str) -> Cells:

@@ -69,9 +69,9 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     assert f"Expect {100 * best['accuracy']:.1f} % accuracy on new images, {between}: the cross-val" in result.stdout
     assert "Class names help here (zero-shot accuracy 37.5 %, chance 4.2 %)" in result.stdout
     curve = found["learning_curve"]  # on the test images, up to the training on all images
-    assert [point["images"] for point in curve["points"]] == [1, 2, 4]
+    assert [point["images"] for point in curve["points"]] == [2, 4]
     assert all(point["low"] <= point["accuracy"] <= point["high"] for point in curve["points"])
-    assert curve["points"][-1]["accuracy"] == metrics["adapted"]["accuracy"]
+    assert curve["points"][-1]["accuracy"] == pytest.approx(metrics["adapted"]["accuracy"])
     assert curve["target"] > metrics["adapted"]["accuracy"]
     assert (curve["labels"] is None) == bool(curve["reason"])
     assert f"{100 * curve['target']:g} % on the test images" in result.stdout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -12,12 +10,12 @@ from adapt.evaluation.learning_curve import LearningCurve
 SIZES = (2.0, 4.0, 8.0, 16.0)
 
 
-def accuracies(power: float, noise: float, factor: float = 0.8, trials: int = 10) -> np.ndarray:
-    """Accuracies whose error is `factor` times the images to minus `power`, times a normal factor but for the last."""
-    draw = np.random.default_rng(0).normal(size=(trials, len(SIZES))) * noise
+def accuracies(power: float, noise: float) -> np.ndarray:
+    """Accuracies whose error is 0.8 times the images to minus `power`, times a normal factor but for the last."""
+    draw = np.random.default_rng(0).normal(size=(10, len(SIZES))) * noise
     draw -= draw.mean(0)
     draw[:, -1] = 0
-    return 1 - factor * np.array(SIZES) ** -power * np.exp(draw)
+    return 1 - 0.8 * np.array(SIZES) ** -power * np.exp(draw)
 
 
 def test_a_planted_power_law_is_recovered() -> None:
@@ -45,7 +43,6 @@ def test_the_band_is_of_trainings_and_the_last_one_that_of_halves() -> None:
         (accuracies(0.5, 0.2), 0.85, "other images of the same number would change the curve too much"),
         (np.full((10, 4), 0.5), 0.85, "the accuracy does not grow with the images"),
         (accuracies(0.5, 0.01), 0.95, "it would take more than 4 times the images at hand"),
-        (accuracies(0.5, 0.01, trials=1), 0.85, "there are too few images or trainings for a curve"),
         (np.ones((10, 4)), None, "hardly any error is left to measure by"),
     ],
 )
@@ -62,11 +59,14 @@ def test_a_target_that_is_reached_needs_no_labels() -> None:
     assert str(curve) == "No more labels are needed for 80 % on the test images"
 
 
-def test_independent_trials_are_averaged() -> None:
-    """Ten draws of other images say more of the average draw than ten parts of the same images."""
-    rows = accuracies(0.5, 0.12)
-    rows[:, -1] = rows[:, -2] - rows[:, -2].mean() + 0.8
-    assert LearningCurve.of(SIZES, rows, target=0.85).labels is None
-    labels = LearningCurve.of(SIZES, rows, target=0.85, independent=True).labels
-    assert labels is not None
-    assert math.isclose(labels, 12, abs_tol=2)
+def test_more_images_of_the_same_groups_are_not_extrapolated() -> None:
+    rows = accuracies(0.5, 0.01)
+    assert LearningCurve.of(SIZES, rows, 0.85, per_group=1.1).labels == 12
+    grouped = LearningCurve.of(SIZES, rows, 0.85, per_group=1.5)
+    assert grouped.labels is None
+    assert grouped.reason == "images come in groups, and more of the same groups would help less"
+
+
+def test_a_single_number_of_images_is_no_curve() -> None:
+    curve = LearningCurve.of(SIZES[-1:], accuracies(0.5, 0.01)[:, -1:], 0.85)
+    assert (curve.labels, curve.reason) == (None, "there are too few images for a curve")
