@@ -38,7 +38,7 @@ BACKBONES = ("mini-clip", "efficientnet-lite0")
 SHOTS, DRAWS, TESTED, RIDGE = (4, 8, 16, 32, 64), 24, 0.35, 0.1
 ADDITIONS, SHARES = 8, (0.25, 0.5, 1.0, 1.5, 2.0)  # of the images of a draw, that are added to them
 ENOUGH = 2.5  # times the images of a draw, that the usual class has outside the test images
-DRAWN = 4  # the draw of the picture
+DRAWN = 8  # the draw of the picture, which says a number
 ByClass = list[list[int]]
 
 
@@ -137,11 +137,11 @@ def _accuracy(features: Tensor, labels: Tensor, test: Sequence[int], train: ByCl
 
 
 def draw_to(file: str) -> None:
-    """Draw the learning curve of one draw of eight drawings of each kind to `file`."""
+    """Draw the learning curve of one draw of four drawings of each kind to `file`."""
     from adapt.protocols.plots import learning_curve
 
     split = adapt.data.load("emoji")
-    drawn = _draw(split, _features(split, BACKBONES[0]), 8, DRAWN)
+    drawn = _draw(split, _features(split, BACKBONES[0]), 4, DRAWN)
     learning_curve(TypeAdapter(LearningCurve).validate_python(drawn)).savefig(file, dpi=130)
 
 

@@ -12,7 +12,7 @@ from adapt.evaluation.intervals import NORMAL
 
 AHEAD = 2.0  # times the images at hand: the default target is what so many should reach
 FURTHEST = 4.0  # times the images at hand, beyond which no number is said
-SURE = 0.9  # quantile of Student's t, so that 80 % lie between its two ends
+SURE = 0.92  # quantile of Student's t, so that 84 % lie between its two ends
 LEAST = 1e-3  # error of a power law, as an error of 0 has no logarithm
 GROUPED = 1.2  # images of a group, above which a number of images means little, as more of a group adds little
 
@@ -50,7 +50,7 @@ class LearningCurve:
         differ from trial to trial. All are of the same test images. Half of the images differ as much as all of them do
         from other images (half-sampling), which says how lucky those at hand are. By default, the target is what twice
         the images should reach, in whole per cent. The error falls as a power of the images (Hestness et al., Deep
-        Learning Scaling is Predictable, Empirically, 2017). A number is said up to three times those at hand, if 80 %
+        Learning Scaling is Predictable, Empirically, 2017). A number is said up to three times those at hand, if 84 %
         of its distribution lie in half to twice of it.
         """
         from scipy.special import stdtrit
