@@ -38,7 +38,7 @@ BACKBONES = ("mini-clip", "efficientnet-lite0")
 SHOTS, DRAWS, TESTED, RIDGE = (4, 8, 16, 32, 64), 24, 0.35, 0.1
 ADDITIONS, SHARES = 8, (0.25, 0.5, 1.0, 1.5, 2.0)  # of the images of a draw, that are added to them
 ENOUGH = 2.5  # times the images of a draw, that the usual class has outside the test images
-DRAWN = 8  # the draw of the picture, which says a number
+DRAWN = 11  # the draw of the picture, which says a number
 ByClass = list[list[int]]
 
 
