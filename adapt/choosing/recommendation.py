@@ -359,7 +359,7 @@ def recommend(
 def _folder_of_folds(folder: Path, encoders: Iterable[ImageEncoder], split: Split, resume: bool) -> Path:
     """Return the folder of finished folds. Raises AdaptError if those to `resume` are of other images or backbones."""
     content = "-".join(encoder.content()[:16] for encoder in encoders)
-    kept = folder / FOLDS / f"{content}-{items_id([*split.train, *split.val, *split.unlabelled])}"
+    kept = folder / FOLDS / f"{content}-{items_id([*split.items(), *split.unlabelled])}"
     if resume and not kept.exists() and any(kept.parent.iterdir()):
         raise AdaptError(f"{folder} compares methods on other images, or on another backbone: choose another --out")
     return kept
