@@ -389,3 +389,9 @@ def test_one_backbone_twice_is_refused() -> None:
         2,
         "Error: backbones are compared that have one name (mini-clip): give each once",
     )
+
+
+def test_a_target_is_a_share() -> None:
+    refused = run("emoji", "--target", 90)
+    assert refused.exit_code == 2
+    assert "target is 90; expected an accuracy between 0 and 1, such as 0.9" in refused.stderr
