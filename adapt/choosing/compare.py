@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,13 +29,14 @@ from adapt.common import plain
 from adapt.common.devices import one_thread
 from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
-from adapt.common.progress import readable_time
+from adapt.common.progress import Progress, readable_time
 from adapt.common.version import __version__
 from adapt.data.item import Item
-from adapt.data.split import Split, folds, parts
+from adapt.data.split import Split, by_stratum, folds, parts
 from adapt.evaluation.flops import answer_flops
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.intervals import NORMAL, Interval
+from adapt.evaluation.learning_curve import LearningCurve
 from adapt.evaluation.scores import Scores, standard_error
 from adapt.formats import tensor_file
 from adapt.models.image_model import ImageModel
@@ -48,6 +51,7 @@ logger = logging.getLogger("adapt")
 
 _FOLD = tensor_file.What("fold", "delete it, and continue with --resume")
 WITHIN = 2.0  # standard errors behind the best, up to which a method counts as equally good
+TRIALS, HALVINGS = 10, 3  # of a learning curve: random halves, halves of these, and so on
 SMALL = 2**25  # images times features times classes, up to which one thread is quicker than two
 PILOT = 8  # a training through a tower is first tried for this fraction of its steps
 _NO_WARM_UP: dict[str, object] = {"warmup": 0.0, "warmup_epochs": 0, "average": None}  # a short training has no time
@@ -165,7 +169,8 @@ class Comparison:
         seed: int,
         kept: Path | None = None,
     ) -> None:
-        self._split, self._backbones, self.count, self._kept = split, backbones, count, kept
+        self._split, self._backbones, self.count, self._seed, self._kept = split, backbones, count, seed, kept
+        self._number = {item: number for number, item in enumerate(split.train)}
         self._task = tasks.of(split.items())
         fold_of = folds(split.train, count, seed, split.task.one_class)
         self._parts = list(parts(split, fold_of, count))
@@ -249,6 +254,36 @@ class Comparison:
         self._estimates[candidate.name] = Length.of(settings, batches).steps * images / quickest
         return self._estimates[candidate.name]
 
+    def curve(
+        self, candidate: Candidate, target: float | None, progress: Progress | None = None, least: int = 1
+    ) -> LearningCurve:
+        """Return the learning curve of a candidate on the test images, up to all training images.
+
+        It learns from half of the training images of each class, from half of these, and so on, three times but not
+        below `least` images, and all of this ten times. Raises AdaptError like `fit`.
+        """
+        split, rows, halves = self._split, list[list[float]](), [list(self._split.train)]
+        whole = self._on_test(candidate, halves[0])
+        for trial in range(TRIALS):
+            halves = [random.Random(f"{self._seed} {trial}").sample(split.train, len(split.train))]
+            while len(halves) <= HALVINGS and max(map(len, groups := by_stratum(halves[-1]))) > least:
+                halves.append([item for group in groups for item in group[: -(-len(group) // 2)]])
+            try:
+                rows.append([*(self._on_test(candidate, half) for half in halves[:0:-1]), whole])
+            except AdaptError:  # of a method that compares images of one class
+                if least > 1:
+                    raise
+                return self.curve(candidate, target, progress, 2)
+            if progress:
+                progress(trial + 1, TRIALS)
+        images, classes = len(split.train), len(split.class_names)
+        per_group = images / len({item.kept_with for item in split.train})
+        return LearningCurve.of([len(half) / classes for half in halves[::-1]], np.array(rows), target, per_group)
+
+    def _on_test(self, candidate: Candidate, train: Sequence[Item]) -> float:
+        fold = self._tried(candidate, replace(self._split, train=tuple(train)), ())
+        return self._task.scores(self._split.test, fold.answers, self._split.class_names).accuracy
+
     def _settings(self, candidate: Candidate, part: Split) -> TrainSettings:
         assert candidate.recipe.train is not None
         return candidate.recipe.train.at(images_per_class(candidate.recipe, part))
@@ -282,7 +317,9 @@ class Comparison:
     def _tried(
         self, candidate: Candidate, part: Split, held: Sequence[int], changes: dict[str, object] | None = None
     ) -> _Fold:
-        told = plain.dump([__version__, candidate.recipe.model_dump(mode="json", exclude={"device"}), changes, held])
+        learned = [self._number[item] for item in part.train]
+        recipe = candidate.recipe.model_dump(mode="json", exclude={"device"})
+        told = plain.dump([__version__, recipe, changes, held, learned])
         path = None if self._kept is None else self._kept / hashlib.sha256(told.encode()).hexdigest()
         if path is not None and path.is_file():
             figures = plain.parse(tensor_file.describe(path, _FOLD).metadata["figures"])
@@ -297,8 +334,8 @@ class Comparison:
             with TemporaryDirectory() as folder:
                 size = model.save(Path(folder) / "adapter.safetensors").stat().st_size
             answering = answer_flops(model) if part is self._parts[0][0] else 0
-        learned = bool(model.method.state_dict())
-        fold = _Fold(held, answers, seconds, size, learned, answering, candidate.called(result))
+        has_tensors = bool(model.method.state_dict())
+        fold = _Fold(held, answers, seconds, size, has_tensors, answering, candidate.called(result))
         self._spent += seconds
         if path is not None:
             with replacing(path) as temporary:

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from adapt import tasks
 from adapt.backbones.base import Backbone, DualEncoder, ImageEncoder
 from adapt.backbones.load import load_backbone
 from adapt.choosing.advice import Advice, advise
-from adapt.choosing.candidates import Candidate, candidates
+from adapt.choosing.candidates import Candidate, Cost, candidates
 from adapt.choosing.compare import BASELINE, WITHIN, Compared, Comparison, race, take
 from adapt.common.devices import AUTO
 from adapt.common.disk import check_free, check_outside, write_csv, write_json, write_text
@@ -27,6 +27,7 @@ from adapt.common.shown import first_of, readable_bytes
 from adapt.data.decoding.cache import unchanging_images
 from adapt.data.item import items_id
 from adapt.data.split import Split, usual_count
+from adapt.evaluation.learning_curve import LearningCurve
 from adapt.evaluation.scores import Figure, Scores
 from adapt.models.features import item_features
 from adapt.models.image_model import ImageModel
@@ -56,9 +57,10 @@ class Recommendation:
     """The result of comparing methods: a row per method, the chosen method and its training, and advice on the images.
 
     `rows` describes the compared methods by the `figure` of their task, the best first. `alike` names the methods that
-    are as good as the best method within the noise. `about` describes the data and settings of the comparison. `result`
-    is the result of training the chosen method on all images, evaluated on the test images if there are any; before the
-    training, `result` is None.
+    are as good as the best method within the noise. `about` describes the data and settings of the comparison. `curve`
+    is the learning curve on the test images, if there are any, of a method without steps for one class an image.
+    `result` is the result of training the chosen method on all images, evaluated on the test images if there are any;
+    before the training, `result` is None.
     """
 
     chosen: str
@@ -69,6 +71,7 @@ class Recommendation:
     notes: list[str]
     advice: Advice
     about: dict[str, object]
+    curve: LearningCurve | None = None
     result: Result | None = None
 
     @property
@@ -113,6 +116,7 @@ class Recommendation:
             "left_out": self.left_out,
             "notes": self.notes,
             "advice": self.advice.lines(),
+            "learning_curve": asdict(self.curve) if self.curve else None,
             "test": self.result.metrics.get("adapted") if self.result else None,
         }
 
@@ -130,6 +134,7 @@ class Recommendation:
                 f"{of} the {tested['images']} test images, which played no part in the choice: "
                 f"{tested.get('text', value)}."
             )
+        lines += [f"{self.curve}."] if self.curve else []
         lines += [f"{line}." for line in self.advice.lines()]
         if self.command:
             lines.append(f"To train it again: {self.command}")
@@ -187,10 +192,12 @@ class Recommendation:
         ]
 
     def write(self, out: Path) -> None:
-        """Write recommendation.json, methods.csv and the CSV files of the advice to the folder `out`."""
+        """Write recommendation.json, methods.csv, learning_curve.csv and the CSV files of the advice to `out`."""
         write_json(out / "recommendation.json", self.as_json())
         if self.rows:
             write_csv(out / "methods.csv", self.rows)
+        if self.curve:
+            write_csv(out / "learning_curve.csv", [*map(vars, self.curve.points)])
         self.advice.write(out)
 
     def report(self, out: Path) -> None:
@@ -247,6 +254,7 @@ def recommend(
     folds: int | None = None,
     every: bool = False,
     budget: float | None = None,
+    target: float | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -264,14 +272,19 @@ def recommend(
     `backbone` is a name or a loaded backbone, by default the zero-shot recipe's. Of several, each method is compared on
     each, on the same folds. `shots` images per class are used, by default all. `overrides` such as `data.broken=skip`
     apply to all recipes.
+    The learning curve of the chosen method, if it takes no steps, is measured on the test images, which choose nothing;
+    it says how many more labels a class would reach a `target` accuracy (see `LearningCurve`).
     `out`, a new folder, becomes the run directory of the chosen method. The comparison is also written to `out`, as
-    recommendation.json, methods.csv, report.html and a CSV file for each kind of advice, and remains there even if the
-    training fails. `resume` continues an interrupted comparison in `out`, with the same result as an uninterrupted one
-    but for a `budget`, which begins anew. The trackers in `track` log the training, as in `fit`.
+    recommendation.json, methods.csv, learning_curve.csv, report.html and a CSV file for each kind of advice, and
+    remains there even if the training fails. `resume` continues an interrupted comparison in `out`, with the same
+    result as an uninterrupted one but for a `budget`, which begins anew. The trackers in `track` log the training, as
+    in `fit`.
 
     Raises AdaptError for data without training images, with one class or with questions, for fewer than two folds, for
-    an `out` that exists or is inside the data, and if no method can be trained.
+    a `target` outside 0 to 1, for an `out` that exists or is inside the data, and if no method can be trained.
     """
+    if target is not None and not 0 < target < 1:
+        raise AdaptError(f"target is {target:g}; expected an accuracy between 0 and 1, such as 0.9")
     tracked_by = trackers(track, out)
     one = backbone is None or isinstance(backbone, str | Backbone)
     asked: list[str | Backbone | None] = [backbone] if one else [*backbone] or [None]  # type: ignore[list-item, misc]
@@ -308,7 +321,11 @@ def recommend(
                 stack.enter_context(encoder.unchanging())
             features = {name: _features(split, encoder, progress) for name, encoder in encoders.items()}
             compared, left_out = race(comparison, listed, budget, progress)
-        chosen, alike = take(compared) if compared else (None, [])
+            chosen, alike = take(compared) if compared else (None, [])
+            curve = None
+            if chosen and split.test and task.one_class and chosen.candidate.cost is Cost.NO_STEP:
+                with counting_bar("learning curve", progress) as bar:
+                    curve = comparison.curve(chosen.candidate, target, bar)
         on = chosen.candidate.recipe.backbone if chosen else base.backbone
         loaded = encoders[on]
         baseline = comparison.baseline(base) if compared else None
@@ -321,6 +338,7 @@ def recommend(
             notes=_notes(split, comparison, compared, baseline),
             advice=advise(split, features[on], comparison.items, chosen),
             about=_about(split, base, comparison) | {"backbone": on, "backbones": [*encoders]},
+            curve=curve,
         )
         if folder is not None:
             recommendation.write(folder)
@@ -341,7 +359,7 @@ def recommend(
 def _folder_of_folds(folder: Path, encoders: Iterable[ImageEncoder], split: Split, resume: bool) -> Path:
     """Return the folder of finished folds. Raises AdaptError if those to `resume` are of other images or backbones."""
     content = "-".join(encoder.content()[:16] for encoder in encoders)
-    kept = folder / FOLDS / f"{content}-{items_id([*split.train, *split.val, *split.unlabelled])}"
+    kept = folder / FOLDS / f"{content}-{items_id([*split.items(), *split.unlabelled])}"
     if resume and not kept.exists() and any(kept.parent.iterdir()):
         raise AdaptError(f"{folder} compares methods on other images, or on another backbone: choose another --out")
     return kept

@@ -302,6 +302,10 @@ class _Options(TypedDict):
         float | None,
         Option("Time in which to compare as many slower methods as fit, such as 90s, 10m or 1h.", kind=_Time()),
     ]
+    target: Annotated[
+        float | None,
+        Option("Accuracy to say the labels for, such as 0.9.  [default: what twice the images should reach]"),
+    ]
     track: common.TrackedBy
 
 
@@ -331,7 +335,7 @@ def recommend(
 
     \b
     OUT receives the run (adapter.safetensors, recipe.yaml, metrics.json, ...), recommendation.json, methods.csv,
-    report.html, and lists of what was found: few.csv, confused.csv, suspects.csv, duplicates.csv.
+    learning_curve.csv, report.html, and lists of what was found: few.csv, confused.csv, suspects.csv, duplicates.csv.
     """
     if resume and out in (None, Path("none")):
         raise AdaptError("--resume needs the folder of the comparison: give --out FOLDER")

@@ -387,7 +387,7 @@ def carve(train: Items, seed: int) -> set[Item]:
     Images of one group stay together, and at least one group of each class remains for training.
     """
     stream, taken, staying = random.Random(seed), set[str](), set[str]()
-    for images in _by_stratum(train):
+    for images in by_stratum(train):
         groups: dict[str, list[Item]] = {}
         for item in images:
             groups.setdefault(item.kept_with, []).append(item)
@@ -405,22 +405,22 @@ def carve(train: Items, seed: int) -> set[Item]:
 def _drawn(items: Items, shots: int, stream: random.Random, again: bool = False) -> Items:
     """Return `shots` items of each class; of a class with fewer, all items or, with `again`, some more than once."""
     few: Callable[[list[Item]], list[Item]] = (lambda group: stream.choices(group, k=shots)) if again else list
-    return _flat(few(group) if len(group) < shots else stream.sample(group, shots) for group in _by_stratum(items))
+    return _flat(few(group) if len(group) < shots else stream.sample(group, shots) for group in by_stratum(items))
 
 
 def _both(items: Items, shots: int, val_shots: int, stream: random.Random) -> tuple[Items, Items]:
     needed = shots + val_shots
-    for group in _by_stratum(items):
+    for group in by_stratum(items):
         if len(group) < needed:
             raise AdaptError(
                 f"class {group[0].answer!r} has {len(group)} training images, but sampling=clip-lora needs {needed} "
                 "of each class if there are no validation images. Use fewer shots, or sampling=coop"
             )
-    picks = [stream.sample(group, needed) for group in _by_stratum(items)]
+    picks = [stream.sample(group, needed) for group in by_stratum(items)]
     return _flat(group[:shots] for group in picks), _flat(group[shots:] for group in picks)
 
 
-def _by_stratum(items: Items) -> list[list[Item]]:
+def by_stratum(items: Sequence[Item]) -> list[list[Item]]:
     """Return the items grouped by `Item.stratum`, usually the class, in the order in which groups first appear."""
     groups: dict[str, list[Item]] = {}
     for item in items:

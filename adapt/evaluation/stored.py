@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
 from adapt.common.shown import shown
+from adapt.evaluation.learning_curve import LearningCurve
 
 _SHARE = Field(ge=0, le=1)
 
@@ -153,6 +154,7 @@ class Recommended(_Stored):
     left_out: dict[str, str]
     notes: list[str]
     advice: list[str]
+    learning_curve: LearningCurve | None = None  # none of earlier versions
 
 
 class _Descriptor(_Stored):

@@ -15,6 +15,7 @@ from adapt.common.disk import replacing
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.evaluation import scores
+from adapt.evaluation.learning_curve import LearningCurve
 from adapt.protocols.protocol import Results
 from adapt.protocols.tables import Curve, curves, figure_of, several_sets, titles
 
@@ -153,6 +154,27 @@ def compared_methods(rows: Sequence[JsonObject], alike: Sequence[str], by: score
     axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
     axes.set_xlabel(f"{by.title} by cross-validation" + ", %" * by.share)
     axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+@_plain_text
+def learning_curve(curve: LearningCurve) -> Figure:
+    """Draw the points of a learning curve with their band, and a star where it reaches the target, if that is known."""
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    images = [point.images for point in curve.points]
+    mean, low, high = ([100 * getattr(point, end) for point in curve.points] for end in ("accuracy", "low", "high"))
+    (line,) = axes.plot(images, mean, marker="o", markersize=4)
+    axes.fill_between(images, low, high, color=line.get_color(), alpha=0.15)
+    if curve.labels:
+        images.append(images[-1] + curve.labels)
+        axes.plot(images[-2:], [mean[-1], 100 * curve.target], color=line.get_color(), ls="--")
+        axes.scatter(images[-1], 100 * curve.target, s=120, marker="*", color=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(images, [f"{count:.3g}" for count in images])
+    axes.minorticks_off()
+    axes.set_xlabel("training images for each class")
+    axes.set_ylabel("test accuracy, %")
     return figure
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, Template
+from pydantic import TypeAdapter
 
 from adapt.common import plain
 from adapt.common.errors import AdaptError
@@ -27,8 +28,10 @@ from adapt.common.shown import shown, unguarded
 from adapt.common.version import __version__
 from adapt.evaluation import stored
 from adapt.evaluation.intervals import legend
+from adapt.evaluation.learning_curve import LearningCurve
 from adapt.evaluation.scores import Figure, Scores, by_threshold, calibration_error, coverage_and_accuracy, reliability
 from adapt.formats.adapter import NAME, read_header
+from adapt.protocols import plots
 from adapt.protocols.plain_runs import (
     PlainRun,
     is_run,
@@ -114,11 +117,14 @@ def _recommendation(run: Path) -> JsonObject:
     content = stored.read(run / _RECOMMENDATION, stored.Recommended, "recommendation")
     figure = Figure(**content["figure"]) if "figure" in content else Scores.compared_by
     picture = svg(compared_methods(content["methods"], content["alike"], figure)) if content["methods"] else ""
+    curve = TypeAdapter(LearningCurve | None).validate_python(content.get("learning_curve"))
     return {
         "name": name_of(run),
         "content": content,
         "figure": figure,
         "picture": picture,
+        "curve": curve,
+        "curve_picture": svg(plots.learning_curve(curve)) if curve else "",
         "galleries": list(galleries(run)),
     }
 

@@ -68,6 +68,16 @@ def test_the_chosen_one_is_trained_and_measured(tmp_path: Path) -> None:
     between = f"between {100 * best['low']:.1f} and {100 * best['high']:.1f} with 95 % confidence"
     assert f"Expect {100 * best['accuracy']:.1f} % accuracy on new images, {between}: the cross-val" in result.stdout
     assert "Class names help here (zero-shot accuracy 37.5 %, chance 4.2 %)" in result.stdout
+    curve = found["learning_curve"]  # on the test images, up to the training on all images
+    assert [point["images"] for point in curve["points"]] == [2, 4]
+    assert all(point["low"] <= point["accuracy"] <= point["high"] for point in curve["points"])
+    assert curve["points"][-1]["accuracy"] == pytest.approx(metrics["adapted"]["accuracy"])
+    assert curve["target"] > metrics["adapted"]["accuracy"]
+    assert (curve["labels"] is None) == bool(curve["reason"])
+    assert f"{100 * curve['target']:g} % on the test images" in result.stdout
+    rows = list(csv.DictReader((out / "learning_curve.csv").open()))
+    assert [float(row["accuracy"]) for row in rows] == [point["accuracy"] for point in curve["points"]]
+    assert "<h3>Learning curve</h3>" in (out / "report.html").read_text()
     [command] = [line for line in result.stdout.splitlines() if line.startswith("To train it again: adapt train gda ")]
     again = CliRunner().invoke(main, shlex.split(command)[5:], catch_exceptions=False)
     assert f"adapted    {right.removesuffix(' %'):>5} %" in again.stdout
@@ -379,3 +389,9 @@ def test_one_backbone_twice_is_refused() -> None:
         2,
         "Error: backbones are compared that have one name (mini-clip): give each once",
     )
+
+
+def test_a_target_is_a_share() -> None:
+    refused = run("emoji", "--target", 90)
+    assert refused.exit_code == 2
+    assert "target is 90; expected an accuracy between 0 and 1, such as 0.9" in refused.stderr
