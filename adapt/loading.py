@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
     from adapt.models.vision_encoder import VisionModel
     from adapt.models.vision_llm import SpeakingModel
-
-logger = logging.getLogger("adapt")
 
 
 class _Options(TypedDict, total=False):
@@ -231,17 +228,13 @@ def _of_file(
                 f"{path} blends its predictions with zero-shot predictions, which {backbone.describe()} cannot make: "
                 "train the adapter again"
             )
+    model.watch = read_watch(described, path)
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
         try:
             model = model.with_classes(class_names)
         except AdaptError as error:
             raise AdaptError(f"{path}: {error}") from error
-    watch = read_watch(described, path)
-    if watch is not None and watch.features is None and model.class_names != described.class_names:
-        logger.warning("the watch of %s is by its own classes, and stays out for others", path)
-    else:
-        model.watch = watch
     return model.eval()
 
 

@@ -7,6 +7,7 @@ common start, and takes the time of its members.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import exp, log
@@ -33,6 +34,8 @@ from adapt.models.base import Adapted
 from adapt.models.image_model import ImageModel
 from adapt.models.prediction import Answers
 from adapt.models.wrap import Model
+
+logger = logging.getLogger("adapt")
 
 Tried = Callable[[str, float, bool], None]  # an adapter, the accuracy (or mAP) with it, whether it was kept
 
@@ -102,13 +105,16 @@ def average(
 ) -> Model:
     """Return one adapted model whose probabilities are the means of those of several models, of any methods.
 
-    `adapters` are paths, names on the hub (both as in `load_many`), or models. Each keeps its temperature, blend and
-    logit bias, and the order of the classes is that of the first. `Prediction.disagreement` is added to answers.
+    `adapters` are paths, names on the hub (both as in `load_many`, as are `class_names`), or models. Each keeps its
+    temperature, blend and logit bias, and the order of the classes is that of the first. `Prediction.disagreement` is
+    added to answers.
 
     Raises AdaptError, which names two adapters, if they differ in backbone, preprocessing, names of classes, labels an
     image, or pooling; and for one that does not classify images, predicts a number, weighs the images of an item, or
     whose answers depend on random views or on earlier images.
     """
+    if class_names is not None and any(isinstance(each, Adapted) for each in adapters):
+        raise AdaptError("class_names are for adapters that are loaded: call model.with_classes for a model in memory")
     members = _loaded("average", 2, adapters, backbone, class_names, device=device)
     first, described, tensors = members[0].model, list[dict[str, object]](), dict[str, torch.Tensor]()
     shared = _to_average(*members[0])
@@ -123,6 +129,8 @@ def average(
         tensors |= {f"members.{index}.{key}": tensor for key, tensor in model.method.state_dict().items()}
     made = build_for(AverageOfAdapters(members=described), first.backbone, first.class_names, tensors, "the average")
     made.answers = Answers(logit_bias=0.0 if first.answers.several else None, pooling=first.answers.pooling)
+    if any(model.watch is not None for _, model in members):
+        logger.warning("the watches of adapters stay out of their average, as each is of its own training images")
     made.metadata = {"recipe": {"average": {"adapters": [name for name, _ in members]}}}
     return made.eval()
 

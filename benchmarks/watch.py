@@ -97,7 +97,7 @@ def _rows(
 
     def alarms(watch: Watch, looks: Looks, weights: Tensor, count: int) -> list[bool]:
         windows = (looks.at(torch.multinomial(weights, WINDOW, generator=drawn)) for _ in range(count))
-        return [watch.compare(watch.seen(each.pixels, each.features, [0] * WINDOW)).alarm for each in windows]
+        return [watch.compare(watch.look(*each)).alarm for each in windows]
 
     for _ in range(DRAWS):
         chosen = torch.randperm(every, generator=drawn)[:classes]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -107,8 +106,8 @@ def sets(
     by_class: Annotated[bool, "Keep the promise for each class, which needs images of each."] = False,
     together: Annotated[
         bool,
-        "Calibrate for folders that `adapt predict --together --sets` answers: smaller sets where classes are about "
-        "equally frequent.",
+        "Calibrate for folders that `adapt predict --together --sets` answers: often somewhat smaller sets where "
+        "classes are about equally frequent.",
     ] = False,
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
@@ -352,7 +351,7 @@ def _print(
     from adapt.evaluation.intervals import in_percent, legend
     from adapt.evaluation.scores import difference
     from adapt.evaluation.sets import measured as measured_sets
-    from adapt.evaluation.watching import changes
+    from adapt.evaluation.watching import windows_of
     from adapt.models.answer import can_answer_together
 
     items = measured_items(split, part)
@@ -360,7 +359,7 @@ def _print(
         raise AdaptError(f"the adapter has {one}, so nothing can be measured: train it on several classes")
     held = None if level is None else measured_sets(model, items, level, Inference(cache=cache))
     scores = evaluate(model, items, cache=cache)
-    windows = changes(model, items, Inference(cache=cache))
+    windows = windows_of(model, items, Inference(cache=cache))
     others = {}
     if can_answer_together(model, items):
         others["together"] = evaluate(model, items, cache=cache, together=True)
@@ -410,13 +409,9 @@ def _print(
             lines += [f"{shown(file)}: {line}" for line in other.lines(measured)]
             lines.append(f"the first minus the second: {in_words(scores, difference(scores, other))}")
         if windows:
-            alarms = [window for window in windows if window.alarm]
-            differs = ", ".join(dict.fromkeys(each for window in alarms for each in window.differs))
-            in_what = f" ({differs}), such as {first_of([*chain(*(each.strangest for each in alarms))], 3)}"
-            lines.append(
-                f"{len(alarms)} of {len(windows)} windows of images in a random order look unlike the training images"
-                + in_what * bool(alarms)
-            )
+            from adapt.models.watch import summary
+
+            lines.append(summary(windows))
         lines.append(f"in brackets: {legend(scores.images, len(set(scores.kept_with)))}")
         click.echo("\n".join(lines))
 

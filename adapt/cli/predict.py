@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from adapt.common.progress import Progress
     from adapt.models.answer import Explanation
     from adapt.models.prediction import Prediction, Query
-    from adapt.models.watch import Window
+    from adapt.models.watch import Window, Windows
     from adapt.models.wrap import Model
 
     # from whether images are turned upright by EXIF, or read as stored, as the models need them, to those of each item
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("adapt")
 
+_AT_ONCE = 100  # windows of images that are compared together, so that each has images from all over a folder
 ONE_CLASS, FEW_CLASSES = 1, 5  # shown per image by default: in a CSV, and in text or JSON
 
 
@@ -170,7 +172,8 @@ def predict(
         from adapt.models.prediction import Query
 
         query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain, sets)
-        watched = None
+        windows: list[Windows] = []
+        compared: dict[int, list[Window]] = defaultdict(list)
         if vocabulary_free is not None:
             answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
@@ -189,7 +192,11 @@ def predict(
                 _promise(models, sets, of_items, together)
             answers = _by_adapters(adapters, models, query, opened, len(files))
             if any(model.watch is not None for model in models):
-                watched = _Watched(adapters if len(adapters) > 1 else [""], models)
+                from adapt.models import watch
+
+                windows = [watch.Windows(model.watch, at_once=_AT_ONCE) for model in models]
+                if items or together or explain:
+                    click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
         for number, answer in enumerate(answers):
             first = read[number][0]
             if of_items:
@@ -197,10 +204,14 @@ def predict(
                 images_of_item = tuple(each._replace(image=file.called) for each, file in named)
                 answer = [replace(answer[0], images=images_of_item)]
             write(first.item or first.called, answer)
-            if watched is not None and not explain:
-                watched.add(first.called, answer)
-        if watched is not None:
-            watched.end()
+            for at, own in enumerate(windows):
+                if not explain:
+                    compared[at] += own.add(answer[at].sighting, first.called)
+        for at, own in enumerate(windows):
+            compared[at] += own.rest()
+            if any(window.alarm for window in compared[at]):
+                of_adapter = f"{shown(hub.spelled(adapters[at]))}: " * (len(adapters) > 1)
+                click.echo(f"warning: {of_adapter}{watch.summary(compared[at])}", err=True)
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
     exit_where_unread(files, list(chain.from_iterable(read)))
@@ -284,31 +295,6 @@ def _counted(images: Iterable[object], bar: Progress, count: int) -> Iterator[ob
         yield image
 
 
-class _Watched:
-    """The windows of the images that adapters with a watch have answered; a change is told on stderr."""
-
-    def __init__(self, adapters: Sequence[Path | str], models: Sequence[Model]) -> None:
-        from adapt.models.watch import Windows
-
-        self._adapters = [f"{shown(hub.spelled(adapter))}: " if adapter else "" for adapter in adapters]
-        self._windows = [None if model.watch is None else Windows(model.watch) for model in models]
-
-    def add(self, image: str, predictions: Sequence[Prediction]) -> None:
-        for adapter, windows, prediction in zip(self._adapters, self._windows, predictions, strict=True):
-            if windows is not None and prediction.seen is not None:
-                self._tell(adapter, windows.add(prediction.seen, image))
-
-    def end(self) -> None:
-        """Compare the images since the last windows."""
-        for adapter, windows in zip(self._adapters, self._windows, strict=True):
-            if windows is not None:
-                self._tell(adapter, windows.rest())
-
-    def _tell(self, adapter: str, change: Window | None) -> None:
-        if change is not None and change.alarm:
-            click.echo(f"warning: {adapter}{change}", err=True)
-
-
 Write = Callable[[str, Any], None]  # takes the name of an image and its predictions, or its explanation
 
 
@@ -351,7 +337,7 @@ class Columns:
         names = ["probability"]
         names += ["number"] if first is not None and first.number is not None else []
         names += ["disagreement", "nats"] if first is not None and first.disagreement else []
-        names += ["strangeness"] if first is not None and first.seen is not None else []
+        names += ["strangeness"] if first is not None and first.sighting is not None else []
         names += ["classes"] if multi_label else ["answer"] * self._threshold
         if self._sets:
             names += ["set"] if first is None or first.interval is None else ["low", "high"]
@@ -364,7 +350,7 @@ class Columns:
         ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
         number = [] if prediction.number is None else [f"{prediction.number:.6g}"]
         more = [f"{value:.6g}" for value in prediction.disagreement or ()]
-        more += [] if prediction.seen is None else [f"{prediction.seen.strangeness:.3f}"]
+        more += [] if prediction.sighting is None else [f"{prediction.sighting.strangeness:.3f}"]
         answer = [prediction.class_name] * self._threshold
         if prediction.class_names is not None:
             answer = [SEPARATOR.join(prediction.class_names) or prediction.class_name]

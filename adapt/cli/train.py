@@ -56,7 +56,9 @@ def train(
         int, Option("Processes that train one run together, each on its own GPU with its share of every batch.", min=1)
     ] = 1,
     watch: Annotated[
-        bool, "Keep in the adapter what the training images look like, so that other images are noticed later."
+        bool,
+        "Keep in the adapter what the training images look like, so that other images are noticed later (short for "
+        "--set watch=true).",
     ] = False,
     plot: Annotated[bool, "Also draw the curves to OUT/curves.png, and a search to OUT/search.png."] = False,
     dry_run: Annotated[bool, "Check recipe and data, tell steps and memory, and train nothing."] = False,
@@ -85,6 +87,7 @@ def train(
         raise AdaptError("--resume and --plot need the run's directory: give --out FOLDER")
     if plot:
         common.check_matplotlib("--plot")
+    overrides += ("watch=true",) * watch
     if keep_flops is not None:
         overrides = _keeping(keep_flops, common.read(recipe, overrides, options), overrides)
     chosen = common.read(recipe, overrides, options)
@@ -106,7 +109,7 @@ def train(
         from adapt.training.run_recipe import run_recipe
 
         try:
-            result = run_recipe(chosen, folder, resume, progress=not quiet, track=track, watch=watch)
+            result = run_recipe(chosen, folder, resume, progress=not quiet, track=track)
         except KeyboardInterrupt:
             if is_main():
                 from adapt.methods import plugins
@@ -114,7 +117,7 @@ def train(
                 files = [f"--plugin={path}" for path in plugins()]
                 changes = [f"--{name}={value}" for name, value in options.items() if value is not None]
                 changes += [f"--set={each}" for each in overrides] + [f"--track={each}" for each in track]
-                changes += [f"--processes={processes}"] * (processes > 1) + ["--watch"] * watch
+                changes += [f"--processes={processes}"] * (processes > 1)
                 again = shlex.join(["adapt", *files, "train", recipe, *changes, f"--out={folder}"])
                 click.echo("stopped" if folder is None else f"stopped; continue with: {again} --resume", err=True)
             raise SystemExit(STOPPED) from None

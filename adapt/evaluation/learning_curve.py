@@ -91,4 +91,4 @@ class LearningCurve:
             return f"How many more labels a class {target} would take cannot be told: {self.reason}"
         if not self.labels:
             return f"No more labels are needed for {target}"
-        return f"About {self.labels} more label{'s' * (self.labels > 1)} a class for {target} (half to twice as many)"
+        return f"About {self.labels} more label{'s' * (self.labels > 1)} a class for {target}"

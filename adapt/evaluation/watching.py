@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from random import Random
 
 import torch
@@ -17,64 +18,64 @@ from adapt.evaluation.inference import Inference
 from adapt.models.base import Adapted
 from adapt.models.features import item_features, keeps_features, of_texts
 from adapt.models.image_model import ImageModel
-from adapt.models.watch import FEWEST, Watch, Window, Windows, properties
+from adapt.models.watch import FEWEST, MOST_CLASSES, Watch, Window, Windows, properties
 
 MOST = 1000  # training images that are looked at, drawn where there are more
 
 
-def check_watched(model: Adapted, items: Sequence[Item]) -> None:
-    """Raise AdaptError if what `items` look like to the backbone of `model` cannot be watched."""
+def check_watch(model: Adapted, items: Sequence[Item]) -> None:
+    """Raise AdaptError if what the training images `items` look like to the backbone of `model` cannot be kept."""
     if not isinstance(model, ImageModel):
         raise AdaptError(f"{model.backbone.describe()} cannot be watched: use a CLIP or a vision encoder, or no watch")
     if of_texts(items) or has_bags(items):
         what = "texts" if of_texts(items) else "items of several images"
         raise AdaptError(f"a watch is of single images, but the data has {what}: leave the watch out")
+    if len(items) < FEWEST:
+        raise AdaptError(f"there are {len(items)} training images; a watch needs {FEWEST} or more: leave it out")
+    if tasks.of(items).one_class and len(model.class_names) > MOST_CLASSES:
+        raise AdaptError(
+            f"there are {len(model.class_names):,} classes; a watch takes at most {MOST_CLASSES}: leave it out"
+        )
 
 
-def watched(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> Watch:
+def watch_of(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> Watch:
     """Return what the training images `items` look like to the frozen backbone of `model`; `model.watch` takes it.
 
-    Of more than 1,000 images, so many are drawn. Raises AdaptError for a model or items that cannot be watched, and for
-    fewer than 16 images.
+    Of more than 1,000 images, so many are drawn. Raises AdaptError like `check_watch`.
     """
-    check_watched(model, items)
-    if len(items) > MOST:
-        items = Random(0).sample([*items], MOST)
-    pixels, features = _looked_at(model, items, inference or Inference())
-    labels = _labels(model, items)
-    classes = len(model.class_names) if labels is not None else 1
-    return Watch.of(pixels, features, torch.zeros(len(items)).long() if labels is None else labels, classes)
+    check_watch(model, items)
+    drawn = Random(0).sample([*items], min(len(items), MOST))
+    classes = len(model.class_names) if tasks.of(items).one_class else 1
+    return Watch.of(*_looked_at(model, drawn, inference or Inference()), classes=max(classes, 1))
 
 
-def changes(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> list[Window]:
-    """Return how each window of labelled `items` compares with the training images; nothing without a watch.
+def windows_of(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> list[Window]:
+    """Return how windows of labelled `items`, in a random order, compare with the training images.
 
-    Windows are of items in a random order, as neighbours may be alike, such as pictures of one thing.
+    There are none without a watch. Images are decoded once more for it, as features may come from the cache.
     """
-    watch = model.watch
-    if watch is None or len(items) < FEWEST or of_texts(items) or has_bags(items):
+    if model.watch is None or of_texts(items) or has_bags(items):
         return []
-    items = Random(0).sample([*items], len(items))
-    pixels, features = _looked_at(model, items, inference or Inference())
-    labels = _labels(model, items)
-    seen = watch.seen(pixels, features, [0] * len(items) if labels is None else labels.tolist())
-    windows = Windows(watch)
-    compared = [windows.add(each, item.name) for each, item in zip(seen, items, strict=True)]
-    return [change for change in (*compared, windows.rest()) if change is not None]
+    windows = Windows(model.watch, at_once=len(items))
+    sightings = model.watch.look(*_looked_at(model, items, inference or Inference()))
+    compared = [windows.add(each, item.name) for each, item in zip(sightings, items, strict=True)]
+    return [*chain(*compared), *windows.rest()]
 
 
-def _labels(model: Adapted, items: Sequence[Item]) -> Tensor | None:
-    task = tasks.of(items)
-    return task.numbers(items, model.class_names) if task.one_class and model.class_names else None
+def _looked_at(model: Adapted, items: Sequence[Item], inference: Inference) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the properties `(n, 14)` of the items' images, their frozen features if the method needs no others.
 
-
-def _looked_at(model: Adapted, items: Sequence[Item], inference: Inference) -> tuple[Tensor, Tensor | None]:
-    """Return the properties `(n, 14)` of the items' images, and their frozen features if the method needs no others."""
+    Their classes `(n,)` follow, all 0 where an image has no single one.
+    """
     assert isinstance(model, ImageModel)
-    images = loader(items, model.backbone.transform(train=False), 64, train=False, workers=inference.workers)
-    pixels = torch.cat([properties(batch) for batch, _ in images])
-    if not keeps_features(model, True) or model.method.views:
-        return pixels, None
-    return pixels, item_features(
-        model, items, workers=inference.workers, cache=inference.cache, progress=inference.progress
-    )
+    pixels, transform = list[Tensor](), model.backbone.transform(train=False)
+    for batch, _ in loader(items, transform, 64, train=False, workers=inference.workers):
+        pixels.append(properties(batch))
+        if inference.progress is not None:
+            inference.progress(sum(map(len, pixels)), len(items))
+    task, features = tasks.of(items), None
+    if keeps_features(model, True) and not model.method.views:
+        features = item_features(model, items, workers=inference.workers, cache=inference.cache)
+    known = task.one_class and model.class_names
+    labels = task.numbers(items, model.class_names) if known else torch.zeros(len(items)).long()
+    return torch.cat(pixels), features, labels

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from adapt.models.watch import Watch
 
 
-PREFIX = "watch."  # of the tensors that are not the method's
 FORMAT = (2, 1)  # another major version is refused, a newer minor one only adds keys
 OLDER = (2, 0)  # of a file that has nothing newer, so that equal runs write equal files
 # begin the names of tensors that are not the method's: what sets of images answered together need, and the watch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from adapt.methods.base import Training
     from adapt.models.native_vlm import ChatModel
     from adapt.models.watch import Watch
+
+logger = logging.getLogger("adapt")
 
 B = TypeVar("B", bound=Backbone, covariant=True, default=Backbone)
 M = TypeVar("M", bound="Adapted[Backbone]")
@@ -369,6 +372,13 @@ class Adapted(nn.Module, Generic[B]):
         Raises AdaptError if the model has learned tensors for individual classes, or has no classes.
         """
         raise AdaptError("this model answers questions about images and has no classes: leave class_names out")
+
+    def watch_for(self, class_names: Sequence[str]) -> Watch | None:
+        """Return the watch for answers by these classes. Without features it is by the model's own, and left out."""
+        if self.watch is None or self.watch.features is not None or tuple(class_names) == self.class_names:
+            return self.watch
+        logger.warning("the watch of this adapter is for its own classes, and is not used with others")
+        return None
 
     def save(self, path: str | Path) -> Path:
         """Save the adapter to a file and return the path of the file; see `adapt.formats.adapter`."""

@@ -147,6 +147,7 @@ class AdaptedModel(ImageModel[DualEncoder]):
             self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing, text_memory=self.text_memory
         )
         other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
+        other.watch = self.watch_for(names)
         return other
 
     def anomaly_maps(self, images: object, batch_size: int = 64, *, urls: bool = False) -> Tensor:

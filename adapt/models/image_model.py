@@ -387,11 +387,14 @@ class ImageModel(Adapted[E]):
         answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.disagreement)
         if watch is None:
             return answered
+        from adapt.models.watch import properties
+
         images = pixels.pixels if isinstance(pixels, BlockInputs) else pixels
         assert images is not None  # block inputs of predictions keep them
-        every = list(answered)
-        seen = watch.look(images, frozen, [each.label for each in every])
-        return (replace(each, seen=own) for each, own in zip(every, seen, strict=True))
+        sightings = watch.look(
+            properties(images[:, 0] if images.ndim == 5 else images), frozen, logits.argmax(-1).cpu()
+        )
+        return (replace(each, sighting=own) for each, own in zip(answered, sightings, strict=True))
 
     def _check_classes(self) -> None:
         if not self.class_names:

@@ -145,7 +145,7 @@ class Prediction:
     """The ends of the interval of the number (regression) at the level that was asked for."""
     disagreement: Disagreement | None = None
     """How the members of an average disagree; None for an adapter by itself."""
-    seen: Sighting | None = field(default=None, compare=False, repr=False)
+    sighting: Sighting | None = field(default=None, compare=False, repr=False)
     """What the adapter's watch, if it has one, saw of the image, which `adapt.models.watch.Windows` compares."""
 
     def plain(self) -> JsonObject:
@@ -157,7 +157,7 @@ class Prediction:
         more: JsonObject = {} if self.set is None else {"set": list(self.set)}
         more |= {} if self.interval is None else {"interval": list(self.interval)}
         more |= {} if self.disagreement is None else {"disagreement": self.disagreement._asdict()}
-        more |= {} if self.seen is None else {"strangeness": self.seen.strangeness}
+        more |= {} if self.sighting is None else {"strangeness": self.sighting.strangeness}
         return {**own, **classes, **images, **more, "top": top}
 
 

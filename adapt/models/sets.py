@@ -83,7 +83,7 @@ class Sets:
         if score == RESIDUAL:
             own = (answers.double() - truth).abs().tolist()
         else:
-            own = strangeness(answers, score).gather(1, truth[:, None])[:, 0].tolist()
+            own = scores_of(answers, score).gather(1, truth[:, None])[:, 0].tolist()
         part_of = truth.tolist() if by_class else [0] * len(own)
         in_group = Counter(zip(part_of, groups, strict=True))
         parts: list[list[tuple[float, int]]] = [[] for _ in range(answers.shape[1] if by_class else 1)]
@@ -138,7 +138,7 @@ class Sets:
         """Return whether each class is in the set of each image `(b, c)`, from their probabilities `(b, c)`."""
         assert self.score != RESIDUAL
         limits = torch.tensor(self.limits(level), dtype=torch.double, device=probabilities.device)
-        return strangeness(probabilities, self.score) <= limits + _SAME
+        return scores_of(probabilities, self.score) <= limits + _SAME
 
     def around(self, numbers: Tensor, level: float) -> list[tuple[float, float]]:
         """Return the interval at a level around each of the predicted numbers `(b,)`."""
@@ -222,7 +222,7 @@ def transported(logits: Tensor, epsilon: float = 1.0, rounds: int = 3) -> Tensor
     return scaled + of_classes + of_images
 
 
-def strangeness(probabilities: Tensor, score: Score) -> Tensor:
+def scores_of(probabilities: Tensor, score: Score) -> Tensor:
     """Return the score of each class for each image `(b, c)` in fp64, larger for a less likely class."""
     probabilities = probabilities.double()
     if score == "lac":

@@ -69,4 +69,5 @@ class VisionModel(ImageModel[VisionEncoder]):
             )
         other = type(self)(self.backbone, self.method, names, self.fast, checkpointing=self.checkpointing)
         other.training, other.metadata, other.answers = self.training, dict(self.metadata), self.answers
+        other.watch = self.watch_for(names)
         return other

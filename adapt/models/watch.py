@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
+from itertools import chain
+from random import Random
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import fdtrc, stdtr
 from torch import Tensor
 
 from adapt.common.errors import AdaptError
@@ -29,7 +32,8 @@ from adapt.common.shown import first_of
 WINDOW = 64  # images that are compared at a time
 FEWEST = 16  # images that can be compared
 LEVEL = 0.005  # the nominal rate of false alarms in a window, half of it for each look
-_BYTES, _NUMBERS = 32_000, (16, 128)  # of the statistics, and the fewest and most numbers of features
+MOST_CLASSES = 480  # with which the statistics take 32 KB, and features have 14 numbers
+_BYTES, _NUMBERS = 32_000, 128  # of the statistics, and the most numbers of features
 _SOFT = 0.5  # features have heavier tails than normal ones, so that a class is less sure than these would make it
 _OWN = 10  # images of a class that weigh as much as all in the variance of its features
 # light, red against green, and blue against yellow
@@ -48,7 +52,7 @@ _PROPERTIES = (
 
 
 class Sighting(NamedTuple):
-    """What a watch saw of an image: its numbers, the features after the properties, and its class for the watch.
+    """What a watch saw of an image: its properties and the numbers of its features, and its class for the watch.
 
     `strangeness` says how many standard deviations the image lies from the training images of its class.
     """
@@ -60,28 +64,30 @@ class Sighting(NamedTuple):
 
 @dataclass(frozen=True)
 class Window:
-    """How a window of images, from number `first` to number `last`, compares with the training images.
+    """How a window of so many `images` compares with the training images.
 
     `p` is the probability of a window as unlike them, were it of their kind. It is an `alarm` below a half per cent,
     and `differs` then says in which respects. `strangest` are the names of the images that differ most.
     """
 
-    first: int
-    last: int
+    images: int
     p: float
     alarm: bool
     differs: tuple[str, ...]
     strangest: tuple[str, ...]
 
-    def __str__(self) -> str:
-        images = f"images {self.first:,} to {self.last:,}"
-        if not self.alarm:
-            return f"{images} look like the training images"
-        strangest = f". Strangest: {first_of(self.strangest)}" if self.strangest else ""
-        return (
-            f"{images} look unlike the training images ({', '.join(self.differs)}; p = {self.p:.1g}): check some "
-            f"answers before you trust them{strangest}"
-        )
+
+def summary(windows: Sequence[Window]) -> str:
+    """Return in words how windows compare with the training images."""
+    alarms = [window for window in windows if window.alarm]
+    images = sum(window.images for window in windows)
+    which = f"the {images:,} images" if len(windows) == 1 else f"{len(alarms):,} of {len(windows):,} windows of images"
+    if not alarms:
+        return f"{which} look {'' if len(windows) == 1 else 'un'}like the training images"
+    differs = ", ".join(dict.fromkeys(chain(*(window.differs for window in alarms))))
+    strangest = [*chain(*(window.strangest for window in alarms))]
+    such_as = f", such as {first_of(strangest, 3)}" * bool(strangest)
+    return f"{which} look unlike the training images ({differs}){such_as}: check some answers before you trust them"
 
 
 @dataclass(frozen=True)
@@ -145,17 +151,16 @@ class Watch:
     def of(cls, pixels: Tensor, features: Tensor | None, labels: Tensor, classes: int) -> Watch:
         """Return the watch of training images with properties `(n, 14)`, features `(n, e)` and `labels` `(n,)`.
 
-        Raises AdaptError for fewer than 16 images, and for more classes than 32 KB can hold.
+        There are at least 16 images, and at most 480 classes.
         """
-        if len(labels) < FEWEST:
-            raise AdaptError(f"there are {len(labels)} training images; a watch needs {FEWEST} or more: leave it out")
         if int(torch.bincount(labels).max()) < 2 or len(labels) - len(labels.unique()) < 2:
             labels, classes = torch.zeros_like(labels), 1
         counts = torch.bincount(labels, minlength=classes).double()
         of_pixels = _Spread.of(pixels.double(), labels, counts, together=False)
         if features is None:
             return cls(counts, of_pixels)
-        numbers = _projected(features, classes)
+        each = (_BYTES // classes - 2 * len(_PROPERTIES) - 8) // 2
+        numbers = _projected(features, min(_NUMBERS, features.shape[1], each))
         spread = _Spread.of(numbers, labels, counts, together=True)
         apart, freedom = numbers - spread.means[labels], float(spread.freedom)
         total, squares = float(spread.variance), float((apart.T @ apart / freedom).square().sum())
@@ -180,64 +185,41 @@ class Watch:
     def from_tensors(cls, tensors: Mapping[str, Tensor], path: object) -> Self:
         """Return the watch that `tensors` give back. Raises AdaptError, naming the file `path`, if they do not fit."""
         own = {name: tensor.double() for name, tensor in tensors.items()}
-        try:
-            pixels, features = (
-                _Spread(*(own.pop(f"{look}.{name}") for name in ("means", "ratio", "variance", "freedom")))
-                if f"{look}.means" in own
-                else None
-                for look in ("pixels", "features")
-            )
-            if pixels is None:
-                raise ValueError("no properties of pixels")
-            counts, rank = own.pop("counts"), float(own.pop("rank", torch.ones(1)))
-            watch = cls(counts, pixels, features, rank, own.pop("own", None))
-            watch._check()
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise AdaptError(f"{path} has a damaged watch ({error}); fetch or train the adapter again") from error
-        if own:
-            raise AdaptError(f"{path} has a damaged watch (the unknown {min(own)}); fetch or train the adapter again")
-        return watch
+        classes, means = (own.get(name, torch.zeros(0)).numel() for name in ("counts", "features.means"))
+        numbers = means // max(classes, 1)
+        looks = {"pixels": (len(_PROPERTIES), len(_PROPERTIES))} | ({"features": (numbers, 1)} if numbers else {})
+        shapes: dict[str, tuple[int, ...]] = {"counts": (classes,)}
+        shapes |= {"rank": (1,), "own": (classes,)} if numbers else {}
+        for look, (width, apart) in looks.items():
+            shapes |= {f"{look}.means": (classes, width)}
+            shapes |= {f"{look}.{name}": (apart,) for name in ("ratio", "variance", "freedom")}
+        sound = shapes == {name: tuple(tensor.shape) for name, tensor in own.items()}
+        sound = sound and bool(own["counts"].sum() >= FEWEST)
+        least = {"counts": 0.0, "ratio": 0.0, "means": -1e6}  # all others are positive
+        for name, tensor in own.items():
+            low = least.get(name.rpartition(".")[2], 1e-30)
+            sound = sound and bool(((tensor >= low) & (tensor < 1e9)).all())
+        if not sound:
+            raise AdaptError(f"{path} has a damaged watch: fetch or train the adapter again")
+        spreads = {look: _Spread(*(own[f"{look}.{each.name}"] for each in fields(_Spread))) for look in looks}
+        rank = float(own["rank"]) if numbers else 1.0
+        return cls(own["counts"], spreads["pixels"], spreads.get("features"), rank, own.get("own"))
 
-    def _check(self) -> None:
-        """Raise ValueError unless all sizes fit, and counts and variances are positive."""
-        classes = len(self.counts)
-        for spread, numbers, together in ((self.pixels, len(_PROPERTIES), False), (self.features, None, True)):
-            if spread is None:
-                continue
-            numbers = numbers or spread.means.shape[1]
-            sizes = [tuple(each.shape) for each in (spread.ratio, spread.variance, spread.freedom)]
-            if tuple(spread.means.shape) != (classes, numbers) or sizes != [(1 if together else numbers,)] * 3:
-                raise ValueError("tensors of other shapes")
-            if not bool((spread.variance > 0).all() and (spread.freedom > 0).all() and (spread.ratio >= 0).all()):
-                raise ValueError("a variance that is not positive")
-        whole = self.counts.ndim == 1 and bool((self.counts >= 0).all()) and float(self.counts.sum()) >= FEWEST
-        if not whole or self.rank < 1 or (self.features is None) != (self.own is None):
-            raise ValueError("counts, a rank or variances of classes that do not fit")
-        if self.own is not None and tuple(self.own.shape) != (classes,):
-            raise ValueError("tensors of other shapes")
+    def look(self, properties: Tensor, features: Tensor | None, labels: Tensor) -> list[Sighting]:
+        """Return what is seen of images, from `properties` `(b, 14)` of their pixels as the backbone reads them.
 
-    def look(self, pixels: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Sighting]:
-        """Return what is seen of images `(b, 3, h, w)` as the backbone reads them, or of the first of their views.
-
-        `features` `(b, e)` are the frozen backbone's, of unit length, if the watch has features. `labels` are the
-        classes that the model gives the images, which count where it has none.
+        `features` `(b, e)` are the frozen backbone's, of unit length, if the watch has features. `labels` `(b,)` are
+        the classes that the model gives the images, which count where it has none.
         """
-        return self.seen(properties(pixels[:, 0] if pixels.ndim == 5 else pixels), features, labels)
-
-    def seen(self, numbers: Tensor, features: Tensor | None, labels: Sequence[int | None]) -> list[Sighting]:
-        """Return what is seen of images from their properties `(b, 14)`, and the rest as in `look`."""
-        classes = torch.tensor([label or 0 for label in labels])
-        if self.features is not None:
-            assert features is not None
-            projected = _projected(features, len(self.counts))
-            classes = self._likely(projected).argmax(1)
+        numbers = properties
+        if self.features is not None and features is not None:
+            projected = _projected(features, self.features.means.shape[1])
+            labels = self._likely(projected).argmax(1)
             numbers = torch.cat([numbers, projected], 1)
         elif len(self.counts) == 1:
-            classes = torch.zeros_like(classes)
-        return [
-            Sighting(row, label, value)
-            for row, label, value in zip(numbers, classes.tolist(), self._strangeness(numbers, classes), strict=True)
-        ]
+            labels = torch.zeros_like(labels)
+        own = self._strangeness(numbers, labels)
+        return [Sighting(*each) for each in zip(numbers, labels.tolist(), own, strict=True)]
 
     def _strangeness(self, numbers: Tensor, labels: Tensor) -> list[float]:
         """Return how many standard deviations each image lies from its class, in the look in which it lies farther."""
@@ -263,57 +245,59 @@ class Watch:
             shares = (likely + shares.clamp_min(1e-12).log()).softmax(1).mean(0)
         return shares
 
-    def compare(self, seen: Sequence[Sighting], names: Sequence[str] = (), first: int = 1) -> Window:
-        """Return how a window of images compares with the training images; `names` are theirs, from number `first`."""
-        from scipy.special import fdtrc, stdtr
-
-        numbers = torch.stack([each.numbers for each in seen])
+    def compare(self, sightings: Sequence[Sighting], names: Sequence[str] = ()) -> Window:
+        """Return how a window of images, with these `names`, compares with the training images."""
+        numbers = torch.stack([each.numbers for each in sightings])
         pixels, features = numbers[:, : len(_PROPERTIES)], numbers[:, len(_PROPERTIES) :]
-        shares = self._shares(features, torch.tensor([each.label for each in seen]))
-        noise = self.pixels.noise(self.counts, shares, len(seen))
+        shares = self._shares(features, torch.tensor([each.label for each in sightings]))
+        noise = self.pixels.noise(self.counts, shares, len(sightings))
         t = (pixels.mean(0) - shares @ self.pixels.means) / (self.pixels.variance * noise).sqrt()
         by_property = 2 * stdtr(self.pixels.freedom.numpy(), -t.abs().numpy()) * len(t)
-        p, differs = float(by_property.min()), []
-        for at in np.argsort(by_property):
-            if by_property[at] < LEVEL / 2:
-                differs.append(_PROPERTIES[at][int(t[at] > 0)])
+        p, order = float(by_property.min()), [at for at in np.argsort(by_property) if by_property[at] < LEVEL / 2]
+        differs = [_PROPERTIES[at][int(t[at] > 0)] for at in order]
         if self.features is not None and self.own is not None:
-            noise = self.features.noise(self.counts, shares, len(seen)) * self.features.variance
-            expected = float(noise) + float(shares @ self.own - self.features.variance) / len(seen)
+            noise = self.features.noise(self.counts, shares, len(sightings)) * self.features.variance
+            expected = float(noise) + float(shares @ self.own - self.features.variance) / len(sightings)
             distance = float((features.mean(0) - shares @ self.features.means).square().sum()) / expected
             of_features = float(fdtrc(self.rank, self.rank * float(self.features.freedom), distance))
             differs += ["other contents"] * (of_features < LEVEL / 2)
             p = min(p, of_features)
-        order = sorted(range(len(seen)), key=lambda at: -seen[at].strangeness)
-        strangest = tuple(names[at] for at in order[:3]) if names else ()
-        last = first + len(seen) - 1
-        return Window(first, last, min(1.0, 2 * p), bool(differs), tuple(dict.fromkeys(differs)), strangest)
+        ranked = sorted(zip(sightings, names), key=lambda pair: -pair[0].strangeness)
+        strangest = tuple(name for _, name in ranked[:3])
+        return Window(len(sightings), min(1.0, 2 * p), bool(differs), tuple(dict.fromkeys(differs)), strangest)
 
 
 class Windows:
-    """Disjoint windows of `size` images that a model answers one after the other, each compared when it is full."""
+    """Disjoint windows of 64 of the images that a model answers, compared with its training images.
 
-    def __init__(self, watch: Watch, size: int = WINDOW) -> None:
-        self.watch, self._size, self._done = watch, size, 0
-        self.last: Window | None = None  # the comparison of the last window
-        self._seen: list[Sighting] = []
-        self._names: list[str] = []
+    They are compared as soon as there are `at_once`, of which each gets images drawn at random, as neighbours may be
+    alike, such as those of one class in a folder. An image counts once in them. Without a `watch`, there are none.
+    """
 
-    def add(self, seen: Sighting, name: str = "") -> Window | None:
-        """Count an image (`prediction.seen`), and return the comparison of the window that it fills, if it does."""
-        self._seen.append(seen)
-        self._names.append(name)
-        return self._compared() if len(self._seen) >= self._size else None
+    def __init__(self, watch: Watch | None, at_once: int = 1) -> None:
+        self.watch, self._at_once = watch, at_once
+        self.last: Window | None = None  # the last one that was compared
+        self._kept: dict[tuple[float, ...], tuple[Sighting, str]] = {}  # by rounded properties
 
-    def rest(self) -> Window | None:
-        """Return the comparison of the images since the last window, of which there must be 16."""
-        return self._compared() if len(self._seen) >= FEWEST else None
+    def add(self, sighting: Sighting | None, name: str = "") -> list[Window]:
+        """Count an image (`prediction.sighting`), and return the windows that it completes, compared."""
+        if self.watch is not None and sighting is not None:
+            key = sighting.numbers[: len(_PROPERTIES)].numpy().round(4)
+            self._kept.setdefault(tuple(key.tolist()), (sighting, name))
+        return self.rest() if len(self._kept) >= self._at_once * WINDOW else []
 
-    def _compared(self) -> Window:
-        change = self.last = self.watch.compare(self._seen, self._names, self._done + 1)
-        self._done += len(self._seen)
-        self._seen, self._names = [], []
-        return change
+    def rest(self) -> list[Window]:
+        """Return the windows of the images since the last ones, compared, of which one may have as few as 16."""
+        kept, self._kept = [*self._kept.values()], {}
+        Random(0).shuffle(kept)
+        windows = []
+        for start in range(0, len(kept), WINDOW):
+            part = kept[start : start + WINDOW]
+            if self.watch is not None and len(part) >= FEWEST:
+                names = [name for _, name in part if name]
+                windows.append(self.watch.compare([each for each, _ in part], names))
+                self.last = windows[-1]
+        return windows
 
 
 def properties(pixels: Tensor) -> Tensor:
@@ -356,14 +340,11 @@ def _total(of_each: Tensor, together: bool) -> Tensor:
     return of_each.sum(0, keepdim=True) if together else of_each
 
 
-def _projected(features: Tensor, classes: int) -> Tensor:
-    """Return features `(n, e)` under a seeded projection `(n, d)`, with as many numbers as fit for the classes."""
-    features = features.double().cpu()
-    fewest, most = _NUMBERS
-    numbers = min(most, features.shape[1], (_BYTES // classes - 2 * len(_PROPERTIES) - 8) // 2)
-    if numbers < min(fewest, features.shape[1]):
-        raise AdaptError(f"a watch of {classes:,} classes takes more than {_BYTES // 1000} KB: leave it out")
-    return features @ _projection(features.shape[1], numbers)
+def _projected(features: Tensor, numbers: int) -> Tensor:
+    """Return features `(n, e)` under a seeded projection `(n, numbers)`."""
+    if numbers > features.shape[1]:
+        raise AdaptError(f"the watch is of {numbers} numbers, more than the {features.shape[1]} features: train again")
+    return features.double().cpu() @ _projection(features.shape[1], numbers)
 
 
 @cache

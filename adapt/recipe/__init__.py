@@ -88,6 +88,8 @@ class Recipe(StrictModel):
     calibrate: bool | None = None
     """Calibrate: divide logits by a temperature chosen on held-out images, so that confidence matches accuracy. By
     default, a method without training steps is calibrated, but not in the papers' protocols."""
+    watch: bool = Field(default=False, exclude_if=lambda wanted: not wanted)
+    """Keep in the adapter what the training images look like, so that later images that look otherwise are noticed."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     device: str = AUTO
     """auto, which takes the accelerator if there is one; or cpu, cuda, cuda:1, xpu, mps."""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from PIL.Image import Image
@@ -31,8 +31,8 @@ from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.models.many import Prepared, SideBySide
 from adapt.models.native_vlm import TOGETHER, ChatModel
-from adapt.models.prediction import Disagreement, Prediction, Query
-from adapt.models.watch import Watch, Windows
+from adapt.models.prediction import Prediction, Query
+from adapt.models.watch import Watch, Window, Windows, summary
 from adapt.serving.adapters import ServedAdapters
 from adapt.serving.admission import Admission, File
 from adapt.serving.web import Counted
@@ -89,7 +89,7 @@ class AdapterAnswer(BaseModel):
     classes: list[str] | None = None
     set: list[str] | None = None
     interval: tuple[float, float] | None = None
-    disagreement: Disagreement | None = None
+    disagreement: dict[Literal["share", "nats"], float] | None = None  # of an average
     strangeness: float | None = None  # from an adapter with a watch, in standard deviations
     top: list[ClassProbability]
 
@@ -316,11 +316,13 @@ class Predictions:
             rows = await asyncio.wrap_future(batcher.ask(asked).answer)
         for name in names:
             self._metrics.images.labels(name).inc(len(rows))
+        alarms = {}
         for name, answers in zip(names, zip(*rows, strict=True), strict=True):
-            self._count(name, now.named(name).watch, answers)
-        last = {name: self._windows[name].last for name in names if name in self._windows}
+            last = self._compared(name, now.named(name).watch, answers)
+            if last is not None and last.alarm:
+                alarms[name] = summary([last])
         return {
-            "alarms": {name: str(change) for name, change in last.items() if change is not None and change.alarm},
+            "alarms": alarms,
             "results": [
                 {
                     "image": name,
@@ -330,18 +332,20 @@ class Predictions:
             ],
         }
 
-    def _count(self, name: str, watch: Watch | None, answers: Sequence[Prediction]) -> None:
-        """Count an adapter's answers in its windows of images, which begin anew with another adapter of its name."""
-        if watch is None:
-            self._windows.pop(name, None)
-            return
+    def _compared(self, name: str, watch: Watch | None, answers: Sequence[Prediction]) -> Window | None:
+        """Count an adapter's answers in its windows, which begin anew with another adapter of its name.
+
+        Return the last window, if there is one.
+        """
         if name not in self._windows or self._windows[name].watch is not watch:
             self._windows[name] = Windows(watch)
+        windows = self._windows[name]
         for answer in answers:
-            if answer.seen is not None and (change := self._windows[name].add(answer.seen)):
+            for window in windows.add(answer.sighting):
                 self._metrics.windows.labels(name).inc()
-                self._metrics.alarms.labels(name).inc(change.alarm)
-                self._metrics.window_p.labels(name).set(change.p)
+                self._metrics.alarms.labels(name).inc(window.alarm)
+                self._metrics.window_p.labels(name).set(window.p)
+        return windows.last
 
 
 def check_tokens(model: ChatModel, size: tuple[int, int], name: str, most: int) -> None:

@@ -17,7 +17,7 @@ from adapt.backbones.base import outside_inference_mode
 from adapt.common.devices import described, keeping_rng
 from adapt.common.disk import write_csv
 from adapt.common.errors import AdaptError
-from adapt.common.progress import LogEntry, readable_time, training_bar
+from adapt.common.progress import LogEntry, counting_bar, readable_time, training_bar
 from adapt.data.bags import has_bags
 from adapt.data.check import without_copies
 from adapt.data.decoding.files import file_id
@@ -162,7 +162,12 @@ def _train_and_measure(training: Fitting, journal: Journal) -> Result:
     metrics |= figures
     if scores is not None:
         measures.note_harm(metrics, journal.history)
-    model.watch = training.watched() if plan.watch else None
+    model.watch = None  # that of an earlier training
+    if plan.watch:
+        from adapt.evaluation.watching import watch_of
+
+        with counting_bar("looking", training.progress) as bar:
+            model.watch = watch_of(model, plan.train_set, training.inference(bar))
     model.metadata = {"recipe": plan.recipe, "seed": plan.seed, "metrics": reproducible(metrics)}
     if scores is not None:
         metrics["summary"] = scores.summary()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -39,9 +39,6 @@ from adapt.training.batches import Batches, BlockBatches, ImageBatches, training
 from adapt.training.loop import Trainer, autocast
 from adapt.training.plan import TrainingPlan
 from adapt.training.run import Run
-
-if TYPE_CHECKING:
-    from adapt.models.watch import Watch
 
 FOLDS = 5  # of the cross-validation that chooses settings
 _OF_BATCHES = {"batch_size", "drop_last", "augment", "views", "workers"}
@@ -118,13 +115,6 @@ class Fitting:
             return evaluate(
                 model, items, workers=self.plan.workers, cache=self.plan.cache, progress=bar, together=together
             )
-
-    def watched(self) -> Watch:
-        """Return what the training images look like to the frozen backbone, while a progress bar is shown."""
-        from adapt.evaluation.watching import watched
-
-        with counting_bar("looking", self.progress) as bar:
-            return watched(self.model, self.plan.train_set, self.inference(bar))
 
     def renew_batches(self) -> None:
         """Discard batches that store inputs of a vision block if the prepared method edits an earlier block."""

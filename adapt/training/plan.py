@@ -117,9 +117,9 @@ def planned(
     _check_parts(model, train_set, val_set, test_set)
     train_set, unlabelled_set = _learned_from(model.method, train_set, unlabelled_set)
     if watch:
-        from adapt.evaluation.watching import check_watched
+        from adapt.evaluation.watching import check_watch
 
-        check_watched(model, train_set)
+        check_watch(model, train_set)
     if blend is not None:
         model.answers = model.blended(blend, template).answers
     processes = dividing(processes_on(model.backbone.device), model, train_set, chosen, cache)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
@@ -22,7 +23,8 @@ from adapt.data.readers.lines import csv_rows
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.scores import Difference, Scores, difference
-from adapt.formats.adapter import Header, check_backbone, read_header, read_tensors, versions
+from adapt.formats import tensor_file
+from adapt.formats.adapter import Header, check_backbone, read_header, versions
 from adapt.loading import load, located
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.recipe import build_recipe
@@ -144,25 +146,38 @@ def differences(first: Provenance, second: Provenance) -> Differences:
     return Differences(
         {key: pair for key, pair in facts.items() if not (key.startswith("machine.") and None in pair)},
         _image_changes(first, second) if first.seen and second.seen else {},
-        *tensor_changes(read_tensors(first.file), read_tensors(second.file)),
+        *tensor_changes(*(tensor_file.read(each.file) for each in (first, second))),
     )
 
 
 def _image_changes(first: Provenance, second: Provenance) -> dict[str, list[str]]:
-    """Return the paths of images by what became of them; files are known by their hashes, wherever they are."""
-    found = {}
+    """Return the paths of images by what became of them.
+
+    An image is known by the hash of its file, wherever it is, and one that has changed by its place in its data.
+    """
+    found, roots, labels = dict[str, list[str]](), list[str](), list[dict[str, tuple[str, ...]]]()
+    for each in (first, second):
+        known = {row["path"]: row["image"] for row in each.seen}
+        roots.append(os.path.commonpath([os.path.dirname(path) for path in known if path] or ["."]))
+        labels.append(
+            {known.get(row["path"], ""): tuple(v for k, v in row.items() if k != "path") for row in each.picks}
+        )
     for part in ("train", "val", "unlabelled"):
         one, other = (
             {row["image"]: row["path"] for row in each.seen if row["part"] == part} for each in (first, second)
         )
-        gone, new = ([path for image, path in a.items() if image not in b] for a, b in ((one, other), (other, one)))
+        gone, new = (
+            {path.removeprefix(root): path for image, path in a.items() if image not in b}
+            for a, b, root in ((one, other, roots[0]), (other, one, roots[1]))
+        )
         found[f"{part} images in both"] = [path for image, path in one.items() if image in other]
-        found[f"{part} images whose file has changed"] = changed = sorted({*gone} & {*new})
-        found[f"{part} images only in the first"] = [path for path in gone if path not in changed]
-        found[f"{part} images only in the second"] = [path for path in new if path not in changed]
-    paths, rows = {row["path"] for row in second.picks}, {tuple(row.values()) for row in second.picks}
-    relabelled = [row["path"] for row in first.picks if row["path"] in paths and tuple(row.values()) not in rows]
-    return {kind: own for kind, own in {**found, "train images with another label": relabelled}.items() if own}
+        found[f"{part} images whose file has changed"] = sorted(path for place, path in gone.items() if place in new)
+        found[f"{part} images only in the first"] = [path for place, path in gone.items() if place not in new]
+        found[f"{part} images only in the second"] = [path for place, path in new.items() if place not in gone]
+        found[f"{part} images with another label"] = [
+            path for image, path in one.items() if image in other and labels[0].get(image) != labels[1].get(image)
+        ]
+    return {kind: own for kind, own in found.items() if own}
 
 
 def tensor_changes(
@@ -208,8 +223,9 @@ def repeat(
     started from is not here, and the errors of training.
     """
     file, recorded, threads = first.file, deepcopy(first.header.recipe), torch.get_num_threads()
-    if recorded is None or "soup" in recorded:
-        how = "has no recipe in its header, as after adapt.fit or adapt convert" if recorded is None else "is a soup"
+    if recorded is None or not {"soup", "average"}.isdisjoint(recorded):
+        joined = "is a soup or an average of several adapters"
+        how = "has no recipe in its header, as after adapt.fit or adapt convert" if recorded is None else joined
         raise AdaptError(f"{file} {how}: make it, or its parts, again in the same way, and compare by `adapt diff`")
     for change in changes:
         set_key(recorded, change)
@@ -228,7 +244,7 @@ def repeat(
             split = decodable(split, recipe, progress)
             model = build_for(split, recipe, backbone)
             check_backbone(first.header, model.backbone, file)
-            plan = plan_of(recipe, model, split, watch=bool(first.header.watch))
+            plan = plan_of(recipe, model, split)
             if isinstance(model, AdaptedModel):  # by which classes, and random numbers with them, are divided
                 model.text_memory = plain.within(first.machine, "text_memory", kind=int) or model.text_memory
             sets = {"train_set": plan.train_id, "test_set": items_id(plan.test_set) if plan.test_set else None}

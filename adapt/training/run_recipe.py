@@ -183,12 +183,11 @@ def run_recipe(
     split: Split | None = None,
     backbone: Backbone | None = None,
     track: Track = (),
-    watch: bool = False,
 ) -> Result:
     """Train according to `recipe`, in a run directory at `out` if given, and return the result.
 
     All inputs are checked before training. By default, `split` and `backbone` are the recipe's; a given `split` must be
-    sampled and checked. `track` contains names of trackers, or trackers of your own, and `watch` is as in `fit`.
+    sampled and checked. `track` contains names of trackers, or trackers of your own, as in `fit`.
     """
     tracking = trackers(track, out)
     folder = folder_of(recipe.data.source) if out is not None and Path(out).is_dir() else None
@@ -202,9 +201,9 @@ def run_recipe(
             check_start(recipe.start, method, recipe.train is not None, listed.class_names)
         backbone = backbone_of(recipe) if backbone is None else backbone
         model = build_for(listed, recipe, backbone)
-        plan = plan_of(recipe, model, listed, watch=watch)
+        plan = plan_of(recipe, model, listed)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
-            plan = plan_of(recipe, model, kept, watch=watch)
+            plan = plan_of(recipe, model, kept)
         return fit_plan(plan, run, tracking, progress)
 
 
@@ -227,6 +226,7 @@ def plan_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> 
         blend=recipe.blend,
         calibrate=recipe.calibrate,
         pooling=recipe.pooling,
+        watch=recipe.watch,
         **{key: value for key, value in settings.items() if value is not None},
     )
     return replace(plan, recipe=recipe.model_dump(mode="json"))

@@ -158,7 +158,7 @@ def test_what_cannot_be_repeated_is_refused_by_name(
     first = train("lora")
     soup = tmp_path / "soup.safetensors"
     assert run("soup", first, first, "--out", soup).exit_code == 0
-    refused(run("repeat", soup), "is a soup: make it, or its parts, again")
+    refused(run("repeat", soup), "is a soup or an average of several adapters: make it, or its parts, again")
     second = train("lora", f"start={first}", out="second")
     first.rename(tmp_path / "elsewhere")
     refused(run("repeat", second, "--quiet"), "second/adapter.safetensors cannot be trained again", f"put {first} back")

@@ -21,7 +21,7 @@ def accuracies(power: float, noise: float) -> np.ndarray:
 def test_a_planted_power_law_is_recovered() -> None:
     curve = LearningCurve.of(SIZES, accuracies(0.5, 0.01), target=0.85)
     assert curve.labels == round((0.8 / 0.15) ** 2 - 16) == 12
-    assert str(curve) == "About 12 more labels a class for 85 % on the test images (half to twice as many)"
+    assert str(curve) == "About 12 more labels a class for 85 % on the test images"
     usual = LearningCurve.of(SIZES, accuracies(0.5, 0.01))  # of twice the images, 85.9 %
     assert (usual.target, usual.labels) == (0.86, round((0.8 / 0.14) ** 2 - 16))
     assert [point.images for point in curve.points] == list(SIZES)

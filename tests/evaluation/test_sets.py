@@ -19,7 +19,7 @@ from adapt.data.decoding.files import file_id
 from adapt.evaluation import sets
 from adapt.formats.adapter import read_header, read_tensors
 from adapt.models.prediction import Answers, Query, predictions
-from adapt.models.sets import Calibration, Score, Sets, strangeness
+from adapt.models.sets import Calibration, Score, Sets, scores_of
 from adapt.tasks.targets import Graded
 
 LEVEL = 0.8
@@ -124,9 +124,9 @@ def test_the_true_number_is_in_the_interval_as_often_as_promised() -> None:
 
 def test_scores_by_hand() -> None:
     probabilities = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.double)
-    assert strangeness(probabilities, "lac").tolist() == [pytest.approx([0.5, 0.8, 0.7])]
-    assert strangeness(probabilities, "aps").tolist() == [pytest.approx([0.5, 1.0, 0.8])]
-    assert strangeness(probabilities, "raps").tolist() == [pytest.approx([0.5, 1.02, 0.81])]
+    assert scores_of(probabilities, "lac").tolist() == [pytest.approx([0.5, 0.8, 0.7])]
+    assert scores_of(probabilities, "aps").tolist() == [pytest.approx([0.5, 1.0, 0.8])]
+    assert scores_of(probabilities, "raps").tolist() == [pytest.approx([0.5, 1.02, 0.81])]
     found = Sets("lac", False, ((0.1, 0.3, 0.6, 0.75),), ((1, 1, 1, 1),), "")
     assert [found.limits(level)[0] for level in (0.2, 0.4, 0.6, 0.8, 0.81)] == [0.1, 0.3, 0.6, 0.75, torch.inf]
     twice = Sets("lac", False, ((0.1, 0.3, 0.6, 0.75),), ((2, 2, 1, 1),), "")  # three groups

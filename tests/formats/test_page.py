@@ -23,7 +23,7 @@ from adapt.backbones.preprocess import Preprocess
 from adapt.data import open_image
 from adapt.formats.export import export, forms, tracing
 from adapt.methods import LDA, CoOp, UniQA
-from adapt.models.sets import RAPS, Score, Sets, strangeness
+from adapt.models.sets import RAPS, Score, Sets, scores_of
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = ROOT / "build" / "browser" / "node_modules" / "onnxruntime-web"
@@ -173,7 +173,7 @@ def test_the_page_shows_the_set_of_classes_and_what_is_promised(
             found = tab.evaluate(
                 "(rows) => rows.map(([p, order]) => held(p, order))", list(zip(drawn.tolist(), order.tolist()))
             )
-            inside = strangeness(drawn, score) <= torch.tensor([limit, limit / 2, torch.inf])
+            inside = scores_of(drawn, score) <= torch.tensor([limit, limit / 2, torch.inf])
             assert found == [
                 [label for label in row if own[label]] for row, own in zip(order.tolist(), inside.tolist())
             ]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapt.models import sets as ours
-from adapt.models.sets import Score, Sets, strangeness, transported
+from adapt.models.sets import Score, Sets, scores_of, transported
 
 
 def test_conformal() -> None:
@@ -23,7 +23,7 @@ def test_conformal() -> None:
     def sets(by_class: bool) -> Sets:
         return Sets.of(probabilities[:known], labels[:known], groups, "lac", by_class, "")
 
-    own = strangeness(probabilities[:known], "lac").gather(1, labels[:known, None])[:, 0]
+    own = scores_of(probabilities[:known], "lac").gather(1, labels[:known, None])[:, 0]
     expected.scaled("mapie.lac.scores", own, within=1e-12)
     limits = torch.tensor([sets(False).limits(level) for level in levels], dtype=torch.double)[:, 0]
     expected.scaled("mapie.lac.thresholds", limits, within=1e-12)
@@ -34,7 +34,7 @@ def test_conformal() -> None:
             held = sets(by_class).hold(probabilities[known:], level)
             expected.equal(f"crepes.hinge.{name}.p", held, lambda p, level=level: p > 1 - level + 1e-9)
     of_labels = probabilities[:known].gather(1, labels[:known, None])[:, 0]
-    randomised = strangeness(probabilities[:known], "aps").gather(1, labels[:known, None])[:, 0]
+    randomised = scores_of(probabilities[:known], "aps").gather(1, labels[:known, None])[:, 0]
     for name in ("aps", "aps_open"):
         expected.scaled(f"mapie.{name}.scores", randomised - expected[f"mapie.{name}.u"] * of_labels, within=1e-12)
 
@@ -52,10 +52,10 @@ def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         expected.scaled(kind, probabilities)
         of_labels = probabilities[:known].gather(1, labels)[:, 0]
         for score in get_args(Score):
-            own = strangeness(probabilities[:known], score).gather(1, labels)[:, 0]
+            own = scores_of(probabilities[:known], score).gather(1, labels)[:, 0]
             chance = 0 if score == "lac" else (1 - expected[f"{kind}.{score}.u"]) * of_labels
             expected.scaled(f"{kind}.{score}.scores", own - chance)
-        held = strangeness(probabilities[known:], "lac") < expected[f"{kind}.lac.threshold"]
+        held = scores_of(probabilities[known:], "lac") < expected[f"{kind}.lac.threshold"]
         expected.equal(f"{kind}.lac.sets", held)
 
 
