@@ -8,6 +8,8 @@ Windows have 64 images that were not learned from: of all classes, and with shar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+from time import process_time
 from typing import NamedTuple
 
 import torch
@@ -15,9 +17,9 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 import adapt
-from adapt.data import Item
+from adapt.data import Item, Split
 from adapt.methods import ZeroShot
-from adapt.models.watch import WINDOW, Watch, properties
+from adapt.models.watch import WINDOW, Watch, Windows, properties
 from benchmarks.measure import Row
 
 DRAWS, WINDOWS = 20, 20  # of training images, and of windows of each
@@ -41,6 +43,26 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
         seen = _looks(photographs.BACKBONE, [*parts.items()], parts.class_names)
         for images in (FEW, None):
             yield from _rows(f"{name} on {photographs.BACKBONE}", seen, {}, len(parts.class_names), images)
+    for name in ("mini-clip", photographs.BACKBONE):
+        progress(f"cost on {name}")
+        yield _cost(name, split)
+
+
+def _cost(name: str, split: Split) -> Row:
+    """Return what a watch adds to the CPU time of `predict`, side by side in turns."""
+    model = adapt.wrap(adapt.load_backbone(name, "cpu"), adapt.methods.GDA(), split.class_names)
+    adapt.fit(model, split.few_shot(shots=2, seed=1).train, progress=False, watch=True)
+    images, watch = [adapt.data.open_image(item) for item in split.test[:256]], model.watch
+    seconds: tuple[list[float], list[float]] = [], []
+    for turn in range(12):
+        model.watch = watch if turn % 2 else None
+        started = process_time()
+        windows = Windows(model.watch)
+        for prediction in model.predict(images):
+            windows.add(prediction.sighting)
+        seconds[turn % 2].append(process_time() - started)
+    share = median(seconds[1]) / median(seconds[0]) - 1
+    return {"case": f"cost on {name}", "share": share, "text": f"{100 * share:.1f} % of predict's CPU time"}
 
 
 class Looks(NamedTuple):
