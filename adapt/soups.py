@@ -120,8 +120,8 @@ def average(
     shared = _to_average(*members[0])
     for index, (name, model) in enumerate(members):
         for what, own in _to_average(name, model).items():
-            if own != shared[what]:
-                both = f"{members[0].name} and {name} differ in {what}, {brief(shared[what])} and {brief(own)}"
+            if own != shared.get(what):
+                both = f"{members[0].name} and {name} differ in {what}, {brief(shared.get(what))} and {brief(own)}"
                 raise AdaptError(f"{both}: give adapters with equal {what}")
         order = [] if model.class_names == first.class_names else map(model.class_names.index, first.class_names)
         settings = {"method": model.method.name, "config": model.method.config.model_dump(mode="json")}
@@ -149,7 +149,7 @@ def _to_average(name: str, model: Model) -> dict[str, object]:
     backbone, answers = model.backbone, model.answers
     return {
         "backbone": f"{backbone.describe()} ({backbone.fingerprint.short()})",
-        "preprocessing": backbone.reading(),
+        **{f"preprocessing ({key})": value for key, value in backbone.reading().items()},
         "classes": sorted(model.class_names),
         "kind of labels": "several an image" if answers.several else "one an image",
         "pooling": answers.pooling,

@@ -7,10 +7,11 @@ Windows have 64 images that were not learned from: of all classes, and with shar
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from time import process_time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageFilter, ImageOps
@@ -23,7 +24,7 @@ from adapt.models.watch import WINDOW, Watch, Windows, properties
 from benchmarks.measure import Row
 
 DRAWS, WINDOWS = 20, 20  # of training images, and of windows of each
-FEW = 40
+FEW, MOST = 40, 600  # training images, and photographs of a set
 
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
@@ -40,7 +41,9 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     for name in ("surfaces", "solar kinds", "faces"):
         progress(name)
         parts = adapt.data.load(str(photographs.listing(name, 1)), root="/")
-        seen = _looks(photographs.BACKBONE, [*parts.items()], parts.class_names)
+        items = [*parts.items()]
+        drawn = random.Random(0).sample(items, min(len(items), MOST))
+        seen = _looks(photographs.BACKBONE, drawn, parts.class_names)
         for images in (FEW, None):
             yield from _rows(f"{name} on {photographs.BACKBONE}", seen, {}, len(parts.class_names), images)
     for name in ("mini-clip", photographs.BACKBONE):
@@ -94,7 +97,9 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 def _looks(name: str, items: Sequence[Item], class_names: Sequence[str]) -> dict[str, Looks]:
     """Return the looks of images as they are, and after each change."""
     backbone = adapt.load_backbone(name, "cpu")
-    model = adapt.wrap(backbone, ZeroShot() if backbone.kind == "dual encoder" else adapt.methods.GDA(), class_names)
+    model: Any = adapt.wrap(
+        backbone, ZeroShot() if backbone.kind == "dual encoder" else adapt.methods.GDA(), class_names
+    )
     labels, transform = adapt.tasks.of(items).numbers(items, class_names), backbone.transform(train=False)
     found = {}
     for change, changed in CHANGES.items():

@@ -158,6 +158,8 @@ def diff(
             cells, turned = _cells(compared, "first", "second"), both[0].header.preprocess["turned"]
             write_text(report, difference_report(f"{first} and {second}", cells, lines, found.flips, turned))
     if as_csv:
+        if found.answers is None or found.answers.alone is None:
+            raise AdaptError("--csv lists answers that are right or wrong, and these are of another kind: leave it out")
         columns = ("path", "class", "first", "second", "kind")
         click.echo(as_table([columns, *([row[column] for column in columns] for row in found.flips)]))
     elif as_json:
@@ -178,7 +180,8 @@ def _cells(found: Differences, first: str, second: str) -> list[list[Sequence[st
     if found.equal_tensors:
         tensors = {f"{found.equal_tensors:,} with the same bits": "", **tensors}
     names = {kind: ["/".join(path.split("/")[-2:]) for path in paths] for kind, paths in found.images.items()}
-    counts = {kind: str(kinds.count(kind)) for kind in kinds or ["none"] * (found.answers is not None)}
+    compared = found.answers is not None and found.answers.alone is not None  # right or wrong, each
+    counts = {kind: str(kinds.count(kind)) for kind in kinds or ["none"] * compared}
     tables: dict[tuple[str, ...], list[tuple[object, ...]]] = {
         ("differs in", first, second): [(key, *map(_short, pair)) for key, pair in found.facts.items()],
         ("images", "", "such as"): [

@@ -30,8 +30,9 @@ def check_watch(model: Adapted, items: Sequence[Item]) -> None:
     if of_texts(items) or has_bags(items):
         what = "texts" if of_texts(items) else "items of several images"
         raise AdaptError(f"a watch is of single images, but the data has {what}: leave the watch out")
-    if len(items) < FEWEST:
-        raise AdaptError(f"there are {len(items)} training images; a watch needs {FEWEST} or more: leave it out")
+    if (count := len(_of_groups(items))) < FEWEST:
+        what = "training images" if count == len(items) else "groups of training images"
+        raise AdaptError(f"there are {count} {what}; a watch needs {FEWEST} or more: leave it out")
     if tasks.of(items).one_class and len(model.class_names) > MOST_CLASSES:
         raise AdaptError(
             f"there are {len(model.class_names):,} classes; a watch takes at most {MOST_CLASSES}: leave it out"
@@ -41,10 +42,10 @@ def check_watch(model: Adapted, items: Sequence[Item]) -> None:
 def watch_of(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> Watch:
     """Return what the training images `items` look like to the frozen backbone of `model`; `model.watch` takes it.
 
-    Of more than 1,000 images, so many are drawn. Raises AdaptError like `check_watch`.
+    It is of one image of each group, and of at most 1,000, drawn at random. Raises AdaptError like `check_watch`.
     """
     check_watch(model, items)
-    drawn = Random(0).sample([*items], min(len(items), MOST))
+    drawn = _of_groups(items)[:MOST]
     classes = len(model.class_names) if tasks.of(items).one_class else 1
     return Watch.of(*_looked_at(model, drawn, inference or Inference()), classes=max(classes, 1))
 
@@ -52,14 +53,22 @@ def watch_of(model: Adapted, items: Sequence[Item], inference: Inference | None 
 def windows_of(model: Adapted, items: Sequence[Item], inference: Inference | None = None) -> list[Window]:
     """Return how windows of labelled `items`, in a random order, compare with the training images.
 
-    There are none without a watch. Images are decoded once more for it, as features may come from the cache.
+    Each group gives one image. There are none without a watch. Images are decoded once more for it, as features may
+    come from the cache.
     """
     if model.watch is None or of_texts(items) or has_bags(items):
         return []
+    items = _of_groups(items)
     windows = Windows(model.watch, at_once=len(items))
     sightings = model.watch.look(*_looked_at(model, items, inference or Inference()))
     compared = [windows.add(each, item.name) for each, item in zip(sightings, items, strict=True)]
     return [*chain(*compared), *windows.rest()]
+
+
+def _of_groups(items: Sequence[Item]) -> list[Item]:
+    """Return one item of each group, drawn at random, in a random order: others of a group are no further evidence."""
+    drawn = Random(0).sample([*items], len(items))
+    return [*{item.kept_with: item for item in drawn}.values()]
 
 
 def _looked_at(model: Adapted, items: Sequence[Item], inference: Inference) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -6,6 +6,7 @@ It is bound to the file by the checksum in the file's header, which covers the t
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -126,6 +127,8 @@ def measured(model: Adapted, file: Path, seconds: float = 30.0, progress: bool =
     images is measured for so many `seconds`, but at least 5 times and at most 1,000. Raises AdaptError for a model
     whose classes are not known before it is asked, and as `predict` does.
     """
+    if not 0 < seconds < math.inf:
+        raise AdaptError(f"seconds is {seconds}; expected a time in seconds, such as 30")
     if model.classifies and not model.class_names:
         raise AdaptError(
             f"this {model.method.name} has no classes of its own, on whose number the cost of an answer depends: a "

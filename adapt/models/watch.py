@@ -246,49 +246,53 @@ class Watch:
         return shares
 
     def compare(self, sightings: Sequence[Sighting], names: Sequence[str] = ()) -> Window:
-        """Return how a window of images, with these `names`, compares with the training images."""
-        numbers = torch.stack([each.numbers for each in sightings])
+        """Return how a window of images, with these `names`, compares with the training images.
+
+        Copies count once, so that a window of one picture is compared as one image.
+        """
+        images = len(sightings)
+        once = {tuple(each.numbers[: len(_PROPERTIES)].numpy().round(4)): each for each in sightings}
+        numbers = torch.stack([each.numbers for each in once.values()])
         pixels, features = numbers[:, : len(_PROPERTIES)], numbers[:, len(_PROPERTIES) :]
-        shares = self._shares(features, torch.tensor([each.label for each in sightings]))
-        noise = self.pixels.noise(self.counts, shares, len(sightings))
+        shares = self._shares(features, torch.tensor([each.label for each in once.values()]))
+        noise = self.pixels.noise(self.counts, shares, len(once))
         t = (pixels.mean(0) - shares @ self.pixels.means) / (self.pixels.variance * noise).sqrt()
         by_property = 2 * stdtr(self.pixels.freedom.numpy(), -t.abs().numpy()) * len(t)
         p, order = float(by_property.min()), [at for at in np.argsort(by_property) if by_property[at] < LEVEL / 2]
         differs = [_PROPERTIES[at][int(t[at] > 0)] for at in order]
         if self.features is not None and self.own is not None:
-            noise = self.features.noise(self.counts, shares, len(sightings)) * self.features.variance
-            expected = float(noise) + float(shares @ self.own - self.features.variance) / len(sightings)
+            noise = self.features.noise(self.counts, shares, len(once)) * self.features.variance
+            expected = float(noise) + float(shares @ self.own - self.features.variance) / len(once)
             distance = float((features.mean(0) - shares @ self.features.means).square().sum()) / expected
             of_features = float(fdtrc(self.rank, self.rank * float(self.features.freedom), distance))
             differs += ["other contents"] * (of_features < LEVEL / 2)
             p = min(p, of_features)
         ranked = sorted(zip(sightings, names), key=lambda pair: -pair[0].strangeness)
         strangest = tuple(name for _, name in ranked[:3])
-        return Window(len(sightings), min(1.0, 2 * p), bool(differs), tuple(dict.fromkeys(differs)), strangest)
+        return Window(images, min(1.0, 2 * p), bool(differs), tuple(dict.fromkeys(differs)), strangest)
 
 
 class Windows:
     """Disjoint windows of 64 of the images that a model answers, compared with its training images.
 
     They are compared as soon as there are `at_once`, of which each gets images drawn at random, as neighbours may be
-    alike, such as those of one class in a folder. An image counts once in them. Without a `watch`, there are none.
+    alike, such as those of one class in a folder. Without a `watch`, there are none.
     """
 
     def __init__(self, watch: Watch | None, at_once: int = 1) -> None:
         self.watch, self._at_once = watch, at_once
         self.last: Window | None = None  # the last one that was compared
-        self._kept: dict[tuple[float, ...], tuple[Sighting, str]] = {}  # by rounded properties
+        self._kept: list[tuple[Sighting, str]] = []
 
     def add(self, sighting: Sighting | None, name: str = "") -> list[Window]:
         """Count an image (`prediction.sighting`), and return the windows that it completes, compared."""
         if self.watch is not None and sighting is not None:
-            key = sighting.numbers[: len(_PROPERTIES)].numpy().round(4)
-            self._kept.setdefault(tuple(key.tolist()), (sighting, name))
+            self._kept.append((sighting, name))
         return self.rest() if len(self._kept) >= self._at_once * WINDOW else []
 
     def rest(self) -> list[Window]:
         """Return the windows of the images since the last ones, compared, of which one may have as few as 16."""
-        kept, self._kept = [*self._kept.values()], {}
+        kept, self._kept = self._kept, []
         Random(0).shuffle(kept)
         windows = []
         for start in range(0, len(kept), WINDOW):
@@ -324,7 +328,7 @@ def properties(pixels: Tensor) -> Tensor:
     for lines in (light.mean(2), light.mean(1)):
         half = lines.shape[1] // 2
         found.append(lines[:, :half].mean(1) - lines[:, half:].mean(1))
-    return torch.stack(found, 1).double().cpu()
+    return torch.stack(found, 1).cpu().double()
 
 
 def _strength(differences: Tensor) -> Tensor:
@@ -344,7 +348,7 @@ def _projected(features: Tensor, numbers: int) -> Tensor:
     """Return features `(n, e)` under a seeded projection `(n, numbers)`."""
     if numbers > features.shape[1]:
         raise AdaptError(f"the watch is of {numbers} numbers, more than the {features.shape[1]} features: train again")
-    return features.double().cpu() @ _projection(features.shape[1], numbers)
+    return features.cpu().double() @ _projection(features.shape[1], numbers)
 
 
 @cache

@@ -72,11 +72,12 @@ def provenance(adapter: str | Path) -> Provenance:
     recipe, metrics, instead = dict(header.recipe or {}), dict(header.metrics or {}), JsonObject()
     if (run / "environment.json").is_file():
         machine = stored.read(run / "environment.json", dict[str, object], "environment of a run")
-        own = read_file(run / "recipe.yaml", str(run / "recipe.yaml")).settings if recipe else {}
+        kept = recipe and (run / "recipe.yaml").is_file()
+        own = read_file(run / "recipe.yaml", str(run / "recipe.yaml")).settings if kept else recipe
         libraries = plain.within(machine, "versions", kind=dict) or {}
         for name, said, other in ("recipe.yaml", recipe, own), ("environment.json", dict(header.versions), libraries):
             instead |= {f"{name}: {key}": pair[1] for key, pair in unlike(_flat(said), _flat(other)).items()}
-        if (run / SEEN).is_file():  # none of texts
+        if (run / SEEN).is_file() and (run / PICKS).is_file():  # none of texts
             seen, picks = csv_rows(run / SEEN)[1], csv_rows(run / PICKS)[1]
             if not all("path" in row for row in picks) or not all({"image", "part", "path"} <= {*row} for row in seen):
                 raise AdaptError(f"{run / SEEN} or {PICKS} is damaged, or of an earlier version: delete {SEEN}")
@@ -244,6 +245,8 @@ def repeat(
             split = decodable(split, recipe, progress)
             model = build_for(split, recipe, backbone)
             check_backbone(first.header, model.backbone, file)
+            if model.class_names != first.header.class_names:
+                raise AdaptError(f"{file} has other classes than {recipe.data.source}: give the data of its training")
             plan = plan_of(recipe, model, split)
             if isinstance(model, AdaptedModel):  # by which classes, and random numbers with them, are divided
                 model.text_memory = plain.within(first.machine, "text_memory", kind=int) or model.text_memory

@@ -39,7 +39,9 @@ def tab(serve: Callable[..., TestClient], browser: Any) -> Any:
         if path == "":
             route.fulfill(body=page.text, headers=dict(page.headers))
         else:
-            route.fulfill(json=listed if path == "adapters" else {"results": [{"image": "x", "answers": ANSWERS}]})
+            route.fulfill(
+                json=listed if path == "adapters" else {"alarms": {}, "results": [{"image": "x", "answers": ANSWERS}]}
+            )
 
     opened.route("**/*", served)
     opened.goto(_ADDRESS)
@@ -54,6 +56,7 @@ def test_file_names_stand_beside_answers_and_a_slider_says_none_of_these(tab: An
     tab.set_input_files("#files", [image, image])
     tab.locator(".image").nth(1).wait_for()
     assert tab.locator("figcaption").all_inner_texts() == [image.name] * 2
+    assert tab.inner_text("#alarm") == "one: unlike"
     for threshold, called in (
         (0, ["goldfish", "red panda", "car"]),
         (50, ["goldfish", "none of these", "car"]),

@@ -191,7 +191,7 @@ def sample_of(path: str) -> bytes:
             for start in (0, max(0, size - _SAMPLE)):
                 file.seek(start)
                 ends.append(file.read(_SAMPLE))
-        return _sample(size, *ends)
+        return hashlib.blake2b(f"{size} ".encode() + b"".join(ends), digest_size=16).digest()
     except _UNREADABLE:
         return b""
 
@@ -199,21 +199,12 @@ def sample_of(path: str) -> bytes:
 def file_id(path: str) -> str:
     """Return a hash (32 hex digits) by which the file of an image is known again in another place, such as an archive.
 
-    It is of the size and of the first and last 4 KiB. A region of an image has that of the whole file. It is "" for a
-    file that cannot be read.
+    A region of an image has that of the whole file. It is "" for a file that cannot be read.
     """
-    image, _ = parted(path)
-    if os.path.exists(image):
-        return sample_of(image).hex()
     try:
-        content = read_bytes(image)
+        return hashlib.blake2b(read_bytes(parted(path)[0]), digest_size=16).hexdigest()
     except AdaptError:
         return ""
-    return _sample(len(content), content[:_SAMPLE], content[-_SAMPLE:]).hex()
-
-
-def _sample(size: int, *ends: bytes) -> bytes:
-    return hashlib.blake2b(f"{size} ".encode() + b"".join(ends), digest_size=16).digest()
 
 
 @contextmanager
