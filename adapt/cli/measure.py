@@ -138,8 +138,8 @@ def sets(
     check_free(out, "file")
     if (folds is None) == (data is None) or (folds and (root or names or part != "all" or by_class or together)):
         raise AdaptError(
-            "give --data, labelled images to calibrate on, or --folds, which is by the images that were learned from, "
-            "over all classes and each by itself: without --root, --names, --part, --by-class and --together"
+            "give --data, new labelled images to calibrate on, or --folds, which is by those that were learned from, "
+            "without --root, --names, --part, --by-class and --together"
         )
     seen, noun, how = set[str](), "images", "calibrated on"
     with common.quiet_libraries():

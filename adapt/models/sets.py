@@ -214,7 +214,8 @@ class Sets:
                 "for less"
             )
         if self.least(level) <= 0:
-            raise AdaptError(f"sets without images held back promise nothing at {level:g}: ask for more, such as 0.9")
+            folds = f"{len(self.scores)} folds of {sum(self.groups):,} images or groups of images"
+            raise AdaptError(f"sets of {folds} promise nothing at {level:g}: ask for more, or use fewer folds")
 
     def promise(self, level: float, class_names: Sequence[str]) -> str:
         """Return what is guaranteed at a level, in words."""

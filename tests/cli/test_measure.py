@@ -240,9 +240,11 @@ def test_sets_without_images_held_back(
     other = ("--out", tmp_path / "other.safetensors")
     refused(run("sets", folder, "--folds", 21, *other), "folds is 21; expected 2 to 20, one for each image")
     refused(run("sets", folder, "--folds", 1, *other), "folds is 1; expected 2 to 20, one for each image")
-    refused(run("sets", folder, "--folds", 5, "--data", five_classes, *other), "give --data, labelled images to cal")
+    refused(
+        run("sets", folder, "--folds", 5, "--data", five_classes, *other), "give --data, new labelled images to cal"
+    )
     refused(run("sets", folder, "--folds", 5, "--by-class", *other), "without --root, --names, --part, --by-class and")
-    refused(run("sets", folder, *other), "or --folds, which is by the images that were learned from")
+    refused(run("sets", folder, *other), "or --folds, which is by those that were learned from")
     refused(run("sets", trained("coop"), "--folds", 2, *other), "Calibrate this coop on images that it has not")
     refused(run("sets", out, "--folds", 2, *other), "is a soup or an average of several adapters: make it")
     assert "a random one of 2 folds cannot be left out: " in run("sets", folder, "--folds", 2, *other).stderr

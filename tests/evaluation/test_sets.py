@@ -200,7 +200,9 @@ def test_crossed_sets_by_hand() -> None:
     found.check(0.8, "")
     with pytest.raises(AdaptError, match=r"sets at 0\.9 need 9 or more calibration groups of images, and .* has 4: "):
         found.check(0.9, "")
-    with pytest.raises(AdaptError, match=r"without images held back promise nothing at 0\.6: ask for more"):
+    with pytest.raises(
+        AdaptError, match=r"sets of 2 folds of 4 images or groups of images promise nothing at 0\.6: ask for more"
+    ):
         found.check(0.6, "")
     assert "at least 26.7 % (in practice some 80 %) of images of new groups like those of the 5 training images" in (
         found.promise(0.8, ())
