@@ -81,7 +81,8 @@ def _lines(header: Header) -> Iterator[tuple[str, str]]:
         first = ", ".join(header.class_names[:8]) + ", ..." * (len(header.class_names) > 8)
         yield "classes", f"{len(header.class_names)}: {first}"
     if header.sets is not None:
-        how = "by class" if header.sets["by_class"] else "over all images"
+        folds = len(header.sets["scores"])
+        how = "by class" if header.sets["by_class"] else "over all images" if folds == 1 else f"crossed, {folds} folds"
         how += ", answered together" * header.sets["together"]
         noun = "items" if header.sets["of_items"] else "images"
         yield "sets", f"{header.sets['score']}, {how}, calibrated on {sum(map(len, header.sets['scores'])):,} {noun}"

@@ -93,7 +93,7 @@ def evaluate_adapter(
 def sets(
     adapter: Path,
     *,
-    data: common.DataToMeasure,
+    data: Annotated[str | None, f"Labelled images to calibrate on, unless there are --folds: {common.SOURCES}."] = None,
     root: common.Root = None,
     names: common.ReadableNames = None,
     part: common.PartToMeasure = "all",
@@ -109,6 +109,10 @@ def sets(
         "Calibrate for folders that `adapt predict --together --sets` answers: often somewhat smaller sets where "
         "classes are about equally frequent.",
     ] = False,
+    folds: Annotated[
+        int | None,
+        "Need no new images: average so many adapters, each trained again without another part of the images (CV+).",
+    ] = None,
     backbone: common.OfAdapter = None,
     device: common.RunsOn = AUTO,
     cache: common.CacheFeatures = True,
@@ -126,22 +130,34 @@ def sets(
       adapt sets runs/first --data photos --part test --by-class --out sets.safetensors
       adapt sets runs/first --data calibration_photos --together --out sets.safetensors
       adapt sets runs/counts --data calibration.csv --out intervals.safetensors
+      adapt sets runs/first --folds 8 --out crossed.safetensors
     """
     from adapt.common.disk import check_free
     from adapt.data.readers import load as load_data
 
     check_free(out, "file")
-    split = load_data(data, root, names, note=True)
+    if (folds is None) == (data is None) or (folds and (root or names or part != "all" or by_class or together)):
+        raise AdaptError(
+            "give --data, new labelled images to calibrate on, or --folds, which is by those that were learned from, "
+            "without --root, --names, --part, --by-class and --together"
+        )
+    seen, noun, how = set[str](), "images", "calibrated on"
     with common.quiet_libraries():
         from adapt.evaluation.inference import Inference
         from adapt.evaluation.sets import LEVEL, calibrated
+        from adapt.training.repeating import crossed, provenance
         from adapt.training.run import seen_images
 
-        items = measured_items(split, part)
-        seen = seen_images(adapter) or {""}
-        model = common.load_adapter(adapter, backbone, device)
-        inference = Inference(cache=cache)
-        found = calibrated(model, items, score, by_class=by_class, together=together, learned=seen, inference=inference)
+        if data is None:
+            given = {"backbone": backbone, "device": device, "cache": None if cache else False}
+            changes = [(key, value) for key, value in given.items() if value is not None]
+            model, found = crossed(provenance(adapter), folds or 0, score or "lac", changes)
+            how = f"averages {folds} adapters, each trained without one of {folds} random parts of"
+        else:
+            split = load_data(data, root, names, note=True)
+            items, noun, seen = measured_items(split, part), split.noun, seen_images(adapter) or {""}
+            model, using = common.load_adapter(adapter, backbone, device), Inference(cache=cache)
+            found = calibrated(model, items, score, by_class=by_class, together=together, learned=seen, inference=using)
         model.answers = replace(model.answers, sets=found)
         found.check(LEVEL, model.settings_id, found.of_items, together)
         model.save(out)
@@ -152,7 +168,7 @@ def sets(
             err=True,
         )
     ask = "--together " * together
-    click.echo(f"calibrated on {found.images:,} {split.noun}: {found.promise(LEVEL, model.class_names)}")
+    click.echo(f"{how} {found.images:,} {noun}: {found.promise(LEVEL, model.class_names)}")
     click.echo(
         f"adapter    {out} ({readable_bytes(out.stat().st_size)}); adapt predict {out} IMAGES {ask}--sets {LEVEL:g}"
     )

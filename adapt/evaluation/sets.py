@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,8 +66,7 @@ def calibrated(
         )
     task = tasks.of(items)
     task.check_model(model, items)
-    # copies of an image are one image, under whatever name
-    groups = [item.unit or item.group or file_id(item.path) or item.name for item in items]
+    groups = groups_of(items)
     inference, told = inference or Inference(), (model.settings_id, items_id(items), bags)
     if numbers is not None:
         return Sets.of(task.answers(model, items, inference)[:, 0], numbers, groups, RESIDUAL, False, *told)
@@ -79,6 +78,16 @@ def calibrated(
         kept = Calibration(logits, labels, torch.tensor([number[group] for group in groups]))
         return Sets(score, by_class, (), (), *told, kept).beside(logits[:0])[0]
     return Sets.of(task.answers(model, items, inference), labels, groups, score, by_class, *told)
+
+
+def groups_of(items: Sequence[Item]) -> list[str]:
+    """Return the group of each item, in which copies of an image are one image, under whatever name."""
+    return [item.unit or item.group or file_id(item.path) or item.name for item in items]
+
+
+def of_members(average: Any, items: Sequence[Item], inference: Inference) -> Tensor:
+    """Return the probabilities `(m, n, c)` of items by the members of an average (`AverageOfAdapters`)."""
+    return torch.cat([*inference.of_batches(average, items, average.method.by_member)], 1).exp().cpu()
 
 
 class Coverage(NamedTuple):
@@ -118,7 +127,7 @@ def measured(model: Adapted, items: Sequence[Item], level: float, inference: Inf
             sets, answers = sets.beside(inference.all_logits(model, items))
             answers = answers.exp()
         else:
-            answers = task.answers(model, items, inference)
+            answers = (of_members if sets.crossed else task.answers)(model, items, inference)
         held, labels = sets.hold(answers, level), task.numbers(items, model.class_names)
         right, sizes = held.gather(1, labels[:, None])[:, 0], held.sum(1)
         for label in labels.unique().tolist():

@@ -139,9 +139,10 @@ class Header(BaseModel):
     def _check_sets(self) -> Self:
         if self.sets is not None:
             scores, sizes = self.sets["scores"], self.sets["sizes"]
-            parts = len(self.class_names) if self.sets["by_class"] else 1
-            if [*map(len, scores)] != [*map(len, sizes)] or len(scores) != parts:
-                raise ValueError("sets: expected as many sizes as scores, of all images or of each class")
+            members = plain.within(self.config, "members", kind=list) or []  # of an average
+            parts = {len(self.class_names)} if self.sets["by_class"] else {1, len(members) or 1}
+            if [*map(len, scores)] != [*map(len, sizes)] or len(scores) not in parts:
+                raise ValueError("sets: expected as many sizes as scores, of all images, each class or each member")
             most = 2.0 + len(self.class_names)  # of raps, whose penalty is a hundredth of a rank
             most = math.inf if self.sets["score"] == "residual" else most
             if any(list(own) != sorted(own) or not all(0 <= score <= most for score in own) for own in scores):

@@ -227,7 +227,7 @@ def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction
         weights = pools.weights(whole.image_features, counts)
     sizes = bags.counts.tolist()
     for prediction, own, shares in zip(
-        predictions(logits, model.class_names, query, model.answers, features, numbers, whole.disagreement),
+        predictions(logits, model.class_names, query, model.answers, features, numbers, whole.members),
         probabilities.split(sizes),
         weights.split(sizes),
         strict=True,

@@ -25,7 +25,7 @@ from adapt.methods.base.traits import ChecksAdapter, OwnClassifier
 from adapt.models.building import build
 from adapt.models.features import keeps_features
 from adapt.models.many import entering
-from adapt.models.prediction import HALF, PLAIN, Answers
+from adapt.models.prediction import PLAIN, Answers
 from adapt.models.wrap import assemble
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
             own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
             checks.check_tensors(own, source)
 
-    def logits(self, step: ImageStep) -> Tensor:
+    def by_member(self, step: ImageStep) -> Tensor:
+        """Return the logarithms of the members' probabilities, as in `ImageStep.members`."""
         names = step.model.class_names
         if names not in self._models:
             each = zip(self.config.members, self.members, strict=True)
@@ -115,10 +116,9 @@ class AverageOfAdapters(Method[ImageStep], OwnClassifier, ChecksAdapter):
             member.of_classes = step.of_classes.setdefault(("member", index), {})
             found.append(own.answers.of(member).float()[:, list(own.order) or slice(None)])
         every = torch.stack(found)  # (m, b, n)
-        logs = torch.stack([F.logsigmoid(every), F.logsigmoid(-every)], -1) if several else every.log_softmax(-1)
-        mean = logs.logsumexp(0) - math.log(len(logs))
-        best, others = ((x[..., 0].exp() >= HALF if several else x.argmax(-1, True)) for x in (mean, logs))
-        entropy, entropies = ((-x.exp() * x).flatten(-2 if several else -1).sum(-1) for x in (mean, logs))
-        nats = (entropy - entropies.mean(0)).clamp(min=0)
-        step.disagreement = torch.stack([(others != best).any(-1).float().mean(0), nats], -1)
-        return mean[..., 0] - mean[..., 1] if several else mean
+        return torch.stack([F.logsigmoid(every), F.logsigmoid(-every)], -1) if several else every.log_softmax(-1)
+
+    def logits(self, step: ImageStep) -> Tensor:
+        step.members = self.by_member(step)
+        mean = step.members.logsumexp(0) - math.log(len(step.members))
+        return mean[..., 0] - mean[..., 1] if step.model.answers.several else mean

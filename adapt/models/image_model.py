@@ -384,7 +384,7 @@ class ImageModel(Adapted[E]):
         step = ImageStep(self, pixels if frozen is None else Encoded(frozen))
         logits = self.answers.of(step)
         features, numbers = step.features if query.features else None, self.grades(logits)
-        answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.disagreement)
+        answered = predictions(logits, self.class_names, query, self.answers, features, numbers, step.members)
         if watch is None:
             return answered
         from adapt.models.watch import properties

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, log
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -102,6 +102,15 @@ class Disagreement(NamedTuple):
 
     share: float
     nats: float
+
+    @classmethod
+    def among(cls, members: Tensor) -> Iterator[Disagreement]:
+        """Return the disagreement about each image, from the log-probabilities of `ImageStep.members`."""
+        several, mean = members.dim() == 4, members.logsumexp(0) - log(len(members))
+        best, others = ((x[..., 0].exp() >= HALF if several else x.argmax(-1, True)) for x in (mean, members))
+        entropy, entropies = ((-x.exp() * x).flatten(-2 if several else -1).sum(-1) for x in (mean, members))
+        nats = (entropy - entropies.mean(0)).clamp(min=0)
+        return map(cls, (others != best).any(-1).float().mean(0).tolist(), nats.tolist())
 
 
 NOT_FINITE = (
@@ -212,19 +221,20 @@ def predictions(
     answers: Answers = PLAIN,
     features: Tensor | None = None,
     numbers: Tensor | None = None,
-    disagreement: Tensor | None = None,
+    members: Tensor | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image from logits `(b, n)`; `answers` decides between single-label and multi-label.
 
-    Unit-length image `features` `(b, e)`, `numbers` `(b,)` (regression) and `disagreement` `(b, 2)` are added if given.
+    Unit-length image `features` `(b, e)` and `numbers` `(b,)` (regression) are added if given. `members` are those of
+    `ImageStep`, whose disagreement is added, and by which crossed sets are.
     """
     count = len(class_names) if answers.several else min(query.top_k, len(class_names))
     every = answers.probabilities(finite(logits).float())
     probabilities, indices = every.topk(count)
-    held = _held(every, numbers, class_names, answers, query.sets)
+    held = _held(every, members, numbers, class_names, answers, query)
     of_each = [None] * len(logits) if features is None else list(features.float().cpu())
     number_of_each = [None] * len(logits) if numbers is None else numbers.tolist()
-    apart = iter([] if disagreement is None else [Disagreement(*each) for each in disagreement.tolist()])
+    apart = iter([] if members is None else Disagreement.among(members))
     threshold = HALF if answers.several and query.threshold is None else query.threshold
     for row, chosen, number, own in zip(probabilities.tolist(), indices.tolist(), number_of_each, of_each, strict=True):
         top = tuple((class_names[index], probability) for index, probability in zip(chosen, row))
@@ -235,18 +245,20 @@ def predictions(
 
 
 def _held(
-    probabilities: Tensor, numbers: Tensor | None, class_names: Sequence[str], answers: Answers, level: float | None
+    every: Tensor, members: Tensor | None, numbers: Tensor | None, names: Sequence[str], answers: Answers, query: Query
 ) -> Iterator[dict[str, Any]]:
     """Yield the set of each image, its most probable class first, or its interval; nothing if none was asked for."""
-    if level is None or answers.sets is None:
+    level, sets = query.sets, answers.sets
+    if level is None or sets is None:
         return
-    if answers.sets.score == RESIDUAL:
+    if sets.score == RESIDUAL:
         assert numbers is not None
-        yield from ({"interval": ends} for ends in answers.sets.around(numbers, level))
+        yield from ({"interval": ends} for ends in sets.around(numbers, level))
         return
-    held, order = answers.sets.hold(probabilities, level), probabilities.argsort(dim=-1, descending=True, stable=True)
+    known = members.exp() if members is not None and sets.crossed else every
+    held, order = sets.hold(known, level), every.argsort(dim=-1, descending=True, stable=True)
     for row in zip(order.tolist(), held.gather(1, order).tolist(), strict=True):
-        yield {"set": tuple(class_names[label] for label, inside in zip(*row, strict=True) if inside)}
+        yield {"set": tuple(names[label] for label, inside in zip(*row, strict=True) if inside)}
 
 
 def _above(ranked: Sequence[tuple[str, float]], threshold: float) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Sets of classes and intervals of numbers with a guarantee (split conformal prediction).
+"""Sets of classes and intervals of numbers with a guarantee (split conformal prediction, and CV+).
 
 Sources: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, for both guarantees; Sadinle, Lei and
 Wasserman, JASA 2019 (LAC); Romano, Sesia and Candès, NeurIPS 2020 (APS); Angelopoulos et al., ICLR 2021 (RAPS); Lee,
-Barber and Willett, 2023, for images in groups; Lei et al., JASA 2018, for numbers, by absolute residuals;
+Barber and Willett, 2023, for images in groups; Lei et al., JASA 2018, for numbers, by absolute residuals; Barber et
+al., Annals of Statistics 2021, and Romano, Sesia and Candès, 2020, for sets without images held back (CV+);
 Silva-Rodríguez et al., CVPR 2025, for images answered together (Conf-OT). Deviations: APS and RAPS are not randomised,
 so that an answer does not depend on chance; their sets are a little larger, and never empty. Conf-OT has the uniform
 marginal alone, as that of the calibration labels breaks the guarantee, and no logit overflows in it.
@@ -48,8 +49,9 @@ class Sets:
     """Scores of calibration images, from which the set of an image, or the interval of a number, follows at any level.
 
     `scores` are the scores of the true classes in ascending order, and `sizes` the sizes of the groups that their
-    images belong to: of all images, or with `by_class` of the images of each class. `settings` identifies the settings
-    of the model that was calibrated, and `images_id` the images (see `items_id`). With `of_items`, each is an item of
+    images belong to: of all images, with `by_class` of the images of each class, or, if they are crossed (CV+), of the
+    images of each fold by the member of an average that has not learned from it. `settings` identifies the settings of
+    the model that was calibrated, and `images_id` the images (see `items_id`). With `of_items`, each is an item of
     several images. With a `calibration`, the sets are of images that are answered together, and the scores are those of
     the calibration images among themselves.
     """
@@ -75,18 +77,21 @@ class Sets:
         images_id: str = "",
         of_items: bool = False,
         calibration: Calibration | None = None,
+        folds: Sequence[int] = (),
     ) -> Sets:
         """Return the sets of a model from its answers to calibration images, and the truth about them `(n,)`.
 
         Answers are probabilities `(n, c)`, or numbers `(n,)` for the score `residual`; the truth is labels or numbers.
+        Crossed sets need the fold of each image, which all images of a group share.
         """
         if score == RESIDUAL:
             own = (answers.double() - truth).abs().tolist()
         else:
             own = scores_of(answers, score).gather(1, truth[:, None])[:, 0].tolist()
-        part_of = truth.tolist() if by_class else [0] * len(own)
+        part_of = truth.tolist() if by_class else list(folds) or [0] * len(own)
         in_group = Counter(zip(part_of, groups, strict=True))
-        parts: list[list[tuple[float, int]]] = [[] for _ in range(answers.shape[1] if by_class else 1)]
+        count = answers.shape[1] if by_class else max(folds, default=0) + 1
+        parts: list[list[tuple[float, int]]] = [[] for _ in range(count)]
         for value, part, group in zip(own, part_of, groups, strict=True):
             parts[part].append((value, in_group[part, group]))
         ordered = [sorted(part) for part in parts]
@@ -110,6 +115,11 @@ class Sets:
         return self.calibration is not None
 
     @property
+    def crossed(self) -> bool:
+        """Whether the sets are by the members of an average, each of which has not learned from one fold (CV+)."""
+        return not self.by_class and len(self.scores) > 1
+
+    @property
     def images(self) -> int:
         return sum(map(len, self.scores))
 
@@ -120,7 +130,7 @@ class Sets:
 
     @property
     def groups(self) -> list[int]:
-        """The number of groups of images, of all images or of each class."""
+        """The number of groups of images, of all images, of each class or of each fold."""
         return [round(reached[-1]) if reached else 0 for reached in self._reached]
 
     def limits(self, level: float) -> list[float]:
@@ -135,8 +145,18 @@ class Sets:
         return limits
 
     def hold(self, probabilities: Tensor, level: float) -> Tensor:
-        """Return whether each class is in the set of each image `(b, c)`, from their probabilities `(b, c)`."""
+        """Return whether each class is in the set of each image `(b, c)`, from their probabilities `(b, c)`.
+
+        Crossed sets are from those of the members `(m, b, c)`, each of which compares with the images of its own fold.
+        """
         assert self.score != RESIDUAL
+        if self.crossed:
+            below = torch.zeros(probabilities.shape[1:], dtype=torch.double)
+            found = scores_of(probabilities, self.score).cpu()
+            for own, scores, reached in zip(found, self.scores, self._reached, strict=True):
+                place = torch.searchsorted(torch.tensor(scores, dtype=torch.double), own - _SAME)
+                below += torch.tensor([0.0, *reached], dtype=torch.double)[place]
+            return (below < level * (sum(self.groups) + 1) - _ROUNDING).to(probabilities.device)
         limits = torch.tensor(self.limits(level), dtype=torch.double, device=probabilities.device)
         return scores_of(probabilities, self.score) <= limits + _SAME
 
@@ -144,6 +164,20 @@ class Sets:
         """Return the interval at a level around each of the predicted numbers `(b,)`."""
         [limit] = self.limits(level)
         return [(number - limit, number + limit) for number in numbers.tolist()]
+
+    def least(self, level: float) -> float:
+        """Return the share of images that is promised at a level; if it is not above 0, nothing is.
+
+        That of crossed sets is theorem 4 of Barber et al. Its second bound is for folds of equal size; the first is for
+        all folds, and for groups, as twice a mean of p-values is one (Vovk and Wang, Biometrika 2020).
+        """
+        if not self.crossed:
+            return level
+        groups, folds = sum(self.groups), len(self.scores)
+        lost = 2 * (folds - 1) / (groups + folds)
+        if groups == self.images and len({*self.groups}) == 1:
+            lost = min(lost, (1 - folds / groups) / (folds + 1))
+        return 2 * level - 1 - lost
 
     def check(self, level: float, settings: str, of_items: bool = False, together: bool = False) -> None:
         """Raise AdaptError if a model with these `settings` gives no sets at this level, and say why.
@@ -169,8 +203,8 @@ class Sets:
                 "the sets of this adapter were calibrated with other settings (classes, temperature, blend or method): "
                 "calibrate them again with `adapt sets`, or leave the change out"
             )
-        if not any(limit < math.inf for limit in self.limits(level)):
-            least, most = math.ceil(level / (1 - level) - _ROUNDING), max(self.groups)
+        least, most = math.ceil(level / (1 - level) - _ROUNDING), (sum if self.crossed else max)(self.groups)
+        if most < least:
             of_class = " of a class" if self.by_class else ""
             noun = "items" if self.of_items else "images"
             noun = noun if sum(self.groups) == self.images else f"groups of {noun}"
@@ -179,14 +213,19 @@ class Sets:
                 f"every {'number' if self.score == RESIDUAL else 'class'} would be inside. Calibrate on more, or ask "
                 "for less"
             )
+        if self.least(level) <= 0:
+            folds = f"{len(self.scores)} folds of {sum(self.groups):,} images or groups of images"
+            raise AdaptError(f"sets of {folds} promise nothing at {level:g}: ask for more, or use fewer folds")
 
     def promise(self, level: float, class_names: Sequence[str]) -> str:
         """Return what is guaranteed at a level, in words."""
         kept, groups = f"{100 * level:g} %", sum(self.groups)
+        kept = f"{100 * self.least(level):.1f} % (in practice some {kept})" if self.crossed else kept
+        known = "training" if self.crossed else "calibration"
         noun = "items" if self.of_items else "images"
-        like = f"{noun} like the {self.images:,} calibration {noun}"
+        like = f"{noun} like the {self.images:,} {known} {noun}"
         if groups < self.images:
-            like = f"{noun} of new groups like those of the {self.images:,} calibration {noun}, one from each group"
+            like = f"{noun} of new groups like those of the {self.images:,} {known} {noun}, one from each group"
         if self.together:
             like = f"{like}, answered together as one batch (not one after another)"
         if not self.by_class:
@@ -230,6 +269,6 @@ def scores_of(probabilities: Tensor, score: Score) -> Tensor:
     ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
     scores = ranked.cumsum(-1)
     if score == "raps":
-        ranks = torch.arange(1, scores.shape[1] + 1) - RAPS["free_ranks"]
+        ranks = torch.arange(1, scores.shape[-1] + 1) - RAPS["free_ranks"]
         scores = scores + RAPS["penalty"] * ranks.clamp_min(0).to(scores)
     return torch.zeros_like(scores).scatter(-1, order, scores)

@@ -1,4 +1,4 @@
-"""How an adapter was made, the same training once more, and what two adapters differ in."""
+"""How an adapter was made, the same training once more, also without each fold, and what two adapters differ in."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +20,27 @@ from adapt.common import plain
 from adapt.common.devices import described
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
+from adapt.data.bags import has_bags
 from adapt.data.item import items_id
 from adapt.data.readers.lines import csv_rows
+from adapt.data.split import Split
 from adapt.evaluation import stored
 from adapt.evaluation.evaluate import evaluate
+from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Difference, Scores, difference
+from adapt.evaluation.sets import groups_of, of_members
 from adapt.formats import tensor_file
 from adapt.formats.adapter import Header, check_backbone, read_header, versions
 from adapt.loading import load, located
+from adapt.methods.base.traits import Grades, has_trait, needs_labels
 from adapt.models.dual_encoder import AdaptedModel
-from adapt.recipe import build_recipe
+from adapt.models.sets import Score, Sets
+from adapt.models.wrap import Model
+from adapt.recipe import Recipe, build_recipe
 from adapt.recipe.file import Override, read_file, set_key
+from adapt.soups import average
 from adapt.training.fit import fit_plan, pick_rows, seen_rows
+from adapt.training.plan import calibrates_by_folds
 from adapt.training.run import PICKS, SEEN, Run, environment
 from adapt.training.run_recipe import backbone_of, build_for, decodable, listed_data, plan_of
 from adapt.training.start import check_start
@@ -223,21 +234,7 @@ def repeat(
     Raises AdaptError if the adapter does not say how it was trained, if the data, the backbone or the adapter that it
     started from is not here, and the errors of training.
     """
-    file, recorded, threads = first.file, deepcopy(first.header.recipe), torch.get_num_threads()
-    if recorded is None or not {"soup", "average"}.isdisjoint(recorded):
-        joined = "is a soup or an average of several adapters"
-        how = "has no recipe in its header, as after adapt.fit or adapt convert" if recorded is None else joined
-        raise AdaptError(f"{file} {how}: make it, or its parts, again in the same way, and compare by `adapt diff`")
-    for change in changes:
-        set_key(recorded, change)
-    recipe = build_recipe(recorded, f"the recipe in {file}")
-    try:
-        split = listed_data(recipe)
-        if recipe.start is not None:
-            check_start(recipe.start, recipe.new_method(), recipe.train is not None, split.class_names)
-    except AdaptError as error:
-        hint = "give --data if the data is elsewhere now" + f", and put {recipe.start} back" * bool(recipe.start)
-        raise AdaptError(f"{file} cannot be trained again: {error}; {hint}") from error
+    file, threads, (recipe, split) = first.file, torch.get_num_threads(), _recorded(first, changes)
     try:
         torch.set_num_threads(max(1, plain.within(first.machine, "threads", kind=int) or threads))
         with outside_inference_mode():
@@ -267,3 +264,64 @@ def repeat(
         return found.answered(*(evaluate(each, plan.test_set, cache=recipe.cache) for each in both))
     finally:
         torch.set_num_threads(threads)
+
+
+def _recorded(first: Provenance, changes: Iterable[Override]) -> tuple[Recipe, Split]:
+    """Return the recipe of an adapter's header with `changes`, and its data, no image of which is opened."""
+    file, recorded = first.file, deepcopy(first.header.recipe)
+    if recorded is None or not {"soup", "average"}.isdisjoint(recorded):
+        joined = "is a soup or an average of several adapters"
+        how = "has no recipe in its header, as after adapt.fit or adapt convert" if recorded is None else joined
+        raise AdaptError(f"{file} {how}: make it, or its parts, again in the same way, and compare by `adapt diff`")
+    for change in changes:
+        set_key(recorded, change)
+    recipe = build_recipe(recorded, f"the recipe in {file}")
+    try:
+        split = listed_data(recipe)
+        if recipe.start is not None:
+            check_start(recipe.start, recipe.new_method(), recipe.train is not None, split.class_names)
+    except AdaptError as error:
+        hint = "give --data if the data is elsewhere now" + f", and put {recipe.start} back" * bool(recipe.start)
+        raise AdaptError(f"{file} cannot be trained again: {error}; {hint}") from error
+    return recipe, split
+
+
+def crossed(
+    first: Provenance, folds: int, score: Score = "lac", changes: Iterable[Override] = (), progress: bool = True
+) -> tuple[Model, Sets]:
+    """Return the average, and its crossed sets (CV+), of models trained like `first`, each without one of the `folds`.
+
+    Folds of the training images are random, and keep groups together. Each model has its own choice of settings and
+    temperature. Raises AdaptError in the cases of `repeat`, for a method that is no closed form or starts from an
+    adapter, for other answers than one class an image, and if a fold has all images of a class.
+    """
+    recipe, split = _recorded(first, changes)
+    recipe, method = recipe.model_copy(update={"watch": False}), recipe.new_method()
+    trained = recipe.train or recipe.start or not (calibrates_by_folds(method) and needs_labels(method))
+    if trained or has_trait(method, Grades) or has_bags(split.train) or not tasks.of(split.train).one_class:
+        raise AdaptError(
+            f"{first.file} can have no sets without images held back: these are for methods that compute a classifier "
+            "of single images, one class each, from labels in closed form, and start from no adapter. Calibrate this "
+            f"{method.name} on images that it has not learned from, and leave folds out"
+        )
+    backbone, split, models = backbone_of(recipe), decodable(split, recipe, progress), list[Any]()
+    groups = groups_of(split.train)
+    names = list(dict.fromkeys(groups))
+    if not 2 <= folds <= len(names):
+        raise AdaptError(f"folds is {folds}; expected 2 to {len(names):,}, one for each image or group of images")
+    Random(recipe.seed).shuffle(names)
+    number = {name: place % folds for place, name in enumerate(names)}
+    left_out = [number[group] for group in groups]
+    for fold in range(folds):
+        models.append(build_for(split, recipe, backbone))
+        check_backbone(first.header, models[-1].backbone, first.file)
+        try:
+            part = replace(split, train=tuple(item for item, own in zip(split.train, left_out) if own != fold), test=())
+            fit_plan(plan_of(recipe, models[-1], part), None, (), progress)
+        except AdaptError as error:
+            raise AdaptError(f"a random one of {folds} folds cannot be left out: {error}; or try more folds") from error
+    made = average(models)
+    made.metadata = {"recipe": {"average": {"folds": folds, "of": first.header.recipe}}, "seed": recipe.seed}
+    answers = of_members(made, split.train, Inference(cache=recipe.cache))[left_out, range(len(left_out))]
+    labels, told = tasks.of(split.train).numbers(split.train, made.class_names), items_id(split.train)
+    return made, Sets.of(answers, labels, groups, score, False, made.settings_id, told, folds=left_out)

@@ -12,6 +12,7 @@ from adapt import fit, load, load_backbone, methods, wrap
 from adapt.data import load as load_data
 from adapt.data import read_folder
 from adapt.evaluation.evaluate import evaluate
+from adapt.formats.adapter import read_header
 
 
 def test_eval_repeats_the_accuracy_of_the_run(run, adapter: Path, photos: Path) -> None:
@@ -201,6 +202,52 @@ def test_sets_with_a_guarantee(run, trained, tmp_path: Path, photos: Path) -> No
         "leave out threshold, explain and at_a_time"
         in run("predict", together, "--together", "--at-a-time", "3", test, "--sets", "0.9").stderr
     )
+
+
+def test_sets_without_images_held_back(
+    run, refused, trained, tmp_path: Path, five_classes: Path, model_folder: Path
+) -> None:
+    """As many answers as folds, whose sets are those of the file, of a folder, of evaluation and of Python."""
+    (tmp_path / "mean.yaml").write_text(
+        f"method: {{name: nearest_mean}}\nbackbone: {model_folder}\ndata: {{source: {five_classes}}}\n"
+    )
+    folder, out = tmp_path / "run", tmp_path / "crossed.safetensors"
+    assert run("train", tmp_path / "mean.yaml", "--out", folder, "--quiet").exit_code == 0
+    done = run("sets", folder, "--folds", 5, "--out", out)
+    assert done.exit_code == 0, done.output
+    [first, second] = done.stdout.splitlines()
+    assert first.startswith(
+        "averages 5 adapters, each trained without one of 5 random parts of 20 images: the set holds the true class "
+        "for at least 67.5 % (in practice some 90 %) of images like the 20 training images, on average over draws"
+    )
+    assert f"{out} ({out.stat().st_size / 1024:.1f} KiB)" in second
+    model, pictures = load(out), sorted((five_classes / "test").rglob("*.png"))
+    assert len(read_header(out).sets["scores"]) == 5
+    assert [len(each) for each in model.sets_at(0.9).scores] == [4] * 5
+    expected = [each.set for each in model.predict(pictures, sets=0.9)]
+    assert any(len(each) < 5 for each in expected)
+    rows = run("predict", out, five_classes / "test", "--sets", "0.9", "--json")
+    assert "at least 67.5 % (in practice some 90 %)" in rows.stderr
+    assert [json.loads(row)["set"] for row in rows.stdout.splitlines()] == list(map(list, expected))
+    found = json.loads(run("eval", out, "--data", five_classes, "--sets", "0.9", "--json").stdout)["sets"]
+    right = [path.parent.name in each for path, each in zip(pictures, expected, strict=True)]
+    assert (found["coverage"], found["size"]) == (sum(right) / 20, sum(map(len, expected)) / 20)
+    assert "lac, crossed, 5 folds, calibrated on 20 images" in run("inspect", out).stdout
+    again = run("sets", folder, "--folds", 5, "--out", tmp_path / "again.safetensors")
+    assert again.exit_code == 0
+    assert load(tmp_path / "again.safetensors").answers.sets == model.answers.sets
+    refused(run("predict", out, pictures[0], "--sets", "0.5"), "promise nothing at 0.5: ask for more")
+    other = ("--out", tmp_path / "other.safetensors")
+    refused(run("sets", folder, "--folds", 21, *other), "folds is 21; expected 2 to 20, one for each image")
+    refused(run("sets", folder, "--folds", 1, *other), "folds is 1; expected 2 to 20, one for each image")
+    refused(
+        run("sets", folder, "--folds", 5, "--data", five_classes, *other), "give --data, new labelled images to cal"
+    )
+    refused(run("sets", folder, "--folds", 5, "--by-class", *other), "without --root, --names, --part, --by-class and")
+    refused(run("sets", folder, *other), "or --folds, which is by those that were learned from")
+    refused(run("sets", trained("coop"), "--folds", 2, *other), "Calibrate this coop on images that it has not")
+    refused(run("sets", out, "--folds", 2, *other), "is a soup or an average of several adapters: make it")
+    assert "a random one of 2 folds cannot be left out: " in run("sets", folder, "--folds", 2, *other).stderr
 
 
 def test_intervals_of_numbers(run, tmp_path: Path, photos: Path, model_folder: Path) -> None:

@@ -122,6 +122,93 @@ def test_the_true_number_is_in_the_interval_as_often_as_promised() -> None:
         assert torch.stack(widths).isfinite().all()
 
 
+MEANS = torch.randn(5, 4, generator=torch.Generator().manual_seed(7)).double()
+
+
+def nearest_means(features: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+    """Return the probabilities `(n, 5)` of `others` by their distances to the means of the classes."""
+    means = torch.stack([features[labels == label].sum(0) / max(1, int((labels == label).sum())) for label in range(5)])
+    return (-torch.cdist(others, means).square()).softmax(-1)
+
+
+def crossed_coverage(folds: int, images: int, groups: int, draws: int, score: Score = "lac") -> tuple[Tensor, float]:
+    """Return means over draws of training and test images, and the bound of crossed sets, at 0.9.
+
+    Means are the coverage and the size of crossed sets, and the coverage of sets that a head of all training images has
+    of these.
+    """
+    draw, found = torch.Generator().manual_seed(4), []
+    for _ in range(draws):
+        labels = torch.randint(5, (images + 500,), generator=draw)
+        group = torch.cat([torch.arange(images) * groups // images, groups + torch.arange(500)])
+        shared = torch.randn(groups + 500, 4, generator=draw).double()[group] * (images > groups)
+        features = MEANS[labels] + 0.7 * shared + torch.randn(images + 500, 4, generator=draw).double()
+        left_out = torch.randperm(groups, generator=draw)[group[:images]] % folds
+        (x, new), (y, label) = features.tensor_split([images]), labels.tensor_split([images])
+        heads = torch.stack([nearest_means(x[left_out != k], y[left_out != k], features) for k in range(folds)])
+        own, test = heads.tensor_split([images], 1)
+        held_out = own[left_out, torch.arange(images)]
+        names = group[:images].tolist()
+        by_folds = Sets.of(held_out, y, names, score, False, "", folds=left_out.tolist())
+        inside = by_folds.hold(test, 0.9)
+        naive = Sets.of(nearest_means(x, y, x), y, names, score, False, "").hold(nearest_means(x, y, new), 0.9)
+        right = [each.gather(1, label[:, None]).double().mean() for each in (inside, naive)]
+        found.append(torch.stack([right[0], inside.sum(1).double().mean(), right[1]]))
+    return torch.stack(found).mean(0), by_folds.least(0.9)
+
+
+@pytest.mark.parametrize(
+    ("folds", "images", "groups", "bound"),
+    [
+        (4, 20, 20, 0.8 - 0.16),
+        (8, 20, 20, 0.8 - 0.5),  # of unequal folds
+        (20, 20, 20, 0.8),  # jackknife+
+        (4, 60, 20, 0.8 - 0.25),  # groups of three images
+    ],
+)
+def test_sets_without_images_held_back_keep_their_promise(folds: int, images: int, groups: int, bound: float) -> None:
+    """A head that is calibrated on its own images does not; classes may have no image in the training of a head."""
+    (coverage, size, naive), promised = crossed_coverage(folds, images, groups, 200)
+    assert promised == pytest.approx(bound)
+    assert promised < coverage
+    assert 0.9 < coverage < 0.98
+    assert size < 4.9
+    assert naive < coverage - 0.05
+
+
+@pytest.mark.parametrize("score", ["aps", "raps"])
+def test_crossed_sets_of_other_scores(score: Score) -> None:
+    (coverage, size, _), _ = crossed_coverage(4, 40, 40, 100, score)
+    assert coverage > 0.9
+    assert size < 4.9
+
+
+def test_crossed_sets_by_hand() -> None:
+    """Of five images in two folds, one of them in a group of two."""
+    found = Sets("lac", False, ((0.1, 0.5), (0.2, 0.4, 0.6)), ((1, 1), (1, 2, 2)), "")
+    assert (found.crossed, found.images, found.groups) == (True, 5, [2, 2])
+    # strangeness by the first and by the second member: 1 and 0 groups below, 2 and 1.5, 1 and 1
+    members = torch.tensor([[[0.7, 0.4, 0.6]], [[0.9, 0.5, 0.7]]])
+    assert [found.hold(members, level)[0].tolist() for level in (0.2, 0.4, 0.5, 0.7, 0.75)] == [
+        [False, False, False],
+        [True, False, False],
+        [True, False, True],
+        [True, False, True],
+        [True, True, True],
+    ]
+    assert found.least(0.9) == pytest.approx(0.8 - 2 * 1 / (4 + 2))
+    found.check(0.8, "")
+    with pytest.raises(AdaptError, match=r"sets at 0\.9 need 9 or more calibration groups of images, and .* has 4: "):
+        found.check(0.9, "")
+    with pytest.raises(
+        AdaptError, match=r"sets of 2 folds of 4 images or groups of images promise nothing at 0\.6: ask for more"
+    ):
+        found.check(0.6, "")
+    assert "at least 26.7 % (in practice some 80 %) of images of new groups like those of the 5 training images" in (
+        found.promise(0.8, ())
+    )
+
+
 def test_scores_by_hand() -> None:
     probabilities = torch.tensor([[0.5, 0.2, 0.3]], dtype=torch.double)
     assert scores_of(probabilities, "lac").tolist() == [pytest.approx([0.5, 0.8, 0.7])]
@@ -284,7 +371,7 @@ def test_by_class_says_which_classes_have_too_few(model: AdaptedModel, tiny_spli
         0.8, names
     )
     assert f"in every set, with too few images: {names[0]}, " in found.promise(0.9, names)
-    assert "for at least 90 %" in replace(found, by_class=False).promise(0.9, names)
+    assert "for at least 90 %" in sets.calibrated(model, tiny_split.train).promise(0.9, names)
 
 
 def test_images_and_items_of_several_images_are_two_kinds(model: AdaptedModel, tiny_split: Split) -> None:

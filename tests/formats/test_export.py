@@ -137,6 +137,7 @@ def test_sets_that_an_export_cannot_keep_are_left_out(
         (replace(sets, of_items=True), False, "calibrated on items of several images"),
         (sets, True, "they were calibrated for other weights"),
         (replace(sets, calibration=Calibration(*[torch.zeros(9)] * 3)), False, "for images answered together"),
+        (replace(sets, scores=((0.5,) * 9,) * 2, sizes=((1,) * 9,) * 2), False, "for each member of the average"),
     ):
         model.answers = replace(model.answers, sets=own)
         with pytest.raises(TypeError):

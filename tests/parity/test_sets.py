@@ -39,6 +39,28 @@ def test_conformal() -> None:
         expected.scaled(f"mapie.{name}.scores", randomised - expected[f"mapie.{name}.u"] * of_labels, within=1e-12)
 
 
+def test_conformal_cross() -> None:
+    """MAPIE's own rule for LAC is that of CV+ at this number of images; its APS has chance on one side alone."""
+    settings, expected = published.case("conformal_cross")
+    known, levels = settings["train"], settings["levels"]
+    features, labels, fold = expected["features"], expected["labels"], expected["fold"]
+    (train, _), y = features.tensor_split([known]), labels[:known]
+    assert len(features) == known + settings["test"]
+    heads = []
+    for number in range(settings["folds"]):
+        of_classes = [train[(fold != number) & (y == label)].mean(0) for label in range(3)]
+        heads.append((-torch.cdist(features, torch.stack(of_classes)).square()).softmax(-1))
+    own, test = torch.stack(heads).tensor_split([known], 1)
+    held_out = own[fold, torch.arange(known)]
+    of_labels = held_out.gather(1, y[:, None])[:, 0]
+    expected.scaled("lac.scores", scores_of(held_out, "lac").gather(1, y[:, None])[:, 0], within=1e-12)
+    aps = scores_of(held_out, "aps").gather(1, y[:, None])[:, 0] - expected["aps.u"] * of_labels
+    expected.scaled("aps.scores", aps, within=1e-12)
+    found = Sets.of(held_out, y, range(known), "lac", False, "", folds=fold.tolist())
+    assert found.crossed
+    expected.equal("lac.crossval.sets", torch.stack([found.hold(test, level) for level in levels], -1))
+
+
 @pytest.mark.parametrize("name", ["confot", "confot_skewed"])
 def test_transport(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published scores have chance in them; its sets, by LAC, are held with its own threshold."""

@@ -410,10 +410,14 @@ def test_an_average_is_served_with_its_disagreement(
     folder: Path, models: dict[str, AdaptedModel], open_clip: adapt.Backbone, images: list[bytes]
 ) -> None:
     average = adapt.average([models["coop"], models["lora"], models["zero_shot"]])
+    scores = tuple(number / 20 for number in range(16))
+    crossed = Sets("lac", False, (scores,) * 3, ((1,) * 16,) * 3, average.settings_id)
+    average.answers = replace(average.answers, sets=crossed)
     average.save(folder / "average.safetensors")
     served = ServedAdapters([f"mean={folder}/average.safetensors", f"{folder}/coop.safetensors"], None, open_clip)
     with TestClient(create_app(served)) as client:
         results = upload(client, images, adapters=["mean", "coop"]).json()["results"]
+        held = upload(client, images, adapters=["mean"], sets=0.8).json()["results"]
     for result, expected in zip(results, average.predict(images), strict=True):
         mean, coop = result["answers"]
         assert same(mean, expected)
@@ -421,3 +425,10 @@ def test_an_average_is_served_with_its_disagreement(
         assert abs(mean["disagreement"]["nats"] - expected.disagreement.nats) < 1e-5
         assert "disagreement" not in coop
     assert max(each["answers"][0]["disagreement"]["nats"] for each in results) > 0.001
+    members = [models[name].predict(images) for name in ("coop", "lora", "zero_shot")]
+    for at, row in enumerate(held):  # a class is inside if its scores are above less than 0.8 of 48 + 1 others
+        by_member = [dict(each[at].top) for each in members]
+        below = {name: sum(score < 1 - each[name] for each in by_member for score in scores) for name in by_member[0]}
+        inside = {name for name, count in below.items() if count < 0.8 * 49}
+        assert set(row["answers"][0]["set"]) == inside
+        assert 0 < len(inside) < len(below)

@@ -135,8 +135,9 @@ def _sets(model: ImageModel, int8: bool) -> dict[str, object]:
     if sets is None:
         return {}
     try:
-        if int8 or sets.together:
-            raise AdaptError(f"they were calibrated for {'other weights' if int8 else 'images answered together'}")
+        if int8 or sets.together or sets.crossed:
+            of_others = "each member of the average" if sets.crossed else "images answered together"
+            raise AdaptError(f"they were calibrated for {'other weights' if int8 else of_others}")
         for level in LEVELS:
             limits = [limit if limit < math.inf else None for limit in model.sets_at(level).limits(level)]
             levels.append({"level": level, "limits": limits, "promise": sets.promise(level, model.class_names)})

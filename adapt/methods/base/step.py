@@ -151,8 +151,9 @@ class ImageStep(Step):
     """
 
     model: ImageModel[Any]
-    disagreement: Tensor | None = None
-    """How the members of an average disagree about each item, `(b, 2)`, once the logits are computed."""
+    members: Tensor | None = None
+    """Logarithms of the probabilities `(m, b, n)` by the members of an average, once the logits are computed; where an
+    image can have several classes, those of the presence and of the absence of each, `(m, b, n, 2)`."""
 
     def __init__(
         self, model: ImageModel[Any], inputs: Tensor | Encoded | BlockInputs | Bags, labels: Tensor | None = None
