@@ -82,3 +82,15 @@ def test_refused(run, refused, members: list[Path], photos: Path, tmp_path: Path
     )
     renamed = adapt.load(members[0]).with_classes(["sky", "sea"]).save(tmp_path / "renamed.safetensors")
     refused(run("predict", members[1], renamed, "--average", image), f"{members[1]} and {renamed} differ in classes")
+
+
+def test_sets_of_an_average_know_what_its_members_have_learned_from(run, refused, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        command = ("train", "gda", "--data", "emoji", "--shots", 2, "--set", "backbone=mini-clip", "--seed", seed)
+        assert run(*command, "--out", tmp_path / f"run{seed}", "--quiet").exit_code == 0
+    average = tmp_path / "average.safetensors"
+    assert run("average", tmp_path / "run1", tmp_path / "run2", "--out", average).exit_code == 0
+    refused(
+        run("sets", average, "--data", "emoji", "--part", "train", "--out", tmp_path / "sets.safetensors"),
+        "the adapter has learned from",
+    )

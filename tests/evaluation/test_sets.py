@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -438,3 +439,14 @@ def test_scores_that_no_calibration_gives_are_refused(
     model.answers = replace(model.answers, sets=Sets("lac", False, (scores,), ((1, 1),), ""))
     with pytest.raises(AdaptError, match="sets: expected"):
         model.save(tmp_path / "a.safetensors")
+
+
+def test_pictures_that_differ_in_their_middle_alone_are_not_one(tmp_path: Path) -> None:
+    """As drawings on white, saved uncompressed: equal sizes, heads and tails."""
+    ids = set()
+    for number in range(4):
+        picture = Image.new("RGB", (128, 128), "white")
+        picture.putpixel((64, 64), (number, 0, 0))
+        picture.save(tmp_path / f"{number}.bmp")
+        ids.add(file_id(str(tmp_path / f"{number}.bmp")))
+    assert len(ids) == 4
