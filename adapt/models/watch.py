@@ -34,6 +34,7 @@ FEWEST = 16  # images that can be compared
 LEVEL = 0.005  # the nominal rate of false alarms in a window, half of it for each look
 MOST_CLASSES = 480  # with which the statistics take 32 KB, and features have 14 numbers
 _BYTES, _NUMBERS = 32_000, 128  # of the statistics, and the most numbers of features
+_TAILS = 0.5  # independent directions count half, as features differ more from image to image than normal numbers
 _SOFT = 0.5  # features have heavier tails than normal ones, so that a class is less sure than these would make it
 _OWN = 10  # images of a class that weigh as much as all in the variance of its features
 # light, red against green, and blue against yellow
@@ -168,7 +169,7 @@ class Watch:
         squares = freedom**2 / ((freedom - 1) * (freedom + 2)) * (squares - total**2 / freedom)
         rank = min(float(numbers.shape[1]), total**2 / max(squares, total**2 / numbers.shape[1]))
         sums = torch.zeros(classes).double().index_add(0, labels, apart.square().sum(1))
-        return cls(counts, of_pixels, spread, max(rank, 1.0), (_OWN * total + sums) / (_OWN + counts))
+        return cls(counts, of_pixels, spread, max(rank * _TAILS, 1.0), (_OWN * total + sums) / (_OWN + counts))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that the adapter file keeps, in half precision where they are many."""
