@@ -39,9 +39,8 @@ def tab(serve: Callable[..., TestClient], browser: Any) -> Any:
         if path == "":
             route.fulfill(body=page.text, headers=dict(page.headers))
         else:
-            route.fulfill(
-                json=listed if path == "adapters" else {"alarms": {}, "results": [{"image": "x", "answers": ANSWERS}]}
-            )
+            answered = {"alarms": {"one": "unlike"}, "results": [{"image": "x", "answers": ANSWERS}]}
+            route.fulfill(json=listed if path == "adapters" else answered)
 
     opened.route("**/*", served)
     opened.goto(_ADDRESS)
