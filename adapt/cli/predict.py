@@ -195,7 +195,7 @@ def predict(
                 from adapt.models import watch
 
                 windows = [watch.Windows(model.watch, at_once=_AT_ONCE) for model in models]
-                if items or together or explain:
+                if of_items or together or explain:
                     click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
         for number, answer in enumerate(answers):
             first = read[number][0]
