@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from adapt.backbones.base import Backbone
 from adapt.common import hub, plain
@@ -13,16 +12,7 @@ from adapt.common.devices import AUTO, chosen
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.formats import COMPACT_WEIGHTS, PEFT_CONFIG
-from adapt.formats.adapter import (
-    NAME,
-    Header,
-    check_backbone,
-    check_scale,
-    read_header,
-    read_sets,
-    read_tensors,
-    read_watch,
-)
+from adapt.formats.adapter import NAME, Header, check_backbone, check_scale, read_header, read_parts, sets_of
 from adapt.formats.rebuild import build_for, method_called, named_backbone, note_quantization
 from adapt.methods.base import Method, trait
 from adapt.methods.base.traits import ChecksAdapter, skipped_blocks
@@ -209,7 +199,7 @@ def _of_file(
     device: str | torch.device,
 ) -> Model:
     described = read_header(path)
-    tensors = read_tensors(path)
+    parts = read_parts(path)
     method = method_of(described, path)
     if backbone is None:
         if described.backbone is None:
@@ -218,17 +208,19 @@ def _of_file(
     note_quantization(described.quantization, backbone, path)
     backbone = backbone.turning(described.preprocess["turned"])
     check_backbone(described, backbone, path)
-    model: Model = build_for(method, backbone, described.class_names, tensors, str(path), fast)
+    model: Model = build_for(method, backbone, described.class_names, parts["method"], str(path), fast)
     check_scale(described, model, path)
-    model.answers = replace(model.answers, sets=read_sets(described, path))
-    if described.answers is not None:
-        model.answers = Answers(**described.answers, sets=model.answers.sets)
-        if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
-            raise AdaptError(
-                f"{path} blends its predictions with zero-shot predictions, which {backbone.describe()} cannot make: "
-                "train the adapter again"
-            )
-    model.watch = read_watch(described, path)
+    settings: dict[str, Any] = {**(described.answers or {})}
+    model.answers = Answers(**settings, sets=sets_of(described, parts["sets"], path))
+    if model.answers.blend < 1 and not isinstance(model, AdaptedModel):
+        raise AdaptError(
+            f"{path} blends its predictions with zero-shot predictions, which {backbone.describe()} cannot make: "
+            "train the adapter again"
+        )
+    if described.watch:
+        from adapt.models.watch import Watch
+
+        model.watch = Watch.from_tensors(parts["watch"], path)
     model.metadata = {key: getattr(described, key) for key in ("recipe", "seed", "metrics")}
     if class_names is not None and tuple(class_names) != described.class_names:
         try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adapt import AdaptedModel
 from adapt.data import Item, open_image
+from adapt.engine import vision
 from adapt.methods.base.step import total
 
 HOOKS = (
@@ -25,6 +26,18 @@ HOOKS = (
     "_state_dict_hooks",
     "_load_state_dict_pre_hooks",
 )
+
+
+def counted_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each vision block that runs from now on appends its index."""
+    blocks, run_block = list[int](), vision.run_block
+
+    def counted(block: Any, index: int, *args: Any, **kwargs: Any) -> Tensor:
+        blocks.append(index)
+        return run_block(block, index, *args, **kwargs)
+
+    monkeypatch.setattr(vision, "run_block", counted)
+    return blocks
 
 
 def released(library: ModuleType) -> tuple[int, int]:

@@ -14,13 +14,12 @@ import pytest
 import tiny_backbones
 import tiny_vision
 import torch
-from checks import perturb
+from checks import counted_blocks, perturb
 from torch import Tensor
 
 import adapt
 from adapt import AdaptError, Backbone
 from adapt.data import Split
-from adapt.engine import vision
 from adapt.evaluation.evaluate import evaluate
 from adapt.formats import tensor_file
 from adapt.formats.adapter import read_header, read_tensors
@@ -189,14 +188,7 @@ def test_editing_members_share_the_blocks_before(
 ) -> None:
     late = [LoRA(**LATE, blocks=(2, 3)), LoRA(**LATE, blocks=(2, 3))]
     average = adapt.average(made(open_clip, GDA(), CoOp(n_ctx=4), *late))
-    blocks: list[int] = []
-    run_block = vision.run_block
-
-    def counted(block: Any, index: int, *args: Any, **kwargs: Any) -> Tensor:
-        blocks.append(index)
-        return run_block(block, index, *args, **kwargs)
-
-    monkeypatch.setattr(vision, "run_block", counted)
+    blocks = counted_blocks(monkeypatch)
     with torch.no_grad():
         average(images)
     # the frozen tower once for two members, the first two blocks once for both LoRAs, and the last for each

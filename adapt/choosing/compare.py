@@ -262,8 +262,8 @@ class Comparison:
         It learns from half of the training images of each class, from half of these, and so on, three times but not
         below `least` images, and all of this ten times. Raises AdaptError like `fit`.
         """
-        split, rows, halves = self._split, list[list[float]](), [list(self._split.train)]
-        whole = self._on_test(candidate, halves[0])
+        split, rows = self._split, list[list[float]]()
+        whole = self._on_test(candidate, split.train)
         for trial in range(TRIALS):
             halves = [random.Random(f"{self._seed} {trial}").sample(split.train, len(split.train))]
             while len(halves) <= HALVINGS and max(map(len, groups := by_stratum(halves[-1]))) > least:

@@ -6,6 +6,7 @@ The header is validated metadata, such as method, settings, backbone and class n
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -31,13 +32,12 @@ if TYPE_CHECKING:
     from adapt.backbones.base import Backbone
     from adapt.models.base import Adapted
     from adapt.models.sets import Sets
-    from adapt.models.watch import Watch
 
 
 FORMAT = (2, 1)  # another major version is refused, a newer minor one only adds keys
 OLDER = (2, 0)  # of a file that has nothing newer, so that equal runs write equal files
 # begin the names of tensors that are not the method's: what sets of images answered together need, and the watch
-_CALIBRATION, _WATCH = "calibration.", "watch."
+_PREFIXES = {"sets": "calibration.", "watch": "watch."}
 _STRICT = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
@@ -212,9 +212,12 @@ def save(model: Adapted, path: str | Path) -> Path:
     tensor_file.check_finite(tensors, "the model")
     check_loadable(model, tensors)
     kept = None if model.answers.sets is None else model.answers.sets.calibration
-    others = {} if kept is None else {_CALIBRATION + name: tensor for name, tensor in kept._asdict().items()}
-    others |= {} if model.watch is None else {_WATCH + name: own for name, own in model.watch.tensors().items()}
-    tensors |= {name: tensor.contiguous() for name, tensor in others.items()}
+    others = {
+        "sets": {} if kept is None else kept._asdict(),
+        "watch": {} if model.watch is None else model.watch.tensors(),
+    }
+    for part, own in others.items():
+        tensors |= {_PREFIXES[part] + name: tensor.contiguous() for name, tensor in own.items()}
     header = header_of(model).model_dump()
     metadata = {key: plain.dump(value) for key, value in header.items() if value is not None}
     with replacing(path) as temporary:
@@ -277,28 +280,27 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Return the method's tensors of an adapter file. Raises AdaptError if it is damaged or a value is not finite."""
+def read_parts(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of an adapter file: the `method`'s, and those of its `sets` and of its `watch`, if any.
+
+    Raises AdaptError if the file is damaged or a value is not finite.
+    """
     tensors = tensor_file.read(Path(path))
+    parts: dict[str, dict[str, Tensor]] = {"method": {}, "sets": {}, "watch": {}}
     tensor_file.check_finite(tensors, str(path))
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith((_CALIBRATION, _WATCH))}
+    for name, tensor in tensors.items():
+        part, prefix = next((own for own in _PREFIXES.items() if name.startswith(own[1])), ("method", ""))
+        parts[part][name.removeprefix(prefix)] = tensor
+    return parts
 
 
-def _others(path: Path, prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of an adapter file whose names begin with `prefix`, without it."""
-    tensors = tensor_file.read(path)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Return the method's tensors of an adapter file. Raises AdaptError as `read_parts` does."""
+    return read_parts(path)["method"]
 
 
-def read_watch(described: Header, path: Path) -> Watch | None:
-    """Return the watch of an adapter file, if it has one. Raises AdaptError if it is damaged."""
-    from adapt.models.watch import Watch
-
-    return Watch.from_tensors(_others(path, _WATCH), path) if described.watch else None
-
-
-def read_sets(described: Header, path: Path) -> Sets | None:
-    """Return the calibrated sets of an adapter file. Raises AdaptError if its tensors do not fit its header."""
+def sets_of(described: Header, tensors: Mapping[str, Tensor], path: Path) -> Sets | None:
+    """Return the sets of the adapter file at `path`. Raises AdaptError if their `tensors` do not fit its header."""
     from adapt.models.sets import Calibration, Sets
 
     if described.sets is None:
@@ -306,7 +308,7 @@ def read_sets(described: Header, path: Path) -> Sets | None:
     values: dict[str, Any] = dict(described.sets)
     if not values.pop("together"):
         return Sets(**values)
-    tensors, images, classes = _others(path, _CALIBRATION), sum(map(len, values["scores"])), len(described.class_names)
+    images, classes = sum(map(len, values["scores"])), len(described.class_names)
     kept = [tensors[name] for name in Calibration._fields if name in tensors]
     shapes = [tuple(tensor.shape) for tensor in kept]
     if shapes != [(images, classes), (images,), (images,)] or not {*kept[1].tolist()} <= {*range(classes)}:

@@ -32,7 +32,7 @@ from adapt.common.shown import first_of
 WINDOW = 64  # images that are compared at a time
 FEWEST = 16  # images that can be compared
 LEVEL = 0.005  # the nominal rate of false alarms in a window, half of it for each look
-MOST_CLASSES = 480  # with which the statistics take 32 KB, and features have 14 numbers
+MOST_CLASSES = 480  # with which the statistics take 32 KB, and features have 15 numbers
 _BYTES, _NUMBERS = 32_000, 128  # of the statistics, and the most numbers of features
 _TAILS = 0.5  # independent directions count half, as features differ more from image to image than normal numbers
 _SOFT = 0.5  # features have heavier tails than normal ones, so that a class is less sure than these would make it
@@ -53,7 +53,7 @@ _PROPERTIES = (
 
 
 class Sighting(NamedTuple):
-    """What a watch saw of an image: its properties and the numbers of its features, and its class for the watch.
+    """An image as a watch saw it: its properties and the numbers of its features, and its class for the watch.
 
     `strangeness` says how many standard deviations the image lies from the training images of its class.
     """

@@ -45,18 +45,19 @@ def seen_images(adapter: object) -> set[str] | None:
     AdaptError if the run's list is damaged.
     """
     path = Path(str(adapter))
-    folder = path if path.is_dir() else path.parent
+    folder, file = (path, path / NAME) if path.is_dir() else (path.parent, path)
     listed, metrics = folder / SEEN, folder / "metrics.json"
-    file = path / NAME if path.is_dir() else path
-    if adapter is not None and file.is_file():  # of several adapters: what each of them has seen
-        recipe = read_header(file).recipe
-        parts = plain.within(recipe, "soup", "ingredients", kind=list) or []
-        members = [plain.within(part, "adapter", kind=str) for part in parts]
-        if members := members or plain.within(recipe, "average", "adapters", kind=list) or []:
-            return {image for member in members for image in seen_images(member) or {""}}
-    if adapter is None or not (listed.is_file() and metrics.is_file()):
+    has_run = listed.is_file() and metrics.is_file()
+    if adapter is None or not (file.is_file() or has_run):
         return None
-    told = read_header(file).metrics or {}
+    header = read_header(file)
+    parts = plain.within(header.recipe, "soup", "ingredients", kind=list) or []
+    members = [plain.within(part, "adapter", kind=str) for part in parts]
+    if members := members or plain.within(header.recipe, "average", "adapters", kind=list) or []:
+        return {image for member in members for image in seen_images(member) or {""}}
+    if not has_run:
+        return None
+    told = header.metrics or {}
     if told.get("train_set") != stored.read(metrics, stored.Metrics, "metrics of a finished run")["train_set"]:
         return None
     columns, rows = csv_rows(listed)

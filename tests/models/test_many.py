@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 from cases import build
-from checks import perturb
+from checks import counted_blocks, perturb
 from native_chats import lora, model_of
-from torch import Tensor
 
 import adapt
 from adapt import AdaptError, Backbone
 from adapt.data import open_image
-from adapt.engine import vision
 from adapt.methods import CoOp, LinearProbe, LoRA, MaPLe, ZeroShot
 
 NAMES = ("goldfish", "red panda", "sea cucumber")
@@ -74,14 +72,7 @@ def test_what_they_share_is_computed_once(
     open_clip: Backbone, photos: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = models(open_clip)
-    blocks: list[int] = []
-    run_block = vision.run_block
-
-    def counted(block: Any, index: int, *args: Any, **kwargs: Any) -> Tensor:
-        blocks.append(index)
-        return run_block(block, index, *args, **kwargs)
-
-    monkeypatch.setattr(vision, "run_block", counted)
+    blocks = counted_blocks(monkeypatch)
     adapt.predict_many(made, photos)
     # the frozen tower once, the last block of two LoRAs, and MaPLe's three blocks
     assert sorted(blocks) == sorted([0, 1, 2] + [2, 2] + [0, 1, 2])
