@@ -19,7 +19,6 @@ from itertools import product
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -115,11 +114,10 @@ class DINOLinear(Method[ImageStep], ChoosesOnValidation, OwnClassifier):
         """Return the sum of the classifiers' losses. The best classifier of the batch gives the logits of the step."""
         assert step.labels is not None
         every = self.every(self.inputs(step))
-        losses = torch.stack(
-            [F.cross_entropy(logits.float(), step.labels, step.model.class_weights) for logits in every]
-        )
+        class_loss = step.model.class_loss
+        losses = torch.stack([class_loss(logits, step.labels) for logits in every])
         step.logits = every[int(losses.argmin())]
-        return {"cross_entropy": losses.sum()}
+        return {class_loss.term: losses.sum()}
 
     def prepare(self, training: Training) -> None:
         if (optimizer := training.settings.optimizer) != "sgd":

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from adapt.backbones.base import DualEncoder
 from adapt.common.errors import AdaptError
-from adapt.methods.base import ImageStep, Terms, Training
+from adapt.methods.base import ImageStep, Terms, Training, total
 from adapt.methods.base.method import LearnsAside
 from adapt.methods.coop import CoOp, CoOpConfig
 from adapt.prompts import Prompt, check_class_names, of_classes
@@ -146,7 +146,7 @@ class OGEN(LearnsAside, CoOp):
         if int(self._done) < int(self.config.alone * self._epochs):
             return terms | {"known": size * F.mse_loss(of_known, target.flatten(0, 1))}
         terms["known"] = size * F.mse_loss(of_known, self._sampled(labels).flatten(0, 1))
-        terms["image_class"] = OF_IMAGES * step.cross_entropy
+        terms["image_class"] = OF_IMAGES * total(step.task_loss())
         logits = step.cosine_logits(known, of_unknown), step.cosine_logits(known, of_known)
         terms["unknown_class"] = OF_KNOWN * F.cross_entropy(logits[0].float(), labels)
         terms["known_class"] = OF_KNOWN / self._k * F.cross_entropy(logits[1].float(), self._near[labels].flatten())

@@ -28,6 +28,7 @@ from adapt.data.decoding.images import picture_batches
 from adapt.data.decoding.pictures import turns
 from adapt.engine.hooks import run
 from adapt.methods.base import Context, Method, checked
+from adapt.methods.base.class_loss import ClassLoss
 from adapt.methods.base.step import TERMS, Step, Terms
 from adapt.methods.base.traits import Grades, OwnClassifier, SetAtUse, Stream, has_trait, skipped_blocks, trait
 from adapt.models.prediction import PLAIN, Answers, Prediction, Query, decided
@@ -81,7 +82,7 @@ class Adapted(nn.Module, Generic[B]):
     evaluated_together = 100  # items in a batch of an evaluation
     started = False  # whether training continues from the tensors of an earlier adapter
     memory: object = None  # the method's memory of a stream of images
-    class_weights: Tensor | None = None  # the weight of each class in the cross-entropy
+    class_loss = ClassLoss()  # of training, where images have one class
     answers: Answers = PLAIN  # the settings that turn logits into answers
     watch: Watch | None = None  # what the training images looked like, with which later images are compared
     vision_path: Literal["fast", "plain"] = "plain"  # the path of images through the vision tower

@@ -23,6 +23,7 @@ from adapt.data.item import Item
 from adapt.edits import Edit
 from adapt.engine import hooks
 from adapt.methods.base import Context, Method, Step
+from adapt.methods.base.class_loss import CROSS_ENTROPY
 from adapt.models import debiasing, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.debiasing import ChatAtUse, Mode
@@ -59,8 +60,12 @@ class ChatStep(Step):
 
     @property
     def weight(self) -> float:
-        """The number of tokens that the batch learns."""
-        return float(self.rows.answers[:, 1:].sum())
+        """The number of tokens that the batch learns, or of conversations with a loss over class names."""
+        return float(len(self.chats) if self._over_names else self.rows.answers[:, 1:].sum())
+
+    @property
+    def _over_names(self) -> bool:
+        return self.model.class_loss.objective != CROSS_ENTROPY
 
     @cached_property
     def answer_logits(self) -> Tensor:
@@ -87,7 +92,12 @@ class ChatStep(Step):
 
     @property
     def right(self) -> Tensor:
-        """Whether the model predicts every token of the answers of each conversation `(b,)`."""
+        """Whether the model predicts every token of the answers of each conversation `(b,)`.
+
+        With a loss over class names, whether the right name is the most probable one.
+        """
+        if self._over_names:
+            return super().right
         learned = self.rows.answers[:, 1:]
         wrong = torch.zeros_like(learned).masked_scatter(learned, self.answer_logits.argmax(-1) != self.targets)
         return ~wrong.any(-1)
@@ -289,12 +299,16 @@ class ChatModel(Adapted[NativeVLM]):
         """
         if not options:
             raise AdaptError("there are no options to choose from: give at least one")
-        mode = self._at_use(**_given(calibrate=calibrate)).calibrate
-        asked_about = _chats(images, chats)
-        logits = self._chosen(images, asked_about, options)
-        if mode is None:
+        return self._options(images, _chats(images, chats), options, self._at_use(**_given(calibrate=calibrate)))
+
+    def _options(
+        self, images: Sequence[ChatImages], chats: Sequence[Chat], options: Sequence[str], at_use: ChatAtUse
+    ) -> Tensor:
+        """Return the logits of `choose`, through which a loss over class names takes its gradient."""
+        logits = self._chosen(images, chats, options)
+        if (mode := at_use.calibrate) is None:
             return logits
-        others = debiasing.without_images(mode, images, asked_about, self.backbone.tokenizer.unk_token)
+        others = debiasing.without_images(mode, images, chats, self.backbone.tokenizer.unk_token)
         without = [self._probabilities(*each, options) for each in others]
         return debiasing.calibrated(logits, torch.stack(without).mean(0))
 
@@ -324,7 +338,7 @@ class ChatModel(Adapted[NativeVLM]):
 
     def own_logits(self, step: ChatStep) -> Tensor:
         """Return the logits `(b, n)` of the classes for a batch of conversations, whose own answers are left out."""
-        return self.choose(step.inputs, [chat.question for chat in step.chats], self.class_names)
+        return self._options(step.inputs, [chat.question for chat in step.chats], self.class_names, self.at_use)
 
     # answering in words
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypedDict
 
@@ -15,6 +16,9 @@ from adapt.data.bags import BagPooling
 
 if TYPE_CHECKING:
     from adapt.data.item import Item
+
+
+_OBJECTIVE = re.compile(r"(cross-entropy|arcsin|accuracy|gce(?=\()|group(?=\(\d+\)))(?:\((\d+\.?\d*|\.\d+)\))?")
 
 
 class Gaussian(StrictModel):
@@ -111,11 +115,16 @@ class TrainSettings(StrictModel):
     warmup_epochs: int = Field(default=1, ge=0)
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
+    objective: str = "cross-entropy"
+    """What is maximised, by the probability p of an image's class: cross-entropy (log p), arcsin (2 arcsin of the root
+    of p), accuracy (p), gce(q) (generalised cross-entropy, q 0.7 if left out) or group(G) (what G sampled answers with
+    rewards teach). Wrong labels harm the last four less."""
     class_weights: Literal["equal", "balanced"] = "equal"
     """Weight of an image in the cross-entropy: equal, or inverse to the number of training images of its class."""
     terms: dict[str, float] = Field(default_factory=dict)
     """Additional terms of the loss with their weights, also in the rewards of a search. distill: one minus the cosine
-    between image features and those of the unadapted backbone."""
+    between image features and those of the unadapted backbone. kl: the cross-entropy of the classes' probabilities with
+    the unadapted backbone's."""
     dpo: DPOSettings = Field(default_factory=DPOSettings)
     """The loss of preferences."""
     svco: SVCOSettings = Field(default_factory=SVCOSettings)
@@ -133,6 +142,22 @@ class TrainSettings(StrictModel):
     workers: int = Field(default=2, ge=0)
     checkpoint_minutes: float = Field(default=1.0, ge=0)
     """Minutes between checkpoints within an epoch; there is always one at its end."""
+
+    @field_validator("objective")
+    @classmethod
+    def _of_classes(cls, objective: str) -> str:
+        plain = "gce(0.7)" if objective == "gce" else objective
+        name, number = _OBJECTIVE.findall(plain)[0] if _OBJECTIVE.fullmatch(plain) else ("", "")
+        if (
+            not name
+            or (name == "gce" and not 0 < float(number) <= 1)
+            or (name == "group" and not 2 <= int(number) <= 64)
+        ):
+            raise ValueError(
+                f"the objective is {objective!r}; expected cross-entropy, arcsin, accuracy, gce(q) with q above 0 and "
+                "at most 1, or group(G) with a whole number from 2 to 64, in quotes in a shell"
+            )
+        return plain
 
     @field_validator("terms", mode="before", json_schema_input_type=dict[str, float] | None)
     @classmethod
@@ -239,6 +264,7 @@ class FitSettings(TypedDict, total=False):
     warmup_epochs: int
     warmup_lr: float
     min_lr: float
+    objective: str
     class_weights: Literal["equal", "balanced"]
     terms: dict[str, float] | None
     dpo: DPOSettings | Mapping[str, object]

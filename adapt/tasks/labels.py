@@ -108,7 +108,7 @@ class Labels(Task):
         import torch.nn.functional as F
 
         logits, model = step.logits.float() + (step.model.answers.logit_bias or 0.0), step.model
-        loss = F.binary_cross_entropy_with_logits(logits, step.labels.float(), pos_weight=model.class_weights)
+        loss = F.binary_cross_entropy_with_logits(logits, step.labels.float(), pos_weight=model.class_loss.weights)
         return {"cross_entropy": loss}
 
     def right(self, step: Any) -> Tensor:

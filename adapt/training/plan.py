@@ -18,6 +18,7 @@ from adapt.data.bags import BagPooling, has_bags, singles
 from adapt.data.item import Item, items_id
 from adapt.data.split import are_turned, folds
 from adapt.methods.base import Method, trait
+from adapt.methods.base.class_loss import CROSS_ENTROPY
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import PoolsBags, Stream, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted, is_native
@@ -110,7 +111,7 @@ def planned(
     if not 0 <= seed < 2**63:
         raise AdaptError(f"seed is {seed}; expected a whole number from 0 to 2^63 - 1")
     model.turn(are_turned(chain(train_set, val_set, test_set)))
-    chosen = _settings(model, settings, cache)
+    chosen = _settings(model, settings, cache, tasks.of(train_set) if train_set else None)
     model.answers = replace(model.answers, pooling=pooling)
     if pooling == "logits":
         train_set = singles(train_set)
@@ -217,7 +218,7 @@ def _learned_from(
     return train_set, unlabelled_set
 
 
-def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSettings | None:
+def _settings(model: Adapted, settings: dict[str, Any], cache: bool, task: Task | None) -> TrainSettings | None:
     """Return the checked training settings with the precision resolved, or None for a method without gradient steps."""
     if not model.method.takes_steps:
         if settings:
@@ -230,7 +231,7 @@ def _settings(model: Adapted, settings: dict[str, Any], cache: bool) -> TrainSet
     except ValidationError as error:
         raise AdaptError(explain(TrainSettings, error, "fit")) from None
     _check_vision(model, chosen)
-    _check_weights(model, chosen)
+    _check_class_loss(model, chosen, task)
     if chosen.group_by_length and not is_native(model):
         raise AdaptError(
             f"train.group_by_length is for conversations, but {model.backbone.describe()} is a {model.backbone.kind}, "
@@ -252,16 +253,25 @@ def _check_vision(model: Adapted, settings: TrainSettings) -> None:
         )
 
 
-def _check_weights(model: Adapted, settings: TrainSettings) -> None:
-    """Raise AdaptError if class weights are set, but there are no classes or the loss does not use class weights."""
-    if settings.class_weights == "equal":
-        return
-    if not isinstance(model, ImageModel) or not model.class_names:
+def _check_class_loss(model: Adapted, settings: TrainSettings, task: Task | None) -> None:
+    """Raise AdaptError if settings of the loss of classes are set, but the data or the method has no such loss."""
+    if settings.class_weights != "equal" and not (isinstance(model, ImageModel) and model.class_names):
         raise AdaptError("train.class_weights needs classes, but the data has no classes: omit train.class_weights")
-    if not model.method.weighs_classes:
+    of_classes = {"objective": settings.objective != CROSS_ENTROPY, "terms.kl": "kl" in settings.terms}
+    asked = [name for name, is_set in of_classes.items() if is_set]
+    if asked and not (task and task.has_class_loss and model.class_names):
+        has = task.title if task and not task.has_class_loss else "no class names"
+        raise AdaptError(f"train.{asked[0]} needs one class per image, but the data has {has}: omit train.{asked[0]}")
+    if "kl" in settings.terms and model.backbone.kind == "vision encoder":
         raise AdaptError(
-            f"train.class_weights needs a cross-entropy over classes, but the loss of {model.method.name} has no such "
-            "term: leave out train.class_weights"
+            f"train.terms has kl, but {model.backbone.describe()} knows no classes before training, so that there are "
+            "no answers to be held to: leave out kl"
+        )
+    asked += ["class_weights"] * (settings.class_weights != "equal")
+    if asked and not model.method.weighs_classes:
+        raise AdaptError(
+            f"train.{asked[0]} needs a loss over classes, but the loss of {model.method.name} has no such term: omit "
+            f"train.{asked[0]}"
         )
 
 

@@ -29,6 +29,8 @@ class Objective(LabelKind):
 
     A task with a `loss` or `step` of its own says so itself, or its batches are not divided by items among processes.
     """
+    has_class_loss: ClassVar[bool] = False
+    """Whether the loss is that of classes by the setting `train.objective`."""
     learns_from_features: ClassVar[bool] = True
     """Whether a step may take cached features instead of images."""
 

@@ -128,7 +128,7 @@ class Step:
     def cross_entropy(self) -> Tensor:
         """The mean cross-entropy in fp32 of the logits with the labels `(b,)`, or with soft labels `(b, n)`."""
         assert self.labels is not None
-        return F.cross_entropy(self.logits.float(), self.labels, self.model.class_weights)
+        return F.cross_entropy(self.logits.float(), self.labels, self.model.class_loss.weights)
 
     def again(self) -> Self:
         """Return a new object for this batch after the method's tensors changed, keeping frozen-backbone results."""
@@ -469,5 +469,15 @@ def distill(step: ImageStep) -> Tensor:
     return 1 - (step.features.float() * step.frozen_features.float()).sum(-1).mean()
 
 
+def kl(step: Step) -> Tensor:
+    """Return the mean cross-entropy of the classes' probabilities with the unadapted backbone's, as an extra term.
+
+    Its gradient is that of the divergence from the backbone's answers, by which RL holds a model to its reference.
+    """
+    with torch.no_grad():
+        frozen = step._with(step.model.class_loss.frozen).logits.float().softmax(-1)
+    return F.cross_entropy(step.logits.float(), frozen)
+
+
 # the terms that a recipe may add to the loss of any method, by `train.terms`
-TERMS: dict[str, Callable[[Any], Tensor]] = {"distill": distill}
+TERMS: dict[str, Callable[[Any], Tensor]] = {"distill": distill, "kl": kl}
