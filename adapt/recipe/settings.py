@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
 
 
-_OBJECTIVE = re.compile(r"(cross-entropy|arcsin|accuracy|gce(?=\()|group(?=\(\d+\)))(?:\((\d+\.?\d*|\.\d+)\))?")
+_OBJECTIVE = re.compile(r"(cross-entropy|arcsin|accuracy)|gce\((\d+\.?\d*|\.\d+)\)|group\((\d+)\)")
 
 
 class Gaussian(StrictModel):
@@ -147,12 +147,8 @@ class TrainSettings(StrictModel):
     @classmethod
     def _of_classes(cls, objective: str) -> str:
         plain = "gce(0.7)" if objective == "gce" else objective
-        name, number = _OBJECTIVE.findall(plain)[0] if _OBJECTIVE.fullmatch(plain) else ("", "")
-        if (
-            not name
-            or (name == "gce" and not 0 < float(number) <= 1)
-            or (name == "group" and not 2 <= int(number) <= 64)
-        ):
+        name, q, size = groups.groups("0") if (groups := _OBJECTIVE.fullmatch(plain)) else ("0", "0", "0")
+        if not (name != "0" or 0 < float(q) <= 1 or 2 <= int(size) <= 64):
             raise ValueError(
                 f"the objective is {objective!r}; expected cross-entropy, arcsin, accuracy, gce(q) with q above 0 and "
                 "at most 1, or group(G) with a whole number from 2 to 64, in quotes in a shell"

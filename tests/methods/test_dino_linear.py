@@ -17,6 +17,7 @@ from torch import Tensor
 import adapt
 from adapt import AdaptError, Backbone, methods
 from adapt.data import Item, Split, load, open_image
+from adapt.methods.base.class_loss import ClassLoss
 from adapt.training.result import Result
 
 BLOCKS, RATES = (1, 2), (1e-3, 0.1)
@@ -107,8 +108,9 @@ def test_a_rate_is_a_factor_of_the_training_rate(split: Split) -> None:
 def test_each_classifier_weighs_the_classes(split: Split) -> None:
     model: Any = perturb(adapt.wrap(backbone(), methods.DINOLinear(blocks=BLOCKS, rates=RATES), split.class_names))
     step = model.step(pixels(split.train), torch.tensor(numbers(split.train, split.class_names)))
-    model.class_weights = torch.tensor([9.0, 1.0, 0.5, 0.1])
-    weights = model.class_weights[step.labels]
+    model.class_loss = ClassLoss(weights=torch.tensor([9.0, 1.0, 0.5, 0.1]))
+    assert model.class_loss.weights is not None
+    weights = model.class_loss.weights[step.labels]
     with torch.no_grad():
         expected = 0.0
         for logits in model.method.every(model.method.inputs(step)):

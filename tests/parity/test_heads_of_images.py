@@ -19,6 +19,7 @@ from adapt import methods
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.methods import cafo
 from adapt.methods.base import Encoded, ImageStep, total
+from adapt.methods.base.class_loss import ClassLoss
 from adapt.training.loop import cosine_iteration
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def of_tokens(expected: Any) -> Any:
     form = SimpleNamespace(pooling="class", first_patch=1)
     tower = SimpleNamespace(blocks=range(4), width=outputs["vision.3"].shape[-1], final_norm=nn.Identity(), form=form)
     model: Any = SimpleNamespace(
-        class_weights=None,
+        class_loss=ClassLoss(),
         backbone=SimpleNamespace(device=CPU, tower={"vision": tower}.__getitem__),
         frozen_blocks=lambda images, names: {name: 2 * (outputs[name][images],) for name in names},
         step=lambda images, labels: ImageStep(model, images, labels),
@@ -157,7 +158,7 @@ def of_two(method: Any, expected: Any) -> Any:
     method.build(backbone, range(len(weights)))
     method.prepare(SimpleNamespace(features=lambda part, views, unit: keys, labels=lambda part: labels))
     return SimpleNamespace(
-        backbone=backbone, method=method, class_weights=None, projected=lambda features: features,
+        backbone=backbone, method=method, class_loss=ClassLoss(), projected=lambda features: features,
         class_features=lambda: F.pad(weights, (0, second)),
     )  # fmt: skip
 

@@ -88,8 +88,8 @@ def test_rare_classes_may_weigh_more(open_clip: Backbone, several: Split) -> Non
     model = of_method(open_clip, "coop", several.class_names)
     adapt.fit(model, several.train, class_weights="balanced", **OF_ALL | {"epochs": 1})
     counts = several.task.labels(several.train, several.class_names).sum(0)
-    assert model.class_weights is not None
-    torch.testing.assert_close(model.class_weights, (12 - counts) / counts)
+    assert model.class_loss.weights is not None
+    torch.testing.assert_close(model.class_loss.weights, (12 - counts) / counts)
 
 
 def test_it_learns_and_its_adapter_says_several(open_clip: Backbone, several: Split, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The loss of classes: cross-entropy, or an objective that wrong labels harm less.
 
 Each objective is a function of p, the probability of the labelled class, to be maximised. Cross-entropy, log p, weighs
-the gradient of p by 1/p, so that an image with a wrong label, whose p is small, pulls hardest. The others weigh it less.
+the gradient of p by 1/p, so that an image with a wrong label, whose p is small, pulls hardest. The others weigh it
+less.
 
-* `gce(q)`: (p^q - 1) / q, generalised cross-entropy (Zhang and Sabuncu, NeurIPS 2018).
+* `gce(q)`: (p^q - 1) / q, generalised cross-entropy (Zhang and Sabuncu, NeurIPS 2018), of p + 1e-6 as in NLPrompt.
 * `arcsin`: 2 arcsin sqrt(p), the limit of `group(G)` for large groups.
 * `accuracy`: p, the expected accuracy; 2 (1 - p) is the mean absolute error (Ghosh et al., AAAI 2017; NLPrompt, Pan et
-  al., CVPR 2025).
+  al., CVPR 2025, `b36bc8e`).
 * `group(G)`: the expected update of G sampled answers whose reward is 1 for the right one, standardised in the group
   (CLS-RL without thinking, Li et al., NeurIPS 2025, `0dc42e0`), without sampling. Deviations: the reference adds 1e-4
   to the standard deviation of rewards, and divides by the length of each answer, which is the gradient of no function.
@@ -65,7 +66,7 @@ class ClassLoss:
                 return (-margins).sigmoid()
             case "gce":
                 q = float(number)
-                return -(q * F.logsigmoid(margins)).expm1() / q
+                return -(q * (margins.sigmoid() + 1e-6).log()).expm1() / q
             case "group":
                 return group_weights(margins.detach().sigmoid(), int(number)) * (-margins).sigmoid()
 
