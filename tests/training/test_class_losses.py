@@ -6,12 +6,16 @@ import math
 from typing import Any
 
 import pytest
+import tiny_natives
 import torch
+from checks import perturb
+from native_chats import lora
 from torch import Tensor
 
 import adapt
-from adapt import AdaptError, Backbone, methods
+from adapt import AdaptError, Backbone, methods, tasks
 from adapt.data import Split, load
+from adapt.data.decoding.images import open_image
 from adapt.methods.base.class_loss import ClassLoss, group_weights
 from adapt.recipe.settings import TrainSettings
 
@@ -160,3 +164,35 @@ def test_what_has_no_loss_of_classes_is_refused_by_name(open_clip: Backbone, tin
     own = adapt.wrap(images, methods.LoRA(towers=("vision",)), tiny_split.class_names)
     with pytest.raises(AdaptError, match="knows no classes before training"):
         adapt.fit(own, tiny_split.train, **STEPS, terms={"kl": 1.0})
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "qwen2_5_vl", "paligemma"])
+def test_a_native_model_learns_by_the_probabilities_of_class_names(kind: str, tiny_split: Split) -> None:
+    """The loss is of the logits by which it answers, as is the share that is right; and its gradient is theirs."""
+    model = adapt.wrap(tiny_natives.backbone(kind), lora("decoder"), tiny_split.class_names)
+    perturb(model)
+    items = tiny_split.train[:4]
+    step = tasks.of(items).step(model, items, [[open_image(item)] for item in items])
+    logits = model.choose(step.inputs, [model.backbone.question] * 4, model.class_names)
+    assert step.labels is not None
+    probabilities = logits.softmax(-1)[torch.arange(4), step.labels]
+    model.class_loss = ClassLoss("arcsin", frozen=adapt.wrap(model.backbone, methods.ZeroShot(), model.class_names))
+    terms, right = model.losses(step, {"kl": 1.0})
+    assert float(terms["arcsin"]) == pytest.approx(float((math.pi - 2 * probabilities.sqrt().asin()).mean()), rel=1e-4)
+    assert torch.equal(right, logits.argmax(-1) == step.labels)
+    assert step.weight == 4
+    untouched = model.class_loss.frozen.choose(step.inputs, [model.backbone.question] * 4, model.class_names)
+    expected = -(untouched.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+    assert float(terms["kl"]) == pytest.approx(float(expected), rel=1e-4)
+    parameters = [parameter for parameter in model.method.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(terms["arcsin"], parameters)
+    with torch.no_grad():  # the slope along the gradient
+        length = float(sum(gradient.square().sum() for gradient in gradients)) ** 0.5
+        losses = []
+        for sign in (1, -1):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter += sign * 1e-2 * gradient / length
+            losses.append(float(ClassLoss("arcsin")(step.again().logits, step.labels)))
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter -= sign * 1e-2 * gradient / length
+    assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(length, rel=0.05)

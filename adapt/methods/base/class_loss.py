@@ -17,14 +17,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from adapt.models.base import Adapted
 
 CROSS_ENTROPY = "cross-entropy"
 WIDEST = 80.0  # margin in which exp(m / 2) and its square are finite in fp32
@@ -34,12 +31,12 @@ WIDEST = 80.0  # margin in which exp(m / 2) and its square are finite in fp32
 class ClassLoss:
     """The mean loss of class logits `(b, n)` with labels `(b,)`, by an objective of `TrainSettings.objective`.
 
-    `weights` `(n,)` are those of the classes. `frozen` is the unadapted model, for the term `kl` of the loss.
+    `weights` `(n,)` are those of the classes. `frozen` is the unadapted model, an `Adapted`, for the term `kl`.
     """
 
     objective: str = CROSS_ENTROPY
     weights: Tensor | None = None
-    frozen: Adapted | None = None
+    frozen: Any = None
 
     @property
     def term(self) -> str:
