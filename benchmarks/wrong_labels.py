@@ -6,6 +6,7 @@ A training takes seconds to minutes, and there are thousands: each result is kep
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from benchmarks.measure import Row
 
 KEPT = Path("build/wrong_labels.jsonl")
 SEEDS, SHOTS = (1, 2, 3, 4, 5), (4, 16)
-ON_FEATURES = ("coop", "task_res", "kgcoop", "prograd", "tcp", "clap", "clip_adapter", "tip_adapter/trained")
+ON_FEATURES = ("coop", "task_res", "kgcoop", "prograd", "tcp", "clap", "clip_adapter")
 MORE = ("coop", "task_res")  # with other shares of wrong labels, objectives and rates
 THROUGH_TOWERS = ("lora", "maple")  # with fewer seeds, as a training takes minutes
 CLEAN, QUARTER = (0.0, False), (0.25, False)
 OTHER_NOISE = ((0.1, False), (0.5, False), (0.25, True))
 PLAIN, OURS, OTHERS = "cross-entropy", "arcsin", ("accuracy", "gce(0.7)", "group(4)", "group(64)")
+ZERO_SHOT = 38.3  # of the bundled backbone on the test drawings
 FACTORS = (1 / 3, 1.0, 3.0)  # of the recipe's rate
 T = {3: 4.303, 5: 2.776}  # half a 95 % interval of as many differences, in standard errors
 
@@ -96,27 +98,35 @@ def results(cases: Sequence[Case], progress: Callable[[str], None]) -> dict[Case
 
 def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     """Yield the test accuracy of each method by cross-entropy and by another objective, and the paired difference."""
-    for shots in reversed(SHOTS):
+
+    def row(recipe: str, shots: int, noise: tuple[float, bool], objective: str = OURS, **changes: Any) -> Row:
+        return compared(recipe, shots, noise, objective, progress=progress, **changes)
+
+    for recipe in ON_FEATURES:
         for noise in (QUARTER, CLEAN):
-            for recipe in ON_FEATURES:
-                yield compared(recipe, shots, noise, OURS, (1.0,), SEEDS, progress)
+            yield row(recipe, SHOTS[-1], noise)
+    for recipe in MORE:
+        for noise in OTHER_NOISE:
+            yield row(recipe, SHOTS[-1], noise)
+    for recipe in ON_FEATURES:
+        for noise in (QUARTER, CLEAN):
+            yield row(recipe, SHOTS[0], noise)
     for recipe in MORE:
         for noise in (QUARTER, CLEAN):
             for shots in SHOTS:
-                yield compared(recipe, shots, noise, OURS, FACTORS, SEEDS, progress)
-        for noise in OTHER_NOISE:
-            for shots in SHOTS:
-                yield compared(recipe, shots, noise, OURS, (1.0,), SEEDS, progress)
-        for objective in OTHERS:
-            for noise in (CLEAN, QUARTER):
-                yield compared(recipe, SHOTS[-1], noise, objective, (1.0,), SEEDS, progress)
+                yield row(recipe, shots, noise, factors=FACTORS)
     for recipe in THROUGH_TOWERS:
+        yield row(recipe, SHOTS[-1], QUARTER, seeds=SEEDS[:3])
+    for objective in OTHERS:
+        for recipe in MORE:
+            for noise in (QUARTER, CLEAN):
+                yield row(recipe, SHOTS[-1], noise, objective)
+    for recipe in ON_FEATURES:
         for noise in (QUARTER, CLEAN):
-            yield compared(recipe, SHOTS[-1], noise, OURS, (1.0,), SEEDS[:3], progress)
-    for noise in (QUARTER, CLEAN):
-        for recipe in ON_FEATURES:
             for shots in SHOTS:
-                yield compared(recipe, shots, noise, OURS, FACTORS, SEEDS, progress)
+                yield row(recipe, shots, noise, factors=FACTORS)
+    for recipe in THROUGH_TOWERS:
+        yield row(recipe, SHOTS[-1], CLEAN, seeds=SEEDS[:3])
 
 
 def compared(
@@ -124,8 +134,9 @@ def compared(
     shots: int,
     noise: tuple[float, bool],
     objective: str,
-    factors: Sequence[float],
-    seeds: Sequence[int],
+    *,
+    factors: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = SEEDS,
     progress: Callable[[str], None],
 ) -> Row:
     """Return a row on a recipe by cross-entropy and by `objective`, each at the factor that is best on validation."""
@@ -141,3 +152,41 @@ def compared(
     rates = "recipe's rate" if len(factors) == 1 else f"best of {len(factors)} rates"
     cells = {each: f"{each} {mean(values):.1f}" for each, values in found.items()}
     return row_of(f"{recipe}, {shots} shots, {wrong}, {rates}", {**cells, "apart": f"{mean(apart):+.1f} ± {half:.1f}"})
+
+
+def draw_to(path: str) -> None:
+    """Draw the test accuracy over the share of wrong labels, by cross-entropy and by arcsin, to a picture."""
+    from matplotlib.figure import Figure
+
+    shares = (0.0, 0.1, 0.25, 0.5)
+    figure = Figure(figsize=(8.0, 3.2), layout="constrained")
+    for axes, (recipe, title) in zip(figure.subplots(1, 2, sharey=True), (("coop", "CoOp"), ("task_res", "TaskRes"))):
+        for objective, colour, style in ((OURS, "#0072b2", "-"), (PLAIN, "#d55e00", "--")):
+            cases = [Case(recipe, SHOTS[-1], share, False, objective, 1.0, seed) for share in shares for seed in SEEDS]
+            tests = [found["test"] for found in results(cases, lambda text: None).values()]
+            by_share = [tests[start : start + len(SEEDS)] for start in range(0, len(tests), len(SEEDS))]
+            across = [100 * share for share in shares]
+            axes.fill_between(
+                across, [min(own) for own in by_share], [max(own) for own in by_share], alpha=0.15, color=colour, lw=0
+            )
+            axes.plot(across, [mean(own) for own in by_share], style, marker="o", color=colour)
+            axes.annotate(
+                objective,
+                (across[-1], mean(by_share[-1])),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+            )
+        axes.axhline(ZERO_SHOT, color="#666666", lw=1, ls=":")
+        axes.annotate(
+            "zero-shot", (0, ZERO_SHOT), xytext=(0, 3), textcoords="offset points", color="#666666", fontsize=9
+        )
+        axes.set(title=title, xlabel="wrong labels, per cent", xticks=across, xlim=(-2, 72))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("test accuracy, per cent")
+    figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    draw_to(sys.argv[1])
