@@ -14,10 +14,13 @@ from random import Random
 from statistics import mean, stdev
 from typing import Any
 
+import adapt
+from adapt.choosing.advice import advise
 from adapt.common import plain
 from adapt.data import Item, Split
+from adapt.models.features import item_features
 from adapt.recipe import read_recipe
-from benchmarks.drawings import SEEN, drawings, right, row_of, trained
+from benchmarks.drawings import SEEN, backbone, drawings, right, row_of, trained
 from benchmarks.measure import Row
 
 KEPT = Path("build/wrong_labels.jsonl")
@@ -102,6 +105,7 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
     def row(recipe: str, shots: int, noise: tuple[float, bool], objective: str = OURS, **changes: Any) -> Row:
         return compared(recipe, shots, noise, objective, progress=progress, **changes)
 
+    yield suspected()
     for recipe in ON_FEATURES:
         for noise in (QUARTER, CLEAN):
             yield row(recipe, SHOTS[-1], noise)
@@ -127,6 +131,23 @@ def rows(progress: Callable[[str], None]) -> Iterator[Row]:
                 yield row(recipe, shots, noise, factors=FACTORS)
     for recipe in THROUGH_TOWERS:
         yield row(recipe, SHOTS[-1], CLEAN, seeds=SEEDS[:3])
+
+
+def suspected() -> Row:
+    """Return a row on how many of a quarter of wrong labels `recommend` lists as suspects, over the seeds."""
+    found = list[tuple[int, int, int, int]]()
+    model = adapt.wrap(backbone(), adapt.methods.ZeroShot(), drawings(SEEN).class_names)
+    for seed in SEEDS:
+        clean = drawings(SEEN).few_shot(SHOTS[-1], seed).train
+        split = replace(draw(Case("", SHOTS[-1], *QUARTER, "", 1.0, seed)), val=(), test=())
+        wrong = {item.path for item, right_one in zip(split.train, clean, strict=True) if item != right_one}
+        features = {"train": item_features(model, split.train, workers=0)}
+        listed = [str(row["path"]) for row in advise(split, features, (), None).suspects]
+        first = len(wrong.intersection(listed[: len(wrong) // 2]))
+        found.append((len(wrong), len(listed), len(wrong.intersection(listed)), first))
+    wrongs, listed_, right_, first_ = (f"{mean(each):.0f}" for each in zip(*found, strict=True))
+    text = f"{right_} of {wrongs} wrong labels among {listed_} suspects; of the first half of {wrongs}, {first_}"
+    return {"case": "suspects, a quarter of the labels wrong", "text": text}
 
 
 def compared(
