@@ -324,8 +324,13 @@ class Adapted(nn.Module, Generic[B]):
             yield self.batched([transform(picture) for picture in pictures])
 
     def batched(self, images: list[Any]) -> Any:
-        """Return images that `transform` has preprocessed as one batch on the backbone's device."""
-        return torch.stack(images).to(self.backbone.device)
+        """Return images that `transform` has preprocessed as one batch on the backbone's device.
+
+        Of images that are left as they were decoded, a batch is a list of lists, with the images of each item.
+        """
+        if isinstance(images[0], Tensor):
+            return torch.stack(images).to(self.backbone.device)
+        return [[image] for image in images]
 
     def set_at_use(self, **changes: object) -> None:
         """Change settings of the method that count when it answers, such as `tokens=4` for `mqt`.

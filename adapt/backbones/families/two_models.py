@@ -48,7 +48,7 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     from adapt.backbones.base import ImageEncoder
     from adapt.backbones.vision_llm import Eyes, VisionLLM
 
-    if not isinstance(encoder, ImageEncoder | Eyes):
+    if not isinstance(encoder, ImageEncoder | Eyes) or encoder.as_decoded:
         raise AdaptError(
             f"{encoder.describe()} is a {encoder.kind}; expected a CLIP, SigLIP or vision encoder for a language "
             "model, or the eyes of BLIP-2"
