@@ -70,6 +70,7 @@ class Backbone:
     instead: ClassVar[str] = "use another method or another backbone"  # advice where a method does not serve the kind
     quantization: str | None = None  # nf4 or int8, if the linears in its blocks are quantised
     as_decoded: ClassVar[bool] = False  # whether its processor prepares images, which reach it as they were decoded
+    runs_alone = False  # whether its own forward hooks the model, which no other thread may then run
 
     def __init__(
         self,

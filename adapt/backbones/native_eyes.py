@@ -57,7 +57,7 @@ class NativeEyes(VisionEncoder):
                     "that they cannot be read: use last: in place of heads:"
                 )
             self.heads = len(decoder.blocks), decoder.heads, int(size)
-            self.kept_as = torch.float16
+            self.kept_as, self.runs_alone = torch.float16, True
 
     @property
     def embed_dim(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, replace
 from functools import wraps
@@ -425,7 +425,7 @@ class Adapted(nn.Module, Generic[B]):
         backbone = self.backbone
         changes = [(backbone.tower(name), own) for name, own in edits.items() if own]
         if not changes:
-            with frozen(backbone.model):
+            with alone(backbone.model) if backbone.runs_alone else nullcontext(), frozen(backbone.model):
                 return compute()
         checkpointing = self.checkpointing and torch.is_grad_enabled()
         return run(backbone.model, changes, compute, checkpointing=checkpointing, merge=merge)

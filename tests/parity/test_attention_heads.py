@@ -121,15 +121,12 @@ def test_heads_are_read_where_the_answer_begins(name: str) -> None:
     eyes = NativeEyes(tiny_natives.backbone(settings["family"], settings["seed"]), "heads")
     eyes.question = settings["prompt"]
     settings.equal("rendered", eyes.native.render(Chat.about(eyes.question), asks=True))
-    read = {"heads": "batch", "query_heads": "query_batch", "text_heads": "text_batch"}
     with torch.no_grad():
-        for key, batch in read.items():
-            if f"{batch}.input_ids" not in stored:  # but the images
-                continue
+        stored.scaled("text_heads", eyes.read_texts(settings["class_prompts"]).unflatten(-1, eyes.heads))
+        if "query_images" in stored:
+            pictures = [[Image.fromarray(each.permute(1, 2, 0).numpy())] for each in stored["query_images"]]
+            stored.scaled("query_heads", eyes.read_images(pictures).unflatten(-1, eyes.heads))
+            return
+        for key, batch in (("query_heads", "query_batch"), ("text_heads", "text_batch")):
             rows = ChatRows(stored.under(f"{batch}."), torch.empty(0))  # padded on the left
             stored.scaled(key, eyes.at_answers(rows).unflatten(-1, eyes.heads))
-        stored.scaled("text_heads", eyes.read_texts(settings["class_prompts"]).unflatten(-1, eyes.heads))
-        if "images" in stored:
-            for key, images in (("heads", "images"), ("query_heads", "query_images")):
-                pictures = [[Image.fromarray(each.permute(1, 2, 0).numpy())] for each in stored[images]]
-                stored.scaled(key, eyes.read_images(pictures).unflatten(-1, eyes.heads))
