@@ -19,6 +19,7 @@ from adapt.methods.base import ImageStep, Training
 from adapt.methods.base.heads import ClassifyingHeads
 from adapt.methods.base.plain_classifier import class_means
 
+TIE = 0.1  # of a vote, for the class of the best head, and less for those of the others: it decides only ties
 BESIDE = 0.05  # votes added for every class, so that the logarithm of no vote is finite
 
 
@@ -40,8 +41,7 @@ class SAVs(ClassifyingHeads):
 
     def logits(self, step: ImageStep) -> Tensor:
         votes = self.votes(step.features)
-        places = torch.linspace(0.5, 0, votes.shape[1] + 1, device=votes.device)[:-1]  # below one vote: for ties alone
-        first = (votes * places[:, None]).amax(1)
+        first = (votes * torch.linspace(TIE, 0, votes.shape[1] + 1, device=votes.device)[:-1, None]).amax(1)
         return (votes.sum(1) + first + BESIDE).log()
 
     def votes(self, features: Tensor) -> Tensor:
