@@ -5,16 +5,15 @@ Reference: HEC `0e282e1`, `src/fewshot/{classifier,prompt}.py`.
 Deviations:
 * Heads for class names are chosen on the training images; the reference also has lists that were chosen on other data.
 * The question is the backbone's, behind images as behind class names; the reference has one for each data set.
-* Classes are listed in a prompt in full; the reference cuts lists after 25 names.
-* A head whose vectors do not differ within classes is not chosen, and training images that are all like that, such as
-  one of each class, are refused. The reference then divides by zero, or answers by chance.
+* Texts about class names do not list all classes; those of the reference may, of which it then cuts lists after 25.
+* A head whose vectors do not differ within classes answers by the classes' shares. Where all are so, as with one image
+  of each class, training is refused. The reference divides by zero, or answers by chance.
 * Of heads with equal scores, the deeper come first; the reference sorts them in no fixed order.
 * Logits are logarithms of the mean probabilities, which a temperature that training cross-validates sharpens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -22,10 +21,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from adapt.backbones.base import ImageEncoder
 from adapt.common.errors import AdaptError
 from adapt.methods.base import Choice, Grid, ImageStep, Training
-from adapt.methods.base.heads import ClassifyingHeads, ClassifyingHeadsConfig, OfEachHead
+from adapt.methods.base.heads import ClassifyingHeads, ClassifyingHeadsConfig, Fitted
 from adapt.methods.base.plain_classifier import against_covariance, class_means
 from adapt.prompts import readable
 
@@ -46,8 +44,6 @@ class HECConfig(ClassifyingHeadsConfig):
     """The number of heads that answer by class names."""
     name_temperature: float = Field(default=1.0, gt=0)
     """Divides the logits of a head by class names."""
-    list_names: bool = False
-    """Whether the text about a class also lists the names of all, one a line."""
     alpha: float | None = Field(default=1.0, ge=0)
     """Weight of the images beside the class names, where both answer; null lets the data choose 0.1, 1 or 10."""
 
@@ -68,41 +64,35 @@ class HEC(ClassifyingHeads, Grid):
         counts = {"names": self.config.name_heads, "images": self.config.heads}
         return tuple(count for by, count in counts.items() if self.config.by in (by, "both"))
 
-    def build(self, backbone: ImageEncoder, class_names: Sequence[str]) -> None:  # type: ignore[override]
-        super().build(backbone, class_names)
-        self._names = class_names
-
     @torch.no_grad()
     def prepare(self, training: Training) -> None:
         features, labels = training.features("train", unit=False), training.labels("train")
         vectors = [F.normalize(each, dim=-1) for each in self.each(features)]
-        found = list[OfEachHead]()
+        fitted = list[list[Fitted]]()
         if self.config.by != "images":
             if self._texts is None:
-                self._texts = self._read_names(cast("NativeEyes", training.model.backbone))
-            found.append(_scored(vectors, labels, [self._of_names(each) for each in self.each(self._texts)]))
+                backbone, names = cast("NativeEyes", training.model.backbone), training.model.class_names
+                about = [f"You are given an image of a {readable(name)}\n{backbone.question}" for name in names]
+                self._texts = backbone.read_texts(about).cpu()
+            means = [F.normalize(each, dim=-1) / self.config.name_temperature for each in self.each(self._texts)]
+            fitted.append([(each, each.new_zeros(len(each))) for each in means])  # biases are equal: all are as long
         if self.config.by != "names":
-            fitted = [self._of_images(each, labels) for each in vectors]
-            if not any(weight.any() for weight, _ in fitted):
+            fitted.append([self._of_images(each, labels) for each in vectors])
+            if not any(weight.any() for weight, _ in fitted[-1]):
                 raise AdaptError(
                     "hec needs two or more different images of a class, and there are none: use more shots, or set "
                     "method.by to names"
                 )
-            found.append(_scored(vectors, labels, fitted))
-        self.keep(*found)
+        self.keep(vectors, labels, *fitted)
 
-    def _read_names(self, backbone: NativeEyes) -> Tensor:
-        names = [readable(name) for name in self._names]
-        asked = "\n".join([backbone.question, *(names if self.config.list_names else ())])
-        return backbone.read_texts([f"You are given an image of a {name}\n{asked}" for name in names]).cpu()
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.softmax(-1)[torch.arange(len(labels)), labels].mean()
 
-    def _of_names(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights `(n_classes, d)` and biases `(n_classes,)` in one head, from its vectors of the names."""
-        means = F.normalize(vectors, dim=-1) / self.config.name_temperature
-        return means, means.new_zeros(len(means))  # all are as long
+    def _of_images(self, vectors: Tensor, labels: Tensor) -> Fitted:
+        """Return weights `(n_classes, d)` and biases `(n_classes,)` of one head, from unit-length vectors `(n, d)`.
 
-    def _of_images(self, vectors: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same from its unit-length vectors `(n, d)` of images; weights are zero if these do not differ."""
+        Weights are zero if the vectors do not differ within classes.
+        """
         means = class_means(vectors, labels, self.bias.shape[1])
         deviations = vectors - means[labels]
         total = float(deviations.square().sum()) / max(1, len(labels) - 1)
@@ -118,12 +108,3 @@ class HEC(ClassifyingHeads, Grid):
         *by_names, last = (probabilities.mean(1) for probabilities in each)
         mixed = by_names[0] + self.setting("alpha") * last if by_names else last
         return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
-
-
-def _scored(vectors: Sequence[Tensor], labels: Tensor, fitted: Sequence[tuple[Tensor, Tensor]]) -> OfEachHead:
-    """Return the mean probability of the right class of each head, or -1 for weights of zero, and what is fitted."""
-    scores = list[Tensor]()
-    for own, (weight, bias) in zip(vectors, fitted, strict=True):
-        right = (own @ weight.T + bias).softmax(-1)[torch.arange(len(labels)), labels].mean()
-        scores.append(torch.where(weight.any(), right, -1.0))
-    return scores, [weight for weight, _ in fitted], [bias for _, bias in fitted]

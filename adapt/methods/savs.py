@@ -31,13 +31,13 @@ class SAVs(ClassifyingHeads):
     example = {"heads": 5}
 
     def prepare(self, training: Training) -> None:
-        labels = training.labels("train")
-        scores, weights = list[Tensor](), list[Tensor]()
-        for vectors in self.each(training.features("train", unit=False)):
-            means = F.normalize(class_means(vectors, labels, self.bias.shape[1]), dim=-1)
-            scores.append(((vectors @ means.T).argmax(-1) == labels).sum())
-            weights.append(means)
-        self.keep((scores, weights, [means.new_zeros(len(means)) for means in weights]))
+        labels, classes = training.labels("train"), self.bias.shape[1]
+        vectors = [*self.each(training.features("train", unit=False))]
+        means = [F.normalize(class_means(each, labels, classes), dim=-1) for each in vectors]
+        self.keep(vectors, labels, [(each, each.new_zeros(classes)) for each in means])
+
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return (logits.argmax(-1) == labels).sum()
 
     def logits(self, step: ImageStep) -> Tensor:
         votes = self.votes(step.features)

@@ -242,7 +242,7 @@ def test_what_eyes_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
     for name, reason in {
         "last:mini-clip": "expected a native vision-language model after last:",
         "mini-clip&last:mini-vlm": "last:mini-vlm prepares images by itself; expected two encoders of the same pixels",
-        "last:mini-vlm+mini-lm": "expected a CLIP, SigLIP or vision encoder",
+        "last:mini-vlm+mini-lm": "mini-vlm is a native VLM; expected a CLIP, SigLIP or vision encoder",
     }.items():
         with pytest.raises(AdaptError, match=reason):
             adapt.load_backbone(name, "cpu")

@@ -33,7 +33,8 @@ class Given:
         self._vectors, self._labels, self.classes = vectors, labels, int(labels.max()) + 1
         read = lambda names: texts.flatten(1)  # noqa: E731
         backbone = SimpleNamespace(heads=(LAYERS, HEADS, SIZE), device=CPU, question="what is it?", read_texts=read)
-        self.model = SimpleNamespace(backbone=backbone)
+        names = tuple(f"class {number}" for number in range(self.classes))
+        self.model = SimpleNamespace(backbone=backbone, class_names=names)
 
     def features(self, part: str, *, unit: bool) -> Tensor:
         return self._vectors.flatten(1)
@@ -42,7 +43,7 @@ class Given:
         return self._labels
 
     def fitted(self, method: Any) -> Any:
-        method.build(self.model.backbone, tuple(f"class {number}" for number in range(self.classes)))
+        method.build(self.model.backbone, self.model.class_names)
         method.prepare(self)
         return method
 

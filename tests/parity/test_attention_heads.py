@@ -37,7 +37,7 @@ class Support:
             question="?",
             read_texts=lambda names: texts.flatten(1),
         )
-        self.model = SimpleNamespace(backbone=self.backbone)
+        self.model = SimpleNamespace(backbone=self.backbone, class_names=settings["names"])
 
     def features(self, part: str, *, unit: bool) -> Tensor:
         assert not unit
@@ -74,13 +74,13 @@ def test_savs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, stored = case(name)
     training = Support(settings, stored)
     method = training.built(SAVs(heads=settings["k"]))
-    with watched(monkeypatch, method, "keep") as calls:
+    with watched(monkeypatch, method, "keep") as calls, watched(monkeypatch, method, "score") as scored:
         method.prepare(training)
-    [(((scores, weights, _),), _)] = calls
-    stored.equal("savs.success_count", torch.stack(scores))
+    [((_, _, fitted), _)] = calls
+    stored.equal("savs.success_count", torch.stack([score for _, score in scored]))
     if settings["tie_at_cut"]:  # which of equal heads are kept is chance there
         method.heads = stored["savs.top_heads"]
-        method.weight = torch.stack([weights[head] for head in method.heads]).float()
+        method.weight = torch.stack([fitted[head][0] for head in method.heads]).float()
     stored.equal("savs.top_heads", sorted(method.heads.tolist()), lambda heads: sorted(heads.tolist()))
     order = [method.heads.tolist().index(head) for head in stored["savs.top_heads"]]
     stored.scaled(
@@ -99,10 +99,9 @@ def test_hec(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Support(settings, stored)
     for by, prefix in (("images", "v"), ("names", "t")):
         method = hec(training, by)
-        with watched(monkeypatch, method, "keep") as calls:
+        with watched(monkeypatch, method, "score") as scored:
             method.prepare(training)
-        [(((scores, _, _),), _)] = calls
-        stored.scaled(f"{prefix}.scores", torch.stack(scores).float())
+        stored.scaled(f"{prefix}.scores", torch.stack([score for _, score in scored]).float())
         stored.equal(f"{prefix}.heads", sorted(method.heads.tolist()), lambda heads: sorted(heads.tolist()))
         stored.scaled(f"{prefix}.prob", method.logits(training.asked(training.query)).exp())
         if by == "images":

@@ -26,8 +26,7 @@ class EmbeddingModels(Family):
 
     def claims(self, spec: str) -> bool:
         read, _, whole = spec.partition(":")
-        several = read != "embed" and {"+", "&"} & {*whole} and not Path(whole).is_dir()
-        return f"{read}:BACKBONE" in self.forms and bool(whole) and not several
+        return f"{read}:BACKBONE" in self.forms and bool(whole) and ("&" not in whole or Path(whole).is_dir())
 
     def reads_texts_of(self, spec: str) -> bool:
         return spec.startswith("embed:")

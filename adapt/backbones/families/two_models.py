@@ -26,7 +26,8 @@ class TwoModels(Family):
 
     def claims(self, spec: str) -> bool:
         vision, _, llm = spec.partition("+")
-        return bool(vision and llm) and "&" not in spec and not spec.startswith("embed:") and not Path(spec).is_dir()
+        native = spec.startswith(("embed:", "last:", "heads:"))
+        return bool(vision and llm) and "&" not in spec and not native and not Path(spec).is_dir()
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones.load import of_one_model
@@ -48,7 +49,7 @@ def with_language_model(encoder: Backbone, spec: str, device: torch.device, name
     from adapt.backbones.base import ImageEncoder
     from adapt.backbones.vision_llm import Eyes, VisionLLM
 
-    if not isinstance(encoder, ImageEncoder | Eyes) or encoder.as_decoded:
+    if not isinstance(encoder, ImageEncoder | Eyes):
         raise AdaptError(
             f"{encoder.describe()} is a {encoder.kind}; expected a CLIP, SigLIP or vision encoder for a language "
             "model, or the eyes of BLIP-2"

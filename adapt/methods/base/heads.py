@@ -16,7 +16,7 @@ from adapt.methods.base.method import Method, MethodConfig
 from adapt.methods.base.step import ImageStep
 from adapt.methods.base.traits import ChecksAdapter, OwnClassifier, ReadsHeads
 
-OfEachHead = tuple[list[Tensor], list[Tensor], list[Tensor]]  # scores (), weights (n_classes, d), biases (n_classes,)
+Fitted = tuple[Tensor, Tensor]  # in one head, weights (n_classes, d) and biases (n_classes,)
 
 
 class ClassifyingHeadsConfig(MethodConfig):
@@ -63,13 +63,20 @@ class ClassifyingHeads(Method[ImageStep], OwnClassifier, ReadsHeads, ChecksAdapt
         for vectors in features.unflatten(-1, (self._all, self.size)).unbind(1):
             yield doubled(vectors)
 
-    def keep(self, *found: OfEachHead) -> None:
-        """Keep the heads with the highest scores, for each way of classifying; of equals, the deeper come first."""
+    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return how well a head with these logits `(n, n_classes)` tells the training images with `labels` apart."""
+        raise NotImplementedError
+
+    def keep(self, vectors: Sequence[Tensor], labels: Tensor, *ways: Sequence[Fitted]) -> None:
+        """Keep the heads with the highest scores, for each way of classifying; of equals, the deeper come first.
+
+        Each head has vectors `(n, d)` of the training images, and in each way, what is fitted to them.
+        """
         kept = []
-        for count, (scores, weights, biases) in zip(self.kept, found, strict=True):
+        for count, fitted in zip(self.kept, ways, strict=True):
+            scores = [self.score(own @ weight.T + bias, labels) for own, (weight, bias) in zip(vectors, fitted)]
             order = torch.stack(scores).flip(0).argsort(descending=True, stable=True)
-            best = (len(scores) - 1 - order[:count]).tolist()
-            kept += [(torch.tensor(head), weights[head], biases[head]) for head in best]
+            kept += [(head, *fitted[head]) for head in len(scores) - 1 - order[:count]]
         heads, weight, bias = map(torch.stack, zip(*kept, strict=True))
         self.heads, self.weight, self.bias = heads.to(self.heads), weight.to(self.weight), bias.to(self.bias)
 
