@@ -24,7 +24,7 @@ from adapt.data.item import Item
 from adapt.evaluation.evaluate import evaluate
 from adapt.loading import load
 from adapt.methods.base import Method, Step, Terms, total
-from adapt.methods.base.traits import OverSet, PoolsBags, Stream, has_trait, trait
+from adapt.methods.base.traits import OverSet, PoolsBags, ReadsHeads, Stream, has_trait, trait
 from adapt.models.base import Adapted
 from adapt.models.dual_encoder import AdaptedModel
 from adapt.models.wrap import wrap
@@ -40,6 +40,7 @@ BACKBONES = {
     "vision LLM": "mini-clip+mini-lm",
     "native VLM": "mini-vlm",
     "vision encoder": "vision:mini-clip",
+    "heads": "heads:mini-vlm",
 }
 STEPS = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0, "augment": "none", "workers": 0}
 CLASSES, IMAGES = 3, 4  # number of classes in a check, and of images of each
@@ -55,7 +56,8 @@ def check_method(
     with the name of the check and the reason, if a check fails.
     """
     chosen = settings or method.example
-    case = Case(method, chosen, backbone or load_backbone(BACKBONES[method.serves[0]], "cpu"), data_set)
+    kind = "heads" if has_trait(method, ReadsHeads) else method.serves[0]
+    case = Case(method, chosen, backbone or load_backbone(BACKBONES[kind], "cpu"), data_set)
     with methods.known(method):
         return _passed(CHECKS, case, method.name)
 

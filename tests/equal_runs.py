@@ -14,6 +14,7 @@ import tiny_natives
 
 from adapt import Backbone, methods
 from adapt.backbones.joined import joined
+from adapt.backbones.native_eyes import NativeEyes
 from adapt.testing import Case
 
 KINDS = {
@@ -22,8 +23,9 @@ KINDS = {
     "vision LLM": lambda: tiny_llms.vision_llm("llama"),
     "embedding": tiny_natives.dual_encoder,
     "joined": lambda: joined(tiny_backbones.backbone("open_clip"), tiny_backbones.backbone("hf_clip")),
+    "heads": lambda: NativeEyes(tiny_natives.backbone("smolvlm"), "heads"),
 }
-ON_ITS_OWN = {"cafo": "joined", "vladva": "embedding"}
+ON_ITS_OWN = {"cafo": "joined", "hec": "heads", "savs": "heads", "vladva": "embedding"}
 # each method on the first kind of backbone that it serves, or on the only backbones that it takes
 CASES = tuple((name, ON_ITS_OWN.get(name, methods.find(name).serves[0])) for name in methods.names())
 

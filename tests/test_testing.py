@@ -13,6 +13,7 @@ from selection import by_turns
 
 import adapt
 from adapt import methods
+from adapt.backbones.native_eyes import NativeEyes
 from adapt.methods.base import ImageStep
 from adapt.testing import CHECKS, check_method
 
@@ -22,7 +23,8 @@ def backbones() -> dict[str, adapt.Backbone]:
     names = {"dual encoder": "mini-clip", "fusion encoder": "mini-vilt", "vision LLM": "mini-clip+mini-lm"}
     bundled = {family: adapt.load_backbone(name) for family, name in names.items()}
     both = adapt.load_backbone("mini-clip&vision:mini-clip-half", "cpu")
-    return {**bundled, "embedding": tiny_natives.dual_encoder(), "joined": both}
+    heads = NativeEyes(tiny_natives.backbone("smolvlm"), "heads")
+    return {**bundled, "embedding": tiny_natives.dual_encoder(), "joined": both, "heads": heads}
 
 
 # the loss of promptkd needs its teacher, which training gives

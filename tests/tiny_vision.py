@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
+import tiny_natives
 import torch
 import transformers
 
 from adapt import Backbone
+from adapt.backbones.native_eyes import NativeEyes
 
 SIZE = 32
 _SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE}
@@ -48,9 +50,10 @@ _TIMM: dict[str, dict[str, Any]] = {
     },
     "timm_convnext": {"model_name": "test_convnext"},
 }
-KINDS = (*_MAKERS, *_TIMM)
+NATIVE = ("last", "heads")  # of a native vision-language model, which read pictures of any size
+KINDS = (*_MAKERS, *_TIMM, *NATIVE)
 _OF_OTHER_FORMS = ("dinov2_swiglu", "dinov3_vit", "radio", "aimv2")  # whose blocks the fast path does not take
-WITHOUT_BLOCKS = ("dinov3_convnext", "convnext", "convnextv2", "timm_dinov3", "timm_convnext")
+WITHOUT_BLOCKS = ("dinov3_convnext", "convnext", "convnextv2", "timm_dinov3", "timm_convnext", *NATIVE)
 FAST = tuple(kind for kind in KINDS if kind not in (*_OF_OTHER_FORMS, *WITHOUT_BLOCKS))
 
 
@@ -76,5 +79,7 @@ def model(kind: str) -> Any:
 
 def backbone(kind: str) -> Backbone:
     """A fresh backbone of one kind."""
+    if kind in NATIVE:
+        return NativeEyes(tiny_natives.backbone("smolvlm"), "heads" if kind == "heads" else "last")
     made = model(kind)
     return Backbone.from_timm(made) if kind in _TIMM else Backbone.from_transformers(made, image_processor())

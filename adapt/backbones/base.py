@@ -69,6 +69,8 @@ class Backbone:
     kind: ClassVar[str]  # such as dual encoder; methods name the kinds that they serve
     instead: ClassVar[str] = "use another method or another backbone"  # advice where a method does not serve the kind
     quantization: str | None = None  # nf4 or int8, if the linears in its blocks are quantised
+    as_decoded: ClassVar[bool] = False  # whether its processor prepares images, which reach it as they were decoded
+    runs_alone = False  # whether its own forward hooks the model, which no other thread may then run
 
     def __init__(
         self,
@@ -173,7 +175,17 @@ class Backbone:
         return other
 
     @property
-    def sees(self) -> tuple[int, int, Preprocess]:
+    def stacks(self) -> dict[str, Tower]:
+        """The towers of its model, also those that cannot be edited."""
+        return self.towers
+
+    def blank(self) -> Any:
+        """Return a blank image as a batch `(1, 3, h, w)`."""
+        side = self.preprocess.size
+        return torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
+
+    @property
+    def sees(self) -> tuple[object, ...]:
         """A key that identifies the model and its preprocessing; backbones with equal keys give the same features."""
         return id(self.model), id(self._eval_transform), self.preprocess
 
@@ -249,6 +261,9 @@ class ImageEncoder(Backbone):
     `encode_image` runs the unmodified forward pass of the model's library.
     """
 
+    heads: tuple[int, int, int] | None = None  # of features of attention heads: layers, heads, and the size of each
+    kept_as: torch.dtype = torch.float32  # the precision of features in the cache
+
     def __init__(
         self, *, encode_image: Callable[[Tensor], Tensor], tokenizer: object = None, **parts: Unpack[BackboneParts]
     ) -> None:
@@ -258,10 +273,8 @@ class ImageEncoder(Backbone):
     @cached_property
     def embed_dim(self) -> int:
         """The width `e` of the features, measured by encoding a blank image."""
-        side = self.preprocess.size
-        blank = torch.zeros(1, 3, side, side, device=self.device, dtype=self.dtype)
         with torch.inference_mode():
-            return int(self.encode_image(blank).shape[-1])
+            return int(self.encode_image(self.blank()).shape[-1])
 
     @property
     def logit_scale(self) -> float:

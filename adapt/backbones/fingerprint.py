@@ -87,12 +87,12 @@ def of_model(model: nn.Module) -> Fingerprint:
     return Fingerprint(hashlib.sha256(described.encode()).hexdigest(), values, configuration_of(model))
 
 
-# attributes of modules that change no value in evaluation: modes, layouts, names, counters, dropout
+# attributes of modules that change no value in evaluation: modes, layouts, names, counters, dropout, Qwen's last call
 _INERT = {
     "training", "batch_first", "fused_attn", "output_dict", "output_tokens", "grad_checkpointing", "layer_idx",
     "gradient_checkpointing", "name_or_path", "max_seq_len_cached", "drop_prob", "p", "dropout", "attention_dropout",
     "inplace", "compute_type_is_set", "support_avx512bf16_for_cpu", "loss_type", "all_tied_weights_keys", "name",
-    "preprocess_cfg", "image_mean", "image_std",
+    "preprocess_cfg", "image_mean", "image_std", "rope_deltas",
 }  # fmt: skip
 # attributes that the shapes of the parameters already determine
 _SHAPES = {

@@ -93,6 +93,7 @@ class NativeVLM(Backbone):
     """
 
     kind = "native VLM"
+    as_decoded = True
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ The key of a transform, made from its classes and settings, is what cached featu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cache, partial
@@ -86,10 +86,16 @@ class Preprocess:
 
         The crop covers 8 to 100 % of the image's area, and is resized with bicubic interpolation.
         """
+        from torchvision.transforms import v2
+
+        return v2.Compose([*self.augmenting(), *self._to_tensor()])
+
+    def augmenting(self) -> list[nn.Module]:
+        """Return the random transforms of `training`, from a PIL image to a PIL image."""
         from torchvision.transforms import InterpolationMode, v2
 
         crop = v2.RandomResizedCrop(self.size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(0.5), *self._to_tensor()])
+        return [crop, v2.RandomHorizontalFlip(0.5)]
 
     def _to_tensor(self) -> list[nn.Module]:
         from torchvision.transforms import v2
@@ -111,14 +117,19 @@ class OfUpright:
 
 
 class AsDecoded:
-    """A transform that leaves images as PIL images, for models whose processor prepares them together with the text."""
+    """A transform that leaves images as PIL images, for models whose processor prepares them together with the text.
+
+    By default it changes nothing; in training, `augment` may crop and flip.
+    """
 
     as_decoded = True
 
-    def __init__(self, turned: bool) -> None:
-        self.turned = turned  # by EXIF, before cutting out any region
+    def __init__(self, turned: bool, augment: Sequence[Callable[[Image], Image]] = ()) -> None:
+        self.turned, self.augment = turned, list(augment)  # turned by EXIF, before cutting out any region
 
     def __call__(self, picture: Image) -> Image:
+        for change in self.augment:
+            picture = change(picture)
         return picture
 
 

@@ -35,12 +35,13 @@ def quantize(backbone: B, kind: str) -> B:
             f"{backbone.describe()} is already quantised to {backbone.quantization}: load the backbone again to "
             "quantise the original weights"
         )
-    if not backbone.towers:
+    towers = backbone.stacks
+    if not towers:
         raise AdaptError(f"{backbone.describe()} has no blocks that could be quantised: leave quantize out")
     _ = backbone.fingerprint  # cached from now on
     backbone.model.requires_grad_(False)
-    for name, tower in backbone.towers.items():
-        backbone.towers[name] = replace(tower, blocks=tuple(_quantized(block, kind) for block in tower.blocks))
+    for name, tower in towers.items():
+        towers[name] = replace(tower, blocks=tuple(_quantized(block, kind) for block in tower.blocks))
     backbone.quantization = kind
     return backbone
 

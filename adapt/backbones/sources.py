@@ -42,7 +42,7 @@ def bundled(name: str = "mini-clip") -> Path:
 
 def _models(spec: str) -> list[str]:
     """Return the names of the models that the backbone name `spec` combines, or of which it takes a half."""
-    return [part.removeprefix("vision:").removeprefix("embed:") for part in re.split("[+&]", spec)]
+    return [re.sub("^(vision|embed|last|heads):", "", part) for part in re.split("[+&]", spec)]
 
 
 def hub_names(spec: str | None) -> list[str]:

@@ -13,7 +13,7 @@ from adapt.backbones.base import Backbone
 from adapt.backbones.joined import JoinedDualEncoder
 from adapt.backbones.vision_encoder import VisionEncoder
 from adapt.methods.base import Method
-from adapt.methods.base.traits import DrawsMaps, OverSet, Projects, Stream, has_trait, reads_unlabelled
+from adapt.methods.base.traits import DrawsMaps, OverSet, Projects, ReadsHeads, Stream, has_trait, reads_unlabelled
 from adapt.recipe import Recipe, read_recipe
 from adapt.recipe.file import pair, read_file
 from adapt.recipe.shipped import find_recipe, known_recipes, of_method, short
@@ -101,6 +101,7 @@ def _of_recipe(
         one_image = not (method.views or has_trait(method, Stream) or has_trait(method, OverSet))
         learned = task.compares(method) and not has_trait(method, DrawsMaps)
         fits = backbone.kind in method.serves and method.touches <= backbone.towers.keys()
+        fits &= not has_trait(method, ReadsHeads) or bool(getattr(backbone, "heads", None))
         if not (own_space and one_image and learned and fits) or (reads_unlabelled(method) and not unlabelled):
             continue
         if recipe.train is None:  # a method that edits a tower still takes steps of its own

@@ -417,7 +417,8 @@ def _image_encoder(given: str | Backbone | None, recipe: Recipe, device: str) ->
         return backbone
     raise AdaptError(
         f"{backbone.describe()} is a {backbone.kind}, but methods are only compared on a dual encoder such as CLIP "
-        "or SigLIP, or on a vision encoder such as DINOv2: give another --backbone, and images without questions"
+        "or SigLIP, on a vision encoder such as DINOv2, or on the eyes of a native vision-language model, such as "
+        "last:mini-vlm: give another --backbone, and images without questions"
     )
 
 

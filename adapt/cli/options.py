@@ -212,11 +212,12 @@ def say_backbone(name: str | None, source: str) -> str:
 
         name = read_recipe("zero_shot", data=source).backbone
     click.echo(f"backbone   {name}", err=True)
-    if name.removeprefix("embed:").partition("+")[0] in BUNDLED and not is_bundled(source):
+    if name.rpartition(":")[2].partition("+")[0] in BUNDLED and not is_bundled(source):
         better = "a CLIP of photographs (--backbone open_clip:ViT-B-16-quickgelu/openai), or offline, without words, "
         better += "--backbone efficientnet-lite0,"
-        if name == "mini-vlm":
-            better = "a model of photographs (such as --backbone hf:HuggingFaceTB/SmolVLM-256M-Instruct)"
+        if name.endswith("mini-vlm"):
+            larger = name.removesuffix("mini-vlm") + "hf:HuggingFaceTB/SmolVLM-256M-Instruct"
+            better = f"a model of photographs (such as --backbone {larger})"
         click.echo(
             f"{'':10} {name} was trained on drawings of emoji, not on photographs: it is good for trying things out; "
             f"{better} is far better on them",

@@ -8,7 +8,6 @@ from copy import copy
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,7 +35,7 @@ def image_flops(model: ImageModel) -> int:
 
     The fast path needs fewer operations, because its last block computes only one token.
     """
-    image, plain = _image(model), copy(model)
+    image, plain = model.backbone.blank(), copy(model)
     plain.vision_path = "plain"
     return flops(lambda: plain.image_features(image))
 
@@ -55,21 +54,16 @@ def tower_flops(model: Adapted, towers: Collection[str]) -> float:
         return sum(of_tower[tower](model) for tower in towers)
     if is_native(model):
         return flops(lambda: model([[Image.new("RGB", PICTURE)]], [QUESTION]))
-    image = _image(model)
+    image = model.backbone.blank()
     return flops(lambda: model(image, [QUESTION]))
 
 
 def answer_flops(model: ImageModel) -> int:
     """Return the FLOPs that answering one image takes, once features of the classes are computed if they stay."""
-    image = _image(model)
+    image = model.backbone.blank()
     with torch.no_grad():
         model(image)
     return flops(lambda: model(image))
-
-
-def _image(model: Adapted) -> Tensor:
-    backbone, size = model.backbone, model.backbone.preprocess.size
-    return torch.zeros(1, 3, size, size, device=backbone.device, dtype=backbone.dtype)
 
 
 @contextmanager

@@ -27,6 +27,10 @@ def check_watch(model: Adapted, items: Sequence[Item]) -> None:
     """Raise AdaptError if what the training images `items` look like to the backbone of `model` cannot be kept."""
     if not isinstance(model, ImageModel):
         raise AdaptError(f"{model.backbone.describe()} cannot be watched: use a CLIP or a vision encoder, or no watch")
+    if model.backbone.as_decoded:
+        raise AdaptError(
+            f"a watch looks at pixels, which {model.backbone.describe()} prepares by a processor: leave the watch out"
+        )
     if of_texts(items) or has_bags(items):
         what = "texts" if of_texts(items) else "items of several images"
         raise AdaptError(f"a watch is of single images, but the data has {what}: leave the watch out")

@@ -66,6 +66,7 @@ class Reading(TypedDict):
     processor: NotRequired[dict[str, object]]
     chat_template: NotRequired[str]
     question: NotRequired[str]
+    reads: NotRequired[str]
 
 
 @with_config(_STRICT | ConfigDict(extra="forbid"))

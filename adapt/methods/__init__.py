@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.dino_linear import DINOLinear as DINOLinear
     from adapt.methods.dpl import DPL as DPL
     from adapt.methods.gda import GDA as GDA
+    from adapt.methods.hec import HEC as HEC
     from adapt.methods.hicropl import HiCroPL as HiCroPL
     from adapt.methods.ivlp import IVLP as IVLP
     from adapt.methods.kernel_ridge import KernelRidge as KernelRidge
@@ -68,6 +69,7 @@ if TYPE_CHECKING:  # editors and type checkers do not see methods found by their
     from adapt.methods.promptkd import PromptKD as PromptKD
     from adapt.methods.rehark import ReHARK as ReHARK
     from adapt.methods.ridge import Ridge as Ridge
+    from adapt.methods.savs import SAVs as SAVs
     from adapt.methods.ss_text import SSText as SSText
     from adapt.methods.stata import StatA as StatA
     from adapt.methods.svlc import SVLC as SVLC

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -193,17 +193,17 @@ def _of_items(
 def _batches_of_bags(model: ImageModel, items: Iterable[Sequence[object]], size: int, urls: bool) -> Iterator[Bags]:
     """Yield batches of about `size` preprocessed images, without dividing an item."""
     transform = model.transform()
-    turned, images, counts = turns(transform), list[Tensor](), list[int]()
+    turned, images, counts = turns(transform), list[Any](), list[int]()
     for number, item in enumerate(items):
         if isinstance(item, str | bytes) or not isinstance(item, Sequence) or not item:
             raise AdaptError(f"item {number} is {brief(item)}; expected a list of one or more images for each item")
         images += [transform(open_image(image, turned=turned, urls=urls)) for image in item]
         counts.append(len(item))
         if len(images) >= size:
-            yield Bags(torch.stack(images), torch.tensor(counts))
+            yield Bags(model.batched(images), torch.tensor(counts))
             images, counts = [], []
     if counts:
-        yield Bags(torch.stack(images), torch.tensor(counts))
+        yield Bags(model.batched(images), torch.tensor(counts))
 
 
 def _of_bags(model: ImageModel, bags: Bags, query: Query) -> Iterator[Prediction]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, replace
 from functools import wraps
@@ -325,8 +325,13 @@ class Adapted(nn.Module, Generic[B]):
             yield self.batched([transform(picture) for picture in pictures])
 
     def batched(self, images: list[Any]) -> Any:
-        """Return images that `transform` has preprocessed as one batch on the backbone's device."""
-        return torch.stack(images).to(self.backbone.device)
+        """Return images that `transform` has preprocessed as one batch on the backbone's device.
+
+        Of images that are left as they were decoded, a batch is a list of lists, with the images of each item.
+        """
+        if isinstance(images[0], Tensor):
+            return torch.stack(images).to(self.backbone.device)
+        return [[image] for image in images]
 
     def set_at_use(self, **changes: object) -> None:
         """Change settings of the method that count when it answers, such as `tokens=4` for `mqt`.
@@ -421,7 +426,7 @@ class Adapted(nn.Module, Generic[B]):
         backbone = self.backbone
         changes = [(backbone.tower(name), own) for name, own in edits.items() if own]
         if not changes:
-            with frozen(backbone.model):
+            with alone(backbone.model) if backbone.runs_alone else nullcontext(), frozen(backbone.model):
                 return compute()
         checkpointing = self.checkpointing and torch.is_grad_enabled()
         return run(backbone.model, changes, compute, checkpointing=checkpointing, merge=merge)

@@ -21,7 +21,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.shown import readable_bytes
 from adapt.engine.plan import plan
 from adapt.methods.base import Context, Method
-from adapt.methods.base.traits import OwnClassifier, trait
+from adapt.methods.base.traits import OwnClassifier, ReadsHeads, has_trait, trait
 from adapt.prompts import check_class_names, check_first_token
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
                 f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.kind}"
                 f": {backbone.instead}"
             )
+    if has_trait(method, ReadsHeads) and not (isinstance(backbone, ImageEncoder) and backbone.heads):
+        raise AdaptError(
+            f"{method.name} reads attention heads, which are not the features of {backbone.describe()}: use "
+            "heads:BACKBONE, such as heads:mini-vlm"
+        )
     if backbone.kind in ("vision LLM", "native VLM") and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
             f"{method.name} adapts class logits at test time, but a {backbone.kind} answers in words: use a backbone "

@@ -93,17 +93,20 @@ def item_features(
     transform = backbone.transform(train=views > 0)
 
     def encode(images: Tensor) -> Tensor:
-        images = images.to(backbone.device)
         with _in_its_own_precision(model):
-            return (model.backbone_features if projected else model.read_features)(images, unit).float()
+            raw = (model.backbone_features if projected else model.read_features)(images, unit=False)
+        return raw.to(backbone.kept_as)
 
     if not cache:
         with torch.no_grad():
             decoded = loader(items, transform, 64, train=False, workers=workers)
-            return torch.cat([encode(images).cpu() for images, _ in decoded])
-    output = f"{seed if views else 0}" + ("" if unit else "/raw") + ("" if projected else "/not projected")
-    key = _key(backbone, [transform], output)
-    return FeatureCache().features(items, transform, encode, key, views=views, workers=workers, progress=progress)
+            features = torch.cat([encode(images).cpu() for images, _ in decoded])
+    else:
+        key = _key(backbone, [transform], f"{seed if views else 0}/raw" + ("" if projected else "/not projected"))
+        features = FeatureCache().features(
+            items, transform, encode, key, views=views, workers=workers, progress=progress
+        )
+    return F.normalize(features.float(), dim=-1) if unit else features.float()
 
 
 def bag_features(model: ImageModel, items: Sequence[Item], *, workers: int, progress: Progress | None) -> list[Tensor]:
@@ -150,8 +153,7 @@ def block_inputs(
     """
     backbone, transform = model.backbone, model.backbone.transform(train=False)
     width = backbone.tower("vision").width
-    pixels = torch.zeros(1, 3, *[backbone.preprocess.size] * 2, device=backbone.device)
-    cache, needed = FeatureCache(), len(items) * model.block_inputs(pixels, block).tokens.nbytes
+    cache, needed = FeatureCache(), len(items) * model.block_inputs(backbone.blank(), block).tokens.nbytes
     what = f"the inputs of block {block} for {len(items):,} images"
     if not _fits(cache, needed, what, "every step computes the earlier blocks"):
         return None

@@ -266,7 +266,8 @@ class ImageModel(Adapted[E]):
             self._check_begun()
             tokens = moved(images.tokens, backbone.device)
             return vision.encode(backbone, tokens, edits, checkpointing, images.block)
-        images = moved(images, backbone.device).to(backbone.dtype)
+        if not isinstance(images, list):  # of pictures, which the backbone prepares
+            images = moved(images, backbone.device).to(backbone.dtype)
         if self._fast_on_images:
             return vision.encode(backbone, images, edits, checkpointing)
         return self._through({"vision": edits}, lambda: backbone.encode_image(images))

@@ -434,10 +434,6 @@ class ChatModel(Adapted[NativeVLM]):
         answers = self.generate(step.inputs, [chat.question for chat in step.chats], max_new_tokens=longest)
         return [answer.text for answer in answers], [answer.probability for answer in answers]
 
-    def batched(self, images: list[Any]) -> list[ChatImages]:
-        """Return each PIL image in a list of its own, as the images of one conversation."""
-        return [[image] for image in images]
-
     def _predictions(self, pixels: Any, query: Query) -> Iterator[Prediction]:
         """Yield one prediction for each image: the answer to the request's question, or the most probable classes."""
         if query.question is None and self.class_names:

@@ -188,11 +188,11 @@ def _of_classes(model: ImageModel) -> int:
 
 
 def _of_an_image(model: ImageModel, block: int | None) -> tuple[int, int]:
-    backbone, images = model.backbone, _no_images(model.backbone)
-    working = 12 * images[0, 0].numel()  # three channels of fp32
+    backbone = model.backbone
+    working = 12 * backbone.preprocess.size**2  # three channels of fp32
     if "vision" not in backbone.towers:
         return 0, working
-    tower = backbone.tower("vision")
+    tower, images = backbone.tower("vision"), _no_images(backbone)
     inner = max(projection.shape[0] for projection in tower.blocks[-1].projections.values())
     working += 4 * _tokens(model, images) * (8 * tower.width + 2 * inner)
     inputs = images if block is None else model.block_inputs(images, block)

@@ -9,12 +9,13 @@ import pytest
 import tiny_vision
 import torch
 from checks import assert_untouched, gradient, loss_of, perturb, relative, scaled, snapshot
+from PIL import Image
 from selection import Decorator, by_turns
-from torch import Tensor
 
 import adapt
 from adapt import AdaptError, VisionModel, methods
 from adapt.engine import vision
+from adapt.methods.base.traits import ReadsHeads, has_trait
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 _ON_VISION: dict[str, Any] = {"towers": ["vision"]}
@@ -47,6 +48,8 @@ def fits(method: str, kind: str) -> bool:
         return False
     if method == "dino_linear":
         return kind in WITH_CLASS_TOKEN
+    if has_trait(methods.find(method), ReadsHeads):
+        return kind == "heads"
     if kind == "aimv2":  # RMS norms
         return method not in ("bitfit", "ln_tuning", "compose")
     return (method, kind) != ("ivlp", "dinov3_vit")  # rotary
@@ -68,8 +71,11 @@ def build(method: str, kind: str, **options: Any) -> VisionModel:
     return model
 
 
-def images(model: VisionModel) -> Tensor:
+def images(model: VisionModel) -> Any:
     size = model.backbone.preprocess.size
+    if model.backbone.as_decoded:
+        drawn = torch.randint(0, 256, (3, size, size + 8, 3), generator=torch.Generator().manual_seed(1))
+        return [[Image.fromarray(each.numpy())] for each in drawn.to(torch.uint8)]
     return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 

@@ -23,8 +23,9 @@ names, register = _listing.names, _listing.register
 
 # which files to import for a name or a folder; a family without an entry is found after these
 _OF_PREFIX = {
-    "efficientnet-lite": "efficientnet_lite", "embed:": "embedding_models", "hf:": "hub_models",
-    "open_clip:": "open_clip_models", "timm:": "timm_models", "vision:": "clip_images",
+    "efficientnet-lite": "efficientnet_lite", "embed:": "embedding_models", "heads:": "embedding_models",
+    "hf:": "hub_models", "last:": "embedding_models", "open_clip:": "open_clip_models", "timm:": "timm_models",
+    "vision:": "clip_images",
 }  # fmt: skip
 _OF_TWO = {"+": "two_models", "&": "joined_encoders"}
 _OF_FOLDER = ("hub_models", "open_clip_models")

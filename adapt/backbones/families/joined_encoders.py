@@ -42,7 +42,8 @@ class JoinedEncoders(Family):
         encoders = []
         for name in (first, second):
             encoder = of_one_model(name, device)
-            if not isinstance(encoder, ImageEncoder):
-                raise AdaptError(f"{name} is a {encoder.kind}; expected two encoders of images around the &")
+            if not isinstance(encoder, ImageEncoder) or encoder.as_decoded:
+                what = "prepares images by itself" if encoder.as_decoded else f"is a {encoder.kind}"
+                raise AdaptError(f"{name} {what}; expected two encoders of the same pixels around the &")
             encoders.append(encoder)
         return joined(encoders[0], encoders[1], spec)

@@ -26,7 +26,8 @@ class TwoModels(Family):
 
     def claims(self, spec: str) -> bool:
         vision, _, llm = spec.partition("+")
-        return bool(vision and llm) and "&" not in spec and not spec.startswith("embed:") and not Path(spec).is_dir()
+        native = spec.startswith(("embed:", "last:", "heads:"))
+        return bool(vision and llm) and "&" not in spec and not native and not Path(spec).is_dir()
 
     def load(self, spec: str, device: torch.device) -> Backbone:
         from adapt.backbones.load import of_one_model

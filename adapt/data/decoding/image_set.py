@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from adapt.common.errors import AdaptError
 from adapt.data.bags import Bags, bag_of, has_bags
@@ -44,7 +44,8 @@ class ImageSet:
         """
         item = self.items[index]
         if self._as_decoded:
-            return [open_image(path, turned=self._turned) for path in item.paths], index
+            pictures: list[Any] = [self.transform(open_image(path, turned=self._turned)) for path in item.paths]
+            return pictures, index
         if len(item.paths) < 2 and not self._bags:
             return self.transform(open_image(item, turned=self._turned)), index
         images = tuple(self.transform(open_image(path, turned=self._turned)) for path in item.paths)

@@ -43,6 +43,8 @@ def _reason_against(model: ImageModel) -> str | None:
         return "its predictions depend on earlier images, which a graph does not remember"
     if type(method).infer is not Method.infer:
         return "it takes steps at test time, which a graph cannot contain"
+    if backbone.as_decoded:
+        return f"{backbone.describe()} prepares images by a processor, which a graph cannot contain"
     if backbone.quantization is not None:
         return f"{backbone.describe()} is quantised to {backbone.quantization}: load it without quantize"
     if (backbone.dtype, backbone.device.type) != (torch.float32, "cpu"):

@@ -188,9 +188,11 @@ class ImageStep(Step):
         return self._images
 
     @cached_property
-    def _images(self) -> Tensor:
-        if isinstance(self.inputs, Bags):
+    def _images(self) -> Any:
+        if self.counts is not None:
             raise reads_one_image(self.model.method)
+        if isinstance(self.inputs, list):  # of pictures, which the backbone prepares
+            return self.inputs
         if not isinstance(self.inputs, Tensor):
             raise AdaptError(
                 f"{self.model.method.name} reads images, but this batch has only image features: give the method's "
@@ -252,6 +254,8 @@ class ImageStep(Step):
     def counts(self) -> Tensor | None:
         """The number of images of each bag `(b,)`, or None if every item has one image."""
         counts = self.inputs.counts if isinstance(self.inputs, Encoded | Bags) else None
+        if isinstance(self.inputs, list) and max(map(len, self.inputs)) > 1:
+            counts = torch.tensor([len(own) for own in self.inputs])
         return None if counts is None else moved(counts, self.model.backbone.device)
 
     @cached_property
@@ -271,11 +275,11 @@ class ImageStep(Step):
         return own if self.whole is None else self.whole(own)
 
     @property
-    def _entering(self) -> Tensor | BlockInputs:
-        """The input of the vision tower for this batch: images, or precomputed inputs of a later block."""
+    def _entering(self) -> Any:
+        """The input of the vision tower for this batch: images, pictures, or precomputed inputs of a later block."""
         if isinstance(self.inputs, Bags):
             return self.inputs.images
-        return self.inputs if isinstance(self.inputs, BlockInputs) else self._images
+        return self.inputs if isinstance(self.inputs, BlockInputs | list) else self._images
 
     @cached_property
     def local_features(self) -> Tensor:

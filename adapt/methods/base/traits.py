@@ -252,6 +252,12 @@ class SkipsBlocks(Trait):
         """The names of the skipped blocks, such as vision.3."""
 
 
+class ReadsHeads(Trait):
+    """The trait of methods that read the attention heads of a native vision-language model, by a backbone `heads:`."""
+
+    of_each_part = True
+
+
 class InsideBlocks(Trait):
     """The trait of methods with tensors that act inside the blocks of a tower."""
 
