@@ -113,7 +113,7 @@ def preferring(kept: bool) -> Step:
     model, words = adapted(), native_model.processor().tokenizer
     chats, images = [native_model.chat(words, word) for word in ("cat", "bird")], _images(model, kept)
     pairs = [Item((), Preference(chats[0], chats[1].answer)) for _ in images]
-    model.objective = Reference(DPOSettings(), pairs, torch.full((BATCH, 2), -300.0))
+    model.loss_inputs = Reference(DPOSettings(), pairs, torch.full((BATCH, 2), -300.0))
 
     def step() -> float:
         batch = Preferences().step(model, pairs, images)

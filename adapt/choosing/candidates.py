@@ -100,7 +100,8 @@ def _of_recipe(
         own_space = not has_trait(method, Projects)
         one_image = not (method.views or has_trait(method, Stream) or has_trait(method, OverSet))
         learned = task.compares(method) and not has_trait(method, DrawsMaps)
-        fits = backbone.kind in method.serves and method.touches <= backbone.towers.keys()
+        of_classes = recipe.train is None or recipe.train.objective == "cross-entropy" or task.has_class_loss
+        fits = of_classes and backbone.kind in method.serves and method.touches <= backbone.towers.keys()
         fits &= not has_trait(method, ReadsHeads) or bool(getattr(backbone, "heads", None))
         if not (own_space and one_image and learned and fits) or (reads_unlabelled(method) and not unlabelled):
             continue

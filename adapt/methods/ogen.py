@@ -3,6 +3,7 @@
 Paper: Zang et al., Overcoming the Pitfalls of Vision-Language Model Finetuning for OOD Generalization, ICLR 2024.
 Reference: ml-ogen `ccfa0df`, `trainers/ogen.py`, its training step on CoOp's prompts.
 Deviations:
+* `train.objective` counts for the images alone; generated features keep the cross-entropy.
 * The mean and standard deviation of each class's features come from the training images, without augmentation; the
   reference reads them from files that it does not include. The mean is not normalised.
 * The unknown classes are named by `unknown_names`; the reference uses the other half of the data set. If they are the

@@ -82,7 +82,7 @@ class Adapted(nn.Module, Generic[B]):
     evaluated_together = 100  # items in a batch of an evaluation
     started = False  # whether training continues from the tensors of an earlier adapter
     memory: object = None  # the method's memory of a stream of images
-    class_loss = ClassLoss()  # of training, where images have one class
+    class_loss = ClassLoss()  # of training; the class weights also of several labels
     answers: Answers = PLAIN  # the settings that turn logits into answers
     watch: Watch | None = None  # what the training images looked like, with which later images are compared
     vision_path: Literal["fast", "plain"] = "plain"  # the path of images through the vision tower
@@ -201,6 +201,12 @@ class Adapted(nn.Module, Generic[B]):
     def decide(self, step: Step) -> tuple[list[str], list[float]]:
         """Return the model's answer for each item of a batch, and the confidence of each answer in [0, 1]."""
         return decided(self.answered(step), self.class_names)
+
+    def under(self, method: Method) -> Self:
+        """Return a model that shares the backbone and the classes, but uses `method`, an object of the same class."""
+        other = copy(self)
+        other._modules = self._modules | {"method": method}
+        return other
 
     def blended(self, share: float, template: str | Sequence[str] = "a photo of a {}.") -> Self:
         """Return a model with the same tensors whose logits are blended with zero-shot logits (WiSE-FT).

@@ -73,14 +73,14 @@ class PreferenceStep(ComparingStep):
 
         These are differences of log-probabilities times beta, of sums over tokens or, if so set, of means.
         """
-        known: Reference = self.model.objective
+        known: Reference = self.model.loss_inputs
         gained = self.sums - known.sums(self.items).to(self.sums.device)
         return known.settings.beta * (gained / self.tokens if known.settings.per_token else gained)
 
     @property
     def dpo(self) -> Tensor:
         """The mean loss of the pairs."""
-        return dpo_losses(self.rewards, self.sums, self.model.objective.settings).mean()
+        return dpo_losses(self.rewards, self.sums, self.model.loss_inputs.settings).mean()
 
 
 def dpo_losses(rewards: Tensor, sums: Tensor, settings: DPOSettings) -> Tensor:
@@ -111,4 +111,5 @@ class Reference:
 def refer(training: Training, settings: object) -> None:
     """Compute the reference's log-probabilities of all training items, and give them to the model for its loss."""
     assert is_native(training.model)  # as of every backbone that these tasks allow
-    training.model.objective = Reference(settings, training.items("train"), training.reference(lambda step: step.sums))
+    sums = training.reference(lambda step: step.sums)
+    training.model.loss_inputs = Reference(settings, training.items("train"), sums)

@@ -276,12 +276,6 @@ class ImageModel(Adapted[E]):
         """Return the result of `compute()`, which runs the backbone, with the method's edits of a tower in place."""
         return self._through({tower: self._edits(tower, Context())}, compute)
 
-    def under(self, method: Method) -> Self:
-        """Return a model that shares the backbone and the classes, but uses `method`, an object of the same class."""
-        other = copy(self)
-        other._modules = self._modules | {"method": method}
-        return other
-
     def without_memory(self) -> Self:
         """Return this model outside the stream of images that it belongs to, if any."""
         other = copy(self)

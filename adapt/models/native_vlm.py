@@ -24,6 +24,7 @@ from adapt.edits import Edit
 from adapt.engine import hooks
 from adapt.methods.base import Context, Method, Step
 from adapt.methods.base.class_loss import CROSS_ENTROPY
+from adapt.methods.zero_shot import ZeroShot
 from adapt.models import debiasing, generation
 from adapt.models.base import Adapted, evaluating, in_one_mode
 from adapt.models.debiasing import ChatAtUse, Mode
@@ -65,7 +66,12 @@ class ChatStep(Step):
 
     @property
     def _over_names(self) -> bool:
-        return self.model.class_loss.objective != CROSS_ENTROPY
+        classes = self.task is not None and self.task.has_class_loss
+        return classes and self.model.class_loss.objective != CROSS_ENTROPY
+
+    @property
+    def frozen_logits(self) -> Tensor:
+        return self._with(self.model.under(ZeroShot())).logits
 
     @cached_property
     def answer_logits(self) -> Tensor:
@@ -112,7 +118,7 @@ class ChatModel(Adapted[NativeVLM]):
 
     baseline = "without the adapter"
     evaluated_together = TOGETHER
-    objective: Any = None
+    loss_inputs: Any = None
     """The task's own inputs of its loss, such as the log-probabilities of a reference."""
     at_use = debiasing.ChatAtUse()
     """The settings that can be changed at inference."""

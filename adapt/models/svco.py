@@ -45,7 +45,7 @@ class ContrastStep(ComparingStep):
     @property
     def svco(self) -> Tensor:
         """The mean loss of the pairs."""
-        known: Reference = self.model.objective
+        known: Reference = self.model.loss_inputs
         return svco_losses(self.sums - known.sums(self.items).to(self.sums.device), known.settings.beta).mean()
 
 

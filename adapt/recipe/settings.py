@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
 
 
-_OBJECTIVE = re.compile(r"(cross-entropy|arcsin|accuracy)|gce\((\d+\.?\d*|\.\d+)\)|group\((\d+)\)")
+_OBJECTIVE = r"cross-entropy|arcsin|accuracy|gce(\((0?\.[0-9]+|1)\))?|group\([0-9]{1,2}\)"
 
 
 class Gaussian(StrictModel):
@@ -115,7 +115,7 @@ class TrainSettings(StrictModel):
     warmup_epochs: int = Field(default=1, ge=0)
     warmup_lr: float = Field(default=1e-5, ge=0)
     min_lr: float = Field(default=0.0, ge=0)
-    objective: str = "cross-entropy"
+    objective: str = Field(default="cross-entropy", json_schema_extra={"pattern": f"^({_OBJECTIVE})$"})
     """What is maximised, by the probability p of an image's class: cross-entropy (log p), arcsin (2 arcsin of the root
     of p), accuracy (p), gce(q) (generalised cross-entropy, q 0.7 if left out) or group(G) (what G sampled answers with
     rewards teach). Wrong labels harm the last four less."""
@@ -146,14 +146,18 @@ class TrainSettings(StrictModel):
     @field_validator("objective")
     @classmethod
     def _of_classes(cls, objective: str) -> str:
-        plain = "gce(0.7)" if objective == "gce" else objective
-        name, q, size = groups.groups("0") if (groups := _OBJECTIVE.fullmatch(plain)) else ("0", "0", "0")
-        if not (name != "0" or 0 < float(q) <= 1 or 2 <= int(size) <= 64):
-            raise ValueError(
-                f"the objective is {objective!r}; expected cross-entropy, arcsin, accuracy, gce(q) with q above 0 and "
-                "at most 1, or group(G) with a whole number from 2 to 64, in quotes in a shell"
-            )
-        return plain
+        if re.fullmatch(_OBJECTIVE, objective):
+            name, _, number = objective.rstrip(")").partition("(")
+            if name not in ("gce", "group"):
+                return name
+            if name == "gce" and float(number or 0.7) >= 0.01:
+                return f"gce({float(number or 0.7):g})"
+            if name == "group" and 2 <= int(number) <= 64:
+                return f"group({int(number)})"
+        raise ValueError(
+            "expected cross-entropy, arcsin, accuracy, gce(q) with q from 0.01 to 1, or group(G) with G from 2 to 64, "
+            "in quotes in a shell"
+        )
 
     @field_validator("terms", mode="before", json_schema_input_type=dict[str, float] | None)
     @classmethod

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from adapt.evaluation.inference import Inference
     from adapt.evaluation.scores import Scores
-    from adapt.methods.base import Method, Step, Terms
+    from adapt.methods.base import Method
     from adapt.models.base import Adapted
 
 
@@ -70,15 +70,6 @@ class Classes(Task):
                 f"{method.name} with grades learns from the overlaps of regions with the box of their object, but the "
                 "data has no overlaps: give a .csv with a column overlap, or leave out method.grades"
             )
-
-    def loss(self, step: Step) -> Terms:
-        from adapt.methods.base.class_loss import CROSS_ENTROPY
-
-        own = step.model.class_loss
-        if own.objective == CROSS_ENTROPY:  # of a native model over the tokens of its answers
-            return super().loss(step)
-        assert step.labels is not None
-        return {own.term: own(step.logits, step.labels)}
 
     def values(self, items: Sequence[Item]) -> Tensor | None:
         import torch

@@ -247,7 +247,6 @@ def _steps(training: Fitting, journal: Journal) -> dict[str, object]:
     if settings.average is not None:  # fail before a search takes its time
         epoch_weights(settings.average, Length.of(settings, len(training.batches)).epochs)
     with keeping_rng(model.backbone.device, training.seed):
-        training.set_class_loss()
         training.prepare()
         training.plan.processes.begin_alike(model.method)
         training.renew_batches()

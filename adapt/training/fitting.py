@@ -27,7 +27,6 @@ from adapt.evaluation.evaluate import evaluate
 from adapt.evaluation.inference import Inference
 from adapt.evaluation.scores import Scores
 from adapt.methods.base import Step, Terms, total
-from adapt.methods.base.class_loss import ClassLoss
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import Grades, has_trait
 from adapt.models.base import Adapted, evaluating
@@ -97,15 +96,6 @@ class Fitting:
         return training_batches(
             self.model, self.plan.train_set, settings, self.seed, self.plan.cache, bar, self.plan.processes
         )
-
-    def set_class_loss(self) -> None:
-        """Set the model's loss of classes according to the settings `objective` and `class_weights`."""
-        weights = None
-        if self.settings.class_weights == "balanced":
-            weights = tasks.of(self.plan.train_set).class_weights(self.plan.train_set, self.model.class_names)
-            weights = weights.clamp_min(1e-6).to(self.model.backbone.device)
-        frozen = without_method(self.model, self.plan.template).eval() if "kl" in self.settings.terms else None
-        self.model.class_loss = ClassLoss(self.settings.objective, weights, frozen)
 
     def inference(self, progress: Progress | None = None) -> Inference:
         """Return the inference settings of this training run, such as the number of decoding processes."""

@@ -18,12 +18,13 @@ from adapt.data.bags import BagPooling, has_bags, singles
 from adapt.data.item import Item, items_id
 from adapt.data.split import are_turned, folds
 from adapt.methods.base import Method, trait
-from adapt.methods.base.class_loss import CROSS_ENTROPY
+from adapt.methods.base.class_loss import CROSS_ENTROPY, ClassLoss
 from adapt.methods.base.training import Part
 from adapt.methods.base.traits import PoolsBags, Stream, chosen_setting, has_trait, needs_labels, reads_unlabelled
 from adapt.models.base import Adapted, is_native
 from adapt.models.features import keeps_features, of_texts
 from adapt.models.image_model import ImageModel
+from adapt.prompts import several
 from adapt.recipe.settings import TrainSettings
 from adapt.tasks import Task
 from adapt.training.loop import precision_on
@@ -117,6 +118,8 @@ def planned(
         train_set = singles(train_set)
     _check_parts(model, train_set, val_set, test_set)
     train_set, unlabelled_set = _learned_from(model.method, train_set, unlabelled_set)
+    if chosen is not None:
+        model.class_loss = _class_loss(model, train_set, chosen, template)
     if watch:
         from adapt.evaluation.watching import check_watch
 
@@ -253,10 +256,22 @@ def _check_vision(model: Adapted, settings: TrainSettings) -> None:
         )
 
 
+def _class_loss(model: Adapted, items: Sequence[Item], settings: TrainSettings, template: str) -> ClassLoss:
+    weights = None
+    if settings.class_weights == "balanced":
+        weights = tasks.of(items).class_weights(items, model.class_names).clamp_min(1e-6).to(model.backbone.device)
+    return ClassLoss(settings.objective, weights, tuple(several(template)) if "kl" in settings.terms else ())
+
+
 def _check_class_loss(model: Adapted, settings: TrainSettings, task: Task | None) -> None:
     """Raise AdaptError if settings of the loss of classes are set, but the data or the method has no such loss."""
-    if settings.class_weights != "equal" and not (isinstance(model, ImageModel) and model.class_names):
+    if settings.class_weights != "equal" and not model.class_names:
         raise AdaptError("train.class_weights needs classes, but the data has no classes: omit train.class_weights")
+    if settings.class_weights != "equal" and is_native(model) and settings.objective == CROSS_ENTROPY:
+        raise AdaptError(
+            f"train.class_weights is for losses over classes, but cross-entropy of a {model.backbone.kind} is over the "
+            "tokens of answers: set train.objective to another one, such as arcsin, or omit train.class_weights"
+        )
     of_classes = {"objective": settings.objective != CROSS_ENTROPY, "terms.kl": "kl" in settings.terms}
     asked = [name for name, is_set in of_classes.items() if is_set]
     if asked and not (task and task.has_class_loss and model.class_names):

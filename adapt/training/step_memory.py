@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from adapt import tasks
 from adapt.backbones.base import ImageEncoder
 from adapt.backbones.tower import Tower
 from adapt.common.devices import free_bytes, keeping_rng
@@ -65,7 +66,11 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str, stored: 
     half = precision in ("bf16", "fp16") or (stored or backbone.dtype) in (torch.bfloat16, torch.float16)
     each = 2 if half else _FP32
     tokens, answered = max(model.lengths(items)), max(_answered(model, item) for item in items)
-    tokens += answered if items[0].task.chats(items[0], "")[1:] else 0  # several answers follow one beginning
+    names = model.class_names if model.class_loss.over_names and tasks.of(items).has_class_loss else ()
+    if names:
+        answered = _tokens_of(model, names)
+    if names or items[0].task.chats(items[0], "")[1:]:  # several answers follow one beginning
+        tokens = tokens * len(names) if names and model.path == "plain" else tokens + answered
     towers = {"decoder": tokens}  # and the tokens of a conversation in it
     if "vision" in model.method.touches:
         towers["vision"] = round(_patches_of_a_token(config) * tokens)
@@ -108,7 +113,11 @@ def _answered(model: ChatModel, item: Item) -> int:
     """Return about how many tokens an item's answers have, with two that end each."""
     chats = item.task.chats(item, model.backbone.question)
     answers = [turn.text for chat in chats for turn in chat.turns if turn.role == "assistant" and turn.learned]
-    return sum(len(ids) + 2 for ids in model.backbone.tokenizer(answers)["input_ids"]) if answers else 0
+    return _tokens_of(model, answers) if answers else 0
+
+
+def _tokens_of(model: ChatModel, answers: Sequence[str]) -> int:
+    return sum(len(ids) + 2 for ids in model.backbone.tokenizer(list(answers))["input_ids"])
 
 
 _IMAGES = 2  # images to measure on: norms over a batch need two

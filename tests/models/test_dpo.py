@@ -50,7 +50,7 @@ def test_the_loss_is_the_papers(smoothing: float, per_token: bool, items: list[I
     model = model_of("smolvlm")
     reference = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)) - 20
     settings = DPOSettings(beta=0.3, label_smoothing=smoothing, per_token=per_token)
-    model.objective = Reference(settings, items, reference)
+    model.loss_inputs = Reference(settings, items, reference)
     step = step_of(model, items)
     expected = []
     for item, (chosen, rejected) in zip(items, reference.tolist(), strict=True):

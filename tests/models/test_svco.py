@@ -54,7 +54,7 @@ def test_the_loss_is_the_papers(fast: bool | None, items: list[Item]) -> None:
     model: Any = adapt.wrap(tiny_natives.backbone("smolvlm"), methods_of(), fast=fast).eval()
     reference = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)) - 20
     beta = (0.1, 0.2, 0.3, 0.4)
-    model.objective = Reference(SVCOSettings(beta=beta), items, reference)
+    model.loss_inputs = Reference(SVCOSettings(beta=beta), items, reference)
     expected = []
     for item, known in zip(items, reference, strict=True):
         own, other = ([open_image(path)] for path in item.paths)

@@ -80,14 +80,30 @@ def test_classes_are_weighed_as_by_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "read"), [("gce", "gce(0.7)"), ("gce(.5)", "gce(.5)"), ("group(8)", "group(8)"), ("arcsin", "arcsin")]
+    ("given", "read"), [("gce", "gce(0.7)"), ("gce(.50)", "gce(0.5)"), ("group(08)", "group(8)"), ("arcsin", "arcsin")]
 )
 def test_objectives_are_read(given: str, read: str) -> None:
     assert TrainSettings(epochs=1, objective=given).objective == read
 
 
 @pytest.mark.parametrize(
-    "given", ["mae", "gce(0)", "gce(1.5)", "group", "group(1)", "group(65)", "group(2.5)", "arcsin(2)", "gce()", ""]
+    "given",
+    [
+        "mae",
+        "gce(0)",
+        "gce(1.5)",
+        "group",
+        "group(1)",
+        "group(65)",
+        "group(2.5)",
+        "arcsin(2)",
+        "gce()",
+        "",
+        "gce(0.000001)",
+        "gce(٠.7)",
+        "gce(0.7))",
+        "group()",
+    ],
 )
 def test_others_are_refused(given: str) -> None:
     with pytest.raises(ValueError, match="expected cross-entropy, arcsin, accuracy, gce"):
@@ -110,7 +126,7 @@ def test_a_training_by_another_objective_logs_it_and_learns_right_labels_first(
     open_clip: Backbone, tiny_split: Split
 ) -> None:
     """Of images with wrong labels fewer are learned by heart than by cross-entropy."""
-    learned = {}
+    learned, right = dict[str, float](), dict[str, float]()
     items = spoiled(tiny_split)
     wrong = [number for number, item in enumerate(items) if item != tiny_split.train[number]]
     labels = torch.tensor([tiny_split.class_names.index(items[number].answer) for number in wrong])
@@ -120,7 +136,14 @@ def test_a_training_by_another_objective_logs_it_and_learns_right_labels_first(
         assert (max(entry["loss"] for entry in result.history) <= 1) == (objective == "accuracy")
         probabilities = model.probabilities([items[number].path for number in wrong])
         learned[objective] = float(probabilities[torch.arange(len(wrong)), labels].mean())
+        others = [item for number, item in enumerate(items) if number not in wrong]
+        own = torch.tensor([tiny_split.class_names.index(item.answer) for item in others])
+        right[objective] = float(
+            model.probabilities([item.path for item in others])[torch.arange(len(own)), own].mean()
+        )
     assert learned["accuracy"] < learned["cross-entropy"] - 0.05
+    apart = {objective: right[objective] - learned[objective] for objective in learned}
+    assert apart["accuracy"] > apart["cross-entropy"] + 0.05
 
 
 def test_answers_are_held_to_those_of_the_backbone(open_clip: Backbone, tiny_split: Split) -> None:
@@ -176,12 +199,13 @@ def test_a_native_model_learns_by_the_probabilities_of_class_names(kind: str, ti
     logits = model.choose(step.inputs, [model.backbone.question] * 4, model.class_names)
     assert step.labels is not None
     probabilities = logits.softmax(-1)[torch.arange(4), step.labels]
-    model.class_loss = ClassLoss("arcsin", frozen=adapt.wrap(model.backbone, methods.ZeroShot(), model.class_names))
+    model.class_loss = ClassLoss("arcsin")
     terms, right = model.losses(step, {"kl": 1.0})
     assert float(terms["arcsin"]) == pytest.approx(float((math.pi - 2 * probabilities.sqrt().asin()).mean()), rel=1e-4)
     assert torch.equal(right, logits.argmax(-1) == step.labels)
     assert step.weight == 4
-    untouched = model.class_loss.frozen.choose(step.inputs, [model.backbone.question] * 4, model.class_names)
+    frozen = adapt.wrap(model.backbone, methods.ZeroShot(), model.class_names)
+    untouched = frozen.choose(step.inputs, [model.backbone.question] * 4, model.class_names)
     expected = -(untouched.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
     assert float(terms["kl"]) == pytest.approx(float(expected), rel=1e-4)
     parameters = [parameter for parameter in model.method.parameters() if parameter.requires_grad]
@@ -196,3 +220,60 @@ def test_a_native_model_learns_by_the_probabilities_of_class_names(kind: str, ti
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= sign * 1e-2 * gradient / length
     assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(length, rel=0.05)
+
+
+OF_METHODS = (
+    "coop", "kgcoop", "prograd", "clap", "tcp", "lora", "maple", "prompt_src", "clip_adapter", "hicropl",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_METHODS)
+def test_methods_learn_by_the_objective(open_clip: Backbone, tiny_split: Split, name: str) -> None:
+    """Beside their own terms, the loss of their logits has its name and its value."""
+    model = adapt.wrap(open_clip, methods.find(name)(**methods.find(name).example), tiny_split.class_names)
+    seen, own = list[tuple[float, float]](), model.losses
+
+    def watched(step: Any, weights: Any = None) -> Any:
+        terms, right = own(step, weights)
+        assert "cross_entropy" not in terms
+        seen.append(
+            (float(terms["accuracy"].detach()), float(ClassLoss("accuracy")(step.logits, step.labels).detach()))
+        )
+        return terms, right
+
+    model.losses = watched  # type: ignore[method-assign]
+    adapt.fit(model, tiny_split.train, **STEPS | {"iterations": 1, "lr": 0.001}, objective="accuracy")
+    assert [mine for mine, _ in seen] == pytest.approx([value for _, value in seen], rel=1e-4)
+
+
+def test_a_native_model_on_classes_may_use_several_processes(tiny_split: Split) -> None:
+    """The loss adds up over items, by the tokens of answers and by class names."""
+    from adapt.training.processes import _adds_up
+
+    assert _adds_up(tasks.of(tiny_split.train))
+
+
+def test_names_count_in_the_memory_of_a_native_step(tiny_split: Split) -> None:
+    from adapt.training.step_memory import chat_bytes
+
+    for kind in ("smolvlm", "paligemma"):  # names in a row, and a row for each name
+        model = adapt.wrap(tiny_natives.backbone(kind), lora("decoder"), tiny_split.class_names)
+        plain = chat_bytes(model, tiny_split.train[:4], "fp32").each
+        model.class_loss = ClassLoss("arcsin")
+        assert chat_bytes(model, tiny_split.train[:4], "fp32").each > 1.2 * plain
+
+
+def test_class_weights_of_a_native_model_need_an_objective_over_names(tiny_split: Split) -> None:
+    model = adapt.wrap(tiny_natives.backbone("smolvlm"), lora("decoder"), tiny_split.class_names)
+    with pytest.raises(AdaptError, match=r"set train\.objective to another one, such as arcsin"):
+        adapt.fit(model, tiny_split.train[:4], epochs=1, batch_size=2, class_weights="balanced", progress=False)
+    adapt.fit(
+        model,
+        tiny_split.train[:4],
+        epochs=1,
+        batch_size=2,
+        class_weights="balanced",
+        objective="arcsin",
+        progress=False,
+    )
+    assert model.class_loss.weights is not None

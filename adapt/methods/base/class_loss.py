@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,17 +31,23 @@ WIDEST = 80.0  # margin in which exp(m / 2) and its square are finite in fp32
 class ClassLoss:
     """The mean loss of class logits `(b, n)` with labels `(b,)`, by an objective of `TrainSettings.objective`.
 
-    `weights` `(n,)` are those of the classes. `frozen` is the unadapted model, an `Adapted`, for the term `kl`.
+    `weights` `(n,)` are those of the classes. The `template` of the unadapted backbone's answers is given if the loss
+    has the term `kl`.
     """
 
     objective: str = CROSS_ENTROPY
     weights: Tensor | None = None
-    frozen: Any = None
+    template: tuple[str, ...] = ()
 
     @property
     def term(self) -> str:
         """The name of the loss among the terms of a batch's loss."""
         return self.objective.replace("-", "_")
+
+    @property
+    def over_names(self) -> bool:
+        """Whether a native model scores the names of all classes in each step."""
+        return self.objective != CROSS_ENTROPY or bool(self.template)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss in fp32; with weights, the weighted mean."""

@@ -124,7 +124,7 @@ class Method(nn.Module, Generic[StepT]):
     """Whether the method also learns every other task with the same kind of steps, because it uses labels only through
     `step.task_loss()`. By default, true for a method without a `loss`, `prepare` or `infer` of its own."""
     weighs_classes: bool = True
-    """Whether the loss contains `step.task_loss()`, in which classes may have weights (`train.class_weights`)."""
+    """Whether the loss contains `step.task_loss()`, of which `train.class_weights` and `train.objective` are."""
     needs_every_class: bool = False
     """Whether every class needs a training image."""
     begins_anew: bool = False

@@ -65,7 +65,7 @@ class Objective(LabelKind):
 
     def loss(self, step: Step) -> Terms:
         """Return the default loss terms of this task, which are used for a method that does not define a loss."""
-        return {"cross_entropy": step.cross_entropy}
+        return step.class_terms if self.has_class_loss else {"cross_entropy": step.cross_entropy}
 
     def right(self, step: Step) -> Tensor | None:
         """Return a mask `(b,)` of the items of a batch that a model answers correctly, or None without labels."""

@@ -17,6 +17,7 @@ from adapt.common.devices import moved
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
 from adapt.data.bags import Bags, bag_mean
+from adapt.methods.base.class_loss import CROSS_ENTROPY
 from adapt.prompts import Prompt, Texts, texts_key
 
 if TYPE_CHECKING:
@@ -103,7 +104,21 @@ class Step:
     def task_loss(self) -> Terms:
         """Return the loss terms of the task by name. A method may replace these terms or add further terms."""
         task = self.task
-        return checked(task.loss(self), f"the task {task.name}") if task else {"cross_entropy": self.cross_entropy}
+        return checked(task.loss(self), f"the task {task.name}") if task else self.class_terms
+
+    @property
+    def class_terms(self) -> Terms:
+        """The loss of one class per item, by the objective of the training."""
+        own = self.model.class_loss
+        if own.objective == CROSS_ENTROPY:  # of a native model over the tokens of its answers
+            return {"cross_entropy": self.cross_entropy}
+        assert self.labels is not None
+        return {own.term: own(self.logits, self.labels)}
+
+    @property
+    def frozen_logits(self) -> Tensor:
+        """The logits `(b, n)` of the classes by the unadapted backbone."""
+        raise NotImplementedError
 
     @property
     def weight(self) -> float:
@@ -347,6 +362,11 @@ class ImageStep(Step):
         return self._once(key, lambda: self.model.frozen_class_features(templates, average))
 
     @property
+    def frozen_logits(self) -> Tensor:
+        classes, backbone = self.frozen_class_features(self.model.class_loss.template), self.model.backbone
+        return backbone.logit_scale * self.frozen_features.float() @ classes.float().T + backbone.logit_bias
+
+    @property
     def scale(self) -> float:
         """The logit scale of the method or else of the backbone, by which cosine similarities are multiplied."""
         return float(self._once("scale", lambda: self.model.method.logit_scale or self.model.backbone.logit_scale))
@@ -479,7 +499,7 @@ def kl(step: Step) -> Tensor:
     Its gradient is that of the divergence from the backbone's answers, by which RL holds a model to its reference.
     """
     with torch.no_grad():
-        frozen = step._with(step.model.class_loss.frozen).logits.float().softmax(-1)
+        frozen = step.frozen_logits.float().softmax(-1)
     return F.cross_entropy(step.logits.float(), frozen)
 
 
