@@ -128,7 +128,7 @@ class Split:
 
         names = self.class_names[chosen.start : chosen.stop]
         own = set(names)
-        return self._mapped(lambda items: (item for item in items if own.issuperset(item.class_names)), names)
+        return self.mapped(lambda items: (item for item in items if own.issuperset(item.class_names)), names)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ class Split:
             raise AdaptError(f"data {self.name!r}: no name is given for {named}. Give a name for every class")
 
         class_names = tuple(names[name] for name in self.class_names)
-        return self._mapped(lambda items: (item.renamed(names) for item in items), class_names)
+        return self.mapped(lambda items: (item.renamed(names) for item in items), class_names)
 
     @property
     def turned(self) -> bool:
@@ -173,19 +173,13 @@ class Split:
 
     def turning(self, turned: bool) -> Split:
         """Return a copy of the split with images rotated upright by EXIF if `turned`, and otherwise used as stored."""
+        return self.mapped(lambda items: (replace(item, turned=turned and bool(item.paths)) for item in items))
 
-        def turning(items: tuple[Item, ...]) -> tuple[Item, ...]:
-            return tuple(replace(item, turned=turned and bool(item.paths)) for item in items)
-
-        return replace(self._mapped(turning), unlabelled=turning(self.unlabelled))
-
-    def _mapped(
-        self, change: Callable[[tuple[Item, ...]], Iterable[Item]], class_names: tuple[str, ...] | None = None
-    ) -> Split:
-        """Return a copy of the split with `change` applied to all items, and with new `class_names` if given."""
-        train, val, test = (tuple(change(part)) for part in (self.train, self.val, self.test))
+    def mapped(self, change: Callable[[Items], Iterable[Item]], class_names: tuple[str, ...] | None = None) -> Split:
+        """Return a copy of the split with `change` applied to each part, and with new `class_names` if given."""
+        train, val, test, unlabelled = (tuple(change(getattr(self, part))) for part in PARTS)
         names = self.class_names if class_names is None else class_names
-        return replace(self, class_names=names, train=train, val=val, test=test)
+        return replace(self, class_names=names, train=train, val=val, test=test, unlabelled=unlabelled)
 
     @property
     def fingerprint(self) -> str:
