@@ -102,8 +102,19 @@ class Split:
         """
         if self.val:
             raise AdaptError(f"data {self.name!r} already has validation images")
-        held = carve(self.train, seed)
-        train, val = ([item for item in self.train if (item in held) is held_out] for held_out in (False, True))
+        stream, taken, staying = random.Random(seed), set[str](), set[str]()
+        for images in by_stratum(self.train):
+            sizes = Counter(item.kept_with for item in images)
+            drawn, wanted = list(sizes), max(1, len(images) // 5)
+            stream.shuffle(drawn)
+            staying.add(next((group for group in drawn if group not in taken), drawn[0]))
+            held = sum(sizes[group] for group in drawn if group in taken)
+            for group in drawn:
+                if held < wanted and group not in staying | taken:
+                    taken.add(group)
+                    held += sizes[group]
+        held_out = taken - staying
+        train, val = ([item for item in self.train if (item.kept_with in held_out) is out] for out in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: str) -> Split:
@@ -294,23 +305,18 @@ def _check_tasks(split: Split) -> None:
 
     Also raises AdaptError if only some of train, val and test have labels with classes, or if the task's check fails.
     """
-    for part in (split.train, split.val, split.test):
-        of_tasks = {item.task: item for item in reversed(part)}
-        _check_one([*of_tasks.values()], split.name)
+    first_of: list[dict[LabelKind | None, Item]] = [
+        {item.task: item for item in reversed(part)} for part in (split.train, split.val, split.test)
+    ]
     # one part may have pairs and another only texts
-    of_kinds = {item.task if item.task.classes_are else None: item for item in split.items()}
-    _check_one([*of_kinds.values()], split.name)
-    for task in _tasks(split):
-        task.check([*split.items()], split.name)
-
-
-def _check_one(firsts: list[Item], name: str) -> None:
-    if len(firsts) > 1:
-        one, other = firsts[:2]
+    first_of.append({item.task if item.task.classes_are else None: item for item in split.items()})
+    for one, other, *_ in (firsts.values() for firsts in first_of if len(firsts) > 1):
         raise AdaptError(
-            f"data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but "
+            f"data {split.name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but "
             f"{other.name!r} for the task {other.task.name} ({other.task.title}). Label all items for the same task"
         )
+    for task in _tasks(split):
+        task.check([*split.items()], split.name)
 
 
 def _tasks(split: Split) -> list[LabelKind]:
@@ -373,27 +379,6 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
         return _both(train, shots, val_shots, stream)
     picked_val = _drawn(val, val_shots, stream, again=True)
     return _drawn(train, shots, stream, again=True), picked_val
-
-
-def carve(train: Items, seed: int) -> set[Item]:
-    """Return the training images to use for validation: a fifth of the images of each class, at least one.
-
-    Images of one group stay together, and at least one group of each class remains for training.
-    """
-    stream, taken, staying = random.Random(seed), set[str](), set[str]()
-    for images in by_stratum(train):
-        groups: dict[str, list[Item]] = {}
-        for item in images:
-            groups.setdefault(item.kept_with, []).append(item)
-        drawn, wanted = list(groups), max(1, len(images) // 5)
-        stream.shuffle(drawn)
-        staying.add(next((group for group in drawn if group not in taken), drawn[0]))
-        held = sum(len(groups[group]) for group in drawn if group in taken)
-        for group in drawn:
-            if held < wanted and group not in staying | taken:
-                taken.add(group)
-                held += len(groups[group])
-    return {item for item in train if item.kept_with in taken - staying}
 
 
 def _drawn(items: Items, shots: int, stream: random.Random, again: bool = False) -> Items:
