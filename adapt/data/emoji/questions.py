@@ -45,13 +45,8 @@ _MADE = {
 def read(spec: str) -> Split:
     """Return the data set `spec`; an item's domain is the drawing style, or "" if scenes mix styles."""
     base = spec.partition("@")[0]
-    class_names: tuple[str, ...] = ()
-    if base == "emoji-questions":
-        class_names = answers()
-    elif base == "emoji-counts":
-        class_names = NUMBERS
-    elif base == "emoji-labels":
-        class_names = tuple(concept.name for concept in concepts().values())
+    things = tuple(concept.name for concept in concepts().values())
+    class_names = {"emoji-questions": answers(), "emoji-counts": NUMBERS, "emoji-labels": things}.get(base, ())
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         if base == "emoji-questions":
