@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
@@ -19,7 +18,7 @@ from adapt.common.progress import Progress
 from adapt.data.decoding.files import check_inside, open_file, parted
 from adapt.data.decoding.images import check_image
 from adapt.data.decoding.masks import blank_masks, check_masks, marks_none
-from adapt.data.decoding.pictures import lacking, naming, opened, orientation, size_of, to_rgb
+from adapt.data.decoding.pictures import LackingError, opened, orientation, size_of, to_rgb
 from adapt.data.item import Item
 from adapt.data.split import Split
 
@@ -50,26 +49,22 @@ def facts_of(path: str, turned: bool) -> Facts:
 
     A JPEG is decoded at an eighth of its size, which is faster but still reads all of its data.
     """
-    lacks = ""
     try:
-        with warnings.catch_warnings(), open_file(path) as file, naming(repr(path)):
+        with warnings.catch_warnings(), open_file(path) as file, opened(file, path) as picture:
             warnings.simplefilter("ignore")  # Pillow's, about pictures that it can decode
-            lacks = lacking(file)
-            with opened(file, path) as picture:
-                size = size_of(picture, turned)
-                tiles = getattr(picture, "tile", ())  # as long as it is not decoded
-                wide = picture.mode.startswith("I") or any(";16" in str(tile) for tile in tiles)
-                frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-                picture.draft(None, (1, 1))
-                picture.load()
-                held, mode = orientation(picture), picture.mode
-                form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG followed by another
-                content = b"" if form == "JPEG" else to_rgb(picture, turned).tobytes()
+            size = size_of(picture, turned)
+            tiles = getattr(picture, "tile", ())  # as long as it is not decoded
+            wide = picture.mode.startswith("I") or any(";16" in str(tile) for tile in tiles)
+            frames = 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
+            picture.draft(None, (1, 1))
+            picture.load()
+            held, mode = orientation(picture), picture.mode
+            form = "JPEG" if picture.format == "MPO" else str(picture.format)  # a JPEG followed by another
             if form == "JPEG":
                 file.seek(0)
-                content = file.read()
+            content = file.read() if form == "JPEG" else to_rgb(picture, turned).tobytes()
     except AdaptError as error:
-        return Facts(str(error), lacks)
+        return Facts(str(error), str(error.__cause__) if isinstance(error.__cause__, LackingError) else "")
     digest = hashlib.blake2b(repr(size).encode() + content, digest_size=16).digest()
     return Facts("", "", form, mode, wide, size, frames, held, digest)
 
@@ -152,11 +147,7 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
     problems = broken_images(items, progress)
     if not problems:
         return split
-    parts = split.train, split.val, split.test, split.unlabelled
-    train, val, test, unlabelled = (
-        tuple(item for item in part if problems.keys().isdisjoint(item.files)) for part in parts
-    )
-    lost = len(items) - sum(map(len, (train, val, test, unlabelled)))
+    lost = sum(not problems.keys().isdisjoint(item.files) for item in items)
     count = f"{lost:,} of {len(items):,} {split.noun} of data {split.name!r}"
     more = f"; and {len(problems) - _NAMED:,} more" if len(problems) > _NAMED else ""
     named = "; ".join(list(problems.values())[:_NAMED]) + more
@@ -166,7 +157,7 @@ def without_broken(split: Split, broken: Broken, progress: Progress | None = Non
             "files, or leave them out of a training with data.broken=skip"
         )
     logger.warning("left out %s: %s", count, named)
-    return replace(split, train=train, val=val, test=test, unlabelled=unlabelled)
+    return split.mapped(lambda items: (item for item in items if problems.keys().isdisjoint(item.files)))
 
 
 def copies_of(known: Sequence[Item], items: Sequence[Item], facts: Mapping[str, Facts]) -> list[Item]:

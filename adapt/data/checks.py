@@ -6,7 +6,6 @@ list.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,6 +101,9 @@ def look(source: str, split: Split, inconsistent: Sequence[str] = (), progress: 
 
 MEGAPIXELS = 24  # a larger image is reported: decoding takes longer than all later steps
 _NAMED = 3
+_PAGES = "animated or of several pages, of which the first counts"
+_MISNAMED = "of another format than the name says, but readable"
+_LARGE = f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well"
 _FORMAT_OF = {suffix: name for name, suffixes in FORMATS.items() for suffix in suffixes}
 
 ListRow = dict[str, str | int]
@@ -136,68 +138,57 @@ def unreadable(looked: Looked) -> Iterator[Finding]:
 
     Then, one for each other file that cannot be decoded, and each region or mask that does not fit its image.
     """
-    of_library: dict[str, list[str]] = defaultdict(list)
+    of_library: dict[str, list[ListRow]] = defaultdict(list)
     for path, facts in sorted(looked.facts.items()):
-        if facts.problem and facts.lacks:
-            of_library[facts.lacks].append(path)
-    for lacks, paths in of_library.items():
+        if facts.lacks:
+            of_library[facts.lacks].append({"path": path, "why": facts.lacks})
+    for lacks, rows in of_library.items():
         kind, _, advice = lacks.partition(" needs ")
         library, _, command = advice.partition(": ")
-        line = f"{_files(paths)} {kind} and cannot be read here: install {library} ({command}): {_named(looked, paths)}"
-        yield Finding("unreadable", line, [{"path": path, "why": lacks} for path in paths], stops=True)
+        line = f"{_files(rows)} {kind} and cannot be read here: install {library} ({command}): {_named(looked, rows)}"
+        yield Finding("unreadable", line, rows, stops=True)
     broken = {path: facts.problem for path, facts in looked.facts.items() if facts.problem and not facts.lacks}
     for path, problem in (broken | looked.unfit).items():
         yield Finding("unreadable", problem, [{"path": path, "why": problem}], stops=True)
 
 
-def untrainable(looked: Looked) -> Iterator[Finding]:
-    """Yield a finding if a data set with classes has no training images, so that it can only be used for evaluation."""
-    if looked.split.class_names and not looked.split.train:
+def classes(looked: Looked) -> Iterator[Finding]:
+    """Yield findings if there are no training images, and for each class without any, or with unreadable ones alone.
+
+    Then, if there is a single class, or number, so that there is nothing to learn, and if classes have a single
+    training image, too few to hold any out for validation.
+    """
+    split, names = looked.split, looked.split.class_names
+    if names and not split.train:
         line = "no training images: the data can be used for evaluation, not training (their folder is called train)"
         yield Finding("classes", line, [])
-
-
-def without_images(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each class without any image, such as an empty folder.
-
-    Then, one for each class whose training images are all unreadable.
-    """
-    listed = _by_class(looked.split.items())
-    for name in looked.split.class_names:
+    listed, train = _by_class(split.items()), _by_class(split.train)
+    for name in names:
         if not listed[name]:
-            row: ListRow = {"class": name, "train": 0, "readable": 0}
-            yield Finding("classes", f"class {name!r} has no image", [row], stops=bool(looked.split.train))
-    listed = _by_class(item for part, item in looked.of_parts if part == "train")
+            yield Finding("classes", f"class {name!r} has no image", [_counts(name, 0, 0)], stops=bool(split.train))
+    each = _by_class(item for part, item in looked.of_parts if part == "train")
     read = _by_class(item for part, item, _ in looked.usable if part == "train")
-    for name in looked.split.class_names:
-        if listed[name] and not read[name]:
-            line = f"class {name!r} has no training image that can be read, of {listed[name]:,}"
-            yield Finding("classes", line, [{"class": name, "train": listed[name], "readable": 0}], stops=True)
+    for name in names:
+        if each[name] and not read[name]:
+            line = f"class {name!r} has no training image that can be read, of {each[name]:,}"
+            yield Finding("classes", line, [_counts(name, each[name], 0)], stops=True)
+    if split.train and (line := split.task.nothing_to_learn(split.train, names)):
+        yield Finding("classes", line, [_counts(name, count, "") for name, count in train.items()])
+    if single := [name for name in names if train[name] == 1]:
+        line = f"one training image each, too few to hold any back: {first_of(single)}"
+        yield Finding("classes", line, [_counts(name, 1, "") for name in single])
 
 
-def alone(looked: Looked) -> Iterator[Finding]:
-    """Yield a finding if the training images have a single class, or number, so that there is nothing to learn."""
-    train, names = looked.split.train, looked.split.class_names
-    if train and (line := looked.split.task.nothing_to_learn(train, names)):
-        counts = _by_class(train).items()
-        yield Finding("classes", line, [{"class": name, "train": count, "readable": ""} for name, count in counts])
-
-
-def single(looked: Looked) -> Iterator[Finding]:
-    """Yield a finding that lists the classes with a single training image, too few to hold any out for validation."""
-    listed = _by_class(looked.split.train)
-    names = [name for name in looked.split.class_names if listed[name] == 1]
-    if names:
-        line = f"one training image each, too few to hold any back: {first_of(names)}"
-        yield Finding("classes", line, [{"class": name, "train": 1, "readable": ""} for name in names])
+def _counts(name: str, train: int, readable: int | str) -> ListRow:
+    return {"class": name, "train": train, "readable": readable}
 
 
 def skipped(looked: Looked) -> Iterator[Finding]:
     """Yield a finding that lists the files in the data set's folder that look like images but are not used."""
     if files := looked.passed_over:
-        names = _named(looked, [each.path for each in files])
-        line = f"{counted(files)} passed over ({by_suffix(files)}): {names}"
-        yield Finding("skipped", line, [{"path": each.path, "why": each.why} for each in files])
+        rows: list[ListRow] = [{"path": each.path, "why": each.why} for each in files]
+        line = f"{counted(files)} passed over ({by_suffix(files)}): {_named(looked, rows)}"
+        yield Finding("skipped", line, rows)
 
 
 def contradictions(looked: Looked) -> Iterator[Finding]:
@@ -243,76 +234,42 @@ def duplicates(looked: Looked) -> Iterator[Finding]:
         yield Finding("duplicates", f"the same picture twice in one part: {_pairs(looked, rows)}", rows)
 
 
-@dataclass(frozen=True)
-class _Note:
-    """An unusual property of image files that is reported to the user but does not stop training."""
-
-    list: str
-    what: str
-    applies: Callable[[str, Facts], bool]
-    why: Callable[[Facts], str]
-
-
-_NOTES = (
-    _Note(
-        "unusual",
-        "of 16 bits a channel, of which the upper 8 are read",
-        lambda path, facts: facts.wide,
-        lambda facts: f"{facts.format} in mode {facts.mode}",
-    ),
-    _Note(
-        "unusual",
-        "in CMYK, converted to RGB without a colour profile",
-        lambda path, facts: facts.mode == "CMYK",
-        lambda facts: f"{facts.format} in mode {facts.mode}",
-    ),
-    _Note(
-        "unusual",
-        "animated or of several pages, of which the first counts",
-        lambda path, facts: facts.frames > 1,
-        lambda facts: f"{facts.frames:,} pictures in one file",
-    ),
-    _Note(
-        "misnamed",
-        "of another format than the name says, but readable",
-        lambda path, facts: _FORMAT_OF.get(os.path.splitext(path)[1].lower(), facts.format) != facts.format,
-        lambda facts: f"it is {facts.format}",
-    ),
-    _Note(
-        "unusual",
-        f"of more than {MEGAPIXELS} megapixels, which are slow to decode in every epoch: smaller copies serve as well",
-        lambda path, facts: math.prod(facts.size) > MEGAPIXELS * 10**6,
-        lambda facts: f"{facts.size[0]:,} x {facts.size[1]:,} pixels",
-    ),
-)
-
-
-def noted(looked: Looked) -> Iterator[Finding]:
-    """Yield one finding for each property in `_NOTES`, and for the EXIF orientation of cameras that were rotated."""
-    what = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
+def unusual(looked: Looked) -> Iterator[Finding]:
+    """Yield one finding for each unusual property of readable files, such as the orientation of a rotated camera."""
+    turned = "turned upright by EXIF (data.exif=stored takes them as they are stored)"
     if not looked.split.turned:
-        what = "stored sideways or mirrored by EXIF, and taken as stored, as published (data.exif=turned turns them)"
-    turned = _Note("turned", what, lambda path, facts: facts.held != 1, lambda facts: f"EXIF orientation {facts.held}")
-    readable = [(path, facts) for path, facts in sorted(looked.facts.items()) if not facts.problem]
-    for note in (turned, *_NOTES):
-        if files := {path: facts for path, facts in readable if note.applies(path, facts)}:
-            paths = list(files)
-            rows: list[ListRow] = [{"path": path, "why": note.why(facts)} for path, facts in files.items()]
-            yield Finding(note.list, f"{_files(paths)} {note.what}: {_named(looked, paths)}", rows)
+        turned = "stored sideways or mirrored by EXIF, and taken as stored, as published (data.exif=turned turns them)"
+    found: dict[tuple[str, str], list[ListRow]] = {}
+    for path, facts in sorted(looked.facts.items()):
+        if facts.problem:
+            continue
+        (width, height), in_mode = facts.size, f"{facts.format} in mode {facts.mode}"
+        named = _FORMAT_OF.get(os.path.splitext(path)[1].lower(), facts.format)
+        for key, applies, why in (
+            (("turned", turned), facts.held != 1, f"EXIF orientation {facts.held}"),
+            (("unusual", "of 16 bits a channel, of which the upper 8 are read"), facts.wide, in_mode),
+            (("unusual", "in CMYK, converted to RGB without a colour profile"), facts.mode == "CMYK", in_mode),
+            (("unusual", _PAGES), facts.frames > 1, f"{facts.frames:,} pictures in one file"),
+            (("misnamed", _MISNAMED), named != facts.format, f"it is {facts.format}"),
+            (("unusual", _LARGE), width * height > MEGAPIXELS * 10**6, f"{width:,} x {height:,} pixels"),
+        ):
+            rows = found.setdefault(key, [])  # of all, to be in this order
+            if applies:
+                rows.append({"path": path, "why": why})
+    for (name, what), rows in found.items():
+        if rows:
+            yield Finding(name, f"{_files(rows)} {what}: {_named(looked, rows)}", rows)
 
 
 CHECKS: tuple[Callable[[Looked], Iterator[Finding]], ...] = (
     inconsistent,
     unreadable,
-    untrainable,
-    without_images,
-    alone,
-    single,
+    classes,
     skipped,
     contradictions,
     copies,
     duplicates,
-    noted,
+    unusual,
 )
 
 
@@ -329,8 +286,8 @@ def _files(files: Sequence[object]) -> str:
     return "1 file is" if len(files) == 1 else f"{len(files):,} files are"
 
 
-def _named(looked: Looked, paths: Sequence[str]) -> str:
-    return first_of([_short(looked, path) for path in paths], _NAMED)
+def _named(looked: Looked, rows: Sequence[ListRow]) -> str:
+    return first_of([_short(looked, str(row["path"])) for row in rows], _NAMED)
 
 
 def _pairs(looked: Looked, rows: Sequence[ListRow]) -> str:

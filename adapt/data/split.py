@@ -102,8 +102,19 @@ class Split:
         """
         if self.val:
             raise AdaptError(f"data {self.name!r} already has validation images")
-        held = carve(self.train, seed)
-        train, val = ([item for item in self.train if (item in held) is held_out] for held_out in (False, True))
+        stream, taken, staying = random.Random(seed), set[str](), set[str]()
+        for images in by_stratum(self.train):
+            sizes = Counter(item.kept_with for item in images)
+            drawn, wanted = list(sizes), max(1, len(images) // 5)
+            stream.shuffle(drawn)
+            staying.add(next((group for group in drawn if group not in taken), drawn[0]))
+            held = sum(sizes[group] for group in drawn if group in taken)
+            for group in drawn:
+                if held < wanted and group not in staying | taken:
+                    taken.add(group)
+                    held += sizes[group]
+        held_out = taken - staying
+        train, val = ([item for item in self.train if (item.kept_with in held_out) is out] for out in (False, True))
         return replace(self, train=tuple(train), val=tuple(val))
 
     def only(self, classes: str) -> Split:
@@ -128,7 +139,7 @@ class Split:
 
         names = self.class_names[chosen.start : chosen.stop]
         own = set(names)
-        return self._mapped(lambda items: (item for item in items if own.issuperset(item.class_names)), names)
+        return self.mapped(lambda items: (item for item in items if own.issuperset(item.class_names)), names)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -164,7 +175,7 @@ class Split:
             raise AdaptError(f"data {self.name!r}: no name is given for {named}. Give a name for every class")
 
         class_names = tuple(names[name] for name in self.class_names)
-        return self._mapped(lambda items: (item.renamed(names) for item in items), class_names)
+        return self.mapped(lambda items: (item.renamed(names) for item in items), class_names)
 
     @property
     def turned(self) -> bool:
@@ -173,19 +184,13 @@ class Split:
 
     def turning(self, turned: bool) -> Split:
         """Return a copy of the split with images rotated upright by EXIF if `turned`, and otherwise used as stored."""
+        return self.mapped(lambda items: (replace(item, turned=turned and bool(item.paths)) for item in items))
 
-        def turning(items: tuple[Item, ...]) -> tuple[Item, ...]:
-            return tuple(replace(item, turned=turned and bool(item.paths)) for item in items)
-
-        return replace(self._mapped(turning), unlabelled=turning(self.unlabelled))
-
-    def _mapped(
-        self, change: Callable[[tuple[Item, ...]], Iterable[Item]], class_names: tuple[str, ...] | None = None
-    ) -> Split:
-        """Return a copy of the split with `change` applied to all items, and with new `class_names` if given."""
-        train, val, test = (tuple(change(part)) for part in (self.train, self.val, self.test))
+    def mapped(self, change: Callable[[Items], Iterable[Item]], class_names: tuple[str, ...] | None = None) -> Split:
+        """Return a copy of the split with `change` applied to each part, and with new `class_names` if given."""
+        train, val, test, unlabelled = (tuple(change(getattr(self, part))) for part in PARTS)
         names = self.class_names if class_names is None else class_names
-        return replace(self, class_names=names, train=train, val=val, test=test)
+        return replace(self, class_names=names, train=train, val=val, test=test, unlabelled=unlabelled)
 
     @property
     def fingerprint(self) -> str:
@@ -300,23 +305,18 @@ def _check_tasks(split: Split) -> None:
 
     Also raises AdaptError if only some of train, val and test have labels with classes, or if the task's check fails.
     """
-    for part in (split.train, split.val, split.test):
-        of_tasks = {item.task: item for item in reversed(part)}
-        _check_one([*of_tasks.values()], split.name)
+    first_of: list[dict[LabelKind | None, Item]] = [
+        {item.task: item for item in reversed(part)} for part in (split.train, split.val, split.test)
+    ]
     # one part may have pairs and another only texts
-    of_kinds = {item.task if item.task.classes_are else None: item for item in split.items()}
-    _check_one([*of_kinds.values()], split.name)
-    for task in _tasks(split):
-        task.check([*split.items()], split.name)
-
-
-def _check_one(firsts: list[Item], name: str) -> None:
-    if len(firsts) > 1:
-        one, other = firsts[:2]
+    first_of.append({item.task if item.task.classes_are else None: item for item in split.items()})
+    for one, other, *_ in (firsts.values() for firsts in first_of if len(firsts) > 1):
         raise AdaptError(
-            f"data {name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but "
+            f"data {split.name!r}: {one.name!r} is labelled for the task {one.task.name} ({one.task.title}), but "
             f"{other.name!r} for the task {other.task.name} ({other.task.title}). Label all items for the same task"
         )
+    for task in _tasks(split):
+        task.check([*split.items()], split.name)
 
 
 def _tasks(split: Split) -> list[LabelKind]:
@@ -379,27 +379,6 @@ def pick(train: Items, val: Items, shots: int, seed: int, sampling: Sampling) ->
         return _both(train, shots, val_shots, stream)
     picked_val = _drawn(val, val_shots, stream, again=True)
     return _drawn(train, shots, stream, again=True), picked_val
-
-
-def carve(train: Items, seed: int) -> set[Item]:
-    """Return the training images to use for validation: a fifth of the images of each class, at least one.
-
-    Images of one group stay together, and at least one group of each class remains for training.
-    """
-    stream, taken, staying = random.Random(seed), set[str](), set[str]()
-    for images in by_stratum(train):
-        groups: dict[str, list[Item]] = {}
-        for item in images:
-            groups.setdefault(item.kept_with, []).append(item)
-        drawn, wanted = list(groups), max(1, len(images) // 5)
-        stream.shuffle(drawn)
-        staying.add(next((group for group in drawn if group not in taken), drawn[0]))
-        held = sum(len(groups[group]) for group in drawn if group in taken)
-        for group in drawn:
-            if held < wanted and group not in staying | taken:
-                taken.add(group)
-                held += len(groups[group])
-    return {item for item in train if item.kept_with in taken - staying}
 
 
 def _drawn(items: Items, shots: int, stream: random.Random, again: bool = False) -> Items:

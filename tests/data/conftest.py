@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from sample_transforms import Encoder
 
 from adapt.data import FeatureCache
+from adapt.data.emoji import bundled
 from adapt.data.split import Item
 
 MakeImage = Callable[..., str]
@@ -51,7 +52,7 @@ _CONCEPTS = [  # concept, class, split, held out
 
 
 @pytest.fixture
-def emoji_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def emoji_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A bundled set of six concepts in three styles, in place of the real one."""
     archive = tmp_path / "emoji.zip"
     entries = []
@@ -67,7 +68,12 @@ def emoji_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         index = {"styles": _STYLES, "classes": ["animal mammal", "food fruit"], "items": entries}
         file.writestr("index.json", json.dumps(index))
     monkeypatch.setattr("adapt.data.emoji.bundled.ARCHIVE", archive)
-    return archive
+    known = bundled.index, bundled.of_groups
+    for each in known:  # of the real archive
+        each.cache_clear()
+    yield archive
+    for each in known:
+        each.cache_clear()
 
 
 @pytest.fixture(scope="session")

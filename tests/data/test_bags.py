@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from adapt.data import load
 from adapt.data.bags import singles, sizes
 from adapt.data.checks import copies, look
 from adapt.data.decoding.image_set import loader
-from adapt.data.split import carve, folds
+from adapt.data.split import folds
 
 ROWS = [f"{name}-{number}-{view}.png,{name},{name} {number}" for name in "ab" for number in range(6) for view in "xyz"]
 
@@ -118,7 +119,9 @@ def test_shots_folds_and_validation_keep_items_whole(tmp_path: Path) -> None:
     split = load(listed(tmp_path, ROWS))
     few = split.few_shot(2, seed=1)
     assert [len(item.paths) for item in few.train] == [3] * 4
-    assert all(len(item.paths) == 3 for item in carve(split.train, 1))
+    held = replace(split, val=()).with_validation(1).val
+    assert held
+    assert all(len(item.paths) == 3 for item in held)
     one_by_one = singles(split.train)
     assert len(one_by_one) == 3 * len(split.train)
     fold_of = dict(zip([item.path for item in one_by_one], folds(one_by_one, 3, 0), strict=True))

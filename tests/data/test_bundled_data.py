@@ -55,8 +55,8 @@ def test_an_unknown_style_is_refused(emoji_zip: Path) -> None:
         load("emoji@nato")
 
 
-def test_a_missing_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundled, "ARCHIVE", tmp_path / "emoji.zip")
+def test_a_missing_archive_is_named(emoji_zip: Path) -> None:
+    emoji_zip.unlink()
     with pytest.raises(AdaptError, match=r"emoji.zip' is missing: install adapt again"):
         load("emoji")
 

@@ -142,6 +142,14 @@ def test_an_image_inside_a_row_is_read_anew_where_the_file_has_changed(folder: P
         assert open_image(item).getpixel((0, 0)) == COLOURS[name]
 
 
+def test_an_image_inside_a_file_in_utf16_is_read(folder: Path) -> None:
+    """As the rows themselves are, with a byte order mark."""
+    path = written(folder, [row(USER, DOG, images=[URI])])
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-16")
+    [item] = adapt.data.load(path).items()
+    assert open_image(item).getpixel((0, 0)) == COLOURS["7.png"]
+
+
 def test_answers_that_are_not_learned(folder: Path) -> None:
     [item] = read(folder, row(USER, DOG | {"loss": False}, BARE, DOG))
     assert [turn.learned for turn in chat_of(item).turns] == [True, False, True, True]

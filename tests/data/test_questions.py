@@ -82,8 +82,8 @@ def test_parts_of_one_style_have_other_scenes_of_the_same_drawings() -> None:
 
 
 def test_it_is_drawn_the_same_every_time(split: Split) -> None:
-    again = questions._scenes.__wrapped__(SET, bundled.ARCHIVE)
-    assert again == questions._scenes(SET, bundled.ARCHIVE)
+    again = questions.scenes_of.__wrapped__(SET)
+    assert again == questions.scenes_of(SET)
     assert split.fingerprint == "db6814918baaa8aa"
     item = split.train[0]
     assert item.path == "emoji-questions.scenes!train/00000.png"

@@ -35,7 +35,7 @@ def fetched(address: str) -> bytes:
     """
     until = time.monotonic() + _SECONDS
     try:
-        with urllib.request.build_opener(_WithinTheWeb, _Http(until), _Https(until)).open(address) as answer:
+        with urllib.request.build_opener(_WithinTheWeb, _Until(until)).open(address) as answer:
             return read_bounded(answer, MOST_BYTES)
     except urllib.error.HTTPError as error:
         raise AdaptError(
@@ -96,7 +96,7 @@ def _left(until: float) -> float:
     return left
 
 
-class _Until(urllib.request.AbstractHTTPHandler):
+class _Until(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     """A urllib handler with a deadline for the entire request, because urllib's own timeout restarts with each read."""
 
     def __init__(self, until: float) -> None:
@@ -115,14 +115,6 @@ class _Until(urllib.request.AbstractHTTPHandler):
             return made
 
         return super().do_open(connection, req, **http_conn_args)
-
-
-class _Http(_Until, urllib.request.HTTPHandler):
-    pass
-
-
-class _Https(_Until, urllib.request.HTTPSHandler):
-    pass
 
 
 class _Reading(io.RawIOBase):

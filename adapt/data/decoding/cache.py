@@ -6,14 +6,13 @@ checksum, and a rename puts it in place: any number of processes may write and r
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from adapt.data.decoding.decoded import Decoded
 from adapt.data.decoding.draws import Draw
 from adapt.data.decoding.files import read_bytes
 from adapt.data.decoding.image_set import ImageSet
+from adapt.data.decoding.images import in_batches
 from adapt.data.item import Item
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def _read_shards(folder: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
                 rows |= _read_shard(path, wanted)
             except FileNotFoundError:
                 continue  # another process has just trimmed it
-            except (SafetensorError, _DamagedError):
-                with contextlib.suppress(OSError):  # on a read-only disk it stays, and is never used
+            except SafetensorError:
+                with suppress(OSError):  # on a read-only disk it stays, and is never used
                     path.unlink()
     return rows
 
@@ -78,7 +78,7 @@ def _write_shard(folder: Path, rows: Mapping[bytes, Tensor]) -> None:
                 file.write(content)
             os.replace(temporary, folder / (_checksum(ids, features) + _SUFFIX))
         except OSError:
-            with contextlib.suppress(OSError):  # the first error says more
+            with suppress(OSError):  # the first error says more
                 os.unlink(temporary)
             raise
 
@@ -92,7 +92,7 @@ def _trim(directory: Path, max_bytes: int) -> None:
     shards: list[tuple[float, int, Path]] = []
     with _disk(directory, "trimmed"):
         for path in directory.rglob("*"):
-            with contextlib.suppress(FileNotFoundError):
+            with suppress(FileNotFoundError):
                 status = path.stat()
                 if path.suffix == ".tmp" and time.time() - status.st_mtime > _STALE_SECONDS:
                     path.unlink()
@@ -106,14 +106,11 @@ def _trim(directory: Path, max_bytes: int) -> None:
             total -= size
 
 
-class _DamagedError(Exception):
-    """The error for a shard whose content does not match the checksum that is its file name."""
-
-
 def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
+    """Return what a shard has of `wanted`. Raises SafetensorError if its content does not match its file's name."""
     with safe_open(path, framework="pt") as shard:
         if set(shard.keys()) != {"ids", "features"}:
-            raise _DamagedError
+            raise SafetensorError("it has other tensors than a shard")
         ids = shard.get_tensor("ids")
         packed = ids.numpy().tobytes()
         row_of = {packed[start : start + ID_BYTES]: start // ID_BYTES for start in range(0, len(packed), ID_BYTES)}
@@ -122,10 +119,10 @@ def _read_shard(path: Path, wanted: Set[bytes]) -> dict[bytes, Tensor]:
             return {}
         features = shard.get_tensor("features")
     if _checksum(ids, features) != path.stem or features.ndim != 2 or len(features) * ID_BYTES != len(packed):
-        raise _DamagedError
+        raise SafetensorError("its content does not match the checksum that is its name")
     # The time of last use, for `trim`. If it is another user's, trimmed by now, or on a read-only disk,
     # the rows are still good.
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.utime(path)
     # Copies: the tensors themselves are a mapping of the file.
     return {row_id: features[row_of[row_id]].clone() for row_id in hits}
@@ -138,7 +135,7 @@ def _checksum(ids: Tensor, features: Tensor) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
+@contextmanager
 def _disk(folder: Path, verb: str) -> Iterator[None]:
     try:
         yield
@@ -181,7 +178,7 @@ class FeatureCache:
         """Return {folder: (number of files, bytes)} for the cache, which has one folder per backbone and transform."""
         folders: dict[str, tuple[int, int]] = {}
         for path in sorted(self.directory.rglob(f"*{_SUFFIX}")):
-            with contextlib.suppress(FileNotFoundError):  # another process has just trimmed it
+            with suppress(FileNotFoundError):  # another process has just trimmed it
                 if path.is_file():
                     files, total = folders.get(path.parent.name, (0, 0))
                     folders[path.parent.name] = files + 1, total + path.stat().st_size
@@ -291,11 +288,8 @@ def _row_ids(item: Item, views: int) -> list[bytes]:
     known = {} if _contents is None else _contents
     if (content := known.get(item.path)) is None:
         content = known[item.path] = hashlib.blake2b(read_bytes(item.path)).digest()
-    ids = []
-    for view in range(views) if views else [""]:
-        digest = hashlib.blake2b(content + f"{view}".encode(), digest_size=ID_BYTES)
-        ids.append(digest.digest())
-    return ids
+    names = [f"{view}" for view in range(views)] or [""]
+    return [hashlib.blake2b(content + name.encode(), digest_size=ID_BYTES).digest() for name in names]
 
 
 def _compute(
@@ -309,8 +303,7 @@ def _compute(
     """Encode the images that are missing in the cache, and yield {id: features (d,)} for one shard at a time."""
     if not missing:  # or workers would be started for nothing
         return
-    ids = list(missing)
-    chunks = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
+    chunks = [*in_batches(missing, batch_size)]
     decoded = Decoded(dataset, [[missing[row_id] for row_id in chunk] for chunk in chunks], workers)
     shard: dict[bytes, Tensor] = {}
     done = 0
@@ -318,7 +311,7 @@ def _compute(
         shard.update(zip(chunk, _encode(encode, images), strict=True))
         done += len(chunk)
         if progress:
-            progress(done, len(ids))
+            progress(done, len(missing))
         if len(shard) >= _SHARD_ROWS or sum(row.nbytes for row in shard.values()) >= _SHARD_BYTES:
             yield shard
             shard = {}

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
+from itertools import islice
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from PIL import Image
@@ -94,17 +95,14 @@ def open_image(source: object, *, turned: bool = False, urls: bool = False, name
     a region is not inside its image. Also raises AdaptError for an array with an invalid shape or value range, for an
     address without `urls`, and for a source of any other type.
     """
+    if isinstance(source, _BYTES):
+        return decoded(BytesIO(source), name, turned)
+    if is_array(source):
+        source = picture_of(source)
     if isinstance(source, Image.Image):
         with naming(name):
             check_size(source)
             return to_rgb(source, turned)
-    if isinstance(source, _BYTES):
-        return decoded(BytesIO(source), name, turned)
-    if is_array(source):
-        picture = picture_of(source)
-        with naming(name):
-            check_size(picture)
-            return to_rgb(picture)
     if isinstance(source, str) and is_address(source):
         if not urls:
             raise AdaptError(f"{brief(source)} is a web address, but downloads are not allowed: give urls=True")
@@ -133,13 +131,8 @@ def picture_batches(
 
 def in_batches(each: Iterable[Opened], size: int) -> Iterator[list[Opened]]:
     """Yield lists of up to `size` consecutive elements of an iterable."""
-    batch: list[Opened] = []
-    for one in each:
-        batch.append(one)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(each)
+    while batch := list(islice(rest, size)):
         yield batch
 
 

@@ -8,9 +8,7 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 
-from adapt.common.disk import open_regular, read_bounded
-
-_MOST_BYTES = 512 * 2**20
+from adapt.data.readers.lines import read_text
 
 
 def rows_of(text: str, lines: bool) -> Iterator[object]:
@@ -69,6 +67,4 @@ def decoded(encoded: str) -> bytes:
 
 @lru_cache(maxsize=1)
 def _rows(file: str, changed: int, size: int) -> list[object]:
-    with open_regular(file) as opened:
-        text = read_bounded(opened, _MOST_BYTES).decode("utf-8-sig")
-    return list(rows_of(text, file.endswith(".jsonl")))
+    return list(rows_of(read_text(file), file.endswith(".jsonl")))

@@ -101,6 +101,10 @@ _NO_AVIF = 'AVIF needs Pillow 11.3 or later, built with libavif: pip install -U 
 _NO_RANGE = "pixels of 32 bits have no fixed range; save it with 8 or 16 bits"
 
 
+class LackingError(ValueError):
+    """The error for an image whose format needs a library that is not here; the message says how to install it."""
+
+
 def decoded(file: BinaryIO, name: str, turned: bool = False) -> Image.Image:
     """Return the image in `file` as a PIL image in mode RGB, turned upright by EXIF if `turned`.
 
@@ -122,34 +126,20 @@ def opened(file: BinaryIO, name: str) -> Iterator[Image.Image]:
 def _opened(file: BinaryIO) -> Image.Image:
     """Return the undecoded PIL image in `file`, whose format is recognised by its first bytes."""
     kind = _container_of(file)
-    if lacks := _lacking(kind):
-        raise ValueError(lacks)
     if kind == "HEIF":
-        from pillow_heif import HeifImageFile
-
+        try:
+            from pillow_heif import HeifImageFile
+        except ImportError:
+            raise LackingError(_NO_HEIC) from None
         return cast(Image.Image, HeifImageFile(file))  # without registering an opener in the process
+    if kind == "AVIF" and not features.check("avif"):
+        raise LackingError(_NO_AVIF)
     known = [name for name in FORMATS if name != "HEIF" and (name != "AVIF" or kind == "AVIF")]
     try:
         return Image.open(file, formats=known)
     except DecompressionBombError as error:  # which calls a panorama an attack
         most = int((Image.MAX_IMAGE_PIXELS or 0) * _PIXELS)
         raise ValueError(f"the image has more pixels than the limit of {most:,}{_LIFT}") from error
-
-
-def lacking(file: BinaryIO) -> str:
-    """Return a message that names the missing library for the image in `file`, or "" if no library is missing."""
-    return _lacking(_container_of(file))
-
-
-def _lacking(kind: str) -> str:
-    if kind == "AVIF":
-        return "" if features.check("avif") else _NO_AVIF
-    if kind == "HEIF":
-        try:
-            import pillow_heif  # noqa: F401  # whether it is here, which its being listed does not say
-        except ImportError:
-            return _NO_HEIC
-    return ""
 
 
 def _container_of(file: BinaryIO) -> str:

@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -41,6 +41,7 @@ from adapt.data.split import Split
 
 ARCHIVE = Path(__file__).with_name("emoji.zip")
 UNSEEN_STYLE = "fluent-3d"
+PARTS = ("train", "val", "test")
 _GROUPS, _CONCEPTS, _TEXTS, _RECORDS = "emoji", "emoji-concepts", "emoji-texts", "emoji-records"
 LISTED_BY = "`adapt data list`"  # the command that lists the names
 _TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.", "{}.")  # of the texts in emoji-texts
@@ -74,17 +75,25 @@ class DrawingIndex(TypedDict):
     items: list[DrawnItem]
 
 
+@cache
 def index() -> DrawingIndex:
     """Return the index of the bundled drawings: "styles", "classes", and "items", one record for each drawing."""
-    return _index(ARCHIVE)
-
-
-@lru_cache(maxsize=2)
-def _index(archive: Path) -> DrawingIndex:
-    if not archive.is_file():
-        raise AdaptError(f"the bundled data set {str(archive)!r} is missing: install adapt again")
-    content: DrawingIndex = json.loads(read_bytes(zip_root(archive) + "index.json"))
+    if not ARCHIVE.is_file():
+        raise AdaptError(f"the bundled data set {str(ARCHIVE)!r} is missing: install adapt again")
+    content: DrawingIndex = json.loads(read_bytes(zip_root(ARCHIVE) + "index.json"))
     return content
+
+
+def drawings(style: str = "") -> list[DrawnItem]:
+    """Return the drawings in one style, or in all but the unseen style."""
+    known = index()["items"]
+    return [each for each in known if (each["style"] == style if style else each["style"] != UNSEEN_STYLE)]
+
+
+@cache
+def of_groups(part: str, style: str = "") -> list[DrawnItem]:
+    """Return those of `drawings` whose concepts are in a group, of one part (train, val, test)."""
+    return [each for each in drawings(style) if each["class"] is not None and each["split"] == part]
 
 
 def is_bundled(spec: str) -> bool:
@@ -115,43 +124,36 @@ def read_bundled(spec: str) -> Split:
     """
     if spec == _CONCEPTS:
         base, new = concept_names()
-        entries = index()["items"]
-        train = _items([entry for entry in entries if entry["style"] != UNSEEN_STYLE], "concept")
-        test = _items([entry for entry in entries if entry["style"] == UNSEEN_STYLE], "concept")
+        train, test = (_items(drawings(style), "concept") for style in ("", UNSEEN_STYLE))
         return Split(_CONCEPTS, base + new, train, (), test, root=zip_root(ARCHIVE))
     if spec == _RECORDS:
         return _records(spec)
-    if spec in (_GROUPS, _TEXTS, *_IN_ITEMS):
-        images = _groups(spec, lambda entry: entry["style"] != UNSEEN_STYLE)
-        if spec in _IN_ITEMS:
-            parts = images.train, images.val, images.test
-            joined = map(_of_one_class, parts) if spec == "emoji-items" else _in_clutter(parts)
-            train, val, test = joined
-            return replace(images, train=train, val=val, test=test)
-        named = dict.fromkeys((item.label, item.group) for item in images.train if spec == _TEXTS)
-        texts = [  # of each concept and each prompt template
+    if spec == "emoji-items":
+        return _groups(spec).mapped(_of_one_class)
+    if spec == "emoji-clutter":
+        images = _groups(spec)
+        train, val, test = _in_clutter((images.train, images.val, images.test))
+        return replace(images, train=train, val=val, test=test)
+    if spec == _TEXTS:
+        images = _groups(spec)
+        texts = (  # of each concept and each prompt template
             Item((), label, group=concept, text=template.replace("{}", concept))
-            for label, concept in named
+            for label, concept in dict.fromkeys((item.label, item.group) for item in images.train)
             for template in _TEMPLATES
-        ]
-        return replace(images, train=tuple(texts) or images.train)
+        )
+        return replace(images, train=tuple(texts))
     if spec not in names():
         raise AdaptError(f"unknown bundled data set {spec!r}; {nearest(spec, names(), LISTED_BY)}")
     name, _, style = spec.partition("@")
     if name in _AT_STYLES:
         split: Split = import_module(f"adapt.data.emoji.{_AT_STYLES[name]}").read(spec)
         return split
-    return _groups(spec, lambda entry: entry["style"] == style)
+    return _groups(spec, style)
 
 
-def _groups(spec: str, wanted: Callable[[DrawnItem], bool]) -> Split:
-    classes = tuple(index()["classes"])
-    entries = [entry for entry in index()["items"] if entry["class"] is not None and wanted(entry)]
-
-    def part(name: str) -> tuple[Item, ...]:
-        return _items([entry for entry in entries if entry["split"] == name], "class")
-
-    return Split(spec, classes, part("train"), part("val"), part("test"), root=zip_root(ARCHIVE))
+def _groups(spec: str, style: str = "") -> Split:
+    train, val, test = (_items(of_groups(part, style), "class") for part in PARTS)
+    return Split(spec, tuple(index()["classes"]), train, val, test, root=zip_root(ARCHIVE))
 
 
 def _items(entries: list[DrawnItem], field: Literal["class", "concept"]) -> tuple[Item, ...]:
@@ -167,7 +169,7 @@ def _in_clutter(images: Sequence[Sequence[Item]]) -> Iterator[tuple[Item, ...]]:
 
     The parts have drawings of different things.
     """
-    drawn = [entry for entry in index()["items"] if entry["class"] is None and entry["style"] != UNSEEN_STYLE]
+    drawn = [entry for entry in drawings() if entry["class"] is None]
     concepts = sorted({entry["concept"] for entry in drawn})
     Random(0).shuffle(concepts)
     root = zip_root(ARCHIVE)
@@ -200,20 +202,17 @@ def _records(spec: str) -> Split:
     Train, val and test have different concepts. Test includes concepts that the backbone never saw, and drawings in
     the unseen style.
     """
-    held_out = {entry["concept"]: bool(entry["held_out"]) for entry in index()["items"]}
-    known = sorted(concept for concept, held in held_out.items() if not held)
+    known = [*concept_names()[0]]
     Random(spec).shuffle(known)  # parts are drawn by the name of the set
     ends = [round(share * len(known)) for share in (_TRAINING, _TRAINING + _VALIDATION)]
-    part_of = dict.fromkeys(held_out, "test") | dict.fromkeys(known[: ends[0]], "train")
-    part_of |= dict.fromkeys(known[ends[0] : ends[1]], "val")
+    part_of = dict.fromkeys(known[: ends[0]], "train") | dict.fromkeys(known[ends[0] : ends[1]], "val")
     root, items = zip_root(ARCHIVE), dict[str, list[Item]](train=[], val=[], test=[])
     for entry in index()["items"]:
         concept, style = entry["concept"], entry["style"]
-        if style == UNSEEN_STYLE and part_of[concept] != "test":
-            continue
-        text = misread(concept, Random(f"{spec}/{entry['file']}"))
-        item = Item.of(path=root + entry["file"], text=text, entity=concept, domain=style)
-        items[part_of[concept]].append(item)
+        part = part_of.get(concept, "test")
+        if style != UNSEEN_STYLE or part == "test":
+            text = misread(concept, Random(f"{spec}/{entry['file']}"))
+            items[part].append(Item.of(path=root + entry["file"], text=text, entity=concept, domain=style))
     train, val, test = map(tuple, items.values())
     return Split(spec, (), train, val, test, root=root)
 

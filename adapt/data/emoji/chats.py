@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from adapt.chats import Chat
 from adapt.data.emoji import questions
+from adapt.data.emoji.bundled import PARTS
 from adapt.data.emoji.questions import with_article
 from adapt.data.emoji.scenes import MOST, Scene
 from adapt.data.item import Cell, Item, reading
@@ -43,15 +44,12 @@ def read(spec: str) -> Split:
     if spec.startswith("emoji-contrasts"):
         return _contrasts(spec)
     split = _conversations(spec.replace("preferences", "chats"))
-    if spec == split.name:
-        return split
-    train, val, test = (tuple(_paired(items)) for items in (split.train, split.val, split.test))
-    return replace(split, name=spec, train=train, val=val, test=test)
+    return split if spec == split.name else replace(split.mapped(_paired), name=spec)
 
 
 def _conversations(spec: str) -> Split:
     """Return the conversations of the data set `spec`; an item's domain is its drawing style, if all share one."""
-    copies: dict[str, list[tuple[str, Scene]]] = {part: [] for part in questions.PARTS}
+    copies: dict[str, list[tuple[str, Scene]]] = {part: [] for part in PARTS}
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         yield _item((path,), about_one(scene, number), style)

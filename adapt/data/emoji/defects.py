@@ -8,16 +8,14 @@ images have no defects.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from io import BytesIO
 from math import cos, pi, sin
-from pathlib import Path
 from random import Random
 
 from PIL import Image, ImageDraw
 
-from adapt.data.decoding.files import open_file, zip_root
-from adapt.data.decoding.pictures import decoded
+from adapt.data.decoding.files import zip_root
+from adapt.data.decoding.images import open_image
 from adapt.data.emoji import bundled
 from adapt.data.item import Item
 from adapt.data.split import Split
@@ -34,12 +32,12 @@ def read(spec: str) -> Split:
 
     An item's domain is the drawing style, and its group is the concept.
     """
-    train, val, test = (tuple(_items(spec, part)) for part in ("train", "val", "test"))
+    train, val, test = (tuple(_items(spec, part)) for part in bundled.PARTS)
     return Split(spec, CLASSES, train, val, test, root=zip_root(bundled.ARCHIVE))
 
 
 def _items(spec: str, part: str) -> list[Item]:
-    items, entries = [], _drawn(spec, part, bundled.ARCHIVE)
+    items, entries = [], bundled.of_groups(part, spec.partition("@")[2])
     spoilt = set(Random(f"{spec}/{part}").sample(range(len(entries)), 0 if part == "train" else len(entries) // 2))
     for number, entry in enumerate(entries):
         path, label, mask = zip_root(bundled.ARCHIVE) + entry["file"], CLASSES[0], ""
@@ -50,22 +48,6 @@ def _items(spec: str, part: str) -> list[Item]:
     return items
 
 
-@lru_cache(maxsize=8)
-def _drawn(spec: str, part: str, drawings: Path) -> list[bundled.DrawnItem]:
-    """Return the drawings of one part (train, val, test) in the style of `spec`, or else in all but the unseen style.
-
-    `drawings`, the path of the archive, is only an argument so that the cache depends on the path.
-    """
-    style = spec.partition("@")[2]
-    return [
-        entry
-        for entry in bundled.index()["items"]
-        if entry["class"] is not None
-        and entry["split"] == part
-        and (entry["style"] == style if style else entry["style"] != bundled.UNSEEN_STYLE)
-    ]
-
-
 def png(container: str, member: str) -> bytes:
     """Return the PNG bytes of a drawing with a defect, or of the defect's mask, named `member` in `SET.defects`.
 
@@ -74,9 +56,7 @@ def png(container: str, member: str) -> bytes:
     spec = container.removesuffix(".defects")
     part, _, name = member.partition("/")
     number = int(name.removesuffix(".png").removesuffix("_mask"))
-    path = zip_root(bundled.ARCHIVE) + _drawn(spec, part, bundled.ARCHIVE)[number]["file"]
-    with open_file(path) as file:
-        drawing = decoded(file, path)
+    drawing = open_image(zip_root(bundled.ARCHIVE) + bundled.of_groups(part, spec.partition("@")[2])[number]["file"])
     picture, mask = planted(drawing, Random(f"{spec}/{part}/{number}"))
     content = BytesIO()
     (mask if member.endswith(_MASK) else picture).save(content, "PNG")

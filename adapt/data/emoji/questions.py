@@ -21,6 +21,7 @@ from random import Random
 
 from adapt.data.decoding.files import zip_root
 from adapt.data.emoji import bundled, scenes
+from adapt.data.emoji.bundled import PARTS
 from adapt.data.emoji.scenes import Concept, Drawing, Scene
 from adapt.data.item import Item
 from adapt.data.split import Split
@@ -29,7 +30,6 @@ TABLE = Path(__file__).with_name("questions.toml")
 WHAT, GROUP, COLOUR = "what is it?", "what kind of thing is it?", "what colour is it?"
 ANIMAL, COUNT = "which animal?", "how many?"
 LEFT, RIGHT = "what is on the left?", "what is on the right?"
-PARTS = ("train", "val", "test")
 NUMBERS = ("one", "two", "three", "four")
 _ANIMALS = "animal"
 # How sets are made, and the number of scenes in train, val and test for all styles, and for one: of each of three
@@ -45,13 +45,8 @@ _MADE = {
 def read(spec: str) -> Split:
     """Return the data set `spec`; an item's domain is the drawing style, or "" if scenes mix styles."""
     base = spec.partition("@")[0]
-    class_names: tuple[str, ...] = ()
-    if base == "emoji-questions":
-        class_names = answers()
-    elif base == "emoji-counts":
-        class_names = NUMBERS
-    elif base == "emoji-labels":
-        class_names = tuple(concept.name for concept in concepts().values())
+    things = tuple(concept.name for concept in concepts().values())
+    class_names = {"emoji-questions": answers(), "emoji-counts": NUMBERS, "emoji-labels": things}.get(base, ())
 
     def items(path: str, number: int, scene: Scene, style: str) -> Iterator[Item]:
         if base == "emoji-questions":
@@ -88,11 +83,6 @@ def split_of(
 def png(container: str, member: str) -> bytes:
     """Return the drawing `member` (`PART/NUMBER.png`) of `SET.scenes`. Raises KeyError for an unknown scene."""
     return scenes_of(container.removesuffix(".scenes"))[member].png()
-
-
-def scenes_of(spec: str) -> dict[str, Scene]:
-    """Return all scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}."""
-    return _scenes(spec, bundled.ARCHIVE)
 
 
 def asked(scene: Scene) -> Iterator[tuple[str, str]]:
@@ -139,21 +129,16 @@ def drawings(spec: str, part: str) -> list[list[Drawing]]:
     drawn: dict[str, list[Drawing]] = {name: [] for name in concepts()}
     kept_back = {name: seen[place % len(seen)] for place, name in enumerate(concepts())}  # the style of test scenes
     root = zip_root(bundled.ARCHIVE)
-    for entry in bundled.index()["items"]:
-        name, style = entry["concept"], entry["style"]
-        if name not in drawn:
-            continue
-        if style == wanted if wanted else style in seen and (style == kept_back[name]) is (part == "test"):
+    for entry in bundled.drawings(wanted):
+        name = entry["concept"]
+        if name in drawn and (wanted or (entry["style"] == kept_back[name]) is (part == "test")):
             drawn[name].append(Drawing(concepts()[name], root + entry["file"]))
     return list(drawn.values())
 
 
 @lru_cache(maxsize=8)
-def _scenes(spec: str, archive: Path) -> dict[str, Scene]:
-    """Return the scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}.
-
-    `archive`, the path of the drawings, is only an argument so that the cache depends on the path.
-    """
+def scenes_of(spec: str) -> dict[str, Scene]:
+    """Return all scenes of the data set `spec`, as {`PART/NUMBER.png`: scene}."""
     base, _, style = spec.partition("@")
     made, of_all_styles, of_a_style = _MADE[base]
     sizes = of_a_style if style else of_all_styles

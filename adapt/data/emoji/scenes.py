@@ -11,8 +11,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from adapt.data.decoding.files import open_file
-from adapt.data.decoding.pictures import decoded
+from adapt.data.decoding.images import open_image
 
 Layout = Literal["one", "several", "pair", "mixed"]
 
@@ -165,8 +164,7 @@ def _turns(members: Sequence[T], stream: Random) -> Iterator[T]:
 @lru_cache(maxsize=512)
 def _cut_out(path: str) -> tuple[Image.Image, Image.Image]:
     """Return a drawing, and a mask in mode L of the white paper around the drawing and of the drawing's outer edge."""
-    with open_file(path) as file:
-        drawing = decoded(file, path)
+    drawing = open_image(path)
     framed = ImageOps.expand(drawing, 1, _WHITE)
     ImageDraw.floodfill(framed, (0, 0), _MARK, thresh=_NEARLY_WHITE)
     others = ImageChops.difference(framed, Image.new("RGB", framed.size, _MARK)).convert("L")

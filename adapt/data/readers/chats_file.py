@@ -140,15 +140,12 @@ class _Row:
 
     def _marked(self, text: str) -> Iterator[str | None]:
         """Yield a text in pieces, with images at the marks in it."""
-        end = 0
-        for mark in _MARK.finditer(text):
-            if mark.start() > end:
-                yield text[end : mark.start()]
-            self.named.append(mark[1])
-            yield IMAGE
-            end = mark.end()
-        if end < len(text):
-            yield text[end:]
+        for place, piece in enumerate(_MARK.split(text)):
+            if place % 2:  # what a mark names
+                self.named.append(piece)
+                yield IMAGE
+            elif piece:
+                yield piece
 
 
 def _own_image(part: Mapping[str, object]) -> object:
@@ -336,7 +333,7 @@ def _preference(row: JsonObject, where: str) -> tuple[JsonObject, str]:
         )
     chosen, rejected = (_answer(row[key], where, key) for key in given)
     last = {"role": "assistant", "content": chosen}
-    turns = next((key for key in ("messages", "conversations") if rest.get(key) is not None), None)
+    turns = next((key for key in _TURNS if rest.get(key) is not None), None)
     if isinstance(rest.get("prompt"), list):
         return {**rest, "prompt": None, "messages": [*rest["prompt"], last]}, rejected
     if turns is not None and isinstance(rest[turns], list):
@@ -466,7 +463,7 @@ def is_chats_file(path: str | os.PathLike[str]) -> bool:
     if text[:start].strip(" \t\r\n[") or not isinstance(first, dict):
         return False
     asks = any(key in first for key in QUERY) and any(key in first for key in RESPONSE)
-    return "messages" in first or "conversations" in first or asks or any(key in first for key in _PREFERENCES)
+    return asks or any(key in first for key in (*_TURNS, *_PREFERENCES))
 
 
 class ChatsFile(Reader):

@@ -216,10 +216,11 @@ def _row(record: dict[str | None, str | None], task: LabelKind, folder: str, whe
     cells = _cells(record, where)
     paths, text = _paths(cells, task, folder, where), cells.get("text", "")
     part = parts.read(cells["split"], where, (parts.UNLABELLED,)) if "split" in cells else ""
-    if paths and part in ("", "train", parts.UNLABELLED) and task.lacks_label(cells) and not cells.get("item"):
-        image, box = parted(paths[0])
-        group = cells.get("group", "") or ("" if box is None else image)
-        return Listed(Item(paths, no_label(), cells.get("domain", ""), group), parts.UNLABELLED)
+    image, box = parted(paths[0]) if paths else ("", None)
+    bag = cells.get("item", "") if paths else ""
+    domain, group = cells.get("domain", ""), cells.get("group", "") or bag or ("" if box is None else image)
+    if paths and part in ("", "train", parts.UNLABELLED) and task.lacks_label(cells) and not bag:
+        return Listed(Item(paths, no_label(), domain, group), parts.UNLABELLED)
     if part == parts.UNLABELLED:
         raise AdaptError(f"{where}: expected a path, and no label, in a line of the split unlabelled. Empty the label")
     files = {column: under(folder, cells[column], where) for column in task.files if cells.get(column)}
@@ -230,12 +231,11 @@ def _row(record: dict[str | None, str | None], task: LabelKind, folder: str, whe
         raise AdaptError(f"{where}: expected either a path or a text, not both. Fill exactly one of the two cells")
     if not (paths or text):
         raise AdaptError(f"{where}: the {'text' if 'text' in cells else task.images[0]} is empty. Fill the cell")
-    image, box = parted(paths[0]) if paths else ("", None)
     if box is not None and label.files:
         raise AdaptError(f"{where}: {paths[0]!r} is a region, but a mask is for a full image. Leave out the mask")
-    bag = filled(cells, "item", where) if "item" in cells and paths else ""
-    group = cells.get("group", "") or bag or ("" if box is None else image)
-    return Listed(Item(paths, label, cells.get("domain", ""), group, text), part, bag)
+    if paths and "item" in cells:
+        filled(cells, "item", where)
+    return Listed(Item(paths, label, domain, group, text), part, bag)
 
 
 def _paths(cells: dict[str, str], task: LabelKind, folder: str, where: str) -> tuple[str, ...]:

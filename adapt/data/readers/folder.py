@@ -42,7 +42,15 @@ def read_folder(root: str | os.PathLike[str], ratios: Sequence[float] = parts.RA
     class_names: set[str] = set()
     for folder, part in part_folders(root):
         names = [name for name in subfolders(folder) if part or parts.part_of(name) != parts.UNLABELLED]
-        rows += _class_rows(folder, names, part, real)
+        found = {name: real_files(os.path.join(folder, name), IMAGE_SUFFIXES) for name in names}
+        if not any(found.values()):
+            raise AdaptError(
+                f"image folder {folder!r} has no images in folders of their classes. "
+                f"Expected CLASS/IMAGE, with images of the formats {' '.join(IMAGE_SUFFIXES)}"
+            )
+        for name, images in found.items():
+            real |= images
+            rows += [listed(path, {"label": name}, part) for path in sorted(images)]
         class_names.update(names)
     for name in unlabelled_folders(root):
         unlabelled = real_files(os.path.join(root, name), IMAGE_SUFFIXES)
@@ -149,21 +157,6 @@ def check_classes(rows: Iterable[Listed], root: str) -> None:
             "image folder %r: images in folders inside a class are of the class, as those in %s of %r",
             root, first_of([*map(repr, inner_names)], 3), name,
         )  # fmt: skip
-
-
-def _class_rows(folder: str, names: Sequence[str], part: str, real: dict[str, str]) -> list[Listed]:
-    """Return the images of the class folders `names`, sorted, and add the real path of each image to `real`."""
-    rows: list[Listed] = []
-    for name in names:
-        images = real_files(os.path.join(folder, name), IMAGE_SUFFIXES)
-        real |= images
-        rows += [listed(path, {"label": name}, part) for path in sorted(images)]
-    if not rows:
-        raise AdaptError(
-            f"image folder {folder!r} has no images in folders of their classes. "
-            f"Expected CLASS/IMAGE, with images of the formats {' '.join(IMAGE_SUFFIXES)}"
-        )
-    return rows
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:

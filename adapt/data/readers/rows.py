@@ -17,7 +17,6 @@ from adapt.data.readers import parts
 from adapt.data.split import InconsistentError, Split
 
 logger = logging.getLogger("adapt")
-_COLUMN = {"part": "split"}  # of a list, where it is called otherwise
 _SEVERAL = " (a column 'labels' in place of 'label' may have several classes of an image)"
 
 
@@ -51,25 +50,24 @@ def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
         other = name_of.setdefault(picture, row.bag)
         if other != row.bag:
             raise AdaptError(f"{where}: {picture!r} is in two items, {other!r} and {row.bag!r}. Keep it in one of them")
-    for name, (first, *others) in bags.items():
+    joined = []
+    for first, *others in bags.values():
         for row in others:
-            for what in ("part", "label", "domain", "group"):
-                one, other = (getattr(each if what == "part" else each.item, what) for each in (first, row))
+            for column, one, other in (
+                ("split", first.part, row.part),
+                ("label", first.item.label, row.item.label),
+                ("domain", first.item.domain, row.item.domain),
+                ("group", first.item.group, row.item.group),
+            ):
                 if one != other:
+                    one, other = (each.words if isinstance(each, Label) else each for each in (one, other))
                     raise AdaptError(
-                        f"{where}: the item {name!r} has the {_COLUMN.get(what, what)} {_words(one)} at "
-                        f"{first.item.path!r}, but {_words(other)} at {row.item.path!r}. All images of an item need "
-                        f"the same {_COLUMN.get(what, what)}"
+                        f"{where}: the item {first.bag!r} has the {column} {one!r} at {first.item.path!r}, but "
+                        f"{other!r} at {row.item.path!r}. All images of an item need the same {column}"
                     )
-    joined = [(first, (first, *others)) for first, *others in bags.values()]
-    return [
-        row._replace(item=replace(row.item, paths=tuple(each.item.path for each in images))) if row.bag else row
-        for row, images in joined
-    ]
-
-
-def _words(value: object) -> str:
-    return repr(value.words if isinstance(value, Label) else value)
+        paths = (first.item.path, *(row.item.path for row in others))
+        joined.append(first._replace(item=replace(first.item, paths=paths)) if first.bag else first)
+    return joined
 
 
 def without_rows(problems: Sequence[str], read: Callable[[], Split]) -> Split:

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from itertools import chain, product, zip_longest
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 from adapt.common.errors import AdaptError
 from adapt.common.shown import brief
@@ -40,7 +39,7 @@ NAMES = "classnames.txt"
 _MOST = 100_000  # shards
 _SEVERAL = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_Kind = Literal["cls", "txt", "json"]
+_KINDS = ("cls", "txt", "json")  # of what a sample has beside its images
 
 
 @dataclass
@@ -50,7 +49,7 @@ class _Sample:
     shard: str
     key: str
     images: list[str] = field(default_factory=list)
-    texts: dict[_Kind, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -155,17 +154,16 @@ def _samples(shard: str) -> Iterator[_Sample]:
             kind = suffix.rpartition(".")[2].lower()
             if f".{kind}" in IMAGE_SUFFIXES:
                 sample.images.append(f"{shard}!{member}")
-            elif kind in ("cls", "txt", "json"):
-                sample.texts[kind] = tar_member(shard, member).decode("utf-8")  # type: ignore[index]
+            elif kind in _KINDS:
+                sample.texts[kind] = tar_member(shard, member).decode("utf-8")
     except UNREADABLE as error:
         raise AdaptError(f"tar shard {shard!r} cannot be read: {error}. Replace it") from error
     yield from (sample for sample in found.values() if sample.images or sample.texts)
 
 
-def _kind(samples: Sequence[_Sample]) -> _Kind:
+def _kind(samples: Sequence[_Sample]) -> str:
     """Return what all samples have: a class, a caption or a conversation. Raises AdaptError for one that has none."""
-    kinds: tuple[_Kind, ...] = ("cls", "txt", "json")
-    kind = next((kind for kind in kinds if kind in samples[0].texts), None)
+    kind = next((kind for kind in _KINDS if kind in samples[0].texts), None)
     if kind is None:
         raise AdaptError(f"{samples[0].where} has neither a class (.cls), a caption (.txt) nor a conversation (.json)")
     for sample in samples:
@@ -184,7 +182,7 @@ def _class_names(folder: str) -> tuple[str, ...] | None:
     return None
 
 
-def _listed(sample: _Sample, kind: _Kind, class_names: tuple[str, ...] | None) -> list[Listed]:
+def _listed(sample: _Sample, kind: str, class_names: tuple[str, ...] | None) -> list[Listed]:
     """Return the items of a sample, of captions one for each line."""
     text = sample.texts[kind].strip()
     if kind == "cls":
