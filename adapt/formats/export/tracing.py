@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -22,32 +24,26 @@ _MOST = 2**31  # images in a batch: torch 2.6 refuses an unbounded size
 
 def exportable(model: Adapted) -> ImageModel:
     """Return `model` unchanged. Raises AdaptError, with a reason, if a single graph cannot compute its logits."""
-    backbone = model.backbone
-    reason: str | None = f"{backbone.describe()} is a {backbone.kind}, which does not classify images by their features"
-    if isinstance(model, ImageModel):
-        reason = _reason_against(model)
-        if reason is None:
-            return model
-    raise AdaptError(f"this {model.method.name} cannot be exported: {reason}")
-
-
-def _reason_against(model: ImageModel) -> str | None:
     method, backbone = model.method, model.backbone
-    if not model.class_names:
-        return "it has no class names: give some, by --classes, or to adapt.load as class_names"
-    if method.per_image:
-        return "its class features depend on the image, so the text tower would have to run for each image"
-    if method.views:
-        return f"it predicts from {method.views + 1} random views of an image, and a graph has one image"
-    if has_trait(method, Stream):
-        return "its predictions depend on earlier images, which a graph does not remember"
-    if type(method).infer is not Method.infer:
-        return "it takes steps at test time, which a graph cannot contain"
-    if backbone.quantization is not None:
-        return f"{backbone.describe()} is quantised to {backbone.quantization}: load it without quantize"
-    if (backbone.dtype, backbone.device.type) != (torch.float32, "cpu"):
-        return f"its backbone is {backbone.dtype} on {backbone.device}: load it in float32 on the CPU"
-    return None
+    place = f"its backbone is {backbone.dtype} on {backbone.device}"
+    reasons = {
+        f"{backbone.describe()} is a {backbone.kind}, which does not classify images by their features": (
+            not isinstance(model, ImageModel)
+        ),
+        "it has no class names: give some, by --classes, or to adapt.load as class_names": not model.class_names,
+        "its class features depend on the image, so the text tower would have to run for each image": method.per_image,
+        f"it predicts from {method.views + 1} random views of an image, and a graph has one image": method.views > 0,
+        "its predictions depend on earlier images, which a graph does not remember": has_trait(method, Stream),
+        "it takes steps at test time, which a graph cannot contain": type(method).infer is not Method.infer,
+        f"{backbone.describe()} is quantised to {backbone.quantization}: load it without quantize": (
+            backbone.quantization is not None
+        ),
+        f"{place}: load it in float32 on the CPU": (backbone.dtype, backbone.device.type) != (torch.float32, "cpu"),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise AdaptError(f"this {method.name} cannot be exported: {reason}")
+    return cast("ImageModel", model)
 
 
 def traced(model: ImageModel) -> ExportedProgram:
