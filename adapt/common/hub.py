@@ -75,7 +75,7 @@ def asked_once() -> Iterator[str | None]:
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except (errors.HTTPError, OSError):
-        silence = _silence()
+        silence = f"the hub does not answer at {constants.ENDPOINT}"
         constants.HF_HUB_OFFLINE = True  # as the environment variable of this name does
     try:
         yield silence
@@ -140,13 +140,7 @@ def _out_of_reach() -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE forbids asking the hub: unset it"
-    return f"{_silence()}: connect this machine"
-
-
-def _silence() -> str:
-    from huggingface_hub import constants
-
-    return f"the hub does not answer at {constants.ENDPOINT}"
+    return f"the hub does not answer at {constants.ENDPOINT}: connect this machine"
 
 
 def _refusal(error: BaseException | None) -> str:

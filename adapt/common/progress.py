@@ -47,7 +47,13 @@ def training_bar(total: int, done: int, show: bool, title: str = "training") -> 
         with _bar(title, total, done) as update:
             yield lambda entry: update(advance=1, description=_describe(entry))
     else:
-        yield _lines(title, total, done)
+        due = _due(done)
+
+        def report(entry: LogEntry) -> None:
+            if (left := due(entry["step"], total)) is not None:
+                logger.info("%s  step %d of %d  %s%s", title, entry["step"], total, _describe(entry), left)
+
+        yield report
 
 
 @contextmanager
@@ -84,16 +90,6 @@ def _bar(title: str, total: int, done: int) -> Iterator[Callable[..., None]]:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield partial(progress.update, progress.add_task("", total=total, completed=done))
-
-
-def _lines(title: str, total: int, done: int) -> Report:
-    due = _due(done)
-
-    def report(entry: LogEntry) -> None:
-        if (left := due(entry["step"], total)) is not None:
-            logger.info("%s  step %d of %d  %s%s", title, entry["step"], total, _describe(entry), left)
-
-    return report
 
 
 def _due(before: int) -> Callable[[int, int], str | None]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from typing_extensions import is_typeddict
 
+from adapt.common import plain
 from adapt.common.errors import AdaptError, nearest
 from adapt.common.shown import brief
 
@@ -70,6 +72,20 @@ def _keys(kind: object) -> dict[str, object]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     return get_type_hints(kind) if is_typeddict(kind) else {}
+
+
+def parsed(model: type[S], source: Path | str, where: str, most: int | None = None) -> S:
+    """Return `model` with the values in the strict JSON of a file or text, with at most `most` values in a list.
+
+    Raises AdaptError, which begins with `where`, if it cannot be read or has other values.
+    """
+    try:
+        content = plain.parse(source.read_bytes() if isinstance(source, Path) else source, most)
+        return model.model_validate_json(plain.dump(content))
+    except ValidationError as error:
+        raise AdaptError(explain(model, error, where)) from None
+    except (OSError, ValueError) as error:
+        raise AdaptError(f"{where}: {error}") from error
 
 
 def with_changes(settings: S, changes: Mapping[str, object]) -> S:

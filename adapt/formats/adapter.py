@@ -207,7 +207,7 @@ def save(model: Adapted, path: str | Path) -> Path:
     Raises AdaptError if a value is not finite, or if the method could not be rebuilt from its settings.
     """
     from adapt.common.disk import replacing
-    from adapt.formats.loadable import check_loadable
+    from adapt.formats.rebuild import check_loadable
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.method.state_dict().items()}
     tensor_file.check_finite(tensors, "the model")

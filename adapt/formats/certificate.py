@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from adapt.common import plain
 from adapt.common.devices import described
@@ -25,7 +25,7 @@ from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.progress import counting_bar
 from adapt.common.shown import readable_bytes
-from adapt.common.validation import explain
+from adapt.common.validation import parsed
 from adapt.evaluation.flops import PICTURE, QUESTION, flops
 from adapt.formats import tensor_file
 from adapt.models.base import Adapted
@@ -107,12 +107,7 @@ def read(file: Path) -> Certificate | None:
     path = place_of(file)
     if not path.is_file():
         return None
-    try:
-        found = Certificate.model_validate(plain.parse(path.read_bytes(), most=plain.NAMES))
-    except ValidationError as error:
-        raise AdaptError(explain(Certificate, error, f"{path} is damaged (delete it, and measure again)")) from None
-    except (OSError, ValueError) as error:
-        raise AdaptError(f"{path} is damaged (delete it, and measure again): {error}") from error
+    found = parsed(Certificate, path, f"{path} is damaged (delete it, and measure again)", plain.NAMES)
     if found.adapter == tensor_file.describe(file).checksum:
         return found
     logger.warning("%s is of another adapter than %s: delete it, and measure again with `adapt certify`", path, file)

@@ -12,17 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from adapt.backbones import fingerprint
 from adapt.backbones.base import Backbone, block_paths, cut_out
 from adapt.backbones.load import COMPACT, hollow
 from adapt.backbones.tower import Absent
-from adapt.common import plain
 from adapt.common.disk import new_folder, replacing, write_json
 from adapt.common.errors import AdaptError
-from adapt.common.validation import explain
+from adapt.common.validation import parsed
 from adapt.formats import COMPACT_WEIGHTS, tensor_file
 from adapt.formats.adapter import NAME, read_header
 from adapt.methods.base.traits import skipped_blocks
@@ -101,7 +100,12 @@ def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
 
     Raises AdaptError if the folder is damaged, or is not a compact folder.
     """
-    record = _record(folder)
+    path = folder / COMPACT
+    if not path.is_file():
+        raise AdaptError(f"{folder} is damaged ({COMPACT} is missing): export the folder again")
+    record = parsed(_Record, path, f"{path} is damaged (export the folder again)")
+    if record.format > FORMAT:
+        raise AdaptError(f"{folder} has compact format {record.format}, but this adapt reads {FORMAT}: upgrade adapt")
     name, tensors = read_header(folder / NAME).backbone, tensor_file.read(folder / COMPACT_WEIGHTS)
     with at_most(sum(x.numel() for x in tensors.values())):  # tensors without memory count too
         backbone = hollow(folder, name)
@@ -117,21 +121,6 @@ def backbone_of(folder: Path) -> tuple[Backbone, frozenset[str]]:
     if record.embed_dim is not None:
         vars(backbone)["embed_dim"] = record.embed_dim  # measuring it takes a pass through all blocks
     return backbone, frozenset(record.skipped)
-
-
-def _record(folder: Path) -> _Record:
-    path = folder / COMPACT
-    if not path.is_file():
-        raise AdaptError(f"{folder} is damaged ({COMPACT} is missing): export the folder again")
-    try:
-        record = _Record.model_validate_json(plain.dump(plain.parse(path.read_bytes())))
-    except ValidationError as error:
-        raise AdaptError(f"{explain(_Record, error, f'{path} is damaged')}: export the folder again") from None
-    except ValueError as error:
-        raise AdaptError(f"{path} is damaged ({error}): export the folder again") from error
-    if record.format > FORMAT:
-        raise AdaptError(f"{folder} has compact format {record.format}, but this adapt reads {FORMAT}: upgrade adapt")
-    return record
 
 
 def _fill(backbone: Backbone, tensors: dict[str, Tensor], cut: dict[str, float]) -> None:

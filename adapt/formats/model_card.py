@@ -16,9 +16,14 @@ from adapt.formats.adapter import Header
 from adapt.formats.rebuild import method_called
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
-
     from adapt.formats.certificate import Certificate
+
+# the Hugging Face Hub's names of what models do, with and without class names, by the kind of backbone
+_TASKS = {
+    "dual encoder": ("zero-shot-image-classification", "image-feature-extraction"),
+    "vision encoder": ("image-classification", "image-classification"),
+}
+_OF_ANSWERS = ("visual-question-answering", "image-text-to-text")
 
 
 class WithPeft(NamedTuple):
@@ -44,24 +49,44 @@ def model_card(
     `address` is the adapter's name for `adapt.load`, and `place` is the adapter's name for huggingface_hub and peft.
     Raises AdaptError if `license` is not an identifier such as apache-2.0.
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    shots = within(header.recipe, "data", "shots", kind=int)
     if license is not None and not license.replace("-", "").replace(".", "").isalnum():
         raise AdaptError(f"license is {license!r}; expected an identifier of the Hugging Face Hub, such as apache-2.0")
+    # of a local folder, only the name is told, to keep its path private
+    source, name = within(header.recipe, "data", "source", kind=str), header.backbone
+    portable = is_portable(name)
+    data = None if source is None else shown(Path(source).name)
+    backbone = "a model without a name" if name is None else shown(name if portable else Path(name).name)
+    title = f"{header.method} of {backbone}" + (f" for {data}" if data else "")
+    task = _TASKS.get(kind, _OF_ANSWERS)[not header.class_names]
+    base, measured = hub_names(name), None
+    if data is not None and (accuracy := within(header.metrics, "adapted", "accuracy", kind=float)) is not None:
+        measured = [EvalResult(task, "custom", data, "accuracy", accuracy, dataset_split="test")]
+    metadata = ModelCardData(
+        license=license,
+        library_name="adapt",
+        base_model=base or None,
+        base_model_relation="adapter" if base else None,
+        pipeline_tag=task,
+        tags=["adapt", header.method, *(["peft"] if peft is not None else [])],
+        model_name=title if measured else None,
+        eval_results=measured,
+    )
+    shots = within(header.recipe, "data", "shots", kind=int)
     card = ModelCard.from_template(
-        _metadata(header, kind, license, of_peft=peft is not None),
+        metadata,
         template_str=files("adapt.formats").joinpath("model_card.md").read_text(encoding="utf-8"),
         literal=partial(json.dumps, ensure_ascii=False),
         address=address,
         place=place,
-        title=_title(header),
+        title=title,
         method=method_called(header.method).title,
-        backbone=_backbone(header),
-        portable=is_portable(header.backbone),
+        backbone=backbone,
+        portable=portable,
         class_names=list(header.class_names),
-        question=kind not in ("dual encoder", "vision encoder"),
-        data=_data(header),
+        question=kind not in _TASKS,
+        data=data,
         amount="all images" if shots is None else f"{shots} images a class",
         seed=header.seed,
         accuracies=header.accuracies(),
@@ -69,50 +94,3 @@ def model_card(
         cost={} if certificate is None else {title: shown(text) for title, text in certificate.rows().items()},
     )
     return str(card.content)
-
-
-def _metadata(header: Header, kind: str, license: str | None, *, of_peft: bool) -> ModelCardData:
-    """Return the metadata at the top of the card for the Hugging Face Hub: task, base model, tags, accuracy."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    task, data, base, measured = _task(header, kind), _data(header), hub_names(header.backbone), None
-    if data is not None and (accuracy := within(header.metrics, "adapted", "accuracy", kind=float)) is not None:
-        measured = [EvalResult(task, "custom", data, "accuracy", accuracy, dataset_split="test")]
-    return ModelCardData(
-        license=license,
-        library_name="adapt",
-        base_model=base or None,
-        base_model_relation="adapter" if base else None,
-        pipeline_tag=task,
-        tags=["adapt", header.method, *(["peft"] if of_peft else [])],
-        model_name=_title(header) if measured else None,
-        eval_results=measured,
-    )
-
-
-def _task(header: Header, kind: str) -> str:
-    """Return the Hugging Face Hub's name of the model's task, such as `zero-shot-image-classification`."""
-    if kind == "dual encoder":
-        return "zero-shot-image-classification" if header.class_names else "image-feature-extraction"
-    if kind == "vision encoder":
-        return "image-classification"
-    return "visual-question-answering" if header.class_names else "image-text-to-text"
-
-
-def _title(header: Header) -> str:
-    data = _data(header)
-    return f"{header.method} of {_backbone(header)}" + (f" for {data}" if data else "")
-
-
-def _backbone(header: Header) -> str:
-    """Return the backbone's public name, or for a local folder only the folder's name, to keep its path private."""
-    name = header.backbone
-    if name is None:
-        return "a model without a name"
-    return shown(name if is_portable(name) else Path(name).name)
-
-
-def _data(header: Header) -> str | None:
-    """Return the name of the data set, or of its folder without the path; None if the header has no recipe."""
-    source = within(header.recipe, "data", "source", kind=str)
-    return None if source is None else shown(Path(source).name)

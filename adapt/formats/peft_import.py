@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from adapt.backbones.base import Backbone
@@ -16,7 +15,7 @@ from adapt.common.devices import AUTO
 from adapt.common.errors import AdaptError
 from adapt.common.plain import JsonObject
 from adapt.common.shown import brief
-from adapt.common.validation import explain
+from adapt.common.validation import parsed
 from adapt.formats import PEFT_CONFIG, tensor_file
 from adapt.formats.adapter import check_reading, read_tensors
 from adapt.formats.peft_layout import OURS, PREFIX, TENSORS, Note, module_names
@@ -126,15 +125,8 @@ def _read_note(path: Path) -> Note | None:
             f"{path.parent} has a pickle, adapter_model.bin, which is not read: save safetensors with peft"
         )
     noted = tensor_file.describe(path).metadata.get(OURS)
-    if noted is None:
-        return None
-    try:
-        return Note.model_validate_json(plain.dump(plain.parse(noted)))
-    except ValidationError as error:
-        reason = explain(Note, error, "it is incomplete")
-    except ValueError as error:
-        reason = str(error)
-    raise AdaptError(f"{path} is damaged ({reason}): the key {OURS} of its header has no valid settings")
+    where = f"{path} is damaged (fetch or export it again): the key {OURS} of its header has no valid settings"
+    return None if noted is None else parsed(Note, noted, where)
 
 
 def _placed(

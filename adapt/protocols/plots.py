@@ -33,6 +33,14 @@ _INK = {True: "#1f77b4", False: "#d62728"}  # right and wrong predictions
 _plain_text = rc_context({"text.parse_math": False})  # names of classes and recipes may contain dollar signs
 
 
+def _panel(width: float, height: float, across: str, up: str) -> tuple[Figure, Axes]:
+    """Return a figure of a size in inches and its only panel, whose axes are called `across` and `up`."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes: Axes = figure.subplots()
+    axes.set(xlabel=across, ylabel=up)
+    return figure, axes
+
+
 @_plain_text
 def few_shot_curves(results: Sequence[Results]) -> Figure:
     """Draw mean accuracy (or mAP) over shots, with a band of one standard deviation and the dashed baseline.
@@ -80,8 +88,7 @@ def base_against_new(results: Sequence[Results]) -> Figure:
 
     Each result has a small dot for each seed, and a large dot for the mean.
     """
-    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panel(6.6, 4.2, "accuracy on base classes, %", "accuracy on new classes, %")
     frozen = results[0]["summary"][0]["zero_shot"]
     axes.axvline(100 * frozen["base"], color="gray", ls="--", lw=1)
     axes.axhline(100 * frozen["new"], color="gray", ls="--", lw=1, label="zero-shot")
@@ -91,8 +98,6 @@ def base_against_new(results: Sequence[Results]) -> Figure:
         on_base, on_new = ([100 * row[half] for row in each["runs"]] for half in ("base", "new"))
         axes.scatter(on_base, on_new, s=14, marker=marker, color=dot.get_facecolor(), zorder=2)
     axes.margins(0.2)
-    axes.set_xlabel("accuracy on base classes, %")
-    axes.set_ylabel("accuracy on new classes, %")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -100,8 +105,7 @@ def base_against_new(results: Sequence[Results]) -> Figure:
 @_plain_text
 def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Draw accuracy over confidence, with a line for each title in `bins` and dots sized by the number of images."""
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panel(4.6, 4.2, "confidence, %", "accuracy, %")
     axes.plot([0, 100], [0, 100], color="gray", ls="--", lw=1, label="perfect calibration")
     most = max(each["images"] for curve in bins.values() for each in curve)
     for name, curve in bins.items():
@@ -109,10 +113,7 @@ def reliability_diagram(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
         (line,) = axes.plot(confidence, accuracy, lw=1, label=name)
         sizes = [12 + 120 * each["images"] / most for each in curve]
         axes.scatter(confidence, accuracy, s=sizes, color=line.get_color())
-    axes.set_xlim(0, 102)
-    axes.set_ylim(0, 102)
-    axes.set_xlabel("confidence, %")
-    axes.set_ylabel("accuracy, %")
+    axes.set(xlim=(0, 102), ylim=(0, 102))
     axes.legend(fontsize="small", loc="upper left")
     return figure
 
@@ -124,8 +125,7 @@ def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[JsonObj
     Accuracies at a coverage below 3 % are not drawn, because they are not reliable.
     """
     points = [point for point in points if point[0] >= LEAST_SHARE]
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panel(4.6, 4.2, "images classified, %", "accuracy, %")
     (line,) = axes.plot([100 * share for share, _ in points], [100 * right for _, right in points], lw=1.2)
     labelled = math.inf
     for row in sorted(rows, key=lambda row: -row["share"]):
@@ -135,24 +135,19 @@ def coverage_curve(points: Sequence[tuple[float, float]], rows: Sequence[JsonObj
             if at[0] < labelled - APART:
                 axes.annotate(f"{row['threshold']:g}", at, (3, 5), textcoords="offset points", fontsize="small")
                 labelled = at[0]
-    axes.set_xlim(0, 108)
-    axes.set_ylim(min(100 * right for _, right in points) - 5, 104)
-    axes.set_xlabel("images classified, %")
-    axes.set_ylabel("accuracy, %")
+    axes.set(xlim=(0, 108), ylim=(min(100 * right for _, right in points) - 5, 104))
     return figure
 
 
 @_plain_text
 def compared_methods(rows: Sequence[JsonObject], alike: Sequence[str], by: scores.Figure) -> Figure:
     """Draw each method's cross-validated figure with one standard error, in a dark colour for methods in `alike`."""
-    figure = Figure(figsize=(6.4, 1 + 0.28 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panel(6.4, 1 + 0.28 * len(rows), f"{by.title} by cross-validation" + ", %" * by.share, "")
     for place, row in enumerate(reversed(rows)):
         colour = "#1f77b4" if row["method"] in alike else "#9bb8d3"
         value, error = (row[key] * (100 if by.share else 1) for key in (by.name, "error"))
         axes.errorbar(value, place, xerr=error, fmt="o", color=colour, capsize=3)
     axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
-    axes.set_xlabel(f"{by.title} by cross-validation" + ", %" * by.share)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -160,8 +155,7 @@ def compared_methods(rows: Sequence[JsonObject], alike: Sequence[str], by: score
 @_plain_text
 def learning_curve(curve: LearningCurve) -> Figure:
     """Draw the points of a learning curve with their band, and a star where it reaches the target, if that is known."""
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panel(6.4, 3.4, "training images for each class", "test accuracy, %")
     images = [point.images for point in curve.points]
     mean, low, high = ([100 * getattr(point, end) for point in curve.points] for end in ("accuracy", "low", "high"))
     (line,) = axes.plot(images, mean, marker="o", markersize=4)
@@ -173,8 +167,6 @@ def learning_curve(curve: LearningCurve) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(images, [f"{count:.3g}" for count in images])
     axes.minorticks_off()
-    axes.set_xlabel("training images for each class")
-    axes.set_ylabel("test accuracy, %")
     return figure
 
 
@@ -196,9 +188,8 @@ def descriptor_bars(examples: Sequence[JsonObject], images: Sequence[Image.Image
         best = chosen["descriptors"][:DESCRIPTORS][::-1]
         right = chosen["name"] == example["actual"]
         bars.barh([each["text"] for each in best], [each["cosine"] for each in best], color=_INK[right])
-        bars.set_title(
-            f"{chosen['name']}" + ("" if right else f", actually {example['actual']}"), fontsize=9, loc="left"
-        )
+        title = chosen["name"] + ("" if right else f", actually {example['actual']}")
+        bars.set_title(title, fontsize=9, loc="left")
         bars.tick_params(labelsize=7)
         bars.set_xlim(right=1.05 * most)
     rows[-1, 1].set_xlabel("cosine of the image with the descriptor", fontsize=8)

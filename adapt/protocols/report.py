@@ -10,9 +10,10 @@ import base64
 import csv
 import io
 import os
+import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -153,45 +154,25 @@ class Gallery:
     entries: list[list[Picture]]
 
 
-@dataclass(frozen=True)
-class _List:
-    """A kind of image list in a run directory: file, title, columns, and a function for the images of a row."""
-
-    file: str
-    title: str
-    columns: tuple[str, ...]
-    images: Callable[[_Row], list[tuple[str, str]]]  # the path and caption of each
-
-
-_LISTS = (
-    _List(
-        "contradictions.csv",
+# by file: the title of its gallery, and the columns with paths of images, each with its caption made of other columns
+_LISTS = {
+    "contradictions.csv": (
         "Near duplicates with different classes",
-        ("path", "class", "other_path", "other_class"),
-        lambda row: [(row["path"], row["class"]), (row["other_path"], row["other_class"])],
+        {"path": "{class}", "other_path": "{other_class}"},
     ),
-    _List(
-        "suspects.csv",
+    "suspects.csv": (
         "Training images that look like another class",
-        ("path", "class", "likelier"),
-        lambda row: [(row["path"], f"labelled {row['class']}, looks like {row['likelier']}")],
+        {"path": "labelled {class}, looks like {likelier}"},
     ),
-    _List(
-        "duplicates.csv",
+    "duplicates.csv": (
         "Test and validation images that look like a training image",
-        ("path", "part", "class", "train_path", "train_class"),
-        lambda row: [
-            (row["path"], f"{row['part']}: {row['class']}"),
-            (row["train_path"], f"train: {row['train_class']}"),
-        ],
+        {"path": "{part}: {class}", "train_path": "train: {train_class}"},
     ),
-    _List(
-        "confused.csv",
+    "confused.csv": (
         "Images of the most often confused classes",
-        ("path", "class", "predicted"),
-        lambda row: [(row["path"], f"{row['class']}, classified as {row['predicted']}")],
+        {"path": "{class}, classified as {predicted}"},
     ),
-)
+}
 
 
 def difference_report(
@@ -201,12 +182,16 @@ def difference_report(
 
     `turned` says whether the images are turned upright by EXIF.
     """
-    kinds: dict[str, list[list[Picture]]] = defaultdict(list)
+    kinds: dict[str, list[_Row]] = defaultdict(list)
     for row in flips:
-        small = thumbnail(row["path"], turned) if len(kinds[row["kind"]]) < MOST_PICTURES else None
-        caption = f"{row['class']}: {row['first']} → {row['second']}"
-        kinds[row["kind"]].append([Picture(row["path"], shown(Path(row["path"]).name), caption, small)])
-    found = [Gallery(kind.capitalize(), "", len(own), own[:MOST_PICTURES]) for kind, own in kinds.items()]
+        kinds[row["kind"]].append(row)
+    found = []
+    for kind, own in kinds.items():
+        of_kind = [
+            [_picture(row["path"], f"{row['class']}: {row['first']} → {row['second']}", turned)]
+            for row in own[:MOST_PICTURES]
+        ]
+        found.append(Gallery(kind.capitalize(), "", len(own), of_kind))
     about = {"title": title, "tables": tables, "lines": lines, "galleries": found}
     return _template().render(difference=about, version=__version__)
 
@@ -224,18 +209,15 @@ def learned_turned(run: Path) -> bool:
 def galleries(run: Path) -> Iterator[Gallery]:
     """Yield a gallery for each non-empty list of images in a run directory. Raises AdaptError if a list is damaged."""
     turned = learned_turned(run)
-    for each in _LISTS:
-        rows = read_rows(run / each.file, each.columns, "list of images")
-        if rows:
-            first = rows[: MOST_PICTURES // len(each.images(rows[0]))]
+    for file, (title, captions) in _LISTS.items():
+        columns = {*captions, *re.findall(r"\{(\w+)\}", " ".join(captions.values()))}
+        if rows := read_rows(run / file, columns, "list of images"):
+            first = rows[: MOST_PICTURES // len(captions)]
             entries = [
-                [
-                    Picture(path, shown(Path(path).name), caption, thumbnail(path, turned))
-                    for path, caption in each.images(row)
-                ]
+                [_picture(row[path], caption.format_map(row), turned) for path, caption in captions.items()]
                 for row in first
             ]
-            yield Gallery(each.title, each.file, len(rows), entries)
+            yield Gallery(title, file, len(rows), entries)
 
 
 def read_rows(file: Path, columns: Collection[str], what: str) -> list[_Row]:
@@ -268,38 +250,28 @@ def small_image(path: str, turned: bool) -> Image.Image | None:
     return image
 
 
-def thumbnail(path: str, turned: bool) -> str | None:
-    """Return the thumbnail of an image as base64 JPEG, or None if the file cannot be read."""
-    image = small_image(path, turned)
-    if image is None:
-        return None
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=80)
-    return base64.b64encode(data.getvalue()).decode("ascii")
+def _picture(path: str, caption: str, turned: bool) -> Picture:
+    """Return an image of a gallery, with a thumbnail of `small_image`."""
+    data, image = io.BytesIO(), small_image(path, turned)
+    if image is not None:
+        image.save(data, "JPEG", quality=80)
+    thumbnail = base64.b64encode(data.getvalue()).decode("ascii") or None
+    return Picture(path, shown(Path(path).name), caption, thumbnail)
 
 
 MOST_CLASSES = 30  # a larger table is hard to read
 
 
 @dataclass(frozen=True)
-class ConfusionCell:
-    """A confusion-matrix cell: number of images, fraction of the actual class, and whether the prediction is right."""
-
-    images: int
-    share: float
-    right: bool
-
-
-@dataclass(frozen=True)
 class Confusions:
-    """A confusion matrix with the displayed classes, one row of cells for each class, and a caption.
+    """A confusion matrix with the displayed classes, one row of numbers of images for each class, and a caption.
 
     `elsewhere` contains, for each row, the number of images that were classified as a class that is not displayed. The
     list is empty if all classes are displayed.
     """
 
     classes: list[str]
-    rows: list[list[ConfusionCell]]
+    rows: list[list[int]]
     elsewhere: list[int]
     caption: str
 
@@ -316,15 +288,9 @@ def confusions(rows: Sequence[dict[str, str]]) -> Confusions:
         if not classes:
             classes = every[:MOST_CLASSES]
             caption = f"{len(classes)} of {len(every)} classes, without any confusion"
-    cells = [
-        [
-            ConfusionCell(counts[actual, name], counts[actual, name] / max(1, of_class[actual]), actual == name)
-            for name in classes
-        ]
-        for actual in classes
-    ]
-    hidden = [of_class[actual] - sum(cell.images for cell in row) for actual, row in zip(classes, cells)]
-    return Confusions(classes, cells, hidden if len(classes) < len(every) else [], caption)
+    numbers = [[counts[actual, name] for name in classes] for actual in classes]
+    hidden = [of_class[actual] - sum(row) for actual, row in zip(classes, numbers)]
+    return Confusions(classes, numbers, hidden if len(classes) < len(every) else [], caption)
 
 
 def _most_confused(counts: Counter[tuple[str, str]]) -> list[str]:
@@ -449,9 +415,7 @@ def _worst_errors(rows: Sequence[dict[str, str]], turned: bool) -> list[JsonObje
             "actual": row["class"],
             "predicted": row["predicted"],
             "confidence": float(row["confidence"]),
-            "path": row["path"],
-            "name": shown(Path(row["path"]).name),
-            "image": thumbnail(row["path"], turned),
+            "picture": _picture(row["path"], "", turned),
         }
         for row in wrong[:WORST_ERRORS]
     ]

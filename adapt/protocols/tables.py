@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal, NamedTuple
@@ -72,24 +73,20 @@ def as_numbers(cells: Cells) -> str:
 
     The standard deviation is that of a sample (n - 1).
     """
-    header, *rows = [row for row in cells if row]
-    columns = [place for place in range(len(header)) if any(isinstance(row[place], Value) for row in rows)]
-    head = [
-        each
-        for place, title in enumerate(header)
-        for each in ([f"{title} mean", f"{title} std (n-1)", f"{title} runs"] if place in columns else [str(title)])
-    ]
-    return _csv(
-        [head, *([text for place, cell in enumerate(row) for text in _parts(cell, place in columns)] for row in rows)]
-    )
+    columns: list[Sequence[str]] = []
+    for title, *column in zip(*filter(None, cells), strict=True):
+        if any(isinstance(cell, Value) for cell in column):
+            columns += zip(*[(f"{title} mean", f"{title} std (n-1)", f"{title} runs"), *map(_parts, column)])
+        else:
+            columns.append([title, *column])
+    return _csv(list(zip(*columns)))
 
 
-def _parts(cell: str | Value, number: bool) -> list[str]:
-    """Return what stands in the columns of a cell: one, or three for a mean, a deviation and a number of runs."""
+def _parts(cell: str | Value) -> tuple[str, str, str]:
+    """Return the mean, the deviation and the number of runs of a cell; if it is a text, that in place of the mean."""
     if not isinstance(cell, Value):
-        return [cell, "", ""] if number else [cell]
-    std = "" if cell.std is None else f"{100 * cell.std:.4f}"
-    return [f"{100 * cell.mean:.4f}", std, str(cell.runs)]
+        return cell, "", ""
+    return f"{100 * cell.mean:.4f}", "" if cell.std is None else f"{100 * cell.std:.4f}", str(cell.runs)
 
 
 def _csv(rows: Sequence[Sequence[str]]) -> str:
@@ -438,20 +435,16 @@ def _titles_over_sets(results: Sequence[Results]) -> list[str]:
 
     Settings that differ from data set to data set, such as templates, do not count.
     """
-    methods = [dict(each["recipe"]["method"]) for each in results]
+    methods = [(_source(each), dict(each["recipe"]["method"])) for each in results]
     titles = []
-    for own in methods:
-        of_sets: dict[str, list[dict[str, object]]] = {}
-        for each, method in zip(results, methods, strict=True):
-            if method["name"] == own["name"]:
-                of_sets.setdefault(_source(each), []).append(method)
+    for _, own in methods:
         keys = sorted(
             {
                 key
-                for same in of_sets.values()
-                for method in same
-                for key in method
-                if any(other.get(key) != method[key] for other in same)
+                for (source, one), (place, other) in product(methods, methods)
+                if source == place and one["name"] == other["name"] == own["name"]
+                for key in one
+                if other.get(key) != one[key]
             }
         )
         settings = ", ".join(f"{key}={own[key]}" for key in keys if key in own) or "defaults"

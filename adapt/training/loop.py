@@ -33,7 +33,7 @@ from adapt.common.progress import LogEntry, Report
 from adapt.common.shown import shown
 from adapt.data.item import Item
 from adapt.formats import tensor_file
-from adapt.formats.loadable import load_tensors
+from adapt.formats.rebuild import load_tensors
 from adapt.formats.tensor_file import check_finite
 from adapt.methods.base import Method, Step, Terms, checked
 from adapt.models.base import Adapted

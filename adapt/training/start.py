@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adapt.common.errors import AdaptError
 from adapt.formats.adapter import Header, check_backbone, read_header, read_tensors
-from adapt.formats.loadable import load_tensors
+from adapt.formats.rebuild import load_tensors
 from adapt.methods.base import Method
 from adapt.methods.base.traits import chosen_setting
 from adapt.models.base import Adapted

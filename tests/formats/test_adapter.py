@@ -23,7 +23,7 @@ import adapt
 from adapt import AdaptedModel, AdaptError, Backbone
 from adapt.formats import COMPACT_WEIGHTS, tensor_file
 from adapt.formats.adapter import FORMAT, read_header, read_tensors
-from adapt.formats.loadable import load_tensors
+from adapt.formats.rebuild import load_tensors
 
 NAMES = ("goldfish", "red_panda", "sea cucumber")
 CoOp, LoRA = adapt.methods.CoOp, adapt.methods.LoRA

@@ -347,7 +347,7 @@ def test_a_missing_library_is_named_with_its_extra(
 def test_a_graph_that_differs_is_not_written(
     open_clip: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: {"logits": torch.ones(len(images), 3)})
+    monkeypatch.setattr(forms, "write_torch", lambda *_: lambda images: [torch.ones(len(images), 3)])
     with pytest.raises(AdaptError, match=r"differ from the adapter's by .* at most 0\.0001\. Nothing was written"):
         export(model_of(open_clip), tmp_path / "out", "torch")
     assert list(tmp_path.iterdir()) == []

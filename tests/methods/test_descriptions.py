@@ -60,7 +60,7 @@ def test_an_adapter_that_names_a_file_is_refused_and_the_file_is_not_read(
 ) -> None:
     model = wrapped(open_clip)
     model.method.config = model.method.config.model_copy(update={"descriptors": str(tmp_path / "secret.json")})
-    monkeypatch.setattr("adapt.formats.loadable.check_loadable", lambda *_: None)  # `save` would refuse
+    monkeypatch.setattr("adapt.formats.rebuild.check_loadable", lambda *_: None)  # `save` would refuse
     path = model.save(tmp_path / "adapter.safetensors")
     monkeypatch.setattr("adapt.methods.base.descriptors.read_descriptors", lambda path: pytest.fail("it was read"))
     with pytest.raises(AdaptError, match="descriptors names a file"):

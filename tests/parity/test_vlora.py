@@ -19,7 +19,7 @@ from adapt.backbones.tower import Tower
 from adapt.backbones.vision_llm import VisionLLM
 from adapt.engine.hooks import run
 from adapt.formats.checkpoints import import_published
-from adapt.formats.loadable import load_tensors
+from adapt.formats.rebuild import load_tensors
 from adapt.methods import VLoRA
 from adapt.methods.base import Context
 from adapt.models.vision_llm import SpeakingModel

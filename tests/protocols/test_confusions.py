@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
+import jinja2
 import pytest
 
-from adapt.protocols.report import MOST_CLASSES, ConfusionCell, confusions
+from adapt.protocols import report
+from adapt.protocols.report import MOST_CLASSES, confusions
+
+TEMPLATE = Path(report.__file__).with_name("report.html")
 
 
 def rows(*answers: tuple[str, str, int]) -> list[dict[str, str]]:
@@ -20,10 +26,15 @@ def right(count: int) -> list[tuple[str, str, int]]:
 def test_counts_and_shares() -> None:
     found = confusions(rows(("a", "a", 3), ("a", "b", 1), ("b", "b", 2)))
     assert (found.classes, found.elsewhere, found.caption) == (["a", "b"], [], "all 2 classes")
-    assert found.rows == [
-        [ConfusionCell(3, 0.75, True), ConfusionCell(1, 0.25, False)],
-        [ConfusionCell(0, 0.0, False), ConfusionCell(2, 1.0, True)],
+    assert found.rows == [[3, 1], [0, 2]]
+    [macro] = re.findall(r"{% macro confusion_table.*?endmacro %}", TEMPLATE.read_text(encoding="utf-8"), re.DOTALL)
+    html = jinja2.Template(macro + "{{ confusion_table(table) }}").render(table=found)
+    assert re.findall(r"rgb\((.*?)\)\">(\d+)<", html) == [
+        ("28 109 208 / 0.78", "3"),
+        ("196 43 28 / 0.34", "1"),
+        ("28 109 208 / 1.00", "2"),
     ]
+    assert html.count("deep") == 2
 
 
 @pytest.mark.parametrize("count", [3, 10, MOST_CLASSES])
@@ -41,7 +52,7 @@ def test_of_many_classes_the_most_confused_pairs_are_shown(count: int) -> None:
     last = (count - 2) // 2 * 2
     assert found.classes == [f"c{place:03}" for place in range(last - MOST_CLASSES + 2, last + 2)]
     assert found.caption == f"the 30 of {count} classes that are most often confused"
-    assert found.rows[0][1] == ConfusionCell(last - 28, (last - 28) / (last - 28 + 3), False)
+    assert (found.rows[0][1], sum(found.rows[0]) + found.elsewhere[0]) == (last - 28, last - 28 + 3)
     assert found.elsewhere == [1, 0] * 15
 
 

@@ -90,7 +90,7 @@ def test_equally_confident_errors_are_of_several_classes() -> None:
         {"path": f"{number}.png", "class": name, "predicted": "right", "confidence": str(confidence)}
         for number, (name, confidence) in enumerate(errors)
     ]
-    assert [error["path"][0] for error in _worst_errors(rows, turned=False)] == ["0", "3", "4", "1", "2", "5"]
+    assert [error["picture"].path[0] for error in _worst_errors(rows, turned=False)] == ["0", "3", "4", "1", "2", "5"]
 
 
 def test_the_page_needs_nothing_beside_it(found: Path) -> None:

@@ -168,9 +168,9 @@ def _difference(model: ImageModel, run: Graph) -> float:
     own = _outputs(model, images)
     with torch.no_grad():
         return max(
-            float((output - own[name][:count]).abs().max()) / max(1.0, float(own[name].abs().max()))
+            float((output - ours[:count]).abs().max()) / max(1.0, float(ours.abs().max()))
             for count in _BATCHES
-            for name, output in run(images[:count]).items()
+            for output, ours in zip(run(images[:count]), own, strict=True)
         )
 
 
@@ -197,8 +197,8 @@ def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, 
     If the images have numbers, the mean absolute errors of the predicted numbers are returned as well.
     """
     batches = [(run(pixels), _outputs(model, pixels)) for pixels in model.pixels_of(data, _AT_ONCE)]
-    exported, own = ({name: torch.cat([batch[name] for batch in each]) for name in each[0]} for each in zip(*batches))
-    labels, own_labels = exported[LOGITS].argmax(-1), own[LOGITS].argmax(-1)
+    exported, own = (list(map(torch.cat, zip(*each, strict=True))) for each in zip(*batches, strict=True))
+    labels, own_labels = exported[0].argmax(-1), own[0].argmax(-1)
     actual = torch.tensor([model.class_names.index(item.class_names[0]) for item in data])
     result = {
         "images": len(data),
@@ -208,9 +208,9 @@ def _measured(model: ImageModel, run: Graph, data: Sequence[Item]) -> dict[str, 
         "same_labels": _same(labels, own_labels),
     }
     values = data[0].task.values(data)
-    if NUMBER in own and values is not None:
-        result["mean_absolute_error"] = float((exported[NUMBER] - values).abs().mean())
-        result["adapter_mean_absolute_error"] = float((own[NUMBER] - values).abs().mean())
+    if len(own) > 1 and values is not None:
+        result["mean_absolute_error"] = float((exported[1] - values).abs().mean())
+        result["adapter_mean_absolute_error"] = float((own[1] - values).abs().mean())
     return result
 
 
@@ -218,9 +218,9 @@ def _same(one: Tensor, other: Tensor) -> float:
     return float((one == other).double().mean())
 
 
-def _outputs(model: ImageModel, images: Tensor) -> dict[str, Tensor]:
+def _outputs(model: ImageModel, images: Tensor) -> list[Tensor]:
     """Return what the exported graph of `model` computes, by the model itself."""
     with evaluating(model), torch.no_grad():
         logits: Tensor = model(images)
         numbers = model.grades(logits)
-    return {LOGITS: logits} if numbers is None else {LOGITS: logits, NUMBER: numbers}
+    return [logits] if numbers is None else [logits, numbers]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.util import find_spec
@@ -27,7 +27,7 @@ from adapt.common.errors import AdaptError, missing
 from adapt.common.plain import JsonObject
 from adapt.common.shown import readable_bytes
 
-Graph = Callable[[Tensor], dict[str, Tensor]]  # images (b, 3, h, w) to the outputs by name
+Graph = Callable[[Tensor], Sequence[Tensor]]  # images (b, 3, h, w) to logits and, of a regression method, numbers
 
 # options of OpenVINO's `compile_model`, whose default is half precision if the processor has it; no file can hold them
 PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -53,9 +53,9 @@ def write_torch(program: ExportedProgram, folder: Path) -> Graph:
     (folder / TORCH).write_bytes(content.getbuffer())
     written = torch.export.load(folder / TORCH).module()
 
-    def run(images: Tensor) -> dict[str, Tensor]:
-        outputs = written(images)
-        return dict(zip(_outputs(program), (outputs,) if isinstance(outputs, Tensor) else outputs, strict=True))
+    def run(images: Tensor) -> Sequence[Tensor]:
+        outputs: Tensor | tuple[Tensor, Tensor] = written(images)
+        return (outputs,) if isinstance(outputs, Tensor) else outputs
 
     return run
 
@@ -77,13 +77,7 @@ def write_onnx(program: ExportedProgram, folder: Path, int8: bool = False) -> Gr
         _converted(program, folder)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = _outputs(program)
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        outputs = map(torch.from_numpy, session.run(names, {INPUT: images.numpy()}))
-        return dict(zip(names, outputs, strict=True))
-
-    return run
+    return lambda images: [torch.from_numpy(output) for output in session.run(None, {INPUT: images.numpy()})]
 
 
 def write_openvino(program: ExportedProgram, folder: Path) -> Graph:
@@ -94,18 +88,7 @@ def write_openvino(program: ExportedProgram, folder: Path) -> Graph:
         graph = openvino.convert_model(_converted(program, Path(temporary)))
         openvino.save_model(graph, folder / OPENVINO, compress_to_fp16=False)
     written = openvino.Core().compile_model(folder / OPENVINO, "CPU", PRECISE)
-    names = _outputs(program)
-
-    def run(images: Tensor) -> dict[str, Tensor]:
-        outputs = written(images.numpy())
-        return {name: torch.from_numpy(outputs[name]) for name in names}
-
-    return run
-
-
-def _outputs(program: ExportedProgram) -> list[str]:
-    """Return the names of a graph's outputs: the logits, and of a regression method the number."""
-    return [LOGITS, NUMBER][: len(program.graph_signature.user_outputs)]
+    return lambda images: [torch.from_numpy(output) for output in written(images.numpy()).to_tuple()]
 
 
 def _converted(program: ExportedProgram, folder: Path) -> Path:
@@ -123,7 +106,7 @@ def _converted(program: ExportedProgram, folder: Path) -> Path:
             dynamo=True,
             verbose=False,
             input_names=[INPUT],
-            output_names=_outputs(program),
+            output_names=[LOGITS, NUMBER][: len(program.graph_signature.user_outputs)],
             dynamic_shapes=({0: "batch"},),
         )
     except RuntimeError as error:  # the base class of the exporter's errors
