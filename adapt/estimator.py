@@ -28,7 +28,7 @@ from adapt.data.item import Item
 from adapt.data.split import Split
 from adapt.recipe import Recipe, read_recipe
 from adapt.training.fit import fit_plan
-from adapt.training.run_recipe import build, plan_of, with_validation
+from adapt.training.run_recipe import plan_recipe
 
 _Images = Sequence[object] | np.ndarray
 _DATA = "the images of fit"  # the name of the data in the recipe; no data set is called so
@@ -97,14 +97,14 @@ class Classifier(ClassifierMixin, BaseEstimator):
             split = Split(_DATA, names, items, (), ())
             if recipe.data.shots is not None:
                 split = split.few_shot(recipe.data.shots, recipe.seed, recipe.data.sampling)
-            split = with_validation(without_broken(split, recipe.data.broken), recipe)
+            split = without_broken(split, recipe.data.broken)
             backbone = self.backbone if isinstance(self.backbone, Backbone) else None
             if backbone is None:
                 backbone = deepcopy(_loaded(recipe.backbone, recipe.device, recipe.quantize))
-            model = build(recipe, names, backbone)
-            self.metrics_ = fit_plan(plan_of(recipe, model, split), None).metrics
+            plan = plan_recipe(recipe, split, backbone)
+            self.metrics_ = fit_plan(plan, None).metrics
         self.classes_ = classes
-        self.model_: Any = model
+        self.model_: Any = plan.model
         return self
 
     def predict(self, X: _Images) -> np.ndarray:

@@ -45,7 +45,7 @@ from adapt.recipe.settings import TrainSettings
 from adapt.training.fit import fit_plan
 from adapt.training.loop import Length
 from adapt.training.result import Result
-from adapt.training.run_recipe import build, images_per_class, plan_of, with_validation
+from adapt.training.run_recipe import images_per_class, plan_recipe
 
 logger = logging.getLogger("adapt")
 
@@ -367,10 +367,9 @@ def _trained(
     """Train the candidate on `split` with `changes` to the training settings, and return the model and the result."""
     recipe = candidate.recipe  # uncalibrated unless that was asked for, as a temperature changes no answer
     recipe = recipe.model_copy(update={"calibrate": bool(recipe.calibrate)})
-    model = build(recipe, split.class_names, backbone)
-    assert isinstance(model, ImageModel)  # candidates are for encoders of images
-    untested = replace(with_validation(split, recipe), test=())
-    return model, fit_plan(plan_of(recipe, model, untested, **changes or {}), None)
+    plan = plan_recipe(recipe, replace(split, test=()), backbone, **changes or {})
+    assert isinstance(plan.model, ImageModel)  # candidates are for encoders of images
+    return plan.model, fit_plan(plan, None)
 
 
 def take(compared: Sequence[Compared]) -> tuple[Compared, list[Compared]]:

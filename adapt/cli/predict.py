@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,13 +28,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from adapt.common.progress import Progress
-    from adapt.models.answer import Explanation
+    from adapt.models.answer import Reasons
     from adapt.models.prediction import Prediction, Query
     from adapt.models.watch import Window, Windows
     from adapt.models.wrap import Model
 
     # from whether images are turned upright by EXIF, or read as stored, as the models need them, to those of each item
     Opened = Callable[[set[bool]], Iterable[list[Image.Image | Path]]]
+    Answer = tuple[Sequence[Prediction], Sequence[Reasons]]  # of each adapter, and reasons of a single one
+    Write = Callable[[str, Sequence[Prediction], Sequence[Reasons]], None]  # takes the name of an image first
 
 
 logger = logging.getLogger("adapt")
@@ -161,21 +162,18 @@ def predict(
             "items of several images are classified by a single adapter, without --question, --explain and "
             "--together: give one adapter, and leave these options out"
         )
-    write = (
-        Columns(adapters, threshold is not None, top_k, sets is not None)
-        if as_csv
-        else writer(adapters, as_json, explain)
-    )
+    write: Write = partial(_json if as_json else _lines, [*map(hub.spelled, adapters)])
+    if as_csv:
+        write = Columns(adapters, threshold is not None, top_k, sets is not None)
     read: list[list[ImageFile]] = []
     opened = partial(opened_items, by_item(files), read)
     with common.quiet_libraries():
         from adapt.models.prediction import Query
 
         query = Query(top_k, threshold, False, question, of_items, together, at_a_time, explain, sets)
-        windows: list[Windows] = []
-        compared: dict[int, list[Window]] = defaultdict(list)
+        windows: list[tuple[Windows, list[Window]]] = []  # of each adapter, with those that were compared
         if vocabulary_free is not None:
-            answers: Iterator[Any] = _by_captions(vocabulary_free, backbone, device, query, opened)
+            answers = _by_captions(vocabulary_free, backbone, device, query, opened)
         else:
             from adapt.loading import load_many
 
@@ -188,45 +186,36 @@ def predict(
                 models = load_many(*given, device=device)
             for model in models:
                 common.set_at_use(model, at_use)
-            if sets is not None:
-                _promise(models, sets, of_items, together)
+                if sets is not None:
+                    promise = model.sets_at(sets, of_items, together).promise(sets, model.class_names)
+                    click.echo(promise, err=True)
             answers = _by_adapters(adapters, models, query, opened, len(files))
             if any(model.watch is not None for model in models):
                 from adapt.models import watch
 
-                windows = [watch.Windows(model.watch, at_once=_AT_ONCE) for model in models]
+                windows = [(watch.Windows(model.watch, at_once=_AT_ONCE), []) for model in models]
                 if of_items or together or explain:
                     click.echo("warning: the watch sees single images alone, and none of these answers", err=True)
-        for number, answer in enumerate(answers):
+        for number, (answer, reasons) in enumerate(answers):
             first = read[number][0]
             if of_items:
                 named = zip(answer[0].images or (), read[number], strict=True)
                 images_of_item = tuple(each._replace(image=file.called) for each, file in named)
                 answer = [replace(answer[0], images=images_of_item)]
-            write(first.item or first.called, answer)
-            for at, own in enumerate(windows):
-                if not explain:
-                    compared[at] += own.add(answer[at].sighting, first.called)
-        for at, own in enumerate(windows):
-            compared[at] += own.rest()
-            if any(window.alarm for window in compared[at]):
-                of_adapter = f"{shown(hub.spelled(adapters[at]))}: " * (len(adapters) > 1)
-                click.echo(f"warning: {of_adapter}{watch.summary(compared[at])}", err=True)
+            write(first.item or first.called, answer, reasons)
+            for (own, compared), each in zip(windows, answer):
+                compared += own.add(each.sighting, first.called)
+        for name, (own, compared) in zip(adapters, windows):
+            compared += own.rest()
+            if any(window.alarm for window in compared):
+                of_adapter = f"{shown(hub.spelled(name))}: " * (len(adapters) > 1)
+                click.echo(f"warning: {of_adapter}{watch.summary(compared)}", err=True)
     if isinstance(write, Columns):
         write.begin()  # if no image could be read
     exit_where_unread(files, list(chain.from_iterable(read)))
 
 
-def _promise(models: Sequence[Model], level: float, of_items: bool, together: bool) -> None:
-    """Print what the sets of each model promise, on stderr. Raises AdaptError if one has none at this level."""
-    for model in models:
-        sets = model.sets_at(level, of_items, together)
-        click.echo(sets.promise(level, model.class_names), err=True)
-
-
-def _by_captions(
-    index: Path, backbone: str | None, device: str, query: Query, opened: Opened
-) -> Iterator[tuple[Prediction]]:
+def _by_captions(index: Path, backbone: str | None, device: str, query: Query, opened: Opened) -> Iterator[Answer]:
     """Yield a name for each image, chosen from the words in an index of captions."""
     from adapt.backbones.load import load_backbone
     from adapt.retrieval.index import load_index
@@ -238,12 +227,12 @@ def _by_captions(
         raise AdaptError(f"the index {index} does not record its backbone: give --backbone")
     namer = VocabularyFree(load_backbone(name, device), captions)  # type: ignore[arg-type]  # it refuses others
     for prediction in namer.predict_stream(chain.from_iterable(opened({True})), query.top_k):
-        yield (prediction,)
+        yield (prediction,), ()
 
 
 def _by_adapters(
     adapters: Sequence[Path], models: Sequence[Model], query: Query, opened: Opened, count: int
-) -> Iterator[Any]:
+) -> Iterator[Answer]:
     """Yield the answers of all models to the query for each image or item; there are `count` images."""
     from adapt.methods.base.traits import OverSet, has_trait
 
@@ -259,7 +248,8 @@ def _by_adapters(
             )
         from adapt.models.many import predict_many_stream
 
-        yield from predict_many_stream(models, images, query.top_k, threshold=query.threshold, sets=query.sets)
+        for row in predict_many_stream(models, images, query.top_k, threshold=query.threshold, sets=query.sets):
+            yield row, ()
         return
     [model] = models
     if query.question is None and not model.classifies:
@@ -276,7 +266,7 @@ def _by_adapters(
                 "each image is answered by itself; %s answers them as one set with --together", model.method.name
             )
     for answer in answers:
-        yield answer if query.explain else (answer,)
+        yield ((answer.prediction,), answer.reasons) if query.explain else ((answer,), ())
 
 
 def _adapters(first: Path, images: Sequence[Path]) -> list[Path]:
@@ -293,18 +283,6 @@ def _counted(images: Iterable[object], bar: Progress, count: int) -> Iterator[ob
     for number, image in enumerate(images, 1):
         bar(number, count)
         yield image
-
-
-Write = Callable[[str, Any], None]  # takes the name of an image and its predictions, or its explanation
-
-
-def writer(adapters: Sequence[Path], as_json: bool, explain: bool) -> Write:
-    """Return a function that prints the predictions for one image, or an explanation, as text or JSON."""
-    if explain:
-        return _explained_json if as_json else _explained
-    if len(adapters) > 1:
-        return partial(_side_by_side_json if as_json else _side_by_side, [*map(hub.spelled, adapters)])
-    return _json if as_json else _lines
 
 
 class Columns:
@@ -324,45 +302,45 @@ class Columns:
         if self._begun:
             return
         self._begun = True
-        of_each = zip_longest(self._adapters, predictions)
-        first_column = "item" if predictions and predictions[0].images is not None else "image"
-        _print_csv([[first_column, *(name for adapter, first in of_each for name in self._names(adapter, first))]])
+        if not predictions:
+            from adapt.models.prediction import Prediction
 
-    def __call__(self, image: str, predictions: Sequence[Prediction]) -> None:
+            predictions = [Prediction("", 0.0, (), set=() if self._sets else None)] * len(self._adapters)
+        header = ["image" if predictions[0].images is None else "item"]
+        for adapter, prediction in zip(self._adapters, predictions, strict=True):
+            first, *names = (name for name, _ in self._columns(prediction))
+            header += [adapter, *(f"{adapter} {name}" for name in names)] if adapter else [first, *names]
+        _print_csv(header)
+
+    def __call__(self, image: str, predictions: Sequence[Prediction], reasons: Sequence[Reasons] = ()) -> None:
         self.begin(predictions)
-        _print_csv([[image, *(cell for prediction in predictions for cell in self._cells(prediction))]])
+        _print_csv([image, *(cell for prediction in predictions for _, cell in self._columns(prediction))])
 
-    def _names(self, adapter: str, first: Prediction | None) -> list[str]:
-        multi_label = first is not None and first.class_names is not None
-        names = ["probability"]
-        names += ["number"] if first is not None and first.number is not None else []
-        names += ["disagreement", "nats"] if first is not None and first.disagreement else []
-        names += ["strangeness"] if first is not None and first.sighting is not None else []
-        names += ["classes"] if multi_label else ["answer"] * self._threshold
-        if self._sets:
-            names += ["set"] if first is None or first.interval is None else ["low", "high"]
-        names += [f"{name}_{rank}" for rank in range(2, self._ranks + 1) for name in ("class", "probability")]
-        return [adapter, *(f"{adapter} {name}" for name in names)] if adapter else ["class", *names]
-
-    def _cells(self, prediction: Prediction) -> list[str]:
-        """Return the cells of one adapter's `prediction`; cells are empty if there are fewer than `ranks` classes."""
-        ranked = [cell for name, probability in prediction.top for cell in (name, f"{probability:.6f}")]
-        ranked = [*ranked, *[""] * (2 * self._ranks)][: 2 * self._ranks]
-        number = [] if prediction.number is None else [f"{prediction.number:.6g}"]
-        more = [f"{value:.6g}" for value in prediction.disagreement or ()]
-        more += [] if prediction.sighting is None else [f"{prediction.sighting.strangeness:.3f}"]
-        answer = [prediction.class_name] * self._threshold
+    def _columns(self, prediction: Prediction) -> Iterator[tuple[str, str]]:
+        """Yield the names and cells of one adapter's `prediction`; cells are empty if there are too few classes."""
+        ranked = [(name, f"{probability:.6f}") for name, probability in prediction.top[: self._ranks]]
+        best, *others = [*ranked, *[("", "")] * (self._ranks - len(ranked))]
+        yield from zip(("class", "probability"), best)
+        if prediction.number is not None:
+            yield "number", f"{prediction.number:.6g}"
+        yield from zip(("disagreement", "nats"), (f"{value:.6g}" for value in prediction.disagreement or ()))
+        if prediction.sighting is not None:
+            yield "strangeness", f"{prediction.sighting.strangeness:.3f}"
         if prediction.class_names is not None:
-            answer = [SEPARATOR.join(prediction.class_names) or prediction.class_name]
-        held = [] if prediction.set is None else [SEPARATOR.join(prediction.set)]
-        held += [f"{end:.6g}" for end in prediction.interval or ()]
-        return [*ranked[:2], *number, *more, *answer, *held, *ranked[2:]]
+            yield "classes", SEPARATOR.join(prediction.class_names) or prediction.class_name
+        elif self._threshold:
+            yield "answer", prediction.class_name
+        if prediction.set is not None:
+            yield "set", SEPARATOR.join(prediction.set)
+        yield from zip(("low", "high"), (f"{end:.6g}" for end in prediction.interval or ()))
+        for rank, pair in enumerate(others, 2):
+            yield from zip((f"class_{rank}", f"probability_{rank}"), pair)
 
 
-def _print_csv(rows: Iterable[Sequence[str]]) -> None:
-    """Print CSV rows in UTF-8, with formulas and control characters escaped; non-UTF-8 bytes in paths are kept."""
+def _print_csv(row: Iterable[str]) -> None:
+    """Print a CSV row in UTF-8, with formulas and control characters escaped; non-UTF-8 bytes in paths are kept."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerow(map(_cell, row))
     click.echo(text.getvalue().encode(errors="surrogateescape"), nl=False)
 
 
@@ -373,20 +351,33 @@ def _cell(text: str) -> str:
     return guarded("".join(letter if "\udc80" <= letter <= "\udcff" else shown(letter) for letter in text))
 
 
-def _json(image: str, predictions: Sequence[Prediction]) -> None:
-    [prediction] = predictions
-    click.echo(plain.dump({"image" if prediction.images is None else "item": image, **prediction.plain()}))
+def _json(adapters: Sequence[str], image: str, predictions: Sequence[Prediction], reasons: Sequence[Reasons]) -> None:
+    """Print the predictions for one image, with the reasons for each class of a single one, as JSON."""
+    told = [each.plain() for each in predictions]
+    if len(adapters) > 1:
+        click.echo(plain.dump({"image": image, "adapters": dict(zip(adapters, told, strict=True))}))
+        return
+    if reasons:
+        told[0]["top"] = [each | own.plain() for each, own in zip(told[0]["top"], reasons, strict=True)]
+    click.echo(plain.dump({"image" if predictions[0].images is None else "item": image, **told[0]}))
 
 
-def _side_by_side_json(adapters: Sequence[str], image: str, predictions: Sequence[Prediction]) -> None:
-    answers = {name: each.plain() for name, each in zip(adapters, predictions, strict=True)}
-    click.echo(plain.dump({"image": image, "adapters": answers}))
+def _lines(adapters: Sequence[str], image: str, predictions: Sequence[Prediction], reasons: Sequence[Reasons]) -> None:
+    """Print the predictions for one image as text: those of several adapters side by side, or a single one's.
 
-
-def _lines(image: str, predictions: Sequence[Prediction]) -> None:
+    The reasons for each class of a single one follow the class.
+    """
+    if len(adapters) > 1:
+        _side_by_side(adapters, image, predictions)
+        return
     click.echo(shown(image) + _answer(predictions[0]))
-    for each in predictions[0].top:
-        click.echo(f"  {_line(each)}")
+    for each, own in zip_longest(predictions[0].top, reasons):
+        if own is None:
+            click.echo(f"  {_line(each)}")
+            continue
+        click.echo(f"  {_line(each)}, cosines: mean {own.mean:.3f}, largest {own.descriptors[0][1]:.3f}")
+        for descriptor, cosine in own.descriptors:
+            click.echo(f"           {cosine:6.3f}  {shown(descriptor)}")
 
 
 def _side_by_side(adapters: Sequence[str], image: str, predictions: Sequence[Prediction]) -> None:
@@ -414,17 +405,3 @@ def _answer(prediction: Prediction) -> str:
 
 def _line(each: tuple[str, float]) -> str:
     return f"{100 * each[1]:5.1f} %  {shown(each[0])}"
-
-
-def _explained(image: str, explanation: Explanation) -> None:
-    click.echo(shown(image) + _answer(explanation.prediction))
-    for each, reasons in zip(explanation.prediction.top, explanation.reasons, strict=True):
-        click.echo(f"  {_line(each)}, cosines: mean {reasons.mean:.3f}, largest {reasons.descriptors[0][1]:.3f}")
-        for descriptor, cosine in reasons.descriptors:
-            click.echo(f"           {cosine:6.3f}  {shown(descriptor)}")
-
-
-def _explained_json(image: str, explanation: Explanation) -> None:
-    prediction = explanation.prediction.plain()
-    top = [each | reasons.plain() for each, reasons in zip(prediction["top"], explanation.reasons, strict=True)]
-    click.echo(plain.dump({"image": image, **prediction, "top": top}))

@@ -19,7 +19,7 @@ from adapt.models.base import is_native
 from adapt.training.batches import Shares
 from adapt.training.loop import Length, precision_on
 from adapt.training.processes import ALONE
-from adapt.training.run_recipe import backbone_of, build_for, listed_data, plan_of
+from adapt.training.run_recipe import listed_data, plan_recipe
 from adapt.training.step_memory import chat_bytes
 
 if TYPE_CHECKING:
@@ -39,10 +39,9 @@ def planned(recipe: Recipe) -> Iterator[str]:
     """
     split = listed_data(recipe)
     outlined = recipe.start is None and recipe.quantize is None  # checks of both read the weights
-    backbone = (outline(recipe.backbone) if outlined else None) or backbone_of(recipe)
     with outside_inference_mode():
-        model = build_for(split, recipe, backbone)
-    plan = plan_of(recipe, model, split)
+        plan = plan_recipe(recipe, split, outline(recipe.backbone) if outlined else None)
+    model, backbone = plan.model, plan.model.backbone
     counted = sum(parameter.numel() for parameter in backbone.model.parameters())
     trained = sum(parameter.numel() for parameter in model.method.trains())
     parts = {"training": split.train, "validation": split.val, "test": split.test, "unlabelled": split.unlabelled}

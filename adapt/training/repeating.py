@@ -42,7 +42,7 @@ from adapt.soups import average
 from adapt.training.fit import fit_plan, pick_rows, seen_rows
 from adapt.training.plan import calibrates_by_folds
 from adapt.training.run import PICKS, SEEN, Run, environment
-from adapt.training.run_recipe import backbone_of, build_for, decodable, listed_data, plan_of
+from adapt.training.run_recipe import backbone_of, decodable, listed_data, plan_recipe
 from adapt.training.start import check_start
 
 _Rows = list[dict[str, str]]
@@ -238,13 +238,11 @@ def repeat(
     try:
         torch.set_num_threads(max(1, plain.within(first.machine, "threads", kind=int) or threads))
         with outside_inference_mode():
-            backbone = backbone_of(recipe)
-            split = decodable(split, recipe, progress)
-            model = build_for(split, recipe, backbone)
+            plan = plan_recipe(recipe, decodable(split, recipe, progress))
+            model = plan.model
             check_backbone(first.header, model.backbone, file)
             if model.class_names != first.header.class_names:
                 raise AdaptError(f"{file} has other classes than {recipe.data.source}: give the data of its training")
-            plan = plan_of(recipe, model, split)
             if isinstance(model, AdaptedModel):  # by which classes, and random numbers with them, are divided
                 model.text_memory = plain.within(first.machine, "text_memory", kind=int) or model.text_memory
             sets = {"train_set": plan.train_id, "test_set": items_id(plan.test_set) if plan.test_set else None}
@@ -312,14 +310,15 @@ def crossed(
     Random(recipe.seed).shuffle(names)
     number = {name: place % folds for place, name in enumerate(names)}
     left_out = [number[group] for group in groups]
+    check_backbone(first.header, plan_recipe(recipe, split, backbone).model.backbone, first.file)
     for fold in range(folds):
-        models.append(build_for(split, recipe, backbone))
-        check_backbone(first.header, models[-1].backbone, first.file)
         try:
             part = replace(split, train=tuple(item for item, own in zip(split.train, left_out) if own != fold), test=())
-            fit_plan(plan_of(recipe, models[-1], part), None, (), progress)
+            plan = plan_recipe(recipe, part, backbone)
+            fit_plan(plan, None, (), progress)
         except AdaptError as error:
             raise AdaptError(f"a random one of {folds} folds cannot be left out: {error}; or try more folds") from error
+        models.append(plan.model)
     made = average(models)
     made.metadata = {"recipe": {"average": {"folds": folds, "of": first.header.recipe}}, "seed": recipe.seed}
     answers = of_members(made, split.train, Inference(cache=recipe.cache))[left_out, range(len(left_out))]

@@ -160,16 +160,6 @@ def build(recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | Non
     return model
 
 
-def build_for(split: Split, recipe: Recipe, backbone: Backbone) -> Adapted:
-    """Return a model with the recipe's method for the data `split`. Raises AdaptError if `backbone` cannot do its task.
-
-    The error comes before those of the method, which may need parts that only other kinds of backbones have.
-    """
-    task = tasks.of(split.items())
-    task.check_backbone(backbone)
-    return build(recipe, task.class_names_for(backbone.kind, split.class_names), backbone)
-
-
 def backbone_of(recipe: Recipe) -> Backbone:
     """Load the recipe's backbone."""
     return load_backbone(recipe.backbone, recipe.device, recipe.quantize)
@@ -195,16 +185,26 @@ def run_recipe(
         raise AdaptError(f"{out} is the folder of the data; expected a folder for the run: choose another --out (out=)")
     main = processes_on(chosen(recipe.device)).main
     with Run(out, recipe.to_yaml(), resume, main) if out is not None else nullcontext() as run:
-        listed = listed_data(recipe) if split is None else with_validation(split, recipe)
-        if recipe.start is not None:  # before the backbone is loaded
-            method = recipe.new_method()
-            check_start(recipe.start, method, recipe.train is not None, listed.class_names)
-        backbone = backbone_of(recipe) if backbone is None else backbone
-        model = build_for(listed, recipe, backbone)
-        plan = plan_of(recipe, model, listed)
+        listed = listed_data(recipe) if split is None else split
+        plan = plan_recipe(recipe, listed, backbone)
         if split is None and (kept := decodable(listed, recipe, progress)) is not listed:
-            plan = plan_of(recipe, model, kept)
+            plan = plan_of(recipe, plan.model, kept)
         return fit_plan(plan, run, tracking, progress)
+
+
+def plan_recipe(recipe: Recipe, split: Split, backbone: Backbone | None = None, **changes: object) -> TrainingPlan:
+    """Return the plan of a training of a new model by `recipe` on the sampled data `split`, without opening an image.
+
+    The backbone is the recipe's by default, and `changes` are those of `plan_of`. Raises AdaptError for an adapter to
+    start from that is another method's, for a backbone that cannot do the task of the data, and as `plan_of` does.
+    """
+    split = with_validation(split, recipe)
+    if recipe.start is not None:  # before the backbone is loaded
+        check_start(recipe.start, recipe.new_method(), recipe.train is not None, split.class_names)
+    backbone, task = backbone or backbone_of(recipe), tasks.of(split.items())
+    task.check_backbone(backbone)  # before the method, which may need parts that only other kinds of backbones have
+    model = build(recipe, task.class_names_for(backbone.kind, split.class_names), backbone)
+    return plan_of(recipe, model, split, **changes)
 
 
 def plan_of(recipe: Recipe, model: Adapted, split: Split, **changes: object) -> TrainingPlan:
