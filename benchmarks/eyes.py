@@ -18,7 +18,7 @@ from adapt.backbones.base import Backbone
 from adapt.common.errors import AdaptError
 from adapt.recipe import Recipe, read_recipe
 from adapt.training.fit import fit_plan
-from adapt.training.run_recipe import build_for, listed_data, plan_of, run_recipe
+from adapt.training.run_recipe import listed_data, plan_recipe, run_recipe
 from benchmarks.measure import Row
 
 LAST, HEADS, TOWER, WORDS = "last:mini-vlm", "heads:mini-vlm", "vision:mini-clip", "mini-vlm"
@@ -81,8 +81,7 @@ def seconds(method: str, backbone: str) -> float:
     file = WORK / f"{_name(method, backbone, SHOTS[-1], SEEDS[0])}.seconds"
     if not file.exists():
         recipe = _recipe(method, backbone, SHOTS[-1], SEEDS[0])
-        split = listed_data(recipe)
-        plan = plan_of(recipe, build_for(split, recipe, loaded(backbone)), split)
+        plan = plan_recipe(recipe, listed_data(recipe), loaded(backbone))
         before = os.environ["ADAPT_CACHE"]
         with TemporaryDirectory() as empty:
             os.environ["ADAPT_CACHE"] = empty

@@ -47,9 +47,10 @@ def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
     for number, row in enumerate(rows):
         bags.setdefault(row.bag or number, []).append(row)
         picture, _ = parted(row.item.path)
-        other = name_of.setdefault(picture, row.bag)
-        if other != row.bag:
-            raise AdaptError(f"{where}: {picture!r} is in two items, {other!r} and {row.bag!r}. Keep it in one of them")
+        first_bag = name_of.setdefault(picture, row.bag)
+        if first_bag != row.bag:
+            both = f"{first_bag!r} and {row.bag!r}"
+            raise AdaptError(f"{where}: {picture!r} is in two items, {both}. Keep it in one of them")
     joined = []
     for first, *others in bags.values():
         for row in others:
