@@ -93,6 +93,7 @@ class NativeVLM(Backbone):
     """
 
     kind = "native VLM"
+    instead = "use its last state, last:BACKBONE, or a method such as lora"
     as_decoded = True
 
     def __init__(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import replace
 from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from adapt.backbones.embedding import side
+from adapt.backbones.embedding import pictures, side
 from adapt.backbones.locks import alone
 from adapt.backbones.native import ChatRows, NativeVLM
 from adapt.backbones.preprocess import AsDecoded, Transform
@@ -90,7 +91,15 @@ class NativeEyes(VisionEncoder):
         self.question = self.native.question
 
     def limited(self, most: int) -> Self:
-        return type(self)(self.native.limited(most), self.reads, self.name)
+        other = copy(self)
+        other.native = self.native.limited(most)
+        return other
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other.encode_image = other.read_images  # of the copy, whose question and processor may become others
+        return other
 
     def content(self) -> str:
         return "/".join((self.native.image_key, self.native.template, self.question, self.reads))
@@ -100,9 +109,29 @@ class NativeEyes(VisionEncoder):
         return self
 
     def read_images(self, images: Any) -> Tensor:
-        """Return features `(m, e)` of the m PIL images in a batch, a list of lists with the images of each item."""
-        pictures = [picture for own in images for picture in own]
-        return self._read([Chat.about(self.question)] * len(pictures), [[picture] for picture in pictures])
+        """Return features `(m, e)` of the m PIL images in a batch, a list of lists with the images of each item.
+
+        Images may also be a tensor `(m, 3, h, w)` with values from 0 to 1.
+        """
+        every = pictures(images) if isinstance(images, Tensor) else [picture for own in images for picture in own]
+        return self._read([Chat.about(self.question)] * len(every), [[picture] for picture in every])
+
+    @property
+    def longest(self) -> int:
+        return self.native.longest
+
+    def lengths(
+        self, chats: Sequence[Chat], sizes: Sequence[Sequence[tuple[int, int]]], *, asks: bool = False
+    ) -> list[int]:
+        return self.native.lengths(chats, sizes, asks=asks)
+
+    def check_size(self, size: tuple[int, int], name: str) -> None:
+        [length] = self.lengths([Chat.about(self.question)], [[size]], asks=True)
+        if length > self.longest:
+            raise AdaptError(
+                f"{name} takes {length:,} tokens with the question, and {self.describe()} reads at most "
+                f"{self.longest:,}: set data.max_pixels for smaller images"
+            )
 
     def read_texts(self, texts: Sequence[str]) -> Tensor:
         """Return features `(n, e)` of texts, each as a user's turn without an image.

@@ -40,6 +40,9 @@ class VisionEncoder(ImageEncoder):
     def logit_scale(self) -> float:
         return SCALE
 
+    def check_size(self, size: tuple[int, int], name: str) -> None:
+        """Raise AdaptError if an image called `name`, of this width and height, is too large to be read."""
+
     def new_classifier(self, classes: int, trained: bool) -> CosineClassifier:
         """Return a classifier by cosines for a number of classes, whose vectors are zero until training sets them."""
         return CosineClassifier(torch.zeros(classes, self.embed_dim, device=self.device), trained)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -358,7 +359,7 @@ def recommend(
 
 def _folder_of_folds(folder: Path, encoders: Iterable[ImageEncoder], split: Split, resume: bool) -> Path:
     """Return the folder of finished folds. Raises AdaptError if those to `resume` are of other images or backbones."""
-    content = "-".join(encoder.content()[:16] for encoder in encoders)
+    content = "-".join(blake2b(encoder.content().encode(), digest_size=8).hexdigest() for encoder in encoders)
     kept = folder / FOLDS / f"{content}-{items_id([*split.items(), *split.unlabelled])}"
     if resume and not kept.exists() and any(kept.parent.iterdir()):
         raise AdaptError(f"{folder} compares methods on other images, or on another backbone: choose another --out")

@@ -7,7 +7,7 @@ Deviations:
 * The question is the backbone's, behind images as behind class names; the reference has one for each data set.
 * Texts about class names do not list all classes; those of the reference may, of which it then cuts lists after 25.
 * A head whose vectors do not differ within classes answers by the classes' shares. Where all are so, as with one image
-  of each class, training is refused. The reference divides by zero, or answers by chance.
+  of each class, training by images alone is refused. The reference divides by zero, or answers by chance.
 * Of heads with equal scores, the deeper come first; the reference sorts them in no fixed order.
 * Logits are logarithms of the mean probabilities, which a temperature that training cross-validates sharpens.
 """
@@ -30,6 +30,10 @@ from adapt.prompts import readable
 if TYPE_CHECKING:
     from adapt.backbones.native_eyes import NativeEyes
 
+_NEEDS = (
+    "needs two or more different images of a class to learn from, three to be calibrated by folds, and there are none: "
+    "use more shots, or set method.by to names or both"
+)
 _FLAT = 1e-12  # of the variance of vectors of unit length, which rounding alone does not reach
 
 
@@ -66,7 +70,10 @@ class HEC(ClassifyingHeads, Grid):
 
     @torch.no_grad()
     def prepare(self, training: Training) -> None:
-        features, labels = training.features("train", unit=False), training.labels("train")
+        labels = training.labels("train")
+        if self.config.by == "images" and int(labels.bincount().max()) < 2:
+            raise AdaptError(f"hec {_NEEDS}")
+        features = training.features("train", unit=False)
         vectors = [F.normalize(each, dim=-1) for each in self.each(features)]
         fitted = list[list[Fitted]]()
         if self.config.by != "images":
@@ -78,11 +85,8 @@ class HEC(ClassifyingHeads, Grid):
             fitted.append([(each, each.new_zeros(len(each))) for each in means])  # biases are equal: all are as long
         if self.config.by != "names":
             fitted.append([self._of_images(each, labels) for each in vectors])
-            if not any(weight.any() for weight, _ in fitted[-1]):
-                raise AdaptError(
-                    "hec needs two or more different images of a class, and there are none: use more shots, or set "
-                    "method.by to names"
-                )
+            if self.config.by == "images" and not any(weight.any() for weight, _ in fitted[-1]):
+                raise AdaptError(f"hec {_NEEDS}")
         self.keep(vectors, labels, *fitted)
 
     def score(self, logits: Tensor, labels: Tensor) -> Tensor:

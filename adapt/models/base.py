@@ -203,7 +203,7 @@ class Adapted(nn.Module, Generic[B]):
         return decided(self.answered(step), self.class_names)
 
     def under(self, method: Method) -> Self:
-        """Return a model that shares the backbone and the classes, but uses `method`, an object of the same class."""
+        """Return a model that shares the backbone and the classes, but uses `method`."""
         other = copy(self)
         other._modules = self._modules | {"method": method}
         return other

@@ -106,17 +106,17 @@ def build(backbone: Backbone, method: Method, class_names: Sequence[str]) -> tup
         raise AdaptError(
             f"this {method.name} already belongs to a model: make a new one, or use model.with_classes(...)"
         )
+    if has_trait(method, ReadsHeads) and not (isinstance(backbone, ImageEncoder) and backbone.heads):
+        raise AdaptError(
+            f"{method.name} reads attention heads, which are not the features of {backbone.describe()}: use "
+            "heads:BACKBONE, such as heads:mini-vlm"
+        )
     for part in method.parts.values():
         if backbone.kind not in part.serves:
             raise AdaptError(
                 f"{part.name} adapts a {' or a '.join(part.serves)}, and {backbone.describe()} is a {backbone.kind}"
                 f": {backbone.instead}"
             )
-    if has_trait(method, ReadsHeads) and not (isinstance(backbone, ImageEncoder) and backbone.heads):
-        raise AdaptError(
-            f"{method.name} reads attention heads, which are not the features of {backbone.describe()}: use "
-            "heads:BACKBONE, such as heads:mini-vlm"
-        )
     if backbone.kind in ("vision LLM", "native VLM") and (method.views or type(method).infer is not Method.infer):
         raise AdaptError(
             f"{method.name} adapts class logits at test time, but a {backbone.kind} answers in words: use a backbone "

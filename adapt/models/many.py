@@ -19,6 +19,7 @@ from adapt.models.prediction import Prediction, Query
 
 if TYPE_CHECKING:
     from adapt.models.native_vlm import ChatModel
+    from adapt.models.vision_encoder import VisionModel
     from adapt.models.wrap import Model
 
 Prepared = tuple[Any, ...]  # an image as each group of models reads it
@@ -100,9 +101,9 @@ class SideBySide:
         return any(model.memory is not None for model in self._models)
 
     @property
-    def native(self) -> list[ChatModel]:
-        """The native vision-language models, for which a class is an answer in words, so that a pass takes long."""
-        return [model for model in self._models if is_native(model)]
+    def native(self) -> list[ChatModel | VisionModel]:
+        """The models on native vision-language models, through whose decoder images pass, so that a pass takes long."""
+        return [model for model in self._models if model.backbone.as_decoded]
 
     @property
     def turnings(self) -> set[bool]:

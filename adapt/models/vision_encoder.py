@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapt.backbones.vision_encoder import CosineClassifier, VisionEncoder
 from adapt.common.errors import AdaptError
+from adapt.data.decoding.images import image_sizes
 from adapt.models.base import in_one_mode
 from adapt.models.building import add_classifier, trains_classifier
 from adapt.models.class_texts import PromptAverage
@@ -17,6 +18,7 @@ from adapt.models.image_model import ImageModel
 from adapt.prompts import Texts, check_class_names
 
 if TYPE_CHECKING:
+    from adapt.data.item import Item
     from adapt.methods.base.training import Training
 
 
@@ -38,6 +40,12 @@ class VisionModel(ImageModel[VisionEncoder]):
         """The classifier by class vectors that the model gave its method; None if the method has one of its own."""
         classifier = getattr(self.method, "classifier", None)
         return classifier if isinstance(classifier, CosineClassifier) else None
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        super().check_items(items)
+        for item in items if self.backbone.as_decoded else ():
+            for size in image_sizes(item):
+                self.backbone.check_size(size, item.name)
 
     def start_anew(self) -> None:
         super().start_anew()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from adapt.data.item import Item
 
 
-_OBJECTIVE = r"cross-entropy|arcsin|accuracy|gce(\((0?\.[0-9]+|1)\))?|group\([0-9]{1,2}\)"
+_OBJECTIVE = r"cross-entropy|arcsin|accuracy|gce(\((0?\.[0-9]+|1(\.0+)?)\))?|group\([0-9]{1,2}\)"
 
 
 class Gaussian(StrictModel):

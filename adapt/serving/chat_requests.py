@@ -390,7 +390,7 @@ class ChatCompletions:
 
         def look(content: bytes, name: str) -> Image | PreparedImage:
             image = model.prepared(open_image(content, turned=model.backbone.preprocess.turned, name=name))
-            check_tokens(model, image.size, name, limits.tokens)  # before further ones take memory
+            check_tokens(model.backbone, image.size, name, limits.tokens)  # before further ones take memory
             return image
 
         async with self._admission.images("chats", files, look) as images:

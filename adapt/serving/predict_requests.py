@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from PIL.Image import Image
@@ -30,7 +30,7 @@ from adapt.chats import Chat
 from adapt.common.errors import AdaptError
 from adapt.common.validation import explain
 from adapt.models.many import Prepared, SideBySide
-from adapt.models.native_vlm import TOGETHER, ChatModel
+from adapt.models.native_vlm import TOGETHER
 from adapt.models.prediction import Prediction, Query
 from adapt.models.watch import Watch, Window, Windows, summary
 from adapt.serving.adapters import ServedAdapters
@@ -306,7 +306,7 @@ class Predictions:
             pixels = together.pixels(content, name=name)
             for model in together.native:
                 size = next(own.size for own in pixels if isinstance(own, Image | PreparedImage))
-                check_tokens(model, size, name, most)
+                check_tokens(model.backbone, size, name, most)
             return pixels
 
         most = self._admission.limits.tokens
@@ -348,10 +348,10 @@ class Predictions:
         return windows.last
 
 
-def check_tokens(model: ChatModel, size: tuple[int, int], name: str, most: int) -> None:
+def check_tokens(backbone: Any, size: tuple[int, int], name: str, most: int) -> None:
     """Raise AdaptError if an image of `size`, with the usual question about it, takes more than `most` tokens."""
-    allowed = min(most, model.backbone.longest)
-    [tokens] = model.backbone.lengths([Chat.about(model.backbone.question)], [[size]], asks=True)
+    allowed = min(most, backbone.longest)
+    [tokens] = backbone.lengths([Chat.about(backbone.question)], [[size]], asks=True)
     if tokens > allowed:
         raise AdaptError(f"{name} takes {tokens:,} tokens, and may have {allowed:,}: send a smaller image")
 

@@ -66,7 +66,7 @@ def chat_bytes(model: ChatModel, items: Sequence[Item], precision: str, stored: 
     half = precision in ("bf16", "fp16") or (stored or backbone.dtype) in (torch.bfloat16, torch.float16)
     each = 2 if half else _FP32
     tokens, answered = max(model.lengths(items)), max(_answered(model, item) for item in items)
-    names = model.class_names if model.class_loss.over_names and tasks.of(items).has_class_loss else ()
+    names = model.class_names if model.class_loss.scores_names and tasks.of(items).has_class_loss else ()
     if names:
         answered = _tokens_of(model, names)
     if names or items[0].task.chats(items[0], "")[1:]:  # several answers follow one beginning

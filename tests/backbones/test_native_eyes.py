@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import adapt
 from adapt import AdaptError, VisionModel, methods
-from adapt.backbones import native_eyes
+from adapt.backbones import embedding, native_eyes
 from adapt.backbones.native import NativeVLM
 from adapt.backbones.native_eyes import NativeEyes
 from adapt.backbones.preprocess import transform_key
@@ -246,3 +246,51 @@ def test_what_eyes_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(AdaptError, match=reason):
             adapt.load_backbone(name, "cpu")
+
+
+def test_a_tensor_of_images_is_as_many_rows() -> None:
+    eyes = NativeEyes(tiny_natives.backbone("smolvlm"))
+    images = torch.rand(2, 3, 48, 48)
+    features = eyes.encode_image(images)
+    assert features.shape == (2, eyes.embed_dim)
+    torch.testing.assert_close(features, eyes.encode_image([[picture] for picture in embedding.pictures(images)]))
+
+
+def test_a_copy_asks_its_own_question() -> None:
+    eyes = NativeEyes(tiny_natives.backbone("smolvlm"))
+    other = eyes.turning(not eyes.preprocess.turned)
+    other.question = "which colour has it?"
+    images = torch.rand(1, 3, 48, 48)
+    assert not torch.allclose(eyes.encode_image(images), other.encode_image(images))
+    fresh = NativeEyes(tiny_natives.backbone("smolvlm"))
+    fresh.question = other.question
+    assert torch.equal(other.encode_image(images), fresh.encode_image(images))
+
+
+def test_a_budget_of_pixels_keeps_all_else() -> None:
+    eyes = NativeEyes(tiny_natives.backbone("qwen2_5_vl"))
+    eyes = eyes.turning(not eyes.preprocess.turned)
+    eyes.question, eyes.quantization = "which colour has it?", "int8"
+    fewer = eyes.limited(60 * 60)
+    assert (fewer.quantization, fewer.question, fewer.preprocess) == ("int8", eyes.question, eyes.preprocess)
+    assert fewer.native.image_settings != eyes.native.image_settings
+
+
+def test_an_image_of_too_many_tokens_is_named_before_any_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eyes = NativeEyes(tiny_natives.backbone("qwen2_5_vl"))
+    monkeypatch.setattr(type(eyes.native), "longest", 20)
+    Image.new("RGB", (600, 600)).save(tmp_path / "large.png")
+    items = [Item.of(path=str(tmp_path / "large.png"), label=name) for name in ("cat", "dog")]
+    model = adapt.wrap(eyes, methods.LDA(), ("cat", "dog"))
+    with pytest.raises(AdaptError, match=r"large\.png.* tokens with the question, .* reads at most 20: set data"):
+        adapt.fit(model, items, progress=False)
+
+
+def test_models_in_words_name_their_last_state() -> None:
+    native = tiny_natives.backbone("smolvlm")
+    with pytest.raises(AdaptError, match="use heads:BACKBONE"):
+        adapt.wrap(native, methods.SAVs(), ("cat", "dog"))
+    with pytest.raises(AdaptError, match="use its last state, last:BACKBONE"):
+        adapt.wrap(native, methods.GDA(), ("cat", "dog"))

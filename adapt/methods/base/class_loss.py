@@ -45,7 +45,7 @@ class ClassLoss:
         return self.objective.replace("-", "_")
 
     @property
-    def over_names(self) -> bool:
+    def scores_names(self) -> bool:
         """Whether a native model scores the names of all classes in each step."""
         return self.objective != CROSS_ENTROPY or bool(self.template)
 
