@@ -54,17 +54,18 @@ def in_bags(rows: Sequence[Listed], where: str) -> list[Listed]:
     joined = []
     for first, *others in bags.values():
         for row in others:
-            for column, one, other in (
-                ("split", first.part, row.part),
-                ("label", first.item.label, row.item.label),
-                ("domain", first.item.domain, row.item.domain),
-                ("group", first.item.group, row.item.group),
-            ):
+            compared: dict[str, tuple[str | Label, str | Label]] = {
+                "split": (first.part, row.part),
+                "label": (first.item.label, row.item.label),
+                "domain": (first.item.domain, row.item.domain),
+                "group": (first.item.group, row.item.group),
+            }
+            for column, (one, other) in compared.items():
                 if one != other:
-                    one, other = (each.words if isinstance(each, Label) else each for each in (one, other))
+                    words = [each.words if isinstance(each, Label) else each for each in (one, other)]
                     raise AdaptError(
-                        f"{where}: the item {first.bag!r} has the {column} {one!r} at {first.item.path!r}, but "
-                        f"{other!r} at {row.item.path!r}. All images of an item need the same {column}"
+                        f"{where}: the item {first.bag!r} has the {column} {words[0]!r} at {first.item.path!r}, but "
+                        f"{words[1]!r} at {row.item.path!r}. All images of an item need the same {column}"
                     )
         paths = (first.item.path, *(row.item.path for row in others))
         joined.append(first._replace(item=replace(first.item, paths=paths)) if first.bag else first)
